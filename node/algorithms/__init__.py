@@ -1,0 +1,88 @@
+"""The algorithms: one file each, one line in the table each.
+
+An algorithm is a conversation (`peer.message`). It touches no network, no clock, no global randomness and no event
+loop, and never sees the task's gradients: it asks `gradients`, the door at the data (`privacy.door`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from peer.errors import ConfigurationError
+from peer.message import Conversation, Layout, Peer
+from peer.neighborhood import Neighborhood
+
+
+class Gradients(Protocol):
+    """The door as an algorithm sees it. All vectors are flat float32 [d]."""
+
+    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        """The gradient of this node's loss at x, as it may leave for `to` in round t (strict: clipped, noised, debited).
+
+        Raises:
+            peer.message.Withheld: nothing may be released to `to`; for `to` = me a zero vector is returned instead.
+        """
+        ...
+
+    def own(self, x: Tensor, t: int) -> Tensor:
+        """The own gradient at x in round t. strict: the same noised release as for me; paper: clipped only; none: plain."""
+        ...
+
+
+class Algorithm(Protocol):
+    """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers and strings, complete after `round`."""
+
+    Config: ClassVar[type[BaseModel]]
+    """Hyper-parameters: a frozen pydantic model with `extra="forbid"`, a docstring (unit, effect) under each field."""
+
+    state: Any
+
+    def __init__(self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor) -> None: ...
+
+    @classmethod
+    def releases(cls, degree: int) -> int:
+        """|K|: gradients released per round by a node of this degree in strict mode (answers and the own one)."""
+        ...
+
+    @property
+    def parameters(self) -> Tensor:
+        """x_i, flat float32 [d]: what is evaluated, exported and digested."""
+        ...
+
+    def round(self, t: int) -> Conversation:
+        """One round. The sequence of verbs is a function of configuration and t only."""
+        ...
+
+    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
+        """Per-neighbour figures of the last round for metrics and journal, e.g. {"cosine": {"b": -0.01}}."""
+        ...
+
+
+ALGORITHMS: Mapping[str, str] = {
+    "dpdl": "node.algorithms.dpdl:Dpdl",
+    "d-psgd": "node.algorithms.d_psgd:DPsgd",
+    "local": "node.algorithms.sgd:Local",
+    "centralised": "node.algorithms.sgd:Centralised",
+}
+"""name -> module:class. A new algorithm: one file, one line here, one paper test."""
+
+
+def find(name: str) -> type[Algorithm]:
+    """The algorithm's class.
+
+    Raises:
+        ConfigurationError: no algorithm of that name.
+    """
+    if name not in ALGORITHMS:
+        raise ConfigurationError(f"Unknown algorithm {name!r}; choose one of {', '.join(sorted(ALGORITHMS))}.")
+    module, _, attribute = ALGORITHMS[name].partition(":")
+    found: type[Algorithm] = getattr(import_module(module), attribute)
+    return found
+
+
+__all__ = ["ALGORITHMS", "Algorithm", "Gradients", "find"]

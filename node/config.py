@@ -1,0 +1,341 @@
+"""Configuration: what is the same everywhere (`RunConfig`, run.toml), what is one node's own (`NodeConfig`, node.toml),
+and what only `up` and `simulate` read (`[experiment]`).
+
+Frozen pydantic models; an unknown key is an error. `load` reads TOML files, applies environment and `--set`, and turns
+every mistake into one sentence. run_id is the digest of the run file's content.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from peer.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "PEERPOISE_"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class AlgorithmSection(Section):
+    """`[algorithm]`: the name; every other key belongs to the algorithm's own Config, which checks it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = "dpdl"
+    """Which algorithm; `peerpoise algorithms` lists them."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TopologySection(Section):
+    kind: str = "ring"
+    """Graph over the sorted names of the roster: ring | full."""
+
+
+class TaskSection(Section):
+    name: str = "classification"
+    """Kind of task."""
+    data: str = "digits"
+    """Bundled data set ("digits": 1,797 images of 8×8), or "own": each node's data.path (an .npz with x and y)."""
+    model: str = "softmax"
+    """softmax | mlp | cnn (the papers' CNN for MNIST shapes; needs 28×28 images)."""
+    hidden: int = Field(default=64, ge=1)
+    """Width of the MLP's hidden layer."""
+    image_size: int | None = Field(default=None, ge=4, le=512)
+    """Images are scaled (bilinear) to this many pixels a side; None leaves them as they are."""
+    classes: int = Field(default=10, ge=2)
+    """Number of labels, 0 … classes − 1."""
+
+
+class TrainSection(Section):
+    rounds: int = Field(default=100, ge=1)
+    """T, rounds of the whole run."""
+    seed: int = 0
+    """Seed of everything that is public: initial parameters, Erdős–Rényi graphs, batches in mode none."""
+    evaluate_every: int = Field(default=10, ge=0)
+    """Rounds between evaluations on the public test set; 0: only at the end."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Rounds between checkpoints."""
+
+
+class PrivacySection(Section):
+    mode: Literal["strict", "paper", "none"] = "strict"
+    """strict: all that leaves is noised first. paper: the papers' own calibration (NOT a guarantee). none: no privacy."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """Target ε_total over the run: σ is calibrated for the largest closed neighbourhood. Excludes sigma."""
+    sigma: float | None = Field(default=None, gt=0)
+    """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon (except in paper mode's own formula)."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """δ of every ε that is shown."""
+    clip: float = Field(default=1.0, gt=0)
+    """C: largest norm of one example's gradient."""
+    rate: float = Field(default=0.05, gt=0, le=1)
+    """q: probability with which each example enters a batch. Public, equal at all nodes."""
+    batch: int = Field(default=64, ge=1)
+    """B: the public divisor (in mode none also the size of the batch). Never recomputed from the private n_i."""
+    batches: Literal["independent", "shared"] = "independent"
+    """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
+    backend: Literal["auto", "vmap", "loop"] = "auto"
+    """How per-example gradients are made; auto probes vmap against the loop at start."""
+    chunk: int = Field(default=32, ge=1)
+    """Examples per chunk of the vmap backend."""
+    paper_q: float | None = Field(default=None, gt=0)
+    """paper mode: the q the authors' code uses in its formula instead of `rate`."""
+    insecure_seed: int | None = None
+    """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee; shown everywhere."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PrivacySection:
+        if self.mode == "strict" and (self.epsilon is None) == (self.sigma is None):
+            raise ValueError("mode strict needs either epsilon (a target) or sigma, and not both")
+        if self.mode == "paper" and self.sigma is None and self.epsilon is None:
+            raise ValueError("mode paper needs epsilon (for the paper's formula) or sigma")
+        return self
+
+
+class ValidationSection(Section):
+    digest: str = ""
+    """SHA-256 (hex) of the validation file shared by all nodes; empty: none is used."""
+    public: bool = True
+    """False: the validation set is private and outside the guarantee; said beside every ε."""
+
+
+class SyncSection(Section):
+    mode: Literal["round", "quorum", "async"] = "round"
+    """round: wait for all live neighbours. quorum: for a share of them. async: never wait."""
+    deadline_s: float = Field(default=10.0, gt=0)
+    """Seconds without any progress after which a neighbour is lost. Measures progress, not compute time."""
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    """Share of live neighbours to wait for in quorum mode."""
+    staleness: int = Field(default=2, ge=0)
+    """τ: largest age in rounds of what is used in async mode."""
+
+
+class StartSection(Section):
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds to wait for all neighbours before round 0."""
+    min_neighbours: int = Field(default=1, ge=0)
+    """Neighbours needed to start at the timeout."""
+
+
+class RunSection(Section):
+    name: str = "run"
+    """For people; part of the run folder's name."""
+    nonce: str = ""
+    """Random, written by `up` and `pack`, so that two runs of one file differ."""
+    federation: str = ""
+    """The federation's public key (base64 DER), written by `up` and `pack`; it signs the roster."""
+
+
+class ExperimentSection(Section):
+    """Read by `up` and `simulate` only."""
+
+    nodes: int = Field(default=4, ge=1)
+    """Number of nodes, named n0, n1, … (zero-padded)."""
+    partition: Literal["iid", "dirichlet"] = "dirichlet"
+    """How the bundled data set is divided."""
+    alpha: float = Field(default=0.25, gt=0)
+    """Dirichlet concentration of the class priors; small is very non-IID."""
+    seed: int = 0
+    """Seed of the partition."""
+
+
+class RunConfig(Section):
+    """run.toml: identical on every node."""
+
+    run: RunSection = RunSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    topology: TopologySection = TopologySection()
+    task: TaskSection = TaskSection()
+    train: TrainSection = TrainSection()
+    privacy: PrivacySection
+    validation: ValidationSection = ValidationSection()
+    sync: SyncSection = SyncSection()
+    start: StartSection = StartSection()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical content."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        """The run's name on the wire: 26 characters of the digest."""
+        return base64.b32encode(bytes.fromhex(self.digest)).decode().lower()[:26]
+
+
+class ExperimentConfig(RunConfig):
+    """The file of `up` and `simulate`: a run and `[experiment]`."""
+
+    experiment: ExperimentSection = ExperimentSection()
+
+    @property
+    def run_config(self) -> RunConfig:
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+
+class IdentitySection(Section):
+    key: Path
+    """Private key (PEM, mode 0600)."""
+    certificate: Path
+    """This node's certificate (PEM)."""
+    ca: Path
+    """The federation's CA certificate (PEM)."""
+
+
+class DataSection(Section):
+    name: str = ""
+    """Name of the private data set: its ledger's name. Required for own data."""
+    path: Path | None = None
+    """Own data: an .npz with arrays x (float or uint8) and y (integers)."""
+    test: Path | None = None
+    """Own public test set, same form; None: no accuracy is reported."""
+    rows: Path | None = None
+    """Bundled data: .npy with this node's row numbers (written by `up`)."""
+
+
+class ListenSection(Section):
+    address: str = "127.0.0.1:0"
+    """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
+    advertise: str = ""
+    """host:port neighbours dial; empty: the bound address."""
+    insecure: bool = False
+    """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and summary."""
+
+
+class PeersSection(Section):
+    static: dict[str, str] = {}
+    """name -> host:port of neighbours; overrides the roster's addresses."""
+
+
+class ComputeSection(Section):
+    device: str = "cpu"
+    """cpu (other devices come later)."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of this daemon; more than one per core cuts speed tenfold."""
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """Event loop; auto takes uvloop where it is installed."""
+
+
+class BudgetSection(Section):
+    epsilon: float | None = Field(default=None, gt=0)
+    """Lifetime ε_total of this data set over all runs; None: only the run's own target holds."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """δ of the lifetime ε."""
+    ledger_dir: Path | None = None
+    """Where ledgers lie; None: $XDG_STATE_HOME/peerpoise/ledger."""
+    experiment: bool = False
+    """Throw-away ledger for bundled public data (set by `up` and `simulate`)."""
+
+
+class MetricsSection(Section):
+    listen: str = "127.0.0.1:0"
+    """host:port of /metrics; port 0 takes a free one (printed, and in status); empty: none."""
+    diagnostics: bool = False
+    """Exports per-neighbour cosines in paper mode too, where they leak."""
+
+
+class NodeConfig(Section):
+    """node.toml: private, never digested, never sent."""
+
+    name: str
+    """This node's name in the roster."""
+    run: Path = Path("run.toml")
+    """The run file; relative paths are relative to this file's folder."""
+    roster: Path = Path("roster.json")
+    """The signed roster."""
+    folder: Path = Path("state")
+    """Run folder of this node: journal, checkpoints, summary, model."""
+    identity: IdentitySection
+    data: DataSection = DataSection()
+    listen: ListenSection = ListenSection()
+    peers: PeersSection = PeersSection()
+    compute: ComputeSection = ComputeSection()
+    budget: BudgetSection = BudgetSection()
+    metrics: MetricsSection = MetricsSection()
+
+
+C = TypeVar("C", bound=Section)
+
+
+def load(model: type[C], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> C:
+    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word) > environment
+    (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
+
+    Raises:
+        ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        _merge(merged, _read(file))
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
+            _put(merged, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _value(value))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
+        _put(merged, key.split("."), _value(value))
+    try:
+        return model(**merged)
+    except ValidationError as error:
+        raise ConfigurationError(_sentence(error, files)) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no file {file}; check the path.") from None
+    except IsADirectoryError:
+        raise ConfigurationError(f"{file} is a folder; name the TOML file in it.") from None
+    except PermissionError:
+        raise ConfigurationError(f"{file} may not be read by this user; check its permissions.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _put(into: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        into = into.setdefault(key, {})
+        if not isinstance(into, dict):
+            raise ConfigurationError(f"{'.'.join(path)}: {key} is a value, not a section.")
+    into[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(error: ValidationError, files: Sequence[Path]) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    source = f" ({', '.join(map(str, files))})" if files else ""
+    more = error.error_count() - 1
+    what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    return f"Configuration{source}: {where}: {what}." + (f" ({more} more mistakes follow.)" if more else "")

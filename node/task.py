@@ -1,0 +1,55 @@
+"""What a node learns: the one interface between the daemon and a model with its data.
+
+A task is functional: parameters are an argument, given as one flat float32 vector whose layout both ends agree on, so
+that the gradient of a *neighbour's* model on *our* data (the cross-gradient) is the same call as our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from peer.message import Layout
+
+
+class Task(Protocol):
+    """Layout, examples, loss, evaluate. Everything that touches private data goes through `privacy.door`."""
+
+    layout: Layout
+    """Names and shapes of the parameters in the flat vector (d = layout.size)."""
+
+    examples: int
+    """n_i, the number of private training examples. Private: never sent, logged or exported."""
+
+    def start(self, seed: int) -> Tensor:
+        """Initial parameters, flat float32 [d]; the same for the same seed on every node."""
+        ...
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The examples of these row numbers (int64 [n], n may be 0), each tensor stacked along its first dimension."""
+        ...
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        """Scalar loss of ONE example (tensors without batch dimension); functional, works under `torch.func.vmap`."""
+        ...
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """Scalar mean loss of a stacked batch; equals the mean of `loss` over it up to rounding."""
+        ...
+
+    def evaluate(self, x: Tensor) -> dict[str, float]:
+        """Public test metrics of the flat parameters x, "accuracy" in [0, 1] among them where it applies."""
+        ...
+
+
+def views(layout: Layout, x: Tensor) -> dict[str, Tensor]:
+    """Named views into the flat vector x [d]; no copy."""
+    return {name: x[place].view(shape) for name, shape, place in layout.slices()}
+
+
+def flat(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The named tensors as one new flat float32 vector in layout order."""
+    return torch.cat([tensors[name].detach().reshape(-1).to(torch.float32) for name, _ in layout.fields])

@@ -1,0 +1,83 @@
+"""Everything peerpoise raises on purpose.
+
+    PeerpoiseError                     one sentence that says what to do, and an exit code
+    ├── ConfigurationError   78        a file, option or combination of them is wrong
+    ├── DataError            66        a data set is missing, truncated or not what the task expects
+    ├── StorageError         73        a directory or disk refuses; nothing was lost
+    ├── LedgerError          73        the privacy ledger can't vouch for what was spent: nothing is released
+    ├── IdentityError        77        our key, certificate or roster can't be used
+    ├── BudgetSpent           3        the privacy budget is used up (an end by policy, not a fault)
+    ├── PeersUnavailable     69        too few neighbours to start
+    ├── TemporaryFailure     75        try again later (port taken, another process holds the lock)
+    └── RemoteError                    a neighbour's fault; costs that neighbour's edge, never our run
+        ├── Unreachable                no connection, or it broke
+        ├── Malformed                  bytes that are no message of ours
+        └── Refused                    the neighbour's answer was a code other than OK
+
+A bug of ours is any other exception: exit code 70. Usage errors (2) are the command line's own.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_BUG = 70
+
+
+class PeerpoiseError(Exception):
+    """Base of all: `str(error)` is one sentence for the person in front of the machine."""
+
+    exit_code = EXIT_FAILURE
+
+
+class ConfigurationError(PeerpoiseError, ValueError):
+    exit_code = 78
+
+
+class DataError(PeerpoiseError, ValueError):
+    exit_code = 66
+
+
+class StorageError(PeerpoiseError):
+    exit_code = 73
+
+
+class LedgerError(PeerpoiseError):
+    exit_code = 73
+
+
+class IdentityError(PeerpoiseError):
+    exit_code = 77
+
+
+class BudgetSpent(PeerpoiseError):
+    exit_code = 3
+
+
+class PeersUnavailable(PeerpoiseError):
+    exit_code = 69
+
+
+class TemporaryFailure(PeerpoiseError):
+    exit_code = 75
+
+
+class RemoteError(PeerpoiseError):
+    """A neighbour's fault. `code` is a value of the wire's Code enum, as an int."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Unreachable(RemoteError):
+    pass
+
+
+class Malformed(RemoteError):
+    pass
+
+
+class Refused(RemoteError):
+    pass

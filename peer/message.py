@@ -1,0 +1,126 @@
+"""The vocabulary of a round: three verbs, what is heard, and the layout of what is said.
+
+An algorithm is a conversation: a generator that yields `Say`, `Ask` or `Mix` and receives what it heard.
+The verbs follow MPI's neighbourhood collectives. This module is pure: no network, no clock, no torch; tensors are
+opaque to it (`T`), only the layout that describes them is understood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+from typing import Any, Generic, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Peer: TypeAlias = str
+"""A node's name in the roster. Peers are always visited in sorted order, so sums have one order everywhere."""
+
+
+class DType(IntEnum):
+    """Element types on the wire; numbers as in peer.proto."""
+
+    FLOAT32 = 1
+    BFLOAT16 = 2
+    FLOAT16 = 3
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self is DType.FLOAT32 else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names and shapes of the tensors that lie one after another in a flat vector.
+
+    Both ends derive it from their own model and compare digests: a peer chooses no shapes.
+    """
+
+    fields: tuple[tuple[str, tuple[int, ...]], ...]
+    dtype: DType = DType.FLOAT32
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return sum(prod(shape) for _, shape in self.fields)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over names, shapes and element type (32 bytes)."""
+        text = "\n".join(f"{name}\0{','.join(map(str, shape))}" for name, shape in self.fields)
+        return hashlib.sha256(f"{int(self.dtype)}\n{text}".encode()).digest()
+
+    def slices(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
+        """(name, shape, place in the flat vector) of every tensor."""
+        start = 0
+        for name, shape in self.fields:
+            stop = start + prod(shape)
+            yield name, shape, slice(start, stop)
+            start = stop
+
+
+Payload: TypeAlias = T | tuple[T, ...] | Iterable[T]
+"""One flat vector, a tuple of them (each of the verb's layout), or a lazy iterator of slices in layout order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Say(Generic[T]):
+    """The same to every neighbour. Sends back `Heard`: what each neighbour said."""
+
+    kind: str
+    tensors: Payload[T]
+    layout: Layout | None = None
+    """None: the model's layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[T]):
+    """A question to every neighbour, each of whom computes its `answer`. Sends back `Heard`: the answers to mine.
+
+    `answer(peer, question)` runs in the compute thread, at most once per neighbour and round, until the round ends.
+    It may raise `Withheld`: the neighbour then hears that there is no answer and goes on without waiting.
+    """
+
+    kind: str
+    tensors: Payload[T]
+    answer: Callable[[Peer, T], T]
+    layout: Layout | None = None
+    answer_layout: Layout | None = None
+    """None: the question's layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix(Generic[T]):
+    """The average over the closed neighbourhood, weighted by W. Sends back the mixed tensors, shaped like `tensors`.
+
+    Collected (default): whole, checked messages, folded in sorted order.
+    Streaming: frames are added in sorted order into one accumulator as they arrive; for blocks.
+    """
+
+    kind: str
+    tensors: Payload[T]
+    rule: str = "mean"
+    streaming: bool = False
+    layout: Layout | None = None
+
+
+Verb: TypeAlias = Say[Any] | Ask[Any] | Mix[Any]
+Conversation: TypeAlias = Generator[Verb, Any, None]
+
+
+class Withheld(Exception):
+    """Raised by an answer that is not given: the budget is spent, or the ledger can't record the debit."""
+
+
+class Heard(dict[Peer, T]):
+    """What was heard, by neighbour in sorted order; `missing` names the neighbours who were not heard."""
+
+    def __init__(self, heard: Iterable[tuple[Peer, T]] = (), missing: Iterable[Peer] = ()) -> None:
+        super().__init__(sorted(heard, key=lambda item: item[0]))
+        self.missing = frozenset(missing)
