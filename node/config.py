@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from peer.errors import ConfigurationError
@@ -73,11 +74,12 @@ class TrainSection(Section):
 
 class PrivacySection(Section):
     mode: Literal["strict", "paper", "none"] = "strict"
-    """strict: all that leaves is noised first. paper: the papers' own calibration (NOT a guarantee). none: no privacy."""
+    """strict: all that leaves is noised first. paper: the papers' calibration (NOT a guarantee). none: no privacy."""
     epsilon: float | None = Field(default=None, gt=0)
     """Target ε_total over the run: σ is calibrated for the largest closed neighbourhood. Excludes sigma."""
     sigma: float | None = Field(default=None, gt=0)
-    """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon (except in paper mode's own formula)."""
+    """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon (paper mode's own
+    formula excepted)."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of every ε that is shown."""
     clip: float = Field(default=1.0, gt=0)
@@ -95,7 +97,7 @@ class PrivacySection(Section):
     paper_q: float | None = Field(default=None, gt=0)
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None
-    """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee; shown everywhere."""
+    """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee and says so."""
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacySection:
@@ -271,28 +273,66 @@ class NodeConfig(Section):
 C = TypeVar("C", bound=Section)
 
 
-def load(model: type[C], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> C:
-    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word) > environment
-    (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
+def load(
+    model: type[C], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> C:
+    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an empty value removes
+    the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
 
     Raises:
         ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
     """
     merged: dict[str, Any] = {}
-    for file in files:
-        _merge(merged, _read(file))
-    for name, value in sorted((os.environ if environ is None else environ).items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
-            _put(merged, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), _value(value))
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
-        _put(merged, key.split("."), _value(value))
+    for _, values in layers(model, files, settings, environ):
+        _merge(merged, values)
     try:
-        return model(**merged)
+        return model(**_without_removed(merged))
     except ValidationError as error:
         raise ConfigurationError(_sentence(error, files)) from None
+
+
+def layers(
+    model: type[Section], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """(where from, nested values) of everything that is set, lowest precedence first. A removed key's value is None."""
+    found = [(str(file), _read(file)) for file in files]
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
+            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            if path[0] in model.model_fields or path[0] not in _all_sections():
+                found.append((f"${name}", _nested(path, _value(value))))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
+        found.append((f"--set {key}", _nested(key.split("."), _value(value))))
+    return found
+
+
+def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, str]:
+    """section.key -> where its value comes from, for everything that is set; what is not in it is a default."""
+    found: dict[str, str] = {}
+    for origin, values in layers(model, files, settings):
+        found |= dict.fromkeys(leaves(values), origin)
+    return found
+
+
+def write(config: Section, file: Path) -> None:
+    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null)."""
+    file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as {"section.key": value}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _all_sections() -> set[str]:
+    """The environment is one for both files: a section that belongs to the other file is passed over."""
+    return {*ExperimentConfig.model_fields, *NodeConfig.model_fields}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -317,19 +357,23 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _put(into: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for key in path[:-1]:
-        into = into.setdefault(key, {})
-        if not isinstance(into, dict):
-            raise ConfigurationError(f"{'.'.join(path)}: {key} is a value, not a section.")
-    into[path[-1]] = value
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
 
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        return tomllib.loads(f"v = {text}")["v"] if text else None
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _without_removed(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _sentence(error: ValidationError, files: Sequence[Path]) -> str:

@@ -1,0 +1,65 @@
+"""Where a value comes from: --set over environment over files over defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node.config import ExperimentConfig, NodeConfig, leaves, load, origins, write
+from peer.errors import ConfigurationError
+
+TEXT = "[privacy]\nepsilon = 8\nrate = 0.25\n[train]\nrounds = 7\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_precedence(file: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later.toml"
+    later.write_text("[train]\nrounds = 8\nseed = 3\n")
+    environ = {"PEERPOISE_TRAIN__SEED": "4", "PEERPOISE_TRAIN__EVALUATE_EVERY": "5", "PEERPOISE_DEBUG": "1"}
+    config = load(ExperimentConfig, [file, later], ["train.evaluate_every=6", "run.name=two words"], environ)
+    assert (config.train.rounds, config.train.seed, config.train.evaluate_every) == (8, 4, 6)
+    assert config.train.checkpoint_every == 10
+    assert config.run.name == "two words"
+
+
+def test_an_empty_setting_removes_a_key(file: Path) -> None:
+    config = load(ExperimentConfig, [file], ["privacy.epsilon=", "privacy.sigma=2.0"], {})
+    assert (config.privacy.epsilon, config.privacy.sigma) == (None, 2.0)
+
+
+def test_the_environment_is_one_for_both_files(tmp_path: Path) -> None:
+    node = tmp_path / "node.toml"
+    node.write_text('name = "a"\n[identity]\nkey = "k"\ncertificate = "c"\nca = "a"\n')
+    environ = {"PEERPOISE_PRIVACY__SIGMA": "3", "PEERPOISE_COMPUTE__THREADS": "2"}
+    assert load(NodeConfig, [node], (), environ).compute.threads == 2
+    with pytest.raises(ConfigurationError, match="comptue: unknown key"):
+        load(NodeConfig, [node], (), {"PEERPOISE_COMPTUE__THREADS": "2"})
+
+
+def test_origins(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEERPOISE_TRAIN__ROUNDS", "9")
+    found = origins(ExperimentConfig, [file], ["privacy.rate=0.5"])
+    assert found == {
+        "privacy.epsilon": str(file),
+        "privacy.rate": "--set privacy.rate",
+        "train.rounds": "$PEERPOISE_TRAIN__ROUNDS",
+    }
+
+
+def test_what_is_written_is_read_back_equal(file: Path, tmp_path: Path) -> None:
+    config = load(ExperimentConfig, [file], ["algorithm.beta=0.5"], {})
+    write(config, tmp_path / "copy.toml")
+    again = load(ExperimentConfig, [tmp_path / "copy.toml"], (), {})
+    assert again == config
+    assert again.run_config.run_id == config.run_config.run_id
+
+
+def test_leaves() -> None:
+    assert leaves({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
