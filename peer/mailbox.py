@@ -1,0 +1,145 @@
+"""Which transfer is let in when: a state machine without clock or network.
+
+A transfer is known by (round, phase, role) and its sender. It is
+
+    admitted   when this node has opened that phase and expects exactly this kind, layout and size;
+    parked     when it belongs to a phase still to come in this round or to the next round: it is not read past its
+               header, and there is at most one per sender, phase and role;
+    refused    otherwise, with a code that says why.
+
+A peer chooses no sizes: they come from this node's own opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from peer.message import DType, Peer
+
+ROUNDS_AHEAD = 1
+"""A neighbour that has heard me in every round can be one round ahead, no more."""
+PARKED_PER_PEER = 4
+"""A question, an answer, a Say and a Mix can wait at a time; more is a flood."""
+
+
+class Role(IntEnum):
+    """Numbers as in peer.proto."""
+
+    SAY = 1
+    QUESTION = 2
+    ANSWER = 3
+    MIX = 4
+
+
+class Admission(Enum):
+    ADMIT = "admit"
+    PARK = "park"
+    STALE = "stale"
+    AHEAD = "ahead"
+    DUPLICATE = "duplicate"
+    BUSY = "busy"
+    KIND = "kind"
+    LAYOUT = "layout"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    round: int
+    phase: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is expected of, or announced by, a transfer's payload."""
+
+    kind: str
+    layout: bytes
+    parts: int
+    dtype: DType
+    nbytes: int
+
+
+class Mailbox:
+    """One node's openings and what has come for them."""
+
+    def __init__(self, staleness: int | None = None) -> None:
+        self.round = -1
+        self.phase = 0
+        self.staleness = staleness
+        """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an open phase (async)."""
+        self._open: dict[Key, tuple[Shape, frozenset[Peer]]] = {}
+        self._receiving: set[tuple[Peer, Key]] = set()
+        self._delivered: set[tuple[Peer, Key]] = set()
+        self._parked: set[tuple[Peer, Key]] = set()
+
+    def begin(self, round: int) -> None:
+        """A new round: everything of earlier rounds is over."""
+        self.round, self.phase = round, 0
+        self._open.clear()
+        self._receiving.clear()
+        oldest = round - (self.staleness or 0)
+        self._delivered = {it for it in self._delivered if it[1].round >= oldest}
+
+    def open(self, key: Key, shape: Shape, peers: Iterable[Peer]) -> None:
+        """From now on these neighbours' transfers of that phase and role are admitted."""
+        self.phase = max(self.phase, key.phase)
+        self._open[key] = (shape, frozenset(peers))
+
+    def close(self, key: Key) -> None:
+        """The verb was left; what still comes for it is stale."""
+        self._open.pop(key, None)
+
+    def offer(self, peer: Peer, key: Key, shape: Shape, *, withheld: bool = False, parked: bool = False) -> Admission:
+        """What to do with a transfer whose header came. `parked`: it is offered again after waiting."""
+        this = (peer, key)
+        if parked:
+            self._parked.discard(this)
+        if this in self._delivered:
+            return Admission.DUPLICATE
+        if this in self._receiving or this in self._parked:
+            return Admission.BUSY
+        opening = self._open.get(Key(self.round, key.phase, key.role) if self._timeless(key) else key)
+        if opening is None:
+            return self._unopened(this)
+        expected, peers = opening
+        if peer not in peers:
+            return Admission.STALE
+        if shape.kind != expected.kind:
+            return Admission.KIND
+        if not withheld and shape != expected:
+            return Admission.LAYOUT
+        if withheld and (key.role is not Role.ANSWER or shape.nbytes != 0):
+            return Admission.KIND
+        self._receiving.add(this)
+        return Admission.ADMIT
+
+    def delivered(self, peer: Peer, key: Key) -> None:
+        """The whole transfer arrived."""
+        self._receiving.discard((peer, key))
+        self._delivered.add((peer, key))
+
+    def broken(self, peer: Peer, key: Key) -> None:
+        """The transfer ended early (or stopped waiting); the sender may try again."""
+        self._receiving.discard((peer, key))
+        self._parked.discard((peer, key))
+
+    def _timeless(self, key: Key) -> bool:
+        return self.staleness is not None and key.round >= self.round - self.staleness
+
+    def _unopened(self, this: tuple[Peer, Key]) -> Admission:
+        peer, key = this
+        if key.round < self.round or (key.round == self.round and key.phase < self.phase):
+            return Admission.STALE
+        if key.round > self.round + ROUNDS_AHEAD and self.staleness is None:
+            return Admission.AHEAD
+        if key.role is Role.ANSWER:
+            return Admission.STALE if key.round == self.round else Admission.KIND
+        if any(opened.round == key.round and opened.phase == key.phase for opened in self._open):
+            return Admission.KIND
+        if sum(1 for other, _ in self._parked if other == peer) >= PARKED_PER_PEER:
+            return Admission.BUSY
+        self._parked.add(this)
+        return Admission.PARK

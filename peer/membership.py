@@ -1,0 +1,147 @@
+"""Who of my neighbours is there: a state machine without clock or network; `now` (seconds, monotonic) is an argument.
+
+Slow is not dead. A neighbour is excused as long as it shows progress: its counter of work done moves, bytes of its
+transfers arrive, or it waits for somebody other than me. Only who shows none of that for a whole deadline is lost.
+
+    unknown ── agree ──> live ── lose ──> lost ── agree ──> live
+                          └──── leave ──> left | finished
+
+An edge is used from the round on both ends agreed to in the handshake (`live_from`), never before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from peer.message import Peer
+
+PATIENCE = 4
+"""Deadlines without any work or bytes after which waiting for others is no excuse any more (it could be a lie)."""
+MISSED_BEATS = 2
+"""Consecutive beats that do not name me before I believe that the other end dropped the edge (beats may overtake)."""
+
+
+class Presence(Enum):
+    UNKNOWN = "unknown"
+    LIVE = "live"
+    LOST = "lost"
+    LEFT = "left"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Neighbour:
+    presence: Presence = Presence.UNKNOWN
+    live_from: int = 0
+    incarnation: int = 0
+    round: int = -1
+    """Round the neighbour is inside, -1 outside, as last heard."""
+    phase: int = 0
+    waiting_for: frozenset[Peer] = frozenset()
+    last_heard: float = float("-inf")
+    last_work: float = float("-inf")
+    """When its counter last moved or its bytes last arrived."""
+    last_excuse: float = float("-inf")
+    """The same, or when it last said that it waits for somebody else."""
+    last_error: str = ""
+    rtt: float | None = None
+    """Seconds."""
+    _progress: int = 0
+    _unnamed: int = 0
+
+
+@dataclass(slots=True)
+class Membership:
+    """All neighbours of one node. Times in seconds of any one monotonic clock."""
+
+    me: Peer
+    deadline: float
+    neighbours: dict[Peer, Neighbour] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, me: Peer, peers: Iterable[Peer], deadline: float) -> Membership:
+        return cls(me=me, deadline=deadline, neighbours={peer: Neighbour() for peer in sorted(peers)})
+
+    def live(self, round: int) -> frozenset[Peer]:
+        """The neighbours whose edge is in use in this round."""
+        return frozenset(
+            peer for peer, it in self.neighbours.items() if it.presence is Presence.LIVE and it.live_from <= round
+        )
+
+    def agreed(self) -> dict[Peer, int]:
+        """live_from of every edge that is or will be in use."""
+        return {peer: it.live_from for peer, it in self.neighbours.items() if it.presence is Presence.LIVE}
+
+    def present(self) -> frozenset[Peer]:
+        """Neighbours who are up as far as known, whatever their edge."""
+        return frozenset(peer for peer, it in self.neighbours.items() if it.presence is Presence.LIVE)
+
+    def agree(self, peer: Peer, *, live_from: int, incarnation: int, round: int, now: float) -> None:
+        """The handshake is done: the edge is used from `live_from` on, at both ends."""
+        it = self.neighbours[peer]
+        it.presence, it.live_from, it.incarnation, it.round = Presence.LIVE, live_from, incarnation, round
+        it.last_heard = it.last_work = it.last_excuse = now
+        it.waiting_for, it.last_error, it._unnamed = frozenset(), "", 0
+
+    def start_waiting(self, peers: Iterable[Peer], now: float) -> None:
+        """From now on these are waited for: what they did before does not count against them."""
+        for peer in peers:
+            it = self.neighbours[peer]
+            it.last_work = it.last_excuse = max(it.last_excuse, now)
+
+    def moved(self, peer: Peer, now: float) -> None:
+        """Bytes from or to the neighbour moved."""
+        it = self.neighbours[peer]
+        it.last_heard = it.last_work = it.last_excuse = now
+
+    def beat(
+        self,
+        peer: Peer,
+        *,
+        incarnation: int,
+        round: int,
+        phase: int,
+        progress: int,
+        waiting_for: frozenset[Peer],
+        names_me: bool,
+        now: float,
+    ) -> None:
+        """A sign of life. Beats of an earlier process are ignored, those of a later one end the edge."""
+        it = self.neighbours[peer]
+        if incarnation < it.incarnation:
+            return
+        if incarnation > it.incarnation:
+            if it.presence is Presence.LIVE:
+                self.lose(peer, "It was restarted.")
+            return
+        it.last_heard = now
+        if progress != it._progress or (round, phase) != (it.round, it.phase):
+            it.last_work = it.last_excuse = now
+        if waiting_for and self.me not in waiting_for and now - it.last_work < PATIENCE * self.deadline:
+            it.last_excuse = now
+        it._progress, it.round, it.phase, it.waiting_for = progress, round, phase, waiting_for
+        it._unnamed = 0 if names_me else it._unnamed + 1
+        if it.presence is Presence.LIVE and it._unnamed >= MISSED_BEATS:
+            self.lose(peer, "It no longer uses this edge.")
+
+    def overdue(self, peer: Peer, now: float) -> bool:
+        """No excuse for a whole deadline."""
+        return now - self.neighbours[peer].last_excuse > self.deadline
+
+    def until(self, peer: Peer) -> float:
+        """When the neighbour will be lost unless it shows progress."""
+        return self.neighbours[peer].last_excuse + self.deadline
+
+    def lose(self, peer: Peer, why: str) -> None:
+        """The edge is lost until a new handshake."""
+        it = self.neighbours[peer]
+        if it.presence in (Presence.LIVE, Presence.UNKNOWN):
+            it.presence, it.last_error = Presence.LOST, why
+
+    def leave(self, peer: Peer, *, incarnation: int, finished: bool) -> None:
+        """The neighbour said goodbye."""
+        it = self.neighbours[peer]
+        if incarnation >= it.incarnation:
+            it.presence = Presence.FINISHED if finished else Presence.LEFT
