@@ -154,6 +154,12 @@ class ExperimentSection(Section):
     seed: int = 0
     """Seed of the partition."""
 
+    @property
+    def names(self) -> list[str]:
+        """n0, n1, …, as wide as the last, so that sorting them is counting them."""
+        width = len(str(self.nodes - 1))
+        return [f"n{i:0{width}}" for i in range(self.nodes)]
+
 
 class RunConfig(Section):
     """run.toml: identical on every node."""
