@@ -1,0 +1,359 @@
+"""Who a node is: a P-256 key, whose fingerprint is the node's id, and a certificate of the federation's CA.
+
+id = base32 of SHA-256 of the public key (SPKI, DER), lower case, unpadded: 52 characters, one DNS label. The
+certificate carries `<id>.peerpoise` as its only name, computed by the CA from the key: a request can't ask for one.
+TLS then checks the chain and that name; that the key itself belongs to the id is checked on top (`spki_id` by the
+listening side on every call, `verify_welcome` by the dialling side in the handshake).
+
+Not covered: a stolen key (it is the node until the roster drops its id), and the CA's own key, which can enrol anybody.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from peer.errors import IdentityError, Refused, StorageError
+from peer.v1 import peer_pb2
+
+DOMAIN = "peerpoise"
+"""Names in certificates are `<id>.peerpoise`; no DNS is asked about them."""
+NODE_DAYS = 365
+CA_DAYS = 3650
+SKEW = timedelta(minutes=10)
+"""Certificates are valid from this long before they are issued, because clocks differ."""
+
+PublicKey = ec.EllipticCurvePublicKey
+PrivateKey = ec.EllipticCurvePrivateKey
+
+
+def spki(public_key: PublicKey) -> bytes:
+    """The public key as DER SubjectPublicKeyInfo (91 bytes)."""
+    return public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def id_of(der: bytes) -> str:
+    """The node id of a public key in DER: 52 characters."""
+    return base64.b32encode(hashlib.sha256(der).digest()).decode().lower().rstrip("=")
+
+
+def node_id(public_key: PublicKey) -> str:
+    """The node id of a public key: 52 characters."""
+    return id_of(spki(public_key))
+
+
+def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Writes a file atomically and durably; it never exists half written or readable by others.
+
+    Raises:
+        StorageError: the folder or disk refuses.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise StorageError(f"{path} can't be written: {error.strerror}.") from None
+
+
+def create_key(path: Path) -> PrivateKey:
+    """Makes a new P-256 key and writes it as PEM, mode 0600.
+
+    Raises:
+        IdentityError: there is a key already; losing it would lose the node's identity.
+        StorageError: the folder or disk refuses.
+    """
+    if path.exists():
+        raise IdentityError(f"{path} exists already; move it away if this node is to get another identity.")
+    key = ec.generate_private_key(ec.SECP256R1())
+    write_private(path, key_pem(key))
+    return key
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def load_key(path: Path) -> PrivateKey:
+    """Reads a private key that nobody else can read.
+
+    Raises:
+        IdentityError: absent, readable by group or others, encrypted, or no P-256 key.
+    """
+    data = _read(path)
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise IdentityError(f"{path} can be read by others; run: chmod 600 {path}")
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise IdentityError(f"{path} is not an unencrypted private key in PEM form.") from None
+    if not isinstance(key, PrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise IdentityError(f"{path} holds another kind of key than P-256, the only one used here.")
+    return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IdentityError(f"{path} can't be read: {error.strerror}.") from None
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """Reads one certificate in PEM form.
+
+    Raises:
+        IdentityError: absent or no certificate.
+    """
+    try:
+        return x509.load_pem_x509_certificate(_read(path))
+    except ValueError:
+        raise IdentityError(f"{path} is not a certificate in PEM form.") from None
+
+
+def p256(certificate: x509.Certificate) -> PublicKey | None:
+    """The certificate's public key, if it is of our kind."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, PublicKey) and isinstance(key.curve, ec.SECP256R1) else None
+
+
+def names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The DNS names a certificate carries."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (x509.ExtensionNotFound, ValueError):
+        return ()
+    return tuple(found.value.get_values_for_type(x509.DNSName))
+
+
+def spki_id(pem_certificate: bytes) -> tuple[str, tuple[str, ...]]:
+    """(id computed from the key, DNS names written in the certificate): equal only if the CA did its work.
+
+    Raises:
+        IdentityError: no certificate, or another kind of key.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem_certificate)
+    except ValueError:
+        raise IdentityError("The peer's certificate can't be read.") from None
+    key = p256(certificate)
+    if key is None:
+        raise IdentityError("The peer's certificate holds another kind of key than P-256.")
+    return node_id(key), names(certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateAuthority:
+    """The federation: it alone enrols nodes and signs rosters. Its private key belongs on no node."""
+
+    key: PrivateKey = field(repr=False)
+    certificate: x509.Certificate
+
+    @classmethod
+    def create(cls, folder: Path, days: int = CA_DAYS) -> CertificateAuthority:
+        """Makes `ca.key` (0600) and `ca.pem` in `folder`.
+
+        Raises:
+            IdentityError: there is one already.
+            StorageError: the folder or disk refuses.
+        """
+        key = create_key(folder / "ca.key")
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"peerpoise {node_id(key.public_key())[:16]}")])
+        builder = _builder(name, name, key.public_key(), days, authority=True)
+        certificate = builder.sign(key, hashes.SHA256())
+        write_private(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        return cls(key, certificate)
+
+    @classmethod
+    def load(cls, folder: Path) -> CertificateAuthority:
+        """Reads what `create` wrote.
+
+        Raises:
+            IdentityError: absent, readable by others, or the two files don't belong together.
+        """
+        key, certificate = load_key(folder / "ca.key"), load_certificate(folder / "ca.pem")
+        if p256(certificate) != key.public_key():
+            raise IdentityError(f"ca.key and ca.pem in {folder} don't belong together.")
+        return cls(key, certificate)
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def federation(self) -> str:
+        """The public key that checks rosters, for run.toml (base64 of DER)."""
+        return base64.b64encode(spki(self.key.public_key())).decode()
+
+    def issue(self, public_key: PublicKey, days: int = NODE_DAYS) -> bytes:
+        """A node's certificate (PEM); its name is computed from the key."""
+        own = node_id(public_key)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, own)])
+        builder = _builder(subject, self.certificate.subject, public_key, days, authority=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(f"{own}.{DOMAIN}")]), critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        certificate = builder.add_extension(issuer, critical=False).sign(self.key, hashes.SHA256())
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    def sign_request(self, request_pem: bytes, days: int = NODE_DAYS) -> bytes:
+        """A certificate (PEM) for the key of a PKCS#10 request; every name in the request is ignored.
+
+        Raises:
+            IdentityError: no request, not signed by its own key, or another kind of key than P-256.
+        """
+        try:
+            request = x509.load_pem_x509_csr(request_pem)
+            key = request.public_key()
+        except (ValueError, UnsupportedAlgorithm):
+            raise IdentityError("This is not a certificate request in PEM form.") from None
+        if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise IdentityError("The certificate request holds another kind of key than P-256.")
+        if not request.is_signature_valid:
+            raise IdentityError("The certificate request is not signed by its own key.")
+        return self.issue(key, days)
+
+    def enrol(self, folder: Path, days: int = NODE_DAYS) -> Identity:
+        """A new node: `node.key` (0600), `node.pem` and `ca.pem` in `folder`.
+
+        Raises:
+            IdentityError: there is a key already.
+            StorageError: the folder or disk refuses.
+        """
+        key = create_key(folder / "node.key")
+        write_private(folder / "node.pem", self.issue(key.public_key(), days), 0o644)
+        write_private(folder / "ca.pem", self.pem, 0o644)
+        return Identity.load(folder / "node.key", folder / "node.pem", folder / "ca.pem")
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, days: int, *, authority: bool
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC).replace(microsecond=0)
+    usage = x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    builder = (
+        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+    if authority:
+        return builder
+    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One node's key and certificate, checked against each other and against the federation's CA."""
+
+    id: str
+    spki: bytes = field(repr=False)
+    key_pem: bytes = field(repr=False)
+    certificate_pem: bytes = field(repr=False)
+    ca_pem: bytes = field(repr=False)
+    expires: datetime
+    _key: PrivateKey = field(repr=False)
+
+    @classmethod
+    def load(cls, key: Path, certificate: Path, ca: Path, *, now: datetime | None = None) -> Identity:
+        """Reads the three files of `[identity]`; `now` is the time at which they have to be valid.
+
+        Raises:
+            IdentityError: one sentence on what is wrong with which file.
+        """
+        private, own, authority = load_key(key), load_certificate(certificate), load_certificate(ca)
+        now = datetime.now(UTC) if now is None else now
+        public, expected = private.public_key(), node_id(private.public_key())
+        if p256(own) != public:
+            raise IdentityError(f"{certificate} was issued for another key than {key}.")
+        try:
+            own.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            raise IdentityError(f"{certificate} was not issued by the CA in {ca}.") from None
+        for path, it in ((certificate, own), (ca, authority)):
+            _check_dates(path, it, now)
+        if names(own) != (f"{expected}.{DOMAIN}",):
+            raise IdentityError(f"{certificate} does not carry the name that belongs to its key; issue it again.")
+        pem = serialization.Encoding.PEM
+        return cls(
+            id=expected,
+            spki=spki(public),
+            key_pem=key_pem(private),
+            certificate_pem=own.public_bytes(pem),
+            ca_pem=authority.public_bytes(pem),
+            expires=min(own.not_valid_after_utc, authority.not_valid_after_utc),
+            _key=private,
+        )
+
+    def sign_welcome(self, nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
+        """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds its key."""
+        return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
+
+
+def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> None:
+    if now < certificate.not_valid_before_utc:
+        raise IdentityError(f"{path} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on.")
+    if now > certificate.not_valid_after_utc:
+        raise IdentityError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it again.")
+
+
+def _welcome(nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
+    """What is signed: a purpose, then each part behind its length, so that no two tuples give the same bytes."""
+    parts: Sequence[bytes] = (nonce, client_id.encode(), server_id.encode(), run.encode())
+    return b"peerpoise welcome 1\0" + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def verify_welcome(
+    public: bytes, signature: bytes, *, nonce: bytes, client_id: str, run: str, expected_id: str
+) -> None:
+    """Checks the handshake's reply: `public` (SPKI, DER) is the key of `expected_id`, and it signed for this very call.
+
+    Raises:
+        Refused: (CODE_IDENTITY) another key, or a signature over something else.
+    """
+    if id_of(public) != expected_id:
+        raise Refused("The peer answered with the key of another node.", peer_pb2.CODE_IDENTITY)
+    try:
+        key = serialization.load_der_public_key(public)
+        if not isinstance(key, PublicKey):
+            raise InvalidSignature
+        key.verify(signature, _welcome(nonce, client_id, expected_id, run), ec.ECDSA(hashes.SHA256()))
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+        raise Refused("The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY) from None

@@ -1,0 +1,117 @@
+"""The roster is the federation's word on who takes part; nobody else's counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peer.discovery import endpoint
+from peer.discovery.static import Static
+from peer.errors import ConfigurationError, IdentityError
+from peer.identity import CertificateAuthority
+from peer.roster import Member, Roster
+
+MEMBERS = (Member("b", "id-b", ("10.0.0.2:7443", "[::1]:7443")), Member("a", "id-a"))
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority.create(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def path(ca: CertificateAuthority, tmp_path: Path) -> Path:
+    Roster(3, 10, MEMBERS).save(tmp_path / "roster.json", ca.key)
+    return tmp_path / "roster.json"
+
+
+def test_a_roster_survives_the_file(ca: CertificateAuthority, path: Path) -> None:
+    roster = Roster.load(path, ca.federation)
+    assert roster == Roster(3, 10, MEMBERS)
+    assert roster.names == ("a", "b")
+    assert roster.by_id["id-b"] == roster.by_name["b"] == MEMBERS[0]
+
+
+def test_every_change_of_a_signed_roster_is_noticed(ca: CertificateAuthority, path: Path) -> None:
+    signed = json.loads(path.read_text())
+    for change in (
+        {"version": 4},
+        {"effective_round": 0},
+        {"members": signed["roster"]["members"][:1]},
+        {"more": 1},
+    ):
+        path.write_text(json.dumps({**signed, "roster": signed["roster"] | change}))
+        with pytest.raises(IdentityError, match="not signed by the federation"):
+            Roster.load(path, ca.federation)
+
+
+def test_another_federations_signature_does_not_count(path: Path, tmp_path: Path) -> None:
+    stranger = CertificateAuthority.create(tmp_path / "stranger")
+    with pytest.raises(IdentityError, match="not signed by the federation"):
+        Roster.load(path, stranger.federation)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"roster": 1, "signature": "AA=="}', '{"roster": {}}', "[" * 100_000]
+)
+def test_a_file_that_is_no_roster_gives_a_sentence(ca: CertificateAuthority, tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ConfigurationError, match="is not a roster"):
+        Roster.load(tmp_path / "r.json", ca.federation)
+
+
+def test_absent_file_and_unusable_key_give_a_sentence(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="can't be read"):
+        Roster.load(tmp_path / "absent", "")
+    for key in ("", "AAAA", "not base64"):
+        with pytest.raises(ConfigurationError, match="is not a public key"):
+            Roster.load(path, key)
+
+
+@pytest.mark.parametrize(
+    ("version", "start", "members", "expected"),
+    [
+        (0, 0, MEMBERS, "version starts at 1"),
+        (1, -1, MEMBERS, "effective_round at 0"),
+        (1, 0, (), "at least one member"),
+        (1, 0, (Member("a", "x"), Member("a", "y")), "the name a twice"),
+        (1, 0, (Member("a", "x"), Member("b", "x")), "the id x twice"),
+        (1, 0, (Member("a/b", "x"),), "no name for a node"),
+        (1, 0, (Member("a", ""),), "which is none"),
+        (1, 0, (Member("a", "x", ("nowhere",)),), "is not an address"),
+    ],
+)
+def test_a_roster_does_not_contradict_itself(
+    version: int, start: int, members: tuple[Member, ...], expected: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        Roster(version, start, members)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a.b:7443", ("a.b", 7443)), ("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:65535", ("::1", 65535))],
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert endpoint(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", ":1", "a:", "a:b", "a:65536", "a:-1", "::1:80", "[::1]", "a b:1", "a:١", "[a]:1"]
+)
+def test_what_is_no_address_gives_a_sentence(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"address|port"):
+        endpoint(text)
+
+
+async def test_static_addresses_put_the_nodes_own_first() -> None:
+    static = Static.of(Roster(1, 0, MEMBERS), {"b": "[::1]:7443", "a": "10.0.0.9:1"})
+    assert await static.addresses("id-b") == ("[::1]:7443", "10.0.0.2:7443")
+    assert await static.addresses("id-a") == ("10.0.0.9:1",)
+    assert await static.addresses("nobody") == ()
+    with pytest.raises(ConfigurationError, match="not in the roster"):
+        Static.of(Roster(1, 0, MEMBERS), {"c": "10.0.0.9:1"})
+    with pytest.raises(ConfigurationError, match="is not an address"):
+        Static({"x": ["nonsense"]})
