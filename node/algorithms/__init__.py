@@ -22,7 +22,7 @@ class Gradients(Protocol):
     """The door as an algorithm sees it. All vectors are flat float32 [d]."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
-        """The gradient of this node's loss at x, as it may leave for `to` in round t (strict: clipped, noised, debited).
+        """The gradient of this node's loss at x as it may leave for `to` in round t (strict: clipped, noised, debited).
 
         Raises:
             peer.message.Withheld: nothing may be released to `to`; for `to` = me a zero vector is returned instead.
@@ -30,19 +30,24 @@ class Gradients(Protocol):
         ...
 
     def own(self, x: Tensor, t: int) -> Tensor:
-        """The own gradient at x in round t. strict: the same noised release as for me; paper: clipped only; none: plain."""
+        """The own gradient at x in round t. strict: the noised release as for me; paper: clipped only; none: plain."""
         ...
 
 
 class Algorithm(Protocol):
-    """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers and strings, complete after `round`."""
+    """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings, complete after `round`."""
 
     Config: ClassVar[type[BaseModel]]
     """Hyper-parameters: a frozen pydantic model with `extra="forbid"`, a docstring (unit, effect) under each field."""
 
+    pooled: ClassVar[bool]
+    """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses it."""
+
     state: Any
 
-    def __init__(self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor) -> None: ...
+    def __init__(
+        self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+    ) -> None: ...
 
     @classmethod
     def releases(cls, degree: int) -> int:
@@ -52,6 +57,11 @@ class Algorithm(Protocol):
     @property
     def parameters(self) -> Tensor:
         """x_i, flat float32 [d]: what is evaluated, exported and digested."""
+        ...
+
+    @property
+    def lone_factor(self) -> float:
+        """A node without neighbours is SGD (with momentum β if Config has `beta`) with its gradient times this."""
         ...
 
     def round(self, t: int) -> Conversation:

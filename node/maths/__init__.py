@@ -1,0 +1,1 @@
+"""Mathematics with the papers' names and shapes: plain functions, no state."""

@@ -1,0 +1,66 @@
+"""Weighted sums over a neighbourhood, and which edges of it are mixed.
+
+`fold` is the one elementary step and sorted peers the one order of summation, for every driver: whole vectors and
+frames of them, folded in this order, give the same bits (each element is a chain of the same operations, wherever it
+lies in a frame). Bits may differ between processors of different kinds (fused multiply-add), never between drivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from peer.message import Payload, Peer
+
+M = TypeVar("M", Tensor, tuple[Tensor, ...])
+
+
+def accumulator(like: Tensor) -> Tensor:
+    """Zeros to fold into, shaped like `like`: float32 (also for half-width types), or float64 if `like` is."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def fold(into: Tensor, x: Tensor, weight: float) -> None:
+    """into += weight·x, in place; both [n], a whole vector or one frame of it."""
+    into.add_(x.to(into.dtype), alpha=weight)
+
+
+def weighted_sum(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -> Tensor:
+    """Σ_j w_j x_j over the peers of `weight`, in sorted order; every x_j is [d]. The vectors are left as they are."""
+    acc = accumulator(next(iter(vectors.values())))
+    for peer in sorted(weight):
+        fold(acc, vectors[peer], weight[peer])
+    return acc
+
+
+def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M]) -> M:
+    """`weighted_sum` of payloads that are one vector each, or a tuple of vectors each (summed place by place)."""
+    first = next(iter(payloads.values()))
+    if isinstance(first, Tensor):
+        return weighted_sum(weight, payloads)
+    columns = [{peer: payload[k] for peer, payload in payloads.items()} for k in range(len(first))]
+    return tuple(weighted_sum(weight, column) for column in columns)
+
+
+def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """The payload with a lazy iterator of slices drained into one new flat vector; tensors and tuples as they are."""
+    if isinstance(payload, Tensor | tuple):
+        return payload
+    return torch.cat([piece.reshape(-1) for piece in payload])
+
+
+def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -> frozenset[Peer]:
+    """The neighbours I mix with: those I heard in the phase before, whose header came, and who say they heard me.
+
+    An edge lost at one end would let the mean of x drift; lost at both ends, W stays doubly stochastic (the weight goes
+    to self, `Neighborhood.without`) and the mean is kept.
+
+    Args:
+        heard: whom I heard in the phase before this Mix (an answer withheld is heard); before the first phase, and on
+            return, who shook hands. It is what my own header says.
+        headers: sender -> the `heard` of the header that came from it for this Mix.
+    """
+    return frozenset(j for j, heard_by_j in headers.items() if j in heard and me in frozenset(heard_by_j))

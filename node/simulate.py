@@ -1,0 +1,142 @@
+"""The plain driver: N conversations in lockstep in one process, no clock, no threads; a debugger works.
+
+It knows the same rules as the daemon's driver (`node.driver`) and folds with the same functions in the same order
+(`node.maths.mixing`), so a run without losses gives the same bits here, over memory and over gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from node.algorithms import Algorithm
+from node.maths.mixing import agreed, mixed, whole
+from peer.message import Ask, Conversation, Heard, Mix, Peer, Say, Verb, Withheld
+from peer.neighborhood import Neighborhood
+
+Edges: TypeAlias = AbstractSet[tuple[Peer, Peer]]
+"""Directed edges (sender, receiver)."""
+Hoods: TypeAlias = Mapping[Peer, Neighborhood]
+Contacts: TypeAlias = Mapping[Peer, frozenset[Peer]]
+"""Node -> whom it heard in a phase."""
+Lossy: TypeAlias = Callable[[int, int, Peer, Peer], bool]
+"""(round, phase, sender, receiver) -> is lost what the sender says to the receiver in that phase? Of an Ask the answer
+is lost, not the question: the sender has released it in vain."""
+
+
+def simulate(
+    algorithms: Mapping[Peer, Algorithm],
+    hoods: Hoods,
+    rounds: int,
+    *,
+    first: int = 0,
+    lossy: Lossy | None = None,
+    after_round: Callable[[int], None] | None = None,
+) -> None:
+    """Plays the rounds first … rounds − 1; the algorithms hold the result.
+
+    Nodes of `hoods` that have no algorithm are down: their neighbours never hear them.
+
+    Args:
+        rounds: T, rounds of the whole run.
+        after_round: called with t when all nodes have finished round t.
+    """
+    heard = arrived(algorithms, hoods)
+    for t in range(first, rounds):
+        talks = {i: algorithms[i].round(t) for i in sorted(algorithms)}
+        heard = _round(t, talks, hoods, heard, lossy)
+        if after_round is not None:
+            after_round(t)
+
+
+def _round(t: int, talks: Mapping[Peer, Conversation], hoods: Hoods, heard: Contacts, lossy: Lossy | None) -> Contacts:
+    verbs = {i: next(talk, None) for i, talk in talks.items()}
+    phase = 0
+    while speaking := {i: verb for i, verb in verbs.items() if verb is not None}:
+        assert len(speaking) == len(verbs), f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
+        lost = _lost(t, phase, hoods, lossy)
+        replies = exchange(speaking, hoods, lost, heard)
+        heard = arrived(speaking, hoods, lost)
+        verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
+        phase += 1
+    return heard
+
+
+def exchange(
+    verbs: Mapping[Peer, Verb], hoods: Hoods, lost: Edges = frozenset(), heard: Contacts | None = None
+) -> dict[Peer, Any]:
+    """One phase: what every node hears for what all of them say.
+
+    Args:
+        verbs: what each node says; all of one type, kind and layout. A neighbour that is not in it is down.
+        lost: (sender, receiver): what the sender says to the receiver does not arrive.
+        heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None: all that are up.
+
+    Returns:
+        `Heard` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
+    """
+    assert len({_form(verb) for verb in verbs.values()}) <= 1, f"nodes disagree on what is said: {verbs}"
+    said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
+    contacts = arrived(verbs, hoods, lost)
+    before = arrived(verbs, hoods) if heard is None else heard
+    return {i: _reply(i, verbs, said, hoods[i], contacts, before) for i in said}
+
+
+def arrived(up: AbstractSet[Peer] | Mapping[Peer, Any], hoods: Hoods, lost: Edges = frozenset()) -> Contacts:
+    """Whom each node that is up hears when `lost` is lost; an answer that is withheld is heard too."""
+    return {i: frozenset(j for j in hoods[i].neighbours if j in up and (j, i) not in lost) for i in sorted(up)}
+
+
+def _reply(
+    i: Peer,
+    verbs: Mapping[Peer, Verb],
+    said: Mapping[Peer, Any],
+    hood: Neighborhood,
+    contacts: Contacts,
+    before: Contacts,
+) -> Any:
+    verb = verbs[i]
+    if isinstance(verb, Mix):
+        assert verb.rule == "mean", f"no rule {verb.rule!r}"
+        keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
+        weight = hood.without(frozenset(hood.neighbours) - keep).weight
+        return mixed(weight, {j: said[j] for j in weight})
+    if isinstance(verb, Say):
+        return Heard(((j, _copy(said[j])) for j in contacts[i]), frozenset(hood.neighbours) - contacts[i])
+    answers = {j: _answer(verbs[j], i, said[i]) for j in hood.neighbours if j in verbs}
+    got = {j: answer for j, answer in answers.items() if answer is not None and j in contacts[i]}
+    return Heard(got.items(), frozenset(hood.neighbours) - got.keys())
+
+
+def _answer(verb: Verb, asker: Peer, question: Any) -> Any:
+    assert isinstance(verb, Ask)
+    try:
+        return _copy(verb.answer(asker, _copy(question)))
+    except Withheld:
+        return None
+
+
+def _copy(payload: Any) -> Any:
+    """What travels is a copy, never a reference."""
+    return payload.clone() if isinstance(payload, Tensor) else tuple(part.clone() for part in payload)
+
+
+def _form(verb: Verb) -> tuple[Any, ...]:
+    rule = (verb.rule, verb.streaming) if isinstance(verb, Mix) else ()
+    return type(verb), verb.kind, verb.layout, getattr(verb, "answer_layout", None), rule
+
+
+def _lost(t: int, phase: int, hoods: Hoods, lossy: Lossy | None) -> Edges:
+    if lossy is None:
+        return frozenset()
+    return {(j, i) for i in sorted(hoods) for j in hoods[i].neighbours if lossy(t, phase, j, i)}
+
+
+def _send(talk: Conversation, reply: Any) -> Verb | None:
+    try:
+        return talk.send(reply)
+    except StopIteration:
+        return None
