@@ -1,0 +1,173 @@
+"""Data sets: the bundled `digits`, and a node's own .npz.
+
+Images are float32 [n, channels, height, width], labels int64 [n]. Nothing here is random: the split of a bundled set
+into train and test is the same everywhere, for ever, so that row numbers mean the same on every node.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from peer.errors import ConfigurationError, DataError
+
+SPLIT_SEED = 20260604
+"""Seed of the split of every bundled data set. Changing it changes what every row number means."""
+TEST_SHARE = 0.2
+"""Share of each class that goes to the public test set."""
+DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, MemoryError)
+"""What numpy and zipfile raise on a file that is cut, damaged, encrypted, or holds Python objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Images x, float32 [n, channels, height, width], and their labels y, int64 [n]."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+    def take(self, rows: NDArray[np.int64]) -> Examples:
+        index = torch.from_numpy(np.ascontiguousarray(rows))
+        return Examples(self.x[index], self.y[index])
+
+    def scaled(self, size: int | None) -> Examples:
+        """The images at size × size pixels, bilinear; None: as they are."""
+        if size is None or self.shape[1:] == (size, size):
+            return self
+        x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return Examples(x, self.y)
+
+
+def bundled(name: str) -> tuple[Examples, Examples]:
+    """The training and the public test set of a bundled data set.
+
+    Raises:
+        ConfigurationError: there is none of that name, or the package that carries it is not installed.
+    """
+    if name != "digits":
+        raise ConfigurationError(f"Unknown data set {name!r}; choose digits, or own with data.path in the node's file.")
+    return digits()
+
+
+@lru_cache(maxsize=1)
+def digits() -> tuple[Examples, Examples]:
+    """1,797 handwritten digits of 8×8 pixels in [0, 1] from scikit-learn: (train, test), balanced over the classes.
+
+    Raises:
+        ConfigurationError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ConfigurationError(
+            "The data set digits comes with scikit-learn, which is missing: pip install 'peerpoise[demo]'."
+        ) from None
+    source = load_digits()
+    x = torch.from_numpy(source.images.astype(np.float32) / 16).unsqueeze(1)
+    y = torch.from_numpy(source.target.astype(np.int64))
+    train, test = _split(y.numpy())
+    whole = Examples(x, y)
+    return whole.take(train), whole.take(test)
+
+
+def _split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers of train and test, TEST_SHARE of every class in test."""
+    generator = np.random.default_rng(SPLIT_SEED)
+    test: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        test.append(rows[: round(TEST_SHARE * len(rows))])
+    held = np.sort(np.concatenate(test))
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def own(path: Path, classes: int) -> Examples:
+    """A node's own data: an .npz with x [n, height, width] or [n, channels, height, width] (uint8 is divided by 255,
+    floats stay as they are) and y [n] (integers 0 … classes − 1). Nothing in it is ever unpickled.
+
+    Raises:
+        DataError: one sentence that says what is wrong with the file.
+    """
+    found = _load(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is a single array; an .npz with the arrays x and y is expected.")
+    if missing := {"x", "y"} - set(found):
+        raise DataError(f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected.")
+    x, y = found["x"], found["y"]
+    return Examples(_images(path, x), _labels(path, y, len(x), classes))
+
+
+def rows(path: Path, limit: int) -> NDArray[np.int64]:
+    """A node's row numbers of a bundled data set with `limit` training rows, from an .npy.
+
+    Raises:
+        DataError: the file is missing, damaged, empty, or names rows twice or outside 0 … limit − 1.
+    """
+    found = _load(path)
+    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
+        raise DataError(f"{path} is no one-dimensional .npy of row numbers; write it again with peerpoise up.")
+    if len(found) == 0:
+        raise DataError(f"{path} names no rows: this node would have nothing to learn from.")
+    if found.min() < 0 or found.max() >= limit:
+        raise DataError(f"{path} names rows outside 0 … {limit - 1}; it belongs to another data set.")
+    if len(np.unique(found)) != len(found):
+        raise DataError(f"{path} names a row twice; one example counted twice would cost twice the privacy.")
+    return found.astype(np.int64)
+
+
+def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """The array of an .npy, or the arrays x and y of an .npz."""
+    try:
+        with path.open("rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            return {name: found[name] for name in ("x", "y") if name in found} if hasattr(found, "files") else found
+    except FileNotFoundError:
+        raise DataError(f"There is no data file {path}; check data.path and data.rows in the node's file.") from None
+    except DAMAGE as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"{path} can't be read as numpy data: {text}.") from None
+
+
+def _images(path: Path, x: NDArray[Any]) -> Tensor:
+    if x.dtype.kind not in "fu" or (x.dtype.kind == "u" and x.dtype != np.uint8):
+        raise DataError(f"{path}: x has type {x.dtype}; floats or uint8 are expected.")
+    if x.ndim not in (3, 4):
+        raise DataError(
+            f"{path}: x has shape {x.shape}; [n, height, width] or [n, channels, height, width] is expected."
+        )
+    if x.size == 0:
+        raise DataError(f"{path} is empty: x has shape {x.shape}.")
+    with np.errstate(over="ignore"):
+        values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: x holds values that are not finite (nan, inf or beyond float32).")
+    return torch.from_numpy(values if x.ndim == 4 else values[:, None])
+
+
+def _labels(path: Path, y: NDArray[Any], n: int, classes: int) -> Tensor:
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+        raise DataError(f"{path}: y has shape {y.shape} and type {y.dtype}; one integer per image is expected.")
+    if len(y) != n:
+        raise DataError(f"{path}: x has {n} images but y has {len(y)} labels.")
+    if y.min() < 0 or y.max() >= classes:
+        raise DataError(f"{path}: labels go from {y.min()} to {y.max()}; 0 … {classes - 1} is expected (task.classes).")
+    return torch.from_numpy(y.astype(np.int64))

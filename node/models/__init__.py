@@ -1,0 +1,31 @@
+"""Models: functions from a task's section and an image's shape to an `nn.Module` that gives logits [n, classes]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from torch import nn
+
+from node.config import TaskSection
+from peer.errors import ConfigurationError
+
+MODELS: Mapping[str, str] = {
+    "softmax": "node.models.images:softmax",
+    "mlp": "node.models.images:mlp",
+    "cnn": "node.models.images:cnn",
+}
+"""name -> module:function. A new model: one function, one line here."""
+
+
+def build(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
+    """The model for images of this shape (channels, height, width).
+
+    Raises:
+        ConfigurationError: no model of that name, or it does not fit the images.
+    """
+    if task.model not in MODELS:
+        raise ConfigurationError(f"Unknown model {task.model!r}; choose one of {', '.join(sorted(MODELS))}.")
+    module, _, function = MODELS[task.model].partition(":")
+    model: nn.Module = getattr(import_module(module), function)(task, shape)
+    return model

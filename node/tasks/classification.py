@@ -1,0 +1,115 @@
+"""Image classification: cross-entropy of an `nn.Module`'s logits, evaluated on a public test set."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from node import data as datasets
+from node import models
+from node.config import DataSection, RunConfig, TaskSection
+from node.data import Examples
+from node.task import flat, views
+from peer.errors import ConfigurationError, DataError
+from peer.message import Layout
+
+EVALUATION_CHUNK = 256
+"""Test images per forward pass; between two chunks others may breathe."""
+
+
+class Classification:
+    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
+
+    def __init__(self, build: Callable[[], nn.Module], train: Examples, test: Examples | None) -> None:
+        self._build, self._train, self._test = build, train, test
+        with torch.device("meta"):
+            self._skeleton = build().eval()
+        self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters()))
+        self._local = threading.local()
+
+    @property
+    def examples(self) -> int:
+        return len(self._train)
+
+    def start(self, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return flat(self.layout, dict(self._build().named_parameters()))
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return self._train.x[rows], self._train.y[rows]
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        x, y = example
+        return self.mean_loss(parameters, (x.unsqueeze(0), y.unsqueeze(0)))
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        x, y = batch
+        return functional.cross_entropy(self._logits(parameters, x), y)
+
+    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none. `breathe` is called between
+        chunks."""
+        if self._test is None:
+            return {}
+        right, loss, n = 0, 0.0, len(self._test)
+        for start in range(0, n, EVALUATION_CHUNK):
+            if start:
+                breathe()
+            place = slice(start, start + EVALUATION_CHUNK)
+            with torch.inference_mode():
+                y, logits = self._test.y[place], self._logits(views(self.layout, x), self._test.x[place])
+                right += int((logits.argmax(1) == y).sum())
+                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+        return {"accuracy": right / n, "loss": loss / n}
+
+    def _logits(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        logits: Tensor = functional_call(self._module(), dict(parameters), (x,))
+        return logits
+
+    def _module(self) -> nn.Module:
+        """This thread's own parameterless module: functional_call swaps parameters inside it while it runs."""
+        if not hasattr(self._local, "module"):
+            self._local.module = copy.deepcopy(self._skeleton)
+        module: nn.Module = self._local.module
+        return module
+
+
+def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classification:
+    """See `node.tasks.make`."""
+    task = run.task
+    train, test = _own(task, data) if task.data == "own" else _bundled(task, data)
+    train = train.scaled(task.image_size)
+    test = test.scaled(task.image_size) if test else None
+    if test and test.shape != train.shape:
+        raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
+    return Classification(lambda: models.build(task, train.shape), train, test)
+
+
+def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Examples, Examples | None]:
+    if not isinstance(data, DataSection):
+        raise ConfigurationError("task.data = own needs real nodes: up and simulate divide bundled data sets only.")
+    if data.path is None:
+        raise ConfigurationError("task.data = own needs data.path in the node's file: an .npz with x and y.")
+    if not data.name:
+        raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
+    return datasets.own(data.path, task.classes), datasets.own(data.test, task.classes) if data.test else None
+
+
+def _bundled(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Examples, Examples]:
+    train, test = datasets.bundled(task.data)
+    if max(int(train.y.max()), int(test.y.max())) >= task.classes:
+        raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
+    if not isinstance(data, DataSection):
+        return train.take(data), test
+    if data.path is not None:
+        raise ConfigurationError(f"data.path is set, but the run learns {task.data}; set task.data to own.")
+    return (train.take(datasets.rows(data.rows, len(train))) if data.rows else train), test
