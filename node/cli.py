@@ -1,0 +1,349 @@
+"""The command line: `peerpoise COMMAND`.
+
+Nothing heavy is imported at the top (the help must come at once): a command imports what it needs when it runs.
+Every mistake of a user ends in one sentence on standard error and an exit code of docs/exit-codes.md; with `--json`
+also in `{"error": …, "exit_code": …}` on standard output. Any other exception is a bug of ours: exit code 70.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from peer.errors import EXIT_BUG, EXIT_OK, ConfigurationError, PeerpoiseError
+
+app = typer.Typer(
+    help="Machines that learn together without a server: private cross-gradients between peers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ca = typer.Typer(help="The federation's certificate authority.", no_args_is_help=True)
+config = typer.Typer(help="Look at configuration before it runs.", no_args_is_help=True)
+app.add_typer(ca, name="ca")
+app.add_typer(config, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=V", help="Set one key of the file (repeatable); empty V removes it.")
+]
+Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
+Folder = Annotated[Path | None, typer.Option("--folder", help="Run folder to make (default runs/NAME-TIME).")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS. One machine, experiments only; shown everywhere.")]
+Loop = Annotated[Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Node = Annotated[str | None, typer.Option("--node", help="This node's model.")]
+Average = Annotated[bool, typer.Option("--average", help="The average of all nodes' models (the default).")]
+
+
+@app.callback(invoke_without_command=True)
+def peerpoise(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"peerpoise {installed('peerpoise')}")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    experiment: Experiment,
+    settings: Settings = [],  # noqa: B006 (typer copies it)
+    folder: Folder = None,
+    insecure: Insecure = False,
+    loop: Loop = "auto",
+    baseline: Annotated[bool, typer.Option("--baseline", help="Afterwards train without noise, to compare.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a local cluster, one daemon per node, and follow it to its end."""
+    from node import launch
+
+    summary, code = launch.up(
+        _experiment(experiment, settings), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
+    )
+    if as_json:
+        _print_json(summary.model_dump(mode="json") if summary else None)
+    raise typer.Exit(code)
+
+
+@app.command()
+def simulate(
+    experiment: Experiment,
+    settings: Settings = [],  # noqa: B006
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment in one process, with the same bits."""
+    from node import launch
+
+    summary = launch.simulate(_experiment(experiment, settings), folder, quiet=as_json)
+    if as_json:
+        _print_json(summary.model_dump(mode="json"))
+
+
+@app.command()
+def run(
+    file: Annotated[Path | None, typer.Option("--config", metavar="NODE.toml", help="The node's own file.")] = None,
+    settings: Settings = [],  # noqa: B006
+    insecure: Insecure = False,
+    loop: Loop = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run one daemon until its last round.
+
+    Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml, /etc/peerpoise/node.toml.
+    """
+    from node import daemon
+
+    file = file or _node_file()
+    code = daemon.serve(file, settings=settings, loop=loop, insecure=insecure)
+    if as_json:
+        from node.config import NodeConfig, load
+
+        summary = file.parent / load(NodeConfig, [file], settings).folder / "summary.json"
+        _print_json(json.loads(summary.read_text()) if summary.exists() else {"exit_code": code})
+    raise typer.Exit(code)
+
+
+@app.command()
+def pack(
+    file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")],
+    host: Annotated[list[str], typer.Option("--host", metavar="NAME=HOST:PORT", help="One per host (repeatable).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
+    data: Annotated[list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")] = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Prepare real hosts: one folder each, ready to start."""
+    from node import cluster
+
+    packed = cluster.pack(_experiment(file, settings), host, data, out)
+    if as_json:
+        _print_json(packed)
+        return
+    typer.echo(
+        f"Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id {packed['run_id']}"
+    )
+    for name, home in packed["hosts"].items():
+        typer.echo(f"  {name}  {home}")
+    typer.echo(f"Keep {packed['federation']} to yourself: its key can let any machine into this federation.")
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Node; all daemons of this user if left out.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until interrupted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what each daemon does and waits for.
+
+    Round, phase, whom it waits for, since when, until when, its neighbours, ε of the run and of the data's lifetime.
+    """
+    from node import present
+
+    present.status(name, watch=watch, as_json=as_json)
+
+
+@app.command()
+def algorithms(as_json: Json = False) -> None:
+    """List the algorithms.
+
+    With their papers and what in them is reconstructed; --json adds deviations and what they don't cover.
+    """
+    from node import catalogue
+
+    found = catalogue.algorithms()
+    if as_json:
+        _print_json(found)
+        return
+    for entry in found:
+        typer.echo(f"{entry['name']:<12} {entry['summary']}" + (f" ({entry['paper']})" if entry["paper"] else ""))
+        for mark in entry["reconstructions"]:
+            typer.echo(f"{'':<12} reconstruction: {mark}")
+
+
+@app.command()
+def export(
+    folder: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.safetensors", help="File to write.")],
+    node: Node = None,
+    average: Average = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a trained model out of a run folder."""
+    from node import results
+
+    digest = results.export(results.model_file(folder, node, average), out)
+    typer.echo(json.dumps({"file": str(out), "params_digest": digest}) if as_json else f"{out}  sha256 {digest}")
+
+
+@app.command("eval")
+def evaluate(folder: Run, node: Node = None, average: Average = False, as_json: Json = False) -> None:
+    """Test a trained model on the public test set."""
+    from node import results
+
+    metrics = results.evaluate(folder, results.model_file(folder, node, average))
+    typer.echo(json.dumps(metrics) if as_json else "\n".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+
+
+@ca.command("create")
+def ca_create(
+    folder: Annotated[Path, typer.Argument(help="Folder to make for the CA's key and certificate.")],
+    as_json: Json = False,
+) -> None:
+    """Make a federation's certificate authority."""
+    from node import cluster
+
+    _print_fields(cluster.create_authority(folder), as_json)
+
+
+@ca.command("issue")
+def ca_issue(
+    folder: Annotated[Path, typer.Argument(help="The CA's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for key.pem, certificate.pem and ca.pem.")],
+    request: Annotated[Path | None, typer.Option("--request", help="A signing request (PEM); no key is made.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days of validity.")] = 365,
+    as_json: Json = False,
+) -> None:
+    """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its host."""
+    from node import cluster
+
+    _print_fields(cluster.issue(folder, out, request, days), as_json)
+
+
+@ca.command("show")
+def ca_show(
+    file: Annotated[Path, typer.Argument(help="A certificate (PEM) or a folder that holds one.")], as_json: Json = False
+) -> None:
+    """Show a certificate: node id, validity, issuer."""
+    from node import cluster
+
+    _print_fields(cluster.show_certificate(file), as_json)
+
+
+@config.command("show")
+def config_show(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
+    settings: Settings = [],  # noqa: B006
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every value in force: files, environment, --set and defaults together."""
+    from node import config as schema
+
+    model = _model(file)
+    values = schema.leaves(schema.load(model, [file], settings).model_dump(mode="json"))
+    origins = schema.origins(model, [file], settings) if origin else {}
+    if as_json:
+        _print_json(
+            {k: {"value": v, "origin": origins.get(k, "default")} for k, v in values.items()} if origin else values
+        )
+        return
+    for key, value in values.items():
+        typer.echo(f"{key} = {json.dumps(value, ensure_ascii=False)}" + (f"  # {origins.get(key, 'default')}" * origin))
+
+
+@config.command("check")
+def config_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Check a run, experiment or node file without running it."""
+    from node import config as schema
+
+    loaded = schema.load(_model(file), [file], settings)
+    if isinstance(loaded, schema.ExperimentConfig):
+        from node import cluster
+
+        cluster.check(loaded)
+    typer.echo(json.dumps({"file": str(file), "ok": True}) if as_json else f"{file} is in order.")
+
+
+@config.command("schema")
+def config_schema(
+    which: Annotated[Literal["run", "experiment", "node"], typer.Argument()] = "experiment", as_json: Json = False
+) -> None:
+    """Print the JSON schema of run.toml, an experiment file or node.toml."""
+    from node import config as schema
+
+    models: tuple[type[schema.Section], ...] = (schema.RunConfig, schema.ExperimentConfig, schema.NodeConfig)
+    _print_json(models[("run", "experiment", "node").index(which)].model_json_schema())
+
+
+def _experiment(file: Path, settings: list[str]) -> Any:
+    from node.config import ExperimentConfig, load
+
+    return load(ExperimentConfig, [file], settings)
+
+
+def _model(file: Path) -> Any:
+    """A file that names an identity is a node's; anything else is a run or an experiment."""
+    from node.config import ExperimentConfig, NodeConfig, layers
+
+    [(_, values)] = layers(ExperimentConfig, [file], (), {})
+    return NodeConfig if {"name", "identity"} & set(values) else ExperimentConfig
+
+
+def _node_file() -> Path:
+    from platformdirs import site_config_path, user_config_path
+
+    if named := os.environ.get("PEERPOISE_CONFIG"):
+        return Path(named)
+    places = [Path("node.toml"), user_config_path("peerpoise") / "node.toml", Path("/etc/peerpoise/node.toml")]
+    for place in (*places, site_config_path("peerpoise") / "node.toml"):
+        if place.exists():
+            return place
+    raise ConfigurationError(f"There is no node file; name one with --config, or put it at {places[0]} or {places[1]}.")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(fields)
+    else:
+        typer.echo("\n".join(f"{key:<12} {value}" for key, value in fields.items()))
+
+
+def main() -> None:
+    """Entry point: the one place where exceptions become exit codes."""
+    try:
+        app(prog_name="peerpoise")
+    except PeerpoiseError as error:
+        sys.exit(_refuse(str(error), error.exit_code))
+    except Exception as error:
+        sys.exit(_refuse(_bug(error), EXIT_BUG))
+    sys.exit(EXIT_OK)
+
+
+def _refuse(sentence: str, code: int) -> int:
+    print(f"peerpoise: {sentence}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
+    return code
+
+
+def _bug(error: Exception) -> str:
+    """One sentence; the traceback goes to a file, or with PEERPOISE_DEBUG=1 to standard error."""
+    import tempfile
+    import traceback
+
+    if os.environ.get("PEERPOISE_DEBUG") == "1":
+        traceback.print_exc()
+        return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
+    with tempfile.NamedTemporaryFile("w", prefix="peerpoise-bug-", suffix=".txt", delete=False) as file:
+        traceback.print_exc(file=file)
+    return f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in {file.name}, please report it."
+
+
+if __name__ == "__main__":
+    main()

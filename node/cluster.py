@@ -1,0 +1,243 @@
+"""A federation on disk: the CA, the signed roster, run.toml, and one folder per node that `peerpoise run` starts from.
+
+Both `up` (all nodes on loopback) and `pack` (one folder per real host) are `prepare` with other addresses and data.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from node.config import (
+    BudgetSection,
+    DataSection,
+    ExperimentConfig,
+    IdentitySection,
+    ListenSection,
+    MetricsSection,
+    NodeConfig,
+    RunConfig,
+    write,
+)
+from peer.discovery import endpoint
+from peer.errors import ConfigurationError, DataError, StorageError
+from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
+from peer.roster import Member, Roster
+from peer.topology import graph
+
+OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
+"""What `CertificateAuthority.enrol` writes, relative to the node's folder."""
+
+
+def make_folder(folder: Path) -> Path:
+    """A new folder, readable by its owner only.
+
+    Raises:
+        StorageError: it exists and is not empty, or can't be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
+    except OSError as error:
+        raise StorageError(f"The folder {folder} can't be made: {error.strerror}.") from None
+    return folder
+
+
+def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -> RunConfig:
+    """Writes folder/federation (CA) and each node's folder; returns the run as sealed: with nonce and federation key.
+
+    Raises:
+        ConfigurationError: an unknown topology, a name given twice, a bad address.
+    """
+    graph(config.topology.kind, [node.name for node in nodes.values()])
+    authority = CertificateAuthority.create(make_folder(folder / "federation"))
+    run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
+    sealed = RunConfig(**{name: getattr(config, name) for name in RunConfig.model_fields if name != "run"}, run=run)
+    members = []
+    for home, node in nodes.items():
+        identity = authority.enrol(make_folder(home))
+        members.append(Member(node.name, identity.id, (node.listen.advertise or node.listen.address,)))
+        write(node, home / "node.toml")
+    roster = Roster(version=1, effective_round=0, members=tuple(members))
+    for home in (*nodes, folder):
+        write(sealed, home / "run.toml")
+        roster.save(home / "roster.json", authority.key)
+    return sealed
+
+
+def local(folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]) -> dict[str, Path]:
+    """`up`: every node of the experiment on loopback at its (peer port, metrics port); name -> its folder.
+
+    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data may use.
+    """
+    if config.task.data == "own":
+        raise ConfigurationError(
+            'up and simulate divide a bundled data set; task.data = "own" is for real hosts: peerpoise pack.'
+        )
+    places = {}
+    for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
+        places[folder / "nodes" / name] = NodeConfig(
+            name=name,
+            folder=Path(),
+            identity=OWN,
+            data=DataSection(name=config.task.data, rows=Path("rows.npy")),
+            listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
+            budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
+            metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
+        )
+    prepare(folder, config, places)
+    shutil.rmtree(folder / "federation")
+    divide(folder, config, {home.name: home for home in places})
+    return {home.name: home for home in places}
+
+
+def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path]) -> list[list[int]]:
+    """Writes rows.npy of every node and partition.json; returns the label histogram [nodes][classes] (public data)."""
+    from node import data, partition
+
+    labels = data.bundled(config.task.data)[0].y.numpy()
+    parts = partition.divide(config.experiment.model_copy(update={"nodes": len(homes)}), labels)
+    for home, rows in zip(homes.values(), parts, strict=True):
+        partition.save(home / "rows.npy", rows)
+    histogram: list[list[int]] = partition.histogram(labels, parts, config.task.classes).tolist()
+    document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
+    (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n")
+    return histogram
+
+
+def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path) -> dict[str, Any]:
+    """One folder per host. `hosts`: "name=host:port". `data`: "name=data:path", or "name=data" to fill in there.
+
+    Bundled data are divided among the hosts as [experiment] says.
+
+    Raises:
+        ConfigurationError: a mistake in `hosts` or `data`, or own data without a name.
+        StorageError: `out` is not empty.
+    """
+    addresses, own = _pairs("--host", hosts), _pairs("--data", data)
+    bundled = config.task.data != "own"
+    if unknown := sorted(set(own) - set(addresses)):
+        raise ConfigurationError(f"--data names {unknown[0]}, but there is no --host {unknown[0]}=….")
+    if not bundled and (missing := sorted(set(addresses) - set(own))):
+        raise ConfigurationError(f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.')
+    if bundled and own:
+        raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
+    homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
+    sealed = prepare(make_folder(out), config, homes)
+    for home, node in homes.items():
+        (home / "README.txt").write_text(_instructions(node, sealed))
+    if bundled:
+        divide(out, config, {home.name: home for home in homes})
+    return {
+        "run_id": sealed.run_id,
+        "hosts": {home.name: str(home) for home in homes},
+        "federation": str(out / "federation"),
+    }
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
+        if name in found or name in ("federation", ".", "..") or "/" in name:
+            raise ConfigurationError(f"{option} {text!r}: {name!r} is given twice or can't name a host's folder.")
+        found[name] = value
+    return found
+
+
+def _host(name: str, address: str, data: str | None, config: ExperimentConfig) -> NodeConfig:
+    host, port = endpoint(address)
+    if port == 0:
+        raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
+    if data is None:
+        section = DataSection(name=config.task.data, rows=Path("rows.npy"))
+    else:
+        label, _, path = data.partition(":")
+        section = DataSection(name=label, path=Path(path or "FILL-IN.npz"))
+    return NodeConfig(
+        name=name,
+        identity=OWN,
+        data=section,
+        listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
+        budget=BudgetSection(experiment=data is None),
+    )
+
+
+def _instructions(node: NodeConfig, run: RunConfig) -> str:
+    path = node.data.path
+    own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+    return (
+        f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
+        f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"
+        f"    peerpoise run --config node.toml\n\n"
+        f"Neighbours reach it at {node.listen.advertise}; it listens at {node.listen.address}.\n{own}"
+        f"In another terminal: peerpoise status --watch {node.name}\n"
+    )
+
+
+def create_authority(folder: Path) -> dict[str, Any]:
+    authority = CertificateAuthority.create(make_folder(folder))
+    return {"folder": str(folder), "federation": authority.federation}
+
+
+def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str, Any]:
+    """A node's certificate in `out`; with `request` the key stays where it was made."""
+    authority = CertificateAuthority.load(folder)
+    if request is None:
+        return {"folder": str(out), "id": authority.enrol(out, days).id}
+    try:
+        certificate = authority.sign_request(request.read_bytes(), days)
+    except OSError as error:
+        raise DataError(f"{request} can't be read: {error.strerror}.") from None
+    write_private(out / "node.pem", certificate, 0o644)
+    write_private(out / "ca.pem", authority.pem, 0o644)
+    return {"folder": str(out), "id": show_certificate(out / "node.pem")["id"]}
+
+
+def show_certificate(place: Path) -> dict[str, Any]:
+    """What a certificate says; of a folder, its node.pem, otherwise its ca.pem."""
+    if place.is_dir():
+        place = place / ("node.pem" if (place / "node.pem").exists() else "ca.pem")
+    certificate = load_certificate(place)
+    key = p256(certificate)
+    return {
+        "file": str(place),
+        "id": node_id(key) if key else "not a P-256 key",
+        "names": ", ".join(names(certificate)) or "none: a CA",
+        "issuer": certificate.issuer.rfc4514_string(),
+        "valid_from": certificate.not_valid_before_utc.isoformat(),
+        "valid_until": certificate.not_valid_after_utc.isoformat(),
+    }
+
+
+def check(config: ExperimentConfig) -> None:
+    """All that can be wrong with a run before it starts: topology, algorithm and its options, task, data set, model.
+
+    Raises:
+        ConfigurationError: one sentence.
+    """
+    from pydantic import ValidationError
+
+    from node.algorithms import find
+
+    graph(config.topology.kind, config.experiment.names)
+    try:
+        find(config.algorithm.name).Config(**config.algorithm.options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({config.algorithm.name}).") from None
+    if config.task.data != "own":
+        import numpy as np
+
+        from node.tasks import make
+
+        make(config, np.arange(1))
