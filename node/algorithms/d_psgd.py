@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
@@ -48,7 +48,7 @@ class State:
 
 
 class DPsgd:
-    Config: ClassVar[type[DPsgdConfig]] = DPsgdConfig
+    Config: ClassVar[type[BaseModel]] = DPsgdConfig
     pooled: ClassVar[bool] = False
 
     def __init__(

@@ -33,7 +33,7 @@ from math import e, log, sqrt
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
@@ -75,7 +75,7 @@ class State:
 
 
 class Dpdl:
-    Config: ClassVar[type[DpdlConfig]] = DpdlConfig
+    Config: ClassVar[type[BaseModel]] = DpdlConfig
     pooled: ClassVar[bool] = False
 
     def __init__(

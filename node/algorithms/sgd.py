@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
@@ -53,7 +53,7 @@ class State:
 
 
 class Local:
-    Config: ClassVar[type[SgdConfig]] = SgdConfig
+    Config: ClassVar[type[BaseModel]] = SgdConfig
     pooled: ClassVar[bool] = False
 
     def __init__(

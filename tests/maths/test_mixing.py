@@ -1,0 +1,101 @@
+import random
+
+import pytest
+import torch
+
+from node.maths.mixing import accumulator, agreed, fold, mixed, weighted_sum, whole
+from node.maths.schedule import step_size
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def test_the_sum_agrees_with_plain_arithmetic():
+    x = {name: normal(k, 50, dtype=torch.float64) for k, name in enumerate("cab")}
+    expected = 0.2 * x["a"] + 0.5 * x["b"] + 0.3 * x["c"]
+    torch.testing.assert_close(weighted_sum({"c": 0.3, "a": 0.2, "b": 0.5}, x), expected, rtol=0, atol=1e-15)
+
+
+def test_the_order_of_arrival_does_not_matter_and_the_order_of_summation_does():
+    weight = {name: 1 / 7 for name in "abcdefg"}
+    x = {name: normal(k, 1000) for k, name in enumerate(weight)}
+    expected = weighted_sum(weight, x)
+    for seed in range(5):
+        names = random.Random(seed).sample(sorted(weight), len(weight))
+        assert torch.equal(weighted_sum({n: weight[n] for n in names}, {n: x[n] for n in names}), expected)
+    renamed = {"gfedcba"["abcdefg".index(n)]: x[n] for n in x}
+    assert not torch.equal(weighted_sum(weight, renamed), expected), "power: another order gives other bits"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
+    """Streaming and collected Mix: frames of any length, whichever neighbour's frame comes first for another place."""
+    chance = random.Random(4)
+    for trial in range(40):
+        d = chance.randint(1, 3000)
+        weight = {name: chance.random() for name in "abcd"}
+        x = {name: normal(97 * trial + k, d, dtype=dtype) for k, name in enumerate(weight)}
+        acc = accumulator(x["a"])
+        cuts = [0, *sorted(chance.sample(range(d), min(d, 4))), d]
+        for start, stop in chance.sample(list(zip(cuts, cuts[1:], strict=False)), len(cuts) - 1):
+            for name in sorted(weight):
+                fold(acc[start:stop], x[name][start:stop], weight[name])
+        assert torch.equal(acc, weighted_sum(weight, x))
+
+
+def test_half_widths_are_summed_in_float32():
+    x = {name: torch.full((3,), 1.0, dtype=torch.bfloat16) for name in "abc"}
+    total = weighted_sum({name: 1 / 3 for name in "abc"}, x)
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, torch.ones(3))
+
+
+def test_the_vectors_are_left_as_they_are():
+    x = {name: normal(k, 10) for k, name in enumerate("ab")}
+    before = {name: v.clone() for name, v in x.items()}
+    weighted_sum({"a": 0.5, "b": 0.5}, x)
+    assert all(torch.equal(x[name], before[name]) for name in x)
+
+
+def test_a_vector_that_is_missing_is_an_error_of_ours():
+    with pytest.raises(KeyError):
+        weighted_sum({"a": 0.5, "b": 0.5}, {"a": torch.zeros(2)})
+
+
+def test_tuples_are_mixed_place_by_place():
+    said = {"a": (torch.zeros(3), torch.ones(3)), "b": (torch.ones(3), torch.ones(3) * 3)}
+    x, v = mixed({"a": 0.25, "b": 0.75}, said)
+    assert torch.equal(x, torch.full((3,), 0.75))
+    assert torch.equal(v, torch.full((3,), 2.5))
+
+
+def test_lazy_slices_are_drained_once_in_their_order():
+    pulled = []
+
+    def slices():
+        for k in range(3):
+            pulled.append(k)
+            yield torch.full((2, k), float(k))
+
+    assert torch.equal(whole(slices()), torch.tensor([1.0, 1, 2, 2, 2, 2]))
+    assert pulled == [0, 1, 2]
+
+
+HEARD = {"a": {"b", "c"}, "b": {"a"}, "c": {"a", "b"}}
+"""Who heard whom on a full graph of three: b did not hear c."""
+
+
+def test_an_edge_is_mixed_only_if_each_end_heard_the_other():
+    keep = {i: agreed(i, heard, {j: HEARD[j] for j in HEARD if j != i}) for i, heard in HEARD.items()}
+    assert keep == {"a": {"b", "c"}, "b": {"a"}, "c": {"a"}}
+    assert all((i in keep[j]) == (j in keep[i]) for i in keep for j in keep)
+
+
+def test_an_edge_whose_header_did_not_come_is_not_mixed():
+    assert agreed("a", {"b", "c"}, {"b": {"a"}}) == {"b"}
+
+
+def test_step_sizes():
+    assert [step_size(t, 0.1, 0.5, 0) for t in (0, 7)] == [0.1, 0.1]
+    assert [step_size(t, 0.1, 0.5, 2) for t in range(5)] == [0.1, 0.1, 0.05, 0.05, 0.025]
