@@ -1,0 +1,48 @@
+"""The disk seam: files that are either whole or the old ones, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from peer.errors import StorageError
+from peer.failpoint import failpoint
+
+
+def replace(path: Path, data: bytes | memoryview, point: str = "") -> None:
+    """Writes `path` through a temporary file: write, fsync, rename, fsync of the folder.
+
+    `point` names the failpoints before_<point>_rename and after_<point>_rename.
+
+    Raises:
+        StorageError: the disk is full or refuses; the old file is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        failpoint(f"before_{point}_rename")
+        temporary.replace(path)
+        failpoint(f"after_{point}_rename")
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise refused(path, error) from None
+
+
+def sync(folder: Path) -> None:
+    """Makes renames and deletions in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refused(path: Path, error: OSError) -> StorageError:
+    """The sentence for a disk that refuses to write `path`."""
+    return StorageError(f"{path} can't be written: {error.strerror or error}; free space or check permissions.")

@@ -1,0 +1,162 @@
+"""The run's journal: JSON lines, a header at every start, then one line per event.
+
+What may be written is the literal table EVENTS; any other event or field is a bug and raises. Nothing private is in
+it: no loss or accuracy on private data, no drawn batch size, no n_i, no histogram of labels, no vector. (Seconds of a
+phase are in it, as they can be seen on the wire too.) `data` holds the digest of the private file so that a later
+reader can tell whether it changed; whoever guesses the whole file can confirm the guess with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from node import disk
+from peer.errors import StorageError
+
+EVENTS: Mapping[str, frozenset[str]] = {
+    event: frozenset(("event", "time", *fields.split()))
+    for event, fields in {
+        # start of a process
+        "header": "node run configuration version seed machine platform python torch threads cores",
+        "resume": "round checkpoint skipped reason",
+        "data": "digest",
+        # state of the node: waiting, running, lingering, stopping, finished
+        "state": "state reason round",
+        "warning": "round what text",
+        # a round
+        "phase": "round phase kind seconds wait_seconds heard missing bytes_sent bytes_received",
+        "round": "round seconds bytes_sent bytes_received heard missing weight cosine calibration consensus_distance",
+        "test": "round accuracy loss",
+        "epsilon": "round total link lifetime mode batches adjacency delta accountant",
+        "checkpoint": "round path seconds",
+        # neighbours
+        "peer": "round peer state reason",
+        "lost_edge": "round phase peer reason",
+        "partial_mix": "round phase peer offset",
+        "refused": "round phase peer code reason direction",
+        "roster": "round version",
+        # the door
+        "release": "round recipient sequence",
+        "withheld": "round recipient reason",
+        # end of a process
+        "end": "round reason signal exit_code wall_seconds complete params_digest",
+    }.items()
+}
+"""event -> the fields it may have. `accuracy` and `loss` of "test" are those of the PUBLIC test set."""
+
+
+class Journal:
+    """Appends events to a file; every line is one write, so a crash tears at most the last one. Thread-safe."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Opens or continues the journal and writes the header (see `header`).
+
+        Raises:
+            StorageError: the file can't be opened or written.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = path.open("a+b", buffering=0)
+            _cut_torn_line(self._file.fileno())
+        except OSError as error:
+            raise disk.refused(path, error) from None
+        self.write("header", **header)
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Appends one line, with the wall-clock time; what is not finite becomes null.
+
+        Raises:
+            ValueError: an event or field that is not in EVENTS.
+            StorageError: the disk is full or refuses; the journal is left whole.
+        """
+        entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        if unknown := entry.keys() - EVENTS.get(event, frozenset()):
+            raise ValueError(f"the journal's event {event!r} has no field {', '.join(sorted(unknown))}")
+        line = json.dumps(plain(entry), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(self._file.fileno(), end)
+                raise disk.refused(self.path, error) from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+def header(configuration: Mapping[str, Any], *, node: str, run: str, seed: int, threads: int) -> dict[str, Any]:
+    """What a reader needs to repeat the run: its configuration (run.toml, never node.toml), code, seed and machine."""
+    return {
+        "node": node,
+        "run": run,
+        "configuration": configuration,
+        "version": code_version(),
+        "seed": seed,
+        "machine": platform.machine(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": code_version("torch"),
+        "threads": threads,
+        "cores": os.cpu_count(),
+    }
+
+
+def code_version(package: str = "peerpoise") -> str:
+    """The installed version of a package, found without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All events of a journal, without a torn last line.
+
+    Raises:
+        StorageError: there is no journal, or a line before the last is damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise StorageError(f"The journal {path} can't be read: {error.strerror or error}.") from None
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise StorageError(f"The journal {path} is damaged: {error}.") from None
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: sets sorted, tuples as lists, what is not finite as None."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): plain(inner) for key, inner in value.items()}
+        case set() | frozenset():
+            return sorted(plain(inner) for inner in value)
+        case list() | tuple():
+            return [plain(inner) for inner in value]
+        case _:
+            return value
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    """Shortens the file to its last whole line."""
+    size = os.fstat(descriptor).st_size
+    whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    if whole < size:
+        os.ftruncate(descriptor, whole)

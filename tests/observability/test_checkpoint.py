@@ -1,0 +1,214 @@
+"""Checkpoints: what goes in comes out, a crash at any point leaves a whole one, and no random state is ever inside."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from node import checkpoint
+from peer.errors import DataError, StorageError
+from peer.failpoint import VARIABLE
+from peer.message import Layout
+
+
+@dataclass(slots=True)
+class State:
+    x: torch.Tensor
+    v: torch.Tensor
+    t: int = 0
+    other: Any = None
+
+
+def state(t: int = 0, **other: Any) -> State:
+    generator = torch.Generator().manual_seed(t)
+    return State(torch.randn(17, generator=generator), torch.randn(3, 4, generator=generator), t, other or None)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, tuple):
+        return type(b) is tuple and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+tensors = st.tuples(
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]),
+    st.lists(st.integers(0, 3), max_size=3),
+).map(lambda made: torch.ones(made[1]).cumsum(0).to(made[0]) if made[1] else torch.tensor(1).to(made[0]))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | tensors,
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(other=values)
+def test_whatever_a_state_holds_comes_back(tmp_path_factory, other):
+    folder = tmp_path_factory.mktemp("any")
+    checkpoint.save(folder, 5, State(torch.ones(2), torch.zeros(2), 5, other), {"run": "abc"})
+    found = checkpoint.latest(folder, State)
+    assert (found.round, found.extra, found.state.t) == (5, {"run": "abc"}, 5)
+    assert same(found.state.other, other)
+
+
+def test_tensors_that_share_memory_come_back_apart(tmp_path):
+    x = torch.arange(6.0)
+    checkpoint.save(tmp_path, 0, State(x, x[2:], 0, x.view(2, 3).T))
+    found = checkpoint.latest(tmp_path, State).state
+    assert same((found.x, found.v, found.other), (x, x[2:], x.view(2, 3).T))
+    found.x.zero_()
+    assert found.v.sum() == 14
+
+
+@pytest.mark.parametrize("thing", [torch.Generator(), object(), [1], {1: 2}, b"bytes", {"a": ({},), "b": set()}])
+def test_what_has_no_place_in_a_checkpoint_is_a_bug(tmp_path, thing):
+    with pytest.raises(TypeError, match="a checkpoint can't hold"):
+        checkpoint.save(tmp_path, 0, state(thing=thing))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_two_are_kept(tmp_path):
+    assert checkpoint.latest(tmp_path, State) is None
+    for t in (8, 9, 10, 11):
+        checkpoint.save(tmp_path, t, state(t))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10.safetensors",
+        "checkpoint-11.safetensors",
+    ]
+    assert checkpoint.latest(tmp_path, State).round == 11
+
+
+def damaged(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    match how:
+        case "cut":
+            path.write_bytes(whole[:-5])
+        case "empty":
+            path.write_bytes(b"")
+        case "bit in a tensor":
+            path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        case "bit in the metadata":
+            path.write_bytes(whole.replace(rb"\"round\": 2", rb"\"round\": 3"))
+        case "other fields":
+            checkpoint.save(path.parent, 2, Layout(()))
+
+
+HOWS = ["cut", "empty", "bit in a tensor", "bit in the metadata", "other fields"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, how):
+    for t in (1, 2):
+        checkpoint.save(tmp_path, t, state(t))
+    before = (tmp_path / "checkpoint-2.safetensors").read_bytes()
+    damaged(tmp_path / "checkpoint-2.safetensors", how)
+    assert (tmp_path / "checkpoint-2.safetensors").read_bytes() != before
+    warnings: list[str] = []
+    found = checkpoint.latest(tmp_path, State, warnings.append)
+    assert found.round == 1
+    assert same(found.state.x, state(1).x)
+    assert len(warnings) == 1
+    assert "checkpoint-2.safetensors is damaged" in warnings[0]
+
+
+def test_both_damaged_is_none_and_two_sentences(tmp_path):
+    for t in (1, 2):
+        checkpoint.save(tmp_path, t, state(t))
+        damaged(tmp_path / f"checkpoint-{t}.safetensors", "cut")
+    warnings: list[str] = []
+    assert checkpoint.latest(tmp_path, State, warnings.append) is None
+    assert len(warnings) == 2
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    checkpoint.save(tmp_path, 1, state(1))
+    path = tmp_path / "checkpoint-1.safetensors"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        found = checkpoint.latest(tmp_path, State)
+        assert found is None or (same(found.state.x, state(1).x) and same(found.state.v, state(1).v))
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from node import checkpoint
+from tests.observability.test_checkpoint import state
+checkpoint.save(Path(sys.argv[1]), 2, state(2))
+"""
+
+
+@pytest.mark.parametrize(("point", "survives"), [("before_checkpoint_rename", 1), ("after_checkpoint_rename", 2)])
+def test_a_kill_around_the_rename_leaves_a_whole_checkpoint(tmp_path, point, survives):
+    checkpoint.save(tmp_path, 1, state(1))
+    root = Path(__file__).parents[2]
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); {CHILD.strip().replace(chr(10), '; ')}"
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, VARIABLE: f"{point}=kill"}, check=False
+    )
+    assert child.returncode == -9
+    warnings: list[str] = []
+    found = checkpoint.latest(tmp_path, State, warnings.append)
+    assert (found.round, warnings) == (survives, [])
+    assert same(found.state.x, state(survives).x)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_old(tmp_path):
+    """The temporary file is /dev/full: every write to it fails with ENOSPC."""
+    checkpoint.save(tmp_path, 1, state(1))
+    (tmp_path / "checkpoint-2.safetensors.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left on device; free space"):
+        checkpoint.save(tmp_path, 2, state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1.safetensors"]
+    checkpoint.save(tmp_path, 2, state(2))
+    assert checkpoint.latest(tmp_path, State).round == 2
+
+
+def test_no_state_of_any_generator_is_in_a_checkpoint(tmp_path):
+    """The names that generators' states have, and the bytes of torch's, in a file made amid used generators."""
+    torch.randn(3)
+    random_state = torch.random.get_rng_state().numpy().tobytes()
+    path = checkpoint.save(tmp_path, 1, state(1, moments=(torch.ones(3),)), {"run": "abc"})
+    content = path.read_bytes()
+    assert random_state[8:200] not in content
+    for word in (b"rng", b"generator", b"noise", b"pickle", b"seed"):
+        assert word not in content.lower()
+    source = Path(checkpoint.__file__).read_text()
+    assert not re.findall(r"get_rng_state|import pickle|import random|(?<!safetensors\.)torch\.(?:save|load)", source)
+
+
+LAYOUT = Layout((("b.weight", (2, 3)), ("a.bias", (2,))))
+
+
+def test_a_model_comes_back_and_others_can_read_it(tmp_path):
+    x = torch.arange(8.0)
+    checkpoint.save_model(tmp_path / "model.safetensors", LAYOUT, x)
+    layout, found = checkpoint.load_model(tmp_path / "model.safetensors")
+    assert layout == LAYOUT
+    assert torch.equal(found, x)
+    named = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(named["b.weight"], x[:6].view(2, 3))
+    assert torch.equal(named["a.bias"], x[6:])
+
+
+def test_a_file_that_is_no_model_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="no model"):
+        checkpoint.load_model(tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello, this is no model")
+    with pytest.raises(DataError, match="no model of peerpoise"):
+        checkpoint.load_model(tmp_path / "text.safetensors")
+    path = checkpoint.save(tmp_path, 1, state(1))
+    with pytest.raises(DataError, match="no model of peerpoise"):
+        checkpoint.load_model(path)
