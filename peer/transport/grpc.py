@@ -1,0 +1,487 @@
+"""Bytes over gRPC on one mutually authenticated TLS 1.3 port; the only file that meets grpc.
+
+Frames are raw bytes on a generic stream-stream method, written and read one at a time, so back-pressure is true: a
+writer gets no further than two or three frames ahead of a reader that stopped. Each link has two connections, or
+control messages would wait behind bulk.
+
+A listener admits a call in this order: TLS 1.3 with a certificate of the federation, SHA-256(key) == the
+certificate's only name, not revoked, within its identity's quota; only then is anything read. The dialling side is
+shown no certificate by grpc: TLS checks chain and name there, the handshake's signature checks the key (session.py).
+
+Not covered: grpc.aio can't cut a connection, so a revoked peer keeps an idle one on which every call is refused; a
+certificate that expires stays usable on connections made before; silent TCP connections live until the handshake
+timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+from peer.codec import MAX_MESSAGE, printable
+from peer.discovery import endpoint
+from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
+from peer.identity import DOMAIN, Identity, spki_id
+from peer.transport import Method, Service
+from peer.v1 import peer_pb2
+
+CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"
+"""grpc has no switch for the TLS version. This one suite of TLS 1.2 fits no certificate, so 1.2 can't be negotiated,
+while the suites of 1.3 are not affected. grpc reads it once: it has to stand before the first import."""
+
+if "grpc" in sys.modules and os.environ.get("GRPC_SSL_CIPHER_SUITES") != CIPHERS:
+    raise ConfigurationError("grpc was imported before peer.transport.grpc, which must first forbid it TLS 1.2.")
+os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHERS
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # failed handshakes reach people as sentences, not as C++ log lines
+
+import grpc  # noqa: E402
+import grpc.aio  # noqa: E402
+from grpc_health.v1 import health, health_pb2  # noqa: E402
+
+SERVICE = "peerpoise.peer.v1.Peer"
+CALLS_PER_PEER = 8
+"""Open control calls of one identity; a well-behaved one has a beat and now and then a handshake."""
+TRANSFERS_PER_PEER = 8
+"""Open transfers of one identity: what a round keeps in flight on an edge, twice over."""
+STREAMS_PER_CONNECTION = 16
+"""Calls that one connection may have open at the listener; further ones wait at the sender."""
+REQUEST_SECONDS = 10.0
+"""How long a control call may take to deliver its few bytes after it was admitted."""
+CONNECT_SECONDS = 10.0
+"""How long one attempt to connect may take, TLS handshake on a busy machine included."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_log = logging.getLogger(__name__)
+
+
+def common_options() -> list[tuple[str, Any]]:
+    """What both ends set: message limits, no compression (noise does not shrink, bombs grow), no hidden retries."""
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE),
+        ("grpc.max_send_message_length", MAX_MESSAGE),
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_retries", 0),
+    ]
+
+
+def server_options(keepalive: float, handshake: float) -> list[tuple[str, Any]]:
+    """Half the client's interval is tolerated, so that clocks and jitter never look like "too many pings"."""
+    return [
+        *common_options(),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive * 500)),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
+    ]
+
+
+def client_options(keepalive: float, reconnect: tuple[float, float], node_id: str) -> list[tuple[str, Any]]:
+    """Every channel has a connection of its own and expects the certificate of exactly `node_id`."""
+    return [
+        *common_options(),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
+        ("grpc.initial_reconnect_backoff_ms", int(reconnect[0] * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(reconnect[1] * 1000)),
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
+        ("grpc.ssl_target_name_override", f"{node_id}.{DOMAIN}"),
+    ]
+
+
+class Grpc:
+    """Implements `peer.transport.Transport`. Without an identity it is insecure: no encryption, callers are None.
+
+    `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs forget idle connections,
+    peers answer faster pings with "too many pings"); `reconnect` is the back-off in seconds, (first, longest).
+
+    Raises:
+        ConfigurationError: `listen` is no address, or keepalive is below 20.
+    """
+
+    def __init__(
+        self,
+        identity: Identity | None,
+        listen: str,
+        *,
+        max_neighbours: int = 64,
+        keepalive: float = 25.0,
+        reconnect: tuple[float, float] = (0.1, 3.0),
+        handshake: float = 8.0,
+    ) -> None:
+        if keepalive < 20:
+            raise ConfigurationError("keepalive must be at least 20 seconds; peers refuse faster pings.")
+        self.insecure = identity is None
+        self._identity = identity
+        self._host, self._port = endpoint(listen)
+        self._listen = listen
+        self._keepalive, self._reconnect, self._handshake = keepalive, reconnect, handshake
+        self._rpcs = (max_neighbours + 8) * (CALLS_PER_PEER + TRANSFERS_PER_PEER)
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._open: dict[tuple[str, int], set[asyncio.Task[Any]]] = {}
+        self._links: set[GrpcLink] = set()
+        self._revoked: set[str] = set()
+        self._ids: dict[bytes, str] = {}
+
+    async def serve(self, service: Service) -> str:
+        """Starts listening; returns the bound "host:port".
+
+        Raises:
+            TemporaryFailure: the port is taken.
+            ConfigurationError: this machine has no such address, or the port is reserved.
+        """
+        options = server_options(self._keepalive, self._handshake)
+        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._rpcs)
+        server.add_generic_rpc_handlers(self._handlers(service))
+        try:
+            port = self._bind(server)
+        except RuntimeError:
+            await server.stop(None)
+            self._explain()
+            raise TemporaryFailure(f"{self._listen} can't be listened on; try again or choose another.") from None
+        self._server = server
+        await server.start()
+        return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    def link(self, node_id: str, address: str) -> GrpcLink:
+        """A link to the node with this id at this address; dials lazily and re-dials by itself.
+
+        Raises:
+            ConfigurationError: `address` is none.
+        """
+        endpoint(address)
+        link = GrpcLink(self, node_id, address)
+        self._links.add(link)
+        return link
+
+    async def close(self, grace: float) -> None:
+        """Stops listening; open calls get `grace` seconds, then are aborted. Links are closed by who made them."""
+        if self._server is not None:
+            await self.set_serving(False)
+            await self._server.stop(grace)
+            self._server = None
+
+    async def set_serving(self, serving: bool) -> None:
+        """What grpc.health.v1 answers from now on."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    def rotate(self, identity: Identity) -> None:
+        """Uses a newer certificate of the same id: for new incoming connections, and for links made from now on.
+
+        Raises:
+            IdentityError: another id, or this transport has no identity.
+        """
+        if self._identity is None or identity.id != self._identity.id:
+            raise IdentityError("A running node can't change its identity; stop it first.")
+        self._identity = identity
+
+    def revoke(self, node_id: str) -> None:
+        """Aborts every open call from and to this id, and refuses new ones."""
+        self._revoked.add(node_id)
+        for (caller, _), tasks in self._open.items():
+            if caller == node_id:
+                for task in tasks:
+                    task.cancel()
+        for link in self._links:
+            if link.node_id == node_id:
+                link.cancel()
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        if self._identity is None:
+            return server.add_insecure_port(self._listen)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._certificate(), self._certificate, require_client_authentication=True
+        )
+        return server.add_secure_port(self._listen, credentials)
+
+    def _certificate(self) -> grpc.ServerCertificateConfiguration:
+        assert self._identity is not None
+        pair = (self._identity.key_pem, self._identity.certificate_pem)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=self._identity.ca_pem)
+
+    def _explain(self) -> None:
+        """Raises what the operating system says about binding to `listen`, if it still says so."""
+        try:
+            family, _, _, _, where = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind(where)
+                probe.listen()
+        except socket.gaierror:
+            raise ConfigurationError(f"{self._listen}: this machine can't find that host name.") from None
+        except PermissionError:
+            raise ConfigurationError(f"{self._listen}: this user may not listen there; use a port ≥ 1024.") from None
+        except OSError as error:
+            if error.errno == 98 or error.errno == 48:
+                raise TemporaryFailure(
+                    f"{self._listen} is taken by another process; stop it or choose another."
+                ) from None
+            raise ConfigurationError(f"{self._listen} can't be listened on: {error.strerror}.") from None
+
+    def channel(self, node_id: str, address: str) -> grpc.aio.Channel:
+        """A new connection-to-be."""
+        options = client_options(self._keepalive, self._reconnect, node_id)
+        if self._identity is None:
+            return grpc.aio.insecure_channel(f"dns:///{address}", options=options)
+        own = self._identity
+        credentials = grpc.ssl_channel_credentials(own.ca_pem, own.key_pem, own.certificate_pem)
+        return grpc.aio.secure_channel(f"dns:///{address}", credentials, options=options)
+
+    def forget(self, link: GrpcLink) -> None:
+        self._links.discard(link)
+
+    def revoked(self, node_id: str | None) -> bool:
+        return node_id in self._revoked
+
+    # what arrives
+
+    def _handlers(self, service: Service) -> tuple[grpc.GenericRpcHandler, ...]:
+        """All methods are streams for grpc, so that nothing is read before the caller is admitted."""
+        own: dict[str, Any] = {"Transfer": grpc.stream_stream_rpc_method_handler(self._transfer(service))}
+        for method in ("Handshake", "Beat", "Leave"):
+            own[method] = grpc.stream_stream_rpc_method_handler(self._call(service, method))
+        asked, answered = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+        checks = {
+            name: grpc.stream_stream_rpc_method_handler(self._check(watch), asked, answered)
+            for name, watch in (("Check", False), ("Watch", True))
+        }
+        return (
+            grpc.method_handlers_generic_handler(SERVICE, own),
+            grpc.method_handlers_generic_handler(health.SERVICE_NAME, checks),
+        )
+
+    def _call(self, service: Service, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+        async def handle(_: Any, context: Context) -> None:
+            async with self._admitted(context, CALLS_PER_PEER) as caller:
+                request = await _only(context)
+                await context.write(await service.call(caller, method, request))
+
+        return handle
+
+    def _transfer(self, service: Service) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+        async def handle(_: Any, context: Context) -> None:
+            async with (
+                self._admitted(context, TRANSFERS_PER_PEER, 1) as caller,
+                aclosing(_messages(context)) as messages,
+            ):
+                await context.write(await service.transfer(caller, messages))
+
+        return handle
+
+    def _check(self, watch: bool) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+        async def handle(_: Any, context: Context) -> None:
+            async with self._admitted(context, CALLS_PER_PEER):
+                request = await _only(context)
+                if watch:
+                    await self._health.Watch(request, context)
+                else:
+                    await context.write(await self._health.Check(request, context))
+
+        return handle
+
+    @asynccontextmanager
+    async def _admitted(self, context: Context, quota: int, lane: int = 0) -> AsyncIterator[str | None]:
+        """Who calls, if they may; holds their place in the quota, and turns what goes wrong inside into a status."""
+        caller = None if self.insecure else await self._authenticate(context)
+        key, task = (caller or context.peer(), lane), asyncio.current_task()
+        assert task is not None
+        places = self._open.setdefault(key, set())
+        if len(places) >= quota:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls of this node are open.")
+        places.add(task)
+        try:
+            yield caller
+        except asyncio.CancelledError:
+            if self.revoked(caller):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "This node was revoked.")
+            raise
+        except Malformed as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, printable(str(error)))
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            if not context.done():
+                _log.exception("A call could not be served.")
+                await context.abort(grpc.StatusCode.INTERNAL, "The call met a fault in the node that was called.")
+        finally:
+            places.discard(task)
+            if not places:
+                self._open.pop(key, None)
+
+    async def _authenticate(self, context: Context) -> str:
+        """The caller's id, from its key and nothing it says; ends the call if anything is amiss."""
+        shown = context.auth_context()
+        if list(shown.get("ssl_tls_version", ())) != [b"TLSv1.3"]:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required.")
+        pem = next(iter(shown.get("x509_pem_cert", ())), b"")
+        try:
+            caller = self._ids.get(pem) or self._identify(pem)
+        except IdentityError as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        if self.revoked(caller):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "This node was revoked.")
+        return caller
+
+    def _identify(self, pem: bytes) -> str:
+        own, names = spki_id(pem)
+        if names != (f"{own}.{DOMAIN}",):
+            raise IdentityError("The certificate's name does not belong to its key.")
+        if len(self._ids) >= 4096:
+            self._ids.clear()
+        self._ids[pem] = own
+        return own
+
+
+async def _only(context: Context) -> Any:
+    """The one message of a control call."""
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            request = await context.read()
+    except TimeoutError:
+        raise Malformed("The call's message did not come.") from None
+    if request is grpc.aio.EOF:
+        raise Malformed("The call has no message.")
+    return request
+
+
+async def _messages(context: Context) -> AsyncGenerator[bytes, None]:
+    while (message := await context.read()) is not grpc.aio.EOF:
+        yield message
+
+
+class GrpcLink:
+    """Implements `peer.transport.Link`: one connection for control, one for bulk."""
+
+    def __init__(self, transport: Grpc, node_id: str, address: str) -> None:
+        self.node_id, self.address = node_id, address
+        self._transport = transport
+        self._channels = [transport.channel(node_id, address) for _ in range(2)]
+        self._calls: set[Any] = set()
+        control, bulk = self._channels
+        self._control: dict[str, Any] = {
+            m: control.unary_unary(f"/{SERVICE}/{m}") for m in ("Handshake", "Beat", "Leave")
+        }
+        self._bulk: Any = bulk.stream_stream(f"/{SERVICE}/Transfer")
+
+    async def call(self, method: Method, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """One control message and its answer, within `timeout` seconds.
+
+        Raises:
+            Unreachable: no connection, no answer in time, or the peer refused the call.
+        """
+        async with self._following(lambda: self._control[method](request, timeout=timeout)) as call:
+            reply: bytes = await call
+            return reply
+
+    async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:
+        """Sends the messages one after another as the receiver takes them; a verdict before the last stops the sending.
+
+        Raises:
+            Unreachable: no connection, it broke, or the peer ended the transfer without a verdict.
+        """
+        async with self._following(self._bulk) as call:
+            sending = asyncio.ensure_future(_send(call, messages))
+            reading = asyncio.ensure_future(call.read())
+            try:
+                await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+                verdict: Any = await reading
+                if verdict is not grpc.aio.EOF and sending.done():
+                    await call.read()  # the end of the call, so that it is not cancelled for nothing
+            finally:
+                for task in (sending, reading):
+                    task.cancel()
+                await asyncio.wait({sending, reading})
+        if verdict is grpc.aio.EOF:
+            raise Unreachable(f"{self.address} ended a transfer without a verdict.")
+        return bytes(verdict)
+
+    def cancel(self) -> None:
+        """Ends every open call of this link."""
+        for call in tuple(self._calls):
+            call.cancel()
+
+    async def close(self) -> None:
+        self._transport.forget(self)
+        self.cancel()
+        for channel in self._channels:
+            await channel.close()
+
+    @asynccontextmanager
+    async def _following(self, start: Callable[[], Any]) -> AsyncIterator[Any]:
+        """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with the block."""
+        if self._transport.revoked(self.node_id):
+            raise Unreachable(f"The node at {self.address} was revoked.", peer_pb2.CODE_IDENTITY)
+        try:
+            call = start()
+        except grpc.aio.UsageError:
+            raise Unreachable(f"The link to {self.address} is closed.") from None
+        self._calls.add(call)
+        try:
+            yield call
+        except grpc.aio.AioRpcError as error:
+            raise _unreachable(self.address, error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise Unreachable(f"The link to {self.address} was closed.") from None
+        finally:
+            self._calls.discard(call)
+            call.cancel()
+
+
+async def _send(call: Any, messages: AsyncIterable[bytes]) -> None:
+    """Writes until the end, or until the call is over; why it is over, the reading side says."""
+    iterator = aiter(messages)
+    try:
+        async for message in iterator:
+            await call.write(message)
+        await call.done_writing()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return
+    finally:
+        if hasattr(iterator, "aclose"):
+            await iterator.aclose()
+
+
+_CODES = {
+    grpc.StatusCode.PERMISSION_DENIED: peer_pb2.CODE_IDENTITY,
+    grpc.StatusCode.UNAUTHENTICATED: peer_pb2.CODE_IDENTITY,
+    grpc.StatusCode.INVALID_ARGUMENT: peer_pb2.CODE_MALFORMED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: peer_pb2.CODE_BUSY,
+}
+
+
+def _unreachable(address: str, error: grpc.aio.AioRpcError) -> Unreachable:
+    """One sentence, as far as grpc's words tell; they decide the wording only."""
+    code, details = error.code(), printable(error.details() or "")
+    if code in _CODES:
+        return Unreachable(f"{address} refused the call: {details}", _CODES[code])
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unreachable(f"{address} gave no answer in time.")
+    if "refused" in details:
+        return Unreachable(f"Nobody listens at {address}.")
+    if "not in peer certificate" in details or "Hostname" in details:
+        what = f"{address} showed the certificate of another node."
+        return Unreachable(what, peer_pb2.CODE_IDENTITY)
+    if "andshake" in details or "SSL" in details:
+        what = f"{address} and this node do not accept each other's certificate or TLS version."
+        return Unreachable(what, peer_pb2.CODE_IDENTITY)
+    return Unreachable(f"The connection to {address} failed ({details}).")
