@@ -1,0 +1,90 @@
+"""D-PSGD (arXiv 1705.09056): x_i ← Σ_j w_ij x_j − η g_i(x_i); one Mix, one release."""
+
+import pytest
+import torch
+from golden import EQUATIONS, close, vector
+
+from node.algorithms.d_psgd import DPsgd, DPsgdConfig
+from node.simulate import simulate
+from peer.message import Layout, Mix
+from peer.neighborhood import Neighborhood
+from peer.topology import neighborhoods
+
+LAYOUT = Layout((("w", (7,)),))
+
+
+class Door:
+    """Gives g to oneself; the clean own gradient is not to be touched. Notes at which x it was asked, and for whom."""
+
+    def __init__(self, g):
+        self.g, self.asked = g, []
+
+    def __call__(self, x, t, to):
+        self.asked.append((x.clone(), t, to))
+        return self.g.clone()
+
+    def own(self, x, t):
+        raise AssertionError("in paper mode this would be the clean gradient")
+
+
+def six():
+    """The six nodes of the golden mixing case, with gradients 1, 2, … at x̃."""
+    names = [str(i) for i in range(6)]
+    rows = EQUATIONS["metropolis"]["W"]
+    nodes, hoods = {}, {}
+    for i, row, x in zip(names, rows, EQUATIONS["mix"]["x_tilde"], strict=True):
+        hoods[i] = Neighborhood(me=i, weight={j: w for j, w in zip(names, row, strict=True) if w}, nodes=6)
+        door = Door(torch.full((7,), float(i) + 1, dtype=torch.float64))
+        config = DPsgdConfig(lr=0.5)
+        nodes[i] = DPsgd(config, hood=hoods[i], layout=LAYOUT, gradients=door, start=vector(x))
+    return nodes, hoods
+
+
+def test_one_round_mixes_then_steps():
+    nodes, hoods = six()
+    simulate(nodes, hoods, 1)
+    for i, mixed in enumerate(EQUATIONS["mix"]["mixed"]):
+        close(nodes[str(i)].parameters + 0.5 * (i + 1), mixed)
+
+
+def test_the_gradient_is_taken_at_the_own_model_before_mixing():
+    nodes, hoods = six()
+    simulate(nodes, hoods, 1)
+    for i, x in enumerate(EQUATIONS["mix"]["x_tilde"]):
+        [(at, t, to)] = nodes[str(i)].gradients.asked
+        close(at, x)
+        assert (t, to) == (0, str(i))
+
+
+def test_the_mixed_model_goes_out_unstepped_and_is_all_that_is_said():
+    """d floats per neighbour; the gradient enters what the neighbours see one round later."""
+    nodes, _ = six()
+    talk = nodes["0"].round(0)
+    verb = next(talk)
+    assert (type(verb), verb.kind) == (Mix, "model")
+    close(verb.tensors, EQUATIONS["mix"]["x_tilde"][0])
+    with pytest.raises(StopIteration):
+        talk.send(torch.zeros(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["ring", "full"])
+def test_one_release_a_round_whatever_the_degree(kind):
+    names = [f"n{i}" for i in range(6)]
+    hoods = neighborhoods(kind, names)
+    doors = {i: Door(torch.ones(7)) for i in names}
+    nodes = {
+        i: DPsgd(DPsgdConfig(), hood=hoods[i], layout=LAYOUT, gradients=doors[i], start=torch.zeros(7)) for i in names
+    }
+    simulate(nodes, hoods, 4)
+    assert all([(t, to) for _, t, to in doors[i].asked] == [(t, i) for t in range(4)] for i in names)
+    assert {DPsgd.releases(hoods[i].degree) for i in names} == {1}
+
+
+def test_weight_decay_and_the_schedule():
+    hoods = neighborhoods("full", ["a"])
+    config = DPsgdConfig(lr=0.1, lr_decay=0.5, decay_every=1, weight_decay=0.01)
+    node = DPsgd(config, hood=hoods["a"], layout=LAYOUT, gradients=Door(torch.ones(7)), start=torch.ones(7))
+    simulate({"a": node}, hoods, 2)
+    x = 1 - 0.1 * 1.01
+    x = x - 0.05 * (1 + 0.01 * x)
+    torch.testing.assert_close(node.parameters, torch.full((7,), x))

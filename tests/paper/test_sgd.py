@@ -1,0 +1,72 @@
+"""Local and centralised SGD against torch.optim.SGD."""
+
+import pytest
+import torch
+
+from node.algorithms import find
+from node.algorithms.sgd import Centralised, Local, SgdConfig
+from node.simulate import simulate
+from peer.message import Layout
+from peer.topology import neighborhoods
+
+LAYOUT = Layout((("w", (3, 4)),))
+
+
+class Regression:
+    """½ mean of (a·x − y)² by autograd, on fixed data of one node."""
+
+    def __init__(self, seed):
+        chance = torch.Generator().manual_seed(seed)
+        self.a, self.y = torch.randn(20, 12, generator=chance), torch.randn(20, generator=chance)
+
+    def loss(self, x):
+        return 0.5 * (self.a @ x - self.y).square().mean()
+
+    def __call__(self, x, t, to):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(self.loss(leaf), leaf)[0]
+
+    def own(self, x, t):
+        raise AssertionError("in paper mode this would be the clean gradient")
+
+
+@pytest.mark.parametrize("algorithm", [Local, Centralised])
+@pytest.mark.parametrize("options", [{"beta": 0.0, "weight_decay": 0.0}, {"beta": 0.9, "weight_decay": 5e-4}], ids=str)
+def test_its_steps_have_the_bits_of_torch(algorithm, options):
+    hoods, door = neighborhoods("full", ["a"]), Regression(1)
+    config = SgdConfig(lr=0.05, lr_decay=0.9, decay_every=10, **options)
+    node = algorithm(config, hood=hoods["a"], layout=LAYOUT, gradients=door, start=torch.ones(12))
+    simulate({"a": node}, hoods, 50)
+
+    x = torch.nn.Parameter(torch.ones(12))
+    oracle = torch.optim.SGD([x], lr=0.05, momentum=options["beta"], weight_decay=options["weight_decay"])
+    for t in range(50):
+        oracle.param_groups[0]["lr"] = 0.05 * 0.9 ** (t // 10)
+        oracle.zero_grad()
+        door.loss(x).backward()
+        oracle.step()
+    assert torch.equal(node.parameters, x.data)
+
+
+def test_local_says_nothing_and_hears_nothing():
+    """Two neighbours: each ends where it would have ended alone."""
+    pair, lone = neighborhoods("full", ["a", "b"]), neighborhoods("full", ["a"])
+    ends = []
+    for hoods in (pair, lone):
+        nodes = {
+            i: Local(SgdConfig(), hood=hoods[i], layout=LAYOUT, gradients=Regression(k), start=torch.zeros(12))
+            for k, i in enumerate(hoods)
+        }
+        simulate(nodes, hoods, 10)
+        ends.append({i: node.parameters for i, node in nodes.items()})
+    assert torch.equal(ends[0]["a"], ends[1]["a"])
+    assert not torch.equal(ends[0]["a"], ends[0]["b"])
+    assert (
+        list(Local(SgdConfig(), hood=pair["a"], layout=LAYOUT, gradients=Regression(0), start=torch.zeros(12)).round(0))
+        == []
+    )
+
+
+def test_only_centralised_is_pooled():
+    pooled = {name: find(name).pooled for name in ("local", "centralised", "dpdl", "d-psgd")}
+    assert pooled == {"local": False, "centralised": True, "dpdl": False, "d-psgd": False}
