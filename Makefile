@@ -1,0 +1,62 @@
+# make demo   a local cluster of four daemons, from nothing
+# make test   everything that has to hold
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    := .
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench bench-quick docs stubs clean
+
+demo: $(VENV)/demo.installed
+	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+lint: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(MAKE) -s stubs OUT=build/stubs && diff -r -x __pycache__ -x __init__.py build/stubs/peer/v1 peer/v1
+	$(BIN)/python docs/generate.py --check
+
+bench: $(VENV)/dev.installed
+	for file in tests/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
+
+bench-quick: $(VENV)/dev.installed
+	for file in tests/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file --quick || exit 1; done
+
+docs: $(VENV)/dev.installed
+	$(BIN)/python docs/generate.py
+
+stubs: $(VENV)/dev.installed
+	mkdir -p $(OUT)
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(OUT) --pyi_out=$(OUT) proto/peer/v1/peer.proto
+
+# torch from PyPI brings gigabytes of CUDA on Linux. PyTorch's own index has the small CPU build; where it can't be
+# reached, plain pip decides. A machine that has its torch already keeps it.
+$(VENV)/torch.installed:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "peerpoise needs Python 3.11 or newer; set PYTHON=python3.11, for example."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "This Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+	  $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 'torch>=2.11,<2.14' || \
+	  $(BIN)/pip install -q 'torch>=2.11,<2.14'
+	touch $@
+
+$(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
+	test -e $(VENV)/dev.installed || $(BIN)/pip install -q -e '.[demo]'
+	touch $@
+
+$(VENV)/dev.installed: $(VENV)/torch.installed pyproject.toml
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/demo.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
