@@ -1,0 +1,166 @@
+"""Per-example gradients, clipped and summed: equation (1) and the sum of (2) of DPDL, for any model x.
+
+    Σ_b g_b · min{1, C/‖g_b‖}
+
+`vmap(grad(loss))` over chunks of examples, clipped inside the chunk (memory of one chunk), or a loop for models that
+vmap can't take. Norms and sums end in float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15
+per record. Not covered: the float32 kernels below the gradients may round a record's gradient differently in a chunk of
+another length (about 1e-7 of C per record).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from node.task import Task, views
+from peer.errors import ConfigurationError
+
+Backend = Literal["vmap", "loop"]
+
+SLACK = 1e-6
+"""A record's contribution is at most C(1 + SLACK): the rounding of its norm. The noise's sensitivity holds it."""
+
+RUN = 128
+"""Squares summed in float32 before float64 takes over: error of a norm ≤ 6e-7 (plain float32: 2e-6 was measured)."""
+
+COLUMNS = 8192
+"""Columns converted to float64 at a time (2 MiB at 32 examples)."""
+
+PROBE_ERROR = 1e-5
+"""Largest relative difference between vmap and loop at which vmap is trusted."""
+
+
+def _rest() -> None:
+    pass
+
+
+def clipped_sum(
+    task: Task,
+    x: Tensor,
+    rows: Tensor,
+    clip: float,
+    *,
+    chunk: int = 32,
+    backend: Backend = "vmap",
+    breathe: Callable[[], None] = _rest,
+) -> Tensor:
+    """Σ over `rows` (int64 [n], n may be 0) of the clipped gradients at x (flat float32 [d]): flat float64 [d].
+
+    Each record contributes at most clip·(1 + SLACK) whatever x is; a non-finite gradient contributes exactly zero.
+    `breathe` is called after every chunk.
+    """
+    total = torch.zeros(task.layout.size, dtype=torch.float64)
+    gradients = _vmapped(task) if backend == "vmap" else _looped(task)
+    parameters = views(task.layout, x.detach())
+    for start in range(0, len(rows), chunk):
+        batch = task.batch(rows[start : start + chunk])
+        _add(total, task, clip_and_sum(gradients(parameters, batch), clip))
+        breathe()
+    return total
+
+
+def clip_and_sum(gradients: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
+    """Clips a chunk of per-example gradients ({name: [n, *shape]}) and sums it over n: {name: float64 [*shape]}.
+
+    An example whose norm is not finite in float32 is masked, not clamped: 0·NaN would be NaN.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([_norms(g.flatten(1)) for g in gradients.values()]), dim=0)
+    usable = norm.isfinite()
+    if not bool(usable.all()):
+        gradients = {name: g[usable] for name, g in gradients.items()}
+        norm = norm[usable]
+    factor = (clip / norm).clamp(max=1.0)
+    return {name: _weighted_sum(factor, g.flatten(1)).view(g.shape[1:]) for name, g in gradients.items()}
+
+
+def _norms(g: Tensor) -> Tensor:
+    """Row norms of g [n, m], float64 [n]: float32 over runs of RUN elements, float64 over the runs."""
+    n, m = g.shape
+    whole = m // RUN * RUN
+    runs = torch.linalg.vector_norm(g[:, :whole].reshape(n, -1, RUN) if whole else g[:, :0], dim=-1)
+    rest = torch.linalg.vector_norm(g[:, whole:], dim=1)
+    norms: Tensor = torch.linalg.vector_norm(torch.cat([runs.view(n, -1), rest.view(n, 1)], 1).double(), dim=1)
+    return norms
+
+
+def _weighted_sum(factor: Tensor, g: Tensor) -> Tensor:
+    """factor [n] @ g [n, m] in float64, by blocks of columns that fit the cache."""
+    return torch.cat([factor @ g[:, i : i + COLUMNS].to(torch.float64) for i in range(0, g.shape[1], COLUMNS)])
+
+
+def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
+    for name, place in views(task.layout, total).items():
+        place += summed[name]
+
+
+Gradients = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], dict[str, Tensor]]
+
+
+def _vmapped(task: Task) -> Gradients:
+    def loss(parameters: Mapping[str, Tensor], *example: Tensor) -> Tensor:
+        return task.loss(parameters, example)
+
+    def gradients(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)), randomness="different")
+        result: dict[str, Tensor] = each(dict(parameters), *batch)
+        return result
+
+    return gradients
+
+
+def _looped(task: Task) -> Gradients:
+    def gradients(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        rows = [_backward(task.loss(leaves, example), leaves) for example in zip(*batch, strict=True)]
+        return {name: torch.stack([row[name] for row in rows]) for name in leaves}
+
+    return gradients
+
+
+def _backward(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def probe(task: Task, x: Tensor) -> Backend:
+    """Tries vmap on two examples and compares with the loop: "vmap" if they agree within PROBE_ERROR, else "loop"."""
+    rows = torch.arange(min(2, task.examples))
+    looped = clipped_sum(task, x, rows, 1.0, backend="loop")
+    try:
+        vmapped = clipped_sum(task, x, rows, 1.0, backend="vmap")
+    except Exception:  # whatever vmap can't take; a fault of the loss itself was raised by the loop
+        return "loop"
+    return "vmap" if float((vmapped - looped).norm()) <= PROBE_ERROR * float(looped.norm()) else "loop"
+
+
+def mean_gradient(task: Task, x: Tensor, rows: Tensor) -> Tensor:
+    """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none)."""
+    if not len(rows):
+        return torch.zeros(task.layout.size)
+    leaves = {name: value.clone().requires_grad_() for name, value in views(task.layout, x.detach()).items()}
+    found = _backward(task.mean_loss(leaves, task.batch(rows)), leaves)
+    return torch.cat([found[name].reshape(-1) for name, _ in task.layout.fields]).to(torch.float32)
+
+
+def refuse_batchnorm(module: nn.Module) -> None:
+    """Tasks call this once: batch statistics mix examples, so one record's influence has no bound.
+
+    Raises:
+        ConfigurationError: the module contains a batch normalisation.
+    """
+    for name, layer in _named(module):
+        if isinstance(layer, _BatchNorm):
+            raise ConfigurationError(
+                f"The model's layer {name!r} is a {type(layer).__name__}, which mixes the examples of a batch, so "
+                "their gradients can't be clipped one by one; use GroupNorm or LayerNorm."
+            )
+
+
+def _named(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    return ((name or "model", layer) for name, layer in module.named_modules())

@@ -1,0 +1,1 @@
+"""Privacy: the door at the data, the noise, the ledger of what was spent and the accountant who says what it means."""
