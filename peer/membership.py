@@ -75,8 +75,9 @@ class Membership:
         return {peer: it.live_from for peer, it in self.neighbours.items() if it.presence is Presence.LIVE}
 
     def present(self) -> frozenset[Peer]:
-        """Neighbours who are up as far as known, whatever their edge."""
-        return frozenset(peer for peer, it in self.neighbours.items() if it.presence is Presence.LIVE)
+        """Neighbours whose edge stands, be it that they are done with all rounds."""
+        stands = (Presence.LIVE, Presence.FINISHED)
+        return frozenset(peer for peer, it in self.neighbours.items() if it.presence in stands)
 
     def agree(self, peer: Peer, *, live_from: int, incarnation: int, round: int, now: float) -> None:
         """The handshake is done: the edge is used from `live_from` on, at both ends."""

@@ -7,7 +7,8 @@ lies in a frame). Bits may differ between processors of different kinds (fused m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from math import sqrt
 from typing import TypeVar
 
 import torch
@@ -64,3 +65,11 @@ def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -
         headers: sender -> the `heard` of the header that came from it for this Mix.
     """
     return frozenset(j for j, heard_by_j in headers.items() if j in heard and me in frozenset(heard_by_j))
+
+
+def consensus_distance(vectors: Sequence[Tensor]) -> float:
+    """√(1/N Σ_i ‖x_i − x̄‖²) of N flat vectors [d], in float64."""
+    mean = accumulator(vectors[0]).double()
+    for x in vectors:
+        mean.add_(x, alpha=1 / len(vectors))
+    return sqrt(sum(float((x - mean).square_().sum()) for x in vectors) / len(vectors))

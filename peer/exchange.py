@@ -1,0 +1,93 @@
+"""The small interfaces between a session (bytes) and whoever does the arithmetic (the node's driver)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from peer.message import Peer
+
+
+class Sink(Protocol):
+    """Where one transfer's payload goes."""
+
+    async def write(self, offset: int, frame: memoryview) -> None:
+        """The next frame; waiting here is back-pressure on the sender.
+
+        Raises:
+            Malformed: the payload is unusable (not finite, say); the transfer is refused.
+        """
+        ...
+
+    def done(self) -> None:
+        """The whole payload came."""
+        ...
+
+
+class Inbox(Protocol):
+    """What an open phase does with an admitted transfer."""
+
+    def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink: ...
+
+
+class Payload(Protocol):
+    """What a transfer sends; the same object serves all neighbours."""
+
+    async def frame(self, offset: int, length: int) -> bytes:
+        """These bytes; waits until they are computed."""
+        ...
+
+
+class Observer:
+    """What a session tells whoever watches. Every method does nothing; metrics override them."""
+
+    def bytes_moved(self, peer: Peer, direction: str, kind: str, count: int) -> None: ...
+
+    def wire_error(self, peer: Peer, code: int) -> None: ...
+
+    def round_trip(self, peer: Peer, seconds: float) -> None: ...
+
+    def presence(self, peer: Peer, live: bool) -> None: ...
+
+
+class Signal:
+    """Wakes everybody who waits when something changed. Check your condition, then wait, without awaiting between."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Returns at the next `notify`, or after so many seconds."""
+        event = self._event
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+
+class Empty:
+    """The payload of a withheld answer."""
+
+    async def frame(self, offset: int, length: int) -> bytes:
+        raise AssertionError("a withheld answer has no payload")
+
+
+class Nowhere:
+    """The sink of a withheld answer: nothing follows."""
+
+    async def write(self, offset: int, frame: memoryview) -> None:
+        raise AssertionError("a withheld answer has no payload")
+
+    def done(self) -> None: ...
+
+
+def names(peers: Iterable[Peer]) -> str:
+    """For sentences: "a, b and c"."""
+    listed = sorted(peers)
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
