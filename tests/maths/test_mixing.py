@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -38,7 +39,7 @@ def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
         x = {name: normal(97 * trial + k, d, dtype=dtype) for k, name in enumerate(weight)}
         acc = accumulator(x["a"])
         cuts = [0, *sorted(chance.sample(range(d), min(d, 4))), d]
-        for start, stop in chance.sample(list(zip(cuts, cuts[1:], strict=False)), len(cuts) - 1):
+        for start, stop in chance.sample(list(itertools.pairwise(cuts)), len(cuts) - 1):
             for name in sorted(weight):
                 fold(acc[start:stop], x[name][start:stop], weight[name])
         assert torch.equal(acc, weighted_sum(weight, x))

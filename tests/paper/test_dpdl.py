@@ -87,7 +87,7 @@ def bipartite(n):
 # --- equations -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode, uses", [("strict", "cross"), ("paper", "own_clean")])
+@pytest.mark.parametrize(("mode", "uses"), [("strict", "cross"), ("paper", "own_clean")])
 def test_equation_3_own_is_the_noised_release_in_strict_mode_and_the_clean_gradient_in_paper_mode(mode, uses):
     """Power: each mode's vectors are missed by the other's own gradient."""
     node, case, expected = golden("dpdl", mode, "vector", "paper")
@@ -99,7 +99,7 @@ def test_equation_3_own_is_the_noised_release_in_strict_mode_and_the_clean_gradi
     assert (node.aggregate(cross, wrong) + decay - vector(expected["g"])).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name, mode, granularity, scale", VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "granularity", "scale"), VARIANTS)
 def test_equation_4_calibration(name, mode, granularity, scale):
     node, case, expected = golden(name, mode, granularity, scale)
     played(node, case)
@@ -109,14 +109,14 @@ def test_equation_4_calibration(name, mode, granularity, scale):
         assert [calibration(s) for s in similarities] == pytest.approx(wanted[j], abs=1e-12)
 
 
-@pytest.mark.parametrize("name, mode, granularity, scale", VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "granularity", "scale"), VARIANTS)
 def test_equation_5_aggregate_and_weight_decay(name, mode, granularity, scale):
     node, case, expected = golden(name, mode, granularity, scale)
     own = node.gradients.own(vector(case["x"]), 0)
     close(node.aggregate(vectors(case["cross"]), own) + case["weight_decay"] * vector(case["x"]), expected["g"])
 
 
-@pytest.mark.parametrize("name, mode, granularity, scale", VARIANTS)
+@pytest.mark.parametrize(("name", "mode", "granularity", "scale"), VARIANTS)
 def test_equation_6_momentum_and_tentative_model(name, mode, granularity, scale):
     """With both terms of a missing neighbour dropped, w and N unchanged."""
     node, case, expected = golden(name, mode, granularity, scale)
@@ -261,7 +261,7 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
     assert floats == 4 * 7
 
 
-@pytest.mark.parametrize("kind, degree", [("full", 4), ("ring", 2)])
+@pytest.mark.parametrize(("kind", "degree"), [("full", 4), ("ring", 2)])
 def test_an_agent_makes_degree_plus_one_gradients_a_round(kind, degree):
     nodes, hoods, doors = cluster(kind, n=5)
     simulate(nodes, hoods, 3)
@@ -330,7 +330,7 @@ def test_paper_sigma_is_the_formula():
 
 
 @pytest.mark.parametrize(
-    "rate, link, colluders",
+    ("rate", "link", "colluders"),
     [pytest.param(0.0512, 0.61, 2.18, id="true q"), pytest.param(0.00512, 13.9, 707, id="the authors' q")],
 )
 def test_what_an_accountant_says_of_paper_sigma(rate, link, colluders):

@@ -1,0 +1,334 @@
+"""What every algorithm of the table owes its drivers. A new algorithm is tested by its line in the table."""
+
+import copy
+import dataclasses
+from math import isfinite
+
+import pytest
+import torch
+from toys import LAYOUT, VARIANTS, D, Listened, Still, Stingy, Toy, cluster, lossy, results, stream
+
+import node.simulate
+from node.algorithms import find
+from node.algorithms.sgd import Local, SgdConfig
+from node.simulate import simulate
+from peer.errors import ConfigurationError
+from peer.message import Mix
+
+
+def of(variants):
+    return pytest.mark.parametrize("variant", variants, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0])
+
+
+every = of(VARIANTS)
+kinds = pytest.mark.parametrize("kind", ["ring", "full"])
+
+
+def verbs_of(variant):
+    """The types of the verbs of a round."""
+    nodes, hoods = cluster(variant, n=2)
+    heard = {i: Listened(a) for i, a in nodes.items()}
+    simulate(heard, hoods, 1)
+    return [verb[0] for verb in heard["n0"].verbs[0]]
+
+
+VERBS = [(variant, verbs_of(variant)) for variant in VARIANTS]
+talking = of([variant for variant, verbs in VERBS if verbs])
+mixing = of([variant for variant, verbs in VERBS if Mix in verbs])
+only_mixing = of([variant for variant, verbs in VERBS if verbs == [Mix]])
+mixing_later = of([variant for variant, verbs in VERBS if Mix in verbs[1:]])
+
+
+@every
+@kinds
+def test_the_sequence_of_verbs_never_depends_on_what_was_heard(variant, kind):
+    sequences = []
+    for loss in (None, lossy(1), lossy(2, 0.8), lambda *_: True):
+        nodes, hoods = cluster(variant, kind, n=5)
+        heard = {i: Listened(a) for i, a in nodes.items()}
+        simulate(heard, hoods, 5, lossy=loss)
+        sequences += [listened.verbs for listened in heard.values()]
+    assert all(verbs == sequences[0] for verbs in sequences)
+
+
+@every
+def test_the_sequence_of_verbs_is_the_same_when_answers_are_withheld(variant):
+    sequences = []
+    for door in (Toy, Stingy):
+        nodes, hoods = cluster(variant, door=door)
+        heard = {i: Listened(a) for i, a in nodes.items()}
+        simulate(heard, hoods, 3)
+        sequences += [listened.verbs for listened in heard.values()]
+        assert all(isfinite(float(a.parameters.sum())) for a in nodes.values())
+    assert all(verbs == sequences[0] for verbs in sequences)
+
+
+@every
+@kinds
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_it_survives_missing_neighbours(variant, kind, share):
+    """Finite, and still nearer to the optima than the start."""
+    start = torch.full((D,), 20.0)
+    nodes, hoods = cluster(variant, kind, n=5, start=start)
+    simulate(nodes, hoods, 40, lossy=lossy(3, share))
+    assert torch.isfinite(results(nodes)).all()
+    assert results(nodes).norm(dim=1).max() < 0.7 * start.norm()
+
+
+@every
+def test_it_survives_a_node_that_is_down(variant):
+    nodes, hoods = cluster(variant, "ring", n=4)
+    del nodes["n2"]
+    simulate(nodes, hoods, 5)
+    assert torch.isfinite(results(nodes)).all()
+
+
+@every
+@kinds
+def test_the_same_seed_gives_the_same_bits(variant, kind):
+    """Whatever torch's global seed, and in whatever order the nodes are made."""
+    runs = []
+    for seed, backwards in ((1, False), (2, True)):
+        torch.manual_seed(seed)
+        nodes, hoods = cluster(variant, kind)
+        if backwards:
+            nodes = {i: nodes[i] for i in sorted(nodes, reverse=True)}
+        simulate(nodes, hoods, 6, lossy=lossy(4))
+        runs.append(results(nodes))
+    assert torch.equal(*runs)
+
+
+@every
+@kinds
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resuming_gives_the_bits_of_a_straight_run(variant, kind, stop):
+    """State is the whole checkpoint: rebuilt field by field, in fresh algorithms that started elsewhere."""
+    straight, hoods = cluster(variant, kind)
+    simulate(straight, hoods, 7)
+
+    first, _ = cluster(variant, kind)
+    simulate(first, hoods, stop)
+    second, _ = cluster(variant, kind, start=torch.zeros(D))
+    for i, state in ((i, a.state) for i, a in first.items()):
+        fields = {field.name: copy.deepcopy(getattr(state, field.name)) for field in dataclasses.fields(state)}
+        second[i].state = type(state)(**fields)
+    simulate(second, hoods, 7, first=stop)
+    assert torch.equal(results(second), results(straight))
+
+
+@every
+def test_what_is_resumed_matters(variant):
+    """Power of the test above: without the state the bits differ."""
+    straight, hoods = cluster(variant)
+    simulate(straight, hoods, 7)
+    second, _ = cluster(variant, start=torch.zeros(D))
+    simulate(second, hoods, 7, first=4)
+    assert not torch.equal(results(second), results(straight))
+
+
+@talking
+def test_a_round_that_is_abandoned_leaves_the_state_alone(variant):
+    nodes, _ = cluster(variant)
+    before = copy.deepcopy(nodes["n0"].state)
+    talk = nodes["n0"].round(0)
+    next(talk)
+    talk.close()
+    for field in dataclasses.fields(before):
+        assert torch.equal(getattr(before, field.name), getattr(nodes["n0"].state, field.name))
+
+
+class Scaled(Toy):
+    """The same door with its gradients times a factor."""
+
+    __slots__ = ("factor",)
+
+    def __call__(self, x, t, to):
+        return self.factor * super().__call__(x, t, to)
+
+
+@every
+def test_a_lone_node_is_the_local_optimiser_up_to_the_declared_factor(variant):
+    nodes, hoods = cluster(variant, n=1)
+    lone = nodes["n0"]
+    door = Scaled("n0")
+    door.factor = lone.lone_factor
+    shared = {k: getattr(lone.config, k) for k in ("lr", "lr_decay", "decay_every", "weight_decay")}
+    config = SgdConfig(beta=getattr(lone.config, "beta", 0.0), **shared)
+    local = Local(config, hood=hoods["n0"], layout=LAYOUT, gradients=door, start=lone.parameters)
+    simulate({"n0": lone}, hoods, 15)
+    simulate({"n0": local}, hoods, 15)
+    torch.testing.assert_close(lone.parameters, local.parameters, rtol=1e-5, atol=1e-6)
+
+
+@every
+@pytest.mark.parametrize(("n", "kind"), [(1, "full"), (5, "ring"), (5, "full")])
+def test_it_draws_as_many_gradients_as_it_declares(variant, n, kind):
+    """|K|: distinct recipients per round, oneself among them. Only neighbours are served."""
+    nodes, hoods = cluster(variant, kind, n)
+    simulate(nodes, hoods, 4)
+    for i, algorithm in nodes.items():
+        served = algorithm.gradients._served
+        assert sorted(served) == [0, 1, 2, 3]
+        assert {len(to) for to in served.values()} == {algorithm.releases(hoods[i].degree)}
+        assert set().union(*served.values()) <= set(hoods[i].weight)
+
+
+# --- the mean of x and lost edges ------------------------------------------------------------------------------------
+
+
+def gossip(variant, loss, rounds=6, n=6, kind="full"):
+    """Largest drift of the mean of x under zero gradients, and how far the nodes were and are apart."""
+    name, options = variant
+    nodes, hoods = cluster((name, {**options, "weight_decay": 0.0}), kind, n, door=Still)
+    for i, algorithm in nodes.items():
+        x = 3 * torch.randn(D, generator=stream("x", i), dtype=torch.float64)
+        fields = {field.name: torch.zeros_like(x) for field in dataclasses.fields(algorithm.state)}
+        algorithm.state = type(algorithm.state)(**{**fields, "x": x})
+    before = results(nodes)
+    simulate(nodes, hoods, rounds, lossy=loss)
+    after = results(nodes)
+    return float((after.mean(0) - before.mean(0)).abs().max()), float(before.std(0).max()), float(after.std(0).max())
+
+
+def undirected(loss):
+    return lambda t, phase, a, b: loss(t, phase, *sorted((a, b)))
+
+
+@mixing
+@kinds
+def test_the_mean_is_kept_when_edges_are_lost_at_both_ends(variant, kind):
+    drift, before, after = gossip(variant, undirected(lossy(5)), kind=kind)
+    assert drift < 1e-13
+    assert after < 0.7 * before, "and the others still mix"
+
+
+@mixing
+def test_the_mean_drifts_when_an_edge_is_lost_at_one_end_of_the_mix(variant):
+    """Power check: the header came to one end only, which nobody can know; it is counted, not repaired."""
+    phase = verbs_of(variant).index(Mix)
+    drift, _, _ = gossip(variant, lambda t, p, a, b: (t, p, a, b) == (0, phase, "n0", "n1"))
+    assert drift > 0.01
+
+
+@mixing_later
+def test_an_edge_lost_at_one_end_before_the_mix_is_dropped_at_both(variant, monkeypatch):
+    """Power check: without the agreement the mean drifts."""
+    phase = verbs_of(variant).index(Mix) - 1
+    one_end = lossy(6)
+
+    def loss(t, p, a, b):
+        return p == phase and one_end(t, p, a, b)
+
+    assert gossip(variant, loss)[0] < 1e-13
+    monkeypatch.setattr(node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys())
+    assert gossip(variant, loss)[0] > 0.01
+
+
+@only_mixing
+def test_an_algorithm_that_only_mixes_drops_the_edge_at_both_ends_in_the_next_round(variant, monkeypatch):
+    """One direction is lost in round 0: the mean drifts there and stays where it is from then on."""
+
+    def loss(t, phase, a, b):
+        return (t, a, b) == (0, "n0", "n1")
+
+    once, _, _ = gossip(variant, loss, rounds=1)
+    assert gossip(variant, loss, rounds=2)[0] == pytest.approx(once, abs=1e-13)
+    monkeypatch.setattr(node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys())
+    assert gossip(variant, loss, rounds=2)[0] != pytest.approx(once, abs=1e-3)
+
+
+@mixing
+def test_a_withheld_answer_costs_no_edge(variant):
+    """The neighbour was heard, if only to say that there is no answer: both still mix."""
+    apart = []
+    for door in (Still, StillStingy):
+        name, options = variant
+        nodes, hoods = cluster((name, {**options, "weight_decay": 0.0}), door=door)
+        simulate(nodes, hoods, 3)
+        apart.append(results(nodes))
+    assert torch.equal(*apart)
+
+
+class StillStingy(Stingy):
+    """Zero gradients, and those only for oneself."""
+
+    __slots__ = ()
+
+    def __call__(self, x, t, to):
+        return torch.zeros_like(super().__call__(x, t, to))
+
+
+# --- strict mode -----------------------------------------------------------------------------------------------------
+
+
+class Secretive(Toy):
+    """Releases that do not depend on the data (as noise without bound would make them), beside a secret clean gradient.
+
+    strict: own is the release; paper: the clean gradient, which then enters what is sent.
+    """
+
+    __slots__ = ("mode", "secret")
+
+    def __call__(self, x, t, to):
+        return torch.randn(D, generator=stream(self._me, t, to))
+
+    def own(self, x, t):
+        return self(x, t, self._me) if self.mode == "strict" else self.secret
+
+
+def frames(variant, mode, canary):
+    """All that is said in three rounds by nodes whose clean gradient is the canary."""
+    nodes, hoods = cluster(variant, door=Secretive)
+    for algorithm in nodes.values():
+        algorithm.gradients.mode, algorithm.gradients.secret = mode, torch.full((D,), canary)
+    heard = {i: Listened(a) for i, a in nodes.items()}
+    simulate(heard, hoods, 3)
+    return [part for i in sorted(heard) for part in heard[i].said] + [nodes[i].parameters for i in sorted(nodes)]
+
+
+@every
+def test_in_strict_mode_all_that_is_said_is_made_of_releases(variant):
+    """The same releases with another secret: the same frames and models."""
+    one, two = frames(variant, "strict", 1.0), frames(variant, "strict", -7.0)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_the_papers_clean_own_gradient_is_seen_in_the_frames():
+    """Power check of the test above: DPDL in paper mode."""
+    one, two = (frames(("dpdl", {}), "paper", canary) for canary in (1.0, -7.0))
+    assert not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@every
+def test_its_configuration_is_frozen_strict_and_explained(variant):
+    config = find(variant[0]).Config
+    assert config.model_config["frozen"]
+    assert config.model_config["extra"] == "forbid"
+    assert all(field.description for field in config.model_fields.values())
+
+
+@every
+def test_its_state_is_a_frozen_dataclass_of_tensors_numbers_and_strings(variant):
+    nodes, _ = cluster(variant, n=2)
+    state = nodes["n0"].state
+    assert dataclasses.is_dataclass(state)
+    kinds_of_value = (torch.Tensor, int, float, str, tuple, dict, type(None))
+    assert all(isinstance(getattr(state, field.name), kinds_of_value) for field in dataclasses.fields(state))
+
+
+@every
+def test_its_diagnostics_name_neighbours_only(variant):
+    nodes, hoods = cluster(variant, "ring", n=5)
+    simulate(nodes, hoods, 2)
+    for i, algorithm in nodes.items():
+        for values in algorithm.diagnostics().values():
+            assert set(values) == set(hoods[i].neighbours)
+            assert all(isfinite(value) for value in values.values())
+
+
+def test_an_unknown_algorithm_is_a_sentence():
+    with pytest.raises(ConfigurationError, match="choose one of centralised, d-psgd, dpdl, local"):
+        find("sgd")

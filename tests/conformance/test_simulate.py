@@ -1,0 +1,168 @@
+"""The plain driver: what is heard for what is said, and what is lost."""
+
+import pytest
+import torch
+
+from node.simulate import exchange, simulate
+from peer.message import Ask, Layout, Mix, Say, Withheld
+from peer.topology import neighborhoods
+
+THREE = neighborhoods("full", ["a", "b", "c"])
+X = {"a": torch.tensor([0.0, 3.0]), "b": torch.tensor([3.0, 0.0]), "c": torch.tensor([6.0, 6.0])}
+
+
+def ask(me, *, withheld=(), served=None):
+    """Answers with (question + 1), except to `withheld`; notes whom it served."""
+
+    def answer(peer, question):
+        if served is not None:
+            served.append((me, peer))
+        if peer in withheld:
+            raise Withheld
+        return question + 1
+
+    return Ask("q", X[me], answer=answer)
+
+
+def test_say_is_heard_by_every_neighbour_in_sorted_order():
+    heard = exchange({i: Say("s", X[i]) for i in reversed(sorted(X))}, THREE)
+    assert list(heard["b"]) == ["a", "c"]
+    assert torch.equal(heard["b"]["c"], X["c"])
+    assert heard["b"].missing == frozenset()
+
+
+def test_what_is_heard_is_a_copy():
+    heard = exchange({i: Say("s", X[i]) for i in X}, THREE)
+    heard["b"]["a"].fill_(99)
+    assert torch.equal(heard["c"]["a"], torch.tensor([0.0, 3.0]))
+    assert torch.equal(X["a"], torch.tensor([0.0, 3.0]))
+
+
+def test_a_question_is_a_copy_and_an_answer_may_be_stored():
+    """A door that gives the stored release again is not changed by who received it."""
+    stored = torch.ones(2)
+
+    def answer(peer, question):
+        question.fill_(99)
+        return stored
+
+    heard = exchange({i: Ask("q", X[i], answer=answer) for i in X}, THREE)
+    heard["a"]["b"].fill_(7)
+    assert torch.equal(stored, torch.ones(2))
+    assert torch.equal(X["a"], torch.tensor([0.0, 3.0]))
+
+
+def test_ask_brings_the_answers_to_my_question():
+    heard = exchange({i: ask(i) for i in X}, THREE)
+    assert torch.equal(heard["a"]["c"], X["a"] + 1)
+    assert torch.equal(heard["c"]["a"], X["c"] + 1)
+
+
+def test_what_is_lost_is_missing_at_the_receiver_only():
+    for verbs in ({i: Say("s", X[i]) for i in X}, {i: ask(i) for i in X}):
+        heard = exchange(verbs, THREE, lost={("a", "b")})
+        assert (list(heard["b"]), heard["b"].missing) == (["c"], {"a"})
+        assert (list(heard["a"]), heard["a"].missing) == (["b", "c"], frozenset())
+
+
+def test_a_lost_answer_was_released_in_vain():
+    served = []
+    exchange({i: ask(i, served=served) for i in X}, THREE, lost={("a", "b")})
+    assert ("a", "b") in served
+
+
+def test_a_withheld_answer_is_missing():
+    heard = exchange({i: ask(i, withheld="b") for i in X}, THREE)
+    assert heard["b"].missing == {"a", "c"}
+    assert heard["a"].missing == frozenset()
+
+
+def test_mix_is_the_weighted_average():
+    heard = exchange({i: Mix("m", X[i]) for i in X}, THREE)
+    for i in X:
+        torch.testing.assert_close(heard[i], torch.tensor([3.0, 3.0]))
+
+
+def test_mix_keeps_the_weight_of_a_lost_edge_at_both_its_ends():
+    """b did not hear a in the phase before."""
+    before = {"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset("ab")}
+    heard = exchange({i: Mix("m", X[i]) for i in X}, THREE, heard=before)
+    torch.testing.assert_close(heard["a"], (2 * X["a"] + X["c"]) / 3)
+    torch.testing.assert_close(heard["b"], (2 * X["b"] + X["c"]) / 3)
+    torch.testing.assert_close(heard["c"], torch.tensor([3.0, 3.0]))
+
+
+def test_a_node_that_is_down_is_missing_everywhere():
+    up = ("a", "c")
+    heard = exchange({i: Say("s", X[i]) for i in up}, THREE)
+    assert heard.keys() == set(up)
+    assert heard["a"].missing == {"b"}
+    mixed = exchange({i: Mix("m", X[i]) for i in up}, THREE)
+    torch.testing.assert_close(mixed["a"], (2 * X["a"] + X["c"]) / 3)
+
+
+@pytest.mark.parametrize("verb", [Say, Mix])
+def test_tuples_and_lazy_slices(verb):
+    """A tuple comes back as a tuple, slices as one flat vector; streaming or not, lazy or not: the same bits."""
+    pair = exchange({i: verb("s", (X[i], 2 * X[i])) for i in X}, THREE)
+    lazy = exchange({i: verb("s", (piece for piece in X[i].split(1))) for i in X}, THREE)
+    plain = exchange({i: verb("s", X[i]) for i in X}, THREE)
+    if verb is Mix:
+        streamed = exchange({i: Mix("s", iter(X[i].split(1)), streaming=True) for i in X}, THREE)
+        assert all(torch.equal(lazy[i], plain[i]) and torch.equal(streamed[i], plain[i]) for i in X)
+        torch.testing.assert_close(pair["a"][1], 2 * plain["a"])
+    else:
+        assert torch.equal(lazy["a"]["b"], X["b"])
+        assert torch.equal(pair["a"]["b"][1], 2 * X["b"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Say("m", X["c"]), Mix("n", X["c"]), Mix("m", X["c"], layout=Layout((("w", (2,)),))), Mix("m", X["c"], "median")],
+    ids=["type", "kind", "layout", "rule"],
+)
+def test_nodes_that_say_different_things_in_one_phase_are_a_bug(other):
+    with pytest.raises(AssertionError, match="disagree"):
+        exchange({"a": Mix("m", X["a"]), "b": Mix("m", X["b"]), "c": other}, THREE)
+
+
+class Talker:
+    """Says so many things, and notes what it heard; then mixes if asked to."""
+
+    def __init__(self, x, says, mixes=0):
+        self.x, self.says, self.mixes, self.missing = x, says, mixes, []
+
+    def round(self, t):
+        for k in range(self.says):
+            heard = yield Say(f"s{k}", self.x)
+            self.missing.append((t, k, heard.missing))
+        for _ in range(self.mixes):
+            self.x = yield Mix("m", self.x)
+
+
+def test_a_node_that_leaves_the_round_early_is_a_bug():
+    talkers = {i: Talker(X[i], says=1 if i == "b" else 2) for i in X}
+    with pytest.raises(AssertionError, match=r"round 0, phase 1: only \['a', 'c'\] still speak"):
+        simulate(talkers, THREE, 1)
+
+
+def test_lossy_is_asked_per_round_phase_sender_and_receiver():
+    talkers = {i: Talker(X[i], says=2) for i in X}
+    simulate(talkers, THREE, 3, first=1, lossy=lambda *what: what == (2, 1, "a", "b"))
+    nothing = frozenset()
+    assert talkers["b"].missing == [(1, 0, nothing), (1, 1, nothing), (2, 0, nothing), (2, 1, {"a"})]
+    assert all(missing == nothing for i in "ac" for _, _, missing in talkers[i].missing)
+
+
+def test_a_mix_agrees_on_who_was_heard_in_the_phase_just_before():
+    """Lost in phase 0 and heard again in phase 1: the edge is mixed. Lost in phase 1: it is not, at either end."""
+    for phase, expected in ((0, torch.tensor([3.0, 3.0])), (1, (2 * X["a"] + X["c"]) / 3)):
+        talkers = {i: Talker(X[i], says=2, mixes=1) for i in X}
+        simulate(talkers, THREE, 1, lossy=lambda t, p, a, b, phase=phase: (p, a, b) == (phase, "b", "a"))
+        torch.testing.assert_close(talkers["a"].x, expected)
+
+
+def test_after_round_hears_every_round_once():
+    seen = []
+    simulate({i: Talker(X[i], says=1) for i in X}, THREE, 5, first=2, after_round=seen.append)
+    assert seen == [2, 3, 4]

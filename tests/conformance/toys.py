@@ -1,0 +1,109 @@
+"""Doors, clusters and losses for the conformance suite: fast, deterministic, keyed by (node, round, recipient)."""
+
+import hashlib
+import random
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from node.algorithms import ALGORITHMS, find
+from peer.message import Layout, Withheld
+from peer.topology import neighborhoods
+
+LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
+D = LAYOUT.size
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
+}
+"""Variants of a configuration that are tried; one with the defaults where none are named."""
+VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
+
+
+def stream(*key):
+    """A generator of its own for every key."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
+
+
+class Toy:
+    """∇ ½‖x − c‖² plus noise of its own for every (node, round, recipient); own = the release to oneself.
+
+    Anything else an algorithm looks for behind the door is an error.
+    """
+
+    __slots__ = ("_me", "_noise", "_served", "_wanted")
+
+    def __init__(self, me, noise=0.1):
+        self._me, self._noise, self._served = me, noise, defaultdict(set)
+        self._wanted = torch.randn(D, generator=stream(me))
+
+    def __call__(self, x, t, to):
+        self._served[t].add(to)
+        return x - self._wanted.to(x.dtype) + self._noise * torch.randn(D, generator=stream(self._me, t, to))
+
+    def own(self, x, t):
+        return self(x, t, self._me)
+
+
+class Still(Toy):
+    """Zero gradients: what is left is gossip."""
+
+    __slots__ = ()
+
+    def __call__(self, x, t, to):
+        return torch.zeros_like(x)
+
+
+class Stingy(Toy):
+    """Withholds every answer to a neighbour."""
+
+    __slots__ = ()
+
+    def __call__(self, x, t, to):
+        if to != self._me:
+            raise Withheld
+        return super().__call__(x, t, to)
+
+
+def cluster(variant, kind="full", n=4, door=Toy, start=None):
+    """(nodes, hoods) of the variant, all starting at `start` or, each at its own, at random."""
+    name, options = variant
+    algorithm = find(name)
+    hoods = neighborhoods(kind, [f"n{i}" for i in range(n)])
+    nodes = {}
+    for i, hood in hoods.items():
+        x = torch.randn(D, generator=stream("start", i)) if start is None else start
+        config = algorithm.Config(**options)
+        nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x)
+    return nodes, hoods
+
+
+def results(nodes):
+    return torch.stack([nodes[i].parameters for i in sorted(nodes)])
+
+
+def lossy(seed, share=0.3):
+    """Loses that share of what is said, in one direction at a time."""
+    return lambda t, phase, sender, receiver: random.Random(f"{seed} {t} {phase} {sender} {receiver}").random() < share
+
+
+class Listened:
+    """An algorithm whose conversation is noted: (round, type, kind, layout, shapes) of each verb, and what was said."""
+
+    def __init__(self, algorithm):
+        self.algorithm, self.verbs, self.said = algorithm, defaultdict(list), []
+
+    def round(self, t):
+        talk, heard = self.algorithm.round(t), None
+        while True:
+            try:
+                verb = talk.send(heard)
+            except StopIteration:
+                return
+            parts = verb.tensors if isinstance(verb.tensors, tuple) else (verb.tensors,)
+            self.said.extend(part.clone() for part in parts)
+            self.verbs[t].append((type(verb), verb.kind, verb.layout, tuple(part.shape for part in parts)))
+            heard = yield verb
+
+    def __getattr__(self, name):
+        return getattr(self.algorithm, name)
