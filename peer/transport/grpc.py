@@ -22,7 +22,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from peer.codec import MAX_MESSAGE, printable
 from peer.discovery import endpoint
@@ -45,6 +45,7 @@ import grpc.aio  # noqa: E402
 from grpc_health.v1 import health, health_pb2  # noqa: E402
 
 SERVICE = "peerpoise.peer.v1.Peer"
+METHODS: tuple[Method, ...] = get_args(Method)
 CALLS_PER_PEER = 8
 """Open control calls of one identity; a well-behaved one has a beat and now and then a handshake."""
 TRANSFERS_PER_PEER = 8
@@ -80,7 +81,7 @@ def server_options(keepalive: float, handshake: float) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
-        ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive * 500)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(keepalive * 500)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
         ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
@@ -253,7 +254,7 @@ class Grpc:
     def _handlers(self, service: Service) -> tuple[grpc.GenericRpcHandler, ...]:
         """All methods are streams for grpc, so that nothing is read before the caller is admitted."""
         own: dict[str, Any] = {"Transfer": grpc.stream_stream_rpc_method_handler(self._transfer(service))}
-        for method in ("Handshake", "Beat", "Leave"):
+        for method in METHODS:
             own[method] = grpc.stream_stream_rpc_method_handler(self._call(service, method))
         asked, answered = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         checks = {
@@ -407,7 +408,7 @@ class GrpcLink:
             finally:
                 for task in (sending, reading):
                     task.cancel()
-                await asyncio.wait({sending, reading})
+                await asyncio.gather(sending, reading, return_exceptions=True)
         if verdict is grpc.aio.EOF:
             raise Unreachable(f"{self.address} ended a transfer without a verdict.")
         return bytes(verdict)
