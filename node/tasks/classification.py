@@ -17,6 +17,7 @@ from node import data as datasets
 from node import models
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
+from node.maths.clipping import refuse_batchnorm
 from node.task import flat, views
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
@@ -29,9 +30,15 @@ class Classification:
     """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
 
     def __init__(self, build: Callable[[], nn.Module], train: Examples, test: Examples | None) -> None:
+        """`build` makes a module without buffers that maps images [n, channels, height, width] to logits [n, classes].
+
+        Raises:
+            ConfigurationError: the module has a batch normalisation.
+        """
         self._build, self._train, self._test = build, train, test
         with torch.device("meta"):
-            self._skeleton = build().eval()
+            self._skeleton = build()
+        refuse_batchnorm(self._skeleton)
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters()))
         self._local = threading.local()
 

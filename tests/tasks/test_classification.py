@@ -6,12 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import grad, vmap
 
 from node import data, models, tasks
 from node.config import DataSection, RunConfig
 from node.task import views
-from node.tasks.classification import EVALUATION_CHUNK
+from node.tasks.classification import EVALUATION_CHUNK, Classification
 from peer.errors import ConfigurationError, DataError
 
 ROWS = np.arange(0, 400, 2)
@@ -154,6 +155,14 @@ def test_learning_works():
         losses.append(float(task.mean_loss(views(task.layout, x), batch)))
     assert all(later <= earlier for earlier, later in pairwise(losses))
     assert task.evaluate(x)["accuracy"] > 0.85
+
+
+def test_batch_normalisation_is_refused():
+    """It mixes the examples of a batch: one record's influence would have no bound."""
+    train, test = data.digits()
+    with pytest.raises(ConfigurationError, match="BatchNorm2d"):
+        Classification(lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)), train, test)
+    Classification(lambda: nn.Sequential(nn.GroupNorm(1, 1), nn.Flatten(), nn.Linear(64, 10)), train, test)
 
 
 def own(folder, name: str, n: int = 6, size: int = 5):

@@ -1,0 +1,322 @@
+"""summary.json: what came out of a run. `up`, `run` and `simulate` write the same shape; its JSON schema is
+docs/summary.schema.json. A field that the writer can't know is null (one daemon knows only itself)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from node import disk
+from peer.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+AGAINST = "against any coalition of other nodes"
+LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+Figure = Annotated[float | None, BeforeValidator(_finite)]
+"""A number, or null where it is unknown or not finite."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Accuracy(Part):
+    mean: Figure = None
+    """Mean over the nodes, 0 … 1."""
+    min: Figure = None
+    """Worst node."""
+    per_node: dict[str, Figure] = {}
+
+
+class Epsilon(Part):
+    total: Figure = None
+    """ε_total: THE guarantee, against any coalition of other nodes; the largest of all nodes."""
+    link: Figure = None
+    """ε_link: what one stream of answers tells alone. A diagnostic, not a guarantee."""
+    per_node: dict[str, Figure] = {}
+    """ε_total of each node (they differ with the degree)."""
+
+
+class Privacy(Part):
+    mode: Literal["strict", "paper", "none"]
+    """strict: standard accounting. paper: the papers' own calibration, not a guarantee. none: no privacy."""
+    batches: Literal["independent", "shared"] | None = None
+    adjacency: str = "add/remove one example"
+    """Which data sets count as neighbours: replacing an example costs about twice the ε."""
+    delta: float | None = None
+    sigma: Figure = None
+    """Noise multiplier: noise of std sigma·C on the sum of clipped gradients."""
+    accountant: str | None = None
+    """Which accountant ε comes from, e.g. PLD."""
+    epsilon: Epsilon = Epsilon()
+    public_validation: bool = True
+    """False: the validation set is private and outside the guarantee."""
+    insecure_seed: bool = False
+    """True: noise and batches can be computed by anybody; there is no guarantee."""
+    warning: str | None = None
+    """What must be said beside every ε of this run."""
+
+
+class Range(Part):
+    mean: Figure = None
+    max: Figure = None
+
+
+class Seconds(Part):
+    median: Figure = None
+    """Of a cluster: the median of the nodes' medians."""
+    p95: Figure = None
+    """Of a cluster: the largest of the nodes' 95th percentiles."""
+
+
+class Summary(Part):
+    """What came out of a run."""
+
+    algorithm: str
+    nodes: int = Field(ge=1)
+    """N, nodes of the roster."""
+    rounds: int = Field(ge=0)
+    """T, rounds the run was asked for; see `complete`."""
+    topology: str
+    dataset: str
+    seed: int
+    """train.seed."""
+    test_accuracy: Accuracy = Accuracy()
+    """On the public test set."""
+    consensus_distance: Figure = None
+    """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all that finished; of a daemon: over its neighbourhood."""
+    privacy: Privacy
+    mixing: Literal["doubly-stochastic", "row"] = "doubly-stochastic"
+    """row: quorum and async promise no agreement on edges, the mean drifts."""
+    bytes_sent: Range = Range()
+    """Payload bytes sent by a node in the whole run."""
+    round_seconds: Seconds = Seconds()
+    wall_seconds: Figure = None
+    """From the first round to the last; of a cluster the slowest node's."""
+    params_digest: dict[str, str] = {}
+    """node -> SHA-256 of its final float32 parameters."""
+    task_metrics: dict[str, Figure] = {}
+    """Further public test metrics, e.g. loss; of a cluster their means."""
+    algorithm_metrics: dict[str, Figure] = {}
+    """Figures of the algorithm's own; of a cluster their means."""
+    version: str
+    config_digest: str
+    """SHA-256 of run.toml's content."""
+    insecure: bool = False
+    """True: the transport had no TLS."""
+    ledger: Literal["experiment", "data"] = "experiment"
+    """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away one."""
+    complete: bool
+    """Every node of the roster finished all rounds."""
+
+
+def schema() -> str:
+    """The JSON schema, as it stands in docs/summary.schema.json."""
+    return json.dumps(Summary.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def digest(x: Tensor) -> str:
+    """SHA-256 (hex) of the parameters as little-endian float32."""
+    values = x.detach().cpu().numpy().astype("<f4", copy=False)
+    return hashlib.sha256(values.tobytes()).hexdigest()
+
+
+def consensus_distance(xs: Sequence[Tensor]) -> float:
+    """√(1/N Σ‖x_i − x̄‖²) over flat vectors [d], in float64."""
+    mean = sum(x.double() for x in xs[1:]) + xs[0].double()
+    mean = mean / len(xs)
+    return sqrt(sum(float((x.double() - mean).square().sum()) for x in xs) / len(xs))
+
+
+def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None = None) -> Summary:
+    """The cluster's summary from those of its nodes, and their final parameters where they are at hand.
+
+    Raises:
+        DataError: no summaries, or summaries of different runs.
+    """
+    if not summaries:
+        raise DataError("No node left a summary.")
+    if len({summary.config_digest for summary in summaries}) > 1:
+        raise DataError("These summaries belong to different runs: their config_digest differs.")
+    first = summaries[0]
+    per_node = _union(summary.test_accuracy.per_node for summary in summaries)
+    complete = len(summaries) == first.nodes and all(summary.complete for summary in summaries)
+    xs = [parameters[name] for name in sorted(parameters)] if parameters else []
+    return first.model_copy(
+        update={
+            "test_accuracy": accuracy(per_node),
+            "consensus_distance": consensus_distance(xs) if xs else None,
+            "privacy": _merge_privacy([summary.privacy for summary in summaries]),
+            "bytes_sent": Range(
+                mean=_mean(summary.bytes_sent.mean for summary in summaries),
+                max=_max(summary.bytes_sent.max for summary in summaries),
+            ),
+            "round_seconds": Seconds(
+                median=_median(summary.round_seconds.median for summary in summaries),
+                p95=_max(summary.round_seconds.p95 for summary in summaries),
+            ),
+            "wall_seconds": _max(summary.wall_seconds for summary in summaries),
+            "params_digest": _union(summary.params_digest for summary in summaries),
+            "task_metrics": _means([summary.task_metrics for summary in summaries]),
+            "algorithm_metrics": _means([summary.algorithm_metrics for summary in summaries]),
+            "insecure": any(summary.insecure for summary in summaries),
+            "complete": complete,
+        }
+    )
+
+
+def accuracy(per_node: Mapping[str, float | None]) -> Accuracy:
+    """Mean and worst of the nodes' accuracies."""
+    known = [value for value in per_node.values() if value is not None]
+    return Accuracy(mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items())))
+
+
+def seconds(rounds: Sequence[float]) -> Seconds:
+    """Median and 95th percentile of the rounds' seconds."""
+    ordered = sorted(rounds)
+    if not ordered:
+        return Seconds()
+    return Seconds(median=statistics.median(ordered), p95=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))])
+
+
+def write(path: Path, summary: Summary) -> None:
+    """Writes summary.json, whole or not at all.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    disk.replace(path, summary.model_dump_json(indent=2).encode() + b"\n", point="summary")
+
+
+def read(path: Path) -> Summary:
+    """Reads summary.json.
+
+    Raises:
+        DataError: the file is missing or no summary.
+    """
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"The summary {path} can't be read: {error.strerror or error}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is no summary of this version: {place}: {first['msg']}.") from None
+
+
+def conditions(privacy: Privacy) -> str:
+    """What must stand beside every ε_total: mode, adjacency, δ, batches, accountant, who colludes, what voids it."""
+    delta = "δ unknown" if privacy.delta is None else f"δ = {privacy.delta:g}"
+    said = [f"mode {privacy.mode}", privacy.adjacency, delta]
+    if privacy.batches:
+        said.append(f"{privacy.batches} batches")
+    said.append(privacy.accountant or "accountant unknown")
+    said.append(AGAINST if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration")
+    if privacy.insecure_seed:
+        said.append("VOID: insecure_seed makes the noise public")
+    if not privacy.public_validation:
+        said.append("the validation set is private and not covered")
+    return ", ".join(said)
+
+
+def table(summary: Summary, baseline: Summary | None = None) -> Table:
+    """The final table; `baseline` (the same run without noise) stands beside it."""
+    from rich.table import Table
+
+    columns = [summary] if baseline is None else [summary, baseline]
+    found = Table("", *(_title(column) for column in columns), title=_caption(summary), title_justify="left")
+    for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
+        found.add_row(name, *cells)
+    return found
+
+
+ROWS = ("test accuracy, mean", "test accuracy, worst node", "ε_total", "ε_link", "consensus distance",
+        "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
+
+
+def _title(summary: Summary) -> str:
+    privacy = summary.privacy
+    return f"{summary.algorithm}, " + ("without noise" if privacy.mode == "none" else f"privacy mode {privacy.mode}")
+
+
+def _caption(summary: Summary) -> str:
+    text = f"{summary.dataset}, {summary.nodes} nodes, {summary.topology}, {summary.rounds} rounds, seed {summary.seed}"
+    notes = [] if summary.complete else ["INCOMPLETE: not every node finished"]
+    notes += ["INSECURE transport: no TLS"] if summary.insecure else []
+    notes += [summary.privacy.warning] if summary.privacy.warning else []
+    return "\n".join([text, *notes])
+
+
+def _cells(summary: Summary) -> tuple[str, ...]:
+    epsilon, none = summary.privacy.epsilon, summary.privacy.mode == "none"
+    return (
+        _show(summary.test_accuracy.mean, "{:.1%}"),
+        _show(summary.test_accuracy.min, "{:.1%}"),
+        "none: no privacy" if none else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
+        "–" if none or epsilon.link is None else f"{epsilon.link:.2f}\n({_link(summary.privacy)})",
+        _show(summary.consensus_distance, "{:.4g}"),
+        f"{_show(summary.bytes_sent.mean, '{:,.0f}')} (largest {_show(summary.bytes_sent.max, '{:,.0f}')})",
+        f"{_show(summary.round_seconds.median, '{:.3f}')} (p95 {_show(summary.round_seconds.p95, '{:.3f}')})",
+        _show(summary.wall_seconds, "{:.1f}"),
+    )
+
+
+def _link(privacy: Privacy) -> str:
+    return f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one neighbour alone; {LINK}"
+
+
+def _show(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
+    epsilon = Epsilon(
+        total=_max(part.epsilon.total for part in parts),
+        link=_max(part.epsilon.link for part in parts),
+        per_node=_union(part.epsilon.per_node for part in parts),
+    )
+    warning = next((part.warning for part in parts if part.warning), None)
+    insecure = any(part.insecure_seed for part in parts)
+    return parts[0].model_copy(update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure})
+
+
+def _union(parts: Any) -> dict[str, Any]:
+    return dict(sorted((name, value) for part in parts for name, value in part.items()))
+
+
+def _known(values: Any) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Any) -> float | None:
+    known = _known(values)
+    return sum(known) / len(known) if known else None
+
+
+def _median(values: Any) -> float | None:
+    known = _known(values)
+    return statistics.median(known) if known else None
+
+
+def _max(values: Any) -> float | None:
+    return max(_known(values), default=None)
+
+
+def _means(parts: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    return {name: _mean(part.get(name) for part in parts) for name in sorted({name for part in parts for name in part})}

@@ -1,0 +1,213 @@
+"""summary.json: one schema, honest merging, and no ε without what it means."""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+
+from node import summary
+from node.summary import Epsilon, Privacy, Range, Seconds, Summary
+from peer.errors import DataError, StorageError
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
+STRICT = Privacy(mode="strict", batches="independent", delta=1e-3, sigma=2.21, accountant="PLD")
+
+
+def one(name: str = "n0", accuracy: float | None = 0.9, total: float = 7.5, **fields: object) -> Summary:
+    """What one daemon writes."""
+    privacy = STRICT.model_copy(update={"epsilon": Epsilon(total=total, link=3.25, per_node={name: total})})
+    return Summary.model_validate(
+        {
+            "algorithm": "dpdl", "nodes": 3, "rounds": 100, "topology": "ring", "dataset": "digits", "seed": 0,
+            "test_accuracy": summary.accuracy({name: accuracy}), "privacy": privacy,
+            "bytes_sent": Range(mean=100.0, max=100.0), "round_seconds": summary.seconds([0.1, 0.2, 0.3]),
+            "wall_seconds": 30.0, "params_digest": {name: "ab"}, "task_metrics": {"loss": 0.5},
+            "version": "0.1.0", "config_digest": "cd", "complete": True,
+        }
+        | fields
+    )  # fmt: skip
+
+
+def test_the_committed_schema_is_current():
+    """After a change: python -c "import node.summary as s; print(s.schema(), end='')" > docs/summary.schema.json"""
+    assert SCHEMA.read_text() == summary.schema()
+
+
+def test_the_schema_has_the_fields_the_documents_promise():
+    promised = """algorithm nodes rounds topology dataset seed test_accuracy consensus_distance privacy mixing
+        bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest insecure ledger
+        complete"""
+    assert set(Summary.model_fields) == set(promised.split())
+    assert set(summary.Accuracy.model_fields) == {"mean", "min", "per_node"}
+    assert set(Epsilon.model_fields) == {"total", "link", "per_node"}
+    privacy = "mode batches adjacency delta sigma accountant epsilon public_validation insecure_seed warning"
+    assert set(Privacy.model_fields) == set(privacy.split())
+
+
+def test_what_is_written_fits_the_schema_and_comes_back(tmp_path):
+    written = one(consensus_distance=float("nan"))
+    summary.write(tmp_path / "summary.json", written)
+    content = json.loads((tmp_path / "summary.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(content)
+    assert content["consensus_distance"] is None
+    assert content["test_accuracy"] == {"mean": 0.9, "min": 0.9, "per_node": {"n0": 0.9}}
+    assert summary.read(tmp_path / "summary.json") == written
+
+
+@pytest.mark.parametrize("change", [{"speed": 1}, {"mixing": "wet"}, {"nodes": 0}, {"rounds": None}])
+def test_the_schema_refuses_what_is_no_summary(change):
+    content = json.loads(one().model_dump_json()) | change
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, json.loads(SCHEMA.read_text()))
+    with pytest.raises(ValidationError):
+        Summary.model_validate(content)
+
+
+def test_a_file_that_is_no_summary_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="can't be read"):
+        summary.read(tmp_path / "summary.json")
+    (tmp_path / "summary.json").write_text('{"algorithm": "dpdl"}')
+    with pytest.raises(DataError, match="no summary of this version: nodes"):
+        summary.read(tmp_path / "summary.json")
+
+
+def test_a_full_disk_keeps_the_old_summary(tmp_path):
+    path = tmp_path / "summary.json"
+    summary.write(path, one())
+    (tmp_path / "summary.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left"):
+        summary.write(path, one(seed=5))
+    assert summary.read(path).seed == 0
+
+
+def test_digest_is_that_of_little_endian_float32():
+    values = [1.0, -2.5, 3e-9]
+    assert summary.digest(torch.tensor(values)) == hashlib.sha256(struct.pack("<3f", *values)).hexdigest()
+    assert summary.digest(torch.tensor(values)[::2]) == hashlib.sha256(struct.pack("<2f", 1.0, 3e-9)).hexdigest()
+
+
+def test_consensus_distance_is_the_formula_in_float64():
+    xs = [torch.tensor([1e4, 0.0]), torch.tensor([1e4 + 1e-2, 3.0]), torch.tensor([1e4, 6.0])]
+    stacked = torch.stack(xs).double()
+    expected = (stacked - stacked.mean(0)).square().sum(1).mean().sqrt()
+    assert summary.consensus_distance(xs) == pytest.approx(float(expected), rel=1e-12)
+    assert summary.consensus_distance([xs[0], xs[0]]) == 0
+    assert summary.consensus_distance([torch.tensor([3.0]), torch.tensor([7.0])]) == 2
+
+
+def test_merge_of_a_whole_cluster():
+    parts = [
+        one("n0", 0.9, 7.5),
+        one("n1", 0.8, 7.9),
+        one("n2", 0.97, 7.5, wall_seconds=40.0, task_metrics={"loss": 2.0}),
+    ]
+    parts[1] = parts[1].model_copy(update={"bytes_sent": Range(mean=400.0, max=400.0)})
+    parts[2] = parts[2].model_copy(update={"round_seconds": Seconds(median=0.5, p95=2.0)})
+    xs = {"n0": torch.zeros(2), "n1": torch.zeros(2), "n2": torch.tensor([3.0, 0.0])}
+    merged = summary.merge(parts, xs)
+    assert merged.test_accuracy.per_node == {"n0": 0.9, "n1": 0.8, "n2": 0.97}
+    assert merged.test_accuracy.mean == pytest.approx(0.89)
+    assert merged.test_accuracy.min == 0.8
+    assert merged.privacy.epsilon == Epsilon(total=7.9, link=3.25, per_node={"n0": 7.5, "n1": 7.9, "n2": 7.5})
+    assert merged.bytes_sent == Range(mean=200.0, max=400.0)
+    assert merged.round_seconds == Seconds(median=0.2, p95=2.0)
+    assert merged.wall_seconds == 40
+    assert merged.params_digest == {"n0": "ab", "n1": "ab", "n2": "ab"}
+    assert merged.task_metrics == {"loss": 1.0}
+    assert merged.consensus_distance == pytest.approx(2**0.5)
+    assert merged.complete
+    assert summary.merge(parts).consensus_distance is None
+
+
+def test_merge_of_an_incomplete_cluster_says_so():
+    assert not summary.merge([one("n0"), one("n1", None)]).complete
+    assert summary.merge([one("n0"), one("n1", None)]).test_accuracy.mean == 0.9
+    assert not summary.merge([one("n0"), one("n1"), one("n2", complete=False)]).complete
+    with pytest.raises(DataError, match="No node"):
+        summary.merge([])
+    with pytest.raises(DataError, match="different runs"):
+        summary.merge([one("n0"), one("n1", config_digest="other")])
+
+
+def test_one_bad_node_marks_the_cluster():
+    bad = one("n1", insecure=True)
+    bad = bad.model_copy(update={"privacy": bad.privacy.model_copy(update={"insecure_seed": True, "warning": "oh"})})
+    merged = summary.merge([one("n0"), bad, one("n2")])
+    assert merged.insecure
+    assert merged.privacy.insecure_seed
+    assert merged.privacy.warning == "oh"
+
+
+def printed(*columns: Summary) -> str:
+    console = Console(width=240, record=True, file=open(os.devnull, "w"))
+    with console.file:
+        console.print(summary.table(*columns))
+    return " ".join(console.export_text().split())
+
+
+def test_the_table_shows_both_columns_and_never_a_bare_epsilon():
+    none = one("n0", 0.968).model_copy(update={"privacy": Privacy(mode="none")})
+    text = printed(one(), none)
+    for words in (
+        "90.0%",
+        "96.8%",
+        "dpdl, privacy mode strict",
+        "dpdl, without noise",
+        "none: no privacy",
+        "7.50",
+        "3.25",
+    ):
+        assert words in text
+    for words in ("mode strict", "add/remove one example", "δ = 0.001", "PLD", "independent batches"):
+        assert words in text
+    assert summary.LINK in text
+    assert summary.AGAINST in text
+    assert "INCOMPLETE" not in text
+
+
+def test_the_table_says_what_voids_a_guarantee():
+    privacy = one().privacy
+    paper = one(
+        privacy=privacy.model_copy(update={"mode": "paper", "warning": "Nominal."}), insecure=True, complete=False
+    )
+    text = printed(paper)
+    for words in ("NOT a guarantee", "Nominal.", "INSECURE transport", "INCOMPLETE"):
+        assert words in text
+    assert summary.AGAINST not in text
+    assert "VOID: insecure_seed" in printed(one(privacy=privacy.model_copy(update={"insecure_seed": True})))
+    private = privacy.model_copy(update={"public_validation": False})
+    assert "validation set is private" in printed(one(privacy=private))
+    for note in ("VOID", "NOT a guarantee", "validation"):
+        assert note not in printed(one())
+
+
+def test_an_empty_summary_can_be_shown():
+    unknown = Summary(algorithm="local", nodes=1, rounds=1, topology="ring", dataset="own", seed=0, version="0",
+                      config_digest="", complete=True, privacy=Privacy(mode="strict"))  # fmt: skip
+    assert "(mode strict, add/remove one example, δ unknown" in printed(unknown)
+
+
+def test_seconds_of_rounds():
+    assert summary.seconds([]) == Seconds()
+    assert summary.seconds([2.0]) == Seconds(median=2.0, p95=2.0)
+    assert summary.seconds([float(k) for k in range(100, 0, -1)]) == Seconds(median=50.5, p95=96.0)
+
+
+def test_reading_a_summary_needs_no_torch(tmp_path):
+    summary.write(tmp_path / "summary.json", one())
+    code = (
+        "import sys; from pathlib import Path; from node import summary; summary.table(summary.read(Path(sys.argv[1])))"
+    )
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "summary.json")], check=True)
