@@ -8,8 +8,7 @@ All tensor work runs in the compute thread; this file only waits, counts and dec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping
 from math import ceil
 from typing import Any
 
@@ -18,13 +17,14 @@ from torch import Tensor
 from node.algorithms import Algorithm
 from node.compute import Compute
 from node.config import StartSection, SyncSection
+from node.exchange import Exchange, Kept
 from node.maths.mixing import accumulator, agreed, consensus_distance, fold, mixed
-from node.payload import Said, Slot, Stream, parts_of, shape_of
+from node.payload import Said
 from peer.codec import frames
 from peer.errors import PeersUnavailable
-from peer.exchange import Empty, Nowhere, Payload, Sink, names
+from peer.exchange import Empty, names
 from peer.failpoint import failpoint
-from peer.mailbox import Key, Role, Shape
+from peer.mailbox import Key, Role
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 from peer.session import Session
@@ -70,8 +70,7 @@ class Driver:
         self.watcher = watcher or Watcher()
         self.heard: frozenset[Peer] = frozenset()
         """Whom this node heard in its previous phase."""
-        self._fresh: dict[tuple[int, Role, Peer], tuple[int, Any]] = {}
-        """async: the newest payload of each phase, role and neighbour, with its round."""
+        self._kept: Kept = {}
         self._sending: dict[tuple[int, Role, Peer], asyncio.Task[None]] = {}
         self._of_round: set[asyncio.Task[None]] = set()
 
@@ -104,7 +103,7 @@ class Driver:
                 t = self._enter(t)
                 await self._round(t)
                 t += 1
-            self._cancel(set(self._of_round) | set(self._sending.values()))
+            self._cancel()
         self.session.position.first = self.rounds
         self.session.end()
 
@@ -138,20 +137,10 @@ class Driver:
             verb = await self.compute.own(_advance, talk, reply)
             phase += 1
         if self.sync.mode != "async":
-            self._cancel(self._of_round)
+            self._cancel()
         failpoint("before_round_commit")
         await self.compute.own(self.after_round, t)
         self.watcher.round(t, self.session.now - began)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._tasks.create_task(work)
-        self._of_round.add(task)
-        task.add_done_callback(self._of_round.discard)
-        return task
-
-    def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
-        for task in list(tasks):
-            task.cancel()
 
     # ------------------------------------------------------------------------------------------------ verbs
 
@@ -167,82 +156,70 @@ class Driver:
                 return await self._mix(t, phase, verb)
 
     async def _say(self, t: int, phase: int, verb: Say[Tensor]) -> Heard[Any]:
-        exchange = Exchange(self, Key(t, phase, Role.SAY), verb, self._said(verb))
-        await exchange.run(self._present(t), self._live)
-        return exchange.heard(self.hood.neighbours)
+        exchange = self._exchange(Key(t, phase, Role.SAY), verb, self._said(verb))
+        await self._swap(exchange)
+        self.heard = exchange.heard()
+        return exchange.received(self.hood.neighbours)
 
     async def _ask(self, t: int, phase: int, verb: Ask[Tensor]) -> Heard[Any]:
-        questions = Exchange(self, Key(t, phase, Role.QUESTION), verb, self._said(verb), finite=False)
-        layout = verb.answer_layout or questions.layout
-        answers = Exchange(self, Key(t, phase, Role.ANSWER), verb, None, layout=layout)
+        questions = self._exchange(Key(t, phase, Role.QUESTION), verb, self._said(verb), finite=False)
+        answers = self._exchange(Key(t, phase, Role.ANSWER), verb)
         answered: set[Peer] = set()
 
         async def answer(peer: Peer) -> None:
+            asked_in = questions.rounds[peer]
             try:
                 released = await self.compute.answer(verb.answer, peer, questions.take(peer))
             except Withheld:
-                served = await answers.deliver(peer, Empty(), round=questions.rounds[peer], withheld=True)
+                served = await answers.deliver(peer, Empty(), round=asked_in, withheld=True)
             else:
-                said = Said(released, layout, self.compute)
-                served = await answers.deliver(peer, said, round=questions.rounds[peer])
-            failpoint("after_answer")
+                said = Said(released, answers.layout, self.compute)
+                served = await answers.deliver(peer, said, round=asked_in)
             if served:
                 answered.add(peer)
+                self.session.changed.notify()
             else:
                 self._lose(t, phase, peer, "It refused an answer.")
-            self.session.changed.notify()
 
-        questions.on_done = lambda peer: self._send_once(phase, Role.ANSWER, peer, answer(peer))
+        questions.on_arrival = lambda peer: self._send(phase, Role.ANSWER, peer, answer(peer))
         present = self._present(t)
         answers.open(self._live)
         questions.open(self._live)
-        questions.send(present)
+        self._send_all(questions)
         await self._wait(t, phase, present, lambda peer: answers.came(peer) and peer in answered, answers.came)
-        answers.close()
-        self.heard = answers.all_heard()
-        return answers.heard(self.hood.neighbours)
+        answers.close()  # questions stay answerable until the round ends
+        self.heard = answers.heard()
+        return answers.received(self.hood.neighbours)
 
     async def _mix(self, t: int, phase: int, verb: Mix[Tensor]) -> Any:
-        assert verb.rule == "mean", f"no rule {verb.rule!r}"
-        said = self._said(verb)
-        exchange = Exchange(self, Key(t, phase, Role.MIX), verb, said)
-        await exchange.run(self._present(t), self._live, heard=self.heard)
-        came = exchange.all_heard()
-        keep = self._keep(t, phase, came, exchange.said_heard)
+        exchange = self._exchange(Key(t, phase, Role.MIX), verb, self._said(verb))
+        await self._swap(exchange, self.heard)
+        came = exchange.heard()
+        keep = self._keep(t, phase, came, exchange.their_heard)
         self.heard = came
         weight = self.hood.without(frozenset(self.hood.neighbours) - keep).weight
         failpoint("before_aggregate")
-        reply, distance = await self.compute.own(self._fold, verb, weight, exchange)
+        reply, distance = await self.compute.own(_mixed, weight, exchange, self.hood.me)
         failpoint("after_aggregate")
         self.watcher.mixed(t, weight, distance)
         return reply
 
-    def _fold(self, verb: Mix[Tensor], weight: Mapping[Peer, float], exchange: Exchange) -> tuple[Any, float]:
-        assert exchange.said is not None
-        tuple_or_vector = exchange.said.flat.float()
-        own: Any = tuple_or_vector.chunk(exchange.parts) if isinstance(verb.tensors, tuple) else tuple_or_vector
-        payloads = {peer: own if peer == self.hood.me else exchange.take(peer) for peer in weight}
-        parameters = [it[0] if isinstance(it, tuple) else it for it in payloads.values()]
-        return mixed(weight, payloads), consensus_distance(parameters)
-
     async def _stream(self, t: int, phase: int, verb: Mix[Tensor]) -> Tensor:
         """Frames are folded in sorted order of peers as they come; what is lost on the way goes to self."""
-        assert verb.rule == "mean", f"a streaming Mix has no rule {verb.rule!r}"
-        said, me = self._said(verb), self.hood.me
-        exchange = Exchange(self, Key(t, phase, Role.MIX), verb, said, streaming=True)
+        me, said = self.hood.me, self._said(verb)
+        exchange = self._exchange(Key(t, phase, Role.MIX), verb, said, streaming=True)
         present = self._present(t)
         exchange.open(self._live)
-        exchange.send(self._live, self.heard)
-        await self._wait(t, phase, present, lambda peer: peer in exchange.said_heard, exchange.came)
-        partners = set(self._keep(t, phase, frozenset(exchange.said_heard), exchange.said_heard))
-        exchange.ignore(set(exchange.streams) - partners)
+        self._send_all(exchange, self.heard)
+        await self._wait(t, phase, present, exchange.came, exchange.came)
+        partners = self._keep(t, phase, exchange.heard(), exchange.their_heard)
+        exchange.ignore(exchange.heard() - partners)
         weight = dict(self.hood.without(frozenset(self.hood.neighbours) - partners).weight)
-        into = accumulator(said.flat)
-        size = said.flat.itemsize
+        into, size = accumulator(said.flat), said.flat.itemsize
         for offset, length in frames(said.flat.nbytes):
             await said.until(offset + length)
-            await self._wait(t, phase, frozenset(partners), lambda peer: exchange.streams[peer].waiting, exchange.came)
-            gone = frozenset(peer for peer in partners if not exchange.streams[peer].waiting)
+            await self._wait(t, phase, partners, exchange.frame_came, exchange.frame_came)
+            gone = frozenset(peer for peer in partners if not exchange.frame_came(peer))
             if gone:
                 self.watcher.dropped(t, phase, gone, True)
                 exchange.ignore(gone)
@@ -251,9 +228,9 @@ class Driver:
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: exchange.streams[peer].take() for peer in partners} | {me: said.flat[place]}
             await self.compute.own(_fold_frame, into[place], dict(weight), frame)
-        await self._wait(t, phase, frozenset(partners), exchange.served.__contains__, exchange.came)
+        await self._wait(t, phase, partners, exchange.served.__contains__, exchange.came)
         exchange.close()
-        self.heard = frozenset(partners)
+        self.heard = partners
         self.watcher.mixed(t, weight, float("nan"))
         return into
 
@@ -265,6 +242,69 @@ class Driver:
         if self._live - keep:
             self.watcher.dropped(t, phase, self._live - keep, False)
         return keep
+
+    # -------------------------------------------------------------------------------------------- transfers
+
+    def _said(self, verb: Verb) -> Said:
+        said = Said(verb.tensors, verb.layout or self.layout, self.compute)
+        if not said.complete:
+            self._spawn(said.pull())
+        return said
+
+    def _exchange(
+        self, key: Key, verb: Verb, said: Said | None = None, *, finite: bool = True, streaming: bool = False
+    ) -> Exchange:
+        if isinstance(verb, Mix) and verb.rule != "mean":
+            raise AssertionError(f"no rule {verb.rule!r}")
+        answer = isinstance(verb, Ask) and key.role is Role.ANSWER
+        layout = (verb.answer_layout if isinstance(verb, Ask) and answer else None) or verb.layout or self.layout
+        return Exchange(
+            self.session,
+            key,
+            kind=verb.kind,
+            layout=layout,
+            form=() if answer else verb.tensors,
+            said=said,
+            finite=finite,
+            streaming=streaming,
+            kept=self._kept,
+            staleness=self.sync.staleness if self.sync.mode == "async" else None,
+        )
+
+    async def _swap(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
+        """Opens the phase, sends to all who were live when the round began, waits as the policy says, closes."""
+        t, phase = exchange.key.round, exchange.key.phase
+        present = self._present(t)
+        exchange.open(self._live)
+        self._send_all(exchange, heard)
+        await self._wait(t, phase, present, exchange.done, exchange.came)
+        exchange.close()
+
+    def _send_all(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
+        async def serve(peer: Peer) -> None:
+            if not await exchange.serve(peer, heard):
+                self._lose(exchange.key.round, exchange.key.phase, peer, "It refused what was sent.")
+
+        for peer in sorted(self._live):
+            self._send(exchange.key.phase, exchange.key.role, peer, serve(peer))
+
+    def _send(self, phase: int, role: Role, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
+        """In a task of the round. async: a neighbour that is still being sent the previous one is left out."""
+        before = self._sending.get((phase, role, peer))
+        if self.sync.mode == "async" and before is not None and not before.done():
+            work.close()
+            return
+        self._sending[phase, role, peer] = self._spawn(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._tasks.create_task(work)
+        self._of_round.add(task)
+        task.add_done_callback(self._of_round.discard)
+        return task
+
+    def _cancel(self) -> None:
+        for task in list(self._of_round):
+            task.cancel()
 
     # ---------------------------------------------------------------------------------------------- waiting
 
@@ -306,143 +346,19 @@ class Driver:
             self.session.lose(peer, why)
             self.watcher.lost(t, phase, peer, why)
 
-    # --------------------------------------------------------------------------------------------- payloads
-
-    def _said(self, verb: Verb) -> Said:
-        said = Said(verb.tensors, verb.layout or self.layout, self.compute)
-        if not said.complete:
-            self._spawn(said.pull())
-        return said
-
-    def _send_once(self, phase: int, role: Role, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
-        """Sends in a task of the round. async: a neighbour that is still being sent the previous one is left out."""
-        before = self._sending.get((phase, role, peer))
-        if self.sync.mode == "async" and before is not None and not before.done():
-            work.close()
-            return
-        self._sending[phase, role, peer] = self._spawn(work)
-
-
-class Exchange:
-    """One phase and role: what comes from each neighbour, and what is sent to it. It is the session's `Inbox`."""
-
-    def __init__(
-        self,
-        driver: Driver,
-        key: Key,
-        verb: Verb,
-        said: Said | None,
-        *,
-        layout: Layout | None = None,
-        finite: bool = True,
-        streaming: bool = False,
-    ) -> None:
-        self.driver, self.key, self.verb, self.said, self.finite = driver, key, verb, said, finite
-        self.layout = layout or verb.layout or driver.layout
-        self.parts = 1 if key.role is Role.ANSWER else parts_of(verb.tensors)
-        self.shape: Shape = shape_of(verb.kind, self.layout, self.parts)
-        self.said_heard: dict[Peer, frozenset[Peer]] = {}
-        self.rounds: dict[Peer, int] = {}
-        """The sender's round, of each header."""
-        self.served: set[Peer] = set()
-        self.streams: dict[Peer, Stream] = {}
-        self.on_done: Callable[[Peer], None] = lambda peer: None
-        self._streaming = streaming
-        self._slots: dict[Peer, Slot | None] = {}
-
-    async def run(self, wait_for: frozenset[Peer], live: frozenset[Peer], heard: frozenset[Peer] = frozenset()) -> None:
-        """Opens the phase, sends to all who were live, waits as the policy says, closes."""
-        self.open(live)
-        self.send(live, heard)
-        both = lambda peer: self.came(peer) and peer in self.served  # noqa: E731
-        await self.driver._wait(self.key.round, self.key.phase, wait_for, both, self.came)
-        self.close()
-
-    def open(self, peers: frozenset[Peer]) -> None:
-        self.driver.session.open(self.key, self.shape, peers, self)
-
-    def close(self) -> None:
-        self.driver.session.shut(self.key)
-
-    def send(self, peers: Iterable[Peer], heard: frozenset[Peer] = frozenset()) -> None:
-        for peer in sorted(peers):
-            self.driver._send_once(self.key.phase, self.key.role, peer, self._serve(peer, heard))
-
-    async def _serve(self, peer: Peer, heard: frozenset[Peer]) -> None:
-        assert self.said is not None
-        if await self.deliver(peer, self.said, heard=heard):
-            self.served.add(peer)
-            self.driver.session.changed.notify()
-        else:
-            self.driver._lose(self.key.round, self.key.phase, peer, "It refused what was sent.")
-
-    async def deliver(
-        self,
-        peer: Peer,
-        payload: Payload,
-        *,
-        round: int | None = None,
-        heard: frozenset[Peer] = frozenset(),
-        withheld: bool = False,
-    ) -> bool:
-        """`round`: of the question that is answered; it differs from this round in async mode only."""
-        key = self.key if round is None else replace(self.key, round=round)
-        return await self.driver.session.deliver(peer, key, self.shape, payload, heard=heard, withheld=withheld)
-
-    def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink:
-        """The session's question where an admitted transfer goes."""
-        self.said_heard[peer], self.rounds[peer] = heard, round
-        if withheld:
-            self._slots[peer] = None
-            self.on_done(peer)
-            return Nowhere()
-        if self._streaming:
-            self.driver.session.changed.notify()
-            return self.streams.setdefault(peer, Stream(peer, self.layout, self.driver.session.changed))
-        slot = Slot(self.layout, self.parts, lambda: self._arrived(peer, slot), finite=self.finite)
-        return slot
-
-    def _arrived(self, peer: Peer, slot: Slot) -> None:
-        self._slots[peer] = slot
-        self.driver._fresh[self.key.phase, self.key.role, peer] = (self.rounds[peer], slot)
-        self.on_done(peer)
-
-    def ignore(self, peers: Iterable[Peer]) -> None:
-        """These streams are not folded (any more)."""
-        for peer in peers:
-            self.streams[peer].ignore()
-
-    def came(self, peer: Peer) -> bool:
-        """Something was heard, be it that an answer is withheld."""
-        return peer in self._slots or (self._streaming and peer in self.said_heard)
-
-    def take(self, peer: Peer) -> Any:
-        """The payload in the form of the verb's."""
-        slot = self._slots.get(peer) or self._old(peer)
-        assert slot is not None
-        return slot.tensors(as_tuple=self.key.role is not Role.ANSWER and isinstance(self.verb.tensors, tuple))
-
-    def all_heard(self) -> frozenset[Peer]:
-        """Neighbours heard in this phase (async: recently enough), withheld answers included."""
-        return frozenset(self._slots) | frozenset(peer for peer in self.driver.hood.neighbours if self._old(peer))
-
-    def heard(self, neighbours: Iterable[Peer]) -> Heard[Any]:
-        got = {peer for peer in self.all_heard() if self._slots.get(peer) or self._old(peer)}
-        self.driver.heard = self.all_heard()
-        return Heard(((peer, self.take(peer)) for peer in got), frozenset(neighbours) - got)
-
-    def _old(self, peer: Peer) -> Slot | None:
-        if self.driver.sync.mode != "async":
-            return None
-        t, slot = self.driver._fresh.get((self.key.phase, self.key.role, peer), (-1, None))
-        return slot if self.key.round - t <= self.driver.sync.staleness else None
-
 
 def _advance(talk: Conversation, reply: Any) -> Verb | None:
     try:
         return talk.send(reply)
     except StopIteration:
         return None
+
+
+def _mixed(weight: Mapping[Peer, float], exchange: Exchange, me: Peer) -> tuple[Any, float]:
+    """The average, and the consensus distance of what was averaged (of the payload's first vector)."""
+    payloads = {peer: exchange.own() if peer == me else exchange.take(peer) for peer in weight}
+    parameters = [it[0] if isinstance(it, tuple) else it for it in payloads.values()]
+    return mixed(weight, payloads), consensus_distance(parameters)
 
 
 def _fold_frame(into: Tensor, weight: Mapping[Peer, float], frame: Mapping[Peer, Tensor]) -> None:

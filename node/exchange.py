@@ -1,0 +1,152 @@
+"""One phase and role of a round: what comes from each neighbour, and what is sent to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from node.payload import Said, Slot, Stream, parts_of, shape_of
+from peer.exchange import Nowhere, Sink
+from peer.exchange import Payload as Outgoing
+from peer.mailbox import Key, Role
+from peer.message import Heard, Layout, Payload, Peer
+from peer.session import Session
+
+Kept: TypeAlias = dict[tuple[int, Role, Peer], tuple[int, Slot]]
+"""(phase, role, neighbour) -> its newest payload and the round it is of. Read in async mode only."""
+
+
+class Exchange:
+    """It is the session's `Inbox` for its key. `form` gives the shape of payloads: one vector, or a tuple of them."""
+
+    def __init__(
+        self,
+        session: Session,
+        key: Key,
+        *,
+        kind: str,
+        layout: Layout,
+        form: Payload[Tensor],
+        said: Said | None,
+        finite: bool,
+        streaming: bool,
+        kept: Kept,
+        staleness: int | None,
+    ) -> None:
+        self.session, self.key, self.layout, self.said = session, key, layout, said
+        self.as_tuple = isinstance(form, tuple) and key.role is not Role.ANSWER
+        self.parts = parts_of(form) if self.as_tuple else 1
+        self.shape = shape_of(kind, layout, self.parts)
+        self.their_heard: dict[Peer, frozenset[Peer]] = {}
+        """Whom each neighbour says it heard in the phase before; known from its header on."""
+        self.rounds: dict[Peer, int] = {}
+        """The round in each neighbour's header; another than mine in async mode only."""
+        self.served: set[Peer] = set()
+        self.streams: dict[Peer, Stream] = {}
+        self.on_arrival: Callable[[Peer], None] = lambda peer: None
+        """Called when a neighbour's payload is complete."""
+        self._slots: dict[Peer, Slot | None] = {}
+        self._finite, self._streaming, self._kept, self._staleness = finite, streaming, kept, staleness
+
+    # what is sent
+
+    async def serve(self, peer: Peer, heard: frozenset[Peer]) -> bool:
+        """Sends what this node says; False when the neighbour refuses it for good."""
+        assert self.said is not None
+        if not await self.deliver(peer, self.said, heard=heard):
+            return False
+        self.served.add(peer)
+        self.session.changed.notify()
+        return True
+
+    async def deliver(
+        self,
+        peer: Peer,
+        payload: Outgoing,
+        *,
+        round: int | None = None,
+        heard: frozenset[Peer] = frozenset(),
+        withheld: bool = False,
+    ) -> bool:
+        """`round`: of the question that is answered, if it is not this round."""
+        key = self.key if round is None else replace(self.key, round=round)
+        return await self.session.deliver(peer, key, self.shape, payload, heard=heard, withheld=withheld)
+
+    # what comes
+
+    def open(self, peers: Iterable[Peer]) -> None:
+        self.session.open(self.key, self.shape, peers, self)
+
+    def close(self) -> None:
+        self.session.shut(self.key)
+
+    def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink:
+        """Where an admitted transfer of this neighbour goes."""
+        self.their_heard[peer], self.rounds[peer] = heard, round
+        if withheld:
+            self._slots[peer] = None
+            return Nowhere()
+        if self._streaming:
+            self.session.changed.notify()
+            return self.streams.setdefault(peer, Stream(peer, self.layout, self.session.changed))
+
+        def arrived() -> None:
+            self._slots[peer] = slot
+            self._kept[self.key.phase, self.key.role, peer] = (round, slot)
+            self.on_arrival(peer)
+
+        slot = Slot(self.layout, self.parts, arrived, finite=self._finite)
+        return slot
+
+    def came(self, peer: Peer) -> bool:
+        """Something was heard: the payload, that it is withheld, or (streaming) the header."""
+        return peer in self._slots or peer in self.streams
+
+    def done(self, peer: Peer) -> bool:
+        """Heard and served."""
+        return self.came(peer) and peer in self.served
+
+    def frame_came(self, peer: Peer) -> bool:
+        """A frame of the stream is there to be folded."""
+        return self.streams[peer].waiting
+
+    def ignore(self, peers: Iterable[Peer]) -> None:
+        """These streams are not folded (any more)."""
+        for peer in peers:
+            self.streams[peer].ignore()
+
+    def heard(self) -> frozenset[Peer]:
+        """Everybody who was heard, withheld answers included; in async mode recently enough."""
+        return frozenset(self._slots) | frozenset(self.streams) | frozenset(filter(self._older, self._neighbours()))
+
+    def received(self, neighbours: Iterable[Peer]) -> Heard[Any]:
+        """The payloads that came."""
+        got = {peer for peer in self.heard() if self._slot(peer) is not None}
+        return Heard(((peer, self.take(peer)) for peer in got), frozenset(neighbours) - got)
+
+    def take(self, peer: Peer) -> Any:
+        """The neighbour's payload: one vector, or a tuple of them."""
+        slot = self._slot(peer)
+        assert slot is not None, f"nothing came from {peer}"
+        return slot.tensors(as_tuple=self.as_tuple)
+
+    def own(self) -> Any:
+        """This node's payload as the neighbours get it, in the same form."""
+        assert self.said is not None
+        full = self.said.flat.float()
+        return full.chunk(self.parts) if self.as_tuple else full
+
+    def _slot(self, peer: Peer) -> Slot | None:
+        return self._slots[peer] if peer in self._slots else self._older(peer)
+
+    def _older(self, peer: Peer) -> Slot | None:
+        if self._staleness is None:
+            return None
+        round, slot = self._kept.get((self.key.phase, self.key.role, peer), (None, None))
+        return slot if round is not None and self.key.round - round <= self._staleness else None
+
+    def _neighbours(self) -> Iterable[Peer]:
+        return {peer for phase, role, peer in self._kept if (phase, role) == (self.key.phase, self.key.role)}
