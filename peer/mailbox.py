@@ -71,6 +71,7 @@ class Mailbox:
         self.staleness = staleness
         """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an open phase (async)."""
         self._open: dict[Key, tuple[Shape, frozenset[Peer]]] = {}
+        self._left: set[Key] = set()
         self._receiving: set[tuple[Peer, Key]] = set()
         self._delivered: set[tuple[Peer, Key]] = set()
         self._parked: set[tuple[Peer, Key]] = set()
@@ -79,6 +80,7 @@ class Mailbox:
         """A new round: everything of earlier rounds is over."""
         self.round, self.phase = round, 0
         self._open.clear()
+        self._left.clear()
         self._receiving.clear()
         oldest = round - (self.staleness or 0)
         self._delivered = {it for it in self._delivered if it[1].round >= oldest}
@@ -91,6 +93,7 @@ class Mailbox:
     def close(self, key: Key) -> None:
         """The verb was left; what still comes for it is stale."""
         self._open.pop(key, None)
+        self._left.add(key)
 
     def offer(self, peer: Peer, key: Key, shape: Shape, *, withheld: bool = False, parked: bool = False) -> Admission:
         """What to do with a transfer whose header came. `parked`: it is offered again after waiting."""
@@ -131,7 +134,7 @@ class Mailbox:
 
     def _unopened(self, this: tuple[Peer, Key]) -> Admission:
         peer, key = this
-        if key.round < self.round or (key.round == self.round and key.phase < self.phase):
+        if key in self._left or (key.round, key.phase) < (self.round, self.phase):
             return Admission.STALE
         if key.round > self.round + ROUNDS_AHEAD and self.staleness is None:
             return Admission.AHEAD

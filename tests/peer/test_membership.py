@@ -1,0 +1,110 @@
+"""Membership: slow is not dead, and a lost edge is lost at both ends. Time is an argument; nothing sleeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peer.membership import MISSED_BEATS, PATIENCE, Membership, Presence
+
+DEADLINE = 10.0
+
+
+def together(*peers: str) -> Membership:
+    it = Membership.of("me", peers, DEADLINE)
+    for peer in peers:
+        it.agree(peer, live_from=0, incarnation=1, round=0, now=0.0)
+    return it
+
+
+def beat(it: Membership, peer: str, now: float, **changes: Any) -> None:
+    standing: dict[str, Any] = {
+        "incarnation": 1,
+        "round": 0,
+        "phase": 0,
+        "progress": 0,
+        "waiting_for": frozenset(),
+        "names_me": True,
+    }
+    it.beat(peer, **{**standing, **changes}, now=now)
+
+
+def test_an_edge_is_used_from_the_agreed_round_on():
+    it = Membership.of("me", "a", DEADLINE)
+    it.agree("a", live_from=3, incarnation=1, round=1, now=0.0)
+    assert it.live(2) == frozenset()
+    assert it.live(3) == {"a"}
+
+
+def test_who_shows_nothing_for_a_deadline_is_overdue():
+    it = together("a")
+    beat(it, "a", now=9.0)
+    assert not it.overdue("a", 9.9)
+    assert it.overdue("a", 10.1)
+
+
+def test_slow_is_not_dead():
+    it = together("a")
+    for second in range(100):
+        beat(it, "a", now=float(second), progress=second)
+    assert not it.overdue("a", 105.0)
+    it.moved("a", 109.0)
+    assert not it.overdue("a", 118.0)
+
+
+def test_waiting_for_somebody_else_is_an_excuse_but_not_for_ever():
+    it = together("a")
+    now = 0.0
+    while not it.overdue("a", now):
+        now += 1.0
+        beat(it, "a", now=now, waiting_for=frozenset("b"))
+        assert now < 1000
+    assert PATIENCE * DEADLINE < now <= (PATIENCE + 1) * DEADLINE + 1
+
+
+def test_waiting_for_me_is_no_excuse():
+    it = together("a")
+    for second in range(1, 11):
+        beat(it, "a", now=float(second), waiting_for=frozenset({"me"}))
+    assert it.overdue("a", 10.1)
+
+
+def test_what_was_before_the_wait_does_not_count():
+    it = together("a")
+    it.start_waiting("a", 50.0)
+    assert not it.overdue("a", 59.0)
+
+
+def test_an_end_that_no_longer_names_me_is_believed_after_two_beats():
+    it = together("a")
+    for missed in range(MISSED_BEATS):
+        assert it.live(0) == {"a"}, missed
+        beat(it, "a", now=1.0 + missed, names_me=False)
+    assert it.live(0) == frozenset()
+
+
+def test_one_beat_that_was_overtaken_does_no_harm():
+    it = together("a")
+    beat(it, "a", now=1.0, names_me=False)
+    beat(it, "a", now=2.0, names_me=True)
+    beat(it, "a", now=3.0, names_me=False)
+    assert it.live(0) == {"a"}
+
+
+def test_a_new_process_ends_the_old_edge_and_old_beats_are_ignored():
+    it = together("a")
+    beat(it, "a", now=1.0, incarnation=2)
+    assert it.neighbours["a"].presence is Presence.LOST
+    it.agree("a", live_from=7, incarnation=2, round=5, now=2.0)
+    beat(it, "a", now=3.0, incarnation=1, names_me=False, round=99)
+    assert it.neighbours["a"].round == 5
+    assert it.live(7) == {"a"}
+
+
+def test_a_goodbye_is_not_a_loss_and_a_late_one_of_an_old_process_is_ignored():
+    it = together("a", "b")
+    it.leave("a", incarnation=1, finished=True)
+    it.lose("a", "late")
+    assert it.neighbours["a"].presence is Presence.FINISHED
+    it.agree("b", live_from=4, incarnation=2, round=1, now=0.0)
+    it.leave("b", incarnation=1, finished=False)
+    assert it.live(4) == {"b"}
