@@ -1,0 +1,213 @@
+"""What was spent means this much: ε of composed Poisson-subsampled Gaussians, add/remove one example.
+
+The stated figure is by privacy loss distributions (dp-accounting PLD, an upper bound), the live gauge by cached Rényi
+vectors (looser, 0.2 ms). What is composed are *units*:
+
+    independent batches    every debit is one subsampled Gaussian at σ
+    shared batch           every round is ONE subsampled Gaussian at σ/√|K|, however many of its |K| answers were made
+
+Counting a shared batch's answers as independent under-reports (σ = 2, q = 250/6000, 4 × 1000 answers: 6.60 for 8.90).
+σ is always the effective multiplier (`noise.effective`). dp_accounting is imported on first use: it costs a CPU second.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from peer.errors import ConfigurationError
+
+Mode = Literal["strict", "paper", "none"]
+Batches = Literal["independent", "shared"]
+
+DISCRETIZATION = 1e-3
+"""Step of the discretised privacy loss: 1e-4 moves ε by 0.02 % and takes seven times as long."""
+
+HOPELESS = 100.0
+"""Above this Rényi ε it is itself the figure: the exact one would take memory without end and help nobody."""
+
+MOST_UNITS = 1_000_000
+"""`units_left` counts no further unless told to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """How one answer was made."""
+
+    sigma: float
+    """Effective noise multiplier of one answer; 0 in mode none."""
+    rate: float
+    """q of the Poisson batch."""
+    batches: Batches = "independent"
+    releases: int = 1
+    """|K|: answers a round at most, the own release included."""
+    mode: Mode = "strict"
+
+    @property
+    def guaranteed(self) -> bool:
+        """Only what strict mode released has an ε."""
+        return self.mode == "strict" and self.sigma > 0
+
+    @property
+    def unit_sigma(self) -> float:
+        """Multiplier of one unit: σ, or σ/√|K| for a shared batch's whole round."""
+        return self.sigma / math.sqrt(self.releases) if self.batches == "shared" else self.sigma
+
+    def units(self, rounds: int) -> int:
+        """Units of a run in which every answer is made."""
+        return rounds if self.batches == "shared" else rounds * self.releases
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A run-length coded part of a ledger."""
+
+    mechanism: Mechanism
+    units: int
+
+
+def epsilon(rows: Iterable[Spent], delta: float) -> float:
+    """ε of everything in `rows` together, by PLD. inf: there is no guarantee, or none at this δ; never an exception."""
+    spent = [row for row in rows if row.units > 0]
+    rough = epsilon_live(spent, delta)
+    if not spent or rough > HOPELESS:
+        return rough
+    accountant = _dp().pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
+    for row in spent:
+        accountant.compose(_event(row.mechanism.unit_sigma, row.mechanism.rate), row.units)
+    return float(accountant.get_epsilon(delta))
+
+
+def epsilon_live(rows: Iterable[Spent], delta: float) -> float:
+    """As `epsilon`, by Rényi divergence: 8–17 % larger, 0.2 ms once σ and q have been seen."""
+    spent = [row for row in rows if row.units > 0]
+    if not all(row.mechanism.guaranteed for row in spent):
+        return math.inf
+    if not spent:
+        return 0.0
+    total = sum(row.units * _renyi(row.mechanism.unit_sigma, row.mechanism.rate) for row in spent)
+    found, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
+    return float(found) if not math.isnan(found) else math.inf
+
+
+def epsilon_total(mechanism: Mechanism, rounds: int, delta: float) -> float:
+    """THE guarantee of a run: all |K| answers of every round, against any coalition."""
+    return epsilon([Spent(mechanism, mechanism.units(rounds))], delta)
+
+
+def epsilon_link(mechanism: Mechanism, rounds: int, delta: float) -> float:
+    """One stream of answers alone. A diagnostic, NOT a guarantee: the others reach the same neighbour by other ways."""
+    return epsilon_total(replace(mechanism, releases=1), rounds, delta)
+
+
+def calibrate(
+    target: float, delta: float, *, rate: float, rounds: int, releases: int = 1, batches: Batches = "independent"
+) -> float:
+    """The smallest effective σ (four digits, rounded up) with which a run of `rounds` has ε_total ≤ target (PLD).
+
+    Raises:
+        ConfigurationError: no σ up to a million reaches the target at this δ.
+    """
+
+    def reaches(sigma: float, figure: Callable[[Iterable[Spent], float], float]) -> bool:
+        mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=releases)
+        return figure([Spent(mechanism, mechanism.units(rounds))], delta) <= target
+
+    high = 1.0
+    while not reaches(high, epsilon_live):
+        high *= 2.0
+        if high > 1e6:
+            raise ConfigurationError(f"No noise reaches ε = {target:g} at δ = {delta:g}; choose a larger ε or δ.")
+    high = _bisect(lambda sigma: reaches(sigma, epsilon_live), high / 2 if high > 1 else 1e-2, high, 1.01)
+    return _refine(lambda sigma: reaches(sigma, epsilon), high)
+
+
+def _refine(good: Callable[[float], bool], start: float) -> float:
+    """From a Rényi σ (usually 5–15 % too large) to the PLD one."""
+    low, high = start * 0.8, start
+    while not good(high):
+        low, high = high, high * 1.2
+        if high > 1e7:
+            raise ConfigurationError("No noise reaches this ε at this δ; choose a larger ε or δ.")
+    while good(low):
+        low, high = low * 0.8, low
+    sigma = _bisect(good, low, high, 1.0005)
+    digit = 10.0 ** (math.floor(math.log10(sigma)) - 3)
+    return round(math.ceil(sigma / digit) * digit, 12)
+
+
+def _bisect(good: Callable[[float], bool], low: float, high: float, ratio: float) -> float:
+    """The upper end of a bracket no wider than `ratio`; `good(high)` holds."""
+    while high / low > ratio:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def units_left(rows: Iterable[Spent], mechanism: Mechanism, limit: float, delta: float, most: int = MOST_UNITS) -> int:
+    """How many more units, up to `most`, keep ε(rows and they) ≤ limit, by PLD.
+
+    A unit is a debit with independent batches, a round with a shared one. 0 when the rows alone exceed the limit.
+    """
+    past = list(rows)
+
+    def affordable(units: int, figure: Callable[[Iterable[Spent], float], float] = epsilon) -> bool:
+        return figure([*past, Spent(mechanism, units)], delta) <= limit
+
+    if not mechanism.guaranteed or most < 1:
+        return 0
+    if affordable(most):
+        return most
+    low = _last_good(lambda units: affordable(units, epsilon_live), 0, most)
+    while low > 0 and not affordable(low):
+        low //= 2
+    high = low + max(low // 8, 1)
+    while high < most and affordable(high):
+        low, high = high, 2 * high - low
+    return _last_good(affordable, low, min(high, most))
+
+
+def _last_good(good: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest n with good(n), given good(low) and not good(high)."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+@lru_cache(maxsize=256)
+def _renyi(sigma: float, rate: float) -> npt.NDArray[np.float64]:
+    """Rényi divergence of one unit at each of `_orders()`."""
+    accountant = _dp().rdp.RdpAccountant(orders=_orders())
+    accountant.compose(_event(sigma, rate))
+    vector: npt.NDArray[np.float64] = accountant._rdp
+    return vector
+
+
+@lru_cache(maxsize=1)
+def _orders() -> npt.NDArray[np.float64]:
+    orders: npt.NDArray[np.float64] = np.asarray(_dp().rdp.RdpAccountant()._orders)
+    return orders
+
+
+def _event(sigma: float, rate: float) -> Any:
+    gaussian = _dp().GaussianDpEvent(sigma)
+    return gaussian if rate >= 1.0 else _dp().PoissonSampledDpEvent(rate, gaussian)
+
+
+@lru_cache(maxsize=1)
+def _dp() -> Any:
+    """dp_accounting, without its log lines about Rényi orders that don't converge (they are left out, harmlessly)."""
+    import dp_accounting
+    import dp_accounting.pld
+    import dp_accounting.rdp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return dp_accounting
