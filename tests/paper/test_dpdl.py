@@ -1,4 +1,4 @@
-"""DPDL (arXiv 2606.04399), one test per equation and per sentence about it. (1) and (2) are the door's."""
+"""DPDL (arXiv 2606.04399), one test per equation and per sentence about it."""
 
 from itertools import product
 from math import e, log, sqrt
@@ -10,6 +10,7 @@ from dp_accounting.rdp import RdpAccountant
 from golden import EQUATIONS, close, hood, layout, vector, vectors
 
 from node.algorithms.dpdl import Dpdl, DpdlConfig, State
+from node.maths.clipping import clip_and_sum
 from node.maths.cosine import calibration, cosine
 from node.simulate import exchange, simulate
 from peer.message import Ask, Heard, Layout, Mix
@@ -85,6 +86,16 @@ def bipartite(n):
 
 
 # --- equations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip_mean", "clip_mean_nonfinite"])
+def test_equations_1_and_2_clip_each_example_and_noise_the_sum(name):
+    """(Σ_b ĝ_b + z)/B with B a public constant, not the 6 examples there are; a non-finite example counts zero."""
+    case = EQUATIONS[name]
+    rows = [[float("nan") if value is None else value for value in row] for row in case["per_example"]]
+    clipped = clip_and_sum({"w": torch.tensor(rows, dtype=torch.float64)}, case["C"])["w"]
+    close((clipped + vector(case["z_on_sum"])) / case["B"], case["result"])
+    assert case["B"] != len(rows)
 
 
 @pytest.mark.parametrize(("mode", "uses"), [("strict", "cross"), ("paper", "own_clean")])
