@@ -99,9 +99,9 @@ def run(
 
     Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml, /etc/peerpoise/node.toml.
     """
+    file = file or _node_file()
     from node import daemon
 
-    file = file or _node_file()
     code = daemon.serve(file, settings=settings, loop=loop, insecure=insecure)
     if as_json:
         from node.config import NodeConfig, load

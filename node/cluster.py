@@ -23,6 +23,7 @@ from node.config import (
     RunConfig,
     write,
 )
+from peer.codec import NAME
 from peer.discovery import endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
@@ -70,15 +71,24 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     return sealed
 
 
-def local(folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]) -> dict[str, Path]:
-    """`up`: every node of the experiment on loopback at its (peer port, metrics port); name -> its folder.
+def check_local(config: ExperimentConfig) -> None:
+    """`check`, and that the data may be divided here.
 
-    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data may use.
+    Raises:
+        ConfigurationError: one sentence.
     """
     if config.task.data == "own":
         raise ConfigurationError(
             'up and simulate divide a bundled data set; task.data = "own" is for real hosts: peerpoise pack.'
         )
+    check(config)
+
+
+def local(folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]) -> dict[str, Path]:
+    """`up`: every node of the experiment on loopback at its (peer port, metrics port); name -> its folder.
+
+    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data may use.
+    """
     places = {}
     for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
         places[folder / "nodes" / name] = NodeConfig(
@@ -128,6 +138,7 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
     if bundled and own:
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
     homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
+    check(config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})}))
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
         (home / "README.txt").write_text(_instructions(node, sealed))
@@ -146,7 +157,7 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
-        if name in found or name in ("federation", ".", "..") or "/" in name:
+        if name in found or name == "federation" or not NAME.fullmatch(name):
             raise ConfigurationError(f"{option} {text!r}: {name!r} is given twice or can't name a host's folder.")
         found[name] = value
     return found

@@ -1,0 +1,249 @@
+"""`up` and `simulate`: one experiment in its run folder, as processes or in this one.
+
+RUN/run.toml partition.json summary.json model.safetensors metrics-NODE.txt, and nodes/NODE/ with what the daemon of
+that node keeps (journal.jsonl, checkpoints, summary.json, model.safetensors) and its output, daemon.log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from node import cluster, present, results
+from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
+from node.present import Progress, Screen
+from node.summary import Summary
+from peer.errors import EXIT_FAILURE, EXIT_OK
+
+GRACE_S = 6.0
+"""A daemon stops within five seconds of SIGTERM by itself; after this long it is killed."""
+TICK_S = 0.4
+"""Between two looks at the daemons: often enough for the eye, cheap beside training on the same cores."""
+
+
+def up(
+    config: ExperimentConfig, folder: Path | None, *, insecure: bool, loop: str, baseline: bool, quiet: bool
+) -> tuple[Summary | None, int]:
+    """Runs the experiment as one daemon per node. Returns the merged summary (None where no node finished) and the
+    exit code: 0; that of the daemons that failed, if they agree, else 1; 128 + signal when stopped."""
+    cluster.check_local(config)
+    folder = _run_folder(config, folder)
+    with _reserved(2 * config.experiment.nodes) as ports:
+        homes = cluster.local(folder, config, list(zip(ports[::2], ports[1::2], strict=True)))
+        with Screen(config.train.rounds, quiet=quiet) as screen:
+            _announce(screen, config, folder)
+            daemons = [Daemon(name, home, _start(home, insecure, loop)) for name, home in homes.items()]
+            code = follow(daemons, folder, screen)
+    summary = results.merge(folder, homes)
+    _conclude(screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None)
+    return summary, code
+
+
+def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> Summary:
+    """Runs the experiment in this process."""
+    cluster.check_local(config)
+    folder = _run_folder(config, folder)
+    write(config.run_config, folder / "run.toml")
+    with Screen(config.train.rounds, quiet=quiet) as screen:
+
+        def progress(done: int, rounds: int, accuracy: Mapping[str, float]) -> None:
+            if not quiet:
+                screen.show({name: Progress(round=done, accuracy=value, state="") for name, value in accuracy.items()})
+
+        from node import experiment
+
+        summary = experiment.simulate(config, folder, progress)
+    if not quiet:
+        _conclude(screen, folder, summary)
+    return summary
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One node's process, and what was last seen of it."""
+
+    name: str
+    home: Path
+    process: subprocess.Popen[bytes]
+    seen: Progress = field(default_factory=Progress)
+    metrics: str = ""
+    _offset: int = 0
+    """Bytes of the journal that were read."""
+
+    def look(self) -> Progress:
+        """Catches up with the journal; of a running daemon also asks what it waits for."""
+        code = self.process.poll()
+        for event in self._news():
+            self.seen = after(self.seen, event)
+        if code == EXIT_OK:
+            self.seen = replace(self.seen, state="finished")
+        elif code is not None:
+            said = _last_line(self.home / "daemon.log")
+            self.seen = replace(self.seen, state=f"ended with exit code {code}: {said}")
+        return self.seen
+
+    def _news(self) -> list[dict[str, Any]]:
+        try:
+            with (self.home / "journal.jsonl").open("rb") as file:
+                file.seek(self._offset)
+                whole = file.read().rpartition(b"\n")[0]
+        except FileNotFoundError:
+            return []
+        self._offset += len(whole) + 1 if whole else 0
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def scrape(self) -> None:
+        """Keeps the newest answer of /metrics; a daemon that is starting or gone has none."""
+        from node.config import NodeConfig, load
+
+        address = load(NodeConfig, [self.home / "node.toml"], environ={}).metrics.listen
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=2) as answer:
+                self.metrics = answer.read().decode()
+
+
+def after(seen: Progress, event: Mapping[str, Any]) -> Progress:
+    """What is shown of a node after one more line of its journal."""
+    match event:
+        case {"event": "round", "round": int(t)}:
+            return replace(seen, round=t + 1)
+        case {"event": "test", "accuracy": float(accuracy)}:
+            return replace(seen, accuracy=accuracy)
+        case {"event": "epsilon", "total": float(epsilon)}:
+            return replace(seen, epsilon=epsilon)
+        case {"event": "state", "state": str(state)}:
+            return replace(seen, state=state)
+    return seen
+
+
+def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
+    """Shows the daemons until the last has ended. A signal stops them all; a second one kills them."""
+    scraped = 0.0
+    with _signals() as caught:
+        deadline = float("inf")
+        while any(daemon.process.poll() is None for daemon in daemons):
+            if caught and deadline == float("inf"):
+                deadline = time.monotonic() + GRACE_S
+                _tell(daemons, signal.SIGTERM)
+            if len(caught) > 1 or time.monotonic() > deadline:
+                _tell(daemons, signal.SIGKILL)
+            screen.show({daemon.name: daemon.look() for daemon in daemons})
+            if time.monotonic() - scraped > 1:
+                for daemon in daemons:
+                    daemon.scrape()
+                scraped = time.monotonic()
+            time.sleep(TICK_S)
+        screen.show({daemon.name: daemon.look() for daemon in daemons})
+    for daemon in daemons:
+        if daemon.metrics:
+            (folder / f"metrics-{daemon.name}.txt").write_text(daemon.metrics)
+        if daemon.process.returncode:
+            screen.say(f"{daemon.name} {daemon.seen.state}")
+    failed = {daemon.process.returncode for daemon in daemons} - {EXIT_OK}
+    if caught:
+        return 128 + caught[0]
+    return EXIT_OK if not failed else failed.pop() if len(failed) == 1 and min(failed) > 0 else EXIT_FAILURE
+
+
+def _start(home: Path, insecure: bool, loop: str) -> subprocess.Popen[bytes]:
+    """Settings from the environment were applied to the run already; a session of its own keeps Ctrl-C with us."""
+    environ = {k: v for k, v in os.environ.items() if not (k.startswith(ENVIRONMENT_PREFIX) and "__" in k)}
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), "--loop", loop]
+    with (home / "daemon.log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, *(["--insecure"] if insecure else [])],
+            env={**environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _tell(daemons: list[Daemon], number: signal.Signals) -> None:
+    for daemon in daemons:
+        if daemon.process.poll() is None:
+            daemon.process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _reserved(count: int) -> Iterator[list[int]]:
+    """Free loopback ports. On Linux they are held, bound but not listening, so that nobody else (outgoing connections
+    among them) is given one before its daemon listens there; elsewhere that would shut the daemon out."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform == "linux":
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in sockets]
+        if sys.platform != "linux":
+            for each in sockets:
+                each.close()
+        yield ports
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
+    return cluster.make_folder(folder or Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _baseline(config: ExperimentConfig, folder: Path) -> Summary:
+    """The same experiment in mode none, in one process."""
+    values = config.model_dump()
+    values["privacy"] |= {"mode": "none", "epsilon": None, "sigma": None}
+    return simulate(ExperimentConfig(**values), folder / "baseline", quiet=True)
+
+
+def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
+    screen.say(
+        f"{config.experiment.nodes} daemons, {config.topology.kind}, {config.algorithm.name}, {config.task.data}, "
+        f"privacy mode {config.privacy.mode}; run folder {folder}"
+    )
+    present.histogram(screen, results.partition_histogram(folder))
+
+
+def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: Summary | None = None) -> None:
+    from node.summary import table
+
+    if summary:
+        screen.console.print(table(summary, baseline))
+    screen.say(f"Summary, models and metrics: {folder}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

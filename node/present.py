@@ -1,0 +1,88 @@
+"""What people see: live progress of a local cluster, the histogram of a partition, `status`.
+
+Everything goes to one console: standard output, or standard error where standard output carries JSON. Where that is
+no terminal, a line is printed per tenth of the run instead of a live table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One node at one moment, as `up` shows it."""
+
+    round: int = 0
+    """Rounds that are finished."""
+    accuracy: float | None = None
+    epsilon: float | None = None
+    state: str = "starting"
+    """Phase and whom it waits for, or how it ended."""
+
+
+class Screen:
+    """Live progress of all nodes; a context manager."""
+
+    def __init__(self, rounds: int, *, quiet: bool) -> None:
+        self.console = Console(stderr=quiet, highlight=False)
+        self._rounds = rounds
+        self._live = Live(console=self.console, auto_refresh=False, transient=False)
+        self._tenth = -1
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def show(self, nodes: Mapping[str, Progress]) -> None:
+        if self.console.is_terminal:
+            self._live.update(_table(nodes, self._rounds), refresh=True)
+            return
+        tenth = 10 * min(node.round for node in nodes.values()) // self._rounds
+        if tenth > self._tenth:
+            self._tenth = tenth
+            self.say("  ".join(_brief(name, node, self._rounds) for name, node in nodes.items()))
+
+
+def _brief(name: str, node: Progress, rounds: int) -> str:
+    accuracy = "" if node.accuracy is None else f" {node.accuracy:.1%}"
+    return f"{name} {node.round}/{rounds}{accuracy}" + ("" if node.round else f" {node.state}")
+
+
+def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
+    table = Table("node", "round", "", "accuracy", "ε so far", "what it does", box=None, pad_edge=False)
+    for name, node in nodes.items():
+        done = round(20 * node.round / rounds)
+        table.add_row(
+            name,
+            f"{node.round}/{rounds}",
+            Text("━" * done, "green") + Text("━" * (20 - done), "dim"),
+            "" if node.accuracy is None else f"{node.accuracy:.1%}",
+            "" if node.epsilon is None else f"{node.epsilon:.2f}",
+            Text(node.state),
+        )
+    return table
+
+
+def histogram(screen: Screen, counts: Mapping[str, Sequence[int]]) -> None:
+    """Examples per node and class, of public data."""
+    classes = range(len(next(iter(counts.values()))))
+    table = Table("examples", *map(str, classes), "all", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in counts.items():
+        table.add_row(name, *(str(n) if n else "·" for n in row), str(sum(row)))
+    screen.console.print(table)

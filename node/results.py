@@ -1,0 +1,106 @@
+"""What lies in a run folder after a run: models, summaries; `export`, `eval` and the merging of `up`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from node import checkpoint, summary
+from node.config import NodeConfig, RunConfig, load
+from node.summary import Summary
+from peer.errors import ConfigurationError, DataError
+from peer.message import Layout
+
+MODEL = "model.safetensors"
+
+
+def model_file(run: Path, node: str | None, average: bool) -> Path:
+    """RUN/nodes/NODE/model.safetensors, or RUN/model.safetensors: the average (of a daemon's own folder: its model).
+
+    Raises:
+        ConfigurationError: both were asked for.
+        DataError: there is no such folder or model.
+    """
+    if node is not None and average:
+        raise ConfigurationError("Choose either --node or --average.")
+    if not run.is_dir():
+        raise DataError(f"There is no run folder {run}; look into runs/.")
+    file = run / MODEL if node is None else run / "nodes" / node / MODEL
+    if not file.exists():
+        known = sorted(path.parent.name for path in run.glob(f"nodes/*/{MODEL}"))
+        raise DataError(f"There is no model {file}" + (f"; nodes with a model: {', '.join(known)}." if known else "."))
+    return file
+
+
+def export(model: Path, out: Path) -> str:
+    """Copies a model, after checking that it is one; returns the digest of its parameters."""
+    layout, x = checkpoint.load_model(model)
+    checkpoint.save_model(out, layout, x)
+    return summary.digest(x)
+
+
+def evaluate(run: Path, model: Path) -> dict[str, float]:
+    """Public test metrics of a model, on the test set the run names.
+
+    Raises:
+        ConfigurationError: the folder has no run.toml, or its data set has no public test set here.
+        DataError: the model belongs to another task.
+    """
+    from node.tasks import make
+
+    config, data = _run_and_data(run)
+    task = make(config, data)
+    layout, x = checkpoint.load_model(model)
+    if layout.digest != task.layout.digest:
+        raise DataError(f"{model} has other tensors than the model of {run / 'run.toml'}.")
+    metrics = task.evaluate(x)
+    if not metrics:
+        raise ConfigurationError("There is no public test set: name one as data.test in the node's file.")
+    return metrics
+
+
+def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
+    """The run of a folder of `up` or `simulate`, or of a daemon's own (its node.toml is there or one above)."""
+    for place in (run, run.parent):
+        if (place / "node.toml").exists():
+            node = load(NodeConfig, [place / "node.toml"])
+            found = {key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")}
+            return load(RunConfig, [_under(place, node.run) or node.run]), node.data.model_copy(update=found)
+    import numpy as np
+
+    return load(RunConfig, [run / "run.toml"]), np.arange(1)
+
+
+def _under(folder: Path, path: Path | None) -> Path | None:
+    return path and folder / path.expanduser()
+
+
+def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
+    """Writes RUN/summary.json and RUN/model.safetensors (the average) from what nodes left; None: they left none."""
+    done = [home for home in homes.values() if (home / "summary.json").exists() and (home / MODEL).exists()]
+    if not done:
+        return None
+    models = {home.name: checkpoint.load_model(home / MODEL) for home in done}
+    parameters = {name: x for name, (_, x) in models.items()}
+    merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
+    save_average(run / MODEL, models)
+    summary.write(merged, run / "summary.json")
+    return merged
+
+
+def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> None:
+    """x̄, the mean of all nodes' parameters, summed in float64 in sorted order."""
+    import torch
+
+    layout = next(iter(models.values()))[0]
+    stacked = torch.stack([models[name][1].to(torch.float64) for name in sorted(models)])
+    checkpoint.save_model(file, layout, stacked.mean(0).to(torch.float32))
+
+
+def partition_histogram(run: Path) -> dict[str, Sequence[int]]:
+    found: dict[str, Sequence[int]] = json.loads((run / "partition.json").read_text())["histogram"]
+    return found

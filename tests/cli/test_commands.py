@@ -1,0 +1,238 @@
+"""Commands that need no cluster: what they print and write."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from calling import Call
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from node import checkpoint, cluster, summary
+from node.algorithms import ALGORITHMS
+from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
+from node.tasks import make
+from peer.identity import Identity
+from peer.roster import Roster
+
+ROOT = Path(__file__).parents[2]
+HOSTS = ("--host", "a=10.0.0.1:7443", "--host", "b=[fd00::2]:7444", "--host", "c=host-c.example:7445")
+
+
+def test_help_is_cheap() -> None:
+    """CPU seconds, best of three: other tests share the cores."""
+    program = """
+import resource, sys
+sys.argv = ["peerpoise", "--help"]
+from node.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+heavy = sorted({"torch", "dp_accounting", "grpc", "numpy", "pydantic"} & set(sys.modules))
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(heavy, usage.ru_utime + usage.ru_stime, file=sys.stderr)
+"""
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+        heavy, spent = done.stderr.strip().rsplit(" ", 1)
+        assert heavy == "[]"
+        seconds.append(float(spent))
+    assert min(seconds) < 0.4
+
+
+def test_version(peerpoise: Call) -> None:
+    assert re.fullmatch(r"peerpoise \d+\.\d+\.\d+\S*\n", peerpoise("--version").out)
+
+
+def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    result = peerpoise("pack", experiment, *HOSTS, "--out", out, "--json")
+    assert result.code == 0, result.err
+    said = json.loads(result.out)
+    assert said["hosts"] == {name: str(out / name) for name in "abc"}
+    expected = {"node.toml", "run.toml", "roster.json", "node.key", "node.pem", "ca.pem", "rows.npy", "README.txt"}
+    for name in "abc":
+        home = out / name
+        assert {path.name for path in home.iterdir()} == expected
+        assert stat.S_IMODE((home / "node.key").stat().st_mode) == 0o600
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        assert "peerpoise run --config node.toml" in (home / "README.txt").read_text()
+        run = load(RunConfig, [home / "run.toml"], (), {})
+        assert run.run_id == said["run_id"]
+        node = load(NodeConfig, [home / "node.toml"], (), {})
+        own = node.identity
+        identity = Identity.load(home / own.key, home / own.certificate, home / own.ca)
+        member = Roster.load(home / node.roster, run.run.federation).by_name[name]
+        assert (member.id, member.addresses) == (identity.id, (node.listen.advertise,))
+    assert stat.S_IMODE((out / "federation" / "ca.key").stat().st_mode) == 0o600
+    assert not list(out.glob("[abc]/ca.key"))
+    node = load(NodeConfig, [out / "a" / "node.toml"], (), {})
+    assert (node.listen.address, node.listen.advertise) == ("0.0.0.0:7443", "10.0.0.1:7443")
+    assert load(NodeConfig, [out / "b" / "node.toml"], (), {}).listen.address == "[::]:7444"
+
+
+def test_packed_rows_are_disjoint(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
+    rows = np.concatenate([np.load(tmp_path / "out" / name / "rows.npy") for name in "abc"])
+    assert len(set(rows)) == len(rows)
+    counts = json.loads((tmp_path / "out" / "partition.json").read_text())["histogram"]
+    assert sum(map(sum, counts.values())) == len(rows)
+
+
+def test_two_packs_of_one_file_are_two_runs(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    said = [json.loads(peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / n, "--json").out) for n in "xy"]
+    assert said[0]["run_id"] != said[1]["run_id"]
+
+
+def test_pack_own_data(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    data = ("--data", "a=ward7:/srv/x.npz", "--data", "b=ward8:/srv/y.npz", "--data", "c=ward9:/srv/z.npz")
+    call = ("pack", experiment, *HOSTS, *data, "--set", "task.data=own", "--out", tmp_path / "out")
+    assert peerpoise(*call).code == 0
+    node = load(NodeConfig, [tmp_path / "out" / "a" / "node.toml"], (), {})
+    assert (node.data.name, node.data.path) == ("ward7", Path("/srv/x.npz"))
+    assert not node.budget.experiment, "real data have a real ledger"
+    assert "/srv/x.npz" in (tmp_path / "out" / "a" / "README.txt").read_text()
+    assert not (tmp_path / "out" / "a" / "rows.npy").exists()
+
+
+def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path) -> None:
+    """`up` writes what `pack` writes, on loopback, with a throw-away ledger and a CA that is gone."""
+    config = load(ExperimentConfig, [experiment], (), {})
+    homes = cluster.local(cluster.make_folder(tmp_path / "run"), config, [(7001, 7002), (7003, 7004), (7005, 7006)])
+    assert list(homes) == ["n0", "n1", "n2"]
+    assert not list((tmp_path / "run").rglob("ca.key"))
+    node = load(NodeConfig, [homes["n1"] / "node.toml"], (), {})
+    assert (node.listen.address, node.metrics.listen) == ("127.0.0.1:7003", "127.0.0.1:7004")
+    assert node.budget.experiment
+    assert node.budget.ledger_dir == Path("ledger"), "in the node's folder, gone with the run"
+
+
+def test_authority_issues_for_keys_it_makes_and_for_requests(peerpoise: Call, tmp_path: Path) -> None:
+    made = peerpoise("ca", "create", tmp_path / "ca", "--json")
+    assert json.loads(made.out)["folder"] == str(tmp_path / "ca")
+    issued = json.loads(peerpoise("ca", "issue", tmp_path / "ca", "--out", tmp_path / "a", "--json").out)
+    identity = Identity.load(*(tmp_path / "a" / name for name in ("node.key", "node.pem", "ca.pem")))
+    assert issued["id"] == identity.id
+    shown = json.loads(peerpoise("ca", "show", tmp_path / "a", "--json").out)
+    assert shown["names"] == f"{identity.id}.peerpoise"
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    (tmp_path / "b.csr").write_bytes(request.public_bytes(serialization.Encoding.PEM))
+    call = ("ca", "issue", tmp_path / "ca", "--request", tmp_path / "b.csr", "--out", tmp_path / "b", "--days", "7")
+    assert peerpoise(*call).code == 0
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"node.pem", "ca.pem"}
+
+
+def test_config_show_says_where_from(peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEERPOISE_TRAIN__SEED", "5")
+    call = ("config", "show", experiment, "--set", "privacy.rate=0.5", "--origin")
+    shown = json.loads(peerpoise(*call, "--json").out)
+    assert shown["train.rounds"] == {"value": 2, "origin": str(experiment)}
+    assert shown["train.seed"] == {"value": 5, "origin": "$PEERPOISE_TRAIN__SEED"}
+    assert shown["privacy.rate"] == {"value": 0.5, "origin": "--set privacy.rate"}
+    assert shown["privacy.clip"] == {"value": 1.0, "origin": "default"}
+    assert f"train.rounds = 2  # {experiment}\n" in peerpoise(*call).out
+
+
+def test_config_knows_node_files(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
+    shown = json.loads(peerpoise("config", "show", tmp_path / "out" / "a" / "node.toml", "--json").out)
+    assert shown["listen.advertise"] == "10.0.0.1:7443"
+    assert peerpoise("config", "check", tmp_path / "out" / "a" / "node.toml").code == 0
+    assert peerpoise("config", "check", tmp_path / "out" / "a" / "run.toml").code == 0
+
+
+@pytest.mark.parametrize("which", ["run", "experiment", "node"])
+def test_config_schema_is_a_schema(peerpoise: Call, experiment: Path, which: str) -> None:
+    schema = json.loads(peerpoise("config", "schema", which).out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    if which == "experiment":
+        jsonschema.validate(tomllib.loads(experiment.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"nonsense": 1}, schema)
+
+
+def test_algorithms_are_those_of_the_table(peerpoise: Call) -> None:
+    found = {entry["name"]: entry for entry in json.loads(peerpoise("algorithms", "--json").out)}
+    assert found.keys() == ALGORITHMS.keys()
+    assert found["dpdl"]["paper"] == "arXiv 2606.04399"
+    assert found["dpdl"]["reconstructions"]
+    assert all(entry["summary"] for entry in found.values())
+    text = peerpoise("algorithms").out
+    assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in ALGORITHMS)
+    assert "reconstruction: " in text
+
+
+@pytest.fixture
+def run(experiment: Path, tmp_path: Path) -> Path:
+    """A run folder with two nodes' models and their average."""
+    folder = tmp_path / "run"
+    config = load(ExperimentConfig, [experiment], (), {})
+    task = make(config, np.arange(50))
+    folder.mkdir()
+    write(config.run_config, folder / "run.toml")
+    for name, seed in (("nodes/n0", 0), ("nodes/n1", 1), (".", 2)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        checkpoint.save_model(folder / name / "model.safetensors", task.layout, task.start(seed))
+    return folder
+
+
+def test_export(peerpoise: Call, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    result = json.loads(peerpoise("export", run, "--node", "n1", "--out", out, "--json").out)
+    _, x = checkpoint.load_model(run / "nodes" / "n1" / "model.safetensors")
+    assert result == {"file": str(out), "params_digest": summary.digest(x)}
+    assert bool((checkpoint.load_model(out)[1] == x).all())
+
+
+def test_eval_is_the_task_on_the_public_test_set(peerpoise: Call, run: Path) -> None:
+    task = make(load(RunConfig, [run / "run.toml"]), np.arange(1))
+    for options, place in (([], "."), (["--average"], "."), (["--node", "n0"], "nodes/n0")):
+        metrics = json.loads(peerpoise("eval", run, *options, "--json").out)
+        _, x = checkpoint.load_model(run / place / "model.safetensors")
+        assert metrics["accuracy"] == pytest.approx(task.evaluate(x)["accuracy"])
+
+
+def test_eval_refuses_another_model(peerpoise: Call, run: Path) -> None:
+    text = (run / "run.toml").read_text()
+    (run / "run.toml").write_text(text.replace('model = "softmax"', 'model = "mlp"'))
+    result = peerpoise("eval", run)
+    assert (result.code, "other tensors" in result.err) == (66, True)
+
+
+def test_the_configuration_page_is_current() -> None:
+    check = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    assert subprocess.run(check, capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_every_documented_command_exists(peerpoise: Call) -> None:
+    """What follows `peerpoise` in a code block or in backticks is a command, and its options exist."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [line for page in pages for line in _commands(page.read_text())]
+    assert len(lines) > 12
+    for line in lines:
+        words = line.split()[1:]
+        depth = 2 if words[0] in ("ca", "config") else 1
+        shown = peerpoise(*words[:depth], "--help")
+        assert shown.code == 0, line
+        assert all(option in shown.out for option in re.findall(r"--[a-z-]+", line)), line
+
+
+def _commands(text: str) -> list[str]:
+    blocks = "\n".join(re.findall(r"^ *```\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL))
+    in_blocks = [line.split("#")[0].strip() for line in blocks.splitlines() if line.strip().startswith("peerpoise ")]
+    prose = re.sub(r"^ *```\n.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [*in_blocks, *(span for span in re.findall(r"`(peerpoise [^`]+)`", prose) if "COMMAND" not in span)]
