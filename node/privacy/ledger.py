@@ -1,0 +1,360 @@
+"""The ledger of one data set: what was ever released from it, on disk before the bytes leave.
+
+Files in one folder, per data set:
+    NAME.sqlite   rows chained by SHA-256 (WAL, synchronous = FULL: a commit is on disk when it returns)
+    NAME.head     (sequence, digest) of the last commit, fsynced apart, in two alternating slots with checksums:
+                  SQLite alone silently forgets committed rows when its WAL is cut; a write torn by a crash spoils one
+                  slot and leaves the other, older by one row, which never left
+    NAME.lock     flock, held while open: one process per data set
+
+Opening requires a whole chain and ledger ≥ head; neighbours' memory is compared by `check_remembered`. In doubt
+nothing is released. Not covered: whoever rolls back all files at once is noticed only by neighbours; one who edits rows
+and recomputes chain and head is not noticed at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from node.privacy.accountant import Mechanism, Mode, Spent
+from node.privacy.head import GENESIS, Head, Lock, sync_folder
+from peer.errors import ConfigurationError, LedgerError
+from peer.failpoint import failpoint
+
+SCHEMA = 1
+"""PRAGMA user_version of the database; a newer one is refused, never guessed at."""
+
+MARK = -1
+"""The round of a row that says only in which mode a run used the data."""
+
+_TABLE = """
+CREATE TABLE debit (
+    seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, recipient TEXT NOT NULL, mode TEXT NOT NULL,
+    sigma REAL NOT NULL, rate REAL NOT NULL, batches TEXT NOT NULL, releases INTEGER NOT NULL, time TEXT NOT NULL,
+    previous BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (run, round, recipient))
+"""
+_COLUMNS = "seq, run, round, recipient, mode, sigma, rate, batches, releases, time, previous, digest"
+_INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
+_SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
+
+_ADVICE = (
+    "Nothing will be released from this data. Restore all of its ledger's files from one copy that is newer than the "
+    'last release; without one, what was spent is unknown, and only privacy.mode = "none" may use the data.'
+)
+
+
+def wall_clock() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Ledger:
+    """The debits of one data set. One process (the lock), one thread at a time. Close it, or use it with `with`."""
+
+    def __init__(self, folder: Path | None, name: str, clock: Callable[[], str] = wall_clock) -> None:
+        self._name, self._clock = name, clock
+        self._fault = ""
+        self._stale = True
+        self._sequence, self._digest = 0, GENESIS
+        self._spent: dict[tuple[str, Mechanism], int] = {}
+        self._db: sqlite3.Connection | None = None
+        self._path = folder / f"{name}.sqlite" if folder else None
+        self._head = Head(folder / f"{name}.head") if folder else None
+        self._lock = Lock(folder / f"{name}.lock") if folder else None
+        try:
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, folder: Path, data_name: str, clock: Callable[[], str] = wall_clock) -> Self:
+        """Opens or creates the ledger of `data_name` and verifies it.
+
+        Raises:
+            ConfigurationError: the name can't be a file's name.
+            TemporaryFailure: another process has it open.
+            LedgerError: it can't vouch for what was spent, or the disk refuses.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", data_name):
+            raise ConfigurationError(
+                f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or underscores, as it names "
+                "the ledger's file."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise LedgerError(f"The ledger's folder {folder} can't be made ({error.strerror}).") from None
+        return cls(folder, data_name, clock)
+
+    @classmethod
+    def throwaway(cls) -> Self:
+        """A ledger in memory, for experiments on public data within one process: the same rules, gone at the end."""
+        return cls(None, "throwaway")
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """(sequence, digest of the last row); (0, zeros) when empty. What neighbours are told."""
+        return self._sequence, self._digest
+
+    @property
+    def units(self) -> int:
+        """Units spent so far (see `accountant`), all mechanisms together."""
+        return sum(self._spent.values())
+
+    def rows(self, run: str | None = None) -> list[Spent]:
+        """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one unit."""
+        total: dict[Mechanism, int] = {}
+        for (of, mechanism), units in self._spent.items():
+            if run is None or of == run:
+                total[mechanism] = total.get(mechanism, 0) + units
+        return [Spent(mechanism, units) for mechanism, units in total.items()]
+
+    def last_round(self, run: str, recipient: str | None = None) -> int:
+        """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
+        found = self._one(
+            "SELECT COALESCE(MAX(round), -1) FROM debit WHERE run = ? AND recipient = COALESCE(?, recipient)",
+            run,
+            recipient,
+        )
+        return found
+
+    def count(self, run: str, round: int) -> int:
+        """Debits of this round."""
+        return self._one("SELECT COUNT(*) FROM debit WHERE run = ? AND round = ?", run, round)
+
+    def debit(self, run: str, round: int, recipient: str, mechanism: Mechanism) -> int:
+        """Writes one debit and returns its sequence number when it is on disk. Only then may the bytes leave.
+
+        Raises:
+            LedgerError: there is already a debit for (run, round, recipient), or it can't be recorded. The row may
+                stand all the same: it is then spent without a release. A later debit tries again.
+        """
+        if round < 0:
+            raise ValueError("rounds are counted from 0")
+        return self._append(run, round, recipient, mechanism)
+
+    def mark(self, run: str, mode: Mode) -> None:
+        """Records, once per run, that `run` uses this data in mode none or paper: every later lifetime ε is inf.
+
+        Raises:
+            LedgerError: it can't be recorded.
+        """
+        if not self.count(run, MARK):
+            self._append(run, MARK, "", Mechanism(sigma=0.0, rate=1.0, mode=mode))
+
+    def check_remembered(self, sequence: int, digest: bytes) -> None:
+        """Compares with the highest (sequence, digest) a neighbour was told. A mismatch stops all releases for good.
+
+        Raises:
+            LedgerError: the neighbour remembers more than this ledger holds, or another history.
+        """
+        with self._guarded() as db:
+            found = self._digest_at(sequence, db)
+        if found != digest:
+            what = "more debits" if found is None else "another history"
+            self._fault = f"A neighbour remembers {what} of the ledger {self._name} than its files hold. {_ADVICE}"
+            raise LedgerError(self._fault)
+
+    def close(self) -> None:
+        """Gives back files and lock; may be called twice."""
+        if self._db is not None:
+            self._db.close()
+        self._db, self._stale = None, True
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _append(self, run: str, round: int, recipient: str, m: Mechanism) -> int:
+        with self._guarded() as db:
+            failpoint("before_ledger_append")
+            repeated = m.batches == "shared" and self.count(run, round) > 0
+            values = (
+                run,
+                round,
+                recipient,
+                m.mode,
+                float(m.sigma),
+                float(m.rate),
+                m.batches,
+                m.releases,
+                self._clock(),
+            )
+            digest = _digest(self._sequence + 1, values, self._digest)
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(_INSERT, (self._sequence + 1, *values, self._digest, digest))
+            failpoint("after_ledger_append")
+            db.execute("COMMIT")
+            failpoint("before_ledger_head")
+            if self._head is not None:
+                self._head.write(self._sequence + 1, digest)
+            failpoint("after_ledger_fsync")
+            self._take(run, m, repeated, digest)
+            return self._sequence
+
+    def _take(self, run: str, mechanism: Mechanism, repeated: bool, digest: bytes) -> None:
+        """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid for."""
+        key = (run, replace(mechanism, sigma=float(mechanism.sigma), rate=float(mechanism.rate)))
+        self._spent[key] = self._spent.get(key, 0) + (not repeated)
+        self._sequence, self._digest = self._sequence + 1, digest
+
+    @contextmanager
+    def _guarded(self) -> Iterator[sqlite3.Connection]:
+        """Turns what the disk and SQLite raise into LedgerError, after which memory is read from the disk anew."""
+        if self._fault:
+            raise LedgerError(self._fault)
+        db = self._connection()
+        try:
+            yield db
+        except sqlite3.IntegrityError:
+            self._reread()
+            raise LedgerError(f"The ledger {self._name} already holds this run's debit of that round.") from None
+        except (sqlite3.Error, OSError) as error:
+            self._reread()
+            raise self._refusal(error) from None
+
+    def _reread(self) -> None:
+        """After a failure: what stands on the disk counts. If it can't be read now, the next use tries again."""
+        self._stale = True
+        with suppress(LedgerError):
+            self._recover()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._stale:
+            if self._lock is not None and not self._lock.held:
+                raise LedgerError(f"The ledger {self._name} is closed.")
+            self._recover()
+        return self._connected
+
+    @property
+    def _connected(self) -> sqlite3.Connection:
+        assert self._db is not None
+        return self._db
+
+    def _recover(self) -> None:
+        """Connects and reads everything, so that memory holds what the disk holds; brings the head up to date.
+
+        Raises:
+            LedgerError: chain, head and files disagree, or the disk refuses.
+        """
+        try:
+            head = self._expected_head()
+            self._connect()
+            self._read_all()
+            if self._digest_at(head[0], self._connected) != head[1]:
+                raise self._distrust("is older than the head that was written beside it, or of another history")
+            if self._head is not None and head != self.head:
+                self._head.write(*self.head)
+        except (sqlite3.OperationalError, OSError) as error:
+            raise self._refusal(error) from None
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            raise self._distrust(f"can't be read ({error})") from None
+        self._stale = False
+
+    def _expected_head(self) -> tuple[int, bytes]:
+        """The head on disk. Files are made in one order, the head first: a missing one is a loss, never a crash."""
+        if self._head is None or self._path is None:
+            return 0, GENESIS
+        head = self._head.read()
+        if head is None:
+            if self._path.exists() or self._head.path.exists():
+                raise self._distrust("has no readable head beside it")
+            self._head.create()
+            return 0, GENESIS
+        if head[0] and not self._path.exists():
+            raise self._distrust("is gone, though its head is there")
+        return head
+
+    def _connect(self) -> None:
+        if self._path is None and self._db is not None:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            return
+        if self._db is not None:
+            self._db.close()
+        self._db = _connect(self._path)
+
+    def _read_all(self) -> None:
+        """Verifies the chain from the first row and adds up what was spent."""
+        self._spent, self._sequence, self._digest = {}, 0, GENESIS
+        shared: set[tuple[str, int]] = set()
+        for sequence, *values, previous, digest in self._connected.execute(_SELECT):
+            if (sequence, previous) != (self._sequence + 1, self._digest):
+                raise self._distrust(f"has a gap before row {sequence}")
+            if digest != _digest(sequence, values, previous):
+                raise self._distrust(f"was changed at row {sequence}")
+            run, round, _, mode, sigma, rate, batches, releases, _ = values
+            mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode)
+            self._take(run, mechanism, (run, round) in shared, digest)
+            if batches == "shared":
+                shared.add((run, round))
+
+    def _digest_at(self, sequence: int, db: sqlite3.Connection) -> bytes | None:
+        """The digest of a row, None if there is no such row."""
+        if sequence == 0:
+            return GENESIS
+        row = db.execute("SELECT digest FROM debit WHERE seq = ?", (sequence,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def _one(self, question: str, *values: object) -> int:
+        try:
+            return int(self._connection().execute(question, values).fetchone()[0])
+        except (sqlite3.Error, OSError) as error:
+            self._reread()
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> LedgerError:
+        return LedgerError(
+            f"The ledger {self._name} can't be used ({error}), so nothing is released from its data; check the folder's "
+            "space and permissions: it is tried again by itself."
+        )
+
+    def _distrust(self, why: str) -> LedgerError:
+        return LedgerError(f"The ledger {self._name} {why}. {_ADVICE}")
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    """A connection whose commits are on disk; an interrupted predecessor's rows are brought there first."""
+    db = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            db.execute(f"PRAGMA {pragma}")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise sqlite3.DatabaseError(f"it is of version {version}, written by a newer peerpoise")
+        if not version:
+            db.executescript(f"BEGIN; {_TABLE}; PRAGMA user_version = {SCHEMA}; COMMIT")
+        if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("it is damaged")
+        busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.DatabaseError("another program has it open")
+        if path is not None:
+            sync_folder(path.parent)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _digest(sequence: int, values: Iterable[object], previous: bytes) -> bytes:
+    """SHA-256 of a row and its predecessor's digest."""
+    return hashlib.sha256(json.dumps([sequence, *values, previous.hex()]).encode()).digest()
