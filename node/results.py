@@ -88,7 +88,7 @@ def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
     parameters = {name: x for name, (_, x) in models.items()}
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
     save_average(run / MODEL, models)
-    summary.write(merged, run / "summary.json")
+    summary.write(run / "summary.json", merged)
     return merged
 
 
