@@ -17,7 +17,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
@@ -219,7 +219,7 @@ def _details(status: Status) -> list[str]:
     accuracy = status["test_accuracy"]
     if accuracy is not None:
         lines.append(f"test accuracy {accuracy:.1%}")
-    lines += _epsilon(status["epsilon"])
+    lines += _epsilon(status["epsilon"], status["insecure"])
     metrics = f"metrics http://{status['metrics']}/metrics, " if status["metrics"] else ""
     about = f"pid {status['pid']}, up {status['uptime_s']:.0f} s, version {status['version']}"
     return [*lines, f"{metrics}loop {status['loop']}, {about}"]
@@ -230,18 +230,17 @@ def _wait(waiting: Waiting) -> str:
     return f"waits for {waiting['peer']} since {waiting['since_s']:.1f} s, {until}: {waiting['why']}"
 
 
-def _epsilon(epsilon: Epsilon | None) -> list[str]:
+def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     if epsilon is None:
         return ["ε: no privacy (mode none)"]
     covers = "against any coalition of other nodes" if epsilon["mode"] == "strict" else "NOT a guarantee"
-    said = (
-        f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['accountant']}, {covers}"
-    )
-    run, lifetime, limit = epsilon["run"], epsilon["lifetime"], epsilon["limit"]
+    covers = "VOID: insecure_seed makes the noise public" if "seed" in insecure else covers
+    said = f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['accountant']}"
+    run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
     return [
-        f"ε_total {_number(run['total'])} in this run, {_number(lifetime)} in the life of these data, "
-        f"limit {'none' if limit is None else _number(limit)} ({said}, {covers})",
-        f"ε_link {_number(run['link'])} (one neighbour alone: a diagnostic, not a guarantee)",
+        f"ε_total {_number(run['total'])} in this run, {_number(epsilon['lifetime'])} in the life of these data, "
+        f"limit {limit} ({said}, {covers})",
+        f"ε_link {_number(run['link'])} ({said}, one neighbour alone: a diagnostic, not a guarantee)",
     ]
 
 

@@ -258,6 +258,9 @@ def test_what_people_see_when_something_is_wrong():
     for words in ("INSECURE: transport", "The ledger is behind.", "NOT a guarantee"):
         assert words in text
     assert "coalition" not in text
+    void = printed({**DOCUMENT, "insecure": ["seed"]})
+    assert "VOID" in void
+    assert "coalition" not in void
     empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbours": [], "epsilon": None,
                      "test_accuracy": None, "metrics": None})  # fmt: skip
     assert "no privacy (mode none)" in empty
