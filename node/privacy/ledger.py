@@ -323,7 +323,7 @@ class Ledger:
 
     def _refusal(self, error: Exception) -> LedgerError:
         return LedgerError(
-            f"The ledger {self._name} can't be used ({error}), so nothing is released from its data; check the folder's "
+            f"The ledger {self._name} can't be used ({error}), so nothing is released; check the folder's "
             "space and permissions: it is tried again by itself."
         )
 

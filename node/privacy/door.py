@@ -1,0 +1,343 @@
+"""The door at the data: the only place where gradients of private examples come into being.
+
+StrictDoor   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
+             debit on disk, and only then a `Released` gradient. What an algorithm does with it is post-processing.
+PaperDoor    the papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
+ClearDoor    plain gradients of public batches. No privacy.
+
+One release per (recipient, round): a repeat gets the stored bytes, another question in the same round is refused. A
+round in which the ledger failed stays without an answer for that recipient. Not covered: the time an answer takes
+depends on the size of the secret batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NewType, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from node.config import PrivacySection
+from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
+from node.privacy import noise
+from node.privacy.accountant import Mechanism, calibrate, units_left
+from node.privacy.ledger import Ledger
+from node.randomness import Keys, public_generator
+from node.task import Task
+from peer.errors import ConfigurationError, LedgerError
+from peer.failpoint import failpoint
+from peer.message import Peer, Withheld
+
+Released = NewType("Released", Tensor)
+"""A gradient that may leave this node, flat float32 [d]. Only this module makes one."""
+
+
+class QuestionRefused(Withheld):
+    """Another question in a round that has its answer, or a round that is over: the asker's fault, or a bug."""
+
+
+class Door(Protocol):
+    """`node.algorithms.Gradients`, and what status and metrics may know of it."""
+
+    exhausted: bool
+    """A release was withheld because the budget is spent."""
+    fault: str
+    """The ledger's sentence while it fails; empty when all is well."""
+    faults: int
+    """How often the ledger failed."""
+
+    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
+
+    def own(self, x: Tensor, t: int) -> Tensor: ...
+
+
+def _nothing() -> None:
+    pass
+
+
+def _nobody(recipient: Peer) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class _Last:
+    """The last question of a recipient. `answer` is None while it is computed and when it was withheld."""
+
+    round: int
+    question: bytes
+    answer: Released | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class StrictDoor:
+    """Every release is clipped, noised and debited. See `open_door` for the fields."""
+
+    config: PrivacySection
+    task: Task
+    me: Peer
+    run: str
+    rounds: int
+    sigma: float
+    mechanism: Mechanism
+    ledger: Ledger
+    keys: Keys
+    backend: Backend
+    budget: int | None = None
+    """Units that may still be spent; None: no lifetime limit."""
+    breathe: Callable[[], None] = _nothing
+    on_release: Callable[[Peer], None] = _nobody
+
+    exhausted: bool = False
+    fault: str = ""
+    faults: int = 0
+    _last: dict[Peer, _Last] = field(default_factory=dict)
+    _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        self._spent_at_start = self.ledger.units
+
+    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        """g̈ at x for `to` in round t, flat float32 [d]. May be entered again, for another recipient, by `breathe`.
+
+        Raises:
+            QuestionRefused: another x in the same round, or a round that is over.
+            Withheld: the budget is spent or the ledger can't record the debit; for `to` = me zeros are returned then.
+        """
+        try:
+            return self._answer(x, t, to).clone()
+        except QuestionRefused:
+            raise
+        except Withheld:
+            if to != self.me:
+                raise
+            return torch.zeros(self.task.layout.size)
+
+    def own(self, x: Tensor, t: int) -> Tensor:
+        """The same noised release as for me."""
+        return self(x, t, self.me)
+
+    def _answer(self, x: Tensor, t: int, to: Peer) -> Released:
+        question = _digest(x)
+        last = self._previous(to)
+        if t == last.round and question == last.question:
+            if last.answer is None:
+                raise Withheld("the answer of this round is not there")
+            return last.answer
+        if t <= last.round:
+            raise QuestionRefused("this round has another question's answer, or is over")
+        self._check(t)
+        self._last[to] = last = _Last(t, question)
+        last.answer = self._release(x, t, to)
+        return last.answer
+
+    def _previous(self, to: Peer) -> _Last:
+        """What `to` asked last, after a restart as far as the ledger knows."""
+        if to not in self._last:
+            with self._vouched():
+                self._last[to] = _Last(self.ledger.last_round(self.run, to), b"")
+        return self._last[to]
+
+    def _check(self, t: int) -> None:
+        """Raises Withheld unless one more debit in round t is within the run and within the budget."""
+        if not 0 <= t < self.rounds:
+            raise QuestionRefused("the run has no such round")
+        with self._vouched():
+            made = self.ledger.count(self.run, t)
+        if made >= self.mechanism.releases:
+            raise Withheld(f"this round has its {made} releases")
+        paid = made > 0 and self.mechanism.batches == "shared"
+        if self.budget is not None and not paid and self.ledger.units - self._spent_at_start >= self.budget:
+            self.exhausted = True
+            raise Withheld("the privacy budget of the data is spent")
+
+    def _release(self, x: Tensor, t: int, to: Peer) -> Released:
+        total = self._clipped(x, t, to)
+        failpoint("before_noise")
+        stream = self.keys.stream("noise", t, to)
+        answer = noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
+        failpoint("after_noise")
+        self._check(t)
+        with self._vouched():
+            self.ledger.debit(self.run, t, to, self.mechanism)
+        self.fault = ""
+        self.on_release(to)
+        return Released(answer)
+
+    def _clipped(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        rows = self._rows(t, to)
+        how = {"chunk": self.config.chunk, "backend": self.backend, "breathe": self.breathe}
+        return clipped_sum(self.task, x, rows, self.config.clip, **how)  # type: ignore[arg-type]
+
+    def _rows(self, t: int, to: Peer) -> Tensor:
+        """The secret Poisson batch: one per answer, or one a round for all."""
+        if self.mechanism.batches == "independent":
+            return self._draw(t, to)
+        if t < self._batch[0]:
+            raise QuestionRefused("this round is over")
+        if t > self._batch[0]:
+            self._batch = (t, self._draw(t, ""))
+        return self._batch[1]
+
+    def _draw(self, t: int, to: Peer) -> Tensor:
+        uniform = self.keys.stream("batch", t, to).uniform(self.task.examples)
+        return torch.from_numpy(np.flatnonzero(uniform < self.config.rate))
+
+    @contextmanager
+    def _vouched(self) -> Iterator[None]:
+        """A ledger that fails withholds the release and is remembered for status."""
+        try:
+            yield
+        except LedgerError as error:
+            self.fault = str(error)
+            self.faults += 1
+            raise Withheld("the privacy ledger can't record the debit") from error
+
+
+@dataclass(kw_only=True, eq=False)
+class PaperDoor(StrictDoor):
+    """As StrictDoor on one batch a round, debited as "paper" (its ε is inf), but the own gradient is clean."""
+
+    _clean: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def own(self, x: Tensor, t: int) -> Tensor:
+        """ĝ_ii = (1/B) Σ clipped gradients, without noise; zeros where the noised release for me is withheld."""
+        released = self(x, t, self.me)
+        return self._clean.clone() if self._last[self.me].answer is not None else released
+
+    def _clipped(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        total = super()._clipped(x, t, to)
+        if to == self.me:
+            self._clean = (total / self.config.batch).to(torch.float32)
+        return total
+
+
+@dataclass(kw_only=True, eq=False)
+class ClearDoor:
+    """Mode none: the mean gradient over B examples drawn without replacement, publicly; one batch a round for all."""
+
+    task: Task
+    me: Peer
+    batch: int
+    seed: int
+    breathe: Callable[[], None] = _nothing
+    on_release: Callable[[Peer], None] = _nobody
+
+    exhausted: bool = False
+    fault: str = ""
+    faults: int = 0
+    _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
+
+    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        """The plain gradient at x of round t's batch, flat float32 [d]."""
+        gradient = self.own(x, t) if to == self.me else self._mean(x, t)
+        self.on_release(to)
+        return Released(gradient)
+
+    def own(self, x: Tensor, t: int) -> Tensor:
+        """The same as for me; computed once."""
+        key = (t, _digest(x))
+        if self._own[:2] != key:
+            self._own = (*key, self._mean(x, t))
+        return self._own[2].clone()
+
+    def _mean(self, x: Tensor, t: int) -> Tensor:
+        draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
+        gradient = mean_gradient(self.task, x, draw[: self.batch])
+        self.breathe()
+        return gradient
+
+
+def _digest(x: Tensor) -> bytes:
+    """SHA-256 of x as float32."""
+    return hashlib.sha256(x.detach().to(torch.float32).contiguous().numpy().data).digest()
+
+
+def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: int) -> float:
+    """The nominal σ of a strict run: `config.sigma`, or calibrated so that ε_total ≤ `config.epsilon`.
+
+    `releases` is |K| of the largest closed neighbourhood, d the number of parameters. Takes a CPU second or two.
+
+    Raises:
+        ConfigurationError: no noise reaches the target.
+    """
+    if config.epsilon is None:
+        return config.sigma or 0.0
+    goal = calibrate(
+        config.epsilon, config.delta, rate=config.rate, rounds=rounds, releases=releases, batches=config.batches
+    )
+    return noise.nominal(goal, d)
+
+
+def mechanism(config: PrivacySection, *, d: int, sigma: float, releases: int) -> Mechanism:
+    """What the accountant and the ledger are told of answers with the nominal σ."""
+    if config.mode == "none":
+        return Mechanism(sigma=0.0, rate=1.0, mode="none")
+    batches = "shared" if config.mode == "paper" else config.batches
+    effective = noise.effective(sigma, d)
+    return Mechanism(sigma=effective, rate=config.rate, batches=batches, releases=releases, mode=config.mode)
+
+
+def open_door(
+    config: PrivacySection,
+    task: Task,
+    *,
+    me: Peer,
+    run: str,
+    rounds: int,
+    releases: int,
+    sigma: float,
+    seed: int,
+    ledger: Ledger | None,
+    keys: Keys,
+    limit: float | None = None,
+    limit_delta: float = 1e-5,
+    breathe: Callable[[], None] = _nothing,
+    on_release: Callable[[Peer], None] = _nobody,
+) -> Door:
+    """The door of the configured mode.
+
+    `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier (`noise_multiplier`, or the
+    paper's formula in mode paper); `seed` draws the public batches of mode none; `limit` is the data's lifetime ε_total
+    at `limit_delta`. In mode none a ledger, if given, is marked. `breathe` is called between chunks, `on_release` after
+    each debit.
+
+    Raises:
+        ConfigurationError: a lifetime limit together with a mode that can't keep one.
+        LedgerError: the mark can't be recorded, or a noised mode has no ledger.
+    """
+    if config.mode != "strict" and limit is not None:
+        raise ConfigurationError(
+            f'privacy.mode = "{config.mode}" gives no guarantee, so the limit budget.epsilon can\'t be kept; remove it or '
+            'use mode "strict".'
+        )
+    if config.mode == "none":
+        if ledger is not None:
+            ledger.mark(run, "none")
+        return ClearDoor(task=task, me=me, batch=config.batch, seed=seed, breathe=breathe, on_release=on_release)
+    if ledger is None:
+        raise LedgerError(f'privacy.mode = "{config.mode}" releases nothing without a ledger.')
+    told = mechanism(config, d=task.layout.size, sigma=sigma, releases=releases)
+    budget = None
+    if limit is not None:
+        budget = units_left(ledger.rows(), told, limit, limit_delta, most=told.units(rounds))
+    kind = StrictDoor if config.mode == "strict" else PaperDoor
+    return kind(
+        config=config,
+        task=task,
+        me=me,
+        run=run,
+        rounds=rounds,
+        sigma=sigma,
+        mechanism=told,
+        ledger=ledger,
+        keys=keys,
+        backend=probe(task, task.start(seed)) if config.backend == "auto" else config.backend,
+        budget=budget,
+        breathe=breathe,
+        on_release=on_release,
+    )
