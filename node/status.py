@@ -271,14 +271,16 @@ def _answer(listener: socket.socket, snapshot: Callable[[], Status]) -> None:
 def _bind(path: Path) -> socket.socket:
     if path.exists() and _alive(path):
         raise TemporaryFailure(f"Another daemon already answers at {path}: this node runs already.")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener, unborn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path.with_suffix(".new")
     try:
+        unborn.unlink(missing_ok=True)
         with suppress(OSError):
             os.fchmod(listener.fileno(), 0o600)  # on Linux the file is born with it; elsewhere the folder guards it
-        listener.bind(str(path))
-        path.chmod(0o600)
+        listener.bind(str(unborn))
+        unborn.chmod(0o600)
         listener.listen()
         listener.setblocking(False)
+        unborn.rename(path)  # only now may `find` see it: one that does not listen yet would be taken for dead
     except OSError as error:
         listener.close()
         raise StorageError(f"The status socket {path} can't be made: {error.strerror or error}.") from None

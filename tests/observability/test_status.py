@@ -180,6 +180,25 @@ async def test_find_names_the_living_and_removes_the_dead(short):
     assert status.find(short) == []
 
 
+def test_find_never_takes_a_daemon_that_is_starting_for_dead(short):
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            status.find(short)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for k in range(300):
+            with status._bind(short / f"{k}.sock"):
+                assert (short / f"{k}.sock").exists()
+            (short / f"{k}.sock").unlink(missing_ok=True)
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_nobody_there_is_one_sentence(short):
     with pytest.raises(TemporaryFailure, match="No daemon answers"):
         status.query(short / "none.sock")
