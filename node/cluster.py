@@ -84,8 +84,10 @@ def check_local(config: ExperimentConfig) -> None:
     check(config)
 
 
-def local(folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]) -> dict[str, Path]:
-    """`up`: every node of the experiment on loopback at its (peer port, metrics port); name -> its folder.
+def local(
+    folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]
+) -> tuple[RunConfig, dict[str, Path]]:
+    """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the run and the folders.
 
     The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data may use.
     """
@@ -100,10 +102,11 @@ def local(folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
         )
-    prepare(folder, config, places)
+    sealed = prepare(folder, config, places)
     shutil.rmtree(folder / "federation")
-    divide(folder, config, {home.name: home for home in places})
-    return {home.name: home for home in places}
+    homes = {home.name: home for home in places}
+    divide(folder, config, homes)
+    return sealed, homes
 
 
 def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path]) -> list[list[int]]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from node import cluster, present, results
+from node import cluster, present, results, status
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
 from node.present import Progress, Screen
 from node.summary import Summary
@@ -43,10 +43,13 @@ def up(
     cluster.check_local(config)
     folder = _run_folder(config, folder)
     with _reserved(2 * config.experiment.nodes) as ports:
-        homes = cluster.local(folder, config, list(zip(ports[::2], ports[1::2], strict=True)))
+        run, homes = cluster.local(folder, config, list(zip(ports[::2], ports[1::2], strict=True)))
         with Screen(config.train.rounds, quiet=quiet) as screen:
             _announce(screen, config, folder)
-            daemons = [Daemon(name, home, _start(home, insecure, loop)) for name, home in homes.items()]
+            daemons = [
+                Daemon(name, home, _start(home, insecure, loop), status.place(run.run_id, name))
+                for name, home in homes.items()
+            ]
             code = follow(daemons, folder, screen)
     summary = results.merge(folder, homes)
     _conclude(screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None)
@@ -79,6 +82,8 @@ class Daemon:
     name: str
     home: Path
     process: subprocess.Popen[bytes]
+    socket: Path
+    """Of its status."""
     seen: Progress = field(default_factory=Progress)
     metrics: str = ""
     _offset: int = 0
@@ -89,9 +94,11 @@ class Daemon:
         code = self.process.poll()
         for event in self._news():
             self.seen = after(self.seen, event)
-        if code == EXIT_OK:
+        if code is None:
+            self.seen = replace(self.seen, state=present.doing(self.socket) or self.seen.state)
+        elif code == EXIT_OK:
             self.seen = replace(self.seen, state="finished")
-        elif code is not None:
+        else:
             said = _last_line(self.home / "daemon.log")
             self.seen = replace(self.seen, state=f"ended with exit code {code}: {said}")
         return self.seen

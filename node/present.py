@@ -6,13 +6,23 @@ no terminal, a line is printed per tenth of the run instead of a live table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from node import status as sockets
+from node.status import Status
+from peer.errors import PeerpoiseError, TemporaryFailure
+
+WATCH_S = 1.0
+"""Seconds between two looks of `status --watch`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +96,56 @@ def histogram(screen: Screen, counts: Mapping[str, Sequence[int]]) -> None:
     for name, row in counts.items():
         table.add_row(name, *(str(n) if n else "·" for n in row), str(sum(row)))
     screen.console.print(table)
+
+
+def doing(socket: Path) -> str | None:
+    """In a few words what a daemon does and whom it waits for; None while it does not answer."""
+    try:
+        said = sockets.query(socket, timeout=0.5)
+    except TemporaryFailure:
+        return None
+    waits = ", ".join(f"{each['peer']} ({each['since_s']:.1f} s)" for each in said["waiting_for"])
+    what = said["phase"]["kind"] if said["phase"] and said["state"] == "running" else said["state"]
+    return f"{what}, waits for {waits}" if waits else what
+
+
+def status(name: str | None, *, watch: bool, as_json: bool) -> None:
+    """Prints what the daemons of this user do, once or until interrupted (JSON: a list a line).
+
+    Raises:
+        PeerpoiseError: none is running, or none of that name.
+    """
+    if as_json:
+        for found in _looks(name, watch):
+            print(json.dumps(found, ensure_ascii=False, indent=None if watch else 2), flush=True)
+    elif not watch:
+        Console().print(_render(next(_looks(name, watch))))
+    else:
+        with Live(auto_refresh=False, screen=False) as live:
+            for found in _looks(name, watch):
+                live.update(_render(found), refresh=True)
+
+
+def _looks(name: str | None, watch: bool) -> Iterator[list[Status]]:
+    while True:
+        found = _running(name)
+        if not found:
+            raise PeerpoiseError(f"No daemon {name} of this user is running." if name else "No daemon is running.")
+        yield found
+        if not watch:
+            return
+        time.sleep(WATCH_S)
+
+
+def _running(name: str | None) -> list[Status]:
+    found = []
+    for socket in sockets.find():
+        try:
+            found.append(sockets.query(socket))
+        except TemporaryFailure:
+            continue  # it ended between the two
+    return [each for each in found if name in (None, each["node"])]
+
+
+def _render(found: Sequence[Status]) -> Group:
+    return Group(*(part for each in found for part in (sockets.render(each), Text())))

@@ -110,8 +110,11 @@ def test_pack_own_data(peerpoise: Call, experiment: Path, tmp_path: Path) -> Non
 def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path) -> None:
     """`up` writes what `pack` writes, on loopback, with a throw-away ledger and a CA that is gone."""
     config = load(ExperimentConfig, [experiment], (), {})
-    homes = cluster.local(cluster.make_folder(tmp_path / "run"), config, [(7001, 7002), (7003, 7004), (7005, 7006)])
+    run, homes = cluster.local(
+        cluster.make_folder(tmp_path / "run"), config, [(7001, 7002), (7003, 7004), (7005, 7006)]
+    )
     assert list(homes) == ["n0", "n1", "n2"]
+    assert load(RunConfig, [homes["n2"] / "run.toml"], (), {}) == run
     assert not list((tmp_path / "run").rglob("ca.key"))
     node = load(NodeConfig, [homes["n1"] / "node.toml"], (), {})
     assert (node.listen.address, node.metrics.listen) == ("127.0.0.1:7003", "127.0.0.1:7004")

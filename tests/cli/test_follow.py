@@ -1,0 +1,156 @@
+"""`up` over its processes: what is shown of them, how they are stopped, which exit code remains.
+
+The processes are small programs: a daemon that ignores SIGTERM or dies on command is none of the real one's habits.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node import launch
+from node.cluster import OWN
+from node.config import MetricsSection, NodeConfig, write
+from node.launch import Daemon, after, follow
+from node.present import Progress, Screen
+
+QUIET = "import sys; sys.exit(0)"
+DEAF = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+POLITE = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "TICK_S", 0.02)
+    monkeypatch.setattr(launch, "GRACE_S", 0.2)
+
+
+def daemon(folder: Path, name: str, program: str, metrics: str = "") -> Daemon:
+    home = folder / name
+    home.mkdir()
+    write(NodeConfig(name=name, identity=OWN, metrics=MetricsSection(listen=metrics)), home / "node.toml")
+    with (home / "daemon.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT)
+    return Daemon(name, home, process, folder / f"{name}.sock")
+
+
+def run(folder: Path, programs: dict[str, str]) -> tuple[int, list[Daemon]]:
+    daemons = [daemon(folder, name, program) for name, program in programs.items()]
+    with Screen(4, quiet=True) as screen:
+        return follow(daemons, folder, screen), daemons
+
+
+def fails(code: int) -> str:
+    return f"import sys; print('working'); print('peerpoise: it is all wrong.'); sys.exit({code})"
+
+
+@pytest.mark.parametrize(
+    ("programs", "code"),
+    [
+        ([QUIET, QUIET], 0),
+        ([QUIET, fails(78)], 78),
+        ([fails(78), fails(78)], 78),
+        ([fails(69), fails(78)], 1),
+        ([QUIET, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], 1),
+    ],
+)
+def test_the_exit_code_is_the_daemons(tmp_path: Path, programs: list[str], code: int) -> None:
+    assert run(tmp_path, {f"n{i}": program for i, program in enumerate(programs)})[0] == code
+
+
+def test_a_dead_daemon_is_shown_with_its_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, {"n0": QUIET, "n1": fails(78)})
+    said = capsys.readouterr()
+    assert "n1 ended with exit code 78: peerpoise: it is all wrong." in said.err
+    assert "n0 ended" not in said.err
+    assert said.out == ""
+
+
+def test_a_signal_stops_all_in_order(tmp_path: Path) -> None:
+    code, daemons = run(tmp_path, {"n0": POLITE, "n1": "import time; time.sleep(60)"})
+    assert code == 130
+    assert [each.process.returncode for each in daemons] == [0, -15]
+
+
+def test_who_does_not_stop_is_killed(tmp_path: Path) -> None:
+    code, [deaf] = run(tmp_path, {"n0": DEAF})
+    assert code == 143
+    assert deaf.process.returncode == -9
+
+
+def test_the_journal_is_read_line_by_line(tmp_path: Path) -> None:
+    found = daemon(tmp_path, "n0", QUIET)
+    assert found.process.wait() == 0
+    lines = [{"event": "round", "round": 0}, {"event": "test", "accuracy": 0.5}, {"event": "epsilon", "total": 1.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    journal = tmp_path / "n0" / "journal.jsonl"
+    journal.write_text(text + '{"event": "round", "rou')
+    seen = found.look()
+    assert (seen.round, seen.accuracy, seen.epsilon, seen.state) == (1, 0.5, 1.5, "finished")
+    journal.write_text(text + '{"event": "round", "round": 1}\n')
+    assert found.look().round == 2
+
+
+def test_other_events_change_nothing() -> None:
+    seen = Progress(round=3, accuracy=0.25)
+    assert after(seen, {"event": "test", "accuracy": None}) == seen
+    assert after(seen, {"event": "peer", "round": 7, "state": "down"}) == seen
+
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert self.path == "/metrics"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"peerpoise_rounds_total 3\n")
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_metrics_are_kept(tmp_path: Path, endpoint: str) -> None:
+    found = daemon(tmp_path, "n0", QUIET, endpoint)
+    found.scrape()
+    assert found.metrics == "peerpoise_rounds_total 3\n"
+    found.process.wait()
+    with Screen(1, quiet=True) as screen:
+        follow([found], tmp_path, screen)
+    assert (tmp_path / "metrics-n0.txt").read_text() == found.metrics
+
+
+def test_reserved_ports_are_free_for_daemons_only() -> None:
+    with launch._reserved(4) as ports:
+        assert len(set(ports)) == 4
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", ports[0]))
+            listener.listen()
+            socket.create_connection(("127.0.0.1", ports[0]), timeout=5).close()
