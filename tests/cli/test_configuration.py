@@ -39,8 +39,8 @@ def test_the_environment_is_one_for_both_files(tmp_path: Path) -> None:
     node.write_text('name = "a"\n[identity]\nkey = "k"\ncertificate = "c"\nca = "a"\n')
     environ = {"PEERPOISE_PRIVACY__SIGMA": "3", "PEERPOISE_COMPUTE__THREADS": "2"}
     assert load(NodeConfig, [node], (), environ).compute.threads == 2
-    with pytest.raises(ConfigurationError, match="comptue: unknown key"):
-        load(NodeConfig, [node], (), {"PEERPOISE_COMPTUE__THREADS": "2"})
+    with pytest.raises(ConfigurationError, match="computing: unknown key"):
+        load(NodeConfig, [node], (), {"PEERPOISE_COMPUTING__THREADS": "2"})
 
 
 def test_origins(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
