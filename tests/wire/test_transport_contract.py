@@ -19,7 +19,6 @@ from peer.transport.grpc import Grpc
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2
 
-
 AHEAD = 5
 """Frames a writer may be ahead: two or three in the transport, the rest in the kernel's loopback buffers."""
 
