@@ -164,10 +164,12 @@ class Driver:
     async def _ask(self, t: int, phase: int, verb: Ask[Tensor]) -> Heard[Any]:
         questions = self._exchange(Key(t, phase, Role.QUESTION), verb, self._said(verb), finite=False)
         answers = self._exchange(Key(t, phase, Role.ANSWER), verb)
+        computing: set[Peer] = set()
         answered: set[Peer] = set()
 
         async def answer(peer: Peer) -> None:
             asked_in = questions.rounds[peer]
+            computing.add(peer)
             try:
                 released = await self.compute.answer(verb.answer, peer, questions.take(peer))
             except Withheld:
@@ -175,6 +177,7 @@ class Driver:
             else:
                 said = Said(released, answers.layout, self.compute)
                 served = await answers.deliver(peer, said, round=asked_in)
+            computing.discard(peer)
             if served:
                 answered.add(peer)
                 self.session.changed.notify()
@@ -186,8 +189,10 @@ class Driver:
         answers.open(self._live)
         questions.open(self._live)
         self._send_all(questions)
-        await self._wait(t, phase, present, lambda peer: answers.came(peer) and peer in answered, answers.came)
-        answers.close()  # questions stay answerable until the round ends
+        both = lambda peer: answers.came(peer) and peer in answered  # noqa: E731
+        owes = lambda peer: not answers.came(peer) or peer not in computing  # noqa: E731
+        await self._wait(t, phase, present, both, owes)
+        self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
         return answers.received(self.hood.neighbours)
 
@@ -211,14 +216,14 @@ class Driver:
         present = self._present(t)
         exchange.open(self._live)
         self._send_all(exchange, self.heard)
-        await self._wait(t, phase, present, exchange.came, exchange.came)
+        await self._wait(t, phase, present, exchange.came)
         partners = self._keep(t, phase, exchange.heard(), exchange.their_heard)
         exchange.ignore(exchange.heard() - partners)
         weight = dict(self.hood.without(frozenset(self.hood.neighbours) - partners).weight)
         into, size = accumulator(said.flat), said.flat.itemsize
         for offset, length in frames(said.flat.nbytes):
             await said.until(offset + length)
-            await self._wait(t, phase, partners, exchange.frame_came, exchange.frame_came)
+            await self._wait(t, phase, partners, exchange.frame_came)
             gone = frozenset(peer for peer in partners if not exchange.frame_came(peer))
             if gone:
                 self.watcher.dropped(t, phase, gone, True)
@@ -228,8 +233,8 @@ class Driver:
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: exchange.streams[peer].take() for peer in partners} | {me: said.flat[place]}
             await self.compute.own(_fold_frame, into[place], dict(weight), frame)
-        await self._wait(t, phase, partners, exchange.served.__contains__, exchange.came)
-        exchange.close()
+        await self._wait(t, phase, partners, exchange.served.__contains__)
+        self._close(exchange)
         self.heard = partners
         self.watcher.mixed(t, weight, float("nan"))
         return into
@@ -277,8 +282,13 @@ class Driver:
         present = self._present(t)
         exchange.open(self._live)
         self._send_all(exchange, heard)
-        await self._wait(t, phase, present, exchange.done, exchange.came)
-        exchange.close()
+        await self._wait(t, phase, present, exchange.done)
+        self._close(exchange)
+
+    def _close(self, exchange: Exchange) -> None:
+        """async: what comes later is kept for the next rounds."""
+        if self.sync.mode != "async":
+            exchange.close()
 
     def _send_all(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
         async def serve(peer: Peer) -> None:
@@ -318,12 +328,15 @@ class Driver:
         phase: int,
         peers: frozenset[Peer],
         done: Callable[[Peer], bool],
-        came: Callable[[Peer], bool],
+        owes: Callable[[Peer], bool] = lambda peer: True,
     ) -> None:
-        """Until every peer is done, or lost; by the policy of `[sync]` perhaps for fewer of them."""
+        """Until every peer is done, or lost; by the policy of `[sync]` until enough are, or not at all.
+
+        `owes`: False while it is this node's own work that keeps the peer from being done; it is not blamed for that.
+        """
         if self.sync.mode == "async":
             return
-        enough = ceil(self.sync.quorum * len(peers)) if self.sync.mode == "quorum" else len(peers) + 1
+        enough = ceil(self.sync.quorum * len(peers)) if self.sync.mode == "quorum" else len(peers)
         began, position = self.session.now, self.session.position
         self.membership.start_waiting(peers, began)
         waiting = peers
@@ -331,12 +344,16 @@ class Driver:
             still = frozenset(peer for peer in peers & self.membership.live(t) if not done(peer))
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.session.now - began)
-            waiting = position.waiting_for = still
-            if not waiting or sum(1 for peer in peers if came(peer)) >= enough:
+            waiting = still
+            if not waiting or sum(1 for peer in peers if done(peer)) >= enough:
                 break
-            for peer in sorted(waiting):
+            position.waiting_for = debtors = frozenset(filter(owes, waiting))
+            self.membership.start_waiting(waiting - debtors, self.session.now)
+            for peer in sorted(debtors):
                 if self.membership.overdue(peer, self.session.now):
                     self._lose(t, phase, peer, f"It made no progress for {self.membership.deadline:g} s.")
+                elif self.session.now - began > self.sync.patience_s:
+                    self._lose(t, phase, peer, f"It was waited for {self.sync.patience_s:g} s.")
             next_look = min(self.membership.until(peer) for peer in waiting) - self.session.now
             await self.session.changed.wait(max(0.001, next_look + 0.001))
         position.waiting_for = frozenset()

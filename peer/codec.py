@@ -101,8 +101,9 @@ RULES: Mapping[str, Rule] = {
     "signature": lambda data: len(data) <= MAX_SIGNATURE,
     "progress": _free,
     "working": _free,
-    "sent_ns": _free,
+    "idle_ms": _free,
     "finished": _free,
+    "propose": _free,
     "ledger": lambda head: _broken(head) is None,
     "remembered": lambda head: _broken(head) is None,
 }

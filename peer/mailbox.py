@@ -20,6 +20,8 @@ from peer.message import DType, Peer
 
 ROUNDS_AHEAD = 1
 """A neighbour that has heard me in every round can be one round ahead, no more."""
+REMEMBERED = 2
+"""Rounds for which it is known what was delivered: a sender that lost the verdict asks again and must hear "duplicate"."""
 PARKED_PER_PEER = 4
 """A question, an answer, a Say and a Mix can wait at a time; more is a flood."""
 
@@ -70,7 +72,8 @@ class Mailbox:
         self.phase = 0
         self.staleness = staleness
         """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an open phase (async)."""
-        self._open: dict[Key, tuple[Shape, frozenset[Peer]]] = {}
+        self._open: dict[tuple[int, Role], tuple[int, Shape, frozenset[Peer]]] = {}
+        """(phase, role) -> the round it was opened in, what is expected, of whom. Async openings outlive their round."""
         self._left: set[Key] = set()
         self._receiving: set[tuple[Peer, Key]] = set()
         self._delivered: set[tuple[Peer, Key]] = set()
@@ -79,20 +82,21 @@ class Mailbox:
     def begin(self, round: int) -> None:
         """A new round: everything of earlier rounds is over."""
         self.round, self.phase = round, 0
-        self._open.clear()
+        if self.staleness is None:
+            self._open.clear()
         self._left.clear()
         self._receiving.clear()
-        oldest = round - (self.staleness or 0)
+        oldest = round - max(REMEMBERED, self.staleness or 0)
         self._delivered = {it for it in self._delivered if it[1].round >= oldest}
 
     def open(self, key: Key, shape: Shape, peers: Iterable[Peer]) -> None:
         """From now on these neighbours' transfers of that phase and role are admitted."""
         self.phase = max(self.phase, key.phase)
-        self._open[key] = (shape, frozenset(peers))
+        self._open[key.phase, key.role] = (key.round, shape, frozenset(peers))
 
     def close(self, key: Key) -> None:
         """The verb was left; what still comes for it is stale."""
-        self._open.pop(key, None)
+        self._open.pop((key.phase, key.role), None)
         self._left.add(key)
 
     def offer(self, peer: Peer, key: Key, shape: Shape, *, withheld: bool = False, parked: bool = False) -> Admission:
@@ -104,10 +108,9 @@ class Mailbox:
             return Admission.DUPLICATE
         if this in self._receiving or this in self._parked:
             return Admission.BUSY
-        opening = self._open.get(Key(self.round, key.phase, key.role) if self._timeless(key) else key)
-        if opening is None:
+        round, expected, peers = self._open.get((key.phase, key.role), (-1, shape, frozenset[Peer]()))
+        if round < 0 or (key.round != round and not self._timeless(key)):
             return self._unopened(this)
-        expected, peers = opening
         if peer not in peers:
             return Admission.STALE
         if shape.kind != expected.kind:
@@ -140,7 +143,7 @@ class Mailbox:
             return Admission.AHEAD
         if key.role is Role.ANSWER:
             return Admission.STALE if key.round == self.round else Admission.KIND
-        if any(opened.round == key.round and opened.phase == key.phase for opened in self._open):
+        if any(key.round == round and key.phase == phase for (phase, _), (round, _, _) in self._open.items()):
             return Admission.KIND
         if sum(1 for other, _ in self._parked if other == peer) >= PARKED_PER_PEER:
             return Admission.BUSY

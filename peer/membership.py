@@ -1,7 +1,9 @@
 """Who of my neighbours is there: a state machine without clock or network; `now` (seconds, monotonic) is an argument.
 
 Slow is not dead. A neighbour is excused as long as it shows progress: its counter of work done moves, bytes of its
-transfers arrive, or it waits for somebody other than me. Only who shows none of that for a whole deadline is lost.
+transfers arrive, or it waits for somebody other than me who shows progress. Only who shows none of that for a whole
+deadline is lost. How long ago there was progress anywhere down the chain of waiting travels in the beats (`idle`), and
+grows in a circle of nodes that wait for each other, so such a circle is broken.
 
     unknown ── agree ──> live ── lose ──> lost ── agree ──> live
                           └──── leave ──> left | finished
@@ -18,7 +20,8 @@ from enum import Enum
 from peer.message import Peer
 
 PATIENCE = 4
-"""Deadlines without any work or bytes after which waiting for others is no excuse any more (it could be a lie)."""
+"""Deadlines without progress anywhere down the chain after which waiting for others is no excuse any more: whoever is
+to blame has been lost by its own neighbours by then."""
 MISSED_BEATS = 2
 """Consecutive beats that do not name me before I believe that the other end dropped the edge (beats may overtake)."""
 
@@ -48,6 +51,7 @@ class Neighbour:
     last_error: str = ""
     rtt: float | None = None
     """Seconds."""
+    _idle_since: float = float("-inf")
     _progress: int = 0
     _unnamed: int = 0
 
@@ -106,10 +110,14 @@ class Membership:
         phase: int,
         progress: int,
         waiting_for: frozenset[Peer],
+        idle: float,
         names_me: bool,
         now: float,
     ) -> None:
-        """A sign of life. Beats of an earlier process are ignored, those of a later one end the edge."""
+        """A sign of life. Beats of an earlier process are ignored, those of a later one end the edge.
+
+        `idle`: seconds since the last progress of the neighbour or of anybody it waits for, as it says.
+        """
         it = self.neighbours[peer]
         if incarnation < it.incarnation:
             return
@@ -120,12 +128,18 @@ class Membership:
         it.last_heard = now
         if progress != it._progress or (round, phase) != (it.round, it.phase):
             it.last_work = it.last_excuse = now
-        if waiting_for and self.me not in waiting_for and now - it.last_work < PATIENCE * self.deadline:
+        if waiting_for and self.me not in waiting_for and idle < PATIENCE * self.deadline:
             it.last_excuse = now
+        it._idle_since = now - idle
         it._progress, it.round, it.phase, it.waiting_for = progress, round, phase, waiting_for
         it._unnamed = 0 if names_me else it._unnamed + 1
         if it.presence is Presence.LIVE and it._unnamed >= MISSED_BEATS:
             self.lose(peer, "It no longer uses this edge.")
+
+    def idle(self, peer: Peer, now: float) -> float:
+        """Seconds since the last progress of this neighbour, or of anybody down the chain it waits for."""
+        it = self.neighbours[peer]
+        return now - max(it.last_work, it._idle_since)
 
     def overdue(self, peer: Peer, now: float) -> bool:
         """No excuse for a whole deadline."""

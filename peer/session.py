@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -89,6 +88,9 @@ class Contact:
     newest: int = 0
     incarnation: int = 0
     poke: Signal = field(default_factory=Signal)
+    nonce: bytes = b""
+    welcome: pb.Welcome = field(default_factory=pb.Welcome)
+    """The neighbour's last handshake and the answer to it."""
 
 
 class Session:
@@ -125,8 +127,9 @@ class Session:
         self.contacts = {peer: Contact(ids[peer]) for peer in sorted(neighbours)}
         self.sent_bytes: Counter[Peer] = Counter()
         self.moved = 0
+        self._done, self._done_at = 0, self.now
         self.stopping = False
-        self._inboxes: dict[Key, Inbox] = {}
+        self._inboxes: dict[tuple[int, Role], Inbox] = {}
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -185,10 +188,12 @@ class Session:
                 await contact.poke.wait(pause * random.uniform(0.5, 1.0))
 
     def _estranged(self, peer: Peer) -> bool:
-        """A handshake is due: the key is unproven, or it is mine to propose an edge to a neighbour that is around."""
-        presence = self.membership.neighbours[peer].presence
-        mine = self.me < peer and presence in (Presence.UNKNOWN, Presence.LOST)
-        return not self.contacts[peer].proven or mine
+        """A handshake is due: for the proof of identity, or to agree on the edge."""
+        return not self.contacts[peer].proven or self._unagreed(peer)
+
+    def _unagreed(self, peer: Peer) -> bool:
+        """It is mine to propose an edge to this neighbour, and there is none."""
+        return self.me < peer and self.membership.neighbours[peer].presence in (Presence.UNKNOWN, Presence.LOST)
 
     async def _link(self, peer: Peer) -> Link:
         contact = self.contacts[peer]
@@ -214,7 +219,7 @@ class Session:
     # -------------------------------------------------------------------------------------------- handshake
 
     async def _shake(self, peer: Peer) -> None:
-        contact, nonce = self.contacts[peer], secrets.token_bytes(codec.DIGEST)
+        contact, nonce, propose = self.contacts[peer], secrets.token_bytes(codec.DIGEST), self._unagreed(peer)
         hello = pb.Hello(
             protocol=codec.PROTOCOL,
             run=self.terms.run,
@@ -229,6 +234,7 @@ class Session:
             from_round=self.position.earliest,
             ledger=self._head(),
             version=self.version,
+            propose=propose,
         )
         link = await self._link(peer)
         welcome = codec.decode(pb.Welcome, await link.call("Handshake", codec.encode(hello), CALL_SECONDS))
@@ -244,9 +250,10 @@ class Session:
         if welcome.code != pb.CODE_OK:
             raise Refused(f"{peer} refuses: {welcome.detail or codec.sentence(welcome.code)}", welcome.code)
         contact.proven = contact.link is link
+        self.changed.notify()
         self.check_remembered(welcome.remembered.sequence, welcome.remembered.digest)
         self.remember(peer, welcome.ledger.sequence, welcome.ledger.digest)
-        if self.me < peer and welcome.from_round > self.position.round:
+        if propose and welcome.from_round > self.position.round:
             self._agree(peer, welcome.from_round, welcome.incarnation, welcome.round)
 
     def _agree(self, peer: Peer, live_from: int, incarnation: int, round: int) -> None:
@@ -266,7 +273,9 @@ class Session:
         if code != pb.CODE_OK:
             return reply
         peer = self._peer(caller, hello.sender)
-        it = self.membership.neighbours[peer]
+        it, contact = self.membership.neighbours[peer], self.contacts[peer]
+        if hello.nonce == contact.nonce:
+            return contact.welcome  # the same call, delivered twice
         if hello.incarnation < it.incarnation:
             reply.code = pb.CODE_INCARNATION
             return reply
@@ -278,10 +287,11 @@ class Session:
         if hello.incarnation > it.incarnation:
             it.presence, it.incarnation = Presence.UNKNOWN, hello.incarnation
             self.changed.notify()
-        if peer < self.me:
+        if hello.propose and peer < self.me:
             self._agree(peer, reply.from_round, hello.incarnation, hello.round)
         if self._estranged(peer):
-            self.contacts[peer].poke.notify()
+            contact.poke.notify()
+        contact.nonce, contact.welcome = hello.nonce, reply
         return reply
 
     def _compare(self, hello: pb.Hello) -> tuple[pb.Code, str]:
@@ -322,8 +332,16 @@ class Session:
             waiting_for=[self.ids[peer] for peer in sorted(self.position.waiting_for)],
             live=[self.ids[peer] for peer in sorted(self.membership.present())],
             ledger=self._head(),
-            sent_ns=time.monotonic_ns(),
+            idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
         )
+
+    def _idle_ms(self) -> int:
+        """Since there was progress here, or anywhere down the chain of those this node waits for."""
+        done = self.moved + self.position.work_done()
+        if done != self._done:
+            self._done, self._done_at = done, self.now
+        idle = [self.membership.idle(peer, self.now) for peer in self.position.waiting_for]
+        return int(1000 * min([self.now - self._done_at, *idle]))
 
     async def _beat(self, peer: Peer) -> None:
         request = codec.encode(self._pulse())
@@ -345,6 +363,7 @@ class Session:
             phase=beat.phase,
             progress=beat.progress,
             waiting_for=frozenset(self.names[i] for i in beat.waiting_for if i in self.names),
+            idle=beat.idle_ms / 1000,
             names_me=self.ids[self.me] in beat.live,
             now=self.now,
         )
@@ -441,9 +460,8 @@ class Session:
         except asyncio.CancelledError:
             self.mailbox.broken(peer, key)
             raise
-        opened = Key(self.mailbox.round, key.phase, key.role)
         heard = frozenset(self.names[i] for i in header.heard if i in self.names)
-        sink = self._inboxes[opened].sink(peer, key.round, heard, header.withheld)
+        sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
         try:
             await self._read(peer, header, messages, sink)
         except BaseException:
@@ -476,7 +494,6 @@ class Session:
         """Enters a round: transfers of earlier rounds are refused from now on."""
         self.position.round, self.position.phase = round, 0
         self.mailbox.begin(round)
-        self._inboxes.clear()
         self.changed.notify()
 
     def end(self) -> None:
@@ -485,7 +502,7 @@ class Session:
         self.changed.notify()
 
     def open(self, key: Key, shape: Shape, peers: Iterable[Peer], inbox: Inbox) -> None:
-        self._inboxes[key] = inbox
+        self._inboxes[key.phase, key.role] = inbox
         self.mailbox.open(key, shape, peers)
         self.position.phase = max(self.position.phase, key.phase)
         self.changed.notify()
@@ -528,6 +545,8 @@ class Session:
         self, peer: Peer, key: Key, shape: Shape, payload: Payload, heard: Iterable[Peer], withheld: bool
     ) -> pb.Verdict:
         contact = self.contacts[peer]
+        while not contact.proven:
+            await self.changed.wait()
         contact.sent += 1
         header = pb.Header(
             protocol=codec.PROTOCOL,

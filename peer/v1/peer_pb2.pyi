@@ -144,7 +144,7 @@ class LedgerHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Hello(_message.Message):
     FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROPOSE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -171,7 +172,8 @@ class Hello(_message.Message):
     from_round: int
     ledger: LedgerHead
     version: str
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    propose: bool
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version")
@@ -198,7 +200,7 @@ class Welcome(_message.Message):
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., remembered: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "sent_ns")
+    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "idle_ms")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -209,7 +211,7 @@ class Beat(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
-    SENT_NS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_MS_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: str
     incarnation: int
@@ -220,8 +222,8 @@ class Beat(_message.Message):
     waiting_for: _containers.RepeatedScalarFieldContainer[str]
     live: _containers.RepeatedScalarFieldContainer[str]
     ledger: LedgerHead
-    sent_ns: int
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., sent_ns: _Optional[int] = ...) -> None: ...
+    idle_ms: int
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., idle_ms: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "sender", "incarnation", "finished")

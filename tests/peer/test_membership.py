@@ -23,6 +23,7 @@ def beat(it: Membership, peer: str, now: float, **changes: Any) -> None:
         "phase": 0,
         "progress": 0,
         "waiting_for": frozenset(),
+        "idle": 0.0,
         "names_me": True,
     }
     it.beat(peer, **{**standing, **changes}, now=now)
@@ -51,12 +52,26 @@ def test_slow_is_not_dead():
     assert not it.overdue("a", 118.0)
 
 
-def test_waiting_for_somebody_else_is_an_excuse_but_not_for_ever():
+def test_waiting_for_somebody_who_makes_progress_is_an_excuse_without_limit():
     it = together("a")
+    for second in range(1, 1000):
+        beat(it, "a", now=float(second), waiting_for=frozenset("b"), idle=1.0)
+    assert not it.overdue("a", 1000.0)
+
+
+def test_a_circle_of_nodes_that_wait_for_each_other_is_broken():
+    """Each hears of the other's idleness only; nobody made progress since 0, so all ages grow and the excuse ends."""
+    views = {me: Membership.of(me, [other], DEADLINE) for me, other in ("ab", "bc", "ca")}
+    for me, other in ("ab", "bc", "ca"):
+        views[me].agree(other, live_from=0, incarnation=1, round=0, now=0.0)
+        views[me].start_waiting(other, 0.0)
     now = 0.0
-    while not it.overdue("a", now):
+    while not any(views[me].overdue(other, now) for me, other in ("ab", "bc", "ca")):
         now += 1.0
-        beat(it, "a", now=now, waiting_for=frozenset("b"))
+        for me, other in ("ab", "bc", "ca"):
+            next_one = {"a": "b", "b": "c", "c": "a"}[other]
+            idle = views[other].idle(next_one, now)
+            beat(views[me], other, now=now, waiting_for=frozenset(next_one), idle=idle)
         assert now < 1000
     assert PATIENCE * DEADLINE < now <= (PATIENCE + 1) * DEADLINE + 1
 

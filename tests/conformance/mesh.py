@@ -1,0 +1,151 @@
+"""Real drivers, sessions and compute threads in one process, over any transport."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from toys import LAYOUT
+
+from node.compute import Compute
+from node.config import StartSection, SyncSection
+from node.driver import Driver, Watcher
+from peer.mailbox import Mailbox
+from peer.membership import Membership
+from peer.session import Session, Terms
+from peer.transport.memory import Memory, Network
+
+
+class Book:
+    """Addresses that are known from the moment a node listens."""
+
+    def __init__(self):
+        self.table = {}
+
+    async def announce(self, node_id, address):
+        self.table[node_id] = address
+
+    async def addresses(self, node_id):
+        return [self.table[node_id]] if node_id in self.table else []
+
+    async def close(self):
+        pass
+
+
+@dataclass
+class Notes(Watcher):
+    """What the driver told."""
+
+    losses: list = field(default_factory=list)
+    drops: list = field(default_factory=list)
+    skips: list = field(default_factory=list)
+    weights: dict = field(default_factory=dict)
+    rounds: list = field(default_factory=list)
+
+    def lost(self, t, phase, peer, why):
+        self.losses.append((t, peer))
+
+    def dropped(self, t, phase, peers, after_header):
+        self.drops.append((t, peers, after_header))
+
+    def mixed(self, t, weight, distance):
+        self.weights[t] = dict(weight)
+
+    def round(self, t, seconds):
+        self.rounds.append(t)
+
+    def skipped(self, first, last):
+        self.skips.append((first, last))
+
+
+class Node:
+    """One node of a mesh, as the daemon composes it."""
+
+    def __init__(self, name, algorithm, hood, *, transport, book, sync, rounds, layout=LAYOUT, incarnation=1, **more):
+        staleness = sync.staleness if sync.mode == "async" else None
+        self.name, self.hood, self.transport, self.book, self.rounds = name, hood, transport, book, rounds
+        self.session = Session(
+            me=name,
+            identity=more.pop("identity", None),
+            ids=more.pop("ids", None) or {peer: peer for peer in more.pop("everybody")},
+            neighbours=hood.neighbours,
+            terms=Terms(run="run", roster=1, layout=layout.digest),
+            transport=transport,
+            mailbox=Mailbox(staleness),
+            membership=Membership.of(name, hood.neighbours, sync.deadline_s),
+            discovery=book,
+            incarnation=incarnation,
+            beat_seconds=more.pop("beat_seconds", 0.1),
+        )
+        self.notes = Notes()
+        self.compute = Compute()
+        self.session.position.work_done = lambda: self.compute.progress
+        self.session.position.working = lambda: self.compute.busy
+        self.driver = Driver(
+            algorithm=algorithm,
+            hood=hood,
+            layout=layout,
+            session=self.session,
+            compute=self.compute,
+            sync=sync,
+            rounds=rounds,
+            watcher=self.notes,
+            **more,
+        )
+
+    async def live(self, first=0, start=None):
+        """From listening to the last round; leaves nothing behind, also when cancelled."""
+        self.session.position.first = first
+        await self.book.announce(self.session.ids[self.name], await self.transport.serve(self.session))
+        keeping = asyncio.create_task(self.session.run())
+        try:
+            entered = await self.driver.gather(start or StartSection(timeout_s=20))
+            await self.driver.run(entered)
+            await self.session.goodbye(finished=True)
+            await self.driver.linger(5.0)
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await self.session.close()
+            await self.transport.close(0.1)
+            self.compute.stop()
+            await self.compute.join(5.0)
+
+
+def mesh(algorithms, hoods, rounds, *, network=None, transports=None, sync=None, **more):
+    """The nodes of a mesh by name, not yet alive."""
+    network, book = network or Network(), Book()
+    sync = sync or SyncSection(deadline_s=30)
+    transports = transports or {name: Memory(network, name) for name in hoods}
+    nodes = {}
+    for name, algorithm in algorithms.items():
+        nodes[name] = Node(
+            name,
+            algorithm,
+            hoods[name],
+            transport=transports[name],
+            book=book,
+            sync=sync,
+            rounds=rounds,
+            everybody=tuple(hoods),
+            **more,
+        )
+    return nodes
+
+
+async def play(nodes, **more):
+    """All nodes to their end."""
+    async with asyncio.TaskGroup() as tasks:
+        for node in nodes.values():
+            tasks.create_task(node.live(**more))
+
+
+@asynccontextmanager
+async def alive(nodes, **more):
+    """All nodes in the background; name -> task."""
+    tasks = {name: asyncio.create_task(node.live(**more)) for name, node in nodes.items()}
+    try:
+        yield tasks
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)

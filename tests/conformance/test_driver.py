@@ -1,0 +1,379 @@
+"""The daemon's driver against the plain loop: the same bits, whatever the network does short of losing an edge;
+and when it does lose one, both ends lose it."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from mesh import alive, mesh, play
+from toys import LAYOUT, VARIANTS, Stingy, Toy, cluster, results, stream
+
+from node.config import StartSection, SyncSection
+from node.simulate import simulate
+from peer.errors import PeersUnavailable
+from peer.message import Layout, Mix, Say
+from peer.topology import neighborhoods
+from peer.transport.grpc import Grpc
+from peer.transport.memory import Network
+
+ROUNDS = 6
+TALKING = [variant for variant in VARIANTS if variant[0] not in ("local", "centralised")]
+
+
+def simulated(variant, kind, n=4, rounds=ROUNDS, **more):
+    nodes, hoods = cluster(variant, kind, n, **more)
+    simulate(nodes, hoods, rounds)
+    return results(nodes)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("kind", ["ring", "full"])
+async def test_memory_gives_the_bits_of_simulate(variant, kind):
+    nodes, hoods = cluster(variant, kind)
+    await play(mesh(nodes, hoods, ROUNDS))
+    assert torch.equal(results(nodes), simulated(variant, kind))
+
+
+@pytest.mark.parametrize("variant", TALKING, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+async def test_jitter_drops_and_duplicates_change_no_bit(variant, seed):
+    nodes, hoods = cluster(variant, "ring")
+    network = Network(seed, drop=0.15, delay=(0.0, 0.004), duplicate=0.2)
+    await play(mesh(nodes, hoods, ROUNDS, network=network))
+    assert torch.equal(results(nodes), simulated(variant, "ring"))
+
+
+@pytest.mark.parametrize("variant", TALKING, ids=str)
+async def test_grpc_gives_the_bits_of_simulate(variant):
+    nodes, hoods = cluster(variant, "full")
+    transports = {name: Grpc(None, "127.0.0.1:0") for name in hoods}
+    await play(mesh(nodes, hoods, ROUNDS, transports=transports))
+    assert torch.equal(results(nodes), simulated(variant, "full"))
+
+
+async def test_withheld_answers_are_missing_for_the_algorithm_but_cost_no_edge():
+    variant = TALKING[-1]
+    assert variant[0] == "dpdl"
+    nodes, hoods = cluster(variant, "ring", door=Stingy)
+    together = mesh(nodes, hoods, ROUNDS)
+    await play(together)
+    assert torch.equal(results(nodes), simulated(variant, "ring", door=Stingy))
+    for node in together.values():
+        assert node.notes.losses == []
+        assert all(set(weight) == set(node.hood.weight) for weight in node.notes.weights.values())
+
+
+# ------------------------------------------------------------------------------------------------ lost edges
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("variant", TALKING[-1:] + TALKING[:1], ids=str)
+async def test_a_dead_neighbour_costs_one_deadline_and_its_edges_at_both_ends(variant):
+    nodes, hoods = cluster(variant, "ring")
+    network = Network()
+    together = mesh(nodes, hoods, 40, network=network, sync=SyncSection(deadline_s=0.5))
+    async with alive(together) as tasks:
+        await until(lambda: len(together["n1"].notes.rounds) >= 3)
+        network.kill("n2")
+        tasks["n2"].cancel()
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n1"], tasks["n3"]), 60)
+    for name in ("n1", "n3"):
+        notes = together[name].notes
+        assert [peer for _, peer in notes.losses] == ["n2"]
+        assert notes.weights[39] == pytest.approx({name: 2 / 3, "n0": 1 / 3})
+        assert notes.rounds == list(range(40))
+    assert together["n0"].notes.losses == []
+
+
+async def test_an_edge_that_is_cut_is_lost_at_both_ends_and_the_mean_is_kept():
+    from toys import Still
+
+    variant = ("d-psgd", {"lr": 0.1})
+    nodes, hoods = cluster(variant, "ring", door=Still)
+    before = results(nodes).double().mean(0)
+    network = Network()
+    together = mesh(nodes, hoods, 30, network=network, sync=SyncSection(deadline_s=0.4))
+    async with alive(together) as tasks:
+        await until(lambda: len(together["n0"].notes.rounds) >= 2)
+        network.partition(["n0"], ["n1"])
+        await asyncio.wait_for(asyncio.gather(*tasks.values()), 60)
+    lost_at = {name: {t for t, peer in node.notes.losses} for name, node in together.items()}
+    assert lost_at["n0"]
+    assert lost_at["n1"]
+    for t in range(30):
+        w = {name: node.notes.weights[t] for name, node in together.items()}
+        assert ("n1" in w["n0"]) == ("n0" in w["n1"]), t
+    assert torch.allclose(results(nodes).double().mean(0), before, atol=1e-6)
+
+
+async def test_a_healed_edge_is_used_again_by_both_ends_from_the_same_round_on():
+    nodes, hoods = cluster(("d-psgd", {}), "ring")
+    network = Network()
+    together = mesh(nodes, hoods, 4000, network=network, sync=SyncSection(deadline_s=0.3))
+    async with alive(together):
+        await until(lambda: len(together["n0"].notes.rounds) >= 2)
+        network.partition(["n0"], ["n1"])
+        await until(lambda: together["n0"].notes.losses and together["n1"].notes.losses)
+        network.heal()
+        lost = together["n0"].notes.losses[-1][0]
+        rejoined = lambda name, peer: [t for t, w in list(together[name].notes.weights.items()) if t > lost and peer in w]  # noqa: E731
+        await until(lambda: len(rejoined("n0", "n1")) > 5 and len(rejoined("n1", "n0")) > 5)
+        assert rejoined("n0", "n1")[:5] == rejoined("n1", "n0")[:5]
+
+
+async def test_a_restarted_node_enters_ahead_and_nobody_replays():
+    variant = TALKING[-1]
+    nodes, hoods = cluster(variant, "ring")
+    again, _ = cluster(variant, "ring")
+    network = Network()
+    sync = SyncSection(deadline_s=0.5)
+    together = mesh(nodes, hoods, 3000, network=network, sync=sync)
+    async with alive(together) as tasks:
+        await until(lambda: len(together["n1"].notes.rounds) >= 3)
+        tasks["n2"].cancel()
+        await asyncio.gather(tasks["n2"], return_exceptions=True)
+        await until(lambda: together["n1"].notes.losses and together["n3"].notes.losses)
+        back = mesh({"n2": again["n2"]}, hoods, 3000, network=network, sync=sync, incarnation=2)["n2"]
+        back.book.table |= together["n1"].book.table
+        together["n1"].book.table.clear()
+        together["n1"].book.table |= back.book.table
+        task = asyncio.create_task(back.live())
+        await until(lambda: len(back.notes.rounds) >= 5)
+        entered = back.notes.rounds[0]
+        assert entered > together["n1"].notes.losses[0][0]
+        for name in ("n1", "n3"):
+            assert "n2" in together[name].notes.weights[entered]
+            assert "n2" not in together[name].notes.weights[entered - 1]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+# ------------------------------------------------------------------------------------------- slow is not dead
+
+
+class Slow(Toy):
+    """Works in chunks between which it breathes, ten times longer than a deadline in all."""
+
+    __slots__ = ("breathe", "chunk")
+
+    def __call__(self, x, t, to):
+        for _ in range(20):
+            threading.Event().wait(self.chunk)
+            self.breathe()
+        return super().__call__(x, t, to)
+
+
+async def test_a_ten_times_slower_node_loses_no_edge_in_round_mode():
+    nodes, hoods = cluster(("dpdl", {}), "ring", door=lambda i: Slow(i) if i == "n1" else Toy(i))
+    together = mesh(nodes, hoods, 2, sync=SyncSection(deadline_s=0.3), beat_seconds=0.05)
+    door = nodes["n1"].gradients
+    door.chunk, door.breathe = 0.06, together["n1"].compute.breathe
+    await play(together)
+    assert all(node.notes.losses == [] for node in together.values())
+    assert torch.equal(results(nodes), simulated(("dpdl", {}), "ring", rounds=2))
+
+
+class Stuck(Toy):
+    """Hangs without any sign of progress."""
+
+    __slots__ = ("event",)
+
+    def __call__(self, x, t, to):
+        if t == 1 and to == "n0":
+            self.event.wait(20)
+        return super().__call__(x, t, to)
+
+
+async def test_a_stuck_node_is_lost_after_the_deadline_though_it_beats():
+    nodes, hoods = cluster(("dpdl", {}), "ring", door=lambda i: Stuck(i) if i == "n1" else Toy(i))
+    nodes["n1"].gradients.event = release = threading.Event()
+    together = mesh(nodes, hoods, 4, sync=SyncSection(deadline_s=0.5), beat_seconds=0.05)
+    async with alive(together) as tasks:
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"], tasks["n3"]), 20)
+        release.set()
+    assert (1, "n1") in together["n0"].notes.losses
+    assert "n1" in {peer for _, peer in together["n2"].notes.losses}
+
+
+# ----------------------------------------------------------------------------------------- the rest of the verbs
+
+BLOCK = Layout((("block", (700_001,)),))
+
+
+class Streamer:
+    """Mixes a lazily computed block in a stream, or the same block collected."""
+
+    def __init__(self, hood, streaming, rounds_of_slices=7):
+        self.hood, self.streaming, self.n = hood, streaming, rounds_of_slices
+        self.parameters = torch.randn(BLOCK.size, generator=stream(hood.me))
+
+    def slices(self):
+        yield from torch.tensor_split(self.parameters, self.n)
+
+    def round(self, t):
+        said = self.slices() if self.streaming else self.parameters
+        self.parameters = yield Mix("block", said, streaming=self.streaming, layout=BLOCK)
+
+
+@pytest.mark.parametrize("jitter", [(0.0, 0.0), (0.0, 0.01)])
+async def test_a_streaming_mix_gives_the_bits_of_a_collected_one(jitter):
+    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    collected = {name: Streamer(hood, False) for name, hood in hoods.items()}
+    simulate(collected, hoods, 3)
+    streamed = {name: Streamer(hood, True) for name, hood in hoods.items()}
+    simulate(streamed, hoods, 3)
+    assert torch.equal(results(streamed), results(collected))
+    live = {name: Streamer(hood, True) for name, hood in hoods.items()}
+    await play(mesh(live, hoods, 3, layout=BLOCK, network=Network(1, delay=jitter)))
+    assert torch.equal(results(live), results(collected))
+
+
+class Halting(Streamer):
+    """Stops producing slices after the first one."""
+
+    def slices(self):
+        pieces = torch.tensor_split(self.parameters, self.n)
+        yield pieces[0]
+        yield pieces[1]
+        self.event.wait(20)
+        yield from pieces[2:]
+
+
+async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_takes_its_weight():
+    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    big = Layout((("block", (1_000_000,)),))
+    nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 4) for name, hood in hoods.items()}
+    for node in nodes.values():
+        node.parameters = torch.randn(big.size, generator=stream(node.hood.me))
+        node.round = (lambda node: lambda t: rounds(node))(node)
+
+    def rounds(node):
+        node.parameters = yield Mix("block", node.slices(), streaming=True, layout=big)
+
+    start = {name: node.parameters.clone() for name, node in nodes.items()}
+    nodes["n1"].event = threading.Event()
+    together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=0.5))
+    async with alive(together) as tasks:
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
+        nodes["n1"].event.set()
+    assert any(after_header for _, _, after_header in together["n0"].notes.drops)
+    first = 1 << 18  # elements of the first frame, which came from all three
+    whole = sum(start[name] for name in start) / 3
+    assert torch.allclose(nodes["n0"].parameters[:first], whole[:first], atol=1e-6)
+    late = (start["n0"] * 2 + start["n2"]) / 3
+    assert torch.allclose(nodes["n0"].parameters[-first:], late[-first:], atol=1e-6)
+
+
+class Sayer:
+    """Says its name's number and keeps the sum of what it hears."""
+
+    def __init__(self, hood):
+        self.hood, self.parameters = hood, torch.zeros(LAYOUT.size)
+
+    def round(self, t):
+        heard = yield Say("number", torch.full((LAYOUT.size,), float(self.hood.me[1:])))
+        assert list(heard) == sorted(heard)
+        self.parameters = sum(heard.values())
+
+
+async def test_say_hears_every_neighbour_in_sorted_order():
+    hoods = neighborhoods("full", [f"n{i}" for i in range(5)])
+    nodes = {name: Sayer(hood) for name, hood in hoods.items()}
+    await play(mesh(nodes, hoods, 2))
+    assert [float(nodes[name].parameters[0]) for name in sorted(nodes)] == [10, 9, 8, 7, 6]
+
+
+class Poisoner(Streamer):
+    def round(self, t):
+        bad = self.parameters.clone()
+        bad[-1] = float("nan")
+        yield Mix("block", bad, layout=BLOCK)
+
+
+async def test_a_tensor_that_is_not_finite_is_refused_and_reaches_nobody():
+    hoods = neighborhoods("ring", ["n0", "n1", "n2"])
+    nodes = {name: (Poisoner if name == "n1" else Streamer)(hood, False) for name, hood in hoods.items()}
+    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0))
+    async with alive(together) as tasks:
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
+    for name in ("n0", "n2"):
+        assert torch.isfinite(nodes[name].parameters).all()
+        assert "n1" not in together[name].notes.weights[0]
+
+
+class Disagreeing(Streamer):
+    def round(self, t):
+        self.parameters = yield Mix("another", self.parameters, layout=BLOCK)
+
+
+async def test_another_kind_in_the_same_phase_is_refused_not_waited_out():
+    hoods = neighborhoods("ring", ["n0", "n1", "n2"])
+    nodes = {name: (Disagreeing if name == "n1" else Streamer)(hood, False) for name, hood in hoods.items()}
+    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=300.0))
+    async with alive(together) as tasks:
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
+    assert set(together["n0"].notes.weights[0]) == {"n0", "n2"}
+
+
+# -------------------------------------------------------------------------------------------- waiting policies
+
+
+async def test_quorum_goes_on_with_a_stalled_third_node():
+    nodes, hoods = cluster(("dpdl", {}), "full", 4, door=lambda i: Stuck(i) if i == "n1" else Toy(i))
+    nodes["n1"].gradients.event = release = threading.Event()
+    sync = SyncSection(mode="quorum", quorum=0.6, deadline_s=60.0)
+    together = mesh(nodes, hoods, 6, sync=sync)
+    async with alive(together) as tasks:
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"], tasks["n3"]), 20)
+        release.set()
+    assert together["n0"].notes.losses == []
+
+
+async def test_async_never_waits_and_uses_nothing_older_than_tau():
+    class Clock:
+        """Says its round; what it hears is never older than τ."""
+
+        def __init__(self, hood):
+            self.hood, self.parameters, self.ages = hood, torch.zeros(LAYOUT.size), []
+
+        def round(self, t):
+            threading.Event().wait(0.004)
+            heard = yield Say("round", torch.full((LAYOUT.size,), float(t)))
+            self.ages += [t - float(x[0]) for x in heard.values()]
+
+    hoods = neighborhoods("ring", ["n0", "n1", "n2"])
+    nodes = {name: Clock(hood) for name, hood in hoods.items()}
+    sync = SyncSection(mode="async", staleness=3, deadline_s=5.0)
+    together = mesh(nodes, hoods, 60, sync=sync, network=Network(3, delay=(0.0, 0.01)))
+    await play(together)
+    ages = [age for node in nodes.values() for age in node.ages]
+    assert len(ages) > 60
+    assert max(ages) <= 3
+
+
+async def test_too_few_neighbours_at_the_start_is_one_sentence():
+    nodes, hoods = cluster(("dpdl", {}), "ring")
+    lonely = mesh({"n0": nodes["n0"]}, hoods, 2)["n0"]
+    with pytest.raises(PeersUnavailable, match=r"Only 0 of 2 neighbours .* \(n1 and n3 did not\)"):
+        await lonely.live(start=StartSection(timeout_s=0.3, min_neighbours=1))
+
+
+async def test_questions_and_models_travel_as_copies():
+    class Vandal(Toy):
+        __slots__ = ()
+
+        def __call__(self, x, t, to):
+            released = super().__call__(x, t, to)
+            x.zero_() if to != self._me else None
+            return released
+
+    variant = ("dpdl", {"lr": 0.02})
+    nodes, hoods = cluster(variant, "ring", door=Vandal)
+    await play(mesh(nodes, hoods, ROUNDS))
+    assert torch.equal(results(nodes), simulated(variant, "ring"))
