@@ -37,8 +37,8 @@ def noised(total: Tensor, sigma: float, clip: float, stream: Stream) -> npt.NDAr
 
     `total` is the clipped sum, float64 [d]; `stream` is used up. d may be anything, σ and C must be positive.
     """
-    if not (sigma > 0 and clip > 0):
-        raise ValueError("noise needs a positive sigma and clip")
+    if not (sigma > 0 and clip > 0 and bool(total.isfinite().all())):
+        raise ValueError("noise needs a positive sigma and clip, and a finite sum")
     units = np.empty(total.numel(), dtype=np.int64)
     for start in range(0, len(units), BLOCK):
         block = total[start : start + BLOCK].numpy() / grid(sigma, clip)

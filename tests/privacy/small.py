@@ -1,0 +1,63 @@
+"""A small private task, and the a door around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from node.config import PrivacySection
+from node.privacy.door import Door, open_door
+from node.privacy.ledger import Ledger
+from node.randomness import Keys
+from node.task import flat
+from peer.message import Layout
+
+
+class Small:
+    """An `nn.Module` on random examples, as a `node.task.Task`."""
+
+    def __init__(self, module: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.module, self.x, self.y = module.eval(), x, y
+        self.examples = len(x)
+        self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in module.named_parameters()))
+
+    def start(self, seed: int) -> Tensor:
+        return flat(self.layout, dict(self.module.named_parameters()))
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return self.x[rows], self.y[rows]
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        return self.mean_loss(parameters, (example[0].unsqueeze(0), example[1].unsqueeze(0)))
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        return nn.functional.cross_entropy(functional_call(self.module, dict(parameters), (batch[0],)), batch[1])
+
+    def evaluate(self, x: Tensor) -> dict[str, float]:
+        return {}
+
+
+def make_small(kind: str = "softmax", n: int = 40) -> Small:
+    torch.manual_seed(0)
+    modules = {
+        "softmax": lambda: nn.Linear(6, 3),
+        "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)),
+        "cnn": lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.GroupNorm(2, 4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)
+        ),
+    }
+    shape = (n, 6) if kind == "softmax" else (n, 1, 8, 8)
+    module = modules[kind]()
+    return Small(module, torch.randn(shape), torch.randint(0, 3, (n,)))
+
+
+def door(task: Small, ledger: Ledger | None, keys: Keys | None = None, **changes: Any) -> Door:
+    """A door of mode strict with σ = 1 unless told otherwise; `config_…` changes go to the configuration."""
+    options = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}
+    options |= {name.removeprefix("config_"): changes.pop(name) for name in list(changes) if name.startswith("config_")}
+    others = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "sigma": options["sigma"], "seed": 0} | changes
+    return open_door(PrivacySection(**options), task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), **others)

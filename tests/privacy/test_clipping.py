@@ -1,0 +1,135 @@
+"""Equation (1) of DPDL: min{1, C/‖g‖} per example, against Opacus, the golden vectors and a stupid oracle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus import GradSampleModule
+from small import Small, make_small
+from torch import nn
+
+from node.maths import clipping
+from node.maths.clipping import clip_and_sum, clipped_sum, mean_gradient, probe, refuse_batchnorm
+from node.task import flat
+from peer.errors import ConfigurationError
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "paper" / "equations.json").read_text())
+NOT_FINITE = st.sampled_from([float("nan"), float("inf"), -float("inf")])
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize("kind", ["softmax", "mlp", "cnn"])
+def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: clipping.Backend) -> None:
+    task = make_small(kind)
+    rows = torch.arange(task.examples)
+    wrapped = GradSampleModule(task.module, loss_reduction="sum").train()
+    nn.functional.cross_entropy(wrapped(task.x.clone().requires_grad_()), task.y, reduction="sum").backward()
+    samples = {name: dict(task.module.named_parameters())[name].grad_sample for name, _ in task.layout.fields}
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples.values()]).norm(dim=0)
+    clip = float(norms.median())  # half are clipped, half are not
+    oracle = flat(
+        task.layout, {n: torch.einsum("n,n...->...", (clip / norms).clamp(max=1), g) for n, g in samples.items()}
+    )
+    wrapped.remove_hooks()
+    ours = clipped_sum(task, task.start(0), rows, clip, chunk=16, backend=backend)
+    assert float((ours - oracle).norm() / oracle.norm()) < 1e-5
+    assert float((clipped_sum(task, task.start(0), rows, 1e9) - oracle).norm() / oracle.norm()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["clip_mean", "clip_mean_nonfinite"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_eq1_eq2_golden(name: str, bad: float) -> None:
+    golden = GOLDEN[name]
+    g = torch.tensor([[bad if v is None else v for v in row] for row in golden["per_example"]])
+    total = clip_and_sum({"g": g}, golden["C"])["g"] + torch.tensor(golden["z_on_sum"], dtype=torch.float64)
+    torch.testing.assert_close(
+        total / golden["B"], torch.tensor(golden["result"], dtype=torch.float64), atol=1e-7, rtol=1e-6
+    )
+
+
+def test_ragged_last_chunk_and_breathing() -> None:
+    task = make_small("mlp", n=37)
+    rows, breaths = torch.arange(37), []
+    whole = clipped_sum(task, task.start(0), rows, 0.5, chunk=37)
+    parts = clipped_sum(task, task.start(0), rows, 0.5, chunk=16, breathe=lambda: breaths.append(1))
+    assert len(breaths) == 3
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_no_examples_give_zeros(task: Small, backend: clipping.Backend) -> None:
+    none = torch.empty(0, dtype=torch.int64)
+    assert clipped_sum(task, task.start(0), none, 1.0, backend=backend).tolist() == [0.0] * task.layout.size
+    assert mean_gradient(task, task.start(0), none).tolist() == [0.0] * task.layout.size
+
+
+def test_mean_gradient_is_the_mean_of_unclipped_ones() -> None:
+    task = make_small("cnn")
+    rows = torch.arange(20)
+    one_by_one = clipped_sum(task, task.start(0), rows, 1e9) / 20
+    torch.testing.assert_close(mean_gradient(task, task.start(0), rows).double(), one_by_one, atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e15, 1e30, 3e38]),
+    bad=st.none() | NOT_FINITE,
+)
+def test_contribution_is_bounded_for_any_model(seed: int, scale: float, bad: float | None) -> None:
+    task = SMALL[seed % 2]
+    x = torch.randn(task.layout.size, generator=torch.Generator().manual_seed(seed)) * scale
+    if bad is not None:
+        x[seed % len(x)] = bad
+    for row in range(2):
+        contribution = clipped_sum(task, x, torch.tensor([row]), 0.7)
+        assert contribution.isfinite().all()
+        assert float(contribution.norm()) <= 0.7 * (1 + clipping.SLACK)
+
+
+SMALL = [make_small("softmax", n=2), make_small("mlp", n=2)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), m=st.sampled_from([1, 127, 128, 129, 5000, 100_000]), power=st.integers(-12, 18))
+def test_clipped_norm_is_exactly_bounded_for_long_gradients(seed: int, m: int, power: int) -> None:
+    g = torch.randn(3, m, generator=torch.Generator().manual_seed(seed)).abs_() * 10.0**power
+    for row in g:
+        assert float(clip_and_sum({"g": row[None]}, 1.0)["g"].norm()) <= 1 + clipping.SLACK
+
+
+def test_one_bad_example_spoils_nothing(task: Small) -> None:
+    task.x[3, 2] = float("nan")
+    rows = torch.arange(task.examples)
+    with_bad = clipped_sum(task, task.start(0), rows, 1.0)
+    without = clipped_sum(task, task.start(0), rows[rows != 3], 1.0)
+    torch.testing.assert_close(with_bad, without, atol=1e-6, rtol=1e-6)
+
+
+def test_probe_trusts_vmap_only_where_it_agrees(task: Small) -> None:
+    assert probe(task, task.start(0)) == "vmap"
+    assert probe(make_small("cnn"), make_small("cnn").start(0)) == "vmap"
+
+    class Branching(Small):
+        def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
+            loss = super().mean_loss(parameters, batch)
+            return loss if loss.item() > 0 else -loss
+
+    class Random(Small):
+        def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
+            return super().mean_loss(parameters, batch) * torch.rand(())
+
+    for kind in (Branching, Random):
+        other = kind(task.module, task.x, task.y)
+        assert probe(other, other.start(0)) == "loop"
+
+
+def test_batch_norm_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigurationError, match=r"layer '1' is a BatchNorm2d.*use GroupNorm"):
+        refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)))
+    refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))

@@ -1,0 +1,401 @@
+"""The door: what leaves is clipped, noised, debited, and leaves once. Each defence is missed when off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import Small, door, make_small
+from torch import Tensor
+
+from node.maths import clipping
+from node.privacy import door as door_module
+from node.privacy import noise
+from node.privacy.accountant import Spent, epsilon
+from node.privacy.door import ClearDoor, PaperDoor, QuestionRefused, StrictDoor, noise_multiplier
+from node.privacy.ledger import Ledger
+from node.randomness import Keys, Stream
+from node.task import views
+from peer import failpoint
+from peer.errors import ConfigurationError, LedgerError
+from peer.message import Withheld
+
+NAN = float("nan")
+
+
+def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
+    told: list[str] = []
+    strict = door(task, ledger, on_release=told.append)
+    x = task.start(0)
+    first = strict(x, 0, "b")
+    first_bytes = first.numpy().tobytes()
+    first.zero_()  # what the caller does with its copy does not matter
+    assert strict(x.clone(), 0, "b").numpy().tobytes() == first_bytes
+    assert strict(x, 0, "c").numpy().tobytes() != first_bytes
+    assert strict.own(x, 0).equal(strict(x, 0, "a"))
+    assert told == ["b", "c", "a"]
+    assert ledger.units == 3
+
+
+def test_another_question_or_an_older_round_is_refused(task: Small, ledger: Ledger) -> None:
+    strict = door(task, ledger)
+    x = task.start(0)
+    strict(x, 4, "b")
+    for other, round in ((x + 1, 4), (x, 3), (x, -1), (x, 10), (x, 11)):
+        with pytest.raises(QuestionRefused):
+            strict(other, round, "b")
+    assert ledger.units == 1
+
+
+def test_no_more_answers_a_round_than_accounted(task: Small, ledger: Ledger) -> None:
+    strict = door(task, ledger, releases=3)
+    for recipient in "abc":
+        strict(task.start(0), 0, recipient)
+    with pytest.raises(Withheld):
+        strict(task.start(0), 0, "d")
+
+
+def test_a_restarted_door_answers_no_round_again(task: Small, ledger: Ledger) -> None:
+    x = task.start(0)
+    door(task, ledger)(x, 3, "b")
+    again = door(task, ledger)
+    for question in (x, x + 1):
+        with pytest.raises(QuestionRefused):
+            again(question, 3, "b")
+    again(x, 4, "b")
+    assert ledger.units == 2
+
+
+QUESTIONS = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.integers(-1, 4), st.integers(0, 1), st.booleans()), max_size=40
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(QUESTIONS, st.sampled_from(["independent", "shared"]))
+def test_one_release_per_recipient_and_round_whatever_is_asked(questions: list[Any], batches: str) -> None:
+    task = make_small()
+    seen: dict[tuple[str, int], set[bytes]] = {}
+    with Ledger.throwaway() as ledger:
+        strict = door(task, ledger, rounds=4, releases=3, config_batches=batches)
+        for to, round, model, disk_fails in questions:
+            if disk_fails:
+                failpoint._ARMED["after_ledger_append"] = failpoint._Armed("eio", 1)
+            try:
+                answer = strict(task.start(0) + model, round, to)
+                if answer.any():  # zeros: withheld from me
+                    seen.setdefault((to, round), set()).add(answer.numpy().tobytes())
+            except Withheld:
+                pass
+            finally:
+                failpoint._ARMED.clear()
+        assert all(len(answers) == 1 for answers in seen.values())
+        assert all(0 <= round < 4 for _, round in seen)
+        assert max((sum(r == round for _, r in seen) for round in range(4)), default=0) <= 3
+        assert ledger.head[0] == len(seen)
+
+
+def test_answers_may_be_asked_for_while_another_is_computed(task: Small, ledger: Ledger) -> None:
+    inner: dict[str, Tensor] = {}
+    pending = ["c", "a"]
+
+    def breathe() -> None:
+        if pending:
+            to = pending.pop()
+            inner[to] = strict(x, 0, to)
+        with pytest.raises(Withheld):
+            strict(x, 0, "b")  # is being computed
+
+    strict = door(task, ledger, breathe=breathe, config_chunk=8)
+    x = task.start(0)
+    outer = strict(x, 0, "b")
+    assert ledger.units == 3
+    alone = door(task, Ledger.throwaway())
+    assert alone(x, 0, "b").equal(outer)
+    assert all(alone(x, 0, to).equal(answer) for to, answer in inner.items())
+
+
+# -- the ledger fails, the budget ends ---------------------------------------------------------------------------------
+
+
+def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = door(task, ledger)
+    x = task.start(0)
+    monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
+    with pytest.raises(Withheld):
+        strict(x, 0, "b")
+    assert "nothing is released" in strict.fault
+    with pytest.raises(Withheld):
+        strict(x, 0, "b")  # this round's noise is never drawn again
+    monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
+    assert not strict(x, 0, "a").any()
+    assert not strict.own(x, 0).any()
+    assert ledger.units == 0
+    assert strict(x, 1, "b").any()
+    assert (strict.fault, strict.faults, ledger.units) == ("", 2, 1)
+
+
+@pytest.mark.parametrize("batches", ["independent", "shared"])
+def test_the_budget_is_kept_exactly(task: Small, ledger: Ledger, batches: str) -> None:
+    limit, x = 6.0, task.start(0)
+    strict = door(task, ledger, rounds=50, limit=limit, limit_delta=1e-3, config_batches=batches, config_sigma=2.0)
+    released = 0
+    for round in range(50):
+        for to in ("a", "b", "c"):
+            try:
+                released += bool(strict(x, round, to).any())
+            except Withheld:
+                assert to != "a"
+    assert strict.exhausted
+    assert 0 < released < 150
+    spent = ledger.rows()
+    assert epsilon(spent, 1e-3) <= limit
+    more = [Spent(spent[0].mechanism, spent[0].units + 1)]
+    assert epsilon(more, 1e-3) > limit
+    assert not strict.own(x, 49).any()
+    later = door(
+        task, ledger, run="later", rounds=50, limit=limit, limit_delta=1e-3, config_batches=batches, config_sigma=2.0
+    )
+    with pytest.raises(Withheld):
+        later(x, 0, "b")
+
+
+def test_earlier_runs_without_a_guarantee_leave_no_budget(task: Small, ledger: Ledger) -> None:
+    door(task, ledger, run="open", config_mode="none")
+    strict = door(task, ledger, limit=1000.0)
+    with pytest.raises(Withheld):
+        strict(task.start(0), 0, "b")
+
+
+@pytest.mark.parametrize("mode", ["paper", "none"])
+def test_a_limit_needs_a_mode_that_can_keep_it(task: Small, ledger: Ledger, mode: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"budget\.epsilon"):
+        door(task, ledger, limit=8.0, config_mode=mode)
+
+
+def test_noise_without_a_ledger_is_refused(task: Small) -> None:
+    with pytest.raises(LedgerError, match="without a ledger"):
+        door(task, None)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def drawn(strict: StrictDoor, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of every later answer."""
+    seen: list[list[int]] = []
+    original = door_module.clipped_sum
+
+    def spy(task: Any, x: Tensor, rows: Tensor, clip: float, **how: Any) -> Tensor:
+        seen.append(rows.tolist())
+        return original(task, x, rows, clip, **how)
+
+    monkeypatch.setattr(door_module, "clipped_sum", spy)
+    return seen
+
+
+def test_batches_are_poisson_and_independent_or_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_small(n=400)
+    for batches in ("independent", "shared"):
+        with Ledger.throwaway() as ledger:
+            strict = door(task, ledger, config_batches=batches, config_rate=0.3)
+            rows = drawn(strict, monkeypatch)
+            for round in range(10):
+                for to in "abc":
+                    strict(task.start(0), round, to)
+            assert abs(np.mean([len(r) for r in rows]) - 120) < 8
+            assert len({len(r) for r in rows}) > 3  # Poisson: the size varies
+            distinct = len({tuple(r) for r in rows})
+            assert distinct == (30 if batches == "independent" else 10)
+            assert ledger.units == distinct
+
+
+def test_fresh_keys_draw_other_batches_and_noise_in_every_process(task: Small) -> None:
+    with Ledger.throwaway() as one, Ledger.throwaway() as two:
+        x = task.start(0)
+        assert not door(task, one, Keys.fresh())(x, 0, "b").equal(door(task, two, Keys.fresh())(x, 0, "b"))
+    with Ledger.throwaway() as one, Ledger.throwaway() as two:
+        assert door(task, one)(x, 0, "b").equal(door(task, two)(x, 0, "b"))
+
+
+# -- the other doors ---------------------------------------------------------------------------------------------------
+
+
+def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> None:
+    paper = door(task, ledger, config_mode="paper", config_rate=1.0)
+    assert isinstance(paper, PaperDoor)
+    x = task.start(0)
+    own = paper.own(x, 0)
+    oracle = clipping.clipped_sum(task, x, torch.arange(task.examples), 1.0) / 20
+    torch.testing.assert_close(own, oracle.float())
+    assert not paper(x, 0, "a").equal(own)
+    assert paper(x, 0, "b").any()
+    assert [row.mechanism.mode for row in ledger.rows()] == ["paper"]
+    assert epsilon(ledger.rows(), 1e-5) == float("inf")
+    with pytest.raises(QuestionRefused):
+        paper.own(x + 1, 0)
+
+
+def test_paper_own_is_withheld_with_its_debit(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = door(task, ledger, config_mode="paper")
+    monkeypatch.setitem(failpoint._ARMED, "before_ledger_append", failpoint._Armed("eio", 1))
+    assert not paper.own(task.start(0), 0).any()
+
+
+def test_clear_gradients_are_plain_public_and_free(task: Small) -> None:
+    clear = door(task, None, config_mode="none", config_batch=16)
+    assert isinstance(clear, ClearDoor)
+    x = task.start(0)
+    assert clear(x, 0, "b").equal(clear(x, 0, "c"))
+    assert clear.own(x, 0).equal(clear(x, 0, "a"))
+    assert door(task, None, config_mode="none", config_batch=16)(x, 0, "b").equal(clear(x, 0, "b"))
+    assert not clear(x, 1, "b").equal(clear(x, 0, "b"))
+    whole = door(task, None, config_mode="none", config_batch=1000)(x, 0, "b")
+    torch.testing.assert_close(whole, clipping.mean_gradient(task, x, torch.arange(task.examples)))
+
+
+def test_calibrated_noise_covers_the_largest_neighbourhood() -> None:
+    config = door_module.PrivacySection(epsilon=8.0, delta=1e-4, rate=0.0512)
+    sigma = noise_multiplier(config, d=650, rounds=1000, releases=3)
+    assert sigma == pytest.approx(1.68, rel=0.01)
+    told = door_module.mechanism(config, d=650, sigma=sigma, releases=3)
+    assert 7.9 < epsilon([Spent(told, 3000)], 1e-4) <= 8.0
+    assert noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
+
+
+# -- what a release is: one detector, and the bugs it must find --------------------------------------------------------
+
+
+def oracle(task: Small, x: Tensor, clip: float) -> Tensor:
+    """Σ_b clipped gradients, written as stupidly as possible."""
+    total = torch.zeros(task.layout.size, dtype=torch.float64)
+    for row in range(task.examples):
+        leaf = x.clone().requires_grad_()
+        example = tuple(part[0] for part in task.batch(torch.tensor([row])))
+        (g,) = torch.autograd.grad(task.loss(views(task.layout, leaf), example), leaf)
+        if g.isfinite().all():
+            total += g.double() * min(1.0, clip / max(float(g.double().norm()), 1e-300))
+    return total
+
+
+def violations() -> set[str]:
+    """What a whole run of releases breaks. Empty for sound code."""
+    batch, clip = 16, 0.5
+    task = make_small("mlp", n=12)
+    task.x[0] = NAN  # one example without a finite gradient
+    try:
+        return _broken_sum(task, batch, clip) | _broken_noise(task, batch, clip)
+    except ValueError:  # the noise refuses a sum that is not finite
+        return {"sum"}
+
+
+def _broken_sum(task: Small, batch: int, clip: float) -> set[str]:
+    found: set[str] = set()
+    with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
+        bare = door(task, ledger, config_rate=1.0, config_batch=batch, config_clip=clip, config_sigma=1e-4)
+        for round, scale in enumerate((1.0, 30.0)):
+            x = task.start(0) * scale
+            released = bare(x, round, "b").double() * batch
+            if not float((released - oracle(task, x, clip)).norm()) < 0.02:
+                found.add("sum")
+        if ledger.units != 2:
+            found.add("debit")
+    return found
+
+
+def _broken_noise(task: Small, batch: int, clip: float) -> set[str]:
+    found: set[str] = set()
+    with Ledger.throwaway() as ledger:  # no finite gradient at all: the noise is seen
+        noisy = door(task, ledger, config_rate=0.5, config_batch=batch, config_clip=clip, config_sigma=2.0)
+        x = torch.full_like(task.start(0), NAN)
+        noises = {(t, to): noisy(x, t, to) * batch / (2.0 * clip) for t in range(10) for to in "abc"}
+        everything = torch.cat(list(noises.values()))
+        if not abs(float(everything.std()) - 1.0) < 0.03:
+            found.add("std")
+        if abs(float((noises[0, "a"] * noises[0, "b"]).mean())) > 0.2 or noises[0, "a"].equal(noises[1, "a"]):
+            found.add("reuse")
+        if not noisy(x, 9, "a").equal(noises[9, "a"] / batch * (2.0 * clip)):
+            found.add("repeat")
+        if ledger.units != 30:
+            found.add("debit")
+    return found
+
+
+def no_clip(gradients: Any, clip: float) -> Any:
+    return {name: g.double().sum(0) for name, g in gradients.items()}
+
+
+def clip_the_batch(gradients: Any, clip: float) -> Any:
+    sums = {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}
+    norm = torch.stack([g.norm() for g in sums.values()]).norm()
+    return {name: g * (clip / norm).clamp(max=1) for name, g in sums.items()}
+
+
+def clip_each_tensor(gradients: Any, clip: float) -> Any:
+    return {name: CLIP_AND_SUM({name: g}, clip)[name] for name, g in gradients.items()}
+
+
+def clamp_instead_of_mask(gradients: Any, clip: float) -> Any:
+    norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    factor = (clip / norm).clamp(max=1).double()
+    return {name: torch.einsum("n,n...->...", factor, g.double()) for name, g in gradients.items()}
+
+
+CLIP_AND_SUM, RELEASE, STREAM = clipping.clip_and_sum, noise.release, Keys.stream
+
+
+def scaled(part: float, divisor: float = 1.0) -> Callable[..., Tensor]:
+    def release(total: Tensor, sigma: float, clip: float, batch: int, stream: Stream) -> Tensor:
+        units = noise.noised(total * 0, sigma, clip, stream)
+        z = torch.from_numpy(units) * noise.grid(sigma, clip)
+        return ((total + part * z) / (batch * divisor)).to(torch.float32)
+
+    return release
+
+
+def same_for_all(self: Keys, purpose: str, round: int, recipient: str) -> Stream:
+    if purpose == "noise":
+        return STREAM(Keys.insecure(1, "a"), purpose, 0, "")
+    return STREAM(self, purpose, round, recipient)
+
+
+def forgetful(self: StrictDoor, x: Tensor, t: int, to: str) -> Tensor:
+    self.keys = Keys.fresh()
+    total, stream = self._clipped(x, t, to), self.keys.stream("noise", t, to)
+    if self.ledger.last_round(self.run, to) < t:
+        self.ledger.debit(self.run, t, to, self.mechanism)
+    return noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
+
+
+BUGS: dict[str, tuple[Any, str, Any]] = {
+    "gradients are not clipped": (clipping, "clip_and_sum", no_clip),
+    "the batch is clipped, not each example": (clipping, "clip_and_sum", clip_the_batch),
+    "each tensor is clipped on its own": (clipping, "clip_and_sum", clip_each_tensor),
+    "a NaN norm is clamped": (clipping, "clip_and_sum", clamp_instead_of_mask),
+    "no noise": (noise, "release", scaled(0.0)),
+    "half the noise": (noise, "release", scaled(0.5)),
+    "noise on the mean": (noise, "release", scaled(1 / 16)),
+    "another divisor": (noise, "release", scaled(1.0, 0.75)),
+    "one noise for all": (Keys, "stream", same_for_all),
+    "fresh noise for a repeat": (StrictDoor, "_answer", forgetful),
+    "no debit": (Ledger, "debit", lambda *_: 0),
+}
+
+
+BROKEN = dict(zip(BUGS, ["sum"] * 4 + ["std"] * 3 + ["sum", "reuse", "repeat", "debit"], strict=True))
+
+
+def test_sound_code_breaks_nothing() -> None:
+    assert violations() == set()
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_seeded_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name, broken = BUGS[bug]
+    monkeypatch.setattr(where, name, broken)
+    assert BROKEN[bug] in violations()
