@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -399,3 +404,30 @@ def test_seeded_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, name, broken = BUGS[bug]
     monkeypatch.setattr(where, name, broken)
     assert BROKEN[bug] in violations()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from small import door, make_small
+from node.privacy.ledger import Ledger
+task = make_small()
+strict = door(task, Ledger.open(Path(sys.argv[1]), "digits"))
+for round in range(5):
+    strict(task.start(0), round, "b")
+    print("released", flush=True)
+"""
+
+
+@pytest.mark.parametrize("point", ["before_noise", "after_noise", "after_ledger_fsync"])
+def test_kill_9_within_a_release(tmp_path: Path, point: str) -> None:
+    path = os.pathsep.join(sys.path)
+    environment = os.environ | {failpoint.VARIABLE: f"{point}=kill@3", "PYTHONPATH": path}
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (result.returncode, result.stdout.count(b"released")) == (-signal.SIGKILL, 2)
+    with Ledger.open(tmp_path, "digits") as ledger:
+        assert ledger.units == (3 if point == "after_ledger_fsync" else 2)
+        task = make_small()
+        with pytest.raises(QuestionRefused):
+            door(task, ledger)(task.start(0), 1, "b")
