@@ -190,8 +190,8 @@ class Driver:
         questions.open(self._live)
         self._send_all(questions)
         both = lambda peer: answers.came(peer) and peer in answered  # noqa: E731
-        owes = lambda peer: not answers.came(peer) or peer not in computing  # noqa: E731
-        await self._wait(t, phase, present, both, owes)
+        excused = lambda peer: answers.came(peer) and peer in computing  # noqa: E731
+        await self._wait(t, phase, present, both, answers.came, excused)
         self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
         return answers.received(self.hood.neighbours)
@@ -216,14 +216,14 @@ class Driver:
         present = self._present(t)
         exchange.open(self._live)
         self._send_all(exchange, self.heard)
-        await self._wait(t, phase, present, exchange.came)
+        await self._wait(t, phase, present, exchange.came, exchange.came)
         partners = self._keep(t, phase, exchange.heard(), exchange.their_heard)
         exchange.ignore(exchange.heard() - partners)
         weight = dict(self.hood.without(frozenset(self.hood.neighbours) - partners).weight)
         into, size = accumulator(said.flat), said.flat.itemsize
         for offset, length in frames(said.flat.nbytes):
             await said.until(offset + length)
-            await self._wait(t, phase, partners, exchange.frame_came)
+            await self._wait(t, phase, partners, exchange.frame_came, exchange.frame_came)
             gone = frozenset(peer for peer in partners if not exchange.frame_came(peer))
             if gone:
                 self.watcher.dropped(t, phase, gone, True)
@@ -233,7 +233,7 @@ class Driver:
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: exchange.streams[peer].take() for peer in partners} | {me: said.flat[place]}
             await self.compute.own(_fold_frame, into[place], dict(weight), frame)
-        await self._wait(t, phase, partners, exchange.served.__contains__)
+        await self._wait(t, phase, partners, exchange.served.__contains__, exchange.came)
         self._close(exchange)
         self.heard = partners
         self.watcher.mixed(t, weight, float("nan"))
@@ -282,7 +282,7 @@ class Driver:
         present = self._present(t)
         exchange.open(self._live)
         self._send_all(exchange, heard)
-        await self._wait(t, phase, present, exchange.done)
+        await self._wait(t, phase, present, exchange.done, exchange.came)
         self._close(exchange)
 
     def _close(self, exchange: Exchange) -> None:
@@ -328,11 +328,13 @@ class Driver:
         phase: int,
         peers: frozenset[Peer],
         done: Callable[[Peer], bool],
-        owes: Callable[[Peer], bool] = lambda peer: True,
+        came: Callable[[Peer], bool],
+        excused: Callable[[Peer], bool] = lambda peer: False,
     ) -> None:
         """Until every peer is done, or lost; by the policy of `[sync]` until enough are, or not at all.
 
-        `owes`: False while it is this node's own work that keeps the peer from being done; it is not blamed for that.
+        `came`: what the peer owes is here (it may still have to take what this node owes it). `excused`: it is this
+        node's own work that keeps the peer from being done.
         """
         if self.sync.mode == "async":
             return
@@ -342,12 +344,17 @@ class Driver:
         waiting = peers
         while True:
             still = frozenset(peer for peer in peers & self.membership.live(t) if not done(peer))
+            for peer in sorted(still):
+                if self.membership.neighbours[peer].round > t and not came(peer):  # nothing of this round will come
+                    still -= {peer}
+                    if self.sync.mode == "round":
+                        self._lose(t, phase, peer, "It went on without this node.")
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.session.now - began)
             waiting = still
             if not waiting or sum(1 for peer in peers if done(peer)) >= enough:
                 break
-            position.waiting_for = debtors = frozenset(filter(owes, waiting))
+            position.waiting_for = debtors = frozenset(peer for peer in waiting if not excused(peer))
             self.membership.start_waiting(waiting - debtors, self.session.now)
             for peer in sorted(debtors):
                 if self.membership.overdue(peer, self.session.now):
