@@ -84,6 +84,20 @@ def check_local(config: ExperimentConfig) -> None:
     check(config)
 
 
+def check_daemons(config: ExperimentConfig) -> None:
+    """That the algorithm is one for daemons.
+
+    Raises:
+        ConfigurationError: it wants everybody's data in one place.
+    """
+    from node.algorithms import find
+
+    if find(config.algorithm.name).pooled:
+        raise ConfigurationError(
+            f"{config.algorithm.name} sees everybody's data, which no daemon may; run it with peerpoise simulate."
+        )
+
+
 def local(
     folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]
 ) -> tuple[RunConfig, dict[str, Path]]:
@@ -142,6 +156,7 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
     homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
     check(config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})}))
+    check_daemons(config)
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
         (home / "README.txt").write_text(_instructions(node, sealed))

@@ -41,6 +41,7 @@ def up(
     """Runs the experiment as one daemon per node. Returns the merged summary (None where no node finished) and the
     exit code: 0; that of the daemons that failed, if they agree, else 1; 128 + signal when stopped."""
     cluster.check_local(config)
+    cluster.check_daemons(config)
     folder = _run_folder(config, folder)
     with _reserved(2 * config.experiment.nodes) as ports:
         run, homes = cluster.local(folder, config, list(zip(ports[::2], ports[1::2], strict=True)))
@@ -65,7 +66,8 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
 
         def progress(done: int, rounds: int, accuracy: Mapping[str, float]) -> None:
             if not quiet:
-                screen.show({name: Progress(round=done, accuracy=value, state="") for name, value in accuracy.items()})
+                names = accuracy or config.experiment.names
+                screen.show({name: Progress(round=done, accuracy=accuracy.get(name), state="") for name in names})
 
         from node import experiment
 
