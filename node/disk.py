@@ -34,6 +34,19 @@ def replace(path: Path, data: bytes | memoryview, point: str = "") -> None:
         raise refused(path, error) from None
 
 
+def made(folder: Path) -> Path:
+    """The folder, made if need be (mode 0700).
+
+    Raises:
+        StorageError: it can't be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(folder, error) from None
+    return folder
+
+
 def sync(folder: Path) -> None:
     """Makes renames and deletions in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

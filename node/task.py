@@ -6,7 +6,7 @@ that the gradient of a *neighbour's* model on *our* data (the cross-gradient) is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -40,7 +40,7 @@ class Task(Protocol):
         """Scalar mean loss of a stacked batch; equals the mean of `loss` over it up to rounding."""
         ...
 
-    def evaluate(self, x: Tensor) -> dict[str, float]:
+    def evaluate(self, x: Tensor, breathe: Callable[[], None] = ...) -> dict[str, float]:
         """Public test metrics of the flat parameters x, "accuracy" in [0, 1] among them where it applies."""
         ...
 

@@ -21,7 +21,7 @@ from peer.message import DType, Peer
 ROUNDS_AHEAD = 1
 """A neighbour that has heard me in every round can be one round ahead, no more."""
 REMEMBERED = 2
-"""Rounds for which it is known what was delivered: a sender that lost the verdict asks again and must hear "duplicate"."""
+"""Rounds for which deliveries are remembered: a sender that lost the verdict tries again and must hear "duplicate"."""
 PARKED_PER_PEER = 4
 """A question, an answer, a Say and a Mix can wait at a time; more is a flood."""
 
@@ -73,7 +73,7 @@ class Mailbox:
         self.staleness = staleness
         """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an open phase (async)."""
         self._open: dict[tuple[int, Role], tuple[int, Shape, frozenset[Peer]]] = {}
-        """(phase, role) -> the round it was opened in, what is expected, of whom. Async openings outlive their round."""
+        """(phase, role) -> the round it was opened in, what is expected, of whom. In async they outlive their round."""
         self._left: set[Key] = set()
         self._receiving: set[tuple[Peer, Key]] = set()
         self._delivered: set[tuple[Peer, Key]] = set()

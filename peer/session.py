@@ -12,8 +12,9 @@ import asyncio
 import random
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from peer import codec
 from peer.discovery import Discovery
@@ -64,6 +65,10 @@ class Position:
     phase: int = 0
     first: int = 0
     """The first round this node will enter."""
+    kind: str = ""
+    """What the present phase exchanges, for people."""
+    since: float = 0.0
+    """When the present phase began."""
     waiting_for: frozenset[Peer] = frozenset()
     working: Callable[[], bool] = lambda: False
     work_done: Callable[[], int] = lambda: 0
@@ -139,9 +144,13 @@ class Session:
 
     async def run(self) -> None:
         """Keeps contact with every neighbour until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as self._tasks:
             for peer in self.contacts:
-                tasks.create_task(self._keep(peer), name=f"keep {peer}")
+                self._tasks.create_task(self._keep(peer), name=f"keep {peer}")
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs something beside the session, as long as it runs."""
+        self._tasks.create_task(work)
 
     async def goodbye(self, finished: bool) -> None:
         """Tells every neighbour; failures don't matter any more."""
@@ -498,13 +507,15 @@ class Session:
 
     def end(self) -> None:
         """Outside any round: before the first and after the last."""
-        self.position.round = -1
+        self.position.round, self.position.kind = -1, ""
         self.changed.notify()
 
     def open(self, key: Key, shape: Shape, peers: Iterable[Peer], inbox: Inbox) -> None:
         self._inboxes[key.phase, key.role] = inbox
         self.mailbox.open(key, shape, peers)
-        self.position.phase = max(self.position.phase, key.phase)
+        if (key.phase, shape.kind) != (self.position.phase, self.position.kind):
+            self.position.since = self.now
+        self.position.phase, self.position.kind = max(self.position.phase, key.phase), shape.kind
         self.changed.notify()
 
     def shut(self, key: Key) -> None:

@@ -27,12 +27,12 @@ class Service(Protocol):
 
 
 class Link(Protocol):
-    """The way to one neighbour: two connections, control and bulk. Everything raises `errors.Unreachable` on failure."""
+    """The way to one neighbour: two connections, control and bulk. All of it raises `errors.Unreachable` on failure."""
 
-    async def call(self, method: Method, request: bytes, timeout: float) -> bytes: ...
+    async def call(self, method: Method, request: bytes, timeout: float) -> bytes: ...  # noqa: ASYNC109
 
     async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:
-        """Sends header, frames, trailer with true back-pressure; an early verdict stops the sending. Returns the verdict."""
+        """Sends header, frames, trailer with true back-pressure; an early verdict stops it. Returns the verdict."""
         ...
 
     async def close(self) -> None: ...

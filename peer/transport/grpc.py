@@ -86,7 +86,7 @@ def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> 
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(keepalive * 500)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive * 500)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
         ("grpc.keepalive_timeout_ms", int(keepalive * 500)),

@@ -1,0 +1,400 @@
+"""One daemon: THE composition root, the only place where transport and algorithm meet.
+
+It loads its two files, listens, gathers its neighbours, plays its rounds in the compute thread and on the event loop,
+keeps journal, checkpoints and metrics, and stops within seconds when told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from node import checkpoint, disk, metrics, status, summary
+from node.compute import Compute
+from node.config import NodeConfig, RunConfig, load
+from node.driver import Driver
+from node.journal import Journal, code_version, header
+from node.learner import Learner, Plan, build
+from node.privacy.ledger import Ledger
+from node.remembered import Remembered
+from node.results import MODEL
+from node.watch import Watch
+from peer.discovery.static import Static
+from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, LedgerError
+from peer.identity import Identity
+from peer.mailbox import Mailbox
+from peer.membership import Membership
+from peer.roster import Roster
+from peer.session import Session, Terms
+from peer.topology import neighborhoods
+from peer.transport.grpc import Grpc
+
+STOP_SECONDS = 4.0
+"""The compute thread ends at its next breath; a daemon that was told to stop waits so long for it, then goes."""
+LINGER_SECONDS = 30.0
+"""After the last round a daemon stays reachable for slower neighbours, at most so long."""
+
+
+def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False) -> int:
+    """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
+
+    Raises:
+        PeerpoiseError: one sentence; nothing was lost.
+    """
+    node = _located(load(NodeConfig, [file], settings), file.parent)
+    run = load(RunConfig, [node.run], environ={})
+    roster = Roster.load(node.roster, run.run.federation)
+    if node.name not in roster.by_name:
+        raise ConfigurationError(f"{file} names this node {node.name!r}, who is not in the roster {node.roster}.")
+    identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
+    if roster.by_name[node.name].id != identity.id:
+        raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
+    disk.made(node.folder)
+    chosen = _loop(node.compute.loop if loop == "auto" else loop)
+    with asyncio.Runner(loop_factory=chosen) as runner:
+        daemon = Daemon(node, run, roster, identity, insecure=insecure or node.listen.insecure)
+        return runner.run(daemon.live())
+
+
+def _loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name in ("auto", "uvloop"):
+        try:
+            import uvloop
+        except ImportError:
+            if name == "uvloop":
+                raise ConfigurationError("uvloop is not installed; install it or use --loop asyncio.") from None
+        else:
+            factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+            return factory
+    return asyncio.new_event_loop
+
+
+def _located(node: NodeConfig, folder: Path) -> NodeConfig:
+    """Relative paths are relative to the file's folder."""
+    here = folder.absolute()
+
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else here / path.expanduser()
+
+    identity, data, budget = node.identity, node.data, node.budget
+    return node.model_copy(
+        update={
+            "run": at(node.run),
+            "roster": at(node.roster),
+            "folder": at(node.folder),
+            "identity": identity.model_copy(update={k: at(getattr(identity, k)) for k in ("key", "certificate", "ca")}),
+            "data": data.model_copy(update={k: at(getattr(data, k)) for k in ("path", "test", "rows")}),
+            "budget": budget.model_copy(update={"ledger_dir": at(budget.ledger_dir)}),
+        }
+    )
+
+
+class Daemon:
+    """One process's life."""
+
+    def __init__(self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, *, insecure: bool) -> None:
+        self.node, self.run, self.roster, self.identity, self.insecure = node, run, roster, identity, insecure
+        self.plan = Plan.of(run, neighborhoods(run.topology.kind, roster.names))
+        if self.plan.algorithm.pooled:
+            raise ConfigurationError(f"{run.algorithm.name} pools all data in one place; it exists in simulate only.")
+        self.journal = Journal(node.folder / "journal.jsonl", self._header())
+        quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
+        self.metrics = metrics.Metrics(
+            version=code_version(), torch=torch.__version__, python=platform.python_version(), diagnostics=not quiet
+        )
+        self.watch = Watch(
+            run=run, name=node.name, journal=self.journal, metrics=self.metrics, limit=node.budget.epsilon
+        )
+        self.remembered = Remembered(node.folder)
+        self.finished = -1
+        """The last round that is complete."""
+        self.tested: dict[str, float] = {}
+        self._stopping = ""
+
+    def _header(self) -> dict[str, Any]:
+        run = self.run
+        return header(
+            run.model_dump(mode="json"),
+            node=self.node.name,
+            run=run.run_id,
+            seed=run.train.seed,
+            threads=self.node.compute.threads,
+        )
+
+    async def live(self) -> int:
+        """From the first file to the last goodbye."""
+        self._began = time.monotonic()
+        self._mark_insecure()
+        self.compute = Compute(self.node.compute.threads)
+        main = asyncio.current_task()
+        assert main is not None
+        self._on_signals(main)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(self._rest)
+                await self._live(stack)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            self.journal.write("end", reason="stopped", signal=self._stopping, complete=False)
+            return EXIT_OK
+        finally:
+            self.journal.close()
+        return EXIT_OK if not self.learner.door.exhausted else BudgetSpent.exit_code
+
+    async def _live(self, stack: contextlib.AsyncExitStack) -> None:
+        self.watch.loop = type(asyncio.get_running_loop()).__module__.split(".")[0]
+        endpoint = None
+        if self.node.metrics.listen:
+            endpoint = metrics.serve(self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running")
+            stack.callback(endpoint.close)
+            self.watch.metrics_address = endpoint.address
+        stack.enter_context(status.serve(status.place(self.run.run_id, self.node.name), self.watch.snapshot))
+        ledger = self._ledger(stack)
+        self.learner = await self.compute.own(self._build, ledger)
+        first = await self.compute.own(self._resume)
+        transport = Grpc(None if self.insecure else self.identity, self.node.listen.address)
+        self.session = session = self._session(transport)
+        session.position.first = first
+        self.watch.attach(self.learner, session)
+        stack.push_async_callback(transport.close, 0.5)
+        stack.push_async_callback(session.close)
+        await transport.serve(session)
+        driver = Driver(
+            algorithm=self.learner.algorithm,
+            hood=self.learner.hood,
+            layout=self.learner.task.layout,
+            session=session,
+            compute=self.compute,
+            sync=self.run.sync,
+            rounds=self.run.train.rounds,
+            watcher=self.watch,
+            after_round=self._after_round,
+        )
+        async with _background(session.run(), self.watch.measure_lag()):
+            try:
+                await self._play(driver, first)
+            except asyncio.CancelledError:
+                self.watch.become("stopping", self._stopping)
+                await self._leave(session)
+                raise
+
+    async def _play(self, driver: Driver, first: int) -> None:
+        rounds = self.run.train.rounds
+        if first < rounds:
+            self.watch.become("waiting for peers")
+            entered = await driver.gather(self.run.start)
+            if entered > first:
+                self.watch.skipped(first, entered - 1)
+            self.watch.become("running")
+            await driver.run(entered)
+        self.watch.become("lingering")
+        await self.compute.own(self._conclude)
+        await self.session.goodbye(finished=True)
+        await driver.linger(LINGER_SECONDS)
+        self.watch.become("finished")
+
+    async def _leave(self, session: Session) -> None:
+        """Told to stop: ends the work, keeps the last complete round, says goodbye."""
+        self.compute.stop()
+        await session.goodbye(finished=False)
+        if await self.compute.join(STOP_SECONDS) and self.finished >= 0:
+            self._checkpoint(self.finished)
+            self.remembered.save()
+
+    async def _rest(self) -> None:
+        self.compute.stop()
+        await self.compute.join(STOP_SECONDS)
+
+    # -- parts, in the order in which they are needed
+
+    def _ledger(self, stack: contextlib.AsyncExitStack) -> Ledger | None:
+        """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
+        node = self.node
+        if self.run.privacy.mode == "none" and node.budget.experiment:
+            return None
+        if not node.budget.experiment and not node.data.name:
+            raise ConfigurationError("data.name is missing in the node's file: the privacy ledger goes by that name.")
+        folder = node.budget.ledger_dir or _state_home() / "peerpoise" / "ledger"
+        return stack.enter_context(Ledger.open(disk.made(folder), node.data.name or "experiment"))
+
+    def _build(self, ledger: Ledger | None) -> Learner:
+        return build(
+            self.plan,
+            self.node.name,
+            self.node.data,
+            ledger=ledger,
+            limit=self.node.budget.epsilon,
+            limit_delta=self.node.budget.delta,
+            breathe=self.compute.breathe,
+            on_release=self.watch.released,
+        )
+
+    def _resume(self) -> int:
+        """Loads the newest checkpoint of this run; the first round that may be entered."""
+        learner, run = self.learner, self.run
+        found = checkpoint.latest(self.node.folder, type(learner.algorithm.state), self.watch.warn)
+        at = -1
+        if found is not None and found.extra.get("run") == run.run_id:
+            learner.algorithm.state = found.state
+            self.finished = at = found.round
+        debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
+        if max(at, debited) >= 0:
+            self.journal.write("resume", checkpoint=at, round=1 + max(at, debited))
+        return 1 + max(at, debited)
+
+    def _session(self, transport: Grpc) -> Session:
+        learner, compute = self.learner, self.compute
+        name, hood, run = self.node.name, learner.hood, self.run
+        ids = {member.name: member.id for member in self.roster.members}
+        ledger = learner.ledger
+        session = Session(
+            me=name,
+            identity=self.identity,
+            ids=ids,
+            neighbours=hood.neighbours,
+            terms=Terms(
+                run=run.run_id,
+                roster=self.roster.version,
+                layout=learner.task.layout.digest,
+                validation=bytes.fromhex(run.validation.digest),
+            ),
+            transport=transport,
+            mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
+            membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
+            discovery=Static.of(self.roster, self.node.peers.static),
+            incarnation=self._incarnation(),
+            beat_seconds=min(1.0, run.sync.deadline_s / 5),
+            ledger_head=(lambda: ledger.head) if ledger else (lambda: (0, b"")),
+            remember=lambda peer, sequence, digest: self.remembered.told(ids[peer], sequence, digest),
+            check_remembered=self._check_remembered,
+            observer=self.watch,
+            version=code_version(),
+        )
+        session.position.working = lambda: compute.busy
+        session.position.work_done = lambda: compute.progress
+        return session
+
+    def _check_remembered(self, sequence: int, digest: bytes) -> None:
+        """Does a neighbour remember more than the ledger holds? Asked before own work, so before more is released."""
+        ledger = self.learner.ledger
+        if ledger is None or sequence == 0:
+            return
+
+        def check() -> None:
+            try:
+                ledger.check_remembered(sequence, digest)
+            except LedgerError as error:
+                self.metrics.ledger_errors.inc()
+                self.watch.warn(str(error))
+
+        self.session.spawn(self.compute.answer(check))
+
+    def _incarnation(self) -> int:
+        """Grows with every process of this node, also when the clock goes back."""
+        path = self.node.folder / "incarnation"
+        try:
+            before = int(path.read_text())
+        except (OSError, ValueError):
+            before = 0
+        now = max(before + 1, time.time_ns())
+        disk.replace(path, str(now).encode())
+        return now
+
+    # -- in the compute thread
+
+    def _after_round(self, t: int) -> None:
+        self.finished = t
+        train = self.run.train
+        due = bool(train.evaluate_every) and (t + 1) % train.evaluate_every == 0
+        if due or t + 1 == train.rounds:
+            self.tested = self.learner.evaluate(self.compute.breathe)
+            self.watch.tested(t, self.tested)
+        self.watch.spent(t, stated=due)
+        if (t + 1) % train.checkpoint_every == 0 or t + 1 == train.rounds:
+            self._checkpoint(t)
+            self.remembered.save()
+
+    def _checkpoint(self, t: int) -> None:
+        began = time.monotonic()
+        path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, {"run": self.run.run_id})
+        self.watch.checkpointed(t, path.name, time.monotonic() - began)
+
+    def _conclude(self) -> None:
+        """Model and summary of a run that is over."""
+        learner, watch, folder = self.learner, self.watch, self.node.folder
+        sent = float(sum(self.session.sent_bytes.values()))
+        tested = self.tested or learner.evaluate(self.compute.breathe)
+        found = learner.summarise(
+            rounds=self.finished + 1,
+            metrics=tested,
+            consensus_distance=watch.distance,
+            bytes_sent=summary.Range(mean=sent, max=sent),
+            round_seconds=summary.seconds(watch.round_seconds),
+            wall_seconds=sum(watch.round_seconds),
+            insecure=self.insecure,
+            ledger="experiment" if self.node.budget.experiment else "data",
+        )
+        checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
+        summary.write(folder / "summary.json", found)
+        self.journal.write(
+            "end",
+            reason="finished",
+            exit_code=EXIT_OK,
+            wall_seconds=time.monotonic() - self._began,
+            complete=found.complete,
+            params_digest=found.params_digest[self.node.name],
+        )
+
+    # -- signals
+
+    def _on_signals(self, main: asyncio.Task[Any]) -> None:
+        """SIGTERM and SIGINT: stop in order; the second one ends the process at once."""
+        loop = asyncio.get_running_loop()
+
+        def stop(number: signal.Signals) -> None:
+            if self._stopping:
+                os._exit(128 + number)
+            self._stopping = number.name
+            main.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number)
+
+    def _mark_insecure(self) -> None:
+        watch, seed = self.watch, self.run.privacy.insecure_seed is not None
+        watch.insecure = [what for what, on in (("transport", self.insecure), ("seed", seed)) if on]
+        self.metrics.tls.set(not self.insecure)
+        self.metrics.insecure("transport", self.insecure)
+        self.metrics.insecure("seed", seed)
+        if self.insecure:
+            watch.warn("There is no TLS: anybody on the network can read and forge what is exchanged.")
+        for text in watch.warnings:
+            self.journal.write("warning", text=text)
+            print(f"warning: {text}", flush=True)
+
+
+@contextlib.asynccontextmanager
+async def _background(*work: Coroutine[Any, Any, None]) -> Any:
+    """Runs the work beside the block; its failure is the block's failure, its end comes with the block's."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _state_home() -> Path:
+    home = os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY")
+    return Path(home) if home else Path.home() / ".local" / "state"

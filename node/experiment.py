@@ -1,0 +1,117 @@
+"""An experiment in one process: all nodes of `[experiment]` with the plain driver, and their summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from node import checkpoint, data, partition, summary
+from node.config import ExperimentConfig, RunConfig
+from node.disk import made
+from node.journal import Journal, header
+from node.learner import Learner, Plan, build
+from node.privacy.ledger import Ledger
+from node.results import MODEL, save_average
+from node.simulate import Hoods
+from node.simulate import simulate as play
+from node.summary import Summary
+from peer.errors import ConfigurationError
+from peer.message import Peer
+from peer.topology import neighborhoods
+
+Progress = Callable[[int, int, Mapping[Peer, float]], None]
+"""(rounds finished, rounds, accuracy of each node as last evaluated)."""
+
+
+def _silent(done: int, rounds: int, accuracy: Mapping[Peer, float]) -> None:
+    pass
+
+
+def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
+    """Plays the whole run and writes RUN/summary.json, the average model, and each node's model, summary and journal.
+
+    Ledgers are kept in memory: only bundled public data may be used so.
+
+    Raises:
+        ConfigurationError, DataError: one sentence.
+    """
+    if config.task.data == "own":
+        raise ConfigurationError("simulate divides a bundled data set; own data belong to real nodes (peerpoise pack).")
+    torch.set_num_threads(1)
+    learners = _learners(config)
+    rounds, every = config.train.rounds, config.train.evaluate_every
+    homes = {name: made(folder / "nodes" / name) for name in learners}
+    journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
+    metrics: dict[Peer, dict[str, float]] = {}
+    seconds = [time.perf_counter()]
+
+    def after_round(t: int) -> None:
+        seconds.append(time.perf_counter())
+        if t + 1 == rounds or (every and (t + 1) % every == 0):
+            for name, learner in learners.items():
+                metrics[name] = learner.evaluate()
+                if metrics[name]:
+                    journals[name].write("test", round=t, **metrics[name])
+        for journal in journals.values():
+            journal.write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[])
+        progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
+
+    play({name: it.algorithm for name, it in learners.items()}, _hoods(learners), rounds, after_round=after_round)
+    each = [after - before for before, after in pairwise(seconds)]
+    found = {
+        name: learner.summarise(
+            rounds=rounds,
+            metrics=metrics[name],
+            round_seconds=summary.seconds(each),
+            wall_seconds=seconds[-1] - seconds[0],
+        )
+        for name, learner in learners.items()
+    }
+    for name, learner in learners.items():
+        checkpoint.save_model(homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters)
+        summary.write(homes[name] / "summary.json", found[name])
+        journals[name].write("end", reason="finished", complete=True, params_digest=found[name].params_digest[name])
+        journals[name].close()
+    merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
+    save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in learners.items()})
+    summary.write(folder / "summary.json", merged)
+    return merged
+
+
+def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
+    labels = data.bundled(config.task.data)[0].y.numpy()
+    parts = dict(zip(config.experiment.names, partition.divide(config.experiment, labels), strict=True))
+    run: RunConfig = config.run_config
+    if Plan.of(run, {}).algorithm.pooled:
+        run, parts = _pooled(run, list(parts.values()))
+    plan = Plan.of(run, neighborhoods(run.topology.kind, list(parts)))
+    learners: dict[Peer, Learner] = {}
+    sigma = start = None
+    for name, rows in parts.items():
+        ledger = None if run.privacy.mode == "none" else Ledger.throwaway()
+        learners[name] = it = build(plan, name, rows, ledger=ledger, sigma=sigma, start=start)
+        sigma = it.sigma
+        start = it.algorithm.parameters if start is None else start
+    return learners
+
+
+def _pooled(run: RunConfig, parts: list[NDArray[np.int64]]) -> tuple[RunConfig, dict[Peer, NDArray[np.int64]]]:
+    """One node with all data, whose batch is as large as all nodes' together."""
+    privacy = run.privacy.model_copy(update={"batch": run.privacy.batch * len(parts)})
+    return run.model_copy(update={"privacy": privacy}), {"all": partition.union(parts)}
+
+
+def _hoods(learners: Mapping[Peer, Learner]) -> Hoods:
+    return next(iter(learners.values())).plan.hoods
+
+
+def _journal(home: Path, learner: Learner) -> Journal:
+    run = learner.run
+    about = header(run.model_dump(mode="json"), node=learner.name, run=run.run_id, seed=run.train.seed, threads=1)
+    return Journal(home / "journal.jsonl", about)

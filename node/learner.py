@@ -1,0 +1,233 @@
+"""One node's learning without a network: its task, its door and its algorithm, put together from a run file.
+
+The daemon plays a `Learner` with `driver.py`, an experiment in one process plays all of them with `simulate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from node import summary
+from node.algorithms import Algorithm, find
+from node.config import DataSection, PrivacySection, RunConfig
+from node.journal import code_version
+from node.privacy.accountant import Mechanism, epsilon, epsilon_link, epsilon_live
+from node.privacy.door import Door, mechanism, noise_multiplier, open_door
+from node.privacy.ledger import Ledger
+from node.randomness import Keys
+from node.summary import Epsilon, Privacy, Summary
+from node.task import Task
+from node.tasks import make
+from peer.errors import ConfigurationError
+from peer.message import Peer
+from peer.neighborhood import Neighborhood
+
+PAPER_WARNING = (
+    "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
+)
+SEED_WARNING = "privacy.insecure_seed is set: who knows it can compute noise and batches; there is no guarantee."
+NO_PRIVACY = "Mode none: gradients leave without noise; whoever receives them can reconstruct private examples."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What follows from run file and graph alone; the same at every node."""
+
+    run: RunConfig
+    algorithm: type[Algorithm]
+    options: Any
+    """The algorithm's own configuration."""
+    hoods: Mapping[Peer, Neighborhood]
+
+    @classmethod
+    def of(cls, run: RunConfig, hoods: Mapping[Peer, Neighborhood]) -> Plan:
+        """Raises ConfigurationError: an unknown algorithm or option, or a mode the algorithm does not know."""
+        algorithm = find(run.algorithm.name)
+        try:
+            options = algorithm.Config(**run.algorithm.options)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+            raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({run.algorithm.name}).") from None
+        if run.privacy.mode == "paper" and not hasattr(algorithm, "paper_sigma"):
+            raise ConfigurationError(
+                f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
+            )
+        return cls(run=run, algorithm=algorithm, options=options, hoods=hoods)
+
+    def sigma(self, d: int) -> float:
+        """The nominal noise multiplier of the run for d parameters, calibrated for the largest neighbourhood.
+
+        Takes a CPU second or two in mode strict with a target ε.
+        """
+        privacy, rounds = self.run.privacy, self.run.train.rounds
+        if privacy.mode == "none":
+            return 0.0
+        if privacy.sigma is not None:
+            return privacy.sigma
+        if privacy.mode == "paper":
+            assert privacy.epsilon is not None
+            formula: Callable[..., float] = self.algorithm.paper_sigma  # type: ignore[attr-defined]
+            return max(
+                formula(
+                    self.options,
+                    hood,
+                    rate=privacy.paper_q or privacy.rate,
+                    rounds=rounds,
+                    epsilon=privacy.epsilon,
+                    delta=privacy.delta,
+                )
+                for hood in self.hoods.values()
+            )
+        largest = max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
+        return noise_multiplier(privacy, d=d, rounds=rounds, releases=largest)
+
+
+@dataclass(slots=True, kw_only=True)
+class Learner:
+    """One node's part of a run."""
+
+    name: Peer
+    plan: Plan
+    task: Task
+    algorithm: Algorithm
+    door: Door
+    ledger: Ledger | None
+    mechanism: Mechanism
+    sigma: float
+
+    @property
+    def run(self) -> RunConfig:
+        return self.plan.run
+
+    @property
+    def hood(self) -> Neighborhood:
+        return self.plan.hoods[self.name]
+
+    def evaluate(self, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Public test metrics of the present parameters."""
+        return self.task.evaluate(self.algorithm.parameters, breathe)
+
+    def live_epsilon(self) -> tuple[float, float]:
+        """(ε_total of the run so far, lifetime ε of the data), by Rényi divergence."""
+        if self.ledger is None:
+            return float("inf"), float("inf")
+        delta = self.run.privacy.delta
+        return epsilon_live(self.ledger.rows(self.run.run_id), delta), epsilon_live(self.ledger.rows(), delta)
+
+    def privacy(self, rounds: int) -> Privacy:
+        """What may be said of this node's privacy after so many rounds; stated by PLD."""
+        config = self.run.privacy
+        stated = Epsilon()
+        if config.mode == "strict" and self.ledger is not None:
+            total = _stated(tuple(self.ledger.rows(self.run.run_id)), config.delta)
+            link = epsilon_link(self.mechanism, rounds, config.delta) if rounds else 0.0
+            stated = Epsilon(total=total, link=link, per_node={self.name: total})
+        return Privacy(
+            mode=config.mode,
+            batches=None if config.mode == "none" else self.mechanism.batches,
+            delta=None if config.mode == "none" else config.delta,
+            sigma=None if config.mode == "none" else self.sigma,
+            accountant="PLD" if config.mode == "strict" else None,
+            epsilon=stated,
+            public_validation=self.run.validation.public,
+            insecure_seed=config.insecure_seed is not None,
+            warning=warning(config),
+        )
+
+    def summarise(self, *, rounds: int, metrics: Mapping[str, float], **figures: Any) -> Summary:
+        """This node's summary after `rounds` finished rounds; `figures` are further fields of `Summary`."""
+        accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
+        return Summary(
+            algorithm=self.run.algorithm.name,
+            nodes=self.hood.nodes,
+            rounds=self.run.train.rounds,
+            topology=self.run.topology.kind,
+            dataset=self.run.task.data,
+            seed=self.run.train.seed,
+            test_accuracy=summary.accuracy(accuracy),
+            privacy=self.privacy(rounds),
+            mixing="doubly-stochastic" if self.run.sync.mode == "round" else "row",
+            params_digest={self.name: summary.digest(self.algorithm.parameters)},
+            task_metrics={name: value for name, value in metrics.items() if name != "accuracy"},
+            version=code_version(),
+            config_digest=self.run.digest,
+            complete=rounds == self.run.train.rounds,
+            **figures,
+        )
+
+
+@lru_cache
+def _stated(rows: tuple[Any, ...], delta: float) -> float:
+    return epsilon(rows, delta)
+
+
+def warning(config: PrivacySection) -> str | None:
+    """What must be said beside everything that is said of privacy."""
+    said = [
+        text
+        for text, applies in (
+            (PAPER_WARNING, config.mode == "paper"),
+            (NO_PRIVACY, config.mode == "none"),
+            (SEED_WARNING, config.insecure_seed is not None and config.mode != "none"),
+        )
+        if applies
+    ]
+    return " ".join(said) or None
+
+
+def build(
+    plan: Plan,
+    name: Peer,
+    data: DataSection | NDArray[np.int64],
+    *,
+    ledger: Ledger | None,
+    sigma: float | None = None,
+    start: Tensor | None = None,
+    limit: float | None = None,
+    limit_delta: float = 1e-5,
+    breathe: Callable[[], None] = lambda: None,
+    on_release: Callable[[Peer], None] = lambda peer: None,
+) -> Learner:
+    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given.
+
+    Raises:
+        ConfigurationError, DataError, LedgerError: one sentence.
+    """
+    run = plan.run
+    task = make(run, data)
+    hood = plan.hoods[name]
+    sigma = plan.sigma(task.layout.size) if sigma is None else sigma
+    releases = plan.algorithm.releases(hood.degree)
+    seed = run.privacy.insecure_seed
+    door = open_door(
+        run.privacy,
+        task,
+        me=name,
+        run=run.run_id,
+        rounds=run.train.rounds,
+        releases=releases,
+        sigma=sigma,
+        seed=run.train.seed,
+        ledger=ledger,
+        keys=Keys.fresh() if seed is None else Keys.insecure(seed, name),
+        limit=limit,
+        limit_delta=limit_delta,
+        breathe=breathe,
+        on_release=on_release,
+    )
+    x = task.start(run.train.seed) if start is None else start
+    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x)
+    told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
+    return Learner(
+        name=name, plan=plan, task=task, algorithm=algorithm, door=door, ledger=ledger, mechanism=told, sigma=sigma
+    )

@@ -1,0 +1,236 @@
+"""What a daemon shows of itself: one observer of driver and session that feeds journal, metrics and status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from math import isfinite
+
+from node.config import RunConfig
+from node.driver import Watcher
+from node.journal import Journal, code_version
+from node.learner import Learner, warning
+from node.metrics import Metrics
+from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
+from peer.exchange import Observer
+from peer.message import Peer
+from peer.session import Session
+from peer.v1 import peer_pb2 as pb
+
+ADJACENCY = "add/remove one example"
+LAG_EVERY = 0.25
+"""Seconds between two measurements of the loop's lag."""
+
+
+class Watch(Watcher, Observer):
+    """Created before the learner (it counts its releases); `attach` gives it the rest."""
+
+    def __init__(self, *, run: RunConfig, name: Peer, journal: Journal, metrics: Metrics, limit: float | None) -> None:
+        self.run, self.name, self.journal, self.metrics, self.limit = run, name, journal, metrics, limit
+        self.state = "starting"
+        self.round_seconds: list[float] = []
+        self.accuracy: float | None = None
+        self.distance: float | None = None
+        self.warnings: list[str] = [text] if (text := warning(run.privacy)) else []
+        self.loop = ""
+        self.insecure: list[str] = []
+        self.metrics_address: str | None = None
+        self.epsilon_now: tuple[float, float] = (0.0, 0.0)
+        self.learner: Learner | None = None
+        self.session: Session | None = None
+        self._began = time.monotonic()
+
+    def attach(self, learner: Learner, session: Session) -> None:
+        self.learner, self.session = learner, session
+        self.metrics.neighbours(learner.hood.neighbours, self.name)
+        self.metrics.delta.set(self.run.privacy.delta)
+        if self.limit is not None:
+            self.metrics.epsilon_limit.set(self.limit)
+
+    def become(self, state: str, reason: str = "") -> None:
+        self.state = state
+        self.journal.write("state", state=state, reason=reason or None)
+
+    def warn(self, text: str) -> None:
+        """A sentence that concerns the user, in journal and status."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.journal.write("warning", text=text)
+
+    # from the driver (on the loop's thread, or in the compute thread between rounds)
+
+    def phase(self, t: int, phase: int, kind: str, seconds: float) -> None:
+        self.metrics.phase(kind, seconds)
+        self.journal.write("phase", round=t, phase=phase, kind=kind, seconds=seconds)
+
+    def waited(self, peer: Peer, seconds: float) -> None:
+        self.metrics.waited(peer, seconds)
+
+    def lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
+        self.metrics.lost(peer)
+        self.journal.write("lost_edge", round=t, phase=phase, peer=peer, reason=why)
+
+    def dropped(self, t: int, phase: int, peers: frozenset[Peer], after_header: bool) -> None:
+        for peer in sorted(peers) if after_header else ():
+            self.metrics.partial_mixes.inc()
+            self.journal.write("partial_mix", round=t, phase=phase, peer=peer)
+
+    def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
+        assert self.learner is not None
+        for peer in self.learner.hood.neighbours:
+            self.metrics.weight(peer, weight.get(peer, 0.0))
+        self.distance = distance
+        self.metrics.consensus_distance.set(distance)
+
+    def skipped(self, first: int, last: int) -> None:
+        self.journal.write("resume", round=last + 1, skipped=[first, last], reason="The neighbours are that far.")
+
+    def round(self, t: int, seconds: float) -> None:
+        assert self.learner is not None
+        self.round_seconds.append(seconds)
+        self.metrics.round.set(t)
+        self.metrics.rounds.inc()
+        found = self.learner.algorithm.diagnostics()
+        for name, values in found.items():
+            for peer, value in values.items():
+                self.metrics.diagnostic(name, peer, value)
+        shown = found if self.metrics.diagnostics else {}
+        figures = {name: shown[name] for name in ("cosine", "calibration") if name in shown}
+        self.journal.write("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
+
+    # from the compute thread
+
+    def tested(self, t: int, metrics: Mapping[str, float]) -> None:
+        if metrics:
+            self.accuracy = metrics.get("accuracy")
+            self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
+            self.journal.write("test", round=t, **metrics)
+
+    def spent(self, t: int, stated: bool) -> None:
+        """ε after a round: live figures always, a line in the journal where `stated`."""
+        assert self.learner is not None
+        privacy = self.run.privacy
+        if privacy.mode == "none" or self.learner.ledger is None:
+            return
+        total, lifetime = self.epsilon_now = self.learner.live_epsilon()
+        door = self.learner.door
+        for scope, value in (("total", total), ("lifetime", lifetime)):
+            self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
+        if door.fault:
+            self.warn(door.fault)
+        if door.exhausted:
+            self.warn("The privacy budget of the data is spent: nothing more is released, mixing goes on.")
+        if stated:
+            self.journal.write(
+                "epsilon",
+                round=t,
+                total=total,
+                lifetime=lifetime,
+                mode=privacy.mode,
+                batches=self.learner.mechanism.batches,
+                adjacency=ADJACENCY,
+                delta=privacy.delta,
+                accountant="RDP",
+            )
+
+    def released(self, recipient: Peer) -> None:
+        self.metrics.release(recipient)
+
+    def checkpointed(self, t: int, path: str, seconds: float) -> None:
+        self.metrics.checkpointed()
+        self.journal.write("checkpoint", round=t, path=path, seconds=seconds)
+
+    # from the session
+
+    def bytes_moved(self, peer: Peer, direction: str, kind: str, count: int) -> None:
+        self.metrics.wire(peer, direction, kind, count)
+
+    def wire_error(self, peer: Peer, code: int) -> None:
+        self.metrics.error(peer, pb.Code.Name(code) if code in pb.Code.values() else "unknown")
+
+    def round_trip(self, peer: Peer, seconds: float) -> None:
+        self.metrics.rtt(peer, seconds)
+
+    def presence(self, peer: Peer, live: bool) -> None:
+        self.metrics.up(peer, live)
+        self.journal.write("peer", peer=peer, state="live" if live else "not live")
+
+    # for people
+
+    async def measure_lag(self) -> None:
+        """How late the loop wakes up, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_EVERY
+            await asyncio.sleep(LAG_EVERY)
+            self.metrics.lag.observe(max(0.0, loop.time() - due))
+
+    def snapshot(self) -> Status:
+        """The status document; called on the loop's thread."""
+        privacy, session = self.run.privacy, self.session
+        total, lifetime = self.epsilon_now
+        epsilon = Epsilon(
+            run=RunEpsilon(total=total, link=None),
+            lifetime=lifetime if isfinite(lifetime) else None,
+            limit=self.limit,
+            mode=privacy.mode,
+            adjacency=ADJACENCY,
+            delta=privacy.delta,
+            accountant="RDP",
+        )
+        return Status(
+            node=self.name,
+            run=self.run.run_id,
+            algorithm=self.run.algorithm.name,
+            state=self.state,
+            round=max(0, session.position.round) if session else 0,
+            rounds=self.run.train.rounds,
+            phase=self._phase(session),
+            waiting_for=self._waiting(session),
+            neighbours=self._neighbours(session),
+            epsilon=None if privacy.mode == "none" else epsilon,
+            test_accuracy=self.accuracy,
+            loop=self.loop,
+            insecure=self.insecure,
+            metrics=self.metrics_address,
+            warnings=self.warnings,
+            uptime_s=time.monotonic() - self._began,
+            pid=os.getpid(),
+            version=code_version(),
+        )
+
+    def _phase(self, session: Session | None) -> Phase | None:
+        if session is None or not session.position.kind:
+            return None
+        return Phase(kind=session.position.kind, since_s=max(0.0, session.now - session.position.since))
+
+    def _waiting(self, session: Session | None) -> list[Waiting]:
+        if session is None:
+            return []
+        now, at = session.now, session.position
+        gathering = at.round < 0
+        return [
+            Waiting(
+                peer=peer,
+                since_s=max(0.0, now - at.since) if not gathering else time.monotonic() - self._began,
+                until_s=None if gathering else session.membership.until(peer) - now,
+                why="its handshake" if gathering else f"its part of {at.kind!r}",
+            )
+            for peer in sorted(at.waiting_for)
+        ]
+
+    def _neighbours(self, session: Session | None) -> list[Neighbour]:
+        if session is None:
+            return []
+        return [
+            Neighbour(
+                name=peer,
+                state=it.presence.value,
+                round=it.round if it.round >= 0 else None,
+                rtt_ms=None if it.rtt is None else 1000 * it.rtt,
+                last_error=it.last_error or None,
+            )
+            for peer, it in session.membership.neighbours.items()
+        ]
