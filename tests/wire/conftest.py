@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +21,3 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder: Path = tmp_path_factory.mktemp("federation")
     ca = CertificateAuthority.create(folder / "ca")
     return Federation(ca, *(ca.enrol(folder / name) for name in ("alice", "bob", "carol")))
-
-
-@pytest.fixture
-def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """For tests in which the service is meant to fail: the log is looked at, not shown."""
-    with caplog.at_level(logging.ERROR, logger="peer.transport"):
-        yield caplog

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from conftest import Federation
-from wire_kit import SECONDS, Recorder, Sender, nothing_left, settled, some, until
+from wire_kit import SECONDS, Recorder, Sender, close_all, nothing_left, settled, some, until
 
 from peer.codec import FRAME
 from peer.errors import TemporaryFailure, Unreachable
@@ -50,7 +50,7 @@ async def world(request: pytest.FixtureRequest, federation: Federation) -> Async
         made = World(lambda at: Grpc(None, at), Grpc(None, "127.0.0.1:0", reconnect=(0.1, 0.2)), None, bob.id)
     async with nothing_left():
         yield made
-        await made.dialler.close(0)
+        await close_all()
 
 
 async def test_calls_carry_bytes_and_the_authenticated_caller(world: World) -> None:
