@@ -196,7 +196,6 @@ def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
 def test_run(
     peerpoise: Call, experiment: Path, tmp_path: Path, spoil: Callable[[Path], None], code: int, part: str
 ) -> None:
-    pytest.importorskip("node.daemon")
     home = packed(peerpoise, experiment, tmp_path)
     spoil(home)
     one_sentence(peerpoise("run", "--config", home / "node.toml"), code, part)

@@ -1,0 +1,89 @@
+"""Every example runs, as one process and as a cluster; both give the same bits and the same shape."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from calling import Call
+
+from node import checkpoint, summary
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
+SCHEMA = json.loads((ROOT / "docs" / "summary.schema.json").read_text())
+SHORT = ["--set", "train.rounds=3", "--set", "train.evaluate_every=1", "--set", "privacy.insecure_seed=7"]
+
+
+def test_there_are_examples() -> None:
+    assert {"quickstart", "full"} <= {path.stem for path in EXAMPLES}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
+    simulated = peerpoise("simulate", example, *SHORT, "--folder", tmp_path / "simulated", "--json")
+    assert simulated.code == 0, simulated.err
+    cluster = peerpoise("up", example, *SHORT, "--folder", tmp_path / "up", "--json")
+    assert cluster.code == 0, cluster.err
+    one, other = json.loads(simulated.out), json.loads(cluster.out)
+    for found in (one, other):
+        jsonschema.validate(found, SCHEMA)
+        assert found["complete"]
+        assert found["test_accuracy"]["mean"] is not None
+    assert one["params_digest"] == other["params_digest"]
+    assert one["consensus_distance"] == pytest.approx(other["consensus_distance"])
+    assert_folder(tmp_path / "simulated", one)
+    assert_folder(tmp_path / "up", other)
+    for name in other["params_digest"]:
+        assert "peerpoise_rounds_total" in (tmp_path / "up" / f"metrics-{name}.txt").read_text()
+
+
+def assert_folder(folder: Path, found: dict[str, Any]) -> None:
+    """Models are those the summary vouches for, and the average is theirs."""
+    assert json.loads((folder / "summary.json").read_text()) == found
+    models = [
+        checkpoint.load_model(folder / "nodes" / name / "model.safetensors")[1] for name in found["params_digest"]
+    ]
+    assert [summary.digest(x) for x in models] == list(found["params_digest"].values())
+    average = checkpoint.load_model(folder / "model.safetensors")[1].double()
+    assert (average - sum(x.double() for x in models) / len(models)).abs().max() < 1e-6
+
+
+@pytest.mark.cluster
+def test_baseline_stands_beside(peerpoise: Call, tmp_path: Path) -> None:
+    quickstart = ROOT / "deploy" / "examples" / "quickstart.toml"
+    result = peerpoise("up", quickstart, *SHORT, "--folder", tmp_path / "run", "--baseline")
+    assert result.code == 0, result.err
+    assert "without noise" in result.out
+    assert json.loads((tmp_path / "run" / "baseline" / "summary.json").read_text())["privacy"]["mode"] == "none"
+
+
+@pytest.mark.cluster
+def test_status_and_sigterm(peerpoise: Call, tmp_path: Path) -> None:
+    """When a tenth of the rounds is done: status tells, SIGTERM to `up` ends it and all daemons in order."""
+    quickstart = ROOT / "deploy" / "examples" / "quickstart.toml"
+    command = [sys.executable, "-P", "-m", "node.cli", "up", str(quickstart), "--set", "train.rounds=1000"]
+    command += ["--folder", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:  # without a terminal: a line per tenth of the run
+            if re.search(r"n0 [1-9]\d*/1000", line):
+                break
+        [seen] = json.loads(peerpoise("status", "n2", "--json").out)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert "exit code" not in rest, "the daemons left in order"
+    assert (seen["node"], seen["state"], seen["rounds"], seen["insecure"]) == ("n2", "running", 1000, [])
+    assert {each["name"] for each in seen["neighbours"]} == {"n1", "n3"}
+    for home in (tmp_path / "run" / "nodes").iterdir():
+        last = json.loads((home / "journal.jsonl").read_text().splitlines()[-1])
+        assert (last["event"], last["reason"], last["signal"]) == ("end", "stopped", "SIGTERM")
