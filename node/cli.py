@@ -68,7 +68,7 @@ def up(
         _experiment(experiment, settings), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
     )
     if as_json:
-        _print_json(summary.model_dump(mode="json") if summary else None)
+        _print_json(summary.model_dump(mode="json") if summary else {"error": "No node finished.", "exit_code": code})
     raise typer.Exit(code)
 
 

@@ -101,8 +101,8 @@ class Daemon:
         elif code == EXIT_OK:
             self.seen = replace(self.seen, state="finished")
         else:
-            said = _last_line(self.home / "daemon.log")
-            self.seen = replace(self.seen, state=f"ended with exit code {code}: {said}")
+            how = f"ended with exit code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+            self.seen = replace(self.seen, state=f"{how}: {_last_line(self.home / 'daemon.log')}")
         return self.seen
 
     def _news(self) -> list[dict[str, Any]]:

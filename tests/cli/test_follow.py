@@ -94,6 +94,7 @@ def test_who_does_not_stop_is_killed(tmp_path: Path) -> None:
     code, [deaf] = run(tmp_path, {"n0": DEAF})
     assert code == 143
     assert deaf.process.returncode == -9
+    assert deaf.seen.state.startswith("was killed by SIGKILL")
 
 
 def test_the_journal_is_read_line_by_line(tmp_path: Path) -> None:
