@@ -276,3 +276,24 @@ async def test_a_http_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.
         assert await link.call("Beat", b"x", SECONDS) == b"answer to x"
         await link.close()
         await listener.close(0)
+
+
+def test_the_daemons_loop_carries_it_too(federation: Federation) -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
+
+    async def scenario() -> None:
+        async with nothing_left():
+            service, sender = Recorder(take=1), Sender(64)
+            listener = Grpc(federation.alice, LOCAL)
+            link = Grpc(federation.bob, LOCAL).link(federation.alice.id, await listener.serve(service))
+            early = asyncio.ensure_future(link.transfer(sender()))
+            await service.started.wait()
+            service.gate.set()
+            assert await early == Sender(1).digest
+            service.take = None
+            assert await link.transfer(Sender(32)()) == Sender(32).digest
+            assert await link.call("Beat", b"x", SECONDS) == b"answer to x"
+            await link.close()
+            await listener.close(0)
+
+    uvloop.run(scenario())
