@@ -1,0 +1,46 @@
+"""The same bits, whatever carries them: `simulate` against daemons, each a process of its own, on either event loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import experiment
+
+from node.experiment import simulate
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "strict": {"privacy": {"insecure_seed": 7}},
+    "paper": {"privacy": {"mode": "paper", "insecure_seed": 7}},
+    "d-psgd": {"algorithm": {"name": "d-psgd"}, "privacy": {"mode": "none", "sigma": None}},
+}
+CLUSTERS = [
+    ("strict", "ring", 4, "uvloop"),
+    ("strict", "full", 3, "asyncio"),
+    ("paper", "full", 3, "uvloop"),
+    ("d-psgd", "ring", 4, "asyncio"),
+]
+"""Three nodes in a ring know each other all, so a ring is one of four."""
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("what", "kind", "nodes", "loop"), CLUSTERS)
+async def test_daemons_give_the_bits_of_simulate(
+    cluster: Any, tmp_path: Path, what: str, kind: str, nodes: int, loop: str
+) -> None:
+    settings = {"kind": kind, "nodes": nodes, **SETTINGS[what]}
+    async with cluster(**settings) as c:
+        processes = {name: c.start(name, loop=loop) for name in c.homes}
+        expected = simulate(experiment(**settings), tmp_path / "simulated").params_digest
+        assert len(set(expected.values())) == (1 if kind == "full" else nodes), "a full graph mixes to one model"
+        for process in processes.values():
+            seen = await process.until(process.status)
+            assert seen["loop"] == loop
+        for name, process in processes.items():
+            assert await process.ended() == 0, process.log
+            found = json.loads((c.homes[name] / "summary.json").read_text())
+            assert found["params_digest"] == {name: expected[name]}
+            assert found["complete"]
+            assert process.events("lost_edge", "partial_mix") == []

@@ -1,0 +1,67 @@
+"""The same bits over memory with random jitter and over gRPC with mTLS, real learners in whole daemons, on uvloop and
+asyncio, for everything that draws secretly (with a public seed), by formula, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from harness import Cluster, experiment
+from test_same_bits import SETTINGS
+
+from node import daemon, summary
+from node.experiment import simulate
+from peer.transport.memory import Memory, Network
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+ROUNDS = 4
+
+
+class Jittery(Memory):
+    """Memory in the daemon's hands."""
+
+    async def set_serving(self, serving: bool) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`simulate`'s digests, made once for each setting."""
+    made: dict[tuple[str, str], dict[str, str]] = {}
+
+    def of(what: str, kind: str) -> dict[str, str]:
+        if (what, kind) not in made:
+            config = experiment(kind=kind, nodes=4, rounds=ROUNDS, **SETTINGS[what])
+            made[what, kind] = simulate(config, tmp_path_factory.mktemp("simulated")).params_digest
+        return made[what, kind]
+
+    return of
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("carrier", ["memory", "grpc"])
+@pytest.mark.parametrize("kind", ["ring", "full"])
+@pytest.mark.parametrize("what", SETTINGS)
+def test_same_bits(
+    expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, kind: str, carrier: str, loop: str
+) -> None:
+    if carrier == "memory":
+        network = Network(seed=len(what) + len(kind), drop=0.1, delay=(0.0, 0.004), duplicate=0.2)
+        monkeypatch.setattr(daemon, "Grpc", lambda identity, listen: Jittery(network, identity.id))
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        found = runner.run(digests(tmp_path, kind, what))
+    assert found == expected(what, kind)
+
+
+async def digests(folder: Path, kind: str, what: str) -> dict[str, str]:
+    cluster = Cluster.make(folder / "cluster", kind=kind, nodes=4, rounds=ROUNDS, **SETTINGS[what])
+    try:
+        nodes = {name: cluster.witness(name) for name in cluster.homes}
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*(node.task for node in nodes.values())) == [0, 0, 0, 0]
+        return {name: summary.digest(node.learner.algorithm.parameters) for name, node in nodes.items()}
+    finally:
+        await cluster.end()
