@@ -28,13 +28,14 @@ from node.privacy.ledger import Ledger
 from node.remembered import Remembered
 from node.results import MODEL
 from node.watch import Watch
+from peer.circle import Circle, Terms
 from peer.discovery.static import Static
 from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, LedgerError
 from peer.identity import Identity
 from peer.mailbox import Mailbox
 from peer.membership import Membership
 from peer.roster import Roster
-from peer.session import Session, Terms
+from peer.session import Session
 from peer.topology import neighborhoods
 from peer.transport.grpc import Grpc
 
@@ -162,7 +163,7 @@ class Daemon:
         ledger = self._ledger(stack)
         self.learner = await self.compute.own(self._build, ledger)
         first = await self.compute.own(self._resume)
-        transport = Grpc(None if self.insecure else self.identity, self.node.listen.address)
+        self.transport = transport = Grpc(None if self.insecure else self.identity, self.node.listen.address)
         self.session = session = self._session(transport)
         session.position.first = first
         self.watch.attach(self.learner, session)
@@ -196,7 +197,9 @@ class Daemon:
             if entered > first:
                 self.watch.skipped(first, entered - 1)
             self.watch.become("running")
+            await self.transport.set_serving(True)
             await driver.run(entered)
+            await self.transport.set_serving(False)
         self.watch.become("lingering")
         await self.compute.own(self._conclude)
         await self.session.goodbye(finished=True)
@@ -206,6 +209,7 @@ class Daemon:
     async def _leave(self, session: Session) -> None:
         """Told to stop: ends the work, keeps the last complete round, says goodbye."""
         self.compute.stop()
+        await self.transport.set_serving(False)
         await session.goodbye(finished=False)
         if await self.compute.join(STOP_SECONDS) and self.finished >= 0:
             self._checkpoint(self.finished)
@@ -257,27 +261,29 @@ class Daemon:
         name, hood, run = self.node.name, learner.hood, self.run
         ids = {member.name: member.id for member in self.roster.members}
         ledger = learner.ledger
-        session = Session(
+        circle = Circle(
             me=name,
-            identity=self.identity,
             ids=ids,
-            neighbours=hood.neighbours,
             terms=Terms(
                 run=run.run_id,
                 roster=self.roster.version,
                 layout=learner.task.layout.digest,
                 validation=bytes.fromhex(run.validation.digest),
             ),
+            incarnation=self._incarnation(),
+            membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
+            observer=self.watch,
+        )
+        session = Session(
+            circle,
+            identity=self.identity,
             transport=transport,
             mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
-            membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
             discovery=Static.of(self.roster, self.node.peers.static),
-            incarnation=self._incarnation(),
             beat_seconds=min(1.0, run.sync.deadline_s / 5),
             ledger_head=(lambda: ledger.head) if ledger else (lambda: (0, b"")),
             remember=lambda peer, sequence, digest: self.remembered.told(ids[peer], sequence, digest),
             check_remembered=self._check_remembered,
-            observer=self.watch,
             version=code_version(),
         )
         session.position.working = lambda: compute.busy
@@ -332,7 +338,7 @@ class Daemon:
     def _conclude(self) -> None:
         """Model and summary of a run that is over."""
         learner, watch, folder = self.learner, self.watch, self.node.folder
-        sent = float(sum(self.session.sent_bytes.values()))
+        sent = float(sum(self.session.transfers.sent_bytes.values()))
         tested = self.tested or learner.evaluate(self.compute.breathe)
         found = learner.summarise(
             rounds=self.finished + 1,

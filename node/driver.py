@@ -105,7 +105,7 @@ class Driver:
                 t += 1
             self._cancel()
         self.session.position.first = self.rounds
-        self.session.end()
+        self.session.transfers.end()
 
     async def linger(self, seconds: float) -> None:
         """After the last round: stays reachable until every neighbour is done too, or gone."""
@@ -123,7 +123,7 @@ class Driver:
 
     async def _round(self, t: int) -> None:
         began = self.session.now
-        self.session.begin(t)
+        self.session.transfers.begin(t)
         failpoint("round_start")
         self._live = self.membership.live(t)
         newly = frozenset(peer for peer, first in self.membership.agreed().items() if first == t)
@@ -145,6 +145,7 @@ class Driver:
     # ------------------------------------------------------------------------------------------------ verbs
 
     async def _speak(self, t: int, phase: int, verb: Verb) -> Any:
+        self._left_out: frozenset[Peer] = frozenset()
         match verb:
             case Say():
                 return await self._say(t, phase, verb)
@@ -173,16 +174,15 @@ class Driver:
             try:
                 released = await self.compute.answer(verb.answer, peer, questions.take(peer))
             except Withheld:
-                served = await answers.deliver(peer, Empty(), round=asked_in, withheld=True)
-            else:
-                said = Said(released, answers.layout, self.compute)
-                served = await answers.deliver(peer, said, round=asked_in)
-            computing.discard(peer)
-            if served:
+                released = None
+            finally:
+                computing.discard(peer)
+            said = Empty() if released is None else Said(released, answers.layout, self.compute)
+            if await answers.deliver(peer, said, round=asked_in, withheld=released is None):
                 answered.add(peer)
                 self.session.changed.notify()
             else:
-                self._lose(t, phase, peer, "It refused an answer.")
+                self._refused_by(t, phase, peer)
 
         questions.on_arrival = lambda peer: self._send(phase, Role.ANSWER, peer, answer(peer))
         present = self._present(t)
@@ -264,7 +264,7 @@ class Driver:
         answer = isinstance(verb, Ask) and key.role is Role.ANSWER
         layout = (verb.answer_layout if isinstance(verb, Ask) and answer else None) or verb.layout or self.layout
         return Exchange(
-            self.session,
+            self.session.transfers,
             key,
             kind=verb.kind,
             layout=layout,
@@ -293,7 +293,7 @@ class Driver:
     def _send_all(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
         async def serve(peer: Peer) -> None:
             if not await exchange.serve(peer, heard):
-                self._lose(exchange.key.round, exchange.key.phase, peer, "It refused what was sent.")
+                self._refused_by(exchange.key.round, exchange.key.phase, peer)
 
         for peer in sorted(self._live):
             self._send(exchange.key.phase, exchange.key.role, peer, serve(peer))
@@ -346,13 +346,12 @@ class Driver:
             still = frozenset(peer for peer in peers & self.membership.live(t) if not done(peer))
             for peer in sorted(still):
                 if self.membership.neighbours[peer].round > t and not came(peer):  # nothing of this round will come
-                    still -= {peer}
-                    if self.sync.mode == "round":
-                        self._lose(t, phase, peer, "It went on without this node.")
+                    self._refused_by(t, phase, peer, "It went on without this node.")
+            still -= self._left_out
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.session.now - began)
             waiting = still
-            if not waiting or sum(1 for peer in peers if done(peer)) >= enough:
+            if not waiting or len(peers) - len(waiting) >= enough:
                 break
             position.waiting_for = debtors = frozenset(peer for peer in waiting if not excused(peer))
             self.membership.start_waiting(waiting - debtors, self.session.now)
@@ -364,6 +363,13 @@ class Driver:
             next_look = min(self.membership.until(peer) for peer in waiting) - self.session.now
             await self.session.changed.wait(max(0.001, next_look + 0.001))
         position.waiting_for = frozenset()
+
+    def _refused_by(self, t: int, phase: int, peer: Peer, why: str = "It refused what was sent.") -> None:
+        """round: the edge is lost. Otherwise a neighbour may be ahead; it is left out of this phase only."""
+        self._left_out |= {peer}
+        if self.sync.mode == "round":
+            self._lose(t, phase, peer, why)
+        self.session.changed.notify()
 
     def _lose(self, t: int, phase: int, peer: Peer, why: str) -> None:
         if peer in self.membership.live(t):

@@ -13,7 +13,7 @@ from peer.exchange import Nowhere, Sink
 from peer.exchange import Payload as Outgoing
 from peer.mailbox import Key, Role
 from peer.message import Heard, Layout, Payload, Peer
-from peer.session import Session
+from peer.transfers import Transfers
 
 Kept: TypeAlias = dict[tuple[int, Role, Peer], tuple[int, Slot]]
 """(phase, role, neighbour) -> its newest payload and the round it is of. Read in async mode only."""
@@ -24,7 +24,7 @@ class Exchange:
 
     def __init__(
         self,
-        session: Session,
+        transfers: Transfers,
         key: Key,
         *,
         kind: str,
@@ -36,7 +36,7 @@ class Exchange:
         kept: Kept,
         staleness: int | None,
     ) -> None:
-        self.session, self.key, self.layout, self.said = session, key, layout, said
+        self.transfers, self.key, self.layout, self.said = transfers, key, layout, said
         self.as_tuple = isinstance(form, tuple) and key.role is not Role.ANSWER
         self.parts = parts_of(form) if self.as_tuple else 1
         self.shape = shape_of(kind, layout, self.parts)
@@ -59,7 +59,7 @@ class Exchange:
         if not await self.deliver(peer, self.said, heard=heard):
             return False
         self.served.add(peer)
-        self.session.changed.notify()
+        self.transfers.circle.changed.notify()
         return True
 
     async def deliver(
@@ -73,15 +73,15 @@ class Exchange:
     ) -> bool:
         """`round`: of the question that is answered, if it is not this round."""
         key = self.key if round is None else replace(self.key, round=round)
-        return await self.session.deliver(peer, key, self.shape, payload, heard=heard, withheld=withheld)
+        return await self.transfers.deliver(peer, key, self.shape, payload, heard=heard, withheld=withheld)
 
     # what comes
 
     def open(self, peers: Iterable[Peer]) -> None:
-        self.session.open(self.key, self.shape, peers, self)
+        self.transfers.open(self.key, self.shape, peers, self)
 
     def close(self) -> None:
-        self.session.shut(self.key)
+        self.transfers.shut(self.key)
 
     def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink:
         """Where an admitted transfer of this neighbour goes."""
@@ -90,8 +90,8 @@ class Exchange:
             self._slots[peer] = None
             return Nowhere()
         if self._streaming:
-            self.session.changed.notify()
-            return self.streams.setdefault(peer, Stream(peer, self.layout, self.session.changed))
+            self.transfers.circle.changed.notify()
+            return self.streams.setdefault(peer, Stream(peer, self.layout, self.transfers.circle.changed))
 
         def arrived() -> None:
             self._slots[peer] = slot

@@ -9,9 +9,10 @@ from toys import LAYOUT
 from node.compute import Compute
 from node.config import StartSection, SyncSection
 from node.driver import Driver, Watcher
+from peer.circle import Circle, Terms
 from peer.mailbox import Mailbox
 from peer.membership import Membership
-from peer.session import Session, Terms
+from peer.session import Session
 from peer.transport.memory import Memory, Network
 
 
@@ -60,20 +61,22 @@ class Notes(Watcher):
 class Node:
     """One node of a mesh, as the daemon composes it."""
 
-    def __init__(self, name, algorithm, hood, *, transport, book, sync, rounds, layout=LAYOUT, incarnation=1, **more):
+    def __init__(self, name, algorithm, hood, *, transport, book, sync, rounds, layout=LAYOUT, incarnation=1, everybody=(), **more):
         staleness = sync.staleness if sync.mode == "async" else None
         self.name, self.hood, self.transport, self.book, self.rounds = name, hood, transport, book, rounds
-        self.session = Session(
+        circle = Circle(
             me=name,
-            identity=more.pop("identity", None),
-            ids=more.pop("ids", None) or {peer: peer for peer in more.pop("everybody")},
-            neighbours=hood.neighbours,
+            ids=more.pop("ids", None) or {peer: peer for peer in everybody},
             terms=Terms(run="run", roster=1, layout=layout.digest),
+            incarnation=incarnation,
+            membership=Membership.of(name, hood.neighbours, sync.deadline_s),
+        )
+        self.session = Session(
+            circle,
+            identity=more.pop("identity", None),
             transport=transport,
             mailbox=Mailbox(staleness),
-            membership=Membership.of(name, hood.neighbours, sync.deadline_s),
             discovery=book,
-            incarnation=incarnation,
             beat_seconds=more.pop("beat_seconds", 0.1),
         )
         self.notes = Notes()
@@ -95,7 +98,7 @@ class Node:
     async def live(self, first=0, start=None):
         """From listening to the last round; leaves nothing behind, also when cancelled."""
         self.session.position.first = first
-        await self.book.announce(self.session.ids[self.name], await self.transport.serve(self.session))
+        await self.book.announce(self.session.circle.ids[self.name], await self.transport.serve(self.session))
         keeping = asyncio.create_task(self.session.run())
         try:
             entered = await self.driver.gather(start or StartSection(timeout_s=20))

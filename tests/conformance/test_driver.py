@@ -344,7 +344,7 @@ async def test_async_never_waits_and_uses_nothing_older_than_tau():
             self.hood, self.parameters, self.ages = hood, torch.zeros(LAYOUT.size), []
 
         def round(self, t):
-            threading.Event().wait(0.004)
+            threading.Event().wait(0.02)
             heard = yield Say("round", torch.full((LAYOUT.size,), float(t)))
             self.ages += [t - float(x[0]) for x in heard.values()]
 
