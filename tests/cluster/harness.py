@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, aclosing
@@ -313,6 +314,12 @@ class Witness(Daemon):
             if len(note.payload) < header.bytes:
                 note.payload += message
             yield message
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 def debits(home: Path) -> dict[tuple[int, str], int]:

@@ -49,7 +49,7 @@ def test_same_bits(
     expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, kind: str, carrier: str, loop: str
 ) -> None:
     if carrier == "memory":
-        network = Network(seed=len(what) + len(kind), drop=0.1, delay=(0.0, 0.004), duplicate=0.2)
+        network = Network(seed=len(what) + len(kind), delay=(0.0, 0.004), duplicate=0.2)
         monkeypatch.setattr(daemon, "Grpc", lambda identity, listen: Jittery(network, identity.id))
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         found = runner.run(digests(tmp_path, kind, what))
