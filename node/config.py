@@ -92,8 +92,8 @@ class PrivacySection(Section):
     """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
     backend: Literal["auto", "vmap", "loop"] = "auto"
     """How per-example gradients are made; auto probes vmap against the loop at start."""
-    chunk: int = Field(default=32, ge=1)
-    """Examples per chunk of the vmap backend."""
+    chunk: int | None = Field(default=None, ge=1)
+    """Examples per chunk of the vmap backend; None: 16 to 128, fewer for larger models."""
     paper_q: float | None = Field(default=None, gt=0)
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None

@@ -32,8 +32,17 @@ RUN = 128
 COLUMNS = 8192
 """Columns converted to float64 at a time (2 MiB at 32 examples)."""
 
+CHUNK_ELEMENTS = 1 << 22
+"""Elements of a chunk's gradients, 16 MiB. vmap costs about a millisecond a chunk however small the model is, and a
+chunk that falls out of the cache costs more than it saves: tests/bench/gradient.py --chunks shows both ends."""
+
 PROBE_ERROR = 1e-5
 """Largest relative difference between vmap and loop at which vmap is trusted."""
+
+
+def chunk_for(d: int) -> int:
+    """Examples per chunk for d parameters: a power of two from 16 to 128, CHUNK_ELEMENTS/d in between."""
+    return max(16, min(128, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
 
 
 def _rest() -> None:
@@ -46,15 +55,16 @@ def clipped_sum(
     rows: Tensor,
     clip: float,
     *,
-    chunk: int = 32,
+    chunk: int | None = None,
     backend: Backend = "vmap",
     breathe: Callable[[], None] = _rest,
 ) -> Tensor:
     """Σ over `rows` (int64 [n], n may be 0) of the clipped gradients at x (flat float32 [d]): flat float64 [d].
 
     Each record contributes at most clip·(1 + SLACK) whatever x is; a non-finite gradient contributes exactly zero.
-    `breathe` is called after every chunk.
+    `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
     """
+    chunk = chunk or chunk_for(task.layout.size)
     total = torch.zeros(task.layout.size, dtype=torch.float64)
     gradients = _vmapped(task) if backend == "vmap" else _looped(task)
     parameters = views(task.layout, x.detach())

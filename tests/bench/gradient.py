@@ -1,0 +1,136 @@
+"""Private gradients against plain ones: the papers' CNN, an MLP and softmax regression, on batches of 250.
+
+private  what the door does for one answer, without the ledger: a secret Poisson batch of 250 expected examples,
+         gradients clipped one by one, noise on the grid.
+plain    one backward pass of the mean loss over 250 examples of the same data set.
+
+Interleaved in one thread, medians of CPU time. The parts of the private gradient are timed apart.
+
+    python tests/bench/gradient.py [--quick] [--chunks 16 32 64 128 250]     table on stderr, JSON on stdout
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from node.config import RunConfig
+from node.maths.clipping import chunk_for, clipped_sum, mean_gradient, probe
+from node.privacy import noise
+from node.randomness import Keys
+from node.task import Task
+from node.tasks import make
+
+BATCH, RATE, CLIP, SIGMA = 250, 0.25, 1.0, 2.0
+MODELS: dict[str, dict[str, Any]] = {
+    "cnn": {"model": "cnn", "image_size": 28},
+    "mlp": {"model": "mlp", "image_size": 28, "hidden": 64},
+    "softmax": {"model": "softmax", "image_size": 28},
+}
+
+
+class Bench:
+    """One model's private and plain gradient; every call of either is for a new round."""
+
+    def __init__(self, model: str, chunk: int) -> None:
+        run = RunConfig(task={"data": "digits", **MODELS[model]}, privacy={"sigma": SIGMA})  # type: ignore[arg-type]
+        self.task: Task = make(run, np.arange(int(BATCH / RATE)))
+        self.x = self.task.start(1)
+        self.keys, self.round = Keys.insecure(1, "bench"), 0
+        self.chunk = chunk or chunk_for(self.task.layout.size)
+        self.backend = probe(self.task, self.x)
+
+    def plain(self) -> None:
+        mean_gradient(self.task, self.x, torch.arange(BATCH))
+
+    def private(self) -> dict[str, float]:
+        """CPU seconds of each part."""
+        self.round += 1
+        seconds, last = {}, time.thread_time()
+
+        def lap(part: str) -> None:
+            nonlocal last
+            now = time.thread_time()
+            seconds[part], last = now - last, now
+
+        uniform = self.keys.stream("batch", self.round, "bench").uniform(self.task.examples)
+        rows = torch.from_numpy(np.flatnonzero(uniform < RATE))
+        lap("batch")
+        total = clipped_sum(self.task, self.x, rows, CLIP, chunk=self.chunk, backend=self.backend)
+        lap("clip")
+        noise.release(total, SIGMA, CLIP, BATCH, self.keys.stream("noise", self.round, "bench"))
+        lap("noise")
+        return seconds
+
+
+def cpu(work: Callable[[], None]) -> float:
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
+def measure(model: str, chunks: list[int], repetitions: int) -> list[dict[str, Any]]:
+    """One row per chunk length (0: the default one): median CPU milliseconds and their ratio."""
+    benches = {bench.chunk: bench for bench in (Bench(model, chunk) for chunk in chunks)}
+    plain: list[float] = []
+    private: dict[int, list[dict[str, float]]] = {chunk: [] for chunk in benches}
+    for repetition in range(repetitions + 2):
+        for chunk, bench in benches.items():
+            before, parts, after = cpu(bench.plain), bench.private(), cpu(bench.plain)
+            if repetition >= 2:  # the first two warm up
+                plain += [before, after]
+                private[chunk].append(parts)
+    base = statistics.median(plain)
+    return [row(model, benches[chunk], base, found) for chunk, found in private.items()]
+
+
+def row(model: str, bench: Bench, plain: float, private: list[dict[str, float]]) -> dict[str, Any]:
+    whole = [sum(parts.values()) for parts in private]
+    low, high = (float(np.quantile(whole, q)) / plain for q in (0.25, 0.75))
+    return {
+        "model": model,
+        "parameters": bench.task.layout.size,
+        "batch": BATCH,
+        "chunk": bench.chunk,
+        "backend": bench.backend,
+        "plain_ms": 1000 * plain,
+        "private_ms": 1000 * statistics.median(whole),
+        **{f"{part}_ms": 1000 * statistics.median(found[part] for found in private) for part in private[0]},
+        "cpu_ratio": statistics.median(whole) / plain,
+        "cpu_ratio_quartiles": [low, high],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table("model", "d", "chunk", "plain ms", "private ms", "clip", "noise", "ratio", "quartiles")
+    table.title = f"CPU time of one gradient, batch {BATCH}"
+    for it in rows:
+        low, high = it["cpu_ratio_quartiles"]
+        figures = [f"{it[name]:.1f}" for name in ("plain_ms", "private_ms", "clip_ms", "noise_ms")]
+        cells = [it["model"], f"{it['parameters']:,}", str(it["chunk"]), *figures]
+        table.add_row(*cells, f"{it['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}")
+    Console(stderr=True, width=110).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="five repetitions")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[0], help="examples per chunk; 0: the default")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for model in MODELS for row in measure(model, options.chunks, 5 if options.quick else 21)]
+    show(rows)
+    print(json.dumps({"benchmark": "gradient", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
