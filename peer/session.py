@@ -11,6 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from peer import codec
@@ -27,6 +28,8 @@ from peer.v1 import peer_pb2 as pb
 
 CALL_SECONDS = 5.0
 """A control call that takes longer has failed; the next one follows."""
+LEAVES = 3
+"""Attempts to say that all rounds are done: a neighbour that does not hear it lingers."""
 
 
 class Session:
@@ -76,16 +79,16 @@ class Session:
         self._tasks.create_task(work)
 
     async def goodbye(self, finished: bool) -> None:
-        """Tells every neighbour; failures don't matter any more."""
+        """Tells every neighbour; who can't be told will notice. When all is done there is time to try again."""
         self.circle.stopping = not finished
         me, incarnation = self.circle.ids[self.circle.me], self.circle.incarnation
         leave = pb.Leave(run=self.circle.terms.run, sender=me, incarnation=incarnation, finished=finished)
 
         async def tell(peer: Peer) -> None:
-            try:
-                await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
-            except RemoteError:
-                pass
+            for _ in range(LEAVES if finished else 1):
+                with suppress(RemoteError):
+                    await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
+                    return
 
         await asyncio.gather(*(tell(peer) for peer in self.circle.contacts))
 

@@ -284,8 +284,8 @@ class Witness(Daemon):
             threading.Event().wait(0.02)
             self.compute.breathe()
 
-    def _session(self, transport: Any) -> Any:
-        session = super()._session(transport)
+    def _session(self, *given: Any) -> Any:
+        session = super()._session(*given)
         receive, call = session.transfer, session.call
 
         async def noted(caller: str | None, messages: AsyncIterator[bytes]) -> bytes:

@@ -35,19 +35,22 @@ PER_ROUND = {
 """Point -> how often a node with two neighbours passes it in a round of DPDL."""
 NAMES = ["n0", "n1", "n2"]
 FEW = [("mid_stream", "n1"), ("after_ledger_append", "n0"), ("after_ledger_fsync", "n2")]
-CASES = list(product(PER_ROUND, NAMES)) if "KILL_MATRIX" in os.environ else FEW
+MATRIX = list(product(PER_ROUND, NAMES)) if "KILL_MATRIX" in os.environ else FEW
+CASES = [(point, victim, "") for point, victim in MATRIX] + [("round_start", "n0", "n1")]
+"""The last: one of the others is a process too."""
 ROUNDS = 12
 HOLD = 5
 """The others stay in this round until the killed node is back; an edge is used from two rounds later at most."""
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("point", "victim"), CASES)
-async def test_kill(cluster: Any, point: str, victim: str) -> None:
+@pytest.mark.parametrize(("point", "victim", "process"), CASES)
+async def test_kill(cluster: Any, point: str, victim: str, process: str) -> None:
     many = PER_ROUND[point]
     at = 2 * many + 1 + many // 2  # in the third round, about half way through those of its passes
     async with cluster(rounds=ROUNDS, sync={"deadline_s": 5.0}) as c:
-        others = [c.witness(name, limit=HOLD) for name in NAMES if name != victim]
+        others = [c.witness(name, limit=HOLD) for name in NAMES if name not in (victim, process)]
+        real = c.start(process) if process else None
         first = c.start(victim, failpoints=f"{point}=kill@{at}")
         assert await first.ended() == -signal.SIGKILL
         spent = debits(c.homes[victim])
@@ -57,15 +60,19 @@ async def test_kill(cluster: Any, point: str, victim: str) -> None:
 
         again = c.start(victim)
         await came_back(again, others, victim)
-        entered = min(event["round"] for event in since_start(again, "phase"))
-        assert entered > max(t for t, _ in spent)
         assert resumed(again) > max(t for t, _ in spent)
         for witness in others:
             witness.limit = NEVER
         for witness in others:
             assert await witness.task == 0
             assert [event["round"] for event in rounds_of(witness)] == list(range(ROUNDS))
+        if real:
+            assert await real.ended() == 0
+            assert [event["round"] for event in real.events("round")] == list(range(ROUNDS))
+            assert victim in {event["peer"] for event in real.events("peer") if event["state"] == "not live"}
         assert await again.ended() == 0
+        entered = min(event["round"] for event in since_start(again, "phase"))
+        assert entered >= resumed(again)
         assert [event["round"] for event in since_start(again, "round")] == list(range(entered, ROUNDS))
         spent_now = debits(c.homes[victim])
         assert spent.items() <= spent_now.items()
@@ -73,7 +80,7 @@ async def test_kill(cluster: Any, point: str, victim: str) -> None:
         for witness in others:
             assert set(witness.released(victim)) >= set(range(HOLD + 2, ROUNDS)), "it answers again"
             del spent_now[ROUNDS - 1, witness.node.name]  # the power check
-        assert len(faults(victim, others, spent_now)) == 2
+        assert len(faults(victim, others, spent_now)) == len(others)
 
 
 async def came_back(process: Process, others: list[Witness], victim: str) -> None:
