@@ -71,6 +71,7 @@ class Driver:
         self.heard: frozenset[Peer] = frozenset()
         """Whom this node heard in its previous phase."""
         self._kept: Kept = {}
+        self._playing = False
         self._sending: dict[tuple[int, Role, Peer], asyncio.Task[None]] = {}
         self._of_round: set[asyncio.Task[None]] = set()
 
@@ -98,20 +99,28 @@ class Driver:
     async def run(self, first: int) -> None:
         """Plays the rounds first … rounds − 1."""
         async with asyncio.TaskGroup() as self._tasks:
-            t = first
-            while t < self.rounds:
-                t = self._enter(t)
-                await self._round(t)
-                t += 1
-            self._cancel()
+            self._playing = True
+            try:
+                t = first
+                while t < self.rounds:
+                    t = self._enter(t)
+                    await self._round(t)
+                    t += 1
+            finally:
+                self._playing = False
+                self._cancel()
         self.session.position.first = self.rounds
         self.session.transfers.end()
 
     async def linger(self, seconds: float) -> None:
         """After the last round: stays reachable until every neighbour is done too, or gone."""
         end = self.session.now + seconds
-        while self.membership.agreed() and self.session.now < end:
-            await self.session.changed.wait(end - self.session.now)
+        while around := self.membership.agreed():
+            heard = max(self.membership.neighbours[peer].last_heard for peer in around)
+            left = min(end, heard + self.membership.deadline) - self.session.now
+            if left <= 0:
+                break
+            await self.session.changed.wait(left)
 
     def _enter(self, t: int) -> int:
         """t, or the round in which the first edge is used again if this node is alone and far behind."""
@@ -299,9 +308,11 @@ class Driver:
             self._send(exchange.key.phase, exchange.key.role, peer, serve(peer))
 
     def _send(self, phase: int, role: Role, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
-        """In a task of the round. async: a neighbour that is still being sent the previous one is left out."""
+        """In a task of the round. async: a neighbour that is still being sent the previous one is left out. Nothing is
+        sent any more when the last round is over."""
         before = self._sending.get((phase, role, peer))
-        if self.sync.mode == "async" and before is not None and not before.done():
+        busy = self.sync.mode == "async" and before is not None and not before.done()
+        if busy or not self._playing:
             work.close()
             return
         self._sending[phase, role, peer] = self._spawn(work)

@@ -52,6 +52,8 @@ class Neighbour:
     rtt: float | None = None
     """Seconds."""
     _idle_since: float = float("-inf")
+    _lost_at: int | None = None
+    """Its counter when the edge was lost."""
     _progress: int = 0
     _unnamed: int = 0
 
@@ -124,6 +126,7 @@ class Membership:
         if incarnation > it.incarnation:
             if it.presence is Presence.LIVE:
                 self.lose(peer, "It was restarted.")
+            it._lost_at = None
             return
         it.last_heard = now
         if progress != it._progress or (round, phase) != (it.round, it.phase):
@@ -153,7 +156,12 @@ class Membership:
         """The edge is lost until a new handshake."""
         it = self.neighbours[peer]
         if it.presence in (Presence.LIVE, Presence.UNKNOWN):
-            it.presence, it.last_error = Presence.LOST, why
+            it.presence, it.last_error, it._lost_at = Presence.LOST, why, it._progress
+
+    def stuck(self, peer: Peer) -> bool:
+        """Lost, and its counter has not moved since: it beats but does nothing, so it is not taken back yet."""
+        it = self.neighbours[peer]
+        return it.presence is Presence.LOST and it._lost_at == it._progress
 
     def leave(self, peer: Peer, *, incarnation: int, finished: bool) -> None:
         """The neighbour said goodbye."""

@@ -129,7 +129,9 @@ class Session:
 
     def _unagreed(self, peer: Peer) -> bool:
         """It is mine to propose an edge to this neighbour, and there is none."""
-        return self.circle.me < peer and self.membership.neighbours[peer].presence in (Presence.UNKNOWN, Presence.LOST)
+        presence = self.membership.neighbours[peer].presence
+        due = presence is Presence.UNKNOWN or (presence is Presence.LOST and not self.membership.stuck(peer))
+        return self.circle.me < peer and due
 
     async def _link(self, peer: Peer) -> Link:
         contact = self.circle.contacts[peer]
@@ -215,6 +217,9 @@ class Session:
             return contact.welcome  # the same call, delivered twice
         if hello.incarnation < it.incarnation:
             reply.code = pb.CODE_INCARNATION
+            return reply
+        if hello.propose and hello.incarnation == it.incarnation and self.membership.stuck(peer):
+            reply.code, reply.detail = pb.CODE_NOT_READY, "Nothing has moved there since the edge was lost."
             return reply
         sequence, digest = self.remember(peer, hello.ledger.sequence, hello.ledger.digest)
         reply.remembered.CopyFrom(pb.LedgerHead(sequence=sequence, digest=digest))

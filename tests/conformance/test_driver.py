@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from mesh import alive, mesh, play
-from toys import LAYOUT, VARIANTS, Stingy, Toy, cluster, results, stream
+from toys import LAYOUT, VARIANTS, Stingy, Still, Toy, cluster, results, stream
 
 from node.config import StartSection, SyncSection
 from node.simulate import simulate
@@ -36,12 +36,12 @@ async def test_memory_gives_the_bits_of_simulate(variant, kind):
 
 
 @pytest.mark.parametrize("variant", TALKING, ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_jitter_drops_and_duplicates_change_no_bit(variant, seed):
     nodes, hoods = cluster(variant, "ring")
-    network = Network(seed, drop=0.15, delay=(0.0, 0.004), duplicate=0.2)
-    await play(mesh(nodes, hoods, ROUNDS, network=network))
-    assert torch.equal(results(nodes), simulated(variant, "ring"))
+    network = Network(seed, drop=0.1, delay=(0.0, 0.004), duplicate=0.2)
+    await play(mesh(nodes, hoods, 3, network=network))
+    assert torch.equal(results(nodes), simulated(variant, "ring", rounds=3))
 
 
 @pytest.mark.parametrize("variant", TALKING, ids=str)
@@ -91,25 +91,55 @@ async def test_a_dead_neighbour_costs_one_deadline_and_its_edges_at_both_ends(va
     assert together["n0"].notes.losses == []
 
 
-async def test_an_edge_that_is_cut_is_lost_at_both_ends_and_the_mean_is_kept():
-    from toys import Still
+class Gate:
+    """An algorithm that stands still at the beginning of a round until the gate is opened."""
 
-    variant = ("d-psgd", {"lr": 0.1})
-    nodes, hoods = cluster(variant, "ring", door=Still)
+    def __init__(self, algorithm, at):
+        self.algorithm, self.at, self.here, self.go = algorithm, at, threading.Event(), threading.Event()
+
+    def round(self, t):
+        if t == self.at:
+            self.here.set()
+            self.go.wait(20)
+        yield from self.algorithm.round(t)
+
+    def __getattr__(self, name):
+        return getattr(self.algorithm, name)
+
+
+async def test_an_edge_that_is_cut_is_lost_at_both_ends_and_the_mean_is_kept():
+    nodes, hoods = cluster(("d-psgd", {"lr": 0.1}), "ring", door=Still)
+    before = results(nodes).double().mean(0)
+    gates = {name: Gate(node, at=3) if name in ("n0", "n1") else node for name, node in nodes.items()}
+    network = Network()
+    together = mesh(gates, hoods, 12, network=network, sync=SyncSection(deadline_s=0.5))
+    async with alive(together) as tasks:
+        await until(lambda: gates["n0"].here.is_set() and gates["n1"].here.is_set())
+        network.partition(["n0"], ["n1"])
+        for name in ("n0", "n1"):
+            gates[name].go.set()
+        await asyncio.wait_for(asyncio.gather(*tasks.values()), 60)
+    for t in range(12):
+        w = {name: node.notes.weights[t] for name, node in together.items()}
+        assert ("n1" in w["n0"]) == ("n0" in w["n1"]) == (t < 3), t
+    assert torch.allclose(results(nodes).double().mean(0), before, atol=1e-6)
+
+
+async def test_without_the_agreement_the_mean_would_drift(monkeypatch):
+    """The power check of the test above: the edge is lost one way only, and each end mixes whatever came."""
+    monkeypatch.setattr("node.driver.agreed", lambda me, heard, headers: frozenset(headers))
+    nodes, hoods = cluster(("d-psgd", {"lr": 0.1}), "ring", door=Still)
     before = results(nodes).double().mean(0)
     network = Network()
-    together = mesh(nodes, hoods, 30, network=network, sync=SyncSection(deadline_s=0.4))
+    gates = {name: Gate(node, at=1) if name in ("n0", "n1") else node for name, node in nodes.items()}
+    together = mesh(gates, hoods, 3, network=network, sync=SyncSection(deadline_s=0.5))
     async with alive(together) as tasks:
-        await until(lambda: len(together["n0"].notes.rounds) >= 2)
-        network.partition(["n0"], ["n1"])
+        await until(lambda: gates["n0"].here.is_set() and gates["n1"].here.is_set())
+        network.cut(["n0"], ["n1"])
+        for name in ("n0", "n1"):
+            gates[name].go.set()
         await asyncio.wait_for(asyncio.gather(*tasks.values()), 60)
-    lost_at = {name: {t for t, peer in node.notes.losses} for name, node in together.items()}
-    assert lost_at["n0"]
-    assert lost_at["n1"]
-    for t in range(30):
-        w = {name: node.notes.weights[t] for name, node in together.items()}
-        assert ("n1" in w["n0"]) == ("n0" in w["n1"]), t
-    assert torch.allclose(results(nodes).double().mean(0), before, atol=1e-6)
+    assert not torch.allclose(results(nodes).double().mean(0), before, atol=1e-4)
 
 
 async def test_a_healed_edge_is_used_again_by_both_ends_from_the_same_round_on():
