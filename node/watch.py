@@ -40,6 +40,7 @@ class Watch(Watcher, Observer):
         self.epsilon_now: tuple[float, float] = (0.0, 0.0)
         self.learner: Learner | None = None
         self.session: Session | None = None
+        self._counted = (0, 0)
         self._began = time.monotonic()
 
     def attach(self, learner: Learner, session: Session) -> None:
@@ -118,6 +119,9 @@ class Watch(Watcher, Observer):
         door = self.learner.door
         for scope, value in (("total", total), ("lifetime", lifetime)):
             self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
+        counted, self._counted = self._counted, (door.withheld, door.faults)
+        self.metrics.withheld.inc(door.withheld - counted[0])
+        self.metrics.ledger_errors.inc(door.faults - counted[1])
         if door.fault:
             self.warn(door.fault)
         if door.exhausted:

@@ -50,6 +50,8 @@ class Door(Protocol):
     """The ledger's sentence while it fails; empty when all is well."""
     faults: int
     """How often the ledger failed."""
+    withheld: int
+    """Releases that were not made, for lack of budget or ledger; the own one counts too."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
 
@@ -95,6 +97,7 @@ class StrictDoor:
     exhausted: bool = False
     fault: str = ""
     faults: int = 0
+    withheld: int = 0
     _last: dict[Peer, _Last] = field(default_factory=dict)
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
@@ -113,6 +116,7 @@ class StrictDoor:
         except QuestionRefused:
             raise
         except Withheld:
+            self.withheld += 1
             if to != self.me:
                 raise
             return torch.zeros(self.task.layout.size)
@@ -230,6 +234,7 @@ class ClearDoor:
     exhausted: bool = False
     fault: str = ""
     faults: int = 0
+    withheld: int = 0
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:

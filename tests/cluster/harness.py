@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -133,6 +134,8 @@ class Cluster:
 
     async def end(self) -> None:
         for witness in self.witnesses.values():
+            if witness.task.done() and not witness.task.cancelled() and (error := witness.task.exception()):
+                print(f"witness {witness.node.name}:", *traceback.format_exception(error))
             witness.task.cancel()
         await asyncio.gather(*(witness.task for witness in self.witnesses.values()), return_exceptions=True)
         for process in self.processes:

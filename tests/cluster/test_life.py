@@ -165,4 +165,6 @@ async def releases_nothing(process: Process, around: list[Witness]) -> None:
         answers = [it for it in witness.transfers if it.incarnation == newest and it.role == pb.ROLE_ANSWER]
         assert answers
         assert all(it.withheld and not it.payload for it in answers)
-    assert "peerpoise_privacy_ledger_errors_total 0.0" not in get(f"http://{seen['metrics']}/metrics")
+    metrics = get(f"http://{seen['metrics']}/metrics")
+    assert "peerpoise_privacy_ledger_errors_total 0.0" not in metrics
+    assert "peerpoise_releases_withheld_total 0.0" not in metrics
