@@ -160,11 +160,13 @@ class Daemon:
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
         stack.enter_context(status.serve(status.place(self.run.run_id, self.node.name), self.watch.snapshot))
-        ledger = self._ledger(stack)
+        if ledger := await self.compute.own(self._ledger):
+            stack.enter_context(ledger)
         self.learner = await self.compute.own(self._build, ledger)
         first = await self.compute.own(self._resume)
+        incarnation = await self.compute.own(self._incarnation)
         self.transport = transport = Grpc(None if self.insecure else self.identity, self.node.listen.address)
-        self.session = session = self._session(transport)
+        self.session = session = self._session(transport, incarnation)
         session.position.first = first
         self.watch.attach(self.learner, session)
         stack.push_async_callback(transport.close, 0.5)
@@ -221,7 +223,7 @@ class Daemon:
 
     # -- parts, in the order in which they are needed
 
-    def _ledger(self, stack: contextlib.AsyncExitStack) -> Ledger | None:
+    def _ledger(self) -> Ledger | None:
         """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
         node = self.node
         if self.run.privacy.mode == "none" and node.budget.experiment:
@@ -229,7 +231,7 @@ class Daemon:
         if not node.budget.experiment and not node.data.name:
             raise ConfigurationError("data.name is missing in the node's file: the privacy ledger goes by that name.")
         folder = node.budget.ledger_dir or _state_home() / "peerpoise" / "ledger"
-        return stack.enter_context(Ledger.open(disk.made(folder), node.data.name or "experiment"))
+        return Ledger.open(disk.made(folder), node.data.name or "experiment")
 
     def _build(self, ledger: Ledger | None) -> Learner:
         return build(
@@ -256,7 +258,7 @@ class Daemon:
             self.journal.write("resume", checkpoint=at, round=1 + max(at, debited))
         return 1 + max(at, debited)
 
-    def _session(self, transport: Grpc) -> Session:
+    def _session(self, transport: Grpc, incarnation: int) -> Session:
         learner, compute = self.learner, self.compute
         name, hood, run = self.node.name, learner.hood, self.run
         ids = {member.name: member.id for member in self.roster.members}
@@ -270,7 +272,7 @@ class Daemon:
                 layout=learner.task.layout.digest,
                 validation=bytes.fromhex(run.validation.digest),
             ),
-            incarnation=self._incarnation(),
+            incarnation=incarnation,
             membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
             observer=self.watch,
         )

@@ -16,6 +16,7 @@ import platform
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def header(configuration: Mapping[str, Any], *, node: str, run: str, seed: int, 
     }
 
 
+@cache
 def code_version(package: str = "peerpoise") -> str:
     """The installed version of a package, found without importing it."""
     try:
