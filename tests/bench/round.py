@@ -1,0 +1,208 @@
+"""A daemon's round against its floor: the compute of the round and the bytes it moves, measured in the same run.
+
+round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TLS, strict DPDL on a ring), over the
+         rounds after the first fifth. CPU is that of all daemons; it is steadier than wall time on a busy machine.
+compute  the same learners in one warm thread: every gradient the round releases (ledger on disk included), the
+         algorithm's steps, and the mixing. Evaluation is off, checkpoints come only at the end, on both sides.
+wire     bytes the round's transfers carry × CPU seconds per byte of the bare transport: 16 MB streamed each way
+         between two processes with mutual TLS, as in wire.py.
+floor    CPU: compute + wire of all nodes. Wall: that, spread over min(nodes, cores) cores. It has no latency in it, no
+         control messages, no waiting: no daemon can be faster.
+
+    python tests/bench/round.py [--quick]     table on stderr, JSON on stdout
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import wire
+from rich.console import Console
+from rich.table import Table
+
+from node import cluster, data, launch, partition
+from node.config import ExperimentConfig
+from node.learner import Learner, Plan, build
+from node.privacy.ledger import Ledger
+from node.simulate import simulate
+from peer.topology import neighborhoods
+
+TASKS: dict[str, dict[str, Any]] = {
+    "softmax": {"model": "softmax"},
+    "cnn": {"model": "cnn", "image_size": 28},
+}
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def config(task: str, nodes: int, rounds: int) -> ExperimentConfig:
+    """The quickstart's figures."""
+    return ExperimentConfig(
+        task=TASKS[task],
+        train={"rounds": rounds, "seed": 1, "evaluate_every": 0, "checkpoint_every": rounds},
+        privacy={"sigma": 2.21, "delta": 1e-3, "rate": 0.25, "batch": 90},
+        algorithm={"name": "dpdl", "lr": 0.3},
+        experiment={"nodes": nodes, "seed": 1},
+    )  # type: ignore[arg-type]
+
+
+class Daemons:
+    """All nodes of an experiment as processes."""
+
+    def __init__(self, folder: Path, run: ExperimentConfig, ports: list[int]) -> None:
+        _, self.homes = cluster.local(folder, run, list(zip(ports[::2], ports[1::2], strict=True)))
+        command = [sys.executable, "-P", "-m", "node.cli", "run", "--config"]
+        self.processes = [
+            subprocess.Popen(
+                [*command, str(home / "node.toml")],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+            )
+            for home in self.homes.values()
+        ]
+
+    def after(self, rounds: int) -> tuple[int, float, float]:
+        """Waits for so many rounds: (rounds done, CPU seconds so far, wall clock)."""
+        while (done := self._done()) < rounds:
+            if any(process.poll() for process in self.processes):
+                raise SystemExit("A daemon ended too early.")
+            time.sleep(0.01)
+        return done, sum(_cpu(process.pid) for process in self.processes), time.perf_counter()
+
+    def _done(self) -> int:
+        journal = next(iter(self.homes.values())) / "journal.jsonl"
+        return journal.read_bytes().count(b'"event": "round"') if journal.exists() else 0
+
+    def sent(self, rounds: int) -> float:
+        """Payload bytes all nodes sent per round; waits for their end."""
+        for process in self.processes:
+            process.wait()
+        found = [json.loads((home / "summary.json").read_text()) for home in self.homes.values()]
+        return float(sum(summary["bytes_sent"]["mean"] for summary in found)) / rounds
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def _cpu(pid: int) -> float:
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / TICK
+
+
+def daemons(run: ExperimentConfig) -> dict[str, float]:
+    """Of one run: CPU and wall milliseconds per round, bytes per round."""
+    rounds = run.train.rounds
+    with tempfile.TemporaryDirectory() as folder, launch._reserved(2 * run.experiment.nodes) as ports:
+        cohort = Daemons(Path(folder) / "run", run, ports)
+        try:
+            (first, cpu, wall), (last, cpu_end, wall_end) = cohort.after(rounds // 5), cohort.after(rounds - 2)
+            sent = cohort.sent(rounds)
+        finally:
+            cohort.stop()
+    each = 1000 / (last - first)
+    return {"cpu_ms": (cpu_end - cpu) * each, "wall_ms": (wall_end - wall) * each, "bytes": sent}
+
+
+class Compute:
+    """The same learners in this process; one thread, warm."""
+
+    def __init__(self, run: ExperimentConfig, folder: Path) -> None:
+        labels = data.bundled(run.task.data)[0].y.numpy()
+        parts = dict(zip(run.experiment.names, partition.divide(run.experiment, labels), strict=True))
+        plan = Plan.of(run.run_config, neighborhoods(run.topology.kind, list(parts)))
+        self.ledgers = {name: Ledger.open(folder, name) for name in parts}
+        self.learners = {name: self._learner(plan, name, rows) for name, rows in parts.items()}
+        self.hoods, self.rounds, self.t = plan.hoods, run.train.rounds, 0
+
+    def _learner(self, plan: Plan, name: str, rows: np.ndarray) -> Learner:
+        return build(plan, name, rows, ledger=self.ledgers[name])
+
+    def milliseconds(self, rounds: int) -> float:
+        """CPU per round of all nodes; goes on where the last call ended."""
+        start, self.t = self.t, self.t + rounds
+        assert self.t <= self.rounds
+        began = time.thread_time()
+        simulate({n: it.algorithm for n, it in self.learners.items()}, self.hoods, self.t, first=start)
+        return 1000 * (time.thread_time() - began) / rounds
+
+    def close(self) -> None:
+        for ledger in self.ledgers.values():
+            ledger.close()
+
+
+def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, Any]:
+    """Daemons, compute and wire in turn; medians."""
+    run, each = config(task, nodes, rounds), max(1, rounds // (repetitions + 1))
+    found: list[dict[str, float]] = []
+    compute, wires = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        inside = Compute(run, Path(folder))
+        inside.milliseconds(each)  # warms up
+        for _ in range(repetitions):
+            found.append(daemons(run))
+            compute.append(inside.milliseconds(each))
+            rows = asyncio.run(wire.measure([16], 1))
+            wires.append(next(row["cpu_seconds_per_gb"] for row in rows if row["kind"] == "grpc+mtls"))
+        inside.close()
+    cpu, wall, sent = (statistics.median(it[key] for it in found) for key in ("cpu_ms", "wall_ms", "bytes"))
+    wire_ms = statistics.median(wires) * sent / 1e6
+    floor = statistics.median(compute) + wire_ms
+    floor_wall = floor / min(nodes, os.cpu_count() or 1)
+    return {
+        "task": task,
+        "nodes": nodes,
+        "rounds": rounds,
+        "bytes_per_round": sent,
+        "compute_ms": statistics.median(compute),
+        "wire_ms": wire_ms,
+        "round_cpu_ms": cpu,
+        "round_wall_ms": wall,
+        "cpu_ratio": cpu / floor,
+        "wall_ratio": wall / floor_wall,
+        "cpu_ratio_range": [min(it["cpu_ms"] for it in found) / floor, max(it["cpu_ms"] for it in found) / floor],
+        "overhead_cpu_ms_per_node": (cpu - floor) / nodes,
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table("task", "nodes", "compute ms", "wire ms", "round CPU ms", "CPU ratio", "range", "ms over a node")
+    table.add_column("wall ms")
+    table.add_column("wall ratio")
+    table.title = "a round against its floor (CPU of all nodes)"
+    for it in rows:
+        low, high = it["cpu_ratio_range"]
+        figures = [f"{it[name]:.1f}" for name in ("compute_ms", "wire_ms", "round_cpu_ms")]
+        cells = [it["task"], str(it["nodes"]), *figures, f"{it['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
+        cells += [f"{it['overhead_cpu_ms_per_node']:.1f}", f"{it['round_wall_ms']:.0f}", f"{it['wall_ratio']:.2f}"]
+        table.add_row(*cells)
+    Console(stderr=True, width=130).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="softmax on two nodes, one repetition")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    plan = (
+        [("softmax", 2, 60, 1)] if options.quick else [("softmax", n, 100, 3) for n in (2, 3, 4)] + [("cnn", 3, 20, 3)]
+    )
+    rows = [measure(*what) for what in plan]
+    show(rows)
+    print(json.dumps({"benchmark": "round", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
