@@ -41,7 +41,10 @@ from peer import codec
 from peer.errors import TemporaryFailure
 from peer.identity import Identity
 from peer.roster import Roster
+from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # isort: skip (after ours, which sets grpc's ciphers)
 
 SECONDS = 90.0
 """A daemon needs five CPU seconds to start, and a busy machine may have few of them."""
@@ -323,6 +326,19 @@ def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text: str = answer.read().decode()
         return text
+
+
+def identity_of(c: Cluster, name: str) -> Identity:
+    home = c.homes[name]
+    return Identity.load(home / "node.key", home / "node.pem", home / "ca.pem")
+
+
+async def health(c: Cluster, name: str, *, asker: str) -> str:
+    """What grpc's health service says to a member of the federation."""
+    own, server = identity_of(c, asker), identity_of(c, name)
+    async with Grpc(own, "127.0.0.1:0").channel(server.id, c.addresses[name]) as channel:
+        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 
 def debits(home: Path) -> dict[tuple[int, str], int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster, Process, until
+from harness import Cluster, Process, health, identity_of, until
 from wire_kit import Forgery, Recorder, name_of, new_key
 
 from node import daemon
@@ -18,11 +18,6 @@ from peer.errors import ConfigurationError, IdentityError, PeerpoiseError, Unrea
 from peer.identity import CertificateAuthority, Identity, load_key
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
-
-
-def identity_of(c: Cluster, name: str) -> Identity:
-    home = c.homes[name]
-    return Identity.load(home / "node.key", home / "node.pem", home / "ca.pem")
 
 
 @pytest.mark.cluster
@@ -82,6 +77,8 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         assert seen is not None
         assert seen["state"] == "waiting for peers"
         assert {it["name"] for it in seen["neighbours"] if it["state"] == "live"} == {"n6"}
+
+        assert await health(c, "n0", asker="n6") == "NOT_SERVING"
 
         n0.popen.terminate()
         assert await n0.ended(6.0) == 0

@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster, Process, Witness, debits, events, faults, get, until
+from harness import Cluster, Process, Witness, debits, events, faults, get, health, until
 from prometheus_client.parser import text_string_to_metric_families
-from test_certificates import identity_of
 
-from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
-
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # isort: skip (after ours, which sets grpc's ciphers)
 
 DEADLINE = 40.0
 """Seconds; far longer than anything here may take that must not take a deadline."""
@@ -88,14 +84,7 @@ async def watched(c: Cluster, process: Process) -> None:
     assert values["peerpoise_insecure", "transport"] == 0
     assert not any(name.startswith("peerpoise_") and "n3" in labels for name, *labels in values), "no neighbour"
     assert get(f"http://{seen['metrics']}/-/ready").startswith("200")
-    assert await health(c) == health_pb2.HealthCheckResponse.SERVING
-
-
-async def health(c: Cluster) -> Any:
-    """What grpc's health service says to a member of the federation."""
-    member, server = identity_of(c, "n0"), identity_of(c, "n1")
-    async with Grpc(member, "127.0.0.1:0").channel(server.id, c.addresses["n1"]) as channel:
-        return (await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)).status
+    assert await health(c, "n1", asker="n0") == "SERVING"
 
 
 async def no_second_daemon_on_its_ledger(folder: Path, home: Path) -> None:
