@@ -95,6 +95,8 @@ class Compute:
                 set_it(value)
 
         def job() -> None:
+            if future.cancelled():
+                return  # nobody wants it any more, so it is not worth a debit either
             try:
                 result = work(*arguments)
             except Stopped:

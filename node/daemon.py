@@ -30,7 +30,7 @@ from node.results import MODEL
 from node.watch import Watch
 from peer.circle import Circle, Terms
 from peer.discovery.static import Static
-from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, LedgerError
+from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, LedgerError, PeerpoiseError, StorageError
 from peer.identity import Identity
 from peer.mailbox import Mailbox
 from peer.membership import Membership
@@ -141,14 +141,16 @@ class Daemon:
         self._on_signals(main)
         try:
             async with contextlib.AsyncExitStack() as stack:
-                stack.push_async_callback(self._rest)
                 await self._live(stack)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-            self.journal.write("end", reason="stopped", signal=self._stopping, complete=False)
+            self.watch.note("end", reason="stopped", signal=self._stopping, complete=False)
             return EXIT_OK
+        except BaseExceptionGroup as group:
+            raise _meant(group) from None
         finally:
+            self.compute.stop()
             self.journal.close()
         return EXIT_OK if not self.learner.door.exhausted else BudgetSpent.exit_code
 
@@ -162,6 +164,7 @@ class Daemon:
         stack.enter_context(status.serve(status.place(self.run.run_id, self.node.name), self.watch.snapshot))
         if ledger := await self.compute.own(self._ledger):
             stack.enter_context(ledger)
+        stack.push_async_callback(self._rest)  # the ledger is closed after the compute thread has ended
         self.learner = await self.compute.own(self._build, ledger)
         first = await self.compute.own(self._resume)
         incarnation = await self.compute.own(self._incarnation)
@@ -171,6 +174,7 @@ class Daemon:
         self.watch.attach(self.learner, session)
         stack.push_async_callback(transport.close, 0.5)
         stack.push_async_callback(session.close)
+        await transport.set_serving(False)
         await transport.serve(session)
         driver = Driver(
             algorithm=self.learner.algorithm,
@@ -181,6 +185,7 @@ class Daemon:
             sync=self.run.sync,
             rounds=self.run.train.rounds,
             watcher=self.watch,
+            completed=self._completed,
             after_round=self._after_round,
         )
         async with _background(session.run(), self.watch.measure_lag()):
@@ -212,14 +217,13 @@ class Daemon:
         """Told to stop: ends the work, keeps the last complete round, says goodbye."""
         self.compute.stop()
         await self.transport.set_serving(False)
-        await session.goodbye(finished=False)
-        if await self.compute.join(STOP_SECONDS) and self.finished >= 0:
+        ended, _ = await asyncio.gather(self.compute.join(STOP_SECONDS), session.goodbye(finished=False))
+        if ended and self.finished >= 0:
             self._checkpoint(self.finished)
-            self.remembered.save()
 
     async def _rest(self) -> None:
         self.compute.stop()
-        await self.compute.join(STOP_SECONDS)
+        await self.compute.join(0.5)
 
     # -- parts, in the order in which they are needed
 
@@ -255,7 +259,7 @@ class Daemon:
             self.finished = at = found.round
         debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
         if max(at, debited) >= 0:
-            self.journal.write("resume", checkpoint=at, round=1 + max(at, debited))
+            self.watch.note("resume", checkpoint=at, round=1 + max(at, debited))
         return 1 + max(at, debited)
 
     def _session(self, transport: Grpc, incarnation: int) -> Session:
@@ -284,7 +288,8 @@ class Daemon:
             discovery=Static.of(self.roster, self.node.peers.static),
             beat_seconds=min(1.0, run.sync.deadline_s / 5),
             ledger_head=(lambda: ledger.head) if ledger else (lambda: (0, b"")),
-            remember=lambda peer, sequence, digest: self.remembered.told(ids[peer], sequence, digest),
+            ledger_label=self.identity.label(self.node.data.name) if ledger else b"",
+            remember=lambda peer, head: self.remembered.told(ids[peer], head),
             check_remembered=self._check_remembered,
             version=code_version(),
         )
@@ -320,8 +325,10 @@ class Daemon:
 
     # -- in the compute thread
 
-    def _after_round(self, t: int) -> None:
+    def _completed(self, t: int) -> None:
         self.finished = t
+
+    def _after_round(self, t: int) -> None:
         train = self.run.train
         due = bool(train.evaluate_every) and (t + 1) % train.evaluate_every == 0
         if due or t + 1 == train.rounds:
@@ -330,12 +337,17 @@ class Daemon:
         self.watch.spent(t, stated=due)
         if (t + 1) % train.checkpoint_every == 0 or t + 1 == train.rounds:
             self._checkpoint(t)
-            self.remembered.save()
 
     def _checkpoint(self, t: int) -> None:
+        """A full disk costs the checkpoint, not the run; the older ones are untouched."""
         began = time.monotonic()
-        path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, {"run": self.run.run_id})
-        self.watch.checkpointed(t, path.name, time.monotonic() - began)
+        try:
+            path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, {"run": self.run.run_id})
+            self.remembered.save()
+        except StorageError as error:
+            self.watch.warn(str(error))
+        else:
+            self.watch.checkpointed(t, path.name, time.monotonic() - began)
 
     def _conclude(self) -> None:
         """Model and summary of a run that is over."""
@@ -354,7 +366,7 @@ class Daemon:
         )
         checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
         summary.write(folder / "summary.json", found)
-        self.journal.write(
+        self.watch.note(
             "end",
             reason="finished",
             exit_code=EXIT_OK,
@@ -387,7 +399,7 @@ class Daemon:
         if self.insecure:
             watch.warn("There is no TLS: anybody on the network can read and forge what is exchanged.")
         for text in watch.warnings:
-            self.journal.write("warning", text=text)
+            self.watch.note("warning", text=text)
             print(f"warning: {text}", flush=True)
 
 
@@ -401,6 +413,14 @@ async def _background(*work: Coroutine[Any, Any, None]) -> Any:
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a group of errors comes down to: ours if there is one, with its sentence and exit code; else the first."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.append(_meant(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in leaves if isinstance(error, PeerpoiseError)), leaves[0])
 
 
 def _state_home() -> Path:

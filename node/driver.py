@@ -29,6 +29,9 @@ from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb,
 from peer.neighborhood import Neighborhood
 from peer.session import Session
 
+FAR = 20
+"""Rounds: neighbours in one run differ by one round; where they differ by more, a partition has healed."""
+
 
 class Watcher:
     """What the driver tells whoever watches. Every method does nothing; the daemon overrides them."""
@@ -62,11 +65,14 @@ class Driver:
         sync: SyncSection,
         rounds: int,
         watcher: Watcher | None = None,
+        completed: Callable[[int], None] = lambda t: None,
         after_round: Callable[[int], None] = lambda t: None,
     ) -> None:
+        """Both callbacks run in the compute thread: `completed` with the very step that makes the state round t's,
+        `after_round` when the round's sending is over too."""
         self.algorithm, self.hood, self.layout = algorithm, hood, layout
         self.session, self.membership, self.compute = session, session.membership, compute
-        self.sync, self.rounds, self.after_round = sync, rounds, after_round
+        self.sync, self.rounds, self.completed, self.after_round = sync, rounds, completed, after_round
         self.watcher = watcher or Watcher()
         self.heard: frozenset[Peer] = frozenset()
         """Whom this node heard in its previous phase."""
@@ -85,7 +91,9 @@ class Driver:
         """
         around, position = frozenset(self.hood.neighbours), self.session.position
         end = self.session.now + start.timeout_s
-        while (missing := around - self.membership.agreed().keys()) and self.session.now < end:
+        while (missing := around - self._settled()) and self.session.now < end:
+            if len(around - missing) >= start.min_neighbours and self._expected():
+                break
             position.waiting_for = missing
             await self.session.changed.wait(end - self.session.now)
         position.waiting_for = frozenset()
@@ -95,6 +103,14 @@ class Driver:
                 f"({names(missing)} did not); start them, or lower start.min_neighbours."
             )
         return max([position.first, min(self.membership.agreed().values(), default=0)])
+
+    def _settled(self) -> frozenset[Peer]:
+        """Neighbours with whom an edge is agreed on, or who are done with all their rounds already."""
+        return frozenset(self.membership.agreed()) | self.membership.finished()
+
+    def _expected(self) -> bool:
+        """A neighbour that is under way will wait for this node in its next round."""
+        return any(self.membership.neighbours[peer].round >= r - 1 >= 0 for peer, r in self.membership.agreed().items())
 
     async def run(self, first: int) -> None:
         """Plays the rounds first … rounds − 1."""
@@ -123,11 +139,20 @@ class Driver:
             await self.session.changed.wait(left)
 
     def _enter(self, t: int) -> int:
-        """t, or the round in which the first edge is used again if this node is alone and far behind."""
-        later = min((r for r in self.membership.agreed().values()), default=t)
-        if self.membership.live(t) or later <= t + 2 or later >= self.rounds:
-            return t
-        self.watcher.skipped(t, later - 1)
+        """t, or a later round if this node is behind: alone until its edges begin, or behind half of its neighbours."""
+        begins = sorted(r for r in self.membership.agreed().values() if r < self.rounds)
+        ahead = sorted(r for r in begins if r > t + FAR)
+        later = t
+        if begins and not self.membership.live(t) and begins[0] > t + 2:
+            later = begins[0]
+        elif ahead and 2 * len(ahead) >= len(begins):
+            later = ahead[0]
+        elif self.sync.mode == "quorum":
+            theirs = sorted(self.membership.neighbours[peer].round for peer in self.membership.live(t))
+            gone_on = [r for r in theirs if r > t + 1]
+            later = gone_on[0] + 1 if gone_on and 2 * len(gone_on) >= len(theirs) else t
+        if later > t:
+            self.watcher.skipped(t, later - 1)
         return later
 
     async def _round(self, t: int) -> None:
@@ -135,21 +160,29 @@ class Driver:
         self.session.transfers.begin(t)
         failpoint("round_start")
         self._live = self.membership.live(t)
+        self._lost: frozenset[Peer] = frozenset()
         newly = frozenset(peer for peer, first in self.membership.agreed().items() if first == t)
         self.heard = (self.heard | newly) & self._live
         talk, phase = self.algorithm.round(t), 0
-        verb = await self.compute.own(_advance, talk, None)
+        verb = await self.compute.own(self._advance, t, talk, None)
         while verb is not None:
             since = self.session.now
             reply = await self._speak(t, phase, verb)
             self.watcher.phase(t, phase, verb.kind, self.session.now - since)
-            verb = await self.compute.own(_advance, talk, reply)
+            verb = await self.compute.own(self._advance, t, talk, reply)
             phase += 1
         if self.sync.mode != "async":
             self._cancel()
         failpoint("before_round_commit")
         await self.compute.own(self.after_round, t)
         self.watcher.round(t, self.session.now - began)
+
+    def _advance(self, t: int, talk: Conversation, reply: Any) -> Verb | None:
+        try:
+            return talk.send(reply)
+        except StopIteration:
+            self.completed(t)
+            return None
 
     # ------------------------------------------------------------------------------------------------ verbs
 
@@ -166,34 +199,35 @@ class Driver:
                 return await self._mix(t, phase, verb)
 
     async def _say(self, t: int, phase: int, verb: Say[Tensor]) -> Heard[Any]:
-        exchange = self._exchange(Key(t, phase, Role.SAY), verb, self._said(verb))
+        exchange = self._exchange(Key(t, phase, Role.SAY), verb, await self._said(verb))
         await self._swap(exchange)
         self.heard = exchange.heard()
         return exchange.received(self.hood.neighbours)
 
     async def _ask(self, t: int, phase: int, verb: Ask[Tensor]) -> Heard[Any]:
-        questions = self._exchange(Key(t, phase, Role.QUESTION), verb, self._said(verb), finite=False)
+        questions = self._exchange(Key(t, phase, Role.QUESTION), verb, await self._said(verb), finite=False)
         answers = self._exchange(Key(t, phase, Role.ANSWER), verb)
         computing: set[Peer] = set()
         answered: set[Peer] = set()
 
-        async def answer(peer: Peer) -> None:
-            asked_in = questions.rounds[peer]
+        async def answer(peer: Peer, asked_in: int) -> None:
             computing.add(peer)
             try:
-                released = await self.compute.answer(verb.answer, peer, questions.take(peer))
+                said: Said | Empty = await self.compute.answer(compute_answer, peer, questions.take(peer))
             except Withheld:
-                released = None
+                said = Empty()
             finally:
                 computing.discard(peer)
-            said = Empty() if released is None else Said(released, answers.layout, self.compute)
-            if await answers.deliver(peer, said, round=asked_in, withheld=released is None):
+            if await answers.deliver(peer, said, round=asked_in, withheld=isinstance(said, Empty)):
                 answered.add(peer)
                 self.session.changed.notify()
             else:
                 self._refused_by(t, phase, peer)
 
-        questions.on_arrival = lambda peer: self._send(phase, Role.ANSWER, peer, answer(peer))
+        def compute_answer(peer: Peer, question: Any) -> Said:
+            return Said(verb.answer(peer, question), answers.layout, self.compute)
+
+        questions.on_arrival = lambda peer, asked_in: self._send(phase, Role.ANSWER, peer, answer(peer, asked_in))
         present = self._present(t)
         answers.open(self._live)
         questions.open(self._live)
@@ -206,7 +240,7 @@ class Driver:
         return answers.received(self.hood.neighbours)
 
     async def _mix(self, t: int, phase: int, verb: Mix[Tensor]) -> Any:
-        exchange = self._exchange(Key(t, phase, Role.MIX), verb, self._said(verb))
+        exchange = self._exchange(Key(t, phase, Role.MIX), verb, await self._said(verb))
         await self._swap(exchange, self.heard)
         came = exchange.heard()
         keep = self._keep(t, phase, came, exchange.their_heard)
@@ -220,7 +254,7 @@ class Driver:
 
     async def _stream(self, t: int, phase: int, verb: Mix[Tensor]) -> Tensor:
         """Frames are folded in sorted order of peers as they come; what is lost on the way goes to self."""
-        me, said = self.hood.me, self._said(verb)
+        me, said = self.hood.me, await self._said(verb)
         exchange = self._exchange(Key(t, phase, Role.MIX), verb, said, streaming=True)
         present = self._present(t)
         exchange.open(self._live)
@@ -259,8 +293,8 @@ class Driver:
 
     # -------------------------------------------------------------------------------------------- transfers
 
-    def _said(self, verb: Verb) -> Said:
-        said = Said(verb.tensors, verb.layout or self.layout, self.compute)
+    async def _said(self, verb: Verb) -> Said:
+        said = await self.compute.own(Said, verb.tensors, verb.layout or self.layout, self.compute)
         if not said.complete:
             self._spawn(said.pull())
         return said
@@ -352,8 +386,10 @@ class Driver:
         enough = ceil(self.sync.quorum * len(peers)) if self.sync.mode == "quorum" else len(peers)
         began, position = self.session.now, self.session.position
         self.membership.start_waiting(peers, began)
-        waiting = peers
+        waiting, woken_late = peers, False
         while True:
+            if woken_late:  # this node stood still: what the others said meanwhile is not read yet
+                self.membership.start_waiting(waiting, self.session.now)
             still = frozenset(peer for peer in peers & self.membership.live(t) if not done(peer))
             for peer in sorted(still):
                 if self.membership.neighbours[peer].round > t and not came(peer):  # nothing of this round will come
@@ -361,6 +397,8 @@ class Driver:
             still -= self._left_out
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.session.now - began)
+                if peer not in self.membership.live(t) and not came(peer):
+                    self._tell_lost(t, phase, peer, self.membership.neighbours[peer].last_error or "It is gone.")
             waiting = still
             if not waiting or len(peers) - len(waiting) >= enough:
                 break
@@ -368,12 +406,21 @@ class Driver:
             self.membership.start_waiting(waiting - debtors, self.session.now)
             for peer in sorted(debtors):
                 if self.membership.overdue(peer, self.session.now):
-                    self._lose(t, phase, peer, f"It made no progress for {self.membership.deadline:g} s.")
-                elif self.session.now - began > self.sync.patience_s:
-                    self._lose(t, phase, peer, f"It was waited for {self.sync.patience_s:g} s.")
-            next_look = min(self.membership.until(peer) for peer in waiting) - self.session.now
-            await self.session.changed.wait(max(0.001, next_look + 0.001))
+                    self._lose(t, phase, peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
+                elif self.session.now - began > self._patience(peer):
+                    self._lose(t, phase, peer, f"It was waited for {self.session.now - began:.0f} s.", idle=True)
+                elif 0 <= self.membership.neighbours[peer].round < t - FAR:
+                    self._lose(t, phase, peer, "It is far behind.")
+            next_look = max(0.001, min(self.membership.until(peer) for peer in waiting) - self.session.now + 0.001)
+            due = self.session.now + next_look
+            await self.session.changed.wait(next_look)
+            woken_late = self.session.now > due + self.membership.deadline / 4
         position.waiting_for = frozenset()
+
+    def _patience(self, peer: Peer) -> float:
+        """Who only waits for others is not to blame as long as who does not."""
+        others = self.membership.neighbours[peer].waiting_for - {self.hood.me}
+        return self.sync.patience_s * (2 if others else 1)
 
     def _refused_by(self, t: int, phase: int, peer: Peer, why: str = "It refused what was sent.") -> None:
         """round: the edge is lost. Otherwise a neighbour may be ahead; it is left out of this phase only."""
@@ -382,17 +429,16 @@ class Driver:
             self._lose(t, phase, peer, why)
         self.session.changed.notify()
 
-    def _lose(self, t: int, phase: int, peer: Peer, why: str) -> None:
+    def _lose(self, t: int, phase: int, peer: Peer, why: str, *, idle: bool = False) -> None:
         if peer in self.membership.live(t):
-            self.session.lose(peer, why)
+            self.session.lose(peer, why, idle=idle)
+            self._tell_lost(t, phase, peer, why)
+
+    def _tell_lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
+        """Once a round."""
+        if peer not in self._lost:
+            self._lost |= {peer}
             self.watcher.lost(t, phase, peer, why)
-
-
-def _advance(talk: Conversation, reply: Any) -> Verb | None:
-    try:
-        return talk.send(reply)
-    except StopIteration:
-        return None
 
 
 def _mixed(weight: Mapping[Peer, float], exchange: Exchange, me: Peer) -> tuple[Any, float]:

@@ -42,12 +42,10 @@ class Exchange:
         self.shape = shape_of(kind, layout, self.parts)
         self.their_heard: dict[Peer, frozenset[Peer]] = {}
         """Whom each neighbour says it heard in the phase before; known from its header on."""
-        self.rounds: dict[Peer, int] = {}
-        """The round in each neighbour's header; another than mine in async mode only."""
         self.served: set[Peer] = set()
         self.streams: dict[Peer, Stream] = {}
-        self.on_arrival: Callable[[Peer], None] = lambda peer: None
-        """Called when a neighbour's payload is complete."""
+        self.on_arrival: Callable[[Peer, int], None] = lambda peer, round: None
+        """Called with the sender's round when a neighbour's payload is complete."""
         self._slots: dict[Peer, Slot | None] = {}
         self._finite, self._streaming, self._kept, self._staleness = finite, streaming, kept, staleness
 
@@ -85,7 +83,7 @@ class Exchange:
 
     def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink:
         """Where an admitted transfer of this neighbour goes."""
-        self.their_heard[peer], self.rounds[peer] = heard, round
+        self.their_heard[peer] = heard
         if withheld:
             self._slots[peer] = None
             return Nowhere()
@@ -94,9 +92,11 @@ class Exchange:
             return self.streams.setdefault(peer, Stream(peer, self.layout, self.transfers.circle.changed))
 
         def arrived() -> None:
+            if self._staleness is None and self.transfers.mailbox.round != self.key.round:
+                return  # its round is over: nothing is answered or used any more
             self._slots[peer] = slot
-            self._kept[self.key.phase, self.key.role, peer] = (round, slot)
-            self.on_arrival(peer)
+            self._keep(peer, round, slot)
+            self.on_arrival(peer, round)
 
         slot = Slot(self.layout, self.parts, arrived, finite=self._finite)
         return slot
@@ -138,6 +138,12 @@ class Exchange:
         assert self.said is not None
         full = self.said.flat.float()
         return full.chunk(self.parts) if self.as_tuple else full
+
+    def _keep(self, peer: Peer, round: int, slot: Slot) -> None:
+        """async: the newest payload serves later rounds too."""
+        place = (self.key.phase, self.key.role, peer)
+        if self._staleness is not None and round >= self._kept.get(place, (round, slot))[0]:
+            self._kept[place] = (round, slot)
 
     def _slot(self, peer: Peer) -> Slot | None:
         return self._slots[peer] if peer in self._slots else self._older(peer)

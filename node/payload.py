@@ -106,7 +106,10 @@ class Said:
             self._grown.notify()
 
     def _next(self) -> int:
-        piece = next(self._slices).detach().reshape(-1).to(self.flat.dtype)
+        piece = next(self._slices, None)
+        if piece is None:
+            raise AssertionError(f"the slices end after {self.ready} of {self.flat.nbytes} bytes")
+        piece = piece.detach().reshape(-1).to(self.flat.dtype)
         start = self.ready // self.flat.itemsize
         self.flat[start : start + piece.numel()] = piece
         return piece.nbytes
@@ -131,14 +134,17 @@ class Stream:
         self.folded = 0
         """Bytes that were taken; a transfer that is sent again is ignored up to here."""
         self.came = 0
+        self.ignored = False
         self._window: asyncio.Queue[Tensor] = asyncio.Queue(self.WINDOW)
 
     async def write(self, offset: int, frame: memoryview) -> None:
-        if offset < self.came:
-            return  # sent again, or ignored
+        if self.ignored or offset < self.came:
+            return  # not folded, or sent again
         values = torch.frombuffer(bytearray(frame), dtype=TORCH[self.layout.dtype])
         check_finite(values)
         await self._window.put(values)
+        if self.ignored:
+            self.ignore()
         self.came = offset + len(frame)
         self.changed.notify()
 
@@ -147,7 +153,7 @@ class Stream:
 
     def ignore(self) -> None:
         """Nothing of it is folded any more; what comes is read and thrown away."""
-        self.came = self.layout.nbytes
+        self.ignored = True
         while not self._window.empty():
             self._window.get_nowait()
 

@@ -1,39 +1,64 @@
-"""The highest ledger entry each neighbour ever told: how a neighbour's rolled-back ledger is noticed."""
+"""The highest ledger entry each neighbour ever told: how a neighbour's rolled-back ledger is noticed.
+
+What is kept is the neighbour's own signed statement; only it can tell whether that was true.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from node import disk
+from peer.v1.peer_pb2 import LedgerHead
 
 FILE = "remembered.json"
+LEDGERS_PER_NODE = 8
+"""A node has few data sets; a neighbour that invents more makes this node forget its own oldest ones only."""
 
 
 class Remembered:
-    """Node id -> (sequence, digest), kept in the node's folder across restarts. A damaged file counts as none."""
+    """node id -> label of a ledger -> its highest head; kept in the node's folder. A damaged file counts as none."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        self._saved = self._highest = self._read()
+        self._heads: dict[str, dict[bytes, LedgerHead]] = self._read()
+        self._changed = False
 
-    def told(self, node_id: str, sequence: int, digest: bytes) -> tuple[int, bytes]:
-        """Notes what the neighbour tells now and returns the highest that it told before."""
-        before = self._highest.get(node_id, (0, b""))
-        if sequence > before[0]:
-            self._highest = {**self._highest, node_id: (sequence, digest)}
+    def told(self, node_id: str, head: LedgerHead) -> LedgerHead:
+        """Notes what the neighbour tells now and returns the highest that it told of that ledger before."""
+        ledgers = self._heads.setdefault(node_id, {})
+        before = ledgers.get(head.label, LedgerHead())
+        if head.sequence > before.sequence:
+            ledgers.pop(head.label, None)
+            ledgers[head.label] = LedgerHead.FromString(head.SerializeToString())
+            if len(ledgers) > LEDGERS_PER_NODE:
+                del ledgers[next(iter(ledgers))]
+            self._changed = True
         return before
 
     def save(self) -> None:
-        """Writes the file if something was learnt."""
-        if self._highest is not self._saved:
-            self._saved = self._highest
-            plain = {node_id: [sequence, digest.hex()] for node_id, (sequence, digest) in self._saved.items()}
-            disk.replace(self._path, json.dumps(plain).encode())
+        """Writes the file if something was learnt.
 
-    def _read(self) -> dict[str, tuple[int, bytes]]:
+        Raises:
+            StorageError: the disk refuses; the old file stays.
+        """
+        if self._changed:
+            encoded = {
+                node_id: [base64.b64encode(head.SerializeToString()).decode() for head in list(ledgers.values())]
+                for node_id, ledgers in list(self._heads.items())
+            }
+            disk.replace(self._path, json.dumps(encoded).encode())
+            self._changed = False
+
+    def _read(self) -> dict[str, dict[bytes, LedgerHead]]:
         try:
-            plain = json.loads(self._path.read_text())
-            return {str(i): (int(sequence), bytes.fromhex(digest)) for i, (sequence, digest) in plain.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+            found: dict[str, dict[bytes, LedgerHead]] = {}
+            for node_id, encoded in json.loads(self._path.read_text()).items():
+                heads = [LedgerHead.FromString(base64.b64decode(text)) for text in encoded]
+                found[node_id] = {head.label: head for head in heads}
+            return found
+        except (OSError, ValueError, TypeError, AttributeError, DecodeError):
             return {}

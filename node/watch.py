@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from math import isfinite
+from typing import Any
 
 from node.config import RunConfig
 from node.driver import Watcher
@@ -14,6 +15,7 @@ from node.journal import Journal, code_version
 from node.learner import Learner, warning
 from node.metrics import Metrics
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
+from peer.errors import StorageError
 from peer.exchange import Observer
 from peer.message import Peer
 from peer.session import Session
@@ -42,6 +44,7 @@ class Watch(Watcher, Observer):
         self.session: Session | None = None
         self._counted = (0, 0)
         self._began = time.monotonic()
+        self._present: dict[Peer, bool] = {}
 
     def attach(self, learner: Learner, session: Session) -> None:
         self.learner, self.session = learner, session
@@ -50,33 +53,44 @@ class Watch(Watcher, Observer):
         if self.limit is not None:
             self.metrics.epsilon_limit.set(self.limit)
 
+    def note(self, event: str, **fields: Any) -> None:
+        """A line in the journal. A full disk costs the line, not the run."""
+        try:
+            self.journal.write(event, **fields)
+        except StorageError as error:
+            if str(error) not in self.warnings:
+                self.warnings.append(str(error))
+
     def become(self, state: str, reason: str = "") -> None:
         self.state = state
-        self.journal.write("state", state=state, reason=reason or None)
+        self.note("state", state=state, reason=reason or None)
 
     def warn(self, text: str) -> None:
         """A sentence that concerns the user, in journal and status."""
         if text not in self.warnings:
             self.warnings.append(text)
-            self.journal.write("warning", text=text)
+            self.note("warning", text=text)
 
     # from the driver (on the loop's thread, or in the compute thread between rounds)
 
     def phase(self, t: int, phase: int, kind: str, seconds: float) -> None:
         self.metrics.phase(kind, seconds)
-        self.journal.write("phase", round=t, phase=phase, kind=kind, seconds=seconds)
+        self.note("phase", round=t, phase=phase, kind=kind, seconds=seconds)
 
     def waited(self, peer: Peer, seconds: float) -> None:
         self.metrics.waited(peer, seconds)
 
     def lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
         self.metrics.lost(peer)
-        self.journal.write("lost_edge", round=t, phase=phase, peer=peer, reason=why)
+        self.note("lost_edge", round=t, phase=phase, peer=peer, reason=why)
 
     def dropped(self, t: int, phase: int, peers: frozenset[Peer], after_header: bool) -> None:
-        for peer in sorted(peers) if after_header else ():
-            self.metrics.partial_mixes.inc()
-            self.journal.write("partial_mix", round=t, phase=phase, peer=peer)
+        for peer in sorted(peers):
+            if after_header:
+                self.metrics.partial_mixes.inc()
+                self.note("partial_mix", round=t, phase=phase, peer=peer)
+            else:
+                self.note("lost_edge", round=t, phase=phase, peer=peer, reason="It is not mixed in this round.")
 
     def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
         assert self.learner is not None
@@ -86,7 +100,7 @@ class Watch(Watcher, Observer):
         self.metrics.consensus_distance.set(distance)
 
     def skipped(self, first: int, last: int) -> None:
-        self.journal.write("resume", round=last + 1, skipped=[first, last], reason="The neighbours are that far.")
+        self.note("resume", round=last + 1, skipped=[first, last], reason="The neighbours are that far.")
 
     def round(self, t: int, seconds: float) -> None:
         assert self.learner is not None
@@ -99,7 +113,7 @@ class Watch(Watcher, Observer):
                 self.metrics.diagnostic(name, peer, value)
         shown = found if self.metrics.diagnostics else {}
         figures = {name: shown[name] for name in ("cosine", "calibration") if name in shown}
-        self.journal.write("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
+        self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
 
     # from the compute thread
 
@@ -107,7 +121,7 @@ class Watch(Watcher, Observer):
         if metrics:
             self.accuracy = metrics.get("accuracy")
             self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
-            self.journal.write("test", round=t, **metrics)
+            self.note("test", round=t, **metrics)
 
     def spent(self, t: int, stated: bool) -> None:
         """ε after a round: live figures always, a line in the journal where `stated`."""
@@ -127,7 +141,7 @@ class Watch(Watcher, Observer):
         if door.exhausted:
             self.warn("The privacy budget of the data is spent: nothing more is released, mixing goes on.")
         if stated:
-            self.journal.write(
+            self.note(
                 "epsilon",
                 round=t,
                 total=total,
@@ -144,7 +158,7 @@ class Watch(Watcher, Observer):
 
     def checkpointed(self, t: int, path: str, seconds: float) -> None:
         self.metrics.checkpointed()
-        self.journal.write("checkpoint", round=t, path=path, seconds=seconds)
+        self.note("checkpoint", round=t, path=path, seconds=seconds)
 
     # from the session
 
@@ -158,8 +172,10 @@ class Watch(Watcher, Observer):
         self.metrics.rtt(peer, seconds)
 
     def presence(self, peer: Peer, live: bool) -> None:
-        self.metrics.up(peer, live)
-        self.journal.write("peer", peer=peer, state="live" if live else "not live")
+        if self._present.get(peer) is not live:
+            self._present[peer] = live
+            self.metrics.up(peer, live)
+            self.note("peer", peer=peer, state="live" if live else "not live")
 
     # for people
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import os
 import stat
 from collections.abc import Sequence
@@ -326,12 +327,32 @@ class Identity:
         """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds its key."""
         return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
 
+    def sign_head(self, label: bytes, sequence: int, digest: bytes) -> bytes:
+        """What makes a ledger's head, told to neighbours, recognisable when it comes back."""
+        return self._key.sign(_head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
+
+    def told_head(self, label: bytes, sequence: int, digest: bytes, signature: bytes) -> bool:
+        """Was this head told by this node? A neighbour can't make one up."""
+        try:
+            self._key.public_key().verify(signature, _head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+    def label(self, ledger: str) -> bytes:
+        """A name for one of this node's ledgers that tells others nothing (32 bytes)."""
+        return hmac.digest(self.key_pem, ledger.encode(), "sha256")
+
 
 def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> None:
     if now < certificate.not_valid_before_utc:
         raise IdentityError(f"{path} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on.")
     if now > certificate.not_valid_after_utc:
         raise IdentityError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it again.")
+
+
+def _head(label: bytes, sequence: int, digest: bytes) -> bytes:
+    return b"peerpoise ledger head 1\0" + label + sequence.to_bytes(8, "big") + digest
 
 
 def _welcome(nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:

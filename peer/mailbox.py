@@ -18,6 +18,8 @@ from enum import Enum, IntEnum
 
 from peer.message import DType, Peer
 
+ASYNC_AHEAD = 64
+"""Rounds ahead that are let in in async mode, where nobody waits; bounds what one neighbour makes others keep."""
 ROUNDS_AHEAD = 1
 """A neighbour that has heard me in every round can be one round ahead, no more."""
 REMEMBERED = 2
@@ -133,13 +135,13 @@ class Mailbox:
         self._parked.discard((peer, key))
 
     def _timeless(self, key: Key) -> bool:
-        return self.staleness is not None and key.round >= self.round - self.staleness
+        return self.staleness is not None and self.round - self.staleness <= key.round <= self.round + ASYNC_AHEAD
 
     def _unopened(self, this: tuple[Peer, Key]) -> Admission:
         peer, key = this
         if key in self._left or (key.round, key.phase) < (self.round, self.phase):
             return Admission.STALE
-        if key.round > self.round + ROUNDS_AHEAD and self.staleness is None:
+        if key.round > self.round + (ROUNDS_AHEAD if self.staleness is None else ASYNC_AHEAD):
             return Admission.AHEAD
         if key.role is Role.ANSWER:
             return Admission.STALE if key.round == self.round else Admission.KIND

@@ -1,9 +1,10 @@
 """Who of my neighbours is there: a state machine without clock or network; `now` (seconds, monotonic) is an argument.
 
 Slow is not dead. A neighbour is excused as long as it shows progress: its counter of work done moves, bytes of its
-transfers arrive, or it waits for somebody other than me who shows progress. Only who shows none of that for a whole
-deadline is lost. How long ago there was progress anywhere down the chain of waiting travels in the beats (`idle`), and
-grows in a circle of nodes that wait for each other, so such a circle is broken.
+transfers arrive, it still gathers its neighbours before its first round, or it waits for somebody other than me who
+shows progress. Only who shows none of that for a whole deadline is lost. How long ago there was progress anywhere down
+the chain of waiting travels in the beats (`idle`), and grows in a circle of nodes that wait for each other, so such a
+circle is broken.
 
     unknown ── agree ──> live ── lose ──> lost ── agree ──> live
                           └──── leave ──> left | finished
@@ -38,6 +39,8 @@ class Presence(Enum):
 class Neighbour:
     presence: Presence = Presence.UNKNOWN
     live_from: int = 0
+    confirmed: bool = False
+    """Both ends know that the edge was agreed on: the answer to the proposal may have been lost."""
     incarnation: int = 0
     round: int = -1
     """Round the neighbour is inside, -1 outside, as last heard."""
@@ -77,20 +80,36 @@ class Membership:
         )
 
     def agreed(self) -> dict[Peer, int]:
-        """live_from of every edge that is or will be in use."""
-        return {peer: it.live_from for peer, it in self.neighbours.items() if it.presence is Presence.LIVE}
+        """live_from of every edge that is or will be in use, as both ends know."""
+        stands = {p: it for p, it in self.neighbours.items() if it.presence is Presence.LIVE and it.confirmed}
+        return {peer: it.live_from for peer, it in stands.items()}
 
     def present(self) -> frozenset[Peer]:
         """Neighbours whose edge stands, be it that they are done with all rounds."""
         stands = (Presence.LIVE, Presence.FINISHED)
         return frozenset(peer for peer, it in self.neighbours.items() if it.presence in stands)
 
-    def agree(self, peer: Peer, *, live_from: int, incarnation: int, round: int, now: float) -> None:
-        """The handshake is done: the edge is used from `live_from` on, at both ends."""
+    def finished(self) -> frozenset[Peer]:
+        """Neighbours that are done with all rounds."""
+        return frozenset(peer for peer, it in self.neighbours.items() if it.presence is Presence.FINISHED)
+
+    def agree(
+        self, peer: Peer, *, live_from: int, incarnation: int, round: int, now: float, confirmed: bool = True
+    ) -> None:
+        """The handshake is done: the edge is used from `live_from` on, at both ends. The end that answered does not
+        know yet whether its answer came (`confirmed` False); a beat or transfer will tell."""
         it = self.neighbours[peer]
+        it.confirmed = confirmed
         it.presence, it.live_from, it.incarnation, it.round = Presence.LIVE, live_from, incarnation, round
         it.last_heard = it.last_work = it.last_excuse = now
         it.waiting_for, it.last_error, it._unnamed = frozenset(), "", 0
+
+    def restarted(self, peer: Peer, incarnation: int) -> None:
+        """Another process of the neighbour speaks: the old edge is over, a new one can be agreed on."""
+        it = self.neighbours[peer]
+        if it.presence is Presence.LIVE:
+            self.lose(peer, "It was restarted.")
+        it.presence, it.incarnation, it.round, it._lost_at = Presence.UNKNOWN, incarnation, -1, None
 
     def start_waiting(self, peers: Iterable[Peer], now: float) -> None:
         """From now on these are waited for: what they did before does not count against them."""
@@ -102,6 +121,7 @@ class Membership:
         """Bytes from or to the neighbour moved."""
         it = self.neighbours[peer]
         it.last_heard = it.last_work = it.last_excuse = now
+        it.confirmed = True
 
     def beat(
         self,
@@ -131,11 +151,13 @@ class Membership:
         it.last_heard = now
         if progress != it._progress or (round, phase) != (it.round, it.phase):
             it.last_work = it.last_excuse = now
-        if waiting_for and self.me not in waiting_for and idle < PATIENCE * self.deadline:
+        gathering = round < 0 and bool(waiting_for)
+        if gathering or (waiting_for and self.me not in waiting_for and idle < PATIENCE * self.deadline):
             it.last_excuse = now
-        it._idle_since = now - idle
+        it._idle_since = now if gathering else now - idle
         it._progress, it.round, it.phase, it.waiting_for = progress, round, phase, waiting_for
-        it._unnamed = 0 if names_me else it._unnamed + 1
+        it._unnamed = 0 if names_me or not it.confirmed else it._unnamed + 1
+        it.confirmed |= names_me
         if it.presence is Presence.LIVE and it._unnamed >= MISSED_BEATS:
             self.lose(peer, "It no longer uses this edge.")
 
@@ -152,14 +174,14 @@ class Membership:
         """When the neighbour will be lost unless it shows progress."""
         return self.neighbours[peer].last_excuse + self.deadline
 
-    def lose(self, peer: Peer, why: str) -> None:
-        """The edge is lost until a new handshake."""
+    def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
+        """The edge is lost until a new handshake; `idle`: and until the neighbour moves."""
         it = self.neighbours[peer]
         if it.presence in (Presence.LIVE, Presence.UNKNOWN):
-            it.presence, it.last_error, it._lost_at = Presence.LOST, why, it._progress
+            it.presence, it.last_error, it._lost_at = Presence.LOST, why, it._progress if idle else None
 
     def stuck(self, peer: Peer) -> bool:
-        """Lost, and its counter has not moved since: it beats but does nothing, so it is not taken back yet."""
+        """Lost for doing nothing, and its counter has not moved since: it beats, but is not taken back yet."""
         it = self.neighbours[peer]
         return it.presence is Presence.LOST and it._lost_at == it._progress
 

@@ -45,18 +45,20 @@ class Session:
         discovery: Discovery,
         beat_seconds: float = 1.0,
         ledger_head: Callable[[], tuple[int, bytes]] = lambda: (0, b""),
-        remember: Callable[[Peer, int, bytes], tuple[int, bytes]] = lambda peer, sequence, digest: (0, b""),
+        ledger_label: bytes = b"",
+        remember: Callable[[Peer, pb.LedgerHead], pb.LedgerHead] = lambda peer, head: pb.LedgerHead(),
         check_remembered: Callable[[int, bytes], None] = lambda sequence, digest: None,
         version: str = "",
     ) -> None:
         """`identity` proves this node's key in handshakes; None only on transports that prove nothing.
 
-        `ledger_head` is told to neighbours; `remember(peer, sequence, digest)` notes theirs and returns the highest of
-        before; `check_remembered` gets what a neighbour remembers of this node's.
+        `ledger_head` is told to neighbours, signed; `remember(peer, head)` notes theirs and returns the highest so far;
+        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it.
         """
         self.circle, self.identity, self.transport, self.discovery = circle, identity, transport, discovery
         self.beat_seconds, self.version = beat_seconds, version
         self.ledger_head, self.remember, self.check_remembered = ledger_head, remember, check_remembered
+        self._told = pb.LedgerHead(label=ledger_label)
         self.membership, self.position, self.changed = circle.membership, circle.position, circle.changed
         self.transfers = Transfers(circle, mailbox, self._link)
         self.transfer = self.transfers.receive
@@ -98,9 +100,9 @@ class Session:
                 await contact.link.close()
                 contact.link = None
 
-    def lose(self, peer: Peer, why: str) -> None:
+    def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         """Drops the edge until a new handshake."""
-        self.membership.lose(peer, why)
+        self.membership.lose(peer, why, idle=idle)
         self.circle.observer.presence(peer, False)
         self.circle.contacts[peer].poke.notify()
         self.changed.notify()
@@ -111,7 +113,7 @@ class Session:
             try:
                 if self._estranged(peer):
                     await self._shake(peer)
-                else:
+                if not self._estranged(peer):
                     await self._beat(peer)
                 pause = RETRY_FIRST
                 await contact.poke.wait(RETRY_FIRST if self._estranged(peer) else self.beat_seconds)
@@ -176,6 +178,8 @@ class Session:
         )
         link = await self._link(peer)
         welcome = codec.decode(pb.Welcome, await link.call("Handshake", codec.encode(hello), CALL_SECONDS))
+        if welcome.code != pb.CODE_OK:
+            raise Refused(f"{peer} refuses: {welcome.detail or codec.sentence(welcome.code)}", welcome.code)
         if self.identity is not None and not self.transport.insecure:
             verify_welcome(
                 welcome.spki,
@@ -185,56 +189,71 @@ class Session:
                 run=self.circle.terms.run,
                 expected_id=contact.id,
             )
-        if welcome.code != pb.CODE_OK:
-            raise Refused(f"{peer} refuses: {welcome.detail or codec.sentence(welcome.code)}", welcome.code)
+        if welcome.incarnation < contact.incarnation:
+            raise Refused(f"{peer} answered as an earlier process of its own.", pb.CODE_INCARNATION)
         contact.proven = contact.link is link
         self.changed.notify()
-        self.check_remembered(welcome.remembered.sequence, welcome.remembered.digest)
-        self.remember(peer, welcome.ledger.sequence, welcome.ledger.digest)
+        if self._did_tell(welcome.remembered):
+            self.check_remembered(welcome.remembered.sequence, welcome.remembered.digest)
+        self.remember(peer, welcome.ledger)
         if propose and welcome.from_round > self.position.round:
-            self._agree(peer, welcome.from_round, welcome.incarnation, welcome.round)
+            self._agree(peer, welcome.from_round, welcome.incarnation, welcome.round, confirmed=True)
 
-    def _agree(self, peer: Peer, live_from: int, incarnation: int, round: int) -> None:
+    def _agree(self, peer: Peer, live_from: int, incarnation: int, round: int, *, confirmed: bool) -> None:
         self.circle.contacts[peer].renew(incarnation)
-        self.membership.agree(peer, live_from=live_from, incarnation=incarnation, round=round, now=self.now)
+        now = self.now
+        self.membership.agree(
+            peer, live_from=live_from, incarnation=incarnation, round=round, now=now, confirmed=confirmed
+        )
         self.circle.observer.presence(peer, True)
         self.changed.notify()
 
     def _welcome(self, caller: str | None, hello: pb.Hello) -> pb.Welcome:
-        if caller is not None and caller != hello.sender:  # or its claim would be signed below
-            raise Malformed(codec.sentence(pb.CODE_IDENTITY), pb.CODE_IDENTITY)
-        code, detail = self._compare(hello)
-        reply = pb.Welcome(detail=detail, incarnation=self.circle.incarnation, version=self.version)
-        reply.code = code  # type: ignore[assignment]
-        if self.identity is not None:
-            reply.spki = self.identity.spki
-            reply.signature = self.identity.sign_welcome(hello.nonce, hello.sender, hello.receiver, hello.run)
-        if code != pb.CODE_OK:
-            return reply
+        """The answer to a neighbour's handshake. Nothing is signed for anybody else, nor for another run."""
         peer = self.circle.peer(caller, hello.sender)
-        it, contact = self.membership.neighbours[peer], self.circle.contacts[peer]
+        contact = self.circle.contacts[peer]
         if hello.nonce == contact.nonce:
             return contact.welcome  # the same call, delivered twice
-        if hello.incarnation < it.incarnation:
-            reply.code = pb.CODE_INCARNATION
+        code, detail = self._compare(hello)
+        if code == pb.CODE_OK:
+            code, detail = self._unready(peer, hello)
+        reply = pb.Welcome(detail=detail, incarnation=self.circle.incarnation, version=self.version)
+        reply.code = code  # type: ignore[assignment]
+        if code != pb.CODE_OK:
             return reply
-        if hello.propose and hello.incarnation == it.incarnation and self.membership.stuck(peer):
-            reply.code, reply.detail = pb.CODE_NOT_READY, "Nothing has moved there since the edge was lost."
-            return reply
-        sequence, digest = self.remember(peer, hello.ledger.sequence, hello.ledger.digest)
-        reply.remembered.CopyFrom(pb.LedgerHead(sequence=sequence, digest=digest))
+        if self.identity is not None:
+            me, run = self.circle.ids[self.circle.me], self.circle.terms.run
+            reply.spki, reply.signature = (
+                self.identity.spki,
+                self.identity.sign_welcome(hello.nonce, contact.id, me, run),
+            )
+        reply.remembered.CopyFrom(self.remember(peer, hello.ledger))
         reply.ledger.CopyFrom(self._head())
         reply.round = self.position.round
         reply.from_round = max(hello.from_round, self.position.earliest)
+        it = self.membership.neighbours[peer]
         if hello.incarnation > it.incarnation:
-            it.presence, it.incarnation = Presence.UNKNOWN, hello.incarnation
+            self.membership.restarted(peer, hello.incarnation)
+            self.circle.observer.presence(peer, False)
             self.changed.notify()
         if hello.propose and peer < self.circle.me:
-            self._agree(peer, reply.from_round, hello.incarnation, hello.round)
+            self._agree(peer, reply.from_round, hello.incarnation, hello.round, confirmed=False)
         if self._estranged(peer):
             contact.poke.notify()
         contact.nonce, contact.welcome = hello.nonce, reply
         return reply
+
+    def _unready(self, peer: Peer, hello: pb.Hello) -> tuple[int, str]:
+        """Why the edge can't be agreed on just now."""
+        known = self.membership.neighbours[peer].incarnation
+        if hello.incarnation < known:
+            return pb.CODE_INCARNATION, codec.sentence(pb.CODE_INCARNATION)
+        if hello.propose and hello.incarnation == known and self.membership.stuck(peer):
+            return pb.CODE_NOT_READY, "Nothing has moved at the caller since the edge was lost."
+        if hello.propose and not self.circle.contacts[peer].proven:
+            self.circle.contacts[peer].poke.notify()
+            return pb.CODE_NOT_READY, "The caller could not be dialled back yet."
+        return pb.CODE_OK, ""
 
     def _compare(self, hello: pb.Hello) -> tuple[int, str]:
         """The first thing that keeps the two ends apart, in a sentence."""
@@ -248,8 +267,18 @@ class Session:
         return self.circle.terms.difference(hello)
 
     def _head(self) -> pb.LedgerHead:
+        """This node's ledger head, signed once per entry."""
         sequence, digest = self.ledger_head()
-        return pb.LedgerHead(sequence=sequence, digest=digest)
+        if (sequence, digest) != (self._told.sequence, self._told.digest):
+            self._told.sequence, self._told.digest = sequence, digest
+            if self.identity is not None:
+                self._told.signature = self.identity.sign_head(self._told.label, sequence, digest)
+        return self._told
+
+    def _did_tell(self, head: pb.LedgerHead) -> bool:
+        if head.sequence == 0 or head.label != self._told.label or self.identity is None:
+            return False
+        return self.identity.told_head(head.label, head.sequence, head.digest, head.signature)
 
     # beats
 
@@ -283,11 +312,11 @@ class Session:
         it = self.membership.neighbours[peer]
         it.rtt = self.now - sent
         self.circle.observer.round_trip(peer, it.rtt)
-        if reply.sender == self.circle.contacts[peer].id:
+        if (reply.sender, reply.run) == (self.circle.contacts[peer].id, self.circle.terms.run):
             self._felt(peer, reply)
 
     def _felt(self, peer: Peer, beat: pb.Beat) -> None:
-        self.remember(peer, beat.ledger.sequence, beat.ledger.digest)
+        self.remember(peer, beat.ledger)
         before = self.membership.neighbours[peer].presence
         self.membership.beat(
             peer,
@@ -313,11 +342,16 @@ class Session:
             return codec.encode(self._welcome(caller, codec.decode(pb.Hello, request)))
         if method == "Beat":
             beat = codec.decode(pb.Beat, request)
-            self._felt(self.circle.peer(caller, beat.sender), beat)
+            self._felt(self._of_this_run(caller, beat), beat)
             return codec.encode(self._pulse())
         leave = codec.decode(pb.Leave, request)
-        peer = self.circle.peer(caller, leave.sender)
+        peer = self._of_this_run(caller, leave)
         self.membership.leave(peer, incarnation=leave.incarnation, finished=leave.finished)
         self.circle.observer.presence(peer, False)
         self.changed.notify()
         return codec.encode(leave)
+
+    def _of_this_run(self, caller: str | None, said: pb.Beat | pb.Leave) -> Peer:
+        if said.run != self.circle.terms.run:
+            raise Malformed(codec.sentence(pb.CODE_RUN), pb.CODE_RUN)
+        return self.circle.peer(caller, said.sender)

@@ -135,6 +135,8 @@ class Transfers:
         """Enters a round: transfers of earlier rounds are refused from now on."""
         self.circle.position.round, self.circle.position.phase = round, 0
         self.mailbox.begin(round)
+        if self.mailbox.staleness is None:
+            self._inboxes.clear()
         self.circle.changed.notify()
 
     def end(self) -> None:

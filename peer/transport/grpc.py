@@ -395,7 +395,9 @@ class GrpcLink:
             Unreachable: no connection, no answer in time, or the peer refused the call.
         """
         async with self._following(lambda: self._control[method](request, timeout=timeout)) as call:
-            reply: bytes = await call
+            reply: bytes | None = await call
+            if reply is None:  # grpc.aio's reading of "ended well, without a message"
+                raise Unreachable("The peer ended the call without an answer.", peer_pb2.CODE_MALFORMED)
             return reply
 
     async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:

@@ -136,12 +136,16 @@ class Verdict(_message.Message):
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class LedgerHead(_message.Message):
-    __slots__ = ("sequence", "digest")
+    __slots__ = ("sequence", "digest", "label", "signature")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     digest: bytes
-    def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    label: bytes
+    signature: bytes
+    def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose")

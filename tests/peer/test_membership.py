@@ -128,7 +128,7 @@ def test_a_goodbye_is_not_a_loss_and_a_late_one_of_an_old_process_is_ignored():
 def test_who_was_lost_and_does_nothing_is_not_taken_back_until_it_moves():
     it = together("a")
     beat(it, "a", now=1.0, progress=5)
-    it.lose("a", "stuck")
+    it.lose("a", "stuck", idle=True)
     beat(it, "a", now=2.0, progress=5)
     assert it.stuck("a")
     beat(it, "a", now=3.0, progress=6)
@@ -137,6 +137,6 @@ def test_who_was_lost_and_does_nothing_is_not_taken_back_until_it_moves():
 
 def test_a_new_process_is_not_stuck():
     it = together("a")
-    it.lose("a", "dead")
+    it.lose("a", "dead", idle=True)
     beat(it, "a", now=3.0, incarnation=2)
     assert not it.stuck("a")
