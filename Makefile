@@ -42,7 +42,7 @@ stubs: $(VENV)/dev.installed
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(OUT) --pyi_out=$(OUT) proto/peer/v1/peer.proto
 
 # torch from PyPI brings gigabytes of CUDA on Linux. PyTorch's own index has the small CPU build; where it can't be
-# reached, plain pip decides. A machine that has its torch already keeps it.
+# reached (or is empty: make TORCH_INDEX= …), plain pip decides. A machine that has its torch already keeps it.
 $(VENV)/torch.installed:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "peerpoise needs Python 3.11 or newer; set PYTHON=python3.11, for example."; exit 1; }
@@ -50,7 +50,7 @@ $(VENV)/torch.installed:
 	  { echo "This Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
-	  $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 'torch>=2.11,<2.14' || \
+	  { test -n "$(TORCH_INDEX)" && $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 'torch>=2.11,<2.14'; } || \
 	  $(BIN)/pip install -q 'torch>=2.11,<2.14'
 	touch $@
 

@@ -109,7 +109,7 @@ class PrivacySection(Section):
 
 
 class ValidationSection(Section):
-    digest: str = ""
+    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """SHA-256 (hex) of the validation file shared by all nodes; empty: none is used."""
     public: bool = True
     """False: the validation set is private and outside the guarantee; said beside every ε."""

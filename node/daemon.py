@@ -417,9 +417,7 @@ async def _background(*work: Coroutine[Any, Any, None]) -> Any:
 
 def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What a group of errors comes down to: ours if there is one, with its sentence and exit code; else the first."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves.append(_meant(error) if isinstance(error, BaseExceptionGroup) else error)
+    leaves = [_meant(it) if isinstance(it, BaseExceptionGroup) else it for it in group.exceptions]
     return next((error for error in leaves if isinstance(error, PeerpoiseError)), leaves[0])
 
 

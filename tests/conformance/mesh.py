@@ -61,7 +61,21 @@ class Notes(Watcher):
 class Node:
     """One node of a mesh, as the daemon composes it."""
 
-    def __init__(self, name, algorithm, hood, *, transport, book, sync, rounds, layout=LAYOUT, incarnation=1, everybody=(), **more):
+    def __init__(
+        self,
+        name,
+        algorithm,
+        hood,
+        *,
+        transport,
+        book,
+        sync,
+        rounds,
+        layout=LAYOUT,
+        incarnation=1,
+        everybody=(),
+        **more,
+    ):
         staleness = sync.staleness if sync.mode == "async" else None
         self.name, self.hood, self.transport, self.book, self.rounds = name, hood, transport, book, rounds
         circle = Circle(

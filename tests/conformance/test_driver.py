@@ -2,12 +2,13 @@
 and when it does lose one, both ends lose it."""
 
 import asyncio
+import functools
 import threading
 
 import pytest
 import torch
 from mesh import alive, mesh, play
-from toys import LAYOUT, VARIANTS, Stingy, Still, Toy, cluster, results, stream
+from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 
 from node.config import StartSection, SyncSection
 from node.simulate import simulate
@@ -69,7 +70,7 @@ async def test_withheld_answers_are_missing_for_the_algorithm_but_cost_no_edge()
 
 async def until(condition):
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (what is waited for happens in other threads too)
             await asyncio.sleep(0.005)
 
 
@@ -135,7 +136,11 @@ async def test_a_healed_edge_is_used_again_by_both_ends_from_the_same_round_on()
         await until(lambda: together["n0"].notes.losses and together["n1"].notes.losses)
         network.heal()
         lost = together["n0"].notes.losses[-1][0]
-        rejoined = lambda name, peer: [t for t, w in list(together[name].notes.weights.items()) if t > lost and peer in w]  # noqa: E731
+
+        def rejoined(name, peer):
+            weights = list(together[name].notes.weights.items())
+            return [t for t, w in weights if t > lost and peer in w]
+
         await until(lambda: len(rejoined("n0", "n1")) > 5 and len(rejoined("n1", "n0")) > 5)
         assert rejoined("n0", "n1")[:5] == rejoined("n1", "n0")[:5]
 
@@ -160,7 +165,11 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
         await until(lambda: len(back.notes.rounds) >= 5)
         entered = back.notes.rounds[0]
         assert entered > together["n1"].notes.losses[0][0]
-        first = lambda node, peer: min((t for t, w in list(node.notes.weights.items()) if t >= entered and peer in w), default=0)  # noqa: E731, E501
+
+        def first(node, peer):
+            weights = list(node.notes.weights.items())
+            return min((t for t, w in weights if t >= entered and peer in w), default=0)
+
         for name in ("n1", "n3"):
             await until(lambda name=name: first(back, name) and first(together[name], "n2"))
             assert first(back, name) == first(together[name], "n2")
@@ -263,12 +272,13 @@ async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_ta
     hoods = neighborhoods("full", ["n0", "n1", "n2"])
     big = Layout((("block", (1_000_000,)),))
     nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 4) for name, hood in hoods.items()}
+
+    def rounds(node, t):
+        node.parameters = yield Mix("block", node.slices(), streaming=True, layout=big)
+
     for node in nodes.values():
         node.parameters = torch.randn(big.size, generator=stream(node.hood.me))
-        node.round = (lambda node: lambda t: rounds(node))(node)
-
-    def rounds(node):
-        node.parameters = yield Mix("block", node.slices(), streaming=True, layout=big)
+        node.round = functools.partial(rounds, node)
 
     start = {name: node.parameters.clone() for name, node in nodes.items()}
     nodes["n1"].event = threading.Event()
