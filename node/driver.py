@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from math import ceil
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from node.config import StartSection, SyncSection
 from node.exchange import Exchange, Kept
 from node.maths.mixing import accumulator, agreed, consensus_distance, fold, mixed
 from node.payload import Said
+from node.waiting import FAR, Waiting, Watcher
 from peer.codec import frames
 from peer.errors import PeersUnavailable
 from peer.exchange import Empty, names
@@ -28,27 +28,6 @@ from peer.mailbox import Key, Role
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 from peer.session import Session
-
-FAR = 20
-"""Rounds: neighbours in one run differ by one round; where they differ by more, a partition has healed."""
-
-
-class Watcher:
-    """What the driver tells whoever watches. Every method does nothing; the daemon overrides them."""
-
-    def phase(self, t: int, phase: int, kind: str, seconds: float) -> None: ...
-
-    def waited(self, peer: Peer, seconds: float) -> None: ...
-
-    def lost(self, t: int, phase: int, peer: Peer, why: str) -> None: ...
-
-    def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None: ...
-
-    def dropped(self, t: int, phase: int, peers: frozenset[Peer], after_header: bool) -> None: ...
-
-    def round(self, t: int, seconds: float) -> None: ...
-
-    def skipped(self, first: int, last: int) -> None: ...
 
 
 class Driver:
@@ -74,6 +53,7 @@ class Driver:
         self.session, self.membership, self.compute = session, session.membership, compute
         self.sync, self.rounds, self.completed, self.after_round = sync, rounds, completed, after_round
         self.watcher = watcher or Watcher()
+        self.waiting = Waiting(session, sync, self.watcher)
         self.heard: frozenset[Peer] = frozenset()
         """Whom this node heard in its previous phase."""
         self._kept: Kept = {}
@@ -159,10 +139,9 @@ class Driver:
         began = self.session.now
         self.session.transfers.begin(t)
         failpoint("round_start")
-        self._live = self.membership.live(t)
-        self._lost: frozenset[Peer] = frozenset()
-        newly = frozenset(peer for peer, first in self.membership.agreed().items() if first == t)
-        self.heard = (self.heard | newly) & self._live
+        self.waiting.begin(t)
+        newly = frozenset(peer for peer in self.waiting.live if self.membership.neighbours[peer].live_from == t)
+        self.heard = (self.heard & self.waiting.live) | newly
         talk, phase = self.algorithm.round(t), 0
         verb = await self.compute.own(self._advance, t, talk, None)
         while verb is not None:
@@ -187,7 +166,7 @@ class Driver:
     # ------------------------------------------------------------------------------------------------ verbs
 
     async def _speak(self, t: int, phase: int, verb: Verb) -> Any:
-        self._left_out: frozenset[Peer] = frozenset()
+        self.waiting.enter(phase)
         match verb:
             case Say():
                 return await self._say(t, phase, verb)
@@ -222,19 +201,19 @@ class Driver:
                 answered.add(peer)
                 self.session.changed.notify()
             else:
-                self._refused_by(t, phase, peer)
+                self.waiting.refused_by(peer, answers.key)
 
         def compute_answer(peer: Peer, question: Any) -> Said:
             return Said(verb.answer(peer, question), answers.layout, self.compute)
 
         questions.on_arrival = lambda peer, asked_in: self._send(phase, Role.ANSWER, peer, answer(peer, asked_in))
-        present = self._present(t)
-        answers.open(self._live)
-        questions.open(self._live)
+        present = self.waiting.present
+        answers.open(self.waiting.live)
+        questions.open(self.waiting.live)
         self._send_all(questions)
         both = lambda peer: answers.came(peer) and peer in answered  # noqa: E731
         excused = lambda peer: answers.came(peer) and peer in computing  # noqa: E731
-        await self._wait(t, phase, present, both, answers.came, excused)
+        await self.waiting.until(present, both, answers.came, excused)
         self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
         return answers.received(self.hood.neighbours)
@@ -256,17 +235,17 @@ class Driver:
         """Frames are folded in sorted order of peers as they come; what is lost on the way goes to self."""
         me, said = self.hood.me, await self._said(verb)
         exchange = self._exchange(Key(t, phase, Role.MIX), verb, said, streaming=True)
-        present = self._present(t)
-        exchange.open(self._live)
+        present = self.waiting.present
+        exchange.open(self.waiting.live)
         self._send_all(exchange, self.heard)
-        await self._wait(t, phase, present, exchange.came, exchange.came)
+        await self.waiting.until(present, exchange.came, exchange.came)
         partners = self._keep(t, phase, exchange.heard(), exchange.their_heard)
         exchange.ignore(exchange.heard() - partners)
         weight = dict(self.hood.without(frozenset(self.hood.neighbours) - partners).weight)
         into, size = accumulator(said.flat), said.flat.itemsize
         for offset, length in frames(said.flat.nbytes):
             await said.until(offset + length)
-            await self._wait(t, phase, partners, exchange.frame_came, exchange.frame_came)
+            await self.waiting.until(partners, exchange.frame_came, exchange.frame_came)
             gone = frozenset(peer for peer in partners if not exchange.frame_came(peer))
             if gone:
                 self.watcher.dropped(t, phase, gone, True)
@@ -276,7 +255,7 @@ class Driver:
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: exchange.streams[peer].take() for peer in partners} | {me: said.flat[place]}
             await self.compute.own(_fold_frame, into[place], dict(weight), frame)
-        await self._wait(t, phase, partners, exchange.served.__contains__, exchange.came)
+        await self.waiting.until(partners, exchange.served.__contains__, exchange.came)
         self._close(exchange)
         self.heard = partners
         self.watcher.mixed(t, weight, float("nan"))
@@ -287,8 +266,8 @@ class Driver:
         keep = came
         if self.sync.mode == "round":
             keep = agreed(self.hood.me, self.heard, {peer: said[peer] for peer in came})
-        if self._live - keep:
-            self.watcher.dropped(t, phase, self._live - keep, False)
+        if self.waiting.live - keep:
+            self.watcher.dropped(t, phase, self.waiting.live - keep, False)
         return keep
 
     # -------------------------------------------------------------------------------------------- transfers
@@ -321,11 +300,10 @@ class Driver:
 
     async def _swap(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
         """Opens the phase, sends to all who were live when the round began, waits as the policy says, closes."""
-        t, phase = exchange.key.round, exchange.key.phase
-        present = self._present(t)
-        exchange.open(self._live)
+        present = self.waiting.present
+        exchange.open(self.waiting.live)
         self._send_all(exchange, heard)
-        await self._wait(t, phase, present, exchange.done, exchange.came)
+        await self.waiting.until(present, exchange.done, exchange.came)
         self._close(exchange)
 
     def _close(self, exchange: Exchange) -> None:
@@ -336,9 +314,9 @@ class Driver:
     def _send_all(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
         async def serve(peer: Peer) -> None:
             if not await exchange.serve(peer, heard):
-                self._refused_by(exchange.key.round, exchange.key.phase, peer)
+                self.waiting.refused_by(peer, exchange.key)
 
-        for peer in sorted(self._live):
+        for peer in sorted(self.waiting.live):
             self._send(exchange.key.phase, exchange.key.role, peer, serve(peer))
 
     def _send(self, phase: int, role: Role, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
@@ -360,85 +338,6 @@ class Driver:
     def _cancel(self) -> None:
         for task in list(self._of_round):
             task.cancel()
-
-    # ---------------------------------------------------------------------------------------------- waiting
-
-    def _present(self, t: int) -> frozenset[Peer]:
-        """Whom to wait for: live when the round began, and still."""
-        return self._live & self.membership.live(t)
-
-    async def _wait(
-        self,
-        t: int,
-        phase: int,
-        peers: frozenset[Peer],
-        done: Callable[[Peer], bool],
-        came: Callable[[Peer], bool],
-        excused: Callable[[Peer], bool] = lambda peer: False,
-    ) -> None:
-        """Until every peer is done, or lost; by the policy of `[sync]` until enough are, or not at all.
-
-        `came`: what the peer owes is here (it may still have to take what this node owes it). `excused`: it is this
-        node's own work that keeps the peer from being done.
-        """
-        if self.sync.mode == "async":
-            return
-        enough = ceil(self.sync.quorum * len(peers)) if self.sync.mode == "quorum" else len(peers)
-        began, position = self.session.now, self.session.position
-        self.membership.start_waiting(peers, began)
-        waiting, woken_late = peers, False
-        while True:
-            if woken_late:  # this node stood still: what the others said meanwhile is not read yet
-                self.membership.start_waiting(waiting, self.session.now)
-            still = frozenset(peer for peer in peers & self.membership.live(t) if not done(peer))
-            for peer in sorted(still):
-                if self.membership.neighbours[peer].round > t and not came(peer):  # nothing of this round will come
-                    self._refused_by(t, phase, peer, "It went on without this node.")
-            still -= self._left_out
-            for peer in sorted(waiting - still):
-                self.watcher.waited(peer, self.session.now - began)
-                if peer not in self.membership.live(t) and not came(peer):
-                    self._tell_lost(t, phase, peer, self.membership.neighbours[peer].last_error or "It is gone.")
-            waiting = still
-            if not waiting or len(peers) - len(waiting) >= enough:
-                break
-            position.waiting_for = debtors = frozenset(peer for peer in waiting if not excused(peer))
-            self.membership.start_waiting(waiting - debtors, self.session.now)
-            for peer in sorted(debtors):
-                if self.membership.overdue(peer, self.session.now):
-                    self._lose(t, phase, peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
-                elif self.session.now - began > self._patience(peer):
-                    self._lose(t, phase, peer, f"It was waited for {self.session.now - began:.0f} s.", idle=True)
-                elif 0 <= self.membership.neighbours[peer].round < t - FAR:
-                    self._lose(t, phase, peer, "It is far behind.")
-            next_look = max(0.001, min(self.membership.until(peer) for peer in waiting) - self.session.now + 0.001)
-            due = self.session.now + next_look
-            await self.session.changed.wait(next_look)
-            woken_late = self.session.now > due + self.membership.deadline / 4
-        position.waiting_for = frozenset()
-
-    def _patience(self, peer: Peer) -> float:
-        """Who only waits for others is not to blame as long as who does not."""
-        others = self.membership.neighbours[peer].waiting_for - {self.hood.me}
-        return self.sync.patience_s * (2 if others else 1)
-
-    def _refused_by(self, t: int, phase: int, peer: Peer, why: str = "It refused what was sent.") -> None:
-        """round: the edge is lost. Otherwise a neighbour may be ahead; it is left out of this phase only."""
-        self._left_out |= {peer}
-        if self.sync.mode == "round":
-            self._lose(t, phase, peer, why)
-        self.session.changed.notify()
-
-    def _lose(self, t: int, phase: int, peer: Peer, why: str, *, idle: bool = False) -> None:
-        if peer in self.membership.live(t):
-            self.session.lose(peer, why, idle=idle)
-            self._tell_lost(t, phase, peer, why)
-
-    def _tell_lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
-        """Once a round."""
-        if peer not in self._lost:
-            self._lost |= {peer}
-            self.watcher.lost(t, phase, peer, why)
 
 
 def _mixed(weight: Mapping[Peer, float], exchange: Exchange, me: Peer) -> tuple[Any, float]:

@@ -10,11 +10,11 @@ from math import isfinite
 from typing import Any
 
 from node.config import RunConfig
-from node.driver import Watcher
 from node.journal import Journal, code_version
 from node.learner import Learner, warning
 from node.metrics import Metrics
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
+from node.waiting import Watcher
 from peer.errors import StorageError
 from peer.exchange import Observer
 from peer.message import Peer

@@ -8,7 +8,8 @@ from toys import LAYOUT
 
 from node.compute import Compute
 from node.config import StartSection, SyncSection
-from node.driver import Driver, Watcher
+from node.driver import Driver
+from node.waiting import Watcher
 from peer.circle import Circle, Terms
 from peer.mailbox import Mailbox
 from peer.membership import Membership
