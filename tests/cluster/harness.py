@@ -49,6 +49,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # isort: skip (after our
 SECONDS = 90.0
 """A daemon needs five CPU seconds to start, and a busy machine may have few of them."""
 NEVER = 1 << 30
+BUILDING = threading.Lock()
 
 EXPERIMENT: dict[str, dict[str, Any]] = {
     "run": {"name": "test"},
@@ -56,7 +57,7 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
     "topology": {"kind": "full"},
     "task": {"data": "digits", "model": "softmax"},
     "train": {"rounds": 6, "seed": 1, "evaluate_every": 0, "checkpoint_every": 1},
-    "privacy": {"mode": "strict", "sigma": 2.2, "delta": 1e-3, "rate": 0.1, "batch": 30, "backend": "vmap"},
+    "privacy": {"mode": "strict", "sigma": 2.2, "delta": 1e-3, "rate": 0.1, "batch": 30},
     "sync": {"deadline_s": 20.0},
     "start": {"timeout_s": 120.0},
     "experiment": {"nodes": 3, "seed": 1},
@@ -273,6 +274,11 @@ class Witness(Daemon):
         """A neighbour's presence."""
         return self.session.membership.neighbours[peer].presence.value
 
+    def remembers(self, peer: str) -> int:
+        """The highest sequence number of its ledger that this neighbour told."""
+        heads = self.remembered._heads.get(self.roster.by_name[peer].id, {})
+        return max((head.sequence for head in heads.values()), default=0)
+
     def released(self, sender: str) -> dict[int, set[bytes]]:
         """round -> the different answers, whole or cut, that came from this neighbour."""
         found: dict[int, set[bytes]] = defaultdict(set)
@@ -283,6 +289,11 @@ class Witness(Daemon):
 
     def _on_signals(self, main: asyncio.Task[Any]) -> None:
         """They belong to the test's process."""
+
+    def _build(self, *given: Any) -> Any:
+        """One after the other: initial parameters are drawn from torch's generator, which a process has one of."""
+        with BUILDING:
+            return super()._build(*given)
 
     def _after_round(self, t: int) -> None:
         super()._after_round(t)

@@ -190,7 +190,7 @@ async def test_in_mode_strict_the_canary_is_nowhere(played: Any) -> None:
     assert max(found.values()) < BOUND, found
     assert written(seen) == []
     names = {path.name for path in seen.files}
-    assert names >= {"journal.jsonl", "summary.json", "digits.sqlite", "run.toml", "remembered.json"}
+    assert names >= {"journal.jsonl", "summary.json", "digits.sqlite", "run.toml"}
 
 
 async def test_in_mode_paper_it_is_in_frames_and_models(played: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -46,13 +47,12 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         n0 = c.start("n0")
 
         await n0.until(lambda: honest.knows("n0") == "live" if hasattr(honest, "session") else False)
-        errors = await n0.until(lambda: all_refused(n0, impostors))
         address = c.addresses
-        assert address["n1"] in errors["n1"]
+        expected = {name: f"{address[name]} showed the certificate of another node." for name in ("n4", "n5")}
         for name in ("n2", "n3"):
-            assert "do not accept each other's certificate" in errors[name]
-        for name in ("n4", "n5"):
-            assert errors[name] == f"{address[name]} showed the certificate of another node."
+            expected[name] = f"{address[name]} and this node do not accept each other's certificate or TLS version."
+        errors = await n0.until(lambda: refusals(n0, impostors, expected))
+        assert address["n1"] in errors["n1"]
         for name, error in errors.items():
             assert len(error) < 200, "a sentence"
             assert error.endswith(".")
@@ -72,7 +72,7 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         reply = codec.decode(pb.Welcome, await link.call("Handshake", hello(c, own, own["n1"].id, propose=False), 5.0))
         await link.close()
         assert reply.code == pb.CODE_LAYOUT
-        assert reply.signature
+        assert not reply.signature, "nothing is signed for who is refused"
         seen = n0.status()
         assert seen is not None
         assert seen["state"] == "waiting for peers"
@@ -86,12 +86,13 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         assert "Traceback" not in n0.log
 
 
-def all_refused(process: Process, impostors: dict[str, Any]) -> dict[str, str] | None:
+def refusals(process: Process, impostors: Iterable[str], expected: Mapping[str, str]) -> dict[str, str] | None:
+    """What status says of the impostors, once it is what is expected: on a busy machine a call may be late first."""
     seen = process.status()
     if seen is None:
         return None
-    errors = {it["name"]: it["last_error"] for it in seen["neighbours"] if it["name"] in impostors}
-    return errors if all(errors.values()) else None
+    errors = {it["name"]: it["last_error"] or "" for it in seen["neighbours"] if it["name"] in impostors}
+    return errors if all(errors.values()) and expected.items() <= errors.items() else None
 
 
 def hello(c: Cluster, own: dict[str, Identity], sender: str, *, propose: bool) -> bytes:

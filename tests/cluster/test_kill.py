@@ -48,7 +48,7 @@ HOLD = 5
 async def test_kill(cluster: Any, point: str, victim: str, process: str) -> None:
     many = PER_ROUND[point]
     at = 2 * many + 1 + many // 2  # in the third round, about half way through those of its passes
-    async with cluster(rounds=ROUNDS, sync={"deadline_s": 5.0}) as c:
+    async with cluster(rounds=ROUNDS, sync={"deadline_s": 10.0}) as c:
         others = [c.witness(name, limit=HOLD) for name in NAMES if name not in (victim, process)]
         real = c.start(process) if process else None
         first = c.start(victim, failpoints=f"{point}=kill@{at}")

@@ -36,6 +36,8 @@ async def test_a_life(cluster: Any, tmp_path: Path) -> None:
         n1 = c.start("n1")
         await back(n1, around, pace)
         assert resumed(n1) == {"checkpoint": 2, "round": 1 + max(t for t, _ in before)}
+        sequence = max(before.values())  # neighbours are told once a second, in beats
+        await until(lambda: all(it.remembers("n1") > sequence for it in around))
         await told_twice(n1, around)
         after = debits(home)
         assert before.items() < after.items()
@@ -110,7 +112,8 @@ async def stopped(process: Process, around: list[Witness], pace: Witness) -> Non
     pace.limit += 4
     await until(lambda: pace.held, what=lambda: [it.round for it in around])
     assert time.monotonic() - began < DEADLINE / 2, "nobody waits for who has left"
-    assert [event for it in around for event in lost(it)] == []
+    reasons = {event["reason"] for it in around for event in lost(it)}
+    assert not any("progress" in reason or "waited" in reason for reason in reasons), reasons
 
 
 def lost(witness: Witness) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from harness import Cluster, experiment
+from harness import Cluster, events, experiment
 from test_same_bits import SETTINGS
 
 from node import daemon, summary
@@ -62,6 +62,8 @@ async def digests(folder: Path, kind: str, what: str) -> dict[str, str]:
         nodes = {name: cluster.witness(name) for name in cluster.homes}
         async with asyncio.timeout(60):
             assert await asyncio.gather(*(node.task for node in nodes.values())) == [0, 0, 0, 0]
+        unquiet = [events(home, "lost_edge", "partial_mix", "resume", "withheld") for home in cluster.homes.values()]
+        assert unquiet == [[], [], [], []]
         return {name: summary.digest(node.learner.algorithm.parameters) for name, node in nodes.items()}
     finally:
         await cluster.end()
