@@ -35,7 +35,7 @@ BOUND = 7.0
 SIGMA, ROUNDS, ALPHA = 8.0, 4, 1000.0
 
 canary = torch.randn(D, generator=torch.Generator().manual_seed(77))
-canary *= 3.7 / canary.norm()
+canary *= 3.7123456 / canary.norm()  # no round number, which a clock may show too
 CLEAN = (canary, canary / canary.norm(), -canary)
 """As it is, clipped to C = 1 and divided by B = 1, and as a step against it."""
 
