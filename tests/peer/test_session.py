@@ -1,0 +1,182 @@
+"""Handshakes and beats against neighbours that lie; real keys, one session, no network."""
+
+import pytest
+
+from peer import codec
+from peer.circle import REPLAY_WINDOW, Circle, Contact, Terms
+from peer.discovery.static import Static
+from peer.errors import Malformed
+from peer.identity import CertificateAuthority, verify_welcome
+from peer.mailbox import Mailbox
+from peer.membership import Membership, Presence
+from peer.session import Session
+from peer.transport.memory import Memory, Network
+from peer.v1 import peer_pb2 as pb
+
+TERMS = Terms(run="run", roster=1, layout=bytes(32))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federation")
+    ca = CertificateAuthority.create(folder / "ca")
+    return {name: ca.enrol(folder / name) for name in ("a", "b", "stranger")}
+
+
+@pytest.fixture
+def asked():
+    return []
+
+
+@pytest.fixture
+async def session(people, asked):
+    """b's, whose only neighbour is a."""
+    circle = Circle(
+        me="b",
+        ids={name: identity.id for name, identity in people.items()},
+        terms=TERMS,
+        incarnation=7,
+        membership=Membership.of("b", ["a"], 10.0),
+    )
+    it = Session(
+        circle,
+        identity=people["b"],
+        transport=Memory(Network(), people["b"].id),
+        mailbox=Mailbox(),
+        discovery=Static({}),
+        ledger_head=lambda: (3, b"d" * 32),
+        ledger_label=b"L" * 32,
+        check_remembered=lambda sequence, digest: asked.append((sequence, digest)),
+    )
+    circle.contacts["a"].proven = True
+    return it
+
+
+def hello(people, **changes):
+    usual = {
+        "protocol": codec.PROTOCOL,
+        "run": "run",
+        "roster": 1,
+        "sender": people["a"].id,
+        "receiver": people["b"].id,
+        "incarnation": 1,
+        "nonce": b"n" * 32,
+        "layout": bytes(32),
+        "round": -1,
+        "propose": True,
+    }
+    return pb.Hello(**{**usual, **changes})
+
+
+async def greet(session, message, caller=None):
+    return codec.decode(pb.Welcome, await session.call(caller or message.sender, "Handshake", codec.encode(message)))
+
+
+async def test_a_neighbour_is_welcomed_with_a_proof_and_an_edge(session, people):
+    welcome = await greet(session, hello(people))
+    assert welcome.code == pb.CODE_OK
+    verify_welcome(
+        welcome.spki,
+        welcome.signature,
+        nonce=b"n" * 32,
+        client_id=people["a"].id,
+        run="run",
+        expected_id=people["b"].id,
+    )
+    assert session.membership.live(0) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"protocol": 99}, pb.CODE_PROTOCOL, "there 99"),
+        ({"run": "another"}, pb.CODE_RUN, "at the caller: another"),
+        ({"roster": 5}, pb.CODE_ROSTER, "at the caller: version 5"),
+        ({"layout": b"x" * 32}, pb.CODE_LAYOUT, "different shapes"),
+        ({"validation": b"x" * 32}, pb.CODE_VALIDATION, "validation sets"),
+        ({"receiver": "somebody"}, pb.CODE_IDENTITY, "certificate"),
+    ],
+)
+async def test_a_refusal_says_what_differs_and_signs_nothing(session, people, change, code, says):
+    welcome = await greet(session, hello(people, **change))
+    assert welcome.code == code
+    assert says in welcome.detail
+    assert not welcome.signature
+    assert session.membership.live(0) == frozenset()
+
+
+async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbour(session, people):
+    for message, caller in (
+        (hello(people), people["stranger"].id),
+        (hello(people, sender=people["stranger"].id), people["stranger"].id),
+    ):
+        with pytest.raises(Malformed):
+            await greet(session, message, caller)
+
+
+async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialled_back(session, people):
+    session.circle.contacts["a"].proven = False
+    assert (await greet(session, hello(people))).code == pb.CODE_NOT_READY
+    assert session.membership.live(0) == frozenset()
+
+
+async def test_the_same_call_delivered_twice_changes_nothing(session, people):
+    first = await greet(session, hello(people))
+    session.position.round = 5
+    assert await greet(session, hello(people)) == first
+    assert session.membership.live(0) == {"a"}
+
+
+async def test_inside_a_round_the_edge_begins_two_rounds_later(session, people):
+    session.position.round = 5
+    assert (await greet(session, hello(people, from_round=3))).from_round == 7
+    assert session.membership.live(6) == frozenset()
+    assert session.membership.live(7) == {"a"}
+
+
+async def test_a_newer_process_replaces_an_older_one_never_the_other_way(session, people):
+    await greet(session, hello(people))
+    await greet(session, hello(people, incarnation=2, propose=False, nonce=b"m" * 32))
+    assert session.membership.neighbours["a"].presence is Presence.UNKNOWN
+    old = await greet(session, hello(people, incarnation=1, nonce=b"o" * 32))
+    assert old.code == pb.CODE_INCARNATION
+
+
+@pytest.mark.parametrize("message", [pb.Beat, pb.Leave])
+async def test_a_beat_or_goodbye_of_another_run_is_refused(session, people, message):
+    said = message(run="another", sender=people["a"].id, incarnation=1)
+    with pytest.raises(Malformed):
+        await session.call(people["a"].id, message.DESCRIPTOR.name, codec.encode(said))
+
+
+async def test_only_a_head_that_this_node_did_tell_is_taken_for_remembered(session, people):
+    own = session._head()
+    assert session._did_tell(own)
+    for lie in (
+        pb.LedgerHead(sequence=9, digest=b"x" * 32, label=own.label, signature=own.signature),
+        pb.LedgerHead(sequence=own.sequence, digest=own.digest, label=b"M" * 32, signature=own.signature),
+        pb.LedgerHead(sequence=1, digest=b"x" * 32, label=own.label),
+        pb.LedgerHead(
+            sequence=9,
+            digest=b"x" * 32,
+            label=own.label,
+            signature=people["a"].sign_head(own.label, 9, b"x" * 32),
+        ),
+    ):
+        assert not session._did_tell(lie)
+
+
+def test_a_head_beyond_what_a_ledger_can_hold_is_malformed():
+    with pytest.raises(Malformed):
+        codec.decode(pb.LedgerHead, pb.LedgerHead(sequence=1 << 63).SerializeToString())
+
+
+def test_sequence_numbers_come_in_any_order_each_once():
+    contact = Contact("a")
+    assert [contact.replayed(n) for n in (2, 1, 3, 1, 2, 3)] == [False, False, False, True, True, True]
+    for n in range(4, 4 * REPLAY_WINDOW):
+        assert not contact.replayed(n)
+    assert contact.replayed(5)
+    assert len(contact._seen) <= 2 * REPLAY_WINDOW
+    contact.renew(2)
+    assert not contact.replayed(5)
