@@ -171,10 +171,10 @@ def written(seen: Seen) -> list[str]:
     bits = [clean[:4].numpy().tobytes() for clean in CLEAN]
     found = [str(path) for path, content in seen.files.items() if any(it in content for it in bits)]
     found += ["wire" for message in seen.wire.messages if any(it in message for it in bits)]
-    secrets = [float(value) for clean in CLEAN for value in (*clean[:8], clean.norm(), clean.sum())]
+    secrets = [float(value) for clean in CLEAN for value in (*clean[:8], clean.sum())] + [float(canary.norm())]
     for text in seen.texts:
         for number in map(float, re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text)):
-            if any(abs(number - secret) <= 1e-6 * abs(secret) and abs(secret) != 1 for secret in secrets):
+            if any(abs(number - secret) <= 1e-6 * abs(secret) for secret in secrets):
                 found.append(f"text: {number}")
     return found
 
