@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from node import checkpoint, disk, metrics, status, summary
+from node import checkpoint, disk, memory, metrics, status, summary
 from node.compute import Compute
 from node.config import NodeConfig, RunConfig, load
 from node.driver import Driver
@@ -60,6 +60,7 @@ def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insec
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
     disk.made(node.folder)
+    memory.keep()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
     with asyncio.Runner(loop_factory=chosen) as runner:
         daemon = Daemon(node, run, roster, identity, insecure=insecure or node.listen.insecure)

@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from node import memory
 from peer import codec
 from peer.identity import CertificateAuthority, Identity
 from peer.transport.grpc import Grpc
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--largest", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    memory.keep()  # as every daemon does
     if options.child:
         asyncio.run(child(options.child, options.largest))
         return
