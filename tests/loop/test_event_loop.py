@@ -34,7 +34,7 @@ BULK = config(
     privacy={"mode": "none", "batch": 2, "rate": 0.01},
 )
 """51 MB each way every round, and little else."""
-SHORT = config(nodes=3, train={"rounds": 3}, task={"model": "softmax"})
+SHORT = config(nodes=3, train={"rounds": 12}, task={"model": "softmax"})
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
 
