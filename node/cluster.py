@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from node.config import (
+    AlgorithmSection,
     BudgetSection,
     DataSection,
     ExperimentConfig,
@@ -58,7 +59,7 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     graph(config.topology.kind, [node.name for node in nodes.values()])
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
-    sealed = RunConfig(**{name: getattr(config, name) for name in RunConfig.model_fields if name != "run"}, run=run)
+    sealed = complete(config).model_copy(update={"run": run})
     members = []
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
@@ -69,6 +70,15 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
+
+
+def complete(config: RunConfig) -> RunConfig:
+    """The run with every option of its algorithm written out, so that its digest covers the defaults too."""
+    from node.learner import Plan
+
+    options = Plan.of(config, {}).options.model_dump(mode="json", exclude_none=True)
+    fields = {name: getattr(config, name) for name in RunConfig.model_fields}
+    return RunConfig(**{**fields, "algorithm": AlgorithmSection(name=config.algorithm.name, **options)})
 
 
 def check_local(config: ExperimentConfig) -> None:
@@ -195,7 +205,7 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig) -
         identity=OWN,
         data=section,
         listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
-        budget=BudgetSection(experiment=data is None),
+        budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")) if data is None else BudgetSection(),
     )
 
 
@@ -252,18 +262,10 @@ def check(config: ExperimentConfig) -> None:
     Raises:
         ConfigurationError: one sentence.
     """
-    from pydantic import ValidationError
+    from node.learner import Plan
+    from peer.topology import neighborhoods
 
-    from node.algorithms import find
-
-    graph(config.topology.kind, config.experiment.names)
-    try:
-        find(config.algorithm.name).Config(**config.algorithm.options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({config.algorithm.name}).") from None
+    Plan.of(config, neighborhoods(config.topology.kind, config.experiment.names))
     if config.task.data != "own":
         import numpy as np
 

@@ -113,9 +113,7 @@ class Daemon:
         self.metrics = metrics.Metrics(
             version=code_version(), torch=torch.__version__, python=platform.python_version(), diagnostics=not quiet
         )
-        self.watch = Watch(
-            run=run, name=node.name, journal=self.journal, metrics=self.metrics, limit=node.budget.epsilon
-        )
+        self.watch = Watch(run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget)
         self.remembered = Remembered(node.folder)
         self.finished = -1
         """The last round that is complete."""
@@ -153,7 +151,10 @@ class Daemon:
         finally:
             self.compute.stop()
             self.journal.close()
-        return EXIT_OK if not self.learner.door.exhausted else BudgetSpent.exit_code
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        return BudgetSpent.exit_code if self.learner.door.exhausted else EXIT_OK
 
     async def _live(self, stack: contextlib.AsyncExitStack) -> None:
         self.watch.loop = type(asyncio.get_running_loop()).__module__.split(".")[0]
@@ -162,11 +163,12 @@ class Daemon:
             endpoint = metrics.serve(self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running")
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
+            print(f"metrics: http://{endpoint.address}/metrics", flush=True)
         stack.enter_context(status.serve(status.place(self.run.run_id, self.node.name), self.watch.snapshot))
         if ledger := await self.compute.own(self._ledger):
             stack.enter_context(ledger)
         stack.push_async_callback(self._rest)  # the ledger is closed after the compute thread has ended
-        self.learner = await self.compute.own(self._build, ledger)
+        self.learner = self.watch.learner = await self.compute.own(self._build, ledger)
         first = await self.compute.own(self._resume)
         incarnation = await self.compute.own(self._incarnation)
         self.transport = transport = Grpc(None if self.insecure else self.identity, self.node.listen.address)
@@ -209,7 +211,8 @@ class Daemon:
             await driver.run(entered)
             await self.transport.set_serving(False)
         self.watch.become("lingering")
-        await self.compute.own(self._conclude)
+        if first < rounds or not (self.node.folder / "summary.json").exists():
+            await self.compute.own(self._conclude)
         await self.session.goodbye(finished=True)
         await driver.linger(LINGER_SECONDS)
         self.watch.become("finished")
@@ -231,6 +234,8 @@ class Daemon:
     def _ledger(self) -> Ledger | None:
         """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
         node = self.node
+        if node.budget.experiment and self.run.task.data == "own":
+            raise ConfigurationError("budget.experiment is for bundled public data; own data have a lifetime ledger.")
         if self.run.privacy.mode == "none" and node.budget.experiment:
             return None
         if not node.budget.experiment and not node.data.name:
@@ -261,6 +266,7 @@ class Daemon:
         debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
         if max(at, debited) >= 0:
             self.watch.note("resume", checkpoint=at, round=1 + max(at, debited))
+        self.watch.spent(max(at, debited), stated=False)
         return 1 + max(at, debited)
 
     def _session(self, transport: Grpc, incarnation: int) -> Session:
@@ -370,7 +376,7 @@ class Daemon:
         self.watch.note(
             "end",
             reason="finished",
-            exit_code=EXIT_OK,
+            exit_code=self._exit_code(),
             wall_seconds=time.monotonic() - self._began,
             complete=found.complete,
             params_digest=found.params_digest[self.node.name],

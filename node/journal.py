@@ -38,7 +38,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "phase": "round phase kind seconds wait_seconds heard missing bytes_sent bytes_received",
         "round": "round seconds bytes_sent bytes_received heard missing weight cosine calibration consensus_distance",
         "test": "round accuracy loss",
-        "epsilon": "round total link lifetime mode batches adjacency delta accountant",
+        "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta accountant against",
         "checkpoint": "round path seconds",
         # neighbours
         "peer": "round peer state reason",

@@ -6,7 +6,7 @@ The daemon plays a `Learner` with `driver.py`, an experiment in one process play
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from node import summary
 from node.algorithms import Algorithm, find
 from node.config import DataSection, PrivacySection, RunConfig
 from node.journal import code_version
-from node.privacy.accountant import Mechanism, epsilon, epsilon_link, epsilon_live
+from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
 from node.privacy.door import Door, mechanism, noise_multiplier, open_door
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
@@ -92,6 +92,13 @@ class Plan:
         return noise_multiplier(privacy, d=d, rounds=rounds, releases=largest)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveEpsilon:
+    total: float = 0.0
+    link: float = 0.0
+    lifetime: float = 0.0
+
+
 @dataclass(slots=True, kw_only=True)
 class Learner:
     """One node's part of a run."""
@@ -117,12 +124,17 @@ class Learner:
         """Public test metrics of the present parameters."""
         return self.task.evaluate(self.algorithm.parameters, breathe)
 
-    def live_epsilon(self) -> tuple[float, float]:
-        """(ε_total of the run so far, lifetime ε of the data), by Rényi divergence."""
+    def live_epsilon(self, rounds: int, lifetime_delta: float) -> LiveEpsilon:
+        """ε after so many rounds, by Rényi divergence; not above the run's target, which σ was calibrated for."""
         if self.ledger is None:
-            return float("inf"), float("inf")
-        delta = self.run.privacy.delta
-        return epsilon_live(self.ledger.rows(self.run.run_id), delta), epsilon_live(self.ledger.rows(), delta)
+            return LiveEpsilon(total=float("inf"), link=float("inf"), lifetime=float("inf"))
+        delta, rows = self.run.privacy.delta, self.ledger.rows(self.run.run_id)
+        total = epsilon_live(rows, delta)
+        if self.run.privacy.epsilon is not None and total < float("inf") and self.run.privacy.mode == "strict":
+            total = min(total, self.run.privacy.epsilon)
+        alone = replace(self.mechanism, releases=1)
+        link = epsilon_live([Spent(alone, alone.units(rounds))], delta) if total < float("inf") else total
+        return LiveEpsilon(total=total, link=link, lifetime=epsilon_live(self.ledger.rows(), lifetime_delta))
 
     def privacy(self, rounds: int) -> Privacy:
         """What may be said of this node's privacy after so many rounds; stated by PLD."""
@@ -204,11 +216,17 @@ def build(
         ConfigurationError, DataError, LedgerError: one sentence.
     """
     run = plan.run
+    seed = run.privacy.insecure_seed
+    if seed is not None and run.privacy.mode != "none" and ledger is not None:
+        if limit is not None:
+            raise ConfigurationError(
+                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove one of the two."
+            )
+        ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
     task = make(run, data)
     hood = plan.hoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
     releases = plan.algorithm.releases(hood.degree)
-    seed = run.privacy.insecure_seed
     door = open_door(
         run.privacy,
         task,

@@ -73,7 +73,7 @@ def _brief(name: str, node: Progress, rounds: int) -> str:
 
 
 def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
-    table = Table("node", "round", "", "accuracy", "ε so far", "what it does", box=None, pad_edge=False)
+    table = Table("node", "round", "", "accuracy", "ε_total so far*", "what it does", box=None, pad_edge=False)
     for name, node in nodes.items():
         done = round(20 * node.round / rounds)
         table.add_row(
@@ -84,6 +84,8 @@ def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
             "" if node.epsilon is None else f"{node.epsilon:.2f}",
             Text(node.state),
         )
+    table.caption = "* add/remove one example, δ as in run.toml, RDP; against any coalition in mode strict, else void"
+    table.caption_justify = "left"
     return table
 
 

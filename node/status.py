@@ -72,12 +72,17 @@ class RunEpsilon(TypedDict):
 class Epsilon(TypedDict):
     run: RunEpsilon
     lifetime: float | None
-    """ε_total of these data over all runs."""
+    """ε_total of these data over all runs; None: unknown, or infinite."""
+    lifetime_delta: float
+    """δ of lifetime and limit."""
     limit: float | None
     mode: str
+    batches: str
     adjacency: str
     delta: float
     accountant: str
+    guaranteed: bool
+    """False: mode paper, or a public seed. No ε holds then."""
 
 
 class Status(TypedDict):
@@ -235,11 +240,16 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
         return ["ε: no privacy (mode none)"]
     covers = "against any coalition of other nodes" if epsilon["mode"] == "strict" else "NOT a guarantee"
     covers = "VOID: insecure_seed makes the noise public" if "seed" in insecure else covers
-    said = f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['accountant']}"
+    said = (
+        f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['batches']} batches, "
+        f"{epsilon['accountant']}"
+    )
+    if not epsilon["guaranteed"]:
+        return [f"ε: infinite, there is no guarantee ({said}, {covers})"]
     run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
     return [
-        f"ε_total {_number(run['total'])} in this run, {_number(epsilon['lifetime'])} in the life of these data, "
-        f"limit {limit} ({said}, {covers})",
+        f"ε_total {_number(run['total'])} in this run ({said}, {covers}); {_number(epsilon['lifetime'])} in the life "
+        f"of these data, limit {limit} (δ = {epsilon['lifetime_delta']:g})",
         f"ε_link {_number(run['link'])} ({said}, one neighbour alone: a diagnostic, not a guarantee)",
     ]
 

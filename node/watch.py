@@ -6,12 +6,12 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
-from node.config import RunConfig
+from node.config import BudgetSection, RunConfig
 from node.journal import Journal, code_version
-from node.learner import Learner, warning
+from node.learner import Learner, LiveEpsilon, warning
 from node.metrics import Metrics
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
 from node.waiting import Watcher
@@ -22,6 +22,7 @@ from peer.session import Session
 from peer.v1 import peer_pb2 as pb
 
 ADJACENCY = "add/remove one example"
+UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
 
@@ -29,8 +30,11 @@ LAG_EVERY = 0.25
 class Watch(Watcher, Observer):
     """Created before the learner (it counts its releases); `attach` gives it the rest."""
 
-    def __init__(self, *, run: RunConfig, name: Peer, journal: Journal, metrics: Metrics, limit: float | None) -> None:
-        self.run, self.name, self.journal, self.metrics, self.limit = run, name, journal, metrics, limit
+    def __init__(
+        self, *, run: RunConfig, name: Peer, journal: Journal, metrics: Metrics, budget: BudgetSection
+    ) -> None:
+        self.run, self.name, self.journal, self.metrics = run, name, journal, metrics
+        self.limit, self.lifetime_delta = budget.epsilon, budget.delta
         self.state = "starting"
         self.round_seconds: list[float] = []
         self.accuracy: float | None = None
@@ -39,7 +43,7 @@ class Watch(Watcher, Observer):
         self.loop = ""
         self.insecure: list[str] = []
         self.metrics_address: str | None = None
-        self.epsilon_now: tuple[float, float] = (0.0, 0.0)
+        self.epsilon_now: LiveEpsilon | None = None
         self.learner: Learner | None = None
         self.session: Session | None = None
         self._counted = (0, 0)
@@ -124,18 +128,14 @@ class Watch(Watcher, Observer):
             self.note("test", round=t, **metrics)
 
     def spent(self, t: int, stated: bool) -> None:
-        """ε after a round: live figures always, a line in the journal where `stated`."""
+        """ε after round t (-1: before the first): live figures always, a line in the journal where `stated`."""
         assert self.learner is not None
-        privacy = self.run.privacy
+        privacy, door = self.run.privacy, self.learner.door
         if privacy.mode == "none" or self.learner.ledger is None:
             return
-        total, lifetime = self.epsilon_now = self.learner.live_epsilon()
-        door = self.learner.door
-        for scope, value in (("total", total), ("lifetime", lifetime)):
+        live = self.epsilon_now = self.learner.live_epsilon(t + 1, self.lifetime_delta)
+        for scope, value in (("total", live.total), ("link", live.link), ("lifetime", live.lifetime)):
             self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
-        counted, self._counted = self._counted, (door.withheld, door.faults)
-        self.metrics.withheld.inc(door.withheld - counted[0])
-        self.metrics.ledger_errors.inc(door.faults - counted[1])
         if door.fault:
             self.warn(door.fault)
         if door.exhausted:
@@ -144,14 +144,23 @@ class Watch(Watcher, Observer):
             self.note(
                 "epsilon",
                 round=t,
-                total=total,
-                lifetime=lifetime,
+                total=live.total,
+                link=live.link,
+                lifetime=live.lifetime,
+                lifetime_delta=self.lifetime_delta,
                 mode=privacy.mode,
                 batches=self.learner.mechanism.batches,
                 adjacency=ADJACENCY,
                 delta=privacy.delta,
                 accountant="RDP",
+                against=self._against(),
             )
+
+    def _against(self) -> str:
+        """Whom ε_total holds against."""
+        if self.run.privacy.insecure_seed is not None:
+            return "VOID: the noise is public"
+        return "any coalition of other nodes" if self.run.privacy.mode == "strict" else "nobody: no guarantee"
 
     def released(self, recipient: Peer) -> None:
         self.metrics.release(recipient)
@@ -190,15 +199,18 @@ class Watch(Watcher, Observer):
     def snapshot(self) -> Status:
         """The status document; called on the loop's thread."""
         privacy, session = self.run.privacy, self.session
-        total, lifetime = self.epsilon_now
+        live = self.epsilon_now or UNKNOWN
         epsilon = Epsilon(
-            run=RunEpsilon(total=total, link=None),
-            lifetime=lifetime if isfinite(lifetime) else None,
+            run=RunEpsilon(total=_finite(live.total), link=_finite(live.link)),
+            lifetime=_finite(live.lifetime),
+            lifetime_delta=self.lifetime_delta,
             limit=self.limit,
             mode=privacy.mode,
+            batches=privacy.batches,
             adjacency=ADJACENCY,
             delta=privacy.delta,
             accountant="RDP",
+            guaranteed=privacy.mode == "strict" and privacy.insecure_seed is None,
         )
         return Status(
             node=self.name,
@@ -254,3 +266,7 @@ class Watch(Watcher, Observer):
             )
             for peer, it in session.membership.neighbours.items()
         ]
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

@@ -26,6 +26,8 @@ from peer.transfers import RETRY_FIRST, RETRY_MOST, Transfers
 from peer.transport import Link, Method, Transport
 from peer.v1 import peer_pb2 as pb
 
+TICK = 0.25
+"""Seconds: what others are told of this node's progress is no finer than this."""
 CALL_SECONDS = 5.0
 """A control call that takes longer has failed; the next one follows."""
 LEAVES = 3
@@ -62,7 +64,7 @@ class Session:
         self.membership, self.position, self.changed = circle.membership, circle.position, circle.changed
         self.transfers = Transfers(circle, mailbox, self._link)
         self.transfer = self.transfers.receive
-        self._done, self._done_at = 0, self.now
+        self._done, self._done_at, self._ticks = 0, self.now, 0
 
     # life
 
@@ -289,7 +291,7 @@ class Session:
             incarnation=self.circle.incarnation,
             round=self.position.round,
             phase=self.position.phase,
-            progress=self.circle.moved + self.position.work_done(),
+            progress=self._progress(),
             working=self.position.working(),
             waiting_for=[self.circle.ids[peer] for peer in sorted(self.position.waiting_for)],
             live=[self.circle.ids[peer] for peer in sorted(self.membership.present())],
@@ -297,13 +299,19 @@ class Session:
             idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
         )
 
-    def _idle_ms(self) -> int:
-        """Since there was progress here, or anywhere down the chain of those this node waits for."""
+    def _progress(self) -> int:
+        """Grows by one in every TICK in which anything moved, so that nobody can count chunks of work: their number
+        tells the size of a secret batch."""
         done = self.circle.moved + self.position.work_done()
-        if done != self._done:
-            self._done, self._done_at = done, self.now
+        if done != self._done and self.now - self._done_at >= TICK:
+            self._done, self._done_at, self._ticks = done, self.now, self._ticks + 1
+        return self._ticks
+
+    def _idle_ms(self) -> int:
+        """Since there was progress here, or anywhere down the chain of those this node waits for; in whole TICKs."""
         idle = [self.membership.idle(peer, self.now) for peer in self.position.waiting_for]
-        return int(1000 * min([self.now - self._done_at, *idle]))
+        ticks = int(min([self.now - self._done_at, *idle]) / TICK)
+        return int(1000 * TICK * ticks)
 
     async def _beat(self, peer: Peer) -> None:
         request = codec.encode(self._pulse())
@@ -323,7 +331,7 @@ class Session:
             incarnation=beat.incarnation,
             round=beat.round,
             phase=beat.phase,
-            progress=beat.progress,
+            progress=self._progress(),
             waiting_for=self.circle.known(beat.waiting_for),
             idle=beat.idle_ms / 1000,
             names_me=self.circle.ids[self.circle.me] in beat.live,

@@ -4,8 +4,13 @@
 
 `vmap(grad(loss))` over chunks of examples, clipped inside the chunk (memory of one chunk), or a loop for models that
 vmap can't take. Norms and sums end in float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15
-per record. Not covered: the float32 kernels below the gradients may round a record's gradient differently in a chunk of
-another length (about 1e-7 of C per record).
+per record.
+
+That needs every record's gradient to have the same bits whichever other records are in the batch: float32 kernels round
+differently for other lengths, and a neighbour can choose a model (huge weights whose logits cancel) that turns such a
+rounding into another class and so into 2C. Therefore every chunk is filled up to one fixed length, and `probe` falls
+back to the loop where a gradient's bits depend on its place in the chunk. Not covered: kernels that are not
+deterministic at all.
 """
 
 from __future__ import annotations
@@ -40,9 +45,18 @@ PROBE_ERROR = 1e-5
 """Largest relative difference between vmap and loop at which vmap is trusted."""
 
 
+LANES = 16
+"""Chunks are multiples of this: kernels treat the rows of a whole block alike."""
+
+
 def chunk_for(d: int) -> int:
-    """Examples per chunk for d parameters: a power of two from 16 to 128, CHUNK_ELEMENTS/d in between."""
-    return max(16, min(128, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
+    """Examples per chunk for d parameters: a power of two from 16 to 64, CHUNK_ELEMENTS/d in between."""
+    return max(LANES, min(64, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
+
+
+def filled(rows: Tensor, chunk: int) -> Tensor:
+    """`rows` (int64 [n], 0 < n ≤ chunk) and copies of its first up to `chunk` rows; what the copies give is dropped."""
+    return torch.cat([rows, rows[:1].expand(chunk - len(rows))])
 
 
 def _rest() -> None:
@@ -64,13 +78,14 @@ def clipped_sum(
     Each record contributes at most clip·(1 + SLACK) whatever x is; a non-finite gradient contributes exactly zero.
     `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
     """
-    chunk = chunk or chunk_for(task.layout.size)
+    chunk = -(-(chunk or chunk_for(task.layout.size)) // LANES) * LANES
     total = torch.zeros(task.layout.size, dtype=torch.float64)
     gradients = _vmapped(task) if backend == "vmap" else _looped(task)
     parameters = views(task.layout, x.detach())
     for start in range(0, len(rows), chunk):
-        batch = task.batch(rows[start : start + chunk])
-        _add(total, task, clip_and_sum(gradients(parameters, batch), clip))
+        part = rows[start : start + chunk]
+        found = gradients(parameters, task.batch(filled(part, chunk) if backend == "vmap" else part))
+        _add(total, task, clip_and_sum({name: g[: len(part)] for name, g in found.items()}, clip))
         breathe()
     return total
 
@@ -146,7 +161,20 @@ def probe(task: Task, x: Tensor) -> Backend:
         vmapped = clipped_sum(task, x, rows, 1.0, backend="vmap")
     except Exception:  # whatever vmap can't take; a fault of the loss itself was raised by the loop
         return "loop"
-    return "vmap" if float((vmapped - looped).norm()) <= PROBE_ERROR * float(looped.norm()) else "loop"
+    close = float((vmapped - looped).norm()) <= PROBE_ERROR * float(looped.norm())
+    return "vmap" if close and _same_everywhere(task, x) else "loop"
+
+
+def _same_everywhere(task: Task, x: Tensor) -> bool:
+    """Has a record's gradient the same bits wherever it stands in a chunk, and whatever stands beside it?"""
+    chunk, gradients, parameters = chunk_for(task.layout.size), _vmapped(task), views(task.layout, x.detach())
+    rows = torch.arange(chunk) % task.examples
+    here = gradients(parameters, task.batch(rows))
+    for shift in (1, LANES // 2 + 1):
+        there = gradients(parameters, task.batch(rows.roll(shift)))
+        if not all(torch.equal(here[name].roll(shift, 0), there[name]) for name in here):
+            return False
+    return True
 
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor) -> Tensor:

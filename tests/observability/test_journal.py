@@ -16,7 +16,7 @@ GOLDEN = """
 checkpoint: path round seconds
 data: digest
 end: complete exit_code params_digest reason round signal wall_seconds
-epsilon: accountant adjacency batches delta lifetime link mode round total
+epsilon: accountant adjacency against batches delta lifetime lifetime_delta link mode round total
 header: configuration cores machine node platform python run seed threads torch version
 lost_edge: peer phase reason round
 partial_mix: offset peer phase round

@@ -34,6 +34,9 @@ DOCUMENT: status.Status = {
     "epsilon": {
         "run": {"total": 2.5, "link": 1.25},
         "lifetime": 4.5,
+        "lifetime_delta": 1e-5,
+        "batches": "independent",
+        "guaranteed": True,
         "limit": None,
         "mode": "strict",
         "adjacency": "add/remove one example",
@@ -262,8 +265,11 @@ def test_what_people_see():
     text = printed(DOCUMENT)
     assert "n0: running, round 7 of 100, phase model for 0.2 s (dpdl, run abcdefgh)" in text
     assert "waits for n2 since 0.2 s, for 9.8 s more: its answer to our model" in text
-    assert "ε_total 2.5 in this run, 4.5 in the life of these data, limit none" in text
-    assert "(mode strict, add/remove one example, δ = 0.001, RDP, against any coalition of other nodes)" in text
+    said = (
+        "mode strict, add/remove one example, δ = 0.001, independent batches, RDP, against any coalition of other nodes"
+    )
+    assert f"ε_total 2.5 in this run ({said})" in text
+    assert "4.5 in the life of these data, limit none (δ = 1e-05)" in text
     assert "not a guarantee" in text.split("ε_link")[1]
     assert "test accuracy 87.5%" in text
     assert "loop uvloop" in text

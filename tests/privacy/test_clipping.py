@@ -13,9 +13,11 @@ from opacus import GradSampleModule
 from small import Small, make_small
 from torch import nn
 
+from node.data import Examples
 from node.maths import clipping
 from node.maths.clipping import clip_and_sum, clipped_sum, mean_gradient, probe, refuse_batchnorm
 from node.task import flat
+from node.tasks.classification import Classification
 from peer.errors import ConfigurationError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "paper" / "equations.json").read_text())
@@ -61,9 +63,7 @@ def test_ragged_last_chunk_and_breathing() -> None:
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("d", "chunk"), [(1, 128), (650, 128), (28_938, 128), (50_890, 64), (215_000, 16), (10**9, 16)]
-)
+@pytest.mark.parametrize(("d", "chunk"), [(1, 64), (650, 64), (28_938, 64), (50_890, 64), (215_000, 16), (10**9, 16)])
 def test_larger_models_have_smaller_chunks(d: int, chunk: int) -> None:
     assert clipping.chunk_for(d) == chunk
 
@@ -140,3 +140,36 @@ def test_batch_norm_is_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match=r"layer '1' is a BatchNorm2d.*use GroupNorm"):
         refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)))
     refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
+
+
+def moved_by_one_record() -> float:
+    """The most that removing one record moves the clipped sum (C = 1), over models made to magnify rounding: weights of
+    1e9, and biases that cancel the logits of one record up to rounding, so that a last bit decides its class."""
+    generator = torch.Generator().manual_seed(0)
+    data = Examples(torch.rand(129, 1, 8, 8, generator=generator), torch.arange(129) % 10)
+    task = Classification(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, None)
+    rows, worst = torch.arange(129), 0.0
+    for _ in range(40):
+        weights = 1e9 * torch.randn(10, 64, generator=generator)
+        bias = -(weights.double() @ data.x[128].flatten().double()).float()
+        x = flat(task.layout, dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)))
+        full, less = (clipped_sum(task, x, kept, 1.0, chunk=128) for kept in (rows, rows[1:]))
+        worst = max(worst, float((full - less).norm()))
+    return worst
+
+
+def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbour_sends() -> None:
+    assert moved_by_one_record() <= 1 + clipping.SLACK
+
+
+def test_without_filled_chunks_such_a_model_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power check: a ragged last chunk rounds differently."""
+    monkeypatch.setattr(clipping, "filled", lambda rows, chunk: rows)
+    assert moved_by_one_record() > 1.1
+
+
+def test_a_model_whose_gradients_depend_on_their_place_is_given_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_small("mlp")
+    assert clipping.probe(task, task.start(0)) == "vmap"
+    monkeypatch.setattr(clipping, "_same_everywhere", lambda task, x: False)
+    assert clipping.probe(task, task.start(0)) == "loop"
