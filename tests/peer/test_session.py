@@ -180,3 +180,15 @@ def test_sequence_numbers_come_in_any_order_each_once():
     assert len(contact._seen) <= 2 * REPLAY_WINDOW
     contact.renew(2)
     assert not contact.replayed(5)
+
+
+async def test_beats_do_not_count_chunks_of_work(session):
+    """Their number is the size of a secret batch; whoever asks often still sees one tick in a quarter of a second."""
+    session.position.work_done = lambda: session.circle.moved
+    seen = set()
+    for _ in range(100):
+        session.circle.moved += 7
+        pulse = session._pulse()
+        seen.add(pulse.progress)
+        assert pulse.idle_ms % 250 == 0
+    assert len(seen) <= 2
