@@ -149,9 +149,9 @@ async def nothing_left() -> AsyncIterator[None]:
 
 async def close_all() -> None:
     opened = gc.get_objects()
-    for link in [one for one in opened if isinstance(one, GrpcLink)]:
+    for link in [one for one in opened if type(one) is GrpcLink]:
         await link.close()
-    for transport in [one for one in opened if isinstance(one, Grpc)]:
+    for transport in [one for one in opened if type(one) is Grpc]:
         await transport.close(0)
 
 
