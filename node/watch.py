@@ -78,6 +78,7 @@ class Watch(Watcher, Observer):
     # from the driver (on the loop's thread, or in the compute thread between rounds)
 
     def phase(self, t: int, phase: int, kind: str, seconds: float) -> None:
+        self.metrics.round.set(t)
         self.metrics.phase(kind, seconds)
         self.note("phase", round=t, phase=phase, kind=kind, seconds=seconds)
 

@@ -190,3 +190,4 @@ class Membership:
         it = self.neighbours[peer]
         if incarnation >= it.incarnation:
             it.presence = Presence.FINISHED if finished else Presence.LEFT
+            it.last_error = "" if finished else "It left."

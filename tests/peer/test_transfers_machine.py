@@ -1,0 +1,190 @@
+"""Transfers against a neighbour that says anything: headers, frames and trailers, right and wrong, in any order.
+
+Whatever comes, the answer is one verdict; what is delivered is exactly what was sent, once; nothing is left half-open.
+"""
+
+import asyncio
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from peer import codec
+from peer.circle import Circle, Terms
+from peer.mailbox import Key, Mailbox, Role, Shape
+from peer.membership import Membership
+from peer.message import DType
+from peer.transfers import Transfers
+from peer.v1 import peer_pb2 as pb
+
+SIZE = codec.FRAME + 100
+SHAPE = Shape(kind="state", layout=bytes(32), parts=1, dtype=DType.FLOAT32, nbytes=SIZE)
+PAYLOAD = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
+WRONG = {
+    "protocol": 9,
+    "run": "another",
+    "roster": 2,
+    "sender": "c",
+    "receiver": "c",
+    "incarnation": 2,
+    "kind": "model",
+    "layout": b"x" * 32,
+    "parts": 2,
+    "dtype": pb.DTYPE_FLOAT16,
+    "bytes": SIZE + 4,
+    "withheld": True,
+    "role": pb.ROLE_SAY,
+}
+
+
+class Kept:
+    def __init__(self, machine, key):
+        self.machine, self.key, self.data = machine, key, bytearray(SIZE)
+
+    async def write(self, offset, frame):
+        self.data[offset : offset + len(frame)] = frame
+
+    def done(self):
+        self.machine.delivered.append((self.key, bytes(self.data)))
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.delivered, self.sequence, self.round, self.opened = [], 0, 0, False
+        self.runner.run(self.start())
+
+    async def start(self):
+        circle = Circle(
+            me="b",
+            ids={name: name for name in "abc"},
+            terms=Terms(run="run", roster=1, layout=bytes(32)),
+            incarnation=1,
+            membership=Membership.of("b", ["a"], 5.0),
+        )
+        circle.membership.agree("a", live_from=0, incarnation=1, round=0, now=0.0)
+        circle.contacts["a"].renew(1)
+        self.transfers = Transfers(circle, Mailbox(), None)
+        self.transfers.begin(0)
+
+    def teardown(self):
+        self.runner.close()
+
+    def sink(self, peer, round, heard, withheld):
+        return Kept(self, (peer, round))
+
+    def header(self, **changes):
+        self.sequence += 1
+        usual = {
+            "protocol": codec.PROTOCOL,
+            "run": "run",
+            "roster": 1,
+            "sender": "a",
+            "receiver": "b",
+            "incarnation": 1,
+            "sequence": self.sequence,
+            "round": self.round,
+            "role": pb.ROLE_MIX,
+            "kind": "state",
+            "layout": bytes(32),
+            "parts": 1,
+            "dtype": pb.DTYPE_FLOAT32,
+            "bytes": SIZE,
+        }
+        return pb.Header(**{**usual, **changes}).SerializeToString()
+
+    def say(self, messages, caller="a"):
+        async def stream():
+            for message in messages:
+                yield message
+
+        async def receive():
+            async with asyncio.timeout(5):
+                return await self.transfers.receive(caller, stream())
+
+        return codec.decode(pb.Verdict, self.runner.run(receive())).code
+
+    def frames(self):
+        return [PAYLOAD[offset : offset + length] for offset, length in codec.frames(SIZE)]
+
+    @rule()
+    def opens(self):
+        if not self.opened:
+            self.runner.run(self.open())
+            self.opened = True
+
+    async def open(self):
+        self.transfers.open(Key(self.round, 0, Role.MIX), SHAPE, {"a"}, self)
+
+    @rule()
+    def next_round(self):
+        self.round, self.opened = self.round + 1, False
+        self.runner.run(self.begin())
+
+    async def begin(self):
+        self.transfers.begin(self.round)
+
+    @rule()
+    def sends_well(self):
+        if not self.opened:
+            return
+        before = len(self.delivered)
+        code = self.say([self.header(), *self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()])
+        new = ("a", self.round) not in [key for key, _ in self.delivered[:before]]
+        assert code == (pb.CODE_OK if new else pb.CODE_DUPLICATE)
+        assert len(self.delivered) == before + new
+
+    @rule(field=st.sampled_from(sorted(WRONG)))
+    def sends_another_header(self, field):
+        if self.opened:
+            before = len(self.delivered)
+            code = self.say([self.header(**{field: WRONG[field]}), *self.frames()])
+            assert code != pb.CODE_OK
+            assert len(self.delivered) == before
+
+    @rule(junk=st.binary(max_size=200))
+    def sends_junk(self, junk):
+        assert self.say([junk]) not in (pb.CODE_OK, pb.CODE_UNSPECIFIED)
+
+    @rule(cut=st.integers(0, 2), tail=st.binary(max_size=40))
+    def breaks_off(self, cut, tail):
+        if self.opened:
+            before = len(self.delivered)
+            code = self.say([self.header(), *self.frames()[:cut], *([tail] if tail else [])])
+            assert code != pb.CODE_OK
+            assert len(self.delivered) == before
+
+    @rule()
+    def gives_up_in_the_trailer(self):
+        if self.opened:
+            before = len(self.delivered)
+            assert self.say([self.header(), *self.frames(), pb.Trailer(bytes=1).SerializeToString()]) != pb.CODE_OK
+            assert len(self.delivered) == before
+
+    @rule()
+    def repeats_a_sequence_number(self):
+        if self.sequence and self.opened:
+            again = self.header(sequence=self.sequence)
+            self.sequence -= 1
+            self.say([again])
+            assert self.say([again, *self.frames()]) != pb.CODE_OK
+
+    @rule(caller=st.sampled_from(["b", "c", "stranger"]))
+    def speaks_for_somebody_else(self, caller):
+        assert self.say([self.header()], caller=caller) == pb.CODE_IDENTITY
+
+    @invariant()
+    def what_was_delivered_is_what_was_sent_once(self):
+        keys = [key for key, _ in self.delivered]
+        assert len(keys) == len(set(keys))
+        assert all(data == PAYLOAD for _, data in self.delivered)
+
+    @invariant()
+    def nothing_is_left_half_open(self):
+        assert not self.transfers.mailbox._receiving
+        assert not self.transfers.mailbox._parked
+
+
+TestTransfers = Machine.TestCase
+TestTransfers.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
