@@ -45,13 +45,16 @@ PROBE_ERROR = 1e-5
 """Largest relative difference between vmap and loop at which vmap is trusted."""
 
 
+SMALL = 1 << 14
+"""Parameters up to which a chunk costs its calls, not its examples."""
 LANES = 16
 """Chunks are multiples of this: kernels treat the rows of a whole block alike."""
 
 
 def chunk_for(d: int) -> int:
-    """Examples per chunk for d parameters: a power of two from 16 to 64, CHUNK_ELEMENTS/d in between."""
-    return max(LANES, min(64, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
+    """Examples per chunk for d parameters: a power of two from 16 to 64, CHUNK_ELEMENTS/d in between; 128 for models so
+    small that filling a chunk up costs less than a second one."""
+    return 128 if d <= SMALL else max(LANES, min(64, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
 
 
 def filled(rows: Tensor, chunk: int) -> Tensor:
