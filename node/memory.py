@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 MiB = 1 << 20
@@ -14,8 +15,8 @@ the CPU time of a transfer, and of a round of a large model. 32 MiB is the most 
 
 
 def keep() -> bool:
-    """Sets it for this process; False where there is no glibc. The price: memory stays at its peak."""
-    if not sys.platform.startswith("linux"):
+    """Sets it for this process; False where there is no glibc, or its user did (MALLOC_… in the environment)."""
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])
