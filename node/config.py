@@ -253,7 +253,7 @@ class BudgetSection(Section):
 
 class MetricsSection(Section):
     listen: str = "127.0.0.1:0"
-    """host:port of /metrics; port 0 takes a free one (printed, and in status); empty: none."""
+    """host:port of /metrics; port 0 takes a free one (see `peerpoise status`); empty: none."""
     diagnostics: bool = False
     """Exports per-neighbour cosines in paper mode too, where they leak."""
 

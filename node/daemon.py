@@ -118,6 +118,8 @@ class Daemon:
         self.finished = -1
         """The last round that is complete."""
         self.tested: dict[str, float] = {}
+        self.before = {"bytes": 0.0, "wall": 0.0}
+        """Payload bytes sent, and seconds of rounds, in earlier processes of this node."""
         self._stopping = ""
 
     def _header(self) -> dict[str, Any]:
@@ -163,7 +165,6 @@ class Daemon:
             endpoint = metrics.serve(self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running")
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
-            print(f"metrics: http://{endpoint.address}/metrics", flush=True)
         stack.enter_context(status.serve(status.place(self.run.run_id, self.node.name), self.watch.snapshot))
         if ledger := await self.compute.own(self._ledger):
             stack.enter_context(ledger)
@@ -263,6 +264,7 @@ class Daemon:
         if found is not None and found.extra.get("run") == run.run_id:
             learner.algorithm.state = found.state
             self.finished = at = found.round
+            self.before = {name: float(found.extra.get(name, 0.0)) for name in self.before}
         debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
         if max(at, debited) >= 0:
             self.watch.note("resume", checkpoint=at, round=1 + max(at, debited))
@@ -349,17 +351,24 @@ class Daemon:
         """A full disk costs the checkpoint, not the run; the older ones are untouched."""
         began = time.monotonic()
         try:
-            path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, {"run": self.run.run_id})
+            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent()), "wall": str(self._wall_seconds())}
+            path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
             self.remembered.save()
         except StorageError as error:
             self.watch.warn(str(error))
         else:
             self.watch.checkpointed(t, path.name, time.monotonic() - began)
 
+    def _bytes_sent(self) -> float:
+        return self.before["bytes"] + sum(self.session.transfers.sent_bytes.values())
+
+    def _wall_seconds(self) -> float:
+        return self.before["wall"] + sum(self.watch.round_seconds)
+
     def _conclude(self) -> None:
         """Model and summary of a run that is over."""
         learner, watch, folder = self.learner, self.watch, self.node.folder
-        sent = float(sum(self.session.transfers.sent_bytes.values()))
+        sent = self._bytes_sent()
         tested = self.tested or learner.evaluate(self.compute.breathe)
         found = learner.summarise(
             rounds=self.finished + 1,
@@ -367,7 +376,7 @@ class Daemon:
             consensus_distance=watch.distance,
             bytes_sent=summary.Range(mean=sent, max=sent),
             round_seconds=summary.seconds(watch.round_seconds),
-            wall_seconds=sum(watch.round_seconds),
+            wall_seconds=self._wall_seconds(),
             insecure=self.insecure,
             ledger="experiment" if self.node.budget.experiment else "data",
         )

@@ -80,7 +80,7 @@ async def watched(c: Cluster, process: Process) -> None:
     for recipient in ("n0", "n1", "n2"):
         assert values["peerpoise_releases_total", recipient] >= 3
     assert (
-        0 < values["peerpoise_privacy_epsilon_spent", "total"] == values["peerpoise_privacy_epsilon_spent", "lifetime"]
+        0 < values["peerpoise_privacy_epsilon_spent", "total"] <= values["peerpoise_privacy_epsilon_spent", "lifetime"]
     )
     assert values["peerpoise_tls_enabled",] == 1
     assert values["peerpoise_insecure", "transport"] == 0
