@@ -134,6 +134,9 @@ class Watch(Watcher, Observer):
         privacy, door = self.run.privacy, self.learner.door
         if privacy.mode == "none" or self.learner.ledger is None:
             return
+        counted, self._counted = self._counted, (door.withheld, door.faults)
+        self.metrics.withheld.inc(door.withheld - counted[0])
+        self.metrics.ledger_errors.inc(door.faults - counted[1])
         live = self.epsilon_now = self.learner.live_epsilon(t + 1, self.lifetime_delta)
         for scope, value in (("total", live.total), ("link", live.link), ("lifetime", live.lifetime)):
             self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
