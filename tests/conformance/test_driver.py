@@ -195,9 +195,9 @@ class Slow(Toy):
 
 async def test_a_ten_times_slower_node_loses_no_edge_in_round_mode():
     nodes, hoods = cluster(("dpdl", {}), "ring", door=lambda i: Slow(i) if i == "n1" else Toy(i))
-    together = mesh(nodes, hoods, 1, sync=SyncSection(deadline_s=0.5), beat_seconds=0.05)
+    together = mesh(nodes, hoods, 1, sync=SyncSection(deadline_s=1.0), beat_seconds=0.05)
     door = nodes["n1"].gradients
-    door.chunk, door.breathe = 0.1, together["n1"].compute.breathe
+    door.chunk, door.breathe = 0.2, together["n1"].compute.breathe
     await play(together)
     assert all(node.notes.losses == [] for node in together.values())
     assert torch.equal(results(nodes), simulated(("dpdl", {}), "ring", rounds=1))
