@@ -331,7 +331,7 @@ class Session:
             incarnation=beat.incarnation,
             round=beat.round,
             phase=beat.phase,
-            progress=self._progress(),
+            progress=beat.progress,
             waiting_for=self.circle.known(beat.waiting_for),
             idle=beat.idle_ms / 1000,
             names_me=self.circle.ids[self.circle.me] in beat.live,
