@@ -100,9 +100,9 @@ def run(
     Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml, /etc/peerpoise/node.toml.
     """
     file = file or _node_file()
-    from node import daemon
+    from node import start
 
-    code = daemon.serve(file, settings=settings, loop=loop, insecure=insecure)
+    code = start.serve(file, settings=settings, loop=loop, insecure=insecure)
     if as_json:
         from node.config import NodeConfig, load
 

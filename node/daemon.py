@@ -1,7 +1,7 @@
 """One daemon: THE composition root, the only place where transport and algorithm meet.
 
-It loads its two files, listens, gathers its neighbours, plays its rounds in the compute thread and on the event loop,
-keeps journal, checkpoints and metrics, and stops within seconds when told to.
+`start.py` has read its files and opened its port. It gathers its neighbours, plays its rounds in the compute thread and
+on the event loop, keeps journal, checkpoints and metrics, and stops within seconds when told to.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from node import checkpoint, disk, memory, metrics, status, summary
+from node import checkpoint, disk, metrics, status, summary
 from node.compute import Compute
-from node.config import NodeConfig, RunConfig, load
+from node.config import NodeConfig, RunConfig
 from node.driver import Driver
 from node.journal import Journal, code_version, header
 from node.learner import Learner, Plan, build
@@ -45,66 +45,12 @@ LINGER_SECONDS = 30.0
 """After the last round a daemon stays reachable for slower neighbours, at most so long."""
 
 
-def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False) -> int:
-    """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
-
-    Raises:
-        PeerpoiseError: one sentence; nothing was lost.
-    """
-    node = _located(load(NodeConfig, [file], settings), file.parent)
-    run = load(RunConfig, [node.run], environ={})
-    roster = Roster.load(node.roster, run.run.federation)
-    if node.name not in roster.by_name:
-        raise ConfigurationError(f"{file} names this node {node.name!r}, who is not in the roster {node.roster}.")
-    identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
-    if roster.by_name[node.name].id != identity.id:
-        raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
-    disk.made(node.folder)
-    memory.keep()
-    chosen = _loop(node.compute.loop if loop == "auto" else loop)
-    with asyncio.Runner(loop_factory=chosen) as runner:
-        daemon = Daemon(node, run, roster, identity, insecure=insecure or node.listen.insecure)
-        return runner.run(daemon.live())
-
-
-def _loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name in ("auto", "uvloop"):
-        try:
-            import uvloop
-        except ImportError:
-            if name == "uvloop":
-                raise ConfigurationError("uvloop is not installed; install it or use --loop asyncio.") from None
-        else:
-            factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-            return factory
-    return asyncio.new_event_loop
-
-
-def _located(node: NodeConfig, folder: Path) -> NodeConfig:
-    """Relative paths are relative to the file's folder."""
-    here = folder.absolute()
-
-    def at(path: Path | None) -> Path | None:
-        return None if path is None else here / path.expanduser()
-
-    identity, data, budget = node.identity, node.data, node.budget
-    return node.model_copy(
-        update={
-            "run": at(node.run),
-            "roster": at(node.roster),
-            "folder": at(node.folder),
-            "identity": identity.model_copy(update={k: at(getattr(identity, k)) for k in ("key", "certificate", "ca")}),
-            "data": data.model_copy(update={k: at(getattr(data, k)) for k in ("path", "test", "rows")}),
-            "budget": budget.model_copy(update={"ledger_dir": at(budget.ledger_dir)}),
-        }
-    )
-
-
 class Daemon:
     """One process's life."""
 
-    def __init__(self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, *, insecure: bool) -> None:
-        self.node, self.run, self.roster, self.identity, self.insecure = node, run, roster, identity, insecure
+    def __init__(self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> None:
+        self.node, self.run, self.roster, self.identity, self.transport = node, run, roster, identity, transport
+        self.insecure = transport.insecure
         self.plan = Plan.of(run, neighborhoods(run.topology.kind, roster.names))
         if self.plan.algorithm.pooled:
             raise ConfigurationError(f"{run.algorithm.name} pools all data in one place; it exists in simulate only.")
@@ -172,13 +118,12 @@ class Daemon:
         self.learner = self.watch.learner = await self.compute.own(self._build, ledger)
         first = await self.compute.own(self._resume)
         incarnation = await self.compute.own(self._incarnation)
-        self.transport = transport = Grpc(None if self.insecure else self.identity, self.node.listen.address)
+        transport = self.transport
         self.session = session = self._session(transport, incarnation)
         session.position.first = first
         self.watch.attach(self.learner, session)
         stack.push_async_callback(transport.close, 0.5)
         stack.push_async_callback(session.close)
-        await transport.set_serving(False)
         await transport.serve(session)
         driver = Driver(
             algorithm=self.learner.algorithm,

@@ -141,6 +141,9 @@ class Grpc:
         self._keepalive, self._reconnect, self._handshake, self._window = keepalive, reconnect, handshake, window
         self._rpcs = (max_neighbours + 8) * (CALLS_PER_PEER + TRANSFERS_PER_PEER)
         self._server: grpc.aio.Server | None = None
+        self._bound = ""
+        self._service: Service
+        self._attached = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._open: dict[tuple[str, int], set[asyncio.Task[Any]]] = {}
         self._links: set[GrpcLink] = set()
@@ -148,24 +151,36 @@ class Grpc:
         self._ids: dict[bytes, str] = {}
 
     async def serve(self, service: Service) -> str:
-        """Starts listening; returns the bound "host:port".
+        """Starts listening, unless `listen` has, and gives all calls to `service`; returns the bound "host:port".
 
         Raises:
             TemporaryFailure: the port is taken.
             ConfigurationError: this machine has no such address, or the port is reserved.
         """
+        self._service = service
+        self._attached.set()
+        return await self.listen()
+
+    async def listen(self) -> str:
+        """Opens the port: health is answered from now on (NOT_SERVING until told otherwise), calls wait for `serve`.
+
+        Raises as `serve`.
+        """
+        if self._server is not None:
+            return self._bound
+        await self.set_serving(False)
         options = server_options(self._keepalive, self._handshake, self._window)
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._rpcs)
-        server.add_generic_rpc_handlers(self._handlers(service))
+        server.add_generic_rpc_handlers(self._handlers())
         try:
             port = self._bind(server)
         except RuntimeError:
             await server.stop(None)
             self._explain()
             raise TemporaryFailure(f"{self._listen} can't be listened on; try again or choose another.") from None
-        self._server = server
+        self._server, self._bound = server, f"{self._listen.rpartition(':')[0]}:{port}"
         await server.start()
-        return f"{self._listen.rpartition(':')[0]}:{port}"
+        return self._bound
 
     def link(self, node_id: str, address: str) -> GrpcLink:
         """A link to the node with this id at this address; dials lazily and re-dials by itself.
@@ -260,11 +275,11 @@ class Grpc:
 
     # what arrives
 
-    def _handlers(self, service: Service) -> tuple[grpc.GenericRpcHandler, ...]:
+    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """All methods are streams for grpc, so that nothing is read before the caller is admitted."""
-        own: dict[str, Any] = {"Transfer": grpc.stream_stream_rpc_method_handler(self._transfer(service))}
+        own: dict[str, Any] = {"Transfer": grpc.stream_stream_rpc_method_handler(self._transfer)}
         for method in METHODS:
-            own[method] = grpc.stream_stream_rpc_method_handler(self._call(service, method))
+            own[method] = grpc.stream_stream_rpc_method_handler(self._call(method))
         asked, answered = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         checks = {
             name: grpc.stream_stream_rpc_method_handler(self._check(watch), asked, answered)
@@ -275,23 +290,22 @@ class Grpc:
             grpc.method_handlers_generic_handler(health.SERVICE_NAME, checks),
         )
 
-    def _call(self, service: Service, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+    def _call(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
             async with self._admitted(context, CALLS_PER_PEER) as caller:
                 request = await _only(context)
-                await context.write(await service.call(caller, method, request))
+                await self._attached.wait()
+                await context.write(await self._service.call(caller, method, request))
 
         return handle
 
-    def _transfer(self, service: Service) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
-        async def handle(_: Any, context: Context) -> None:
-            async with (
-                self._admitted(context, TRANSFERS_PER_PEER, 1) as caller,
-                aclosing(_messages(context)) as messages,
-            ):
-                await context.write(await service.transfer(caller, messages))
-
-        return handle
+    async def _transfer(self, _: Any, context: Context) -> None:
+        async with (
+            self._admitted(context, TRANSFERS_PER_PEER, 1) as caller,
+            aclosing(_messages(context)) as messages,
+        ):
+            await self._attached.wait()
+            await context.write(await self._service.transfer(caller, messages))
 
     def _check(self, watch: bool) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:

@@ -35,7 +35,8 @@ from node.config import (
     RunConfig,
     load,
 )
-from node.daemon import Daemon, _located
+from node.daemon import Daemon
+from node.start import located
 from node.status import Status
 from peer import codec
 from peer.errors import TemporaryFailure
@@ -247,10 +248,14 @@ class Witness(Daemon):
     @classmethod
     def of(cls, home: Path, limit: int = NEVER, insecure: bool = False) -> Witness:
         file = home / "node.toml"
-        node = _located(load(NodeConfig, [file], environ={}), home)
+        node = located(load(NodeConfig, [file], environ={}), home)
         run = load(RunConfig, [node.run], environ={})
         identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
-        witness = cls(node, run, Roster.load(node.roster, run.run.federation), identity, insecure=insecure)
+        roster, transport = (
+            Roster.load(node.roster, run.run.federation),
+            Grpc(None if insecure else identity, node.listen.address),
+        )
+        witness = cls(node, run, roster, identity, transport)
         witness.limit, witness.transfers, witness.leave_late = limit, [], threading.Event()
         witness.leave_late.set()
         return witness
@@ -344,11 +349,13 @@ def identity_of(c: Cluster, name: str) -> Identity:
     return Identity.load(home / "node.key", home / "node.pem", home / "ca.pem")
 
 
-async def health(c: Cluster, name: str, *, asker: str) -> str:
-    """What grpc's health service says to a member of the federation."""
+async def health(c: Cluster, name: str, *, asker: str, wait: bool = False) -> str:
+    """What grpc's health service says to a member of the federation; `wait`: until somebody listens."""
     own, server = identity_of(c, asker), identity_of(c, name)
     async with Grpc(own, "127.0.0.1:0").channel(server.id, c.addresses[name]) as channel:
-        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        reply = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=20, wait_for_ready=wait
+        )
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 

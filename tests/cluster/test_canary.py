@@ -16,6 +16,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import harness
 import prometheus_client
 import pytest
 import safetensors.torch
@@ -23,7 +24,7 @@ import torch
 from harness import Cluster
 from torch import Tensor
 
-from node import daemon, learner
+from node import learner
 from peer import codec
 from peer.message import Layout
 from peer.transport.memory import Memory, MemoryLink, Network
@@ -129,7 +130,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             made.tap = tap
             return made
 
-        monkeypatch.setattr(daemon, "Grpc", transport)
+        monkeypatch.setattr(harness, "Grpc", transport)
         privacy = {"mode": mode, "sigma": None if mode == "none" else SIGMA, "rate": 1.0, "batch": 1}
         dpdl = {"alpha": ALPHA, "lr": 0.01}
         c = Cluster.make(tmp_path / mode, rounds=ROUNDS, algorithm=dpdl, privacy=privacy)

@@ -13,7 +13,7 @@ import pytest
 from harness import Cluster, Process, health, identity_of, until
 from wire_kit import Forgery, Recorder, name_of, new_key
 
-from node import daemon
+from node import start
 from peer import codec
 from peer.errors import ConfigurationError, IdentityError, PeerpoiseError, Unreachable
 from peer.identity import CertificateAuthority, Identity, load_key
@@ -164,7 +164,7 @@ def test_a_daemon_does_not_start_with_what_is_not_its_own(
 ) -> None:
     spoil(home)
     with pytest.raises(kind) as refusal:
-        daemon.serve(home / "node.toml")
+        start.serve(home / "node.toml")
     assert refusal.value.exit_code == code
     said = str(refusal.value)
     assert "\n" not in said

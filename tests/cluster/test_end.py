@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 from harness import Cluster, until
 from test_same_bits_inprocess import Jittery
@@ -17,7 +18,7 @@ from peer.transport.memory import Network
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network()
-    monkeypatch.setattr(daemon, "Grpc", lambda identity, listen: Jittery(made, identity.id))
+    monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(made, identity.id))
     monkeypatch.setattr(daemon, "LINGER_SECONDS", 600.0)
     return made
 

@@ -7,12 +7,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 import uvloop
 from harness import Cluster, events, experiment
 from test_same_bits import SETTINGS
 
-from node import daemon, summary
+from node import summary
 from node.experiment import simulate
 from peer.transport.memory import Memory, Network
 
@@ -50,7 +51,7 @@ def test_same_bits(
 ) -> None:
     if carrier == "memory":
         network = Network(seed=len(what) + len(kind), delay=(0.0, 0.004), duplicate=0.2)
-        monkeypatch.setattr(daemon, "Grpc", lambda identity, listen: Jittery(network, identity.id))
+        monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(network, identity.id))
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         found = runner.run(digests(tmp_path, kind, what))
     assert found == expected(what, kind)

@@ -20,7 +20,7 @@ from typing import Any
 
 from blockbuster import BlockBuster, BlockBusterFunction
 
-from node import daemon
+from node import start
 from node.watch import Watch
 from peer.message import Peer
 
@@ -166,7 +166,7 @@ def main(node: str, to: str, loop: str, *spoils: str) -> None:
     note_blocking(report)
     hear_beats(report, lambda: [again(FAULTS[name]) for name in spoils] and None)
     try:
-        daemon.serve(Path(node), loop=loop)
+        start.serve(Path(node), loop=loop)
     finally:
         report.write(Path(to))
 

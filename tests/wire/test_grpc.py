@@ -228,12 +228,12 @@ async def test_health_tells_whether_the_node_serves(federation: Federation) -> N
             stub = health_pb2_grpc.HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest())
             seen = [(await watch.read()).status]
-            for serving in (False, True):
+            for serving in (True, False):
                 await listener.set_serving(serving)
                 seen.append((await watch.read()).status)
                 answer = await stub.Check(health_pb2.HealthCheckRequest(service=wire.SERVICE), timeout=SECONDS)
                 assert answer.status == seen[-1]
-            assert seen == [1, 2, 1]
+            assert seen == [2, 1, 2]
             watch.cancel()
         await listener.close(0)
 

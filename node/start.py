@@ -1,0 +1,83 @@
+"""A daemon's first second: its files are checked and its port answers before torch is there.
+
+Importing torch takes seconds. Until then grpc.health.v1 answers NOT_SERVING, and neighbours that call are kept waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from node import disk, memory
+from node.config import NodeConfig, RunConfig, load
+from peer.errors import ConfigurationError
+from peer.identity import Identity
+from peer.roster import Roster
+from peer.transport.grpc import Grpc
+
+
+def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False) -> int:
+    """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
+
+    Raises:
+        PeerpoiseError: one sentence; nothing was lost.
+    """
+    node = located(load(NodeConfig, [file], settings), file.parent)
+    run = load(RunConfig, [node.run], environ={})
+    roster = Roster.load(node.roster, run.run.federation)
+    if node.name not in roster.by_name:
+        raise ConfigurationError(f"{file} names this node {node.name!r}, who is not in the roster {node.roster}.")
+    identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
+    if roster.by_name[node.name].id != identity.id:
+        raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
+    disk.made(node.folder)
+    memory.keep()
+    chosen = _loop(node.compute.loop if loop == "auto" else loop)
+    with asyncio.Runner(loop_factory=chosen) as runner:
+        return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure))
+
+
+async def _live(node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, insecure: bool) -> int:
+    transport = Grpc(None if insecure else identity, node.listen.address)
+    try:
+        await transport.listen()
+        daemon = await asyncio.to_thread(import_module, "node.daemon")
+        code: int = await daemon.Daemon(node, run, roster, identity, transport).live()
+        return code
+    finally:
+        await transport.close(0)
+
+
+def _loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name in ("auto", "uvloop"):
+        try:
+            import uvloop
+        except ImportError:
+            if name == "uvloop":
+                raise ConfigurationError("uvloop is not installed; install it or use --loop asyncio.") from None
+        else:
+            factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+            return factory
+    return asyncio.new_event_loop
+
+
+def located(node: NodeConfig, folder: Path) -> NodeConfig:
+    """Relative paths are relative to the file's folder."""
+    here = folder.absolute()
+
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else here / path.expanduser()
+
+    identity, data, budget = node.identity, node.data, node.budget
+    return node.model_copy(
+        update={
+            "run": at(node.run),
+            "roster": at(node.roster),
+            "folder": at(node.folder),
+            "identity": identity.model_copy(update={k: at(getattr(identity, k)) for k in ("key", "certificate", "ca")}),
+            "data": data.model_copy(update={k: at(getattr(data, k)) for k in ("path", "test", "rows")}),
+            "budget": budget.model_copy(update={"ledger_dir": at(budget.ledger_dir)}),
+        }
+    )
