@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node import disk, memory
 from node.config import NodeConfig, RunConfig, load
@@ -16,6 +16,9 @@ from peer.errors import ConfigurationError
 from peer.identity import Identity
 from peer.roster import Roster
 from peer.transport.grpc import Grpc
+
+if TYPE_CHECKING:
+    from node.daemon import Daemon
 
 
 def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False) -> int:
@@ -43,11 +46,16 @@ async def _live(node: NodeConfig, run: RunConfig, roster: Roster, identity: Iden
     transport = Grpc(None if insecure else identity, node.listen.address)
     try:
         await transport.listen()
-        daemon = await asyncio.to_thread(import_module, "node.daemon")
-        code: int = await daemon.Daemon(node, run, roster, identity, transport).live()
-        return code
+        daemon = await asyncio.to_thread(_daemon, node, run, roster, identity, transport)
+        return await daemon.live()
     finally:
         await transport.close(0)
+
+
+def _daemon(node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> Daemon:
+    from node.daemon import Daemon
+
+    return Daemon(node, run, roster, identity, transport)
 
 
 def _loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
