@@ -1,6 +1,5 @@
 # make demo   a local cluster of four daemons, from nothing
 # make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
-# make flood         many refused calls at once (kept out of make test: see the marker in pyproject.toml)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,17 +8,14 @@ OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test flood kill-matrix lint bench bench-quick docs stubs clean
+.PHONY: demo test kill-matrix lint bench bench-quick docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster and not flood"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
-
-flood: $(VENV)/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m flood
 
 kill-matrix: $(VENV)/dev.installed
 	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py

@@ -10,6 +10,7 @@ from peer.identity import CertificateAuthority, Identity
 
 @dataclass(frozen=True)
 class Federation:
+    folder: Path
     ca: CertificateAuthority
     alice: Identity
     bob: Identity
@@ -20,4 +21,4 @@ class Federation:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder: Path = tmp_path_factory.mktemp("federation")
     ca = CertificateAuthority.create(folder / "ca")
-    return Federation(ca, *(ca.enrol(folder / name) for name in ("alice", "bob", "carol")))
+    return Federation(folder, ca, *(ca.enrol(folder / name) for name in ("alice", "bob", "carol")))
