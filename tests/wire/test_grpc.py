@@ -106,7 +106,7 @@ async def crowd(federation: Federation, listener: Grpc) -> tuple[list[str], list
     lines: list[str] = []
 
     async def listen(out: asyncio.StreamReader) -> None:
-        async for line in out:
+        while line := await out.readline():
             lines.append(line.decode().strip())
 
     listening = asyncio.ensure_future(listen(process.stdout))
