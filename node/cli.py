@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from node import advice
+from node.options import Json, Settings, print_json
 from peer.errors import EXIT_BUG, EXIT_OK, ConfigurationError, PeerpoiseError
 
 app = typer.Typer(
@@ -28,11 +30,8 @@ ca = typer.Typer(help="The federation's certificate authority.", no_args_is_help
 config = typer.Typer(help="Look at configuration before it runs.", no_args_is_help=True)
 app.add_typer(ca, name="ca")
 app.add_typer(config, name="config")
+app.add_typer(advice.app)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Settings = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=V", help="Set one key of the file (repeatable); empty V removes it.")
-]
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
 Folder = Annotated[Path | None, typer.Option("--folder", help="Run folder to make (default runs/NAME-TIME).")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS. One machine, experiments only; shown everywhere.")]
@@ -68,7 +67,7 @@ def up(
         _experiment(experiment, settings), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
     )
     if as_json:
-        _print_json(summary.model_dump(mode="json") if summary else {"error": "No node finished.", "exit_code": code})
+        print_json(summary.model_dump(mode="json") if summary else {"error": "No node finished.", "exit_code": code})
     raise typer.Exit(code)
 
 
@@ -84,7 +83,7 @@ def simulate(
 
     summary = launch.simulate(_experiment(experiment, settings), folder, quiet=as_json)
     if as_json:
-        _print_json(summary.model_dump(mode="json"))
+        print_json(summary.model_dump(mode="json"))
 
 
 @app.command()
@@ -107,7 +106,7 @@ def run(
         from node.config import NodeConfig, load
 
         summary = file.parent / load(NodeConfig, [file], settings).folder / "summary.json"
-        _print_json(json.loads(summary.read_text()) if summary.exists() else {"exit_code": code})
+        print_json(json.loads(summary.read_text()) if summary.exists() else {"exit_code": code})
     raise typer.Exit(code)
 
 
@@ -125,7 +124,7 @@ def pack(
 
     packed = cluster.pack(_experiment(file, settings), host, data, out)
     if as_json:
-        _print_json(packed)
+        print_json(packed)
         return
     typer.echo(
         f"Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id {packed['run_id']}"
@@ -160,7 +159,7 @@ def algorithms(as_json: Json = False) -> None:
 
     found = catalogue.algorithms()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for entry in found:
         typer.echo(f"{entry['name']:<12} {entry['summary']}" + (f" ({entry['paper']})" if entry["paper"] else ""))
@@ -237,11 +236,11 @@ def config_show(
     """Show every value in force: files, environment, --set and defaults together."""
     from node import config as schema
 
-    model = _model(file)
+    model = schema.kind_of(file)
     values = schema.leaves(schema.load(model, [file], settings).model_dump(mode="json"))
     origins = schema.origins(model, [file], settings) if origin else {}
     if as_json:
-        _print_json(
+        print_json(
             {k: {"value": v, "origin": origins.get(k, "default")} for k, v in values.items()} if origin else values
         )
         return
@@ -258,7 +257,7 @@ def config_check(
     """Check a run, experiment or node file without running it."""
     from node import config as schema
 
-    loaded = schema.load(_model(file), [file], settings)
+    loaded = schema.load(schema.kind_of(file), [file], settings)
     if isinstance(loaded, schema.ExperimentConfig):
         from node import cluster
 
@@ -274,21 +273,13 @@ def config_schema(
     from node import config as schema
 
     models: tuple[type[schema.Section], ...] = (schema.RunConfig, schema.ExperimentConfig, schema.NodeConfig)
-    _print_json(models[("run", "experiment", "node").index(which)].model_json_schema())
+    print_json(models[("run", "experiment", "node").index(which)].model_json_schema())
 
 
 def _experiment(file: Path, settings: list[str]) -> Any:
     from node.config import ExperimentConfig, load
 
     return load(ExperimentConfig, [file], settings)
-
-
-def _model(file: Path) -> Any:
-    """A file that names an identity is a node's; anything else is a run or an experiment."""
-    from node.config import ExperimentConfig, NodeConfig, layers
-
-    [(_, values)] = layers(ExperimentConfig, [file], (), {})
-    return NodeConfig if {"name", "identity"} & set(values) else ExperimentConfig
 
 
 def _node_file() -> Path:
@@ -303,13 +294,9 @@ def _node_file() -> Path:
     raise ConfigurationError(f"There is no node file; name one with --config, or put it at {places[0]} or {places[1]}.")
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(fields)
+        print_json(fields)
     else:
         typer.echo("\n".join(f"{key:<12} {value}" for key, value in fields.items()))
 

@@ -250,6 +250,13 @@ class BudgetSection(Section):
     experiment: bool = False
     """Throw-away ledger for bundled public data (set by `up` and `simulate`)."""
 
+    @property
+    def folder(self) -> Path:
+        """Where ledgers lie."""
+        home = os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY")
+        state = Path(home) if home else Path.home() / ".local" / "state"
+        return self.ledger_dir or state / "peerpoise" / "ledger"
+
 
 class MetricsSection(Section):
     listen: str = "127.0.0.1:0"
@@ -297,6 +304,15 @@ def load(
         return model(**_without_removed(merged))
     except ValidationError as error:
         raise ConfigurationError(_sentence(error, files)) from None
+
+
+def kind_of(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
+    """What a file is to be read as: one that names an identity is a node's, anything else is a run or an experiment.
+
+    Raises:
+        ConfigurationError: as `load`.
+    """
+    return NodeConfig if {"name", "identity"} & set(_read(file)) else ExperimentConfig
 
 
 def layers(

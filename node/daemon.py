@@ -13,7 +13,6 @@ import platform
 import signal
 import time
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,8 +185,7 @@ class Daemon:
             return None
         if not node.budget.experiment and not node.data.name:
             raise ConfigurationError("data.name is missing in the node's file: the privacy ledger goes by that name.")
-        folder = node.budget.ledger_dir or _state_home() / "peerpoise" / "ledger"
-        return Ledger.open(disk.made(folder), node.data.name or "experiment")
+        return Ledger.open(disk.made(node.budget.folder), node.data.name or "experiment")
 
     def _build(self, ledger: Ledger | None) -> Learner:
         return build(
@@ -380,8 +378,3 @@ def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What a group of errors comes down to: ours if there is one, with its sentence and exit code; else the first."""
     leaves = [_meant(it) if isinstance(it, BaseExceptionGroup) else it for it in group.exceptions]
     return next((error for error in leaves if isinstance(error, PeerpoiseError)), leaves[0])
-
-
-def _state_home() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY")
-    return Path(home) if home else Path.home() / ".local" / "state"

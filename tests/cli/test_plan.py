@@ -1,0 +1,153 @@
+"""`peerpoise plan`: the figures a run will state, before it is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from calling import Call
+
+from node import cluster
+from node.config import BudgetSection, DataSection, ExperimentConfig, NodeConfig, load, write
+from node.learner import Plan
+from node.privacy.accountant import Mechanism, Spent, epsilon
+from node.privacy.ledger import Ledger
+from node.tasks import make
+from peer.topology import TOPOLOGIES, neighborhoods
+
+STUDY = ("--rounds", "1000", "--rate", "0.0512", "--delta", "1e-4", "--nodes", "10")
+"""Setting of the specification's table (section 7)."""
+
+
+def planned(peerpoise: Call, *arguments: str | Path) -> dict[str, Any]:
+    result = peerpoise("plan", *arguments, "--json")
+    assert result.code == 0, result.err
+    found: dict[str, Any] = json.loads(result.out)
+    return found
+
+
+@pytest.mark.parametrize(("target", "full", "ring"), [(1, 16.5, 9.01), (8, 2.88, 1.68)])
+def test_sigma_for_a_target(peerpoise: Call, target: float, full: float, ring: float) -> None:
+    found = planned(peerpoise, *STUDY, "--epsilon", str(target))
+    sigmas = {it["graph"]: it["sigma"] for it in found["graphs"]}
+    assert sigmas["full"] == pytest.approx(full, rel=4e-3)
+    assert sigmas["ring"] == pytest.approx(ring, rel=4e-3)
+    assert all(0.99 * target < it["epsilon"] <= target for it in found["graphs"])
+
+
+def test_epsilon_for_a_sigma_is_the_way_back(peerpoise: Call) -> None:
+    there = planned(peerpoise, *STUDY, "--epsilon", "2", "--graph", "full")
+    back = planned(peerpoise, *STUDY, "--sigma", str(there["cost"]["sigma"]), "--graph", "full")
+    assert back["target"] is None
+    assert back["cost"] == there["cost"]
+    assert {it["sigma"] for it in back["graphs"]} == {there["cost"]["sigma"]}
+    least, *_, most = [it["epsilon"] for it in back["graphs"]]
+    assert least < most, "cheapest first"
+
+
+def test_it_is_what_the_run_will_use(peerpoise: Call, experiment: Path) -> None:
+    config = load(ExperimentConfig, [experiment], (), {})
+    plan = Plan.of(config, neighborhoods(config.topology.kind, config.experiment.names))
+    d = make(config, np.arange(1)).layout.size
+    found = planned(peerpoise, experiment)
+    assert found["parameters"] == d
+    assert plan.sigma(d) <= found["cost"]["sigma"] < plan.sigma(d) * 1.001
+
+
+def test_every_graph_of_the_table_is_there(peerpoise: Call) -> None:
+    found = planned(peerpoise, "--sigma", "2", "--nodes", "7")
+    assert {it["graph"] for it in found["graphs"]} | found["impossible"].keys() == TOPOLOGIES.keys()
+
+
+def test_a_degree_instead_of_a_graph(peerpoise: Call) -> None:
+    four = planned(peerpoise, *STUDY, "--sigma", "2", "--degree", "9")["cost"]
+    full = planned(peerpoise, *STUDY, "--sigma", "2", "--graph", "full")["cost"]
+    assert four == {**full, "graph": ""}
+
+
+def test_one_release_a_round_costs_the_same_everywhere(peerpoise: Call) -> None:
+    found = planned(peerpoise, "--sigma", "2", "--set", "algorithm.name=d-psgd", "--nodes", "6")
+    assert {it["releases"] for it in found["graphs"]} == {1}
+    assert len({it["epsilon"] for it in found["graphs"]}) == 1
+
+
+def test_no_epsilon_without_its_conditions(peerpoise: Call) -> None:
+    result = peerpoise("plan", "--sigma", "2", "--set", "privacy.insecure_seed=1", "--set", "privacy.batches=shared")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    [total] = [line for line in lines if "ε_total = " in line]
+    for part in (
+        "mode strict",
+        "add/remove one example",
+        "δ = 1e-05",
+        "shared batches",
+        "PLD",
+        "any coalition",
+        "VOID",
+    ):
+        assert part in total
+    [link] = [line for line in lines if "ε_link" in line]
+    assert "not a guarantee" in link
+
+
+LIMIT, DELTA = 4.0, 1e-3
+
+
+@pytest.fixture
+def node(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
+    """The node.toml of a host whose data have a ledger with a past and a limit."""
+    hosts = [word for name in "abcde" for word in ("--host", f"{name}={name}:1")]
+    own = [word for name in "abcde" for word in ("--data", f"{name}=ward:x.npz")]
+    settings = ["--set", "task.data=own", "--set", "privacy.epsilon=", "--set", "privacy.sigma=2.0", "--set"]
+    call = ("pack", experiment, *hosts, *own, *settings, "train.rounds=40", "--out", tmp_path / "out")
+    assert peerpoise(*call).code == 0
+    home = tmp_path / "out" / "a"
+    budget = BudgetSection(epsilon=LIMIT, delta=DELTA, ledger_dir=Path("ledger"))
+    write(NodeConfig(name="a", identity=cluster.OWN, data=DataSection(name="ward"), budget=budget), home / "node.toml")
+    with Ledger.open(home / "ledger", "ward") as ledger:
+        for t in range(30):
+            ledger.debit("earlier", t, "b", Mechanism(sigma=2.5, rate=0.25))
+    return home / "node.toml"
+
+
+def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
+    found = planned(peerpoise, node)
+    assert found["nodes"] == 5, "the roster's"
+    past = [Spent(Mechanism(sigma=2.5, rate=0.25), 30)]
+    told = Mechanism(sigma=2.0, rate=0.25, releases=3)
+    fits = [t for t in range(41) if epsilon([*past, Spent(told, told.units(t))], DELTA) <= LIMIT]
+    assert 0 < max(fits) < 40
+    lifetime = found["lifetime"]
+    assert (lifetime["data"], lifetime["limit"], lifetime["rounds_left"]) == ("ward", LIMIT, max(fits))
+    assert lifetime["spent"] == pytest.approx(epsilon(past, DELTA))
+    said = peerpoise("plan", node).out
+    assert f"{max(fits)} of the 40 rounds" in said
+
+
+def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
+    """None is made by asking, and one in use is left alone."""
+    result = peerpoise("plan", node, "--data", "other")
+    assert (result.code, "no ledger other" in result.err) == (66, True)
+    assert {path.name.partition(".")[0] for path in (node.parent / "ledger").iterdir()} == {"ward"}
+    with Ledger.open(node.parent / "ledger", "ward"):
+        result = peerpoise("plan", node)
+    assert (result.code, "ledger ward" in result.err) == (75, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "either epsilon"),
+        (["--epsilon", "8", "--sigma", "2"], "not both"),
+        (["--epsilon", "8", "--graph", "moon"], "Unknown topology 'moon'"),
+        (["--epsilon", "8", "--set", "privacy.mode=none"], "no ε to plan"),
+        (["--epsilon", "-1"], "privacy.epsilon"),
+        (["none.toml"], "none.toml"),
+    ],
+)
+def test_mistakes(peerpoise: Call, arguments: list[str], part: str) -> None:
+    result = peerpoise("plan", *arguments)
+    assert (result.code, part in result.err, len(result.err.splitlines())) == (78, True, 1), result.err
