@@ -15,6 +15,7 @@ from typing import Any
 from node.config import (
     AlgorithmSection,
     BudgetSection,
+    ComputeSection,
     DataSection,
     ExperimentConfig,
     IdentitySection,
@@ -125,6 +126,7 @@ def local(
             listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
+            compute=ComputeSection(device=config.experiment.device),
         )
     sealed = prepare(folder, config, places)
     shutil.rmtree(folder / "federation")

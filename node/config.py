@@ -11,13 +11,14 @@ import base64
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from peer.errors import ConfigurationError
 
@@ -26,6 +27,15 @@ ENVIRONMENT_PREFIX = "PEERPOISE_"
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("auto, cpu, cuda, cuda:N or mps is expected")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 class AlgorithmSection(Section):
@@ -155,6 +165,8 @@ class ExperimentSection(Section):
     """Dirichlet concentration of the class priors; small is very non-IID."""
     seed: int = 0
     """Seed of the partition."""
+    device: Device = "cpu"
+    """Where gradients are computed (see compute.device). Small models are faster on the CPU, bits repeat only there."""
 
     @property
     def names(self) -> list[str]:
@@ -232,8 +244,8 @@ class PeersSection(Section):
 
 
 class ComputeSection(Section):
-    device: str = "cpu"
-    """cpu (other devices come later)."""
+    device: Device = "auto"
+    """Where gradients are computed: auto (a GPU where there is one) | cpu | cuda | cuda:N | mps."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of this daemon; more than one per core cuts speed tenfold."""
     loop: Literal["auto", "uvloop", "asyncio"] = "auto"

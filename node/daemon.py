@@ -195,6 +195,7 @@ class Daemon:
             ledger=ledger,
             limit=self.node.budget.epsilon,
             limit_delta=self.node.budget.delta,
+            device=self.node.compute.device,
             breathe=self.compute.breathe,
             on_release=self.watch.released,
         )

@@ -49,6 +49,9 @@ class Examples:
         index = torch.from_numpy(np.ascontiguousarray(rows))
         return Examples(self.x[index], self.y[index])
 
+    def to(self, device: torch.device) -> Examples:
+        return Examples(self.x.to(device), self.y.to(device))
+
     def scaled(self, size: int | None) -> Examples:
         """The images at size × size pixels, bilinear; None: as they are."""
         if size is None or self.shape[1:] == (size, size):

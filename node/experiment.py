@@ -95,7 +95,8 @@ def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     sigma = start = None
     for name, rows in parts.items():
         ledger = None if run.privacy.mode == "none" else Ledger.throwaway()
-        learners[name] = it = build(plan, name, rows, ledger=ledger, sigma=sigma, start=start)
+        how = {"ledger": ledger, "sigma": sigma, "start": start, "device": config.experiment.device}
+        learners[name] = it = build(plan, name, rows, **how)  # type: ignore[arg-type]
         sigma = it.sigma
         start = it.algorithm.parameters if start is None else start
     return learners

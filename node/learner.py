@@ -18,6 +18,7 @@ from torch import Tensor
 from node import summary
 from node.algorithms import Algorithm, find
 from node.config import DataSection, PrivacySection, RunConfig
+from node.device import pick
 from node.journal import code_version
 from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
 from node.privacy.door import Door, mechanism, noise_multiplier, open_door
@@ -207,10 +208,12 @@ def build(
     start: Tensor | None = None,
     limit: float | None = None,
     limit_delta: float = 1e-5,
+    device: str = "cpu",
     breathe: Callable[[], None] = lambda: None,
     on_release: Callable[[Peer], None] = lambda peer: None,
 ) -> Learner:
-    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given.
+    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
+    is what `compute.device` says.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
@@ -223,7 +226,7 @@ def build(
                 "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove one of the two."
             )
         ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
-    task = make(run, data)
+    task = make(run, data, pick(device))
     hood = plan.hoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
     releases = plan.algorithm.releases(hood.degree)

@@ -24,6 +24,13 @@ class Task(Protocol):
     examples: int
     """n_i, the number of private training examples. Private: never sent, logged or exported."""
 
+    device: torch.device
+    """Where it computes. Parameters and row numbers are given on the CPU; `batch` answers on the device."""
+
+    def to(self, device: torch.device) -> None:
+        """Moves the examples to the device. A task without `device` and `to` stays on the CPU."""
+        ...
+
     def start(self, seed: int) -> Tensor:
         """Initial parameters, flat float32 [d]; the same for the same seed on every node."""
         ...

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from node import device
 from node.task import Task, views
 from peer.errors import ConfigurationError
 
@@ -49,11 +50,15 @@ SMALL = 1 << 14
 """Parameters up to which a chunk costs its calls, not its examples."""
 LANES = 16
 """Chunks are multiples of this: kernels treat the rows of a whole block alike."""
+GPU_CHUNK = 512
+"""Largest chunk on a GPU, where a launch costs more than a row."""
 
 
-def chunk_for(d: int) -> int:
+def chunk_for(d: int, where: torch.device = device.CPU) -> int:
     """Examples per chunk for d parameters: a power of two from 16 to 64, CHUNK_ELEMENTS/d in between; 128 for models so
-    small that filling a chunk up costs less than a second one."""
+    small that filling a chunk up costs less than a second one. On a GPU what a third of its free memory holds."""
+    if where.type == "cuda":
+        return max(LANES, 1 << device.room(where, 4 * d, GPU_CHUNK).bit_length() - 1)
     return 128 if d <= SMALL else max(LANES, min(64, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
 
 
@@ -77,20 +82,29 @@ def clipped_sum(
     breathe: Callable[[], None] = _rest,
 ) -> Tensor:
     """Σ over `rows` (int64 [n], n may be 0) of the clipped gradients at x (flat float32 [d]): flat float64 [d].
+    Computed on the task's device, from and to the CPU.
 
     Each record contributes at most clip·(1 + SLACK) whatever x is; a non-finite gradient contributes exactly zero.
     `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
     """
-    chunk = -(-(chunk or chunk_for(task.layout.size)) // LANES) * LANES
-    total = torch.zeros(task.layout.size, dtype=torch.float64)
+    where = device_of(task)
+    wide = where if where.type == "cuda" else device.CPU  # Apple's GPUs have no float64
+    chunk = -(-(chunk or chunk_for(task.layout.size, where)) // LANES) * LANES
+    total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
     gradients = _vmapped(task) if backend == "vmap" else _looped(task)
-    parameters = views(task.layout, x.detach())
+    parameters = views(task.layout, device.onto(x.detach(), where))
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        found = gradients(parameters, task.batch(filled(part, chunk) if backend == "vmap" else part))
-        _add(total, task, clip_and_sum({name: g[: len(part)] for name, g in found.items()}, clip))
+        with device.enough_memory():
+            found = gradients(parameters, task.batch(filled(part, chunk) if backend == "vmap" else part))
+            _add(total, task, clip_and_sum({name: g[: len(part)].to(wide) for name, g in found.items()}, clip))
         breathe()
-    return total
+    return device.back(total)
+
+
+def device_of(task: Task) -> torch.device:
+    """Where the task computes; one that does not say stays on the CPU."""
+    return getattr(task, "device", device.CPU)
 
 
 def clip_and_sum(gradients: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
@@ -170,7 +184,9 @@ def probe(task: Task, x: Tensor) -> Backend:
 
 def _same_everywhere(task: Task, x: Tensor) -> bool:
     """Has a record's gradient the same bits wherever it stands in a chunk, and whatever stands beside it?"""
-    chunk, gradients, parameters = chunk_for(task.layout.size), _vmapped(task), views(task.layout, x.detach())
+    where = device_of(task)
+    chunk, gradients = chunk_for(task.layout.size, where), _vmapped(task)
+    parameters = views(task.layout, device.onto(x.detach(), where))
     rows = torch.arange(chunk) % task.examples
     here = gradients(parameters, task.batch(rows))
     for shift in (1, LANES // 2 + 1):
@@ -184,9 +200,11 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor) -> Tensor:
     """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none)."""
     if not len(rows):
         return torch.zeros(task.layout.size)
-    leaves = {name: value.clone().requires_grad_() for name, value in views(task.layout, x.detach()).items()}
-    found = _backward(task.mean_loss(leaves, task.batch(rows)), leaves)
-    return torch.cat([found[name].reshape(-1) for name, _ in task.layout.fields]).to(torch.float32)
+    with device.enough_memory():
+        parameters = views(task.layout, device.onto(x.detach(), device_of(task)))
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        found = _backward(task.mean_loss(leaves, task.batch(rows)), leaves)
+        return device.back(torch.cat([found[name].reshape(-1) for name, _ in task.layout.fields]).to(torch.float32))
 
 
 def refuse_batchnorm(module: nn.Module) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from importlib import import_module
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from node.config import DataSection, RunConfig
+from node.device import CPU
 from node.task import Task
 from peer.errors import ConfigurationError
 
@@ -18,7 +20,7 @@ TASKS: Mapping[str, str] = {
 """name -> module:function, called with the run and the node's data. A new task: one file, one line here."""
 
 
-def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Task:
+def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.device = CPU) -> Task:
     """The run's task on one node's data: a daemon's `[data]`, or row numbers of a bundled data set (`simulate`; for
     the node of `centralised`, `partition.union` of all parts).
 
@@ -30,6 +32,8 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Task:
         raise ConfigurationError(f"Unknown task {run.task.name!r}; choose one of {', '.join(sorted(TASKS))}.")
     module, _, function = TASKS[run.task.name].partition(":")
     task: Task = getattr(import_module(module), function)(run, data)
+    if device != CPU and hasattr(task, "to"):
+        task.to(device)
     return task
 
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from node import data as datasets
+from node import device as devices
 from node import models
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
@@ -36,6 +37,7 @@ class Classification:
             ConfigurationError: the module has a batch normalisation.
         """
         self._build, self._train, self._test = build, train, test
+        self.device = devices.CPU
         with torch.device("meta"):
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
@@ -51,7 +53,12 @@ class Classification:
             torch.manual_seed(seed)
             return flat(self.layout, dict(self._build().named_parameters()))
 
+    def to(self, device: torch.device) -> None:
+        self.device, self._train = device, self._train.to(device)
+        self._test = self._test.to(device) if self._test else None
+
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        rows = rows.to(self.device)
         return self._train.x[rows], self._train.y[rows]
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
@@ -67,7 +74,7 @@ class Classification:
         chunks."""
         if self._test is None:
             return {}
-        right, loss, n = 0, 0.0, len(self._test)
+        right, loss, n, x = 0, 0.0, len(self._test), devices.onto(x, self.device)
         for start in range(0, n, EVALUATION_CHUNK):
             if start:
                 breathe()
