@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from node.algorithms import ALGORITHMS, find
+from node.algorithms import ALGORITHMS, NOISED, find
 from node.config import ExperimentConfig, NodeConfig, RunConfig, Section
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -47,7 +47,8 @@ def section(name: str, model: Any) -> str:
 
 
 def options(name: str) -> str:
-    return f'### [algorithm] with name = "{name}"\n\n' + table(find(name).Config.model_fields)
+    names = " or ".join(f'"{each}"' for each in (name, *sorted(k for k, own in NOISED.items() if own == name)))
+    return f"### [algorithm] with name = {names}\n\n" + table(find(name).Config.model_fields)
 
 
 def table(fields: dict[str, Any]) -> str:

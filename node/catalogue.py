@@ -17,17 +17,20 @@ SECTIONS = ("Deviations", "Reconstructions", "Not covered")
 
 
 def algorithms() -> list[dict[str, Any]]:
-    """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the table, sorted."""
-    return [_describe(name, place) for name, place in sorted(table().items())]
+    """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the tables, sorted."""
+    found = {name: _describe(name, place) for name, place in table("ALGORITHMS").items()}
+    for name, own in table("NOISED").items():
+        found[name] = {**found[own], "name": name, "summary": f"{own} that never runs without noise (mode strict only)"}
+    return [found[name] for name in sorted(found)]
 
 
-def table() -> dict[str, str]:
-    """`node.algorithms.ALGORITHMS`, without importing it."""
+def table(name: str) -> dict[str, str]:
+    """A table of `node.algorithms`, without importing it."""
     for statement in ast.parse((FOLDER / "__init__.py").read_text()).body:
-        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "ALGORITHMS" and statement.value:
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name and statement.value:
             found: dict[str, str] = ast.literal_eval(statement.value)
             return found
-    raise LookupError("node/algorithms/__init__.py has no table ALGORITHMS")
+    raise LookupError(f"node/algorithms/__init__.py has no table {name}")
 
 
 def _describe(name: str, place: str) -> dict[str, Any]:

@@ -232,7 +232,10 @@ def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
 
 def _baseline(config: ExperimentConfig, folder: Path) -> Summary:
     """The same experiment in mode none, in one process."""
+    from node.algorithms import NOISED
+
     values = config.model_dump()
+    values["algorithm"]["name"] = NOISED.get(config.algorithm.name, config.algorithm.name)
     values["privacy"] |= {"mode": "none", "epsilon": None, "sigma": None}
     return simulate(ExperimentConfig(**values), folder / "baseline", quiet=True)
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from node import summary
-from node.algorithms import Algorithm, find
+from node.algorithms import NOISED, Algorithm, find
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.journal import code_version
@@ -59,6 +59,10 @@ class Plan:
             key = ".".join(str(part) for part in first["loc"])
             what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
             raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({run.algorithm.name}).") from None
+        if (own := NOISED.get(run.algorithm.name)) and run.privacy.mode != "strict":
+            raise ConfigurationError(
+                f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
+            )
         if run.privacy.mode == "paper" and not hasattr(algorithm, "paper_sigma"):
             raise ConfigurationError(
                 f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'

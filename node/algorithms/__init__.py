@@ -60,8 +60,11 @@ class Algorithm(Protocol):
         ...
 
     @property
-    def lone_factor(self) -> float:
-        """A node without neighbours is SGD (with momentum β if Config has `beta`) with its gradient times this."""
+    def lone_factor(self) -> float | None:
+        """A node without neighbours is SGD (with momentum β if Config has `beta`) with its gradient times this.
+
+        None: alone it is another optimiser, which its docstring names and its paper test shows.
+        """
         ...
 
     def round(self, t: int) -> Conversation:
@@ -76,23 +79,32 @@ class Algorithm(Protocol):
 ALGORITHMS: Mapping[str, str] = {
     "dpdl": "node.algorithms.dpdl:Dpdl",
     "d-psgd": "node.algorithms.d_psgd:DPsgd",
+    "dmsgd": "node.algorithms.dmsgd:Dmsgd",
+    "qg-dsgdm": "node.algorithms.qg_dsgdm:QgDsgdm",
+    "xavg": "node.algorithms.xavg:Xavg",
     "local": "node.algorithms.sgd:Local",
     "centralised": "node.algorithms.sgd:Centralised",
 }
 """name -> module:class. A new algorithm: one file, one line here, one paper test."""
 
+NOISED: Mapping[str, str] = {"dp-d-psgd": "d-psgd", "dp-dmsgd": "dmsgd", "dp-xavg": "xavg"}
+"""Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for bit; under the second
+name, by which papers compare, a run in any other mode is refused."""
+
 
 def find(name: str) -> type[Algorithm]:
-    """The algorithm's class.
+    """The algorithm's class, by either of its names.
 
     Raises:
         ConfigurationError: no algorithm of that name.
     """
-    if name not in ALGORITHMS:
-        raise ConfigurationError(f"Unknown algorithm {name!r}; choose one of {', '.join(sorted(ALGORITHMS))}.")
-    module, _, attribute = ALGORITHMS[name].partition(":")
+    own = NOISED.get(name, name)
+    if own not in ALGORITHMS:
+        choice = ", ".join(sorted({*ALGORITHMS, *NOISED}))
+        raise ConfigurationError(f"Unknown algorithm {name!r}; choose one of {choice}.")
+    module, _, attribute = ALGORITHMS[own].partition(":")
     found: type[Algorithm] = getattr(import_module(module), attribute)
     return found
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "Gradients", "find"]
+__all__ = ["ALGORITHMS", "NOISED", "Algorithm", "Gradients", "find"]

@@ -3,8 +3,8 @@ arXiv 1705.09056, algorithm 1.
 
     x_i ← Σ_{j∈N_i} w_ij x_j − η g_i(x_i)          g_i at the own x_i before mixing; one exchange
 
-The gradient is the door's release to oneself: in the modes strict and paper it is clipped and noised first (then this
-is DP-D-PSGD, with one release a round whatever the degree).
+The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then this is DP-D-PSGD,
+with one release a round whatever the degree).
 
 Deviations
     * Weight decay λ x_i is added to g_i (post-processing); off by default, as in the paper. No momentum.
@@ -24,19 +24,12 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.config import Section
-from node.maths.schedule import step_size
+from node.maths.schedule import Schedule, step_size
 from peer.message import Conversation, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
 
 
-class DPsgdConfig(Section):
-    lr: float = Field(default=0.1, gt=0)
-    """η: step size in round 0."""
-    lr_decay: float = Field(default=0.995, gt=0, le=1)
-    """Factor on η after every `decay_every` rounds."""
-    decay_every: int = Field(default=0, ge=0)
-    """Rounds between decays of η; 0: η stays."""
+class DPsgdConfig(Schedule):
     weight_decay: float = Field(default=0.0, ge=0)
     """λ: λ·x is added to the gradient after clipping and noise."""
 
@@ -75,7 +68,7 @@ class DPsgd:
         c, x = self.config, self.state.x
         g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
         x = yield Mix("model", x)
-        self.state = State(x=x.add(g, alpha=-step_size(t, c.lr, c.lr_decay, c.decay_every)))
+        self.state = State(x=x.add(g, alpha=-step_size(t, c)))
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}

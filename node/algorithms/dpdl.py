@@ -37,15 +37,14 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.config import Section
 from node.maths.cosine import calibration, cosine
 from node.maths.mixing import accumulator, fold
-from node.maths.schedule import step_size
+from node.maths.schedule import Schedule, step_size
 from peer.message import Ask, Conversation, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
 
 
-class DpdlConfig(Section):
+class DpdlConfig(Schedule):
     """Defaults are those of the authors' public code."""
 
     alpha: float = Field(default=1.5, ge=0)
@@ -54,10 +53,6 @@ class DpdlConfig(Section):
     """β: momentum."""
     lr: float = Field(default=0.1, gt=0)
     """η: step size in round 0. With scale "paper" a full graph needs one √N smaller than a ring."""
-    lr_decay: float = Field(default=0.995, gt=0, le=1)
-    """Factor on η after every `decay_every` rounds."""
-    decay_every: int = Field(default=0, ge=0)
-    """Rounds between decays of η; 0: η stays."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """λ: λ·x is added to g̃ after (5), never before clipping (post-processing: it costs no privacy)."""
     granularity: Literal["vector", "tensor"] = "vector"
@@ -127,7 +122,7 @@ class Dpdl:
         own = self.gradients.own(x, t)
         g = self.aggregate(cross, own).add_(x, alpha=c.weight_decay)  # (4) (5)
         v = g.add_(self.state.v, alpha=c.beta)  # (6)
-        x = x.add(v, alpha=-step_size(t, c.lr, c.lr_decay, c.decay_every))
+        x = x.add(v, alpha=-step_size(t, c))
         x, v = yield Mix("state", (x, v))  # (7)
         self.state = State(x=x, v=v)
 

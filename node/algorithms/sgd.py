@@ -25,21 +25,15 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.config import Section
-from node.maths.schedule import step_size
+from node.maths.momentum import momentum_step
+from node.maths.schedule import Schedule, step_size
 from peer.message import Conversation, Layout, Peer
 from peer.neighborhood import Neighborhood
 
 
-class SgdConfig(Section):
+class SgdConfig(Schedule):
     beta: float = Field(default=0.9, ge=0, lt=1)
     """β: momentum."""
-    lr: float = Field(default=0.1, gt=0)
-    """η: step size in round 0."""
-    lr_decay: float = Field(default=0.995, gt=0, le=1)
-    """Factor on η after every `decay_every` rounds."""
-    decay_every: int = Field(default=0, ge=0)
-    """Rounds between decays of η; 0: η stays."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """λ: λ·x is added to the gradient after clipping and noise."""
 
@@ -80,8 +74,8 @@ class Local:
         """One step; nothing is said."""
         c, x = self.config, self.state.x
         g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
-        v = self.state.v.mul(c.beta).add_(g)
-        self.state = State(x=x.add(v, alpha=-step_size(t, c.lr, c.lr_decay, c.decay_every)), v=v)
+        x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))
+        self.state = State(x=x, v=v)
         yield from ()
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:

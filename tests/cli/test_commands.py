@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from node import checkpoint, cluster, summary
-from node.algorithms import ALGORITHMS
+from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
 from node.tasks import make
 from peer.identity import Identity
@@ -170,12 +170,13 @@ def test_config_schema_is_a_schema(peerpoise: Call, experiment: Path, which: str
 
 def test_algorithms_are_those_of_the_table(peerpoise: Call) -> None:
     found = {entry["name"]: entry for entry in json.loads(peerpoise("algorithms", "--json").out)}
-    assert found.keys() == ALGORITHMS.keys()
+    assert found.keys() == ALGORITHMS.keys() | NOISED.keys()
+    assert all("never runs without noise" in found[name]["summary"] for name in NOISED)
     assert found["dpdl"]["paper"] == "arXiv 2606.04399"
     assert found["dpdl"]["reconstructions"]
     assert all(entry["summary"] for entry in found.values())
     text = peerpoise("algorithms").out
-    assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in ALGORITHMS)
+    assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in found)
     assert "reconstruction: " in text
 
 

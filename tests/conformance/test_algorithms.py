@@ -146,7 +146,11 @@ class Scaled(Toy):
         return self.factor * super().__call__(x, t, to)
 
 
-@every
+def is_sgd_alone(variant):
+    return cluster(variant, n=1)[0]["n0"].lone_factor is not None
+
+
+@of([variant for variant in VARIANTS if is_sgd_alone(variant)])
 def test_a_lone_node_is_the_local_optimiser_up_to_the_declared_factor(variant):
     nodes, hoods = cluster(variant, n=1)
     lone = nodes["n0"]
@@ -177,9 +181,13 @@ def test_it_draws_as_many_gradients_as_it_declares(variant, n, kind):
 
 
 def gossip(variant, loss, rounds=6, n=6, kind="full"):
-    """Largest drift of the mean of x under zero gradients, and how far the nodes were and are apart."""
+    """Largest drift of the mean of x under zero gradients, and how far the nodes were and are apart.
+
+    Without momentum, which may remember what mixing did.
+    """
     name, options = variant
-    nodes, hoods = cluster((name, {**options, "weight_decay": 0.0}), kind, n, door=Still)
+    still = {key: 0.0 for key in ("weight_decay", "beta") if key in find(name).Config.model_fields}
+    nodes, hoods = cluster((name, {**options, **still}), kind, n, door=Still)
     for i, algorithm in nodes.items():
         x = 3 * torch.randn(D, generator=stream("x", i), dtype=torch.float64)
         fields = {field.name: torch.zeros_like(x) for field in dataclasses.fields(algorithm.state)}
@@ -330,5 +338,5 @@ def test_its_diagnostics_name_neighbours_only(variant):
 
 
 def test_an_unknown_algorithm_is_a_sentence():
-    with pytest.raises(ConfigurationError, match="choose one of centralised, d-psgd, dpdl, local"):
+    with pytest.raises(ConfigurationError, match="choose one of centralised, d-psgd, dmsgd, dp-d-psgd, "):
         find("sgd")

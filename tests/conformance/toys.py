@@ -15,6 +15,7 @@ LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
 D = LAYOUT.size
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
+    "qg-dsgdm": [{}, {"mu": 0.0}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]

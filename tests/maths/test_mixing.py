@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from node.maths.mixing import accumulator, agreed, fold, mixed, weighted_sum, whole
-from node.maths.schedule import step_size
+from node.maths.schedule import Schedule, step_size
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -98,5 +98,7 @@ def test_an_edge_whose_header_did_not_come_is_not_mixed():
 
 
 def test_step_sizes():
-    assert [step_size(t, 0.1, 0.5, 0) for t in (0, 7)] == [0.1, 0.1]
-    assert [step_size(t, 0.1, 0.5, 2) for t in range(5)] == [0.1, 0.1, 0.05, 0.05, 0.025]
+    constant = Schedule(lr=0.1, lr_decay=0.5, decay_every=0)
+    assert [step_size(t, constant) for t in (0, 7)] == [0.1, 0.1]
+    halving = Schedule(lr=0.1, lr_decay=0.5, decay_every=2)
+    assert [step_size(t, halving) for t in range(5)] == [0.1, 0.1, 0.05, 0.05, 0.025]

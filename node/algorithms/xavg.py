@@ -1,0 +1,92 @@
+"""Plain cross-averaging: the W-weighted mean of the neighbours' gradients at one's own model, with momentum.
+
+The control for DPDL, PDSL and ROSS, which exchange the same things and weigh them: what the mere
+exchange of cross-gradients brings must not be credited to the weights. g_{j→i} is j's gradient at x_i, N_i contains i.
+
+    g_i = Σ_{j∈N_i} π_ij g_{j→i} with π_ij = w_ij
+    ṽ_i = β v_i + g_i ;  x̃_i = x_i − η ṽ_i
+    v_i ← Σ_j w_ij ṽ_j ;  x_i ← Σ_j w_ij x̃_j
+
+Every gradient is the door's release, the own one too: in mode strict all are clipped and noised first (DP-xavg).
+
+Deviations
+    * Weight decay λ x_i is added to g_i (post-processing).
+Reconstructions
+    * No paper of its own. When a neighbour is not heard, π_ij = w_ij / Σ_{k heard} w_ik, so that g_i stays a mean.
+Not covered
+    * No defence against a neighbour that lies, in its gradient or in its state: both enter with w_ij.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from node.algorithms import Gradients
+from node.maths.mixing import weighted_sum
+from node.maths.momentum import momentum_step
+from node.maths.schedule import Schedule, step_size
+from peer.message import Ask, Conversation, Layout, Mix, Peer
+from peer.neighborhood import Neighborhood
+
+
+class XavgConfig(Schedule):
+    beta: float = Field(default=0.9, ge=0, lt=1)
+    """β: momentum."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """λ: λ·x is added to the gradient after clipping and noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    x: Tensor
+    """x_i, mixed [d]."""
+    v: Tensor
+    """v_i, mixed momentum [d]."""
+
+
+class Xavg:
+    Config: ClassVar[type[BaseModel]] = XavgConfig
+    pooled: ClassVar[bool] = False
+
+    def __init__(
+        self, config: XavgConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+    ) -> None:
+        self.config, self.hood, self.gradients = config, hood, gradients
+        self.state = State(x=start.clone(), v=torch.zeros_like(start))
+
+    @classmethod
+    def releases(cls, degree: int) -> int:
+        """An answer to every neighbour, and the own one."""
+        return degree + 1
+
+    @property
+    def parameters(self) -> Tensor:
+        return self.state.x
+
+    @property
+    def lone_factor(self) -> float:
+        """A node without neighbours is momentum SGD."""
+        return 1.0
+
+    def round(self, t: int) -> Conversation:
+        c, me, x = self.config, self.hood.me, self.state.x
+        cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
+        cross = {**cross, me: self.gradients(x, t, me)}
+        g = self.mean(cross).add_(x, alpha=c.weight_decay)
+        x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))
+        x, v = yield Mix("state", (x, v))
+        self.state = State(x=x, v=v)
+
+    def mean(self, cross: Mapping[Peer, Tensor]) -> Tensor:
+        """Σ_j π_ij g_{j→i} [d] over those heard, me included."""
+        heard = sum(self.hood.weight[j] for j in sorted(cross))
+        return weighted_sum({j: self.hood.weight[j] / heard for j in cross}, cross)
+
+    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
+        return {}
