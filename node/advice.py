@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from node.options import Json, Settings, print_json
+from peer.errors import EXIT_FAILURE, EXIT_OK
 
 app = typer.Typer()
 
@@ -59,3 +60,29 @@ def plan(
         print_json(planning.document(outlook))
     else:
         console.print(planning.show(outlook))
+
+
+@app.command()
+def doctor(
+    file: Annotated[
+        Path | None, typer.Option("--config", metavar="NODE.toml", help="Look at this node's files, too.")
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Look at this machine, and at a node's files: what would keep a daemon from running, and what to do about it.
+
+    Exit code 0 when nothing is ✗.
+    """
+    from rich.console import Console
+
+    from node import doctor as examination
+
+    with Console(stderr=True).status("looking"):
+        findings = list(examination.examine(file, settings))
+    found = examination.document(findings)
+    if as_json:
+        print_json(found)
+    else:
+        Console(highlight=False).print(examination.show(findings))
+    raise typer.Exit(EXIT_OK if found["ok"] else EXIT_FAILURE)

@@ -61,8 +61,9 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start a local cluster, one daemon per node, and follow it to its end."""
-    from node import launch
+    from node import doctor, launch
 
+    doctor.refuse_clashes()
     summary, code = launch.up(
         _experiment(experiment, settings), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
     )
@@ -99,8 +100,9 @@ def run(
     Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml, /etc/peerpoise/node.toml.
     """
     file = file or _node_file()
-    from node import start
+    from node import doctor, start
 
+    doctor.refuse_clashes()
     code = start.serve(file, settings=settings, loop=loop, insecure=insecure)
     if as_json:
         from node.config import NodeConfig, load

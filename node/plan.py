@@ -206,7 +206,7 @@ def _up(sigma: float) -> float:
 def _lifetime(question: Question, own: Cost, told: Mechanism) -> Lifetime:
     """Read from the ledger itself, which no daemon may have open."""
     budget, rounds = question.budget, question.run.train.rounds
-    if not (budget.folder / f"{question.data}.sqlite").exists():
+    if not Ledger.exists(budget.folder, question.data):
         raise DataError(f"There is no ledger {question.data} in {budget.folder}: nothing was released from it yet.")
     with Ledger.open(budget.folder, question.data) as ledger:
         rows = ledger.rows()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -95,6 +96,11 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"The ledger's folder {folder} can't be made ({error.strerror}).") from None
         return cls(folder, data_name, clock)
+
+    @staticmethod
+    def exists(folder: Path, data_name: str) -> bool:
+        """Is there anything of this ledger? `open` would make it if not."""
+        return any(os.path.exists(folder / f"{data_name}.{part}") for part in ("sqlite", "head"))
 
     @classmethod
     def throwaway(cls) -> Self:

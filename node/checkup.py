@@ -1,0 +1,206 @@
+"""What `peerpoise doctor --config node.toml` says of a node: its files, address, neighbours, data, ledger and memory.
+
+Each check is one that the daemon makes too when it starts, here without starting: nothing is written, a ledger is
+opened only if it exists, and a port is bound for a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from node import status
+from node.config import NodeConfig, RunConfig, load
+from node.doctor import Finding, available_memory, fault, mib, ok, warning
+from node.learner import Plan
+from node.maths.clipping import chunk_for
+from node.privacy.ledger import Ledger
+from node.start import located
+from node.task import Task
+from node.tasks import make
+from peer.discovery import endpoint
+from peer.errors import PeerpoiseError, TemporaryFailure
+from peer.identity import Identity
+from peer.roster import Roster
+from peer.topology import neighborhoods
+
+SOON_DAYS = 30
+"""A certificate that expires sooner is a warning."""
+DIAL_SECONDS = 2.0
+BASE = 460 << 20
+"""Bytes of a daemon with next to no parameters."""
+PER_CHUNK, PER_NEIGHBOUR = 3, 32
+"""Parameter vectors that are held at once: gradients of a chunk in float32 and float64, and what is in flight to and
+from a neighbour. Fitted to peaks of daemons with 1.3 and 12.7 million parameters: 0.9 to 4.3 GiB, within a tenth."""
+
+
+def examine(file: Path, settings: Sequence[str]) -> Iterator[Finding]:
+    """All findings; those that need what is broken are left out."""
+    try:
+        node = located(load(NodeConfig, [file], settings), file.parent)
+        run = load(RunConfig, [node.run], environ={})
+    except PeerpoiseError as error:
+        yield fault("configuration", str(error), "peerpoise config check FILE, peerpoise config schema node")
+        return
+    yield ok("configuration", f"{node.name}, run {run.run_id}")
+    yield from _identity(node)
+    yield from _addresses(node, run)
+    yield from _ledger(node)
+    yield from _folders(node)
+    try:
+        roster = Roster.load(node.roster, run.run.federation)
+        plan = Plan.of(run, neighborhoods(run.topology.kind, roster.names))
+    except PeerpoiseError as error:
+        yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
+        return
+    yield from _roster(node, roster)
+    yield from _neighbours(node, plan, roster)
+    yield from _task(node, plan)
+
+
+def _identity(node: NodeConfig) -> Iterator[Finding]:
+    """Key, certificate and CA: they belong together, nobody else can read the key, and the dates fit the clock."""
+    own = node.identity
+    try:
+        identity = Identity.load(own.key, own.certificate, own.ca)
+    except PeerpoiseError as error:
+        yield fault("certificate", str(error), "ask for a new one (peerpoise ca issue), or set the clock")
+        return
+    days = (identity.expires - datetime.now(UTC)).days
+    said = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
+    if days < SOON_DAYS:
+        yield warning("certificate", said, "ask for a new one in time: peerpoise ca issue")
+    else:
+        yield ok("certificate", said)
+
+
+def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
+    """The ports are free, or taken by this very node."""
+    for what, address in (("listen.address", node.listen.address), ("metrics.listen", node.metrics.listen)):
+        try:
+            why = _taken(address) if address else ""
+        except PeerpoiseError as error:
+            yield fault(what, str(error), f"set {what} to host:port")
+            continue
+        if not why:
+            yield ok(what, f"{address} is free" if address else "none")
+        elif _runs(node, run):
+            yield ok(what, f"{address} is this node's own: it is running")
+        else:
+            yield fault(what, f"{address} can't be listened on: {why}", "stop what listens there, or choose another")
+
+
+def _taken(address: str) -> str:
+    """Why nobody can listen there; empty: one can."""
+    host, port = endpoint(address)
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _runs(node: NodeConfig, run: RunConfig) -> bool:
+    try:
+        return status.query(status.place(run.run_id, node.name))["node"] == node.name
+    except PeerpoiseError:
+        return False
+
+
+def _ledger(node: NodeConfig) -> Iterator[Finding]:
+    """Whole, and nobody else's at the moment."""
+    name, folder = node.data.name or "experiment", node.budget.folder
+    if not Ledger.exists(folder, name):
+        yield from _writable("ledger", folder, f"{folder / name}: nothing was released yet")
+        return
+    try:
+        with closing(Ledger.open(folder, name)) as ledger:
+            yield ok("ledger", f"{folder / name}: {ledger.head[0]} debits, whole")
+    except TemporaryFailure as error:
+        yield warning("ledger", str(error), "nothing, if that is this node's own daemon")
+    except PeerpoiseError as error:
+        yield fault("ledger", str(error), "restore all of its files from one copy, or check the disk")
+
+
+def _folders(node: NodeConfig) -> Iterator[Finding]:
+    yield from _writable("run folder", node.folder, str(node.folder))
+
+
+def _writable(what: str, folder: Path, said: str) -> Iterator[Finding]:
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        yield ok(what, f"{said}; it can be written")
+    else:
+        yield fault(what, f"{there} can't be written by this user", "choose another folder, or change its owner")
+
+
+def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
+    own = node.identity
+    member = roster.by_name.get(node.name)
+    if member is None:
+        yield fault("roster", f"{node.name!r} is not in {node.roster}", f"name is one of {', '.join(roster.names)}")
+        return
+    try:
+        same = Identity.load(own.key, own.certificate, own.ca).id == member.id
+    except PeerpoiseError:
+        return
+    if same:
+        yield ok("roster", f"version {roster.version}, {len(roster.members)} nodes, signed by the federation")
+    else:
+        yield fault("roster", f"it has another key for {node.name} than {own.key}", "copy this node's own folder again")
+
+
+def _neighbours(node: NodeConfig, plan: Plan, roster: Roster) -> Iterator[Finding]:
+    """Does anybody listen where they should be? Who it is, the handshake will tell."""
+    hood = plan.hoods.get(node.name)
+    for name in hood.neighbours if hood else ():
+        addresses = [node.peers.static[name]] if name in node.peers.static else list(roster.by_name[name].addresses)
+        failures = [(address, why) for address in addresses if (why := _dial(address))]
+        if len(failures) < len(addresses):
+            yield ok("neighbour", f"{name} listens")
+        else:
+            said = "; ".join(f"{address}: {why}" for address, why in failures) or "no address is known"
+            yield warning("neighbour", f"{name} can't be reached ({said})", "start it, or check firewall and address")
+
+
+def _dial(address: str) -> str:
+    """Why nobody can be reached there; empty: somebody can."""
+    try:
+        socket.create_connection(endpoint(address), timeout=DIAL_SECONDS).close()
+    except TimeoutError:
+        return "no answer"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
+    """The data are there and fit the task; there is memory for its model."""
+    try:
+        task = make(plan.run, node.data)
+    except PeerpoiseError as error:
+        yield fault("data", str(error), "see data.path and data.rows in node.toml, and [task] in run.toml")
+        return
+    file = node.data.path if plan.run.task.data == "own" else node.data.rows
+    digest = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file else ""
+    yield ok("data", f"{plan.run.task.data}: {task.examples} examples, {task.layout.size:,} parameters{digest}")
+    hood = plan.hoods.get(node.name)
+    yield from _memory(task, hood.degree if hood else 0)
+
+
+def _memory(task: Task, degree: int) -> Iterator[Finding]:
+    d = task.layout.size
+    need, free = BASE + 4 * d * (PER_CHUNK * chunk_for(d) + PER_NEIGHBOUR * degree), available_memory()
+    said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
+    if free is not None and need > free:
+        yield warning("memory needed", said, "a smaller model, fewer neighbours, or privacy.chunk")
+    else:
+        yield ok("memory needed", said)
