@@ -16,6 +16,7 @@ from pathlib import Path
 
 from node import status
 from node.config import NodeConfig, RunConfig, load
+from node.device import pick
 from node.doctor import Finding, available_memory, fault, mib, ok, warning
 from node.learner import Plan
 from node.maths.clipping import chunk_for
@@ -51,7 +52,8 @@ def examine(file: Path, settings: Sequence[str]) -> Iterator[Finding]:
     yield from _identity(node)
     yield from _addresses(node, run)
     yield from _ledger(node)
-    yield from _folders(node)
+    yield from _writable("run folder", node.folder, str(node.folder))
+    yield from _device(node)
     try:
         roster = Roster.load(node.roster, run.run.federation)
         plan = Plan.of(run, neighborhoods(run.topology.kind, roster.names))
@@ -130,8 +132,11 @@ def _ledger(node: NodeConfig) -> Iterator[Finding]:
         yield fault("ledger", str(error), "restore all of its files from one copy, or check the disk")
 
 
-def _folders(node: NodeConfig) -> Iterator[Finding]:
-    yield from _writable("run folder", node.folder, str(node.folder))
+def _device(node: NodeConfig) -> Iterator[Finding]:
+    try:
+        yield ok("device", f"{node.compute.device}: {pick(node.compute.device)}")
+    except PeerpoiseError as error:
+        yield fault("device", str(error), "see gpu, above")
 
 
 def _writable(what: str, folder: Path, said: str) -> Iterator[Finding]:

@@ -30,9 +30,7 @@ def pick(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigurationError(
-            'compute.device = "mps", but torch can use no GPU of a Mac here; use "auto".'
-        )
+        raise ConfigurationError('compute.device = "mps", but torch can use no GPU of a Mac here; use "auto".')
     device = torch.device(name)
     if device.type == "cuda":
         _check_cuda(name, device.index or 0)

@@ -122,8 +122,17 @@ def test_a_healthy_node(peerpoise: Call, home: Path, ports: list[int]) -> None:
     levels = {what: [it["level"] for it in them] for what, them in found.items()}
     assert levels.pop("neighbour") == ["ok", "warning"], "b listens, c does not"
     assert {level for them in levels.values() for level in them} == {"ok"}
-    expected = {"configuration", "certificate", "listen.address", "metrics.listen", "ledger", "run folder", "roster"}
-    assert expected | {"data", "memory needed"} <= levels.keys()
+    expected = {
+        "configuration",
+        "certificate",
+        "listen.address",
+        "metrics.listen",
+        "ledger",
+        "run folder",
+        "device",
+        "roster",
+    }
+    assert expected | {"device", "data", "memory needed"} <= levels.keys()
     assert "1 debits" in found["ledger"][0]["said"]
     assert contents(home) == before
 
@@ -161,6 +170,7 @@ def no_folder(home: Path) -> None:
         ("listen.address", "listened on", replace("node.toml", '"0.0.0.0:', '"203.0.113.7:')),
         ("ledger", "head", forget_first_row),
         ("run folder", "can't be written", no_folder),
+        ("device", "cuda:99", replace("node.toml", 'device = "auto"', 'device = "cuda:99"')),
         ("roster", "not signed", replace("roster.json", "127.0.0.1", "127.0.0.9")),
         ("roster", "'z' is not in", replace("node.toml", 'name = "a"', 'name = "z"')),
         ("roster", "another key", copy_neighbour),
