@@ -33,6 +33,7 @@ app.add_typer(config, name="config")
 app.add_typer(advice.app)
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
+Task = Annotated[str | None, typer.Option("--task", metavar="PACKAGE.MODULE:FUNCTION", help="Your own task.")]
 Folder = Annotated[Path | None, typer.Option("--folder", help="Run folder to make (default runs/NAME-TIME).")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS. One machine, experiments only; shown everywhere.")]
 Loop = Annotated[Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")]
@@ -54,6 +55,7 @@ def peerpoise(version: Annotated[bool, typer.Option("--version", help="Print the
 def up(
     experiment: Experiment,
     settings: Settings = [],  # noqa: B006 (typer copies it)
+    task: Task = None,
     folder: Folder = None,
     insecure: Insecure = False,
     loop: Loop = "auto",
@@ -65,7 +67,7 @@ def up(
 
     doctor.refuse_clashes()
     summary, code = launch.up(
-        _experiment(experiment, settings), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
+        _experiment(experiment, settings, task), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
     )
     if as_json:
         print_json(summary.model_dump(mode="json") if summary else {"error": "No node finished.", "exit_code": code})
@@ -76,13 +78,14 @@ def up(
 def simulate(
     experiment: Experiment,
     settings: Settings = [],  # noqa: B006
+    task: Task = None,
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment in one process, with the same bits."""
     from node import launch
 
-    summary = launch.simulate(_experiment(experiment, settings), folder, quiet=as_json)
+    summary = launch.simulate(_experiment(experiment, settings, task), folder, quiet=as_json)
     if as_json:
         print_json(summary.model_dump(mode="json"))
 
@@ -278,10 +281,10 @@ def config_schema(
     print_json(models[("run", "experiment", "node").index(which)].model_json_schema())
 
 
-def _experiment(file: Path, settings: list[str]) -> Any:
+def _experiment(file: Path, settings: list[str], task: str | None = None) -> Any:
     from node.config import ExperimentConfig, load
 
-    return load(ExperimentConfig, [file], settings)
+    return load(ExperimentConfig, [file], [*settings, f"task.name={task}"] if task else settings)
 
 
 def _node_file() -> Path:

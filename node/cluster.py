@@ -139,11 +139,11 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path]) ->
     """Writes rows.npy of every node and partition.json; returns the label histogram [nodes][classes] (public data)."""
     from node import data, partition
 
-    labels = data.bundled(config.task.data)[0].y.numpy()
-    parts = partition.divide(config.experiment.model_copy(update={"nodes": len(homes)}), labels)
+    train, _ = data.public(config.task)
+    parts = partition.divide(config.experiment.model_copy(update={"nodes": len(homes)}), train)
     for home, rows in zip(homes.values(), parts, strict=True):
         partition.save(home / "rows.npy", rows)
-    histogram: list[list[int]] = partition.histogram(labels, parts, config.task.classes).tolist()
+    histogram: list[list[int]] = partition.histogram(train.y.numpy(), parts, config.task.classes).tolist()
     document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
     (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n")
     return histogram

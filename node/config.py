@@ -58,17 +58,39 @@ class TopologySection(Section):
 
 class TaskSection(Section):
     name: str = "classification"
-    """Kind of task."""
+    """classification, or your own: "package.module:function" (docs/own-task.md). Its code sees the private data."""
     data: str = "digits"
-    """Bundled data set ("digits": 1,797 images of 8×8), or "own": each node's data.path (an .npz with x and y)."""
+    """digits | mnist | fashion-mnist | cifar-10 | torchvision:NAME: public sets, divided among the nodes (see
+    $PEERPOISE_DATA). file: the PUBLIC file `path`, divided as well. own: each node's data.path."""
+    path: Path | None = None
+    """data = "file": .npz, .csv, .tsv, .parquet or a folder of images; relative to the working directory."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in order: sub-folders of images, values of a table's label column. Empty: integers."""
+    label: str = "label"
+    """A table's column of labels."""
+    features: dict[str, tuple[float, float]] = {}
+    """A table's columns to learn from: name = [centre, scale], PUBLIC constants; (value − centre)/scale is learnt."""
+    channels: Literal[1, 3] = 3
+    """Folders of images: 1 makes them grey."""
     model: str = "softmax"
-    """softmax | mlp | cnn (the papers' CNN for MNIST shapes; needs 28×28 images)."""
+    """softmax | mlp | lenet | cnn and cnn-cifar (the papers', for 1×28×28 and 3×32×32) | resnet8."""
     hidden: int = Field(default=64, ge=1)
     """Width of the MLP's hidden layer."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of cnn-cifar (0.4 in the authors' code). Above 0 gradients depend on a random mask drawn from torch's own
+    generator, so runs don't repeat bit for bit and per-example gradients are computed by the slower loop."""
     image_size: int | None = Field(default=None, ge=4, le=512)
     """Images are scaled (bilinear) to this many pixels a side; None leaves them as they are."""
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""
+
+    @model_validator(mode="after")
+    def _as_many_labels(self) -> TaskSection:
+        if self.labels and len(set(self.labels)) != self.classes:
+            raise ValueError(f"labels names {len(set(self.labels))} classes, but classes is {self.classes}")
+        if bad := [name for name, (_, scale) in self.features.items() if not scale > 0]:
+            raise ValueError(f"the scale of feature {bad[0]!r} must be positive")
+        return self
 
 
 class TrainSection(Section):
@@ -159,10 +181,16 @@ class ExperimentSection(Section):
 
     nodes: int = Field(default=4, ge=1)
     """Number of nodes, named n0, n1, … (zero-padded)."""
-    partition: Literal["iid", "dirichlet"] = "dirichlet"
-    """How the bundled data set is divided."""
+    partition: Literal["iid", "dirichlet", "dirichlet-unequal", "shards", "column"] = "dirichlet"
+    """How the public data set is divided. dirichlet: each node draws class priors, all get equally many rows (the
+    papers). dirichlet-unequal: each class is shared out by a Dirichlet draw. shards: rows sorted by label are cut, each
+    node gets `shards` pieces. column: the values of `column` are dealt to the nodes."""
     alpha: float = Field(default=0.25, gt=0)
-    """Dirichlet concentration of the class priors; small is very non-IID."""
+    """Dirichlet concentration; small is very non-IID."""
+    shards: int = Field(default=2, ge=1)
+    """Pieces per node."""
+    column: str = ""
+    """A table's column, or an array [n] of the .npz, e.g. who wrote a digit."""
     seed: int = 0
     """Seed of the partition."""
     device: Device = "cpu"
@@ -222,11 +250,12 @@ class DataSection(Section):
     name: str = ""
     """Name of the private data set: its ledger's name. Required for own data."""
     path: Path | None = None
-    """Own data: an .npz with arrays x (float or uint8) and y (integers)."""
+    """Own data: an .npz with arrays x (float or uint8) and y (integers), a table (.csv, .tsv, .parquet), or a folder
+    of images in sub-folders."""
     test: Path | None = None
     """Own public test set, same form; None: no accuracy is reported."""
     rows: Path | None = None
-    """Bundled data: .npy with this node's row numbers (written by `up`)."""
+    """Public data: .npy with this node's row numbers (written by `up`)."""
 
 
 class ListenSection(Section):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from node import checkpoint, data, partition, summary
 from node.config import ExperimentConfig, RunConfig
 from node.disk import made
-from node.journal import Journal, header
+from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
 from node.results import MODEL, save_average
@@ -57,7 +57,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
             for name, learner in learners.items():
                 metrics[name] = learner.evaluate()
                 if metrics[name]:
-                    journals[name].write("test", round=t, **metrics[name])
+                    journals[name].write("test", round=t, **tested(metrics[name]))
         for journal in journals.values():
             journal.write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[])
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
@@ -85,8 +85,8 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
 
 
 def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
-    labels = data.bundled(config.task.data)[0].y.numpy()
-    parts = dict(zip(config.experiment.names, partition.divide(config.experiment, labels), strict=True))
+    train, _ = data.public(config.task)
+    parts = dict(zip(config.experiment.names, partition.divide(config.experiment, train), strict=True))
     run: RunConfig = config.run_config
     if Plan.of(run, {}).algorithm.pooled:
         run, parts = _pooled(run, list(parts.values()))

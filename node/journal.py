@@ -37,7 +37,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         # a round
         "phase": "round phase kind seconds wait_seconds heard missing bytes_sent bytes_received",
         "round": "round seconds bytes_sent bytes_received heard missing weight cosine calibration consensus_distance",
-        "test": "round accuracy loss",
+        "test": "round accuracy metrics",
         "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta accountant against",
         "checkpoint": "round path seconds",
         # neighbours
@@ -53,7 +53,13 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "end": "round reason signal exit_code wall_seconds complete params_digest",
     }.items()
 }
-"""event -> the fields it may have. `accuracy` and `loss` of "test" are those of the PUBLIC test set."""
+"""event -> the fields it may have. `accuracy` and the other `metrics` of "test" are those of the PUBLIC test set."""
+
+
+def tested(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """A task's metrics as fields of "test"."""
+    others = {name: value for name, value in metrics.items() if name != "accuracy"}
+    return {name: metrics[name] for name in ("accuracy",) if name in metrics} | {"metrics": others}
 
 
 class Journal:

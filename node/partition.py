@@ -1,7 +1,7 @@
-"""How a bundled data set is divided among nodes for experiments: disjoint parts of equal size.
+"""How a public data set is divided among nodes for experiments: disjoint parts, none empty.
 
 Row numbers are int64, sorted. The same arguments give the same parts with the same numpy; `up` writes them to files.
-What equal sizes leave over (fewer rows than nodes) belongs to nobody.
+What parts of equal size leave over (fewer rows than nodes) belongs to nobody.
 """
 
 from __future__ import annotations
@@ -13,20 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.config import ExperimentSection
+from node.data import Examples
 from peer.errors import ConfigurationError
 
 Rows = NDArray[np.int64]
 
 
-def divide(experiment: ExperimentSection, labels: Rows) -> list[Rows]:
+def divide(experiment: ExperimentSection, examples: Examples) -> list[Rows]:
     """The parts of all nodes as `[experiment]` asks.
 
     Raises:
-        ConfigurationError: more nodes than rows.
+        ConfigurationError: more nodes than rows, shards or values; no such column.
     """
-    if experiment.partition == "iid":
-        return iid(len(labels), experiment.nodes, experiment.seed)
-    return dirichlet(labels, experiment.nodes, experiment.alpha, experiment.seed)
+    labels, nodes, seed = examples.y.numpy(), experiment.nodes, experiment.seed
+    match experiment.partition:
+        case "iid":
+            return iid(len(labels), nodes, seed)
+        case "dirichlet":
+            return dirichlet(labels, nodes, experiment.alpha, seed)
+        case "dirichlet-unequal":
+            return dirichlet_unequal(labels, nodes, experiment.alpha, seed)
+        case "shards":
+            return shards(labels, nodes, experiment.shards, seed)
+        case "column":
+            if experiment.column not in examples.columns:
+                known = ", ".join(sorted(examples.columns)) or "none"
+                raise ConfigurationError(
+                    f"experiment.column = {experiment.column!r} is no column of the data; it has {known}."
+                )
+            return by_column(examples.columns[experiment.column], nodes, seed)
 
 
 def iid(n: int, nodes: int, seed: int) -> list[Rows]:
@@ -55,6 +70,51 @@ def dirichlet(labels: Rows, nodes: int, alpha: float, seed: int) -> list[Rows]:
     return [np.sort(np.array(rows, dtype=np.int64)) for rows in parts]
 
 
+def dirichlet_unequal(labels: Rows, nodes: int, alpha: float, seed: int) -> list[Rows]:
+    """Each class is shared out among the nodes by a draw from Dirichlet(alpha) over nodes, so sizes differ too; every
+    row belongs to somebody. A node that got nothing is given a row of the largest part (of many where alpha is tiny).
+    """
+    _size(len(labels), nodes)
+    generator = np.random.default_rng(seed)
+    parts: list[list[int]] = [[] for _ in range(nodes)]
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        ends = np.round(np.cumsum(generator.dirichlet(np.full(nodes, alpha)))[:-1] * len(rows)).astype(np.int64)
+        for part, share in zip(parts, np.split(rows, ends), strict=True):
+            part += share.tolist()
+    for part in parts:
+        if not part:
+            part.append(max(parts, key=len).pop())
+    return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
+
+
+def shards(labels: Rows, nodes: int, each: int, seed: int) -> list[Rows]:
+    """Rows sorted by label are cut into nodes·each pieces of one size; every node gets `each` of them at random
+    (McMahan et al., arXiv 1602.05629, section 3)."""
+    size, generator = _size(len(labels), nodes * each), np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")][: nodes * each * size]
+    pieces = order.reshape(nodes * each, size)
+    dealt = generator.permutation(nodes * each).reshape(nodes, each)
+    return [np.sort(pieces[mine].reshape(-1)) for mine in dealt]
+
+
+def by_column(column: NDArray[np.generic], nodes: int, seed: int) -> list[Rows]:
+    """All rows with one value of the column go to one node; values are dealt in random order, the next one to the node
+    with the fewest rows.
+
+    Raises:
+        ConfigurationError: more nodes than values.
+    """
+    values, number = np.unique(column, return_inverse=True)
+    if nodes > len(values):
+        raise ConfigurationError(f"experiment.nodes = {nodes} is more than the {len(values)} values of the column.")
+    parts: list[list[int]] = [[] for _ in range(nodes)]
+    for value in np.random.default_rng(seed).permutation(len(values)):
+        min(parts, key=len).extend(np.flatnonzero(number == value).tolist())
+    return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
+
+
 def _choose(prior: NDArray[np.float64], left: NDArray[np.float64], draw: float) -> int:
     """A class with rows left, drawn from the prior; from what is left where the prior excludes all of it."""
     weights = np.where(left > 0, prior, 0.0)
@@ -67,7 +127,7 @@ def _choose(prior: NDArray[np.float64], left: NDArray[np.float64], draw: float) 
 
 def _size(n: int, nodes: int) -> int:
     if nodes > n:
-        raise ConfigurationError(f"experiment.nodes = {nodes} is more than the {n} examples there are to share.")
+        raise ConfigurationError(f"{nodes} parts (experiment.nodes) are more than the {n} examples there are to share.")
     return n // nodes
 
 

@@ -10,7 +10,7 @@ from math import isfinite, nan
 from typing import Any
 
 from node.config import BudgetSection, RunConfig
-from node.journal import Journal, code_version
+from node.journal import Journal, code_version, tested
 from node.learner import Learner, LiveEpsilon, warning
 from node.metrics import Metrics
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
@@ -126,7 +126,7 @@ class Watch(Watcher, Observer):
         if metrics:
             self.accuracy = metrics.get("accuracy")
             self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
-            self.note("test", round=t, **metrics)
+            self.note("test", round=t, **tested(metrics))
 
     def spent(self, t: int, stated: bool) -> None:
         """ε after round t (-1: before the first): live figures always, a line in the journal where `stated`."""

@@ -112,13 +112,18 @@ def clip_and_sum(gradients: Mapping[str, Tensor], clip: float) -> dict[str, Tens
 
     An example whose norm is not finite in float32 is masked, not clamped: 0·NaN would be NaN.
     """
-    norm = torch.linalg.vector_norm(torch.stack([_norms(g.flatten(1)) for g in gradients.values()]), dim=0)
+    norm = torch.linalg.vector_norm(torch.stack([_norms(_flat(g)) for g in gradients.values()]), dim=0)
     usable = norm.isfinite()
     if not bool(usable.all()):
         gradients = {name: g[usable] for name, g in gradients.items()}
         norm = norm[usable]
     factor = (clip / norm).clamp(max=1.0)
-    return {name: _weighted_sum(factor, g.flatten(1)).view(g.shape[1:]) for name, g in gradients.items()}
+    return {name: _weighted_sum(factor, _flat(g)).view(g.shape[1:]) for name, g in gradients.items()}
+
+
+def _flat(g: Tensor) -> Tensor:
+    """[n, *shape] as [n, m]; a scalar parameter's has no shape."""
+    return g.flatten(1) if g.dim() > 1 else g.unsqueeze(1)
 
 
 def _norms(g: Tensor) -> Tensor:

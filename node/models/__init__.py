@@ -13,7 +13,10 @@ from peer.errors import ConfigurationError
 MODELS: Mapping[str, str] = {
     "softmax": "node.models.images:softmax",
     "mlp": "node.models.images:mlp",
+    "lenet": "node.models.images:lenet",
     "cnn": "node.models.images:cnn",
+    "cnn-cifar": "node.models.images:cnn_cifar",
+    "resnet8": "node.models.resnet:resnet8",
 }
 """name -> module:function. A new model: one function, one line here."""
 

@@ -80,13 +80,13 @@ class Classification:
                 breathe()
             place = slice(start, start + EVALUATION_CHUNK)
             with torch.inference_mode():
-                y, logits = self._test.y[place], self._logits(views(self.layout, x), self._test.x[place])
+                y, logits = self._test.y[place], self._logits(views(self.layout, x), self._test.x[place], train=False)
                 right += int((logits.argmax(1) == y).sum())
                 loss += float(functional.cross_entropy(logits, y, reduction="sum"))
         return {"accuracy": right / n, "loss": loss / n}
 
-    def _logits(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self._module(), dict(parameters), (x,))
+    def _logits(self, parameters: Mapping[str, Tensor], x: Tensor, *, train: bool = True) -> Tensor:
+        logits: Tensor = functional_call(self._module().train(train), dict(parameters), (x,))
         return logits
 
     def _module(self) -> nn.Module:
@@ -101,8 +101,8 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     """See `node.tasks.make`."""
     task = run.task
     train, test = _own(task, data) if task.data == "own" else _bundled(task, data)
-    train = train.scaled(task.image_size)
-    test = test.scaled(task.image_size) if test else None
+    train = train.floats().scaled(task.image_size)
+    test = test.floats().scaled(task.image_size) if test else None
     if test and test.shape != train.shape:
         raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
     return Classification(lambda: models.build(task, train.shape), train, test)
@@ -112,14 +112,14 @@ def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Exam
     if not isinstance(data, DataSection):
         raise ConfigurationError("task.data = own needs real nodes: up and simulate divide bundled data sets only.")
     if data.path is None:
-        raise ConfigurationError("task.data = own needs data.path in the node's file: an .npz with x and y.")
+        raise ConfigurationError("task.data = own needs data.path in the node's file: .npz, table or folder of images.")
     if not data.name:
         raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
-    return datasets.own(data.path, task.classes), datasets.own(data.test, task.classes) if data.test else None
+    return datasets.own(data.path, task), datasets.own(data.test, task) if data.test else None
 
 
 def _bundled(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Examples, Examples]:
-    train, test = datasets.bundled(task.data)
+    train, test = datasets.public(task)
     if max(int(train.y.max()), int(test.y.max())) >= task.classes:
         raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
     if not isinstance(data, DataSection):

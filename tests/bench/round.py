@@ -120,8 +120,7 @@ class Compute:
     """The same learners in this process; one thread, warm."""
 
     def __init__(self, run: ExperimentConfig, folder: Path) -> None:
-        labels = data.bundled(run.task.data)[0].y.numpy()
-        parts = dict(zip(run.experiment.names, partition.divide(run.experiment, labels), strict=True))
+        parts = dict(zip(run.experiment.names, partition.divide(run.experiment, data.public(run.task)[0]), strict=True))
         plan = Plan.of(run.run_config, neighborhoods(run.topology.kind, list(parts)))
         self.ledgers = {name: Ledger.open(folder, name) for name in parts}
         self.learners = {name: self._learner(plan, name, rows) for name, rows in parts.items()}

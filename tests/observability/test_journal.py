@@ -28,7 +28,7 @@ resume: checkpoint reason round skipped
 roster: round version
 round: bytes_received bytes_sent calibration consensus_distance cosine heard missing round seconds weight
 state: reason round state
-test: accuracy loss round
+test: accuracy metrics round
 warning: round text what
 withheld: reason recipient round
 """
@@ -55,13 +55,13 @@ def test_private_fields_have_no_place_in_any_event(tmp_path, private):
 def test_a_header_then_events_in_order(tmp_path):
     written = Journal(tmp_path / "journal.jsonl", HEADER)
     written.write("round", round=0, seconds=0.5, weight={"n1": 0.25}, missing=frozenset({"n3", "n2"}))
-    written.write("test", round=0, accuracy=0.5, loss=float("nan"))
+    written.write("test", round=0, accuracy=0.5, metrics={"loss": float("nan")})
     first, second, third = read(written.path)
     assert first["event"] == "header"
     assert first["configuration"] == {"algorithm": {"name": "dpdl"}}
     assert {"version", "seed", "machine", "platform", "threads", "torch", "time"} <= first.keys()
     assert (second["weight"], second["missing"]) == ({"n1": 0.25}, ["n2", "n3"])
-    assert third["loss"] is None
+    assert third["metrics"]["loss"] is None
     written.close()
 
 
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):
 
 def test_lines_are_json_for_any_reader(tmp_path):
     written = Journal(tmp_path / "journal.jsonl", HEADER)
-    written.write("test", round=0, accuracy=float("inf"), loss=-0.0)
+    written.write("test", round=0, accuracy=float("inf"), metrics={"loss": -0.0})
     written.close()
 
     def refuse(constant: str) -> None:

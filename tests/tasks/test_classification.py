@@ -184,7 +184,12 @@ def test_own_data(tmp_path):
     ("task", "section", "error", "sentence"),
     [
         ({"name": "poetry"}, {}, ConfigurationError, "Unknown task 'poetry'; choose one of classification"),
-        ({"model": "gpt"}, {}, ConfigurationError, "Unknown model 'gpt'; choose one of cnn, mlp, softmax"),
+        (
+            {"model": "gpt"},
+            {},
+            ConfigurationError,
+            "Unknown model 'gpt'; choose one of cnn, cnn-cifar, lenet, mlp",
+        ),
         ({"classes": 9}, {}, ConfigurationError, "too few for digits"),
         ({}, {"path": "mine.npz"}, ConfigurationError, "set task.data to own"),
         ({"data": "own"}, {"name": "a"}, ConfigurationError, "needs data.path"),

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from node import data, partition
+from node.config import TaskSection
+from node.data import arrays
 from peer.errors import ConfigurationError, DataError
+
+THREE = TaskSection(classes=3)
 
 
 def test_digits_are_split_the_same_way_everywhere_and_balanced():
@@ -42,14 +46,14 @@ def test_images_are_scaled_bilinearly():
 
 def test_missing_scikit_learn_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    data.digits.cache_clear()
+    data._public.cache_clear()
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[demo\]'"):
-        data.bundled("digits")
+        data.public(TaskSection())
 
 
 def test_unknown_data_set():
-    with pytest.raises(ConfigurationError, match="Unknown data set 'mnist'"):
-        data.bundled("mnist")
+    with pytest.raises(ConfigurationError, match="Unknown data set 'minst'; choose cifar-10, digits, fashion-mnist"):
+        data.public(TaskSection(data="minst"))
 
 
 def good() -> dict[str, np.ndarray]:
@@ -63,13 +67,13 @@ def saved(folder: Path, **arrays: np.ndarray) -> Path:
 
 
 def test_own_data_of_both_shapes_and_types(tmp_path):
-    mine = data.own(saved(tmp_path), classes=3)
+    mine = data.own(saved(tmp_path), THREE)
     assert mine.shape == (1, 6, 5)
     assert mine.y.tolist() == [0, 1, 2, 2]
     colour = np.full((4, 3, 6, 5), 255, np.uint8)
-    mine = data.own(saved(tmp_path, x=colour, y=np.zeros(4, np.uint8)), classes=3)
+    mine = data.own(saved(tmp_path, x=colour, y=np.zeros(4, np.uint8)), THREE)
     assert mine.shape == (3, 6, 5)
-    assert mine.x.unique().tolist() == [1.0]
+    assert mine.floats().x.unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -92,21 +96,21 @@ def test_own_data_of_both_shapes_and_types(tmp_path):
 )
 def test_a_wrong_file_is_one_sentence(tmp_path, arrays, sentence):
     with pytest.raises(DataError, match=sentence) as caught:
-        data.own(saved(tmp_path, **arrays), classes=3)
+        data.own(saved(tmp_path, **arrays), THREE)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_npz(tmp_path):
     with pytest.raises(DataError, match="no data file"):
-        data.own(tmp_path / "none.npz", 3)
+        data.own(tmp_path / "none.npz", THREE)
     with pytest.raises(DataError, match="can't be read"):
-        data.own(tmp_path, 3)
+        arrays.npz(tmp_path, 3)
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(DataError, match="can't be read"):
-        data.own(tmp_path / "text.npz", 3)
+        data.own(tmp_path / "text.npz", THREE)
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match="single array"):
-        data.own(tmp_path / "one.npy", 3)
+        arrays.npz(tmp_path / "one.npy", 3)
 
 
 def test_a_cut_file_is_one_sentence(tmp_path):
@@ -114,7 +118,7 @@ def test_a_cut_file_is_one_sentence(tmp_path):
     for length in range(0, len(whole), 37):
         (tmp_path / "cut.npz").write_bytes(whole[:length])
         with pytest.raises(DataError):
-            data.own(tmp_path / "cut.npz", 3)
+            data.own(tmp_path / "cut.npz", THREE)
 
 
 def test_a_flipped_byte_never_escapes_as_another_error(tmp_path):
@@ -123,7 +127,7 @@ def test_a_flipped_byte_never_escapes_as_another_error(tmp_path):
     for place in range(0, len(whole), 7):
         (tmp_path / "flip.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         try:
-            data.own(tmp_path / "flip.npz", 3)
+            data.own(tmp_path / "flip.npz", THREE)
         except DataError:
             refused += 1
     assert refused > len(whole) // 7 // 2

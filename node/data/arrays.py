@@ -1,15 +1,9 @@
-"""Data sets: the bundled `digits`, and a node's own .npz.
-
-Images are float32 [n, channels, height, width], labels int64 [n]. Nothing here is random: the split of a bundled set
-into train and test is the same everywhere, for ever, so that row numbers mean the same on every node.
-"""
+"""numpy's files: images and labels in an .npz, row numbers in an .npy; and the digits of scikit-learn."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from node.data.examples import Examples
 from peer.errors import ConfigurationError, DataError
 
-SPLIT_SEED = 20260604
-"""Seed of the split of every bundled data set. Changing it changes what every row number means."""
-TEST_SHARE = 0.2
-"""Share of each class that goes to the public test set."""
 DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, MemoryError)
 """What numpy and zipfile raise on a file that is cut, damaged, encrypted, or holds Python objects."""
 
 
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Images x, float32 [n, channels, height, width], and their labels y, int64 [n]."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        channels, height, width = self.x.shape[1:]
-        return channels, height, width
-
-    def take(self, rows: NDArray[np.int64]) -> Examples:
-        index = torch.from_numpy(np.ascontiguousarray(rows))
-        return Examples(self.x[index], self.y[index])
-
-    def to(self, device: torch.device) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device))
-
-    def scaled(self, size: int | None) -> Examples:
-        """The images at size × size pixels, bilinear; None: as they are."""
-        if size is None or self.shape[1:] == (size, size):
-            return self
-        x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        return Examples(x, self.y)
-
-
-def bundled(name: str) -> tuple[Examples, Examples]:
-    """The training and the public test set of a bundled data set.
-
-    Raises:
-        ConfigurationError: there is none of that name, or the package that carries it is not installed.
-    """
-    if name != "digits":
-        raise ConfigurationError(f"Unknown data set {name!r}; choose digits, or own with data.path in the node's file.")
-    return digits()
-
-
-@lru_cache(maxsize=1)
 def digits() -> tuple[Examples, Examples]:
     """1,797 handwritten digits of 8×8 pixels in [0, 1] from scikit-learn: (train, test), balanced over the classes.
 
@@ -87,25 +34,12 @@ def digits() -> tuple[Examples, Examples]:
     source = load_digits()
     x = torch.from_numpy(source.images.astype(np.float32) / 16).unsqueeze(1)
     y = torch.from_numpy(source.target.astype(np.int64))
-    train, test = _split(y.numpy())
-    whole = Examples(x, y)
-    return whole.take(train), whole.take(test)
+    return Examples(x, y).split()
 
 
-def _split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers of train and test, TEST_SHARE of every class in test."""
-    generator = np.random.default_rng(SPLIT_SEED)
-    test: list[NDArray[np.int64]] = []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        test.append(rows[: round(TEST_SHARE * len(rows))])
-    held = np.sort(np.concatenate(test))
-    return np.setdiff1d(np.arange(len(labels)), held), held
-
-
-def own(path: Path, classes: int) -> Examples:
-    """A node's own data: an .npz with x [n, height, width] or [n, channels, height, width] (uint8 is divided by 255,
-    floats stay as they are) and y [n] (integers 0 … classes − 1). Nothing in it is ever unpickled.
+def npz(path: Path, classes: int) -> Examples:
+    """An .npz with x [n, height, width] or [n, channels, height, width] (uint8 is divided by 255 later) and
+    y [n] (integers 0 … classes − 1); further arrays [n] are columns. Nothing in it is ever unpickled.
 
     Raises:
         DataError: one sentence that says what is wrong with the file.
@@ -116,7 +50,8 @@ def own(path: Path, classes: int) -> Examples:
     if missing := {"x", "y"} - set(found):
         raise DataError(f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected.")
     x, y = found["x"], found["y"]
-    return Examples(_images(path, x), _labels(path, y, len(x), classes))
+    columns = {name: it for name, it in found.items() if name not in ("x", "y") and it.shape == (len(x),)}
+    return Examples(_images(path, x), _labels(path, y, len(x), classes), columns)
 
 
 def rows(path: Path, limit: int) -> NDArray[np.int64]:
@@ -138,11 +73,11 @@ def rows(path: Path, limit: int) -> NDArray[np.int64]:
 
 
 def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """The array of an .npy, or the arrays x and y of an .npz."""
+    """The array of an .npy, or the arrays of an .npz."""
     try:
         with path.open("rb") as stream:
             found = np.load(stream, allow_pickle=False)
-            return {name: found[name] for name in ("x", "y") if name in found} if hasattr(found, "files") else found
+            return {name: found[name] for name in found.files} if hasattr(found, "files") else found
     except FileNotFoundError:
         raise DataError(f"There is no data file {path}; check data.path and data.rows in the node's file.") from None
     except DAMAGE as error:

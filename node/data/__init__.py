@@ -1,0 +1,75 @@
+"""Data sets: one file each kind, one line in a table each.
+
+Nothing here is random: a set that comes whole is split into train and test the same way everywhere, for ever, so that
+row numbers mean the same on every node. Nothing here is ever unpickled, except by torchvision's own readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from node.config import TaskSection
+from node.data.arrays import digits, npz, rows
+from node.data.cifar import cifar_10
+from node.data.examples import Examples
+from node.data.folders import images
+from node.data.idx import fashion_mnist, mnist
+from node.data.tables import table
+from node.data.vision import torchvision
+from peer.errors import ConfigurationError, DataError
+
+BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
+    "cifar-10": cifar_10,
+}
+"""name -> (train, test). A new public data set: one function, one line here."""
+
+
+def public(task: TaskSection) -> tuple[Examples, Examples]:
+    """The training and the public test set of a data set that `up` and `simulate` may divide.
+
+    Raises:
+        ConfigurationError: there is none of that name, or what carries it is not installed.
+        DataError: its files are damaged.
+    """
+    return _public(task.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _public(section: str) -> tuple[Examples, Examples]:
+    task = TaskSection.model_validate_json(section)
+    if task.data == "file":
+        if task.path is None:
+            raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')
+        return own(task.path, task).split()
+    if task.data.startswith("torchvision:"):
+        return torchvision(task.data.removeprefix("torchvision:"))
+    if task.data not in BUNDLED:
+        known = ", ".join([*sorted(BUNDLED), "torchvision:NAME", "file"])
+        raise ConfigurationError(
+            f"Unknown data set {task.data!r}; choose {known}, or own with data.path in the node's file."
+        )
+    return BUNDLED[task.data]()
+
+
+def own(path: Path, task: TaskSection) -> Examples:
+    """The examples of a file or folder, by the kind of it.
+
+    Raises:
+        ConfigurationError: the run file says too little of it, or a package is missing.
+        DataError: it is missing, damaged, or of no known kind.
+    """
+    if path.is_dir():
+        return images(path, task)
+    if path.suffix in (".csv", ".tsv", ".parquet"):
+        return table(path, task)
+    if path.suffix == ".npz" or not path.exists():
+        return npz(path, task.classes)
+    raise DataError(f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected.")
+
+
+__all__ = ["BUNDLED", "Examples", "digits", "own", "public", "rows"]

@@ -1,0 +1,66 @@
+"""Labelled examples, and the split of a whole set into train and test that is the same everywhere, for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+SPLIT_SEED = 20260604
+"""Seed of the split of a whole data set. Changing it changes what every row number means."""
+TEST_SHARE = 0.2
+"""Share of each class that goes to the public test set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Images x, float32 or uint8 [n, channels, height, width], and their labels y, int64 [n].
+
+    A row of a table is an image of 1 × 1 × features. `columns` are further arrays [n] by which a set can be divided.
+    """
+
+    x: Tensor
+    y: Tensor
+    columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+    def take(self, rows: NDArray[np.int64]) -> Examples:
+        index = torch.from_numpy(np.ascontiguousarray(rows))
+        return Examples(self.x[index], self.y[index], {name: column[rows] for name, column in self.columns.items()})
+
+    def floats(self) -> Examples:
+        """uint8 divided by 255; floats as they are."""
+        return self if self.x.is_floating_point() else Examples(self.x.float() / 255, self.y, self.columns)
+
+    def to(self, device: torch.device) -> Examples:
+        return Examples(self.x.to(device), self.y.to(device), self.columns)
+
+    def scaled(self, size: int | None) -> Examples:
+        """The images at size × size pixels, bilinear; None: as they are."""
+        if size is None or self.shape[1:] == (size, size):
+            return self
+        x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return Examples(x, self.y, self.columns)
+
+    def split(self) -> tuple[Examples, Examples]:
+        """(train, test): TEST_SHARE of every class in test."""
+        generator, labels = np.random.default_rng(SPLIT_SEED), self.y.numpy()
+        test: list[NDArray[np.int64]] = []
+        for label in np.unique(labels):
+            rows = generator.permutation(np.flatnonzero(labels == label))
+            test.append(rows[: round(TEST_SHARE * len(rows))])
+        held = np.sort(np.concatenate(test))
+        return self.take(np.setdiff1d(np.arange(len(labels)), held)), self.take(held)

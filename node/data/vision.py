@@ -1,0 +1,50 @@
+"""Data sets of torchvision, an optional extra, from its folder; nothing is downloaded while a node runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+
+from node.data.examples import Examples
+from peer.errors import ConfigurationError, DataError
+
+
+def torchvision(name: str) -> tuple[Examples, Examples]:
+    """(train, test) of torchvision.datasets.NAME, whose class takes root, train and download.
+
+    Some of torchvision's readers unpickle what was downloaded (CIFAR10, after checking its digest).
+
+    Raises:
+        ConfigurationError: torchvision is missing, or has no such data set.
+        DataError: it was not downloaded, or its images differ in size.
+    """
+    try:
+        from torchvision import datasets
+    except Exception as error:  # RuntimeError too: a torchvision that was built for another torch
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigurationError(
+            f"The data set torchvision:{name} needs torchvision ({reason}); pip install 'peerpoise[torchvision]'."
+        ) from None
+    kind = getattr(datasets, name, None)
+    if kind is None:
+        raise ConfigurationError(f"torchvision has no data set {name!r}; see torchvision.datasets for their names.")
+    root = Path(os.environ.get("PEERPOISE_DATA") or Path(platformdirs.user_data_dir("peerpoise")) / "data")
+    try:
+        return _read(kind(root=str(root), train=True, download=False)), _read(kind(str(root), train=False))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"torchvision can't read {name} in {root} ({str(error).splitlines()[0]}); download it first: "
+            f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\""
+        ) from None
+
+
+def _read(found: Any) -> Examples:
+    images = np.stack([np.asarray(image) for image, _ in found])
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    labels = torch.tensor([int(label) for _, label in found])
+    return Examples(torch.from_numpy(np.ascontiguousarray(images)), labels)
