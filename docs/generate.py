@@ -59,7 +59,7 @@ def table(fields: dict[str, Any]) -> str:
 def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    if field.default is None or field.default == "":
+    if field.default in (None, "", ()):
         return "none"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 

@@ -28,7 +28,6 @@ from peer.discovery import endpoint
 from peer.errors import PeerpoiseError, TemporaryFailure
 from peer.identity import Identity
 from peer.roster import Roster
-from peer.topology import neighborhoods
 
 SOON_DAYS = 30
 """A certificate that expires sooner is a warning."""
@@ -56,7 +55,7 @@ def examine(file: Path, settings: Sequence[str]) -> Iterator[Finding]:
     yield from _device(node)
     try:
         roster = Roster.load(node.roster, run.run.federation)
-        plan = Plan.of(run, neighborhoods(run.topology.kind, roster.names))
+        plan = Plan.of(run, run.neighborhoods(roster.names))
     except PeerpoiseError as error:
         yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
         return

@@ -30,7 +30,6 @@ from peer.discovery import endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
 from peer.roster import Member, Roster
-from peer.topology import graph
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
@@ -57,7 +56,7 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     Raises:
         ConfigurationError: an unknown topology, a name given twice, a bad address.
     """
-    graph(config.topology.kind, [node.name for node in nodes.values()])
+    config.neighborhoods([node.name for node in nodes.values()])
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
     sealed = complete(config).model_copy(update={"run": run})
@@ -92,7 +91,7 @@ def check_local(config: ExperimentConfig) -> None:
         raise ConfigurationError(
             'up and simulate divide a bundled data set; task.data = "own" is for real hosts: peerpoise pack.'
         )
-    check(config)
+    check(config, config.experiment.names)
 
 
 def check_daemons(config: ExperimentConfig) -> None:
@@ -167,7 +166,7 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
     if bundled and own:
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
     homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
-    check(config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})}))
+    check(config, list(addresses))
     check_daemons(config)
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
@@ -258,16 +257,19 @@ def show_certificate(place: Path) -> dict[str, Any]:
     }
 
 
-def check(config: ExperimentConfig) -> None:
+def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     """All that can be wrong with a run before it starts: topology, algorithm and its options, task, data set, model.
+
+    `names` take part; where it is not known yet who will, the experiment's nodes, or other hosts that edges name.
 
     Raises:
         ConfigurationError: one sentence.
     """
     from node.learner import Plan
-    from peer.topology import neighborhoods
 
-    Plan.of(config, neighborhoods(config.topology.kind, config.experiment.names))
+    hosts = {name for edge in config.topology.edges for name in edge[:2]}
+    players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
+    Plan.of(config, config.neighborhoods(names or players))
     if config.task.data != "own":
         import numpy as np
 

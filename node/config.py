@@ -20,7 +20,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from node import edges
 from peer.errors import ConfigurationError
+from peer.neighborhood import Neighborhood
+from peer.topology import Wiring, neighborhoods
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
 
@@ -52,8 +55,23 @@ class AlgorithmSection(Section):
 
 
 class TopologySection(Section):
+    """The graph over the sorted names of the roster. W is Metropolis', unless edges with weights give it."""
+
     kind: str = "ring"
-    """Graph over the sorted names of the roster: ring | full."""
+    """ring | full | star | bipartite (even–odd, complete) | grid | torus | hypercube | exponential (i ± 2^k) |
+    erdos-renyi | edges."""
+    p: float = Field(default=0.3, gt=0, le=1)
+    """erdos-renyi: probability of each edge; drawn from train.seed until the graph is connected."""
+    file: str = ""
+    """edges: a file of them, "NAME NAME" or "NAME NAME WEIGHT" a line, beside this one; read into `edges`."""
+    edges: tuple[tuple[str, str] | tuple[str, str, float], ...] = ()
+    """edges: [name, name] or [name, name, weight] each. With weights they are W (symmetric, rows of sum 1)."""
+
+    @model_validator(mode="after")
+    def _edges_are_used(self) -> TopologySection:
+        if (self.file or self.edges) and self.kind != "edges":
+            raise ValueError(f'file and edges belong to kind = "edges"; remove them, or "{self.kind}"')
+        return self
 
 
 class TaskSection(Section):
@@ -217,6 +235,19 @@ class RunConfig(Section):
     start: StartSection = StartSection()
 
     @property
+    def wiring(self) -> Wiring:
+        """What the graph needs beside its kind and the names."""
+        return Wiring(p=self.topology.p, seed=self.train.seed, edges=self.topology.edges)
+
+    def neighborhoods(self, names: Sequence[str]) -> dict[str, Neighborhood]:
+        """Every node's closed neighbourhood on the run's graph over these names.
+
+        Raises:
+            ConfigurationError: no such graph over them.
+        """
+        return neighborhoods(self.topology.kind, names, self.wiring)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical content."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
@@ -341,6 +372,7 @@ def load(
     merged: dict[str, Any] = {}
     for _, values in layers(model, files, settings, environ):
         _merge(merged, values)
+    edges.inline(merged, files[-1].parent if files else Path())
     try:
         return model(**_without_removed(merged))
     except ValidationError as error:

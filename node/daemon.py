@@ -35,7 +35,6 @@ from peer.mailbox import Mailbox
 from peer.membership import Membership
 from peer.roster import Roster
 from peer.session import Session
-from peer.topology import neighborhoods
 from peer.transport.grpc import Grpc
 
 STOP_SECONDS = 4.0
@@ -50,7 +49,7 @@ class Daemon:
     def __init__(self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> None:
         self.node, self.run, self.roster, self.identity, self.transport = node, run, roster, identity, transport
         self.insecure = transport.insecure
-        self.plan = Plan.of(run, neighborhoods(run.topology.kind, roster.names))
+        self.plan = Plan.of(run, run.neighborhoods(roster.names))
         if self.plan.algorithm.pooled:
             raise ConfigurationError(f"{run.algorithm.name} pools all data in one place; it exists in simulate only.")
         self.journal = Journal(node.folder / "journal.jsonl", self._header())

@@ -88,9 +88,10 @@ def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     train, _ = data.public(config.task)
     parts = dict(zip(config.experiment.names, partition.divide(config.experiment, train), strict=True))
     run: RunConfig = config.run_config
-    if Plan.of(run, {}).algorithm.pooled:
+    pooled = Plan.of(run, {}).algorithm.pooled
+    if pooled:
         run, parts = _pooled(run, list(parts.values()))
-    plan = Plan.of(run, neighborhoods(run.topology.kind, list(parts)))
+    plan = Plan.of(run, neighborhoods("full", list(parts)) if pooled else run.neighborhoods(list(parts)))
     learners: dict[Peer, Learner] = {}
     sigma = start = None
     for name, rows in parts.items():

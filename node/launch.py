@@ -241,9 +241,13 @@ def _baseline(config: ExperimentConfig, folder: Path) -> Summary:
 
 
 def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
+    from node.maths.graph import spectral_gap
+
+    hoods = config.neighborhoods(config.experiment.names)
+    gap = spectral_gap({name: hood.weight for name, hood in hoods.items()})
     screen.say(
-        f"{config.experiment.nodes} daemons, {config.topology.kind}, {config.algorithm.name}, {config.task.data}, "
-        f"privacy mode {config.privacy.mode}; run folder {folder}"
+        f"{len(hoods)} daemons, {config.topology.kind} (spectral gap {gap:.2g}), {config.algorithm.name}, "
+        f"{config.task.data}, privacy mode {config.privacy.mode}; run folder {folder}"
     )
     present.histogram(screen, results.partition_histogram(folder))
 

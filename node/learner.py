@@ -20,6 +20,7 @@ from node.algorithms import NOISED, Algorithm, find
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.journal import code_version
+from node.maths.graph import spectral_gap
 from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
 from node.privacy.door import Door, mechanism, noise_multiplier, open_door
 from node.privacy.ledger import Ledger
@@ -169,6 +170,7 @@ class Learner:
             nodes=self.hood.nodes,
             rounds=self.run.train.rounds,
             topology=self.run.topology.kind,
+            spectral_gap=spectral_gap({name: hood.weight for name, hood in self.plan.hoods.items()}),
             dataset=self.run.task.data,
             seed=self.run.train.seed,
             test_accuracy=summary.accuracy(accuracy),

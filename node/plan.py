@@ -8,7 +8,7 @@ of the noise is left out of it, which is less than one part in a thousand below 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from node.algorithms import find
 from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, kind_of, load
 from node.journal import plain
 from node.learner import warning
+from node.maths.graph import spectral_gap
 from node.privacy.accountant import Mechanism, epsilon, epsilon_link, epsilon_total, units_left
 from node.privacy.door import mechanism, noise_multiplier
 from node.privacy.ledger import Ledger
@@ -27,8 +28,9 @@ from node.start import located
 from node.summary import AGAINST, LINK, Epsilon, Privacy, conditions
 from node.tasks import make
 from peer.errors import ConfigurationError, DataError
+from peer.neighborhood import Neighborhood
 from peer.roster import Roster
-from peer.topology import TOPOLOGIES, graph
+from peer.topology import TOPOLOGIES, neighborhoods
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,6 +48,8 @@ class Cost:
     sigma: float
     epsilon: float
     """ε_total."""
+    spectral_gap: float | None = None
+    """1 − |λ₂| of its W: how fast models come together; None: only the degree was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +148,15 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         sigma = privacy.sigma or _up(noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases))
         return sigma, epsilon_total(mechanism(privacy, d=d or 0, sigma=sigma, releases=releases), rounds, privacy.delta)
 
-    def cost(kind: str, degree: int) -> Cost:
+    def cost(degree: int, **graph: Any) -> Cost:
         sigma, spent = price(releases := algorithm.releases(degree))
-        return Cost(graph=kind, degree=degree, releases=releases, sigma=sigma, epsilon=spent)
+        return Cost(degree=degree, releases=releases, sigma=sigma, epsilon=spent, **graph)
 
-    degrees, impossible = _degrees(question.names)
-    own = cost("", question.degree) if question.degree is not None else cost(*_largest(run, question.names))
+    graphs, impossible = _graphs(run, question.names)
+    if question.degree is not None:
+        own = cost(question.degree, graph="")
+    else:
+        own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
     told = mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
     return Outlook(
         algorithm=run.algorithm.name,
@@ -170,25 +177,26 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             warning=warning(privacy),
         ),
         cost=own,
-        graphs=tuple(sorted((cost(*each) for each in degrees.items()), key=lambda it: (it.releases, it.graph))),
+        graphs=tuple(sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))),
         impossible=impossible,
         lifetime=_lifetime(question, own, told) if question.data else None,
     )
 
 
-def _degrees(names: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The largest degree of every graph of the table over these names, and why others can't be had."""
-    degrees, impossible = {}, {}
-    for kind in sorted(TOPOLOGIES):
+def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Facts of every graph of the table over these names, and why others can't be had. Given edges count as one."""
+    facts, impossible = [], {}
+    for kind in sorted(TOPOLOGIES if run.wiring.edges else TOPOLOGIES.keys() - {"edges"}):
         try:
-            degrees[kind] = max(map(len, graph(kind, names).values()))
+            facts.append(_facts(kind, neighborhoods(kind, names, run.wiring)))
         except ConfigurationError as error:
             impossible[kind] = str(error)
-    return degrees, impossible
+    return facts, impossible
 
 
-def _largest(run: RunConfig, names: Sequence[str]) -> tuple[str, int]:
-    return run.topology.kind, max(map(len, graph(run.topology.kind, names).values()))
+def _facts(kind: str, hoods: Mapping[str, Neighborhood]) -> dict[str, Any]:
+    gap = spectral_gap({name: hood.weight for name, hood in hoods.items()})
+    return {"graph": kind, "degree": max(hood.degree for hood in hoods.values()), "spectral_gap": gap}
 
 
 def _parameters(run: RunConfig) -> int | None:
@@ -237,10 +245,13 @@ def show(outlook: Outlook) -> RenderableType:
     from rich.text import Text
 
     wanted = "" if outlook.target is None else f" for ε_total ≤ {outlook.target:g}"
-    table = Table("graph", "degree", "|K|", "σ", "ε_total", box=None, pad_edge=False, title_justify="left")
+    table = Table(
+        "graph", "degree", "|K|", "σ", "ε_total", "spectral gap", box=None, pad_edge=False, title_justify="left"
+    )
     table.title = f"What graphs of {outlook.nodes} nodes cost{wanted}, under the same conditions"
     for it in outlook.graphs:
-        table.add_row(it.graph, str(it.degree), str(it.releases), f"{it.sigma:.4g}", f"{it.epsilon:.3g}")
+        cells = [str(it.degree), str(it.releases), f"{it.sigma:.4g}", f"{it.epsilon:.3g}", f"{it.spectral_gap:.2g}"]
+        table.add_row(it.graph, *cells)
     lines = [*_headline(outlook), *_lifetime_lines(outlook)]
     no = [Text(f"not {kind}: {why}") for kind, why in outlook.impossible.items()]
     return Group(*(Text(line) for line in lines), Text(), table, *no)

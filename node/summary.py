@@ -94,6 +94,8 @@ class Summary(Part):
     rounds: int = Field(ge=0)
     """T, rounds the run was asked for; see `complete`."""
     topology: str
+    spectral_gap: Figure = None
+    """1 − |λ₂| of the mixing matrix W: 1 is full averaging in one round, near 0 the models stay apart."""
     dataset: str
     seed: int
     """train.seed."""
@@ -256,7 +258,9 @@ def _title(summary: Summary) -> str:
 
 
 def _caption(summary: Summary) -> str:
-    text = f"{summary.dataset}, {summary.nodes} nodes, {summary.topology}, {summary.rounds} rounds, seed {summary.seed}"
+    gap = "" if summary.spectral_gap is None else f" (spectral gap {summary.spectral_gap:.2g})"
+    graph = f"{summary.topology}{gap}"
+    text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
     notes = [] if summary.complete else ["INCOMPLETE: not every node finished"]
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     notes += [summary.privacy.warning] if summary.privacy.warning else []

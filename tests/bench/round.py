@@ -37,7 +37,6 @@ from node.config import ExperimentConfig
 from node.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
 from node.simulate import simulate
-from peer.topology import neighborhoods
 
 TASKS: dict[str, dict[str, Any]] = {
     "softmax": {"model": "softmax"},
@@ -121,7 +120,7 @@ class Compute:
 
     def __init__(self, run: ExperimentConfig, folder: Path) -> None:
         parts = dict(zip(run.experiment.names, partition.divide(run.experiment, data.public(run.task)[0]), strict=True))
-        plan = Plan.of(run.run_config, neighborhoods(run.topology.kind, list(parts)))
+        plan = Plan.of(run.run_config, run.neighborhoods(list(parts)))
         self.ledgers = {name: Ledger.open(folder, name) for name in parts}
         self.learners = {name: self._learner(plan, name, rows) for name, rows in parts.items()}
         self.hoods, self.rounds, self.t = plan.hoods, run.train.rounds, 0

@@ -21,7 +21,7 @@ def of(variants):
 
 
 every = of(VARIANTS)
-kinds = pytest.mark.parametrize("kind", ["ring", "full"])
+kinds = pytest.mark.parametrize("kind", ["ring", "full", "star"])
 
 
 def verbs_of(variant):

@@ -43,7 +43,8 @@ def test_the_committed_schema_is_current():
 
 
 def test_the_schema_has_the_fields_the_documents_promise():
-    promised = """algorithm nodes rounds topology dataset seed test_accuracy consensus_distance privacy mixing
+    promised = """algorithm nodes rounds topology spectral_gap dataset seed test_accuracy consensus_distance privacy
+        mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
         insecure ledger
         complete"""
