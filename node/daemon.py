@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from node import checkpoint, disk, metrics, status, summary
+from node import checkpoint, data, disk, metrics, status, summary
 from node.compute import Compute
 from node.config import NodeConfig, RunConfig
 from node.driver import Driver
-from node.journal import Journal, code_version, header
+from node.journal import Journal, code_version, header, round_seconds
 from node.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
 from node.remembered import Remembered
@@ -62,8 +62,8 @@ class Daemon:
         self.finished = -1
         """The last round that is complete."""
         self.tested: dict[str, float] = {}
-        self.before = {"bytes": 0.0, "wall": 0.0}
-        """Payload bytes sent, and seconds of rounds, in earlier processes of this node."""
+        self.sent_before = 0.0
+        """Payload bytes sent by earlier processes of this node."""
         self._stopping = ""
 
     def _header(self) -> dict[str, Any]:
@@ -187,6 +187,7 @@ class Daemon:
         return Ledger.open(disk.made(node.budget.folder), node.data.name or "experiment")
 
     def _build(self, ledger: Ledger | None) -> Learner:
+        self.watch.note("data", digest=data.digest(self.node.data, self.run.task))
         return build(
             self.plan,
             self.node.name,
@@ -197,6 +198,7 @@ class Daemon:
             device=self.node.compute.device,
             breathe=self.compute.breathe,
             on_release=self.watch.released,
+            on_withheld=self.watch.withheld,
         )
 
     def _resume(self) -> int:
@@ -207,7 +209,8 @@ class Daemon:
         if found is not None and found.extra.get("run") == run.run_id:
             learner.algorithm.state = found.state
             self.finished = at = found.round
-            self.before = {name: float(found.extra.get(name, 0.0)) for name in self.before}
+            self.sent_before = float(found.extra.get("bytes", 0.0))
+            self.watch.round_seconds = round_seconds(self.journal.path, at + 1)
         debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
         if max(at, debited) >= 0:
             self.watch.note("resume", checkpoint=at, round=1 + max(at, debited))
@@ -294,7 +297,7 @@ class Daemon:
         """A full disk costs the checkpoint, not the run; the older ones are untouched."""
         began = time.monotonic()
         try:
-            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent()), "wall": str(self._wall_seconds())}
+            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent())}
             path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
             self.remembered.save()
         except StorageError as error:
@@ -303,10 +306,7 @@ class Daemon:
             self.watch.checkpointed(t, path.name, time.monotonic() - began)
 
     def _bytes_sent(self) -> float:
-        return self.before["bytes"] + sum(self.session.transfers.sent_bytes.values())
-
-    def _wall_seconds(self) -> float:
-        return self.before["wall"] + sum(self.watch.round_seconds)
+        return self.sent_before + sum(self.session.transfers.sent_bytes.values())
 
     def _conclude(self) -> None:
         """Model and summary of a run that is over."""
@@ -319,7 +319,7 @@ class Daemon:
             consensus_distance=watch.distance,
             bytes_sent=summary.Range(mean=sent, max=sent),
             round_seconds=summary.seconds(watch.round_seconds),
-            wall_seconds=self._wall_seconds(),
+            wall_seconds=sum(watch.round_seconds),
             insecure=self.insecure,
             ledger="experiment" if self.node.budget.experiment else "data",
         )

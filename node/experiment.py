@@ -50,6 +50,12 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
     journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
     metrics: dict[Peer, dict[str, float]] = {}
     seconds = [time.perf_counter()]
+    sent = dict.fromkeys(learners, 0)
+
+    def after_phase(t: int, phase: int, kind: str, count: Mapping[Peer, int]) -> None:
+        for name, journal in journals.items():
+            sent[name] += count[name]
+            journal.write("phase", round=t, phase=phase, kind=kind, bytes_sent=count[name])
 
     def after_round(t: int) -> None:
         seconds.append(time.perf_counter())
@@ -58,16 +64,23 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
                 metrics[name] = learner.evaluate()
                 if metrics[name]:
                     journals[name].write("test", round=t, **tested(metrics[name]))
-        for journal in journals.values():
-            journal.write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[])
+                if learner.ledger is not None:
+                    live = learner.live_epsilon(t + 1, config.privacy.delta)
+                    journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
+        for name, learner in learners.items():
+            found = learner.algorithm.diagnostics()
+            figures = {kind: found[kind] for kind in ("cosine", "calibration") if kind in found}
+            journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 
-    play({name: it.algorithm for name, it in learners.items()}, _hoods(learners), rounds, after_round=after_round)
+    conversations = {name: it.algorithm for name, it in learners.items()}
+    play(conversations, _hoods(learners), rounds, after_phase=after_phase, after_round=after_round)
     each = [after - before for before, after in pairwise(seconds)]
     found = {
         name: learner.summarise(
             rounds=rounds,
             metrics=metrics[name],
+            bytes_sent=summary.Range(mean=sent[name], max=sent[name]),
             round_seconds=summary.seconds(each),
             wall_seconds=seconds[-1] - seconds[0],
         )

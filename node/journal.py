@@ -44,10 +44,10 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "peer": "round peer state reason",
         "lost_edge": "round phase peer reason",
         "partial_mix": "round phase peer offset",
-        "refused": "round phase peer code reason direction",
+        "refused": "round peer code",
         "roster": "round version",
         # the door
-        "release": "round recipient sequence",
+        "release": "round recipient",
         "withheld": "round recipient reason",
         # end of a process
         "end": "round reason signal exit_code wall_seconds complete params_digest",
@@ -145,6 +145,15 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines[:-1]]
     except ValueError as error:
         raise StorageError(f"The journal {path} is damaged: {error}.") from None
+
+
+def round_seconds(path: Path, first: int) -> list[float]:
+    """Seconds of every round before `first`, as often as it was finished; [] where the journal can't be read."""
+    try:
+        events = read(path)
+    except StorageError:
+        return []
+    return [it["seconds"] for it in events if it["event"] == "round" and it["round"] < first and it.get("seconds")]
 
 
 def plain(value: Any) -> Any:

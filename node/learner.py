@@ -32,6 +32,8 @@ from peer.errors import ConfigurationError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
+ADJACENCY = "add/remove one example"
+"""What one person's data are in every ε."""
 PAPER_WARNING = (
     "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
 )
@@ -142,6 +144,24 @@ class Learner:
         link = epsilon_live([Spent(alone, alone.units(rounds))], delta) if total < float("inf") else total
         return LiveEpsilon(total=total, link=link, lifetime=epsilon_live(self.ledger.rows(), lifetime_delta))
 
+    def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, Any]:
+        """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
+        config = self.run.privacy
+        guaranteed = "any coalition of other nodes" if config.mode == "strict" else "nobody: no guarantee"
+        return {
+            "round": t,
+            "total": live.total,
+            "link": live.link,
+            "lifetime": live.lifetime,
+            "lifetime_delta": lifetime_delta,
+            "mode": config.mode,
+            "batches": self.mechanism.batches,
+            "adjacency": ADJACENCY,
+            "delta": config.delta,
+            "accountant": "RDP",
+            "against": guaranteed if config.insecure_seed is None else "VOID: the noise is public",
+        }
+
     def privacy(self, rounds: int) -> Privacy:
         """What may be said of this node's privacy after so many rounds; stated by PLD."""
         config = self.run.privacy
@@ -216,7 +236,8 @@ def build(
     limit_delta: float = 1e-5,
     device: str = "cpu",
     breathe: Callable[[], None] = lambda: None,
-    on_release: Callable[[Peer], None] = lambda peer: None,
+    on_release: Callable[[int, Peer], None] = lambda t, peer: None,
+    on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
     is what `compute.device` says.
@@ -251,6 +272,7 @@ def build(
         limit_delta=limit_delta,
         breathe=breathe,
         on_release=on_release,
+        on_withheld=on_withheld,
     )
     x = task.start(run.train.seed) if start is None else start
     algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.maths.mixing import agreed, mixed, whole
-from peer.message import Ask, Conversation, Heard, Mix, Peer, Say, Verb, Withheld
+from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 
 Edges: TypeAlias = AbstractSet[tuple[Peer, Peer]]
@@ -34,6 +34,7 @@ def simulate(
     *,
     first: int = 0,
     lossy: Lossy | None = None,
+    after_phase: Callable[[int, int, str, Mapping[Peer, int]], None] | None = None,
     after_round: Callable[[int], None] | None = None,
 ) -> None:
     """Plays the rounds first … rounds − 1; the algorithms hold the result.
@@ -42,31 +43,49 @@ def simulate(
 
     Args:
         rounds: T, rounds of the whole run.
+        after_phase: called with t, the phase's number and kind, and the payload bytes each node sent in it.
         after_round: called with t when all nodes have finished round t.
     """
     heard = arrived(algorithms, hoods)
     for t in range(first, rounds):
         talks = {i: algorithms[i].round(t) for i in sorted(algorithms)}
-        heard = _round(t, talks, hoods, heard, lossy)
+        heard = _round(t, talks, hoods, heard, lossy, after_phase or _unseen)
         if after_round is not None:
             after_round(t)
 
 
-def _round(t: int, talks: Mapping[Peer, Conversation], hoods: Hoods, heard: Contacts, lossy: Lossy | None) -> Contacts:
+def _unseen(t: int, phase: int, kind: str, sent: Mapping[Peer, int]) -> None:
+    pass
+
+
+def _round(
+    t: int,
+    talks: Mapping[Peer, Conversation],
+    hoods: Hoods,
+    heard: Contacts,
+    lossy: Lossy | None,
+    after_phase: Callable[[int, int, str, Mapping[Peer, int]], None],
+) -> Contacts:
     verbs = {i: next(talk, None) for i, talk in talks.items()}
     phase = 0
     while speaking := {i: verb for i, verb in verbs.items() if verb is not None}:
         assert len(speaking) == len(verbs), f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
         lost = _lost(t, phase, hoods, lossy)
-        replies = exchange(speaking, hoods, lost, heard)
+        sent = dict.fromkeys(speaking, 0)
+        replies = exchange(speaking, hoods, lost, heard, sent)
         heard = arrived(speaking, hoods, lost)
+        after_phase(t, phase, next(iter(speaking.values())).kind, sent)
         verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
         phase += 1
     return heard
 
 
 def exchange(
-    verbs: Mapping[Peer, Verb], hoods: Hoods, lost: Edges = frozenset(), heard: Contacts | None = None
+    verbs: Mapping[Peer, Verb],
+    hoods: Hoods,
+    lost: Edges = frozenset(),
+    heard: Contacts | None = None,
+    sent: dict[Peer, int] | None = None,
 ) -> dict[Peer, Any]:
     """One phase: what every node hears for what all of them say.
 
@@ -74,6 +93,7 @@ def exchange(
         verbs: what each node says; all of one type, kind and layout. A neighbour that is not in it is down.
         lost: (sender, receiver): what the sender says to the receiver does not arrive.
         heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None: all that are up.
+        sent: node -> bytes; what each sends to neighbours that are up is added.
 
     Returns:
         `Heard` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
@@ -82,7 +102,20 @@ def exchange(
     said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
     contacts = arrived(verbs, hoods, lost)
     before = arrived(verbs, hoods) if heard is None else heard
-    return {i: _reply(i, verbs, said, hoods[i], contacts, before) for i in said}
+    replies = {i: _reply(i, verbs, said, hoods[i], contacts, before) for i in said}
+    for i, verb in verbs.items() if sent is not None else ():
+        assert sent is not None
+        sent[i] += _nbytes(said[i], verb.layout) * len(arrived(verbs, hoods)[i])
+        if isinstance(verb, Ask):
+            for j, answer in replies[i].items():
+                sent[j] += _nbytes(answer, verb.answer_layout or verb.layout)
+    return replies
+
+
+def _nbytes(payload: Any, layout: Layout | None) -> int:
+    """Bytes of a payload on the wire."""
+    size = 4 if layout is None else layout.nbytes // layout.size
+    return size * sum(int(part.numel()) for part in (payload if isinstance(payload, tuple) else (payload,)))
 
 
 def arrived(up: AbstractSet[Peer] | Mapping[Peer, Any], hoods: Hoods, lost: Edges = frozenset()) -> Contacts:

@@ -107,7 +107,8 @@ class Summary(Part):
     mixing: Literal["doubly-stochastic", "row"] = "doubly-stochastic"
     """row: quorum and async promise no agreement on edges, the mean drifts."""
     bytes_sent: Range = Range()
-    """Payload bytes sent by a node in the whole run."""
+    """Payload bytes sent by a node in the whole run: tensors, without headers, TLS and what was sent again. simulate
+    counts what daemons would send."""
     round_seconds: Seconds = Seconds()
     wall_seconds: Figure = None
     """From the first round to the last; of a cluster the slowest node's."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from node.config import BudgetSection, RunConfig
 from node.journal import Journal, code_version, tested
-from node.learner import Learner, LiveEpsilon, warning
+from node.learner import ADJACENCY, Learner, LiveEpsilon, warning
 from node.metrics import Metrics
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
 from node.waiting import Watcher
@@ -21,7 +21,6 @@ from peer.message import Peer
 from peer.session import Session
 from peer.v1 import peer_pb2 as pb
 
-ADJACENCY = "add/remove one example"
 UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
@@ -49,6 +48,8 @@ class Watch(Watcher, Observer):
         self._counted = (0, 0)
         self._began = time.monotonic()
         self._present: dict[Peer, bool] = {}
+        self._refusals: dict[Peer, str] = {}
+        """The last code with which each neighbour refused something."""
 
     def attach(self, learner: Learner, session: Session) -> None:
         self.learner, self.session = learner, session
@@ -145,29 +146,14 @@ class Watch(Watcher, Observer):
         if door.exhausted:
             self.warn("The privacy budget of the data is spent: nothing more is released, mixing goes on.")
         if stated:
-            self.note(
-                "epsilon",
-                round=t,
-                total=live.total,
-                link=live.link,
-                lifetime=live.lifetime,
-                lifetime_delta=self.lifetime_delta,
-                mode=privacy.mode,
-                batches=self.learner.mechanism.batches,
-                adjacency=ADJACENCY,
-                delta=privacy.delta,
-                accountant="RDP",
-                against=self._against(),
-            )
+            self.note("epsilon", **self.learner.spent(t, live, self.lifetime_delta))
 
-    def _against(self) -> str:
-        """Whom ε_total holds against."""
-        if self.run.privacy.insecure_seed is not None:
-            return "VOID: the noise is public"
-        return "any coalition of other nodes" if self.run.privacy.mode == "strict" else "nobody: no guarantee"
-
-    def released(self, recipient: Peer) -> None:
+    def released(self, t: int, recipient: Peer) -> None:
         self.metrics.release(recipient)
+        self.note("release", round=t, recipient=recipient)
+
+    def withheld(self, t: int, recipient: Peer, why: str) -> None:
+        self.note("withheld", round=t, recipient=recipient, reason=why)
 
     def checkpointed(self, t: int, path: str, seconds: float) -> None:
         self.metrics.checkpointed()
@@ -179,7 +165,11 @@ class Watch(Watcher, Observer):
         self.metrics.wire(peer, direction, kind, count)
 
     def wire_error(self, peer: Peer, code: int) -> None:
-        self.metrics.error(peer, pb.Code.Name(code) if code in pb.Code.values() else "unknown")
+        name = pb.Code.Name(code) if code in pb.Code.values() else "unknown"
+        self.metrics.error(peer, name)
+        if code and self._refusals.get(peer) != name:  # once, not at every attempt
+            self._refusals[peer] = name
+            self.note("refused", peer=peer, code=name, round=self.session.position.round if self.session else None)
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
         self.metrics.rtt(peer, seconds)

@@ -6,11 +6,12 @@ row numbers mean the same on every node. Nothing here is ever unpickled, except 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from node.config import TaskSection
+from node.config import DataSection, TaskSection
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
 from node.data.examples import Examples
@@ -72,4 +73,24 @@ def own(path: Path, task: TaskSection) -> Examples:
     raise DataError(f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected.")
 
 
-__all__ = ["BUNDLED", "Examples", "digits", "own", "public", "rows"]
+def digest(node: DataSection, task: TaskSection) -> str:
+    """SHA-256 (hex) of what a node learns from: its own file, or the name and rows of a public set.
+
+    Raises:
+        DataError: a file can't be read.
+    """
+    found = hashlib.sha256(task.data.encode())
+    try:
+        for path in (node.path, node.rows):
+            for file in sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []:
+                if file.is_file():
+                    found.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+                    with file.open("rb") as stream:
+                        while block := stream.read(1 << 20):
+                            found.update(block)
+    except OSError as error:
+        raise DataError(f"{error.filename} can't be read ({error.strerror}); check [data] of the node.") from None
+    return found.hexdigest()
+
+
+__all__ = ["BUNDLED", "Examples", "digest", "digits", "own", "public", "rows"]

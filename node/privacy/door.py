@@ -62,7 +62,7 @@ def _nothing() -> None:
     pass
 
 
-def _nobody(recipient: Peer) -> None:
+def _nobody(t: int, recipient: Peer, why: str = "") -> None:
     pass
 
 
@@ -92,7 +92,8 @@ class StrictDoor:
     budget: int | None = None
     """Units that may still be spent; None: no lifetime limit."""
     breathe: Callable[[], None] = _nothing
-    on_release: Callable[[Peer], None] = _nobody
+    on_release: Callable[[int, Peer], None] = _nobody
+    on_withheld: Callable[[int, Peer, str], None] = _nobody
 
     exhausted: bool = False
     fault: str = ""
@@ -115,8 +116,9 @@ class StrictDoor:
             return self._answer(x, t, to).clone()
         except QuestionRefused:
             raise
-        except Withheld:
+        except Withheld as reason:
             self.withheld += 1
+            self.on_withheld(t, to, str(reason))
             if to != self.me:
                 raise
             return torch.zeros(self.task.layout.size)
@@ -169,7 +171,7 @@ class StrictDoor:
         with self._vouched():
             self.ledger.debit(self.run, t, to, self.mechanism)
         self.fault = ""
-        self.on_release(to)
+        self.on_release(t, to)
         return Released(answer)
 
     def _clipped(self, x: Tensor, t: int, to: Peer) -> Tensor:
@@ -229,7 +231,8 @@ class ClearDoor:
     batch: int
     seed: int
     breathe: Callable[[], None] = _nothing
-    on_release: Callable[[Peer], None] = _nobody
+    on_release: Callable[[int, Peer], None] = _nobody
+    on_withheld: Callable[[int, Peer, str], None] = _nobody
 
     exhausted: bool = False
     fault: str = ""
@@ -240,7 +243,7 @@ class ClearDoor:
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """The plain gradient at x of round t's batch, flat float32 [d]."""
         gradient = self.own(x, t) if to == self.me else self._mean(x, t)
-        self.on_release(to)
+        self.on_release(t, to)
         return Released(gradient)
 
     def own(self, x: Tensor, t: int) -> Tensor:
@@ -302,14 +305,15 @@ def open_door(
     limit: float | None = None,
     limit_delta: float = 1e-5,
     breathe: Callable[[], None] = _nothing,
-    on_release: Callable[[Peer], None] = _nobody,
+    on_release: Callable[[int, Peer], None] = _nobody,
+    on_withheld: Callable[[int, Peer, str], None] = _nobody,
 ) -> Door:
     """The door of the configured mode.
 
     `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier (`noise_multiplier`, or the
     paper's formula in mode paper); `seed` draws the public batches of mode none; `limit` is the data's lifetime ε_total
-    at `limit_delta`. In mode none a ledger, if given, is marked. `breathe` is called between chunks, `on_release` after
-    each debit.
+    at `limit_delta`. In mode none a ledger, if given, is marked. `breathe` is called between chunks,
+    `on_release(round, recipient)` after each debit, `on_withheld(round, recipient, why)` where nothing is released.
 
     Raises:
         ConfigurationError: a lifetime limit together with a mode that can't keep one.
@@ -345,4 +349,5 @@ def open_door(
         budget=budget,
         breathe=breathe,
         on_release=on_release,
+        on_withheld=on_withheld,
     )

@@ -33,7 +33,8 @@ async def test_daemons_give_the_bits_of_simulate(
     settings = {"kind": kind, "nodes": nodes, **SETTINGS[what]}
     async with cluster(**settings) as c:
         processes = {name: c.start(name, loop=loop) for name in c.homes}
-        expected = simulate(experiment(**settings), tmp_path / "simulated").params_digest
+        simulated = simulate(experiment(**settings), tmp_path / "simulated")
+        expected = simulated.params_digest
         assert len(set(expected.values())) == (1 if kind == "full" else nodes), "a full graph mixes to one model"
         for process in processes.values():
             seen = await process.until(process.status)
@@ -43,4 +44,5 @@ async def test_daemons_give_the_bits_of_simulate(
             found = json.loads((c.homes[name] / "summary.json").read_text())
             assert found["params_digest"] == {name: expected[name]}
             assert found["complete"]
+            assert found["bytes_sent"]["mean"] == simulated.bytes_sent.mean, "all send equally much here"
             assert process.events("lost_edge", "partial_mix") == []

@@ -58,7 +58,12 @@ class Setting:
             algorithm={"name": method, "lr": lr, "beta": 0.9},
             topology={"kind": "ring"},
             task={"model": "mlp", "hidden": 64, **where},
-            train={"rounds": 10 if quick else self.rounds, "seed": seed, "evaluate_every": 10, "checkpoint_every": 1000},
+            train={
+                "rounds": 10 if quick else self.rounds,
+                "seed": seed,
+                "evaluate_every": 10,
+                "checkpoint_every": 1000,
+            },
             privacy=noised if self.epsilon else clear,
             experiment={"nodes": self.nodes, "alpha": self.alpha, "seed": seed},
         )  # type: ignore[arg-type]
@@ -67,8 +72,8 @@ class Setting:
 SETTINGS = {
     "few": Setting(title="5 nodes, no noise", methods=("dpdl", "dmsgd", "xavg", "centralised", "local"), rates=CLEAN,
                    nodes=5, alpha=0.25, rounds=300),
-    "many": Setting(title="20 nodes, no noise", methods=("dpdl", "dmsgd", "xavg", "qg-dsgdm", "centralised"), rates=CLEAN,
-                    nodes=20, alpha=0.1, rounds=150),
+    "many": Setting(title="20 nodes, no noise", methods=("dpdl", "dmsgd", "xavg", "qg-dsgdm", "centralised"),
+                    rates=CLEAN, nodes=20, alpha=0.1, rounds=150),
     **{f"private-{epsilon}": Setting(title=f"10 nodes, ε_total {epsilon} (strict, add/remove one example, δ 1e-5, "
                                      "independent batches, PLD, against any coalition)",
                                      methods=("dpdl", "dp-xavg", "dp-dmsgd"), rates=NOISED, nodes=10, alpha=0.25,
@@ -111,11 +116,18 @@ def held_out(out: Path) -> Path:
 
 def table(name: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     setting = SETTINGS[name]
-    lines = [f"### {setting.title}", "", "| method | lr | mean of the nodes | worst node | ε_total |", "|---|---|---|---|---|"]
+    lines = [
+        f"### {setting.title}",
+        "",
+        "| method | lr | mean of the nodes | worst node | ε_total |",
+        "|---|---|---|---|---|",
+    ]
     for method, found in rows.items():
         mean, worst = (column(found, key) for key in ("mean", "worst"))
         spent = found[0]["epsilon"]
-        lines.append(f"| {method} | {found[0]['lr']:g} | {mean} | {worst} | {'–' if spent is None else f'{spent:.2f}'} |")
+        lines.append(
+            f"| {method} | {found[0]['lr']:g} | {mean} | {worst} | {'–' if spent is None else f'{spent:.2f}'} |"
+        )
     return "\n".join([*lines, ""])
 
 

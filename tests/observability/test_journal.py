@@ -22,8 +22,8 @@ lost_edge: peer phase reason round
 partial_mix: offset peer phase round
 peer: peer reason round state
 phase: bytes_received bytes_sent heard kind missing phase round seconds wait_seconds
-refused: code direction peer phase reason round
-release: recipient round sequence
+refused: code peer round
+release: recipient round
 resume: checkpoint reason round skipped
 roster: round version
 round: bytes_received bytes_sent calibration consensus_distance cosine heard missing round seconds weight

@@ -34,8 +34,8 @@ NAN = float("nan")
 
 
 def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
-    told: list[str] = []
-    strict = door(task, ledger, on_release=told.append)
+    told: list[tuple[int, str]] = []
+    strict = door(task, ledger, on_release=lambda *what: told.append(what))
     x = task.start(0)
     first = strict(x, 0, "b")
     first_bytes = first.numpy().tobytes()
@@ -43,7 +43,7 @@ def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Le
     assert strict(x.clone(), 0, "b").numpy().tobytes() == first_bytes
     assert strict(x, 0, "c").numpy().tobytes() != first_bytes
     assert strict.own(x, 0).equal(strict(x, 0, "a"))
-    assert told == ["b", "c", "a"]
+    assert told == [(0, "b"), (0, "c"), (0, "a")]
     assert ledger.units == 3
 
 
