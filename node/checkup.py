@@ -1,4 +1,4 @@
-"""What `peerpoise doctor --config node.toml` says of a node: its files, address, neighbours, data, ledger and memory.
+"""What `peerpoise doctor --config node.toml` and `config check node.toml` say of a node: its files, address, neighbours, data, ledger and memory.
 
 Each check is one that the daemon makes too when it starts, here without starting: nothing is written, a ledger is
 opened only if it exists, and a port is bound for a moment.
@@ -39,8 +39,8 @@ PER_CHUNK, PER_NEIGHBOUR = 3, 32
 from a neighbour. Fitted to peaks of daemons with 1.3 and 12.7 million parameters: 0.9 to 4.3 GiB, within a tenth."""
 
 
-def examine(file: Path, settings: Sequence[str]) -> Iterator[Finding]:
-    """All findings; those that need what is broken are left out."""
+def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterator[Finding]:
+    """All findings; those that need what is broken are left out. `dial`: neighbours are called, too."""
     try:
         node = located(load(NodeConfig, [file], settings), file.parent)
         run = load(RunConfig, [node.run], environ={})
@@ -60,7 +60,8 @@ def examine(file: Path, settings: Sequence[str]) -> Iterator[Finding]:
         yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
         return
     yield from _roster(node, roster)
-    yield from _neighbours(node, plan, roster)
+    if dial:
+        yield from _neighbours(node, plan, roster)
     yield from _task(node, plan)
 
 

@@ -259,10 +259,20 @@ def config_check(
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Check a run, experiment or node file without running it."""
+    """Check a run, experiment or node file without running it; of a node also the files it names."""
     from node import config as schema
 
     loaded = schema.load(schema.kind_of(file), [file], settings)
+    if isinstance(loaded, schema.NodeConfig):
+        from node import checkup
+
+        faults = [it for it in checkup.examine(file, settings, dial=False) if it.level == "fault"]
+        if faults:
+            for it in faults:
+                typer.echo(f"{it.what}: {it.said.rstrip('.')}; {it.do}.", err=True)
+            if as_json:
+                print_json({"file": str(file), "ok": False, "faults": [it.said for it in faults]})
+            raise typer.Exit(ConfigurationError.exit_code)
     if isinstance(loaded, schema.ExperimentConfig):
         from node import cluster
 

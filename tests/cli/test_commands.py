@@ -158,6 +158,23 @@ def test_config_knows_node_files(peerpoise: Call, experiment: Path, tmp_path: Pa
     assert peerpoise("config", "check", tmp_path / "out" / "a" / "run.toml").code == 0
 
 
+def test_config_check_looks_at_what_a_node_file_names(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    """All mistakes, not the first only."""
+    assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
+    home = tmp_path / "out" / "a"
+    key = next(path for path in home.rglob("*.key"))
+    key.chmod(0o644)
+    (home / "roster.json").write_text("{}")
+    result = peerpoise("config", "check", home / "node.toml", "--set", "compute.device=mps")
+    assert result.code == 78
+    said = result.err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["certificate", "device", "roster"]
+    assert "chmod 600" in said[0]
+    told = peerpoise("config", "check", home / "node.toml", "--json")
+    assert json.loads(told.out)["ok"] is False
+    assert len(json.loads(told.out)["faults"]) == 2
+
+
 @pytest.mark.parametrize("which", ["run", "experiment", "node"])
 def test_config_schema_is_a_schema(peerpoise: Call, experiment: Path, which: str) -> None:
     schema = json.loads(peerpoise("config", "schema", which).out)
