@@ -1,5 +1,4 @@
-"""What `peerpoise doctor --config node.toml` and `config check node.toml` say of a node: its files, address, neighbours,
-data, ledger and memory.
+"""What `doctor --config` and `config check` say of a node: its files, address, neighbours, data, ledger and memory.
 
 Each check is one that the daemon makes too when it starts, here without starting: nothing is written, a ledger is
 opened only if it exists, and a port is bound for a moment.
