@@ -50,6 +50,8 @@ class Plan:
     options: Any
     """The algorithm's own configuration."""
     hoods: Mapping[Peer, Neighborhood]
+    spectral_gap: float | None = None
+    """Of W; None: the graph is not known yet."""
 
     @classmethod
     def of(cls, run: RunConfig, hoods: Mapping[Peer, Neighborhood]) -> Plan:
@@ -70,7 +72,8 @@ class Plan:
             raise ConfigurationError(
                 f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
             )
-        return cls(run=run, algorithm=algorithm, options=options, hoods=hoods)
+        gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
+        return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
     def sigma(self, d: int) -> float:
         """The nominal noise multiplier of the run for d parameters, calibrated for the largest neighbourhood.
@@ -190,7 +193,7 @@ class Learner:
             nodes=self.hood.nodes,
             rounds=self.run.train.rounds,
             topology=self.run.topology.kind,
-            spectral_gap=spectral_gap({name: hood.weight for name, hood in self.plan.hoods.items()}),
+            spectral_gap=self.plan.spectral_gap,
             dataset=self.run.task.data,
             seed=self.run.train.seed,
             test_accuracy=summary.accuracy(accuracy),
