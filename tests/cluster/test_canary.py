@@ -120,7 +120,7 @@ class Seen:
 
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(learner, "make", lambda run, data: Secret())
+    monkeypatch.setattr(learner, "make", lambda run, data, device: Secret())
 
     async def play(mode: str) -> Seen:
         network, tap = Network(), Tap()
