@@ -43,7 +43,9 @@ CHUNK_ELEMENTS = 1 << 22
 chunk that falls out of the cache costs more than it saves: tests/bench/gradient.py --chunks shows both ends."""
 
 PROBE_ERROR = 1e-5
-"""Largest relative difference between vmap and loop at which vmap is trusted."""
+"""Largest relative difference between vmap and loop at which vmap is trusted with an example."""
+PROBED = 5
+"""Examples of which more than half have to agree: one whose unit is at its kink differs by 1e-3 (seen in ResNet-8)."""
 
 
 SMALL = 1 << 14
@@ -176,15 +178,16 @@ def _backward(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def probe(task: Task, x: Tensor) -> Backend:
-    """Tries vmap on two examples and compares with the loop: "vmap" if they agree within PROBE_ERROR, else "loop"."""
-    rows = torch.arange(min(2, task.examples))
-    looped = clipped_sum(task, x, rows, 1.0, backend="loop")
+    """Tries vmap on a few examples and compares with the loop: "vmap" if most agree within PROBE_ERROR, else "loop"."""
+    rows = [torch.tensor([row]) for row in range(min(PROBED, task.examples))]
+    looped = [clipped_sum(task, x, row, 1.0, backend="loop") for row in rows]
     try:
-        vmapped = clipped_sum(task, x, rows, 1.0, backend="vmap")
+        vmapped = [clipped_sum(task, x, row, 1.0, backend="vmap") for row in rows]
     except Exception:  # whatever vmap can't take; a fault of the loss itself was raised by the loop
         return "loop"
-    close = float((vmapped - looped).norm()) <= PROBE_ERROR * float(looped.norm())
-    return "vmap" if close and _same_everywhere(task, x) else "loop"
+    pairs = zip(vmapped, looped, strict=True)
+    close = [float((ours - right).norm()) <= PROBE_ERROR * float(right.norm()) for ours, right in pairs]
+    return "vmap" if 2 * sum(close) > len(close) and _same_everywhere(task, x) else "loop"
 
 
 def _same_everywhere(task: Task, x: Tensor) -> bool:

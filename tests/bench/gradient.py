@@ -1,4 +1,4 @@
-"""Private gradients against plain ones: the papers' CNN, an MLP and softmax regression, on batches of 250.
+"""Private gradients against plain ones: the papers' CNN, ResNet-8, an MLP, softmax regression; batches of 250.
 
 private  what the door does for one answer, without the ledger: a secret Poisson batch of 250 expected examples,
          gradients clipped one by one, noise on the grid.
@@ -33,6 +33,7 @@ from node.tasks import make
 BATCH, RATE, CLIP, SIGMA = 250, 0.25, 1.0, 2.0
 MODELS: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "image_size": 28},
+    "resnet8": {"model": "resnet8", "image_size": 32},
     "mlp": {"model": "mlp", "image_size": 28, "hidden": 64},
     "softmax": {"model": "softmax", "image_size": 28},
 }

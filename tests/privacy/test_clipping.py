@@ -136,6 +136,22 @@ def test_probe_trusts_vmap_only_where_it_agrees(task: Small) -> None:
         assert probe(other, other.start(0)) == "loop"
 
 
+@pytest.mark.parametrize(("kinks", "backend"), [(1, "vmap"), (2, "vmap"), (3, "loop")])
+def test_probe_asks_most_examples(task: Small, kinks: int, backend: str) -> None:
+    """The gradient at a kink is a convention: two ways of computing it may take different sides."""
+
+    class Kinked(Small):
+        def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (*super().batch(rows), rows < kinks)
+
+        def loss(self, parameters, example):  # type: ignore[no-untyped-def]
+            side = example[2] & torch._C._functorch.is_functorch_wrapped_tensor(example[2])
+            return super().loss(parameters, example) + 1e-3 * side * parameters["weight"].sum()
+
+    it = Kinked(task.module, task.x, task.y)
+    assert probe(it, it.start(0)) == backend
+
+
 def test_batch_norm_is_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match=r"layer '1' is a BatchNorm2d.*use GroupNorm"):
         refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)))
