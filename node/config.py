@@ -99,6 +99,11 @@ class TaskSection(Section):
     generator, so runs don't repeat bit for bit and per-example gradients are computed by the slower loop."""
     image_size: int | None = Field(default=None, ge=4, le=512)
     """Images are scaled (bilinear) to this many pixels a side; None leaves them as they are."""
+    mean: tuple[float, ...] = ()
+    """Images, by channel: (x − mean)/std is learnt, x in 0 … 1. PUBLIC constants, say the published ones of a data set:
+    those of private data would give something of them away. Empty: x as it is."""
+    std: tuple[float, ...] = ()
+    """See mean; as many."""
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""
 
@@ -108,6 +113,8 @@ class TaskSection(Section):
             raise ValueError(f"labels names {len(set(self.labels))} classes, but classes is {self.classes}")
         if bad := [name for name, (_, scale) in self.features.items() if not scale > 0]:
             raise ValueError(f"the scale of feature {bad[0]!r} must be positive")
+        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise ValueError("mean and std need as many figures each, and those of std must be positive")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from peer.errors import ConfigurationError
 
 SPLIT_SEED = 20260604
 """Seed of the split of a whole data set. Changing it changes what every row number means."""
@@ -54,6 +56,21 @@ class Examples:
             return self
         x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
         return Examples(x, self.y, self.columns)
+
+    def standardised(self, mean: Sequence[float], std: Sequence[float]) -> Examples:
+        """(x − mean)/std, by channel.
+
+        Raises:
+            ConfigurationError: the images have another number of channels.
+        """
+        if not mean:
+            return self
+        if len(mean) != self.shape[0]:
+            raise ConfigurationError(
+                f"task.mean has {len(mean)} figures, the images have {self.shape[0]} channels; give one for each."
+            )
+        centre, scale = (torch.tensor(it).view(1, -1, 1, 1) for it in (mean, std))
+        return Examples((self.x - centre) / scale, self.y, self.columns)
 
     def split(self) -> tuple[Examples, Examples]:
         """(train, test): TEST_SHARE of every class in test."""

@@ -25,6 +25,8 @@ from peer.message import Layout
 
 EVALUATION_CHUNK = 256
 """Test images per forward pass; between two chunks others may breathe."""
+SEEDING = threading.Lock()
+"""Modules draw their parameters from torch's one generator, which all threads of a process share."""
 
 
 class Classification:
@@ -49,7 +51,7 @@ class Classification:
         return len(self._train)
 
     def start(self, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
+        with SEEDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return flat(self.layout, dict(self._build().named_parameters()))
 
@@ -101,11 +103,14 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     """See `node.tasks.make`."""
     task = run.task
     train, test = _own(task, data) if task.data == "own" else _bundled(task, data)
-    train = train.floats().scaled(task.image_size)
-    test = test.floats().scaled(task.image_size) if test else None
+    train, test = _prepared(train, task), _prepared(test, task) if test else None
     if test and test.shape != train.shape:
         raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
     return Classification(lambda: models.build(task, train.shape), train, test)
+
+
+def _prepared(examples: Examples, task: TaskSection) -> Examples:
+    return examples.floats().scaled(task.image_size).standardised(task.mean, task.std)
 
 
 def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Examples, Examples | None]:

@@ -62,6 +62,33 @@ def test_start_is_the_modules_own_initialisation_and_leaves_the_global_generator
     assert torch.equal(x, torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
 
 
+def test_start_is_the_same_while_other_threads_start(task):
+    """Whole nodes live in threads of one process in tests; torch's generator is one for all."""
+    started = []
+
+    def work():
+        started.extend(task.start(7) for _ in range(50))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(started) == 200
+    assert all(torch.equal(x, started[0]) for x in started)
+
+
+def test_images_are_standardised_by_public_constants():
+    plain, scaled = (tasks.make(run(**section), ROWS) for section in ({}, {"mean": [0.3], "std": [0.25]}))
+    (x, _), (z, _) = (it.batch(torch.arange(9)) for it in (plain, scaled))
+    torch.testing.assert_close(z, (x - 0.3) / 0.25)
+    with pytest.raises(ConfigurationError, match="has 3 figures, the images have 1 channels"):
+        tasks.make(run(mean=[0.5] * 3, std=[0.5] * 3), ROWS)
+    for wrong in ({"mean": [0.5]}, {"mean": [0.5], "std": [0.0]}):
+        with pytest.raises(ValueError, match="must be positive"):
+            run(**wrong)
+
+
 def test_layout_does_not_depend_on_the_rows(task):
     other = tasks.make(run(model="softmax"), np.array([5]))
     assert other.layout.digest == tasks.make(run(model="softmax"), ROWS).layout.digest
