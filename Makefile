@@ -1,5 +1,6 @@
 # make demo   a local cluster of four daemons, from nothing
 # make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
+# make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test kill-matrix lint bench bench-quick docs stubs clean
+.PHONY: demo test kill-matrix lint bench bench-quick learning learning-quick docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -34,6 +35,12 @@ bench: $(VENV)/dev.installed
 
 bench-quick: $(VENV)/dev.installed
 	for file in tests/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file --quick || exit 1; done
+
+learning: $(VENV)/dev.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/learning/fashion_mnist.py
+
+learning-quick: $(VENV)/dev.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/learning/fashion_mnist.py --quick --only few private-8 --out build/learning-quick
 
 docs: $(VENV)/dev.installed
 	$(BIN)/python docs/generate.py

@@ -32,6 +32,7 @@ from rich.progress import Progress
 from node import data
 from node.config import ExperimentConfig, TaskSection
 from node.experiment import simulate
+from peer.errors import PeerpoiseError
 
 SEEDS, TUNING_SEED, LATE = (1, 2, 3), 100, 5
 MEAN, STD = (0.2860,), (0.3530,)
@@ -135,7 +136,7 @@ def table(name: str, rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def column(found: list[dict[str, Any]], key: str) -> str:
     values = [100 * it[key] for it in found]
-    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -145,6 +146,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="ten rounds, two rates, one seed")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        held_out(options.out)
+    except PeerpoiseError as error:
+        print(f"{'skipped: ' if options.quick else ''}{error}")
+        raise SystemExit(0 if options.quick else error.exit_code) from None
     seeds = SEEDS[:1] if options.quick else SEEDS
     with Progress() as bar:
         work = bar.add_task("runs", total=sum(
