@@ -155,6 +155,21 @@ def status(
 
 
 @app.command()
+def health(
+    ready: Annotated[bool, typer.Option("--ready", help="It must play rounds, too, as /-/ready has it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether the daemon is alive: exit code 0 if it answers, 1 if not. For health checks of containers.
+
+    Of several daemons of this user each has to answer.
+    """
+    from node import health as probe
+
+    found = {each["node"]: each["state"] for each in probe.check(ready=ready)}
+    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {state}" for name, state in found.items()))
+
+
+@app.command()
 def algorithms(as_json: Json = False) -> None:
     """List the algorithms.
 
