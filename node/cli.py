@@ -17,7 +17,7 @@ import typer
 
 from node import advice
 from node.options import Json, Settings, print_json
-from peer.errors import EXIT_BUG, EXIT_OK, ConfigurationError, PeerpoiseError
+from peer.errors import EXIT_BUG, EXIT_OK, BudgetSpent, ConfigurationError, PeerpoiseError, TemporaryFailure
 
 app = typer.Typer(
     help="Machines that learn together without a server: private cross-gradients between peers.",
@@ -107,6 +107,8 @@ def run(
 
     doctor.refuse_clashes()
     code = start.serve(file, settings=settings, loop=loop, insecure=insecure)
+    if code == BudgetSpent.exit_code:
+        typer.echo("peerpoise: The privacy budget of the data is spent: nothing more may be released.", err=True)
     if as_json:
         from node.config import NodeConfig, load
 
@@ -338,7 +340,7 @@ def main() -> None:
     except PeerpoiseError as error:
         sys.exit(_refuse(str(error), error.exit_code))
     except Exception as error:
-        sys.exit(_refuse(_bug(error), EXIT_BUG))
+        sys.exit(_refuse(*_other(error)))
     sys.exit(EXIT_OK)
 
 
@@ -347,6 +349,17 @@ def _refuse(sentence: str, code: int) -> int:
     if "--json" in sys.argv:
         print(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
     return code
+
+
+def _other(error: Exception) -> tuple[str, int]:
+    """Sentence and exit code of what we did not raise: too little memory, a missing package, else a bug."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        said = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
+        return said, TemporaryFailure.exit_code
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("node", "peer"):
+        said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
+        return said, ConfigurationError.exit_code
+    return _bug(error), EXIT_BUG
 
 
 def _bug(error: Exception) -> str:

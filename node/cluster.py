@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node.config import (
     AlgorithmSection,
@@ -30,6 +30,9 @@ from peer.discovery import endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
 from peer.roster import Member, Roster
+
+if TYPE_CHECKING:
+    from node.partition import Rows
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
@@ -127,19 +130,30 @@ def local(
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
             compute=ComputeSection(device=config.experiment.device),
         )
+    parts = shares(config)
     sealed = prepare(folder, config, places)
     shutil.rmtree(folder / "federation")
     homes = {home.name: home for home in places}
-    divide(folder, config, homes)
+    divide(folder, config, homes, parts)
     return sealed, homes
 
 
-def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path]) -> list[list[int]]:
+def shares(config: ExperimentConfig) -> list[Rows]:
+    """Every node's rows of the public data.
+
+    Raises:
+        ConfigurationError: the data can't be divided so.
+    """
+    from node import data, partition
+
+    return partition.divide(config.experiment, data.public(config.task)[0])
+
+
+def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]) -> list[list[int]]:
     """Writes rows.npy of every node and partition.json; returns the label histogram [nodes][classes] (public data)."""
     from node import data, partition
 
     train, _ = data.public(config.task)
-    parts = partition.divide(config.experiment.model_copy(update={"nodes": len(homes)}), train)
     for home, rows in zip(homes.values(), parts, strict=True):
         partition.save(home / "rows.npy", rows)
     histogram: list[list[int]] = partition.histogram(train.y.numpy(), parts, config.task.classes).tolist()
@@ -166,13 +180,15 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
     if bundled and own:
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
     homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
+    config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})})
     check(config, list(addresses))
     check_daemons(config)
+    parts = shares(config) if bundled else []
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
         (home / "README.txt").write_text(_instructions(node, sealed))
     if bundled:
-        divide(out, config, {home.name: home for home in homes})
+        divide(out, config, {home.name: home for home in homes}, parts)
     return {
         "run_id": sealed.run_id,
         "hosts": {home.name: str(home) for home in homes},

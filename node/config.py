@@ -38,7 +38,14 @@ def _device(name: str) -> str:
     return name
 
 
+def _run_name(name: str) -> str:
+    if not re.fullmatch(r"[^/\\\x00-\x1f]{1,80}", name):
+        raise ValueError("1 to 80 characters without slashes are expected, as it names a folder")
+    return name
+
+
 Device = Annotated[str, AfterValidator(_device)]
+RunName = Annotated[str, AfterValidator(_run_name)]
 
 
 class AlgorithmSection(Section):
@@ -119,9 +126,9 @@ class TaskSection(Section):
 
 
 class TrainSection(Section):
-    rounds: int = Field(default=100, ge=1)
+    rounds: int = Field(default=100, ge=1, lt=2**31)
     """T, rounds of the whole run."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything that is public: initial parameters, Erdős–Rényi graphs, batches in mode none."""
     evaluate_every: int = Field(default=10, ge=0)
     """Rounds between evaluations on the public test set; 0: only at the end."""
@@ -193,7 +200,7 @@ class StartSection(Section):
 
 
 class RunSection(Section):
-    name: str = "run"
+    name: RunName = "run"
     """For people; part of the run folder's name."""
     nonce: str = ""
     """Random, written by `up` and `pack`, so that two runs of one file differ."""
@@ -216,7 +223,7 @@ class ExperimentSection(Section):
     """Pieces per node."""
     column: str = ""
     """A table's column, or an array [n] of the .npz, e.g. who wrote a digit."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the partition."""
     device: Device = "cpu"
     """Where gradients are computed (see compute.device). Small models are faster on the CPU, bits repeat only there."""

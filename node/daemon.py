@@ -358,8 +358,7 @@ class Daemon:
         if self.insecure:
             watch.warn("There is no TLS: anybody on the network can read and forge what is exchanged.")
         for text in watch.warnings:
-            self.watch.note("warning", text=text)
-            print(f"warning: {text}", flush=True)
+            watch.announce(text)
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ from node.payload import Said
 from node.waiting import FAR, Waiting, Watcher
 from peer.codec import frames
 from peer.errors import PeersUnavailable
-from peer.exchange import Empty, names
+from peer.exchange import Empty
 from peer.failpoint import failpoint
 from peer.mailbox import Key, Role
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
@@ -79,10 +79,15 @@ class Driver:
         position.waiting_for = frozenset()
         if len(around - missing) < min(start.min_neighbours, len(around)):
             raise PeersUnavailable(
-                f"Only {len(around - missing)} of {len(around)} neighbours shook hands within {start.timeout_s:g} s "
-                f"({names(missing)} did not); start them, or lower start.min_neighbours."
+                f"Only {len(around - missing)} of {len(around)} neighbours shook hands within {start.timeout_s:g} s; "
+                f"start the others, or lower start.min_neighbours. {self._why(missing)}"
             )
         return max([position.first, min(self.membership.agreed().values(), default=0)])
+
+    def _why(self, missing: frozenset[Peer]) -> str:
+        """What kept them away, of the first few."""
+        errors = {peer: self.membership.neighbours[peer].last_error or "No answer yet." for peer in missing}
+        return " ".join(f"{peer}: {errors[peer]}" for peer in sorted(errors)[:3])
 
     def _settled(self) -> frozenset[Peer]:
         """Neighbours with whom an edge is agreed on, or who are done with all their rounds already."""

@@ -131,6 +131,16 @@ def code_version(package: str = "peerpoise") -> str:
         return "unknown"
 
 
+def run_of(path: Path) -> str | None:
+    """The run whose header opens this journal; None: there is no journal, or its first line is damaged."""
+    try:
+        with path.open("rb") as file:
+            found: str = json.loads(file.readline())["run"]
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """All events of a journal, without a torn last line.
 

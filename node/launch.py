@@ -27,7 +27,7 @@ from node import cluster, present, results, status
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
 from node.present import Progress, Screen
 from node.summary import Summary
-from peer.errors import EXIT_FAILURE, EXIT_OK
+from peer.errors import EXIT_FAILURE, EXIT_OK, TemporaryFailure
 
 GRACE_S = 6.0
 """A daemon stops within five seconds of SIGTERM by itself; after this long it is killed."""
@@ -209,21 +209,25 @@ def _signals() -> Iterator[list[int]]:
 def _reserved(count: int) -> Iterator[list[int]]:
     """Free loopback ports. On Linux they are held, bound but not listening, so that nobody else (outgoing connections
     among them) is given one before its daemon listens there; elsewhere that would shut the daemon out."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if sys.platform == "linux":
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            each.bind(("127.0.0.1", 0))
+    with contextlib.ExitStack() as held:
+        try:
+            sockets = [held.enter_context(_bound()) for _ in range(count)]
+        except OSError as error:
+            why = error.strerror
+            raise TemporaryFailure(f"{count} ports can't be had: {why}; see ulimit -n, or use fewer nodes.") from None
         ports = [each.getsockname()[1] for each in sockets]
         if sys.platform != "linux":
-            for each in sockets:
-                each.close()
+            held.close()
         yield ports
-    finally:
-        for each in sockets:
-            each.close()
+
+
+def _bound() -> socket.socket:
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind(("127.0.0.1", 0))
+    return found
 
 
 def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:

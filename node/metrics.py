@@ -187,7 +187,8 @@ class Endpoint:
         try:
             self._server = kind((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise TemporaryFailure(f"metrics.listen = {listen} can't be bound: {error}; is the port taken?") from None
+            why = getattr(error, "strerror", None) or error
+            raise TemporaryFailure(f"metrics.listen = {listen} can't be bound: {why}; choose another port.") from None
         self._server.set_app(_application(metrics.registry, ready))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from node import disk, memory
 from node.config import NodeConfig, RunConfig, load
-from peer.errors import ConfigurationError
+from node.journal import run_of
+from peer.errors import ConfigurationError, StorageError
 from peer.identity import Identity
 from peer.roster import Roster
 from peer.transport.grpc import Grpc
@@ -35,11 +36,18 @@ def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insec
     identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
-    disk.made(node.folder)
+    _claim(node.folder, run)
     memory.keep()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
     with asyncio.Runner(loop_factory=chosen) as runner:
         return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure))
+
+
+def _claim(folder: Path, run: RunConfig) -> None:
+    """A run folder serves one run: what another one left there would be forgotten bit by bit."""
+    other = run_of(disk.made(folder) / "journal.jsonl")
+    if other not in (None, run.run_id):
+        raise StorageError(f"{folder} holds another run ({other}); move it away, or set folder in the node's file.")
 
 
 async def _live(node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, insecure: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Mapping
 from math import isfinite, nan
@@ -71,10 +72,14 @@ class Watch(Watcher, Observer):
         self.note("state", state=state, reason=reason or None)
 
     def warn(self, text: str) -> None:
-        """A sentence that concerns the user, in journal and status."""
+        """A sentence that concerns the user: in journal and status, and on standard error."""
         if text not in self.warnings:
             self.warnings.append(text)
-            self.note("warning", text=text)
+            self.announce(text)
+
+    def announce(self, text: str) -> None:
+        self.note("warning", text=text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     # from the driver (on the loop's thread, or in the compute thread between rounds)
 

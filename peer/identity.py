@@ -346,7 +346,10 @@ class Identity:
 
 def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> None:
     if now < certificate.not_valid_before_utc:
-        raise IdentityError(f"{path} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on.")
+        since = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M}"
+        raise IdentityError(
+            f"{path} is valid only from {since} UTC on; is this clock right, which says {now:%Y-%m-%d %H:%M}?"
+        )
     if now > certificate.not_valid_after_utc:
         raise IdentityError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it again.")
 

@@ -122,7 +122,7 @@ class Cluster:
         }
         run = cluster.prepare(folder, config, places)
         homes = {home.name: home for home in places}
-        cluster.divide(folder, config, homes)
+        cluster.divide(folder, config, homes, cluster.shares(config))
         return cls(config, folder, run, homes, addresses, held)
 
     def start(self, name: str, *options: str, failpoints: str = "", loop: str = "auto") -> Process:

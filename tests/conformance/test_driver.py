@@ -384,7 +384,7 @@ async def test_async_never_waits_and_uses_nothing_older_than_tau():
 async def test_too_few_neighbours_at_the_start_is_one_sentence():
     nodes, hoods = cluster(("dpdl", {}), "ring")
     lonely = mesh({"n0": nodes["n0"]}, hoods, 2)["n0"]
-    with pytest.raises(PeersUnavailable, match=r"Only 0 of 2 neighbours .* \(n1 and n3 did not\)"):
+    with pytest.raises(PeersUnavailable, match=r"Only 0 of 2 neighbours .* n1: .* n3: "):
         await lonely.live(start=StartSection(timeout_s=0.3, min_neighbours=1))
 
 

@@ -202,7 +202,7 @@ def test_a_scraper_that_hangs_blocks_nobody(metrics):
 
 
 def test_addresses_that_do_not_work_are_one_sentence(metrics, endpoint):
-    with pytest.raises(TemporaryFailure, match="is the port taken"):
+    with pytest.raises(TemporaryFailure, match="choose another port"):
         serve(metrics, endpoint.address)
     for wrong in ("9464", "localhost:", ":9464", "localhost:web"):
         with pytest.raises(ConfigurationError, match="host:port"):
