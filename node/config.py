@@ -179,6 +179,19 @@ class ValidationSection(Section):
     """False: the validation set is private and outside the guarantee; said beside every ε."""
 
 
+class MixSection(Section):
+    """How what the neighbours say is averaged, by any algorithm."""
+
+    rule: Literal["mean", "median", "trimmed_mean", "multi_krum", "clipping"] = "mean"
+    """mean: weighted by W. The others bear neighbours that lie, but keep no mean over the nodes (docs/poison.md).
+    clipping: self-centred."""
+    trim: int = Field(default=1, ge=0)
+    """How many liars among a node and its neighbours are borne: trimmed_mean leaves out so many values of a coordinate
+    on each side, multi_krum so many vectors, clipping so many neighbours when it takes τ from the others' distances."""
+    tau: float | None = Field(default=None, gt=0)
+    """clipping: τ, how far a neighbour can pull (a norm); None: the largest distance after the `trim` farthest."""
+
+
 class SyncSection(Section):
     mode: Literal["round", "quorum", "async"] = "round"
     """round: wait for all live neighbours. quorum: for a share of them. async: never wait."""
@@ -245,6 +258,7 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     privacy: PrivacySection
     validation: ValidationSection = ValidationSection()
+    mix: MixSection = MixSection()
     sync: SyncSection = SyncSection()
     start: StartSection = StartSection()
 

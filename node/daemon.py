@@ -130,6 +130,7 @@ class Daemon:
             session=session,
             compute=self.compute,
             sync=self.run.sync,
+            mix=self.run.mix,
             rounds=self.run.train.rounds,
             watcher=self.watch,
             completed=self._completed,

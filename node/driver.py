@@ -15,9 +15,10 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.compute import Compute
-from node.config import StartSection, SyncSection
+from node.config import MixSection, StartSection, SyncSection
 from node.exchange import Exchange, Kept
-from node.maths.mixing import accumulator, agreed, consensus_distance, fold, mixed
+from node.maths.mixing import Fold, accumulator, agreed, consensus_distance, fold, mixed
+from node.maths.robust import MEAN, is_mean, rule_for
 from node.payload import Said
 from node.waiting import FAR, Waiting, Watcher
 from peer.codec import frames
@@ -42,6 +43,7 @@ class Driver:
         session: Session,
         compute: Compute,
         sync: SyncSection,
+        mix: MixSection = MEAN,
         rounds: int,
         watcher: Watcher | None = None,
         completed: Callable[[int], None] = lambda t: None,
@@ -51,7 +53,7 @@ class Driver:
         `after_round` when the round's sending is over too."""
         self.algorithm, self.hood, self.layout = algorithm, hood, layout
         self.session, self.membership, self.compute = session, session.membership, compute
-        self.sync, self.rounds, self.completed, self.after_round = sync, rounds, completed, after_round
+        self.sync, self.mix, self.rounds, self.completed, self.after_round = sync, mix, rounds, completed, after_round
         self.watcher = watcher or Watcher()
         self.waiting = Waiting(session, sync, self.watcher)
         self.heard: frozenset[Peer] = frozenset()
@@ -177,7 +179,7 @@ class Driver:
                 return await self._say(t, phase, verb)
             case Ask():
                 return await self._ask(t, phase, verb)
-            case Mix(streaming=True):
+            case Mix(streaming=True) if is_mean(verb.rule, self.mix):
                 return await self._stream(t, phase, verb)
             case Mix():
                 return await self._mix(t, phase, verb)
@@ -224,14 +226,16 @@ class Driver:
         return answers.received(self.hood.neighbours)
 
     async def _mix(self, t: int, phase: int, verb: Mix[Tensor]) -> Any:
-        exchange = self._exchange(Key(t, phase, Role.MIX), verb, await self._said(verb))
+        said = await self._said(verb)
+        exchange = self._exchange(Key(t, phase, Role.MIX), verb, said)
         await self._swap(exchange, self.heard)
+        await said.until(said.flat.nbytes)
         came = exchange.heard()
         keep = self._keep(t, phase, came, exchange.their_heard)
         self.heard = came
         weight = self.hood.without(frozenset(self.hood.neighbours) - keep).weight
         failpoint("before_aggregate")
-        reply, distance = await self.compute.own(_mixed, weight, exchange, self.hood.me)
+        reply, distance = await self.compute.own(_mixed, weight, exchange, rule_for(verb.rule, self.mix, self.hood.me))
         failpoint("after_aggregate")
         self.watcher.mixed(t, weight, distance)
         return reply
@@ -286,8 +290,6 @@ class Driver:
     def _exchange(
         self, key: Key, verb: Verb, said: Said | None = None, *, finite: bool = True, streaming: bool = False
     ) -> Exchange:
-        if isinstance(verb, Mix) and verb.rule != "mean":
-            raise AssertionError(f"no rule {verb.rule!r}")
         answer = isinstance(verb, Ask) and key.role is Role.ANSWER
         layout = (verb.answer_layout if isinstance(verb, Ask) and answer else None) or verb.layout or self.layout
         return Exchange(
@@ -345,11 +347,12 @@ class Driver:
             task.cancel()
 
 
-def _mixed(weight: Mapping[Peer, float], exchange: Exchange, me: Peer) -> tuple[Any, float]:
+def _mixed(weight: Mapping[Peer, float], exchange: Exchange, rule: Fold) -> tuple[Any, float]:
     """The average, and the consensus distance of what was averaged (of the payload's first vector)."""
+    me = exchange.transfers.circle.me
     payloads = {peer: exchange.own() if peer == me else exchange.take(peer) for peer in weight}
     parameters = [it[0] if isinstance(it, tuple) else it for it in payloads.values()]
-    return mixed(weight, payloads), consensus_distance(parameters)
+    return mixed(weight, payloads, rule), consensus_distance(parameters)
 
 
 def _fold_frame(into: Tensor, weight: Mapping[Peer, float], frame: Mapping[Peer, Tensor]) -> None:

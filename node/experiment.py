@@ -74,7 +74,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 
     conversations = {name: it.algorithm for name, it in learners.items()}
-    play(conversations, _hoods(learners), rounds, after_phase=after_phase, after_round=after_round)
+    play(conversations, _hoods(learners), rounds, mix=config.mix, after_phase=after_phase, after_round=after_round)
     each = [after - before for before, after in pairwise(seconds)]
     found = {
         name: learner.summarise(

@@ -45,6 +45,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "lost_edge": "round phase peer reason",
         "partial_mix": "round phase peer offset",
         "refused": "round peer code",
+        "rejected": "round peer code",
         "roster": "round version",
         # the door
         "release": "round recipient",

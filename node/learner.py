@@ -21,11 +21,12 @@ from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.journal import code_version
 from node.maths.graph import spectral_gap
+from node.maths.robust import too_small
 from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
 from node.privacy.door import Door, mechanism, noise_multiplier, open_door
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
-from node.summary import Epsilon, Privacy, Summary
+from node.summary import Epsilon, Mixing, Privacy, Summary
 from node.task import Task
 from node.tasks import make
 from peer.errors import ConfigurationError
@@ -55,7 +56,7 @@ class Plan:
 
     @classmethod
     def of(cls, run: RunConfig, hoods: Mapping[Peer, Neighborhood]) -> Plan:
-        """Raises ConfigurationError: an unknown algorithm or option, or a mode the algorithm does not know."""
+        """Raises ConfigurationError: an algorithm, option or mode that is unknown, or a graph too thin for mix.rule."""
         algorithm = find(run.algorithm.name)
         try:
             options = algorithm.Config(**run.algorithm.options)
@@ -71,6 +72,11 @@ class Plan:
         if run.privacy.mode == "paper" and not hasattr(algorithm, "paper_sigma"):
             raise ConfigurationError(
                 f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
+            )
+        if not algorithm.pooled and (node := too_small(hoods, run.mix)):
+            raise ConfigurationError(
+                f"mix.rule = {run.mix.rule} can tell nothing from so few: {node} and its neighbours are "
+                f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
             )
         gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
@@ -198,7 +204,7 @@ class Learner:
             seed=self.run.train.seed,
             test_accuracy=summary.accuracy(accuracy),
             privacy=self.privacy(rounds),
-            mixing="doubly-stochastic" if self.run.sync.mode == "round" else "row",
+            mixing=mixing(self.run),
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
             task_metrics={name: value for name, value in metrics.items() if name != "accuracy"},
             version=code_version(),
@@ -206,6 +212,13 @@ class Learner:
             complete=rounds == self.run.train.rounds,
             **figures,
         )
+
+
+def mixing(run: RunConfig) -> Mixing:
+    """What may be said of how the run averages."""
+    if run.mix.rule != "mean":
+        return run.mix.rule
+    return "doubly-stochastic" if run.sync.mode == "round" else "row"
 
 
 @lru_cache

@@ -90,6 +90,7 @@ class Metrics:
         self._rtt = self._gauge("peer_rtt_seconds", "Round trip of the last heartbeat.", "peer")
         self._bytes = self._counter("wire_bytes", "Payload bytes.", "peer", "direction", "kind")
         self._errors = self._counter("wire_errors", "Refusals and broken transfers.", "peer", "code")
+        self._rejected = self._counter("rejected", "Payloads of a neighbour that were not finite, or broken.", "peer")
         self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbour was lost.", "peer")
         self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbour left halfway.")
         self._insecure = self._gauge("insecure", "1: transport without TLS, or public seed of the noise.", "what")
@@ -138,6 +139,9 @@ class Metrics:
     def error(self, peer: Peer, code: str) -> None:
         """`code`: a name of the wire's Code enum."""
         self._errors.labels(self._known(peer), code).inc()
+
+    def rejected(self, peer: Peer) -> None:
+        self._rejected.labels(self._known(peer)).inc()
 
     def lost(self, peer: Peer) -> None:
         self._lost.labels(self._known(peer)).inc()

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from node.algorithms import Algorithm
+from node.config import MixSection
 from node.maths.mixing import agreed, mixed, whole
+from node.maths.robust import MEAN, rule_for
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 
@@ -33,6 +35,7 @@ def simulate(
     rounds: int,
     *,
     first: int = 0,
+    mix: MixSection = MEAN,
     lossy: Lossy | None = None,
     after_phase: Callable[[int, int, str, Mapping[Peer, int]], None] | None = None,
     after_round: Callable[[int], None] | None = None,
@@ -43,13 +46,14 @@ def simulate(
 
     Args:
         rounds: T, rounds of the whole run.
+        mix: how a Mix averages.
         after_phase: called with t, the phase's number and kind, and the payload bytes each node sent in it.
         after_round: called with t when all nodes have finished round t.
     """
     heard = arrived(algorithms, hoods)
     for t in range(first, rounds):
         talks = {i: algorithms[i].round(t) for i in sorted(algorithms)}
-        heard = _round(t, talks, hoods, heard, lossy, after_phase or _unseen)
+        heard = _round(t, talks, hoods, heard, mix, lossy, after_phase or _unseen)
         if after_round is not None:
             after_round(t)
 
@@ -63,6 +67,7 @@ def _round(
     talks: Mapping[Peer, Conversation],
     hoods: Hoods,
     heard: Contacts,
+    mix: MixSection,
     lossy: Lossy | None,
     after_phase: Callable[[int, int, str, Mapping[Peer, int]], None],
 ) -> Contacts:
@@ -72,7 +77,7 @@ def _round(
         assert len(speaking) == len(verbs), f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
         lost = _lost(t, phase, hoods, lossy)
         sent = dict.fromkeys(speaking, 0)
-        replies = exchange(speaking, hoods, lost, heard, sent)
+        replies = exchange(speaking, hoods, lost, heard, sent, mix)
         heard = arrived(speaking, hoods, lost)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
         verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
@@ -86,6 +91,7 @@ def exchange(
     lost: Edges = frozenset(),
     heard: Contacts | None = None,
     sent: dict[Peer, int] | None = None,
+    mix: MixSection = MEAN,
 ) -> dict[Peer, Any]:
     """One phase: what every node hears for what all of them say.
 
@@ -94,6 +100,7 @@ def exchange(
         lost: (sender, receiver): what the sender says to the receiver does not arrive.
         heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None: all that are up.
         sent: node -> bytes; what each sends to neighbours that are up is added.
+        mix: how a Mix averages.
 
     Returns:
         `Heard` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
@@ -102,7 +109,7 @@ def exchange(
     said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
     contacts = arrived(verbs, hoods, lost)
     before = arrived(verbs, hoods) if heard is None else heard
-    replies = {i: _reply(i, verbs, said, hoods[i], contacts, before) for i in said}
+    replies = {i: _reply(i, verbs, said, hoods[i], contacts, before, mix) for i in said}
     for i, verb in verbs.items() if sent is not None else ():
         assert sent is not None
         sent[i] += _nbytes(said[i], verb.layout) * len(arrived(verbs, hoods)[i])
@@ -130,13 +137,13 @@ def _reply(
     hood: Neighborhood,
     contacts: Contacts,
     before: Contacts,
+    mix: MixSection,
 ) -> Any:
     verb = verbs[i]
     if isinstance(verb, Mix):
-        assert verb.rule == "mean", f"no rule {verb.rule!r}"
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
         weight = hood.without(frozenset(hood.neighbours) - keep).weight
-        return mixed(weight, {j: said[j] for j in weight})
+        return mixed(weight, {j: said[j] for j in weight}, rule_for(verb.rule, mix, i))
     if isinstance(verb, Say):
         return Heard(((j, _copy(said[j])) for j in contacts[i]), frozenset(hood.neighbours) - contacts[i])
     answers = {j: _answer(verbs[j], i, said[i]) for j in hood.neighbours if j in verbs}
@@ -158,8 +165,8 @@ def _copy(payload: Any) -> Any:
 
 
 def _form(verb: Verb) -> tuple[Any, ...]:
-    rule = (verb.rule, verb.streaming) if isinstance(verb, Mix) else ()
-    return type(verb), verb.kind, verb.layout, getattr(verb, "answer_layout", None), rule
+    streaming = isinstance(verb, Mix) and verb.streaming
+    return type(verb), verb.kind, verb.layout, getattr(verb, "answer_layout", None), streaming
 
 
 def _lost(t: int, phase: int, hoods: Hoods, lossy: Lossy | None) -> Edges:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -28,6 +28,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
+Mixing: TypeAlias = Literal["doubly-stochastic", "row", "median", "trimmed_mean", "multi_krum", "clipping"]
 Figure = Annotated[float | None, BeforeValidator(_finite)]
 """A number, or null where it is unknown or not finite."""
 
@@ -104,8 +105,9 @@ class Summary(Part):
     consensus_distance: Figure = None
     """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all that finished; of a daemon: over its neighbourhood."""
     privacy: Privacy
-    mixing: Literal["doubly-stochastic", "row"] = "doubly-stochastic"
-    """row: quorum and async promise no agreement on edges, the mean drifts."""
+    mixing: Mixing = "doubly-stochastic"
+    """row: quorum and async promise no agreement on edges, the mean drifts. The name of a robust rule: it isn't linear
+    and keeps no mean at all."""
     bytes_sent: Range = Range()
     """Payload bytes sent by a node in the whole run: tensors, without headers, TLS and what was sent again. simulate
     counts what daemons would send."""
@@ -264,6 +266,8 @@ def _caption(summary: Summary) -> str:
     text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
     notes = [] if summary.complete else ["INCOMPLETE: not every node finished"]
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
+    if summary.mixing not in ("doubly-stochastic", "row"):
+        notes.append(f"mixing by {summary.mixing}: not doubly stochastic")
     notes += [summary.privacy.warning] if summary.privacy.warning else []
     return "\n".join([text, *notes])
 

@@ -170,11 +170,15 @@ class Watch(Watcher, Observer):
         self.metrics.wire(peer, direction, kind, count)
 
     def wire_error(self, peer: Peer, code: int) -> None:
-        name = pb.Code.Name(code) if code in pb.Code.values() else "unknown"
+        name = _name(code)
         self.metrics.error(peer, name)
         if code and self._refusals.get(peer) != name:  # once, not at every attempt
             self._refusals[peer] = name
             self.note("refused", peer=peer, code=name, round=self.session.position.round if self.session else None)
+
+    def rejected(self, peer: Peer, code: int) -> None:
+        self.metrics.rejected(peer)
+        self.note("rejected", peer=peer, code=_name(code), round=self.session.position.round if self.session else None)
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
         self.metrics.rtt(peer, seconds)
@@ -265,6 +269,10 @@ class Watch(Watcher, Observer):
             )
             for peer, it in session.membership.neighbours.items()
         ]
+
+
+def _name(code: int) -> str:
+    return pb.Code.Name(code) if code in pb.Code.values() else "unknown"
 
 
 def _finite(value: float) -> float | None:

@@ -46,6 +46,9 @@ class Observer:
 
     def wire_error(self, peer: Peer, code: int) -> None: ...
 
+    def rejected(self, peer: Peer, code: int) -> None:
+        """What the neighbour sent was no usable payload: not finite, or broken."""
+
     def round_trip(self, peer: Peer, seconds: float) -> None: ...
 
     def presence(self, peer: Peer, live: bool) -> None: ...

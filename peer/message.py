@@ -97,15 +97,19 @@ class Ask(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Mix(Generic[T]):
-    """The average over the closed neighbourhood, weighted by W. Sends back the mixed tensors, shaped like `tensors`.
+    """The average over the closed neighbourhood, weighted by W unless another rule is asked for. Sends back the mixed
+    tensors, shaped like `tensors`.
 
     Collected (default): whole, checked messages, folded in sorted order.
-    Streaming: frames are added in sorted order into one accumulator as they arrive; for blocks.
+    Streaming: frames are added in sorted order into one accumulator as they arrive; for blocks. Other rules than the
+    mean need whole messages and are collected all the same.
     """
 
     kind: str
     tensors: Payload[T]
-    rule: str = "mean"
+    rule: str | Callable[..., T] = "mean"
+    """mean: by W, or as the run's `[mix]` says. Another name of node.maths.robust, or a function like those there: so,
+    whatever the run says."""
     streaming: bool = False
     layout: Layout | None = None
 

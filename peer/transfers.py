@@ -104,8 +104,11 @@ class Transfers:
         sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
         try:
             await self._read(peer, header, messages, sink)
-        except BaseException:
+        except BaseException as error:
             self.mailbox.broken(peer, key)
+            if isinstance(error, Malformed) and error.code != pb.CODE_STALLED:
+                self.circle.membership.neighbours[peer].last_error = f"It sent what can't be used: {error}"
+                self.circle.observer.rejected(peer, error.code)
             raise
         self.mailbox.delivered(peer, key)
         sink.done()

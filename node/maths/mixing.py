@@ -7,9 +7,9 @@ lies in a frame). Bits may differ between processors of different kinds (fused m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import sqrt
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ BLOCK = 1 << 15
 """Elements of each vector that are converted to float64 at a time, 256 KiB."""
 
 M = TypeVar("M", Tensor, tuple[Tensor, ...])
+Fold: TypeAlias = Callable[[Mapping[Peer, float], Mapping[Peer, Tensor]], Tensor]
+"""(row of W over those heard, their vectors [d]) -> [d]."""
 
 
 def accumulator(like: Tensor) -> Tensor:
@@ -40,13 +42,13 @@ def weighted_sum(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -
     return acc
 
 
-def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M]) -> M:
-    """`weighted_sum` of payloads that are one vector each, or a tuple of vectors each (summed place by place)."""
+def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: Fold = weighted_sum) -> M:
+    """The payloads by the rule (`node.maths.robust`): one vector each, or a tuple of vectors each, place by place."""
     first = next(iter(payloads.values()))
     if isinstance(first, Tensor):
-        return weighted_sum(weight, payloads)
+        return rule(weight, payloads)
     columns = [{peer: payload[k] for peer, payload in payloads.items()} for k in range(len(first))]
-    return tuple(weighted_sum(weight, column) for column in columns)
+    return tuple(rule(weight, column) for column in columns)
 
 
 def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:

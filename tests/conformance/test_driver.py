@@ -4,19 +4,23 @@ and when it does lose one, both ends lose it."""
 import asyncio
 import functools
 import threading
+from collections import Counter
 
 import pytest
 import torch
 from mesh import alive, mesh, play
 from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 
-from node.config import StartSection, SyncSection
+from node.config import MixSection, StartSection, SyncSection
+from node.maths.robust import RULES
 from node.simulate import simulate
 from peer.errors import PeersUnavailable
+from peer.exchange import Observer
 from peer.message import Layout, Mix, Say
 from peer.topology import neighborhoods
 from peer.transport.grpc import Grpc
 from peer.transport.memory import Network
+from peer.v1 import peer_pb2 as pb
 
 pytestmark = pytest.mark.cluster  # deadlines are real time
 ROUNDS = 6
@@ -52,6 +56,18 @@ async def test_grpc_gives_the_bits_of_simulate(variant):
     transports = {name: Grpc(None, "127.0.0.1:0") for name in hoods}
     await play(mesh(nodes, hoods, ROUNDS, transports=transports))
     assert torch.equal(results(nodes), simulated(variant, "full"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("variant", [("dmsgd", {}), ("dpdl", {"lr": 0.02})], ids=str)
+async def test_a_robust_rule_gives_the_bits_of_simulate(variant, rule):
+    mix = MixSection(rule=rule)
+    expected, hoods = cluster(variant, "full", 5)
+    simulate(expected, hoods, ROUNDS, mix=mix)
+    nodes, _ = cluster(variant, "full", 5)
+    await play(mesh(nodes, hoods, ROUNDS, mix=mix))
+    assert torch.equal(results(nodes), results(expected))
+    assert torch.equal(results(nodes), simulated(variant, "full", 5)) == (rule == "mean"), "power: it is another mix"
 
 
 async def test_withheld_answers_are_missing_for_the_algorithm_but_cost_no_edge():
@@ -257,6 +273,15 @@ async def test_a_streaming_mix_gives_the_bits_of_a_collected_one(jitter):
     assert torch.equal(results(live), results(collected))
 
 
+async def test_a_block_that_would_be_streamed_is_collected_for_a_robust_rule():
+    hoods, mix = neighborhoods("full", ["n0", "n1", "n2"]), MixSection(rule="median")
+    collected = {name: Streamer(hood, False) for name, hood in hoods.items()}
+    simulate(collected, hoods, 2, mix=mix)
+    live = {name: Streamer(hood, True) for name, hood in hoods.items()}
+    await play(mesh(live, hoods, 2, layout=BLOCK, mix=mix))
+    assert torch.equal(results(live), results(collected))
+
+
 class Halting(Streamer):
     """Stops producing slices after the first one."""
 
@@ -320,12 +345,22 @@ class Poisoner(Streamer):
         yield Mix("block", bad, layout=BLOCK)
 
 
+class Rejections(Observer):
+    def __init__(self):
+        self.rejections = Counter()
+
+    def rejected(self, peer, code):
+        self.rejections[peer, code] += 1
+
+
 async def test_a_tensor_that_is_not_finite_is_refused_and_reaches_nobody():
     hoods = neighborhoods("ring", ["n0", "n1", "n2"])
     nodes = {name: (Poisoner if name == "n1" else Streamer)(hood, False) for name, hood in hoods.items()}
     together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0))
+    told = together["n0"].session.circle.observer = Rejections()
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
+    assert told.rejections == {("n1", pb.CODE_MALFORMED): 1}, "and its sender is counted, once"
     for name in ("n0", "n2"):
         assert torch.isfinite(nodes[name].parameters).all()
         assert "n1" not in together[name].notes.weights[0]

@@ -118,8 +118,13 @@ def test_tuples_and_lazy_slices(verb):
 
 @pytest.mark.parametrize(
     "other",
-    [Say("m", X["c"]), Mix("n", X["c"]), Mix("m", X["c"], layout=Layout((("w", (2,)),))), Mix("m", X["c"], "median")],
-    ids=["type", "kind", "layout", "rule"],
+    [
+        Say("m", X["c"]),
+        Mix("n", X["c"]),
+        Mix("m", X["c"], layout=Layout((("w", (2,)),))),
+        Mix("m", X["c"], streaming=True),
+    ],
+    ids=["type", "kind", "layout", "streaming"],
 )
 def test_nodes_that_say_different_things_in_one_phase_are_a_bug(other):
     with pytest.raises(AssertionError, match="disagree"):

@@ -23,6 +23,7 @@ partial_mix: offset peer phase round
 peer: peer reason round state
 phase: bytes_received bytes_sent heard kind missing phase round seconds wait_seconds
 refused: code peer round
+rejected: code peer round
 release: recipient round
 resume: checkpoint reason round skipped
 roster: round version

@@ -29,6 +29,7 @@ peerpoise_privacy_delta
 peerpoise_privacy_epsilon_limit
 peerpoise_privacy_epsilon_spent scope mode adjacency accountant
 peerpoise_privacy_ledger_errors
+peerpoise_rejected peer
 peerpoise_releases recipient
 peerpoise_releases_withheld
 peerpoise_round
@@ -75,6 +76,7 @@ def use(metrics: Metrics) -> None:
     metrics.phase("model", 0.3)
     metrics.waited("n1", 0.2)
     metrics.up("n1", True)
+    metrics.rejected("n1")
     metrics.rtt("n1", 0.001)
     metrics.weight("n1", 1 / 3)
     metrics.diagnostic("cosine", "n1", -0.01)

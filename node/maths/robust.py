@@ -1,0 +1,141 @@
+"""How a closed neighbourhood's vectors become one: the W-weighted mean, and rules that bear neighbours who lie.
+
+    mean          Σ_j w_ij x_j
+    median        of every coordinate                                    Yin et al., arXiv 1803.01498
+    trimmed_mean  of every coordinate, without the `trim` largest and smallest values (the same paper)
+    multi_krum    the mean of the n − trim vectors nearest to their n − trim − 2 nearest others
+                                                                         Blanchard et al., arXiv 1703.02757
+    clipping      x_i + Σ_j w_ij clip(x_j − x_i, τ), self-centred        He, Karimireddy, Jaggi, arXiv 2202.01545
+
+All but the mean are pure functions of what one node heard, so W is not doubly stochastic any more: the mean of x over
+the nodes drifts, most where data differ most. median, trimmed_mean and multi_krum don't use W's weights. A tuple (x, v)
+is mixed place by place: a neighbour may be left out of one and not of the other.
+
+Deviations
+    * multi_krum scores with at least one nearest other, so that it works on a ring (n = 3, where the paper's n − f − 2
+      is 0), and ends ties, which two vectors that are each other's nearest always make then, by the distance to all.
+      Its theorem asks for n ≥ 2f + 3.
+    * τ of clipping, where none is given, is the largest distance to a neighbour after the `trim` farthest are left out
+      (with trim = 1 as in the authors' public code); their theory wants distances to honest ones, which nobody knows.
+    * Where so few were heard that nothing can be told (`ENOUGH`), the own vector stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from node.config import MixSection
+from node.maths.mixing import weighted_sum
+from peer.message import Peer
+from peer.neighborhood import Neighborhood
+
+Vectors: TypeAlias = Mapping[Peer, Tensor]
+"""What was heard from each peer of the closed neighbourhood, me included, [d] each."""
+Rule: TypeAlias = Callable[[Mapping[Peer, float], Vectors, Peer, MixSection], Tensor]
+"""(row of W over those heard, their vectors, me, [mix]) -> [d]. The vectors are left as they are."""
+
+BLOCK = 1 << 14
+"""Coordinates sorted at a time: a neighbourhood of ten stays in the cache."""
+
+
+def mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+    """Σ_j w_ij x_j."""
+    return weighted_sum(weight, vectors)
+
+
+def median(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+    """Of every coordinate; of an even number the mean of the two in the middle."""
+    return _trimmed(_rows(weight, vectors), (len(weight) - 1) // 2)
+
+
+def trimmed_mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+    """Of every coordinate, without the `trim` largest and the `trim` smallest values."""
+    return _trimmed(_rows(weight, vectors), how.trim)
+
+
+def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+    """The mean of the n − trim vectors whose squared distances to their nearest others are smallest in sum."""
+    peers = sorted(weight)
+    keep = len(peers) - how.trim
+    apart = torch.stack([torch.stack([_distance(vectors[i], vectors[j]) for j in peers]) for i in peers])
+    apart = apart.square().sort(dim=1).values  # column 0 is the distance to itself
+    score = apart[:, : 1 + max(1, keep - 2)].sum(1).tolist()
+    total = apart.sum(1).tolist()
+    chosen = sorted(range(len(peers)), key=lambda k: (score[k], total[k]))[:keep]
+    return weighted_sum({peers[k]: 1 / keep for k in chosen}, vectors)
+
+
+def clipping(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+    """x_i + Σ_j w_ij (x_j − x_i)·min{1, τ/‖x_j − x_i‖}."""
+    own = vectors[me]
+    apart = {j: float(_distance(vectors[j], own)) for j in sorted(weight) if j != me}
+    tau = how.tau if how.tau is not None else sorted(apart.values())[-1 - how.trim]
+    result = own.clone()
+    for j, distance in apart.items():
+        shrink = min(1.0, tau / distance) if distance else 0.0
+        result.add_(vectors[j] - own, alpha=weight[j] * shrink)
+    return result
+
+
+RULES: Mapping[str, Rule] = {
+    "mean": mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "multi_krum": multi_krum,
+    "clipping": clipping,
+}
+"""`[mix] rule`, or a Mix's own rule -> function. A new rule: one function, one line here, one in ENOUGH."""
+
+ENOUGH: Mapping[str, Callable[[MixSection], int]] = {
+    "mean": lambda how: 1,
+    "median": lambda how: 3,
+    "trimmed_mean": lambda how: 2 * how.trim + 1,
+    "multi_krum": lambda how: 2 * how.trim + 1,
+    "clipping": lambda how: 1 if how.tau is not None else how.trim + 2,
+}
+"""rule -> the smallest closed neighbourhood it can say anything of."""
+
+
+MEAN = MixSection()
+"""The default: every Mix is the W-weighted mean, unless it asks for another rule itself."""
+
+
+def is_mean(asked: str | Rule, how: MixSection) -> bool:
+    """Whether a Mix that asks for this rule is the W-weighted mean."""
+    return asked == how.rule == "mean"
+
+
+def rule_for(asked: str | Rule, how: MixSection, me: Peer) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
+    """What a Mix that asks for a rule folds with at this node; "mean" gives way to the run's `[mix] rule`."""
+    if not isinstance(asked, str):
+        return lambda weight, vectors: asked(weight, vectors, me, how)
+    name = how.rule if asked == "mean" else asked
+    rule, enough = RULES[name], ENOUGH[name](how)
+    return lambda weight, vectors: rule(weight, vectors, me, how) if len(weight) >= enough else vectors[me].clone()
+
+
+def too_small(hoods: Mapping[Peer, Neighborhood], how: MixSection) -> Peer | None:
+    """A node whose closed neighbourhood is too small for the run's rule, if there is one."""
+    return next((name for name in sorted(hoods) if len(hoods[name].weight) < ENOUGH[how.rule](how)), None)
+
+
+def _rows(weight: Mapping[Peer, float], vectors: Vectors) -> Tensor:
+    """[n, d], in sorted order of peers, float32 or wider."""
+    rows = torch.stack([vectors[peer] for peer in sorted(weight)])
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _trimmed(rows: Tensor, trim: int) -> Tensor:
+    """The mean over dimension 0 of [n, d], without the `trim` largest and smallest of every column."""
+    kept = slice(trim, len(rows) - trim)
+    return torch.cat([block.sort(dim=0).values[kept].mean(0) for block in torch.split(rows, BLOCK, dim=1)])
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖, in float64."""
+    apart: Tensor = torch.linalg.vector_norm(a - b, dtype=torch.float64)
+    return apart
