@@ -1,6 +1,7 @@
 # make demo   a local cluster of four daemons, from nothing
 # make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
+# make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,7 @@ OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test kill-matrix lint bench bench-quick learning learning-quick docs stubs clean
+.PHONY: demo test compose-test kill-matrix lint bench bench-quick learning learning-quick docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -17,6 +18,9 @@ demo: $(VENV)/demo.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
+
+compose-test: $(VENV)/dev.installed
+	COMPOSE_TEST=1 $(BIN)/pytest -q -x -s tests/deploy/test_compose.py
 
 kill-matrix: $(VENV)/dev.installed
 	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py
@@ -29,6 +33,7 @@ lint: $(VENV)/dev.installed
 	$(BIN)/codespell
 	$(MAKE) -s stubs OUT=build/stubs && diff -r -x __pycache__ -x __init__.py build/stubs/peer/v1 peer/v1
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python deploy/grafana/dashboard.py --check
 
 bench: $(VENV)/dev.installed
 	for file in tests/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
@@ -44,6 +49,7 @@ learning-quick: $(VENV)/dev.installed
 
 docs: $(VENV)/dev.installed
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/grafana/dashboard.py
 
 stubs: $(VENV)/dev.installed
 	mkdir -p $(OUT)

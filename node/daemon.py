@@ -90,7 +90,8 @@ class Daemon:
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-            self.watch.note("end", reason="stopped", signal=self._stopping, complete=False)
+            if self.watch.state != "finished":
+                self.watch.note("end", reason="stopped", signal=self._stopping, complete=False)
             return EXIT_OK
         except BaseExceptionGroup as group:
             raise _meant(group) from None
@@ -143,6 +144,8 @@ class Daemon:
                 self.watch.become("stopping", self._stopping)
                 await self._leave(session)
                 raise
+        if endpoint:
+            await endpoint.read_again()
 
     async def _play(self, driver: Driver, first: int) -> None:
         rounds = self.run.train.rounds

@@ -8,10 +8,12 @@ grows with the secret batch; keep /metrics on loopback where that matters.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import socketserver
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -39,6 +41,8 @@ PHASE_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 """Bounds from a phase over loopback to one of a large model."""
 LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 """Bounds from an idle loop to one that somebody blocks."""
+READ_AGAIN_SECONDS = 60.0
+"""A daemon that is done waits at most so long for whoever scrapes it to see its last figures."""
 
 
 class Metrics:
@@ -63,7 +67,7 @@ class Metrics:
         self._training()
         self._network()
         self._privacy()
-        for unknown in (self.consensus_distance, self.test_accuracy, self.epsilon_limit, self.delta):
+        for unknown in (self.consensus_distance, self.test_accuracy, self.epsilon_limit, self.delta, self.run_rounds):
             unknown.set(float("nan"))
         info = Info("peerpoise_build", "Version of the program.", registry=self.registry)
         info.info({"version": version, "torch": torch, "python": python})
@@ -71,6 +75,7 @@ class Metrics:
 
     def _training(self) -> None:
         self.round = self._gauge("round", "Round this node is in.")
+        self.run_rounds = self._gauge("run_rounds", "T, rounds of the whole run.")
         self.rounds = self._counter("rounds", "Rounds finished since the start of this process.")
         self._phase = self._histogram("phase_seconds", "Seconds of a phase, waiting included.", PHASE_SECONDS, "kind")
         self._wait = Summary(
@@ -193,7 +198,8 @@ class Endpoint:
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise TemporaryFailure(f"metrics.listen = {listen} can't be bound: {why}; choose another port.") from None
-        self._server.set_app(_application(metrics.registry, ready))
+        self._reads: deque[float] = deque(maxlen=2)
+        self._server.set_app(_application(metrics.registry, ready, lambda: self._reads.append(time.monotonic())))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
         self._thread.start()
 
@@ -202,6 +208,16 @@ class Endpoint:
         """The bound host:port."""
         host, port = str(self._server.server_address[0]), self._server.server_address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def read_again(self) -> None:
+        """Returns when whoever reads /metrics at intervals has read it once more; at once where nobody does."""
+        if len(self._reads) < 2 or (interval := self._reads[1] - self._reads[0]) > READ_AGAIN_SECONDS:
+            return
+        last, patience = self._reads[1], min(READ_AGAIN_SECONDS, 1.5 * interval + 0.5)
+        began = time.monotonic()
+        while self._reads[1] == last and time.monotonic() < began + patience:  # noqa: ASYNC110 (read in a thread)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # the answer may still be on its way
 
     def close(self) -> None:
         self._server.shutdown()
@@ -214,7 +230,7 @@ def serve(metrics: Metrics, listen: str, ready: Callable[[], bool] = lambda: Tru
     return Endpoint(metrics, listen, ready)
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> Any:
+def _application(registry: CollectorRegistry, ready: Callable[[], bool], read: Callable[[], None]) -> Any:
     metrics = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -225,6 +241,7 @@ def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> Any:
         match environ["PATH_INFO"]:
             case "/metrics":
                 found: Iterable[bytes] = metrics(environ, start_response)
+                read()
                 return found
             case "/-/healthy":
                 return plain("200 OK")

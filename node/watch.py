@@ -56,6 +56,7 @@ class Watch(Watcher, Observer):
         self.learner, self.session = learner, session
         self.metrics.neighbours(learner.hood.neighbours, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
+        self.metrics.run_rounds.set(self.run.train.rounds)
         if self.limit is not None:
             self.metrics.epsilon_limit.set(self.limit)
 

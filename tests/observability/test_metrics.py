@@ -1,5 +1,6 @@
 """Metrics: names are a golden list, labels are bounded, values arrive where Prometheus reads them."""
 
+import asyncio
 import socket
 import threading
 import urllib.error
@@ -34,6 +35,7 @@ peerpoise_releases recipient
 peerpoise_releases_withheld
 peerpoise_round
 peerpoise_rounds
+peerpoise_run_rounds
 peerpoise_test_accuracy_ratio
 peerpoise_tls_enabled
 peerpoise_wait_seconds peer
@@ -73,6 +75,7 @@ def use(metrics: Metrics) -> None:
     """Every instrument once."""
     metrics.round.set(7)
     metrics.rounds.inc()
+    metrics.run_rounds.set(100)
     metrics.phase("model", 0.3)
     metrics.waited("n1", 0.2)
     metrics.up("n1", True)
@@ -173,7 +176,7 @@ def test_age_of_the_checkpoint():
 
 
 def test_what_is_not_known_yet_is_nan_and_not_zero(metrics):
-    for name in ("consensus_distance", "test_accuracy_ratio", "privacy_epsilon_limit", "privacy_delta"):
+    for name in ("consensus_distance", "test_accuracy_ratio", "privacy_epsilon_limit", "privacy_delta", "run_rounds"):
         assert str(metrics.registry.get_sample_value(f"peerpoise_{name}")) == "nan"
 
 
@@ -193,6 +196,27 @@ def test_healthy_and_ready(endpoint):
     with pytest.raises(urllib.error.HTTPError, match="404") as caught:
         get(endpoint, "/")
     caught.value.close()
+
+
+async def test_who_reads_at_intervals_sees_the_last_figures(metrics, endpoint):
+    for _ in range(2):
+        await asyncio.to_thread(get, endpoint)
+    endpoint._reads[0] -= 10  # it comes every ten seconds
+    task = asyncio.create_task(endpoint.read_again())
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    await asyncio.to_thread(get, endpoint)
+    await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.parametrize("interval", [None, 3600])
+def test_where_nobody_reads_at_intervals_nobody_is_waited_for(endpoint, interval):
+    get(endpoint)
+    if interval:
+        get(endpoint)
+        endpoint._reads[0] -= interval
+    with pytest.raises(StopIteration):
+        endpoint.read_again().send(None)
 
 
 def test_a_scraper_that_hangs_blocks_nobody(metrics):
