@@ -76,6 +76,8 @@ class Contact:
     sent: int = 0
     """Sequence number of the last transfer to it."""
     poke: Signal = field(default_factory=Signal)
+    asked: tuple[int, int] = (0, 0)
+    """(incarnation, order) of the last handshake that it began and this node agreed to."""
     nonce: bytes = b""
     welcome: pb.Welcome = field(default_factory=pb.Welcome)
     """The neighbour's last handshake and the answer to it."""

@@ -105,6 +105,7 @@ RULES: Mapping[str, Rule] = {
     "idle_ms": _free,
     "finished": _free,
     "propose": _free,
+    "order": lambda n: n < 1 << 63,
     "ledger": lambda head: _broken(head) is None,
     "remembered": lambda head: _broken(head) is None,
 }

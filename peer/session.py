@@ -65,6 +65,7 @@ class Session:
         self.transfers = Transfers(circle, mailbox, self._link)
         self.transfer = self.transfers.receive
         self._done, self._done_at, self._ticks = 0, self.now, 0
+        self._order = 0
 
     # life
 
@@ -177,6 +178,7 @@ class Session:
             ledger=self._head(),
             version=self.version,
             propose=propose,
+            order=self._next(),
         )
         link = await self._link(peer)
         welcome = codec.decode(pb.Welcome, await link.call("Handshake", codec.encode(hello), CALL_SECONDS))
@@ -199,13 +201,18 @@ class Session:
             self.check_remembered(welcome.remembered.sequence, welcome.remembered.digest)
         self.remember(peer, welcome.ledger)
         if propose and welcome.from_round > self.position.round:
-            self._agree(peer, welcome.from_round, welcome.incarnation, welcome.round, confirmed=True)
+            self._agree(peer, welcome, welcome.from_round, confirmed=True)
 
-    def _agree(self, peer: Peer, live_from: int, incarnation: int, round: int, *, confirmed: bool) -> None:
-        self.circle.contacts[peer].renew(incarnation)
-        now = self.now
+    def _agree(self, peer: Peer, said: pb.Hello | pb.Welcome, live_from: int, *, confirmed: bool) -> None:
+        self.circle.contacts[peer].renew(said.incarnation)
         self.membership.agree(
-            peer, live_from=live_from, incarnation=incarnation, round=round, now=now, confirmed=confirmed
+            peer,
+            live_from=live_from,
+            incarnation=said.incarnation,
+            round=said.round,
+            order=said.order,
+            now=self.now,
+            confirmed=confirmed,
         )
         self.circle.observer.presence(peer, True)
         self.changed.notify()
@@ -231,7 +238,7 @@ class Session:
             )
         reply.remembered.CopyFrom(self.remember(peer, hello.ledger))
         reply.ledger.CopyFrom(self._head())
-        reply.round = self.position.round
+        reply.round, reply.order = self.position.round, self._next()
         reply.from_round = max(hello.from_round, self.position.earliest)
         it = self.membership.neighbours[peer]
         if hello.incarnation > it.incarnation:
@@ -239,10 +246,10 @@ class Session:
             self.circle.observer.presence(peer, False)
             self.changed.notify()
         if hello.propose and peer < self.circle.me:
-            self._agree(peer, reply.from_round, hello.incarnation, hello.round, confirmed=False)
+            self._agree(peer, hello, reply.from_round, confirmed=False)
         if self._estranged(peer):
             contact.poke.notify()
-        contact.nonce, contact.welcome = hello.nonce, reply
+        contact.nonce, contact.welcome, contact.asked = hello.nonce, reply, (hello.incarnation, hello.order)
         return reply
 
     def _unready(self, peer: Peer, hello: pb.Hello) -> tuple[int, str]:
@@ -250,6 +257,8 @@ class Session:
         known = self.membership.neighbours[peer].incarnation
         if hello.incarnation < known:
             return pb.CODE_INCARNATION, codec.sentence(pb.CODE_INCARNATION)
+        if (hello.incarnation, hello.order) <= self.circle.contacts[peer].asked:
+            return pb.CODE_DUPLICATE, "A later handshake of the same process was answered already."
         if hello.propose and hello.incarnation == known and self.membership.stuck(peer):
             return pb.CODE_NOT_READY, "Nothing has moved at the caller since the edge was lost."
         if hello.propose and not self.circle.contacts[peer].proven:
@@ -297,7 +306,13 @@ class Session:
             live=[self.circle.ids[peer] for peer in sorted(self.membership.present())],
             ledger=self._head(),
             idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
+            order=self._next(),
         )
+
+    def _next(self) -> int:
+        """The order of a message that is made now."""
+        self._order += 1
+        return self._order
 
     def _progress(self) -> int:
         """Grows by one in every TICK in which anything moved, so that nobody can count chunks of work: their number
@@ -329,6 +344,7 @@ class Session:
         self.membership.beat(
             peer,
             incarnation=beat.incarnation,
+            order=beat.order,
             round=beat.round,
             phase=beat.phase,
             progress=beat.progress,

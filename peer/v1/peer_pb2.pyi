@@ -148,7 +148,7 @@ class LedgerHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose", "order")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class Hello(_message.Message):
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -177,10 +178,11 @@ class Hello(_message.Message):
     ledger: LedgerHead
     version: str
     propose: bool
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ...) -> None: ...
+    order: int
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version")
+    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version", "order")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +193,7 @@ class Welcome(_message.Message):
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     code: Code
     detail: str
     incarnation: int
@@ -201,10 +204,11 @@ class Welcome(_message.Message):
     ledger: LedgerHead
     remembered: LedgerHead
     version: str
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., remembered: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    order: int
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., remembered: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "idle_ms")
+    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "idle_ms", "order")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +220,7 @@ class Beat(_message.Message):
     LIVE_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: str
     incarnation: int
@@ -227,7 +232,8 @@ class Beat(_message.Message):
     live: _containers.RepeatedScalarFieldContainer[str]
     ledger: LedgerHead
     idle_ms: int
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., idle_ms: _Optional[int] = ...) -> None: ...
+    order: int
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "sender", "incarnation", "finished")

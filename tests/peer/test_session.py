@@ -64,6 +64,7 @@ def hello(people, **changes):
         "layout": bytes(32),
         "round": -1,
         "propose": True,
+        "order": 1,
     }
     return pb.Hello(**{**usual, **changes})
 
@@ -124,6 +125,15 @@ async def test_the_same_call_delivered_twice_changes_nothing(session, people):
     first = await greet(session, hello(people))
     session.position.round = 5
     assert await greet(session, hello(people)) == first
+    assert session.membership.live(0) == {"a"}
+
+
+async def test_a_handshake_that_was_overtaken_agrees_nothing(session, people):
+    """It would move the edge at this end only: the other end has the answer to its later one."""
+    await greet(session, hello(people, nonce=b"2" * 32, order=2))
+    session.position.round = 0
+    late = await greet(session, hello(people, nonce=b"1" * 32, order=1))
+    assert (late.code, late.signature) == (pb.CODE_DUPLICATE, b"")
     assert session.membership.live(0) == {"a"}
 
 
