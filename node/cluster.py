@@ -63,9 +63,15 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
     sealed = complete(config).model_copy(update={"run": run})
+    shared = sealed.validation.path
+    if shared is not None:
+        sealed = sealed.model_copy(update={"validation": sealed.validation.model_copy(update={"path": None})})
     members = []
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
+        if shared is not None:
+            copy = Path(shutil.copyfile(shared, home / f"validation{shared.suffix}").name)
+            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": copy})})
         members.append(Member(node.name, identity.id, (node.listen.advertise or node.listen.address,)))
         write(node, home / "node.toml")
     roster = Roster(version=1, effective_round=0, members=tuple(members))
@@ -76,12 +82,18 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
 
 
 def complete(config: RunConfig) -> RunConfig:
-    """The run with every option of its algorithm written out, so that its digest covers the defaults too."""
+    """The run with every option of its algorithm, and its validation set, written out: its digest covers defaults too.
+
+    Raises:
+        ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
+    """
+    from node import validation
     from node.learner import Plan
 
     options = Plan.of(config, {}).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
-    return RunConfig(**{**fields, "algorithm": AlgorithmSection(name=config.algorithm.name, **options)})
+    written = AlgorithmSection(name=config.algorithm.name, **options)
+    return validation.sealed(RunConfig(**{**fields, "algorithm": written}))
 
 
 def check_local(config: ExperimentConfig) -> None:
@@ -144,9 +156,11 @@ def shares(config: ExperimentConfig) -> list[Rows]:
     Raises:
         ConfigurationError: the data can't be divided so.
     """
-    from node import data, partition
+    from node import data, partition, validation
 
-    return partition.divide(config.experiment, data.public(config.task)[0])
+    train, _ = data.public(config.task)
+    held_out = validation.held_out(validation.sealed(config.run_config), train.y.numpy())
+    return partition.divide(config.experiment, train, held_out)
 
 
 def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]) -> list[list[int]]:

@@ -173,8 +173,15 @@ class PrivacySection(Section):
 
 
 class ValidationSection(Section):
+    """The examples on which ROSS and PDSL value what they hear; the same at all nodes, never sent."""
+
+    size: int | None = Field(default=None, ge=1)
+    """Public data sets: so many training examples, of all classes alike, are held out before the data are divided,
+    whatever the algorithm. None: 500 (a tenth, if that is less) where the algorithm needs them."""
+    path: Path | None = None
+    """Own data: a file like data.path; `pack` gives every host a copy (data.validation in its node.toml)."""
     digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """SHA-256 (hex) of the validation file shared by all nodes; empty: none is used."""
+    """SHA-256 (hex) of that file, or of the examples held out; written by `up` and `pack`, compared in handshakes."""
     public: bool = True
     """False: the validation set is private and outside the guarantee; said beside every ε."""
 
@@ -313,6 +320,8 @@ class DataSection(Section):
     of images in sub-folders."""
     test: Path | None = None
     """Own public test set, same form; None: no accuracy is reported."""
+    validation: Path | None = None
+    """The validation set, same form, where the algorithm needs one; its SHA-256 is validation.digest in run.toml."""
     rows: Path | None = None
     """Public data: .npy with this node's row numbers (written by `up`)."""
 

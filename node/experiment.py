@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from node import checkpoint, data, partition, summary
+from node import checkpoint, data, partition, summary, validation
 from node.config import ExperimentConfig, RunConfig
 from node.disk import made
 from node.journal import Journal, header, tested
@@ -99,8 +99,9 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
 
 def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     train, _ = data.public(config.task)
-    parts = dict(zip(config.experiment.names, partition.divide(config.experiment, train), strict=True))
-    run: RunConfig = config.run_config
+    run: RunConfig = validation.sealed(config.run_config)
+    shares = partition.divide(config.experiment, train, validation.held_out(run, train.y.numpy()))
+    parts = dict(zip(config.experiment.names, shares, strict=True))
     pooled = Plan.of(run, {}).algorithm.pooled
     if pooled:
         run, parts = _pooled(run, list(parts.values()))

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from node import summary
-from node.algorithms import NOISED, Algorithm, find
+from node.algorithms import Algorithm, find, without_noise
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.journal import code_version
+from node.maths.coalitions import Coalitions, too_poor
 from node.maths.graph import spectral_gap
 from node.maths.robust import too_small
 from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
@@ -29,6 +30,7 @@ from node.randomness import Keys
 from node.summary import Epsilon, Mixing, Privacy, Summary
 from node.task import Task
 from node.tasks import make
+from node.validation import Validation
 from peer.errors import ConfigurationError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
@@ -65,7 +67,7 @@ class Plan:
             key = ".".join(str(part) for part in first["loc"])
             what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
             raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({run.algorithm.name}).") from None
-        if (own := NOISED.get(run.algorithm.name)) and run.privacy.mode != "strict":
+        if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
             raise ConfigurationError(
                 f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
             )
@@ -78,6 +80,8 @@ class Plan:
                 f"mix.rule = {run.mix.rule} can tell nothing from so few: {node} and its neighbours are "
                 f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
             )
+        if getattr(algorithm, "validates", False):
+            _players(run.algorithm.name, options, hoods)  # type: ignore[arg-type]
         gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
@@ -107,6 +111,15 @@ class Plan:
             )
         largest = max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
         return noise_multiplier(privacy, d=d, rounds=rounds, releases=largest)
+
+
+def _players(name: str, options: Coalitions, hoods: Mapping[Peer, Neighborhood]) -> None:
+    """Raises ConfigurationError unless everybody has neighbours to value, not too many for the options."""
+    for node, hood in sorted(hoods.items()):
+        if not hood.degree:
+            raise ConfigurationError(f"{name} values neighbours, and {node} has none; take more nodes, or local.")
+        if why := too_poor(options, len(hood.weight)):
+            raise ConfigurationError(f"Configuration: algorithm: {why} ({name}, {node})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +304,8 @@ def build(
         on_withheld=on_withheld,
     )
     x = task.start(run.train.seed) if start is None else start
-    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x)
+    more = {"judge": Validation(task, breathe)} if getattr(plan.algorithm, "validates", False) else {}
+    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **more)
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
     return Learner(
         name=name, plan=plan, task=task, algorithm=algorithm, door=door, ledger=ledger, mechanism=told, sigma=sigma

@@ -43,6 +43,8 @@ class Algorithm(Protocol):
     pooled: ClassVar[bool]
     """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses it."""
 
+    # `validates` = True, a ClassVar, makes an algorithm be given the validation set: one more argument, `judge`
+
     state: Any
 
     def __init__(
@@ -82,6 +84,8 @@ ALGORITHMS: Mapping[str, str] = {
     "dmsgd": "node.algorithms.dmsgd:Dmsgd",
     "qg-dsgdm": "node.algorithms.qg_dsgdm:QgDsgdm",
     "xavg": "node.algorithms.xavg:Xavg",
+    "ross": "node.algorithms.ross:Ross",
+    "pdsl": "node.algorithms.pdsl:Pdsl",
     "local": "node.algorithms.sgd:Local",
     "centralised": "node.algorithms.sgd:Centralised",
 }
@@ -90,6 +94,9 @@ ALGORITHMS: Mapping[str, str] = {
 NOISED: Mapping[str, str] = {"dp-d-psgd": "d-psgd", "dp-dmsgd": "dmsgd", "dp-xavg": "xavg"}
 """Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for bit; under the second
 name, by which papers compare, a run in any other mode is refused."""
+
+PRIVATE: Mapping[str, str] = {"pdsl": "ross"}
+"""Algorithm that is refused in any mode but strict -> what it is without noise."""
 
 
 def find(name: str) -> type[Algorithm]:
@@ -107,4 +114,9 @@ def find(name: str) -> type[Algorithm]:
     return found
 
 
-__all__ = ["ALGORITHMS", "NOISED", "Algorithm", "Gradients", "find"]
+def without_noise(name: str) -> str | None:
+    """What an algorithm that needs noise is without it; None for those that don't need it."""
+    return NOISED.get(name) or PRIVATE.get(name)
+
+
+__all__ = ["ALGORITHMS", "NOISED", "PRIVATE", "Algorithm", "Gradients", "find", "without_noise"]

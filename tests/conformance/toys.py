@@ -14,6 +14,7 @@ from peer.topology import neighborhoods
 LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
 D = LAYOUT.size
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "ross": [{}, {"value": "neg_loss", "normalisation": "minmax", "smoothing": 0.5, "mix_momentum": False}],
     "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
     "qg-dsgdm": [{}, {"mu": 0.0}],
 }
@@ -66,6 +67,19 @@ class Stingy(Toy):
         return super().__call__(x, t, to)
 
 
+class Judgement:
+    """Values a model by its distance from the origin, whatever the kind."""
+
+    def values(self, x, moves, shares, kind):
+        return [-float((x + share.to(x.dtype) @ moves.to(x.dtype)).norm()) for share in shares]
+
+    def gradient(self, x):
+        return x / x.norm()
+
+    def now(self):
+        return 0.0
+
+
 def cluster(variant, kind="full", n=4, door=Toy, start=None):
     """(nodes, hoods) of the variant, all starting at `start` or, each at its own, at random."""
     name, options = variant
@@ -75,7 +89,8 @@ def cluster(variant, kind="full", n=4, door=Toy, start=None):
     for i, hood in hoods.items():
         x = torch.randn(D, generator=stream("start", i)) if start is None else start
         config = algorithm.Config(**options)
-        nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x)
+        more = {"judge": Judgement()} if getattr(algorithm, "validates", False) else {}
+        nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x, **more)
     return nodes, hoods
 
 
