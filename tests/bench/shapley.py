@@ -4,7 +4,7 @@ one forward  the value of one given model on the validation set
 loop         2^k coalitions, each model made in one flat buffer, one forward pass each
 linear       the same where the first layer is linear: its product is made k + 1 times, not 2^k times
 together     many models in one pass (vmap), the alternative that a GPU may choose
-svarm        k = 10 players, against permutations, for as many coalitions: error ÷ spread of φ, exact values as the truth
+svarm        10 players, against permutations, for as many coalitions: error ÷ spread of φ
 
 One thread, CPU time, medians of interleaved runs. On an NVIDIA GPU: --device cuda, wall time.
 
