@@ -40,8 +40,6 @@ from peer.transport.grpc import Grpc
 
 STOP_SECONDS = 4.0
 """The compute thread ends at its next breath; a daemon that was told to stop waits so long for it, then goes."""
-BOOK = "peers.json"
-"""In the node's folder: addresses that peer exchange learnt."""
 LINGER_SECONDS = 30.0
 """After the last round a daemon stays reachable for slower neighbours, at most so long."""
 
@@ -276,7 +274,7 @@ class Daemon:
             dns=peers.dns,
             identity=self.identity,
             transport=transport,
-            book=self.node.folder / BOOK,
+            folder=self.node.folder,
             missing=missing,
             warn=self.watch.warn,
         )

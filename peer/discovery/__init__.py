@@ -37,8 +37,8 @@ class Surroundings:
     """[peers] dns."""
     identity: Identity | None = None
     transport: Transport | None = None
-    book: Path | None = None
-    """Where peer exchange keeps what it learnt."""
+    folder: Path | None = None
+    """Where what was learnt is kept."""
     missing: Callable[[], Collection[str]] = tuple
     """Ids that are looked for: neighbours that are not connected."""
     known: Callable[[str], Awaitable[Sequence[str]]] | None = None

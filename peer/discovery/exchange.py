@@ -32,6 +32,8 @@ from peer.errors import Malformed, RemoteError, StorageError, Unreachable
 from peer.identity import announced, write_private
 from peer.v1 import peer_pb2 as pb
 
+FILE = "peers.json"
+"""The book, in the node's folder."""
 FORMAT = "peerpoise peer book 1"
 MAX_BYTES = 16 << 20
 """Largest book that is read: some ten thousand members."""
@@ -52,6 +54,7 @@ class Exchange:
 
     def __init__(self, around: Surroundings) -> None:
         self.around, self.me = around, around.me
+        self._path = around.folder / FILE if around.folder else None
         self.members = {member.id for member in around.roster.members}
         self.book: dict[str, pb.Announcement] = {}
         """id -> its newest announcement; this node's own too."""
@@ -208,7 +211,7 @@ class Exchange:
 
     def _load(self) -> list[pb.Announcement]:
         """What the book holds; a damaged one holds nothing. It is checked as if a member told it."""
-        path = self.around.book
+        path = self._path
         if path is None or not path.exists():
             return []
         try:
@@ -218,13 +221,13 @@ class Exchange:
             return []
 
     async def _save(self) -> None:
-        if self.around.book is None or not self._changed:
+        if self._path is None or not self._changed:
             return
         self._changed = False
         many = [base64.b64encode(each.SerializeToString()).decode() for each in self.book.values()]
         document = json.dumps({"format": FORMAT, "announcements": many}, indent=1)
         try:
-            await asyncio.to_thread(write_private, self.around.book, document.encode())
+            await asyncio.to_thread(write_private, self._path, document.encode())
         except StorageError as error:
             self.around.warn(str(error))
 
