@@ -34,13 +34,13 @@ class Addresses:
         self._sources: dict[tuple[str, str], str] = {}
 
     @classmethod
-    def of(cls, chosen: Collection[str], around: Surroundings) -> Addresses:
+    def of(cls, chosen: Collection[str], around: Surroundings, names: Names | None = None) -> Addresses:
         """The discoveries of these names.
 
         Raises:
             ConfigurationError: there is no such discovery, or it lacks a setting.
         """
-        own = cls({})
+        own = cls({}, names)
         around = replace(around, known=own.addresses, resolve=own.names.resolve)
         found = {name: find(name).of(around) for name in chosen}
         own.discoveries = {name: found[name] for name in DISCOVERIES if name in found}

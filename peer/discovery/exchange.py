@@ -147,9 +147,9 @@ class Exchange:
 
     async def run(self) -> None:
         for said in await asyncio.to_thread(self._load):
-            if self._newer(said):
-                self._keep(said)
-        self._changed, pause = False, TURN_FIRST
+            if self._newer(said) and said.member != self.me:
+                self.book[said.member] = said
+        pause = TURN_FIRST
         try:
             while True:
                 with suppress(TimeoutError):
