@@ -33,10 +33,10 @@ PREFIX = 16
 """Characters of the id that are told: 80 bits, enough to find it in a roster."""
 OURS = re.compile(rf"[a-z2-7]{{{PREFIX}}}-[0-9a-f]{{8}}\.({re.escape(TYPE)}|local\.)")
 """Names of our services and their hosts, which are made of the id and chance: safe to handle and print."""
-SERVICES = 256
-"""Services remembered at once; a further one takes the place of the one heard longest ago."""
-PER_MEMBER = 8
-"""Services under one member's prefix remembered at once; two would do if nobody lied."""
+ADDRESSES = 256
+"""Addresses remembered at once; a further one takes the place of the one heard longest ago."""
+PER_MEMBER, PER_SERVICE = 8, 4
+"""Addresses remembered at once under one member's prefix, and taken of one service."""
 TTL = 120.0
 """Seconds after which what was not heard again is forgotten, whatever the announcement says."""
 ASK_EVERY = 12.0
@@ -148,35 +148,35 @@ class Heard:
 
     def __init__(self, members: Collection[str]) -> None:
         self._ids = {node_id[:PREFIX]: node_id for node_id in members}
-        self._services: OrderedDict[str, tuple[str, tuple[str, ...], float]] = OrderedDict()
-        """instance -> (node id, addresses, until when), heard longest ago first."""
+        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """(node id, address) -> when it is forgotten; heard longest ago first."""
 
     def __len__(self) -> int:
-        return len(self._services)
+        return len(self._until)
 
     def member(self, name: str) -> str | None:
         """Whose service, or whose host, has this name, as it says; names of any other form are nobody's."""
         return self._ids.get(name[:PREFIX]) if OURS.fullmatch(name) else None
 
     def note(self, name: str, port: int, hosts: Sequence[str], now: float) -> None:
+        """A service was heard. What was heard before stays: it may be the honest one, under the very same name."""
         node_id = self.member(name)
-        found = tuple(joined(host, port) for host in hosts if _dialable(host))
-        if node_id is None or not found or not 0 < port < 1 << 16:
+        if node_id is None or not 0 < port < 1 << 16:
             return
-        self._services.pop(name, None)
-        of_it = [each for each, (owner, _, _) in self._services.items() if owner == node_id]
-        if len(of_it) >= PER_MEMBER:
-            del self._services[of_it[0]]
-        elif len(self._services) >= SERVICES:
-            self._services.popitem(last=False)
-        self._services[name] = node_id, found[:PER_MEMBER], now + TTL
+        for host in reversed([each for each in hosts if _dialable(each)][:PER_SERVICE]):
+            self._until.pop((node_id, joined(host, port)), None)
+            of_it = [key for key in self._until if key[0] == node_id]
+            if len(of_it) >= PER_MEMBER:
+                del self._until[of_it[0]]
+            elif len(self._until) >= ADDRESSES:
+                self._until.popitem(last=False)
+            self._until[node_id, joined(host, port)] = now + TTL
 
     def addresses(self, node_id: str, now: float) -> Sequence[str]:
         """The newest first."""
-        for name in [name for name, (_, _, until) in self._services.items() if until < now]:
-            del self._services[name]
-        found = [many for owner, many, _ in reversed(self._services.values()) if owner == node_id]
-        return tuple(dict.fromkeys(each for many in found for each in many))
+        for key in [key for key, until in self._until.items() if until < now]:
+            del self._until[key]
+        return tuple(address for owner, address in reversed(self._until) if owner == node_id)
 
 
 def _dialable(host: str) -> bool:
@@ -217,7 +217,7 @@ class Ear(RecordUpdateListener):
 
     def async_update_records_complete(self) -> None:
         """After zeroconf's cache has them."""
-        names, self._names = list(self._names)[:SERVICES], {}
+        names, self._names = list(self._names)[:ADDRESSES], {}
         foreign, self._foreign = self._foreign, []
         cache = self.zc.cache
         cache.async_remove_records([record for record in foreign if cache.async_get_unique(record) is not None])
@@ -240,14 +240,14 @@ class Ear(RecordUpdateListener):
         told = info.decoded_properties
         if info.port and told == {"id": info.name[:PREFIX], "port": str(info.port)}:
             now = asyncio.get_running_loop().time()
-            self.heard.note(info.name, info.port, info.parsed_addresses()[:PER_MEMBER], now)
+            self.heard.note(info.name, info.port, info.parsed_addresses(), now)
 
     def _bound(self) -> None:
         """Of members, too, zeroconf keeps no more than there can be; answers that it knows it would not get again."""
         cache = self.zc.cache
         known = [record for many in list(cache.cache.values()) for record in many]
         pointers = [record for record in known if hasattr(record, "alias")]
-        cache.async_remove_records(known if len(known) > 8 * SERVICES else pointers)
+        cache.async_remove_records(known if len(known) > 8 * ADDRESSES else pointers)
 
     async def close(self) -> None:
         self.zc.async_remove_listener(self)

@@ -1,4 +1,4 @@
-"""Hosts that are network namespaces, on a bridge in a namespace of its own: nothing of it touches this machine's network.
+"""Hosts that are network namespaces, on a bridge in one of its own: this machine's network is not touched.
 
 `async with switch(5) as hosts` needs root and `ip`; whatever happens, processes and namespaces are gone afterwards.
 """

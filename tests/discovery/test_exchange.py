@@ -117,8 +117,8 @@ async def test_a_member_is_answered_though_it_is_no_neighbour(people: People) ->
     await node.addresses.announce(["10.0.0.1:7443"])
     reply = codec.decode(pb.Peers, await node.session.call(people.id("bob"), "Peers", codec.encode(said(people))))
     assert [(each.member, [*each.addresses]) for each in reply.known] == [(people.id("alice"), ["10.0.0.1:7443"])]
+    beat = pb.Beat(run=RUN, sender=people.id("bob"), incarnation=1)
     with pytest.raises(Malformed) as caught:
-        beat = pb.Beat(run=RUN, sender=people.id("bob"), incarnation=1)
         await node.session.call(people.id("bob"), "Beat", codec.encode(beat))
     assert caught.value.code == pb.CODE_NOT_A_NEIGHBOUR, "for anything else it has to be one"
 
