@@ -65,9 +65,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
         return
     yield from _roster(node, roster)
-    yield from _discovery(node, roster)
-    if dial:
-        yield from _neighbours(node, plan, roster)
+    yield from _peers(node, plan, roster, dial)
     yield from _task(node, plan)
 
 
@@ -169,13 +167,43 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
         yield fault("roster", f"it has another key for {node.name} than {own.key}", "copy this node's own folder again")
 
 
-def _neighbours(node: NodeConfig, plan: Plan, roster: Roster) -> Iterator[Finding]:
+def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator[Finding]:
+    """How neighbours are found, and whether they are there."""
+    try:
+        written = _written_down(node, roster)
+    except PeerpoiseError as error:
+        yield fault("discovery", str(error), "see [peers] in node.toml and docs/discovery.md")
+        return
+    yield from _discovery(node, roster, written)
+    if dial:
+        yield from _neighbours(node, plan, roster, written)
+
+
+def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator[Finding]:
+    """Others are told an address that they can dial, and exchange has one to begin with."""
+    chosen = node.peers.discovery
+    said = ", ".join(chosen)
+    if SEEKING & {*chosen}:
+        try:
+            said += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
+        except PeerpoiseError as error:
+            yield warning("discovery", str(error), "see listen in node.toml")
+            return
+    others = [member.id for member in roster.members if member.name != node.name]
+    if "exchange" in chosen and "mdns" not in chosen and not (node.folder / FILE).exists():
+        if not any(asyncio.run(each.addresses(it)) for each in written.discoveries.values() for it in others):
+            what = "exchange needs one member's address to begin with"
+            yield warning("discovery", what, "write one into [peers.static], and static into peers.discovery")
+            return
+    yield ok("discovery", said)
+
+
+def _neighbours(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses) -> Iterator[Finding]:
     """Does anybody listen where they should be? Who it is, the handshake will tell."""
-    hood = plan.hoods.get(node.name)
-    addresses, seeking = _written_down(node, roster), " and ".join(sorted(SEEKING & {*node.peers.discovery}))
+    hood, seeking = plan.hoods.get(node.name), " and ".join(sorted(SEEKING & {*node.peers.discovery}))
     for name in hood.neighbours if hood else ():
         try:
-            found = asyncio.run(addresses.addresses(roster.by_name[name].id))
+            found = asyncio.run(written.addresses(roster.by_name[name].id))
         except PeerpoiseError as error:
             if seeking:
                 yield ok("neighbour", f"{name}: {seeking} will look for it; {error}")
@@ -188,29 +216,6 @@ def _neighbours(node: NodeConfig, plan: Plan, roster: Roster) -> Iterator[Findin
         else:
             said = "; ".join(f"{address}: {why}" for address, why in failures)
             yield warning("neighbour", f"{name} can't be reached ({said})", "start it, or check firewall and address")
-
-
-def _discovery(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
-    """The settings are whole, others are told an address that they can dial, and exchange has one to begin with."""
-    chosen = node.peers.discovery
-    try:
-        written = _written_down(node, roster)
-    except PeerpoiseError as error:
-        yield fault("discovery", str(error), "see [peers] in node.toml and docs/discovery.md")
-        return
-    said = ", ".join(chosen)
-    if SEEKING & {*chosen}:
-        try:
-            said += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
-        except PeerpoiseError as error:
-            yield warning("discovery", str(error), "see listen in node.toml")
-    others = [member.id for member in roster.members if member.name != node.name]
-    if "exchange" in chosen and "mdns" not in chosen and not (node.folder / FILE).exists():
-        if not any(asyncio.run(each.addresses(it)) for each in written.discoveries.values() for it in others):
-            what = "exchange needs one member's address to begin with"
-            yield warning("discovery", what, "write one into [peers.static], and static into peers.discovery")
-            return
-    yield ok("discovery", said)
 
 
 def _written_down(node: NodeConfig, roster: Roster) -> Addresses:
