@@ -38,16 +38,16 @@ def record(name: str, kind: int, ttl: int, data: bytes) -> bytes:
     return label(name) + struct.pack("!HHIH", kind, IN, ttl, len(data)) + data
 
 
-def announcement(instance: str, ip: str, port: int, txt: bytes, ttl: int = 4500) -> bytes:
-    """One answer with all records of a service, as bytes."""
+def announcement(instance: str, ip: str, port: int, txt: bytes, ttl: int = 4500, records: int = 4) -> bytes:
+    """One answer with all records of a service, or the first so many, as bytes."""
     service, host = f"{instance}.{TYPE}", f"{instance}.local."
-    records = [
+    whole = [
         record(TYPE, PTR, ttl, label(service)),
         record(service, SRV, ttl, struct.pack("!HHH", 0, 0, port) + label(host)),
         record(service, TXT, ttl, txt),
         record(host, A, ttl, socket.inet_aton(ip)),
     ]
-    return struct.pack("!HHHHHH", 0, 0x8400, 0, len(records), 0, 0) + b"".join(records)
+    return struct.pack("!HHHHHH", 0, 0x8400, 0, records, 0, 0) + b"".join(whole[:records])
 
 
 def txt(**values: str) -> bytes:

@@ -190,6 +190,13 @@ async def test_nobody_can_announce_for_somebody_else(
     assert people.id("dave") not in exchange.book
 
 
+def test_a_member_can_not_sign_for_another_with_its_own_key(exchange: Exchange, people: People) -> None:
+    """Whole and well signed, only that the key is not bob's."""
+    with pytest.raises(Malformed, match="not signed"):
+        exchange.take([announcement(replace(people["carol"], id=people.id("bob")), NEW, "10.6.6.6:1")])
+    assert not exchange.book
+
+
 def test_addresses_are_for_ids_of_the_roster_only(exchange: Exchange, people: People) -> None:
     exchange.take([announcement(people["mallory"], NEW, "10.6.6.6:1")])
     assert not exchange.book
@@ -327,7 +334,6 @@ async def test_a_disk_that_refuses_costs_a_warning_only(people: People, tmp_path
 
 
 async def test_without_an_identity_nothing_is_announced(people: People) -> None:
-    around = Surroundings(roster=people.roster(), run=RUN, me=people.id("alice"))
-    it = Exchange(replace(around))
+    it = Exchange(Surroundings(roster=people.roster(), run=RUN, me=people.id("alice")))
     await it.announce(["10.0.0.1:1"])
     assert not it.book

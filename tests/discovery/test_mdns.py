@@ -200,6 +200,23 @@ async def test_what_is_no_mdns_or_none_of_ours_is_passed_over(people: People) ->
         assert not any(each.startswith("224") for each in seen)
 
 
+async def test_what_is_still_asked_for_at_the_end_is_given_up(people: People) -> None:
+    """A service whose host has no address yet: its records are asked for, and nothing of it is left over."""
+    prefix = people.id("bob")[:PREFIX]
+    half = announcement(f"{prefix}-{'8' * 8}", "10.0.0.2", 7443, txt(id=prefix, port="7443"), records=2)
+
+    def asking() -> bool:
+        return any("Ear._request" in repr(task) for task in asyncio.all_tasks())
+
+    async with listening(people):
+        with multicaster() as sender:
+            async with asyncio.timeout(20):
+                while not asking():
+                    sender.sendto(half, GROUP)
+                    await asyncio.sleep(0.02)
+    assert not asking()
+
+
 async def test_a_machine_without_mdns_gets_a_sentence(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
     import zeroconf._utils.net
 
