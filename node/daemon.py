@@ -285,7 +285,8 @@ class Daemon:
         if not {"exchange", "mdns"} & {*self.node.peers.discovery}:
             return
         try:
-            await self.addresses.announce(own_addresses(bound, self.node.listen.advertise))
+            found = await asyncio.to_thread(own_addresses, bound, self.node.listen.advertise)
+            await self.addresses.announce(found)
         except ConfigurationError as error:
             self.watch.warn(str(error))
 

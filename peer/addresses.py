@@ -31,7 +31,8 @@ class Addresses:
         self.discoveries = {name: discoveries[name] for name in DISCOVERIES if name in discoveries}
         self.names = names or Names()
         self._labels: Mapping[str, str] = {}
-        self._sources: dict[tuple[str, str], str] = {}
+        self._sources: dict[str, Mapping[str, str]] = {}
+        """id -> address -> who gave it, as last asked."""
 
     @classmethod
     def of(cls, chosen: Collection[str], around: Surroundings, names: Names | None = None) -> Addresses:
@@ -65,15 +66,16 @@ class Addresses:
                     lacking.append(str(error))
             if not written:
                 lacking.append(f"{name}: {discovery.missing(node_id)}")
-        self._sources |= {(node_id, address): source for address, source in found.items()}
-        if not found:
+        if found:
+            self._sources[node_id] = found
+        else:
             who = self._labels.get(node_id, node_id)
             raise Unreachable(f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)}).")
         return list(found)
 
     def source(self, node_id: str, address: str) -> str:
         """Which discovery gave this address, and the host name behind it; empty: unknown."""
-        return self._sources.get((node_id, address), "")
+        return self._sources.get(node_id, {}).get(address, "")
 
     async def announce(self, addresses: Sequence[str]) -> None:
         for discovery in self.discoveries.values():
@@ -130,7 +132,10 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
 
 def _interfaces(*, v6: bool) -> list[str]:
     """This machine's addresses; those of its containers' bridges come after the one towards the default route."""
-    mine = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in ifaddr.get_adapters() for ip in adapter.ips]
+    try:
+        mine = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for each in ifaddr.get_adapters() for ip in each.ips]
+    except OSError:  # a sandbox without AF_NETLINK
+        return []
     sorted_out = {each: None for each in (*map(_towards, ELSEWHERE), *mine) if each in mine and _public(each)}
     return [each for each in sorted_out if v6 or ":" not in each]
 

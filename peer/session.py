@@ -29,8 +29,8 @@ TICK = 0.25
 """Seconds: what others are told of this node's progress is no finer than this."""
 CALL_SECONDS = 5.0
 """A control call that takes longer has failed; the next one follows."""
-LEAVES = 3
-"""Attempts to say that all rounds are done: a neighbour that does not hear it lingers."""
+LEAVES, LEAVE_SECONDS = 3, 2.0
+"""Attempts to say that all rounds are done, and each one's time: a neighbour that does not hear it lingers."""
 
 
 class Directory(Protocol):
@@ -104,8 +104,9 @@ class Session:
 
         async def tell(peer: Peer) -> None:
             for _ in range(LEAVES if finished else 1):
-                with suppress(RemoteError):
-                    await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
+                with suppress(RemoteError, TimeoutError):
+                    async with asyncio.timeout(LEAVE_SECONDS):  # a look-up of its name may hang
+                        await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
                     return
 
         await asyncio.gather(*(tell(peer) for peer in self.circle.contacts))

@@ -10,7 +10,8 @@ own address, which makes others open a TLS connection to a place of its choosing
 show the certificate of the id that was dialled. A node whose clock was wrong, so that its new announcements look older
 than those before, hears its own old one from others and announces later than that.
 
-Not covered: a member sees the addresses of all members. Addresses are never proved to be of use.
+Not covered: a member sees the addresses of all members, and so does somebody to whom a careless CA gave a member's name
+(TLS checks that; the key behind it is checked before anything else is sent). No address is ever proved to be of use.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ MAX_BYTES = 16 << 20
 FANOUT = 2
 """Neighbours, and other members, asked per turn."""
 TURN_FIRST, TURN_MOST = 0.5, 8.0
-"""Seconds between turns while a neighbour is looked for, growing from the first to the most."""
+"""Seconds between turns while a neighbour is looked for or nobody ever answered, growing from the first to the most."""
 CALM = 60.0
-"""Seconds between turns while none is."""
+"""Seconds between turns otherwise."""
 CALL_SECONDS, TURN_SECONDS = 3.0, 6.0
 """One question, and all of a turn: members that are gone hold up nobody for long."""
 BURST, PER_SECOND = 8, 2.0
@@ -62,6 +63,8 @@ class Exchange:
         self._changed = False
         self._asked: dict[str, tuple[float, float]] = {}
         """id -> (questions it may ask at once, when that was so)."""
+        self._heard = False
+        """Some member answered, so that others can know of this node."""
 
     @classmethod
     def of(cls, around: Surroundings) -> Exchange:
@@ -156,16 +159,19 @@ class Exchange:
                     async with asyncio.timeout(TURN_SECONDS):
                         await self._turn()
                 await self._save()
-                pause = min(TURN_MOST, pause * 1.5) if self.around.missing() else TURN_FIRST
+                pause = min(TURN_MOST, pause * 1.5) if self._restless() else TURN_FIRST
                 await self._rest(pause)
         finally:
             await self._save()
+
+    def _restless(self) -> bool:
+        return bool(self.around.missing()) or not self._heard
 
     async def _rest(self, pause: float) -> None:
         """Until the next turn is due: soon when a neighbour is looked for."""
         clock = asyncio.get_running_loop().time
         began = clock()
-        while clock() - began < (pause if self.around.missing() else CALM):  # noqa: ASYNC110
+        while clock() - began < (pause if self._restless() else CALM):  # noqa: ASYNC110
             await asyncio.sleep(min(pause, 1.0) * random.uniform(0.5, 1.0))
 
     async def _turn(self) -> None:
@@ -200,6 +206,7 @@ class Exchange:
             try:
                 reply = codec.decode(pb.Peers, await link.call("Peers", request, CALL_SECONDS))
                 if reply.sender == node_id:
+                    self._heard = True
                     self.take(reply.known)
                 return
             except RemoteError:

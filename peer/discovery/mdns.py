@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from zeroconf import InterfaceChoice, IPVersion, RecordUpdateListener
+from zeroconf import Error, InterfaceChoice, IPVersion, RecordUpdateListener
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from peer.codec import printable
@@ -72,11 +72,13 @@ class Mdns:
 
     async def run(self) -> None:
         try:
-            service = self._open()
-        except OSError as error:
-            why = printable(error.strerror or str(error))
+            await self._run()
+        except (OSError, Error) as error:
+            why = printable(getattr(error, "strerror", None) or str(error))
             self.around.warn(f"mDNS can't be used on this machine ({why}); take mdns out of peers.discovery.")
-            return
+
+    async def _run(self) -> None:
+        service = self._open()
         ear = Ear(service, self.heard)
         try:
             if info := await self._info():
