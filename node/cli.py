@@ -120,16 +120,19 @@ def run(
 @app.command()
 def pack(
     file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")],
-    host: Annotated[list[str], typer.Option("--host", metavar="NAME=HOST:PORT", help="One per host (repeatable).")],
+    host: Annotated[list[str], typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable).")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
     data: Annotated[list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")] = [],  # noqa: B006
+    discovery: Annotated[
+        list[str], typer.Option("--discovery", metavar="exchange|mdns", help="Finds hosts without an address.")
+    ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Prepare real hosts: one folder each, ready to start."""
     from node import cluster
 
-    packed = cluster.pack(_experiment(file, settings), host, data, out)
+    packed = cluster.pack(_experiment(file, settings), host, data, out, discovery)
     if as_json:
         print_json(packed)
         return

@@ -22,6 +22,7 @@ from node.config import (
     ListenSection,
     MetricsSection,
     NodeConfig,
+    PeersSection,
     RunConfig,
     write,
 )
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
+PORT = 7443
+"""Where a packed host listens if nobody says otherwise."""
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts to listen at, not to dial."""
 
 
 def make_folder(folder: Path) -> Path:
@@ -72,13 +77,19 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
         if shared is not None:
             copy = Path(shutil.copyfile(shared, home / f"validation{shared.suffix}").name)
             node = node.model_copy(update={"data": node.data.model_copy(update={"validation": copy})})
-        members.append(Member(node.name, identity.id, (node.listen.advertise or node.listen.address,)))
+        members.append(Member(node.name, identity.id, _written_down(node)))
         write(node, home / "node.toml")
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
+
+
+def _written_down(node: NodeConfig) -> tuple[str, ...]:
+    """The address that the roster has; none where the node listens everywhere and advertises nothing."""
+    address = node.listen.advertise or node.listen.address
+    return () if endpoint(address)[0] in EVERYWHERE else (address,)
 
 
 def complete(config: RunConfig) -> RunConfig:
@@ -176,16 +187,20 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     return histogram
 
 
-def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path) -> dict[str, Any]:
-    """One folder per host. `hosts`: "name=host:port". `data`: "name=data:path", or "name=data" to fill in there.
+def pack(
+    config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path, discovery: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the address. `data`:
+    "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts use beside static addresses.
 
     Bundled data are divided among the hosts as [experiment] says.
 
     Raises:
-        ConfigurationError: a mistake in `hosts` or `data`, or own data without a name.
+        ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
         StorageError: `out` is not empty.
     """
-    addresses, own = _pairs("--host", hosts), _pairs("--data", data)
+    addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
+    peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
     if unknown := sorted(set(own) - set(addresses)):
         raise ConfigurationError(f"--data names {unknown[0]}, but there is no --host {unknown[0]}=….")
@@ -193,7 +208,7 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
         raise ConfigurationError(f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.')
     if bundled and own:
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
-    homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
+    homes = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
     config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})})
     check(config, list(addresses))
     check_daemons(config)
@@ -210,11 +225,31 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
     }
 
 
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSection:
+    """How the hosts find each other.
+
+    Raises:
+        ConfigurationError: an unknown discovery, or nobody would find the hosts without an address.
+    """
+    if unknown := sorted({*discovery} - {"static", "exchange", "mdns"}):
+        raise ConfigurationError(f"--discovery {unknown[0]} is none of static, exchange and mdns.")
+    bare = [name for name, address in addresses.items() if not address]
+    if bare and not {"exchange", "mdns"} & {*discovery}:
+        raise ConfigurationError(
+            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is found, with --discovery "
+            f"exchange or --discovery mdns."
+        )
+    if len(bare) == len(addresses) and "mdns" not in discovery:
+        raise ConfigurationError("Peer exchange needs one address to begin with: write --host NAME=HOST:PORT for one.")
+    return PeersSection(discovery=("static", *(name for name in ("exchange", "mdns") if name in discovery)))
+
+
+def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str, str]:
+    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not (name and equals and value):
+        if not (name and (value if equals else bare)):
             raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
         if name in found or name == "federation" or not NAME.fullmatch(name):
             raise ConfigurationError(f"{option} {text!r}: {name!r} is given twice or can't name a host's folder.")
@@ -222,8 +257,8 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _host(name: str, address: str, data: str | None, config: ExperimentConfig) -> NodeConfig:
-    host, port = endpoint(address)
+def _host(name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection) -> NodeConfig:
+    host, port = endpoint(address or f"0.0.0.0:{PORT}")
     if port == 0:
         raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
     if data is None:
@@ -236,18 +271,20 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig) -
         identity=OWN,
         data=section,
         listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
+        peers=peers,
         budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")) if data is None else BudgetSection(),
     )
 
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
-    path = node.data.path
+    path, at = node.data.path, node.listen.advertise
+    how = f"Neighbours reach it at {at}" if at else f"Neighbours find it by {', '.join(node.peers.discovery[1:])}"
     own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
         f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"
         f"    peerpoise run --config node.toml\n\n"
-        f"Neighbours reach it at {node.listen.advertise}; it listens at {node.listen.address}.\n{own}"
+        f"{how}; it listens at {node.listen.address}.\n{own}"
         f"In another terminal: peerpoise status --watch {node.name}\n"
     )
 

@@ -330,14 +330,19 @@ class ListenSection(Section):
     address: str = "127.0.0.1:0"
     """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
     advertise: str = ""
-    """host:port neighbours dial; empty: the bound address."""
+    """host:port neighbours dial; empty: the bound address, or where that is all of them, those of this machine."""
     insecure: bool = False
     """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and summary."""
 
 
 class PeersSection(Section):
     static: dict[str, str] = {}
-    """name -> host:port of neighbours; overrides the roster's addresses."""
+    """name -> host:port of members; these come before the roster's addresses."""
+    discovery: tuple[Literal["static", "dns", "exchange", "mdns"], ...] = ("static",)
+    """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members tell each other) |
+    mdns (the local network); docs/discovery.md."""
+    dns: str = ""
+    """dns: host:port; with {name} in it a DNS name per node, else one whose records are all nodes'."""
 
 
 class ComputeSection(Section):

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from peer import codec
 from peer.circle import Circle
-from peer.discovery import Discovery
 from peer.errors import Malformed, Refused, RemoteError, Unreachable
 from peer.identity import Identity, verify_welcome
 from peer.mailbox import Mailbox
@@ -30,8 +29,20 @@ TICK = 0.25
 """Seconds: what others are told of this node's progress is no finer than this."""
 CALL_SECONDS = 5.0
 """A control call that takes longer has failed; the next one follows."""
-LEAVES = 3
-"""Attempts to say that all rounds are done: a neighbour that does not hear it lingers."""
+LEAVES, LEAVE_SECONDS = 3, 2.0
+"""Attempts to say that all rounds are done, and each one's time: a neighbour that does not hear it lingers."""
+
+
+class Directory(Protocol):
+    """Who tells where to dial: `peer.addresses.Addresses`."""
+
+    async def addresses(self, node_id: str) -> Sequence[str]:
+        """Best first; while none is known, empty, or Unreachable with a sentence."""
+        ...
+
+
+def _no_exchange(said: pb.Peers) -> pb.Peers:
+    raise Malformed("This node does not exchange addresses.")
 
 
 class Session:
@@ -44,22 +55,25 @@ class Session:
         identity: Identity | None,
         transport: Transport,
         mailbox: Mailbox,
-        discovery: Discovery,
+        discovery: Directory,
         beat_seconds: float = 1.0,
         ledger_head: Callable[[], tuple[int, bytes]] = lambda: (0, b""),
         ledger_label: bytes = b"",
         remember: Callable[[Peer, pb.LedgerHead], pb.LedgerHead] = lambda peer, head: pb.LedgerHead(),
         check_remembered: Callable[[int, bytes], None] = lambda sequence, digest: None,
+        exchange: Callable[[pb.Peers], pb.Peers] = _no_exchange,
         version: str = "",
     ) -> None:
         """`identity` proves this node's key in handshakes; None only on transports that prove nothing.
 
         `ledger_head` is told to neighbours, signed; `remember(peer, head)` notes theirs and returns the highest so far;
-        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it.
+        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it. `exchange` answers
+        members that ask for addresses.
         """
         self.circle, self.identity, self.transport, self.discovery = circle, identity, transport, discovery
         self.beat_seconds, self.version = beat_seconds, version
         self.ledger_head, self.remember, self.check_remembered = ledger_head, remember, check_remembered
+        self.exchange = exchange
         self._told = pb.LedgerHead(label=ledger_label)
         self.membership, self.position, self.changed = circle.membership, circle.position, circle.changed
         self.transfers = Transfers(circle, mailbox, self._link)
@@ -91,8 +105,9 @@ class Session:
 
         async def tell(peer: Peer) -> None:
             for _ in range(LEAVES if finished else 1):
-                with suppress(RemoteError):
-                    await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
+                with suppress(RemoteError, TimeoutError):
+                    async with asyncio.timeout(LEAVE_SECONDS):  # a look-up of its name may hang
+                        await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
                     return
 
         await asyncio.gather(*(tell(peer) for peer in self.circle.contacts))
@@ -119,13 +134,13 @@ class Session:
                 if not self._estranged(peer):
                     await self._beat(peer)
                 pause = RETRY_FIRST
+                contact.tried.clear()
                 await contact.poke.wait(RETRY_FIRST if self._estranged(peer) else self.beat_seconds)
             except RemoteError as error:
                 self.membership.neighbours[peer].last_error = str(error)
                 self.circle.observer.wire_error(peer, error.code)
-                if isinstance(error, Unreachable):
-                    await self._redial(peer)
-                pause = min(RETRY_MOST, pause * 2)
+                more = isinstance(error, Unreachable) and await self._redial(peer)
+                pause = RETRY_FIRST if more else min(RETRY_MOST, pause * 2)
                 await contact.poke.wait(pause * random.uniform(0.5, 1.0))
 
     def _estranged(self, peer: Peer) -> bool:
@@ -141,23 +156,28 @@ class Session:
     async def _link(self, peer: Peer) -> Link:
         contact = self.circle.contacts[peer]
         if contact.link is None:
-            found = list(await self.discovery.addresses(contact.id))
+            found = await self.discovery.addresses(contact.id)
             if not found:
                 raise Unreachable(f"No address is known for {peer}.")
-            contact.address = (
-                found[(found.index(contact.address) + 1) % len(found)] if contact.address in found else found[0]
-            )
-            contact.link = self.transport.link(contact.id, contact.address)
+            if contact.link is None:  # nobody else made one meanwhile
+                contact.address = next((each for each in found if each not in contact.tried), found[0])
+                contact.link = self.transport.link(contact.id, contact.address)
         return contact.link
 
-    async def _redial(self, peer: Peer) -> None:
-        """After a failure: prove anew, and try the next address if there is another."""
+    async def _redial(self, peer: Peer) -> bool:
+        """After a failure: prove anew, and try the next address if there is another. True: one that was not tried."""
         contact = self.circle.contacts[peer]
         contact.proven = False
-        known = await self.discovery.addresses(contact.id)
-        if contact.link is not None and set(known) - {contact.address}:
+        contact.tried.add(contact.address)
+        known: set[str] = set()
+        with suppress(Unreachable):
+            known = set(await self.discovery.addresses(contact.id))
+        if contact.link is not None and known - {contact.address}:
             link, contact.link = contact.link, None
             await link.close()
+        if known <= contact.tried:
+            contact.tried.clear()
+        return bool(contact.tried)
 
     # handshake
 
@@ -368,6 +388,11 @@ class Session:
             beat = codec.decode(pb.Beat, request)
             self._felt(self._of_this_run(caller, beat), beat)
             return codec.encode(self._pulse())
+        if method == "Peers":
+            said = codec.decode(pb.Peers, request)
+            self._check_run(said)
+            self.circle.member(caller, said.sender)
+            return codec.encode(self.exchange(said))
         leave = codec.decode(pb.Leave, request)
         peer = self._of_this_run(caller, leave)
         self.membership.leave(peer, incarnation=leave.incarnation, finished=leave.finished)
@@ -376,6 +401,9 @@ class Session:
         return codec.encode(leave)
 
     def _of_this_run(self, caller: str | None, said: pb.Beat | pb.Leave) -> Peer:
+        self._check_run(said)
+        return self.circle.peer(caller, said.sender)
+
+    def _check_run(self, said: pb.Beat | pb.Leave | pb.Peers) -> None:
         if said.run != self.circle.terms.run:
             raise Malformed(codec.sentence(pb.CODE_RUN), pb.CODE_RUN)
-        return self.circle.peer(caller, said.sender)

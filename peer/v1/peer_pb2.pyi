@@ -31,6 +31,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_NOT_READY: _ClassVar[Code]
     CODE_INCARNATION: _ClassVar[Code]
     CODE_QUESTION: _ClassVar[Code]
+    CODE_NOT_A_MEMBER: _ClassVar[Code]
 
 class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -67,6 +68,7 @@ CODE_STOPPING: Code
 CODE_NOT_READY: Code
 CODE_INCARNATION: Code
 CODE_QUESTION: Code
+CODE_NOT_A_MEMBER: Code
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_BFLOAT16: DType
@@ -246,3 +248,29 @@ class Leave(_message.Message):
     incarnation: int
     finished: bool
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class Announcement(_message.Message):
+    __slots__ = ("member", "issued", "addresses", "spki", "signature")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SPKI_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    issued: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    spki: bytes
+    signature: bytes
+    def __init__(self, member: _Optional[str] = ..., issued: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Peers(_message.Message):
+    __slots__ = ("run", "sender", "known", "wanted")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: str
+    known: _containers.RepeatedCompositeFieldContainer[Announcement]
+    wanted: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., known: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., wanted: _Optional[_Iterable[str]] = ...) -> None: ...

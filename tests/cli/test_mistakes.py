@@ -99,7 +99,9 @@ def test_no_such_file(peerpoise: Call, tmp_path: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("hosts", "part"),
     [
-        (["a"], "NAME=VALUE"),
+        (["a"], "write a=HOST:PORT, or say how it is found"),
+        (["a="], "NAME=VALUE"),
+        (["=h:1"], "NAME=VALUE"),
         (["a=10.0.0.1"], "not an address"),
         (["a=10.0.0.1:x"], "no port"),
         (["a=10.0.0.1:70000"], "no port"),
