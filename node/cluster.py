@@ -29,6 +29,7 @@ from peer.codec import NAME
 from peer.discovery import endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
+from peer.neighborhood import Neighborhood
 from peer.roster import Member, Roster
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     Raises:
         ConfigurationError: an unknown topology, a name given twice, a bad address.
     """
-    config.neighborhoods([node.name for node in nodes.values()])
+    hoods = config.neighborhoods([node.name for node in nodes.values()])
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
-    sealed = complete(config).model_copy(update={"run": run})
+    sealed = complete(config, hoods).model_copy(update={"run": run})
     members = []
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
@@ -75,11 +76,11 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     return sealed
 
 
-def complete(config: RunConfig) -> RunConfig:
+def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
     """The run with every option of its algorithm written out, so that its digest covers the defaults too."""
     from node.learner import Plan
 
-    options = Plan.of(config, {}).options.model_dump(mode="json", exclude_none=True)
+    options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     return RunConfig(**{**fields, "algorithm": AlgorithmSection(name=config.algorithm.name, **options)})
 

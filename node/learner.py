@@ -79,6 +79,8 @@ class Plan:
                 f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
             )
         gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
+        if gap is not None and hasattr(options, "on_graph"):
+            options = options.on_graph(gap, len(hoods))
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
     def sigma(self, d: int) -> float:
