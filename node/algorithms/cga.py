@@ -1,28 +1,29 @@
 """CGA: cross-gradient aggregation, the own gradient projected until it agrees with every neighbour's. Esfandiari, Tan,
-Jiang, Balu, Herron, Hegde, Sarkar, "Cross-gradient aggregation for decentralized learning from non-IID data", arXiv
-2103.02051, algorithm 1.
+Jiang, Balu, Herron, Hegde, Sarkar, "Cross-gradient aggregation for decentralized learning from non-IID data",
+arXiv 2103.02051, algorithm 1.
 
     g_{j→i}  the gradient of j's loss at i's model, computed by j; j ≠ i
     g̃_i = argmin ½‖g̃ − g_ii‖²  s.t.  ⟨g̃, g_{j→i}⟩ ≥ 0 for every neighbour j          (`node.maths.projection`)
     v_i ← β v_i − η g̃_i ;  x_i ← Σ_j w_ij x_j + v_i                                   v is not mixed
 
-A step that harms nobody's loss to first order; where all agree it is the own gradient. All gradients are the door's:
-in mode strict they are clipped and noised first (then this is DP-CGA, with deg + 1 releases a round).
+A step that harms nobody to first order; where all agree it is the own gradient. All gradients are the door's: in mode
+strict they are clipped and noised first (then this is DP-CGA, with deg + 1 releases a round).
 
 Deviations
-    * The authors' public code weighs the gradients by w before the programme, demands multipliers of 0.5 at least
-      (so it always adds some of every neighbour's gradient) and solves it per parameter tensor. Here it is the paper's
-      programme, over the whole vector.
-    * x is sent twice, as the question and to be mixed: 3·d floats per neighbour instead of 2·d. A Mix agrees with the
-      other end on lost edges, an answered question does not.
+    * The authors' public code weighs the gradients by w before the programme, asks for multipliers of 0.5 at least (so
+      some of every neighbour's gradient is added always) and solves one per parameter tensor. Here it is the programme
+      as it is written, over the whole vector.
+    * x is sent twice, as the question and to be mixed: 3·d floats per neighbour, not 2·d. A Mix agrees with the other
+      end on lost edges; a question that was answered does not.
     * Weight decay λ x_i is added to g̃ (post-processing).
     * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were made with.
 Reconstructions
     * Who is not heard constrains nothing. So does a gradient that is zero.
 Not covered
-    * With strong noise all cosines are ≈ 0, about half of the constraints are active by chance, and what the projection
-      removes is as much noise as conflict.
-    * No defence against a neighbour that lies: one constraint can turn the step by up to 90°, two can cancel it.
+    * v stays at home, so nodes are further apart than with DMSGD, and with noise in v the more so.
+    * With strong noise all cosines are ≈ 0: half of the constraints are active by chance, and what the projection takes
+      away is noise rather than conflict.
+    * No defence against a neighbour that lies: one answer opposite to the own gradient cancels it.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ Deviations
     * W is the run's (Metropolis), one for the whole run; the paper allows another in every round.
     * Weight decay λ x_i is added to g_i (post-processing); off by default. No momentum, as in the paper.
 Reconstructions
-    * The paper's text was not at hand; γ and the recurrence, a constant weight in the place of Chebyshev's changing
-      ones, follow the authors' public code, whose first step is a plain average.
+    * The paper's text was not at hand. γ and the recurrence are those of the authors' public code: a constant weight,
+      which is the limit of Chebyshev's changing ones, after a first step that is a plain average.
 Not covered
     * The paper's own gain, that nodes far away learn less (pairwise network privacy), is not claimed: ε holds against
       any coalition of other nodes.
-    * γ stays when edges are lost. The mean is kept if both ends lose them, and an edge that is away for a whole round only
-      makes the averaging slower; an edge lost at one end shifts the mean up to 1/(2−γ) times as far as in a plain Mix.
-    * With a [mix] rule other than the mean the acceleration extrapolates from what the rule gave; nothing is known of it.
+    * γ stays when edges are lost. If both ends lose one the mean is kept, and if it is away for the whole round the
+      averaging is slower, never worse than none. Lost at one end only, it moves the mean 1/(2−γ) times as far as in a
+      plain Mix.
+    * With a [mix] rule other than the mean γ extrapolates from what the rule gave; nothing is known of that.
     * No defence against a neighbour that lies: it enters K times a round.
 """
 
@@ -44,7 +45,7 @@ from peer.neighborhood import Neighborhood
 
 class MuffliatoConfig(Schedule):
     gossip: int | None = Field(default=None, ge=1)
-    """K: exchanges in a round, each of the whole model. None: ⌈ln N/√λ⌉ from the run's graph."""
+    """K: exchanges in a round, each of the whole model; on a full graph one is exact. None: ⌈ln N/√λ⌉ of the graph."""
     spectral_gap: float | None = Field(default=None, gt=0, le=1)
     """λ: 1 − the second largest modulus of W's eigenvalues. None: of the run's graph."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -104,8 +105,8 @@ class Muffliato:
 
     def round(self, t: int) -> Conversation:
         c, x = self.config, self.state.x
-        assert c.gossip is not None and c.spectral_gap is not None, "Plan.of fills them in"
-        gamma = acceleration(c.spectral_gap)
+        assert c.gossip, "Plan.of fills it in"
+        gamma = acceleration(c.spectral_gap or 1.0)
         g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
         last = x.add(g, alpha=-step_size(t, c))
         x = yield Mix("gossip", last)

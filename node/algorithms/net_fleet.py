@@ -11,10 +11,10 @@ the difference is ONE release: it is clipped per example as a difference, and no
 Deviations
     * Noising both gradients would take two answers on one batch, σ/√2 to the accountant, and bring twice the noise.
     * restart, off by default: every so many rounds s_i is a fresh gradient. The noise of batches and of privacy adds up
-      in s_i like a random walk, and nothing else ever takes it out: without restarts a strict run learns nothing
-      unless ε is very large, and a long one without noise gets worse again. restart = 1 is classical gradient tracking.
-    * mix_steps, off by default: steps are mixed too. By the formula above η must be several times smaller than in D-PSGD
-      on graphs where W has small or negative eigenvalues.
+      in s_i like a random walk, and nothing else takes it out: without restarts a strict run learns nothing unless ε
+      is huge, and a long one without noise gets worse again. restart = 1 is classical gradient tracking.
+    * mix_steps, off by default: steps are mixed too. As written above, η must be several times smaller than for D-PSGD
+      where W has small or negative eigenvalues.
     * A release that is withheld takes s_i out of y_i: a node without budget is one without a gradient. Left in, its
       last gradient would push everybody on for ever.
     * Weight decay: the step is η (y_i + λ x_i), off by default. No momentum.
@@ -22,7 +22,7 @@ Reconstructions
     * The paper's text was not at hand, only its abstract ("a recursive gradient correction"). It takes several local
       steps between exchanges; here there is one, as every local step would be a release of its own.
 Not covered
-    * Gradient tracking trusts sums: a node that dies, or an edge lost at one end only, leaves its share in Σ y for good.
+    * Gradient tracking trusts sums: a node that dies, or an edge lost at one end only, leaves its share in Σ y.
     * With dropout the two gradients of a difference have other masks.
     * No defence against a neighbour that lies: it enters with w_ij, its y too.
 """
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from node.algorithms import Gradients
 from node.maths.schedule import Schedule, step_size
-from peer.message import Conversation, Layout, Mix, Peer
+from peer.message import Conversation, Layout, Mix, Peer, Withheld
 from peer.neighborhood import Neighborhood
 
 
@@ -101,8 +101,10 @@ class NetFleet:
         c, it = self.config, self.state
         if not it.s.any() or (c.restart and t % c.restart == 0):
             return self.gradients(it.x, t, self.hood.me).sub(it.s)
-        found = self.gradients.difference(it.x, it.before, t)
-        return found if found.any() else it.s.neg()  # zeros: it was withheld
+        try:
+            return self.gradients.difference(it.x, it.before, t)
+        except Withheld:
+            return it.s.neg()
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}

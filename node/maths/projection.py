@@ -6,7 +6,8 @@ The dual is a non-negative least-squares problem, ‖g + Σ_j u_j g_j‖ → min
 that it depends on are the inner products of the k+1 vectors, so it is solved on a root of their matrix: k+1 rows
 instead of d, and one pass over the vectors. The vectors are scaled to length 1 first (a constraint does not depend on
 the length of its g_j), so that the matrix holds cosines and a neighbour's scale can't spoil its condition. Squaring
-costs half of float64's 16 digits; the gradients are float32 and have 7.
+costs half of float64's 16 digits; the gradients are float32 and have 7. Where directions cancel but for rounding, exact
+multipliers are without bound and amplify it: a ridge of RIDGE·‖u‖² keeps g̃ no longer than g.
 
 Inner products are sums, never BLAS, whose last bits depend on where vectors lie in memory (see `cosine`).
 """
@@ -27,8 +28,8 @@ from peer.message import Peer
 
 Matrix = npt.NDArray[np.float64]
 
-ROUNDING = 1e-12
-"""Eigenvalues of the cosines below this are 0: directions of length 1e-6, where float32 gradients are rounding."""
+RIDGE = 1e-12
+"""Multipliers of unit vectors end at 5e5, where float32's rounding (1e-7) is felt; a constraint gives 5e-7 at most."""
 SHORTEST = 1e-12
 """A gradient so much shorter than one's own, or longer, has no direction: it is taken for zero."""
 
@@ -67,15 +68,15 @@ def project(g: Tensor, others: Mapping[Peer, Tensor]) -> Projection:
 
 
 def _dual(cosines: Matrix) -> Matrix:
-    """u ≥ 0 [k] that minimises ‖ĝ + Σ u_j ĝ_j‖ for unit vectors with these cosines [k+1, k+1], one's own last.
+    """u ≥ 0 [k] that minimises ‖ĝ + Σ u_j ĝ_j‖² + RIDGE·‖u‖² for unit vectors with these cosines [k+1, k+1], ĝ last.
 
     Zeros, so the vector as it is, in the case (never seen) that the solver does not end.
     """
     k = len(cosines) - 1
     if k == 0 or cosines[-1, :-1].min() >= 0:
         return np.zeros(k)
-    values, vectors = np.linalg.eigh(cosines)
-    root = np.sqrt(np.where(values < ROUNDING, 0.0, values))[:, None] * vectors.T  # rootᵀ·root = cosines
+    values, vectors = np.linalg.eigh(cosines + np.diag([RIDGE] * k + [0.0]))
+    root = np.sqrt(values.clip(0.0))[:, None] * vectors.T  # rootᵀ·root = cosines and ridge
     try:
         found: Matrix = nnls(root[:, :-1], -root[:, -1], maxiter=100 * (k + 1))[0]
     except RuntimeError:

@@ -115,7 +115,14 @@ class StrictDoor:
             QuestionRefused: another x in the same round, or a round that is over.
             Withheld: the budget is spent or the ledger can't record the debit; for `to` = me zeros are returned then.
         """
-        return self._served(x, t, to)
+        try:
+            return self._served(x, t, to)
+        except QuestionRefused:
+            raise
+        except Withheld:
+            if to != self.me:
+                raise
+            return torch.zeros(self.task.layout.size)
 
     def own(self, x: Tensor, t: int) -> Tensor:
         """The same noised release as for me."""
@@ -128,10 +135,12 @@ class StrictDoor:
 
         Raises:
             QuestionRefused: another release for me in the same round, or a round that is over.
+            Withheld: the budget is spent or the ledger can't record the debit; zeros would say that nothing changed.
         """
         return self._served(x, t, self.me, before)
 
     def _served(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
+        """A copy of the answer; what is withheld is counted and told."""
         try:
             return self._answer(x, t, to, before).clone()
         except QuestionRefused:
@@ -139,9 +148,7 @@ class StrictDoor:
         except Withheld as reason:
             self.withheld += 1
             self.on_withheld(t, to, str(reason))
-            if to != self.me:
-                raise
-            return torch.zeros(self.task.layout.size)
+            raise
 
     def _answer(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Released:
         question = _digest(x) if before is None else _digest(x) + _digest(before)
