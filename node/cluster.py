@@ -30,6 +30,7 @@ from peer.codec import NAME
 from peer.discovery import endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
+from peer.neighborhood import Neighborhood
 from peer.roster import Member, Roster
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     Raises:
         ConfigurationError: an unknown topology, a name given twice, a bad address.
     """
-    config.neighborhoods([node.name for node in nodes.values()])
+    hoods = config.neighborhoods([node.name for node in nodes.values()])
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
-    sealed = complete(config).model_copy(update={"run": run})
+    sealed = complete(config, hoods).model_copy(update={"run": run})
     shared = sealed.validation.path
     if shared is not None:
         sealed = sealed.model_copy(update={"validation": sealed.validation.model_copy(update={"path": None})})
@@ -92,7 +93,7 @@ def _written_down(node: NodeConfig) -> tuple[str, ...]:
     return () if endpoint(address)[0] in EVERYWHERE else (address,)
 
 
-def complete(config: RunConfig) -> RunConfig:
+def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
     """The run with every option of its algorithm, and its validation set, written out: its digest covers defaults too.
 
     Raises:
@@ -101,7 +102,7 @@ def complete(config: RunConfig) -> RunConfig:
     from node import validation
     from node.learner import Plan
 
-    options = Plan.of(config, {}).options.model_dump(mode="json", exclude_none=True)
+    options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     written = AlgorithmSection(name=config.algorithm.name, **options)
     return validation.sealed(RunConfig(**{**fields, "algorithm": written}))

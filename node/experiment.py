@@ -69,7 +69,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
             found = learner.algorithm.diagnostics()
-            figures = {kind: found[kind] for kind in ("cosine", "calibration") if kind in found}
+            figures = {kind: found[kind] for kind in ("cosine", "calibration", "multiplier") if kind in found}
             journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 

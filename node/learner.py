@@ -83,6 +83,8 @@ class Plan:
         if getattr(algorithm, "validates", False):
             _players(run.algorithm.name, options, hoods)  # type: ignore[arg-type]
         gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
+        if gap is not None and hasattr(options, "on_graph"):
+            options = options.on_graph(gap, len(hoods))
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
     def sigma(self, d: int) -> float:

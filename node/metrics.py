@@ -132,7 +132,7 @@ class Metrics:
         self._weight.labels(self._known(peer)).set(ratio)
 
     def diagnostic(self, name: str, peer: Peer, value: float) -> None:
-        """One of `Algorithm.diagnostics()`: cosine or calibration; others have no metric."""
+        """One of `Algorithm.diagnostics()`: cosine and calibration have one, others are in the journal."""
         gauge = {"cosine": self._cosine, "calibration": self._calibration}.get(name)
         if gauge is not None and self.diagnostics:
             gauge.labels(self._known(peer)).set(value)

@@ -126,7 +126,7 @@ class Watch(Watcher, Observer):
             for peer, value in values.items():
                 self.metrics.diagnostic(name, peer, value)
         shown = found if self.metrics.diagnostics else {}
-        figures = {name: shown[name] for name in ("cosine", "calibration") if name in shown}
+        figures = {name: shown[name] for name in ("cosine", "calibration", "multiplier") if name in shown}
         self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
 
     # from the compute thread

@@ -33,6 +33,16 @@ class Gradients(Protocol):
         """The own gradient at x in round t. strict: the noised release as for me; paper: clipped only; none: plain."""
         ...
 
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
+        """∇f(x) − ∇f(before), both of the same examples, in round t: a release for me, instead of the gradient at x.
+
+        strict: clipped per example as a difference, noised and debited like a gradient.
+
+        Raises:
+            peer.message.Withheld: nothing may be released.
+        """
+        ...
+
 
 class Algorithm(Protocol):
     """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings, complete after `round`."""
@@ -86,12 +96,21 @@ ALGORITHMS: Mapping[str, str] = {
     "xavg": "node.algorithms.xavg:Xavg",
     "ross": "node.algorithms.ross:Ross",
     "pdsl": "node.algorithms.pdsl:Pdsl",
+    "cga": "node.algorithms.cga:Cga",
+    "net-fleet": "node.algorithms.net_fleet:NetFleet",
+    "muffliato": "node.algorithms.muffliato:Muffliato",
     "local": "node.algorithms.sgd:Local",
     "centralised": "node.algorithms.sgd:Centralised",
 }
 """name -> module:class. A new algorithm: one file, one line here, one paper test."""
 
-NOISED: Mapping[str, str] = {"dp-d-psgd": "d-psgd", "dp-dmsgd": "dmsgd", "dp-xavg": "xavg"}
+NOISED: Mapping[str, str] = {
+    "dp-d-psgd": "d-psgd",
+    "dp-dmsgd": "dmsgd",
+    "dp-xavg": "xavg",
+    "dp-cga": "cga",
+    "dp-net-fleet": "net-fleet",
+}
 """Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for bit; under the second
 name, by which papers compare, a run in any other mode is refused."""
 

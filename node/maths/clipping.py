@@ -1,6 +1,6 @@
 """Per-example gradients, clipped and summed: equation (1) and the sum of (2) of DPDL, for any model x.
 
-    Σ_b g_b · min{1, C/‖g_b‖}
+    Σ_b g_b · min{1, C/‖g_b‖}          g_b = ∇ℓ_b(x), or the difference ∇ℓ_b(x) − ∇ℓ_b(x′) of one example's gradients
 
 `vmap(grad(loss))` over chunks of examples, clipped inside the chunk (memory of one chunk), or a loop for models that
 vmap can't take. Norms and sums end in float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15
@@ -79,6 +79,7 @@ def clipped_sum(
     rows: Tensor,
     clip: float,
     *,
+    before: Tensor | None = None,
     chunk: int | None = None,
     backend: Backend = "vmap",
     breathe: Callable[[], None] = _rest,
@@ -86,7 +87,8 @@ def clipped_sum(
     """Σ over `rows` (int64 [n], n may be 0) of the clipped gradients at x (flat float32 [d]): flat float64 [d].
     Computed on the task's device, from and to the CPU.
 
-    Each record contributes at most clip·(1 + SLACK) whatever x is; a non-finite gradient contributes exactly zero.
+    With `before` (a model as x) it is each example's gradient at x less that at `before` that is clipped. Each record
+    contributes at most clip·(1 + SLACK) whatever x and `before` are; what is not finite contributes exactly zero.
     `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
     """
     where = device_of(task)
@@ -94,11 +96,15 @@ def clipped_sum(
     chunk = -(-(chunk or chunk_for(task.layout.size, where)) // LANES) * LANES
     total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
     gradients = _vmapped(task) if backend == "vmap" else _looped(task)
-    parameters = views(task.layout, device.onto(x.detach(), where))
+    models = [views(task.layout, device.onto(each.detach(), where)) for each in (x, before) if each is not None]
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         with device.enough_memory():
-            found = gradients(parameters, task.batch(filled(part, chunk) if backend == "vmap" else part))
+            batch = task.batch(filled(part, chunk) if backend == "vmap" else part)
+            found = gradients(models[0], batch)
+            if before is not None:
+                for name, g in gradients(models[1], batch).items():
+                    found[name] = found[name] - g
             _add(total, task, clip_and_sum({name: g[: len(part)].to(wide) for name, g in found.items()}, clip))
         breathe()
     return device.back(total)

@@ -17,6 +17,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ross": [{}, {"value": "neg_loss", "normalisation": "minmax", "smoothing": 0.5, "mix_momentum": False}],
     "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
     "qg-dsgdm": [{}, {"mu": 0.0}],
+    "net-fleet": [{}, {"restart": 1, "mix_steps": True}, {"restart": 3}],
+    "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
@@ -46,6 +48,11 @@ class Toy:
     def own(self, x, t):
         return self(x, t, self._me)
 
+    def difference(self, x, before, t):
+        """As in mode strict: a release with noise of its own."""
+        self._served[t].add(self._me)
+        return x - before + self._noise * torch.randn(D, generator=stream(self._me, t, "difference"))
+
 
 class Still(Toy):
     """Zero gradients: what is left is gossip."""
@@ -53,6 +60,9 @@ class Still(Toy):
     __slots__ = ()
 
     def __call__(self, x, t, to):
+        return torch.zeros_like(x)
+
+    def difference(self, x, before, t):
         return torch.zeros_like(x)
 
 

@@ -125,6 +125,114 @@ def test_answers_may_be_asked_for_while_another_is_computed(task: Small, ledger:
     assert all(alone(x, 0, to).equal(answer) for to, answer in inner.items())
 
 
+# -- differences -------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_one_release_for_me_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
+    told: list[tuple[int, str]] = []
+    strict = door(task, ledger, releases=1, on_release=lambda *what: told.append(what))
+    before = task.start(0)
+    x = before + 1
+    first = strict.difference(x, before, 0)
+    first_bytes = first.numpy().tobytes()
+    first.zero_()
+    assert strict.difference(x.clone(), before.clone(), 0).numpy().tobytes() == first_bytes
+    assert told == [(0, "a")]
+    assert ledger.units == 1
+    strict.difference(x, before, 1)
+    assert [(row.units, row.mechanism.releases) for row in ledger.rows()] == [(2, 1)], "accounted like gradients"
+
+
+def test_no_second_release_beside_a_difference(task: Small, ledger: Ledger) -> None:
+    """Neither another difference nor either model's gradient, in that round or one before, in either order."""
+    strict = door(task, ledger)
+    before = task.start(0)
+    x = before + 1
+    strict.difference(x, before, 3)
+    for pair in ((x, x), (before, before), (before, x), (x + 1, before)):
+        with pytest.raises(QuestionRefused):
+            strict.difference(*pair, 3)
+    for model in (x, before):
+        with pytest.raises(QuestionRefused):
+            strict(model, 3, "a")
+        with pytest.raises(QuestionRefused):
+            strict.own(model, 2)
+    strict.own(x, 4)
+    with pytest.raises(QuestionRefused):
+        strict.difference(x, before, 4)
+    assert ledger.units == 2
+
+
+@pytest.mark.parametrize("budget", [True, False])
+def test_a_difference_that_is_withheld_is_no_zero(
+    task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, budget: bool
+) -> None:
+    """Zeros would say that the gradient has not changed."""
+    why: list[str] = []
+    strict = door(task, ledger, on_withheld=lambda t, to, reason: why.append(reason))
+    if budget:
+        strict.budget = 0
+    else:
+        monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
+    with pytest.raises(Withheld):
+        strict.difference(task.start(0) + 1, task.start(0), 0)
+    assert (strict.withheld, len(why), ledger.units) == (1, 1, 0)
+
+
+def test_the_difference_of_mode_none_is_of_one_batch(task: Small) -> None:
+    told: list[tuple[int, str]] = []
+    clear = door(task, None, config_mode="none", config_batch=16, on_release=lambda *what: told.append(what))
+    before = task.start(0)
+    x = before + 1
+    found = clear.difference(x, before, 5)
+    torch.testing.assert_close(found, clear.own(x, 5) - clear.own(before, 5))
+    assert told == [(5, "a")]
+    assert not clear.difference(x, x, 5).any()
+    assert not found.equal(clear.difference(x, before, 6))
+
+
+def clipped_difference(task: Small, strict: StrictDoor, x: Tensor, before: Tensor) -> float:
+    """How far the release is from (1/B) Σ_b clip(∇ℓ_b(x) − ∇ℓ_b(before)), written as stupidly as possible."""
+    total = torch.zeros(task.layout.size, dtype=torch.float64)
+    for row in range(task.examples):
+        each = []
+        for model in (x, before):
+            leaf = model.clone().requires_grad_()
+            example = tuple(part[0] for part in task.batch(torch.tensor([row])))
+            each.append(torch.autograd.grad(task.loss(views(task.layout, leaf), example), leaf)[0].double())
+        g = each[0] - each[1]
+        if g.isfinite().all():
+            total += g * min(1.0, strict.config.clip / max(float(g.norm()), 1e-300))
+    return float((strict.difference(x, before, 0).double() * strict.config.batch - total).norm())
+
+
+def clipped_apart(
+    task: Any, x: Tensor, rows: Tensor, clip: float, *, before: Tensor | None = None, **how: Any
+) -> Tensor:
+    """A bug: each gradient is clipped, and one example moves their difference by 2C."""
+    total = clipping.clipped_sum(task, x, rows, clip, **how)
+    return total if before is None else total - clipping.clipped_sum(task, before, rows, clip, **how)
+
+
+@pytest.mark.parametrize("bug", ["none", "clipped apart", "not clipped"])
+def test_a_difference_is_clipped_per_example_as_a_difference(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_small("mlp", n=12)
+    task.x[0] = NAN
+    if bug == "clipped apart":
+        monkeypatch.setattr(door_module, "clipped_sum", clipped_apart)
+    if bug == "not clipped":
+        monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
+    with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
+        bare = door(task, ledger, config_rate=1.0, config_batch=16, config_clip=0.5, config_sigma=1e-4)
+        off = clipped_difference(task, bare, task.start(0) * 3, task.start(0))
+        assert (off < 0.02) == (bug == "none")
+        assert ledger.units == 1
+
+
+def no_clip_finite(gradients: Any, clip: float) -> Any:
+    return {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}
+
+
 # -- the ledger fails, the budget ends ---------------------------------------------------------------------------------
 
 
@@ -244,6 +352,9 @@ def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> No
     assert epsilon(ledger.rows(), 1e-5) == float("inf")
     with pytest.raises(QuestionRefused):
         paper.own(x + 1, 0)
+    paper.difference(x + 1, x, 1)
+    with pytest.raises(QuestionRefused):  # nor the clean difference by another name
+        paper.own(x + 1, 1)
 
 
 def test_paper_own_is_withheld_with_its_debit(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,9 +480,9 @@ def same_for_all(self: Keys, purpose: str, round: int, recipient: str) -> Stream
     return STREAM(self, purpose, round, recipient)
 
 
-def forgetful(self: StrictDoor, x: Tensor, t: int, to: str) -> Tensor:
+def forgetful(self: StrictDoor, x: Tensor, t: int, to: str, before: Tensor | None = None) -> Tensor:
     self.keys = Keys.fresh()
-    total, stream = self._clipped(x, t, to), self.keys.stream("noise", t, to)
+    total, stream = self._clipped(x, t, to, before), self.keys.stream("noise", t, to)
     if self.ledger.last_round(self.run, to) < t:
         self.ledger.debit(self.run, t, to, self.mechanism)
     return noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
