@@ -129,6 +129,7 @@ def local(
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
             compute=ComputeSection(device=config.experiment.device),
+            attack=config.experiment.attack_of(name),
         )
     parts = shares(config)
     sealed = prepare(folder, config, places)
@@ -171,6 +172,11 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
         ConfigurationError: a mistake in `hosts` or `data`, or own data without a name.
         StorageError: `out` is not empty.
     """
+    if config.experiment.attack:
+        raise ConfigurationError(
+            "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by itself, with "
+            "peerpoise run --attack."
+        )
     addresses, own = _pairs("--host", hosts), _pairs("--data", data)
     bundled = config.task.data != "own"
     if unknown := sorted(set(own) - set(addresses)):
@@ -281,14 +287,24 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     Raises:
         ConfigurationError: one sentence.
     """
+    from node.attacks import Attack
     from node.learner import Plan
 
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
     players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
-    Plan.of(config, config.neighborhoods(names or players))
+    plan = Plan.of(config, config.neighborhoods(names or players))
+    attacker = next(iter(config.experiment.attackers), "")
+    section = config.experiment.attack_of(attacker)
+    attack = Attack.of(section) if section else None
+    if attack and plan.algorithm.pooled:
+        raise ConfigurationError(
+            f"{config.algorithm.name} is one node with everybody's data: nobody attacks it; remove [experiment.attack]."
+        )
     if config.task.data != "own":
         import numpy as np
 
         from node.tasks import make
 
-        make(config, np.arange(1))
+        task = make(config, np.arange(1))
+        if attack:
+            attack.on_task(task, config, attacker)
