@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from node.algorithms import ALGORITHMS, NOISED, find
 from node.attacks import ATTACKS
 from node.attacks import find as find_attack
+from node.attacks.liar import LieConfig
 from node.config import ExperimentConfig, NodeConfig, RunConfig, Section
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -32,7 +33,8 @@ PARTS = (
 
 def page() -> str:
     algorithms = ["## Options of the algorithms\n", *(options(name) for name in sorted(ALGORITHMS))]
-    attacks = ["## Options of the attacks\n", *(attack_options(name) for name in ATTACKS)]
+    common = f"All but label-flip and feature-noise have\n\n{table(LieConfig.model_fields)}"
+    attacks = [f"## Options of the attacks\n\n{common}", *(attack_options(name) for name in ATTACKS)]
     return "\n".join([HEAD, *(part(*each) for each in PARTS), *algorithms, *attacks])
 
 
@@ -59,7 +61,10 @@ def options(name: str) -> str:
 
 def attack_options(name: str) -> str:
     about = " ".join((find_attack(name).__doc__ or "").partition("\n\n")[0].split())
-    return f'### [attack] with name = "{name}"\n\n{about}\n\n' + table(find_attack(name).Config.model_fields)
+    common = {key: (it.default, it.description) for key, it in LieConfig.model_fields.items()}
+    fields = find_attack(name).Config.model_fields
+    own = {key: it for key, it in fields.items() if common.get(key) != (it.default, it.description)}
+    return f'### [attack] with name = "{name}"\n\n{about}\n' + (f"\n{table(own)}" if own else "")
 
 
 def table(fields: dict[str, Any]) -> str:

@@ -34,15 +34,16 @@ class StateOnly:
 
     def __init__(self, config: StateOnlyConfig) -> None:
         """Raises ConfigurationError: `lie` is no word attack, or has no such options."""
-        from node.attacks import Attack
+        from node.attacks import Attack, find
         from node.attacks.liar import Lie
 
+        if (kind := find(config.lie)) is StateOnly or not hasattr(kind, "lie"):
+            raise ConfigurationError(f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example.")
         if "words" in config.options:
             raise ConfigurationError("attack.words has no place in the attack state, which lies about the state only.")
         words = {"name": config.lie, **config.options, "words": ("state",)}
         how = Attack.of(AttackSection(**words)).how
-        if not isinstance(how, Lie) or isinstance(how, StateOnly):
-            raise ConfigurationError(f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example.")
+        assert isinstance(how, Lie)
         self._how = how
         self.config: LieConfig = how.config
         self.listens = how.listens
