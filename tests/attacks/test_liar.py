@@ -57,6 +57,16 @@ def test_strength_zero_has_the_bits_of_honesty(variant, name):
     assert torch.equal(results(honest), results(liars))
 
 
+def test_at_strength_zero_it_does_not_matter_what_the_lie_would_be():
+    """Not even where it is beyond all numbers, or the truth is −0."""
+    for truth in (torch.tensor([1.0, -0.0]), torch.tensor([3e38, 0.0])):
+        talker = Talker(truth)
+        talker.round = lambda t, truth=truth: (yield Mix("m", truth))
+        spy = Spy(more=float("inf"), strength=0.0)
+        said = next(Liar(talker, spy, neighborhoods("full", ["n0", "n1"])["n1"], 1).round(0)).tensors
+        assert said.numpy().tobytes() == truth.numpy().tobytes()
+
+
 @words
 def test_at_full_strength_it_is_seen_in_the_neighbours(name):
     """Power check of the test above."""

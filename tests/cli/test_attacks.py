@@ -114,3 +114,14 @@ def test_table_and_json_name_the_attackers(peerpoise: Call, experiment: Path, tm
     found = json.loads(peerpoise("simulate", experiment, *attack, "--folder", tmp_path / "b", "--json").out)
     assert (found["attackers"], found["attack"]) == (["n0"], "zero")
     assert "attack" not in (tmp_path / "a" / "run.toml").read_text()
+
+
+def test_doctor_names_an_attacker(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    packed = peerpoise("pack", experiment, "--host", "a=127.0.0.1:7443", "--host", "b=h:1", "--out", tmp_path / "out")
+    assert packed.code == 0, packed.err
+    node = tmp_path / "out" / "a" / "node.toml"
+    assert "ATTACKS" not in peerpoise("doctor", "--config", node).out
+    node.write_text(node.read_text() + '\n[attack]\nname = "alie"\n')
+    assert "ATTACKS its neighbours (alie)" in " ".join(peerpoise("doctor", "--config", node).out.split())
+    node.write_text(node.read_text() + "y = 1\n")
+    assert "attack.y: unknown key (alie)" in peerpoise("config", "check", node).err

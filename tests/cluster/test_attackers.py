@@ -9,11 +9,12 @@ from typing import Any
 
 import harness
 import pytest
+import torch
 import uvloop
 from harness import Cluster, events, experiment, get
 from test_same_bits_inprocess import Jittery
 
-from node import results, summary
+from node import checkpoint, results, summary
 from node.algorithms.xavg import Xavg
 from node.attacks import ATTACKS
 from node.experiment import simulate
@@ -46,6 +47,8 @@ def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, c
     assert (merged.attackers, merged.attack) == (simulated.attackers, simulated.attack)
     assert merged.test_accuracy == simulated.test_accuracy
     assert merged.consensus_distance == simulated.consensus_distance
+    averages = [checkpoint.load_model(tmp_path / made / "model.safetensors")[1] for made in ("simulated", "cluster")]
+    assert torch.equal(*averages)
 
 
 async def played(folder: Path, **settings: Any) -> dict[str, Path]:
@@ -78,6 +81,7 @@ def test_what_an_algorithm_tells_of_its_neighbours_is_kept_and_shown(
             nodes = {name: cluster.witness(name) for name in cluster.homes}
             async with asyncio.timeout(60):
                 await asyncio.gather(*(node.task for node in nodes.values()))
+            nodes["n0"].watch.mixed(2, dict.fromkeys(cluster.homes, 1 / 3), 0.0)  # within a round, too
             for of, metric in (("n0", "weight_ratio"), ("n0", "shapley"), ("n1", "weight_ratio")):
                 for peer in cluster.homes:
                     found = nodes[of].metrics.registry.get_sample_value(f"peerpoise_peer_{metric}", {"peer": peer})
