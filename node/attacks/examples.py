@@ -38,9 +38,12 @@ class LabelFlip:
 
     def spoil(self, rows: Tensor, batch: tuple[Tensor, ...], *, classes: int, seed: int, me: str) -> tuple[Tensor, ...]:
         *others, y = batch
-        drawn = [float(torch.rand(1, generator=public_generator(seed, me, row, "label flip"))) for row in rows.tolist()]
-        flipped = torch.tensor(drawn).to(y.device) < self.config.share
+        drawn = [self._drawn(public_generator(seed, me, row, "label flip")) for row in rows.tolist()]
+        flipped = torch.tensor(drawn, dtype=torch.bool, device=y.device)
         return (*others, torch.where(flipped, classes - 1 - y, y))
+
+    def _drawn(self, generator: torch.Generator) -> bool:
+        return float(torch.rand(1, generator=generator)) < self.config.share
 
 
 class FeatureNoiseConfig(BaseModel):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mesh import mesh, play
 from toys import VARIANTS, D, Listened, Stingy, cluster, lossy, results
 
 from node.attacks import ATTACKS, Attack
@@ -221,6 +222,21 @@ def test_says_pairs_and_slices_are_lied_about_in_their_own_form():
     assert torch.equal(nodes["n0"].heard["n1"][1], torch.full((D,), 102.0))
     torch.testing.assert_close(nodes["n0"].x, torch.full((D,), 1 + 100 / 3))
     torch.testing.assert_close(nodes["n1"].x, torch.full((D,), 1.0))
+
+
+async def test_a_liar_that_collects_among_neighbours_that_stream():
+    """It needs whole messages to stay with the truth itself; on the wire nobody sees the difference."""
+    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    found = []
+    for driver in ("simulate", "mesh"):
+        nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(hoods)}
+        talking = {**nodes, "n1": Liar(nodes["n1"], Spy(more=100.0), hoods["n1"], 1)}
+        if driver == "simulate":
+            simulate(talking, hoods, 3)
+        else:
+            await play(mesh(talking, hoods, 3))
+        found.append(torch.stack([node.x for node in nodes.values()]))
+    assert torch.equal(*found)
 
 
 def test_what_is_withheld_stays_withheld():
