@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic_core import PydanticUndefined
 
 from node.algorithms import ALGORITHMS, NOISED, find
+from node.attacks import ATTACKS
+from node.attacks import find as find_attack
+from node.attacks.liar import LieConfig
 from node.config import ExperimentConfig, NodeConfig, RunConfig, Section
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -30,25 +33,38 @@ PARTS = (
 
 def page() -> str:
     algorithms = ["## Options of the algorithms\n", *(options(name) for name in sorted(ALGORITHMS))]
-    return "\n".join([HEAD, *(part(*each) for each in PARTS), *algorithms])
+    common = f"All but label-flip and feature-noise have\n\n{table(LieConfig.model_fields)}"
+    attacks = [f"## Options of the attacks\n\n{common}", *(attack_options(name) for name in ATTACKS)]
+    return "\n".join([HEAD, *(part(*each) for each in PARTS), *algorithms, *attacks])
 
 
 def part(title: str, text: str, model: type[Section]) -> str:
     known = RunConfig.model_fields if model is ExperimentConfig else {}
     fields = {name: field for name, field in model.model_fields.items() if name not in known}
-    top = {name: field for name, field in fields.items() if not _is_section(field.annotation)}
-    sections = [section(name, field.annotation) for name, field in fields.items() if name not in top]
+    top = {name: field for name, field in fields.items() if not _section_of(field)}
+    sections = [section(name, _section_of(field)) for name, field in fields.items() if name not in top]
     return "\n".join([f"## {title}\n\n{text}\n", *([table(top)] if top else []), *sections])
 
 
 def section(name: str, model: Any) -> str:
     about = " ".join((model.__doc__ or "").split())
-    return f"### [{name}]\n\n" + (f"{about}\n\n" if about else "") + table(model.model_fields)
+    inner = {key: found for key, field in model.model_fields.items() if (found := _section_of(field))}
+    plain = {key: field for key, field in model.model_fields.items() if key not in inner}
+    text = f"### [{name}]\n\n" + (f"{about}\n\n" if about else "") + table(plain)
+    return "\n".join([text, *(section(f"{name}.{key}", found) for key, found in inner.items())])
 
 
 def options(name: str) -> str:
     names = " or ".join(f'"{each}"' for each in (name, *sorted(k for k, own in NOISED.items() if own == name)))
     return f"### [algorithm] with name = {names}\n\n" + table(find(name).Config.model_fields)
+
+
+def attack_options(name: str) -> str:
+    about = " ".join((find_attack(name).__doc__ or "").partition("\n\n")[0].split())
+    common = {key: (it.default, it.description) for key, it in LieConfig.model_fields.items()}
+    fields = find_attack(name).Config.model_fields
+    own = {key: it for key, it in fields.items() if common.get(key) != (it.default, it.description)}
+    return f'### [attack] with name = "{name}"\n\n{about}\n' + (f"\n{table(own)}" if own else "")
 
 
 def table(fields: dict[str, Any]) -> str:
@@ -68,8 +84,10 @@ def _cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+def _section_of(field: Any) -> type[Section] | None:
+    """The section a field holds, also where it may be None."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return next((it for it in kinds if isinstance(it, type) and issubclass(it, Section)), None)
 
 
 if __name__ == "__main__":

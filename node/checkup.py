@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from node import status
+from node.attacks import Attack
 from node.config import NodeConfig, RunConfig, load
 from node.device import pick
 from node.doctor import Finding, available_memory, fault, mib, ok, warning
@@ -53,6 +54,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         yield fault("configuration", str(error), "peerpoise config check FILE, peerpoise config schema node")
         return
     yield ok("configuration", f"{node.name}, run {run.run_id}")
+    yield from _attack(node)
     yield from _identity(node)
     yield from _addresses(node, run)
     yield from _ledger(node)
@@ -67,6 +69,15 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
     yield from _roster(node, roster)
     yield from _peers(node, plan, roster, dial)
     yield from _task(node, plan)
+
+
+def _attack(node: NodeConfig) -> Iterator[Finding]:
+    """A node that is to lie to its neighbours."""
+    if node.attack:
+        try:
+            yield warning("attack", Attack.of(node.attack).warning, "remove [attack], unless this is a test of yours")
+        except PeerpoiseError as error:
+            yield fault("attack", str(error), "see docs/poison.md")
 
 
 def _identity(node: NodeConfig) -> Iterator[Finding]:

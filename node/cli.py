@@ -96,6 +96,11 @@ def run(
     settings: Settings = [],  # noqa: B006
     insecure: Insecure = False,
     loop: Loop = "auto",
+    attack: Annotated[str | None, typer.Option(metavar="NAME", help="Lie to the neighbours (docs/poison.md).")] = None,
+    attack_set: Annotated[list[str], typer.Option(metavar="KEY=V", help="Set one key of the attack.")] = [],  # noqa: B006
+    testing: Annotated[
+        bool, typer.Option("--i-am-testing", help="Needed to attack: the federation is my own.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one daemon until its last round.
@@ -103,10 +108,11 @@ def run(
     Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml, /etc/peerpoise/node.toml.
     """
     file = file or _node_file()
+    settings = [*settings, *([f"attack.name={attack}"] if attack else []), *(f"attack.{it}" for it in attack_set)]
     from node import doctor, start
 
     doctor.refuse_clashes()
-    code = start.serve(file, settings=settings, loop=loop, insecure=insecure)
+    code = start.serve(file, settings=settings, loop=loop, insecure=insecure, testing=testing)
     if code == BudgetSpent.exit_code:
         typer.echo("peerpoise: The privacy budget of the data is spent: nothing more may be released.", err=True)
     if as_json:

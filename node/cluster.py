@@ -153,6 +153,7 @@ def local(
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
             compute=ComputeSection(device=config.experiment.device),
+            attack=config.experiment.attack_of(name),
         )
     parts = shares(config)
     sealed = prepare(folder, config, places)
@@ -200,6 +201,11 @@ def pack(
         ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
         StorageError: `out` is not empty.
     """
+    if config.experiment.attack:
+        raise ConfigurationError(
+            "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by itself, with "
+            "peerpoise run --attack."
+        )
     addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
     peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
@@ -333,14 +339,24 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     Raises:
         ConfigurationError: one sentence.
     """
+    from node.attacks import Attack
     from node.learner import Plan
 
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
     players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
-    Plan.of(config, config.neighborhoods(names or players))
+    plan = Plan.of(config, config.neighborhoods(names or players))
+    attacker = next(iter(config.experiment.attackers), "")
+    section = config.experiment.attack_of(attacker)
+    attack = Attack.of(section) if section else None
+    if attack and plan.algorithm.pooled:
+        raise ConfigurationError(
+            f"{config.algorithm.name} is one node with everybody's data: nobody attacks it; remove [experiment.attack]."
+        )
     if config.task.data != "own":
         import numpy as np
 
         from node.tasks import make
 
-        make(config, np.arange(1))
+        task = make(config, np.arange(1))
+        if attack:
+            attack.on_task(task, config, attacker)

@@ -228,6 +228,28 @@ class RunSection(Section):
     """The federation's public key (base64 DER), written by `up` and `pack`; it signs the roster."""
 
 
+class AttackSection(Section):
+    """`[attack]`, needs `--i-am-testing`: what this node lies about (docs/poison.md). Every other key is the attack's
+    own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """label-flip | feature-noise | sign-flip | scaling | gaussian | zero | echo | alie | inner-product | dissensus |
+    state."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Attackers(AttackSection):
+    """`[experiment.attack]`: some nodes of the experiment attack. Every other key is the attack's own."""
+
+    nodes: int | tuple[str, ...] = 1
+    """Who attacks: names, or how many, which are spread evenly over the sorted names, from the first on."""
+
+
 class ExperimentSection(Section):
     """Read by `up` and `simulate` only."""
 
@@ -247,6 +269,39 @@ class ExperimentSection(Section):
     """Seed of the partition."""
     device: Device = "cpu"
     """Where gradients are computed (see compute.device). Small models are faster on the CPU, bits repeat only there."""
+    attack: Attackers | None = None
+    """Some of the nodes attack the others; run.toml never says so."""
+
+    @property
+    def attackers(self) -> tuple[str, ...]:
+        """Who attacks, sorted."""
+        if self.attack is None:
+            return ()
+        if isinstance(who := self.attack.nodes, int):
+            return tuple(self.names[k * self.nodes // who] for k in range(who))
+        return tuple(sorted(who))
+
+    def attack_of(self, name: str) -> AttackSection | None:
+        """What this node does to its neighbours, as its node.toml has it."""
+        if self.attack is None or name not in self.attackers:
+            return None
+        return AttackSection(name=self.attack.name, **self.attack.options)
+
+    @model_validator(mode="after")
+    def _somebody_is_honest(self) -> ExperimentSection:
+        if self.attack is None:
+            return self
+        who = self.attack.nodes
+        if not isinstance(who, int) and (unknown := sorted(set(who) - set(self.names))):
+            raise ValueError(f"attack.nodes names {unknown[0]}, but the nodes are {self.names[0]} … {self.names[-1]}")
+        count = who if isinstance(who, int) else len(who)
+        if not isinstance(who, int) and len(set(who)) < count:
+            raise ValueError("attack.nodes names a node twice")
+        if count < 1 or count > self.nodes:
+            raise ValueError(f"attack.nodes = {count} of {self.nodes} nodes; 1 to {self.nodes - 1} can attack")
+        if count == self.nodes:
+            raise ValueError(f"all {count} nodes attack and nobody is left who is honest; lower attack.nodes")
+        return self
 
     @property
     def names(self) -> list[str]:
@@ -397,6 +452,8 @@ class NodeConfig(Section):
     compute: ComputeSection = ComputeSection()
     budget: BudgetSection = BudgetSection()
     metrics: MetricsSection = MetricsSection()
+    attack: AttackSection | None = None
+    """This node attacks its neighbours: for tests of one's own federation."""
 
 
 C = TypeVar("C", bound=Section)

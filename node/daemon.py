@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from node import checkpoint, data, disk, metrics, status, summary
+from node.attacks import Attack
 from node.compute import Compute
 from node.config import NodeConfig, RunConfig
 from node.driver import Driver
@@ -53,6 +54,7 @@ class Daemon:
         self.plan = Plan.of(run, run.neighborhoods(roster.names))
         if self.plan.algorithm.pooled:
             raise ConfigurationError(f"{run.algorithm.name} pools all data in one place; it exists in simulate only.")
+        self.attack = Attack.of(node.attack) if node.attack else None
         self.journal = Journal(node.folder / "journal.jsonl", self._header())
         quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
         self.metrics = metrics.Metrics(
@@ -201,6 +203,7 @@ class Daemon:
             limit=self.node.budget.epsilon,
             limit_delta=self.node.budget.delta,
             device=self.node.compute.device,
+            attack=self.attack,
             breathe=self.compute.breathe,
             on_release=self.watch.released,
             on_withheld=self.watch.withheld,
@@ -389,10 +392,13 @@ class Daemon:
 
     def _mark_insecure(self) -> None:
         watch, seed = self.watch, self.run.privacy.insecure_seed is not None
-        watch.insecure = [what for what, on in (("transport", self.insecure), ("seed", seed)) if on]
+        marks = {"transport": self.insecure, "seed": seed, "attack": self.attack is not None}
+        watch.insecure = [what for what, on in marks.items() if on]
         self.metrics.tls.set(not self.insecure)
-        self.metrics.insecure("transport", self.insecure)
-        self.metrics.insecure("seed", seed)
+        for what, on in marks.items():
+            self.metrics.insecure(what, on)
+        if self.attack:
+            watch.warn(self.attack.warning)
         if self.insecure:
             watch.warn("There is no TLS: anybody on the network can read and forge what is exchanged.")
         for text in watch.warnings:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from node import checkpoint, data, partition, summary, validation
+from node.attacks import Attack
 from node.config import ExperimentConfig, RunConfig
 from node.disk import made
 from node.journal import Journal, header, tested
@@ -68,8 +69,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
                     live = learner.live_epsilon(t + 1, config.privacy.delta)
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
-            found = learner.algorithm.diagnostics()
-            figures = {kind: found[kind] for kind in ("cosine", "calibration", "multiplier") if kind in found}
+            figures = learner.algorithm.diagnostics()
             journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 
@@ -92,7 +92,8 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         journals[name].write("end", reason="finished", complete=True, params_digest=found[name].params_digest[name])
         journals[name].close()
     merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
-    save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in learners.items()})
+    honest = {name: it for name, it in learners.items() if not it.attack}
+    save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
     summary.write(folder / "summary.json", merged)
     return merged
 
@@ -110,8 +111,10 @@ def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     sigma = start = None
     for name, rows in parts.items():
         ledger = None if run.privacy.mode == "none" else Ledger.throwaway()
+        section = config.experiment.attack_of(name)
         how = {"ledger": ledger, "sigma": sigma, "start": start, "device": config.experiment.device}
-        learners[name] = it = build(plan, name, rows, **how)  # type: ignore[arg-type]
+        attack = Attack.of(section) if section else None
+        learners[name] = it = build(plan, name, rows, attack=attack, **how)  # type: ignore[arg-type]
         sigma = it.sigma
         start = it.algorithm.parameters if start is None else start
     return learners
@@ -130,4 +133,7 @@ def _hoods(learners: Mapping[Peer, Learner]) -> Hoods:
 def _journal(home: Path, learner: Learner) -> Journal:
     run = learner.run
     about = header(run.model_dump(mode="json"), node=learner.name, run=run.run_id, seed=run.train.seed, threads=1)
-    return Journal(home / "journal.jsonl", about)
+    journal = Journal(home / "journal.jsonl", about)
+    if learner.attack:
+        journal.write("warning", text=learner.attack.warning)
+    return journal

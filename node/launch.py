@@ -48,7 +48,12 @@ def up(
         with Screen(config.train.rounds, quiet=quiet) as screen:
             _announce(screen, config, folder)
             daemons = [
-                Daemon(name, home, _start(home, insecure, loop), status.place(run.run_id, name))
+                Daemon(
+                    name,
+                    home,
+                    _start(home, insecure, loop, attacks=name in config.experiment.attackers),
+                    status.place(run.run_id, name),
+                )
                 for name, home in homes.items()
             ]
             code = follow(daemons, folder, screen)
@@ -63,6 +68,7 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
     folder = _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
     with Screen(config.train.rounds, quiet=quiet) as screen:
+        _announce_attack(screen, config)
 
         def progress(done: int, rounds: int, accuracy: Mapping[str, float]) -> None:
             if not quiet:
@@ -168,13 +174,13 @@ def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
     return EXIT_OK if not failed else failed.pop() if len(failed) == 1 and min(failed) > 0 else EXIT_FAILURE
 
 
-def _start(home: Path, insecure: bool, loop: str) -> subprocess.Popen[bytes]:
+def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subprocess.Popen[bytes]:
     """Settings from the environment were applied to the run already; a session of its own keeps Ctrl-C with us."""
     environ = {k: v for k, v in os.environ.items() if not (k.startswith(ENVIRONMENT_PREFIX) and "__" in k)}
     command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), "--loop", loop]
     with (home / "daemon.log").open("wb") as log:
         return subprocess.Popen(
-            [*command, *(["--insecure"] if insecure else [])],
+            [*command, *(["--insecure"] if insecure else []), *(["--i-am-testing"] if attacks else [])],
             env={**environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -253,7 +259,13 @@ def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
         f"{len(hoods)} daemons, {config.topology.kind} (spectral gap {gap:.2g}), {config.algorithm.name}, "
         f"{config.task.data}, privacy mode {config.privacy.mode}; run folder {folder}"
     )
+    _announce_attack(screen, config)
     present.histogram(screen, results.partition_histogram(folder))
+
+
+def _announce_attack(screen: Screen, config: ExperimentConfig) -> None:
+    if attack := config.experiment.attack:
+        screen.say(f"ATTACKED by {', '.join(config.experiment.attackers)}: {attack.name}")
 
 
 def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: Summary | None = None) -> None:

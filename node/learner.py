@@ -17,6 +17,7 @@ from torch import Tensor
 
 from node import summary
 from node.algorithms import Algorithm, find, without_noise
+from node.attacks import Attack
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.journal import code_version
@@ -143,6 +144,8 @@ class Learner:
     ledger: Ledger | None
     mechanism: Mechanism
     sigma: float
+    attack: Attack | None = None
+    """What it does to its neighbours."""
 
     @property
     def run(self) -> RunConfig:
@@ -217,7 +220,9 @@ class Learner:
             spectral_gap=self.plan.spectral_gap,
             dataset=self.run.task.data,
             seed=self.run.train.seed,
-            test_accuracy=summary.accuracy(accuracy),
+            test_accuracy=summary.accuracy(accuracy, [self.name] if self.attack else []),
+            attackers=[self.name] if self.attack else [],
+            attack=self.attack.name if self.attack else "",
             privacy=self.privacy(rounds),
             mixing=mixing(self.run),
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
@@ -266,12 +271,13 @@ def build(
     limit: float | None = None,
     limit_delta: float = 1e-5,
     device: str = "cpu",
+    attack: Attack | None = None,
     breathe: Callable[[], None] = lambda: None,
     on_release: Callable[[int, Peer], None] = lambda t, peer: None,
     on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
-    is what `compute.device` says.
+    is what `compute.device` says. `attack`: it lies to its neighbours so.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
@@ -285,6 +291,7 @@ def build(
             )
         ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
     task = make(run, data, pick(device))
+    task = attack.on_task(task, run, name) if attack else task
     hood = plan.hoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
     releases = plan.algorithm.releases(hood.degree)
@@ -308,7 +315,16 @@ def build(
     x = task.start(run.train.seed) if start is None else start
     more = {"judge": Validation(task, breathe)} if getattr(plan.algorithm, "validates", False) else {}
     algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **more)
+    algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
     return Learner(
-        name=name, plan=plan, task=task, algorithm=algorithm, door=door, ledger=ledger, mechanism=told, sigma=sigma
+        name=name,
+        plan=plan,
+        task=task,
+        algorithm=algorithm,
+        door=door,
+        ledger=ledger,
+        mechanism=told,
+        sigma=sigma,
+        attack=attack,
     )

@@ -81,7 +81,12 @@ class Metrics:
         self._wait = Summary(
             "peerpoise_wait_seconds", "Seconds waited for a neighbour.", ["peer"], registry=self.registry
         )
-        self._weight = self._gauge("peer_weight_ratio", "Effective mixing weight of a neighbour, 0 when lost.", "peer")
+        self._weight = self._gauge(
+            "peer_weight_ratio",
+            "Weight of a neighbour's gradient where the algorithm weighs it, else in mixing; 0 when lost.",
+            "peer",
+        )
+        self._shapley = self._gauge("peer_shapley", "Shapley value of a neighbour's gradient.", "peer")
         self._cosine = self._gauge("peer_cosine", "Cosine of a neighbour's gradient and the own one.", "peer")
         self._calibration = self._gauge("peer_calibration_weight_ratio", "DPDL's calibration weight.", "peer")
         self.consensus_distance = self._gauge("consensus_distance", "Over the closed neighbourhood.")
@@ -98,7 +103,7 @@ class Metrics:
         self._rejected = self._counter("rejected", "Payloads of a neighbour that were not finite, or broken.", "peer")
         self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbour was lost.", "peer")
         self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbour left halfway.")
-        self._insecure = self._gauge("insecure", "1: transport without TLS, or public seed of the noise.", "what")
+        self._insecure = self._gauge("insecure", "1: no TLS, public seed of the noise, or an attacker.", "what")
         self.tls = self._gauge("tls_enabled", "1: every connection is mutual TLS.")
 
     def _privacy(self) -> None:
@@ -132,8 +137,9 @@ class Metrics:
         self._weight.labels(self._known(peer)).set(ratio)
 
     def diagnostic(self, name: str, peer: Peer, value: float) -> None:
-        """One of `Algorithm.diagnostics()`: cosine and calibration have one, others are in the journal."""
-        gauge = {"cosine": self._cosine, "calibration": self._calibration}.get(name)
+        """One of `Algorithm.diagnostics()`: weight, shapley, cosine or calibration; others have no metric."""
+        gauges = {"weight": self._weight, "shapley": self._shapley, "cosine": self._cosine}
+        gauge = {**gauges, "calibration": self._calibration}.get(name)
         if gauge is not None and self.diagnostics:
             gauge.labels(self._known(peer)).set(value)
 
@@ -159,7 +165,7 @@ class Metrics:
         self._epsilon.labels(scope, mode, adjacency, accountant).set(value)
 
     def insecure(self, what: str, on: bool) -> None:
-        """`what`: transport | seed."""
+        """`what`: transport | seed | attack."""
         self._insecure.labels(what).set(on)
 
     def checkpointed(self) -> None:

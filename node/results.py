@@ -80,20 +80,22 @@ def _under(folder: Path, path: Path | None) -> Path | None:
 
 
 def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
-    """Writes RUN/summary.json and RUN/model.safetensors (the average) from what nodes left; None: they left none."""
+    """Writes RUN/summary.json and RUN/model.safetensors (the average of the honest nodes) from what nodes left; None:
+    they left none."""
     done = [home for home in homes.values() if (home / "summary.json").exists() and (home / MODEL).exists()]
     if not done:
         return None
     models = {home.name: checkpoint.load_model(home / MODEL) for home in done}
     parameters = {name: x for name, (_, x) in models.items()}
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
-    save_average(run / MODEL, models)
+    if honest := {name: model for name, model in models.items() if name not in merged.attackers}:
+        save_average(run / MODEL, honest)
     summary.write(run / "summary.json", merged)
     return merged
 
 
 def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> None:
-    """x̄, the mean of all nodes' parameters, summed in float64 in sorted order."""
+    """x̄, the mean of these nodes' parameters, summed in float64 in sorted order."""
     import torch
 
     layout = next(iter(models.values()))[0]

@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from node.daemon import Daemon
 
 
-def serve(file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False) -> int:
+def serve(
+    file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False, testing: bool = False
+) -> int:
     """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
+
+    `testing`: it may attack its neighbours, if its file says so.
 
     Raises:
         PeerpoiseError: one sentence; nothing was lost.
     """
     node = located(load(NodeConfig, [file], settings), file.parent)
+    if node.attack and not testing:
+        raise ConfigurationError(
+            f"This node would attack its neighbours ({node.attack.name}), which is for tests of your own federation: "
+            "add --i-am-testing, or remove [attack]."
+        )
     run = load(RunConfig, [node.run], environ={})
     roster = Roster.load(node.roster, run.run.federation)
     if node.name not in roster.by_name:

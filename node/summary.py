@@ -39,9 +39,9 @@ class Part(BaseModel):
 
 class Accuracy(Part):
     mean: Figure = None
-    """Mean over the nodes, 0 … 1."""
+    """Mean over the honest nodes, 0 … 1."""
     min: Figure = None
-    """Worst node."""
+    """Worst honest node."""
     per_node: dict[str, Figure] = {}
 
 
@@ -103,7 +103,8 @@ class Summary(Part):
     test_accuracy: Accuracy = Accuracy()
     """On the public test set."""
     consensus_distance: Figure = None
-    """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all that finished; of a daemon: over its neighbourhood."""
+    """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all honest nodes that finished; of a daemon: over its
+    neighbourhood, as it heard it."""
     privacy: Privacy
     mixing: Mixing = "doubly-stochastic"
     """row: quorum and async promise no agreement on edges, the mean drifts. The name of a robust rule: it isn't linear
@@ -123,6 +124,11 @@ class Summary(Part):
     version: str
     config_digest: str
     """SHA-256 of run.toml's content."""
+    attackers: list[str] = []
+    """Nodes that lied on purpose, to see what it does: not in mean, min, consensus distance and averaged model. Only of
+    attackers of this experiment; who lies in earnest doesn't say so."""
+    attack: str = ""
+    """What they did (docs/poison.md)."""
     insecure: bool = False
     """True: the transport had no TLS."""
     ledger: Literal["experiment", "data"] = "experiment"
@@ -162,10 +168,14 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
     first = summaries[0]
     per_node = _union(summary.test_accuracy.per_node for summary in summaries)
     complete = len(summaries) == first.nodes and all(summary.complete for summary in summaries)
-    xs = [parameters[name] for name in sorted(parameters)] if parameters else []
+    attackers = sorted(name for summary in summaries for name in summary.attackers)
+    honest = [summary for summary in summaries if not summary.attackers]
+    xs = [parameters[name] for name in sorted(parameters) if name not in attackers] if parameters else []
     return first.model_copy(
         update={
-            "test_accuracy": accuracy(per_node),
+            "test_accuracy": accuracy(per_node, attackers),
+            "attackers": attackers,
+            "attack": next((summary.attack for summary in summaries if summary.attackers), ""),
             "consensus_distance": consensus_distance(xs) if xs else None,
             "privacy": _merge_privacy([summary.privacy for summary in summaries]),
             "bytes_sent": Range(
@@ -178,17 +188,17 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             ),
             "wall_seconds": _max(summary.wall_seconds for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
-            "task_metrics": _means([summary.task_metrics for summary in summaries]),
-            "algorithm_metrics": _means([summary.algorithm_metrics for summary in summaries]),
+            "task_metrics": _means([summary.task_metrics for summary in honest]),
+            "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
             "insecure": any(summary.insecure for summary in summaries),
             "complete": complete,
         }
     )
 
 
-def accuracy(per_node: Mapping[str, float | None]) -> Accuracy:
-    """Mean and worst of the nodes' accuracies."""
-    known = [value for value in per_node.values() if value is not None]
+def accuracy(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Accuracy:
+    """Mean and worst of the honest nodes' accuracies."""
+    known = [value for name, value in per_node.items() if value is not None and name not in attackers]
     return Accuracy(mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items())))
 
 
@@ -265,6 +275,8 @@ def _caption(summary: Summary) -> str:
     graph = f"{summary.topology}{gap}"
     text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
     notes = [] if summary.complete else ["INCOMPLETE: not every node finished"]
+    if summary.attackers:
+        notes.append(f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes")
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")

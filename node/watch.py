@@ -108,8 +108,9 @@ class Watch(Watcher, Observer):
 
     def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
         assert self.learner is not None
-        for peer in self.learner.hood.neighbours:
-            self.metrics.weight(peer, weight.get(peer, 0.0))
+        if "weight" not in self.learner.algorithm.diagnostics():  # else the algorithm's own weights are shown
+            for peer in self.learner.hood.neighbours:
+                self.metrics.weight(peer, weight.get(peer, 0.0))
         self.distance = distance
         self.metrics.consensus_distance.set(distance)
 
@@ -123,10 +124,9 @@ class Watch(Watcher, Observer):
         self.metrics.rounds.inc()
         found = self.learner.algorithm.diagnostics()
         for name, values in found.items():
-            for peer, value in values.items():
-                self.metrics.diagnostic(name, peer, value)
-        shown = found if self.metrics.diagnostics else {}
-        figures = {name: shown[name] for name in ("cosine", "calibration", "multiplier") if name in shown}
+            for peer in self.learner.hood.neighbours if name == "weight" else values:
+                self.metrics.diagnostic(name, peer, values.get(peer, 0.0))
+        figures = found if self.metrics.diagnostics else {}
         self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
 
     # from the compute thread

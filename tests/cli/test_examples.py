@@ -19,19 +19,24 @@ from node import checkpoint, summary
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 SCHEMA = json.loads((ROOT / "docs" / "summary.schema.json").read_text())
+FEWER = {"poisoned": ["--set", "experiment.nodes=4", "--set", "experiment.attack.nodes=1"]}
+"""Ten daemons take a minute to start."""
 SHORT = ["--set", "train.rounds=3", "--set", "train.evaluate_every=1", "--set", "privacy.insecure_seed=7"]
 
 
 def test_there_are_examples() -> None:
-    assert {"quickstart", "full"} <= {path.stem for path in EXAMPLES}
+    assert {"quickstart", "full", "poisoned"} <= {path.stem for path in EXAMPLES}
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
-    simulated = peerpoise("simulate", example, *SHORT, "--folder", tmp_path / "simulated", "--json")
+    settings = [*SHORT, *FEWER.get(example.stem, [])]
+    simulated = peerpoise("simulate", example, *settings, "--folder", tmp_path / "simulated", "--json")
+    if "fashion-mnist is not here" in simulated.err:
+        pytest.skip(simulated.err.strip())
     assert simulated.code == 0, simulated.err
-    cluster = peerpoise("up", example, *SHORT, "--folder", tmp_path / "up", "--json")
+    cluster = peerpoise("up", example, *settings, "--folder", tmp_path / "up", "--json")
     assert cluster.code == 0, cluster.err
     one, other = json.loads(simulated.out), json.loads(cluster.out)
     for found in (one, other):
@@ -54,7 +59,10 @@ def assert_folder(folder: Path, found: dict[str, Any]) -> None:
     ]
     assert [summary.digest(x) for x in models] == list(found["params_digest"].values())
     average = checkpoint.load_model(folder / "model.safetensors")[1].double()
-    assert (average - sum(x.double() for x in models) / len(models)).abs().max() < 1e-6
+    honest = [
+        x.double() for name, x in zip(found["params_digest"], models, strict=True) if name not in found["attackers"]
+    ]
+    assert (average - sum(honest) / len(honest)).abs().max() < 1e-6
 
 
 @pytest.mark.cluster

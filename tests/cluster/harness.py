@@ -117,6 +117,7 @@ class Cluster:
                 listen=ListenSection(address=addresses[name], advertise=addresses[name]),
                 budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
                 metrics=MetricsSection(listen=f"127.0.0.1:{port}"),
+                attack=config.experiment.attack_of(name),
             )
             for name, port in zip(names, ports[len(names) :], strict=True)
         }

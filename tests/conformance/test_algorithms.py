@@ -11,6 +11,7 @@ from toys import LAYOUT, VARIANTS, D, Listened, Still, Stingy, Toy, cluster, los
 import node.simulate
 from node.algorithms import find
 from node.algorithms.sgd import Local, SgdConfig
+from node.journal import EVENTS
 from node.simulate import simulate
 from peer.errors import ConfigurationError
 from peer.message import Mix
@@ -345,3 +346,13 @@ def test_its_diagnostics_name_neighbours_only(variant):
 def test_an_unknown_algorithm_is_a_sentence():
     with pytest.raises(ConfigurationError, match="choose one of centralised, cga, d-psgd, dmsgd, dp-cga, "):
         find("sgd")
+
+
+@every
+def test_the_journal_has_a_field_for_all_it_tells_of_its_neighbours(variant):
+    nodes, hoods = cluster(variant)
+    simulate(nodes, hoods, 2)
+    for i, algorithm in nodes.items():
+        found = algorithm.diagnostics()
+        assert found.keys() <= EVENTS["round"]
+        assert all(set(figures) <= set(hoods[i].weight) for figures in found.values())

@@ -23,6 +23,7 @@ peerpoise_partial_mixes
 peerpoise_peer_calibration_weight_ratio peer
 peerpoise_peer_cosine peer
 peerpoise_peer_rtt_seconds peer
+peerpoise_peer_shapley peer
 peerpoise_peer_up peer
 peerpoise_peer_weight_ratio peer
 peerpoise_phase_seconds kind
@@ -84,6 +85,7 @@ def use(metrics: Metrics) -> None:
     metrics.weight("n1", 1 / 3)
     metrics.diagnostic("cosine", "n1", -0.01)
     metrics.diagnostic("calibration", "n1", 0.5)
+    metrics.diagnostic("shapley", "n1", 0.02)
     metrics.consensus_distance.set(0.25)
     metrics.test_accuracy.set(0.9)
     metrics.lag.observe(0.002)

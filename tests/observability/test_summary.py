@@ -46,7 +46,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
     promised = """algorithm nodes rounds topology spectral_gap dataset seed test_accuracy consensus_distance privacy
         mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
-        insecure ledger
+        insecure ledger attackers attack
         complete"""
     assert set(Summary.model_fields) == set(promised.split())
     assert set(summary.Accuracy.model_fields) == {"mean", "min", "per_node"}

@@ -1,0 +1,124 @@
+"""Lies made of what was heard. In the first round, when nothing was, the truth stands for it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from node.attacks.liar import LieConfig, Saying
+from node.maths.mixing import weighted_sum
+
+
+class EchoConfig(LieConfig):
+    of: Literal["step", "value"] = "value"
+    """Parameters in a Mix: repeat the neighbour's step since the last mixing, or its value."""
+
+
+class Echo:
+    """Who asks gets its own model back for a gradient; to all, what the first neighbour said a round ago is said again
+    (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
+
+    Knows: the model it is asked about; what its first neighbour mixed in the round before.
+    Deviations: the paper's attackers all copy one honest node, in the same round; these know nothing of each other.
+    """
+
+    Config: ClassVar[type[BaseModel]] = EchoConfig
+    listens = True
+
+    def __init__(self, config: EchoConfig) -> None:
+        self.config = config
+
+    def lie(self, said: Saying) -> Tensor:
+        if said.question is not None:
+            return said.question
+        return next(iter(said.heard.values()), said.truth)
+
+
+class AlieConfig(LieConfig):
+    z: float = 1.5
+    """Standard deviations from the mean. The paper's largest that hides is Φ⁻¹((n − f − s)/(n − f)), s = ⌊n/2 + 1⌋ − f,
+    of n with f attackers: none at all with 10 and 2."""
+
+
+class Alie:
+    """A little is enough: μ − z·σ by coordinate, among the honest values and yet always on one side. Baruch, Baruch,
+    Goldberg, arXiv 1902.06635.
+
+    Knows: μ and σ over its own truth and what each neighbour said in the same place the round before.
+    Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
+    """
+
+    Config: ClassVar[type[BaseModel]] = AlieConfig
+    listens = True
+
+    def __init__(self, config: AlieConfig) -> None:
+        self.config = config
+
+    def lie(self, said: Saying) -> Tensor:
+        everybody = _everybody(said)
+        return everybody.mean(0) - self.config.z * everybody.std(0, correction=0)
+
+
+class InnerProductConfig(LieConfig):
+    epsilon: float = Field(default=0.5, ge=0)
+    """ε: the mean is said times −ε. Above (n − f)/f it turns a plain mean of n with f attackers round."""
+
+
+class InnerProduct:
+    """Inner-product manipulation: −ε·μ, so that what is averaged and the true gradient disagree. Xie, Koyejo, Gupta,
+    "Fall of empires", arXiv 1903.03936.
+
+    Knows: μ over its own truth and what each neighbour said in the same place the round before.
+    Deviations: as of Alie.
+    """
+
+    Config: ClassVar[type[BaseModel]] = InnerProductConfig
+    listens = True
+
+    def __init__(self, config: InnerProductConfig) -> None:
+        self.config = config
+
+    def lie(self, said: Saying) -> Tensor:
+        return -self.config.epsilon * _everybody(said).mean(0)
+
+
+class DissensusConfig(LieConfig):
+    epsilon: float = Field(default=1.5, ge=0)
+    """ε: 1 keeps the victim where it is, more drives it away from its neighbours."""
+
+
+class Dissensus:
+    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: what its neighbours k pull it back, b pulls it away. He,
+    Karimireddy, Jaggi, "Byzantine-robust decentralized learning via ClippedGossip", arXiv 2202.01545, definition of the
+    dissensus attack.
+
+    Knows: what each neighbour mixed in the round before, and its own row of W.
+    Deviations: the paper's b says something else to every neighbour, each its victim; here all hear the same, made for
+    one victim, the neighbour farthest from the mean of those heard. The victim's neighbours and weights are taken to
+    be b's own. Nothing but the parameters is lied about.
+    """
+
+    Config: ClassVar[type[BaseModel]] = DissensusConfig
+    listens = True
+
+    def __init__(self, config: DissensusConfig) -> None:
+        self.config = config
+
+    def lie(self, said: Saying) -> Tensor:
+        heard, w = said.heard, said.weight
+        if said.word != "state" or not said.parameters or not heard:
+            return said.truth
+        mean = torch.stack(list(heard.values())).mean(0)
+        victim = max(heard, key=lambda peer: float((heard[peer] - mean).norm()))
+        pull = weighted_sum(
+            {peer: w[peer] / w[said.me] for peer in heard}, {peer: x - heard[victim] for peer, x in heard.items()}
+        )
+        return heard[victim] - self.config.epsilon * pull
+
+
+def _everybody(said: Saying) -> Tensor:
+    """[n, d]: what was heard, and the truth."""
+    return torch.stack([*said.heard.values(), said.truth])

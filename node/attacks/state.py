@@ -1,0 +1,52 @@
+"""Lies in what is mixed or said to all, and nowhere else: what weighs or filters gradients never sees them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from node.attacks.liar import LieConfig, Saying
+from node.config import AttackSection
+from peer.errors import ConfigurationError
+
+
+class StateOnlyConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    lie: str = "sign-flip"
+    """Which word attack; every further key is that attack's own, but `words`."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class StateOnly:
+    """Another attack with words = state: answers are honest, so whoever judges a neighbour by its gradients (DPDL's
+    cosine, Shapley values of ROSS and PDSL) finds no fault, and mixes the lie with w_ij.
+
+    Knows: what that attack knows.
+    """
+
+    Config: ClassVar[type[BaseModel]] = StateOnlyConfig
+
+    def __init__(self, config: StateOnlyConfig) -> None:
+        """Raises ConfigurationError: `lie` is no word attack, or has no such options."""
+        from node.attacks import Attack, find
+        from node.attacks.liar import Lie
+
+        if (kind := find(config.lie)) is StateOnly or not hasattr(kind, "lie"):
+            raise ConfigurationError(f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example.")
+        if "words" in config.options:
+            raise ConfigurationError("attack.words has no place in the attack state, which lies about the state only.")
+        words = {"name": config.lie, **config.options, "words": ("state",)}
+        how = Attack.of(AttackSection(**words)).how
+        assert isinstance(how, Lie)
+        self._how = how
+        self.config: LieConfig = how.config
+        self.listens = how.listens
+
+    def lie(self, said: Saying) -> Tensor:
+        return self._how.lie(said)

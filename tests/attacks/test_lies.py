@@ -1,0 +1,92 @@
+"""Every word attack against its formula, written out in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from node.attacks import ATTACKS, Attack
+from node.attacks.liar import Lie, Saying
+from node.config import AttackSection
+from node.randomness import public_generator
+
+CHANCE = np.random.default_rng(5)
+TRUTH, QUESTION = CHANCE.normal(size=6), CHANCE.normal(size=6)
+HEARD = {peer: CHANCE.normal(size=6) for peer in "bcd"}
+WEIGHT = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
+ALL = np.stack([TRUTH, *HEARD.values()])
+
+
+def lie(name, word="state", parameters=True, heard=HEARD, **options):
+    """What the attacker a says."""
+    said = Saying(
+        word=word,
+        parameters=parameters,
+        truth=torch.from_numpy(TRUTH.copy()),
+        heard={peer: torch.from_numpy(x) for peer, x in heard.items()},
+        question=torch.from_numpy(QUESTION) if word == "answer" else None,
+        weight=WEIGHT,
+        me="a",
+        draw=lambda: public_generator(1, "a", 2, "test"),
+    )
+    found = Attack.of(AttackSection(name=name, **options)).how.lie(said)
+    np.testing.assert_array_equal(said.truth.numpy(), TRUTH, "the truth itself is left as it is")
+    return found.numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("sign-flip", {}, -TRUTH),
+        ("sign-flip", {"factor": 3.0}, -3 * TRUTH),
+        ("scaling", {}, 10 * TRUTH),
+        ("scaling", {"factor": -2.0}, -2 * TRUTH),
+        ("zero", {}, 0 * TRUTH),
+        ("alie", {}, ALL.mean(0) - 1.5 * ALL.std(0)),
+        ("alie", {"z": -0.5}, ALL.mean(0) + 0.5 * ALL.std(0)),
+        ("inner-product", {}, -0.5 * ALL.mean(0)),
+        ("inner-product", {"epsilon": 4.0}, -4 * ALL.mean(0)),
+        ("state", {"lie": "scaling", "factor": 7.0}, 7 * TRUTH),
+    ],
+)
+@pytest.mark.parametrize("word", ["answer", "state"])
+def test_formulas(name, options, expected, word):
+    np.testing.assert_allclose(lie(name, word, **options), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("word", ["answer", "state"])
+def test_gaussian_is_noise_without_the_truth(word):
+    drawn = torch.randn(6, dtype=torch.float64, generator=public_generator(1, "a", 2, "test"))
+    np.testing.assert_allclose(lie("gaussian", word, std=3.0), 3 * drawn.numpy())
+
+
+def test_echo_gives_the_question_back_and_repeats_the_first_neighbour():
+    np.testing.assert_array_equal(lie("echo", "answer"), QUESTION)
+    np.testing.assert_array_equal(lie("echo", "state"), HEARD["b"])
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 1.5])
+def test_dissensus_undoes_the_pull_of_the_victims_neighbours(epsilon):
+    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib; with ε = 1 the victim's mixing leaves it where it is."""
+    mean = np.stack(list(HEARD.values())).mean(0)
+    victim = max(HEARD, key=lambda peer: np.linalg.norm(HEARD[peer] - mean))
+    pull = sum(WEIGHT[k] * (HEARD[k] - HEARD[victim]) for k in HEARD)
+    found = lie("dissensus", epsilon=epsilon)
+    np.testing.assert_allclose(found, HEARD[victim] - epsilon * pull / WEIGHT["a"], rtol=1e-12)
+    mixed = HEARD[victim] + pull + WEIGHT["a"] * (found - HEARD[victim])
+    np.testing.assert_allclose(mixed, HEARD[victim] + (1 - epsilon) * pull, rtol=1e-9)
+
+
+def test_dissensus_is_about_parameters_only():
+    for word, parameters in (("answer", False), ("state", False)):
+        np.testing.assert_array_equal(lie("dissensus", word, parameters), TRUTH)
+
+
+@pytest.mark.parametrize("name", ["alie", "echo", "dissensus"])
+def test_who_heard_nothing_yet_says_the_truth(name):
+    np.testing.assert_array_equal(lie(name, heard={}), TRUTH)
+
+
+def test_every_word_attack_has_a_formula_here():
+    words = {name for name in ATTACKS if isinstance(Attack.of(AttackSection(name=name)).how, Lie)}
+    assert words == set(ATTACKS) - {"label-flip", "feature-noise"}
+    assert words == {"sign-flip", "scaling", "zero", "gaussian", "echo", "alie", "inner-product", "dissensus", "state"}

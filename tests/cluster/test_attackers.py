@@ -1,0 +1,134 @@
+"""Attackers as daemons: every attack over memory and over gRPC has the bits of `simulate`, and shows what it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+import uvloop
+from harness import Cluster, events, experiment, get
+from test_same_bits_inprocess import Jittery
+
+from node import checkpoint, results, summary
+from node.algorithms.xavg import Xavg
+from node.attacks import ATTACKS
+from node.experiment import simulate
+from peer.transport.memory import Network
+
+CLEAR = {"algorithm": {"name": "xavg"}, "privacy": {"mode": "none", "sigma": None}}
+STRICT = {"privacy": {"insecure_seed": 7}}
+SETTINGS: dict[str, Any] = {
+    **{name: {**CLEAR, "experiment": {"attack": {"name": name}}} for name in ATTACKS},
+    "two liars in mode strict": {**STRICT, "experiment": {"attack": {"name": "alie", "nodes": 2}}},
+    "said of all": {**CLEAR, "experiment": {"attack": {"name": "alie", "words": ["answer", "question", "state"]}}},
+    "robust": {**CLEAR, "mix": {"rule": "median"}, "experiment": {"attack": {"name": "dissensus"}}},
+}
+
+
+@pytest.mark.parametrize("carrier", ["memory", "grpc"])
+@pytest.mark.parametrize("what", SETTINGS)
+def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, carrier: str) -> None:
+    """Four rounds: what a liar heard, and how its neighbours were moved, is in the later ones."""
+    settings = {"kind": "full", "nodes": 4, "rounds": 4, **SETTINGS[what]}
+    simulated = simulate(experiment(**settings), tmp_path / "simulated")
+    if carrier == "memory":
+        network = Network(seed=len(what), delay=(0.0, 0.004), duplicate=0.2)
+        monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(network, identity.id))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        homes = runner.run(played(tmp_path / "cluster", **settings))
+    merged = results.merge(tmp_path / "cluster", homes)
+    assert merged is not None
+    assert merged.params_digest == simulated.params_digest
+    assert (merged.attackers, merged.attack) == (simulated.attackers, simulated.attack)
+    assert merged.test_accuracy == simulated.test_accuracy
+    assert merged.consensus_distance == simulated.consensus_distance
+    averages = [checkpoint.load_model(tmp_path / made / "model.safetensors")[1] for made in ("simulated", "cluster")]
+    assert torch.equal(*averages)
+
+
+async def played(folder: Path, **settings: Any) -> dict[str, Path]:
+    """A whole cluster in this process, to its end; its folders."""
+    cluster = Cluster.make(folder, **settings)
+    try:
+        nodes = [cluster.witness(name) for name in cluster.homes]
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*(node.task for node in nodes)) == [0] * len(nodes)
+        unquiet = [events(home, "lost_edge", "partial_mix", "resume", "withheld") for home in cluster.homes.values()]
+        assert unquiet == [[]] * len(nodes)
+        return cluster.homes
+    finally:
+        await cluster.end()
+
+
+def test_what_an_algorithm_tells_of_its_neighbours_is_kept_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All kinds of `diagnostics`, by simulate and by daemons; its weights are what peer_weight_ratio shows."""
+    told = {"weight": {"n1": 0.25}, "shapley": {"n1": -0.5}}
+    monkeypatch.setattr(Xavg, "diagnostics", lambda self: {k: v for k, v in told.items() if self.hood.me == "n0"})
+    settings = {"kind": "full", "nodes": 3, "rounds": 2, **CLEAR}
+    simulate(experiment(**settings), tmp_path / "simulated")
+    shown: dict[str, float] = {}
+
+    async def play() -> Path:
+        cluster = Cluster.make(tmp_path / "cluster", **settings)
+        try:
+            nodes = {name: cluster.witness(name) for name in cluster.homes}
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(node.task for node in nodes.values()))
+            nodes["n0"].watch.mixed(2, dict.fromkeys(cluster.homes, 1 / 3), 0.0)  # within a round, too
+            for of, metric in (("n0", "weight_ratio"), ("n0", "shapley"), ("n1", "weight_ratio")):
+                for peer in cluster.homes:
+                    found = nodes[of].metrics.registry.get_sample_value(f"peerpoise_peer_{metric}", {"peer": peer})
+                    if found is not None:
+                        shown[f"{of} {metric} {peer}"] = found
+            return cluster.homes["n0"]
+        finally:
+            await cluster.end()
+
+    home = asyncio.run(play())
+    for place in (tmp_path / "simulated" / "nodes" / "n0", home):
+        rounds = events(place, "round")
+        assert [{kind: line[kind] for kind in told} for line in rounds] == [told, told]
+    assert shown == {
+        "n0 weight_ratio n1": 0.25,
+        "n0 weight_ratio n2": 0.0,  # it was given none
+        "n0 shapley n1": -0.5,
+        "n1 weight_ratio n0": pytest.approx(1 / 3),  # no weights of its own: those of the mixing
+        "n1 weight_ratio n2": pytest.approx(1 / 3),
+    }
+
+
+@pytest.mark.cluster
+async def test_an_attacker_shows_what_it_is(cluster: Any) -> None:
+    """In its own log, journal, status, metrics and summary; its neighbours know of nothing."""
+    async with cluster(nodes=2, rounds=2, **CLEAR) as c:
+        honest = c.witness("n1", limit=0)
+        n0 = c.start("n0", "--attack", "sign-flip", "--attack-set", "factor=2.0", "--i-am-testing")
+        seen = await n0.state("running")
+        assert seen["insecure"] == ["attack"]
+        assert any("ATTACKS its neighbours (sign-flip)" in text for text in seen["warnings"])
+        assert 'peerpoise_insecure{what="attack"} 1.0' in get(f"http://{seen['metrics']}/metrics")
+        assert honest.watch.insecure == []
+        honest.limit = 9
+        assert await n0.ended() == 0
+        assert await honest.task == 0
+        assert "ATTACKS its neighbours (sign-flip)" in n0.log
+        assert any("ATTACKS" in event["text"] for event in n0.events("warning"))
+        own = json.loads((c.homes["n0"] / "summary.json").read_text())
+        assert (own["attackers"], own["attack"], own["test_accuracy"]["mean"]) == (["n0"], "sign-flip", None)
+        theirs = summary.read(c.homes["n1"] / "summary.json")
+        assert (theirs.attackers, theirs.attack) == ([], "")
+
+
+@pytest.mark.cluster
+async def test_a_daemon_is_not_made_an_attacker_by_its_file_alone(cluster: Any) -> None:
+    async with cluster(nodes=2, rounds=2, **CLEAR, experiment={"attack": {"name": "zero"}}) as c:
+        n0 = c.start("n0")
+        assert await n0.ended() == 78
+        assert "add --i-am-testing" in n0.log
