@@ -21,6 +21,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node import edges
+from peer.discovery import DISCOVERIES
 from peer.errors import ConfigurationError
 from peer.neighborhood import Neighborhood
 from peer.topology import Wiring, neighborhoods
@@ -44,7 +45,14 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _discovery(name: str) -> str:
+    if name not in DISCOVERIES:
+        raise ValueError(f"there is no discovery {name!r}; choose among {', '.join(DISCOVERIES)}")
+    return name
+
+
 Device = Annotated[str, AfterValidator(_device)]
+DiscoveryName = Annotated[str, AfterValidator(_discovery)]
 RunName = Annotated[str, AfterValidator(_run_name)]
 
 
@@ -393,7 +401,7 @@ class ListenSection(Section):
 class PeersSection(Section):
     static: dict[str, str] = {}
     """name -> host:port of members; these come before the roster's addresses."""
-    discovery: tuple[Literal["static", "dns", "exchange", "mdns"], ...] = ("static",)
+    discovery: tuple[DiscoveryName, ...] = ("static",)
     """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members tell each other) |
     mdns (the local network); docs/discovery.md."""
     dns: str = ""

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("cluster", "wire")]
 
-from peer.identity import CertificateAuthority, Identity
-from peer.roster import Member, Roster
+from kit import NAMES, People
 
-NAMES = ("alice", "bob", "carol", "dave")
-
-
-@dataclass(frozen=True)
-class People:
-    """A federation; mallory has a certificate of it, but is in no roster."""
-
-    identities: dict[str, Identity]
-
-    def __getitem__(self, name: str) -> Identity:
-        return self.identities[name]
-
-    def id(self, name: str) -> str:
-        return self.identities[name].id
-
-    def roster(self, **addresses: str) -> Roster:
-        """All but mallory, with these addresses."""
-        found = {name: (addresses[name],) if name in addresses else () for name in NAMES}
-        return Roster(1, 0, tuple(Member(name, self.id(name), many) for name, many in found.items()))
+from peer.identity import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,9 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from conftest import NAMES, People
 
 from peer.addresses import Addresses
 from peer.circle import Circle, Terms
@@ -20,13 +19,34 @@ from peer.identity import Identity
 from peer.mailbox import Mailbox
 from peer.membership import Membership
 from peer.names import Names
-from peer.roster import Roster
+from peer.roster import Member, Roster
 from peer.session import Session
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 
 RUN = "run"
 LOOPBACK = "127.0.0.1"
+
+
+NAMES = ("alice", "bob", "carol", "dave")
+
+
+@dataclass(frozen=True)
+class People:
+    """A federation; mallory has a certificate of it, but is in no roster."""
+
+    identities: dict[str, Identity]
+
+    def __getitem__(self, name: str) -> Identity:
+        return self.identities[name]
+
+    def id(self, name: str) -> str:
+        return self.identities[name].id
+
+    def roster(self, **addresses: str) -> Roster:
+        """All but mallory, with these addresses."""
+        found = {name: (addresses[name],) if name in addresses else () for name in NAMES}
+        return Roster(1, 0, tuple(Member(name, self.id(name), many) for name, many in found.items()))
 
 
 class Node:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import People
-from kit import RUN, Node, announcement, until
+from kit import RUN, Node, People, announcement, until
 from wire_kit import Recorder
 
 from peer import codec

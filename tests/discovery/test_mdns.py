@@ -17,9 +17,8 @@ from typing import Any
 
 import flood
 import pytest
-from conftest import People
 from flood import GROUP, announcement, multicaster, txt
-from kit import LOOPBACK, Node, an_id, until
+from kit import LOOPBACK, Node, People, an_id, until
 from wire_kit import Recorder, nothing_left
 from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf

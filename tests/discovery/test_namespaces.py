@@ -29,7 +29,11 @@ SECONDS = 200.0
 """For all of a run: five daemons that import torch at once take tens of seconds where others work, too."""
 NODES = ("n0", "n1", "n2", "n3", "n4")
 reason = why_not()
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(reason), reason=reason or "can be run")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(500),
+    pytest.mark.skipif(bool(reason), reason=reason or "can be run"),
+]
 
 
 class Daemons(dict[str, Process]):
