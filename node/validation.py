@@ -186,17 +186,24 @@ class Validation:
 
     now = staticmethod(time.monotonic)
 
-    def values(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
+    def around(self, x: Tensor, moves: Tensor, kind: Kind) -> Callable[[Tensor], list[float]]:
         """See `Judge`. One forward pass each; a first layer that is linear is multiplied with Q once per move, not once
         per model."""
-        x, moves, shares = (devices.onto(it.detach(), self._where) for it in (x, moves, shares))
+        x, moves = (devices.onto(it.detach(), self._where) for it in (x, moves))
         with torch.inference_mode(), devices.enough_memory():
             found = getattr(self.task, "linear_first", lambda x, moves: None)(x, moves)
-            if found is None and len(shares) >= BATCH and self._batched is None:
-                self._batched = self._faster(x, moves, shares[:BATCH], kind)
-            if found is None and self._batched:
-                return self._together(x, moves, shares, kind)
-            return self._each(shares, lambda share: (found or self._moved(x, moves))(share, kind))
+
+        def values(shares: Tensor) -> list[float]:
+            shares = devices.onto(shares, self._where)
+            with torch.inference_mode(), devices.enough_memory():
+                if found is not None:
+                    return self._each(shares, lambda share: found(share, kind))
+                if len(shares) >= BATCH and self._batched is None:
+                    self._batched = self._faster(x, moves, shares[:BATCH], kind)
+                way = self._together if self._batched else self._in_turn
+                return way(x, moves, shares, kind)
+
+        return values
 
     def gradient(self, x: Tensor) -> Tensor:
         """Of the mean loss on Q at x, flat float32 [d]."""
@@ -205,16 +212,6 @@ class Validation:
         loss = -self.task.validate(leaves, "neg_loss")  # type: ignore[attr-defined]
         found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         return devices.back(flat(self.task.layout, found))
-
-    def _moved(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, Kind], Tensor]:
-        return lambda share, kind: self._value(torch.addmv(x, moves.t(), share), kind)
-
-    def _each(self, shares: Tensor, value: Callable[[Tensor], Tensor]) -> list[float]:
-        found = []
-        for share in shares:
-            found.append(float(value(share)))
-            self.breathe()
-        return found
 
     def _value(self, x: Tensor, kind: Kind) -> Tensor:
         value: Tensor = self.task.validate(views(self.task.layout, x), kind)  # type: ignore[attr-defined]
@@ -228,16 +225,22 @@ class Validation:
             self.breathe()
         return found
 
+    def _in_turn(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
+        return self._each(shares, lambda share: self._value(torch.addmv(x, moves.t(), share), kind))
+
+    def _each(self, shares: Tensor, value: Callable[[Tensor], Tensor]) -> list[float]:
+        found = []
+        for share in shares:
+            found.append(float(value(share)))
+            self.breathe()
+        return found
+
     def _faster(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> bool:
         """Whether many models at once beat one after the other, here and now; both are warmed up first."""
-
-        def seconds(together: bool) -> float:
+        took = []
+        for way in (self._together, self._in_turn):
+            way(x, moves, shares, kind)
             began = time.perf_counter()
-            if together:
-                self._together(x, moves, shares, kind)
-            else:
-                self._each(shares, lambda share: self._moved(x, moves)(share, kind))
-            return time.perf_counter() - began
-
-        took = {together: (seconds(together), seconds(together))[1] for together in (True, False)}
-        return took[True] < took[False]
+            way(x, moves, shares, kind)
+            took.append(time.perf_counter() - began)
+        return took[0] < took[1]

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Literal, Protocol, TypeAlias
@@ -32,8 +32,8 @@ Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 class Judge(Protocol):
     """The shared validation set, as an algorithm sees it."""
 
-    def values(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> Sequence[float]:
-        """What each of the models x + shares[r]·moves is worth. x [d], moves [k, d], shares [m, k] -> m numbers."""
+    def around(self, x: Tensor, moves: Tensor, kind: Kind) -> Callable[[Tensor], Sequence[float]]:
+        """shares [m, k] -> what each of the m models x + shares[r]·moves is worth; x [d], moves [k, d]."""
         ...
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -137,9 +137,11 @@ def worth(
         found = shapley.first_order([step * float(a) for a in moves @ slope])
         return dict(zip(peers, found.phi, strict=True)), found
 
+    valued = judge.around(x, moves, options.value)
+
     def values(coalitions: Sequence[int]) -> Sequence[float]:
         shares = [[step * -(mask >> i & 1) / max(1, mask.bit_count()) for i in range(players)] for mask in coalitions]
-        return judge.values(x, moves, torch.tensor(shares, dtype=moves.dtype), options.value)
+        return valued(torch.tensor(shares, dtype=moves.dtype))
 
     end = None if options.seconds is None else judge.now() + options.seconds
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import comb, inf, sqrt
 from statistics import fmean, stdev
 from typing import TypeAlias
@@ -119,6 +120,8 @@ def _marginals(game: Game, order: Sequence[int], truncation: float) -> list[floa
     """What each player adds when they join in this order."""
     phi, mask = [0.0] * game.players, 0
     before, whole = game(0, game.full)
+    if not truncation:
+        game(*accumulate(1 << i for i in order))  # all at once
     for place, i in enumerate(order):
         if abs(whole - before) < truncation:
             for j in order[place:]:

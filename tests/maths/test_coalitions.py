@@ -27,9 +27,12 @@ class Judge:
     def __init__(self, wanted):
         self.wanted, self.asked, self.time = wanted, [], 0.0
 
-    def values(self, x, moves, shares, kind):
-        self.asked += [(x + share @ moves, kind) for share in shares]
-        return [-float((x + share @ moves - self.wanted).square().sum()) for share in shares]
+    def around(self, x, moves, kind):
+        def values(shares):
+            self.asked += [(x + share @ moves, kind) for share in shares]
+            return [-float((x + share @ moves - self.wanted).square().sum()) for share in shares]
+
+        return values
 
     def gradient(self, x):
         return 2 * (x - self.wanted)

@@ -172,6 +172,10 @@ def asked(it, k=5, m=BATCH + 3):
     return x, moves, torch.rand(m, k, generator=chance)
 
 
+def valued(judge, x, moves, shares, kind):
+    return judge.around(x, moves, kind)(shares)
+
+
 def plainly(it, x, moves, shares, kind):
     return [float(it.validate(views(it.layout, x + share @ moves), kind)) for share in shares]
 
@@ -180,7 +184,7 @@ def plainly(it, x, moves, shares, kind):
 @pytest.mark.parametrize("module", [None, conv, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))])
 def test_values_are_those_of_the_moved_models(module, kind):
     it = task(module)
-    found = Validation(it).values(*asked(it), kind)
+    found = valued(Validation(it), *asked(it), kind)
     assert found == pytest.approx(plainly(it, *asked(it), kind), abs=1e-5 if kind == "neg_loss" else 0.021)
 
 
@@ -194,7 +198,7 @@ def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
         return whole(x, *rest)
 
     monkeypatch.setattr(nn.functional, "linear", counted)
-    Validation(it).values(*asked(it, k=5, m=32), "accuracy")
+    valued(Validation(it), *asked(it, k=5, m=32), "accuracy")
     assert products.count(64) == 6
     products.clear()
     plainly(it, *asked(it, k=5, m=32), "accuracy")
@@ -204,15 +208,15 @@ def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
 def test_all_at_once_is_one_after_the_other():
     it = task(conv)
     judge = Validation(it)
-    one = judge.values(*asked(it), "neg_loss")
+    one = valued(judge, *asked(it), "neg_loss")
     judge._batched = True
-    assert judge.values(*asked(it), "neg_loss") == pytest.approx(one, abs=1e-5)
+    assert valued(judge, *asked(it), "neg_loss") == pytest.approx(one, abs=1e-5)
     assert isinstance(judge._faster(*asked(it), "neg_loss"), bool)
 
 
 def test_the_judge_breathes_between_evaluations():
     breaths, it = [], task(conv)
-    Validation(it, lambda: breaths.append(1)).values(*asked(it, m=4), "accuracy")
+    valued(Validation(it, lambda: breaths.append(1)), *asked(it, m=4), "accuracy")
     assert len(breaths) == 4
 
 
