@@ -129,12 +129,14 @@ def test_answers_may_be_asked_for_while_another_is_computed(task: Small, ledger:
 
 
 def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = door(task, ledger)
+    told: list[tuple[int, str]] = []
+    strict = door(task, ledger, on_release=lambda *what: told.append(what))
     x = task.start(0)
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     with pytest.raises(Withheld):
         strict(x, 0, "b")
     assert "nothing is released" in strict.fault
+    assert told == [], "nobody is told of a release before its debit stands"
     with pytest.raises(Withheld):
         strict(x, 0, "b")  # this round's noise is never drawn again
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
@@ -143,6 +145,27 @@ def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, mo
     assert ledger.units == 0
     assert strict(x, 1, "b").any()
     assert (strict.fault, strict.faults, ledger.units) == ("", 2, 1)
+
+
+@pytest.mark.parametrize("what", ["budget", "releases"])
+def test_two_answers_that_are_computed_at_once_are_not_both_released_where_one_is_left(
+    task: Small, ledger: Ledger, what: str
+) -> None:
+    """Both were let in while one was left; who is debited first has it."""
+
+    def breathe() -> None:
+        if pending:
+            inner.append(strict(x, 0, pending.pop()))
+
+    pending, inner = ["c"], list[Tensor]()
+    strict = door(task, ledger, breathe=breathe, config_chunk=8, releases=1 if what == "releases" else 3)
+    if what == "budget":
+        strict.budget = 1
+    x = task.start(0)
+    with pytest.raises(Withheld):
+        strict(x, 0, "b")
+    assert inner[0].any()
+    assert (ledger.units, strict.exhausted) == (1, what == "budget")
 
 
 @pytest.mark.parametrize("batches", ["independent", "shared"])
