@@ -1,0 +1,72 @@
+"""`peerpoise run`: one daemon from its files to its summary, here alone, so that it needs nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from calling import Call, Result
+
+from node import start
+from peer.errors import ConfigurationError
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
+
+
+@pytest.fixture
+def home(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
+    """A federation of one."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = ("--set", "privacy.epsilon=", "--set", "privacy.sigma=2.0", "--set", "start.timeout_s=0.2")
+    result = peerpoise("pack", experiment, *settings, "--host", f"a=127.0.0.1:{port}", "--out", tmp_path / "packed")
+    assert result.code == 0, result.err
+    return tmp_path / "packed" / "a"
+
+
+def run(peerpoise: Call, home: Path, *options: str) -> Result:
+    return peerpoise("run", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0", *options)
+
+
+def summary(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.out)
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def test_it_prints_the_summary_it_wrote(peerpoise: Call, home: Path) -> None:
+    result = run(peerpoise, home, "--json")
+    assert (result.code, result.err) == (0, "")
+    found = summary(result)
+    assert found == json.loads((home / "state" / "summary.json").read_text())
+    assert (found["complete"], found["nodes"], found["rounds"]) == (True, 1, 2)
+    assert found["privacy"]["epsilon"]["total"] > 0
+    assert summary(run(peerpoise, home, "--json")) == found, "a run that is over is not run again"
+
+
+def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path) -> None:
+    """The run goes to its end without releasing more, and what it learnt is there."""
+    result = run(peerpoise, home, "--json", "--set", "budget.epsilon=0.001", "--set", "budget.delta=1e-3")
+    assert result.code == 3
+    said = result.err.splitlines()
+    assert said[-1] == "peerpoise: The privacy budget of the data is spent: nothing more may be released."
+    assert all(line.startswith("warning: ") for line in said[:-1])
+    found = summary(result)
+    assert found["privacy"]["epsilon"]["total"] == 0
+    assert (home / "state" / "model.safetensors").exists()
+
+
+def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
+    assert start._loop("auto") is start._loop("uvloop") is uvloop.new_event_loop
+    assert start._loop("asyncio") is asyncio.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert start._loop("auto") is asyncio.new_event_loop
+    with pytest.raises(ConfigurationError, match="use --loop asyncio"):
+        start._loop("uvloop")
