@@ -44,13 +44,13 @@ class QuestionRefused(Withheld):
 class Door(Protocol):
     """`node.algorithms.Gradients`, and what status and metrics may know of it."""
 
-    exhausted: bool
+    exhausted: bool = False
     """A release was withheld because the budget is spent."""
-    fault: str
+    fault: str = ""
     """The ledger's sentence while it fails; empty when all is well."""
-    faults: int
+    faults: int = 0
     """How often the ledger failed."""
-    withheld: int
+    withheld: int = 0
     """Releases that were not made, for lack of budget or ledger; the own one counts too."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
@@ -76,7 +76,7 @@ class _Last:
 
 
 @dataclass(kw_only=True, eq=False)
-class StrictDoor:
+class StrictDoor(Door):
     """Every release is clipped, noised and debited. See `open_door` for the fields."""
 
     config: PrivacySection
@@ -95,10 +95,6 @@ class StrictDoor:
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
-    exhausted: bool = False
-    fault: str = ""
-    faults: int = 0
-    withheld: int = 0
     _last: dict[Peer, _Last] = field(default_factory=dict)
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
@@ -223,7 +219,7 @@ class PaperDoor(StrictDoor):
 
 
 @dataclass(kw_only=True, eq=False)
-class ClearDoor:
+class ClearDoor(Door):
     """Mode none: the mean gradient over B examples drawn without replacement, publicly; one batch a round for all."""
 
     task: Task
@@ -234,10 +230,6 @@ class ClearDoor:
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
-    exhausted: bool = False
-    fault: str = ""
-    faults: int = 0
-    withheld: int = 0
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
