@@ -168,7 +168,8 @@ class Machine(RuleBasedStateMachine):
             again = self.header(sequence=self.sequence)
             self.sequence -= 1
             self.say([again])
-            assert self.say([again, *self.frames()]) != pb.CODE_OK
+            whole = [again, *self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()]
+            assert self.say(whole) == pb.CODE_DUPLICATE
 
     @rule(caller=st.sampled_from(["b", "c", "stranger"]))
     def speaks_for_somebody_else(self, caller):
@@ -188,3 +189,12 @@ class Machine(RuleBasedStateMachine):
 
 TestTransfers = Machine.TestCase
 TestTransfers.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_a_sequence_number_counts_once():
+    """For sure, and not only where the machine happens to go."""
+    machine = Machine()
+    machine.opens()
+    machine.breaks_off(cut=1, tail=b"")
+    machine.repeats_a_sequence_number()
+    machine.teardown()
