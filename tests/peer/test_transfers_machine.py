@@ -108,6 +108,10 @@ class Machine(RuleBasedStateMachine):
     def frames(self):
         return [PAYLOAD[offset : offset + length] for offset, length in codec.frames(SIZE)]
 
+    def whole(self):
+        """All that follows a header."""
+        return [*self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()]
+
     @rule()
     def opens(self):
         if not self.opened:
@@ -130,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         if not self.opened:
             return
         before = len(self.delivered)
-        code = self.say([self.header(), *self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()])
+        code = self.say([self.header(), *self.whole()])
         new = ("a", self.round) not in [key for key, _ in self.delivered[:before]]
         assert code == (pb.CODE_OK if new else pb.CODE_DUPLICATE)
         assert len(self.delivered) == before + new
@@ -139,7 +143,7 @@ class Machine(RuleBasedStateMachine):
     def sends_another_header(self, field):
         if self.opened:
             before = len(self.delivered)
-            code = self.say([self.header(**{field: WRONG[field]}), *self.frames()])
+            code = self.say([self.header(**{field: WRONG[field]}), *self.whole()])
             assert code != pb.CODE_OK
             assert len(self.delivered) == before
 
@@ -156,6 +160,10 @@ class Machine(RuleBasedStateMachine):
             assert len(self.delivered) == before
 
     @rule()
+    def sends_as_an_earlier_process(self):
+        assert self.say([self.header(incarnation=0), *self.whole()]) == pb.CODE_INCARNATION
+
+    @rule()
     def gives_up_in_the_trailer(self):
         if self.opened:
             before = len(self.delivered)
@@ -168,8 +176,7 @@ class Machine(RuleBasedStateMachine):
             again = self.header(sequence=self.sequence)
             self.sequence -= 1
             self.say([again])
-            whole = [again, *self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()]
-            assert self.say(whole) == pb.CODE_DUPLICATE
+            assert self.say([again, *self.whole()]) == pb.CODE_DUPLICATE
 
     @rule(caller=st.sampled_from(["b", "c", "stranger"]))
     def speaks_for_somebody_else(self, caller):
