@@ -5,6 +5,7 @@ Whatever comes, the answer is one verdict; what is delivered is exactly what was
 
 import asyncio
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -198,10 +199,24 @@ TestTransfers = Machine.TestCase
 TestTransfers.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
 
-def test_a_sequence_number_counts_once():
-    """For sure, and not only where the machine happens to go."""
-    machine = Machine()
-    machine.opens()
+@pytest.fixture
+def machine():
+    """For sure, and not only where hypothesis happens to go."""
+    made = Machine()
+    made.opens()
+    yield made
+    made.teardown()
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_wrong_header_is_refused(machine, field):
+    machine.sends_another_header(field)
+
+
+def test_a_sequence_number_counts_once(machine):
     machine.breaks_off(cut=1, tail=b"")
     machine.repeats_a_sequence_number()
-    machine.teardown()
+
+
+def test_an_earlier_process_is_not_heard(machine):
+    machine.sends_as_an_earlier_process()
