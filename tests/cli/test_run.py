@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,19 +17,20 @@ import jsonschema
 import pytest
 from calling import Call, Result
 
-from node import start
+from node import journal, start
 from peer.errors import ConfigurationError
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
 
 
 @pytest.fixture
-def home(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
-    """A federation of one."""
+def home(peerpoise: Call, experiment: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A federation of one; with these settings, if a test has any."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = ("--set", "privacy.epsilon=", "--set", "privacy.sigma=2.0", "--set", "start.timeout_s=0.2")
-    result = peerpoise("pack", experiment, *settings, "--host", f"a=127.0.0.1:{port}", "--out", tmp_path / "packed")
+    settings = ("privacy.epsilon=", "privacy.sigma=2.0", "start.timeout_s=0.2", *getattr(request, "param", ()))
+    options = [word for it in settings for word in ("--set", it)]
+    result = peerpoise("pack", experiment, *options, "--host", f"a=127.0.0.1:{port}", "--out", tmp_path / "packed")
     assert result.code == 0, result.err
     return tmp_path / "packed" / "a"
 
@@ -70,3 +75,39 @@ def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch)
     assert start._loop("auto") is asyncio.new_event_loop
     with pytest.raises(ConfigurationError, match="use --loop asyncio"):
         start._loop("uvloop")
+
+
+def killed(home: Path, point: str) -> None:
+    """A process of this daemon that dies at the failpoint."""
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+    done = subprocess.run(command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def since_start(home: Path, kind: str) -> list[int]:
+    """The rounds of these events in the last process's journal."""
+    events = journal.read(home / "state" / "journal.jsonl")
+    last = max(i for i, event in enumerate(events) if event["event"] == "header")
+    return [event["round"] for event in events[last:] if event["event"] == kind]
+
+
+LONG = ("train.rounds=5", "train.checkpoint_every=1")
+
+
+@pytest.mark.parametrize("home", [LONG], indirect=True)
+def test_a_round_that_was_debited_is_not_played_again(peerpoise: Call, home: Path) -> None:
+    """Nobody is ahead of it: what its ledger says is all that keeps it from its third round."""
+    killed(home, "after_ledger_fsync=kill@3")
+    assert run(peerpoise, home).code == 0
+    assert since_start(home, "resume") == [3]
+    assert since_start(home, "round") == since_start(home, "release") == [3, 4]
+
+
+@pytest.mark.parametrize("home", [(*LONG, "privacy.mode=none", "privacy.sigma=")], indirect=True)
+def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "straight")
+    straight = summary(run(peerpoise, tmp_path / "straight", "--json"))
+    killed(home, "round_start=kill@4")
+    found = summary(run(peerpoise, home, "--json"))
+    assert since_start(home, "round") == [3, 4]
+    assert found["params_digest"] == straight["params_digest"]
