@@ -96,6 +96,8 @@ class StrictDoor(Door):
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
     _last: dict[Peer, _Last] = field(default_factory=dict)
+    _without: dict[Peer, int] = field(default_factory=dict)
+    """The last round in which a recipient got nothing."""
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -113,8 +115,10 @@ class StrictDoor(Door):
         except QuestionRefused:
             raise
         except Withheld as reason:
-            self.withheld += 1
-            self.on_withheld(t, to, str(reason))
+            if self._without.get(to) != t:  # asked for again, it is still one
+                self._without[to] = t
+                self.withheld += 1
+                self.on_withheld(t, to, str(reason))
             if to != self.me:
                 raise
             return torch.zeros(self.task.layout.size)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from calling import Call
 
-from node import bench
+from node import bench, journal
 from node.algorithms import find
 
 QUICK = 0.001
@@ -42,6 +42,9 @@ def test_it_counts_what_a_run_counts(peerpoise: Call, experiment: Path, tmp_path
     ran = peerpoise("simulate", experiment, *options, "--folder", tmp_path / "run", "--json")
     rounds = found["rounds"]
     assert rounds * found["bytes_sent"] == json.loads(ran.out)["bytes_sent"]["max"]
+    journals = [journal.read(home / "journal.jsonl") for home in (tmp_path / "run" / "nodes").iterdir()]
+    phases = [[it["bytes_sent"] for it in events if it["event"] == "phase"] for events in journals]
+    assert max(sum(each) for each in phases) == rounds * found["bytes_sent"], "simulate's lines say the same"
     most = find(name).releases({"ring": 2, "star": 3}[kind])
     assert most == found["releases"] == found["parts"]["gradient"]["times"] == found["parts"]["debit"]["times"]
     assert found["parts"]["wire"]["times"] * 4 * found["parameters"] == found["bytes_sent"]

@@ -52,6 +52,7 @@ def test_it_prints_the_summary_it_wrote(peerpoise: Call, home: Path) -> None:
     assert found == json.loads((home / "state" / "summary.json").read_text())
     assert (found["complete"], found["nodes"], found["rounds"]) == (True, 1, 2)
     assert found["privacy"]["epsilon"]["total"] > 0
+    assert [len(it["digest"]) for it in events(home) if it["event"] == "data"] == [64]
     assert summary(run(peerpoise, home, "--json")) == found, "a run that is over is not run again"
 
 
@@ -65,6 +66,9 @@ def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path
     found = summary(result)
     assert found["privacy"]["epsilon"]["total"] == 0
     assert (home / "state" / "model.safetensors").exists()
+    assert (since_start(home, "release"), since_start(home, "withheld")) == ([], [0, 1])
+    [withheld, *_] = [it for it in events(home) if it["event"] == "withheld"]
+    assert (withheld["recipient"], withheld["reason"]) == ("a", "the privacy budget of the data is spent")
 
 
 def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +88,15 @@ def killed(home: Path, point: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def events(home: Path) -> list[dict[str, Any]]:
+    return journal.read(home / "state" / "journal.jsonl")
+
+
 def since_start(home: Path, kind: str) -> list[int]:
-    """The rounds of these events in the last process's journal."""
-    events = journal.read(home / "state" / "journal.jsonl")
-    last = max(i for i, event in enumerate(events) if event["event"] == "header")
-    return [event["round"] for event in events[last:] if event["event"] == kind]
+    """The rounds of these events in the last process's part of the journal."""
+    all_of_them = events(home)
+    last = max(i for i, event in enumerate(all_of_them) if event["event"] == "header")
+    return [event["round"] for event in all_of_them[last:] if event["event"] == kind]
 
 
 LONG = ("train.rounds=5", "train.checkpoint_every=1")
@@ -111,3 +119,6 @@ def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp
     found = summary(run(peerpoise, home, "--json"))
     assert since_start(home, "round") == [3, 4]
     assert found["params_digest"] == straight["params_digest"]
+    seconds = [it["seconds"] for it in events(home) if it["event"] == "round"]
+    assert len(seconds) == 5
+    assert found["wall_seconds"] == pytest.approx(sum(seconds)), "of all processes"

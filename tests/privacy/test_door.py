@@ -142,6 +142,7 @@ def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, mo
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     assert not strict(x, 0, "a").any()
     assert not strict.own(x, 0).any()
+    assert strict.withheld == 2, "b's and the own one, however often they were asked for"
     assert ledger.units == 0
     assert strict(x, 1, "b").any()
     assert (strict.fault, strict.faults, ledger.units) == ("", 2, 1)
