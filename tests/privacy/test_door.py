@@ -297,6 +297,15 @@ def test_calibrated_noise_covers_the_largest_neighbourhood() -> None:
     assert noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
 
 
+def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(task: Small, ledger: Ledger) -> None:
+    door(task, ledger, config_sigma=2.0)(task.start(0), 0, "b")
+    [row] = ledger.rows()
+    assert row.mechanism.sigma == noise.effective(2.0, task.layout.size) < 2.0
+    large = door_module.mechanism(door_module.PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1)
+    assert large.sigma == pytest.approx(2.0 / (1 + 2.0 * 10**4.5 / noise.STEPS), rel=1e-4)
+    assert large.sigma < 1.9
+
+
 # -- what a release is: one detector, and the bugs it must find --------------------------------------------------------
 
 
