@@ -241,6 +241,15 @@ def mixing(run: RunConfig) -> Mixing:
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
 
 
+def judged(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = lambda: None) -> dict[str, Validation]:
+    """The argument more that an algorithm has which values what it hears.
+
+    Raises:
+        ConfigurationError: the task has no validation set.
+    """
+    return {"judge": Validation(task, breathe)} if getattr(algorithm, "validates", False) else {}
+
+
 @lru_cache
 def _stated(rows: tuple[Any, ...], delta: float) -> float:
     return epsilon(rows, delta)
@@ -313,8 +322,8 @@ def build(
         on_withheld=on_withheld,
     )
     x = task.start(run.train.seed) if start is None else start
-    more = {"judge": Validation(task, breathe)} if getattr(plan.algorithm, "validates", False) else {}
-    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **more)
+    judge = judged(plan.algorithm, task, breathe)
+    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **judge)
     algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
     return Learner(

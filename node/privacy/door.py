@@ -45,13 +45,13 @@ class QuestionRefused(Withheld):
 class Door(Protocol):
     """`node.algorithms.Gradients`, and what status and metrics may know of it."""
 
-    exhausted: bool
+    exhausted: bool = False
     """A release was withheld because the budget is spent."""
-    fault: str
+    fault: str = ""
     """The ledger's sentence while it fails; empty when all is well."""
-    faults: int
+    faults: int = 0
     """How often the ledger failed."""
-    withheld: int
+    withheld: int = 0
     """Releases that were not made, for lack of budget or ledger; the own one counts too."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
@@ -79,7 +79,7 @@ class _Last:
 
 
 @dataclass(kw_only=True, eq=False)
-class StrictDoor:
+class StrictDoor(Door):
     """Every release is clipped, noised and debited. See `open_door` for the fields."""
 
     config: PrivacySection
@@ -98,11 +98,9 @@ class StrictDoor:
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
-    exhausted: bool = False
-    fault: str = ""
-    faults: int = 0
-    withheld: int = 0
     _last: dict[Peer, _Last] = field(default_factory=dict)
+    _without: dict[Peer, int] = field(default_factory=dict)
+    """The last round in which a recipient got nothing."""
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -146,8 +144,10 @@ class StrictDoor:
         except QuestionRefused:
             raise
         except Withheld as reason:
-            self.withheld += 1
-            self.on_withheld(t, to, str(reason))
+            if self._without.get(to) != t:  # asked for again, it is still one
+                self._without[to] = t
+                self.withheld += 1
+                self.on_withheld(t, to, str(reason))
             raise
 
     def _answer(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Released:
@@ -246,7 +246,7 @@ class PaperDoor(StrictDoor):
 
 
 @dataclass(kw_only=True, eq=False)
-class ClearDoor:
+class ClearDoor(Door):
     """Mode none: the mean gradient over B examples drawn without replacement, publicly; one batch a round for all."""
 
     task: Task
@@ -257,10 +257,6 @@ class ClearDoor:
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
-    exhausted: bool = False
-    fault: str = ""
-    faults: int = 0
-    withheld: int = 0
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:

@@ -237,20 +237,44 @@ def no_clip_finite(gradients: Any, clip: float) -> Any:
 
 
 def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = door(task, ledger)
+    told: list[tuple[int, str]] = []
+    strict = door(task, ledger, on_release=lambda *what: told.append(what))
     x = task.start(0)
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     with pytest.raises(Withheld):
         strict(x, 0, "b")
     assert "nothing is released" in strict.fault
+    assert told == [], "nobody is told of a release before its debit stands"
     with pytest.raises(Withheld):
         strict(x, 0, "b")  # this round's noise is never drawn again
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     assert not strict(x, 0, "a").any()
     assert not strict.own(x, 0).any()
+    assert strict.withheld == 2, "b's and the own one, however often they were asked for"
     assert ledger.units == 0
     assert strict(x, 1, "b").any()
     assert (strict.fault, strict.faults, ledger.units) == ("", 2, 1)
+
+
+@pytest.mark.parametrize("what", ["budget", "releases"])
+def test_two_answers_that_are_computed_at_once_are_not_both_released_where_one_is_left(
+    task: Small, ledger: Ledger, what: str
+) -> None:
+    """Both were let in while one was left; who is debited first has it."""
+
+    def breathe() -> None:
+        if pending:
+            inner.append(strict(x, 0, pending.pop()))
+
+    pending, inner = ["c"], list[Tensor]()
+    strict = door(task, ledger, breathe=breathe, config_chunk=8, releases=1 if what == "releases" else 3)
+    if what == "budget":
+        strict.budget = 1
+    x = task.start(0)
+    with pytest.raises(Withheld):
+        strict(x, 0, "b")
+    assert inner[0].any()
+    assert (ledger.units, strict.exhausted) == (1, what == "budget")
 
 
 @pytest.mark.parametrize("batches", ["independent", "shared"])
@@ -382,6 +406,15 @@ def test_calibrated_noise_covers_the_largest_neighbourhood() -> None:
     told = door_module.mechanism(config, d=650, sigma=sigma, releases=3)
     assert 7.9 < epsilon([Spent(told, 3000)], 1e-4) <= 8.0
     assert noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
+
+
+def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(task: Small, ledger: Ledger) -> None:
+    door(task, ledger, config_sigma=2.0)(task.start(0), 0, "b")
+    [row] = ledger.rows()
+    assert row.mechanism.sigma == noise.effective(2.0, task.layout.size) < 2.0
+    large = door_module.mechanism(door_module.PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1)
+    assert large.sigma == pytest.approx(2.0 / (1 + 2.0 * 10**4.5 / noise.STEPS), rel=1e-4)
+    assert large.sigma < 1.9
 
 
 # -- what a release is: one detector, and the bugs it must find --------------------------------------------------------
