@@ -16,6 +16,7 @@ from node.config import ExperimentConfig, RunConfig
 from node.disk import made
 from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build
+from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.results import MODEL, save_average
 from node.simulate import Hoods
@@ -35,6 +36,8 @@ def _silent(done: int, rounds: int, accuracy: Mapping[Peer, float]) -> None:
 
 def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
     """Plays the whole run and writes RUN/summary.json, the average model, and each node's model, summary and journal.
+
+    The consensus distance in the journals is that of all nodes together, where the run is evaluated.
 
     Ledgers are kept in memory: only bundled public data may be used so.
 
@@ -59,7 +62,9 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
 
     def after_round(t: int) -> None:
         seconds.append(time.perf_counter())
+        apart: dict[str, float] = {}
         if t + 1 == rounds or (every and (t + 1) % every == 0):
+            apart["consensus_distance"] = consensus_distance([it.algorithm.parameters for it in learners.values()])
             for name, learner in learners.items():
                 metrics[name] = learner.evaluate()
                 if metrics[name]:
@@ -70,7 +75,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         for name, learner in learners.items():
             found = learner.algorithm.diagnostics()
             figures = {kind: found[kind] for kind in ("cosine", "calibration") if kind in found}
-            journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
+            journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **apart, **figures)
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 
     conversations = {name: it.algorithm for name, it in learners.items()}
