@@ -147,4 +147,4 @@ def _json(file: Path, missing: Any = None) -> Any:
 
 
 def _bytes(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -6,7 +6,6 @@ best of them. A cell is kept the moment it is finished; one that failed is told 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,6 @@ from node.sweep.folder import Folder
 from node.sweep.grid import Cell, Row, Sweep
 from node.sweep.results import choice, result
 from node.sweep.workers import News, Runner
-
-MEASURED_ROUNDS = 10
-"""Rounds that --measure plays of one cell of each row."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,30 +185,3 @@ class Shown:
         self.moved(cell, 1.0)
         more = f" The traceback is in {trace}." if trace else ""
         self.console.print(f"failed: {cell.label}: {error}{more}", markup=False)
-
-
-def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
-    """Plays ten rounds of one cell of each row that has none yet, in this process, and keeps what a cell would take."""
-    from node.sweep.cell import play
-
-    console = Console(stderr=quiet, highlight=False, soft_wrap=True)
-    for row in sweep.rows:
-        if f"{row.setting}/{row.method}" in folder.costs or seconds(row, folder) is not None:
-            continue
-        cell = row.cell(row.rates[0], row.seeds[0], tuning=False)
-        rounds = cell.config.train.rounds
-        short = {**cell.configuration, "train": {**cell.configuration["train"], "rounds": min(rounds, MEASURED_ROUNDS)}}
-        began = time.perf_counter()
-        record = play(short)
-        played = record["figures"]["summary"]["wall_seconds"]
-        found = time.perf_counter() - began - played + played * rounds / short["train"]["rounds"]
-        folder.price(row, found)
-        console.print(f"{row.setting}, {row.label}: {found:.0f} s a cell", markup=False)
-
-
-def seconds(row: Row, folder: Folder) -> float | None:
-    """What a cell of this row takes: as cells of it took, or as it was measured; None: unknown."""
-    for cell in (*row.tuning(), *row.final(row.rates[0])):
-        if record := folder.found(cell):
-            return float(record["cpu_seconds"])
-    return folder.costs.get(f"{row.setting}/{row.method}")
