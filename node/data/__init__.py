@@ -41,7 +41,7 @@ def public(task: TaskSection) -> tuple[Examples, Examples]:
     return _public(task.model_dump_json())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _public(section: str) -> tuple[Examples, Examples]:
     task = TaskSection.model_validate_json(section)
     train, test = _whole(task)

@@ -30,13 +30,14 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; pa
 .wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid var(--c0); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { padding-left: .4rem; }
 thead th { border-bottom: 2px solid var(--rule); font-weight: 600; vertical-align: bottom; white-space: normal; }
 tbody th { font-weight: 500; } tbody tr:nth-child(even) { background: var(--stripe); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem 2rem; }
 figure { margin: 0; break-inside: avoid; } figure svg { width: 100%; height: auto; display: block; }
-figcaption { padding-top: .2rem; } details { margin: .6rem 0; } summary { cursor: pointer; }
+figcaption { padding-bottom: .3rem; } details { margin: .6rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; background: var(--stripe); padding: .8rem; font-size: .85rem; max-width: 100%; }
 @media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #444; --rule: #bbb; --stripe: #fff;
   --c0: #0060a8; --c1: #c44e00; --c2: #00785a; --c3: #a83279; --c4: #7a5cb8; --c5: #8a6d00; --c6: #c0392b;
@@ -91,26 +92,28 @@ def _part(findings: Findings, part: Part, grid: Grid) -> Iterator[str]:
     level = "h2" if findings.sweep.title else "h3"
     yield f'<section aria-labelledby="{_anchor(findings, part)}">\n'
     yield f'<{level} id="{_anchor(findings, part)}">{escape(part.title)}</{level}>\n'
-    yield _table(grid)
+    yield _table(grid, headed=True)
     if tried := tables.rates(part):
         yield f"<details><summary>Learning rates that were tried</summary>{_table(tried)}</details>\n"
     yield '<div class="figures">\n'
     for plot in plots.plots(part, findings.methods):
         svg = plot.inline().replace("<svg", f'<svg role="img" aria-label="{escape(plot.alt)}"', 1)
-        yield f"<figure>{svg}<figcaption>{escape(plot.title)}</figcaption></figure>\n"
+        yield f"<figure><figcaption>{escape(plot.title)}</figcaption>{svg}</figure>\n"
     yield "</div>\n</section>\n"
 
 
-def _table(grid: Grid) -> str:
+def _table(grid: Grid, *, headed: bool = False) -> str:
+    """headed: a heading above it says the same as its caption, which is then for screen readers only."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in grid.head)
     rows = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>\n'
         for first, *rest in grid.rows
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in grid.notes)
-    label = escape(grid.title)
+    label, hidden = escape(grid.title), ' class="hidden"' if headed else ""
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n<table>\n<caption>{label}</caption>\n'
+        f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n<table>\n'
+        f"<caption{hidden}>{label}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
     )

@@ -25,7 +25,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -40,13 +40,14 @@ OWN = ("title", "rates", "methods")
 """Keys of a setting or method that are the sweep's own, not the experiment's."""
 
 Values = dict[str, Any]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class Difference(Section):
     """A setting or a method: `OWN` keys; every other is a section of the experiment."""
 
     title: str = ""
-    rates: tuple[float, ...] = ()
+    rates: tuple[Rate, ...] = ()
     """Instead of the sweep's."""
     methods: tuple[str, ...] = ()
     """Of a setting: only these are compared in it; the others count as not run."""
@@ -69,7 +70,7 @@ class SweepSection(Section):
     """"section.key" = values; every setting is played with every combination."""
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Each sets train.seed and experiment.seed: parameters, batches without noise, and the partition."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[Rate, ...] = ()
     """Learning rates (algorithm.lr). Empty: the experiment's."""
     tuning_seed: int | None = None
     """With it a method's rate is the one with the best accuracy on held-out TRAINING data on this seed."""
@@ -127,6 +128,8 @@ class Row:
 
     setting: str
     method: str
+    label: str
+    """How tables name it: the method, with its rate where each rate is a row."""
     rates: tuple[float | None, ...]
     """More than one: they are tuned."""
     seeds: tuple[int, ...]
@@ -134,11 +137,6 @@ class Row:
     values: Values = field(repr=False)
     """The experiment's, without seed and rate."""
     files: tuple[Path, ...] = ()
-
-    @property
-    def label(self) -> str:
-        fixed = self.rates[0] if len(self.rates) == 1 else None
-        return self.method if fixed is None or self.tuning_seed is not None else f"{self.method}, lr {fixed:g}"
 
     @property
     def tuned(self) -> bool:
@@ -267,8 +265,10 @@ def read(source: Values, file: Path) -> Sweep:
                 rates = rates[middle : middle + 2]
             how: dict[str, Any] = {"setting": name, "method": method, "tuning_seed": section.tuning_seed}
             how |= {"seeds": section.seeds[:1] if quick else section.seeds, "values": own, "files": (file,)}
-            tuned = section.tuning_seed is not None
-            rows += [Row(rates=each, **how) for each in ([rates] if tuned else [(rate,) for rate in rates])]
+            if section.tuning_seed is not None or len(rates) == 1:
+                rows.append(Row(rates=rates, label=method, **how))
+            else:
+                rows += [Row(rates=(rate,), label=f"{method}, lr {rate:g}", **how) for rate in rates]
     return Sweep(section=section, source=source, rows=tuple(rows), titles=titles)
 
 

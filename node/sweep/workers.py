@@ -74,8 +74,9 @@ class Workers:
             key = next((key for key, it in self._busy.items() if it is process), None)
             if key is None:
                 self._idle = [it for it in self._idle if it is not process]  # it died while idle
+                _close(process)
             elif not line:
-                del self._busy[key]
+                _close(self._busy.pop(key))
                 return News(key=key, error=f"Its process {_end(process.wait())}; see {self._log}.")
             else:
                 news = News(**json.loads(line))
@@ -85,9 +86,7 @@ class Workers:
 
     def close(self) -> None:
         for process in (*self._idle, *self._busy.values()):
-            assert process.stdin
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+            _close(process)
         for process in (*self._idle, *self._busy.values()):
             process.wait()
         self._idle, self._busy = [], {}
@@ -112,6 +111,12 @@ class Workers:
             for line in process.stdout:
                 self._heard.put((process, line))
         self._heard.put((process, ""))
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 def _end(code: int) -> str:
