@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,10 @@ def test_the_sweeps_of_the_results_are_in_order(file):
         if any(part in str(error) for part in COMING):
             pytest.xfail(f"needs a key that is not there yet: {error}")
         raise
+
+
+def test_the_page_of_the_results_counts_their_cells():
+    page = (ROOT / "docs" / "results" / "README.md").read_text()
+    told = {name: int(cells) for name, cells in re.findall(r"\]\(([a-z-]+)\.toml\) \|.*\| (\d+) \|", page)}
+    assert len(told) == 4
+    assert {name: load(ROOT / "docs" / "results" / f"{name}.toml").size for name in told} == told
