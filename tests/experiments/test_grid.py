@@ -108,12 +108,12 @@ def test_only(tiny):
     ("text", "part"),
     [
         (
-            '[sweep.grid]\n"experiment.alhpa" = [1]\n',
-            "experiment.alhpa: unknown key (setting ring, alhpa 1, method xavg)",
+            '[sweep.grid]\n"experiment.beta" = [1]\n',
+            "experiment.beta: unknown key (setting ring, beta 1, method xavg)",
         ),
         ('[sweep.grid]\n"experiment.alpha" = []\n', "grid.experiment.alpha has no values"),
         ('[sweep.grid]\n"alpha" = [1]\n', "grid key 'alpha' is not of the form"),
-        ("[sweep.settings.x]\ntoplogy.kind = 'full'\n", "sweep.settings.x.toplogy: unknown key"),
+        ("[sweep.settings.x]\ngraph.kind = 'full'\n", "sweep.settings.x.graph: unknown key"),
         ("[sweep.settings.x]\nmethods = ['sgd']\n", "there is no method 'sgd'"),
         ("[sweep.methods.xavg]\n", "stands in algorithms and in methods"),
         ("[sweep.methods.x]\nalgorithm = 3\n", "sweep.methods.x.algorithm"),
