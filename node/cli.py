@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node import advice
+from node import advice, experiments
 from node.options import Json, Settings, print_json
 from peer.errors import EXIT_BUG, EXIT_OK, BudgetSpent, ConfigurationError, PeerpoiseError, TemporaryFailure
 
@@ -31,6 +31,7 @@ config = typer.Typer(help="Look at configuration before it runs.", no_args_is_he
 app.add_typer(ca, name="ca")
 app.add_typer(config, name="config")
 app.add_typer(advice.app)
+app.add_typer(experiments.app)
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
 Task = Annotated[str | None, typer.Option("--task", metavar="PACKAGE.MODULE:FUNCTION", help="Your own task.")]

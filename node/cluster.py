@@ -355,8 +355,11 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     if config.task.data != "own":
         import numpy as np
 
+        from node import data, validation
         from node.tasks import make
 
-        task = make(config, np.arange(1))
+        train, _ = data.public(config.task)
+        held_out = validation.held_out(config, train.y.numpy())
+        task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
         if attack:
             attack.on_task(task, config, attacker)
