@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
+from quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played
 
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.cluster import complete
