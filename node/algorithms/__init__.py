@@ -36,7 +36,7 @@ class Gradients(Protocol):
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
         """∇f(x) − ∇f(before), both of the same examples, in round t: a release for me, instead of the gradient at x.
 
-        strict: clipped per example as a difference, noised and debited like a gradient.
+        strict: each example's difference is clipped, and the sum noised and debited like a gradient.
 
         Raises:
             peer.message.Withheld: nothing may be released.

@@ -6,13 +6,14 @@ linear convergence speedup for fully decentralized federated learning with heter
     x_i ← Σ_j w_ij x_j − η y_i ;  y_i ← Σ_j w_ij y_j      one exchange, of twice the model; the step takes y before it
 
 What differs between the nodes' data cancels in y, so a constant η leads to one point. In mode strict (DP-NET-FLEET)
-the difference is ONE release: it is clipped per example as a difference, and noised and debited like a gradient.
+the difference is ONE release: what an example's clipped gradient gained is clipped to C again, and the sum is noised
+and debited like that of gradients.
 
 Deviations
     * Noising both gradients would take two answers on one batch, σ/√2 to the accountant, and bring twice the noise.
     * restart, off by default: every so many rounds s_i is a fresh gradient. The noise of batches and of privacy adds up
-      in s_i like a random walk, and nothing else takes it out: without restarts a strict run learns nothing unless ε
-      is huge, and a long one without noise gets worse again. restart = 1 is classical gradient tracking.
+      in s_i like a random walk, and nothing else takes it out: without restarts a strict run learns next to nothing
+      (with the quickstart's data and ε), and a long one without noise gets worse again. 1 is gradient tracking proper.
     * mix_steps, off by default: steps are mixed too. As written above, η must be several times smaller than for D-PSGD
       where W has small or negative eigenvalues.
     * A release that is withheld takes s_i out of y_i: a node without budget is one without a gradient. Left in, its

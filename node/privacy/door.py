@@ -2,7 +2,7 @@
 
 StrictDoor   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
              debit on disk, and only then a `Released` gradient. What an algorithm does with it is post-processing.
-             A difference of two models' gradients is clipped per example as a difference: one release, one debit.
+             The difference of two models' gradients is clipped per example too: one release, one debit.
 PaperDoor    the papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
 ClearDoor    plain gradients of public batches. No privacy.
 
@@ -127,7 +127,7 @@ class StrictDoor(Door):
         return self(x, t, self.me)
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
-        """The round's release for me: (Σ_b clipped(∇ℓ_b(x) − ∇ℓ_b(before)) + z)/B, flat float32 [d].
+        """The round's release for me: (Σ_b clip_C(ĝ_b(x) − ĝ_b(before)) + z)/B with ĝ clipped itself, flat float32 [d].
 
         One example moves the sum by C at most, as in any other release, and that is what is debited: one of them.
 

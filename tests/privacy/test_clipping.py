@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_a_difference_is_that_of_each_examples_gradients(backend: clipping.Backe
     expected = mean_gradient(task, x, rows) - mean_gradient(task, before, rows)
     torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=1e-5)
     assert not clipped_sum(task, x, rows, 1.0, before=x, backend=backend).any()
+
+
+def test_the_differences_along_a_path_add_up_to_a_clipped_gradient() -> None:
+    """Those of plain gradients, each clipped, would miss for good what the first gradient lost by clipping."""
+    task = make_small("mlp")
+    rows, path = torch.arange(task.examples), [task.start(0) * (1 + k / 50) for k in range(51)]
+    norms = [float(clipped_sum(task, path[0], rows[k : k + 1], 1e9).norm()) for k in range(task.examples)]
+    clip = sorted(norms)[5]
+    total = clipped_sum(task, path[0], rows, clip)
+    for before, x in itertools.pairwise(path):
+        total += clipped_sum(task, x, rows, clip, before=before)
+    expected = clipped_sum(task, path[-1], rows, clip)
+    assert float((total - expected).norm()) < 1e-4 * float(expected.norm())
 
 
 SMALL = [make_small("softmax", n=2), make_small("mlp", n=2)]

@@ -192,17 +192,19 @@ def test_the_difference_of_mode_none_is_of_one_batch(task: Small) -> None:
 
 
 def clipped_difference(task: Small, strict: StrictDoor, x: Tensor, before: Tensor) -> float:
-    """How far the release is from (1/B) Σ_b clip(∇ℓ_b(x) − ∇ℓ_b(before)), written as stupidly as possible."""
+    """How far the released sum is from Σ_b clip(clip ∇ℓ_b(x) − clip ∇ℓ_b(before)), written as stupidly as possible."""
+    clip = strict.config.clip
     total = torch.zeros(task.layout.size, dtype=torch.float64)
     for row in range(task.examples):
         each = []
         for model in (x, before):
             leaf = model.clone().requires_grad_()
             example = tuple(part[0] for part in task.batch(torch.tensor([row])))
-            each.append(torch.autograd.grad(task.loss(views(task.layout, leaf), example), leaf)[0].double())
+            g = torch.autograd.grad(task.loss(views(task.layout, leaf), example), leaf)[0].double()
+            each.append(g * min(1.0, clip / max(float(g.norm()), 1e-300)))
         g = each[0] - each[1]
         if g.isfinite().all():
-            total += g * min(1.0, strict.config.clip / max(float(g.norm()), 1e-300))
+            total += g * min(1.0, clip / max(float(g.norm()), 1e-300))
     return float((strict.difference(x, before, 0).double() * strict.config.batch - total).norm())
 
 
@@ -214,17 +216,19 @@ def clipped_apart(
     return total if before is None else total - clipping.clipped_sum(task, before, rows, clip, **how)
 
 
-@pytest.mark.parametrize("bug", ["none", "clipped apart", "not clipped"])
-def test_a_difference_is_clipped_per_example_as_a_difference(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bug", ["none", "clipped apart", "not clipped", "plain gradients"])
+def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_small("mlp", n=12)
     task.x[0] = NAN
     if bug == "clipped apart":
         monkeypatch.setattr(door_module, "clipped_sum", clipped_apart)
     if bug == "not clipped":
         monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
+    if bug == "plain gradients":
+        monkeypatch.setattr(clipping, "_clip", lambda gradients, clip: None)
     with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
         bare = door(task, ledger, config_rate=1.0, config_batch=16, config_clip=0.5, config_sigma=1e-4)
-        off = clipped_difference(task, bare, task.start(0) * 3, task.start(0))
+        off = clipped_difference(task, bare, task.start(0) * -3, task.start(0))
         assert (off < 0.02) == (bug == "none")
         assert ledger.units == 1
 
