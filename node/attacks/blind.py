@@ -58,7 +58,7 @@ class Scaling:
 
 
 class GaussianConfig(LieConfig):
-    std: float = Field(default=0.1, ge=0)
+    std: float = Field(default=1.0, ge=0)
     """Standard deviation of every coordinate."""
 
 

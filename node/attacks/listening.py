@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from node.attacks.liar import LieConfig, Saying
 from node.maths.mixing import weighted_sum
+from node.maths.robust import MEAN, median
+
+OUTLIER = 3.0
+"""Times the median distance from the middle: wide enough for honest nodes whose data differ."""
 
 
 class EchoConfig(LieConfig):
@@ -97,8 +102,9 @@ class Dissensus:
 
     Knows: what each neighbour mixed in the round before, and its own row of W.
     Deviations: the paper's b says something else to every neighbour, each its victim; here all hear the same, made for
-    one victim, the neighbour farthest from the mean of those heard. The victim's neighbours and weights are taken to
-    be b's own. Nothing but the parameters is lied about.
+    one victim, the neighbour farthest from the others. The victim's neighbours and weights are taken to be b's own.
+    Who is farther from the median of all than OUTLIER times what half of them are is taken for another liar and left
+    out: two that amplify each other would soon be beyond all numbers. Nothing but the parameters is lied about.
     """
 
     Config: ClassVar[type[BaseModel]] = DissensusConfig
@@ -108,15 +114,17 @@ class Dissensus:
         self.config = config
 
     def lie(self, said: Saying) -> Tensor:
-        heard, w = said.heard, said.weight
-        if said.word != "state" or not said.parameters or not heard:
+        if said.word != "state" or not said.parameters or not said.heard:
             return said.truth
-        mean = torch.stack(list(heard.values())).mean(0)
-        victim = max(heard, key=lambda peer: float((heard[peer] - mean).norm()))
-        pull = weighted_sum(
-            {peer: w[peer] / w[said.me] for peer in heard}, {peer: x - heard[victim] for peer, x in heard.items()}
-        )
-        return heard[victim] - self.config.epsilon * pull
+        middle = median(dict.fromkeys(said.heard, 1.0), said.heard, said.me, MEAN)
+        apart = {peer: float((x - middle).norm()) for peer, x in said.heard.items()}
+        usual = OUTLIER * statistics.median(apart.values())
+        heard = {peer: x for peer, x in said.heard.items() if apart[peer] <= usual}
+        if not heard:  # nothing that was heard is a number
+            return said.truth
+        x = heard[max(heard, key=lambda peer: apart[peer])]
+        w = {peer: said.weight[peer] / said.weight[said.me] for peer in heard}
+        return x - self.config.epsilon * weighted_sum(w, {peer: x_k - x for peer, x_k in heard.items()})
 
 
 def _everybody(said: Saying) -> Tensor:

@@ -16,7 +16,7 @@ WEIGHT = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
 ALL = np.stack([TRUTH, *HEARD.values()])
 
 
-def lie(name, word="state", parameters=True, heard=HEARD, **options):
+def lie(name, word="state", parameters=True, heard=HEARD, weight=WEIGHT, **options):
     """What the attacker a says."""
     said = Saying(
         word=word,
@@ -24,7 +24,7 @@ def lie(name, word="state", parameters=True, heard=HEARD, **options):
         truth=torch.from_numpy(TRUTH.copy()),
         heard={peer: torch.from_numpy(x) for peer, x in heard.items()},
         question=torch.from_numpy(QUESTION) if word == "answer" else None,
-        weight=WEIGHT,
+        weight=weight,
         me="a",
         draw=lambda: public_generator(1, "a", 2, "test"),
     )
@@ -67,13 +67,21 @@ def test_echo_gives_the_question_back_and_repeats_the_first_neighbour():
 @pytest.mark.parametrize("epsilon", [1.0, 1.5])
 def test_dissensus_undoes_the_pull_of_the_victims_neighbours(epsilon):
     """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib; with ε = 1 the victim's mixing leaves it where it is."""
-    mean = np.stack(list(HEARD.values())).mean(0)
-    victim = max(HEARD, key=lambda peer: np.linalg.norm(HEARD[peer] - mean))
+    middle = np.median(np.stack(list(HEARD.values())), 0)
+    victim = max(HEARD, key=lambda peer: np.linalg.norm(HEARD[peer] - middle))
     pull = sum(WEIGHT[k] * (HEARD[k] - HEARD[victim]) for k in HEARD)
     found = lie("dissensus", epsilon=epsilon)
     np.testing.assert_allclose(found, HEARD[victim] - epsilon * pull / WEIGHT["a"], rtol=1e-12)
     mixed = HEARD[victim] + pull + WEIGHT["a"] * (found - HEARD[victim])
     np.testing.assert_allclose(mixed, HEARD[victim] + (1 - epsilon) * pull, rtol=1e-9)
+
+
+def test_dissensus_leaves_out_who_lies_more_than_others():
+    """Two attackers that listen to each other would be beyond all numbers within tens of rounds."""
+    for far in (1e3, float("inf"), float("nan")):
+        found = lie("dissensus", heard={**HEARD, "e": np.full(6, far)}, weight={**WEIGHT, "e": 0.1})
+        assert np.linalg.norm(found) < 50
+    np.testing.assert_array_equal(lie("dissensus", heard={"b": np.full(6, float("nan"))}), TRUTH)
 
 
 def test_dissensus_is_about_parameters_only():
