@@ -83,13 +83,12 @@ def _sweep(findings: Findings, *, alone: bool) -> Iterator[str]:
     for grid in grids[: len(grids) - len(findings.parts)]:
         yield _table(grid)
     for part, grid in zip(findings.parts, grids[-len(findings.parts) :], strict=True):
-        yield from _part(findings, part, grid)
+        yield from _part(findings, part, grid, "h2" if alone else "h3")
     told = tomli_w.dumps(without_removed(findings.sweep.source))
     yield f"<details><summary>Configuration</summary><pre>{escape(told)}</pre></details>\n"
 
 
-def _part(findings: Findings, part: Part, grid: Grid) -> Iterator[str]:
-    level = "h2" if findings.sweep.title else "h3"
+def _part(findings: Findings, part: Part, grid: Grid, level: str) -> Iterator[str]:
     yield f'<section aria-labelledby="{_anchor(findings, part)}">\n'
     yield f'<{level} id="{_anchor(findings, part)}">{escape(part.title)}</{level}>\n'
     yield _table(grid, headed=True)
