@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -156,7 +157,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     """See `node.tasks.make`."""
     task = run.task
     train, test, judged = _own(run, data) if task.data == "own" else _bundled(run, data)
-    train, test = _prepared(train, task), _prepared(test, task) if test else None
+    train = _prepared(train, task)
     if test and test.shape != train.shape:
         raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
     judged = _prepared(judged, task) if judged else None
@@ -168,7 +169,14 @@ def _prepared(examples: Examples, task: TaskSection) -> Examples:
 
 
 Sets = tuple[Examples, Examples | None, Examples | None]
-"""Training, test and validation set."""
+"""Training, test (prepared) and validation set."""
+
+
+@lru_cache(maxsize=2)
+def _public_test(section: str) -> Examples:
+    """The public test set, prepared once for all nodes of a process: nobody changes it."""
+    task = TaskSection.model_validate_json(section)
+    return _prepared(datasets.public(task)[1], task)
 
 
 def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
@@ -180,12 +188,13 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     if not data.name:
         raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
     train = datasets.own(data.path, task)
-    return train, datasets.own(data.test, task) if data.test else None, validation.load(run, data, train)
+    test = _prepared(datasets.own(data.test, task), task) if data.test else None
+    return train, test, validation.load(run, data, train)
 
 
 def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     task = run.task
-    train, test = datasets.public(task)
+    train, test = datasets.public(task)[0], _public_test(task.model_dump_json())
     if max(int(train.y.max()), int(test.y.max())) >= task.classes:
         raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
     if not isinstance(data, DataSection):

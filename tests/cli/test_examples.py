@@ -19,13 +19,18 @@ from node import checkpoint, summary
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 SCHEMA = json.loads((ROOT / "docs" / "summary.schema.json").read_text())
-FEWER = {"poisoned": ["--set", "experiment.nodes=4", "--set", "experiment.attack.nodes=1"]}
+FOUR = ["--set", "experiment.nodes=4"]
+FEWER = {
+    "non-iid": FOUR,
+    "poisoned": [*FOUR, "--set", "experiment.attack.nodes=1"],
+    "private": [*FOUR, "--set", "privacy.batch=60", "--set", "privacy.rate=0.004"],
+}
 """Ten daemons take a minute to start."""
 SHORT = ["--set", "train.rounds=3", "--set", "train.evaluate_every=1", "--set", "privacy.insecure_seed=7"]
 
 
 def test_there_are_examples() -> None:
-    assert {"quickstart", "full", "poisoned"} <= {path.stem for path in EXAMPLES}
+    assert {"quickstart", "full", "non-iid", "poisoned", "private"} <= {path.stem for path in EXAMPLES}
 
 
 @pytest.mark.cluster
