@@ -233,6 +233,19 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
+    """What a beat said of a neighbour's round is long out of date then; that its part of each round came is not."""
+    nodes, hoods = cluster(("d-psgd", {}), "ring")
+    together = mesh(nodes, hoods, 400, beat_seconds=0.01)
+    async with alive(together) as tasks:
+        await until(lambda: together["n0"].notes.rounds)
+        for node in together.values():
+            node.session.beat_seconds = 60.0
+        await asyncio.wait_for(asyncio.gather(*tasks.values()), 60)
+    assert [node.notes.losses + node.notes.drops for node in together.values()] == [[], [], [], []]
+    assert torch.equal(results(nodes), simulated(("d-psgd", {}), "ring", rounds=400))
+
+
 # ------------------------------------------------------------------------------------------- slow is not dead
 
 
