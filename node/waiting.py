@@ -111,7 +111,7 @@ class Waiting:
             self.lose(peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
         elif waited > self.sync.patience_s * (2 if others else 1):
             self.lose(peer, f"It was waited for {waited:.0f} s.", idle=True)
-        elif 0 <= it.round < self.t - FAR:
+        elif self.membership.behind(peer, self.t - FAR, self.session.now - waited):
             self.lose(peer, "It is far behind.")
 
     async def _doze(self, waiting: frozenset[Peer]) -> None:

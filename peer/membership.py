@@ -43,10 +43,13 @@ class Neighbour:
     """Both ends know that the edge was agreed on: the answer to the proposal may have been lost."""
     incarnation: int = 0
     round: int = -1
-    """Round the neighbour is inside, -1 outside, as last heard."""
+    """Round the neighbour is inside, -1 outside, as its last beat said: many fast rounds may have passed since."""
+    reached: int = -1
+    """The latest round it is known to have entered, by beats and by what came of it."""
     phase: int = 0
     waiting_for: frozenset[Peer] = frozenset()
     last_heard: float = float("-inf")
+    last_beat: float = float("-inf")
     last_work: float = float("-inf")
     """When its counter last moved or its bytes last arrived."""
     last_excuse: float = float("-inf")
@@ -111,7 +114,8 @@ class Membership:
         it = self.neighbours[peer]
         it.confirmed = confirmed
         it._order = max(it._order, order) if incarnation == it.incarnation else order
-        it.presence, it.live_from, it.incarnation, it.round = Presence.LIVE, live_from, incarnation, round
+        it.presence, it.live_from, it.incarnation = Presence.LIVE, live_from, incarnation
+        it.round = it.reached = round
         it.last_heard = it.last_work = it.last_excuse = now
         it.waiting_for, it.last_error, it._unnamed = frozenset(), "", 0
 
@@ -120,8 +124,8 @@ class Membership:
         it = self.neighbours[peer]
         if it.presence is Presence.LIVE:
             self.lose(peer, "It was restarted.")
-        it.presence, it.incarnation, it.round, it._lost_at = Presence.UNKNOWN, incarnation, -1, None
-        it._order = 0
+        it.presence, it.incarnation, it._lost_at, it._order = Presence.UNKNOWN, incarnation, None, 0
+        it.round = it.reached = -1
 
     def start_waiting(self, peers: Iterable[Peer], now: float) -> None:
         """From now on these are waited for: what they did before does not count against them."""
@@ -134,6 +138,16 @@ class Membership:
         it = self.neighbours[peer]
         it.last_heard = it.last_work = it.last_excuse = now
         it.confirmed = True
+
+    def entered(self, peer: Peer, round: int) -> None:
+        """A transfer of that round came from the neighbour."""
+        it = self.neighbours[peer]
+        it.reached = max(it.reached, round)
+
+    def behind(self, peer: Peer, round: int, since: float) -> bool:
+        """Has it not even reached that round? By a beat that came after `since`: an older one tells where it was."""
+        it = self.neighbours[peer]
+        return it.last_beat > since and 0 <= it.reached < round
 
     def beat(
         self,
@@ -165,7 +179,8 @@ class Membership:
         if order <= it._order:
             return
         it._order = order
-        it.last_heard = now
+        it.last_heard = it.last_beat = now
+        it.reached = max(it.reached, round)
         if progress != it._progress or (round, phase) != (it.round, it.phase):
             it.last_work = it.last_excuse = now
         gathering = round < 0 and bool(waiting_for)

@@ -100,6 +100,7 @@ class Transfers:
         except asyncio.CancelledError:
             self.mailbox.broken(peer, key)
             raise
+        self.circle.membership.entered(peer, key.round)
         heard = self.circle.known(header.heard)
         sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
         try:

@@ -14,12 +14,13 @@ from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 from node.config import MixSection, StartSection, SyncSection
 from node.maths.robust import RULES
 from node.simulate import simulate
-from peer.errors import PeersUnavailable
+from peer import codec
+from peer.errors import PeersUnavailable, Unreachable
 from peer.exchange import Observer
 from peer.message import Layout, Mix, Say
 from peer.topology import neighborhoods
 from peer.transport.grpc import Grpc
-from peer.transport.memory import Network
+from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 
 pytestmark = pytest.mark.cluster  # deadlines are real time
@@ -142,6 +143,45 @@ async def test_an_edge_that_is_cut_is_lost_at_both_ends_and_the_mean_is_kept():
     assert torch.allclose(results(nodes).double().mean(0), before, atol=1e-6)
 
 
+class Unanswering(Memory):
+    """Its answers to n0 are lost in round 3. Everything else arrives, also what it hears from n0."""
+
+    def link(self, node_id, address):
+        link = super().link(node_id, address)
+        send = link.transfer
+
+        async def transfer(messages):
+            first = await anext(messages)
+            header = codec.decode(pb.Header, first)
+            if (node_id, header.round, header.role) == ("n0", 3, pb.ROLE_ANSWER):
+                await messages.aclose()
+                raise Unreachable("lost")
+
+            async def all_of_them():
+                yield first
+                async for message in messages:
+                    yield message
+
+            return await send(all_of_them())
+
+        link.transfer = transfer
+        return link
+
+
+async def test_an_answer_that_is_lost_at_one_end_costs_the_edge_at_both():
+    """n1 heard n0, n0 did not hear n1; both send what is mixed. What each says it heard is what keeps it from being
+    mixed at one end only."""
+    nodes, hoods = cluster(("dpdl", {}), "ring")
+    network = Network()
+    transports = {name: (Unanswering if name == "n1" else Memory)(network, name) for name in hoods}
+    together = mesh(nodes, hoods, 5, transports=transports, sync=SyncSection(deadline_s=2.0))
+    await play(together)
+    weights = {name: node.notes.weights[3] for name, node in together.items()}
+    assert "n1" not in weights["n0"]
+    assert "n0" not in weights["n1"]
+    assert any(t == 3 and "n0" in peers for t, peers, _ in together["n1"].notes.drops)
+
+
 async def test_a_healed_edge_is_used_again_by_both_ends_from_the_same_round_on():
     nodes, hoods = cluster(("d-psgd", {}), "ring")
     network = Network()
@@ -191,6 +231,19 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
             assert first(back, name) == first(together[name], "n2")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
+    """What a beat said of a neighbour's round is long out of date then; that its part of each round came is not."""
+    nodes, hoods = cluster(("d-psgd", {}), "ring")
+    together = mesh(nodes, hoods, 400, beat_seconds=0.01)
+    async with alive(together) as tasks:
+        await until(lambda: together["n0"].notes.rounds)
+        for node in together.values():
+            node.session.beat_seconds = 60.0
+        await asyncio.wait_for(asyncio.gather(*tasks.values()), 60)
+    assert [node.notes.losses + node.notes.drops for node in together.values()] == [[], [], [], []]
+    assert torch.equal(results(nodes), simulated(("d-psgd", {}), "ring", rounds=400))
 
 
 # ------------------------------------------------------------------------------------------- slow is not dead

@@ -151,3 +151,17 @@ def test_a_new_process_is_not_stuck():
     it.lose("a", "dead", idle=True)
     beat(it, "a", now=3.0, incarnation=2)
     assert not it.stuck("a")
+
+
+def test_who_is_behind_is_told_by_a_beat_of_now_and_by_what_came():
+    """Rounds may be faster than beats: then the last beat tells where the neighbour was, not where it is."""
+    it = together("a")
+    beat(it, "a", now=1.0, round=3)
+    assert it.behind("a", 9, since=0.5)
+    assert not it.behind("a", 9, since=1.5), "it may be there by now"
+    it.entered("a", 8)
+    beat(it, "a", now=2.0, round=5)  # one that was overtaken
+    assert it.behind("a", 9, since=1.5)
+    assert not it.behind("a", 8, since=1.5)
+    it.restarted("a", 2)
+    assert not it.behind("a", 9, since=1.5), "nobody knows where a new process will enter"
