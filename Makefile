@@ -1,6 +1,8 @@
 # make demo   a local cluster of four daemons, from nothing
 # make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
+# make results       the tables and the page of docs/results (about 12 core-hours, resumable); results-plan says beforehand
+# make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
@@ -8,9 +10,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+JOBS   ?= 1
+CLAIMS := non-iid poisoned private speed-up
+# Is Fashion-MNIST on this machine? If not, a sentence says what to do.
+FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test compose-test kill-matrix lint bench bench-quick learning learning-quick docs stubs clean
+.PHONY: demo test compose-test kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan ray-test docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -42,10 +48,31 @@ bench-quick: $(VENV)/dev.installed
 	for file in tests/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file --quick || exit 1; done
 
 learning: $(VENV)/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/learning/fashion_mnist.py
+	$(BIN)/peerpoise sweep docs/results/learning.toml --out build/learning --jobs $(JOBS)
 
 learning-quick: $(VENV)/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/learning/fashion_mnist.py --quick --only few private-8 --out build/learning-quick
+	$(FASHION) || exit 0; \
+	$(BIN)/peerpoise sweep docs/results/learning.toml --quick --out build/learning-quick --jobs 2 \
+	  --only few/dpdl --only few/centralised --only few/local --only private-8/dp-dmsgd
+
+results: $(VENV)/dev.installed
+	for name in $(CLAIMS); do \
+	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) || exit 1; done
+	$(BIN)/peerpoise report $(CLAIMS:%=build/results/%) --out build/results/results.html --markdown build/results/results.md
+
+results-quick: $(VENV)/dev.installed
+	$(FASHION) || exit 0; \
+	for name in $(CLAIMS); do \
+	  $(BIN)/peerpoise sweep docs/results/$$name.toml --quick --out build/results-quick/$$name --jobs 2 || exit 1; done; \
+	$(BIN)/peerpoise report $(CLAIMS:%=build/results-quick/%) --out build/results-quick/results.html
+
+results-plan: $(VENV)/dev.installed
+	for name in $(CLAIMS); do \
+	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --dry-run --measure || exit 1; done
+
+ray-test: $(VENV)/dev.installed
+	$(BIN)/pip install -q -e '.[ray]'
+	RAY_TEST=1 $(BIN)/pytest -q -s tests/experiments/test_ray.py
 
 docs: $(VENV)/dev.installed
 	$(BIN)/python docs/generate.py

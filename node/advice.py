@@ -86,3 +86,28 @@ def doctor(
     else:
         Console(highlight=False).print(examination.show(findings))
     raise typer.Exit(EXIT_OK if found["ok"] else EXIT_FAILURE)
+
+
+@app.command()
+def bench(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.toml]", help="An experiment or a run.toml (else the quickstart's).")
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Measure what a node's round costs on this machine: gradients, noise, ledger, wire, steps.
+
+    With --set experiment.device=cuda on the GPU. A floor: nothing is waited for, nothing goes over a network.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("loading") as progress:
+        from node import bench as measuring
+
+        report = measuring.measure(measuring.read(file, settings), progress.update)
+    if as_json:
+        print_json(measuring.document(report))
+    else:
+        console.print(measuring.show(report))

@@ -6,6 +6,7 @@ opened only if it exists, and a port is bound for a moment.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import socket
@@ -25,7 +26,9 @@ from node.privacy.ledger import Ledger
 from node.start import located
 from node.task import Task
 from node.tasks import make
-from peer.discovery import endpoint
+from peer.addresses import Addresses, own_addresses
+from peer.discovery import Surroundings, endpoint
+from peer.discovery.exchange import FILE
 from peer.errors import PeerpoiseError, TemporaryFailure
 from peer.identity import Identity
 from peer.roster import Roster
@@ -33,6 +36,8 @@ from peer.roster import Roster
 SOON_DAYS = 30
 """A certificate that expires sooner is a warning."""
 DIAL_SECONDS = 2.0
+SEEKING = frozenset({"exchange", "mdns"})
+"""Discoveries that ask other nodes."""
 BASE = 460 << 20
 """Bytes of a daemon with next to no parameters."""
 PER_CHUNK, PER_NEIGHBOUR = 3, 32
@@ -62,8 +67,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
         return
     yield from _roster(node, roster)
-    if dial:
-        yield from _neighbours(node, plan, roster)
+    yield from _peers(node, plan, roster, dial)
     yield from _task(node, plan)
 
 
@@ -174,17 +178,66 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
         yield fault("roster", f"it has another key for {node.name} than {own.key}", "copy this node's own folder again")
 
 
-def _neighbours(node: NodeConfig, plan: Plan, roster: Roster) -> Iterator[Finding]:
+def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator[Finding]:
+    """How neighbours are found, and whether they are there."""
+    try:
+        written = _written_down(node, roster)
+    except PeerpoiseError as error:
+        yield fault("discovery", str(error), "see [peers] in node.toml and docs/discovery.md")
+        return
+    yield from _discovery(node, roster, written)
+    if dial:
+        yield from _neighbours(node, plan, roster, written)
+
+
+def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator[Finding]:
+    """Others are told an address that they can dial, and exchange has one to begin with."""
+    chosen = node.peers.discovery
+    said = ", ".join(chosen)
+    if SEEKING & {*chosen}:
+        try:
+            said += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
+        except PeerpoiseError as error:
+            yield warning("discovery", str(error), "see listen in node.toml")
+            return
+    others = [member.id for member in roster.members if member.name != node.name]
+    if "exchange" in chosen and "mdns" not in chosen and not (node.folder / FILE).exists():
+        if not any(asyncio.run(each.addresses(it)) for each in written.discoveries.values() for it in others):
+            what = "exchange needs one member's address to begin with"
+            yield warning("discovery", what, "write one into [peers.static], and static into peers.discovery")
+            return
+    yield ok("discovery", said)
+
+
+def _neighbours(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses) -> Iterator[Finding]:
     """Does anybody listen where they should be? Who it is, the handshake will tell."""
-    hood = plan.hoods.get(node.name)
+    hood, seeking = plan.hoods.get(node.name), " and ".join(sorted(SEEKING & {*node.peers.discovery}))
     for name in hood.neighbours if hood else ():
-        addresses = [node.peers.static[name]] if name in node.peers.static else list(roster.by_name[name].addresses)
-        failures = [(address, why) for address in addresses if (why := _dial(address))]
-        if len(failures) < len(addresses):
+        try:
+            found = asyncio.run(written.addresses(roster.by_name[name].id))
+        except PeerpoiseError as error:
+            if seeking:
+                yield ok("neighbour", f"{name}: {seeking} will look for it; {error}")
+            else:
+                yield warning("neighbour", str(error), "see [peers] in node.toml and docs/discovery.md")
+            continue
+        failures = [(address, why) for address in found if (why := _dial(address))]
+        if len(failures) < len(found):
             yield ok("neighbour", f"{name} listens")
         else:
-            said = "; ".join(f"{address}: {why}" for address, why in failures) or "no address is known"
+            said = "; ".join(f"{address}: {why}" for address, why in failures)
             yield warning("neighbour", f"{name} can't be reached ({said})", "start it, or check firewall and address")
+
+
+def _written_down(node: NodeConfig, roster: Roster) -> Addresses:
+    """Those discoveries that know addresses without asking other nodes.
+
+    Raises:
+        ConfigurationError: a mistake in [peers].
+    """
+    peers = node.peers
+    around = Surroundings(roster=roster, static=peers.static, dns=peers.dns)
+    return Addresses.of([name for name in peers.discovery if name not in SEEKING], around)
 
 
 def _dial(address: str) -> str:

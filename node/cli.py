@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node import advice
+from node import advice, experiments
 from node.options import Json, Settings, print_json
 from peer.errors import EXIT_BUG, EXIT_OK, BudgetSpent, ConfigurationError, PeerpoiseError, TemporaryFailure
 
@@ -31,6 +31,7 @@ config = typer.Typer(help="Look at configuration before it runs.", no_args_is_he
 app.add_typer(ca, name="ca")
 app.add_typer(config, name="config")
 app.add_typer(advice.app)
+app.add_typer(experiments.app)
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
 Task = Annotated[str | None, typer.Option("--task", metavar="PACKAGE.MODULE:FUNCTION", help="Your own task.")]
@@ -126,16 +127,19 @@ def run(
 @app.command()
 def pack(
     file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")],
-    host: Annotated[list[str], typer.Option("--host", metavar="NAME=HOST:PORT", help="One per host (repeatable).")],
+    host: Annotated[list[str], typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable).")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
     data: Annotated[list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")] = [],  # noqa: B006
+    discovery: Annotated[
+        list[str], typer.Option("--discovery", metavar="exchange|mdns", help="Finds hosts without an address.")
+    ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Prepare real hosts: one folder each, ready to start."""
     from node import cluster
 
-    packed = cluster.pack(_experiment(file, settings), host, data, out)
+    packed = cluster.pack(_experiment(file, settings), host, data, out, discovery)
     if as_json:
         print_json(packed)
         return

@@ -22,6 +22,7 @@ from node.config import (
     ListenSection,
     MetricsSection,
     NodeConfig,
+    PeersSection,
     RunConfig,
     write,
 )
@@ -29,6 +30,7 @@ from peer.codec import NAME
 from peer.discovery import endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
+from peer.neighborhood import Neighborhood
 from peer.roster import Member, Roster
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
+PORT = 7443
+"""Where a packed host listens if nobody says otherwise."""
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts to listen at, not to dial."""
 
 
 def make_folder(folder: Path) -> Path:
@@ -59,14 +65,20 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     Raises:
         ConfigurationError: an unknown topology, a name given twice, a bad address.
     """
-    config.neighborhoods([node.name for node in nodes.values()])
+    hoods = config.neighborhoods([node.name for node in nodes.values()])
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
-    sealed = complete(config).model_copy(update={"run": run})
+    sealed = complete(config, hoods).model_copy(update={"run": run})
+    shared = sealed.validation.path
+    if shared is not None:
+        sealed = sealed.model_copy(update={"validation": sealed.validation.model_copy(update={"path": None})})
     members = []
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
-        members.append(Member(node.name, identity.id, (node.listen.advertise or node.listen.address,)))
+        if shared is not None:
+            copy = Path(shutil.copyfile(shared, home / f"validation{shared.suffix}").name)
+            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": copy})})
+        members.append(Member(node.name, identity.id, _written_down(node)))
         write(node, home / "node.toml")
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
@@ -75,13 +87,25 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     return sealed
 
 
-def complete(config: RunConfig) -> RunConfig:
-    """The run with every option of its algorithm written out, so that its digest covers the defaults too."""
+def _written_down(node: NodeConfig) -> tuple[str, ...]:
+    """The address that the roster has; none where the node listens everywhere and advertises nothing."""
+    address = node.listen.advertise or node.listen.address
+    return () if endpoint(address)[0] in EVERYWHERE else (address,)
+
+
+def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
+    """The run with every option of its algorithm, and its validation set, written out: its digest covers defaults too.
+
+    Raises:
+        ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
+    """
+    from node import validation
     from node.learner import Plan
 
-    options = Plan.of(config, {}).options.model_dump(mode="json", exclude_none=True)
+    options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
-    return RunConfig(**{**fields, "algorithm": AlgorithmSection(name=config.algorithm.name, **options)})
+    written = AlgorithmSection(name=config.algorithm.name, **options)
+    return validation.sealed(RunConfig(**{**fields, "algorithm": written}))
 
 
 def check_local(config: ExperimentConfig) -> None:
@@ -145,9 +169,11 @@ def shares(config: ExperimentConfig) -> list[Rows]:
     Raises:
         ConfigurationError: the data can't be divided so.
     """
-    from node import data, partition
+    from node import data, partition, validation
 
-    return partition.divide(config.experiment, data.public(config.task)[0])
+    train, _ = data.public(config.task)
+    held_out = validation.held_out(validation.sealed(config.run_config), train.y.numpy())
+    return partition.divide(config.experiment, train, held_out)
 
 
 def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]) -> list[list[int]]:
@@ -163,13 +189,16 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     return histogram
 
 
-def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path) -> dict[str, Any]:
-    """One folder per host. `hosts`: "name=host:port". `data`: "name=data:path", or "name=data" to fill in there.
+def pack(
+    config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path, discovery: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the address. `data`:
+    "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts use beside static addresses.
 
     Bundled data are divided among the hosts as [experiment] says.
 
     Raises:
-        ConfigurationError: a mistake in `hosts` or `data`, or own data without a name.
+        ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
         StorageError: `out` is not empty.
     """
     if config.experiment.attack:
@@ -177,7 +206,8 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by itself, with "
             "peerpoise run --attack."
         )
-    addresses, own = _pairs("--host", hosts), _pairs("--data", data)
+    addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
+    peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
     if unknown := sorted(set(own) - set(addresses)):
         raise ConfigurationError(f"--data names {unknown[0]}, but there is no --host {unknown[0]}=….")
@@ -185,7 +215,7 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
         raise ConfigurationError(f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.')
     if bundled and own:
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
-    homes = {out / name: _host(name, address, own.get(name), config) for name, address in addresses.items()}
+    homes = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
     config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})})
     check(config, list(addresses))
     check_daemons(config)
@@ -202,11 +232,31 @@ def pack(config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], ou
     }
 
 
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSection:
+    """How the hosts find each other.
+
+    Raises:
+        ConfigurationError: an unknown discovery, or nobody would find the hosts without an address.
+    """
+    if unknown := sorted({*discovery} - {"static", "exchange", "mdns"}):
+        raise ConfigurationError(f"--discovery {unknown[0]} is none of static, exchange and mdns.")
+    bare = [name for name, address in addresses.items() if not address]
+    if bare and not {"exchange", "mdns"} & {*discovery}:
+        raise ConfigurationError(
+            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is found, with --discovery "
+            f"exchange or --discovery mdns."
+        )
+    if len(bare) == len(addresses) and "mdns" not in discovery:
+        raise ConfigurationError("Peer exchange needs one address to begin with: write --host NAME=HOST:PORT for one.")
+    return PeersSection(discovery=("static", *(name for name in ("exchange", "mdns") if name in discovery)))
+
+
+def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str, str]:
+    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not (name and equals and value):
+        if not (name and (value if equals else bare)):
             raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
         if name in found or name == "federation" or not NAME.fullmatch(name):
             raise ConfigurationError(f"{option} {text!r}: {name!r} is given twice or can't name a host's folder.")
@@ -214,8 +264,8 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _host(name: str, address: str, data: str | None, config: ExperimentConfig) -> NodeConfig:
-    host, port = endpoint(address)
+def _host(name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection) -> NodeConfig:
+    host, port = endpoint(address or f"0.0.0.0:{PORT}")
     if port == 0:
         raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
     if data is None:
@@ -228,18 +278,20 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig) -
         identity=OWN,
         data=section,
         listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
+        peers=peers,
         budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")) if data is None else BudgetSection(),
     )
 
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
-    path = node.data.path
+    path, at = node.data.path, node.listen.advertise
+    how = f"Neighbours reach it at {at}" if at else f"Neighbours find it by {', '.join(node.peers.discovery[1:])}"
     own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
         f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"
         f"    peerpoise run --config node.toml\n\n"
-        f"Neighbours reach it at {node.listen.advertise}; it listens at {node.listen.address}.\n{own}"
+        f"{how}; it listens at {node.listen.address}.\n{own}"
         f"In another terminal: peerpoise status --watch {node.name}\n"
     )
 
@@ -303,8 +355,11 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     if config.task.data != "own":
         import numpy as np
 
+        from node import data, validation
         from node.tasks import make
 
-        task = make(config, np.arange(1))
+        train, _ = data.public(config.task)
+        held_out = validation.held_out(config, train.y.numpy())
+        task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
         if attack:
             attack.on_task(task, config, attacker)

@@ -21,6 +21,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node import edges
+from peer.discovery import DISCOVERIES
 from peer.errors import ConfigurationError
 from peer.neighborhood import Neighborhood
 from peer.topology import Wiring, neighborhoods
@@ -44,7 +45,14 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _discovery(name: str) -> str:
+    if name not in DISCOVERIES:
+        raise ValueError(f"there is no discovery {name!r}; choose among {', '.join(DISCOVERIES)}")
+    return name
+
+
 Device = Annotated[str, AfterValidator(_device)]
+DiscoveryName = Annotated[str, AfterValidator(_discovery)]
 RunName = Annotated[str, AfterValidator(_run_name)]
 
 
@@ -89,6 +97,9 @@ class TaskSection(Section):
     $PEERPOISE_DATA). file: the PUBLIC file `path`, divided as well. own: each node's data.path."""
     path: Path | None = None
     """data = "file": .npz, .csv, .tsv, .parquet or a folder of images; relative to the working directory."""
+    held_out: bool = False
+    """Public sets: a fifth of every class of the TRAINING examples is held out, and tested on in place of the test set.
+    For choosing a learning rate, which must not be done by the test set."""
     labels: tuple[str, ...] = ()
     """Names of the classes, in order: sub-folders of images, values of a table's label column. Empty: integers."""
     label: str = "label"
@@ -173,8 +184,15 @@ class PrivacySection(Section):
 
 
 class ValidationSection(Section):
+    """The examples on which ROSS and PDSL value what they hear; the same at all nodes, never sent."""
+
+    size: int | None = Field(default=None, ge=1)
+    """Public data sets: so many training examples, of all classes alike, are held out before the data are divided,
+    whatever the algorithm. None: 500 (a tenth, if that is less) where the algorithm needs them."""
+    path: Path | None = None
+    """Own data: a file like data.path; `pack` gives every host a copy (data.validation in its node.toml)."""
     digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """SHA-256 (hex) of the validation file shared by all nodes; empty: none is used."""
+    """SHA-256 (hex) of that file, or of the examples held out; written by `up` and `pack`, compared in handshakes."""
     public: bool = True
     """False: the validation set is private and outside the guarantee; said beside every ε."""
 
@@ -368,6 +386,8 @@ class DataSection(Section):
     of images in sub-folders."""
     test: Path | None = None
     """Own public test set, same form; None: no accuracy is reported."""
+    validation: Path | None = None
+    """The validation set, same form, where the algorithm needs one; its SHA-256 is validation.digest in run.toml."""
     rows: Path | None = None
     """Public data: .npy with this node's row numbers (written by `up`)."""
 
@@ -376,14 +396,19 @@ class ListenSection(Section):
     address: str = "127.0.0.1:0"
     """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
     advertise: str = ""
-    """host:port neighbours dial; empty: the bound address."""
+    """host:port neighbours dial; empty: the bound address, or where that is all of them, those of this machine."""
     insecure: bool = False
     """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and summary."""
 
 
 class PeersSection(Section):
     static: dict[str, str] = {}
-    """name -> host:port of neighbours; overrides the roster's addresses."""
+    """name -> host:port of members; these come before the roster's addresses."""
+    discovery: tuple[DiscoveryName, ...] = ("static",)
+    """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members tell each other) |
+    mdns (the local network); docs/discovery.md."""
+    dns: str = ""
+    """dns: host:port; with {name} in it a DNS name per node, else one whose records are all nodes'."""
 
 
 class ComputeSection(Section):
@@ -456,12 +481,12 @@ def load(
     """
     merged: dict[str, Any] = {}
     for _, values in layers(model, files, settings, environ):
-        _merge(merged, values)
+        merge(merged, values)
     edges.inline(merged, files[-1].parent if files else Path())
     try:
-        return model(**_without_removed(merged))
+        return model(**without_removed(merged))
     except ValidationError as error:
-        raise ConfigurationError(_sentence(error, files)) from None
+        raise ConfigurationError(sentence(error, files)) from None
 
 
 def kind_of(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
@@ -482,12 +507,12 @@ def layers(
         if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
             path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             if path[0] in model.model_fields or path[0] not in _all_sections():
-                found.append((f"${name}", _nested(path, _value(value))))
+                found.append((f"${name}", nested(path, _value(value))))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
-        found.append((f"--set {key}", _nested(key.split("."), _value(value))))
+        found.append((f"--set {key}", nested(key.split("."), _value(value))))
     return found
 
 
@@ -531,15 +556,17 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
 
 
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Lays nested values over others, in place."""
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = value
 
 
-def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """["a", "b"], 1 -> {"a": {"b": 1}}."""
     for key in reversed(path):
         value = {key: value}
     nested: dict[str, Any] = value
@@ -553,14 +580,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: _without_removed(value) if isinstance(value, dict) else value for key, value in values.items()}
+def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without the keys that were set to None."""
+    kept = {key: without_removed(value) if isinstance(value, dict) else value for key, value in values.items()}
     return {key: value for key, value in kept.items() if value is not None}
 
 
-def _sentence(error: ValidationError, files: Sequence[Path]) -> str:
+def sentence(error: ValidationError, files: Sequence[Path], within: str = "") -> str:
+    """One sentence for pydantic's complaint about what the files say, or what they say `within` a section."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
     source = f" ({', '.join(map(str, files))})" if files else ""
     more = error.error_count() - 1
     what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")

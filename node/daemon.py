@@ -28,12 +28,13 @@ from node.privacy.ledger import Ledger
 from node.remembered import Remembered
 from node.results import MODEL
 from node.watch import Watch
+from peer.addresses import Addresses, own_addresses
 from peer.circle import Circle, Terms
-from peer.discovery.static import Static
+from peer.discovery import Surroundings
 from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, LedgerError, PeerpoiseError, StorageError
 from peer.identity import Identity
 from peer.mailbox import Mailbox
-from peer.membership import Membership
+from peer.membership import Membership, Presence
 from peer.roster import Roster
 from peer.session import Session
 from peer.transport.grpc import Grpc
@@ -122,10 +123,10 @@ class Daemon:
         transport = self.transport
         self.session = session = self._session(transport, incarnation)
         session.position.first = first
-        self.watch.attach(self.learner, session)
+        self.watch.attach(self.learner, session, self.addresses)
         stack.push_async_callback(transport.close, 0.5)
         stack.push_async_callback(session.close)
-        await transport.serve(session)
+        await self._announce(await transport.serve(session))
         driver = Driver(
             algorithm=self.learner.algorithm,
             hood=self.learner.hood,
@@ -139,7 +140,7 @@ class Daemon:
             completed=self._completed,
             after_round=self._after_round,
         )
-        async with _background(session.run(), self.watch.measure_lag()):
+        async with _background(session.run(), self.addresses.run(), self.watch.measure_lag()):
             try:
                 await self._play(driver, first)
             except asyncio.CancelledError:
@@ -242,22 +243,55 @@ class Daemon:
             membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
             observer=self.watch,
         )
+        self.addresses = self._addresses(circle, transport)
         session = Session(
             circle,
             identity=self.identity,
             transport=transport,
             mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
-            discovery=Static.of(self.roster, self.node.peers.static),
+            discovery=self.addresses,
             beat_seconds=min(1.0, run.sync.deadline_s / 5),
             ledger_head=(lambda: ledger.head) if ledger else (lambda: (0, b"")),
             ledger_label=self.identity.label(self.node.data.name) if ledger else b"",
             remember=lambda peer, head: self.remembered.told(ids[peer], head),
             check_remembered=self._check_remembered,
+            exchange=self.addresses.answer,
             version=code_version(),
         )
         session.position.working = lambda: compute.busy
         session.position.work_done = lambda: compute.progress
         return session
+
+    def _addresses(self, circle: Circle, transport: Grpc) -> Addresses:
+        peers, neighbours = self.node.peers, circle.membership.neighbours
+
+        def missing() -> list[str]:
+            gone = {peer for peer, it in neighbours.items() if it.presence is Presence.FINISHED}
+            return [it.id for peer, it in circle.contacts.items() if not it.proven and peer not in gone]
+
+        around = Surroundings(
+            roster=self.roster,
+            run=self.run.run_id,
+            me=self.identity.id,
+            static=peers.static,
+            dns=peers.dns,
+            identity=self.identity,
+            transport=transport,
+            folder=self.node.folder,
+            missing=missing,
+            warn=self.watch.warn,
+        )
+        return Addresses.of(peers.discovery, around)
+
+    async def _announce(self, bound: str) -> None:
+        """Lets the discoveries tell others where this node is, if any of them tells."""
+        if not {"exchange", "mdns"} & {*self.node.peers.discovery}:
+            return
+        try:
+            found = await asyncio.to_thread(own_addresses, bound, self.node.listen.advertise)
+            await self.addresses.announce(found)
+        except ConfigurationError as error:
+            self.watch.warn(str(error))
 
     def _check_remembered(self, sequence: int, digest: bytes) -> None:
         """Does a neighbour remember more than the ledger holds? Asked before own work, so before more is released."""

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from node import checkpoint, data, partition, summary
+from node import checkpoint, data, partition, summary, validation
 from node.attacks import Attack
 from node.config import ExperimentConfig, RunConfig
 from node.disk import made
 from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build
+from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.results import MODEL, save_average
 from node.simulate import Hoods
@@ -36,6 +37,8 @@ def _silent(done: int, rounds: int, accuracy: Mapping[Peer, float]) -> None:
 
 def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
     """Plays the whole run and writes RUN/summary.json, the average model, and each node's model, summary and journal.
+
+    The consensus distance in the journals is that of all nodes together, where the run is evaluated.
 
     Ledgers are kept in memory: only bundled public data may be used so.
 
@@ -60,7 +63,10 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
 
     def after_round(t: int) -> None:
         seconds.append(time.perf_counter())
+        apart: dict[str, float] = {}
         if t + 1 == rounds or (every and (t + 1) % every == 0):
+            honest = [it.algorithm.parameters for it in learners.values() if not it.attack]
+            apart["consensus_distance"] = consensus_distance(honest)
             for name, learner in learners.items():
                 metrics[name] = learner.evaluate()
                 if metrics[name]:
@@ -69,7 +75,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
                     live = learner.live_epsilon(t + 1, config.privacy.delta)
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
-            figures = learner.algorithm.diagnostics()
+            figures = {**apart, **learner.algorithm.diagnostics()}
             journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 
@@ -100,8 +106,9 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
 
 def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     train, _ = data.public(config.task)
-    parts = dict(zip(config.experiment.names, partition.divide(config.experiment, train), strict=True))
-    run: RunConfig = config.run_config
+    run: RunConfig = validation.sealed(config.run_config)
+    shares = partition.divide(config.experiment, train, validation.held_out(run, train.y.numpy()))
+    parts = dict(zip(config.experiment.names, shares, strict=True))
     pooled = Plan.of(run, {}).algorithm.pooled
     if pooled:
         run, parts = _pooled(run, list(parts.values()))

@@ -242,10 +242,10 @@ def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
 
 def _baseline(config: ExperimentConfig, folder: Path) -> Summary:
     """The same experiment in mode none, in one process."""
-    from node.algorithms import NOISED
+    from node.algorithms import without_noise
 
     values = config.model_dump()
-    values["algorithm"]["name"] = NOISED.get(config.algorithm.name, config.algorithm.name)
+    values["algorithm"]["name"] = without_noise(config.algorithm.name) or config.algorithm.name
     values["privacy"] |= {"mode": "none", "epsilon": None, "sigma": None}
     return simulate(ExperimentConfig(**values), folder / "baseline", quiet=True)
 

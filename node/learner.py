@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from node import summary
-from node.algorithms import NOISED, Algorithm, find
+from node.algorithms import Algorithm, find, without_noise
 from node.attacks import Attack
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.journal import code_version
+from node.maths.coalitions import Coalitions, too_poor
 from node.maths.graph import spectral_gap
 from node.maths.robust import too_small
 from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
@@ -30,6 +31,7 @@ from node.randomness import Keys
 from node.summary import Epsilon, Mixing, Privacy, Summary
 from node.task import Task
 from node.tasks import make
+from node.validation import Validation
 from peer.errors import ConfigurationError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
@@ -66,7 +68,7 @@ class Plan:
             key = ".".join(str(part) for part in first["loc"])
             what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
             raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({run.algorithm.name}).") from None
-        if (own := NOISED.get(run.algorithm.name)) and run.privacy.mode != "strict":
+        if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
             raise ConfigurationError(
                 f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
             )
@@ -79,7 +81,11 @@ class Plan:
                 f"mix.rule = {run.mix.rule} can tell nothing from so few: {node} and its neighbours are "
                 f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
             )
+        if getattr(algorithm, "validates", False):
+            _players(run.algorithm.name, options, hoods)  # type: ignore[arg-type]
         gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
+        if gap is not None and hasattr(options, "on_graph"):
+            options = options.on_graph(gap, len(hoods))
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
     def sigma(self, d: int) -> float:
@@ -108,6 +114,15 @@ class Plan:
             )
         largest = max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
         return noise_multiplier(privacy, d=d, rounds=rounds, releases=largest)
+
+
+def _players(name: str, options: Coalitions, hoods: Mapping[Peer, Neighborhood]) -> None:
+    """Raises ConfigurationError unless everybody has neighbours to value, not too many for the options."""
+    for node, hood in sorted(hoods.items()):
+        if not hood.degree:
+            raise ConfigurationError(f"{name} values neighbours, and {node} has none; take more nodes, or local.")
+        if why := too_poor(options, len(hood.weight)):
+            raise ConfigurationError(f"Configuration: algorithm: {why} ({name}, {node})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +241,15 @@ def mixing(run: RunConfig) -> Mixing:
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
 
 
+def judged(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = lambda: None) -> dict[str, Validation]:
+    """The argument more that an algorithm has which values what it hears.
+
+    Raises:
+        ConfigurationError: the task has no validation set.
+    """
+    return {"judge": Validation(task, breathe)} if getattr(algorithm, "validates", False) else {}
+
+
 @lru_cache
 def _stated(rows: tuple[Any, ...], delta: float) -> float:
     return epsilon(rows, delta)
@@ -298,7 +322,8 @@ def build(
         on_withheld=on_withheld,
     )
     x = task.start(run.train.seed) if start is None else start
-    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x)
+    judge = judged(plan.algorithm, task, breathe)
+    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **judge)
     algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
     return Learner(

@@ -19,12 +19,15 @@ from peer.errors import ConfigurationError
 Rows = NDArray[np.int64]
 
 
-def divide(experiment: ExperimentSection, examples: Examples) -> list[Rows]:
-    """The parts of all nodes as `[experiment]` asks.
+def divide(experiment: ExperimentSection, examples: Examples, held_out: Rows | None = None) -> list[Rows]:
+    """The parts of all nodes as `[experiment]` asks, of the rows that are not held out.
 
     Raises:
         ConfigurationError: more nodes than rows, shards or values; no such column.
     """
+    if held_out is not None and len(held_out):
+        kept = np.setdiff1d(np.arange(len(examples)), held_out)
+        return [kept[part] for part in divide(experiment, examples.take(kept))]
     labels, nodes, seed = examples.y.numpy(), experiment.nodes, experiment.seed
     match experiment.partition:
         case "iid":

@@ -102,7 +102,7 @@ def located(node: NodeConfig, folder: Path) -> NodeConfig:
             "roster": at(node.roster),
             "folder": at(node.folder),
             "identity": identity.model_copy(update={k: at(getattr(identity, k)) for k in ("key", "certificate", "ca")}),
-            "data": data.model_copy(update={k: at(getattr(data, k)) for k in ("path", "test", "rows")}),
+            "data": data.model_copy(update={k: at(getattr(data, k)) for k in ("path", "test", "rows", "validation")}),
             "budget": budget.model_copy(update={"ledger_dir": at(budget.ledger_dir)}),
         }
     )

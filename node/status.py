@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PATH_LIMIT = 100
 """Bytes a socket's path may have: the kernel takes 108 (Linux) or 104 (macOS)."""
 DOCUMENT_LIMIT = 128 << 10
-"""Bytes of a document (about 120 per neighbour): less than a socket's buffer, so that answering never waits."""
+"""Bytes of a document (about 200 per neighbour): less than a socket's buffer, so that answering never waits."""
 
 
 class Phase(TypedDict):
@@ -56,6 +56,10 @@ class Neighbour(TypedDict):
     name: str
     state: str
     """E.g. up, connecting, down, left."""
+    address: str | None
+    """Dialled at present, or last."""
+    found_by: str | None
+    """Which discovery gave the address, and the host name behind it."""
     round: int | None
     """The round it was last heard to be in."""
     rtt_ms: float | None
@@ -261,11 +265,12 @@ def _number(value: float | None) -> str:
 def _neighbours(neighbours: list[Neighbour]) -> Table:
     from rich.table import Table
 
-    table = Table("neighbour", "state", "round", "rtt", "last error", box=None, pad_edge=False)
+    table = Table("neighbour", "state", "round", "rtt", "address", "last error", box=None, pad_edge=False)
     for each in neighbours:
         rtt = "" if each["rtt_ms"] is None else f"{each['rtt_ms']:.1f} ms"
         reached = "" if each["round"] is None else str(each["round"] + 1)
-        table.add_row(each["name"], each["state"], reached, rtt, each["last_error"] or "")
+        where = f"{each['address']} ({each['found_by'] or '?'})" if each["address"] else ""
+        table.add_row(each["name"], each["state"], reached, rtt, where, each["last_error"] or "")
     return table
 
 

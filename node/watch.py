@@ -16,6 +16,7 @@ from node.learner import ADJACENCY, Learner, LiveEpsilon, warning
 from node.metrics import Metrics
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
 from node.waiting import Watcher
+from peer.addresses import Addresses
 from peer.errors import StorageError
 from peer.exchange import Observer
 from peer.message import Peer
@@ -46,14 +47,15 @@ class Watch(Watcher, Observer):
         self.epsilon_now: LiveEpsilon | None = None
         self.learner: Learner | None = None
         self.session: Session | None = None
+        self.addresses: Addresses | None = None
         self._counted = (0, 0)
         self._began = time.monotonic()
         self._present: dict[Peer, bool] = {}
         self._refusals: dict[Peer, str] = {}
         """The last code with which each neighbour refused something."""
 
-    def attach(self, learner: Learner, session: Session) -> None:
-        self.learner, self.session = learner, session
+    def attach(self, learner: Learner, session: Session, addresses: Addresses | None = None) -> None:
+        self.learner, self.session, self.addresses = learner, session, addresses
         self.metrics.neighbours(learner.hood.neighbours, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
         self.metrics.run_rounds.set(self.run.train.rounds)
@@ -260,10 +262,13 @@ class Watch(Watcher, Observer):
     def _neighbours(self, session: Session | None) -> list[Neighbour]:
         if session is None:
             return []
+        contacts, found_by = session.circle.contacts, self.addresses.source if self.addresses else lambda *_: ""
         return [
             Neighbour(
                 name=peer,
                 state=it.presence.value,
+                address=contacts[peer].address or None,
+                found_by=found_by(contacts[peer].id, contacts[peer].address) or None,
                 round=it.round if it.round >= 0 else None,
                 rtt_ms=None if it.rtt is None else 1000 * it.rtt,
                 last_error=it.last_error or None,

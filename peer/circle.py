@@ -69,6 +69,9 @@ class Contact:
     id: str
     link: Link | None = None
     address: str = ""
+    """Dialled at present, or last."""
+    tried: set[str] = field(default_factory=set)
+    """Addresses that failed since one worked, or since all were tried."""
     proven: bool = False
     """It showed that it holds the key of its id, over the present link."""
     incarnation: int = 0
@@ -76,6 +79,8 @@ class Contact:
     sent: int = 0
     """Sequence number of the last transfer to it."""
     poke: Signal = field(default_factory=Signal)
+    asked: tuple[int, int] = (0, 0)
+    """(incarnation, order) of the last handshake that it began and this node agreed to."""
     nonce: bytes = b""
     welcome: pb.Welcome = field(default_factory=pb.Welcome)
     """The neighbour's last handshake and the answer to it."""
@@ -132,13 +137,28 @@ class Circle:
         Raises:
             Malformed: it claims another id than its certificate's, or is no neighbour.
         """
-        if caller is not None and caller != sender:
-            raise Malformed(codec.sentence(pb.CODE_IDENTITY), pb.CODE_IDENTITY)
+        _check_identity(caller, sender)
         name = self.names.get(sender)
         if name is None or name not in self.contacts:
             raise Malformed(codec.sentence(pb.CODE_NOT_A_NEIGHBOUR), pb.CODE_NOT_A_NEIGHBOUR)
         return name
 
+    def member(self, caller: str | None, sender: str) -> Peer:
+        """The member of the roster that speaks, neighbour or not: enough to ask for addresses, for nothing else.
+
+        Raises:
+            Malformed: it claims another id than its certificate's, or is not in the roster.
+        """
+        _check_identity(caller, sender)
+        if sender not in self.names:
+            raise Malformed(codec.sentence(pb.CODE_NOT_A_MEMBER), pb.CODE_NOT_A_MEMBER)
+        return self.names[sender]
+
     def known(self, ids: Iterable[str]) -> frozenset[Peer]:
         """The names of those ids that are in the roster."""
         return frozenset(self.names[node_id] for node_id in ids if node_id in self.names)
+
+
+def _check_identity(caller: str | None, sender: str) -> None:
+    if caller is not None and caller != sender:
+        raise Malformed(codec.sentence(pb.CODE_IDENTITY), pb.CODE_IDENTITY)

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from peer.errors import Malformed
+from peer.discovery import endpoint
+from peer.errors import ConfigurationError, Malformed
 from peer.v1 import peer_pb2
 
 PROTOCOL = 1
@@ -34,6 +35,12 @@ MAX_PARTS = 64
 """Vectors of one layout in one transfer; an optimiser's state has two or three."""
 MAX_TRANSFER = 1 << 40
 """1 TiB of payload: above any layout, far below where sums of sizes could overflow."""
+MAX_ADDRESSES = 4
+"""Addresses in one announcement: a few networks, or one for each version of IP."""
+MAX_ADDRESS = 262
+"""Characters of "host:port": a DNS name has 253."""
+MAX_ANNOUNCEMENTS = 64
+"""Announcements, and ids looked for, in one exchange: the largest ones fit MAX_CONTROL."""
 MAX_TEXT = 512
 """Characters of a sentence for people; longer ones belong into the sender's own log."""
 DIGEST = 32
@@ -55,6 +62,13 @@ def _name(text: str) -> bool:
 
 def _names(texts: Any) -> bool:
     return len(texts) <= MAX_PEERS and all(map(_name, texts))
+
+
+def _address(text: str) -> bool:
+    try:
+        return len(text) <= MAX_ADDRESS and text.isascii() and text.isprintable() and endpoint(text)[1] > 0
+    except ConfigurationError:
+        return False
 
 
 def _digest(data: bytes) -> bool:
@@ -105,6 +119,12 @@ RULES: Mapping[str, Rule] = {
     "idle_ms": _free,
     "finished": _free,
     "propose": _free,
+    "order": lambda n: n < 1 << 63,
+    "member": _name,
+    "issued": lambda n: n < 1 << 63,
+    "addresses": lambda texts: len(texts) <= MAX_ADDRESSES and all(map(_address, texts)),
+    "known": lambda many: len(many) <= MAX_ANNOUNCEMENTS and not any(map(_broken, many)),
+    "wanted": lambda texts: len(texts) <= MAX_ANNOUNCEMENTS and _names(texts),
     "ledger": lambda head: _broken(head) is None,
     "remembered": lambda head: _broken(head) is None,
 }

@@ -327,6 +327,10 @@ class Identity:
         """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds its key."""
         return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
 
+    def sign_announcement(self, issued: int, addresses: Sequence[str]) -> bytes:
+        """What makes it known that this node itself says where it can be dialled."""
+        return self._key.sign(_announcement(self.id, issued, addresses), ec.ECDSA(hashes.SHA256()))
+
     def sign_head(self, label: bytes, sequence: int, digest: bytes) -> bytes:
         """What makes a ledger's head, told to neighbours, recognisable when it comes back."""
         return self._key.sign(_head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
@@ -359,9 +363,16 @@ def _head(label: bytes, sequence: int, digest: bytes) -> bytes:
 
 
 def _welcome(nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
+    return _signed("welcome", nonce, client_id.encode(), server_id.encode(), run.encode())
+
+
+def _announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
+    return _signed("announcement", member.encode(), issued.to_bytes(8, "big"), *(each.encode() for each in addresses))
+
+
+def _signed(purpose: str, *parts: bytes) -> bytes:
     """What is signed: a purpose, then each part behind its length, so that no two tuples give the same bytes."""
-    parts: Sequence[bytes] = (nonce, client_id.encode(), server_id.encode(), run.encode())
-    return b"peerpoise welcome 1\0" + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return f"peerpoise {purpose} 1\0".encode() + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def verify_welcome(
@@ -374,10 +385,21 @@ def verify_welcome(
     """
     if id_of(public) != expected_id:
         raise Refused("The peer answered with the key of another node.", peer_pb2.CODE_IDENTITY)
+    if not _is_signed(public, signature, _welcome(nonce, client_id, expected_id, run)):
+        raise Refused("The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY)
+
+
+def announced(public: bytes, signature: bytes, *, member: str, issued: int, addresses: Sequence[str]) -> bool:
+    """Did the member itself announce these addresses? `public` (SPKI, DER) must be the key of its id."""
+    return id_of(public) == member and _is_signed(public, signature, _announcement(member, issued, addresses))
+
+
+def _is_signed(public: bytes, signature: bytes, data: bytes) -> bool:
     try:
         key = serialization.load_der_public_key(public)
         if not isinstance(key, PublicKey):
-            raise InvalidSignature
-        key.verify(signature, _welcome(nonce, client_id, expected_id, run), ec.ECDSA(hashes.SHA256()))
+            return False
+        key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
     except (ValueError, UnsupportedAlgorithm, InvalidSignature):
-        raise Refused("The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY) from None
+        return False
+    return True

@@ -24,7 +24,7 @@ PATIENCE = 4
 """Deadlines without progress anywhere down the chain after which waiting for others is no excuse any more: whoever is
 to blame has been lost by its own neighbours by then."""
 MISSED_BEATS = 2
-"""Consecutive beats that do not name me before I believe that the other end dropped the edge (beats may overtake)."""
+"""Consecutive beats that do not name me before I believe that the other end dropped the edge."""
 
 
 class Presence(Enum):
@@ -54,6 +54,8 @@ class Neighbour:
     last_error: str = ""
     rtt: float | None = None
     """Seconds."""
+    _order: int = 0
+    """Of the newest thing it said: beats overtake each other, and an agreement on the edge."""
     _idle_since: float = float("-inf")
     _lost_at: int | None = None
     """Its counter when the edge was lost."""
@@ -94,12 +96,21 @@ class Membership:
         return frozenset(peer for peer, it in self.neighbours.items() if it.presence is Presence.FINISHED)
 
     def agree(
-        self, peer: Peer, *, live_from: int, incarnation: int, round: int, now: float, confirmed: bool = True
+        self,
+        peer: Peer,
+        *,
+        live_from: int,
+        incarnation: int,
+        round: int,
+        order: int = 0,
+        now: float,
+        confirmed: bool = True,
     ) -> None:
         """The handshake is done: the edge is used from `live_from` on, at both ends. The end that answered does not
         know yet whether its answer came (`confirmed` False); a beat or transfer will tell."""
         it = self.neighbours[peer]
         it.confirmed = confirmed
+        it._order = max(it._order, order) if incarnation == it.incarnation else order
         it.presence, it.live_from, it.incarnation, it.round = Presence.LIVE, live_from, incarnation, round
         it.last_heard = it.last_work = it.last_excuse = now
         it.waiting_for, it.last_error, it._unnamed = frozenset(), "", 0
@@ -110,6 +121,7 @@ class Membership:
         if it.presence is Presence.LIVE:
             self.lose(peer, "It was restarted.")
         it.presence, it.incarnation, it.round, it._lost_at = Presence.UNKNOWN, incarnation, -1, None
+        it._order = 0
 
     def start_waiting(self, peers: Iterable[Peer], now: float) -> None:
         """From now on these are waited for: what they did before does not count against them."""
@@ -128,6 +140,7 @@ class Membership:
         peer: Peer,
         *,
         incarnation: int,
+        order: int,
         round: int,
         phase: int,
         progress: int,
@@ -136,7 +149,8 @@ class Membership:
         names_me: bool,
         now: float,
     ) -> None:
-        """A sign of life. Beats of an earlier process are ignored, those of a later one end the edge.
+        """A sign of life. Beats of an earlier process, and overtaken ones, are ignored; those of a later one end the
+        edge.
 
         `idle`: seconds since the last progress of the neighbour or of anybody it waits for, as it says.
         """
@@ -148,6 +162,9 @@ class Membership:
                 self.lose(peer, "It was restarted.")
             it._lost_at = None
             return
+        if order <= it._order:
+            return
+        it._order = order
         it.last_heard = now
         if progress != it._progress or (round, phase) != (it.round, it.phase):
             it.last_work = it.last_excuse = now

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from peer import codec
 from peer.circle import Circle
-from peer.discovery import Discovery
 from peer.errors import Malformed, Refused, RemoteError, Unreachable
 from peer.identity import Identity, verify_welcome
 from peer.mailbox import Mailbox
@@ -30,8 +29,20 @@ TICK = 0.25
 """Seconds: what others are told of this node's progress is no finer than this."""
 CALL_SECONDS = 5.0
 """A control call that takes longer has failed; the next one follows."""
-LEAVES = 3
-"""Attempts to say that all rounds are done: a neighbour that does not hear it lingers."""
+LEAVES, LEAVE_SECONDS = 3, 2.0
+"""Attempts to say that all rounds are done, and each one's time: a neighbour that does not hear it lingers."""
+
+
+class Directory(Protocol):
+    """Who tells where to dial: `peer.addresses.Addresses`."""
+
+    async def addresses(self, node_id: str) -> Sequence[str]:
+        """Best first; while none is known, empty, or Unreachable with a sentence."""
+        ...
+
+
+def _no_exchange(said: pb.Peers) -> pb.Peers:
+    raise Malformed("This node does not exchange addresses.")
 
 
 class Session:
@@ -44,27 +55,31 @@ class Session:
         identity: Identity | None,
         transport: Transport,
         mailbox: Mailbox,
-        discovery: Discovery,
+        discovery: Directory,
         beat_seconds: float = 1.0,
         ledger_head: Callable[[], tuple[int, bytes]] = lambda: (0, b""),
         ledger_label: bytes = b"",
         remember: Callable[[Peer, pb.LedgerHead], pb.LedgerHead] = lambda peer, head: pb.LedgerHead(),
         check_remembered: Callable[[int, bytes], None] = lambda sequence, digest: None,
+        exchange: Callable[[pb.Peers], pb.Peers] = _no_exchange,
         version: str = "",
     ) -> None:
         """`identity` proves this node's key in handshakes; None only on transports that prove nothing.
 
         `ledger_head` is told to neighbours, signed; `remember(peer, head)` notes theirs and returns the highest so far;
-        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it.
+        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it. `exchange` answers
+        members that ask for addresses.
         """
         self.circle, self.identity, self.transport, self.discovery = circle, identity, transport, discovery
         self.beat_seconds, self.version = beat_seconds, version
         self.ledger_head, self.remember, self.check_remembered = ledger_head, remember, check_remembered
+        self.exchange = exchange
         self._told = pb.LedgerHead(label=ledger_label)
         self.membership, self.position, self.changed = circle.membership, circle.position, circle.changed
         self.transfers = Transfers(circle, mailbox, self._link)
         self.transfer = self.transfers.receive
         self._done, self._done_at, self._ticks = 0, self.now, 0
+        self._order = 0
 
     # life
 
@@ -90,8 +105,9 @@ class Session:
 
         async def tell(peer: Peer) -> None:
             for _ in range(LEAVES if finished else 1):
-                with suppress(RemoteError):
-                    await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
+                with suppress(RemoteError, TimeoutError):
+                    async with asyncio.timeout(LEAVE_SECONDS):  # a look-up of its name may hang
+                        await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
                     return
 
         await asyncio.gather(*(tell(peer) for peer in self.circle.contacts))
@@ -118,13 +134,13 @@ class Session:
                 if not self._estranged(peer):
                     await self._beat(peer)
                 pause = RETRY_FIRST
+                contact.tried.clear()
                 await contact.poke.wait(RETRY_FIRST if self._estranged(peer) else self.beat_seconds)
             except RemoteError as error:
                 self.membership.neighbours[peer].last_error = str(error)
                 self.circle.observer.wire_error(peer, error.code)
-                if isinstance(error, Unreachable):
-                    await self._redial(peer)
-                pause = min(RETRY_MOST, pause * 2)
+                more = isinstance(error, Unreachable) and await self._redial(peer)
+                pause = RETRY_FIRST if more else min(RETRY_MOST, pause * 2)
                 await contact.poke.wait(pause * random.uniform(0.5, 1.0))
 
     def _estranged(self, peer: Peer) -> bool:
@@ -140,23 +156,28 @@ class Session:
     async def _link(self, peer: Peer) -> Link:
         contact = self.circle.contacts[peer]
         if contact.link is None:
-            found = list(await self.discovery.addresses(contact.id))
+            found = await self.discovery.addresses(contact.id)
             if not found:
                 raise Unreachable(f"No address is known for {peer}.")
-            contact.address = (
-                found[(found.index(contact.address) + 1) % len(found)] if contact.address in found else found[0]
-            )
-            contact.link = self.transport.link(contact.id, contact.address)
+            if contact.link is None:  # nobody else made one meanwhile
+                contact.address = next((each for each in found if each not in contact.tried), found[0])
+                contact.link = self.transport.link(contact.id, contact.address)
         return contact.link
 
-    async def _redial(self, peer: Peer) -> None:
-        """After a failure: prove anew, and try the next address if there is another."""
+    async def _redial(self, peer: Peer) -> bool:
+        """After a failure: prove anew, and try the next address if there is another. True: one that was not tried."""
         contact = self.circle.contacts[peer]
         contact.proven = False
-        known = await self.discovery.addresses(contact.id)
-        if contact.link is not None and set(known) - {contact.address}:
+        contact.tried.add(contact.address)
+        known: set[str] = set()
+        with suppress(Unreachable):
+            known = set(await self.discovery.addresses(contact.id))
+        if contact.link is not None and known - {contact.address}:
             link, contact.link = contact.link, None
             await link.close()
+        if known <= contact.tried:
+            contact.tried.clear()
+        return bool(contact.tried)
 
     # handshake
 
@@ -177,6 +198,7 @@ class Session:
             ledger=self._head(),
             version=self.version,
             propose=propose,
+            order=self._next(),
         )
         link = await self._link(peer)
         welcome = codec.decode(pb.Welcome, await link.call("Handshake", codec.encode(hello), CALL_SECONDS))
@@ -199,13 +221,18 @@ class Session:
             self.check_remembered(welcome.remembered.sequence, welcome.remembered.digest)
         self.remember(peer, welcome.ledger)
         if propose and welcome.from_round > self.position.round:
-            self._agree(peer, welcome.from_round, welcome.incarnation, welcome.round, confirmed=True)
+            self._agree(peer, welcome, welcome.from_round, confirmed=True)
 
-    def _agree(self, peer: Peer, live_from: int, incarnation: int, round: int, *, confirmed: bool) -> None:
-        self.circle.contacts[peer].renew(incarnation)
-        now = self.now
+    def _agree(self, peer: Peer, said: pb.Hello | pb.Welcome, live_from: int, *, confirmed: bool) -> None:
+        self.circle.contacts[peer].renew(said.incarnation)
         self.membership.agree(
-            peer, live_from=live_from, incarnation=incarnation, round=round, now=now, confirmed=confirmed
+            peer,
+            live_from=live_from,
+            incarnation=said.incarnation,
+            round=said.round,
+            order=said.order,
+            now=self.now,
+            confirmed=confirmed,
         )
         self.circle.observer.presence(peer, True)
         self.changed.notify()
@@ -231,7 +258,7 @@ class Session:
             )
         reply.remembered.CopyFrom(self.remember(peer, hello.ledger))
         reply.ledger.CopyFrom(self._head())
-        reply.round = self.position.round
+        reply.round, reply.order = self.position.round, self._next()
         reply.from_round = max(hello.from_round, self.position.earliest)
         it = self.membership.neighbours[peer]
         if hello.incarnation > it.incarnation:
@@ -239,10 +266,10 @@ class Session:
             self.circle.observer.presence(peer, False)
             self.changed.notify()
         if hello.propose and peer < self.circle.me:
-            self._agree(peer, reply.from_round, hello.incarnation, hello.round, confirmed=False)
+            self._agree(peer, hello, reply.from_round, confirmed=False)
         if self._estranged(peer):
             contact.poke.notify()
-        contact.nonce, contact.welcome = hello.nonce, reply
+        contact.nonce, contact.welcome, contact.asked = hello.nonce, reply, (hello.incarnation, hello.order)
         return reply
 
     def _unready(self, peer: Peer, hello: pb.Hello) -> tuple[int, str]:
@@ -250,6 +277,8 @@ class Session:
         known = self.membership.neighbours[peer].incarnation
         if hello.incarnation < known:
             return pb.CODE_INCARNATION, codec.sentence(pb.CODE_INCARNATION)
+        if (hello.incarnation, hello.order) <= self.circle.contacts[peer].asked:
+            return pb.CODE_DUPLICATE, "A later handshake of the same process was answered already."
         if hello.propose and hello.incarnation == known and self.membership.stuck(peer):
             return pb.CODE_NOT_READY, "Nothing has moved at the caller since the edge was lost."
         if hello.propose and not self.circle.contacts[peer].proven:
@@ -297,7 +326,13 @@ class Session:
             live=[self.circle.ids[peer] for peer in sorted(self.membership.present())],
             ledger=self._head(),
             idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
+            order=self._next(),
         )
+
+    def _next(self) -> int:
+        """The order of a message that is made now."""
+        self._order += 1
+        return self._order
 
     def _progress(self) -> int:
         """Grows by one in every TICK in which anything moved, so that nobody can count chunks of work: their number
@@ -329,6 +364,7 @@ class Session:
         self.membership.beat(
             peer,
             incarnation=beat.incarnation,
+            order=beat.order,
             round=beat.round,
             phase=beat.phase,
             progress=beat.progress,
@@ -352,6 +388,11 @@ class Session:
             beat = codec.decode(pb.Beat, request)
             self._felt(self._of_this_run(caller, beat), beat)
             return codec.encode(self._pulse())
+        if method == "Peers":
+            said = codec.decode(pb.Peers, request)
+            self._check_run(said)
+            self.circle.member(caller, said.sender)
+            return codec.encode(self.exchange(said))
         leave = codec.decode(pb.Leave, request)
         peer = self._of_this_run(caller, leave)
         self.membership.leave(peer, incarnation=leave.incarnation, finished=leave.finished)
@@ -360,6 +401,9 @@ class Session:
         return codec.encode(leave)
 
     def _of_this_run(self, caller: str | None, said: pb.Beat | pb.Leave) -> Peer:
+        self._check_run(said)
+        return self.circle.peer(caller, said.sender)
+
+    def _check_run(self, said: pb.Beat | pb.Leave | pb.Peers) -> None:
         if said.run != self.circle.terms.run:
             raise Malformed(codec.sentence(pb.CODE_RUN), pb.CODE_RUN)
-        return self.circle.peer(caller, said.sender)

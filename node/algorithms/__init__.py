@@ -33,6 +33,16 @@ class Gradients(Protocol):
         """The own gradient at x in round t. strict: the noised release as for me; paper: clipped only; none: plain."""
         ...
 
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
+        """∇f(x) − ∇f(before), both of the same examples, in round t: a release for me, instead of the gradient at x.
+
+        strict: each example's difference is clipped, and the sum noised and debited like a gradient.
+
+        Raises:
+            peer.message.Withheld: nothing may be released.
+        """
+        ...
+
 
 class Algorithm(Protocol):
     """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings, complete after `round`."""
@@ -42,6 +52,8 @@ class Algorithm(Protocol):
 
     pooled: ClassVar[bool]
     """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses it."""
+
+    # `validates` = True, a ClassVar, makes an algorithm be given the validation set: one more argument, `judge`
 
     state: Any
 
@@ -82,14 +94,28 @@ ALGORITHMS: Mapping[str, str] = {
     "dmsgd": "node.algorithms.dmsgd:Dmsgd",
     "qg-dsgdm": "node.algorithms.qg_dsgdm:QgDsgdm",
     "xavg": "node.algorithms.xavg:Xavg",
+    "ross": "node.algorithms.ross:Ross",
+    "pdsl": "node.algorithms.pdsl:Pdsl",
+    "cga": "node.algorithms.cga:Cga",
+    "net-fleet": "node.algorithms.net_fleet:NetFleet",
+    "muffliato": "node.algorithms.muffliato:Muffliato",
     "local": "node.algorithms.sgd:Local",
     "centralised": "node.algorithms.sgd:Centralised",
 }
 """name -> module:class. A new algorithm: one file, one line here, one paper test."""
 
-NOISED: Mapping[str, str] = {"dp-d-psgd": "d-psgd", "dp-dmsgd": "dmsgd", "dp-xavg": "xavg"}
+NOISED: Mapping[str, str] = {
+    "dp-d-psgd": "d-psgd",
+    "dp-dmsgd": "dmsgd",
+    "dp-xavg": "xavg",
+    "dp-cga": "cga",
+    "dp-net-fleet": "net-fleet",
+}
 """Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for bit; under the second
 name, by which papers compare, a run in any other mode is refused."""
+
+PRIVATE: Mapping[str, str] = {"pdsl": "ross"}
+"""Algorithm that is refused in any mode but strict -> what it is without noise."""
 
 
 def find(name: str) -> type[Algorithm]:
@@ -107,4 +133,9 @@ def find(name: str) -> type[Algorithm]:
     return found
 
 
-__all__ = ["ALGORITHMS", "NOISED", "Algorithm", "Gradients", "find"]
+def without_noise(name: str) -> str | None:
+    """What an algorithm that needs noise is without it; None for those that don't need it."""
+    return NOISED.get(name) or PRIVATE.get(name)
+
+
+__all__ = ["ALGORITHMS", "NOISED", "PRIVATE", "Algorithm", "Gradients", "find", "without_noise"]

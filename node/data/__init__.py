@@ -31,7 +31,8 @@ BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
 
 
 def public(task: TaskSection) -> tuple[Examples, Examples]:
-    """The training and the public test set of a data set that `up` and `simulate` may divide.
+    """The training and the public test set of a data set that `up` and `simulate` may divide. With `task.held_out` both
+    are parts of the training set.
 
     Raises:
         ConfigurationError: there is none of that name, or what carries it is not installed.
@@ -40,9 +41,14 @@ def public(task: TaskSection) -> tuple[Examples, Examples]:
     return _public(task.model_dump_json())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _public(section: str) -> tuple[Examples, Examples]:
     task = TaskSection.model_validate_json(section)
+    train, test = _whole(task)
+    return train.split() if task.held_out else (train, test)
+
+
+def _whole(task: TaskSection) -> tuple[Examples, Examples]:
     if task.data == "file":
         if task.path is None:
             raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')

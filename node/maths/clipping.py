@@ -1,6 +1,6 @@
 """Per-example gradients, clipped and summed: equation (1) and the sum of (2) of DPDL, for any model x.
 
-    Σ_b g_b · min{1, C/‖g_b‖}
+    Σ_b ĝ_b(x),   ĝ_b = g_b · min{1, C/‖g_b‖}          or, for two models,   Σ_b clip_C( ĝ_b(x) − ĝ_b(x′) )
 
 `vmap(grad(loss))` over chunks of examples, clipped inside the chunk (memory of one chunk), or a loop for models that
 vmap can't take. Norms and sums end in float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15
@@ -79,6 +79,7 @@ def clipped_sum(
     rows: Tensor,
     clip: float,
     *,
+    before: Tensor | None = None,
     chunk: int | None = None,
     backend: Backend = "vmap",
     breathe: Callable[[], None] = _rest,
@@ -86,7 +87,10 @@ def clipped_sum(
     """Σ over `rows` (int64 [n], n may be 0) of the clipped gradients at x (flat float32 [d]): flat float64 [d].
     Computed on the task's device, from and to the CPU.
 
-    Each record contributes at most clip·(1 + SLACK) whatever x is; a non-finite gradient contributes exactly zero.
+    With `before` (a model as x) it is Σ of what each example's clipped gradient at x has more than that at `before`,
+    clipped once more. (Differences of clipped gradients add up to a clipped gradient, those of plain ones don't.)
+
+    Each record contributes at most clip·(1 + SLACK) whatever the models are; a non-finite gradient contributes zero.
     `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
     """
     where = device_of(task)
@@ -94,12 +98,14 @@ def clipped_sum(
     chunk = -(-(chunk or chunk_for(task.layout.size, where)) // LANES) * LANES
     total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
     gradients = _vmapped(task) if backend == "vmap" else _looped(task)
-    parameters = views(task.layout, device.onto(x.detach(), where))
+    models = [views(task.layout, device.onto(each.detach(), where)) for each in (x, before) if each is not None]
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         with device.enough_memory():
-            found = gradients(parameters, task.batch(filled(part, chunk) if backend == "vmap" else part))
-            _add(total, task, clip_and_sum({name: g[: len(part)].to(wide) for name, g in found.items()}, clip))
+            batch = task.batch(filled(part, chunk) if backend == "vmap" else part)
+            each = [{name: g.to(wide) for name, g in gradients(model, batch).items()} for model in models]
+            found = each[0] if before is None else _difference(each[0], each[1], clip)
+            _add(total, task, clip_and_sum({name: g[: len(part)] for name, g in found.items()}, clip))
         breathe()
     return device.back(total)
 
@@ -121,6 +127,21 @@ def clip_and_sum(gradients: Mapping[str, Tensor], clip: float) -> dict[str, Tens
         norm = norm[usable]
     factor = (clip / norm).clamp(max=1.0)
     return {name: _weighted_sum(factor, _flat(g)).view(g.shape[1:]) for name, g in gradients.items()}
+
+
+def _difference(here: dict[str, Tensor], there: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
+    """What each of a chunk's gradients, clipped, has more here than there. The arguments are used up."""
+    _clip(here, clip)
+    _clip(there, clip)
+    return {name: here.pop(name).sub_(there.pop(name)) for name in list(here)}
+
+
+def _clip(gradients: dict[str, Tensor], clip: float) -> None:
+    """Clips each of a chunk's gradients, in its own type; one that is not finite becomes NaN, or zero."""
+    norm = torch.linalg.vector_norm(torch.stack([_norms(_flat(g)) for g in gradients.values()]), dim=0)
+    factor = (clip / norm).clamp(max=1.0)
+    for name, g in gradients.items():
+        gradients[name] = g * factor.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
 
 
 def _flat(g: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 StrictDoor   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
              debit on disk, and only then a `Released` gradient. What an algorithm does with it is post-processing.
+             The difference of two models' gradients is clipped per example too: one release, one debit.
 PaperDoor    the papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
 ClearDoor    plain gradients of public batches. No privacy.
 
@@ -44,18 +45,20 @@ class QuestionRefused(Withheld):
 class Door(Protocol):
     """`node.algorithms.Gradients`, and what status and metrics may know of it."""
 
-    exhausted: bool
+    exhausted: bool = False
     """A release was withheld because the budget is spent."""
-    fault: str
+    fault: str = ""
     """The ledger's sentence while it fails; empty when all is well."""
-    faults: int
+    faults: int = 0
     """How often the ledger failed."""
-    withheld: int
+    withheld: int = 0
     """Releases that were not made, for lack of budget or ledger; the own one counts too."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
 
     def own(self, x: Tensor, t: int) -> Tensor: ...
+
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor: ...
 
 
 def _nothing() -> None:
@@ -76,7 +79,7 @@ class _Last:
 
 
 @dataclass(kw_only=True, eq=False)
-class StrictDoor:
+class StrictDoor(Door):
     """Every release is clipped, noised and debited. See `open_door` for the fields."""
 
     config: PrivacySection
@@ -95,11 +98,9 @@ class StrictDoor:
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
-    exhausted: bool = False
-    fault: str = ""
-    faults: int = 0
-    withheld: int = 0
     _last: dict[Peer, _Last] = field(default_factory=dict)
+    _without: dict[Peer, int] = field(default_factory=dict)
+    """The last round in which a recipient got nothing."""
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -113,12 +114,10 @@ class StrictDoor:
             Withheld: the budget is spent or the ledger can't record the debit; for `to` = me zeros are returned then.
         """
         try:
-            return self._answer(x, t, to).clone()
+            return self._served(x, t, to)
         except QuestionRefused:
             raise
-        except Withheld as reason:
-            self.withheld += 1
-            self.on_withheld(t, to, str(reason))
+        except Withheld:
             if to != self.me:
                 raise
             return torch.zeros(self.task.layout.size)
@@ -127,8 +126,32 @@ class StrictDoor:
         """The same noised release as for me."""
         return self(x, t, self.me)
 
-    def _answer(self, x: Tensor, t: int, to: Peer) -> Released:
-        question = _digest(x)
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
+        """The round's release for me: (Σ_b clip_C(ĝ_b(x) − ĝ_b(before)) + z)/B with ĝ clipped itself, flat float32 [d].
+
+        One example moves the sum by C at most, as in any other release, and that is what is debited: one of them.
+
+        Raises:
+            QuestionRefused: another release for me in the same round, or a round that is over.
+            Withheld: the budget is spent or the ledger can't record the debit; zeros would say that nothing changed.
+        """
+        return self._served(x, t, self.me, before)
+
+    def _served(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
+        """A copy of the answer; what is withheld is counted and told."""
+        try:
+            return self._answer(x, t, to, before).clone()
+        except QuestionRefused:
+            raise
+        except Withheld as reason:
+            if self._without.get(to) != t:  # asked for again, it is still one
+                self._without[to] = t
+                self.withheld += 1
+                self.on_withheld(t, to, str(reason))
+            raise
+
+    def _answer(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Released:
+        question = _digest(x) if before is None else _digest(x) + _digest(before)
         last = self._previous(to)
         if t == last.round and question == last.question:
             if last.answer is None:
@@ -138,7 +161,7 @@ class StrictDoor:
             raise QuestionRefused("this round has another question's answer, or is over")
         self._check(t)
         self._last[to] = last = _Last(t, question)
-        last.answer = self._release(x, t, to)
+        last.answer = self._release(x, t, to, before)
         return last.answer
 
     def _previous(self, to: Peer) -> _Last:
@@ -161,8 +184,8 @@ class StrictDoor:
             self.exhausted = True
             raise Withheld("the privacy budget of the data is spent")
 
-    def _release(self, x: Tensor, t: int, to: Peer) -> Released:
-        total = self._clipped(x, t, to)
+    def _release(self, x: Tensor, t: int, to: Peer, before: Tensor | None) -> Released:
+        total = self._clipped(x, t, to, before)
         failpoint("before_noise")
         stream = self.keys.stream("noise", t, to)
         answer = noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
@@ -174,10 +197,10 @@ class StrictDoor:
         self.on_release(t, to)
         return Released(answer)
 
-    def _clipped(self, x: Tensor, t: int, to: Peer) -> Tensor:
+    def _clipped(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
         rows = self._rows(t, to)
         how = {"chunk": self.config.chunk, "backend": self.backend, "breathe": self.breathe}
-        return clipped_sum(self.task, x, rows, self.config.clip, **how)  # type: ignore[arg-type]
+        return clipped_sum(self.task, x, rows, self.config.clip, before=before, **how)  # type: ignore[arg-type]
 
     def _rows(self, t: int, to: Peer) -> Tensor:
         """The secret Poisson batch: one per answer, or one a round for all."""
@@ -215,15 +238,15 @@ class PaperDoor(StrictDoor):
         released = self(x, t, self.me)
         return self._clean.clone() if self._last[self.me].answer is not None else released
 
-    def _clipped(self, x: Tensor, t: int, to: Peer) -> Tensor:
-        total = super()._clipped(x, t, to)
+    def _clipped(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
+        total = super()._clipped(x, t, to, before)
         if to == self.me:
             self._clean = (total / self.config.batch).to(torch.float32)
         return total
 
 
 @dataclass(kw_only=True, eq=False)
-class ClearDoor:
+class ClearDoor(Door):
     """Mode none: the mean gradient over B examples drawn without replacement, publicly; one batch a round for all."""
 
     task: Task
@@ -234,10 +257,6 @@ class ClearDoor:
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
 
-    exhausted: bool = False
-    fault: str = ""
-    faults: int = 0
-    withheld: int = 0
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
@@ -252,6 +271,12 @@ class ClearDoor:
         if self._own[:2] != key:
             self._own = (*key, self._mean(x, t))
         return self._own[2].clone()
+
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
+        """The plain gradient at x less that at `before`, both of round t's batch."""
+        found = self._mean(x, t).sub_(self._mean(before, t))
+        self.on_release(t, self.me)
+        return Released(found)
 
     def _mean(self, x: Tensor, t: int) -> Tensor:
         draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))

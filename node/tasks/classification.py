@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from node import data as datasets
 from node import device as devices
-from node import models
+from node import models, validation
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.maths.clipping import refuse_batchnorm
@@ -32,13 +33,19 @@ SEEDING = threading.Lock()
 class Classification:
     """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
 
-    def __init__(self, build: Callable[[], nn.Module], train: Examples, test: Examples | None) -> None:
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        train: Examples,
+        test: Examples | None,
+        validation: Examples | None = None,
+    ) -> None:
         """`build` makes a module without buffers that maps images [n, channels, height, width] to logits [n, classes].
 
         Raises:
             ConfigurationError: the module has a batch normalisation.
         """
-        self._build, self._train, self._test = build, train, test
+        self._build, self._train, self._test, self._validation = build, train, test, validation
         self.device = devices.CPU
         with torch.device("meta"):
             self._skeleton = build()
@@ -58,6 +65,7 @@ class Classification:
     def to(self, device: torch.device) -> None:
         self.device, self._train = device, self._train.to(device)
         self._test = self._test.to(device) if self._test else None
+        self._validation = self._validation.to(device) if self._validation else None
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         rows = rows.to(self.device)
@@ -87,6 +95,41 @@ class Classification:
                 loss += float(functional.cross_entropy(logits, y, reduction="sum"))
         return {"accuracy": right / n, "loss": loss / n}
 
+    @property
+    def validates(self) -> bool:
+        """Is there a validation set?"""
+        return self._validation is not None
+
+    def validate(self, parameters: Mapping[str, Tensor], kind: Literal["accuracy", "neg_loss"]) -> Tensor:
+        """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""
+        assert self._validation is not None
+        return _value(self._logits(parameters, self._validation.x, train=False), self._validation.y, kind)
+
+    def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, str], Tensor] | None:
+        """(share [k], kind) -> value of x + share·moves on the validation set, without its first layer's product, which
+        is linear in the parameters: it is made once for x and for every move [k, d]. None: that layer is not linear."""
+        module = self._module().train(False)
+        layers = list(module.named_children()) if isinstance(module, nn.Sequential) else []
+        while layers and isinstance(layers[0][1], nn.Flatten):
+            layers = layers[1:]
+        if self._validation is None or not layers or not isinstance(layers[0][1], nn.Linear):
+            return None
+        first, rest, y = layers[0][0], nn.Sequential(*(layer for _, layer in layers[1:])), self._validation.y
+        inputs = self._validation.x.flatten(1)
+        all_of = torch.cat([x.unsqueeze(0), moves])
+        products = torch.stack([_linear(views(self.layout, it), first, inputs) for it in all_of])
+        ready, steps = products[0].reshape(-1), products[1:].reshape(len(moves), -1).t()
+        names = {f"{place}.{inner}": f"{name}.{inner}" for place, (name, layer) in enumerate(layers[1:])
+                 for inner, _ in layer.named_parameters()}  # fmt: skip
+
+        def value(share: Tensor, kind: str) -> Tensor:
+            hidden = torch.addmv(ready, steps, share).view(products.shape[1:])
+            parameters = views(self.layout, torch.addmv(x, moves.t(), share)) if names else {}
+            logits = functional_call(rest, {mine: parameters[name] for mine, name in names.items()}, (hidden,))
+            return _value(logits, y, kind)
+
+        return value
+
     def _logits(self, parameters: Mapping[str, Tensor], x: Tensor, *, train: bool = True) -> Tensor:
         logits: Tensor = functional_call(self._module().train(train), dict(parameters), (x,))
         return logits
@@ -99,36 +142,55 @@ class Classification:
         return module
 
 
+def _linear(parameters: Mapping[str, Tensor], name: str, inputs: Tensor) -> Tensor:
+    return functional.linear(inputs, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
+
+
+def _value(logits: Tensor, y: Tensor, kind: str) -> Tensor:
+    if kind == "accuracy":
+        return (logits.argmax(1) == y).float().mean()
+    return -functional.cross_entropy(logits, y)
+
+
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classification:
     """See `node.tasks.make`."""
     task = run.task
-    train, test = _own(task, data) if task.data == "own" else _bundled(task, data)
+    train, test, judged = _own(run, data) if task.data == "own" else _bundled(run, data)
     train, test = _prepared(train, task), _prepared(test, task) if test else None
     if test and test.shape != train.shape:
         raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
-    return Classification(lambda: models.build(task, train.shape), train, test)
+    judged = _prepared(judged, task) if judged else None
+    return Classification(lambda: models.build(task, train.shape), train, test, judged)
 
 
 def _prepared(examples: Examples, task: TaskSection) -> Examples:
     return examples.floats().scaled(task.image_size).standardised(task.mean, task.std)
 
 
-def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Examples, Examples | None]:
+Sets = tuple[Examples, Examples | None, Examples | None]
+"""Training, test and validation set."""
+
+
+def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
+    task = run.task
     if not isinstance(data, DataSection):
         raise ConfigurationError("task.data = own needs real nodes: up and simulate divide bundled data sets only.")
     if data.path is None:
         raise ConfigurationError("task.data = own needs data.path in the node's file: .npz, table or folder of images.")
     if not data.name:
         raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
-    return datasets.own(data.path, task), datasets.own(data.test, task) if data.test else None
+    train = datasets.own(data.path, task)
+    return train, datasets.own(data.test, task) if data.test else None, validation.load(run, data, train)
 
 
-def _bundled(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Examples, Examples]:
+def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
+    task = run.task
     train, test = datasets.public(task)
     if max(int(train.y.max()), int(test.y.max())) >= task.classes:
         raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
     if not isinstance(data, DataSection):
-        return train.take(data), test
+        return train.take(data), test, validation.load(run, data, train)
     if data.path is not None:
         raise ConfigurationError(f"data.path is set, but the run learns {task.data}; set task.data to own.")
-    return (train.take(datasets.rows(data.rows, len(train))) if data.rows else train), test
+    judged = validation.load(run, data, train)
+    return (train.take(datasets.rows(data.rows, len(train))) if data.rows else train), test, judged

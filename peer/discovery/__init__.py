@@ -1,31 +1,105 @@
 """Where nodes can be dialled: the interface every discovery implements, and the table of them.
 
 A discovery finds *addresses* for node ids of the roster. It decides nothing else: who takes part is the roster's
-business, and who answers at an address proves it by certificate.
+business, and who answers at an address proves it by certificate. So a wrong address costs an attempt to connect, never
+more. `peer/addresses.py` puts the discoveries of a node together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from peer.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from peer.identity import Identity
+    from peer.roster import Roster
+    from peer.transport import Transport
+    from peer.v1.peer_pb2 import Peers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a discovery may need; each takes what it needs of it."""
+
+    roster: Roster
+    run: str = ""
+    """run_id."""
+    me: str = ""
+    """This node's id."""
+    static: Mapping[str, str] = field(default_factory=dict)
+    """[peers.static]: name -> address."""
+    dns: str = ""
+    """[peers] dns."""
+    identity: Identity | None = None
+    transport: Transport | None = None
+    folder: Path | None = None
+    """Where what was learnt is kept."""
+    missing: Callable[[], Collection[str]] = tuple
+    """Ids that are looked for: neighbours that are not connected."""
+    known: Callable[[str], Awaitable[Sequence[str]]] | None = None
+    """Addresses of an id by any discovery, with an IP each."""
+    resolve: Callable[[str], Awaitable[Sequence[str]]] | None = None
+    """An address with a host name -> addresses with an IP each; raises Unreachable."""
+    warn: Callable[[str], None] = lambda text: None
+
 
 class Discovery(Protocol):
-    async def announce(self, node_id: str, address: str) -> None:
-        """Tells others that this node is reached at `address` ("host:port"); may do nothing."""
+    @classmethod
+    def of(cls, around: Surroundings) -> Discovery:
+        """Raises ConfigurationError for settings it can't work with."""
+        ...
+
+    async def announce(self, addresses: Sequence[str]) -> None:
+        """Lets others know from now on that this node is reached at these ("host:port", best first); may do nothing."""
         ...
 
     async def addresses(self, node_id: str) -> Sequence[str]:
-        """Addresses worth dialling, best first; empty while none is known."""
+        """Addresses worth dialling, best first; empty while none is known. Waits for nobody."""
         ...
 
-    async def close(self) -> None: ...
+    def missing(self, node_id: str) -> str:
+        """Why it knows none, as half a sentence for people."""
+        ...
+
+    async def run(self) -> None:
+        """Its work in the background, until cancelled, if it has any; leaves nothing behind."""
+        ...
 
 
-DISCOVERIES: Mapping[str, str] = {"static": "peer.discovery.static:Static"}
-"""name -> module:class."""
+@runtime_checkable
+class Exchanges(Protocol):
+    """What a discovery has on top that members ask."""
+
+    def answer(self, said: Peers) -> Peers:
+        """The answer to a member whose identity was checked."""
+        ...
+
+
+DISCOVERIES: Mapping[str, str] = {
+    "static": "peer.discovery.static:Static",
+    "dns": "peer.discovery.dns:Dns",
+    "exchange": "peer.discovery.exchange:Exchange",
+    "mdns": "peer.discovery.mdns:Mdns",
+}
+"""name -> module:class, in the order in which their addresses are tried: the best vouched for first."""
+
+
+def find(name: str) -> type[Discovery]:
+    """The discovery's class.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name not in DISCOVERIES:
+        raise ConfigurationError(f"There is no discovery {name!r}; choose among {', '.join(DISCOVERIES)}.")
+    module, _, attribute = DISCOVERIES[name].partition(":")
+    found: type[Discovery] = getattr(import_module(module), attribute)
+    return found
 
 
 def endpoint(address: str) -> tuple[str, int]:
@@ -41,3 +115,8 @@ def endpoint(address: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"{address!r} has no port between 0 and 65535 after the colon.")
     return bare, int(port)
+
+
+def joined(host: str, port: int) -> str:
+    """The reverse of `endpoint`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peer.discovery import endpoint
+from peer.discovery import Surroundings, endpoint
 from peer.errors import ConfigurationError
-from peer.roster import Roster
 
 
 class Static:
@@ -18,26 +17,30 @@ class Static:
         self._addresses = {node_id: tuple(many) for node_id, many in addresses.items()}
 
     @classmethod
-    def of(cls, roster: Roster, overrides: Mapping[str, str]) -> Static:
-        """The roster's addresses; `overrides` (name -> address, node.toml's [peers.static]) come before them.
+    def of(cls, around: Surroundings) -> Static:
+        """The roster's addresses; [peers.static] (name -> address) come before them.
 
         Raises:
-            ConfigurationError: an override for a name that the roster lacks, or something that is no address.
+            ConfigurationError: an address for a name that the roster lacks, or something that is no address.
         """
-        for name in overrides:
+        roster = around.roster
+        for name in around.static:
             if name not in roster.by_name:
                 raise ConfigurationError(f"peers.static names {name!r}, who is not in the roster.")
         table = {member.id: member.addresses for member in roster.members}
-        for name, address in overrides.items():
+        for name, address in around.static.items():
             member = roster.by_name[name]
             table[member.id] = (address, *(one for one in member.addresses if one != address))
         return cls(table)
 
-    async def announce(self, node_id: str, address: str) -> None:
+    async def announce(self, addresses: Sequence[str]) -> None:
         """Nothing: the others have it written down."""
 
     async def addresses(self, node_id: str) -> Sequence[str]:
         return self._addresses.get(node_id, ())
 
-    async def close(self) -> None:
-        """Nothing is held."""
+    def missing(self, node_id: str) -> str:
+        return "neither roster nor peers.static has one"
+
+    async def run(self) -> None:
+        """Nothing is to be done."""

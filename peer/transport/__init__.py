@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Literal, Protocol, TypeAlias
 
-Method: TypeAlias = Literal["Handshake", "Beat", "Leave"]
+Method: TypeAlias = Literal["Handshake", "Beat", "Leave", "Peers"]
 """The unary control methods; their messages are the protobufs of peer.proto, encoded."""
 
 

@@ -397,9 +397,7 @@ class GrpcLink:
         self._channels = [transport.channel(node_id, address) for _ in range(2)]
         self._calls: set[Any] = set()
         control, bulk = self._channels
-        self._control: dict[str, Any] = {
-            m: control.unary_unary(f"/{SERVICE}/{m}") for m in ("Handshake", "Beat", "Leave")
-        }
+        self._control: dict[str, Any] = {m: control.unary_unary(f"/{SERVICE}/{m}") for m in METHODS}
         self._bulk: Any = bulk.stream_stream(f"/{SERVICE}/Transfer")
 
     async def call(self, method: Method, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109

@@ -31,6 +31,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_NOT_READY: _ClassVar[Code]
     CODE_INCARNATION: _ClassVar[Code]
     CODE_QUESTION: _ClassVar[Code]
+    CODE_NOT_A_MEMBER: _ClassVar[Code]
 
 class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -67,6 +68,7 @@ CODE_STOPPING: Code
 CODE_NOT_READY: Code
 CODE_INCARNATION: Code
 CODE_QUESTION: Code
+CODE_NOT_A_MEMBER: Code
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_BFLOAT16: DType
@@ -148,7 +150,7 @@ class LedgerHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose", "order")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +165,7 @@ class Hello(_message.Message):
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -177,10 +180,11 @@ class Hello(_message.Message):
     ledger: LedgerHead
     version: str
     propose: bool
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ...) -> None: ...
+    order: int
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version")
+    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version", "order")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +195,7 @@ class Welcome(_message.Message):
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     code: Code
     detail: str
     incarnation: int
@@ -201,10 +206,11 @@ class Welcome(_message.Message):
     ledger: LedgerHead
     remembered: LedgerHead
     version: str
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., remembered: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    order: int
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., remembered: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "idle_ms")
+    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "idle_ms", "order")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +222,7 @@ class Beat(_message.Message):
     LIVE_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: str
     incarnation: int
@@ -227,7 +234,8 @@ class Beat(_message.Message):
     live: _containers.RepeatedScalarFieldContainer[str]
     ledger: LedgerHead
     idle_ms: int
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., idle_ms: _Optional[int] = ...) -> None: ...
+    order: int
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "sender", "incarnation", "finished")
@@ -240,3 +248,29 @@ class Leave(_message.Message):
     incarnation: int
     finished: bool
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class Announcement(_message.Message):
+    __slots__ = ("member", "issued", "addresses", "spki", "signature")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SPKI_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    issued: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    spki: bytes
+    signature: bytes
+    def __init__(self, member: _Optional[str] = ..., issued: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Peers(_message.Message):
+    __slots__ = ("run", "sender", "known", "wanted")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: str
+    known: _containers.RepeatedCompositeFieldContainer[Announcement]
+    wanted: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., known: _Optional[_Iterable[_Union[Announcement, _Mapping]]] = ..., wanted: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import stat
@@ -18,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from node import checkpoint, cluster, summary
+from node import checkpoint, cluster, data, summary, validation
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
 from node.tasks import make
@@ -105,6 +106,33 @@ def test_pack_own_data(peerpoise: Call, experiment: Path, tmp_path: Path) -> Non
     assert not node.budget.experiment, "real data have a real ledger"
     assert "/srv/x.npz" in (tmp_path / "out" / "a" / "README.txt").read_text()
     assert not (tmp_path / "out" / "a" / "rows.npy").exists()
+
+
+def test_pack_gives_every_host_the_validation_set(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    """A copy beside node.toml, its digest in run.toml; the path it came from is nobody's business."""
+    shared = tmp_path / "public.npz"
+    np.savez(shared, x=np.zeros((4, 8, 8), np.float32), y=np.arange(4))
+    theirs = [part for name in "abc" for part in ("--data", f"{name}=w{name}:/srv/x.npz")]
+    own = ("--set", "task.data=own", "--set", "algorithm.name=pdsl")
+    refused = peerpoise("pack", experiment, *HOSTS, *theirs, *own, "--out", tmp_path / "none")
+    assert (refused.code, "validation.path" in refused.err) == (78, True)
+    call = ("pack", experiment, *HOSTS, *theirs, *own, "--set", f"validation.path={shared}", "--out", tmp_path / "out")
+    assert peerpoise(*call).code == 0
+    run = load(RunConfig, [tmp_path / "out" / "a" / "run.toml"], (), {})
+    assert (run.validation.path, run.validation.digest) == (None, hashlib.sha256(shared.read_bytes()).hexdigest())
+    for name in "abc":
+        node = load(NodeConfig, [tmp_path / "out" / name / "node.toml"], (), {})
+        assert node.data.validation is not None
+        assert (tmp_path / "out" / name / node.data.validation).read_bytes() == shared.read_bytes()
+
+
+def test_a_held_out_set_is_in_nobodys_rows(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    assert peerpoise("pack", experiment, *HOSTS, "--set", "algorithm.name=pdsl", "--out", tmp_path / "out").code == 0
+    run = load(RunConfig, [tmp_path / "out" / "run.toml"], (), {})
+    held = validation.held_out(run, data.public(run.task)[0].y.numpy())
+    assert len(held) == run.validation.size
+    for name in "abc":
+        assert not set(np.load(tmp_path / "out" / name / "rows.npy")) & set(held)
 
 
 def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path) -> None:

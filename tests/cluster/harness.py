@@ -18,7 +18,7 @@ import threading
 import traceback
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,10 +158,14 @@ class Process:
     socket: Path
 
     @classmethod
-    def start(cls, home: Path, run: RunConfig, *options: str, failpoints: str = "") -> Process:
+    def start(
+        cls, home: Path, run: RunConfig, *options: str, failpoints: str = "", inside: Sequence[str] = ()
+    ) -> Process:
+        """`inside`: a command that runs the daemon's in its own place, such as ip netns exec NAME."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PEERPOISE_")}
         environ |= {"OMP_NUM_THREADS": "1", "PEERPOISE_FAILPOINTS": failpoints, "PYTHONWARNINGS": ""}
         command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), *options]
+        command = [*inside, *command]
         with (home / "daemon.log").open("wb") as log:
             popen = subprocess.Popen(
                 command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

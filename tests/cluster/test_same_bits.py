@@ -15,12 +15,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "strict": {"privacy": {"insecure_seed": 7}},
     "paper": {"privacy": {"mode": "paper", "insecure_seed": 7}},
     "d-psgd": {"algorithm": {"name": "d-psgd"}, "privacy": {"mode": "none", "sigma": None}},
+    "ross": {"algorithm": {"name": "ross", "value": "neg_loss"}, "privacy": {"mode": "none", "sigma": None}},
+    "pdsl": {"algorithm": {"name": "pdsl"}, "privacy": {"insecure_seed": 7}},
 }
 CLUSTERS = [
     ("strict", "ring", 4, "uvloop"),
     ("strict", "full", 3, "asyncio"),
     ("paper", "full", 3, "uvloop"),
     ("d-psgd", "ring", 4, "asyncio"),
+    ("ross", "ring", 4, "uvloop"),
 ]
 """Three nodes in a ring know each other all, so a ring is one of four."""
 

@@ -14,8 +14,11 @@ from peer.topology import neighborhoods
 LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
 D = LAYOUT.size
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "ross": [{}, {"value": "neg_loss", "normalisation": "minmax", "smoothing": 0.5, "mix_momentum": False}],
     "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
     "qg-dsgdm": [{}, {"mu": 0.0}],
+    "net-fleet": [{}, {"restart": 1, "mix_steps": True}, {"restart": 3}],
+    "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
@@ -45,6 +48,11 @@ class Toy:
     def own(self, x, t):
         return self(x, t, self._me)
 
+    def difference(self, x, before, t):
+        """As in mode strict: a release with noise of its own."""
+        self._served[t].add(self._me)
+        return x - before + self._noise * torch.randn(D, generator=stream(self._me, t, "difference"))
+
 
 class Still(Toy):
     """Zero gradients: what is left is gossip."""
@@ -52,6 +60,9 @@ class Still(Toy):
     __slots__ = ()
 
     def __call__(self, x, t, to):
+        return torch.zeros_like(x)
+
+    def difference(self, x, before, t):
         return torch.zeros_like(x)
 
 
@@ -66,6 +77,19 @@ class Stingy(Toy):
         return super().__call__(x, t, to)
 
 
+class Judgement:
+    """Values a model by its distance from the origin, whatever the kind."""
+
+    def around(self, x, moves, kind):
+        return lambda shares: [-float((x + share.to(x.dtype) @ moves.to(x.dtype)).norm()) for share in shares]
+
+    def gradient(self, x):
+        return x / x.norm()
+
+    def now(self):
+        return 0.0
+
+
 def cluster(variant, kind="full", n=4, door=Toy, start=None):
     """(nodes, hoods) of the variant, all starting at `start` or, each at its own, at random."""
     name, options = variant
@@ -75,7 +99,8 @@ def cluster(variant, kind="full", n=4, door=Toy, start=None):
     for i, hood in hoods.items():
         x = torch.randn(D, generator=stream("start", i)) if start is None else start
         config = algorithm.Config(**options)
-        nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x)
+        more = {"judge": Judgement()} if getattr(algorithm, "validates", False) else {}
+        nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x, **more)
     return nodes, hoods
 
 

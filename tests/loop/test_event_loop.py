@@ -15,8 +15,7 @@ from node.config import ExperimentConfig
 
 CALLBACK_SECONDS = 0.05
 BEAT_P99_SECONDS = 0.05
-BUSY = 0.1
-"""Share of the processors that others may take before a late heartbeat says more of them than of the daemon."""
+"""On a machine of the daemons' own. Where others take a share of its processors, as much longer as less is left."""
 ALLOWED = {
     "io.FileIO.write < journal.py:write": "one line of less than a kilobyte to the page cache, never synced",
 }
@@ -94,17 +93,15 @@ def test_late_heartbeats_are_found(spoiled: Watched) -> None:
 
 
 def best_of_three(folder: Path, run: ExperimentConfig, *, moving: bool) -> None:
-    """Skipped only if no attempt was in time and others were at the processors in each."""
     found = []
     for attempt in ("first", "second", "third"):
         watched = watch(folder / attempt, run, "auto")
-        found.append((p99(watched.beats(moving=moving)), watched.others))
-        if found[-1][0] < BEAT_P99_SECONDS:
+        late, bound = p99(watched.beats(moving=moving)), BEAT_P99_SECONDS / max(0.1, 1 - watched.others)
+        found.append(f"{1000 * late:.0f} ms of {1000 * bound:.0f} ({watched.others:.0%} of the processors for others)")
+        if late < bound:
+            print(f"p99 of heartbeats: {found[-1]}")
             return
-    said = ", ".join(f"{1000 * late:.0f} ms ({others:.0%} of the processors for others)" for late, others in found)
-    if all(others > BUSY for _, others in found):
-        pytest.skip(f"This machine is too busy to tell; p99 of heartbeats: {said}.")
-    pytest.fail(f"p99 of heartbeats: {said}")
+    pytest.fail(f"p99 of heartbeats: {', '.join(found)}")
 
 
 def p99(seconds: list[float]) -> float:

@@ -28,8 +28,24 @@ DOCUMENT: status.Status = {
     "phase": {"kind": "model", "since_s": 0.25},
     "waiting_for": [{"peer": "n2", "since_s": 0.25, "until_s": 9.75, "why": "its answer to our model"}],
     "neighbours": [
-        {"name": "n1", "state": "up", "round": 6, "rtt_ms": 0.4, "last_error": None},
-        {"name": "n2", "state": "connecting", "round": None, "rtt_ms": None, "last_error": "connection refused"},
+        {
+            "name": "n1",
+            "state": "up",
+            "address": "10.0.0.1:7443",
+            "found_by": "mdns",
+            "round": 6,
+            "rtt_ms": 0.4,
+            "last_error": None,
+        },
+        {
+            "name": "n2",
+            "state": "connecting",
+            "address": None,
+            "found_by": None,
+            "round": None,
+            "rtt_ms": None,
+            "last_error": "connection refused",
+        },
     ],
     "epsilon": {
         "run": {"total": 2.5, "link": 1.25},

@@ -1,4 +1,4 @@
-"""dp-d-psgd, dp-dmsgd, dp-xavg: the algorithm's own bits in mode strict, and no run in any other mode."""
+"""The names with dp-: the algorithm's own bits in mode strict, and no run in any other mode."""
 
 import pytest
 from pydantic import ValidationError

@@ -14,7 +14,18 @@ from peer import codec, message
 from peer.errors import Malformed
 from peer.v1 import peer_pb2 as pb
 
-MESSAGES = (pb.Header, pb.Trailer, pb.Verdict, pb.LedgerHead, pb.Hello, pb.Welcome, pb.Beat, pb.Leave)
+MESSAGES = (
+    pb.Header,
+    pb.Trailer,
+    pb.Verdict,
+    pb.LedgerHead,
+    pb.Hello,
+    pb.Welcome,
+    pb.Beat,
+    pb.Leave,
+    pb.Announcement,
+    pb.Peers,
+)
 ID = "a" * 52
 
 

@@ -19,6 +19,7 @@ def together(*peers: str) -> Membership:
 def beat(it: Membership, peer: str, now: float, **changes: Any) -> None:
     standing: dict[str, Any] = {
         "incarnation": 1,
+        "order": it.neighbours[peer]._order + 1,
         "round": 0,
         "phase": 0,
         "progress": 0,
@@ -97,11 +98,21 @@ def test_an_end_that_no_longer_names_me_is_believed_after_two_beats():
     assert it.live(0) == frozenset()
 
 
-def test_one_beat_that_was_overtaken_does_no_harm():
+def test_beats_that_were_overtaken_do_no_harm():
     it = together("a")
-    beat(it, "a", now=1.0, names_me=False)
-    beat(it, "a", now=2.0, names_me=True)
-    beat(it, "a", now=3.0, names_me=False)
+    beat(it, "a", now=1.0, order=5)
+    for stale in (2, 3, 4, 5):
+        beat(it, "a", now=2.0, order=stale, names_me=False, round=99)
+    assert it.live(0) == {"a"}
+    assert it.neighbours["a"].round == 0
+
+
+def test_beats_made_before_the_edge_was_agreed_on_say_nothing_of_it():
+    """They could not name me yet; seen to cost the edge again when several came late."""
+    it = Membership.of("me", "a", DEADLINE)
+    it.agree("a", live_from=0, incarnation=1, round=0, order=9, now=0.0)
+    for late in (6, 7, 8):
+        beat(it, "a", now=1.0, order=late, names_me=False)
     assert it.live(0) == {"a"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.discovery import endpoint
+from peer.discovery import Surroundings, endpoint
 from peer.discovery.static import Static
 from peer.errors import ConfigurationError, IdentityError
 from peer.identity import CertificateAuthority
@@ -107,11 +107,11 @@ def test_what_is_no_address_gives_a_sentence(text: str) -> None:
 
 
 async def test_static_addresses_put_the_nodes_own_first() -> None:
-    static = Static.of(Roster(1, 0, MEMBERS), {"b": "[::1]:7443", "a": "10.0.0.9:1"})
+    static = Static.of(Surroundings(roster=Roster(1, 0, MEMBERS), static={"b": "[::1]:7443", "a": "10.0.0.9:1"}))
     assert await static.addresses("id-b") == ("[::1]:7443", "10.0.0.2:7443")
     assert await static.addresses("id-a") == ("10.0.0.9:1",)
     assert await static.addresses("nobody") == ()
     with pytest.raises(ConfigurationError, match="not in the roster"):
-        Static.of(Roster(1, 0, MEMBERS), {"c": "10.0.0.9:1"})
+        Static.of(Surroundings(roster=Roster(1, 0, MEMBERS), static={"c": "10.0.0.9:1"}))
     with pytest.raises(ConfigurationError, match="is not an address"):
         Static({"x": ["nonsense"]})

@@ -1,11 +1,17 @@
 """Handshakes and beats against neighbours that lie; real keys, one session, no network."""
 
+import asyncio
+import random
+import resource
+from contextlib import suppress
+
 import pytest
+from test_codec import mutated
 
 from peer import codec
 from peer.circle import REPLAY_WINDOW, Circle, Contact, Terms
 from peer.discovery.static import Static
-from peer.errors import Malformed
+from peer.errors import Malformed, RemoteError
 from peer.identity import CertificateAuthority, verify_welcome
 from peer.mailbox import Mailbox
 from peer.membership import Membership, Presence
@@ -64,6 +70,7 @@ def hello(people, **changes):
         "layout": bytes(32),
         "round": -1,
         "propose": True,
+        "order": 1,
     }
     return pb.Hello(**{**usual, **changes})
 
@@ -124,6 +131,15 @@ async def test_the_same_call_delivered_twice_changes_nothing(session, people):
     first = await greet(session, hello(people))
     session.position.round = 5
     assert await greet(session, hello(people)) == first
+    assert session.membership.live(0) == {"a"}
+
+
+async def test_a_handshake_that_was_overtaken_agrees_nothing(session, people):
+    """It would move the edge at this end only: the other end has the answer to its later one."""
+    await greet(session, hello(people, nonce=b"2" * 32, order=2))
+    session.position.round = 0
+    late = await greet(session, hello(people, nonce=b"1" * 32, order=1))
+    assert (late.code, late.signature) == (pb.CODE_DUPLICATE, b"")
     assert session.membership.live(0) == {"a"}
 
 
@@ -192,3 +208,45 @@ async def test_beats_do_not_count_chunks_of_work(session):
         seen.add(pulse.progress)
         assert pulse.idle_ms % 250 == 0
     assert len(seen) <= 2
+
+
+async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_memory_stays_flat(session, people):
+    """Through both doors a neighbour has: what it says is garbled, who it is is not."""
+    a, head, rng = people["a"].id, {"sequence": 2, "digest": bytes(32), "label": bytes(32)}, random.Random(11)
+    usual = {"run": "run", "sender": a, "incarnation": 1}
+    transfer = {"protocol": codec.PROTOCOL, "roster": 1, "receiver": people["b"].id, "role": pb.ROLE_MIX, "parts": 1}
+    valid = {
+        "Handshake": codec.encode(hello(people, propose=False, ledger=pb.LedgerHead(**head))),
+        "Beat": codec.encode(pb.Beat(**usual, live=[a], waiting_for=[a], ledger=pb.LedgerHead(**head))),
+        "Leave": codec.encode(pb.Leave(**usual)),
+        "Transfer": codec.encode(pb.Header(**usual, **transfer, kind="state", layout=bytes(32), dtype=1, bytes=400)),
+    }
+    seen = dict.fromkeys(valid, 0)
+
+    async def stream(*messages):
+        for message in messages:
+            yield message
+
+    async def say(name, data):
+        if name != "Transfer":
+            return await session.call(a, name, data)
+        frames = stream(data, rng.randbytes(rng.choice((400, 7))))
+        receiving = asyncio.ensure_future(session.transfer(a, frames))
+        await asyncio.sleep(0)
+        if not receiving.done():  # parked: its phase may still come
+            receiving.cancel()
+            return await asyncio.wait({receiving})
+        return codec.decode(pb.Verdict, await receiving)
+
+    async def fuzz(times):
+        for i in range(times):
+            name = list(valid)[i % len(valid)]
+            with suppress(RemoteError):
+                await say(name, mutated([valid[name]], rng))
+                seen[name] += 1
+
+    await fuzz(5_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await fuzz(95_000)
+    assert min(seen.values()) > 50, "some must get through the codec"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB

@@ -5,6 +5,7 @@ Whatever comes, the answer is one verdict; what is delivered is exactly what was
 
 import asyncio
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -108,6 +109,10 @@ class Machine(RuleBasedStateMachine):
     def frames(self):
         return [PAYLOAD[offset : offset + length] for offset, length in codec.frames(SIZE)]
 
+    def whole(self):
+        """All that follows a header."""
+        return [*self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()]
+
     @rule()
     def opens(self):
         if not self.opened:
@@ -130,7 +135,7 @@ class Machine(RuleBasedStateMachine):
         if not self.opened:
             return
         before = len(self.delivered)
-        code = self.say([self.header(), *self.frames(), pb.Trailer(bytes=SIZE).SerializeToString()])
+        code = self.say([self.header(), *self.whole()])
         new = ("a", self.round) not in [key for key, _ in self.delivered[:before]]
         assert code == (pb.CODE_OK if new else pb.CODE_DUPLICATE)
         assert len(self.delivered) == before + new
@@ -139,7 +144,7 @@ class Machine(RuleBasedStateMachine):
     def sends_another_header(self, field):
         if self.opened:
             before = len(self.delivered)
-            code = self.say([self.header(**{field: WRONG[field]}), *self.frames()])
+            code = self.say([self.header(**{field: WRONG[field]}), *self.whole()])
             assert code != pb.CODE_OK
             assert len(self.delivered) == before
 
@@ -156,6 +161,10 @@ class Machine(RuleBasedStateMachine):
             assert len(self.delivered) == before
 
     @rule()
+    def sends_as_an_earlier_process(self):
+        assert self.say([self.header(incarnation=0), *self.whole()]) == pb.CODE_INCARNATION
+
+    @rule()
     def gives_up_in_the_trailer(self):
         if self.opened:
             before = len(self.delivered)
@@ -168,7 +177,7 @@ class Machine(RuleBasedStateMachine):
             again = self.header(sequence=self.sequence)
             self.sequence -= 1
             self.say([again])
-            assert self.say([again, *self.frames()]) != pb.CODE_OK
+            assert self.say([again, *self.whole()]) == pb.CODE_DUPLICATE
 
     @rule(caller=st.sampled_from(["b", "c", "stranger"]))
     def speaks_for_somebody_else(self, caller):
@@ -188,3 +197,26 @@ class Machine(RuleBasedStateMachine):
 
 TestTransfers = Machine.TestCase
 TestTransfers.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+@pytest.fixture
+def machine():
+    """For sure, and not only where hypothesis happens to go."""
+    made = Machine()
+    made.opens()
+    yield made
+    made.teardown()
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_wrong_header_is_refused(machine, field):
+    machine.sends_another_header(field)
+
+
+def test_a_sequence_number_counts_once(machine):
+    machine.breaks_off(cut=1, tail=b"")
+    machine.repeats_a_sequence_number()
+
+
+def test_an_earlier_process_is_not_heard(machine):
+    machine.sends_as_an_earlier_process()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,51 @@ def test_contribution_is_bounded_for_any_model(seed: int, scale: float, bad: flo
         assert float(contribution.norm()) <= 0.7 * (1 + clipping.SLACK)
 
 
+def test_contribution_to_a_difference_is_bounded_for_any_two_models() -> None:
+    """1000 pairs: of every size, with and without what is not finite, close to each other and far apart."""
+    chance, clipped = random.Random(1), 0
+    for seed in range(1000):
+        task = SMALL[seed % 2]
+        models = []
+        for which in range(2):
+            x = torch.randn(task.layout.size, generator=torch.Generator().manual_seed(2 * seed + which))
+            x *= chance.choice([0.0, 1e-30, 1.0, 1e3, 1e9, 1e15, 1e30, 3e38])
+            if chance.random() < 0.3:
+                x[chance.randrange(len(x))] = chance.choice([float("nan"), float("inf"), -float("inf")])
+            models.append(x)
+        if chance.random() < 0.2:
+            models[1] = models[0] * (1 + 1e-6)
+        contribution = clipped_sum(task, models[0], torch.tensor([seed % 3 % 2]), 0.7, before=models[1])
+        assert contribution.isfinite().all()
+        assert float(contribution.norm()) <= 0.7 * (1 + clipping.SLACK)
+        clipped += float(contribution.norm()) > 0.69
+    assert clipped > 100, "power: the bound is reached"
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_a_difference_is_that_of_each_examples_gradients(backend: clipping.Backend) -> None:
+    task = make_small("cnn")
+    before = task.start(0)
+    x, rows = before * 1.5, torch.arange(task.examples)
+    found = clipped_sum(task, x, rows, 1e9, before=before, chunk=16, backend=backend) / len(rows)
+    expected = mean_gradient(task, x, rows) - mean_gradient(task, before, rows)
+    torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=1e-5)
+    assert not clipped_sum(task, x, rows, 1.0, before=x, backend=backend).any()
+
+
+def test_the_differences_along_a_path_add_up_to_a_clipped_gradient() -> None:
+    """Those of plain gradients, each clipped, would miss for good what the first gradient lost by clipping."""
+    task = make_small("mlp")
+    rows, path = torch.arange(task.examples), [task.start(0) * (1 + k / 50) for k in range(51)]
+    norms = [float(clipped_sum(task, path[0], rows[k : k + 1], 1e9).norm()) for k in range(task.examples)]
+    clip = sorted(norms)[5]
+    total = clipped_sum(task, path[0], rows, clip)
+    for before, x in itertools.pairwise(path):
+        total += clipped_sum(task, x, rows, clip, before=before)
+    expected = clipped_sum(task, path[-1], rows, clip)
+    assert float((total - expected).norm()) < 1e-4 * float(expected.norm())
+
+
 SMALL = [make_small("softmax", n=2), make_small("mlp", n=2)]
 
 
@@ -158,7 +205,7 @@ def test_batch_norm_is_refused_in_one_sentence() -> None:
     refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
 
 
-def moved_by_one_record() -> float:
+def moved_by_one_record(difference: bool = False) -> float:
     """The most that removing one record moves the clipped sum (C = 1), over models made to magnify rounding: weights of
     1e9, and biases that cancel the logits of one record up to rounding, so that a last bit decides its class."""
     generator = torch.Generator().manual_seed(0)
@@ -169,19 +216,22 @@ def moved_by_one_record() -> float:
         weights = 1e9 * torch.randn(10, 64, generator=generator)
         bias = -(weights.double() @ data.x[128].flatten().double()).float()
         x = flat(task.layout, dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)))
-        full, less = (clipped_sum(task, x, kept, 1.0, chunk=128) for kept in (rows, rows[1:]))
+        before = torch.zeros_like(x) if difference else None
+        full, less = (clipped_sum(task, x, kept, 1.0, before=before, chunk=128) for kept in (rows, rows[1:]))
         worst = max(worst, float((full - less).norm()))
     return worst
 
 
-def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbour_sends() -> None:
-    assert moved_by_one_record() <= 1 + clipping.SLACK
+@pytest.mark.parametrize("difference", [False, True])
+def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbour_sends(difference: bool) -> None:
+    assert moved_by_one_record(difference) <= 1 + clipping.SLACK
 
 
-def test_without_filled_chunks_such_a_model_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("difference", [False, True])
+def test_without_filled_chunks_such_a_model_breaks_the_bound(monkeypatch: pytest.MonkeyPatch, difference: bool) -> None:
     """The power check: a ragged last chunk rounds differently."""
     monkeypatch.setattr(clipping, "filled", lambda rows, chunk: rows)
-    assert moved_by_one_record() > 1.1
+    assert moved_by_one_record(difference) > 1.1
 
 
 def test_a_model_whose_gradients_depend_on_their_place_is_given_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,24 +125,160 @@ def test_answers_may_be_asked_for_while_another_is_computed(task: Small, ledger:
     assert all(alone(x, 0, to).equal(answer) for to, answer in inner.items())
 
 
+# -- differences -------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_one_release_for_me_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
+    told: list[tuple[int, str]] = []
+    strict = door(task, ledger, releases=1, on_release=lambda *what: told.append(what))
+    before = task.start(0)
+    x = before + 1
+    first = strict.difference(x, before, 0)
+    first_bytes = first.numpy().tobytes()
+    first.zero_()
+    assert strict.difference(x.clone(), before.clone(), 0).numpy().tobytes() == first_bytes
+    assert told == [(0, "a")]
+    assert ledger.units == 1
+    strict.difference(x, before, 1)
+    assert [(row.units, row.mechanism.releases) for row in ledger.rows()] == [(2, 1)], "accounted like gradients"
+
+
+def test_no_second_release_beside_a_difference(task: Small, ledger: Ledger) -> None:
+    """Neither another difference nor either model's gradient, in that round or one before, in either order."""
+    strict = door(task, ledger)
+    before = task.start(0)
+    x = before + 1
+    strict.difference(x, before, 3)
+    for pair in ((x, x), (before, before), (before, x), (x + 1, before)):
+        with pytest.raises(QuestionRefused):
+            strict.difference(*pair, 3)
+    for model in (x, before):
+        with pytest.raises(QuestionRefused):
+            strict(model, 3, "a")
+        with pytest.raises(QuestionRefused):
+            strict.own(model, 2)
+    strict.own(x, 4)
+    with pytest.raises(QuestionRefused):
+        strict.difference(x, before, 4)
+    assert ledger.units == 2
+
+
+@pytest.mark.parametrize("budget", [True, False])
+def test_a_difference_that_is_withheld_is_no_zero(
+    task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, budget: bool
+) -> None:
+    """Zeros would say that the gradient has not changed."""
+    why: list[str] = []
+    strict = door(task, ledger, on_withheld=lambda t, to, reason: why.append(reason))
+    if budget:
+        strict.budget = 0
+    else:
+        monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
+    with pytest.raises(Withheld):
+        strict.difference(task.start(0) + 1, task.start(0), 0)
+    assert (strict.withheld, len(why), ledger.units) == (1, 1, 0)
+
+
+def test_the_difference_of_mode_none_is_of_one_batch(task: Small) -> None:
+    told: list[tuple[int, str]] = []
+    clear = door(task, None, config_mode="none", config_batch=16, on_release=lambda *what: told.append(what))
+    before = task.start(0)
+    x = before + 1
+    found = clear.difference(x, before, 5)
+    torch.testing.assert_close(found, clear.own(x, 5) - clear.own(before, 5))
+    assert told == [(5, "a")]
+    assert not clear.difference(x, x, 5).any()
+    assert not found.equal(clear.difference(x, before, 6))
+
+
+def clipped_difference(task: Small, strict: StrictDoor, x: Tensor, before: Tensor) -> float:
+    """How far the released sum is from Σ_b clip(clip ∇ℓ_b(x) − clip ∇ℓ_b(before)), written as stupidly as possible."""
+    clip = strict.config.clip
+    total = torch.zeros(task.layout.size, dtype=torch.float64)
+    for row in range(task.examples):
+        each = []
+        for model in (x, before):
+            leaf = model.clone().requires_grad_()
+            example = tuple(part[0] for part in task.batch(torch.tensor([row])))
+            g = torch.autograd.grad(task.loss(views(task.layout, leaf), example), leaf)[0].double()
+            each.append(g * min(1.0, clip / max(float(g.norm()), 1e-300)))
+        g = each[0] - each[1]
+        if g.isfinite().all():
+            total += g * min(1.0, clip / max(float(g.norm()), 1e-300))
+    return float((strict.difference(x, before, 0).double() * strict.config.batch - total).norm())
+
+
+def clipped_apart(
+    task: Any, x: Tensor, rows: Tensor, clip: float, *, before: Tensor | None = None, **how: Any
+) -> Tensor:
+    """A bug: each gradient is clipped, and one example moves their difference by 2C."""
+    total = clipping.clipped_sum(task, x, rows, clip, **how)
+    return total if before is None else total - clipping.clipped_sum(task, before, rows, clip, **how)
+
+
+@pytest.mark.parametrize("bug", ["none", "clipped apart", "not clipped", "plain gradients"])
+def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_small("mlp", n=12)
+    task.x[0] = NAN
+    if bug == "clipped apart":
+        monkeypatch.setattr(door_module, "clipped_sum", clipped_apart)
+    if bug == "not clipped":
+        monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
+    if bug == "plain gradients":
+        monkeypatch.setattr(clipping, "_clip", lambda gradients, clip: None)
+    with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
+        bare = door(task, ledger, config_rate=1.0, config_batch=16, config_clip=0.5, config_sigma=1e-4)
+        off = clipped_difference(task, bare, task.start(0) * -3, task.start(0))
+        assert (off < 0.02) == (bug == "none")
+        assert ledger.units == 1
+
+
+def no_clip_finite(gradients: Any, clip: float) -> Any:
+    return {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}
+
+
 # -- the ledger fails, the budget ends ---------------------------------------------------------------------------------
 
 
 def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = door(task, ledger)
+    told: list[tuple[int, str]] = []
+    strict = door(task, ledger, on_release=lambda *what: told.append(what))
     x = task.start(0)
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     with pytest.raises(Withheld):
         strict(x, 0, "b")
     assert "nothing is released" in strict.fault
+    assert told == [], "nobody is told of a release before its debit stands"
     with pytest.raises(Withheld):
         strict(x, 0, "b")  # this round's noise is never drawn again
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     assert not strict(x, 0, "a").any()
     assert not strict.own(x, 0).any()
+    assert strict.withheld == 2, "b's and the own one, however often they were asked for"
     assert ledger.units == 0
     assert strict(x, 1, "b").any()
     assert (strict.fault, strict.faults, ledger.units) == ("", 2, 1)
+
+
+@pytest.mark.parametrize("what", ["budget", "releases"])
+def test_two_answers_that_are_computed_at_once_are_not_both_released_where_one_is_left(
+    task: Small, ledger: Ledger, what: str
+) -> None:
+    """Both were let in while one was left; who is debited first has it."""
+
+    def breathe() -> None:
+        if pending:
+            inner.append(strict(x, 0, pending.pop()))
+
+    pending, inner = ["c"], list[Tensor]()
+    strict = door(task, ledger, breathe=breathe, config_chunk=8, releases=1 if what == "releases" else 3)
+    if what == "budget":
+        strict.budget = 1
+    x = task.start(0)
+    with pytest.raises(Withheld):
+        strict(x, 0, "b")
+    assert inner[0].any()
+    assert (ledger.units, strict.exhausted) == (1, what == "budget")
 
 
 @pytest.mark.parametrize("batches", ["independent", "shared"])
@@ -244,6 +380,9 @@ def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> No
     assert epsilon(ledger.rows(), 1e-5) == float("inf")
     with pytest.raises(QuestionRefused):
         paper.own(x + 1, 0)
+    paper.difference(x + 1, x, 1)
+    with pytest.raises(QuestionRefused):  # nor the clean difference by another name
+        paper.own(x + 1, 1)
 
 
 def test_paper_own_is_withheld_with_its_debit(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +410,15 @@ def test_calibrated_noise_covers_the_largest_neighbourhood() -> None:
     told = door_module.mechanism(config, d=650, sigma=sigma, releases=3)
     assert 7.9 < epsilon([Spent(told, 3000)], 1e-4) <= 8.0
     assert noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
+
+
+def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(task: Small, ledger: Ledger) -> None:
+    door(task, ledger, config_sigma=2.0)(task.start(0), 0, "b")
+    [row] = ledger.rows()
+    assert row.mechanism.sigma == noise.effective(2.0, task.layout.size) < 2.0
+    large = door_module.mechanism(door_module.PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1)
+    assert large.sigma == pytest.approx(2.0 / (1 + 2.0 * 10**4.5 / noise.STEPS), rel=1e-4)
+    assert large.sigma < 1.9
 
 
 # -- what a release is: one detector, and the bugs it must find --------------------------------------------------------
@@ -369,9 +517,9 @@ def same_for_all(self: Keys, purpose: str, round: int, recipient: str) -> Stream
     return STREAM(self, purpose, round, recipient)
 
 
-def forgetful(self: StrictDoor, x: Tensor, t: int, to: str) -> Tensor:
+def forgetful(self: StrictDoor, x: Tensor, t: int, to: str, before: Tensor | None = None) -> Tensor:
     self.keys = Keys.fresh()
-    total, stream = self._clipped(x, t, to), self.keys.stream("noise", t, to)
+    total, stream = self._clipped(x, t, to, before), self.keys.stream("noise", t, to)
     if self.ledger.last_round(self.run, to) < t:
         self.ledger.debit(self.run, t, to, self.mechanism)
     return noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -135,6 +136,22 @@ def test_a_disk_error_releases_nothing_and_passes(
         assert ledger.head[0] == ledger.units == 1 + stands  # memory says what the disk says
         ledger.debit("run", 2, "b", STRICT)
         assert ledger.head[0] == ledger.units == 2 + stands
+
+
+def test_a_debit_is_synced_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row by SQLite, the head by us: where the disk refuses to sync, nothing is released."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(tmp_path) as ledger:
+        [full] = ledger._connected.execute("PRAGMA synchronous").fetchone()
+        assert full >= 2, "FULL or more"
+        with monkeypatch.context() as at:
+            at.setattr(os, "fsync", refuse)
+            with pytest.raises(LedgerError, match="nothing is released"):
+                ledger.debit("run", 0, "b", STRICT)
+        ledger.debit("run", 1, "b", STRICT)
 
 
 def debit_until_refused(ledger: Ledger, run: str) -> None:

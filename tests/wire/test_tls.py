@@ -175,3 +175,27 @@ def test_grpc_imported_too_early_is_an_error_and_not_a_silent_hole() -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("ConfigurationError grpc was imported before")
+
+
+class Shown:
+    """What grpc tells of a connection. A real one of TLS 1.2 can't be had: that is what the other tests say."""
+
+    def __init__(self, version: bytes, certificate: bytes) -> None:
+        self.shown = {"ssl_tls_version": [version], "x509_pem_cert": [certificate]}
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return self.shown
+
+    async def abort(self, code: object, why: str) -> None:
+        raise ConnectionAbortedError(why)
+
+
+async def test_a_listener_asks_for_1_3_once_more_at_every_call(federation: Federation) -> None:
+    """Should grpc read its setting no longer, or elsewhere."""
+    from peer.transport.grpc import Grpc
+
+    listener, bob = Grpc(federation.alice, "127.0.0.1:0"), federation.bob
+    assert await listener._authenticate(Shown(b"TLSv1.3", bob.certificate_pem)) == bob.id  # type: ignore[arg-type]
+    for version in (b"TLSv1.2", b""):
+        with pytest.raises(ConnectionAbortedError, match=r"TLS 1\.3 is required"):
+            await listener._authenticate(Shown(version, bob.certificate_pem))  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ async def world(request: pytest.FixtureRequest, federation: Federation) -> Async
 async def test_calls_carry_bytes_and_the_authenticated_caller(world: World) -> None:
     service = Recorder.open()
     listener, _, link = await world.serve(service)
-    for method in ("Handshake", "Beat", "Leave"):
+    for method in ("Handshake", "Beat", "Leave", "Peers"):
         assert await link.call(method, b"\x00\xff" * 9, SECONDS) == b"answer to " + b"\x00\xff" * 9
         assert service.calls[-1] == (world.name, method, b"\x00\xff" * 9)
     assert await link.call("Beat", b"", SECONDS) == b"answer to "

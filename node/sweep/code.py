@@ -1,0 +1,92 @@
+"""What of this program a cell's figures depend on: the code that `simulate` reaches, and the algorithm's own file.
+
+Sources are compared without comments, docstrings and layout, so that only what runs counts. Algorithms are named by
+strings in their table: another algorithm's file is not in a cell's version, and a new one makes no old cell void.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from node.algorithms import ALGORITHMS, NOISED
+
+START = "node.experiment"
+SHOWN = frozenset(
+    f"node.{name}"
+    for name in ("algorithms", "checkpoint", "config", "disk", "edges", "journal", "results", "summary", "sweep")
+)
+"""What keeps, shows or checks, or is in a cell's configuration anyway."""
+OURS = re.compile(r"(node|peer)(\.\w+)+")
+ENTRY = re.compile(r"((?:node|peer)(?:\.\w+)+):\w+")
+"""module:name, as the literal tables have it."""
+
+
+@cache
+def version(algorithm: str) -> str:
+    """Twelve hex digits that change when code changes on which the figures of this algorithm's runs depend."""
+    own = NOISED.get(algorithm, algorithm)
+    found = hashlib.sha256()
+    for module in sorted(reached(START, ALGORITHMS.get(own, "").partition(":")[0])):
+        found.update(f"{module}\0{_meaning(module)}\0".encode())
+    return found.hexdigest()[:12]
+
+
+def reached(*start: str) -> set[str]:
+    """The modules of node and peer that these import, and they in turn, without SHOWN."""
+    found: set[str] = set()
+    left = [module for module in start if module]
+    while left:
+        module = left.pop()
+        if module not in found and module not in SHOWN and _file(module):
+            found.add(module)
+            left += _imports(module)
+    return found
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    found: set[str] = set()
+    for it in ast.walk(_tree(module)):
+        match it:
+            case ast.Import(names=names):
+                found |= {name.name for name in names}
+            case ast.ImportFrom(module=str(origin), names=names):
+                found |= {origin, *(f"{origin}.{name.name}" for name in names)}
+            case ast.Constant(value=str(text)) if entry := ENTRY.fullmatch(text):
+                found.add(entry[1])
+    return frozenset(name for name in found if OURS.fullmatch(name))
+
+
+@cache
+def _meaning(module: str) -> str:
+    tree = _tree(module)
+    for it in ast.walk(tree):
+        if isinstance(it, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            it.body = [line for line in it.body if not _is_text(line)] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    """A docstring, of a field too."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+def _tree(module: str) -> ast.Module:
+    file = _file(module)
+    assert file is not None
+    return ast.parse(file.read_text())
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """None: there is no such module (a name that was imported from one)."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None

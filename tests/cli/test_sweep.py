@@ -1,0 +1,132 @@
+"""peerpoise sweep and report as users call them. What they compute: tests/experiments."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from calling import Call
+
+SWEEP = """\
+[train]
+rounds = 2
+evaluate_every = 1
+[privacy]
+mode = "none"
+batch = 30
+[experiment]
+nodes = 3
+[sweep]
+algorithms = ["xavg"]
+rates = [0.1]
+seeds = [1, 2]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_a_sweep_and_its_report(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = peerpoise("sweep", file, "--out", out, "--limit", "1")
+    assert first.code == 0, first.err
+    assert "1 cells played, 1 left. Stopped: --limit 1 is reached." in first.out
+    assert "1/2" in first.out
+    second = peerpoise("sweep", file, "--out", out, "--json")
+    told = json.loads(second.out)
+    assert (told["played"], told["left"], told["failed"], told["stopped"]) == (1, 0, {}, None)
+    [row] = told["settings"][0]["rows"]
+    assert (row["method"], row["state"], row["lr"]) == ("xavg", "finished", 0.1)
+    made = peerpoise(
+        "report", out, "--markdown", tmp_path / "page" / "small.md", "--plots", tmp_path / "plots", "--json"
+    )
+    assert made.code == 0, made.err
+    names = {Path(it).name for it in json.loads(made.out)["files"]}
+    assert {"report.html", "small.md", "small-small-rounds.svg", "small-small-rounds.png"} <= names
+    assert (out / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert "| xavg | 0.1 |" in (tmp_path / "page" / "small.md").read_text()
+    assert (tmp_path / "plots" / "small-small-rounds.png").read_bytes().startswith(b"\x89PNG")
+    both = peerpoise("report", out, out, "--out", tmp_path / "both.html")
+    assert (tmp_path / "both.html").read_text().count("<h2>small</h2>") == 2, both.err
+
+
+def test_a_dry_run_writes_nothing(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+    result = peerpoise("sweep", file, "--out", tmp_path / "out", "--dry-run")
+    assert result.code == 0, result.err
+    assert "xavg: lr 0.1, seeds 1, 2: 2 cells, 2 left" in result.out
+    assert "2 cells are unmeasured (--measure)" in result.out
+    assert not (tmp_path / "out").exists()
+    told = json.loads(peerpoise("sweep", file, "--out", tmp_path / "out", "--dry-run", "--json").out)
+    assert (told["cells"], told["left"]) == (2, 2)
+    assert told["left_now"] == ["small, xavg, lr 0.1, seed 1", "small, xavg, lr 0.1, seed 2"]
+
+
+def test_measuring_says_core_hours(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+    result = peerpoise("sweep", file, "--out", tmp_path / "out", "--dry-run", "--measure", "--json")
+    told = json.loads(result.out)
+    assert told["unmeasured"] == 0
+    assert told["core_hours"] == pytest.approx(2 * told["rows"][0]["seconds_a_cell"] / 3600)
+    assert told["core_hours"] > 0
+    assert not (tmp_path / "out" / "cells").exists(), "ten rounds are no cell"
+
+
+def test_a_cell_that_fails_is_in_the_exit_code(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+    """Only a partition knows that a column is missing."""
+    bad = "[sweep.settings.bad]\nexperiment = { partition = 'column', column = 'who' }\n"
+    file.write_text(SWEEP + "[sweep.settings.good]\n" + bad)
+    result = peerpoise("sweep", file, "--out", tmp_path / "out")
+    assert result.code == 1
+    assert "2 cells played, 2 failed, 2 left" in result.out
+    assert "experiment.column = 'who' is no column of the data" in result.out
+    assert "Traceback" not in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "code", "part"),
+    [
+        (SWEEP.partition("[sweep]")[0], [], 78, "no [sweep] section"),
+        (SWEEP + '[sweep.grid]\n"train.runds" = [1]\n', [], 78, "train.runds: unknown key"),
+        (SWEEP + '[sweep.grid]\n"train.rounds" = []\n', [], 78, "grid.train.rounds has no values"),
+        (SWEEP, ["--set", 'sweep.algorithms=["sgdx"]'], 78, "Unknown algorithm 'sgdx'"),
+        (SWEEP, ["--set", "algorithm.lrr=3"], 78, "algorithm.lrr: unknown key"),
+        (SWEEP, ["--set", "task.data=imagenet"], 78, "Unknown data set 'imagenet'"),
+        (SWEEP, ["--only", "ross"], 78, "there is no such setting or method; choose of small, xavg"),
+        (SWEEP, ["--ray", "127.0.0.1:1"], 78, "pip install 'peerpoise[ray]'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_a_sentence(
+    peerpoise: Call, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, arguments: list[str],
+    code: int, part: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", None)
+    file.write_text(text)
+    result = peerpoise("sweep", file, "--out", tmp_path / "out", *arguments)
+    assert (result.code, result.err.count("\n")) == (code, 1), result.err
+    assert part in result.err
+
+
+def test_the_folder_of_another_sweep_is_left_alone(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert peerpoise("sweep", file, "--out", out, "--limit", "1").code == 0
+    other = tmp_path / "other.toml"
+    other.write_text(SWEEP)
+    result = peerpoise("sweep", other, "--out", out)
+    assert (result.code, result.err) == (
+        78, f"peerpoise: {out} holds the sweep 'small', not 'other'; choose another --out.\n")  # fmt: skip
+    assert peerpoise("report", tmp_path).err == (
+        f"peerpoise: {tmp_path} holds no sweep; name the --out folder of peerpoise sweep.\n"
+    )
+
+
+def test_plots_need_matplotlib(peerpoise: Call, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peerpoise("sweep", file, "--out", tmp_path / "out", "--limit", "1").code == 0
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = peerpoise("report", tmp_path / "out")
+    assert (result.code, result.err.count("\n")) == (78, 1)
+    assert "pip install 'peerpoise[report]'" in result.err

@@ -1,0 +1,78 @@
+"""A tiny sweep on digits, a runner that plays cells in this process, and records made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from node.sweep import code
+from node.sweep.cell import play
+from node.sweep.folder import Folder
+from node.sweep.grid import Cell
+from node.sweep.worker import failure
+from node.sweep.workers import News
+
+TINY = """\
+[train]
+rounds = 4
+evaluate_every = 1
+[privacy]
+mode = "none"
+batch = 30
+[experiment]
+nodes = 4
+[sweep]
+algorithms = ["xavg", "dpdl"]
+seeds = [1, 2]
+rates = [0.01, 0.3]
+tuning_seed = 100
+[sweep.settings.ring]
+title = "A ring"
+[sweep.settings.private]
+methods = ["dpdl"]
+privacy = { mode = "strict", epsilon = 8.0, delta = 1e-3, rate = 0.2, batch = 50 }
+"""
+
+
+class Here:
+    """Plays a cell when it is waited for; `played` are the configurations."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self.played: list[Mapping[str, Any]] = []
+        self._next: tuple[str, Mapping[str, Any]] | None = None
+
+    def start(self, key: str, configuration: Mapping[str, Any]) -> None:
+        self._next = key, configuration
+        self.played.append(configuration)
+
+    def wait(self) -> News:
+        assert self._next is not None
+        key, configuration = self._next
+        try:
+            return News(key=key, record=play(configuration))
+        except Exception as error:
+            return News(key=key, **failure(error))
+
+    def close(self) -> None:
+        pass
+
+
+def keep(folder: Folder, cell: Cell, value: float, **figures: Any) -> None:
+    """A finished cell, made by hand: the accuracy of both nodes at both evaluations."""
+    told = {
+        "rounds": [1, 2],
+        "accuracy": {"n0": [value, value], "n1": [value, value]},
+        "metrics": {},
+        "bytes": [5, 10],
+        "seconds": [1.0, 2.0],
+        "distance": [0.1, 0.1],
+        "epsilon": None,
+        "weights": {},
+        "attackers": [],
+        "summary": {},
+    }
+    record = {"configuration": cell.configuration, "code": code.version(cell.config.algorithm.name)}
+    record |= {"cpu_seconds": 1.0, "wall_seconds": 1.0, "version": "0", "torch": "0", "machine": "m"}
+    folder.keep(cell, {**record, "figures": told | figures})

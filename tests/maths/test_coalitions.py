@@ -1,0 +1,194 @@
+"""From gradients to weights: the game of ROSS and PDSL, φ' and π, against the golden vectors and by hand."""
+
+from __future__ import annotations
+
+import sys
+from itertools import combinations
+from math import factorial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "paper"))
+from golden import EQUATIONS
+
+from node.config import MixSection
+from node.maths.coalitions import Coalitions, mixing_rule, shares, smoothed, too_poor, weigh, worth
+from node.maths.shapley import exact
+
+SHAPLEY, FALLBACKS = EQUATIONS["shapley"], EQUATIONS["shapley_fallbacks"]
+
+
+class Judge:
+    """v(x) = −‖x − c‖², and what it was asked."""
+
+    def __init__(self, wanted):
+        self.wanted, self.asked, self.time = wanted, [], 0.0
+
+    def around(self, x, moves, kind):
+        def values(shares):
+            self.asked += [(x + share @ moves, kind) for share in shares]
+            return [-float((x + share @ moves - self.wanted).square().sum()) for share in shares]
+
+        return values
+
+    def gradient(self, x):
+        return 2 * (x - self.wanted)
+
+    def now(self):
+        self.time += 1.0
+        return self.time
+
+
+def vectors(k, seed=0, d=5):
+    chance = torch.Generator().manual_seed(seed)
+    return {f"p{i:02}": torch.randn(d, dtype=torch.float64, generator=chance) for i in range(k)}
+
+
+def close(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(abs(found[j] - expected[j]) < 1e-12 for j in expected)
+
+
+def test_phi_of_the_golden_game():
+    values = {int(mask): v for mask, v in SHAPLEY["value_by_bitmask"].items()}
+    found = exact(len(SHAPLEY["players"]), lambda masks: [values[mask] for mask in masks])
+    close({str(i): phi for i, phi in enumerate(found.phi)}, SHAPLEY["phi"])
+
+
+@pytest.mark.parametrize("normalisation", ["minmax", "relu", "softmax"])
+def test_pi_of_the_golden_game(normalisation):
+    close(shares(Coalitions(normalisation=normalisation), SHAPLEY["phi"], SHAPLEY["w"]), SHAPLEY[f"pi_{normalisation}"])
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "phi", "expected"),
+    [
+        ("relu", "phi_all_negative", "pi_relu_all_negative"),
+        ("minmax", "phi_all_equal", "pi_minmax_all_equal"),
+    ],
+)
+def test_where_nothing_is_left_pi_is_w(normalisation, phi, expected):
+    close(shares(Coalitions(normalisation=normalisation), FALLBACKS[phi], FALLBACKS["w"]), FALLBACKS[expected])
+
+
+def test_pi_falls_back_to_w_over_those_heard():
+    found = shares(Coalitions(), {"a": -1.0, "b": -2.0}, {"a": 0.2, "b": 0.3, "c": 0.5})
+    close(found, {"a": 0.4, "b": 0.6})
+
+
+def test_softmax_is_of_phi_over_the_temperature_and_bears_large_ones():
+    phi, w = {"a": 1000.0, "b": 999.0}, {"a": 0.5, "b": 0.5}
+    found = shares(Coalitions(normalisation="softmax", temperature=2.0), phi, w)
+    assert found["a"] / found["b"] == pytest.approx(np.exp(0.5))
+
+
+def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
+    """x(S) = x − γ·mean_{j∈S} g_j, x(∅) = x; all 2^k of them, each once, and φ by the definition."""
+    cross, x, step = vectors(3), torch.zeros(5, dtype=torch.float64), 0.3
+    judge = Judge(torch.ones(5, dtype=torch.float64))
+    phi, found = worth(Coalitions(value="neg_loss"), judge, x, cross, step, "seed")
+    peers = sorted(cross)
+    v = {}
+    for size in range(4):
+        for members in combinations(peers, size):
+            model = x - step * sum(cross[j] for j in members) / size if size else x
+            assert any(torch.allclose(model, asked, atol=1e-15) for asked, _ in judge.asked)
+            v[frozenset(members)] = -float((model - judge.wanted).square().sum())
+    assert len(judge.asked) == found.evaluations == 8
+    assert {kind for _, kind in judge.asked} == {"neg_loss"}
+    for j in peers:
+        others = [p for p in peers if p != j]
+        expected = sum(
+            factorial(size) * factorial(2 - size) / 6 * (v[frozenset({*S, j})] - v[frozenset(S)])
+            for size in range(3)
+            for S in combinations(others, size)
+        )
+        assert phi[j] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "sampled"), [(8, False), (9, True)])
+def test_up_to_eight_players_are_exact_above_they_are_sampled(k, sampled):
+    judge = Judge(torch.ones(5, dtype=torch.float64))
+    _, found = worth(Coalitions(), judge, torch.zeros(5, dtype=torch.float64), vectors(k), 0.1, "seed")
+    assert (found.evaluations < 1 << k) == sampled
+    assert found.evaluations <= (10 * (k - 1) + 2 if sampled else 256)
+
+
+def test_svarm_spends_no_more_than_the_permutations_would():
+    judge = Judge(torch.ones(5, dtype=torch.float64))
+    how = Coalitions(estimator="svarm", permutations=10)
+    _, found = worth(how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed")
+    assert 62 <= found.evaluations <= 92
+
+
+def test_a_budget_in_seconds_ends_the_sampling():
+    judge = Judge(torch.ones(5, dtype=torch.float64))
+    how = Coalitions(estimator="permutations", permutations=1000, seconds=3.0)
+    _, found = worth(how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed")
+    assert found.evaluations < 50
+
+
+def test_the_same_seed_samples_the_same():
+    def phi(seed):
+        judge = Judge(torch.ones(5, dtype=torch.float64))
+        return worth(Coalitions(), judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, seed)[0]
+
+    assert phi("n0 3") == phi("n0 3") != phi("n0 4")
+
+
+def test_first_order_is_near_for_small_steps():
+    judge = Judge(torch.ones(5, dtype=torch.float64))
+    x, cross = torch.zeros(5, dtype=torch.float64), vectors(4)
+    full, _ = worth(Coalitions(value="neg_loss"), judge, x, cross, 1e-5, "seed")
+    near, found = worth(Coalitions(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-5, "seed")
+    assert found.evaluations == 0
+    assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
+
+
+def test_smoothing_starts_with_phi_and_keeps_who_is_not_heard():
+    how = Coalitions(smoothing=0.75)
+    first = smoothed(how, {}, {"a": 1.0, "b": 2.0})
+    assert first == {"a": 1.0, "b": 2.0}
+    assert smoothed(how, first, {"a": 5.0}) == {"a": 2.0, "b": 2.0}
+
+
+def test_weights_are_of_those_heard_and_add_up_to_one():
+    judge = Judge(torch.ones(5, dtype=torch.float64))
+    weight = {"p00": 0.4, "p01": 0.3, "p02": 0.3}
+    cross = vectors(2)
+    before = {"p02": 9.0}
+    found = weigh(
+        Coalitions(), judge, torch.zeros(5, dtype=torch.float64), cross, weight=weight, before=before, step=0.1, seed=""
+    )
+    assert found.pi.keys() == found.phi.keys() == cross.keys()
+    assert sum(found.pi.values()) == pytest.approx(1)
+    assert found.smooth["p02"] == 9.0
+
+
+def test_states_are_mixed_by_pi_of_those_that_came():
+    rule = mixing_rule(Coalitions(mix_by="pi"), {"a": 0.2, "b": 0.6, "c": 0.2})
+    vectors = {j: torch.full((2,), value) for j, value in (("a", 1.0), ("b", 5.0))}
+    assert rule({"a": 0.5, "b": 0.5}, vectors, "a", MixSection()).tolist() == [4.0, 4.0]
+    alone = mixing_rule(Coalitions(mix_by="pi"), {"a": 0.0, "b": 0.0})
+    assert alone({"a": 0.5, "b": 0.5}, vectors, "a", MixSection()).tolist() == [1.0, 1.0]
+    assert mixing_rule(Coalitions(), {}) == "mean"
+    assert mixing_rule(Coalitions(mix_by="trimmed_mean"), {}) == "trimmed_mean"
+
+
+@pytest.mark.parametrize(
+    ("options", "players", "says"),
+    [
+        ({"estimator": "first_order"}, 3, "neg_loss"),
+        ({"estimator": "exact"}, 20, "2^20 coalitions"),
+        ({"estimator": "svarm", "evaluations": 10}, 10, "svarm needs 62"),
+        ({"estimator": "svarm", "permutations": 2}, 10, "too few"),
+        ({"estimator": "permutations"}, 100, ""),
+        ({"estimator": "svarm"}, 10, ""),
+    ],
+)
+def test_what_options_can_not_value_is_a_sentence(options, players, says):
+    found = too_poor(Coalitions(**options), players)
+    assert says in found if says else not found

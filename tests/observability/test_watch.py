@@ -1,0 +1,43 @@
+"""What neighbours do to a node is written down: once, with the code's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node import journal
+from node.config import BudgetSection, RunConfig
+from node.metrics import Metrics
+from node.watch import Watch
+from peer.v1 import peer_pb2 as pb
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Watch]:
+    run = RunConfig(privacy={"sigma": 2.0})  # type: ignore[arg-type]
+    about = journal.header({}, node="a", run=run.run_id, seed=0, threads=1)
+    written = journal.Journal(tmp_path / "journal.jsonl", about)
+    metrics = Metrics(version="1", torch="2", python="3")
+    yield Watch(run=run, name="a", journal=written, metrics=metrics, budget=BudgetSection())
+    written.close()
+
+
+def noted(watch: Watch) -> list[tuple[str, str, str]]:
+    return [(it["event"], it["peer"], it["code"]) for it in journal.read(watch.journal.path) if "peer" in it]
+
+
+def test_a_refusal_is_written_once_and_counted_every_time(watch: Watch) -> None:
+    for code in (pb.CODE_LAYOUT, pb.CODE_LAYOUT, 0, pb.CODE_BUSY, pb.CODE_BUSY, pb.CODE_LAYOUT):
+        watch.wire_error("b", code)
+    assert noted(watch) == [("refused", "b", code) for code in ("CODE_LAYOUT", "CODE_BUSY", "CODE_LAYOUT")]
+    counted = watch.metrics.registry.get_sample_value
+    assert counted("peerpoise_wire_errors_total", {"peer": "unknown", "code": "CODE_LAYOUT"}) == 3
+
+
+def test_an_unusable_payload_is_written_and_counted_against_its_sender(watch: Watch) -> None:
+    watch.metrics.neighbours(["b"], "a")
+    watch.rejected("b", pb.CODE_MALFORMED)
+    assert noted(watch) == [("rejected", "b", "CODE_MALFORMED")]
+    assert watch.metrics.registry.get_sample_value("peerpoise_rejected_total", {"peer": "b"}) == 1
