@@ -27,7 +27,8 @@ rejected: code peer round
 release: recipient round
 resume: checkpoint reason round skipped
 roster: round version
-round: bytes_received bytes_sent calibration consensus_distance cosine heard missing multiplier round seconds shapley weight
+round: bytes_received bytes_sent calibration consensus_distance cosine heard missing multiplier round \
+seconds shapley weight
 state: reason round state
 test: accuracy metrics round
 warning: round text what
