@@ -18,6 +18,7 @@ Deviations
     * Weight decay λ x_i is added to g̃ (post-processing).
     * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were made with.
 Reconstructions
+    * The paper's text was not at hand: the programme is as others state it, the deviations are from the authors' code.
     * Who is not heard constrains nothing. So does a gradient that is zero.
 Not covered
     * v stays at home, so nodes are further apart than with DMSGD, and with noise in v the more so.
