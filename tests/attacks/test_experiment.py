@@ -143,5 +143,6 @@ def test_an_attack_of_strength_zero_changes_no_bit_in_mode_strict():
 def test_one_neighbour_with_huge_answers_does_not_end_ross(tmp_path, options):
     """std 1e16 is finite on the wire; one lucky accuracy gave it a share, and everybody's model was lost."""
     attack = {"name": "gaussian", "std": 1e16, "words": ["answer"]}
-    settings = {"train": {"rounds": 25}, "experiment": {"nodes": 5}, "algorithm": {"name": "ross", "lr": 0.1, **options}}
+    algorithm = {"name": "ross", "lr": 0.1, **options}
+    settings = {"train": {"rounds": 25}, "experiment": {"nodes": 5}, "algorithm": algorithm}
     assert simulate(experiment(attack, **settings), tmp_path).test_accuracy.min > 0.7
