@@ -391,8 +391,13 @@ class Daemon:
             loop.add_signal_handler(number, stop, number)
 
     def _mark_insecure(self) -> None:
-        watch, seed = self.watch, self.run.privacy.insecure_seed is not None
-        marks = {"transport": self.insecure, "seed": seed, "attack": self.attack is not None}
+        watch, privacy = self.watch, self.run.privacy
+        marks = {
+            "transport": self.insecure,
+            "seed": privacy.insecure_seed is not None,
+            "attack": self.attack is not None,
+            "validation": privacy.mode != "none" and not self.run.validation.public,
+        }
         watch.insecure = [what for what, on in marks.items() if on]
         self.metrics.tls.set(not self.insecure)
         for what, on in marks.items():

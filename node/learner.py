@@ -186,7 +186,8 @@ class Learner:
             "adjacency": ADJACENCY,
             "delta": config.delta,
             "accountant": "RDP",
-            "against": guaranteed if config.insecure_seed is None else "VOID: the noise is public",
+            "against": (guaranteed if config.insecure_seed is None else "VOID: the noise is public")
+            + ("" if self.run.validation.public else f", {summary.UNCOVERED}"),
         }
 
     def privacy(self, rounds: int) -> Privacy:

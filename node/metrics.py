@@ -103,7 +103,9 @@ class Metrics:
         self._rejected = self._counter("rejected", "Payloads of a neighbour that were not finite, or broken.", "peer")
         self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbour was lost.", "peer")
         self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbour left halfway.")
-        self._insecure = self._gauge("insecure", "1: no TLS, public seed of the noise, or an attacker.", "what")
+        self._insecure = self._gauge(
+            "insecure", "1: no TLS, public seed of the noise, an attacker, private validation set.", "what"
+        )
         self.tls = self._gauge("tls_enabled", "1: every connection is mutual TLS.")
 
     def _privacy(self) -> None:
@@ -165,7 +167,7 @@ class Metrics:
         self._epsilon.labels(scope, mode, adjacency, accountant).set(value)
 
     def insecure(self, what: str, on: bool) -> None:
-        """`what`: transport | seed | attack."""
+        """`what`: transport | seed | attack | validation."""
         self._insecure.labels(what).set(on)
 
     def checkpointed(self) -> None:

@@ -2,6 +2,8 @@
 
 It knows the same rules as the daemon's driver (`node.driver`) and folds with the same functions in the same order
 (`node.maths.mixing`), so a run without losses gives the same bits here, over memory and over gRPC.
+
+What the wire would refuse, because it is not finite, is lost here too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from node.algorithms import Algorithm
 from node.config import MixSection
 from node.maths.mixing import agreed, mixed, whole
 from node.maths.robust import MEAN, rule_for
+from node.payload import check_finite
+from peer.errors import Malformed
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 
@@ -77,8 +81,7 @@ def _round(
         assert len(speaking) == len(verbs), f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
         lost = _lost(t, phase, hoods, lossy)
         sent = dict.fromkeys(speaking, 0)
-        replies = exchange(speaking, hoods, lost, heard, sent, mix)
-        heard = arrived(speaking, hoods, lost)
+        replies, heard = _exchange(speaking, hoods, lost, heard, sent, mix)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
         verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
         phase += 1
@@ -105,18 +108,49 @@ def exchange(
     Returns:
         `Heard` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
     """
+    return _exchange(verbs, hoods, lost, heard, sent, mix)[0]
+
+
+def _exchange(
+    verbs: Mapping[Peer, Verb],
+    hoods: Hoods,
+    lost: Edges,
+    heard: Contacts | None,
+    sent: dict[Peer, int] | None,
+    mix: MixSection,
+) -> tuple[dict[Peer, Any], Contacts]:
+    """What every node hears, and from whom."""
     assert len({_form(verb) for verb in verbs.values()}) <= 1, f"nodes disagree on what is said: {verbs}"
     said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
-    contacts = arrived(verbs, hoods, lost)
+    answers = {i: _answers(i, verbs, said[i], hoods[i]) for i in said}
+    contacts = arrived(verbs, hoods, {*lost, *_refused(verbs, said, answers, hoods)})
     before = arrived(verbs, hoods) if heard is None else heard
-    replies = {i: _reply(i, verbs, said, hoods[i], contacts, before, mix) for i in said}
+    replies = {i: _reply(i, verbs[i], said, answers[i], hoods[i], contacts, before, mix) for i in said}
     for i, verb in verbs.items() if sent is not None else ():
         assert sent is not None
         sent[i] += _nbytes(said[i], verb.layout) * len(arrived(verbs, hoods)[i])
         if isinstance(verb, Ask):
             for j, answer in replies[i].items():
                 sent[j] += _nbytes(answer, verb.answer_layout or verb.layout)
-    return replies
+    return replies, contacts
+
+
+def _refused(
+    verbs: Mapping[Peer, Verb], said: Mapping[Peer, Any], answers: Mapping[Peer, Mapping[Peer, Any]], hoods: Hoods
+) -> Edges:
+    """What is not finite. A question may be anything: who answers it has to bear that."""
+    broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j])}
+    found = {(j, i) for j in broken for i in hoods[j].neighbours}
+    return found | {(j, i) for i, each in answers.items() for j, answer in each.items() if not _usable(answer)}
+
+
+def _usable(payload: Any) -> bool:
+    try:
+        for part in payload if isinstance(payload, tuple) else () if payload is None else (payload,):
+            check_finite(part)
+    except Malformed:
+        return False
+    return True
 
 
 def _nbytes(payload: Any, layout: Layout | None) -> int:
@@ -132,23 +166,29 @@ def arrived(up: AbstractSet[Peer] | Mapping[Peer, Any], hoods: Hoods, lost: Edge
 
 def _reply(
     i: Peer,
-    verbs: Mapping[Peer, Verb],
+    verb: Verb,
     said: Mapping[Peer, Any],
+    answers: Mapping[Peer, Any],
     hood: Neighborhood,
     contacts: Contacts,
     before: Contacts,
     mix: MixSection,
 ) -> Any:
-    verb = verbs[i]
     if isinstance(verb, Mix):
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
         weight = hood.without(frozenset(hood.neighbours) - keep).weight
         return mixed(weight, {j: said[j] for j in weight}, rule_for(verb.rule, mix, i))
     if isinstance(verb, Say):
         return Heard(((j, _copy(said[j])) for j in contacts[i]), frozenset(hood.neighbours) - contacts[i])
-    answers = {j: _answer(verbs[j], i, said[i]) for j in hood.neighbours if j in verbs}
     got = {j: answer for j, answer in answers.items() if answer is not None and j in contacts[i]}
     return Heard(got.items(), frozenset(hood.neighbours) - got.keys())
+
+
+def _answers(i: Peer, verbs: Mapping[Peer, Verb], question: Any, hood: Neighborhood) -> dict[Peer, Any]:
+    """What each neighbour that is up answers to i's question; None: it is withheld. None at all where nobody asks."""
+    if not isinstance(verbs[i], Ask):
+        return {}
+    return {j: _answer(verbs[j], i, question) for j in hood.neighbours if j in verbs}
 
 
 def _answer(verb: Verb, asker: Peer, question: Any) -> Any:

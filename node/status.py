@@ -112,7 +112,7 @@ class Status(TypedDict):
     loop: str
     """uvloop | asyncio."""
     insecure: list[str]
-    """What voids security or privacy: transport, seed. Empty: nothing."""
+    """What voids security or privacy: transport, seed, attack, validation (it is private). Empty: nothing."""
     metrics: str | None
     """host:port of /metrics."""
     warnings: list[str]
@@ -248,6 +248,7 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
         f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['batches']} batches, "
         f"{epsilon['accountant']}"
     )
+    said += ", the validation set is private and not covered" if "validation" in insecure else ""
     if not epsilon["guaranteed"]:
         return [f"ε: infinite, there is no guarantee ({said}, {covers})"]
     run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AGAINST = "against any coalition of other nodes"
+UNCOVERED = "the validation set is private and not covered"
 LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
 
 
@@ -246,7 +247,7 @@ def conditions(privacy: Privacy) -> str:
     if privacy.insecure_seed:
         said.append("VOID: insecure_seed makes the noise public")
     if not privacy.public_validation:
-        said.append("the validation set is private and not covered")
+        said.append(UNCOVERED)
     return ", ".join(said)
 
 

@@ -11,6 +11,7 @@ j's release for i at i's model x_i, the own one included; (1) and (2), clipping 
 
 Deviations
     * Weight decay λ x_i is added to the weighted gradient.
+    * A gradient more than ten times as long as the own one is shortened to that, before it is valued.
 Reconstructions
     * The paper's text was not at hand. Orders are antithetic pairs, R = 10 a round. φ' is max(φ, 0) by default (min-max
       gives the weakest neighbour nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9), since of noised
@@ -32,7 +33,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.coalitions import Coalitions, Judge, Weighed, mixing_rule, weigh
+from node.maths.coalitions import Coalitions, Judge, Weighed, mixing_rule, weigh, within_reach
 from node.maths.mixing import weighted_sum
 from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
@@ -98,7 +99,7 @@ class Pdsl:
     def round(self, t: int) -> Conversation:
         c, me, x, eta = self.config, self.hood.me, self.state.x, step_size(t, self.config)
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        cross = {**cross, me: self.gradients(x, t, me)}
+        cross = within_reach({**cross, me: self.gradients(x, t, me)}, me)
         how = {"weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
         self.found = weigh(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
         g = weighted_sum(self.found.pi, cross).add_(x, alpha=c.weight_decay)

@@ -9,6 +9,7 @@ Wang, Yuan, Li, Duan, arXiv 2411.00365v2 (13 January 2026). g_{j→i} is j's gra
 
 Deviations
     * Weight decay λ x_i is added to the weighted gradient.
+    * A gradient more than ten times as long as the own one is shortened to that, before it is valued.
     * In mode strict every gradient is noised by the door, as in PDSL, which is the name for that.
 Reconstructions
     * The paper's text was not at hand. φ' is max(φ, 0) by default: with min-max, the likeliest reading, the weakest
@@ -32,7 +33,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.coalitions import Coalitions, Judge, Weighed, mixing_rule, weigh
+from node.maths.coalitions import Coalitions, Judge, Weighed, mixing_rule, weigh, within_reach
 from node.maths.mixing import weighted_sum
 from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
@@ -93,7 +94,7 @@ class Ross:
     def round(self, t: int) -> Conversation:
         c, me, x, eta = self.config, self.hood.me, self.state.x, step_size(t, self.config)
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        cross = {**cross, me: self.gradients(x, t, me)}
+        cross = within_reach({**cross, me: self.gradients(x, t, me)}, me)
         how = {"weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
         self.found = weigh(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
         g = weighted_sum(self.found.pi, cross).add_(x, alpha=c.weight_decay)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
+from statistics import median_low
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -27,6 +28,10 @@ from node.maths.shapley import EXACT, Estimate
 from peer.message import Peer
 
 Kind: TypeAlias = Literal["accuracy", "neg_loss"]
+
+REACH = 10.0
+"""Times the own gradient's length that another one may have. Of honest ones 1.3 is usual, 6 rare, 11 the most seen.
+"""
 
 
 class Judge(Protocol):
@@ -91,6 +96,17 @@ def too_poor(options: Coalitions, players: int) -> str:
     return ""
 
 
+def within_reach(cross: Mapping[Peer, Tensor], me: Peer) -> dict[Peer, Tensor]:
+    """The gradients [d] of those heard, me included, with those longer than REACH times the own one shortened to that.
+
+    An accuracy says nothing of a length: by luck on a few examples anything is worth something, and one step along 1e16
+    ends a model. Where the own gradient is zero (no budget is left) the others' lower median counts.
+    """
+    length = {j: float(torch.linalg.vector_norm(g, dtype=torch.float64)) for j, g in cross.items()}
+    usual = length[me] or median_low([it for it in length.values() if it] or [0.0])
+    return {j: g if length[j] <= REACH * usual else g * (REACH * usual / length[j]) for j, g in cross.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """What a round found of the players, the peers heard and me."""
@@ -121,6 +137,7 @@ def weigh(
         step: γ, the step size. seed: of what is sampled; the same on every machine.
     """
     phi, _ = worth(options, judge, x, cross, step, seed)
+    phi = {j: value if isfinite(value) else 0.0 for j, value in phi.items()}  # once in φ̄, NaN would never leave it
     smooth = smoothed(options, before, phi)
     return Weighed(phi, smooth, shares(options, {j: smooth[j] for j in phi}, weight))
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from node.sweep import code
 from node.sweep.folder import Folder
 from node.sweep.grid import Cell, Row, Sweep
 from node.sweep.results import choice, result
@@ -124,15 +125,24 @@ def _take(news: News, running: dict[str, Cell], folder: Folder, outcome: Outcome
         shown.moved(cell, news.share)
         return
     del running[news.key]
-    if news.record is None:
-        outcome.failed[cell.label] = news.error
+    error = news.error if news.record is None else _other_code(cell, news.record)
+    if news.record is None or error:
+        outcome.failed[cell.label] = error
         folder.fail(outcome.failed)
-        shown.failed(cell, news.error, _traced(folder.path, news))
+        shown.failed(cell, error, _traced(folder.path, news))
         return
     folder.keep(cell, dict(news.record))
     outcome.played += 1
     outcome.core_hours += news.record["cpu_seconds"] / 3600
     shown.finished(cell, news.record)
+
+
+def _other_code(cell: Cell, record: Mapping[str, Any]) -> str:
+    """A sentence if the cell was played by code that is not this process's: it would never count as finished."""
+    here = code.version(cell.config.algorithm.name)
+    if record["code"] == here:
+        return ""
+    return f"It was played by other code ({record['code']}, here {here}): install the same everywhere, and start anew."
 
 
 def _traced(folder: Path, news: News) -> Path | None:

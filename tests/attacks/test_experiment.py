@@ -137,3 +137,12 @@ def test_an_attack_of_strength_zero_changes_no_bit_in_mode_strict():
     honest, lied = strict(None), strict(AttackSection(name="inner-product", strength=0.0))
     assert all(torch.equal(honest[0][n][key], lied[0][n][key]) for n in honest[0] for key in honest[0][n])
     assert all(torch.equal(honest[2][n], lied[2][n]) for n in honest[2])
+
+
+@pytest.mark.parametrize("options", [{}, {"value": "neg_loss"}, {"value": "neg_loss", "estimator": "first_order"}])
+def test_one_neighbour_with_huge_answers_does_not_end_ross(tmp_path, options):
+    """std 1e16 is finite on the wire; one lucky accuracy gave it a share, and everybody's model was lost."""
+    attack = {"name": "gaussian", "std": 1e16, "words": ["answer"]}
+    algorithm = {"name": "ross", "lr": 0.1, **options}
+    settings = {"train": {"rounds": 25}, "experiment": {"nodes": 5}, "algorithm": algorithm}
+    assert simulate(experiment(attack, **settings), tmp_path).test_accuracy.min > 0.7

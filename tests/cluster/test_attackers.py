@@ -17,6 +17,7 @@ from test_same_bits_inprocess import Jittery
 from node import checkpoint, results, summary
 from node.algorithms.xavg import Xavg
 from node.attacks import ATTACKS
+from node.attacks.blind import Scaling
 from node.experiment import simulate
 from peer.transport.memory import Network
 
@@ -132,3 +133,46 @@ async def test_a_daemon_is_not_made_an_attacker_by_its_file_alone(cluster: Any) 
         n0 = c.start("n0")
         assert await n0.ended() == 78
         assert "add --i-am-testing" in n0.log
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38, 1e15])
+@pytest.mark.parametrize("kind", ["full", "ring"])
+def test_an_answer_that_is_no_gradient_breaks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, kind: str
+) -> None:
+    """ROSS by its loss, where one such value would be in all the Shapley values: the honest end, and with numbers."""
+    monkeypatch.setattr(Scaling, "lie", lambda self, said: torch.full_like(said.truth, value))
+    monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(network, identity.id))
+    network = Network(seed=1, delay=(0.0, 0.002))
+    settings = {"kind": kind, "nodes": 4, "rounds": 5, **CLEAR, "train": {"evaluate_every": 1}}
+    settings |= {"algorithm": {"name": "ross", "value": "neg_loss", "smoothing": 0.5, "lr": 0.1}}
+    settings["experiment"] = {"attack": {"name": "scaling", "words": ["answer"]}}
+
+    async def play() -> dict[str, Path]:
+        cluster = Cluster.make(tmp_path / "cluster", **settings)
+        try:
+            nodes = [cluster.witness(name) for name in cluster.homes]
+            async with asyncio.timeout(60):
+                assert await asyncio.gather(*(node.task for node in nodes)) == [0] * len(nodes)
+            return cluster.homes
+        finally:
+            await cluster.end()
+
+    simulate(experiment(**settings), tmp_path / "simulated")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        homes = runner.run(play())
+    for home in (*homes.values(), *(tmp_path / "simulated" / "nodes" / name for name in homes)):
+        assert events(home, "end")[-1]["complete"]
+        assert checkpoint.load_model(home / "model.safetensors")[1].isfinite().all()
+        if home.name != "n0":
+            assert events(home, "test")[-1]["metrics"]["loss"] < 4.0
+            assert all(None not in line["weight"].values() for line in events(home, "round"))
+
+
+@pytest.mark.cluster
+async def test_a_private_validation_set_shows_where_the_epsilon_does(cluster: Any) -> None:
+    async with cluster(nodes=2, rounds=2, algorithm={"name": "pdsl"}, validation={"public": False}) as c:
+        c.witness("n1", limit=0)
+        seen = await c.start("n0").state("running")
+        assert seen["insecure"] == ["validation"]
+        assert 'peerpoise_insecure{what="validation"} 1.0' in get(f"http://{seen['metrics']}/metrics")

@@ -171,3 +171,36 @@ def test_after_round_hears_every_round_once():
     seen = []
     simulate({i: Talker(X[i], says=1) for i in X}, THREE, 5, first=2, after_round=seen.append)
     assert seen == [2, 3, 4]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_what_the_wire_would_refuse_is_not_heard(value):
+    """NaN, infinity, and what has no finite norm: said by b it reaches nobody, answered by b to a not a."""
+    broken = torch.tensor([value, 0.0])
+    said = {i: Say("s", broken if i == "b" else X[i]) for i in X}
+    assert exchange(said, THREE)["a"].missing == {"b"}
+    mixed = exchange({i: Mix("m", broken if i == "b" else X[i]) for i in X}, THREE)
+    assert torch.allclose(mixed["a"], (2 * X["a"] + X["c"]) / 3)
+    asked = {i: Ask("q", X[i], answer=lambda peer, question, i=i: broken if (i, peer) == ("b", "a") else question)
+             for i in X}  # fmt: skip
+    assert [exchange(asked, THREE)[i].missing for i in X] == [{"b"}, frozenset(), frozenset()]
+
+
+def test_an_answer_that_is_not_finite_costs_the_edge_in_the_mix_after_it():
+    """As over the wire, at both ends; a question that is not finite costs nothing."""
+
+    class Asker:
+        def __init__(self, me, question, answer):
+            self.me, self.question, self.answer, self.state = me, question, answer, None
+
+        def round(self, t):
+            yield Ask("q", self.question, answer=lambda peer, question: self.answer)
+            self.state = yield Mix("m", X[self.me])
+
+    odd = torch.full((2,), float("nan"))
+    for b, kept in (((odd, X["b"]), True), ((X["b"], odd), False)):
+        nodes = {i: Asker(i, *(b if i == "b" else (X[i], X[i]))) for i in X}
+        simulate(nodes, THREE, 1)
+        alone = [(X["a"] + X["b"] + X["c"]) / 3, (2 * X["a"] + X["c"]) / 3][not kept]
+        assert torch.allclose(nodes["a"].state, alone)
+        assert torch.allclose(nodes["b"].state, alone if kept else X["b"])

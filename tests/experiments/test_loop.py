@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from sweeps import TINY, Here, keep
@@ -162,3 +163,20 @@ def test_what_is_left_and_what_it_takes(swept, tiny, tmp_path):
     assert (more.cells, more.left) == (15, 3)
     assert more.core_hours_left == pytest.approx(more.core_hours / 5, rel=0.9)
     assert list(told(more))[-1].startswith("15 cells, 3 left: about")
+
+
+def test_a_cell_that_other_code_played_is_failed_and_not_played_for_ever(tiny, tmp_path):
+    """A machine of the cluster with another peerpoise, or one that was upgraded while the sweep ran."""
+
+    class Elsewhere(Here):
+        def wait(self):
+            assert len(self.played) < 5, "it is played again and again"
+            news = super().wait()
+            return replace(news, record={**news.record, "code": "another"})
+
+    sweep = load(tiny).only(["xavg"])
+    runner, folder = Elsewhere(), Folder(out_of(sweep, tmp_path / "out"))
+    found = loop.run(sweep, folder, runner, quiet=True)
+    assert (found.played, len(runner.played), len(found.failed)) == (0, 2, 2)
+    assert all("other code" in said for said in found.failed.values())
+    assert not (tmp_path / "out" / "cells").exists()

@@ -15,7 +15,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "paper"))
 from golden import EQUATIONS
 
 from node.config import MixSection
-from node.maths.coalitions import Coalitions, mixing_rule, shares, smoothed, too_poor, weigh, worth
+from node.maths.coalitions import (
+    Coalitions,
+    mixing_rule,
+    shares,
+    smoothed,
+    too_poor,
+    weigh,
+    within_reach,
+    worth,
+)
 from node.maths.shapley import exact
 
 SHAPLEY, FALLBACKS = EQUATIONS["shapley"], EQUATIONS["shapley_fallbacks"]
@@ -192,3 +201,32 @@ def test_states_are_mixed_by_pi_of_those_that_came():
 def test_what_options_can_not_value_is_a_sentence(options, players, says):
     found = too_poor(Coalitions(**options), players)
     assert says in found if says else not found
+
+
+def test_a_gradient_out_of_reach_is_shortened_and_others_stay_bit_for_bit():
+    cross = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([30.0, 39.0]), "liar": torch.tensor([0.0, 1e16])}
+    found = within_reach(cross, "a")
+    assert found["a"] is cross["a"]
+    assert found["b"] is cross["b"]
+    assert torch.allclose(found["liar"], torch.tensor([0.0, 10 * 5.0]))
+
+
+def test_where_the_own_gradient_is_zero_the_others_median_counts():
+    cross = {"a": torch.zeros(1), "b": torch.ones(1), "c": 2 * torch.ones(1), "liar": 1e9 * torch.ones(1)}
+    assert [float(g) for g in within_reach(cross, "a").values()] == [0.0, 1.0, 2.0, 20.0]
+    assert within_reach({"a": torch.zeros(1), "b": torch.zeros(1)}, "a")["b"] == 0
+
+
+def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
+    """A model without finite logits has no loss: π = w in that round, and φ̄ stays a number."""
+
+    class Broken(Judge):
+        def around(self, x, moves, kind):
+            return lambda shares: [float("nan")] * len(shares)
+
+    how = {"weight": {"a": 0.25, "b": 0.75}, "before": {"a": 1.0}, "step": 0.1, "seed": "s"}
+    for normalisation in ("relu", "minmax", "softmax"):
+        options = Coalitions(value="neg_loss", smoothing=0.5, normalisation=normalisation)
+        found = weigh(options, Broken(None), torch.zeros(1), {"a": torch.ones(1), "b": torch.ones(1)}, **how)
+        assert found.smooth == {"a": 0.5, "b": 0.0}
+        assert sum(found.pi.values()) == pytest.approx(1.0)

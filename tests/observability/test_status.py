@@ -302,6 +302,9 @@ def test_what_people_see_when_something_is_wrong():
     void = printed({**DOCUMENT, "insecure": ["seed"]})
     assert "VOID" in void
     assert "coalition" not in void
+    uncovered = printed({**DOCUMENT, "insecure": ["validation"]})
+    for figure in ("ε_total", "ε_link"):
+        assert "the validation set is private and not covered" in uncovered.split(figure)[1].split("\n")[0]
     empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbours": [], "epsilon": None,
                      "test_accuracy": None, "metrics": None})  # fmt: skip
     assert "no privacy (mode none)" in empty

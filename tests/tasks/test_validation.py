@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from node import data, partition
+from node import data, journal, partition
 from node.config import DataSection, ExperimentConfig, RunConfig
 from node.data import Examples
+from node.experiment import simulate
 from node.task import views
 from node.tasks import make
 from node.tasks.classification import Classification
@@ -228,3 +229,16 @@ def test_its_gradient_is_that_of_the_mean_loss():
     step = 1e-3 * direction / direction.norm()
     loss = [-plainly(it, x, step.unsqueeze(0), torch.tensor([[sign]]), "neg_loss")[0] for sign in (1.0, -1.0)]
     assert float(found @ step) == pytest.approx((loss[0] - loss[1]) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_a_private_one_is_said_beside_every_epsilon_of_the_journal(tmp_path, public):
+    strict = {"mode": "strict", "sigma": 2.0, "rate": 0.1, "batch": 30}
+    config = ExperimentConfig(
+        algorithm={"name": "pdsl"}, privacy=strict, train={"rounds": 1}, experiment={"nodes": 3},
+        validation={"public": public},
+    )  # fmt: skip
+    simulate(config, tmp_path)
+    told = [it for it in journal.read(tmp_path / "nodes" / "n1" / "journal.jsonl") if it["event"] == "epsilon"]
+    assert len(told) == 1
+    assert ("the validation set is private" in told[0]["against"]) is not public
