@@ -66,18 +66,22 @@ class Driver:
     # ------------------------------------------------------------------------------------------------- life
 
     async def gather(self, start: StartSection) -> int:
-        """Waits for the neighbours and returns the round to enter.
+        """Waits for the neighbours and returns the round to enter: the first from which an edge is used. One that is
+        under way is joined without the missing ones, but not without half of all for the length of a deadline, or one
+        liar could say that the run is as good as over.
 
         Raises:
             PeersUnavailable: fewer than `min_neighbours` shook hands until the timeout.
         """
         around, position = frozenset(self.hood.neighbours), self.session.position
         end = self.session.now + start.timeout_s
+        soon = min(end, self.session.now + self.membership.deadline)
         while (missing := around - self._settled()) and self.session.now < end:
-            if len(around - missing) >= start.min_neighbours and self._expected():
+            late, most = self.session.now >= soon, 2 * len(missing) <= len(around)
+            if len(around - missing) >= start.min_neighbours and self._expected() and (most or late):
                 break
             position.waiting_for = missing
-            await self.session.changed.wait(end - self.session.now)
+            await self.session.changed.wait((end if late else soon) - self.session.now)
         position.waiting_for = frozenset()
         if len(around - missing) < min(start.min_neighbours, len(around)):
             raise PeersUnavailable(

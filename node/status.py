@@ -264,14 +264,17 @@ def _number(value: float | None) -> str:
 
 
 def _neighbours(neighbours: list[Neighbour]) -> Table:
+    """Every cell is Text: rich would read markup in an IPv6 address, or in the sentence with which a peer refuses."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("neighbour", "state", "round", "rtt", "address", "last error", box=None, pad_edge=False)
     for each in neighbours:
         rtt = "" if each["rtt_ms"] is None else f"{each['rtt_ms']:.1f} ms"
         reached = "" if each["round"] is None else str(each["round"] + 1)
         where = f"{each['address']} ({each['found_by'] or '?'})" if each["address"] else ""
-        table.add_row(each["name"], each["state"], reached, rtt, where, each["last_error"] or "")
+        cells = (each["name"], each["state"], reached, rtt, where, each["last_error"] or "")
+        table.add_row(*map(Text, cells))
     return table
 
 

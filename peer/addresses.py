@@ -54,24 +54,34 @@ class Addresses:
         Raises:
             Unreachable: none is known; one sentence says what each discovery lacks.
         """
+        given = {name: await discovery.addresses(node_id) for name, discovery in self.discoveries.items()}
+        written = {address for many in given.values() for address in many}
+        looked_up = dict(zip(written, await asyncio.gather(*map(self._look_up, written)), strict=True))
         found: dict[str, str] = {}
         lacking = []
-        for name, discovery in self.discoveries.items():
-            written = await discovery.addresses(node_id)
-            for address in written:
-                try:
-                    for each in await self.names.resolve(address):
-                        found.setdefault(each, name if each == address else f"{name}: {address}")
-                except Unreachable as error:
-                    lacking.append(str(error))
-            if not written:
-                lacking.append(f"{name}: {discovery.missing(node_id)}")
+        for name, many in given.items():
+            for address in many:
+                match looked_up[address]:
+                    case Unreachable() as error:
+                        lacking.append(str(error))
+                    case ips:
+                        for each in ips:
+                            found.setdefault(each, name if each == address else f"{name}: {address}")
+            if not many:
+                lacking.append(f"{name}: {self.discoveries[name].missing(node_id)}")
         if found:
             self._sources[node_id] = found
         else:
             who = self._labels.get(node_id, node_id)
             raise Unreachable(f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)}).")
         return list(found)
+
+    async def _look_up(self, address: str) -> Sequence[str] | Unreachable:
+        """All names are looked up at once, so that one whose name server is silent costs a look-up's time, not more."""
+        try:
+            return await self.names.resolve(address)
+        except Unreachable as error:
+            return error
 
     def source(self, node_id: str, address: str) -> str:
         """Which discovery gave this address, and the host name behind it; empty: unknown."""

@@ -21,7 +21,7 @@ import base64
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -179,14 +179,16 @@ class Exchange:
         missing = [node_id for node_id in self.around.missing() if node_id in self.members]
         near = set(missing)
         async with asyncio.TaskGroup() as group:
-            for group_of in (near, self.members - near):
-                candidates = sorted(group_of - {self.me})
-                random.shuffle(candidates)
-                asked = 0
-                for node_id in candidates:
-                    if asked < FANOUT and (found := await self._known(node_id)):
-                        group.create_task(self._ask(node_id, found, missing))
-                        asked += 1
+            for candidates in (near, self.members - near):
+                group.create_task(self._ask_some(candidates - {self.me}, missing, group))
+
+    async def _ask_some(self, candidates: Collection[str], wanted: Sequence[str], group: asyncio.TaskGroup) -> None:
+        """A look-up may take most of a turn: neighbours whose names nobody answers for do not keep others waiting."""
+        asked = 0
+        for node_id in random.sample(sorted(candidates), len(candidates)):
+            if asked < FANOUT and (found := await self._known(node_id)):
+                group.create_task(self._ask(node_id, found, wanted))
+                asked += 1
 
     async def _known(self, node_id: str) -> Sequence[str]:
         assert self.around.known is not None

@@ -233,6 +233,30 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_one_neighbour_alone_does_not_say_where_to_enter():
+    """n1 is first to shake hands, and says that it is in the last round but one; honest n2 comes a moment later."""
+    nodes, hoods = cluster(("d-psgd", {}), "full", 5)
+    together = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=3))
+    victim, said = together["n0"], {"incarnation": 1, "now": 0.0}
+    gathering = asyncio.create_task(victim.driver.gather(StartSection(timeout_s=20)))
+    victim.session.membership.agree("n1", live_from=999, round=998, **said)
+    victim.session.changed.notify()
+    await asyncio.wait({gathering}, timeout=0.1)
+    assert not gathering.done()
+    victim.session.membership.agree("n2", live_from=7, round=6, **said)
+    victim.session.changed.notify()
+    assert await asyncio.wait_for(gathering, 2) == 7
+
+
+async def test_who_is_under_way_is_joined_though_the_others_are_gone():
+    nodes, hoods = cluster(("d-psgd", {}), "full", 5)
+    late = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
+    gathering = asyncio.create_task(late.driver.gather(StartSection(timeout_s=60)))
+    late.session.membership.agree("n1", live_from=7, round=6, incarnation=1, now=0.0)
+    late.session.changed.notify()
+    assert await asyncio.wait_for(gathering, 5) == 7
+
+
 async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
     """What a beat said of a neighbour's round is long out of date then; that its part of each round came is not."""
     nodes, hoods = cluster(("d-psgd", {}), "ring")

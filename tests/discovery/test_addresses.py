@@ -19,6 +19,7 @@ from node.config import PeersSection
 from peer import addresses, names
 from peer.addresses import Addresses, own_addresses
 from peer.discovery import DISCOVERIES, Surroundings, endpoint, find, joined
+from peer.discovery.static import Static
 from peer.errors import ConfigurationError, Unreachable
 from peer.names import Names
 
@@ -149,6 +150,20 @@ async def test_who_has_no_address_gets_a_sentence_with_what_each_discovery_lacks
     )
     with pytest.raises(Unreachable, match=r"carol \(static: neither roster nor peers.static has one"):
         await it.addresses(people.id("carol"))
+
+
+async def test_all_names_of_a_member_are_looked_up_at_once(people: People) -> None:
+    """Whoever runs a silent name server announces as many of its names as there may be."""
+    together = threading.Barrier(4)
+
+    def look_up(name: str, *_: Any, **__: Any) -> list[Any]:
+        together.wait(5)
+        return [(None, None, None, "", ("10.0.0.1", 0))]
+
+    around = Surroundings(roster=people.roster(bob="d:4"), static={"bob": "a:1"})
+    it = Addresses.of(["static"], around, Names(look_up))
+    it.discoveries["static"] = Static({people.id("bob"): ("a:1", "b:2", "c:3", "d:4")})
+    assert await it.addresses(people.id("bob")) == [f"10.0.0.1:{port}" for port in (1, 2, 3, 4)]
 
 
 def test_configuration_and_table_know_the_same_discoveries() -> None:

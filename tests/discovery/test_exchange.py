@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 from kit import RUN, Node, People, announcement, until
 from wire_kit import Recorder
 
-from peer import codec
+from peer import codec, names
 from peer.discovery import Surroundings
-from peer.discovery.exchange import BURST, FILE, PER_SECOND, Exchange
+from peer.discovery.exchange import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange
 from peer.errors import Malformed, Unreachable
+from peer.names import Names
 from peer.roster import Member, Roster
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
@@ -67,6 +69,26 @@ async def test_who_moved_is_found_again_by_its_neighbour(people: People) -> None
         async with Node(people, "bob", ["alice"], BOTH, roster=roster, listen="127.0.0.2:0").alive() as bob:
             await until(lambda: bob.live("alice") and alice.circle.contacts["bob"].address == bob.bound, 40)
             assert bob.bound != before
+
+
+async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bob announces four names whose name server is silent; only carol, who is no neighbour, knows where dave is."""
+    monkeypatch.setattr(names, "SECONDS", 10 * TURN_SECONDS)
+    silent = threading.Event()
+    async with AsyncExitStack() as stack:
+        stack.callback(silent.set)
+        carol = Node(people, "carol", ["bob"], BOTH)
+        roster = people.roster(carol=await carol.serve())
+        alice = Node(
+            people, "alice", ["bob", "dave"], BOTH, roster=roster, names=Names(lambda *_, **__: silent.wait() and [])
+        )
+        dave = Node(people, "dave", ["alice"], BOTH, roster=roster)
+        alice.exchange.take([announcement(people["bob"], OLD, *(f"{n}.silent:1" for n in range(4)))])
+        for node in (carol, dave, alice):
+            await stack.enter_async_context(node.alive())
+        await until(lambda: alice.live("dave"))
 
 
 async def test_a_lie_about_the_own_address_reaches_nobody(people: People) -> None:

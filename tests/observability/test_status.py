@@ -315,3 +315,16 @@ def test_asking_needs_no_torch_and_the_document_is_json(short):
     subprocess.run([sys.executable, "-c", code], check=True)
     assert json.loads(json.dumps(DOCUMENT)) == DOCUMENT
     assert DOCUMENT.keys() == status.Status.__annotations__.keys()
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("address", "[fd00::1]:7443"),
+        ("last_error", "n1 refuses: [/red][bold]"),
+        ("last_error", "n1 refuses: [link=https://example.org]here[/link]"),
+    ],
+)
+def test_what_peers_say_is_no_markup(field: str, text: str) -> None:
+    neighbour = status.Neighbour(**{**DOCUMENT["neighbours"][0], field: text})
+    assert text in printed(status.Status(**{**DOCUMENT, "neighbours": [neighbour]}))
