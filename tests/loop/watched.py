@@ -114,8 +114,8 @@ def hear_beats(report: Report, spoil: Callable[[], None]) -> None:
     """Beats every BEAT_SECONDS and notes the round trips, and how many frames were moved until then."""
     attach, become, round_trip, bytes_moved = Watch.attach, Watch.become, Watch.round_trip, Watch.bytes_moved
 
-    def attached(watch: Watch, learner: Any, session: Any) -> None:
-        attach(watch, learner, session)
+    def attached(watch: Watch, learner: Any, session: Any, addresses: Any) -> None:
+        attach(watch, learner, session, addresses)
         session.beat_seconds = BEAT_SECONDS
         spoil()
 
