@@ -32,8 +32,8 @@ Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 ROUNDING = 1e-12
 """What summing may leave of a φ that is 0. Where nobody else is worth anything, it would get all the weight."""
 REACH = 10.0
-"""Times the own gradient's length that another one may have. Of honest ones 1.3 is usual, 6 rare, 11 the most seen.
-"""
+"""Times the own gradient's length that another one may have. Of honest ones 1.3 is usual; one in a thousand was longer
+(classes apart, small batches), to whom it does little. At 30 a liar cost a tenth of the accuracy, at 100 a third."""
 
 
 class Judge(Protocol):
