@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,11 +84,16 @@ def report(
     made = {out or folders[0] / "report.html": page.page(found).encode()}
     if markdown:
         made[markdown] = "\n".join(tables.markdown(it) for it in found).encode()
+    names = Counter[str]()
+    """Of plots: settings "a b" and "a-b" have one."""
     for it in found if plots else ():
         assert plots
         for plot in (plot for part in it.parts for plot in drawing.plots(part, it.methods)):
-            made[plots / f"{it.sweep.name}-{plot.name}.svg"] = plot.svg().encode()
-            made[plots / f"{it.sweep.name}-{plot.name}.png"] = plot.png()
+            name = f"{it.sweep.name}-{plot.name}"
+            names[name] += 1
+            name += f"-{names[name]}" if names[name] > 1 else ""
+            made[plots / f"{name}.svg"] = plot.svg().encode()
+            made[plots / f"{name}.png"] = plot.png()
     for path, content in made.items():
         files.put(path, content)
     if as_json:

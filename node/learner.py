@@ -76,9 +76,12 @@ class Plan:
             raise ConfigurationError(
                 f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
             )
-        if not algorithm.pooled and (node := too_small(hoods, run.mix)):
+        named, mix = "mix.rule", run.mix
+        if getattr(options, "mix_by", "") == "trimmed_mean":
+            named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
+        if not algorithm.pooled and (node := too_small(hoods, mix)):
             raise ConfigurationError(
-                f"mix.rule = {run.mix.rule} can tell nothing from so few: {node} and its neighbours are "
+                f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbours are "
                 f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
             )
         if getattr(algorithm, "validates", False):
@@ -237,6 +240,9 @@ class Learner:
 
 def mixing(run: RunConfig) -> Mixing:
     """What may be said of how the run averages."""
+    by = run.algorithm.options.get("mix_by", "w")  # of ROSS and PDSL
+    if by != "w":
+        return "trimmed_mean" if by == "trimmed_mean" else "row"
     if run.mix.rule != "mean":
         return run.mix.rule
     return "doubly-stochastic" if run.sync.mode == "round" else "row"

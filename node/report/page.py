@@ -119,4 +119,7 @@ def _table(grid: Grid, *, headed: bool = False) -> str:
 
 
 def _anchor(findings: Findings, part: Part) -> str:
-    return f"s-{plots.slug(findings.sweep.name)}-{plots.slug(part.name)}"
+    names = [plots.slug(it.name) for it in findings.parts]
+    place = next(k for k, it in enumerate(findings.parts) if it is part)
+    again = names[:place].count(names[place])
+    return f"s-{plots.slug(findings.sweep.name)}-{names[place]}" + (f"-{again + 1}" if again else "")

@@ -125,7 +125,7 @@ def _take(news: News, running: dict[str, Cell], folder: Folder, outcome: Outcome
         shown.moved(cell, news.share)
         return
     del running[news.key]
-    error = news.error if news.record is None else _other_code(cell, news.record)
+    error = news.error if news.record is None else "" if folder.any_code else _other_code(cell, news.record)
     if news.record is None or error:
         outcome.failed[cell.label] = error
         folder.fail(outcome.failed)

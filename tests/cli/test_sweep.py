@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_a_sweep_and_its_report(peerpoise: Call, file: Path, tmp_path: Path) -> 
     assert (tmp_path / "plots" / "small-small-rounds.png").read_bytes().startswith(b"\x89PNG")
     both = peerpoise("report", out, out, "--out", tmp_path / "both.html")
     assert (tmp_path / "both.html").read_text().count("<h2>small</h2>") == 2, both.err
+
+
+def test_settings_whose_names_differ_in_punctuation_have_plots_and_anchors_of_their_own(
+    peerpoise: Call, file: Path, tmp_path: Path
+) -> None:
+    file.write_text(SWEEP.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n')
+    peerpoise("sweep", file, "--out", tmp_path / "out")
+    made = peerpoise("report", tmp_path / "out", "--plots", tmp_path / "plots")
+    assert made.code == 0, made.err
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {"small-a-b-rounds.svg", "small-a-b-rounds-2.svg"} <= names
+    ids = re.findall(r'<h2 id="([^"]*)"', (tmp_path / "out" / "report.html").read_text())
+    assert ids == ["s-small-a-b", "s-small-a-b-2"]
 
 
 def test_a_dry_run_writes_nothing(peerpoise: Call, file: Path, tmp_path: Path) -> None:

@@ -203,6 +203,21 @@ def test_what_options_can_not_value_is_a_sentence(options, players, says):
     assert says in found if says else not found
 
 
+@pytest.mark.parametrize("normalisation", ["relu", "minmax"])
+def test_rounding_earns_nothing(normalisation):
+    """On a validation set that no coalition moves, sums leave 1e-18 here and there; all the weight went there."""
+
+    class Unmoved(Judge):
+        def around(self, x, moves, kind):
+            return lambda shares: [24 / 143] * len(shares)
+
+    cross, weight = vectors(5), {"p00": 0.4, "p01": 0.1, "p02": 0.2, "p03": 0.2, "p04": 0.1}
+    how = {"weight": weight, "before": {}, "step": 0.1, "seed": "s"}
+    found = weigh(Coalitions(normalisation=normalisation), Unmoved(None), torch.zeros(5), cross, **how)
+    assert any(found.phi.values()), "power: rounding leaves something"
+    close(found.pi, weight)
+
+
 def test_a_gradient_out_of_reach_is_shortened_and_others_stay_bit_for_bit():
     cross = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([30.0, 39.0]), "liar": torch.tensor([0.0, 1e16])}
     found = within_reach(cross, "a")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import MixSection
+from node.config import AlgorithmSection, MixSection
 from node.learner import Plan, mixing
 from node.maths.mixing import mixed, weighted_sum
 from node.maths.robust import ENOUGH, RULES, rule_for, too_small
@@ -173,6 +173,20 @@ def test_a_graph_that_is_too_thin_for_the_rule_is_one_sentence(run_of):
         Plan.of(run_of(rule="median"), star)
     with pytest.raises(ConfigurationError, match=r"lower mix\.trim"):
         Plan.of(run_of(rule="trimmed_mean", trim=2), ring)
+
+
+def test_the_rule_of_ross_is_looked_at_too(run_of):
+    """Everybody would have stayed with its own vector all the run, and been told the mixing was doubly stochastic."""
+    ring = neighborhoods("ring", ["n0", "n1", "n2", "n3"])
+    ross = {
+        by: run_of(trim=trim).model_copy(update={"algorithm": AlgorithmSection(name="ross", mix_by=by)})
+        for by, trim in (("trimmed_mean", 2), ("pi", 1), ("w", 2))
+    }
+    with pytest.raises(ConfigurationError, match=r"algorithm\.mix_by = trimmed_mean can tell nothing"):
+        Plan.of(ross["trimmed_mean"], ring)
+    for by, said in (("trimmed_mean", "trimmed_mean"), ("pi", "row"), ("w", "doubly-stochastic")):
+        assert mixing(ross[by]) == said
+    Plan.of(ross["pi"], ring)
 
 
 def test_the_summary_says_what_is_not_doubly_stochastic(run_of):
