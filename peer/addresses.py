@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import ifaddr
 
-from peer.codec import MAX_ADDRESSES
-from peer.discovery import DISCOVERIES, Discovery, Exchanges, Surroundings, endpoint, find, joined
+from peer.codec import MAX_ADDRESSES, is_address
+from peer.discovery import DISCOVERIES, EVERYWHERE, Discovery, Exchanges, Surroundings, endpoint, find, joined
 from peer.errors import ConfigurationError, Malformed, Unreachable
 from peer.names import Names, is_ip
 from peer.v1 import peer_pb2 as pb
@@ -116,13 +116,15 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
     Raises:
         ConfigurationError: nobody else could dial any of it; the sentence says what to set.
     """
-    if advertise:
-        if endpoint(advertise)[1] == 0:
-            raise ConfigurationError(f"listen.advertise {advertise} needs the port that others dial.")
-        return [advertise]
-    host, port = endpoint(bound)
-    if not is_ip(host):
-        return [bound]
+    host, port = endpoint(advertise or bound)
+    if advertise and (port == 0 or host in EVERYWHERE):
+        raise ConfigurationError(f"listen.advertise {advertise} needs the host and the port that others dial.")
+    if not is_address(advertise or bound):
+        raise ConfigurationError(
+            f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII (xn--…), or an IP address."
+        )
+    if advertise or not is_ip(host):
+        return [advertise or bound]
     address = ipaddress.ip_address(host)
     if address.is_loopback:
         raise ConfigurationError(

@@ -307,7 +307,12 @@ def test_who_listens_everywhere_announces_what_others_can_dial() -> None:
         ("[::1]:7443", "", ["10.0.0.1"], "only this machine reaches it"),
         ("0.0.0.0:7443", "", [], "set listen.advertise"),
         ("0.0.0.0:7443", "", ["127.0.0.1", "169.254.3.4", "2001:db8::1"], "set listen.advertise"),
-        ("0.0.0.0:7443", "h:0", ["10.0.0.1"], "needs the port"),
+        ("0.0.0.0:7443", "h:0", ["10.0.0.1"], "needs the host and the port"),
+        ("10.0.0.1:7443", "0.0.0.0:7443", [], "needs the host and the port"),
+        ("10.0.0.1:7443", "[::]:7443", [], "needs the host and the port"),
+        ("10.0.0.1:7443", "bücher.example:7443", [], "a name in ASCII"),
+        ("10.0.0.1:7443", f"{'h' * 260}:7443", [], "can't be announced"),
+        ("bücher.example:7443", "", [], "a name in ASCII"),
     ],
 )
 def test_who_can_announce_nothing_says_what_to_set(
