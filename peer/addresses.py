@@ -121,7 +121,7 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
         raise ConfigurationError(f"listen.advertise {advertise} needs the host and the port that others dial.")
     if not is_address(advertise or bound):
         raise ConfigurationError(
-            f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII (xn--…), or an IP address."
+            f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII (xn--…) or an IP."
         )
     if advertise or not is_ip(host):
         return [advertise or bound]
