@@ -56,7 +56,9 @@ class Addresses:
         """
         given = {name: await discovery.addresses(node_id) for name, discovery in self.discoveries.items()}
         written = {address for many in given.values() for address in many}
-        looked_up = dict(zip(written, await asyncio.gather(*map(self._look_up, written)), strict=True))
+        looked_up = dict(
+            zip(written, await asyncio.gather(*(self._look_up(each, node_id) for each in written)), strict=True)
+        )
         found: dict[str, str] = {}
         lacking = []
         for name, many in given.items():
@@ -76,10 +78,10 @@ class Addresses:
             raise Unreachable(f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)}).")
         return list(found)
 
-    async def _look_up(self, address: str) -> Sequence[str] | Unreachable:
+    async def _look_up(self, address: str, owner: str) -> Sequence[str] | Unreachable:
         """All names are looked up at once, so that one whose name server is silent costs a look-up's time, not more."""
         try:
-            return await self.names.resolve(address)
+            return await self.names.resolve(address, owner)
         except Unreachable as error:
             return error
 
