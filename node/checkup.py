@@ -217,7 +217,9 @@ def _neighbours(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses
             found = asyncio.run(written.addresses(roster.by_name[name].id))
         except PeerpoiseError as error:
             if seeking:
-                yield ok("neighbour", f"{name}: {seeking} will look for it; {error}")
+                yield ok(
+                    "neighbour", f"{name}: {seeking} will look for it" + (f"; {error}" if written.discoveries else "")
+                )
             else:
                 yield warning("neighbour", str(error), "see [peers] in node.toml and docs/discovery.md")
             continue

@@ -27,7 +27,7 @@ from node.config import (
     write,
 )
 from peer.codec import NAME
-from peer.discovery import endpoint
+from peer.discovery import EVERYWHERE, endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
 from peer.neighborhood import Neighborhood
@@ -40,8 +40,6 @@ OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Pat
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
 PORT = 7443
 """Where a packed host listens if nobody says otherwise."""
-EVERYWHERE = ("0.0.0.0", "::")
-"""Hosts to listen at, not to dial."""
 
 
 def make_folder(folder: Path) -> Path:
@@ -268,6 +266,8 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig, p
     host, port = endpoint(address or f"0.0.0.0:{PORT}")
     if port == 0:
         raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
+    if address and host in EVERYWHERE:
+        raise ConfigurationError(f"--host {name}={address}: write the address at which neighbours dial {name}.")
     if data is None:
         section = DataSection(name=config.task.data, rows=Path("rows.npy"))
     else:

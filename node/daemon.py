@@ -41,6 +41,8 @@ from peer.transport.grpc import Grpc
 
 STOP_SECONDS = 4.0
 """The compute thread ends at its next breath; a daemon that was told to stop waits so long for it, then goes."""
+MAX_INCARNATION = 1 << 63
+"""A message carries no more; the clock gets there in 2262."""
 LINGER_SECONDS = 30.0
 """After the last round a daemon stays reachable for slower neighbours, at most so long."""
 
@@ -309,13 +311,13 @@ class Daemon:
         self.session.spawn(self.compute.answer(check))
 
     def _incarnation(self) -> int:
-        """Grows with every process of this node, also when the clock goes back."""
+        """Grows with every process of this node, also when the clock goes back. A damaged file counts as none."""
         path = self.node.folder / "incarnation"
         try:
             before = int(path.read_text())
         except (OSError, ValueError):
             before = 0
-        now = max(before + 1, time.time_ns())
+        now = max(before + 1 if before < MAX_INCARNATION else 0, time.time_ns())
         disk.replace(path, str(now).encode())
         return now
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from math import isfinite, nan
 from typing import Any
@@ -24,6 +25,8 @@ from peer.session import Session
 from peer.v1 import peer_pb2 as pb
 
 UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
+PER_ROUND = 16
+"""Lines of the journal in a round about what one neighbour did: it could go on and off, or send rubbish, for ever."""
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
 
@@ -53,6 +56,8 @@ class Watch(Watcher, Observer):
         self._present: dict[Peer, bool] = {}
         self._refusals: dict[Peer, str] = {}
         """The last code with which each neighbour refused something."""
+        self._noted: Counter[Peer] = Counter()
+        self._noted_in = -1
 
     def attach(self, learner: Learner, session: Session, addresses: Addresses | None = None) -> None:
         self.learner, self.session, self.addresses = learner, session, addresses
@@ -177,11 +182,11 @@ class Watch(Watcher, Observer):
         self.metrics.error(peer, name)
         if code and self._refusals.get(peer) != name:  # once, not at every attempt
             self._refusals[peer] = name
-            self.note("refused", peer=peer, code=name, round=self.session.position.round if self.session else None)
+            self._note_of(peer, "refused", code=name)
 
     def rejected(self, peer: Peer, code: int) -> None:
         self.metrics.rejected(peer)
-        self.note("rejected", peer=peer, code=_name(code), round=self.session.position.round if self.session else None)
+        self._note_of(peer, "rejected", code=_name(code))
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
         self.metrics.rtt(peer, seconds)
@@ -190,7 +195,16 @@ class Watch(Watcher, Observer):
         if self._present.get(peer) is not live:
             self._present[peer] = live
             self.metrics.up(peer, live)
-            self.note("peer", peer=peer, state="live" if live else "not live")
+            self._note_of(peer, "peer", state="live" if live else "not live")
+
+    def _note_of(self, peer: Peer, event: str, **fields: Any) -> None:
+        """A line about what a neighbour did, PER_ROUND of them in a round; the metrics count all."""
+        t = self.session.position.round if self.session else -1
+        if t != self._noted_in:
+            self._noted, self._noted_in = Counter(), t
+        self._noted[peer] += 1
+        if self._noted[peer] <= PER_ROUND:
+            self.note(event, peer=peer, round=t, **fields)
 
     # for people
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import ifaddr
 
-from peer.codec import MAX_ADDRESSES
-from peer.discovery import DISCOVERIES, Discovery, Exchanges, Surroundings, endpoint, find, joined
+from peer.codec import MAX_ADDRESSES, is_address
+from peer.discovery import DISCOVERIES, EVERYWHERE, Discovery, Exchanges, Surroundings, endpoint, find, joined
 from peer.errors import ConfigurationError, Malformed, Unreachable
 from peer.names import Names, is_ip
 from peer.v1 import peer_pb2 as pb
@@ -56,7 +56,9 @@ class Addresses:
         """
         given = {name: await discovery.addresses(node_id) for name, discovery in self.discoveries.items()}
         written = {address for many in given.values() for address in many}
-        looked_up = dict(zip(written, await asyncio.gather(*map(self._look_up, written)), strict=True))
+        looked_up = dict(
+            zip(written, await asyncio.gather(*(self._look_up(each, node_id) for each in written)), strict=True)
+        )
         found: dict[str, str] = {}
         lacking = []
         for name, many in given.items():
@@ -76,10 +78,10 @@ class Addresses:
             raise Unreachable(f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)}).")
         return list(found)
 
-    async def _look_up(self, address: str) -> Sequence[str] | Unreachable:
+    async def _look_up(self, address: str, owner: str) -> Sequence[str] | Unreachable:
         """All names are looked up at once, so that one whose name server is silent costs a look-up's time, not more."""
         try:
-            return await self.names.resolve(address)
+            return await self.names.resolve(address, owner)
         except Unreachable as error:
             return error
 
@@ -116,13 +118,15 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
     Raises:
         ConfigurationError: nobody else could dial any of it; the sentence says what to set.
     """
-    if advertise:
-        if endpoint(advertise)[1] == 0:
-            raise ConfigurationError(f"listen.advertise {advertise} needs the port that others dial.")
-        return [advertise]
-    host, port = endpoint(bound)
-    if not is_ip(host):
-        return [bound]
+    host, port = endpoint(advertise or bound)
+    if advertise and (port == 0 or host in EVERYWHERE):
+        raise ConfigurationError(f"listen.advertise {advertise} needs the host and the port that others dial.")
+    if not is_address(advertise or bound):
+        raise ConfigurationError(
+            f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII (xn--…) or an IP."
+        )
+    if advertise or not is_ip(host):
+        return [advertise or bound]
     address = ipaddress.ip_address(host)
     if address.is_loopback:
         raise ConfigurationError(

@@ -64,7 +64,8 @@ def _names(texts: Any) -> bool:
     return len(texts) <= MAX_PEERS and all(map(_name, texts))
 
 
-def _address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """May a message carry it as an address: "host:port" in ASCII, not too long, with a port?"""
     try:
         return len(text) <= MAX_ADDRESS and text.isascii() and text.isprintable() and endpoint(text)[1] > 0
     except ConfigurationError:
@@ -122,7 +123,7 @@ RULES: Mapping[str, Rule] = {
     "order": lambda n: n < 1 << 63,
     "member": _name,
     "issued": lambda n: n < 1 << 63,
-    "addresses": lambda texts: len(texts) <= MAX_ADDRESSES and all(map(_address, texts)),
+    "addresses": lambda texts: len(texts) <= MAX_ADDRESSES and all(map(is_address, texts)),
     "known": lambda many: len(many) <= MAX_ANNOUNCEMENTS and not any(map(_broken, many)),
     "wanted": lambda texts: len(texts) <= MAX_ANNOUNCEMENTS and _names(texts),
     "ledger": lambda head: _broken(head) is None,

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ SECONDS = 5.0
 """A look-up that takes longer has failed; the next one finds its answer, if it came."""
 MOST = 16
 """Addresses of one name that are used."""
+OPEN = 8
+"""Look-ups for one node at a time: one that announces ever new names of a silent name server gets no more threads."""
 
 
 def is_ip(host: str) -> bool:
@@ -37,17 +40,18 @@ class Names:
     def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
         self._look_up = look_up
         self._open: dict[str, asyncio.Future[list[str]]] = {}
+        self._of: Counter[str] = Counter()
 
-    async def resolve(self, address: str) -> Sequence[str]:
-        """The address with every IP of its host, in the order in which the system gives them.
+    async def resolve(self, address: str, owner: str = "") -> Sequence[str]:
+        """The address with every IP of its host, in the order in which the system gives them. `owner`: whose it is.
 
         Raises:
-            Unreachable: the name can't be found now; a sentence says so.
+            Unreachable: the name can't be found now, or too many of its owner's are looked up; a sentence says so.
         """
         host, port = endpoint(address)
         if is_ip(host):
             return (address,)
-        future = self._open.get(host) or self._begin(host)
+        future = self._open.get(host) or self._begin(host, owner)
         try:
             async with asyncio.timeout(SECONDS):
                 found = await asyncio.shield(future)
@@ -58,12 +62,16 @@ class Names:
             raise Unreachable(f"The name {host} can't be found ({why}).") from None
         return [joined(ip, port) for ip in found]
 
-    def _begin(self, host: str) -> asyncio.Future[list[str]]:
+    def _begin(self, host: str, owner: str) -> asyncio.Future[list[str]]:
+        if self._of[owner] >= OPEN:
+            raise Unreachable(f"The name {host} is not looked up: {OPEN} others of that node's still are.")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[str]] = loop.create_future()
         future.add_done_callback(lambda _: self._open.pop(host, None))
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits any more
+        future.add_done_callback(lambda _: self._of.subtract([owner]))
         self._open[host] = future
+        self._of[owner] += 1
 
         def told(found: list[str] | OSError) -> None:
             if not future.done():

@@ -89,6 +89,10 @@ DISCOVERIES: Mapping[str, str] = {
 """name -> module:class, in the order in which their addresses are tried: the best vouched for first."""
 
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts to listen at, not to dial."""
+
+
 def find(name: str) -> type[Discovery]:
     """The discovery's class.
 

@@ -57,6 +57,10 @@ def test_packed_addresses_alone_stay_static(peerpoise: Call, experiment: Path, t
         ((*BARE, "--discovery", "static"), "--discovery exchange or --discovery mdns"),
         ((*BARE, "--discovery", "exchange"), "needs one address to begin with"),
         ((*BARE, "--discovery", "telepathy"), "telepathy is none of"),
+        (
+            ("--host", "a=0.0.0.0:7443", *BARE[2:], "--discovery", "mdns"),
+            "write the address at which neighbours dial a",
+        ),
     ],
 )
 def test_hosts_that_nobody_would_find(
@@ -74,6 +78,10 @@ def test_doctor_says_how_neighbours_are_found(peerpoise: Call, experiment: Path,
     [discovery] = found["discovery"]
     assert (discovery["level"], discovery["said"]) == ("ok", "static, mdns; announces h:1")
     assert [(it["level"], "mdns will look for it" in it["said"]) for it in found["neighbour"]] == [("ok", True)] * 2
+    _, found = examined(
+        peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "peers.discovery=['mdns']"
+    )
+    assert [it["said"] for it in found["neighbour"]] == ["b: mdns will look for it", "c: mdns will look for it"]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,14 @@ def test_it_prints_the_summary_it_wrote(peerpoise: Call, home: Path) -> None:
     assert summary(run(peerpoise, home, "--json")) == found, "a run that is over is not run again"
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"-7", b"9" * 30, b"9" * 5000])
+def test_a_damaged_incarnation_counts_as_none(peerpoise: Call, home: Path, content: bytes) -> None:
+    (home / "state").mkdir()
+    (home / "state" / "incarnation").write_bytes(content)
+    result = run(peerpoise, home)
+    assert (result.code, result.err) == (0, "")
+
+
 def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path) -> None:
     """The run goes to its end without releasing more, and what it learnt is there."""
     result = run(peerpoise, home, "--json", "--set", "budget.epsilon=0.001", "--set", "budget.delta=1e-3")

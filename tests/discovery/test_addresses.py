@@ -108,6 +108,21 @@ async def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch: p
     go.set()
 
 
+async def test_ever_new_names_of_one_node_get_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "SECONDS", 0.01)
+    go, before = threading.Event(), threading.active_count()
+    it = Names(lambda host, *_, **__: [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" else go.wait() and [])
+    for n in range(2 * names.OPEN):
+        with pytest.raises(Unreachable, match="does not answer" if n < names.OPEN else "8 others of that node's"):
+            await it.resolve(f"silent{n}:7", "mallory")
+    assert threading.active_count() - before <= names.OPEN
+    monkeypatch.setattr(names, "SECONDS", 5.0)
+    assert await it.resolve("honest:7", "bob") == ["10.0.0.1:7"]
+    go.set()
+    await until(lambda: threading.active_count() <= before)
+    assert await it.resolve("honest:7", "mallory") == ["10.0.0.1:7"]
+
+
 def test_a_process_ends_though_a_look_up_hangs() -> None:
     program = """
 import asyncio, threading
@@ -307,7 +322,12 @@ def test_who_listens_everywhere_announces_what_others_can_dial() -> None:
         ("[::1]:7443", "", ["10.0.0.1"], "only this machine reaches it"),
         ("0.0.0.0:7443", "", [], "set listen.advertise"),
         ("0.0.0.0:7443", "", ["127.0.0.1", "169.254.3.4", "2001:db8::1"], "set listen.advertise"),
-        ("0.0.0.0:7443", "h:0", ["10.0.0.1"], "needs the port"),
+        ("0.0.0.0:7443", "h:0", ["10.0.0.1"], "needs the host and the port"),
+        ("10.0.0.1:7443", "0.0.0.0:7443", [], "needs the host and the port"),
+        ("10.0.0.1:7443", "[::]:7443", [], "needs the host and the port"),
+        ("10.0.0.1:7443", "bücher.example:7443", [], "a name in ASCII"),
+        ("10.0.0.1:7443", f"{'h' * 260}:7443", [], "can't be announced"),
+        ("bücher.example:7443", "", [], "a name in ASCII"),
     ],
 )
 def test_who_can_announce_nothing_says_what_to_set(

@@ -10,7 +10,7 @@ import pytest
 from node import journal
 from node.config import BudgetSection, RunConfig
 from node.metrics import Metrics
-from node.watch import Watch
+from node.watch import PER_ROUND, Watch
 from peer.v1 import peer_pb2 as pb
 
 
@@ -41,3 +41,19 @@ def test_an_unusable_payload_is_written_and_counted_against_its_sender(watch: Wa
     watch.rejected("b", pb.CODE_MALFORMED)
     assert noted(watch) == [("rejected", "b", "CODE_MALFORMED")]
     assert watch.metrics.registry.get_sample_value("peerpoise_rejected_total", {"peer": "b"}) == 1
+
+
+@pytest.mark.parametrize("what", ["peer", "refused", "rejected"])
+def test_no_neighbour_fills_the_disk_with_lines_about_itself(watch: Watch, what: str) -> None:
+    """It comes and goes, refuses with ever another code, or sends rubbish, a thousand times a second if it likes."""
+    for n in range(1000):
+        match what:
+            case "peer":
+                watch.presence("b", n % 2 == 0)
+            case "refused":
+                watch.wire_error("b", pb.CODE_BUSY if n % 2 else pb.CODE_LAYOUT)
+            case _:
+                watch.rejected("b", pb.CODE_MALFORMED)
+    watch.presence("c", True)
+    about = [(it["event"], it["peer"]) for it in journal.read(watch.journal.path) if "peer" in it]
+    assert about == [(what, "b")] * PER_ROUND + [("peer", "c")]
