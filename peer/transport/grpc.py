@@ -136,6 +136,8 @@ class Grpc:
             raise ConfigurationError("keepalive must be at least 20 seconds; peers refuse faster pings.")
         self.insecure = identity is None
         self._identity = identity
+        self._shown: Identity | None = None
+        """Whose certificate grpc has."""
         self._host, self._port = endpoint(listen)
         self._listen = listen
         self._keepalive, self._reconnect, self._handshake, self._window = keepalive, reconnect, handshake, window
@@ -231,12 +233,19 @@ class Grpc:
         if self._identity is None:
             return server.add_insecure_port(self._listen)
         credentials = grpc.dynamic_ssl_server_credentials(
-            self._certificate(), self._certificate, require_client_authentication=True
+            self._certificate(),
+            self._certificate,
+            require_client_authentication=True,  # type: ignore[arg-type]
         )
         return server.add_secure_port(self._listen, credentials)
 
-    def _certificate(self) -> grpc.ServerCertificateConfiguration:
+    def _certificate(self) -> grpc.ServerCertificateConfiguration | None:
+        """What grpc asks for at every new connection; None: as before. For a new one it frees what other threads'
+        handshakes are in the middle of: given at every connection, it crashed under any storm of them (grpc 1.85.1)."""
+        if self._shown is self._identity:
+            return None
         assert self._identity is not None
+        self._shown = self._identity
         pair = (self._identity.key_pem, self._identity.certificate_pem)
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=self._identity.ca_pem)
 

@@ -9,12 +9,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Federation
 from crowd import MANY
+from storm import LINKS
 from wire_kit import SECONDS, Recorder, Sender, nothing_left, some, until
 
 from peer.codec import FRAME, MAX_MESSAGE
@@ -309,3 +311,34 @@ def test_the_daemons_loop_carries_it_too(federation: Federation) -> None:
             await listener.close(0)
 
     uvloop.run(scenario())
+
+
+def test_grpc_is_given_a_certificate_once_and_when_it_changed(federation: Federation) -> None:
+    """Given at every connection, it ended listeners: see the test below."""
+    listener = Grpc(federation.alice, LOCAL)
+    assert listener._certificate() is not None
+    assert listener._certificate() is None
+    renewed = replace(federation.alice)
+    listener.rotate(renewed)
+    assert listener._certificate() is not None
+    assert listener._certificate() is None
+
+
+@pytest.mark.cluster
+def test_a_storm_of_connections_ends_nobody(federation: Federation) -> None:
+    """With a new certificate for each, grpc 1.85.1's listener died of a segmentation fault within seconds each time."""
+    script, times, dialling = Path(__file__).with_name("storm.py"), 30, 5
+    alice, bob = (str(federation.folder / name) for name in ("alice", "bob"))
+    listener = subprocess.Popen([sys.executable, script, "listen", alice], stdout=subprocess.PIPE, text=True)
+    assert listener.stdout is not None
+    try:
+        address = listener.stdout.readline().strip()
+        words = [sys.executable, script, "dial", bob, address, federation.alice.id, str(times)]
+        crowd = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(dialling)]
+        answered = [int(each.communicate(timeout=120)[0]) for each in crowd]
+        assert listener.poll() is None, "the listener died"
+        assert answered == [times * LINKS] * dialling
+    finally:
+        listener.kill()
+        listener.wait()
+        listener.stdout.close()
