@@ -232,18 +232,18 @@ class Grpc:
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._identity is None:
             return server.add_insecure_port(self._listen)
+        changed: Any = self._changed_certificate  # its types don't know of None
         credentials = grpc.dynamic_ssl_server_credentials(
-            self._certificate(),
-            self._certificate,
-            require_client_authentication=True,  # type: ignore[arg-type]
+            self._certificate(), changed, require_client_authentication=True
         )
         return server.add_secure_port(self._listen, credentials)
 
-    def _certificate(self) -> grpc.ServerCertificateConfiguration | None:
+    def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
         """What grpc asks for at every new connection; None: as before. For a new one it frees what other threads'
         handshakes are in the middle of: given at every connection, it crashed under any storm of them (grpc 1.85.1)."""
-        if self._shown is self._identity:
-            return None
+        return None if self._shown is self._identity else self._certificate()
+
+    def _certificate(self) -> grpc.ServerCertificateConfiguration:
         assert self._identity is not None
         self._shown = self._identity
         pair = (self._identity.key_pem, self._identity.certificate_pem)

@@ -317,11 +317,10 @@ def test_grpc_is_given_a_certificate_once_and_when_it_changed(federation: Federa
     """Given at every connection, it ended listeners: see the test below."""
     listener = Grpc(federation.alice, LOCAL)
     assert listener._certificate() is not None
-    assert listener._certificate() is None
-    renewed = replace(federation.alice)
-    listener.rotate(renewed)
-    assert listener._certificate() is not None
-    assert listener._certificate() is None
+    assert listener._changed_certificate() is None
+    listener.rotate(replace(federation.alice))
+    assert listener._changed_certificate() is not None
+    assert listener._changed_certificate() is None
 
 
 @pytest.mark.cluster
