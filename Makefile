@@ -57,6 +57,7 @@ learning-quick: $(VENV)/dev.installed
 	  --only few/dpdl --only few/centralised --only few/local --only private-8/dp-dmsgd
 
 results: $(VENV)/dev.installed
+	mkdir -p build/results && cp -rn docs/results/kept/. build/results/
 	for name in $(CLAIMS); do \
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) || exit 1; done
 	$(BIN)/peerpoise report $(CLAIMS:%=build/results/%) --out build/results/results.html --markdown build/results/results.md
