@@ -8,7 +8,7 @@ svarm        10 players, against permutations, for as many coalitions: error ÷ 
 
 One thread, CPU time, medians of interleaved runs. On an NVIDIA GPU: --device cuda, wall time.
 
-    python tests/bench/shapley.py [--quick] [--device cuda]     table on stderr, JSON on stdout
+    python tests/bench/shapley.py [--quick] [--repetitions 5] [--device cuda]     table on stderr, JSON on stdout
 """
 
 from __future__ import annotations
@@ -124,12 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = [(model, k) for model in MODELS for k in (4, 6, 8)]
     if options.quick:
         cases = [("cnn", 4), ("mlp", 4), ("mlp", 6)]
-    rows = [measure(model, k, options.device, 2 if options.quick else 5) for model, k in cases]
+    rows = [measure(model, k, options.device, 2 if options.quick else options.repetitions) for model, k in cases]
     table = Table("model", "players", "one forward", f"loop (aim ≤ {AIM})", "first layer once", "together")
     for row in rows:
         ways = [f"{row[name]:.2f}" for name in ("loop", "linear", "together")]

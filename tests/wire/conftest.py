@@ -1,20 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from wire_kit import Federation
 
-from peer.identity import CertificateAuthority, Identity
-
-
-@dataclass(frozen=True)
-class Federation:
-    folder: Path
-    ca: CertificateAuthority
-    alice: Identity
-    bob: Identity
-    carol: Identity
+from peer.identity import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Federation
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from wire_kit import SECONDS, Forgery, Recorder, Sender, name_of, new_key, nothing_left, some, until
+from wire_kit import SECONDS, Federation, Forgery, Recorder, Sender, name_of, new_key, nothing_left, some, until
 
 from peer import identity
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable

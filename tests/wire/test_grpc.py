@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Federation
 from crowd import MANY
 from storm import LINKS
-from wire_kit import SECONDS, Recorder, Sender, nothing_left, some, until
+from wire_kit import SECONDS, Federation, Recorder, Sender, nothing_left, some, until
 
 from peer.codec import FRAME, MAX_MESSAGE
 from peer.errors import ConfigurationError, TemporaryFailure, Unreachable

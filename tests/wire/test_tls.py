@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Federation
+from wire_kit import Federation
 
 LISTENER = """
 import asyncio, json, ssl, sys

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
-from conftest import Federation
-from wire_kit import SECONDS, Recorder, Sender, close_all, nothing_left, settled, some, until
+from wire_kit import SECONDS, Federation, Recorder, Sender, close_all, nothing_left, settled, some, until
 
 from peer.codec import FRAME
 from peer.errors import TemporaryFailure, Unreachable

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,6 +25,15 @@ from peer.transport import Method
 from peer.transport.grpc import Grpc, GrpcLink
 
 SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Federation:
+    folder: Path
+    ca: CertificateAuthority
+    alice: Identity
+    bob: Identity
+    carol: Identity
 
 
 @dataclass
