@@ -34,7 +34,8 @@ from torch import Tensor
 from node import device as devices
 from node.cluster import check, check_daemons, shares
 from node.config import ExperimentConfig, PrivacySection, load
-from node.learner import Plan, judged
+from node.learner import Plan, more
+from node.maths.blocks import Block
 from node.maths.clipping import clipped_sum, mean_gradient, probe
 from node.payload import Slot, as_bytes
 from node.privacy import noise
@@ -216,7 +217,7 @@ def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
     sent = dict.fromkeys(plan.hoods, 0)
     nodes = {
         name: plan.algorithm(
-            plan.options, hood=hood, layout=task.layout, gradients=_Given(), start=x, **judged(plan.algorithm, task)
+            plan.options, hood=hood, layout=task.layout, gradients=_Given(), start=x, **more(plan.algorithm, task)
         )
         for name, hood in plan.hoods.items()
     }
@@ -245,6 +246,9 @@ class _Given:
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
         return x - before
+
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
+        return lambda theta, t: theta.clone()
 
 
 async def _wire(layout: Layout, x: Tensor) -> float:

@@ -288,7 +288,7 @@ class Driver:
     async def _said(self, verb: Verb) -> Said:
         said = await self.compute.own(Said, verb.tensors, verb.layout or self.layout, self.compute)
         if not said.complete:
-            self._spawn(said.pull())
+            self._spawn(said.fill())
         return said
 
     def _exchange(

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
@@ -89,6 +90,8 @@ class Plan:
         gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
         if gap is not None and hasattr(options, "on_graph"):
             options = options.on_graph(gap, len(hoods))
+        if hasattr(options, "on_run"):
+            options = options.on_run(run.train.rounds)
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
     def sigma(self, d: int) -> float:
@@ -248,13 +251,24 @@ def mixing(run: RunConfig) -> Mixing:
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
 
 
-def judged(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = lambda: None) -> dict[str, Validation]:
-    """The argument more that an algorithm has which values what it hears.
+def more(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The arguments that only some algorithms have: `judge`, which values what is heard, and `stages`.
 
     Raises:
-        ConfigurationError: the task has no validation set.
+        ConfigurationError: the task has no validation set, no layers or no adapters.
     """
-    return {"judge": Validation(task, breathe)} if getattr(algorithm, "validates", False) else {}
+    found: dict[str, Any] = {}
+    if getattr(algorithm, "validates", False):
+        found["judge"] = Validation(task, breathe)
+    if getattr(algorithm, "staged", False):
+        if not getattr(task, "stages", ()):
+            raise ConfigurationError("The task names no layers (stages), so they can't be trained block by block.")
+        found["stages"] = task.stages  # type: ignore[attr-defined]
+    if getattr(algorithm, "adapted", False) and not getattr(task, "adapted", False):
+        raise ConfigurationError(
+            'dec-lora averages adapters; set task.text.lora_rank (task.name = "causal-lm"), or take dsgd-adam.'
+        )
+    return found
 
 
 @lru_cache
@@ -329,8 +343,10 @@ def build(
         on_withheld=on_withheld,
     )
     x = task.start(run.train.seed) if start is None else start
-    judge = judged(plan.algorithm, task, breathe)
-    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **judge)
+    if not getattr(plan.algorithm, "staged", False):
+        x = x.to(torch.float32)
+    arguments = more(plan.algorithm, task, breathe)
+    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **arguments)
     algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
     return Learner(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
@@ -29,7 +29,7 @@ def shape_of(kind: str, layout: Layout, parts: int) -> Shape:
 
 
 def parts_of(tensors: Payload[Tensor]) -> int:
-    """How many vectors of the layout a payload has; a lazy iterator is one."""
+    """How many vectors of the layout a payload has."""
     return len(tensors) if isinstance(tensors, tuple) else 1
 
 
@@ -76,7 +76,7 @@ def check_finite(values: Tensor) -> None:
 class Said:
     """What a verb says, as one flat buffer that serves all neighbours. It is a `peer.exchange.Payload`.
 
-    A lazy iterator is pulled slice by slice in the compute thread; frames wait until their slices are there.
+    One that is still being filled is used in place; its steps run in the compute thread, and frames wait for them.
     """
 
     def __init__(self, tensors: Payload[Tensor], layout: Layout, compute: Compute) -> None:
@@ -91,28 +91,25 @@ class Said:
                 raise AssertionError(f"{self.flat.numel()} elements said, {self.parts} × {layout.size} in the layout")
             self.ready = self.flat.nbytes
         else:
-            self.flat = torch.empty(layout.size, dtype=TORCH[layout.dtype])
-            self._slices: Iterator[Tensor] = iter(tensors)
+            self.flat, self._steps = tensors.flat, tensors.steps
+            if (self.flat.dtype, self.flat.numel()) != (TORCH[layout.dtype], layout.size):
+                raise AssertionError(f"{self.flat.numel()} of {self.flat.dtype} are filled, not {layout.size}")
         self._bytes = as_bytes(self.flat)
 
     @property
     def complete(self) -> bool:
         return self.ready == self.flat.nbytes
 
-    async def pull(self) -> None:
-        """Computes all slices of a lazy payload, one after another."""
+    async def fill(self) -> None:
+        """Fills the vector, step by step."""
         while not self.complete:
-            self.ready += await self._compute.own(self._next)
+            self.ready += self.flat.itemsize * await self._compute.own(self._next)
             self._grown.notify()
 
     def _next(self) -> int:
-        piece = next(self._slices, None)
-        if piece is None:
-            raise AssertionError(f"the slices end after {self.ready} of {self.flat.nbytes} bytes")
-        piece = piece.detach().reshape(-1).to(self.flat.dtype)
-        start = self.ready // self.flat.itemsize
-        self.flat[start : start + piece.numel()] = piece
-        return piece.nbytes
+        if (more := next(self._steps, None)) is None:
+            raise AssertionError(f"filling ends after {self.ready} of {self.flat.nbytes} bytes")
+        return more
 
     async def until(self, nbytes: int) -> None:
         while self.ready < nbytes:

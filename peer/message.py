@@ -65,8 +65,17 @@ class Layout:
             start = stop
 
 
-Payload: TypeAlias = T | tuple[T, ...] | Iterable[T]
-"""One flat vector, a tuple of them (each of the verb's layout), or a lazy iterator of slices in layout order."""
+@dataclass(frozen=True, slots=True)
+class Filling(Generic[T]):
+    """A flat vector that is filled from the front while its beginning is being sent already."""
+
+    flat: T
+    steps: Iterator[int]
+    """Each step fills some more elements, in the compute thread, and says how many; in the end all of them."""
+
+
+Payload: TypeAlias = T | tuple[T, ...] | Filling[T]
+"""One flat vector, a tuple of them (each of the verb's layout), or one that is still being filled."""
 
 
 @dataclass(frozen=True, slots=True)

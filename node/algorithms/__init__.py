@@ -6,13 +6,14 @@ loop, and never sees the task's gradients: it asks `gradients`, the door at the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 from torch import Tensor
 
+from node.maths.blocks import Block
 from peer.errors import ConfigurationError
 from peer.message import Conversation, Layout, Peer
 from peer.neighborhood import Neighborhood
@@ -43,6 +44,11 @@ class Gradients(Protocol):
         """
         ...
 
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
+        """(θ, t) -> the gradient of round t with respect to one block, flat float32 [block], at the model x [d] with θ
+        [block] in the block's place. x is read now; as a release for me."""
+        ...
+
 
 class Algorithm(Protocol):
     """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings, complete after `round`."""
@@ -53,7 +59,8 @@ class Algorithm(Protocol):
     pooled: ClassVar[bool]
     """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses it."""
 
-    # `validates` = True, a ClassVar, makes an algorithm be given the validation set: one more argument, `judge`
+    # A ClassVar that is True makes an algorithm be given one more argument: `validates` the validation set, `judge`;
+    # `staged` the names of the layout layer by layer, `stages`, and x in the task's type. `adapted`: it needs adapters.
 
     state: Any
 
@@ -99,6 +106,10 @@ ALGORITHMS: Mapping[str, str] = {
     "cga": "node.algorithms.cga:Cga",
     "net-fleet": "node.algorithms.net_fleet:NetFleet",
     "muffliato": "node.algorithms.muffliato:Muffliato",
+    "deca": "node.algorithms.deca:Deca",
+    "badam": "node.algorithms.badam:Badam",
+    "dsgd-adam": "node.algorithms.dsgd_adam:DsgdAdam",
+    "dec-lora": "node.algorithms.dec_lora:DecLora",
     "local": "node.algorithms.sgd:Local",
     "centralised": "node.algorithms.sgd:Centralised",
 }

@@ -190,7 +190,7 @@ class Liar:
             draw=lambda: public_generator(self._seed, self._hood.me, t, f"lie {phase} {word} {place} {to}"),
         )
         lie = self._attack.lie(said)
-        return truth.lerp(lie if origin is None else origin + lie, strength)
+        return truth.lerp((lie if origin is None else origin + lie).to(truth.dtype), strength)
 
     def _listen(self, phase: int, word: Word, heard: Heard[Any]) -> None:
         for k in range(max((len(_parts(payload)) for payload in heard.values()), default=0)):

@@ -226,14 +226,18 @@ def _same_everywhere(task: Task, x: Tensor) -> bool:
 
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor) -> Tensor:
-    """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none)."""
+    """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none).
+    Accumulated over parts of the batch where the task takes only so many examples `at_once`."""
     if not len(rows):
         return torch.zeros(task.layout.size)
     with device.enough_memory():
         parameters = views(task.layout, device.onto(x.detach(), device_of(task)))
         leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        found = _backward(task.mean_loss(leaves, task.batch(rows)), leaves)
-        return device.back(torch.cat([found[name].reshape(-1) for name, _ in task.layout.fields]).to(torch.float32))
+        total: dict[str, Tensor] = {}
+        for part in torch.split(rows, getattr(task, "at_once", None) or len(rows)):
+            found = _backward(task.mean_loss(leaves, task.batch(part)) * (len(part) / len(rows)), leaves)
+            total = {name: g.add_(total[name]) if total else g for name, g in found.items()}
+        return device.back(torch.cat([total[name].reshape(-1) for name, _ in task.layout.fields]).to(torch.float32))
 
 
 def refuse_batchnorm(module: nn.Module) -> None:

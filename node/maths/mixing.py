@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from peer.message import Payload, Peer
+from peer.message import Filling, Payload, Peer
 
 BLOCK = 1 << 15
 """Elements of each vector that are converted to float64 at a time, 256 KiB."""
@@ -52,10 +52,12 @@ def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: Fold =
 
 
 def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """The payload with a lazy iterator of slices drained into one new flat vector; tensors and tuples as they are."""
-    if isinstance(payload, Tensor | tuple):
+    """The payload, filled to the end."""
+    if not isinstance(payload, Filling):
         return payload
-    return torch.cat([piece.reshape(-1) for piece in payload])
+    done = sum(payload.steps)
+    assert done == payload.flat.numel(), f"{done} of {payload.flat.numel()} elements were filled"
+    return payload.flat
 
 
 def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -> frozenset[Peer]:

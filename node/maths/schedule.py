@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import cos, pi
+from typing import Literal, Self
+
 from pydantic import Field
 
 from node.config import Section
@@ -22,3 +25,30 @@ def step_size(t: int, schedule: Schedule) -> float:
     """η in round t; constant when `decay_every` is 0."""
     every = schedule.decay_every
     return schedule.lr * schedule.lr_decay ** (t // every) if every else schedule.lr
+
+
+class Course(Section):
+    """The step size's part of a Config that warms up and falls: η in round t is `lr` times what `share` says."""
+
+    lr: float = Field(default=5e-5, gt=0)
+    """γ: the largest step size."""
+    warmup: int = Field(default=0, ge=0)
+    """Rounds in which it rises to `lr`, linearly."""
+    falls: Literal["no", "linear", "cosine"] = "no"
+    """How it falls to 0 afterwards."""
+    until: int | None = Field(default=None, ge=1)
+    """Round at which it has fallen to 0; None: when the run ends."""
+
+    def on_run(self, rounds: int) -> Self:
+        """With what follows from the run's rounds."""
+        return self if self.until is not None else self.model_copy(update={"until": rounds})
+
+
+def rate(t: int, c: Course) -> float:
+    """γ in round t."""
+    if t < c.warmup:
+        return c.lr * (t + 1) / (c.warmup + 1)
+    if c.falls == "no" or c.until is None:
+        return c.lr
+    gone = min(1.0, (t - c.warmup) / max(1, c.until - c.warmup))
+    return c.lr * (1 - gone if c.falls == "linear" else (1 + cos(pi * gone)) / 2)

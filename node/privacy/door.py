@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from node.config import PrivacySection
+from node.maths.blocks import Block, Within
 from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, units_left
@@ -60,6 +61,8 @@ class Door(Protocol):
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor: ...
 
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]: ...
+
 
 def _nothing() -> None:
     pass
@@ -67,6 +70,19 @@ def _nothing() -> None:
 
 def _nobody(t: int, recipient: Peer, why: str = "") -> None:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What gradient is asked for: at x, or what it is more there than at `before`; of `task`."""
+
+    task: Task
+    x: Tensor
+    before: Tensor | None = None
+
+    @property
+    def digest(self) -> bytes:
+        return _digest(self.x) + (_digest(self.before) if self.before is not None else b"")
 
 
 @dataclass(slots=True)
@@ -113,14 +129,7 @@ class StrictDoor(Door):
             QuestionRefused: another x in the same round, or a round that is over.
             Withheld: the budget is spent or the ledger can't record the debit; for `to` = me zeros are returned then.
         """
-        try:
-            return self._served(x, t, to)
-        except QuestionRefused:
-            raise
-        except Withheld:
-            if to != self.me:
-                raise
-            return torch.zeros(self.task.layout.size)
+        return self._served(_Question(self.task, x), t, to)
 
     def own(self, x: Tensor, t: int) -> Tensor:
         """The same noised release as for me."""
@@ -135,12 +144,28 @@ class StrictDoor(Door):
             QuestionRefused: another release for me in the same round, or a round that is over.
             Withheld: the budget is spent or the ledger can't record the debit; zeros would say that nothing changed.
         """
-        return self._served(x, t, self.me, before)
+        return self._copied(_Question(self.task, x, before), t, self.me)
 
-    def _served(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
+        """(θ, t) -> the round's release for me, of one block: clipped over its parameters alone, else as any other."""
+        task = Within(self.task, x, block)
+        return lambda theta, t: self._served(_Question(task, theta), t, self.me)
+
+    def _served(self, question: _Question, t: int, to: Peer) -> Tensor:
+        """As `_copied`, but zeros for me where it is withheld."""
+        try:
+            return self._copied(question, t, to)
+        except QuestionRefused:
+            raise
+        except Withheld:
+            if to != self.me:
+                raise
+            return torch.zeros(question.task.layout.size)
+
+    def _copied(self, question: _Question, t: int, to: Peer) -> Tensor:
         """A copy of the answer; what is withheld is counted and told."""
         try:
-            return self._answer(x, t, to, before).clone()
+            return self._answer(question, t, to).clone()
         except QuestionRefused:
             raise
         except Withheld as reason:
@@ -150,18 +175,17 @@ class StrictDoor(Door):
                 self.on_withheld(t, to, str(reason))
             raise
 
-    def _answer(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Released:
-        question = _digest(x) if before is None else _digest(x) + _digest(before)
-        last = self._previous(to)
-        if t == last.round and question == last.question:
+    def _answer(self, question: _Question, t: int, to: Peer) -> Released:
+        last, asked = self._previous(to), question.digest
+        if t == last.round and asked == last.question:
             if last.answer is None:
                 raise Withheld("the answer of this round is not there")
             return last.answer
         if t <= last.round:
             raise QuestionRefused("this round has another question's answer, or is over")
         self._check(t)
-        self._last[to] = last = _Last(t, question)
-        last.answer = self._release(x, t, to, before)
+        self._last[to] = last = _Last(t, asked)
+        last.answer = self._release(question, t, to)
         return last.answer
 
     def _previous(self, to: Peer) -> _Last:
@@ -184,8 +208,8 @@ class StrictDoor(Door):
             self.exhausted = True
             raise Withheld("the privacy budget of the data is spent")
 
-    def _release(self, x: Tensor, t: int, to: Peer, before: Tensor | None) -> Released:
-        total = self._clipped(x, t, to, before)
+    def _release(self, question: _Question, t: int, to: Peer) -> Released:
+        total = self._clipped(question, t, to)
         failpoint("before_noise")
         stream = self.keys.stream("noise", t, to)
         answer = noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
@@ -197,10 +221,17 @@ class StrictDoor(Door):
         self.on_release(t, to)
         return Released(answer)
 
-    def _clipped(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
-        rows = self._rows(t, to)
-        how = {"chunk": self.config.chunk, "backend": self.backend, "breathe": self.breathe}
-        return clipped_sum(self.task, x, rows, self.config.clip, before=before, **how)  # type: ignore[arg-type]
+    def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
+        return clipped_sum(
+            question.task,
+            question.x,
+            self._rows(t, to),
+            self.config.clip,
+            before=question.before,
+            chunk=self.config.chunk,
+            backend=self.backend,
+            breathe=self.breathe,
+        )
 
     def _rows(self, t: int, to: Peer) -> Tensor:
         """The secret Poisson batch: one per answer, or one a round for all."""
@@ -238,8 +269,8 @@ class PaperDoor(StrictDoor):
         released = self(x, t, self.me)
         return self._clean.clone() if self._last[self.me].answer is not None else released
 
-    def _clipped(self, x: Tensor, t: int, to: Peer, before: Tensor | None = None) -> Tensor:
-        total = super()._clipped(x, t, to, before)
+    def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
+        total = super()._clipped(question, t, to)
         if to == self.me:
             self._clean = (total / self.config.batch).to(torch.float32)
         return total
@@ -278,9 +309,20 @@ class ClearDoor(Door):
         self.on_release(t, self.me)
         return Released(found)
 
-    def _mean(self, x: Tensor, t: int) -> Tensor:
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
+        """(θ, t) -> the plain gradient of one block, of round t's batch."""
+        task = Within(self.task, x, block)
+
+        def gradient(theta: Tensor, t: int) -> Tensor:
+            found = self._mean(theta, t, task)
+            self.on_release(t, self.me)
+            return Released(found)
+
+        return gradient
+
+    def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
         draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
-        gradient = mean_gradient(self.task, x, draw[: self.batch])
+        gradient = mean_gradient(task or self.task, x, draw[: self.batch])
         self.breathe()
         return gradient
 

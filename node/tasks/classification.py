@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -53,6 +54,12 @@ class Classification:
         refuse_batchnorm(self._skeleton)
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters()))
         self._local = threading.local()
+
+    @property
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """The layout's names by top-level module, as block-wise algorithms take them."""
+        names = [name for name, _ in self.layout.fields]
+        return tuple(tuple(group) for _, group in groupby(names, key=lambda name: name.partition(".")[0]))
 
     @property
     def examples(self) -> int:

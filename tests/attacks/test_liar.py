@@ -9,7 +9,7 @@ from node.attacks import ATTACKS, Attack
 from node.attacks.liar import Liar, LieConfig
 from node.config import AttackSection, MixSection
 from node.simulate import exchange, simulate
-from peer.message import Ask, Mix, Say
+from peer.message import Ask, Filling, Mix, Say
 from peer.topology import neighborhoods
 
 XAVG, DMSGD, DPSGD = ("xavg", {}), ("dmsgd", {}), ("d-psgd", {})
@@ -211,7 +211,7 @@ class Talker:
 
     def round(self, t):
         self.heard = yield Say("pair", (self.x, 2 * self.x))
-        self.x = yield Mix("slices", iter(self.x.split(3)), streaming=True)
+        self.x = yield Mix("slices", Filling(self.x, iter([3, D - 3])), streaming=True)
 
 
 def test_says_pairs_and_slices_are_lied_about_in_their_own_form():

@@ -1,5 +1,6 @@
 """Doors, clusters and losses for the conformance suite: fast, deterministic, keyed by (node, round, recipient)."""
 
+import dataclasses
 import hashlib
 import random
 from collections import defaultdict
@@ -8,19 +9,32 @@ from typing import Any
 import torch
 
 from node.algorithms import ALGORITHMS, find
+from node.maths.mixing import whole
 from peer.message import Layout, Withheld
 from peer.topology import neighborhoods
 
 LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
+STAGES = (("weight",), ("bias",))
 D = LAYOUT.size
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ross": [{}, {"value": "neg_loss", "normalisation": "minmax", "smoothing": 0.5, "mix_momentum": False}],
     "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
     "qg-dsgdm": [{}, {"mu": 0.0}],
     "net-fleet": [{}, {"restart": 1, "mix_steps": True}, {"restart": 3}],
+    "deca": [
+        {"lr": 0.8, "steps": 2, "layers_per_block": 1},
+        {"lr": 0.8, "steps": 3, "layers_per_block": 1, "bma": "scaled", "mix_every": 2},
+        {"lr": 0.8, "layers_per_block": 2, "bma": "none"},
+        {"lr": 0.8, "layers_per_block": 2, "bma": "none", "wire": "bf16-delta", "falls": "cosine", "warmup": 2},
+    ],
+    "badam": [{"lr": 0.8, "steps": 2, "layers_per_block": 1}],
+    "dsgd-adam": [{"lr": 0.3}],
+    "dec-lora": [{"lr": 0.3}],
     "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
+GOSSIPING = ("deca", {"bma": "none", "layers_per_block": 2, "lr": 0.8})
+"""Of DECA's: the one that only mixes when gradients are zero. A signal moves the others, and changes don't agree on θ."""
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
 
 
@@ -52,6 +66,14 @@ class Toy:
         """As in mode strict: a release with noise of its own."""
         self._served[t].add(self._me)
         return x - before + self._noise * torch.randn(D, generator=stream(self._me, t, "difference"))
+
+    def within(self, x, block):
+        def gradient(theta, t):
+            whole = x.clone()
+            whole[block.place] = theta
+            return self(whole, t, self._me)[block.place]
+
+        return gradient
 
 
 class Still(Toy):
@@ -100,6 +122,7 @@ def cluster(variant, kind="full", n=4, door=Toy, start=None):
         x = torch.randn(D, generator=stream("start", i)) if start is None else start
         config = algorithm.Config(**options)
         more = {"judge": Judgement()} if getattr(algorithm, "validates", False) else {}
+        more |= {"stages": STAGES} if getattr(algorithm, "staged", False) else {}
         nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x, **more)
     return nodes, hoods
 
@@ -126,6 +149,7 @@ class Listened:
                 verb = talk.send(heard)
             except StopIteration:
                 return
+            verb = dataclasses.replace(verb, tensors=whole(verb.tensors))
             parts = verb.tensors if isinstance(verb.tensors, tuple) else (verb.tensors,)
             self.said.extend(part.clone() for part in parts)
             self.verbs[t].append((type(verb), verb.kind, verb.layout, tuple(part.shape for part in parts)))

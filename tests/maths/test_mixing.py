@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from node.maths.mixing import accumulator, agreed, fold, mixed, weighted_sum, whole
-from node.maths.schedule import Schedule, step_size
+from node.maths.schedule import Course, Schedule, rate, step_size
+from peer.message import Filling
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -71,16 +72,17 @@ def test_tuples_are_mixed_place_by_place():
     assert torch.equal(v, torch.full((3,), 2.5))
 
 
-def test_lazy_slices_are_drained_once_in_their_order():
-    pulled = []
+def test_a_vector_is_filled_once_and_to_its_end():
+    x = torch.zeros(6)
 
-    def slices():
+    def steps():
         for k in range(3):
-            pulled.append(k)
-            yield torch.full((2, k), float(k))
+            x[2 * k : 2 * k + 2] += k + 1
+            yield 2
 
-    assert torch.equal(whole(slices()), torch.tensor([1.0, 1, 2, 2, 2, 2]))
-    assert pulled == [0, 1, 2]
+    assert torch.equal(whole(Filling(x, steps())), torch.tensor([1.0, 1, 2, 2, 3, 3]))
+    with pytest.raises(AssertionError):
+        whole(Filling(x, iter([2, 2])))
 
 
 HEARD = {"a": {"b", "c"}, "b": {"a"}, "c": {"a", "b"}}

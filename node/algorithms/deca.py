@@ -1,0 +1,138 @@
+"""DECA: decentralised block-wise Adam with a discrepancy signal, for models that don't fit a full Adam.
+
+Yuan, Li, Wang et al., arXiv 2606.03209 (2 June 2026). One block of layers k is trained at a time, the same one at all
+nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient at θ, r: steps in the block so far.
+
+    m½ = a₁m + (1 − a₁)g ;  v½ = a₂v + (1 − a₂)g²                                     (4)
+    m̂ = m½/(1 − a₁^{r+1}) ;  v̂ = v½/(1 − a₂^{r+1})                                    (5)
+    θ½ = θ(1 − γλ) − γ m̂/(√v̂ + ε)                                                     (6)
+    θ⁺ = Σ_j w_ij θ½_j                                                                (7)
+    h: the discrepancy between θ and θ⁺                                               (8)  `bma`
+    m = b₁m½ + (1 − b₁)h ;  v = b₂v½ + (1 − b₂)h²                                     (9)
+
+    reference  h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1e-6), one norm over the block; b = (0.2, 0.333). As in the authors' code.
+    literal    h = θ⁺ − θ, as printed; b = (0.9, 0.999). Against m's sign and in units of parameters.
+    scaled     h = (θ − θ⁺)/γ · (√v̂ + ε), in units of a gradient; b = (0.9, 0.999).
+    trivial    the step as above, but only the signal is carried: m ← a₁m + (1 − a₁)h, v ← a₂v + (1 − a₂)h²,
+               h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1). The paper's ablation.
+    none       without (8) and (9).
+
+Moments exist for the active block only and begin at zero in every block. The block is float32 while it is active, the
+others keep the task's type. In memory are the model, and of the block θ, m, v, the gradient (in whose place θ½ is
+written) and one sum of neighbours: M + 10M/B bytes for M bytes of bfloat16 in B blocks.
+
+Deviations
+    * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a signal.
+    * mix_every = s: steps without mixing have m = m½, v = v½; h then spans s steps (scaled: γ is their sum).
+    * The gradient's norm is bounded by `clip_norm` in mode none (the authors' trainer does so too).
+    * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds the mean to its own
+      θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as the own part is
+      rounded like the sent one.
+Reconstructions
+    * A node that comes back in the middle of a block begins with zero moments, and counts r from there.
+Not covered
+    * A neighbour that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
+      visit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from node.algorithms.badam import Badam, BadamConfig, State
+from node.maths.adam import PIECE, exhaust
+from node.maths.schedule import rate
+from peer.message import Conversation, DType, Filling, Layout, Mix
+
+B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999)}
+"""b₁, b₂ of (9)."""
+SMALL = 1e-6
+"""Least norm that the reference signal is divided by."""
+
+
+class DecaConfig(BadamConfig):
+    bma: Literal["reference", "literal", "scaled", "trivial", "none"] = "reference"
+    """h, the discrepancy signal."""
+    b1: float | None = Field(default=None, ge=0, le=1)
+    """b₁ of (9); None: the signal's own, see above."""
+    b2: float | None = Field(default=None, ge=0, le=1)
+    """b₂ of (9); None: the signal's own, see above."""
+    mix_every: int = Field(default=1, ge=1)
+    """s: the block is mixed in every s-th step of a visit, and in its last."""
+    wire: Literal["float32", "bf16-delta"] = "float32"
+    """float32: θ½. bf16-delta: what the step changed, in half the bytes; what rounding left over goes with the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecaState(State):
+    since: Tensor | None = None
+    """mix_every > 1: θ as it was mixed last in this visit."""
+    rates: float = 0.0
+    """Σγ since then."""
+    left: Tensor | None = None
+    """bf16-delta: what rounding left over."""
+
+
+class Deca(Badam):
+    Config: ClassVar[type[BaseModel]] = DecaConfig
+    State: ClassVar[type[State]] = DecaState
+
+    def round(self, t: int) -> Conversation:
+        c, state = self.config, self.entered(t)
+        layout = self.block(state.visit).layout
+        before = state.theta if state.since is None else state.since
+        carried = (state.m.clone(), state.v.clone()) if c.bma == "trivial" else (state.m, state.v)
+        half, steps = self.stepping(t, state)
+        state = replace(state, taken=state.taken + 1, rates=state.rates + rate(t, c))
+        if (t % c.steps + 1) % c.mix_every and (t + 1) % c.steps:
+            exhaust(steps)
+            self.keep(replace(state, theta=half, since=before))
+            return
+        if c.wire == "float32":
+            theta = yield Mix("block", Filling(half, steps), streaming=True, layout=layout)
+        else:
+            left = torch.zeros_like(half) if state.left is None else state.left
+            change = torch.empty_like(half, dtype=torch.bfloat16)
+            rounding = rounded(change, left, half, before, steps)
+            narrow = Layout(layout.fields, DType.BFLOAT16)
+            theta = (yield Mix("block", Filling(change, rounding), streaming=True, layout=narrow)).add_(before)
+            state = replace(state, left=left)
+        signal(c, state, before, theta, carried)
+        since = theta if c.mix_every > 1 else None
+        self.keep(replace(state, theta=theta, m=carried[0], v=carried[1], since=since, rates=0.0))
+
+
+def rounded(change: Tensor, left: Tensor, half: Tensor, before: Tensor, steps: Iterator[int]) -> Iterator[int]:
+    """Fills change [n, bfloat16] with θ½ − θ + left; left becomes what rounding it leaves over."""
+    start = 0
+    for done in steps:
+        here = slice(start, start + done)
+        wanted = left[here].add_(half[here]).sub_(before[here])
+        change[here] = wanted
+        wanted.sub_(change[here])
+        start += done
+        yield done
+
+
+def signal(c: DecaConfig, state: DecaState, before: Tensor, theta: Tensor, carried: tuple[Tensor, Tensor]) -> None:
+    """(8) and (9) in place, all flat [n]: `before`, θ when it was mixed last, becomes h, and `carried` (m½ and v½, or m
+    and v for the trivial signal) what is carried on. theta: θ⁺."""
+    if c.bma == "none":
+        return
+    b1, b2 = B.get(c.bma, (c.a1, c.a2))
+    b1, b2 = b1 if c.b1 is None else c.b1, b2 if c.b2 is None else c.b2
+    length = float(torch.linalg.vector_norm(torch.sub(before, theta, out=before)))
+    scale = {"reference": 1 / max(length, SMALL), "literal": -1.0, "trivial": 1 / max(length, 1.0)}
+    for h, m, v in zip(*(torch.split(each, PIECE) for each in (before, *carried)), strict=True):
+        if c.bma == "scaled":
+            h.mul_(v.div(1 - c.a2**state.taken).sqrt_().add_(c.eps)).div_(state.rates)
+        else:
+            h.mul_(scale[c.bma])
+        m.mul_(b1).add_(h, alpha=1 - b1)
+        v.mul_(b2).addcmul_(h, h, value=1 - b2)

@@ -1,0 +1,76 @@
+"""DSGD-Adam: every node steps with its own full Adam, and the models are averaged. The baseline of DECA that needs 9M.
+
+    x̃_i = x_i − γ m̂_i/(√v̂_i + ε) of Adam at x_i ;  x_i ← Σ_j w_ij x̃_j          one exchange of the model
+
+DADAM of Nazari, Tarzanagh, Michailidis, arXiv 1901.09109, in its plain form; the moments stay at home.
+
+Deviations
+    * Adam's bias correction, which DADAM leaves out; decoupled weight decay as in AdamW.
+Not covered
+    * Averaging the moments. A neighbour that lies enters with w_ij.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from node.algorithms import Gradients
+from node.maths import adam
+from node.maths.adam import Moments
+from node.maths.schedule import Course, rate
+from peer.message import Conversation, Filling, Layout, Mix, Peer
+from peer.neighborhood import Neighborhood
+
+
+class DsgdAdamConfig(Moments, Course):
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; a longer one is shortened to it. None: as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    x: Tensor
+    """x_i, mixed [d]."""
+    m: Tensor
+    v: Tensor
+    taken: int = 0
+    """Steps taken."""
+
+
+class DsgdAdam:
+    Config: ClassVar[type[BaseModel]] = DsgdAdamConfig
+    pooled: ClassVar[bool] = False
+
+    def __init__(self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor) -> None:
+        self.config, self.hood, self.gradients = config, hood, gradients
+        self.state = State(x=start.clone(), m=torch.zeros_like(start), v=torch.zeros_like(start))
+
+    @classmethod
+    def releases(cls, degree: int) -> int:
+        """The own one."""
+        return 1
+
+    @property
+    def parameters(self) -> Tensor:
+        return self.state.x
+
+    @property
+    def lone_factor(self) -> None:
+        """Alone it is torch.optim.AdamW."""
+        return None
+
+    def round(self, t: int) -> Conversation:
+        c, s = self.config, self.state
+        half = adam.bounded(self.gradients(s.x, t, self.hood.me), c.clip_norm)
+        steps = adam.steps(c, s.x, s.m, s.v, half, lr=rate(t, c), taken=s.taken)
+        x = yield Mix("state", Filling(half, steps), streaming=True)
+        self.state = State(x=x, m=s.m, v=s.v, taken=s.taken + 1)
+
+    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
+        return {}

@@ -1,0 +1,367 @@
+"""DECA (4)–(9): golden vectors, the identities that hold and those that don't, blocks, orders, mix_every, bf16-delta."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from golden import EQUATIONS, close, vector, vectors
+
+from node.algorithms.badam import Badam
+from node.algorithms.badam import State as Kept
+from node.algorithms.deca import Deca, DecaState, rounded
+from node.algorithms.dsgd_adam import DsgdAdam
+from node.maths.blocks import divided, position, visited
+from node.maths.mixing import weighted_sum, whole
+from node.maths.schedule import Course, rate
+from node.simulate import simulate
+from peer.message import DType, Layout
+from peer.neighborhood import Neighborhood
+from peer.topology import neighborhoods
+
+CASE = EQUATIONS["deca"]
+LAYOUT = Layout((("a.weight", (2, 3)), ("a.bias", (2,)), ("b.weight", (4,)), ("c.weight", (3,))))
+STAGES = (("a.weight", "a.bias"), ("b.weight",), ("c.weight",))
+D = LAYOUT.size
+SIGNALS = ("reference", "literal", "scaled", "trivial", "none")
+
+
+class Quadratic:
+    """∇ ½‖x − c‖² of one block; float64 where θ is. Notes at which rounds it was asked."""
+
+    def __init__(self, me="a", wanted=None):
+        self.wanted = torch.full((D,), float(sum(me.encode()) % 7)) if wanted is None else wanted
+        self.asked = []
+
+    def within(self, x, block):
+        assert block.layout.size == block.place.stop - block.place.start
+        return lambda theta, t: (self.asked.append((t, block.place)), theta - self.wanted[block.place].to(theta))[1]
+
+    def __call__(self, x, t, to):
+        return x - self.wanted.to(x)
+
+
+def node(kind, me="a", hood=None, start=None, stages=STAGES, door=None, **options):
+    hood = hood or Neighborhood(me=me, weight={me: 1.0}, nodes=1)
+    start = torch.linspace(-1, 1, D) if start is None else start
+    more = {"stages": stages} if hasattr(kind, "staged") else {}
+    config = kind.Config(**options)
+    return kind(config, hood=hood, layout=LAYOUT, gradients=door or Quadratic(me), start=start, **more)
+
+
+def ring(kind, n=4, start=None, **options):
+    hoods = neighborhoods("ring", [f"n{k}" for k in range(n)])
+    return {i: node(kind, i, hood, start, **options) for i, hood in hoods.items()}, hoods
+
+
+# -------------------------------------------------------------------------------------------------- the equations
+
+
+class Given:
+    """The golden gradient."""
+
+    def within(self, x, block):
+        return lambda theta, t: vector(CASE["g"])
+
+
+@pytest.mark.parametrize("bma", SIGNALS)
+def test_a_step_of_each_signal_is_the_golden_one(bma):
+    """(4)–(9) in float64: θ½, θ⁺, h by way of m and v."""
+    found, layout, r = CASE[bma], Layout((("block", (len(CASE["theta"]),)),)), CASE["r"]
+    a1, a2 = CASE["a"]
+    options = {"lr": CASE["gamma"], "a1": a1, "a2": a2, "eps": CASE["eps"], "weight_decay": CASE["weight_decay"]}
+    hood = Neighborhood(me="self", weight=CASE["w"], nodes=3)
+    config = Deca.Config(bma=bma, steps=1000, **options)
+    deca = Deca(config, hood=hood, layout=layout, gradients=Given(), start=vector(CASE["theta"]), stages=[["block"]])
+    theta, m, v = (vector(CASE[name]) for name in ("theta", "m", "v"))
+    deca.state = DecaState(x=theta.clone(), visit=0, taken=r, theta=theta, m=m, v=v)
+    talk = deca.round(r)
+    verb = next(talk)
+    half = whole(verb.tensors)
+    close(half, found["theta_half"])
+    assert verb.streaming
+    mixed = weighted_sum(CASE["w"], {"self": half, **vectors(CASE["theta_half_neighbours"])})
+    close(mixed, found["theta_next"])
+    with pytest.raises(StopIteration):
+        talk.send(mixed)
+    close(deca.state.theta, found["theta_next"])
+    close(deca.state.m, found["m_next"])
+    close(deca.state.v, found["v_next"])
+    assert deca.state.taken == r + 1
+
+
+def test_the_norm_of_the_reference_signal_is_one_over_the_block_and_has_a_floor():
+    nodes, hoods = ring(Deca, steps=100, layers_per_block=3, bma="reference", b1=0.0, b2=0.0, lr=1e-3)
+    simulate(nodes, hoods, 1)
+    for it in nodes.values():
+        torch.testing.assert_close(it.state.m.norm(), torch.tensor(1.0))
+        torch.testing.assert_close(it.state.v, it.state.m.square())
+    tiny, hoods = ring(Deca, steps=100, layers_per_block=3, b1=0.0, lr=1e-12)
+    simulate(tiny, hoods, 1)
+    assert all(it.state.m.norm() < 0.1 for it in tiny.values())
+
+
+# ---------------------------------------------------------------------------------------------------- identities
+
+
+def torch_adam(start, wanted, rounds, **options):
+    x = start.clone().requires_grad_()
+    optimiser = torch.optim.AdamW([x], **{"weight_decay": 0.0, **options})
+    for _ in range(rounds):
+        optimiser.zero_grad()
+        (0.5 * (x - wanted).square().sum()).backward()
+        optimiser.step()
+    return x.detach()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [Deca, Badam, DsgdAdam])
+def test_without_a_signal_and_without_neighbours_it_is_torch_adam(kind, decay):
+    options = {"lr": 0.05, "weight_decay": decay} | (
+        {"steps": 1000, "layers_per_block": 3} if kind is not DsgdAdam else {}
+    )
+    one = node(kind, **options, **({"bma": "none"} if kind is Deca else {}))
+    start = one.parameters.clone()
+    simulate({"a": one}, {"a": one.hood}, 30)
+    expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05, weight_decay=decay)
+    torch.testing.assert_close(one.parameters, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("bma", ["reference", "literal", "scaled"])
+def test_b_of_one_is_no_signal(bma):
+    ones, hoods = ring(Deca, steps=5, bma=bma, b1=1.0, b2=1.0, lr=0.05)
+    none, _ = ring(Deca, steps=5, bma="none", lr=0.05)
+    simulate(ones, hoods, 12)
+    simulate(none, hoods, 12)
+    assert all(torch.equal(ones[i].parameters, none[i].parameters) for i in none)
+
+
+@pytest.mark.parametrize("bma", ["reference", "literal", "scaled", "trivial"])
+def test_a_signal_is_not_adam_even_alone(bma):
+    """h holds the local step."""
+    one = node(Deca, bma=bma, lr=0.05, steps=1000, layers_per_block=3)
+    start = one.parameters.clone()
+    simulate({"a": one}, {"a": one.hood}, 30)
+    expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05)
+    assert (one.parameters - expected).abs().max() > 1e-3
+
+
+def test_badam_is_deca_without_exchange_and_signal():
+    alone, badam = node(Deca, bma="none", steps=3, layers_per_block=1), node(Badam, steps=3, layers_per_block=1)
+    for it in (alone, badam):
+        simulate({"a": it}, {"a": it.hood}, 20)
+    assert torch.equal(alone.parameters, badam.parameters)
+
+
+@pytest.mark.parametrize(("bma", "sign"), [("literal", -1), ("scaled", 1), ("reference", 1)])
+def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alone(bma, sign):
+    hoods = neighborhoods("full", ["a", "b", "c"])
+    start = torch.linspace(-1, 1, D)
+    nodes = {
+        i: node(Deca, "a", hood, start, bma=bma, steps=100, layers_per_block=3, b1=0.0) for i, hood in hoods.items()
+    }
+    simulate(nodes, hoods, 1)
+    alone = node(Deca, start=start, bma="none", steps=100, layers_per_block=3)
+    simulate({"a": alone}, {"a": alone.hood}, 1)
+    step = start - alone.parameters
+    for it in nodes.values():
+        torch.testing.assert_close(it.parameters, alone.parameters, rtol=1e-6, atol=1e-6)
+        cosine = torch.nn.functional.cosine_similarity(it.state.m, sign * step, dim=0)
+        assert cosine > 0.9
+
+
+# ------------------------------------------------------------------------------------------------ blocks and orders
+
+
+def test_blocks_are_consecutive_layers_and_together_the_model():
+    for each in (1, 2, 3, 5):
+        blocks = divided(LAYOUT, STAGES, each)
+        assert [block.place.start for block in blocks] == [0, *[block.place.stop for block in blocks]][:-1]
+        assert blocks[-1].place.stop == D
+        assert [name for block in blocks for name, _ in block.layout.fields] == [name for name, _ in LAYOUT.fields]
+        assert len(blocks) == -(-3 // each)
+    with pytest.raises(AssertionError):
+        divided(LAYOUT, STAGES[:2], 1)
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+def test_every_block_is_visited_once_a_cycle_for_r_steps_and_all_nodes_agree(order):
+    nodes, hoods = ring(Deca, order=order, steps=4, layers_per_block=1, order_seed=3)
+    simulate(nodes, hoods, 4 * 3 * 2)
+    asked = [it.gradients.asked for it in nodes.values()]
+    assert all(each == asked[0] for each in asked)
+    places = [place.start for _, place in asked[0]]
+    visits = [places[k] for k in range(0, len(places), 4)]
+    assert places == [start for start in visits for _ in range(4)]
+    assert sorted(visits[:3]) == sorted(visits[3:]) == [0, 8, 12]
+    if order != "random":
+        assert visits[:3] == ([0, 8, 12] if order == "ascending" else [12, 8, 0])
+
+
+def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
+    orders = [[visited("random", position(k, 6, 1), 6, 1) for k in range(6 * c, 6 * c + 6)] for c in range(8)]
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 4
+    assert orders != [[visited("random", position(k, 6, 1), 6, 2) for k in range(6 * c, 6 * c + 6)] for c in range(8)]
+
+
+def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
+    one = node(Badam, steps=3, layers_per_block=1, order="ascending")
+    before = one.parameters.clone()
+    simulate({"a": one}, {"a": one.hood}, 3)
+    moved = one.parameters != before
+    assert moved[:8].all()
+    assert not moved[8:].any()
+    assert len(one.state.m) == 8
+    simulate({"a": one}, {"a": one.hood}, 4, first=3)
+    assert (len(one.state.m), one.state.taken) == (4, 1)
+    g = one.gradients.asked and before[8:12] - one.gradients.wanted[8:12]
+    torch.testing.assert_close(one.state.m, 0.1 * g)
+
+
+def test_with_one_block_moments_begin_anew_in_every_visit():
+    one = node(Badam, steps=3, layers_per_block=3)
+    simulate({"a": one}, {"a": one.hood}, 4)
+    assert one.state.taken == 1
+
+
+def test_who_comes_back_in_another_visit_begins_there_with_zero_moments():
+    one = node(Badam, steps=3, layers_per_block=1, order="ascending")
+    simulate({"a": one}, {"a": one.hood}, 2)
+    simulate({"a": one}, {"a": one.hood}, 5, first=4)
+    assert one.gradients.asked[-1] == (4, slice(8, 12))
+    assert one.state.taken == 1
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 7])
+@pytest.mark.parametrize("options", [{}, {"bma": "scaled", "mix_every": 2}, {"wire": "bf16-delta"}], ids=str)
+def test_a_state_goes_on_bit_for_bit_from_the_middle_of_a_block(cut, options):
+    through, hoods = ring(Deca, steps=5, layers_per_block=1, **options)
+    simulate(through, hoods, 13)
+    first, _ = ring(Deca, steps=5, layers_per_block=1, **options)
+    simulate(first, hoods, cut)
+    second, _ = ring(Deca, steps=5, layers_per_block=1, **options)
+    for i, it in second.items():
+        it.state = first[i].state
+    simulate(second, hoods, 13, first=cut)
+    assert all(torch.equal(second[i].parameters, through[i].parameters) for i in through)
+
+
+# ---------------------------------------------------------------------------------------------- storage and the wire
+
+
+def test_a_model_in_bfloat16_is_trained_in_float32_where_it_is_active():
+    """A step of 1e-4 is lost in bfloat16; R of them are not."""
+    start = torch.ones(D, dtype=torch.bfloat16)
+    one = node(Badam, start=start, steps=50, layers_per_block=3, lr=1e-4, door=Quadratic(wanted=torch.zeros(D)))
+    simulate({"a": one}, {"a": one.hood}, 1)
+    assert one.state.theta.dtype == torch.float32
+    assert torch.equal(one.parameters, start)
+    simulate({"a": one}, {"a": one.hood}, 49, first=1)
+    assert one.parameters.dtype == torch.bfloat16
+    assert (one.parameters < start).all()
+
+
+def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
+    """One exchange a step, of |block| float32; θ½ is filled in where g was."""
+    handed = []
+
+    class Noting(Quadratic):
+        def within(self, x, block):
+            inner = super().within(x, block)
+            return lambda theta, t: handed.append(inner(theta, t)) or handed[-1]
+
+    nodes, hoods = ring(Deca, steps=2, layers_per_block=1, door=Noting())
+    talk = nodes["n0"].round(0)
+    verb = next(talk)
+    assert verb.tensors.flat.data_ptr() == handed[0].data_ptr()
+    assert (verb.layout.size, verb.layout.nbytes, verb.streaming) == (3, 12, True)
+
+
+def test_mix_every_s_speaks_every_s_th_step_and_in_the_last_of_a_visit():
+    nodes, hoods = ring(Deca, steps=5, mix_every=2, layers_per_block=1)
+    spoken = []
+    simulate(nodes, hoods, 10, after_phase=lambda t, phase, kind, sent: spoken.append((t, sent["n0"])))
+    assert [t for t, _ in spoken] == [1, 3, 4, 6, 8, 9]
+    assert [sent for _, sent in spoken] == [2 * 12] * 3 + [2 * 16] * 3
+
+
+def test_between_mixings_it_is_adam_and_the_signal_spans_them():
+    """s = 3, scaled: h = (θ₀ − θ⁺)/Σγ · (√v̂ + ε) with θ₀ before the first of the three steps."""
+    options = {"steps": 9, "layers_per_block": 3, "lr": 0.05}
+    deca, hoods = ring(Deca, mix_every=3, bma="scaled", warmup=2, b1=0.5, b2=0.25, **options)
+    badam = {i: node(Badam, i, hoods[i], warmup=2, **options) for i in hoods}
+    start = deca["n0"].parameters.clone()
+    simulate(deca, hoods, 2)
+    simulate(badam, hoods, 2)
+    assert all(torch.equal(deca[i].state.m, badam[i].state.m) for i in deca)
+    simulate(deca, hoods, 3, first=2)
+    simulate(badam, hoods, 3, first=2)
+    gammas = sum(rate(t, deca["n0"].config) for t in range(3))
+    for i, it in deca.items():
+        m, v = badam[i].state.m, badam[i].state.v
+        h = (start - it.parameters) / gammas * ((v / (1 - 0.999**3)).sqrt() + 1e-8)
+        torch.testing.assert_close(it.state.m, 0.5 * m + 0.5 * h)
+        torch.testing.assert_close(it.state.v, 0.25 * v + 0.75 * h.square())
+
+
+def test_bf16_of_the_change_keeps_the_mean_but_mixes_no_disagreement_away():
+    """Power: bfloat16 of θ½ itself loses most steps of this size."""
+    start, found = torch.linspace(0.5, 1.5, D), {}
+    for wire in ("float32", "bf16-delta"):
+        nodes, hoods = ring(Deca, start=start, wire=wire, bma="none", steps=200, layers_per_block=3, lr=5e-5)
+        simulate(nodes, hoods, 60)
+        found[wire] = torch.stack([it.parameters for it in nodes.values()])
+    moved = (found["float32"].mean(0) - start).abs().mean()
+    assert (found["bf16-delta"].mean(0) - found["float32"].mean(0)).abs().mean() < 0.02 * moved
+    apart = {wire: float((x - x.mean(0)).norm()) for wire, x in found.items()}
+    assert apart["bf16-delta"] > 3 * apart["float32"]
+    assert (start.bfloat16() - (start - 5e-5).bfloat16()).eq(0).float().mean() > 0.5
+
+
+def test_bf16_of_the_change_takes_half_the_bytes():
+    nodes, hoods = ring(Deca, wire="bf16-delta", steps=5, layers_per_block=1)
+    verb = next(nodes["n0"].round(0))
+    assert (verb.layout.dtype, verb.layout.nbytes) == (DType.BFLOAT16, 6)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_rounding_leaves_over_goes_with_the_next_change(keep):
+    """All that was said and what is left over is all that changed. Power: forgotten leftovers add up."""
+    before, left, said, wanted = torch.ones(D), torch.zeros(D), torch.zeros(D), torch.zeros(D)
+    for t in range(200):
+        half = before - 1e-4 * torch.linspace(0.9, 1.1, D) / (1 + t % 3)
+        change = torch.empty(D, dtype=torch.bfloat16)
+        assert list(rounded(change, left, half, before, iter([7, D - 7]))) == [7, D - 7]
+        said, wanted = said + change.double(), wanted + (half.double() - before.double())
+        left = left if keep else torch.zeros(D)
+    wrong = float((said + left - wanted).abs().max() / wanted.abs().max())
+    assert (wrong < 1e-6) is keep
+
+
+# ------------------------------------------------------------------------------------------------------- the schedule
+
+
+def test_the_rate_warms_up_and_falls():
+    cosine = Course(lr=1.0, warmup=4, falls="cosine").on_run(20)
+    rates = [rate(t, cosine) for t in range(21)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == 1.0
+    assert all(b < a for a, b in pairwise(rates[4:]))
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[20] == pytest.approx(0, abs=1e-12)
+    assert rate(15, Course(lr=2.0, falls="linear", until=20)) == pytest.approx(0.5)
+    assert rate(99, Course(lr=2.0)) == 2.0
+
+
+def test_clip_norm_shortens_the_gradient_and_leaves_a_short_one():
+    for norm, expected in ((1.0, 1.0), (1e6, None)):
+        one = node(Badam, steps=5, layers_per_block=3, clip_norm=norm, door=Quadratic(wanted=torch.full((D,), 9.0)))
+        start = one.parameters.clone()
+        simulate({"a": one}, {"a": one.hood}, 1)
+        g = one.state.m / 0.1
+        torch.testing.assert_close(float(g.norm()), expected or float((start - 9).norm()))
+
+
+def test_the_model_at_rest_is_what_was_kept():
+    assert isinstance(node(Badam).state, Kept)
+    assert isinstance(node(Deca).state, DecaState)
