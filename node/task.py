@@ -27,8 +27,8 @@ class Task(Protocol):
     device: torch.device
     """Where it computes. Parameters and row numbers are given on the CPU; `batch` answers on the device."""
 
-    # Where it has them: `stages`, names of the layout layer by layer (block-wise algorithms ask for them); `at_once`, how
-    # many examples a backward pass takes; `adapted` = True: the layout is that of adapters to a frozen model.
+    # Where it has them: `stages`, names of the layout layer by layer (block-wise algorithms ask for them); `at_once`,
+    # how many examples a backward pass takes; `adapted` = True: the layout is that of adapters to a frozen model.
 
     def to(self, device: torch.device) -> None:
         """Moves the examples to the device. A task without `device` and `to` stays on the CPU."""

@@ -107,9 +107,9 @@ ALGORITHMS: Mapping[str, str] = {
     "net-fleet": "node.algorithms.net_fleet:NetFleet",
     "muffliato": "node.algorithms.muffliato:Muffliato",
     "deca": "node.algorithms.deca:Deca",
-    "badam": "node.algorithms.badam:Badam",
+    "badam": "node.algorithms.deca:Badam",
     "dsgd-adam": "node.algorithms.dsgd_adam:DsgdAdam",
-    "dec-lora": "node.algorithms.dec_lora:DecLora",
+    "dec-lora": "node.algorithms.dsgd_adam:DecLora",
     "local": "node.algorithms.sgd:Local",
     "centralised": "node.algorithms.sgd:Centralised",
 }

@@ -37,23 +37,127 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from node.algorithms.badam import Badam, BadamConfig, State
-from node.maths.adam import PIECE, exhaust
-from node.maths.schedule import rate
-from peer.message import Conversation, DType, Filling, Layout, Mix
+from node.algorithms import Gradients
+from node.maths.adam import PIECE, Moments, adam_steps, bounded, exhaust
+from node.maths.blocks import Block, Tour, divided, visited
+from node.maths.schedule import Course, rate
+from peer.message import Conversation, DType, Filling, Layout, Mix, Peer
+from peer.neighborhood import Neighborhood
 
 B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999)}
 """b₁, b₂ of (9)."""
 SMALL = 1e-6
 """Least norm that the reference signal is divided by."""
+
+
+class BadamConfig(Tour, Moments, Course):
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the block's gradient; a longer one is shortened to it. None: as it is."""
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    x: Tensor
+    """The whole model, flat [d], in the task's type; the active block's place as it is after the last round."""
+    visit: int = -1
+    """How many blocks were entered before this one; -1: none is entered."""
+    taken: int = 0
+    """r: steps taken since the moments were zero."""
+    theta: Tensor = field(default_factory=_nothing)
+    """θ: the active block in float32."""
+    m: Tensor = field(default_factory=_nothing)
+    v: Tensor = field(default_factory=_nothing)
+
+
+class Badam:
+    """BAdam: block-wise Adam, every node for itself (Luo, Yu, Li, arXiv 2404.02827). (4) to (6), and θ ← θ½."""
+
+    Config: ClassVar[type[BaseModel]] = BadamConfig
+    State: ClassVar[type[State]] = State
+    pooled: ClassVar[bool] = False
+    staged: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        hood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
+        stages: Sequence[Sequence[str]],
+    ) -> None:
+        """stages: the layout's names layer by layer."""
+        self.config, self.hood, self.gradients = config, hood, gradients
+        self.blocks = divided(layout, stages, config.layers_per_block)
+        self.state: Any = self.State(x=start.clone())
+        self._within: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: theta)
+        """A visit, and the door to its block."""
+
+    @classmethod
+    def releases(cls, degree: int) -> int:
+        """The own one."""
+        return 1
+
+    @property
+    def parameters(self) -> Tensor:
+        return self.state.x  # type: ignore[no-any-return]
+
+    @property
+    def lone_factor(self) -> None:
+        """Alone it is block-wise Adam."""
+        return None
+
+    def round(self, t: int) -> Conversation:
+        state = self.entered(t)
+        half, steps = self.stepping(t, state)
+        exhaust(steps)
+        self.keep(replace(state, theta=half, taken=state.taken + 1))
+        yield from ()
+
+    def block(self, visit: int) -> Block:
+        """The one that is active in a visit."""
+        return visited(self.blocks, visit, self.config)
+
+    def entered(self, t: int) -> Any:
+        """The state in round t's block: as the last round left it, or θ and zero moments where the visit begins."""
+        state, visit = self.state, t // self.config.steps
+        if visit != state.visit:
+            theta = widened(state.x[self.block(visit).place])
+            return self.State(x=state.x, visit=visit, theta=theta, m=torch.zeros_like(theta), v=torch.zeros_like(theta))
+        return state
+
+    def stepping(self, t: int, state: Any) -> tuple[Tensor, Iterator[int]]:
+        """θ½, and the steps that fill it (`node.maths.adam`); m and v of the state become m½ and v½ by them."""
+        if self._within[0] != state.visit:
+            self._within = (state.visit, self.gradients.within(state.x, self.block(state.visit)))
+        g = bounded(self._within[1](state.theta, t), self.config.clip_norm)
+        lr = rate(t, self.config)
+        return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, taken=state.taken)
+
+    def keep(self, state: Any) -> None:
+        state.x[self.block(state.visit).place] = state.theta
+        self.state = state
+
+    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
+        return {}
+
+
+def widened(x: Tensor) -> Tensor:
+    """A copy of x, in float32 if it is narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
 
 class DecaConfig(BadamConfig):

@@ -8,6 +8,9 @@ Deviations
     * Adam's bias correction, which DADAM leaves out; decoupled weight decay as in AdamW.
 Not covered
     * Averaging the moments. A neighbour that lies enters with w_ij.
+
+Dec-LoRA is the same where only low-rank adapters are trained (Hu et al., arXiv 2106.09685): the frozen model never
+travels, and A and B are averaged each for itself, not their product.
 """
 
 from __future__ import annotations
@@ -21,8 +24,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths import adam
-from node.maths.adam import Moments
+from node.maths.adam import Moments, adam_steps, bounded
 from node.maths.schedule import Course, rate
 from peer.message import Conversation, Filling, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
@@ -67,10 +69,16 @@ class DsgdAdam:
 
     def round(self, t: int) -> Conversation:
         c, s = self.config, self.state
-        half = adam.bounded(self.gradients(s.x, t, self.hood.me), c.clip_norm)
-        steps = adam.steps(c, s.x, s.m, s.v, half, lr=rate(t, c), taken=s.taken)
+        half = bounded(self.gradients(s.x, t, self.hood.me), c.clip_norm)
+        steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), taken=s.taken)
         x = yield Mix("state", Filling(half, steps), streaming=True)
         self.state = State(x=x, m=s.m, v=s.v, taken=s.taken + 1)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}
+
+
+class DecLora(DsgdAdam):
+    """DSGD-Adam on a model with adapters; on any other it is refused."""
+
+    adapted: ClassVar[bool] = True

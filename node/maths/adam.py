@@ -28,9 +28,9 @@ class Moments(Section):
     """λ: parameters are multiplied by 1 − ηλ in each step (AdamW)."""
 
 
-def steps(c: Moments, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr: float, taken: int) -> Iterator[int]:
-    """One step, all vectors flat [d]: m and v become m½ and v½, g becomes θ½; θ stays. Yields after every piece how many
-    elements are done. `taken`: steps before this one."""
+def adam_steps(c: Moments, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr: float, taken: int) -> Iterator[int]:
+    """One step, all vectors flat [d]: m and v become m½ and v½, g becomes θ½; θ stays. Yields after every piece how
+    many elements it has. `taken`: steps before this one."""
     first, second = 1 - c.a1 ** (taken + 1), 1 - c.a2 ** (taken + 1)
     for start in range(0, len(g), PIECE):
         here = slice(start, start + PIECE)

@@ -1,20 +1,16 @@
-"""Blocks of a model's layers: what is trained at a time, in which order, and the task as the active block sees it."""
+"""Blocks of a model's layers: what is trained at a time, and in which order."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from node import device
-from node.task import Task, views
+from node.config import Section
 from peer.message import Layout
-
-Order: TypeAlias = Literal["ascending", "descending", "random"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,60 +41,22 @@ def divided(layout: Layout, stages: Sequence[Sequence[str]], each: int) -> tuple
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where round t is: inner step `step` of the `visit`-th block of cycle `cycle`."""
+class Tour(Section):
+    """The part of an algorithm's Config that says which block is active."""
 
-    cycle: int
-    visit: int
-    step: int
-
-
-def position(t: int, blocks: int, steps: int) -> Position:
-    """`steps` inner steps in a block, `blocks` blocks in a cycle."""
-    visits, step = divmod(t, steps)
-    return Position(*divmod(visits, blocks), step)
+    layers_per_block: int = Field(default=2, ge=1)
+    """Consecutive transformer layers (of other models: modules with parameters) that make up a block."""
+    steps: int = Field(default=48, ge=1)
+    """R: inner steps, which are rounds, in every visit of a block."""
+    order: Literal["ascending", "descending", "random"] = "descending"
+    """Of the blocks: descending begins at the output; random is another order in every cycle."""
+    order_seed: int = 0
+    """random: the same at all nodes, so that they agree without a message."""
 
 
-def visited(order: Order, at: Position, blocks: int, seed: int) -> int:
-    """Number of the block that is visited; random: every cycle's own order, the same at all nodes for the same seed."""
-    if order == "random":
-        return random.Random(f"{seed} {at.cycle}").sample(range(blocks), blocks)[at.visit]
-    return at.visit if order == "ascending" else blocks - 1 - at.visit
-
-
-class Within(Task):
-    """A task as one block sees it: the other parameters stand still, at what x was when this was made.
-
-    Backward stops at the block: nothing before it asks for a gradient.
-    """
-
-    def __init__(self, task: Task, x: Tensor, block: Block) -> None:
-        """x: the whole model [d], of any float type; on the task's device it is kept, a view of it on the CPU."""
-        self._task, self.layout, self.examples = task, block.layout, task.examples
-        self.device = getattr(task, "device", device.CPU)
-        mine = {name for name, _ in block.layout.fields}
-        frozen = views(task.layout, device.onto(x.detach(), self.device))
-        self._frozen = {name: value for name, value in frozen.items() if name not in mine}
-
-    @property
-    def at_once(self) -> int | None:
-        return getattr(self._task, "at_once", None)
-
-    def to(self, device: torch.device) -> None:
-        raise NotImplementedError("the whole task moves")
-
-    def start(self, seed: int) -> Tensor:
-        raise NotImplementedError("the whole task starts")
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return self._task.batch(rows)
-
-    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
-        return self._task.loss({**self._frozen, **parameters}, example)
-
-    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        return self._task.mean_loss({**self._frozen, **parameters}, batch)
-
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
-        raise NotImplementedError("the whole task is evaluated")
+def visited(blocks: Sequence[Block], visit: int, tour: Tour) -> Block:
+    """The block that is active in the visit-th visit, counted from 0: each is visited once a cycle."""
+    cycle, k = divmod(visit, len(blocks))
+    if tour.order == "random":
+        return random.Random(f"{tour.order_seed} {cycle}").sample(blocks, len(blocks))[k]
+    return blocks[k if tour.order == "ascending" else -1 - k]

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from node.config import PrivacySection
-from node.maths.blocks import Block, Within
+from node.maths.blocks import Block
 from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, units_left
 from node.privacy.ledger import Ledger
+from node.privacy.within import Within
 from node.randomness import Keys, public_generator
 from node.task import Task
 from peer.errors import ConfigurationError, LedgerError

@@ -334,7 +334,9 @@ class Streamer:
         return Filling(into, self.steps(into))
 
     def steps(self, into):
-        for here, piece in zip(torch.tensor_split(into, self.n), torch.tensor_split(self.parameters, self.n)):
+        for here, piece in zip(
+            torch.tensor_split(into, self.n), torch.tensor_split(self.parameters, self.n), strict=True
+        ):
             here.copy_(piece)
             yield len(here)
 

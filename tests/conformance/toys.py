@@ -34,7 +34,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
 GOSSIPING = ("deca", {"bma": "none", "layers_per_block": 2, "lr": 0.8})
-"""Of DECA's: the one that only mixes when gradients are zero. A signal moves the others, and changes don't agree on θ."""
+"""Of DECA's: the one that only mixes when gradients are zero. A signal moves the others; changes mix no θ."""
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from node.maths.mixing import accumulator, agreed, fold, mixed, weighted_sum, whole
-from node.maths.schedule import Course, Schedule, rate, step_size
+from node.maths.schedule import Schedule, step_size
 from peer.message import Filling
 
 

@@ -1,4 +1,4 @@
-"""DECA (4)–(9): golden vectors, the identities that hold and those that don't, blocks, orders, mix_every, bf16-delta."""
+"""DECA (4)–(9): golden vectors, identities that hold and that don't, blocks, orders, mix_every, bf16-delta."""
 
 from itertools import pairwise
 
@@ -6,11 +6,9 @@ import pytest
 import torch
 from golden import EQUATIONS, close, vector, vectors
 
-from node.algorithms.badam import Badam
-from node.algorithms.badam import State as Kept
-from node.algorithms.deca import Deca, DecaState, rounded
+from node.algorithms.deca import Badam, Deca, DecaState, State, rounded
 from node.algorithms.dsgd_adam import DsgdAdam
-from node.maths.blocks import divided, position, visited
+from node.maths.blocks import Tour, divided, visited
 from node.maths.mixing import weighted_sum, whole
 from node.maths.schedule import Course, rate
 from node.simulate import simulate
@@ -198,10 +196,15 @@ def test_every_block_is_visited_once_a_cycle_for_r_steps_and_all_nodes_agree(ord
 
 
 def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
-    orders = [[visited("random", position(k, 6, 1), 6, 1) for k in range(6 * c, 6 * c + 6)] for c in range(8)]
-    assert all(sorted(order) == list(range(6)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 4
-    assert orders != [[visited("random", position(k, 6, 1), 6, 2) for k in range(6 * c, 6 * c + 6)] for c in range(8)]
+    blocks = divided(Layout(tuple((str(k), (1,)) for k in range(6))), [[str(k)] for k in range(6)], 1)
+
+    def orders(seed):
+        tour = Tour(order="random", order_seed=seed)
+        return [[visited(blocks, 6 * cycle + k, tour).place.start for k in range(6)] for cycle in range(8)]
+
+    assert all(sorted(order) == list(range(6)) for order in orders(1))
+    assert len({tuple(order) for order in orders(1)}) > 4
+    assert orders(1) == orders(1) != orders(2)
 
 
 def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
@@ -270,7 +273,7 @@ def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
             inner = super().within(x, block)
             return lambda theta, t: handed.append(inner(theta, t)) or handed[-1]
 
-    nodes, hoods = ring(Deca, steps=2, layers_per_block=1, door=Noting())
+    nodes, _ = ring(Deca, steps=2, layers_per_block=1, door=Noting())
     talk = nodes["n0"].round(0)
     verb = next(talk)
     assert verb.tensors.flat.data_ptr() == handed[0].data_ptr()
@@ -319,7 +322,7 @@ def test_bf16_of_the_change_keeps_the_mean_but_mixes_no_disagreement_away():
 
 
 def test_bf16_of_the_change_takes_half_the_bytes():
-    nodes, hoods = ring(Deca, wire="bf16-delta", steps=5, layers_per_block=1)
+    nodes, _ = ring(Deca, wire="bf16-delta", steps=5, layers_per_block=1)
     verb = next(nodes["n0"].round(0))
     assert (verb.layout.dtype, verb.layout.nbytes) == (DType.BFLOAT16, 6)
 
@@ -363,5 +366,5 @@ def test_clip_norm_shortens_the_gradient_and_leaves_a_short_one():
 
 
 def test_the_model_at_rest_is_what_was_kept():
-    assert isinstance(node(Badam).state, Kept)
+    assert isinstance(node(Badam).state, State)
     assert isinstance(node(Deca).state, DecaState)

@@ -517,9 +517,9 @@ def same_for_all(self: Keys, purpose: str, round: int, recipient: str) -> Stream
     return STREAM(self, purpose, round, recipient)
 
 
-def forgetful(self: StrictDoor, x: Tensor, t: int, to: str, before: Tensor | None = None) -> Tensor:
+def forgetful(self: StrictDoor, question: Any, t: int, to: str) -> Tensor:
     self.keys = Keys.fresh()
-    total, stream = self._clipped(x, t, to, before), self.keys.stream("noise", t, to)
+    total, stream = self._clipped(question, t, to), self.keys.stream("noise", t, to)
     if self.ledger.last_round(self.run, to) < t:
         self.ledger.debit(self.run, t, to, self.mechanism)
     return noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)

@@ -1,0 +1,49 @@
+"""A task as one block of its parameters sees it, for gradients of that block alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from node import device
+from node.maths.blocks import Block
+from node.task import Task, views
+
+
+class Within(Task):
+    """A task as one block sees it: the other parameters stand still, at what x was when this was made.
+
+    Backward stops at the block: nothing before it asks for a gradient.
+    """
+
+    def __init__(self, task: Task, x: Tensor, block: Block) -> None:
+        """x: the whole model [d], of any float type; on the task's device it is kept, a view of it on the CPU."""
+        self._task, self.layout, self.examples = task, block.layout, task.examples
+        self.device = getattr(task, "device", device.CPU)
+        mine = {name for name, _ in block.layout.fields}
+        frozen = views(task.layout, device.onto(x.detach(), self.device))
+        self._frozen = {name: value for name, value in frozen.items() if name not in mine}
+
+    @property
+    def at_once(self) -> int | None:
+        return getattr(self._task, "at_once", None)
+
+    def to(self, device: torch.device) -> None:
+        raise NotImplementedError("the whole task moves")
+
+    def start(self, seed: int) -> Tensor:
+        raise NotImplementedError("the whole task starts")
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return self._task.batch(rows)
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        return self._task.loss({**self._frozen, **parameters}, example)
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        return self._task.mean_loss({**self._frozen, **parameters}, batch)
+
+    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+        raise NotImplementedError("the whole task is evaluated")
