@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from node import checkpoint, data, disk, metrics, status, summary
+from node import checkpoint, data, device, disk, metrics, status, summary
 from node.attacks import Attack
 from node.compute import Compute
 from node.config import NodeConfig, RunConfig
@@ -354,13 +354,13 @@ class Daemon:
     def _conclude(self) -> None:
         """Model and summary of a run that is over."""
         learner, watch, folder = self.learner, self.watch, self.node.folder
-        sent = self._bytes_sent()
         tested = self.tested or learner.evaluate(self.compute.breathe)
         found = learner.summarise(
             rounds=self.finished + 1,
             metrics=tested,
             consensus_distance=watch.distance,
-            bytes_sent=summary.Range(mean=sent, max=sent),
+            bytes_sent=self._bytes_sent(),
+            measured={"peak_memory_bytes": device.peak_memory(getattr(learner.task, "device", device.CPU))},
             round_seconds=summary.seconds(watch.round_seconds),
             wall_seconds=sum(watch.round_seconds),
             insecure=self.insecure,

@@ -10,6 +10,7 @@ where torch offers the choice. Never run on Apple's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -88,3 +89,12 @@ def enough_memory() -> Iterator[None]:
             "The GPU has too little free memory for this model: end what else uses it, lower privacy.chunk, or set "
             'compute.device = "cpu"; the last checkpoint is kept.'
         ) from None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process held so far; on a GPU most that torch allocated there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -19,7 +19,7 @@ from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
-from node.results import MODEL, save_average
+from node.results import MODEL, save_average, with_average
 from node.simulate import Hoods
 from node.simulate import simulate as play
 from node.summary import Summary
@@ -86,7 +86,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         name: learner.summarise(
             rounds=rounds,
             metrics=metrics[name],
-            bytes_sent=summary.Range(mean=sent[name], max=sent[name]),
+            bytes_sent=sent[name],
             round_seconds=summary.seconds(each),
             wall_seconds=seconds[-1] - seconds[0],
         )
@@ -99,9 +99,8 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         journals[name].close()
     merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
     honest = {name: it for name, it in learners.items() if not it.attack}
-    save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
-    summary.write(folder / "summary.json", merged)
-    return merged
+    average = save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
+    return with_average(folder, merged, next(iter(honest.values())).task.evaluate(average))
 
 
 def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:

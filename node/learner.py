@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, eps
 from node.privacy.door import Door, mechanism, noise_multiplier, open_door
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
-from node.summary import Epsilon, Mixing, Privacy, Summary
+from node.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.task import Task
 from node.tasks import make
 from node.validation import Validation
@@ -216,8 +217,17 @@ class Learner:
             warning=warning(config),
         )
 
-    def summarise(self, *, rounds: int, metrics: Mapping[str, float], **figures: Any) -> Summary:
-        """This node's summary after `rounds` finished rounds; `figures` are further fields of `Summary`."""
+    def summarise(
+        self,
+        *,
+        rounds: int,
+        metrics: Mapping[str, float],
+        bytes_sent: float,
+        measured: Mapping[str, float] = MappingProxyType({}),
+        **figures: Any,
+    ) -> Summary:
+        """This node's summary after `rounds` finished rounds. `measured` goes to `algorithm_metrics`, `figures` are
+        further fields of `Summary`."""
         accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
         return Summary(
             algorithm=self.run.algorithm.name,
@@ -233,10 +243,12 @@ class Learner:
             privacy=self.privacy(rounds),
             mixing=mixing(self.run),
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
-            task_metrics={name: value for name, value in metrics.items() if name != "accuracy"},
+            task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items() if it != "accuracy"},
+            algorithm_metrics={"bytes_per_step": bytes_sent / rounds if rounds else None, **measured},
             version=code_version(),
             config_digest=self.run.digest,
             complete=rounds == self.run.train.rounds,
+            bytes_sent=Range(mean=bytes_sent, max=bytes_sent),
             **figures,
         )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from node import checkpoint, summary
 from node.config import NodeConfig, RunConfig, load
+from node.maths.mixing import BLOCK
 from node.summary import Summary
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
@@ -88,19 +91,32 @@ def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
     models = {home.name: checkpoint.load_model(home / MODEL) for home in done}
     parameters = {name: x for name, (_, x) in models.items()}
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
+    tested: Mapping[str, float] = {}
     if honest := {name: model for name, model in models.items() if name not in merged.attackers}:
         save_average(run / MODEL, honest)
+        with contextlib.suppress(ConfigurationError):  # there is no public test set
+            tested = evaluate(run, run / MODEL)
+    return with_average(run, merged, tested)
+
+
+def with_average(run: Path, merged: Summary, tested: Mapping[str, float]) -> Summary:
+    """The summary with the test metrics of the averaged model, as it is written to RUN/summary.json."""
+    if tested:
+        figures = {**merged.algorithm_metrics, "averaged_model": dict(tested)}
+        merged = merged.model_copy(update={"algorithm_metrics": figures})
     summary.write(run / "summary.json", merged)
     return merged
 
 
-def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> None:
-    """x̄, the mean of these nodes' parameters, summed in float64 in sorted order."""
-    import torch
-
+def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> Tensor:
+    """Writes and returns x̄, the mean of these nodes' parameters, flat float32 [d]; in float64, in sorted order."""
     layout = next(iter(models.values()))[0]
-    stacked = torch.stack([models[name][1].to(torch.float64) for name in sorted(models)])
-    checkpoint.save_model(file, layout, stacked.mean(0).to(torch.float32))
+    average = torch.empty(layout.size)
+    for start in range(0, layout.size, BLOCK):
+        here = slice(start, start + BLOCK)
+        average[here] = torch.stack([models[name][1][here].double() for name in sorted(models)]).mean(0)
+    checkpoint.save_model(file, layout, average)
+    return average
 
 
 def partition_histogram(run: Path) -> dict[str, Sequence[int]]:

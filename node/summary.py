@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -43,6 +43,12 @@ class Accuracy(Part):
     """Mean over the honest nodes, 0 … 1."""
     min: Figure = None
     """Worst honest node."""
+    per_node: dict[str, Figure] = {}
+
+
+class Metric(Part):
+    mean: Figure = None
+    """Mean over the honest nodes."""
     per_node: dict[str, Figure] = {}
 
 
@@ -118,10 +124,12 @@ class Summary(Part):
     """From the first round to the last; of a cluster the slowest node's."""
     params_digest: dict[str, str] = {}
     """node -> SHA-256 of its final float32 parameters."""
-    task_metrics: dict[str, Figure] = {}
-    """Further public test metrics, e.g. loss; of a cluster their means."""
-    algorithm_metrics: dict[str, Figure] = {}
-    """Figures of the algorithm's own; of a cluster their means."""
+    task_metrics: dict[str, Metric] = {}
+    """Further public test metrics, e.g. loss, f1, perplexity."""
+    algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
+    """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a daemon's process held, on a
+    GPU most that torch allocated there. Of a cluster their means, and averaged_model: the test metrics of the average
+    of the honest nodes' models."""
     version: str
     config_digest: str
     """SHA-256 of run.toml's content."""
@@ -145,15 +153,8 @@ def schema() -> str:
 
 def digest(x: Tensor) -> str:
     """SHA-256 (hex) of the parameters as little-endian float32."""
-    values = x.detach().cpu().numpy().astype("<f4", copy=False)
+    values = x.detach().cpu().float().numpy().astype("<f4", copy=False)
     return hashlib.sha256(values.tobytes()).hexdigest()
-
-
-def consensus_distance(xs: Sequence[Tensor]) -> float:
-    """√(1/N Σ‖x_i − x̄‖²) over flat vectors [d], in float64."""
-    mean = sum(x.double() for x in xs[1:]) + xs[0].double()
-    mean = mean / len(xs)
-    return sqrt(sum(float((x.double() - mean).square().sum()) for x in xs) / len(xs))
 
 
 def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None = None) -> Summary:
@@ -162,6 +163,8 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
     Raises:
         DataError: no summaries, or summaries of different runs.
     """
+    from node.maths.mixing import consensus_distance
+
     if not summaries:
         raise DataError("No node left a summary.")
     if len({summary.config_digest for summary in summaries}) > 1:
@@ -189,7 +192,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             ),
             "wall_seconds": _max(summary.wall_seconds for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
-            "task_metrics": _means([summary.task_metrics for summary in honest]),
+            "task_metrics": _metrics(summaries, attackers),
             "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
             "insecure": any(summary.insecure for summary in summaries),
             "complete": complete,
@@ -340,5 +343,19 @@ def _max(values: Any) -> float | None:
     return max(_known(values), default=None)
 
 
-def _means(parts: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    return {name: _mean(part.get(name) for part in parts) for name in sorted({name for part in parts for name in part})}
+def metric(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Metric:
+    """One metric of all nodes, and the honest ones' mean."""
+    known = [value for name, value in per_node.items() if value is not None and name not in attackers]
+    return Metric(mean=_mean(known), per_node=dict(sorted(per_node.items())))
+
+
+def _metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> dict[str, Metric]:
+    names = sorted({name for summary in summaries for name in summary.task_metrics})
+    parts = {name: [it.task_metrics[name] for it in summaries if name in it.task_metrics] for name in names}
+    return {name: metric(_union(it.per_node for it in parts[name]), attackers) for name in names}
+
+
+def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the plain figures."""
+    names = sorted({name for part in parts for name, value in part.items() if not isinstance(value, Mapping)})
+    return {name: _mean(part.get(name) for part in parts) for name in names}

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from node.maths.mixing import accumulator, agreed, fold, mixed, weighted_sum, whole
+from node.maths.mixing import accumulator, agreed, consensus_distance, fold, mixed, weighted_sum, whole
 from node.maths.schedule import Schedule, step_size
 from peer.message import Filling
 
@@ -104,3 +104,12 @@ def test_step_sizes():
     assert [step_size(t, constant) for t in (0, 7)] == [0.1, 0.1]
     halving = Schedule(lr=0.1, lr_decay=0.5, decay_every=2)
     assert [step_size(t, halving) for t in range(5)] == [0.1, 0.1, 0.05, 0.05, 0.025]
+
+
+def test_consensus_distance_is_the_formula_in_float64():
+    xs = [torch.tensor([1e4, 0.0]), torch.tensor([1e4 + 1e-2, 3.0]), torch.tensor([1e4, 6.0])]
+    stacked = torch.stack(xs).double()
+    expected = (stacked - stacked.mean(0)).square().sum(1).mean().sqrt()
+    assert consensus_distance(xs) == pytest.approx(float(expected), rel=1e-12)
+    assert consensus_distance([xs[0], xs[0]]) == 0
+    assert consensus_distance([torch.tensor([3.0]), torch.tensor([7.0])]) == 2

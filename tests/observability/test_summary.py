@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from node import summary
-from node.summary import Epsilon, Privacy, Range, Seconds, Summary
+from node.summary import Epsilon, Metric, Privacy, Range, Seconds, Summary
 from peer.errors import DataError, StorageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
@@ -30,7 +30,7 @@ def one(name: str = "n0", accuracy: float | None = 0.9, total: float = 7.5, **fi
             "algorithm": "dpdl", "nodes": 3, "rounds": 100, "topology": "ring", "dataset": "digits", "seed": 0,
             "test_accuracy": summary.accuracy({name: accuracy}), "privacy": privacy,
             "bytes_sent": Range(mean=100.0, max=100.0), "round_seconds": summary.seconds([0.1, 0.2, 0.3]),
-            "wall_seconds": 30.0, "params_digest": {name: "ab"}, "task_metrics": {"loss": 0.5},
+            "wall_seconds": 30.0, "params_digest": {name: "ab"}, "task_metrics": {"loss": summary.metric({name: 0.5})},
             "version": "0.1.0", "config_digest": "cd", "complete": True,
         }
         | fields
@@ -99,20 +99,11 @@ def test_digest_is_that_of_little_endian_float32():
     assert summary.digest(torch.tensor(values)[::2]) == hashlib.sha256(struct.pack("<2f", 1.0, 3e-9)).hexdigest()
 
 
-def test_consensus_distance_is_the_formula_in_float64():
-    xs = [torch.tensor([1e4, 0.0]), torch.tensor([1e4 + 1e-2, 3.0]), torch.tensor([1e4, 6.0])]
-    stacked = torch.stack(xs).double()
-    expected = (stacked - stacked.mean(0)).square().sum(1).mean().sqrt()
-    assert summary.consensus_distance(xs) == pytest.approx(float(expected), rel=1e-12)
-    assert summary.consensus_distance([xs[0], xs[0]]) == 0
-    assert summary.consensus_distance([torch.tensor([3.0]), torch.tensor([7.0])]) == 2
-
-
 def test_merge_of_a_whole_cluster():
     parts = [
         one("n0", 0.9, 7.5),
         one("n1", 0.8, 7.9),
-        one("n2", 0.97, 7.5, wall_seconds=40.0, task_metrics={"loss": 2.0}),
+        one("n2", 0.97, 7.5, wall_seconds=40.0, task_metrics={"loss": summary.metric({"n2": 2.0})}),
     ]
     parts[1] = parts[1].model_copy(update={"bytes_sent": Range(mean=400.0, max=400.0)})
     parts[2] = parts[2].model_copy(update={"round_seconds": Seconds(median=0.5, p95=2.0)})
@@ -126,7 +117,7 @@ def test_merge_of_a_whole_cluster():
     assert merged.round_seconds == Seconds(median=0.2, p95=2.0)
     assert merged.wall_seconds == 40
     assert merged.params_digest == {"n0": "ab", "n1": "ab", "n2": "ab"}
-    assert merged.task_metrics == {"loss": 1.0}
+    assert merged.task_metrics == {"loss": Metric(mean=1.0, per_node={"n0": 0.5, "n1": 0.5, "n2": 2.0})}
     assert merged.consensus_distance == pytest.approx(2**0.5)
     assert merged.complete
     assert summary.merge(parts).consensus_distance is None
