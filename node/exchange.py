@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -17,6 +17,11 @@ from peer.transfers import Transfers
 
 Kept: TypeAlias = dict[tuple[int, Role, Peer], tuple[int, Slot]]
 """(phase, role, neighbour) -> its newest payload and the round it is of. Read in async mode only."""
+
+
+WINDOW = 8
+"""Frames (of 1 MiB) of all neighbours together that may wait to be folded in a streaming mix: they hide jitter, and take
+no more memory at a higher degree. Each has one at least."""
 
 
 class Exchange:
@@ -47,6 +52,7 @@ class Exchange:
         self.on_arrival: Callable[[Peer, int], None] = lambda peer, round: None
         """Called with the sender's round when a neighbour's payload is complete."""
         self._slots: dict[Peer, Slot | None] = {}
+        self._window = WINDOW
         self._finite, self._streaming, self._kept, self._staleness = finite, streaming, kept, staleness
 
     # what is sent
@@ -75,7 +81,8 @@ class Exchange:
 
     # what comes
 
-    def open(self, peers: Iterable[Peer]) -> None:
+    def open(self, peers: Collection[Peer]) -> None:
+        self._window = max(1, WINDOW // max(1, len(peers)))
         self.transfers.open(self.key, self.shape, peers, self)
 
     def close(self) -> None:
@@ -89,7 +96,8 @@ class Exchange:
             return Nowhere()
         if self._streaming:
             self.transfers.circle.changed.notify()
-            return self.streams.setdefault(peer, Stream(peer, self.layout, self.transfers.circle.changed))
+            stream = Stream(peer, self.layout, self.transfers.circle.changed, self._window)
+            return self.streams.setdefault(peer, stream)
 
         def arrived() -> None:
             if self._staleness is None and self.transfers.mailbox.round != self.key.round:

@@ -123,16 +123,14 @@ class Said:
 class Stream:
     """One neighbour's part in a streaming mix: a bounded window of frames that wait to be folded."""
 
-    WINDOW = 4
-    """Frames a neighbour can be ahead of the slowest one: enough to hide jitter, 4 MiB a neighbour."""
-
-    def __init__(self, peer: Peer, layout: Layout, changed: Signal) -> None:
+    def __init__(self, peer: Peer, layout: Layout, changed: Signal, window: int) -> None:
+        """window: frames the neighbour can be ahead of the slowest one."""
         self.peer, self.layout, self.changed = peer, layout, changed
         self.folded = 0
         """Bytes that were taken; a transfer that is sent again is ignored up to here."""
         self.came = 0
         self.ignored = False
-        self._window: asyncio.Queue[Tensor] = asyncio.Queue(self.WINDOW)
+        self._window: asyncio.Queue[Tensor] = asyncio.Queue(window)
 
     async def write(self, offset: int, frame: memoryview) -> None:
         if self.ignored or offset < self.came:

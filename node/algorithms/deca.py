@@ -135,6 +135,7 @@ class Badam:
         """The state in round t's block: as the last round left it, or θ and zero moments where the visit begins."""
         state, visit = self.state, t // self.config.steps
         if visit != state.visit:
+            state = self.state = self.State(x=state.x)  # what the last block needed goes first
             theta = widened(state.x[self.block(visit).place])
             return self.State(x=state.x, visit=visit, theta=theta, m=torch.zeros_like(theta), v=torch.zeros_like(theta))
         return state

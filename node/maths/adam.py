@@ -11,8 +11,8 @@ from torch import Tensor
 
 from node.config import Section
 
-PIECE = 1 << 18
-"""Elements stepped at a time (1 MiB of float32, a frame of the wire)."""
+PIECE = 1 << 16
+"""Elements stepped at a time, 256 KiB of float32."""
 
 
 class Moments(Section):

@@ -1,0 +1,85 @@
+"""The memory of a node that learns block by block over a live driver: M + 10M/B, whatever its degree.
+
+M: bytes of the model in bfloat16, B: blocks. Counted are live tensor storages over step and mix; gradients come from
+nowhere, so there are no activations and no logits.
+"""
+
+import asyncio
+from functools import cache
+
+import pytest
+import torch
+from mesh import mesh, play
+from meter import Meter
+
+from node.algorithms import find
+from peer.message import Layout
+from peer.topology import neighborhoods
+
+SHAPES = [(12, 1 << 19, 2), (6, 1 << 20, 1), (16, 1 << 18, 4)]
+"""Layers, parameters of each, layers per block."""
+
+
+class Given:
+    """A gradient that needs no forward pass."""
+
+    def within(self, x, block):
+        return lambda theta, t: torch.ones(block.size)
+
+    def __call__(self, x, t, to):
+        return torch.ones(len(x))
+
+
+@cache
+def peak(name, layers, each, per_block, kind="ring", n=3, **options):
+    """Most bytes that all nodes held at once in three rounds, in compute threads and event loop, per node."""
+    return asyncio.run(_peak(name, layers, each, per_block, kind, n, options))
+
+
+async def _peak(name, layers, each, per_block, kind, n, options):
+    layout = Layout(tuple((f"layer{k}", (each,)) for k in range(layers)))
+    hoods, algorithm, meter = neighborhoods(kind, [f"n{k}" for k in range(n)]), find(name), Meter()
+    blockwise = getattr(algorithm, "staged", False)
+    start = torch.ones(layout.size, dtype=torch.bfloat16 if blockwise else torch.float32)
+    more = {"stages": [[f"layer{k}"] for k in range(layers)]} if blockwise else {}
+    given = {"layers_per_block": per_block, "steps": 2} if blockwise else {}
+    config = algorithm.Config(**given, **options)
+    how = {"layout": layout, "gradients": Given(), "start": start, **more}
+    with meter.counting():
+        nodes = {i: algorithm(config, hood=hood, **how) for i, hood in hoods.items()}
+        together = mesh(nodes, hoods, 3, layout=layout)
+        for node in together.values():
+            await node.compute.own(meter.counting().__enter__)
+        await play(together)
+    return meter.peak / n
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "factor"), [("deca", 10), ("badam", 8)])
+def test_a_node_holds_the_model_and_a_few_copies_of_the_block(name, factor, shape):
+    layers, each, per_block = shape
+    m = 2 * layers * each
+    expected = m + factor * m * per_block / layers
+    assert 0.9 * expected < peak(name, *shape) < 1.1 * expected
+
+
+@pytest.mark.parametrize("bma", ["literal", "scaled", "none"])
+def test_no_signal_takes_a_copy_of_its_own(bma):
+    assert peak("deca", *SHAPES[0], bma=bma) < 1.02 * peak("deca", *SHAPES[0])
+
+
+def test_the_trivial_signal_and_mixing_less_often_take_more():
+    """Power: the meter sees two moments and a copy of θ."""
+    block = 4 * 2 * (1 << 19)
+    assert peak("deca", *SHAPES[0], bma="trivial") - peak("deca", *SHAPES[0]) > 1.9 * block
+
+
+def test_a_full_adam_takes_ten_times_the_model():
+    layers, each, _ = SHAPES[0]
+    assert 9 < peak("dsgd-adam", *SHAPES[0]) / (2 * layers * each) < 11
+
+
+def test_it_does_not_grow_with_the_degree():
+    """Two neighbours, or seven."""
+    two, seven = peak("deca", *SHAPES[0], n=8), peak("deca", *SHAPES[0], "full", 8)
+    assert abs(seven / two - 1) < 0.03
