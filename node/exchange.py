@@ -20,8 +20,8 @@ Kept: TypeAlias = dict[tuple[int, Role, Peer], tuple[int, Slot]]
 
 
 WINDOW = 8
-"""Frames (of 1 MiB) of all neighbours together that may wait to be folded in a streaming mix: they hide jitter, and take
-no more memory at a higher degree. Each has one at least."""
+"""Frames (of 1 MiB) of all neighbours together that may wait to be folded in a streaming mix: they hide jitter, without
+taking more memory at a higher degree. Each neighbour has one at least."""
 
 
 class Exchange:

@@ -1,4 +1,5 @@
-"""The memory of a node that learns block by block over a live driver: M + 10M/B, whatever its degree.
+"""What a node costs that learns block by block over a live driver: M + 10M/B of memory whatever its degree, the block on
+the wire.
 
 M: bytes of the model in bfloat16, B: blocks. Counted are live tensor storages over step and mix; gradients come from
 nowhere, so there are no activations and no logits.
@@ -15,6 +16,7 @@ from meter import Meter
 from node.algorithms import find
 from peer.message import Layout
 from peer.topology import neighborhoods
+from peer.transport.memory import Memory, MemoryLink, Network
 
 SHAPES = [(12, 1 << 19, 2), (6, 1 << 20, 1), (16, 1 << 18, 4)]
 """Layers, parameters of each, layers per block."""
@@ -83,3 +85,43 @@ def test_it_does_not_grow_with_the_degree():
     """Two neighbours, or seven."""
     two, seven = peak("deca", *SHAPES[0], n=8), peak("deca", *SHAPES[0], "full", 8)
     assert abs(seven / two - 1) < 0.03
+
+
+# ------------------------------------------------------------------------------------------------------------- bytes
+
+
+class Counting(Memory):
+    """A transport that counts the bytes of transfers, headers and trailers among them."""
+
+    def __init__(self, network, name, count):
+        super().__init__(network, name)
+        self.count = count
+
+    def link(self, node_id, address):
+        link, count, transfer = super().link(node_id, address), self.count, MemoryLink.transfer
+
+        async def counted(messages):
+            async def seen():
+                async for message in messages:
+                    count[0] += len(message)
+                    yield message
+
+            return await transfer(link, seen())
+
+        link.transfer = counted
+        return link
+
+
+@pytest.mark.parametrize(("wire", "width"), [("float32", 4), ("bf16-delta", 2)])
+async def test_a_step_sends_the_block_to_each_neighbour_and_less_than_a_thousandth_more(wire, width):
+    layout = Layout(tuple((f"layer{k}", (1 << 19,)) for k in range(3)))
+    hoods, network, count, rounds = neighborhoods("ring", ["n0", "n1", "n2", "n3"]), Network(), [0], 3
+    algorithm = find("deca")
+    config = algorithm.Config(layers_per_block=2, steps=4, order="ascending", wire=wire)
+    start = torch.ones(layout.size, dtype=torch.bfloat16)
+    how = {"layout": layout, "gradients": Given(), "start": start, "stages": [[f"layer{k}"] for k in range(3)]}
+    nodes = {i: algorithm(config, hood=hood, **how) for i, hood in hoods.items()}
+    transports = {name: Counting(network, name, count) for name in hoods}
+    await play(mesh(nodes, hoods, rounds, layout=layout, network=network, transports=transports))
+    blocks = rounds * 4 * 2 * width * 2 * (1 << 19)
+    assert blocks < count[0] < 1.001 * blocks
