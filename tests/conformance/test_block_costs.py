@@ -1,5 +1,5 @@
-"""What a node costs that learns block by block over a live driver: M + 10M/B of memory whatever its degree, the block on
-the wire.
+"""What a node costs that learns block by block over a live driver: M + 10M/B of memory whatever its degree, and the
+block on the wire.
 
 M: bytes of the model in bfloat16, B: blocks. Counted are live tensor storages over step and mix; gradients come from
 nowhere, so there are no activations and no logits.
