@@ -75,7 +75,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
                     live = learner.live_epsilon(t + 1, config.privacy.delta)
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
-            figures = {**apart, **learner.algorithm.diagnostics()}
+            figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}
             journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
         progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
 

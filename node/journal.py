@@ -38,7 +38,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "warning": "round what text",
         # a round
         "phase": "round phase kind seconds wait_seconds heard missing bytes_sent bytes_received",
-        "round": "round seconds bytes_sent bytes_received heard missing consensus_distance "
+        "round": "round seconds bytes_sent bytes_received heard missing consensus_distance cycle block step "
         "weight shapley cosine calibration multiplier",  # the last line: all kinds of `Algorithm.diagnostics`
         "test": "round accuracy metrics",
         "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta accountant against",

@@ -162,6 +162,11 @@ class Learner:
     def hood(self) -> Neighborhood:
         return self.plan.hoods[self.name]
 
+    def position(self, t: int) -> Mapping[str, int]:
+        """Where round t is in loops of the algorithm's own; {} where it has none."""
+        found: Mapping[str, int] = getattr(self.algorithm, "position", lambda t: {})(t)
+        return found
+
     def evaluate(self, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Public test metrics of the present parameters."""
         return self.task.evaluate(self.algorithm.parameters, breathe)

@@ -131,7 +131,7 @@ class Watch(Watcher, Observer):
         for name, values in found.items():
             for peer in self.learner.hood.neighbours if name == "weight" else values:
                 self.metrics.diagnostic(name, peer, values.get(peer, 0.0))
-        figures = found if self.metrics.diagnostics else {}
+        figures = {**self.learner.position(t), **(found if self.metrics.diagnostics else {})}
         self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
 
     # from the compute thread

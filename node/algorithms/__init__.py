@@ -90,6 +90,8 @@ class Algorithm(Protocol):
         """One round. The sequence of verbs is a function of configuration and t only."""
         ...
 
+    # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}
+
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         """Per-neighbour figures of the last round for metrics and journal, e.g. {"cosine": {"b": -0.01}}."""
         ...

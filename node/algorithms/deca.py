@@ -131,6 +131,11 @@ class Badam:
         """The one that is active in a visit."""
         return visited(self.blocks, visit, self.config)
 
+    def position(self, t: int) -> Mapping[str, int]:
+        """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner step r."""
+        visit, step = divmod(t, self.config.steps)
+        return {"cycle": visit // len(self.blocks), "block": self.blocks.index(self.block(visit)), "step": step}
+
     def entered(self, t: int) -> Any:
         """The state in round t's block: as the last round left it, or θ and zero moments where the visit begins."""
         state, visit = self.state, t // self.config.steps

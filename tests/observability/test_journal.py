@@ -27,8 +27,8 @@ rejected: code peer round
 release: recipient round
 resume: checkpoint reason round skipped
 roster: round version
-round: bytes_received bytes_sent calibration consensus_distance cosine heard missing multiplier round \
-seconds shapley weight
+round: block bytes_received bytes_sent calibration consensus_distance cosine cycle heard missing multiplier round \
+seconds shapley step weight
 state: reason round state
 test: accuracy metrics round
 warning: round text what

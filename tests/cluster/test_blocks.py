@@ -1,0 +1,74 @@
+"""DECA over real daemons: the bits of the simulation, and kill -9 in the middle of a block."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from harness import Process
+
+STEPS, ROUNDS, NAMES = 5, 25, ["n0", "n1", "n2", "n3"]
+SETTINGS: dict[str, Any] = {
+    "nodes": 4,
+    "kind": "ring",
+    "rounds": ROUNDS,
+    "algorithm": {"name": "deca", "lr": 0.01, "steps": STEPS, "layers_per_block": 1},
+    "task": {"model": "mlp"},
+    "privacy": {"mode": "none", "sigma": None},
+}
+BLOCKS = 2
+VICTIM = "n1"
+
+
+def since_start(process: Process, kind: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for event in process.events("header", kind):
+        found = [] if event["event"] == "header" else [*found, event]
+    return found
+
+
+@pytest.mark.cluster
+async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: Any) -> None:
+    """Its neighbours go on without it, and wait in a round near the end until it is back."""
+    deadline = 8.0
+    async with cluster(**SETTINGS, sync={"deadline_s": deadline}) as c:
+        others = [c.witness(name, limit=ROUNDS - 6) for name in NAMES if name != VICTIM]
+        first = c.start(VICTIM, failpoints=f"mid_stream=kill@{2 * 7 + 1}")
+        assert await first.ended() == -signal.SIGKILL
+        died = 1 + max(event["round"] for event in first.events("round"))
+        assert died % STEPS not in (0, STEPS - 1), "in the middle"
+        again = c.start(VICTIM)
+        around = [it for it in others if it.node.name in ("n0", "n2")]
+        await again.until(lambda: all(it.held and VICTIM in it.session.membership.agreed() for it in around))
+        for witness in others:
+            witness.limit = 1 << 30
+        assert await again.ended() == 0
+        for witness in others:
+            assert await witness.task == 0
+            rounds = [event for event in Process(c.homes[witness.node.name], first.popen, first.socket).events("round")]
+            assert [event["round"] for event in rounds] == list(range(ROUNDS)), "it never stopped"
+            assert max(event["seconds"] for event in rounds if event["round"] < ROUNDS - 7) < deadline + 5
+        assert since_start(again, "resume")[0]["checkpoint"] == died - 1
+        places = [
+            (event["round"], event["cycle"], event["block"], event["step"]) for event in since_start(again, "round")
+        ]
+        assert places[-1][0] == ROUNDS - 1
+        for t, cycle, block, step in places:
+            visit = t // STEPS
+            assert (cycle, block, step) == (visit // BLOCKS, BLOCKS - 1 - visit % BLOCKS, t % STEPS)
+
+
+@pytest.mark.cluster
+async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path: Any) -> None:
+    from node.experiment import simulate
+    from node.summary import read
+
+    async with cluster(**SETTINGS) as c:
+        live = [c.witness(name) for name in NAMES[1:]]
+        process = c.start(NAMES[0])
+        assert await process.ended() == 0
+        for witness in live:
+            assert await witness.task == 0
+        simulated = simulate(c.config, tmp_path / "simulated").params_digest
+        assert {name: read(home / "summary.json").params_digest[name] for name, home in c.homes.items()} == simulated
