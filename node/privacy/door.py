@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from node.config import PrivacySection
-from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
+from node.maths.clipping import Backend, clipped_sum, mean_gradient, pick
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, units_left
 from node.privacy.ledger import Ledger
@@ -341,7 +341,7 @@ def open_door(
     `on_release(round, recipient)` after each debit, `on_withheld(round, recipient, why)` where nothing is released.
 
     Raises:
-        ConfigurationError: a lifetime limit together with a mode that can't keep one.
+        ConfigurationError: a lifetime limit together with a mode that can't keep one, or a backend the model can't have.
         LedgerError: the mark can't be recorded, or a noised mode has no ledger.
     """
     if config.mode != "strict" and limit is not None:
@@ -370,7 +370,7 @@ def open_door(
         mechanism=told,
         ledger=ledger,
         keys=keys,
-        backend=probe(task, task.start(seed)) if config.backend == "auto" else config.backend,
+        backend=pick(config.backend, task, task.start(seed)),
         budget=budget,
         breathe=breathe,
         on_release=on_release,
