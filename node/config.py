@@ -166,8 +166,8 @@ class PrivacySection(Section):
     batches: Literal["independent", "shared"] = "independent"
     """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
     backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
-    """How gradients are clipped one by one. auto: the first of ghost (linear layers only), vmap and loop that agrees with
-    the loop at start."""
+    """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
+    loop at start, else the loop."""
     chunk: int | None = Field(default=None, ge=1)
     """Examples per chunk; None: 16 to 128, for vmap fewer with larger models."""
     paper_q: float | None = Field(default=None, gt=0)

@@ -5,10 +5,10 @@ Where every parameter belongs to a linear layer that sees one vector a_b per exa
 
     ‖g_b‖² = Σ ‖δ_b‖²‖a_b‖²,   ⟨g_b, g′_b⟩ = Σ (δ_b·δ′_b)(a_b·a′_b),   and for each   Σ_b f_b g_b = δᵀ diag(f) a.
 
-Norms: Goodfellow, arXiv 1510.01799; ghost clipping: Li et al., arXiv 2110.05679, who go backwards once more for the sum,
-in float32. δ and a are float32 as the model computes them, all that follows is float64, where their products can't
-overflow: a gradient too large for float32, which the other backends leave out, is clipped like any other. One whose δ or
-a is not finite itself contributes zero.
+Norms: Goodfellow, arXiv 1510.01799; ghost clipping: Li et al., arXiv 2110.05679, who go backwards once more for the
+sum. δ and a are float32, as the model computes them; all that follows is float64, where their products can't overflow:
+a gradient too large for float32, which the other backends leave out, is clipped like any other. One whose δ or a is not
+finite itself contributes zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from node.task import Task
 from peer.errors import ConfigurationError
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""Parameter -> (δ [n, out], a [n, in]): example b's gradient is δ_b a_bᵀ, in the parameter's shape. A bias has a = 1."""
+"""Parameter -> (δ [n, out], a [n, in]): example b's gradient is δ_b a_bᵀ in the parameter's shape. A bias has a = 1."""
 
 Factored = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Factors]
 """(parameters, a stacked batch) -> its factors."""
@@ -42,8 +42,8 @@ def factored(task: Task) -> Factored:
     found: Factored | None = getattr(task, "factors", lambda: None)()
     if found is None:
         raise ConfigurationError(
-            'privacy.backend = "ghost" needs a model of linear layers, one after the other, with nothing but element-wise '
-            'functions between them; use "auto".'
+            'privacy.backend = "ghost" needs a model of linear layers with nothing but element-wise functions between '
+            'them, like softmax and mlp; use "auto".'
         )
     return found
 
@@ -71,8 +71,8 @@ def _elementwise(layer: nn.Module) -> bool:
 def factors(
     layers: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> Factors:
-    """Of an `is_linear` module on a batch x [n, …]; `loss` is the SUM over the batch of a loss of each row of the output,
-    so that its gradient's rows are the examples' own."""
+    """Of an `is_linear` module on a batch x [n, …]. `loss` is the SUM over the rows of the module's output of a loss of
+    each, so that the rows of its gradient are the examples' own."""
     inputs, outputs = {}, {}
     for name, layer in layers.named_children():
         if isinstance(layer, nn.Linear):

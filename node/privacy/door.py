@@ -341,7 +341,7 @@ def open_door(
     `on_release(round, recipient)` after each debit, `on_withheld(round, recipient, why)` where nothing is released.
 
     Raises:
-        ConfigurationError: a lifetime limit together with a mode that can't keep one, or a backend the model can't have.
+        ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
         LedgerError: the mark can't be recorded, or a noised mode has no ledger.
     """
     if config.mode != "strict" and limit is not None:
