@@ -4,7 +4,8 @@ private  what the door does for one answer, without the ledger: a secret Poisson
          gradients clipped one by one, noise on the grid.
 plain    one backward pass of the mean loss over 250 examples of the same data set.
 
-Interleaved in one thread, medians of CPU time. The parts of the private gradient are timed apart.
+Interleaved in one thread that keeps freed memory as daemons do, medians of CPU time. The parts of the private gradient
+are timed apart.
 
     python tests/bench/gradient.py [--quick] [--chunks 16 32 64 128 250] [--backends ghost vmap] [--models mlp softmax]
 
@@ -26,6 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from node import memory
 from node.config import RunConfig
 from node.maths.clipping import chunk_for, clipped_sum, mean_gradient, pick
 from node.privacy import noise
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["auto"], help="privacy.backend: auto, ghost, vmap, loop")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="all of them by default")
     options = parser.parse_args()
+    memory.keep()
     torch.set_num_threads(1)
     repetitions = 5 if options.quick else 21
     compared = (benches(model, options.chunks, options.backends) for model in options.models)
