@@ -36,7 +36,7 @@ from node.cluster import check, check_daemons, shares
 from node.config import ExperimentConfig, PrivacySection, load
 from node.learner import Plan, more
 from node.maths.blocks import Block
-from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.maths.clipping import clipped_sum, mean_gradient, pick
 from node.payload import Slot, as_bytes
 from node.privacy import noise
 from node.privacy.accountant import Mechanism
@@ -190,7 +190,7 @@ def _finish(where: torch.device) -> None:
 def _private(task: Task, privacy: PrivacySection, x: Tensor, where: torch.device) -> dict[str, float]:
     """Seconds of what the door does for one answer, each for a new round."""
     keys, rounds = Keys.fresh(), count()
-    backend = probe(task, x) if privacy.backend == "auto" else privacy.backend
+    backend = pick(privacy.backend, task, x)
 
     def total() -> Tensor:
         uniform = keys.stream("batch", next(rounds), "bench").uniform(task.examples)

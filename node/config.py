@@ -165,10 +165,11 @@ class PrivacySection(Section):
     """B: the public divisor (in mode none also the size of the batch). Never recomputed from the private n_i."""
     batches: Literal["independent", "shared"] = "independent"
     """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
-    backend: Literal["auto", "vmap", "loop"] = "auto"
-    """How per-example gradients are made; auto probes vmap against the loop at start."""
+    backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
+    """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
+    loop at start, else the loop."""
     chunk: int | None = Field(default=None, ge=1)
-    """Examples per chunk of the vmap backend; None: 16 to 128, fewer for larger models."""
+    """Examples per chunk; None: 16 to 128, for vmap fewer with larger models."""
     paper_q: float | None = Field(default=None, gt=0)
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None

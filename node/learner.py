@@ -353,6 +353,7 @@ def build(
         seed=run.train.seed,
         ledger=ledger,
         keys=Keys.fresh() if seed is None else Keys.insecure(seed, name),
+        whole=not getattr(plan.algorithm, "staged", False),
         limit=limit,
         limit_delta=limit_delta,
         breathe=breathe,

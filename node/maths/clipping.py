@@ -2,20 +2,20 @@
 
     Σ_b ĝ_b(x),   ĝ_b = g_b · min{1, C/‖g_b‖}          or, for two models,   Σ_b clip_C( ĝ_b(x) − ĝ_b(x′) )
 
-`vmap(grad(loss))` over chunks of examples, clipped inside the chunk (memory of one chunk), or a loop for models that
-vmap can't take. Norms and sums end in float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15
-per record.
+Ghost clipping where gradients are outer products (node/maths/ghost.py), `vmap(grad(loss))` elsewhere, a loop for models
+that vmap can't take; over chunks of examples, clipped inside the chunk (memory of one chunk). Norms and sums end in
+float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15 per record.
 
-That needs every record's gradient to have the same bits whichever other records are in the batch: float32 kernels round
-differently for other lengths, and a neighbour can choose a model (huge weights whose logits cancel) that turns such a
-rounding into another class and so into 2C. Therefore every chunk is filled up to one fixed length, and `probe` falls
-back to the loop where a gradient's bits depend on its place in the chunk. Not covered: kernels that are not
-deterministic at all.
+That needs every record's gradient, or its factors, to have the same bits whichever other records are in the batch:
+float32 kernels round differently for other lengths, and a neighbour can choose a model (huge weights whose logits
+cancel) that turns such a rounding into another class and so into 2C. Therefore every chunk is filled up to one fixed
+length, and `probe` falls back to the next backend where the bits depend on the place in the chunk. Not covered: kernels
+that are not deterministic at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -24,10 +24,11 @@ from torch.func import grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from node import device
+from node.maths import ghost
 from node.task import Task, views
 from peer.errors import ConfigurationError
 
-Backend = Literal["vmap", "loop"]
+Backend = Literal["ghost", "vmap", "loop"]
 
 SLACK = 1e-6
 """A record's contribution is at most C(1 + SLACK): the rounding of its norm. The noise's sensitivity holds it."""
@@ -43,7 +44,7 @@ CHUNK_ELEMENTS = 1 << 22
 chunk that falls out of the cache costs more than it saves: tests/bench/gradient.py --chunks shows both ends."""
 
 PROBE_ERROR = 1e-5
-"""Largest relative difference between vmap and loop at which vmap is trusted with an example."""
+"""Largest relative difference from the loop at which another backend is trusted with an example."""
 PROBED = 5
 """Examples of which more than half have to agree: one whose unit is at its kink differs by 1e-3 (seen in ResNet-8)."""
 
@@ -54,11 +55,15 @@ LANES = 16
 """Chunks are multiples of this: kernels treat the rows of a whole block alike."""
 GPU_CHUNK = 512
 """Largest chunk on a GPU, where a launch costs more than a row."""
+GHOST_CHUNK = 128
+"""Holds no gradients: calls against what filling up costs. Within 20 % of the best length for batches of 64 to 500."""
 
 
-def chunk_for(d: int, where: torch.device = device.CPU) -> int:
+def chunk_for(d: int, where: torch.device = device.CPU, backend: Backend = "vmap") -> int:
     """Examples per chunk for d parameters: a power of two from 16 to 64, CHUNK_ELEMENTS/d in between; 128 for models so
     small that filling a chunk up costs less than a second one. On a GPU what a third of its free memory holds."""
+    if backend == "ghost":
+        return GPU_CHUNK if where.type == "cuda" else GHOST_CHUNK
     if where.type == "cuda":
         return max(LANES, 1 << device.room(where, 4 * d, GPU_CHUNK).bit_length() - 1)
     return 128 if d <= SMALL else max(LANES, min(64, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
@@ -95,17 +100,15 @@ def clipped_sum(
     """
     where = device_of(task)
     wide = where if where.type == "cuda" else device.CPU  # Apple's GPUs have no float64
-    chunk = -(-(chunk or chunk_for(task.layout.size, where)) // LANES) * LANES
+    chunk = -(-(chunk or chunk_for(task.layout.size, where, backend)) // LANES) * LANES
     total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
-    gradients = _vmapped(task) if backend == "vmap" else _looped(task)
+    summed = _ghostly(task, clip, wide) if backend == "ghost" else _written(task, clip, wide, backend)
     models = [views(task.layout, device.onto(each.detach(), where)) for each in (x, before) if each is not None]
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         with device.enough_memory():
-            batch = task.batch(filled(part, chunk) if backend == "vmap" else part)
-            each = [{name: g.to(wide) for name, g in gradients(model, batch).items()} for model in models]
-            found = each[0] if before is None else _difference(each[0], each[1], clip)
-            _add(total, task, clip_and_sum({name: g[: len(part)] for name, g in found.items()}, clip))
+            batch = task.batch(part if backend == "loop" else filled(part, chunk))
+            _add(total, task, summed(models, batch, len(part)))
         breathe()
     return device.back(total)
 
@@ -113,6 +116,32 @@ def clipped_sum(
 def device_of(task: Task) -> torch.device:
     """Where the task computes; one that does not say stays on the CPU."""
     return getattr(task, "device", device.CPU)
+
+
+Summed = Callable[[Sequence[Mapping[str, Tensor]], tuple[Tensor, ...], int], Mapping[str, Tensor]]
+"""(one model or two, a chunk, examples in it that count) -> their clipped sum, float64 by parameter."""
+
+
+def _ghostly(task: Task, clip: float, wide: torch.device) -> Summed:
+    factors = ghost.factored(task)
+
+    def summed(models: Sequence[Mapping[str, Tensor]], batch: tuple[Tensor, ...], n: int) -> Mapping[str, Tensor]:
+        each = [factors(model, batch) for model in models]
+        kept = [{name: (delta[:n].to(wide), a[:n].to(wide)) for name, (delta, a) in it.items()} for it in each]
+        return ghost.clip_and_sum(kept, clip)
+
+    return summed
+
+
+def _written(task: Task, clip: float, wide: torch.device, backend: Backend) -> Summed:
+    gradients = _vmapped(task) if backend == "vmap" else _looped(task)
+
+    def summed(models: Sequence[Mapping[str, Tensor]], batch: tuple[Tensor, ...], n: int) -> Mapping[str, Tensor]:
+        each = [{name: g.to(wide) for name, g in gradients(model, batch).items()} for model in models]
+        found = each[0] if len(each) == 1 else _difference(each[0], each[1], clip)
+        return clip_and_sum({name: g[:n] for name, g in found.items()}, clip)
+
+    return summed
 
 
 def clip_and_sum(gradients: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
@@ -166,7 +195,7 @@ def _weighted_sum(factor: Tensor, g: Tensor) -> Tensor:
 
 def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
     for name, place in views(task.layout, total).items():
-        place += summed[name]
+        place += summed[name].view_as(place)
 
 
 Gradients = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], dict[str, Tensor]]
@@ -198,31 +227,52 @@ def _backward(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(leaves, found, strict=True))
 
 
+def pick(wanted: Backend | Literal["auto"], task: Task, x: Tensor) -> Backend:
+    """What `privacy.backend` says; auto: `probe`.
+
+    Raises:
+        ConfigurationError: ghost is asked for, and the gradients are no outer products.
+    """
+    if wanted == "ghost":
+        ghost.factored(task)
+    return probe(task, x) if wanted == "auto" else wanted
+
+
 def probe(task: Task, x: Tensor) -> Backend:
-    """Tries vmap on a few examples and compares with the loop: "vmap" if most agree within PROBE_ERROR, else "loop"."""
+    """The first of "ghost" and "vmap" that on a few examples agrees with the loop, mostly within PROBE_ERROR, and whose
+    bits don't depend on a record's place; else "loop"."""
     rows = [torch.tensor([row]) for row in range(min(PROBED, task.examples))]
     looped = [clipped_sum(task, x, row, 1.0, backend="loop") for row in rows]
-    try:
-        vmapped = [clipped_sum(task, x, row, 1.0, backend="vmap") for row in rows]
-    except Exception:  # whatever vmap can't take; a fault of the loss itself was raised by the loop
-        return "loop"
-    pairs = zip(vmapped, looped, strict=True)
-    close = [float((ours - right).norm()) <= PROBE_ERROR * float(right.norm()) for ours, right in pairs]
-    return "vmap" if 2 * sum(close) > len(close) and _same_everywhere(task, x) else "loop"
+    tried: tuple[Backend, ...] = ("ghost", "vmap")
+    for backend in tried:
+        try:
+            found = [clipped_sum(task, x, row, 1.0, backend=backend) for row in rows]
+        except Exception:  # whatever it can't take; a fault of the loss itself was raised by the loop
+            continue
+        pairs = zip(found, looped, strict=True)
+        close = [float((ours - right).norm()) <= PROBE_ERROR * float(right.norm()) for ours, right in pairs]
+        if 2 * sum(close) > len(close) and _same_everywhere(task, x, backend):
+            return backend
+    return "loop"
 
 
-def _same_everywhere(task: Task, x: Tensor) -> bool:
+def _same_everywhere(task: Task, x: Tensor, backend: Backend) -> bool:
     """Has a record's gradient the same bits wherever it stands in a chunk, and whatever stands beside it?"""
     where = device_of(task)
-    chunk, gradients = chunk_for(task.layout.size, where), _vmapped(task)
     parameters = views(task.layout, device.onto(x.detach(), where))
-    rows = torch.arange(chunk) % task.examples
-    here = gradients(parameters, task.batch(rows))
-    for shift in (1, LANES // 2 + 1):
-        there = gradients(parameters, task.batch(rows.roll(shift)))
-        if not all(torch.equal(here[name].roll(shift, 0), there[name]) for name in here):
-            return False
-    return True
+    rows = torch.arange(chunk_for(task.layout.size, where, backend)) % task.examples
+
+    def found(rows: Tensor) -> list[Tensor]:
+        if backend == "ghost":
+            return [it for pair in ghost.factored(task)(parameters, task.batch(rows)).values() for it in pair]
+        return list(_vmapped(task)(parameters, task.batch(rows)).values())
+
+    here = found(rows)
+    return all(
+        torch.equal(ours.roll(shift, 0), theirs)
+        for shift in (1, LANES // 2 + 1)
+        for ours, theirs in zip(here, found(rows.roll(shift)), strict=True)
+    )
 
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from node.config import PrivacySection
 from node.maths.blocks import Block
-from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
+from node.maths.clipping import Backend, clipped_sum, mean_gradient, pick
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, units_left
 from node.privacy.ledger import Ledger
@@ -108,7 +108,8 @@ class StrictDoor(Door):
     mechanism: Mechanism
     ledger: Ledger
     keys: Keys
-    backend: Backend
+    backend: Backend | None = None
+    """None: found at the first release."""
     budget: int | None = None
     """Units that may still be spent; None: no lifetime limit."""
     breathe: Callable[[], None] = _nothing
@@ -223,6 +224,7 @@ class StrictDoor(Door):
         return Released(answer)
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
+        self.backend = self.backend or pick(self.config.backend, question.task, question.x)
         return clipped_sum(
             question.task,
             question.x,
@@ -370,6 +372,7 @@ def open_door(
     seed: int,
     ledger: Ledger | None,
     keys: Keys,
+    whole: bool = True,
     limit: float | None = None,
     limit_delta: float = 1e-5,
     breathe: Callable[[], None] = _nothing,
@@ -379,12 +382,13 @@ def open_door(
     """The door of the configured mode.
 
     `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier (`noise_multiplier`, or the
-    paper's formula in mode paper); `seed` draws the public batches of mode none; `limit` is the data's lifetime ε_total
+    paper's formula in mode paper); `seed` draws the public batches of mode none; `whole`: gradients of all parameters will
+    be asked for, not of blocks; `limit` is the data's lifetime ε_total
     at `limit_delta`. In mode none a ledger, if given, is marked. `breathe` is called between chunks,
     `on_release(round, recipient)` after each debit, `on_withheld(round, recipient, why)` where nothing is released.
 
     Raises:
-        ConfigurationError: a lifetime limit together with a mode that can't keep one.
+        ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
         LedgerError: the mark can't be recorded, or a noised mode has no ledger.
     """
     if config.mode != "strict" and limit is not None:
@@ -413,7 +417,7 @@ def open_door(
         mechanism=told,
         ledger=ledger,
         keys=keys,
-        backend=probe(task, task.start(seed)) if config.backend == "auto" else config.backend,
+        backend=pick(config.backend, task, task.start(seed)) if whole else None,
         budget=budget,
         breathe=breathe,
         on_release=on_release,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from node import device
 from node.maths.blocks import Block
+from node.maths.ghost import Factored, Factors
 from node.task import Task, views
 
 
@@ -44,6 +45,19 @@ class Within(Task):
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         return self._task.mean_loss({**self._frozen, **parameters}, batch)
+
+    def factors(self) -> Factored | None:
+        """Of the block's parameters, where the whole task's gradients are outer products."""
+        found: Factored | None = getattr(self._task, "factors", lambda: None)()
+        if found is None:
+            return None
+        names = [name for name, _ in self.layout.fields]
+
+        def mine(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
+            every = found({**self._frozen, **parameters}, batch)
+            return {name: every[name] for name in names}
+
+        return mine
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         raise NotImplementedError("the whole task is evaluated")

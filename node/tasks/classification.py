@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Literal
 
@@ -21,6 +21,7 @@ from node import device as devices
 from node import models, validation
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
+from node.maths import ghost
 from node.maths.clipping import refuse_batchnorm
 from node.task import flat, views
 from peer.errors import ConfigurationError, DataError
@@ -86,6 +87,18 @@ class Classification:
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         x, y = batch
         return functional.cross_entropy(self._logits(parameters, x), y)
+
+    def factors(self) -> ghost.Factored | None:
+        """What gives the gradients as outer products (node/maths/ghost.py); None where they are none."""
+        if not ghost.is_linear(self._skeleton, [name for name, _ in self.layout.fields]):
+            return None
+
+        def found(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> ghost.Factors:
+            x, y = batch
+            loss = partial(functional.cross_entropy, target=y, reduction="sum")
+            return ghost.factors(self._module().train(True), parameters, x, loss)
+
+        return found
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none. `breathe` is called between

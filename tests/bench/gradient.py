@@ -4,9 +4,12 @@ private  what the door does for one answer, without the ledger: a secret Poisson
          gradients clipped one by one, noise on the grid.
 plain    one backward pass of the mean loss over 250 examples of the same data set.
 
-Interleaved in one thread, medians of CPU time. The parts of the private gradient are timed apart.
+Interleaved in one thread that keeps freed memory as daemons do, medians of CPU time. The parts of the private gradient
+are timed apart.
 
-    python tests/bench/gradient.py [--quick] [--chunks 16 32 64 128 250]     table on stderr, JSON on stdout
+    python tests/bench/gradient.py [--quick] [--chunks 16 32 64 128 250] [--backends ghost vmap] [--models mlp softmax]
+
+Table on stderr, JSON on stdout. A model for which a backend is not there is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,12 +27,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from node import memory
 from node.config import RunConfig
-from node.maths.clipping import chunk_for, clipped_sum, mean_gradient, probe
+from node.maths.clipping import chunk_for, clipped_sum, mean_gradient, pick
 from node.privacy import noise
 from node.randomness import Keys
 from node.task import Task
 from node.tasks import make
+from peer.errors import ConfigurationError
 
 BATCH, RATE, CLIP, SIGMA = 250, 0.25, 1.0, 2.0
 MODELS: dict[str, dict[str, Any]] = {
@@ -42,13 +48,15 @@ MODELS: dict[str, dict[str, Any]] = {
 class Bench:
     """One model's private and plain gradient; every call of either is for a new round."""
 
-    def __init__(self, model: str, chunk: int) -> None:
+    def __init__(self, model: str, chunk: int, backend: Any) -> None:
+        """Raises ConfigurationError: the model can't have this backend."""
+        self.model = model
         run = RunConfig(task={"data": "digits", **MODELS[model]}, privacy={"sigma": SIGMA})  # type: ignore[arg-type]
         self.task: Task = make(run, np.arange(int(BATCH / RATE)))
         self.x = self.task.start(1)
         self.keys, self.round = Keys.insecure(1, "bench"), 0
-        self.chunk = chunk or chunk_for(self.task.layout.size)
-        self.backend = probe(self.task, self.x)
+        self.backend = pick(backend, self.task, self.x)
+        self.chunk = chunk or chunk_for(self.task.layout.size, backend=self.backend)
 
     def plain(self) -> None:
         mean_gradient(self.task, self.x, torch.arange(BATCH))
@@ -79,26 +87,33 @@ def cpu(work: Callable[[], None]) -> float:
     return time.thread_time() - start
 
 
-def measure(model: str, chunks: list[int], repetitions: int) -> list[dict[str, Any]]:
-    """One row per chunk length (0: the default one): median CPU milliseconds and their ratio."""
-    benches = {bench.chunk: bench for bench in (Bench(model, chunk) for chunk in chunks)}
+def benches(model: str, chunks: list[int], backends: list[str]) -> list[Bench]:
+    found = []
+    for backend in backends:
+        with suppress(ConfigurationError):
+            found += [Bench(model, chunk, backend) for chunk in chunks]
+    return found
+
+
+def measure(compared: list[Bench], repetitions: int) -> list[dict[str, Any]]:
+    """Of one model, one row for each: median CPU milliseconds and their ratio."""
     plain: list[float] = []
-    private: dict[int, list[dict[str, float]]] = {chunk: [] for chunk in benches}
+    private: list[list[dict[str, float]]] = [[] for _ in compared]
     for repetition in range(repetitions + 2):
-        for chunk, bench in benches.items():
+        for bench, found in zip(compared, private, strict=True):
             before, parts, after = cpu(bench.plain), bench.private(), cpu(bench.plain)
             if repetition >= 2:  # the first two warm up
                 plain += [before, after]
-                private[chunk].append(parts)
+                found.append(parts)
     base = statistics.median(plain)
-    return [row(model, benches[chunk], base, found) for chunk, found in private.items()]
+    return [row(bench, base, found) for bench, found in zip(compared, private, strict=True)]
 
 
-def row(model: str, bench: Bench, plain: float, private: list[dict[str, float]]) -> dict[str, Any]:
+def row(bench: Bench, plain: float, private: list[dict[str, float]]) -> dict[str, Any]:
     whole = [sum(parts.values()) for parts in private]
     low, high = (float(np.quantile(whole, q)) / plain for q in (0.25, 0.75))
     return {
-        "model": model,
+        "model": bench.model,
         "parameters": bench.task.layout.size,
         "batch": BATCH,
         "chunk": bench.chunk,
@@ -112,12 +127,12 @@ def row(model: str, bench: Bench, plain: float, private: list[dict[str, float]])
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "d", "chunk", "plain ms", "private ms", "clip", "noise", "ratio", "quartiles")
+    table = Table("model", "d", "backend", "chunk", "plain ms", "private ms", "clip", "noise", "ratio", "quartiles")
     table.title = f"CPU time of one gradient, batch {BATCH}"
     for it in rows:
         low, high = it["cpu_ratio_quartiles"]
         figures = [f"{it[name]:.1f}" for name in ("plain_ms", "private_ms", "clip_ms", "noise_ms")]
-        cells = [it["model"], f"{it['parameters']:,}", str(it["chunk"]), *figures]
+        cells = [it["model"], f"{it['parameters']:,}", it["backend"], str(it["chunk"]), *figures]
         table.add_row(*cells, f"{it['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}")
     Console(stderr=True, width=110).print(table)
 
@@ -126,9 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five repetitions")
     parser.add_argument("--chunks", type=int, nargs="+", default=[0], help="examples per chunk; 0: the default")
+    parser.add_argument("--backends", nargs="+", default=["auto"], help="privacy.backend: auto, ghost, vmap, loop")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="all of them by default")
     options = parser.parse_args()
+    memory.keep()
     torch.set_num_threads(1)
-    rows = [row for model in MODELS for row in measure(model, options.chunks, 5 if options.quick else 21)]
+    repetitions = 5 if options.quick else 21
+    compared = (benches(model, options.chunks, options.backends) for model in options.models)
+    rows = [row for of_model in compared for row in measure(of_model, repetitions)]
     show(rows)
     print(json.dumps({"benchmark": "gradient", "rows": rows}))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from node.config import PrivacySection
+from node.maths import ghost
 from node.privacy.door import Door, open_door
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
@@ -37,6 +38,13 @@ class Small:
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         return nn.functional.cross_entropy(functional_call(self.module, dict(parameters), (batch[0],)), batch[1])
 
+    def factors(self) -> ghost.Factored | None:
+        if not ghost.is_linear(self.module, [name for name, _ in self.layout.fields]):
+            return None
+        return lambda parameters, batch: ghost.factors(
+            self.module, parameters, batch[0], lambda z: nn.functional.cross_entropy(z, batch[1], reduction="sum")
+        )
+
     def evaluate(self, x: Tensor) -> dict[str, float]:
         return {}
 
@@ -44,7 +52,7 @@ class Small:
 def make_small(kind: str = "softmax", n: int = 40) -> Small:
     torch.manual_seed(0)
     modules = {
-        "softmax": lambda: nn.Linear(6, 3),
+        "softmax": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)),
         "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)),
         "cnn": lambda: nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.ReLU(), nn.GroupNorm(2, 4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)

@@ -23,11 +23,13 @@ from node.tasks.classification import Classification
 from peer.errors import ConfigurationError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "paper" / "equations.json").read_text())
+BACKENDS = ["ghost", "vmap", "loop"]
 NOT_FINITE = st.sampled_from([float("nan"), float("inf"), -float("inf")])
 
 
-@pytest.mark.parametrize("backend", ["vmap", "loop"])
-@pytest.mark.parametrize("kind", ["softmax", "mlp", "cnn"])
+@pytest.mark.parametrize(
+    ("kind", "backend"), [*itertools.product(["softmax", "mlp"], BACKENDS), ("cnn", "vmap"), ("cnn", "loop")]
+)
 def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: clipping.Backend) -> None:
     task = make_small(kind)
     rows = torch.arange(task.examples)
@@ -56,11 +58,12 @@ def test_eq1_eq2_golden(name: str, bad: float) -> None:
     )
 
 
-def test_ragged_last_chunk_and_breathing() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ragged_last_chunk_and_breathing(backend: clipping.Backend) -> None:
     task = make_small("mlp", n=37)
     rows, breaths = torch.arange(37), []
-    whole = clipped_sum(task, task.start(0), rows, 0.5, chunk=37)
-    parts = clipped_sum(task, task.start(0), rows, 0.5, chunk=16, breathe=lambda: breaths.append(1))
+    whole = clipped_sum(task, task.start(0), rows, 0.5, chunk=37, backend=backend)
+    parts = clipped_sum(task, task.start(0), rows, 0.5, chunk=16, backend=backend, breathe=lambda: breaths.append(1))
     assert len(breaths) == 3
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
 
@@ -68,9 +71,10 @@ def test_ragged_last_chunk_and_breathing() -> None:
 @pytest.mark.parametrize(("d", "chunk"), [(1, 128), (650, 128), (28_938, 64), (50_890, 64), (215_000, 16), (10**9, 16)])
 def test_larger_models_have_smaller_chunks(d: int, chunk: int) -> None:
     assert clipping.chunk_for(d) == chunk
+    assert clipping.chunk_for(d, backend="ghost") == clipping.GHOST_CHUNK, "it holds no gradients"
 
 
-@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_examples_give_zeros(task: Small, backend: clipping.Backend) -> None:
     none = torch.empty(0, dtype=torch.int64)
     assert clipped_sum(task, task.start(0), none, 1.0, backend=backend).tolist() == [0.0] * task.layout.size
@@ -84,24 +88,28 @@ def test_mean_gradient_is_the_mean_of_unclipped_ones() -> None:
     torch.testing.assert_close(mean_gradient(task, task.start(0), rows).double(), one_by_one, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e6, 1e15, 1e30, 3e38]),
     bad=st.none() | NOT_FINITE,
 )
-def test_contribution_is_bounded_for_any_model(seed: int, scale: float, bad: float | None) -> None:
+def test_contribution_is_bounded_for_any_model(
+    backend: clipping.Backend, seed: int, scale: float, bad: float | None
+) -> None:
     task = SMALL[seed % 2]
     x = torch.randn(task.layout.size, generator=torch.Generator().manual_seed(seed)) * scale
     if bad is not None:
         x[seed % len(x)] = bad
     for row in range(2):
-        contribution = clipped_sum(task, x, torch.tensor([row]), 0.7)
+        contribution = clipped_sum(task, x, torch.tensor([row]), 0.7, backend=backend)
         assert contribution.isfinite().all()
         assert float(contribution.norm()) <= 0.7 * (1 + clipping.SLACK)
 
 
-def test_contribution_to_a_difference_is_bounded_for_any_two_models() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_contribution_to_a_difference_is_bounded_for_any_two_models(backend: clipping.Backend) -> None:
     """1000 pairs: of every size, with and without what is not finite, close to each other and far apart."""
     chance, clipped = random.Random(1), 0
     for seed in range(1000):
@@ -115,16 +123,17 @@ def test_contribution_to_a_difference_is_bounded_for_any_two_models() -> None:
             models.append(x)
         if chance.random() < 0.2:
             models[1] = models[0] * (1 + 1e-6)
-        contribution = clipped_sum(task, models[0], torch.tensor([seed % 3 % 2]), 0.7, before=models[1])
+        row = torch.tensor([seed % 3 % 2])
+        contribution = clipped_sum(task, models[0], row, 0.7, before=models[1], backend=backend)
         assert contribution.isfinite().all()
         assert float(contribution.norm()) <= 0.7 * (1 + clipping.SLACK)
         clipped += float(contribution.norm()) > 0.69
     assert clipped > 100, "power: the bound is reached"
 
 
-@pytest.mark.parametrize("backend", ["vmap", "loop"])
-def test_a_difference_is_that_of_each_examples_gradients(backend: clipping.Backend) -> None:
-    task = make_small("cnn")
+@pytest.mark.parametrize(("kind", "backend"), [("cnn", "vmap"), ("cnn", "loop"), ("mlp", "ghost")])
+def test_a_difference_is_that_of_each_examples_gradients(kind: str, backend: clipping.Backend) -> None:
+    task = make_small(kind)
     before = task.start(0)
     x, rows = before * 1.5, torch.arange(task.examples)
     found = clipped_sum(task, x, rows, 1e9, before=before, chunk=16, backend=backend) / len(rows)
@@ -133,15 +142,16 @@ def test_a_difference_is_that_of_each_examples_gradients(backend: clipping.Backe
     assert not clipped_sum(task, x, rows, 1.0, before=x, backend=backend).any()
 
 
-def test_the_differences_along_a_path_add_up_to_a_clipped_gradient() -> None:
+@pytest.mark.parametrize("backend", ["ghost", "vmap"])
+def test_the_differences_along_a_path_add_up_to_a_clipped_gradient(backend: clipping.Backend) -> None:
     """Those of plain gradients, each clipped, would miss for good what the first gradient lost by clipping."""
     task = make_small("mlp")
     rows, path = torch.arange(task.examples), [task.start(0) * (1 + k / 50) for k in range(51)]
     norms = [float(clipped_sum(task, path[0], rows[k : k + 1], 1e9).norm()) for k in range(task.examples)]
     clip = sorted(norms)[5]
-    total = clipped_sum(task, path[0], rows, clip)
+    total = clipped_sum(task, path[0], rows, clip, backend=backend)
     for before, x in itertools.pairwise(path):
-        total += clipped_sum(task, x, rows, clip, before=before)
+        total += clipped_sum(task, x, rows, clip, before=before, backend=backend)
     expected = clipped_sum(task, path[-1], rows, clip)
     assert float((total - expected).norm()) < 1e-4 * float(expected.norm())
 
@@ -157,19 +167,34 @@ def test_clipped_norm_is_exactly_bounded_for_long_gradients(seed: int, m: int, p
         assert float(clip_and_sum({"g": row[None]}, 1.0)["g"].norm()) <= 1 + clipping.SLACK
 
 
-def test_one_bad_example_spoils_nothing(task: Small) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("difference", [False, True])
+def test_one_bad_example_spoils_nothing(task: Small, difference: bool, backend: clipping.Backend) -> None:
     task.x[3, 2] = float("nan")
     rows = torch.arange(task.examples)
-    with_bad = clipped_sum(task, task.start(0), rows, 1.0)
-    without = clipped_sum(task, task.start(0), rows[rows != 3], 1.0)
+    how = {"before": task.start(0) * 2 if difference else None, "backend": backend}
+    with_bad = clipped_sum(task, task.start(0), rows, 1.0, **how)
+    without = clipped_sum(task, task.start(0), rows[rows != 3], 1.0, **how)
     torch.testing.assert_close(with_bad, without, atol=1e-6, rtol=1e-6)
 
 
-def test_probe_trusts_vmap_only_where_it_agrees(task: Small) -> None:
-    assert probe(task, task.start(0)) == "vmap"
+def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
+    assert probe(task, task.start(0)) == "ghost"
+    assert probe(make_small("mlp"), make_small("mlp").start(0)) == "ghost"
     assert probe(make_small("cnn"), make_small("cnn").start(0)) == "vmap"
 
+    class Doubled(Small):
+        """Its factors are those of half its loss."""
+
+        def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
+            return 2 * super().mean_loss(parameters, batch)
+
+    task = Doubled(task.module, 1e-3 * task.x, task.y)  # not clipped, else both would be the same
+    assert probe(task, task.start(0)) == "vmap"
+
     class Branching(Small):
+        factors = None
+
         def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
             loss = super().mean_loss(parameters, batch)
             return loss if loss.item() > 0 else -loss
@@ -183,8 +208,9 @@ def test_probe_trusts_vmap_only_where_it_agrees(task: Small) -> None:
         assert probe(other, other.start(0)) == "loop"
 
 
-@pytest.mark.parametrize(("kinks", "backend"), [(1, "vmap"), (2, "vmap"), (3, "loop")])
-def test_probe_asks_most_examples(task: Small, kinks: int, backend: str) -> None:
+@pytest.mark.parametrize(("kinks", "most"), [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize("backend", ["ghost", "vmap"])
+def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: str) -> None:
     """The gradient at a kink is a convention: two ways of computing it may take different sides."""
 
     class Kinked(Small):
@@ -193,10 +219,18 @@ def test_probe_asks_most_examples(task: Small, kinks: int, backend: str) -> None
 
         def loss(self, parameters, example):  # type: ignore[no-untyped-def]
             side = example[2] & torch._C._functorch.is_functorch_wrapped_tensor(example[2])
-            return super().loss(parameters, example) + 1e-3 * side * parameters["weight"].sum()
+            return super().loss(parameters, example) + 1e-3 * side * parameters["1.weight"].sum()
 
-    it = Kinked(task.module, task.x, task.y)
-    assert probe(it, it.start(0)) == backend
+        def factors(self):  # type: ignore[no-untyped-def]
+            def found(parameters, batch):  # type: ignore[no-untyped-def]
+                side = 1 + 1e-3 * batch[2].float().unsqueeze(1)
+                plain = super(Kinked, self).factors()(parameters, batch[:2])
+                return {name: (delta * side, a) for name, (delta, a) in plain.items()}
+
+            return found if backend == "ghost" else None
+
+    it = Kinked(task.module, 0.1 * task.x, task.y)
+    assert probe(it, it.start(0)) == (backend if most else "loop")
 
 
 def test_batch_norm_is_refused_in_one_sentence() -> None:
@@ -205,7 +239,7 @@ def test_batch_norm_is_refused_in_one_sentence() -> None:
     refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
 
 
-def moved_by_one_record(difference: bool = False) -> float:
+def moved_by_one_record(difference: bool, backend: clipping.Backend) -> float:
     """The most that removing one record moves the clipped sum (C = 1), over models made to magnify rounding: weights of
     1e9, and biases that cancel the logits of one record up to rounding, so that a last bit decides its class."""
     generator = torch.Generator().manual_seed(0)
@@ -217,25 +251,46 @@ def moved_by_one_record(difference: bool = False) -> float:
         bias = -(weights.double() @ data.x[128].flatten().double()).float()
         x = flat(task.layout, dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)))
         before = torch.zeros_like(x) if difference else None
-        full, less = (clipped_sum(task, x, kept, 1.0, before=before, chunk=128) for kept in (rows, rows[1:]))
+        how = {"before": before, "chunk": 128, "backend": backend}
+        full, less = (clipped_sum(task, x, kept, 1.0, **how) for kept in (rows, rows[1:]))
         worst = max(worst, float((full - less).norm()))
     return worst
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("difference", [False, True])
-def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbour_sends(difference: bool) -> None:
-    assert moved_by_one_record(difference) <= 1 + clipping.SLACK
+def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbour_sends(
+    difference: bool, backend: clipping.Backend
+) -> None:
+    assert moved_by_one_record(difference, backend) <= 1 + clipping.SLACK
 
 
+@pytest.mark.parametrize("backend", ["ghost", "vmap"])
 @pytest.mark.parametrize("difference", [False, True])
-def test_without_filled_chunks_such_a_model_breaks_the_bound(monkeypatch: pytest.MonkeyPatch, difference: bool) -> None:
+def test_without_filled_chunks_such_a_model_breaks_the_bound(
+    monkeypatch: pytest.MonkeyPatch, difference: bool, backend: clipping.Backend
+) -> None:
     """The power check: a ragged last chunk rounds differently."""
     monkeypatch.setattr(clipping, "filled", lambda rows, chunk: rows)
-    assert moved_by_one_record(difference) > 1.1
+    assert moved_by_one_record(difference, backend) > 1.1
 
 
-def test_a_model_whose_gradients_depend_on_their_place_is_given_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Placed(Small):
+        """Its factors have another last bit at the end of a chunk."""
+
+        def factors(self):  # type: ignore[no-untyped-def]
+            def found(parameters, batch):  # type: ignore[no-untyped-def]
+                place = 1 + 1e-7 * (torch.arange(len(batch[1])) == len(batch[1]) - 1).float().unsqueeze(1)
+                plain = super(Placed, self).factors()(parameters, batch)
+                return {name: (delta * place, a) for name, (delta, a) in plain.items()}
+
+            return found
+
     task = make_small("mlp")
-    assert clipping.probe(task, task.start(0)) == "vmap"
-    monkeypatch.setattr(clipping, "_same_everywhere", lambda task, x: False)
+    placed = Placed(task.module, task.x, task.y)
+    assert clipping.probe(placed, placed.start(0)) == "vmap"
+    monkeypatch.setattr(clipping, "_same_everywhere", lambda task, x, backend: False)
     assert clipping.probe(task, task.start(0)) == "loop"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from small import Small, door, make_small
 from torch import Tensor
 
-from node.maths import clipping
+from node.maths import clipping, ghost
 from node.privacy import door as door_module
 from node.privacy import noise
 from node.privacy.accountant import Spent, epsilon
@@ -217,17 +217,24 @@ def clipped_apart(
 
 
 @pytest.mark.parametrize("bug", ["none", "clipped apart", "not clipped", "plain gradients"])
-def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["ghost", "vmap"])
+def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(
+    bug: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = make_small("mlp", n=12)
     task.x[0] = NAN
     if bug == "clipped apart":
         monkeypatch.setattr(door_module, "clipped_sum", clipped_apart)
     if bug == "not clipped":
         monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
+        monkeypatch.setattr(ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, clip, 1e9))
     if bug == "plain gradients":
         monkeypatch.setattr(clipping, "_clip", lambda gradients, clip: None)
+        monkeypatch.setattr(ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, 1e9, clip))
     with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
-        bare = door(task, ledger, config_rate=1.0, config_batch=16, config_clip=0.5, config_sigma=1e-4)
+        bare = door(
+            task, ledger, config_rate=1.0, config_batch=16, config_clip=0.5, config_sigma=1e-4, config_backend=backend
+        )
         off = clipped_difference(task, bare, task.start(0) * -3, task.start(0))
         assert (off < 0.02) == (bug == "none")
         assert ledger.units == 1
@@ -436,21 +443,22 @@ def oracle(task: Small, x: Tensor, clip: float) -> Tensor:
     return total
 
 
-def violations() -> set[str]:
+def violations(backend: str = "vmap") -> set[str]:
     """What a whole run of releases breaks. Empty for sound code."""
     batch, clip = 16, 0.5
     task = make_small("mlp", n=12)
     task.x[0] = NAN  # one example without a finite gradient
     try:
-        return _broken_sum(task, batch, clip) | _broken_noise(task, batch, clip)
+        return _broken_sum(task, batch, clip, backend) | _broken_noise(task, batch, clip, backend)
     except ValueError:  # the noise refuses a sum that is not finite
         return {"sum"}
 
 
-def _broken_sum(task: Small, batch: int, clip: float) -> set[str]:
+def _broken_sum(task: Small, batch: int, clip: float, backend: str) -> set[str]:
     found: set[str] = set()
+    how = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
     with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
-        bare = door(task, ledger, config_rate=1.0, config_batch=batch, config_clip=clip, config_sigma=1e-4)
+        bare = door(task, ledger, config_rate=1.0, config_sigma=1e-4, **how)
         for round, scale in enumerate((1.0, 30.0)):
             x = task.start(0) * scale
             released = bare(x, round, "b").double() * batch
@@ -461,10 +469,11 @@ def _broken_sum(task: Small, batch: int, clip: float) -> set[str]:
     return found
 
 
-def _broken_noise(task: Small, batch: int, clip: float) -> set[str]:
+def _broken_noise(task: Small, batch: int, clip: float, backend: str) -> set[str]:
     found: set[str] = set()
+    how = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
     with Ledger.throwaway() as ledger:  # no finite gradient at all: the noise is seen
-        noisy = door(task, ledger, config_rate=0.5, config_batch=batch, config_clip=clip, config_sigma=2.0)
+        noisy = door(task, ledger, config_rate=0.5, config_sigma=2.0, **how)
         x = torch.full_like(task.start(0), NAN)
         noises = {(t, to): noisy(x, t, to) * batch / (2.0 * clip) for t in range(10) for to in "abc"}
         everything = torch.cat(list(noises.values()))
@@ -500,6 +509,27 @@ def clamp_instead_of_mask(gradients: Any, clip: float) -> Any:
 
 
 CLIP_AND_SUM, RELEASE, STREAM = clipping.clip_and_sum, noise.release, Keys.stream
+GHOST = ghost.clip_and_sum
+
+
+def ghost_difference(models: Any, inner: float, outer: float) -> Any:
+    """As `ghost.clip_and_sum`, with a bound for each gradient and another for their difference."""
+    total: dict[str, Tensor] = {}
+    for row in range(len(next(iter(models[0].values()))[0])):
+        each = [{name: (delta[row : row + 1], a[row : row + 1]) for name, (delta, a) in it.items()} for it in models]
+        here, there = (GHOST([it], inner) for it in each)
+        moved = CLIP_AND_SUM({name: (here[name] - there[name]).unsqueeze(0) for name in here}, outer)
+        total = {name: total.get(name, 0) + it for name, it in moved.items()}
+    return total
+
+
+def ghost_of_each_tensor(models: Any, clip: float) -> Any:
+    return {name: GHOST([{name: each[name]} for each in models], clip)[name] for name in models[0]}
+
+
+def ghost_clamped(models: Any, clip: float) -> Any:
+    weight = (clip / ghost._inner(models[0], models[0]).sqrt()).clamp(max=1)
+    return {name: (weight.unsqueeze(1) * delta).t().double() @ a.double() for name, (delta, a) in models[0].items()}
 
 
 def scaled(part: float, divisor: float = 1.0) -> Callable[..., Tensor]:
@@ -530,6 +560,9 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "the batch is clipped, not each example": (clipping, "clip_and_sum", clip_the_batch),
     "each tensor is clipped on its own": (clipping, "clip_and_sum", clip_each_tensor),
     "a NaN norm is clamped": (clipping, "clip_and_sum", clamp_instead_of_mask),
+    "a ghost is not clipped": (ghost, "clip_and_sum", lambda models, clip: GHOST(models, 1e9)),
+    "each tensor of a ghost is clipped on its own": (ghost, "clip_and_sum", ghost_of_each_tensor),
+    "a ghost's NaN norm is clamped": (ghost, "clip_and_sum", ghost_clamped),
     "no noise": (noise, "release", scaled(0.0)),
     "half the noise": (noise, "release", scaled(0.5)),
     "noise on the mean": (noise, "release", scaled(1 / 16)),
@@ -540,18 +573,19 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-BROKEN = dict(zip(BUGS, ["sum"] * 4 + ["std"] * 3 + ["sum", "reuse", "repeat", "debit"], strict=True))
+BROKEN = dict(zip(BUGS, ["sum"] * 7 + ["std"] * 3 + ["sum", "reuse", "repeat", "debit"], strict=True))
 
 
-def test_sound_code_breaks_nothing() -> None:
-    assert violations() == set()
+@pytest.mark.parametrize("backend", ["ghost", "vmap", "loop"])
+def test_sound_code_breaks_nothing(backend: str) -> None:
+    assert violations(backend) == set()
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_seeded_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, name, broken = BUGS[bug]
     monkeypatch.setattr(where, name, broken)
-    assert BROKEN[bug] in violations()
+    assert BROKEN[bug] in violations("ghost" if where is ghost else "vmap")
 
 
 KILLED = """
