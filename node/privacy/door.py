@@ -382,10 +382,10 @@ def open_door(
     """The door of the configured mode.
 
     `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier (`noise_multiplier`, or the
-    paper's formula in mode paper); `seed` draws the public batches of mode none; `whole`: gradients of all parameters will
-    be asked for, not of blocks; `limit` is the data's lifetime ε_total
-    at `limit_delta`. In mode none a ledger, if given, is marked. `breathe` is called between chunks,
-    `on_release(round, recipient)` after each debit, `on_withheld(round, recipient, why)` where nothing is released.
+    paper's formula in mode paper); `seed` draws the public batches of mode none; `whole`: gradients of all parameters
+    will be asked for, not of blocks; `limit` is the data's lifetime ε_total at `limit_delta`. In mode none a ledger, if
+    given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
+    `on_withheld(round, recipient, why)` where nothing is released.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
