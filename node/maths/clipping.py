@@ -69,6 +69,11 @@ def chunk_for(d: int, where: torch.device = device.CPU, backend: Backend = "vmap
     return 128 if d <= SMALL else max(LANES, min(64, 1 << (CHUNK_ELEMENTS // d).bit_length() >> 1))
 
 
+def _length(chunk: int | None, d: int, where: torch.device, backend: Backend) -> int:
+    """Examples of every chunk, whatever was asked for."""
+    return -(-(chunk or chunk_for(d, where, backend)) // LANES) * LANES
+
+
 def filled(rows: Tensor, chunk: int) -> Tensor:
     """`rows` (int64 [n], 0 < n ≤ chunk) and copies of its first up to `chunk` rows; what the copies give is dropped."""
     return torch.cat([rows, rows[:1].expand(chunk - len(rows))])
@@ -100,7 +105,7 @@ def clipped_sum(
     """
     where = device_of(task)
     wide = where if where.type == "cuda" else device.CPU  # Apple's GPUs have no float64
-    chunk = -(-(chunk or chunk_for(task.layout.size, where, backend)) // LANES) * LANES
+    chunk = _length(chunk, task.layout.size, where, backend)
     total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
     summed = _ghostly(task, clip, wide) if backend == "ghost" else _written(task, clip, wide, backend)
     models = [views(task.layout, device.onto(each.detach(), where)) for each in (x, before) if each is not None]
@@ -227,18 +232,26 @@ def _backward(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(leaves, found, strict=True))
 
 
-def pick(wanted: Backend | Literal["auto"], task: Task, x: Tensor) -> Backend:
+def pick(wanted: Backend | Literal["auto"], task: Task, x: Tensor, chunk: int | None = None) -> Backend:
     """What `privacy.backend` says; auto: `probe`.
 
     Raises:
-        ConfigurationError: ghost is asked for, and the gradients are no outer products.
+        ConfigurationError: ghost is asked for, and the gradients are no outer products; or a gradient's bits depend on
+            what else is in the batch, so that nothing bounds what one record changes.
     """
+    if wanted == "auto":
+        return probe(task, x, chunk)
     if wanted == "ghost":
         ghost.factored(task)
-    return probe(task, x) if wanted == "auto" else wanted
+    if wanted != "loop" and not _same_everywhere(task, x, wanted, chunk):
+        raise ConfigurationError(
+            f'privacy.backend = "{wanted}" lets a gradient depend on what else is in the batch with this model, so that '
+            'clipping bounds nothing; use "auto".'
+        )
+    return wanted
 
 
-def probe(task: Task, x: Tensor) -> Backend:
+def probe(task: Task, x: Tensor, chunk: int | None = None) -> Backend:
     """The first of "ghost" and "vmap" that on a few examples agrees with the loop, mostly within PROBE_ERROR, and whose
     bits don't depend on a record's place; else "loop"."""
     rows = [torch.tensor([row]) for row in range(min(PROBED, task.examples))]
@@ -251,16 +264,16 @@ def probe(task: Task, x: Tensor) -> Backend:
             continue
         pairs = zip(found, looped, strict=True)
         close = [float((ours - right).norm()) <= PROBE_ERROR * float(right.norm()) for ours, right in pairs]
-        if 2 * sum(close) > len(close) and _same_everywhere(task, x, backend):
+        if 2 * sum(close) > len(close) and _same_everywhere(task, x, backend, chunk):
             return backend
     return "loop"
 
 
-def _same_everywhere(task: Task, x: Tensor, backend: Backend) -> bool:
+def _same_everywhere(task: Task, x: Tensor, backend: Backend, chunk: int | None) -> bool:
     """Has a record's gradient the same bits wherever it stands in a chunk, and whatever stands beside it?"""
     where = device_of(task)
     parameters = views(task.layout, device.onto(x.detach(), where))
-    rows = torch.arange(chunk_for(task.layout.size, where, backend)) % task.examples
+    rows = torch.arange(_length(chunk, task.layout.size, where, backend)) % task.examples
 
     def found(rows: Tensor) -> list[Tensor]:
         if backend == "ghost":

@@ -224,7 +224,7 @@ class StrictDoor(Door):
         return Released(answer)
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
-        self.backend = self.backend or pick(self.config.backend, question.task, question.x)
+        self.backend = self.backend or pick(self.config.backend, question.task, question.x, self.config.chunk)
         return clipped_sum(
             question.task,
             question.x,
@@ -417,7 +417,7 @@ def open_door(
         mechanism=told,
         ledger=ledger,
         keys=keys,
-        backend=pick(config.backend, task, task.start(seed)) if whole else None,
+        backend=pick(config.backend, task, task.start(seed), config.chunk) if whole else None,
         budget=budget,
         breathe=breathe,
         on_release=on_release,

@@ -292,5 +292,9 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
     task = make_small("mlp")
     placed = Placed(task.module, task.x, task.y)
     assert clipping.probe(placed, placed.start(0)) == "vmap"
-    monkeypatch.setattr(clipping, "_same_everywhere", lambda task, x, backend: False)
+    monkeypatch.setattr(clipping, "_same_everywhere", lambda *_: False)
     assert clipping.probe(task, task.start(0)) == "loop"
+    for backend in ("ghost", "vmap"):
+        with pytest.raises(ConfigurationError, match='use "auto"'):
+            clipping.pick(backend, task, task.start(0))
+    assert clipping.pick("loop", task, task.start(0)) == "loop"
