@@ -245,7 +245,7 @@ def pick(wanted: Backend | Literal["auto"], task: Task, x: Tensor, chunk: int | 
         ghost.factored(task)
     if wanted != "loop" and not _same_everywhere(task, x, wanted, chunk):
         raise ConfigurationError(
-            f'privacy.backend = "{wanted}" lets a gradient depend on what else is in the batch with this model, so that '
+            f'privacy.backend = "{wanted}" lets a gradient of this model depend on what else is in the batch, so that '
             'clipping bounds nothing; use "auto".'
         )
     return wanted
