@@ -181,7 +181,9 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     train, _ = data.public(config.task)
     for home, rows in zip(homes.values(), parts, strict=True):
         partition.save(home / "rows.npy", rows)
-    histogram: list[list[int]] = partition.histogram(train.y.numpy(), parts, config.task.classes).tolist()
+    kinds = partition.kinds(config.experiment, train)
+    classes = int(kinds.max()) + 1 if config.experiment.column or config.task.text else config.task.classes
+    histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
     document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
     (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n")
     return histogram

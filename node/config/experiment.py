@@ -32,7 +32,8 @@ class ExperimentSection(Section):
     shards: int = Field(default=2, ge=1)
     """Pieces per node."""
     column: str = ""
-    """A table's column, or an array [n] of the .npz, e.g. who wrote a digit."""
+    """A table's column, or an array [n] of the .npz, e.g. who wrote a digit; of texts also `language` or `file`. The
+    other partitions divide by its values too, in place of the labels, where it is given."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the partition."""
     device: Device = "cpu"

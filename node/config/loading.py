@@ -17,7 +17,6 @@ from node.config.node import NodeConfig
 from node.config.section import Section
 from peer.errors import ConfigurationError
 
-
 ENVIRONMENT_PREFIX = "PEERPOISE_"
 
 

@@ -176,7 +176,14 @@ Sets = tuple[Examples, Examples | None, Examples | None]
 def _public_test(section: str) -> Examples:
     """The public test set, prepared once for all nodes of a process: nobody changes it."""
     task = TaskSection.model_validate_json(section)
-    return _prepared(datasets.public(task)[1], task)
+    return _prepared(_images(task)[1], task)
+
+
+def _images(task: TaskSection) -> tuple[Examples, Examples]:
+    train, test = datasets.public(task)
+    if not isinstance(train, Examples) or not isinstance(test, Examples):
+        raise ConfigurationError(f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.')
+    return train, test
 
 
 def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
@@ -194,7 +201,7 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
 
 def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     task = run.task
-    train, test = datasets.public(task)[0], _public_test(task.model_dump_json())
+    train, test = _images(task)[0], _public_test(task.model_dump_json())
     if max(int(train.y.max()), int(test.y.max())) >= task.classes:
         raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
     if not isinstance(data, DataSection):
