@@ -97,13 +97,13 @@ def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
     Raises:
         ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
     """
-    from node import validation
+    from node import tasks, validation
     from node.learner import Plan
 
     options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     written = AlgorithmSection(name=config.algorithm.name, **options)
-    return validation.sealed(RunConfig(**{**fields, "algorithm": written}))
+    return tasks.sealed(validation.sealed(RunConfig(**{**fields, "algorithm": written})))
 
 
 def check_local(config: ExperimentConfig) -> None:

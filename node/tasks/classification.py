@@ -21,14 +21,13 @@ from node import models, validation
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.maths.clipping import refuse_batchnorm
+from node.randomness import seeded
 from node.task import flat, views
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
 EVALUATION_CHUNK = 256
 """Test images per forward pass; between two chunks others may breathe."""
-SEEDING = threading.Lock()
-"""Modules draw their parameters from torch's one generator, which all threads of a process share."""
 
 
 class Classification:
@@ -52,6 +51,9 @@ class Classification:
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters()))
+        modules = dict.fromkeys(name.split(".")[0] for name, _ in self.layout.fields)
+        self.stages = tuple(tuple(n for n, _ in self.layout.fields if n.split(".")[0] == it) for it in modules)
+        """Names of the layout, one group for each module at the top that has parameters: what is trained by itself."""
         self._local = threading.local()
 
     @property
@@ -59,8 +61,7 @@ class Classification:
         return len(self._train)
 
     def start(self, seed: int) -> Tensor:
-        with SEEDING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return flat(self.layout, dict(self._build().named_parameters()))
 
     def to(self, device: torch.device) -> None:
