@@ -39,9 +39,17 @@ class Judged:
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each token, float32 [n, length]; 0 where it is masked or the first."""
-    shifted = functional.pad(labels[:, 1:], (0, 1), value=MASKED)
-    return functional.cross_entropy(logits.float().transpose(1, 2), shifted, ignore_index=MASKED, reduction="none")
+    """Negative log-likelihood of each label [n, length] by the logits [n, length, size] that predict it, float32
+    [n, length]; 0 where it is masked."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
+    )
+    return flat.view(labels.shape)
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """What each position predicts: labels [n, length] one place earlier."""
+    return functional.pad(labels[:, 1:], (0, 1), value=MASKED)
 
 
 def sequences(forward: Forward, rows: Sequences, breathe: Callable[[], None]) -> Judged:
@@ -52,7 +60,7 @@ def sequences(forward: Forward, rows: Sequences, breathe: Callable[[], None]) ->
             breathe()
         ids, labels = (it[start : start + CHUNK].long() for it in (rows.ids, rows.labels))
         longest = int((labels != MASKED).nonzero()[:, 1].max()) + 1  # what is after the last label changes nothing
-        losses = token_losses(forward(ids[:, :longest]).logits, labels[:, :longest])
+        losses = token_losses(forward(ids[:, :longest]).logits, shifted(labels[:, :longest]))
         parts.append(torch.stack([losses.double().sum(1), (labels != MASKED).double().sum(1)]))
     nll, tokens = torch.cat(parts, 1).cpu().unsqueeze(2)
     return Judged(nll, tokens)
@@ -90,12 +98,10 @@ def _together(forward: Forward, questions: Questions, device: torch.device, last
     ids = torch.tensor([[label + [MASKED] * (longest - len(label)) for label in labels] for _, labels in questions])
     ids = ids.view(n * k, longest).to(device)
     given = forward(torch.tensor([given for given, _ in questions], device=device), use_cache=True, **last)
-    cache = given.past_key_values
-    cache.batch_repeat_interleave(k)
+    given.cache.batch_repeat_interleave(k)
     first = given.logits[:, -1:].repeat_interleave(k, 0)
-    rest = forward(ids[:, :-1].clamp(min=0), past_key_values=cache, use_cache=True).logits
-    logits = torch.cat([first, rest], 1).float().transpose(1, 2)
-    losses = functional.cross_entropy(logits, ids, ignore_index=MASKED, reduction="none").double().sum(1)
+    rest = forward(ids[:, :-1].clamp(min=0), cache=given.cache, use_cache=True).logits
+    losses = token_losses(torch.cat([first, rest], 1), ids).double().sum(1)
     return torch.stack([losses.view(n, k), (ids != MASKED).double().sum(1).view(n, k)])
 
 

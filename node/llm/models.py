@@ -6,10 +6,11 @@ Every model is read once per process, frozen, and shared by all its tasks: weigh
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -162,7 +163,7 @@ def converted(file: Path) -> Path:
 def _convert(file: Path, into: Path) -> None:
     library = transformers()
     try:
-        with offline():
+        with offline(), redirect_stderr(io.StringIO()):  # its progress bar asks nobody
             model = library.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
             tokenizer = library.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except ImportError as error:
