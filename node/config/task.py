@@ -22,7 +22,8 @@ class TextSection(Section):
     """The column that is learnt. Only its tokens and the end of the sequence are labels; the rest is masked. With
     task.labels it is what a model is tested on: the label of the lowest loss is its answer."""
     length: int = Field(default=128, ge=2)
-    """Tokens of a sequence. A longer one loses the beginning of what is given, then the end of the answer."""
+    """Tokens of a sequence. Of a longer one the answer keeps half or more, and loses its end; what is given loses its
+    beginning."""
     piece: int = Field(default=400, ge=16)
     """Plain text files: largest number of characters of a row."""
     test: Path | None = None

@@ -6,6 +6,7 @@ The layers are the members of the largest `nn.ModuleList` of like modules, by nu
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 from torch import nn
@@ -86,7 +87,8 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    found: nn.Module = library.get_peft_model(twin(model), how)
+    with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names of before
+        found: nn.Module = library.get_peft_model(twin(model), how)
     return found.eval().requires_grad_(False)
 
 

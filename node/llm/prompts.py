@@ -49,8 +49,10 @@ class Encoder:
         self.text, self.tokens, self.labels = text, tokens, tuple(labels)
         self.begin = () if text.template == "chat" else tokens.begin  # a chat template has its own
         self.reserved = max((len(self.answer(start, it)) for it in labels for start in ("", "word")), default=0)
-        if self.reserved >= text.length:
-            raise ConfigurationError(f"A label has {self.reserved} tokens, and task.text.length is {text.length}.")
+        if self.reserved > text.length // 2:
+            raise ConfigurationError(
+                f"A label has {self.reserved} tokens, more than half of task.text.length = {text.length}; raise that."
+            )
 
     def sequences(self, rows: Texts) -> Sequences:
         """All rows.
@@ -68,15 +70,14 @@ class Encoder:
         return Sequences(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(labels)))
 
     def pairs(self, rows: Texts) -> Iterator[tuple[list[int], list[int]]]:
-        """(what is given, answer with its end) of each row: at least one token is given, `length` are the longest."""
+        """(what is given, answer with its end) of each row: at least one token each, together at most `length`."""
         for given, text in zip(self.givens(rows), rows.columns[self.text.answer], strict=True):
-            answer = self.answer(given, str(text))[: self.text.length - 1]
-            yield self.cut(given, len(answer)), answer
+            yield self.cut(given, self.answer(given, str(text)))
 
     def questions(self, rows: Texts) -> Iterator[tuple[list[int], list[list[int]]]]:
         """(what is given, every label as its answer) of each row."""
         for given in self.givens(rows):
-            yield self.cut(given, self.reserved), [self.answer(given, label) for label in self.labels]
+            yield self.cut(given, [])[0], [self.answer(given, label) for label in self.labels]
 
     def givens(self, rows: Texts) -> list[str]:
         """What stands before each answer.
@@ -101,12 +102,14 @@ class Encoder:
         found = self.tokens.encode(between + answer) if answer else []
         return [*found, self.tokens.end] if found else []
 
-    def cut(self, given: str, answer: int) -> list[int]:
-        """Its tokens, the first ones left out where an answer of so many tokens, or the longest label, needs room."""
-        room = self.text.length - max(answer, self.reserved) - len(self.begin)
-        tokens = self.tokens.encode(given) if given else []
-        found = [*self.begin, *tokens[max(0, len(tokens) - room) :]]
-        return found or [self.tokens.end]  # something has to predict the first token
+    def cut(self, given: str, answer: list[int]) -> tuple[list[int], list[int]]:
+        """Both as tokens. Of an answer beyond half of the length what is given leaves as much as it can, its end is cut;
+        then what is given loses its beginning."""
+        tokens, length = self.tokens.encode(given) if given else [], self.text.length
+        begin = list(self.begin) or [self.tokens.end][: not tokens]  # something has to predict the first token
+        answer = answer[: max(length - len(begin) - len(tokens), length // 2)]
+        room = length - len(begin) - max(len(answer), self.reserved)
+        return [*begin, *tokens[max(0, len(tokens) - room) :]], answer
 
 
 def _filled(template: str, rows: Texts) -> list[str]:
