@@ -230,7 +230,7 @@ class Learner:
             privacy=self.privacy(rounds),
             mixing=mixing(self.run),
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
-            task_metrics={name: value for name, value in metrics.items() if name != "accuracy"},
+            task_metrics=summary.metrics(self.name, metrics),
             version=code_version(),
             config_digest=self.run.digest,
             complete=rounds == self.run.train.rounds,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 AGAINST = "against any coalition of other nodes"
 UNCOVERED = "the validation set is private and not covered"
+PERPLEXITY = "perplexity"
+"""The task metric that is shown of each node, as accuracy is."""
 LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
 
 
@@ -75,6 +77,12 @@ class Privacy(Part):
     """What must be said beside every ε of this run."""
 
 
+class EachNode(Part):
+    mean: Figure = None
+    """Mean over the honest nodes."""
+    per_node: dict[str, Figure] = {}
+
+
 class Range(Part):
     mean: Figure = None
     max: Figure = None
@@ -118,8 +126,8 @@ class Summary(Part):
     """From the first round to the last; of a cluster the slowest node's."""
     params_digest: dict[str, str] = {}
     """node -> SHA-256 of its final float32 parameters."""
-    task_metrics: dict[str, Figure] = {}
-    """Further public test metrics, e.g. loss; of a cluster their means."""
+    task_metrics: dict[str, Figure | EachNode] = {}
+    """Further public test metrics, e.g. loss; of a cluster their means, of perplexity each node's too."""
     algorithm_metrics: dict[str, Figure] = {}
     """Figures of the algorithm's own; of a cluster their means."""
     version: str
@@ -145,7 +153,7 @@ def schema() -> str:
 
 def digest(x: Tensor) -> str:
     """SHA-256 (hex) of the parameters as little-endian float32."""
-    values = x.detach().cpu().numpy().astype("<f4", copy=False)
+    values = x.detach().cpu().float().numpy().astype("<f4", copy=False)
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
@@ -189,7 +197,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             ),
             "wall_seconds": _max(summary.wall_seconds for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
-            "task_metrics": _means([summary.task_metrics for summary in honest]),
+            "task_metrics": _metrics(summaries),
             "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
             "insecure": any(summary.insecure for summary in summaries),
             "complete": complete,
@@ -201,6 +209,21 @@ def accuracy(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()
     """Mean and worst of the honest nodes' accuracies."""
     known = [value for name, value in per_node.items() if value is not None and name not in attackers]
     return Accuracy(mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items())))
+
+
+def metrics(node: str, found: Mapping[str, float]) -> dict[str, Figure | EachNode]:
+    """A node's test metrics beside its accuracy, as its summary has them."""
+    return {
+        name: EachNode(mean=value, per_node={node: value}) if name == PERPLEXITY else value
+        for name, value in found.items()
+        if name != "accuracy"
+    }
+
+
+def perplexity(summary: Summary) -> float | None:
+    """The nodes' mean; None: the task has none."""
+    found = summary.task_metrics.get(PERPLEXITY)
+    return found.mean if isinstance(found, EachNode) else found
 
 
 def seconds(rounds: Sequence[float]) -> Seconds:
@@ -259,6 +282,8 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     found = Table("", *(_title(column) for column in columns), title=_caption(summary), title_justify="left")
     for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
         found.add_row(name, *cells)
+    if any(perplexity(column) is not None for column in columns):
+        found.add_row("test perplexity, mean", *(_show(perplexity(column), "{:.2f}") for column in columns))
     return found
 
 
@@ -316,6 +341,17 @@ def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
     warning = next((part.warning for part in parts if part.warning), None)
     insecure = any(part.insecure_seed for part in parts)
     return parts[0].model_copy(update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure})
+
+
+def _metrics(summaries: Sequence[Summary]) -> dict[str, Figure | EachNode]:
+    """The honest nodes' means, and everybody's perplexity."""
+    honest = [summary for summary in summaries if not summary.attackers]
+    plain = [{k: it for k, it in summary.task_metrics.items() if not isinstance(it, EachNode)} for summary in honest]
+    each = [it for summary in summaries if isinstance(it := summary.task_metrics.get(PERPLEXITY), EachNode)]
+    if not each:
+        return {**_means(plain)}
+    found = EachNode(mean=_mean(map(perplexity, honest)), per_node=_union(it.per_node for it in each))
+    return {**_means(plain), PERPLEXITY: found}
 
 
 def _union(parts: Any) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import TypeAlias
 from node.config import DataSection, TaskSection
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
+from node.data.cookies import fortunes
 from node.data.examples import Examples
 from node.data.folders import images
-from node.data.fortunes import fortunes
 from node.data.idx import fashion_mnist, mnist
 from node.data.tables import table
 from node.data.texts import Texts

@@ -103,7 +103,7 @@ class Encoder:
         return [*found, self.tokens.end] if found else []
 
     def cut(self, given: str, answer: list[int]) -> tuple[list[int], list[int]]:
-        """Both as tokens. Of an answer beyond half of the length what is given leaves as much as it can, its end is cut;
+        """Both as tokens, together at most `length`: the answer loses its end, but keeps half of the length anyway;
         then what is given loses its beginning."""
         tokens, length = self.tokens.encode(given) if given else [], self.text.length
         begin = list(self.begin) or [self.tokens.end][: not tokens]  # something has to predict the first token

@@ -17,6 +17,7 @@ from node.config import ExperimentConfig
 from node.experiment import simulate
 from node.llm import models
 from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.summary import EachNode
 from node.task import flat, views
 from node.tasks import make
 from node.tasks.causal_lm import CausalLM
@@ -94,12 +95,18 @@ def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> Non
     small = {"vocab_size": 16, "max_position_embeddings": 64}
     gpt2 = GPT2Config(vocab_size=16, n_positions=64, n_embd=16, n_layer=3, n_head=2)
     neox = GPTNeoXConfig(
-        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, tie_word_embeddings=False, **small
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+        tie_word_embeddings=False,
+        **small,
     )
     for config in (None, gpt2, neox):
         run = language_run(model=str(model_folder(config)))
-        frozen, every = (make(run.model_copy(update={"task": run.task.model_copy(update={"text": run.task.text.model_copy(
-            update={"embeddings": it})})}), ROWS) for it in (False, True))  # type: ignore[union-attr]  # fmt: skip
+        frozen, every = (
+            make(language_run(model=run.task.model, text={"embeddings": it}), ROWS) for it in (False, True)
+        )
         whole = AutoModelForCausalLM.from_pretrained(run.task.model)
         for it in (frozen, every):
             assert [name for stage in it.stages for name in stage] == [name for name, _ in it.layout.fields]
@@ -172,7 +179,11 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     train = config.train.model_copy(update={"rounds": 8, "evaluate_every": 4})
     privacy = config.privacy.model_copy(update={"batch": 4})
     found = simulate(config.model_copy(update={"train": train, "privacy": privacy}), tmp_path)
-    assert found.task_metrics["perplexity"] < 120, "259 are the tokens"
+    perplexity = found.task_metrics["perplexity"]
+    assert isinstance(perplexity, EachNode)
+    assert perplexity.mean == pytest.approx(np.mean(list(perplexity.per_node.values())))  # type: ignore[arg-type]
+    assert len(perplexity.per_node) == 5
+    assert perplexity.mean < 120, "259 are the tokens"
     lines = [json.loads(it) for it in (tmp_path / "nodes" / "n0" / "journal.jsonl").read_text().splitlines()]
     tests = [line for line in lines if line["event"] == "test"]
     assert tests[0]["metrics"]["perplexity"] > tests[1]["metrics"]["perplexity"]

@@ -67,7 +67,7 @@ def test_the_file_is_converted_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_chat_puts_the_question_into_the_models_own_template(tmp_path: Path) -> None:
-    it = make(capitals(tmp_path, template="chat", prompt=("land",), length=64), np.array([1]))
+    it = make(capitals(tmp_path, template="chat", prompt=("land",), length=64), np.array([0]))
     tokens = models.load("smollm2", torch.float32, "sdpa", 0).tokens
     ids, labels = it.batch(torch.tensor([0]))
     text = tokens.tokenizer.decode(ids[0][: int((labels[0] != -100).nonzero().max()) + 1])  # type: ignore[attr-defined]
@@ -83,7 +83,12 @@ def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
     text = {"template": "chat", "prompt": ("question", "context"), "answer": "answer", "length": 128,
             "test": str(NWGI / "test.parquet"), "test_size": 14, "dtype": "bfloat16"}  # fmt: skip
     run = language_run(
-        model="smollm2", data="file", path=str(NWGI / "train.parquet"), labels=[*labels, "neutral"], classes=7, text=text
+        model="smollm2",
+        data="file",
+        path=str(NWGI / "train.parquet"),
+        labels=[*labels, "neutral"],
+        classes=7,
+        text=text,
     )
     it = make(run, np.arange(5))
     assert it._truth.bincount().tolist() == [2] * 7, "balanced"
