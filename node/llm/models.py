@@ -10,7 +10,7 @@ import io
 import shutil
 import sys
 import tempfile
-from contextlib import nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -66,23 +66,35 @@ def load(name: str, dtype: torch.dtype, attention: str, seed: int) -> Language:
     """
     if name == "bytes":
         return Language(scratch(dtype, attention, seed), Bytes(), int(str(BYTES["max_position_embeddings"])))
-    library, place = transformers(), source(name)
-    try:
-        with offline() if isinstance(place, Path) else nullcontext():
-            how = {"dtype": dtype, "attn_implementation": attention}
-            model = library.AutoModelForCausalLM.from_pretrained(place, **how)
-            tokenizer = library.AutoTokenizer.from_pretrained(place)
-    except ImportError as error:
-        raise missing(error) from None
-    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        where = f"in the folder {place}" if isinstance(place, Path) else f"as {name!r} on the hub, or it can't be asked"
-        raise DataError(f"There is no language model with its tokenizer {where}: {text}.") from None
+    model, tokenizer = _pretrained(source(name), dtype, attention)
     tokens = Pretrained(tokenizer, name)
     if tokens.size > (rows := model.get_input_embeddings().num_embeddings):
         raise ConfigurationError(f"The tokenizer of {name} has {tokens.size} tokens, its model only {rows}.")
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return Language(_frozen(model), tokens, longest, getattr(model.config, "_commit_hash", None) or "")
+
+
+def _pretrained(place: Path | str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, or of the hub; what was downloaded before is taken as it is."""
+    library = transformers()
+    how = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}  # never a pickle
+    last: Exception | None = None
+    ways: list[AbstractContextManager[None]] = [offline()] if isinstance(place, Path) else [offline(), nullcontext()]
+    for reach in ways:
+        try:
+            with reach:
+                model = library.AutoModelForCausalLM.from_pretrained(place, **how)
+                return model, library.AutoTokenizer.from_pretrained(place)
+        except ImportError as error:
+            raise missing(error) from None
+        except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
+            last = error
+    where = f"in the folder {place}" if isinstance(place, Path) else f"as {place!r} on the hub, or it can't be asked"
+    raise DataError(f"There is no language model with its tokenizer {where}: {_first_line(last)}.")
+
+
+def _first_line(error: Exception | None) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def scratch(dtype: torch.dtype, attention: str, seed: int) -> nn.Module:
@@ -169,8 +181,7 @@ def _convert(file: Path, into: Path) -> None:
     except ImportError as error:
         raise missing(error) from None
     except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{file} can't be read as a GGUF model: {text}.") from None
+        raise DataError(f"{file} can't be read as a GGUF model: {_first_line(error)}.") from None
     config = model.config
     if hasattr(config, "quantization_config"):  # it is dequantised, but can't be saved while it says otherwise
         del config.quantization_config

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -34,7 +35,7 @@ from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
 from node.llm.layers import adapted, trained, twin
-from node.llm.prompts import MASKED, Encoder
+from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
 from node.task import views
 from peer.errors import ConfigurationError, DataError
@@ -43,39 +44,38 @@ from peer.message import Layout
 TYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A public test set; with labels also what is asked, and which label is right, int64 [n]."""
+
+    rows: Sequences
+    questions: likelihood.Questions
+    truth: Tensor
+
+
 class CausalLM:
     """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
 
     def __init__(
         self,
         language: models.Language,
-        task: TaskSection,
-        train: Texts,
-        test: Texts | None,
+        text: TextSection,
+        train: Sequences,
+        test: Tested | None,
         again: Callable[[int], nn.Module],
     ) -> None:
         """`again` makes the model of another seed, or the same one where it comes with weights.
 
         Raises:
-            ConfigurationError: the model has no layers that are recognised, or is for shorter sequences.
-            DataError: rows without anything to learn, or a template that names no column of theirs.
+            ConfigurationError: the model has no layers that are recognised.
         """
-        self.text = task.text or TextSection()
-        if language.longest is not None and self.text.length > language.longest:
-            raise ConfigurationError(
-                f"task.text.length = {self.text.length}, but {task.model} takes {language.longest} tokens at most."
-            )
+        self.text, self._train, self._test = text, train, test
         self.device, self.at_once, self._again = devices.CPU, self.text.micro_batch, again
         self.dtype = TYPES[self.text.dtype]
         self._model = _adapted(language.model, self.text) if self.text.lora_rank else language.model
         found = trained(self._model, self.text)
         self.layout: Layout = found.layout
         self.stages: tuple[tuple[str, ...], ...] = found.stages
-        encoder = Encoder(self.text, language.tokens, task.labels)
-        self._train = encoder.sequences(train)
-        self._test = encoder.sequences(test) if test is not None else None
-        self._questions = list(encoder.questions(test)) if test is not None and task.labels else []
-        self._truth = test.y if test is not None else torch.empty(0)
         self._chooses = "logits_to_keep" in signature(language.model.forward).parameters
         self._local = threading.local()
 
@@ -94,7 +94,6 @@ class CausalLM:
 
     def to(self, device: torch.device) -> None:
         self.device, self._train = device, self._train.to(device)
-        self._test = self._test.to(device) if self._test else None
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Token ids and labels, int64 [n, length] each; −100 where nothing is learnt."""
@@ -125,12 +124,12 @@ class CausalLM:
             with torch.inference_mode():
                 return self._forward(parameters, ids, **more)
 
-        if not self._questions:
-            judged = likelihood.sequences(forward, self._test, breathe)
+        if not self._test.questions:
+            judged = likelihood.sequences(forward, self._test.rows.to(self.device), breathe)
             return _figures(judged.nll[:, 0], judged.tokens[:, 0])
         last = {"logits_to_keep": 1} if self._chooses else {}
-        judged = likelihood.answers(forward, self._questions, self.device, breathe, **last)
-        right, truth = torch.arange(len(self._truth)), self._truth
+        judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+        right, truth = torch.arange(len(self._test.truth)), self._test.truth
         found = judged.loss.argmin(1)
         return {
             "accuracy": float((found == truth).double().mean()),
@@ -182,7 +181,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     attention = "sdpa" if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
     dtype = TYPES[text.dtype]
     language = models.load(task.model, dtype, attention, run.train.seed)
-    train, test = _own(task, data) if task.data == "own" else _public(task, data)
+    encoder = _encoder(language, task)
     if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):
         raise DataError(
             f"This copy of {task.model} or of the public texts is not the one the run was made with; install the same."
@@ -191,8 +190,35 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     def again(seed: int) -> nn.Module:
         return models.scratch(dtype, attention, seed) if task.model == "bytes" else language.model
 
-    test = test.balanced(text.test_size) if test is not None else None
-    return CausalLM(language, task, train, test, again)
+    if task.data == "own":
+        train, own_test = _own(task, data)
+        test = _tested(encoder, own_test) if own_test else None
+    else:
+        train, test = _public(task, data), _public_test(language, task.model_dump_json())
+    return CausalLM(language, text, encoder.sequences(train), test, again)
+
+
+def _encoder(language: models.Language, task: TaskSection) -> Encoder:
+    """Raises ConfigurationError: the model is for shorter sequences, or no such template."""
+    text = task.text or TextSection()
+    if language.longest is not None and text.length > language.longest:
+        raise ConfigurationError(
+            f"task.text.length = {text.length}, but {task.model} takes {language.longest} tokens at most."
+        )
+    return Encoder(text, language.tokens, task.labels)
+
+
+def _tested(encoder: Encoder, rows: Texts) -> Tested:
+    rows = rows.balanced(encoder.text.test_size)
+    questions = list(encoder.questions(rows)) if encoder.labels else []
+    return Tested(encoder.sequences(rows), questions, rows.y)
+
+
+@lru_cache(maxsize=2)
+def _public_test(language: models.Language, section: str) -> Tested:
+    """Read and encoded once for all nodes of a process."""
+    task = TaskSection.model_validate_json(section)
+    return _tested(_encoder(language, task), _texts(task)[1])
 
 
 def seal(run: RunConfig) -> RunConfig:
@@ -229,13 +255,13 @@ def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Text
     return datasets.read_texts(data.path, task), test
 
 
-def _public(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Texts, Texts]:
-    train, test = _texts(task)
+def _public(task: TaskSection, data: DataSection | NDArray[np.int64]) -> Texts:
+    train, _ = _texts(task)
     if not isinstance(data, DataSection):
-        return train.take(data), test
+        return train.take(data)
     if data.path is not None:
         raise ConfigurationError(f"data.path is set, but the run learns {task.data}; set task.data to own.")
-    return (train.take(datasets.rows(data.rows, len(train))) if data.rows else train), test
+    return train.take(datasets.rows(data.rows, len(train))) if data.rows else train
 
 
 def _texts(task: TaskSection) -> tuple[Texts, Texts]:

@@ -1,4 +1,4 @@
-"""Small models in folders, and runs of them."""
+"""Small models in folders."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ from typing import Any
 
 import pytest
 
-from node.config import RunConfig
-
 pytest.importorskip("transformers", reason="the extra llm is not installed")
-
-
-def language_run(
-    *, privacy: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **task: Any
-) -> RunConfig:
-    given = {"name": "causal-lm", "model": "bytes", "data": "fortunes", **task, "text": {"length": 32, **(text or {})}}
-    return RunConfig(privacy=privacy or {"mode": "none"}, task=given)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

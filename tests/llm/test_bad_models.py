@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import language_run
+from language_runs import language_run
 from torch import nn
 
 from node.config import DataSection, TaskSection

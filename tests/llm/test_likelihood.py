@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import language_run
+from language_runs import language_run
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -42,7 +42,10 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
     tokens = models.load(str(folder), torch.float32, "eager", 0).tokens
     truth, guessed, losses, nll, count = [], [], [], 0.0, 0
     for given, labels, right in zip(
-        [given for given, _ in it._questions], [labels for _, labels in it._questions], it._truth.tolist(), strict=True
+        [given for given, _ in it._test.questions],
+        [labels for _, labels in it._test.questions],
+        it._test.truth.tolist(),
+        strict=True,
     ):
         assert [label[:-1] for label in labels] == [tokens.encode(label) for label in LABELS]
         each = []
@@ -53,7 +56,7 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
         guessed.append(int(np.argmin(each)))
         losses.append(each[right])
         nll, count = nll + each[right] * len(labels[right]), count + len(labels[right])
-    assert len(set(map(len, [given for given, _ in it._questions]))) > 2, "prompts of several lengths"
+    assert len(set(map(len, [given for given, _ in it._test.questions]))) > 2, "prompts of several lengths"
     assert found["accuracy"] == pytest.approx(np.mean(np.array(truth) == np.array(guessed)))
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
@@ -76,7 +79,7 @@ def test_perplexity_is_over_all_label_tokens_and_breathes_between_chunks() -> No
     found = it.evaluate(it.start(0), lambda: breaths.append(1))
     model = models.scratch(torch.float32, "eager", 0)
     nll, count, losses = 0.0, 0, []
-    for ids, labels in zip(it._test.ids.long(), it._test.labels.long(), strict=True):
+    for ids, labels in zip(it._test.rows.ids.long(), it._test.rows.labels.long(), strict=True):
         loss, n = model(input_ids=ids[None], labels=labels[None]).loss.item(), int((labels != -100).sum())
         nll, count = nll + loss * n, count + n
         losses.append(loss)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import language_run
+from language_runs import language_run
 
 from node.config import RunConfig
 from node.llm import models
@@ -91,7 +91,7 @@ def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
         text=text,
     )
     it = make(run, np.arange(5))
-    assert it._truth.bincount().tolist() == [2] * 7, "balanced"
+    assert it._test.truth.bincount().tolist() == [2] * 7, "balanced"
     found = it.evaluate(it.start(0))
     assert 0 <= found["accuracy"] <= 1
     assert found["perplexity"] < 1000
