@@ -97,13 +97,13 @@ def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
     Raises:
         ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
     """
-    from node import validation
+    from node import tasks, validation
     from node.learner import Plan
 
     options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     written = AlgorithmSection(name=config.algorithm.name, **options)
-    return validation.sealed(RunConfig(**{**fields, "algorithm": written}))
+    return tasks.sealed(validation.sealed(RunConfig(**{**fields, "algorithm": written})))
 
 
 def check_local(config: ExperimentConfig) -> None:
@@ -181,7 +181,9 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     train, _ = data.public(config.task)
     for home, rows in zip(homes.values(), parts, strict=True):
         partition.save(home / "rows.npy", rows)
-    histogram: list[list[int]] = partition.histogram(train.y.numpy(), parts, config.task.classes).tolist()
+    kinds = partition.kinds(config.experiment, train)
+    classes = int(kinds.max()) + 1 if config.experiment.column or config.task.text else config.task.classes
+    histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
     document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
     (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n")
     return histogram

@@ -77,7 +77,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         for name, learner in learners.items():
             figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}
             journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
-        progress(t + 1, rounds, {name: found.get("accuracy", float("nan")) for name, found in metrics.items()})
+        progress(t + 1, rounds, {name: found["accuracy"] for name, found in metrics.items() if "accuracy" in found})
 
     conversations = {name: it.algorithm for name, it in learners.items()}
     play(conversations, _hoods(learners), rounds, mix=config.mix, after_phase=after_phase, after_round=after_round)

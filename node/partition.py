@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from node import data
 from node.config import ExperimentSection
-from node.data import Examples
 from peer.errors import ConfigurationError
 
 Rows = NDArray[np.int64]
 
 
-def divide(experiment: ExperimentSection, examples: Examples, held_out: Rows | None = None) -> list[Rows]:
+def divide(experiment: ExperimentSection, examples: data.Rows, held_out: Rows | None = None) -> list[Rows]:
     """The parts of all nodes as `[experiment]` asks, of the rows that are not held out.
 
     Raises:
@@ -28,7 +28,7 @@ def divide(experiment: ExperimentSection, examples: Examples, held_out: Rows | N
     if held_out is not None and len(held_out):
         kept = np.setdiff1d(np.arange(len(examples)), held_out)
         return [kept[part] for part in divide(experiment, examples.take(kept))]
-    labels, nodes, seed = examples.y.numpy(), experiment.nodes, experiment.seed
+    labels, nodes, seed = kinds(experiment, examples), experiment.nodes, experiment.seed
     match experiment.partition:
         case "iid":
             return iid(len(labels), nodes, seed)
@@ -39,12 +39,21 @@ def divide(experiment: ExperimentSection, examples: Examples, held_out: Rows | N
         case "shards":
             return shards(labels, nodes, experiment.shards, seed)
         case "column":
-            if experiment.column not in examples.columns:
-                known = ", ".join(sorted(examples.columns)) or "none"
-                raise ConfigurationError(
-                    f"experiment.column = {experiment.column!r} is no column of the data; it has {known}."
-                )
-            return by_column(examples.columns[experiment.column], nodes, seed)
+            return by_column(labels, nodes, seed)
+
+
+def kinds(experiment: ExperimentSection, examples: data.Rows) -> Rows:
+    """By what the rows are divided, int64 [n]: the values of `experiment.column`, numbered in order, or the labels.
+
+    Raises:
+        ConfigurationError: no such column.
+    """
+    if not experiment.column and experiment.partition != "column":
+        return examples.y.numpy()
+    if experiment.column not in examples.columns:
+        known = ", ".join(sorted(examples.columns)) or "none"
+        raise ConfigurationError(f"experiment.column = {experiment.column!r} is no column of the data; it has {known}.")
+    return np.unique(examples.columns[experiment.column], return_inverse=True)[1].astype(np.int64)
 
 
 def iid(n: int, nodes: int, seed: int) -> list[Rows]:

@@ -12,6 +12,9 @@ import hashlib
 import hmac
 import math
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import numpy as np
@@ -134,3 +137,15 @@ def _label(*parts: object) -> bytes:
 
 def _digest(*parts: object) -> bytes:
     return hashlib.sha256(_label(*parts)).digest()
+
+
+_MODULES = threading.Lock()
+"""Modules draw their parameters from torch's one generator, which all threads of a process share."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Modules made inside draw their parameters from this seed; torch's own generator is as before afterwards."""
+    with _MODULES, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 AGAINST = "against any coalition of other nodes"
 UNCOVERED = "the validation set is private and not covered"
+PERPLEXITY = "perplexity"
+"""The task metric that has a line of its own in the final table."""
 LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
 
 
@@ -206,6 +208,11 @@ def accuracy(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()
     return Accuracy(mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items())))
 
 
+def perplexity(summary: Summary) -> float | None:
+    """The nodes' mean; None: the task has none."""
+    return found.mean if (found := summary.task_metrics.get(PERPLEXITY)) else None
+
+
 def seconds(rounds: Sequence[float]) -> Seconds:
     """Median and 95th percentile of the rounds' seconds."""
     ordered = sorted(rounds)
@@ -262,6 +269,8 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     found = Table("", *(_title(column) for column in columns), title=_caption(summary), title_justify="left")
     for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
         found.add_row(name, *cells)
+    if any(perplexity(column) is not None for column in columns):
+        found.add_row("test perplexity, mean", *(_show(perplexity(column), "{:.2f}") for column in columns))
     return found
 
 

@@ -82,7 +82,7 @@ def sealed(run: RunConfig) -> RunConfig:
         return run
     train, _ = datasets.public(run.task)
     run = _with(run, size=section.size or max(1, min(DEFAULT, len(train) // DEFAULT_SHARE)))
-    return _with(run, digest=examples_digest(train.take(held_out(run, train.y.numpy()))))
+    return _with(run, digest=train.take(held_out(run, train.y.numpy())).digest())
 
 
 def _with(run: RunConfig, **changes: Any) -> RunConfig:
@@ -112,7 +112,7 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
         if len(np.intersect1d(rows, _rows(data, len(train)))):
             raise DataError("data.rows overlaps the validation set that validation.size holds out; divide anew.")
         found = train.take(rows)
-        if section.digest and examples_digest(found) != section.digest:
+        if section.digest and found.digest() != section.digest:
             raise DataError(f"This copy of {run.task.data} is not the one the run was made with; install the same.")
     else:
         return None
@@ -134,13 +134,6 @@ def _shared(a: Examples, b: Examples) -> int:
         return 0
     seen = {row.numpy().tobytes() for row in b.floats().x}
     return sum(row.numpy().tobytes() in seen for row in a.floats().x)
-
-
-def examples_digest(examples: Examples) -> str:
-    """SHA-256 (hex) of images and labels."""
-    found = hashlib.sha256(examples.x.contiguous().numpy().tobytes())
-    found.update(examples.y.numpy().tobytes())
-    return found.hexdigest()
 
 
 def file_digest(path: Path) -> str:

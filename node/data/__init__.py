@@ -10,14 +10,19 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 from node.config import DataSection, TaskSection
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
+from node.data.cookies import fortunes
 from node.data.examples import Examples
 from node.data.folders import images
 from node.data.idx import fashion_mnist, mnist
 from node.data.tables import table
+from node.data.texts import Texts
+from node.data.texts import public as public_texts
+from node.data.texts import read as read_texts
 from node.data.vision import torchvision
 from peer.errors import ConfigurationError, DataError
 
@@ -28,9 +33,13 @@ BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
     "cifar-10": cifar_10,
 }
 """name -> (train, test). A new public data set: one function, one line here."""
+TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": fortunes}
+"""The same, of text."""
+Rows: TypeAlias = Examples | Texts
+"""What can be divided among nodes: rows that have labels y, and columns."""
 
 
-def public(task: TaskSection) -> tuple[Examples, Examples]:
+def public(task: TaskSection) -> tuple[Rows, Rows]:
     """The training and the public test set of a data set that `up` and `simulate` may divide. With `task.held_out` both
     are parts of the training set.
 
@@ -42,13 +51,17 @@ def public(task: TaskSection) -> tuple[Examples, Examples]:
 
 
 @lru_cache(maxsize=2)
-def _public(section: str) -> tuple[Examples, Examples]:
+def _public(section: str) -> tuple[Rows, Rows]:
     task = TaskSection.model_validate_json(section)
     train, test = _whole(task)
     return train.split() if task.held_out else (train, test)
 
 
-def _whole(task: TaskSection) -> tuple[Examples, Examples]:
+def _whole(task: TaskSection) -> tuple[Rows, Rows]:
+    if task.data in TEXTS:
+        return TEXTS[task.data]()
+    if task.data == "file" and task.text is not None:
+        return public_texts(task)
     if task.data == "file":
         if task.path is None:
             raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')
@@ -56,7 +69,7 @@ def _whole(task: TaskSection) -> tuple[Examples, Examples]:
     if task.data.startswith("torchvision:"):
         return torchvision(task.data.removeprefix("torchvision:"))
     if task.data not in BUNDLED:
-        known = ", ".join([*sorted(BUNDLED), "torchvision:NAME", "file"])
+        known = ", ".join([*sorted({*BUNDLED, *TEXTS}), "torchvision:NAME", "file"])
         raise ConfigurationError(
             f"Unknown data set {task.data!r}; choose {known}, or own with data.path in the node's file."
         )
@@ -99,4 +112,4 @@ def digest(node: DataSection, task: TaskSection) -> str:
     return found.hexdigest()
 
 
-__all__ = ["BUNDLED", "Examples", "digest", "digits", "own", "public", "rows"]
+__all__ = ["BUNDLED", "TEXTS", "Examples", "Rows", "Texts", "digest", "digits", "own", "public", "read_texts", "rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -74,10 +75,21 @@ class Examples:
 
     def split(self) -> tuple[Examples, Examples]:
         """(train, test): TEST_SHARE of every class in test."""
-        generator, labels = np.random.default_rng(SPLIT_SEED), self.y.numpy()
-        test: list[NDArray[np.int64]] = []
-        for label in np.unique(labels):
-            rows = generator.permutation(np.flatnonzero(labels == label))
-            test.append(rows[: round(TEST_SHARE * len(rows))])
-        held = np.sort(np.concatenate(test))
-        return self.take(np.setdiff1d(np.arange(len(labels)), held)), self.take(held)
+        held = for_testing(self.y.numpy())
+        return self.take(np.setdiff1d(np.arange(len(self)), held)), self.take(held)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of images and labels."""
+        found = hashlib.sha256(self.x.contiguous().numpy().tobytes())
+        found.update(self.y.numpy().tobytes())
+        return found.hexdigest()
+
+
+def for_testing(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows, sorted, that a set that comes whole gives to its test set."""
+    generator = np.random.default_rng(SPLIT_SEED)
+    test: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        test.append(rows[: round(TEST_SHARE * len(rows))])
+    return np.sort(np.concatenate(test))

@@ -29,7 +29,7 @@ def table(path: Path, task: TaskSection) -> Examples:
         raise ConfigurationError(
             "A table needs [task.features] in the run file: column = [centre, scale], public constants of each."
         )
-    found = _columns(path)
+    found = read_columns(path)
     if missing := [name for name in (*task.features, task.label) if name not in found]:
         raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; see task.features and task.label.")
     if not (n := len(found[task.label])):
@@ -58,7 +58,13 @@ def labels(path: Path, found: NDArray[Any], task: TaskSection) -> NDArray[np.int
     return found.astype(np.int64)
 
 
-def _columns(path: Path) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path) -> dict[str, NDArray[Any]]:
+    """All columns of a table, each [n].
+
+    Raises:
+        ConfigurationError: pyarrow is missing.
+        DataError: the file is missing or damaged.
+    """
     try:
         import pyarrow
         from pyarrow import csv, parquet

@@ -42,10 +42,14 @@ def reached(*start: str) -> set[str]:
     left = [module for module in start if module]
     while left:
         module = left.pop()
-        if module not in found and module not in SHOWN and _file(module):
+        if module not in found and not _shown(module) and _file(module):
             found.add(module)
             left += _imports(module)
     return found
+
+
+def _shown(module: str) -> bool:
+    return module in SHOWN or module.startswith("node.config.")
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import getmodule
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from node.task import Task
 from peer.errors import ConfigurationError
 
 TASKS: Mapping[str, str] = {
+    "causal-lm": "node.tasks.causal_lm:make",
     "classification": "node.tasks.classification:make",
 }
 """name -> module:function, called with the run and the node's data. A new task: one file, one line here."""
@@ -56,4 +58,14 @@ def _maker(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], 
     return found
 
 
-__all__ = ["TASKS", "make"]
+def sealed(run: RunConfig) -> RunConfig:
+    """The run with what its task needs to be the same at all nodes written out, where its module says so (`seal`).
+
+    Raises:
+        ConfigurationError, DataError: as `make`.
+    """
+    seal: Callable[[RunConfig], RunConfig] | None = getattr(getmodule(_maker(run.task.name)), "seal", None)
+    return seal(run) if seal else run
+
+
+__all__ = ["TASKS", "make", "sealed"]

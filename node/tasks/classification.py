@@ -23,14 +23,13 @@ from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.maths import ghost
 from node.maths.clipping import refuse_batchnorm
+from node.randomness import seeded
 from node.task import flat, views
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
 EVALUATION_CHUNK = 256
 """Test images per forward pass; between two chunks others may breathe."""
-SEEDING = threading.Lock()
-"""Modules draw their parameters from torch's one generator, which all threads of a process share."""
 
 
 class Classification:
@@ -54,6 +53,9 @@ class Classification:
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters()))
+        modules = dict.fromkeys(name.split(".")[0] for name, _ in self.layout.fields)
+        self.stages = tuple(tuple(n for n, _ in self.layout.fields if n.split(".")[0] == it) for it in modules)
+        """Names of the layout, one group for each module at the top that has parameters: what is trained by itself."""
         self._local = threading.local()
 
     @property
@@ -67,8 +69,7 @@ class Classification:
         return len(self._train)
 
     def start(self, seed: int) -> Tensor:
-        with SEEDING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return flat(self.layout, dict(self._build().named_parameters()))
 
     def to(self, device: torch.device) -> None:
@@ -196,7 +197,14 @@ Sets = tuple[Examples, Examples | None, Examples | None]
 def _public_test(section: str) -> Examples:
     """The public test set, prepared once for all nodes of a process: nobody changes it."""
     task = TaskSection.model_validate_json(section)
-    return _prepared(datasets.public(task)[1], task)
+    return _prepared(_images(task)[1], task)
+
+
+def _images(task: TaskSection) -> tuple[Examples, Examples]:
+    train, test = datasets.public(task)
+    if not isinstance(train, Examples) or not isinstance(test, Examples):
+        raise ConfigurationError(f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.')
+    return train, test
 
 
 def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
@@ -214,7 +222,7 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
 
 def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     task = run.task
-    train, test = datasets.public(task)[0], _public_test(task.model_dump_json())
+    train, test = _images(task)[0], _public_test(task.model_dump_json())
     if max(int(train.y.max()), int(test.y.max())) >= task.classes:
         raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
     if not isinstance(data, DataSection):

@@ -89,6 +89,12 @@ def test_images_are_standardised_by_public_constants():
             run(**wrong)
 
 
+def test_stages_are_the_modules_that_have_parameters():
+    mlp = tasks.make(run(model="mlp", hidden=5), ROWS)
+    assert [len(stage) for stage in mlp.stages] == [2, 2]
+    assert [name for stage in mlp.stages for name in stage] == [name for name, _ in mlp.layout.fields]
+
+
 def test_layout_does_not_depend_on_the_rows(task):
     other = tasks.make(run(model="softmax"), np.array([5]))
     assert other.layout.digest == tasks.make(run(model="softmax"), ROWS).layout.digest
@@ -210,7 +216,7 @@ def test_own_data(tmp_path):
 @pytest.mark.parametrize(
     ("task", "section", "error", "sentence"),
     [
-        ({"name": "poetry"}, {}, ConfigurationError, "Unknown task 'poetry'; choose one of classification"),
+        ({"name": "poetry"}, {}, ConfigurationError, "Unknown task 'poetry'; choose one of causal-lm, classification"),
         (
             {"model": "gpt"},
             {},

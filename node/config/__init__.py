@@ -1,0 +1,90 @@
+"""Configuration: what is the same everywhere (`RunConfig`, run.toml), what is one node's own (`NodeConfig`, node.toml),
+and what only `up` and `simulate` read (`[experiment]`).
+
+Frozen pydantic models; an unknown key is an error. `load` reads TOML files, applies environment and `--set`, and turns
+every mistake into one sentence. run_id is the digest of the run file's content.
+"""
+
+from __future__ import annotations
+
+from node.config.experiment import Attackers, ExperimentConfig, ExperimentSection
+from node.config.loading import (
+    ENVIRONMENT_PREFIX,
+    kind_of,
+    layers,
+    leaves,
+    load,
+    merge,
+    nested,
+    origins,
+    sentence,
+    without_removed,
+    write,
+)
+from node.config.node import (
+    AttackSection,
+    BudgetSection,
+    ComputeSection,
+    DataSection,
+    IdentitySection,
+    ListenSection,
+    MetricsSection,
+    NodeConfig,
+    PeersSection,
+)
+from node.config.run import (
+    AlgorithmSection,
+    MixSection,
+    PrivacySection,
+    RunConfig,
+    RunSection,
+    StartSection,
+    SyncSection,
+    TopologySection,
+    TrainSection,
+    ValidationSection,
+)
+from node.config.section import Device, DiscoveryName, RunName, Section
+from node.config.task import TaskSection, TextSection
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "AlgorithmSection",
+    "AttackSection",
+    "Attackers",
+    "BudgetSection",
+    "ComputeSection",
+    "DataSection",
+    "Device",
+    "DiscoveryName",
+    "ExperimentConfig",
+    "ExperimentSection",
+    "IdentitySection",
+    "ListenSection",
+    "MetricsSection",
+    "MixSection",
+    "NodeConfig",
+    "PeersSection",
+    "PrivacySection",
+    "RunConfig",
+    "RunName",
+    "RunSection",
+    "Section",
+    "StartSection",
+    "SyncSection",
+    "TaskSection",
+    "TextSection",
+    "TopologySection",
+    "TrainSection",
+    "ValidationSection",
+    "kind_of",
+    "layers",
+    "leaves",
+    "load",
+    "merge",
+    "nested",
+    "origins",
+    "sentence",
+    "without_removed",
+    "write",
+]

@@ -1,0 +1,149 @@
+"""Files, environment and `--set` into a configuration; every mistake is one sentence."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import ValidationError
+
+from node import edges
+from node.config.experiment import ExperimentConfig
+from node.config.node import NodeConfig
+from node.config.section import Section
+from peer.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "PEERPOISE_"
+
+
+C = TypeVar("C", bound=Section)
+
+
+def load(
+    model: type[C], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> C:
+    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an empty value removes
+    the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
+
+    Raises:
+        ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
+    """
+    merged: dict[str, Any] = {}
+    for _, values in layers(model, files, settings, environ):
+        merge(merged, values)
+    edges.inline(merged, files[-1].parent if files else Path())
+    try:
+        return model(**without_removed(merged))
+    except ValidationError as error:
+        raise ConfigurationError(sentence(error, files)) from None
+
+
+def kind_of(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
+    """What a file is to be read as: one that names an identity is a node's, anything else is a run or an experiment.
+
+    Raises:
+        ConfigurationError: as `load`.
+    """
+    return NodeConfig if {"name", "identity"} & set(_read(file)) else ExperimentConfig
+
+
+def layers(
+    model: type[Section], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """(where from, nested values) of everything that is set, lowest precedence first. A removed key's value is None."""
+    found = [(str(file), _read(file)) for file in files]
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
+            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            if path[0] in model.model_fields or path[0] not in _all_sections():
+                found.append((f"${name}", nested(path, _value(value))))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
+        found.append((f"--set {key}", nested(key.split("."), _value(value))))
+    return found
+
+
+def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, str]:
+    """section.key -> where its value comes from, for everything that is set; what is not in it is a default."""
+    found: dict[str, str] = {}
+    for origin, values in layers(model, files, settings):
+        found |= dict.fromkeys(leaves(values), origin)
+    return found
+
+
+def write(config: Section, file: Path) -> None:
+    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null)."""
+    file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as {"section.key": value}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _all_sections() -> set[str]:
+    """The environment is one for both files: a section that belongs to the other file is passed over."""
+    return {*ExperimentConfig.model_fields, *NodeConfig.model_fields}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no file {file}; check the path.") from None
+    except IsADirectoryError:
+        raise ConfigurationError(f"{file} is a folder; name the TOML file in it.") from None
+    except PermissionError:
+        raise ConfigurationError(f"{file} may not be read by this user; check its permissions.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
+
+
+def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Lays nested values over others, in place."""
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """["a", "b"], 1 -> {"a": {"b": 1}}."""
+    for key in reversed(path):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"] if text else None
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without the keys that were set to None."""
+    kept = {key: without_removed(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in kept.items() if value is not None}
+
+
+def sentence(error: ValidationError, files: Sequence[Path], within: str = "") -> str:
+    """One sentence for pydantic's complaint about what the files say, or what they say `within` a section."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
+    source = f" ({', '.join(map(str, files))})" if files else ""
+    more = error.error_count() - 1
+    what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    return f"Configuration{source}: {where}: {what}." + (f" ({more} more mistakes follow.)" if more else "")

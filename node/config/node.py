@@ -1,0 +1,124 @@
+"""node.toml: one node's own, never digested, never sent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from node.config.section import Device, DiscoveryName, Section
+
+
+class AttackSection(Section):
+    """`[attack]`, needs `--i-am-testing`: what this node lies about (docs/poison.md). Every other key is the attack's
+    own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """label-flip | feature-noise | sign-flip | scaling | gaussian | zero | echo | alie | inner-product | dissensus |
+    state."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class IdentitySection(Section):
+    key: Path
+    """Private key (PEM, mode 0600)."""
+    certificate: Path
+    """This node's certificate (PEM)."""
+    ca: Path
+    """The federation's CA certificate (PEM)."""
+
+
+class DataSection(Section):
+    name: str = ""
+    """Name of the private data set: its ledger's name. Required for own data."""
+    path: Path | None = None
+    """Own data: an .npz with arrays x (float or uint8) and y (integers), a table (.csv, .tsv, .parquet), or a folder
+    of images in sub-folders."""
+    test: Path | None = None
+    """Own public test set, same form; None: no accuracy is reported."""
+    validation: Path | None = None
+    """The validation set, same form, where the algorithm needs one; its SHA-256 is validation.digest in run.toml."""
+    rows: Path | None = None
+    """Public data: .npy with this node's row numbers (written by `up`)."""
+
+
+class ListenSection(Section):
+    address: str = "127.0.0.1:0"
+    """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
+    advertise: str = ""
+    """host:port neighbours dial; empty: the bound address, or where that is all of them, those of this machine."""
+    insecure: bool = False
+    """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and summary."""
+
+
+class PeersSection(Section):
+    static: dict[str, str] = {}
+    """name -> host:port of members; these come before the roster's addresses."""
+    discovery: tuple[DiscoveryName, ...] = ("static",)
+    """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members tell each other) |
+    mdns (the local network); docs/discovery.md."""
+    dns: str = ""
+    """dns: host:port; with {name} in it a DNS name per node, else one whose records are all nodes'."""
+
+
+class ComputeSection(Section):
+    device: Device = "auto"
+    """Where gradients are computed: auto (a GPU where there is one) | cpu | cuda | cuda:N | mps."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of this daemon; more than one per core cuts speed tenfold."""
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """Event loop; auto takes uvloop where it is installed."""
+
+
+class BudgetSection(Section):
+    epsilon: float | None = Field(default=None, gt=0)
+    """Lifetime ε_total of this data set over all runs; None: only the run's own target holds."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """δ of the lifetime ε."""
+    ledger_dir: Path | None = None
+    """Where ledgers lie; None: $XDG_STATE_HOME/peerpoise/ledger."""
+    experiment: bool = False
+    """Throw-away ledger for bundled public data (set by `up` and `simulate`)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where ledgers lie."""
+        home = os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY")
+        state = Path(home) if home else Path.home() / ".local" / "state"
+        return self.ledger_dir or state / "peerpoise" / "ledger"
+
+
+class MetricsSection(Section):
+    listen: str = "127.0.0.1:0"
+    """host:port of /metrics; port 0 takes a free one (see `peerpoise status`); empty: none."""
+    diagnostics: bool = False
+    """Exports per-neighbour cosines in paper mode too, where they leak."""
+
+
+class NodeConfig(Section):
+    """node.toml: private, never digested, never sent."""
+
+    name: str
+    """This node's name in the roster."""
+    run: Path = Path("run.toml")
+    """The run file; relative paths are relative to this file's folder."""
+    roster: Path = Path("roster.json")
+    """The signed roster."""
+    folder: Path = Path("state")
+    """Run folder of this node: journal, checkpoints, summary, model."""
+    identity: IdentitySection
+    data: DataSection = DataSection()
+    listen: ListenSection = ListenSection()
+    peers: PeersSection = PeersSection()
+    compute: ComputeSection = ComputeSection()
+    budget: BudgetSection = BudgetSection()
+    metrics: MetricsSection = MetricsSection()
+    attack: AttackSection | None = None
+    """This node attacks its neighbours: for tests of one's own federation."""

@@ -1,0 +1,192 @@
+"""run.toml: what is the same at every node. Its digest is the run's id."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from node.config.section import RunName, Section
+from node.config.task import TaskSection
+from peer.neighborhood import Neighborhood
+from peer.topology import Wiring, neighborhoods
+
+
+class AlgorithmSection(Section):
+    """`[algorithm]`: the name; every other key belongs to the algorithm's own Config, which checks it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = "dpdl"
+    """Which algorithm; `peerpoise algorithms` lists them."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TopologySection(Section):
+    """The graph over the sorted names of the roster. W is Metropolis', unless edges with weights give it."""
+
+    kind: str = "ring"
+    """ring | full | star | bipartite (even–odd, complete) | grid | torus | hypercube | exponential (i ± 2^k) |
+    erdos-renyi | edges."""
+    p: float = Field(default=0.3, gt=0, le=1)
+    """erdos-renyi: probability of each edge; drawn from train.seed until the graph is connected."""
+    file: str = ""
+    """edges: a file of them, "NAME NAME" or "NAME NAME WEIGHT" a line, beside this one; read into `edges`."""
+    edges: tuple[tuple[str, str] | tuple[str, str, float], ...] = ()
+    """edges: [name, name] or [name, name, weight] each. With weights they are W (symmetric, rows of sum 1)."""
+
+    @model_validator(mode="after")
+    def _edges_are_used(self) -> TopologySection:
+        if (self.file or self.edges) and self.kind != "edges":
+            raise ValueError(f'file and edges belong to kind = "edges"; remove them, or "{self.kind}"')
+        return self
+
+
+class TrainSection(Section):
+    rounds: int = Field(default=100, ge=1, lt=2**31)
+    """T, rounds of the whole run."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of everything that is public: initial parameters, Erdős–Rényi graphs, batches in mode none."""
+    evaluate_every: int = Field(default=10, ge=0)
+    """Rounds between evaluations on the public test set; 0: only at the end."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Rounds between checkpoints."""
+
+
+class PrivacySection(Section):
+    mode: Literal["strict", "paper", "none"] = "strict"
+    """strict: all that leaves is noised first. paper: the papers' calibration (NOT a guarantee). none: no privacy."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """Target ε_total over the run: σ is calibrated for the largest closed neighbourhood. Excludes sigma."""
+    sigma: float | None = Field(default=None, gt=0)
+    """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon (paper mode's own
+    formula excepted)."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """δ of every ε that is shown."""
+    clip: float = Field(default=1.0, gt=0)
+    """C: largest norm of one example's gradient."""
+    rate: float = Field(default=0.05, gt=0, le=1)
+    """q: probability with which each example enters a batch. Public, equal at all nodes."""
+    batch: int = Field(default=64, ge=1)
+    """B: the public divisor (in mode none also the size of the batch). Never recomputed from the private n_i."""
+    batches: Literal["independent", "shared"] = "independent"
+    """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
+    backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
+    """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
+    loop at start, else the loop."""
+    chunk: int | None = Field(default=None, ge=1)
+    """Examples per chunk; None: 16 to 128, for vmap fewer with larger models."""
+    paper_q: float | None = Field(default=None, gt=0)
+    """paper mode: the q the authors' code uses in its formula instead of `rate`."""
+    insecure_seed: int | None = None
+    """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee and says so."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PrivacySection:
+        if self.mode == "strict" and (self.epsilon is None) == (self.sigma is None):
+            raise ValueError("mode strict needs either epsilon (a target) or sigma, and not both")
+        if self.mode == "paper" and self.sigma is None and self.epsilon is None:
+            raise ValueError("mode paper needs epsilon (for the paper's formula) or sigma")
+        return self
+
+
+class ValidationSection(Section):
+    """The examples on which ROSS and PDSL value what they hear; the same at all nodes, never sent."""
+
+    size: int | None = Field(default=None, ge=1)
+    """Public data sets: so many training examples, of all classes alike, are held out before the data are divided,
+    whatever the algorithm. None: 500 (a tenth, if that is less) where the algorithm needs them."""
+    path: Path | None = None
+    """Own data: a file like data.path; `pack` gives every host a copy (data.validation in its node.toml)."""
+    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """SHA-256 (hex) of that file, or of the examples held out; written by `up` and `pack`, compared in handshakes."""
+    public: bool = True
+    """False: the validation set is private and outside the guarantee; said beside every ε."""
+
+
+class MixSection(Section):
+    """How what the neighbours say is averaged, by any algorithm."""
+
+    rule: Literal["mean", "median", "trimmed_mean", "multi_krum", "clipping"] = "mean"
+    """mean: weighted by W. The others bear neighbours that lie, but keep no mean over the nodes (docs/poison.md).
+    clipping: self-centred."""
+    trim: int = Field(default=1, ge=0)
+    """How many liars among a node and its neighbours are borne: trimmed_mean leaves out so many values of a coordinate
+    on each side, multi_krum so many vectors, clipping so many neighbours when it takes τ from the others' distances."""
+    tau: float | None = Field(default=None, gt=0)
+    """clipping: τ, how far a neighbour can pull (a norm); None: the largest distance after the `trim` farthest."""
+
+
+class SyncSection(Section):
+    mode: Literal["round", "quorum", "async"] = "round"
+    """round: wait for all live neighbours. quorum: for a share of them. async: never wait."""
+    deadline_s: float = Field(default=10.0, gt=0)
+    """Seconds without any progress after which a neighbour is lost. Measures progress, not compute time."""
+    patience_s: float = Field(default=900.0, gt=0)
+    """Seconds after which even a neighbour that shows progress is no longer waited for in one phase."""
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    """Share of live neighbours to wait for in quorum mode."""
+    staleness: int = Field(default=2, ge=0)
+    """τ: largest age in rounds of what is used in async mode."""
+
+
+class StartSection(Section):
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds to wait for all neighbours before round 0."""
+    min_neighbours: int = Field(default=1, ge=0)
+    """Neighbours needed to start at the timeout."""
+
+
+class RunSection(Section):
+    name: RunName = "run"
+    """For people; part of the run folder's name."""
+    nonce: str = ""
+    """Random, written by `up` and `pack`, so that two runs of one file differ."""
+    federation: str = ""
+    """The federation's public key (base64 DER), written by `up` and `pack`; it signs the roster."""
+
+
+class RunConfig(Section):
+    """run.toml: identical on every node."""
+
+    run: RunSection = RunSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    topology: TopologySection = TopologySection()
+    task: TaskSection = TaskSection()
+    train: TrainSection = TrainSection()
+    privacy: PrivacySection
+    validation: ValidationSection = ValidationSection()
+    mix: MixSection = MixSection()
+    sync: SyncSection = SyncSection()
+    start: StartSection = StartSection()
+
+    @property
+    def wiring(self) -> Wiring:
+        """What the graph needs beside its kind and the names."""
+        return Wiring(p=self.topology.p, seed=self.train.seed, edges=self.topology.edges)
+
+    def neighborhoods(self, names: Sequence[str]) -> dict[str, Neighborhood]:
+        """Every node's closed neighbourhood on the run's graph over these names.
+
+        Raises:
+            ConfigurationError: no such graph over them.
+        """
+        return neighborhoods(self.topology.kind, names, self.wiring)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical content."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        """The run's name on the wire: 26 characters of the digest."""
+        return base64.b32encode(bytes.fromhex(self.digest)).decode().lower()[:26]

@@ -1,0 +1,4 @@
+"""Language models: where they come from, what of them is trained, how text becomes tokens, how answers are judged.
+
+The only package that meets transformers and peft, and only inside functions: everything else works without them.
+"""

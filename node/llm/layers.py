@@ -1,0 +1,97 @@
+"""What of a model is trained: its layers, found by structure, and how they are grouped.
+
+The layers are the members of the largest `nn.ModuleList` of like modules, by number of parameters; no list of names.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+from torch import nn
+
+from node.config import TextSection
+from node.llm.quiet import peft
+from peer.errors import ConfigurationError
+from peer.message import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Names of the parameters that are trained, one group for each layer, in the order of the layers."""
+
+    stages: tuple[tuple[str, ...], ...]
+    layout: Layout
+
+
+def trained(model: nn.Module, text: TextSection) -> Trained:
+    """Where what stands outside of the layers is trained as well, embeddings come with the first layer, what else there
+    is (last norm, head) with the last one. Of tied weights the first name counts.
+
+    Raises:
+        ConfigurationError: no layers are recognised, or nothing is left to train.
+    """
+    prefix, count = layers(model)
+    inside = [f"{prefix}.{k}." for k in range(count)]
+    named = dict(model.named_parameters())  # each tied parameter once
+    if text.lora_rank:
+        named = {name: value for name, value in named.items() if ".lora_" in name}
+    stages = [tuple(name for name in named if name.startswith(place)) for place in inside]
+    if text.embeddings and not text.lora_rank:
+        outside = [name for name in named if not name.startswith(tuple(inside))]
+        first = tuple(name for name in outside if name in _embeddings(model))
+        last = tuple(name for name in outside if name not in first)
+        stages[0], stages[-1] = first + stages[0], stages[-1] + last
+    kept = tuple(stage for stage in stages if stage)
+    if not kept:
+        raise ConfigurationError("Nothing of the model would be trained; see task.text.lora_rank and embeddings.")
+    fields = tuple((name, tuple(named[name].shape)) for stage in kept for name in stage)
+    return Trained(kept, Layout(fields))
+
+
+def layers(model: nn.Module) -> tuple[str, int]:
+    """(name of the list, number of layers).
+
+    Raises:
+        ConfigurationError: the model has no such list.
+    """
+    lists = {
+        name: sum(value.numel() for value in it.parameters())
+        for name, it in model.named_modules()
+        if isinstance(it, nn.ModuleList) and len(it) and len({type(layer) for layer in it}) == 1
+    }
+    if not lists or not max(lists.values()):
+        raise ConfigurationError(
+            f"No layers are recognised in {type(model).__name__}: it has no nn.ModuleList of modules of one kind."
+        )
+    name = max(lists, key=lambda name: lists[name])
+    found = model.get_submodule(name)
+    assert isinstance(found, nn.ModuleList)
+    return name, len(found)
+
+
+def _embeddings(model: nn.Module) -> set[str]:
+    """Names of the parameters of embeddings (tokens, positions)."""
+    found = [name for name, it in model.named_modules() if isinstance(it, nn.Embedding)]
+    return {f"{name}.weight" for name in found}
+
+
+def adapted(model: nn.Module, text: TextSection) -> nn.Module:
+    """The model with LoRA adapters beside the linear maps of its layers; it shares the model's weights."""
+    library = peft()
+    how = library.LoraConfig(
+        r=text.lora_rank,
+        lora_alpha=text.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names of before
+        found: nn.Module = library.get_peft_model(twin(model), how)
+    return found.eval().requires_grad_(False)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Other modules with the same tensors, so that `functional_call` in one thread does not meet another's."""
+    return copy.deepcopy(model, {id(it): it for it in (*model.parameters(), *model.buffers())})

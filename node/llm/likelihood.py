@@ -1,0 +1,114 @@
+"""What a language model is worth on a test set: perplexity, and the label it finds likeliest.
+
+A label's loss is that of the example which has it as its answer: the mean negative log-likelihood of its tokens and
+the end, so that long labels are at no disadvantage. The model's answer is the label with the lowest loss. What is given
+runs through the model once; its keys and values serve all labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from node.llm.prompts import MASKED, Sequences
+
+CHUNK = 8
+"""Sequences per forward pass."""
+Forward = Callable[..., Any]
+"""(ids [n, length], **further arguments of a transformers model) -> its output."""
+Questions = Sequence[tuple[list[int], list[list[int]]]]
+"""(what is given, every label's tokens) of each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Of k answers to each of n rows: summed negative log-likelihoods and their numbers of tokens, float64 [n, k]."""
+
+    nll: Tensor
+    tokens: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Per token, [n, k]."""
+        return self.nll / self.tokens
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of each label [n, length] by the logits [n, length, size] that predict it, float32
+    [n, length]; 0 where it is masked."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
+    )
+    return flat.view(labels.shape)
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """What each position predicts: labels [n, length] one place earlier."""
+    return functional.pad(labels[:, 1:], (0, 1), value=MASKED)
+
+
+def sequences(forward: Forward, rows: Sequences, breathe: Callable[[], None]) -> Judged:
+    """Of the answers that the rows have, [n, 1]."""
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        if start:
+            breathe()
+        ids, labels = (it[start : start + CHUNK].long() for it in (rows.ids, rows.labels))
+        longest = int((labels != MASKED).nonzero()[:, 1].max()) + 1  # what is after the last label changes nothing
+        losses = token_losses(forward(ids[:, :longest]).logits, shifted(labels[:, :longest]))
+        parts.append(torch.stack([losses.double().sum(1), (labels != MASKED).double().sum(1)]))
+    nll, tokens = torch.cat(parts, 1).cpu().unsqueeze(2)
+    return Judged(nll, tokens)
+
+
+def answers(
+    forward: Forward, questions: Questions, device: torch.device, breathe: Callable[[], None], **last: int
+) -> Judged:
+    """Of all labels as answers, [n, k]. `last` are arguments that ask for the last token's logits only."""
+    k = len(questions[0][1])
+    found = torch.zeros(2, len(questions), k, dtype=torch.float64)
+    for number, rows in enumerate(_alike(questions, max(1, 4 * CHUNK // k))):
+        if number:
+            breathe()
+        found[:, rows] = _together(forward, [questions[row] for row in rows], device, last).cpu()
+    return Judged(found[0], found[1])
+
+
+def _alike(questions: Questions, most: int) -> list[list[int]]:
+    """Row numbers, together where as many tokens are given: then nothing needs to be padded before the answers."""
+    order = sorted(range(len(questions)), key=lambda row: (len(questions[row][0]), row))
+    groups: list[list[int]] = []
+    for row in order:
+        if groups and len(groups[-1]) < most and len(questions[groups[-1][0]][0]) == len(questions[row][0]):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _together(forward: Forward, questions: Questions, device: torch.device, last: dict[str, int]) -> Tensor:
+    """[2, n, k]: negative log-likelihoods and numbers of tokens of all labels, for rows with equally long prompts."""
+    n, k = len(questions), len(questions[0][1])
+    longest = max(len(label) for _, labels in questions for label in labels)
+    ids = torch.tensor([[label + [MASKED] * (longest - len(label)) for label in labels] for _, labels in questions])
+    ids = ids.view(n * k, longest).to(device)
+    given = forward(torch.tensor([given for given, _ in questions], device=device), use_cache=True, **last)
+    given.cache.batch_repeat_interleave(k)
+    first = given.logits[:, -1:].repeat_interleave(k, 0)
+    rest = forward(ids[:, :-1].clamp(min=0), cache=given.cache, use_cache=True).logits
+    losses = token_losses(torch.cat([first, rest], 1), ids).double().sum(1)
+    return torch.stack([losses.view(n, k), (ids != MASKED).double().sum(1).view(n, k)])
+
+
+def macro_f1(truth: Tensor, found: Tensor) -> float:
+    """Mean of the classes' F1 over all classes that are the truth or an answer, each int64 [n]."""
+    scores = []
+    for label in {*truth.tolist(), *found.tolist()}:
+        hit = int(((truth == label) & (found == label)).sum())
+        scores.append(2 * hit / int((truth == label).sum() + (found == label).sum()))
+    return sum(scores) / len(scores)

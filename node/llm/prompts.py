@@ -1,0 +1,124 @@
+"""Rows of text to sequences of tokens: what is given, and the answer, whose tokens alone are labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from node.config import TextSection
+from node.data import Texts
+from node.llm.tokens import Tokens
+from peer.errors import ConfigurationError, DataError
+
+MASKED = -100
+"""The label of a token that is not learnt."""
+NAMED = ("plain", "instruction", "chat")
+FIELD = re.compile(r"\{(\w+)\}")
+INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Token ids and labels, int32 [n, length], right-padded; labels[k] belongs to ids[k], which ids[: k] predict."""
+
+    ids: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> Sequences:
+        return Sequences(self.ids.to(device), self.labels.to(device))
+
+
+class Encoder:
+    """The run's template with the model's tokens."""
+
+    def __init__(self, text: TextSection, tokens: Tokens, labels: Sequence[str] = ()) -> None:
+        """Raises ConfigurationError: no such template, or labels that leave no room."""
+        if text.template not in NAMED and not FIELD.search(text.template):
+            raise ConfigurationError(
+                f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text with a {{column}}."
+            )
+        self.text, self.tokens, self.labels = text, tokens, tuple(labels)
+        self.begin = () if text.template == "chat" else tokens.begin  # a chat template has its own
+        self.reserved = max((len(self.answer(start, it)) for it in labels for start in ("", "word")), default=0)
+        if self.reserved > text.length // 2:
+            raise ConfigurationError(
+                f"A label has {self.reserved} tokens, more than half of task.text.length = {text.length}; raise that."
+            )
+
+    def sequences(self, rows: Texts) -> Sequences:
+        """All rows.
+
+        Raises:
+            DataError: in a row nothing would be learnt.
+        """
+        length, ids, labels = self.text.length, [], []
+        for k, (given, answer) in enumerate(self.pairs(rows)):
+            if not answer:
+                raise DataError(f"Row {k} has nothing in the column {self.text.answer!r} to learn; leave it out.")
+            room = length - len(given) - len(answer)
+            ids.append(np.array([*given, *answer, *[self.tokens.pad] * room], np.int32))
+            labels.append(np.array([*[MASKED] * len(given), *answer, *[MASKED] * room], np.int32))
+        return Sequences(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(labels)))
+
+    def pairs(self, rows: Texts) -> Iterator[tuple[list[int], list[int]]]:
+        """(what is given, answer with its end) of each row: at least one token each, together at most `length`."""
+        for given, text in zip(self.givens(rows), rows.columns[self.text.answer], strict=True):
+            yield self.cut(given, self.answer(given, str(text)))
+
+    def questions(self, rows: Texts) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """(what is given, every label as its answer) of each row."""
+        for given in self.givens(rows):
+            yield self.cut(given, [])[0], [self.answer(given, label) for label in self.labels]
+
+    def givens(self, rows: Texts) -> list[str]:
+        """What stands before each answer.
+
+        Raises:
+            DataError: the template names a column that is not there.
+        """
+        if self.text.template not in NAMED:
+            return _filled(self.text.template, rows)
+        prompts = [rows.columns[name] for name in self.text.prompt]
+        asked = ["\n".join(map(str, row)) for row in zip(*prompts, strict=True)] if prompts else [""] * len(rows)
+        match self.text.template:
+            case "instruction":
+                return [INSTRUCTION.format(it) for it in asked]
+            case "chat":
+                return [self.tokens.chat(it) for it in asked]
+        return [f"{it}\n" if it else "" for it in asked]
+
+    def answer(self, given: str, answer: str) -> list[int]:
+        """An answer's tokens and the end; after a word it begins with a space."""
+        between = " " if given and not given[-1].isspace() else ""
+        found = self.tokens.encode(between + answer) if answer else []
+        return [*found, self.tokens.end] if found else []
+
+    def cut(self, given: str, answer: list[int]) -> tuple[list[int], list[int]]:
+        """Both as tokens, together at most `length`: the answer loses its end, but keeps half of the length anyway;
+        then what is given loses its beginning."""
+        tokens, length = self.tokens.encode(given) if given else [], self.text.length
+        begin = list(self.begin) or [self.tokens.end][: not tokens]  # something has to predict the first token
+        answer = answer[: max(length - len(begin) - len(tokens), length // 2)]
+        room = length - len(begin) - max(len(answer), self.reserved)
+        return [*begin, *tokens[max(0, len(tokens) - room) :]], answer
+
+
+def _filled(template: str, rows: Texts) -> list[str]:
+    names = list(dict.fromkeys(FIELD.findall(template)))
+    if missing := [name for name in names if name not in rows.columns]:
+        raise DataError(f"task.text.template names the column {missing[0]!r}; there are {', '.join(rows.columns)}.")
+    each = (dict(zip(names, row, strict=True)) for row in zip(*(rows.columns[name] for name in names), strict=True))
+    return [FIELD.sub(partial(_value, row), template) for row in each]
+
+
+def _value(row: Mapping[str, object], field: re.Match[str]) -> str:
+    return str(row[field[1]])

@@ -1,0 +1,70 @@
+"""Text to tokens: a model's own tokenizer, or plain bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from peer.errors import ConfigurationError
+
+
+class Tokens(Protocol):
+    """What is needed of a tokenizer."""
+
+    size: int
+    """Number of different tokens."""
+    pad: int
+    begin: tuple[int, ...]
+    """What a sequence starts with; often nothing."""
+    end: int
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without begin or end."""
+        ...
+
+    def chat(self, user: str) -> str:
+        """A conversation up to where the assistant answers, in the model's own template.
+
+        Raises:
+            ConfigurationError: the model has none.
+        """
+        ...
+
+
+class Bytes:
+    """The 256 bytes of UTF-8, and three more."""
+
+    size, pad, end = 259, 256, 258
+    begin: tuple[int, ...] = (257,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def chat(self, user: str) -> str:
+        raise ConfigurationError('The model bytes has no chat template; take template = "instruction", or "plain".')
+
+
+class Pretrained:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        """Raises ConfigurationError: it has no end of sequence, or nothing to pad with."""
+        pad, end, begin = tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id
+        if end is None:
+            raise ConfigurationError(f"The tokenizer of {name} has no end token; set eos_token in its configuration.")
+        if pad is None:
+            raise ConfigurationError(f"The tokenizer of {name} has no pad token; set pad_token, say to its eos_token.")
+        self.tokenizer, self.name, self.pad, self.end, self.size = tokenizer, name, pad, end, len(tokenizer)
+        starts = tokenizer("a").input_ids[:1] == [begin]
+        self.begin: tuple[int, ...] = (begin,) if starts else ()
+
+    def encode(self, text: str) -> list[int]:
+        found: Sequence[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return list(found)
+
+    def chat(self, user: str) -> str:
+        if not self.tokenizer.chat_template:
+            raise ConfigurationError(f'The model {self.name} has no chat template; take template = "instruction".')
+        message = [{"role": "user", "content": user}]
+        text: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return text

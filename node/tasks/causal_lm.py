@@ -1,0 +1,273 @@
+"""Language models: every row of text is an example, whose loss is the mean negative log-likelihood of its label tokens.
+
+Parameters are those of the model's layers (found by structure), or LoRA adapters beside them; everything else is frozen
+and shared by all tasks of a process. Right-padded to one fixed length and causal, so that neither pads nor the other
+examples of a batch reach an example's loss; no attention mask is needed.
+
+Deviations
+  * A batch's loss is the mean over its examples, not over its tokens: clipping example by example, gradients that are
+    accumulated and batches of any size then mean the same.
+  * Models run in evaluation mode: no dropout.
+Not covered
+  * Validation sets (ROSS, PDSL).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from node import data as datasets
+from node import device as devices
+from node.config import DataSection, RunConfig, TaskSection, TextSection
+from node.data import Texts
+from node.llm import likelihood, models
+from node.llm.layers import adapted, trained, twin
+from node.llm.prompts import MASKED, Encoder, Sequences
+from node.randomness import seeded
+from node.task import views
+from peer.errors import ConfigurationError, DataError
+from peer.message import Layout
+
+TYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A public test set; with labels also what is asked, and which label is right, int64 [n]."""
+
+    rows: Sequences
+    questions: likelihood.Questions
+    truth: Tensor
+
+
+class CausalLM:
+    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
+
+    def __init__(
+        self,
+        language: models.Language,
+        text: TextSection,
+        train: Sequences,
+        test: Tested | None,
+        again: Callable[[int], nn.Module],
+    ) -> None:
+        """`again` makes the model of another seed, or the same one where it comes with weights.
+
+        Raises:
+            ConfigurationError: the model has no layers that are recognised.
+        """
+        self.text, self._train, self._test = text, train, test
+        self.device, self.at_once, self._again = devices.CPU, self.text.micro_batch, again
+        self.dtype = TYPES[self.text.dtype]
+        self._model = _adapted(language.model, self.text) if self.text.lora_rank else language.model
+        found = trained(self._model, self.text)
+        self.layout: Layout = found.layout
+        self.stages: tuple[tuple[str, ...], ...] = found.stages
+        self._chooses = "logits_to_keep" in signature(language.model.forward).parameters
+        self._local = threading.local()
+
+    @property
+    def examples(self) -> int:
+        return len(self._train)
+
+    def start(self, seed: int) -> Tensor:
+        """The weights the model comes with, or drawn from the seed, flat [d] in the task's type."""
+        model = self._again(seed)
+        if self.text.lora_rank:
+            with seeded(seed):
+                model = adapted(model, self.text)
+        named = dict(model.named_parameters())
+        return torch.cat([named[name].detach().reshape(-1).to(self.dtype) for name, _ in self.layout.fields])
+
+    def to(self, device: torch.device) -> None:
+        self.device, self._train = device, self._train.to(device)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Token ids and labels, int64 [n, length] each; −100 where nothing is learnt."""
+        rows = rows.to(self.device)
+        return self._train.ids[rows].long(), self._train.labels[rows].long()
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        ids, labels = (it.unsqueeze(0) for it in example)
+        return _mean(self._forward(parameters, ids).logits, likelihood.shifted(labels))
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """Parameters of any float type; those that ask for a gradient get it in their own."""
+        ids, labels = batch[0], likelihood.shifted(batch[1])
+        more: dict[str, Any] = {}
+        if self._chooses:  # the head is a fifth of SmolLM2's work, and few positions predict an answer
+            more["logits_to_keep"] = places = (labels != MASKED).any(0).nonzero()[:, 0]
+            labels = labels[:, places]
+        return _mean(self._forward(parameters, ids, **more).logits, labels)
+
+    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """loss (mean over the examples) and perplexity (over all label tokens) on the PUBLIC test set; where the run
+        names labels accuracy in [0, 1] and macro-F1 too. {} where there is no test set."""
+        if self._test is None:
+            return {}
+        parameters = views(self.layout, devices.onto(x.detach(), self.device))
+
+        def forward(ids: Tensor, **more: Any) -> Any:
+            with torch.inference_mode():
+                return self._forward(parameters, ids, **more)
+
+        if not self._test.questions:
+            judged = likelihood.sequences(forward, self._test.rows.to(self.device), breathe)
+            return _figures(judged.nll[:, 0], judged.tokens[:, 0])
+        last = {"logits_to_keep": 1} if self._chooses else {}
+        judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+        right, truth = torch.arange(len(self._test.truth)), self._test.truth
+        found = judged.loss.argmin(1)
+        return {
+            "accuracy": float((found == truth).double().mean()),
+            "f1": likelihood.macro_f1(truth, found),
+            **_figures(judged.nll[right, truth], judged.tokens[right, truth]),
+        }
+
+    def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
+        cast = {name: value.to(self.dtype) for name, value in parameters.items()}
+        arguments = {"input_ids": ids, "use_cache": use_cache, **more}
+        return functional_call(self._module(), {**_tensors(self._model, self.device), **cast}, (), arguments)
+
+    def _module(self) -> nn.Module:
+        """This thread's own modules: functional_call swaps tensors inside them while it runs."""
+        if not hasattr(self._local, "module"):
+            self._local.module = twin(self._model)
+        module: nn.Module = self._local.module
+        return module
+
+
+def _mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the examples of the mean over an example's labels."""
+    return (likelihood.token_losses(logits, labels).sum(1) / (labels != MASKED).sum(1)).mean()
+
+
+def _figures(nll: Tensor, tokens: Tensor) -> dict[str, float]:
+    return {"loss": float((nll / tokens).mean()), "perplexity": float((nll.sum() / tokens.sum()).exp())}
+
+
+@lru_cache(maxsize=2)
+def _tensors(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """All weights and buffers of a model on the device."""
+    return {name: it.to(device) for name, it in (*model.named_parameters(), *model.named_buffers())}
+
+
+@lru_cache(maxsize=2)
+def _adapted(model: nn.Module, text: TextSection) -> nn.Module:
+    with seeded(0):  # of the shapes only; `start` draws
+        return adapted(model, text)
+
+
+def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
+    """See `node.tasks.make`."""
+    task, text = run.task, run.task.text or TextSection()
+    if run.validation.size is not None or run.validation.path is not None:
+        raise ConfigurationError(
+            "causal-lm knows no validation set: take an algorithm that needs none (not ross or pdsl); no [validation]."
+        )
+    attention = "sdpa" if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
+    dtype = TYPES[text.dtype]
+    language = models.load(task.model, dtype, attention, run.train.seed)
+    encoder = _encoder(language, task)
+    if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):
+        raise DataError(
+            f"This copy of {task.model} or of the public texts is not the one the run was made with; install the same."
+        )
+
+    def again(seed: int) -> nn.Module:
+        return models.scratch(dtype, attention, seed) if task.model == "bytes" else language.model
+
+    if task.data == "own":
+        train, own_test = _own(task, data)
+        test = _tested(encoder, own_test) if own_test else None
+    else:
+        train, test = _public(task, data), _public_test(language, task.model_dump_json())
+    return CausalLM(language, text, encoder.sequences(train), test, again)
+
+
+def _encoder(language: models.Language, task: TaskSection) -> Encoder:
+    """Raises ConfigurationError: the model is for shorter sequences, or no such template."""
+    text = task.text or TextSection()
+    if language.longest is not None and text.length > language.longest:
+        raise ConfigurationError(
+            f"task.text.length = {text.length}, but {task.model} takes {language.longest} tokens at most."
+        )
+    return Encoder(text, language.tokens, task.labels)
+
+
+def _tested(encoder: Encoder, rows: Texts) -> Tested:
+    rows = rows.balanced(encoder.text.test_size)
+    questions = list(encoder.questions(rows)) if encoder.labels else []
+    return Tested(encoder.sequences(rows), questions, rows.y)
+
+
+@lru_cache(maxsize=2)
+def _public_test(language: models.Language, section: str) -> Tested:
+    """Read and encoded once for all nodes of a process."""
+    task = TaskSection.model_validate_json(section)
+    return _tested(_encoder(language, task), _texts(task)[1])
+
+
+def seal(run: RunConfig) -> RunConfig:
+    """The run with the digest of its model and public texts, which every node compares with its own copies."""
+    text = run.task.text or TextSection()
+    commit = ""
+    if run.task.model != "bytes" and isinstance(models.origin(run.task.model), str):
+        commit = models.load(run.task.model, TYPES[text.dtype], "eager", run.train.seed).commit
+    digest = _digest(run.task.model_dump_json(), commit)
+    task = run.task.model_copy(update={"text": text.model_copy(update={"digest": digest})})
+    return run.model_copy(update={"task": task})
+
+
+@lru_cache(maxsize=2)
+def _digest(section: str, commit: str) -> str:
+    task = TaskSection.model_validate_json(section)
+    found = hashlib.sha256(commit.encode())
+    if task.model != "bytes":
+        place = models.origin(task.model)
+        found.update(models.digest(place).encode() if isinstance(place, Path) else b"")
+    if task.data != "own":
+        found.update("".join(it.digest() for it in _texts(task)).encode())
+    return found.hexdigest()
+
+
+def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Texts, Texts | None]:
+    if not isinstance(data, DataSection):
+        raise ConfigurationError("task.data = own needs real nodes: up and simulate divide public texts only.")
+    if data.path is None:
+        raise ConfigurationError("task.data = own needs data.path in the node's file: a table, .jsonl, .txt or folder.")
+    if not data.name:
+        raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
+    test = datasets.read_texts(data.test, task) if data.test else None
+    return datasets.read_texts(data.path, task), test
+
+
+def _public(task: TaskSection, data: DataSection | NDArray[np.int64]) -> Texts:
+    train, _ = _texts(task)
+    if not isinstance(data, DataSection):
+        return train.take(data)
+    if data.path is not None:
+        raise ConfigurationError(f"data.path is set, but the run learns {task.data}; set task.data to own.")
+    return train.take(datasets.rows(data.rows, len(train))) if data.rows else train
+
+
+def _texts(task: TaskSection) -> tuple[Texts, Texts]:
+    train, test = datasets.public(task)
+    if not isinstance(train, Texts) or not isinstance(test, Texts):
+        raise ConfigurationError(
+            f"task.data = {task.data!r} is no text; take fortunes, or file or own with [task.text]."
+        )
+    return train, test

@@ -1,0 +1,114 @@
+"""What can't be learnt is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from language_runs import language_run
+from torch import nn
+
+from node.config import DataSection, TaskSection
+from node.llm.layers import layers
+from node.tasks import make, sealed
+from peer.errors import ConfigurationError, DataError
+
+ROWS = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": "mlp"}, "'mlp' is no language model"),
+        ({"model": "./nowhere"}, "'./nowhere' is no language model"),
+        ({"model": "lost.gguf"}, "'lost.gguf' is no language model"),
+        ({"data": "digits"}, "'digits' is no text"),
+        ({"text": {"length": 2000}}, "takes 1024 tokens at most"),
+        ({"text": {"template": "chat"}}, "bytes has no chat template"),
+        ({"text": {"template": "blain"}}, "'blain' is none of plain, instruction, chat"),
+        ({"text": {"template": "{tongue}:"}}, "names the column 'tongue'; there are text, language"),
+    ],
+)
+def test_a_run_that_does_not_fit(change: dict[str, object], says: str) -> None:
+    with pytest.raises((ConfigurationError, DataError), match=says):
+        make(language_run(**change), ROWS)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_without_pad_or_end(model_folder: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigurationError, match="has no pad token; set pad_token"):
+        make(language_run(model=str(model_folder(eos_token="<end>"))), ROWS)
+    with pytest.raises(ConfigurationError, match="has no end token; set eos_token"):
+        make(language_run(model=str(model_folder(pad_token="<pad>"))), ROWS)
+
+
+def test_a_tokenizer_of_another_model(model_folder: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigurationError, match="has 33 tokens, its model only 16"):
+        make(language_run(model=str(model_folder(words=" ".join(f"w{k}" for k in range(30))))), ROWS)
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="There is no language model with its tokenizer in the folder"):
+        make(language_run(model=str(tmp_path)), ROWS)
+    damaged = model_folder()
+    (damaged / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match="in the folder"):
+        make(language_run(model=str(damaged)), ROWS)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    with pytest.raises(DataError, match=r"broken.gguf can't be read as a GGUF model"):
+        make(language_run(model=str(tmp_path / "broken.gguf")), ROWS)
+
+
+def test_a_model_without_layers() -> None:
+    with pytest.raises(ConfigurationError, match="No layers are recognised in Sequential"):
+        layers(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])))
+
+
+def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path]) -> None:
+    mine, theirs = model_folder(), model_folder()
+    run = sealed(language_run(model=str(mine)))
+    assert run.task.text is not None
+    assert len(run.task.text.digest) == 64
+    make(run, ROWS)
+    other = run.model_copy(update={"task": run.task.model_copy(update={"model": str(theirs)})})
+    with pytest.raises(DataError, match="is not the one the run was made with"):
+        make(other, ROWS)
+    text = run.task.text.model_copy(update={"digest": sealed(language_run()).task.text.digest})  # type: ignore[union-attr]
+    make(language_run().model_copy(update={"task": language_run().task.model_copy(update={"text": text})}), ROWS)
+
+
+def test_a_row_with_nothing_to_learn_and_a_label_beyond_the_length(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": ""}\n' * 10)
+    with pytest.raises(DataError, match="has nothing in the column 'text' to learn"):
+        make(language_run(data="file", path=str(tmp_path / "a.jsonl")), ROWS)
+    (tmp_path / "a.jsonl").write_text('{"text": "a long label"}\n{"text": "short"}\n' * 10)
+    labels = {"labels": ["a long label", "short"], "classes": 2}
+    with pytest.raises(ConfigurationError, match="A label has 14 tokens"):
+        make(language_run(data="file", path=str(tmp_path / "a.jsonl"), **labels, text={"length": 20}), ROWS)
+
+
+def test_own_texts_need_a_path_and_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.")
+    run = language_run(data="own")
+    for where, says in ((ROWS, "needs real nodes"), (DataSection(name="mine"), "needs data.path"),
+                        (DataSection(path=tmp_path / "a.txt"), "needs data.name")):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=says):
+            make(run, where)
+    it = make(run, DataSection(path=tmp_path / "a.txt", name="mine"))
+    assert it.examples == 2
+    assert it.evaluate(it.start(0)) == {}
+
+
+def test_ross_and_pdsl_are_refused() -> None:
+    run = language_run()
+    validation = run.validation.model_copy(update={"size": 5})
+    with pytest.raises(ConfigurationError, match="knows no validation set"):
+        make(run.model_copy(update={"validation": validation}), ROWS)
+
+
+def test_images_are_learnt_by_another_task() -> None:
+    run = language_run()
+    task = TaskSection(data="fortunes", classes=10)
+    with pytest.raises(ConfigurationError, match="is text"):
+        make(run.model_copy(update={"task": task}), ROWS)

@@ -1,0 +1,202 @@
+"""The task causal-lm: its losses and gradients against transformers' own and torch's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from language_runs import language_run
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
+
+from node.config import ExperimentConfig
+from node.experiment import simulate
+from node.llm import models
+from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.summary import EachNode
+from node.task import flat, views
+from node.tasks import make
+from node.tasks.causal_lm import CausalLM
+
+ROWS = np.arange(0, 320, 20)
+
+
+def task(rows: np.ndarray = ROWS, privacy: dict | None = None, **text: object) -> CausalLM:
+    return make(language_run(privacy=privacy, text=text), rows)  # type: ignore[return-value]
+
+
+def test_an_examples_loss_is_transformers_own_and_a_batchs_is_the_mean_over_its_examples() -> None:
+    it = task(embeddings=True, length=200)
+    x = it.start(0)
+    model = models.scratch(torch.float32, "eager", 0)
+    ids, labels = it.batch(torch.tensor([1, 5, 9]))
+    assert len(set((labels != -100).sum(1).tolist())) > 1, "of different lengths, or the two means are one"
+    theirs = torch.stack([model(input_ids=i[None], labels=l[None]).loss for i, l in zip(ids, labels, strict=True)])
+    ours = torch.stack([it.loss(views(it.layout, x), example) for example in zip(ids, labels, strict=True)])
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(it.mean_loss(views(it.layout, x), (ids, labels)), theirs.mean())
+
+
+def test_only_the_answer_is_learnt() -> None:
+    it = task(template="Language {language}, then:", answer="text", length=64)
+    ids, labels = it.batch(torch.tensor([3]))
+    given = len("Language de, then:") + 1
+    assert (labels[0, :given] == -100).all()
+    assert torch.equal(labels[0, given:], ids[0, given:]), "the row is longer than the sequence: no pad"
+    logits = models.scratch(torch.float32, "eager", 0)(input_ids=ids).logits[0]
+    expected = functional.cross_entropy(logits[given - 1 : -1], ids[0, given:])
+    torch.testing.assert_close(it.loss(views(it.layout, it.start(0)), (ids[0], labels[0])), expected)
+
+
+def test_pads_and_neighbours_in_a_batch_reach_no_loss() -> None:
+    it = task(length=300)
+    parameters = views(it.layout, it.start(0))
+    ids, labels = it.batch(torch.arange(4))
+    after = (labels != -100).nonzero()[:, 1].max() + 1
+    spoilt = ids.clone()
+    spoilt[:, after:] = 7
+    assert after < ids.shape[1]
+    assert torch.equal(it.loss(parameters, (ids[0], labels[0])), it.loss(parameters, (spoilt[0], labels[0])))
+
+
+def test_the_gradient_of_a_block_is_the_full_gradients_slice_and_nothing_flows_elsewhere() -> None:
+    it = task()
+    x, batch = it.start(0), it.batch(torch.arange(4))
+    full = views(it.layout, mean_gradient(it, x, torch.arange(4)))
+    block = it.stages[2]
+    parameters = {n: p.clone().requires_grad_(n in block) for n, p in views(it.layout, x).items()}
+    found = torch.autograd.grad(it.mean_loss(parameters, batch), [parameters[name] for name in block])
+    for name, gradient in zip(block, found, strict=True):
+        torch.testing.assert_close(gradient, full[name])
+    it.mean_loss(parameters, batch).backward()
+    assert {name for name, p in parameters.items() if p.grad is not None} == set(block)
+
+
+def test_bfloat16_all_around_leaves_a_float32_blocks_gradient_float32() -> None:
+    it = task(dtype="bfloat16")
+    x = it.start(0)
+    assert x.dtype == torch.bfloat16
+    parameters = views(it.layout, x)
+    for name in it.stages[1]:
+        parameters[name] = parameters[name].float().requires_grad_()
+    it.mean_loss(parameters, it.batch(torch.arange(2))).backward()
+    assert all(parameters[name].grad.dtype == torch.float32 for name in it.stages[1])  # type: ignore[union-attr]
+    fine = task()
+    exact = views(fine.layout, mean_gradient(fine, x.float(), torch.arange(2)))
+    for name in it.stages[1]:
+        torch.testing.assert_close(parameters[name].grad, exact[name], atol=0.02, rtol=0.1)
+
+
+def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> None:
+    small = {"vocab_size": 16, "max_position_embeddings": 64}
+    gpt2 = GPT2Config(vocab_size=16, n_positions=64, n_embd=16, n_layer=3, n_head=2)
+    neox = GPTNeoXConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+        tie_word_embeddings=False,
+        **small,
+    )
+    for config in (None, gpt2, neox):
+        run = language_run(model=str(model_folder(config)))
+        frozen, every = (
+            make(language_run(model=run.task.model, text={"embeddings": it}), ROWS) for it in (False, True)
+        )
+        whole = AutoModelForCausalLM.from_pretrained(run.task.model)
+        for it in (frozen, every):
+            assert [name for stage in it.stages for name in stage] == [name for name, _ in it.layout.fields]
+            assert len(it.stages) == 3
+        assert all(f".{k}." in name for k, stage in enumerate(frozen.stages) for name in stage)
+        assert every.layout.size == sum(p.numel() for p in whole.parameters())
+        x = every.start(0)
+        ids, labels = every.batch(torch.tensor([2]))
+        torch.testing.assert_close(
+            every.loss(views(every.layout, x), (ids[0], labels[0])), whole(input_ids=ids, labels=labels).loss
+        )
+
+
+def test_one_weight_that_is_embedding_and_head_is_one_parameter_and_gets_both_gradients() -> None:
+    it = task(embeddings=True)
+    names = [name for name, _ in it.layout.fields]
+    assert names[0] == "model.embed_tokens.weight"
+    assert "lm_head.weight" not in names
+    model = models.scratch(torch.float32, "eager", 0).requires_grad_()
+    ids, labels = it.batch(torch.tensor([0]))
+    model(input_ids=ids, labels=labels).loss.backward()
+    ours = views(it.layout, mean_gradient(it, it.start(0), torch.tensor([0])))
+    torch.testing.assert_close(ours[names[0]], model.get_input_embeddings().weight.grad)
+    assert it.layout.size == 984_576
+
+
+def test_adapters_are_all_that_is_trained_with_lora() -> None:
+    it, without = task(lora_rank=2), task()
+    assert all(".lora_" in name for name, _ in it.layout.fields)
+    assert len(it.stages) == 4
+    assert it.layout.size == 4 * 2 * (4 * 2 * 128 + 3 * (128 + 448))
+    x, batch = it.start(3), it.batch(torch.arange(3))
+    assert torch.equal(x, it.start(3))
+    assert not torch.equal(x, it.start(4))
+    at_first = without.mean_loss(views(without.layout, without.start(0)), batch)
+    torch.testing.assert_close(it.mean_loss(views(it.layout, x), batch), at_first, msg="B is zero at the start")
+    for _ in range(3):
+        x = x - mean_gradient(it, x, torch.arange(3))
+    assert it.mean_loss(views(it.layout, x), batch) < at_first
+
+
+def test_per_example_gradients_by_vmap_are_those_of_the_loop() -> None:
+    it = task(privacy={"mode": "strict", "sigma": 1.0})
+    x = it.start(0)
+    assert probe(it, x) == "vmap"
+    by_vmap, by_loop = (clipped_sum(it, x, torch.arange(5), 0.5, backend=it2) for it2 in ("vmap", "loop"))  # type: ignore[arg-type]
+    torch.testing.assert_close(by_vmap, by_loop, atol=1e-5, rtol=1e-4)
+
+
+def test_the_start_is_drawn_from_the_seed_and_frozen_weights_from_the_runs() -> None:
+    one, other = task(), task(np.arange(3))
+    assert torch.equal(one.start(5), other.start(5))
+    assert not torch.equal(one.start(5), one.start(6))
+    assert not torch.equal(flat(one.layout, views(one.layout, one.start(0))), torch.zeros(one.layout.size))
+
+
+def test_a_micro_batch_is_what_the_run_says() -> None:
+    assert task(micro_batch=3).at_once == 3
+    assert task().at_once is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["d-psgd", "local"])
+def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> None:
+    run = language_run(text={"length": 48, "embeddings": True, "test_size": 20})
+    config = ExperimentConfig(
+        **{**run.model_dump(), "algorithm": {"name": algorithm, "lr": 0.1}},
+        experiment={"nodes": 5, "partition": "column", "column": "language"},  # type: ignore[arg-type]
+    )
+    train = config.train.model_copy(update={"rounds": 8, "evaluate_every": 4})
+    privacy = config.privacy.model_copy(update={"batch": 4})
+    found = simulate(config.model_copy(update={"train": train, "privacy": privacy}), tmp_path)
+    perplexity = found.task_metrics["perplexity"]
+    assert isinstance(perplexity, EachNode)
+    assert perplexity.mean == pytest.approx(np.mean(list(perplexity.per_node.values())))  # type: ignore[arg-type]
+    assert len(perplexity.per_node) == 5
+    assert perplexity.mean < 120, "259 are the tokens"
+    lines = [json.loads(it) for it in (tmp_path / "nodes" / "n0" / "journal.jsonl").read_text().splitlines()]
+    tests = [line for line in lines if line["event"] == "test"]
+    assert tests[0]["metrics"]["perplexity"] > tests[1]["metrics"]["perplexity"]
+
+
+def test_layers_of_one_kind_in_the_largest_list() -> None:
+    from node.llm.layers import layers
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(8)])
+            self.blocks = torch.nn.ModuleList([torch.nn.Linear(9, 9) for _ in range(2)])
+            self.mixed = torch.nn.ModuleList([torch.nn.Linear(99, 9), torch.nn.Identity()])
+
+    assert layers(Odd()) == ("blocks", 2)

@@ -1,0 +1,132 @@
+"""Rows of text: how files are read, split, chosen for tests and divided."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from node import data, partition
+from node.config import ExperimentSection, TaskSection
+from node.data import cookies, read_texts
+from node.data.texts import Texts, pieces, strings
+from peer.errors import ConfigurationError, DataError
+
+
+def section(path: Path | None = None, **text: object) -> TaskSection:
+    return TaskSection(name="causal-lm", data="file", path=path, text=text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_table_of_texts_has_its_columns_and_labels(kind: str, tmp_path: Path) -> None:
+    rows = [{"headline": "up, up", "mood": "good", "year": 2001}, {"headline": "dołu", "mood": "bad", "year": 2002}]
+    path = tmp_path / f"news.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import csv, parquet
+
+        table = pyarrow.Table.from_pylist(rows)
+        parquet.write_table(table, path) if kind == "parquet" else csv.write_csv(table, path)
+    task = TaskSection(labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["headline"]})  # type: ignore[arg-type]
+    found = read_texts(path, task)
+    assert found.y.tolist() == [1, 0]
+    assert found.columns["headline"].tolist() == ["up, up", "dołu"]
+    assert [str(year) for year in found.columns["year"]] == ["2001", "2002"]
+
+
+def test_a_plain_file_is_cut_into_paragraphs_and_where_words_end() -> None:
+    text = "One.\n\nTwo two\ntwo.\n\n\n" + "word " * 30
+    found = pieces(text, 40)
+    assert found[:2] == ["One.", "Two two\ntwo."]
+    assert all(len(piece) <= 40 for piece in found)
+    assert " ".join(found[2:]).split() == ["word"] * 30
+
+
+def test_files_of_a_folder_are_kinds_that_can_be_dealt(tmp_path: Path) -> None:
+    for name, count in (("a.txt", 10), ("b.md", 5), ("c.txt", 5)):
+        (tmp_path / name).write_text("\n\n".join(f"{name} {k}" for k in range(count)))
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    train, test = data.public(section(tmp_path))
+    assert test.columns["file"].tolist() == ["a.txt", "a.txt", "b.md", "c.txt"]
+    parts = partition.divide(ExperimentSection(nodes=3, partition="column", column="file"), train)
+    assert sorted(set(train.columns["file"][rows]).pop() for rows in parts) == ["a.txt", "b.md", "c.txt"]
+    assert train.digest() != test.digest()
+
+
+def test_one_language_per_peer_and_all_of_them_in_the_test_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for place in ("own", "debian"):
+        if place == "debian":
+            for language, patterns in cookies.PLACES.items():
+                for name in (it.replace("*", "some") for it in patterns):
+                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    some = [f"{language} {name} number {k} of a hundred\n\t-- me" for k in range(100)]
+                    (tmp_path / name).write_text("\n%\n".join([*some, "short"]))
+                    (tmp_path / f"{name}.dat").write_bytes(b"\x00\x01")
+        monkeypatch.setenv("PEERPOISE_FORTUNES", str(tmp_path))
+        train, test = cookies.fortunes()
+        assert {*train.columns["language"]} == {*test.columns["language"]} == {"de", "en", "es", "it", "pl"}
+        assert len(train) == 4 * len(test)
+        parts = partition.divide(ExperimentSection(nodes=5, partition="column", column="language"), train)
+        assert all(len({*train.columns["language"][rows]}) == 1 for rows in parts)
+        assert sum(map(len, parts)) == len(train)
+        assert ("number" in train.columns["text"][0]) == (place == "debian")
+
+
+def test_dirichlet_divides_by_language_or_by_the_column_that_is_named() -> None:
+    n = 400
+    languages = strings([["de", "en"][k % 2] for k in range(n)])
+    texts = Texts(torch.tensor([k // 200 for k in range(n)]), {"language": languages})
+    by_label, by_language = (
+        partition.divide(ExperimentSection(nodes=2, alpha=0.01, seed=3, column=it), texts) for it in ("", "language")
+    )
+    for parts, kinds in ((by_label, texts.y.numpy()), (by_language, languages)):
+        assert all(max(np.unique(kinds[rows], return_counts=True)[1]) > 0.9 * len(rows) for rows in parts)
+
+
+def test_a_smaller_test_set_is_balanced_and_always_the_same() -> None:
+    kinds = torch.tensor([0] * 50 + [1] * 3 + [2] * 20)
+    texts = Texts(kinds, {"text": strings(range(73))})
+    assert texts.balanced(9).y.bincount().tolist() == [3, 3, 3]
+    assert texts.balanced(12).y.bincount().tolist() == [5, 3, 4]
+    assert texts.balanced(9).columns["text"].tolist() == texts.balanced(9).columns["text"].tolist()
+    assert len(texts.balanced(None)) == len(texts.balanced(99)) == 73
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": ', "line 2, is no JSON"),
+        ("a.jsonl", '{"text": "x"}\n{"other": "y"}', "line 2: an object with the same keys"),
+        ("a.jsonl", "[1]", "line 1: an object"),
+        ("a.jsonl", "\n", "has no rows"),
+        ("a.txt", "  \n\n ", "has no rows"),
+        ("a.jsonl", '{"words": "x"}', "has no column 'text'; it has words"),
+        ("a.doc", "x", "of no known kind"),
+        ("a.parquet", "x", "can't be read as a table"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(name: str, content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=says):
+        read_texts(tmp_path / name, section())
+
+
+def test_other_bad_data_is_one_sentence_too(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no data file"):
+        read_texts(tmp_path / "nothing.txt", section())
+    with pytest.raises(DataError, match="holds no text"):
+        read_texts(tmp_path, section())
+    (tmp_path / "latin.txt").write_bytes("è".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_texts(tmp_path / "latin.txt", section())
+    with pytest.raises(ConfigurationError, match=r"needs task\.path"):
+        data.public(section())
+    (tmp_path / "a.jsonl").write_text('{"text": "grey"}')
+    task = TaskSection(labels=("bad", "good"), classes=2, text={})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"'grey' is none of task\.labels"):
+        read_texts(tmp_path / "a.jsonl", task)
