@@ -71,7 +71,7 @@ class CausalLM:
         """
         self.text, self._train, self._test = text, train, test
         self.device, self.at_once, self._again = devices.CPU, self.text.micro_batch, again
-        self.dtype = TYPES[self.text.dtype]
+        self.dtype, self.adapted = TYPES[self.text.dtype], bool(self.text.lora_rank)
         self._model = _adapted(language.model, self.text) if self.text.lora_rank else language.model
         found = trained(self._model, self.text)
         self.layout: Layout = found.layout

@@ -6,7 +6,6 @@ import copy
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -57,12 +56,6 @@ class Classification:
         self.stages = tuple(tuple(n for n, _ in self.layout.fields if n.split(".")[0] == it) for it in modules)
         """Names of the layout, one group for each module at the top that has parameters: what is trained by itself."""
         self._local = threading.local()
-
-    @property
-    def stages(self) -> tuple[tuple[str, ...], ...]:
-        """The layout's names by top-level module, as block-wise algorithms take them."""
-        names = [name for name, _ in self.layout.fields]
-        return tuple(tuple(group) for _, group in groupby(names, key=lambda name: name.partition(".")[0]))
 
     @property
     def examples(self) -> int:

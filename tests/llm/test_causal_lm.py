@@ -17,7 +17,7 @@ from node.config import ExperimentConfig
 from node.experiment import simulate
 from node.llm import models
 from node.maths.clipping import clipped_sum, mean_gradient, probe
-from node.summary import EachNode
+from node.summary import Metric
 from node.task import flat, views
 from node.tasks import make
 from node.tasks.causal_lm import CausalLM
@@ -180,7 +180,7 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     privacy = config.privacy.model_copy(update={"batch": 4})
     found = simulate(config.model_copy(update={"train": train, "privacy": privacy}), tmp_path)
     perplexity = found.task_metrics["perplexity"]
-    assert isinstance(perplexity, EachNode)
+    assert isinstance(perplexity, Metric)
     assert perplexity.mean == pytest.approx(np.mean(list(perplexity.per_node.values())))  # type: ignore[arg-type]
     assert len(perplexity.per_node) == 5
     assert perplexity.mean < 120, "259 are the tokens"
