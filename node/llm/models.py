@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
@@ -25,7 +24,7 @@ from node.llm.quiet import missing, offline, transformers
 from node.llm.tokens import Bytes, Pretrained, Tokens
 from node.models import MODELS
 from node.randomness import seeded
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, StorageError
 
 BYTES = {
     "vocab_size": Bytes.size,
@@ -156,19 +155,21 @@ def converted(file: Path) -> Path:
     Raises:
         ConfigurationError: gguf or accelerate is not installed.
         DataError: the file is missing or damaged.
+        StorageError: the cache can't be written.
     """
     kept = Path(platformdirs.user_cache_dir("peerpoise")) / "models" / digest(file)[:16]
     if kept.is_dir():
         return kept
     print(f"Converting {file.name} once, into {kept} (a minute).", file=sys.stderr)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        made = Path(folder) / "model"
-        _convert(file, made)
-        try:
-            made.rename(kept)
-        except OSError:  # somebody else was faster
-            shutil.rmtree(made)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            _convert(file, made := Path(folder) / "model")
+            if not kept.is_dir():  # somebody else may be faster, and then a rename fails
+                made.rename(kept)
+    except OSError as error:
+        if not kept.is_dir():
+            raise StorageError(f"The model can't be kept in {kept.parent}: {error.strerror or error}.") from None
     return kept
 
 

@@ -15,6 +15,7 @@ from node.config import RunConfig
 from node.llm import models
 from node.task import views
 from node.tasks import make
+from peer.errors import StorageError
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,6 +65,13 @@ def test_the_file_is_converted_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (Path(folder) / "model.safetensors").exists()
     models.source("smollm2")
     assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_cant_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "peerpoise").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(StorageError, match="The model can't be kept in"):
+        models.source("smollm2")
 
 
 def test_a_chat_puts_the_question_into_the_models_own_template(tmp_path: Path) -> None:
