@@ -202,7 +202,14 @@ def algorithms(as_json: Json = False) -> None:
 @app.command()
 def export(
     folder: Run,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.safetensors", help="File to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE.safetensors|FOLDER",
+            help="File to write; of a language model also a folder that transformers reads.",
+        ),
+    ],
     node: Node = None,
     average: Average = False,
     as_json: Json = False,
@@ -210,7 +217,7 @@ def export(
     """Copy a trained model out of a run folder."""
     from node import results
 
-    digest = results.export(results.model_file(folder, node, average), out)
+    digest = results.export(folder, results.model_file(folder, node, average), out)
     typer.echo(json.dumps({"file": str(out), "params_digest": digest}) if as_json else f"{out}  sha256 {digest}")
 
 

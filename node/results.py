@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node import checkpoint, summary
+from node import checkpoint, disk, summary
 from node.config import NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.summary import Summary
+from node.task import Task
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
@@ -39,10 +40,23 @@ def model_file(run: Path, node: str | None, average: bool) -> Path:
     return file
 
 
-def export(model: Path, out: Path) -> str:
-    """Copies a model, after checking that it is one; returns the digest of its parameters."""
+def export(run: Path, model: Path, out: Path) -> str:
+    """Copies a model, after checking that it is one; returns the digest of its parameters. OUT.safetensors has what was
+    learnt; any other name is a folder as transformers reads it, with all of a language model.
+
+    Raises:
+        ConfigurationError: a folder, but no language model.
+        DataError: the model is damaged, or belongs to another task.
+    """
     layout, x = checkpoint.load_model(model)
-    checkpoint.save_model(out, layout, x)
+    if out.suffix == ".safetensors":
+        checkpoint.save_model(out, layout, x)
+        return summary.digest(x)
+    task = _task(run, model, layout)
+    if not hasattr(task, "save_pretrained"):
+        raise ConfigurationError(f"{out} does not end in .safetensors; only a language model is written as a folder.")
+    disk.made(out)
+    task.save_pretrained(x, out)
     return summary.digest(x)
 
 
@@ -53,17 +67,21 @@ def evaluate(run: Path, model: Path) -> dict[str, float]:
         ConfigurationError: the folder has no run.toml, or its data set has no public test set here.
         DataError: the model belongs to another task.
     """
-    from node.tasks import make
-
-    config, data = _run_and_data(run)
-    task = make(config, data)
     layout, x = checkpoint.load_model(model)
-    if layout.digest != task.layout.digest:
-        raise DataError(f"{model} has other tensors than the model of {run / 'run.toml'}.")
-    metrics = task.evaluate(x)
+    metrics = _task(run, model, layout).evaluate(x)
     if not metrics:
         raise ConfigurationError("There is no public test set: name one as data.test in the node's file.")
     return metrics
+
+
+def _task(run: Path, model: Path, layout: Layout) -> Task:
+    """The run's task, for a model of this layout."""
+    from node.tasks import make
+
+    task = make(*_run_and_data(run))
+    if layout.digest != task.layout.digest:
+        raise DataError(f"{model} has other tensors than the model of {run / 'run.toml'}.")
+    return task
 
 
 def _run_and_data(run: Path) -> tuple[RunConfig, Any]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from node.config import TextSection
 from node.llm.quiet import peft
@@ -90,6 +92,14 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
     with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names of before
         found: nn.Module = library.get_peft_model(twin(model), how)
     return found.eval().requires_grad_(False)
+
+
+def whole(model: nn.Module, learnt: Mapping[str, Tensor]) -> Any:
+    """A transformers model of its own with these parameters in place, adapters merged."""
+    made: Any = copy.deepcopy(model)
+    for name, value in learnt.items():
+        made.get_parameter(name).data.copy_(value)
+    return made.merge_and_unload() if hasattr(made, "merge_and_unload") else made
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from peer.errors import ConfigurationError
@@ -30,6 +31,10 @@ class Tokens(Protocol):
         """
         ...
 
+    def save(self, folder: Path) -> None:
+        """Writes what transformers needs for the same tokens."""
+        ...
+
 
 class Bytes:
     """The 256 bytes of UTF-8, and three more."""
@@ -42,6 +47,9 @@ class Bytes:
 
     def chat(self, user: str) -> str:
         raise ConfigurationError('The model bytes has no chat template; take template = "instruction", or "plain".')
+
+    def save(self, folder: Path) -> None:
+        """Nothing: there is no such tokenizer."""
 
 
 class Pretrained:
@@ -68,3 +76,6 @@ class Pretrained:
         message = [{"role": "user", "content": user}]
         text: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return text
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)

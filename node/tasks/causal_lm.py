@@ -34,11 +34,11 @@ from node import device as devices
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
-from node.llm.layers import adapted, trained, twin
+from node.llm.layers import adapted, trained, twin, whole
 from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
 from node.task import views
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, StorageError
 from peer.message import Layout
 
 TYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,6 +76,7 @@ class CausalLM:
         found = trained(self._model, self.text)
         self.layout: Layout = found.layout
         self.stages: tuple[tuple[str, ...], ...] = found.stages
+        self._tokens = language.tokens
         self._chooses = "logits_to_keep" in signature(language.model.forward).parameters
         self._local = threading.local()
 
@@ -136,6 +137,20 @@ class CausalLM:
             "f1": likelihood.macro_f1(truth, found),
             **_figures(judged.nll[right, truth], judged.tokens[right, truth]),
         }
+
+    def save_pretrained(self, x: Tensor, folder: Path) -> None:
+        """Writes the whole model with parameters x [d] and its tokenizer, if it has one, as transformers reads them;
+        adapters are merged into the layers.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        model = whole(self._model, views(self.layout, x.to(self.dtype)))
+        try:
+            model.save_pretrained(folder)
+            self._tokens.save(folder)
+        except OSError as error:
+            raise StorageError(f"{folder} can't be written: {error.strerror or error}.") from None
 
     def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
         cast = {name: value.to(self.dtype) for name, value in parameters.items()}
