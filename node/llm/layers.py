@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,14 +94,25 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
     return found.eval().requires_grad_(False)
 
 
+def without(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """Other modules with the same tensors but for these parameters, which keep their shapes only."""
+    empty = {id(it): nn.Parameter(it.to("meta"), requires_grad=False) for it in map(model.get_parameter, names)}
+    return _copied(model, empty)
+
+
 def whole(model: nn.Module, learnt: Mapping[str, Tensor]) -> Any:
-    """A transformers model of its own with these parameters in place, adapters merged."""
-    made: Any = copy.deepcopy(model)
-    for name, value in learnt.items():
-        made.get_parameter(name).data.copy_(value)
-    return made.merge_and_unload() if hasattr(made, "merge_and_unload") else made
+    """The same with these parameters in place, as a transformers model; adapters are merged."""
+    put = {id(model.get_parameter(name)): nn.Parameter(it.clone(), requires_grad=False) for name, it in learnt.items()}
+    made: Any = _copied(model, put)
+    return copy.deepcopy(made).merge_and_unload() if hasattr(made, "merge_and_unload") else made
 
 
 def twin(model: nn.Module) -> nn.Module:
     """Other modules with the same tensors, so that `functional_call` in one thread does not meet another's."""
-    return copy.deepcopy(model, {id(it): it for it in (*model.parameters(), *model.buffers())})
+    return _copied(model, {})
+
+
+def _copied(model: nn.Module, instead: Mapping[int, nn.Parameter]) -> nn.Module:
+    """Other modules with the same tensors, or those that stand instead of one (by its id), tied where they were."""
+    kept = {id(it): it for it in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, {**kept, **instead})

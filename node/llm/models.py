@@ -1,6 +1,6 @@
 """Where a language model comes from: a folder, a .gguf file, the hub, or a configuration of our own.
 
-Every model is read once per process, frozen, and shared by all its tasks: weights that are trained are arguments.
+Models are frozen: weights that are trained are arguments. What is not trained is shared by all tasks of a process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class Language:
     """Of the hub's repository."""
 
 
-@lru_cache(maxsize=2)
 def load(name: str, dtype: torch.dtype, attention: str, seed: int) -> Language:
     """The model of this name with weights of this type; `seed` draws those of `bytes`.
 

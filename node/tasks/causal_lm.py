@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -34,7 +34,7 @@ from node import device as devices
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
-from node.llm.layers import adapted, trained, twin, whole
+from node.llm.layers import Trained, adapted, trained, twin, whole, without
 from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
 from node.task import views
@@ -59,25 +59,19 @@ class CausalLM:
     def __init__(
         self,
         language: models.Language,
+        found: Trained,
         text: TextSection,
         train: Sequences,
         test: Tested | None,
         again: Callable[[int], nn.Module],
     ) -> None:
-        """`again` makes the model of another seed, or the same one where it comes with weights.
-
-        Raises:
-            ConfigurationError: the model has no layers that are recognised.
-        """
-        self.text, self._train, self._test = text, train, test
-        self.device, self.at_once, self._again = devices.CPU, self.text.micro_batch, again
-        self.dtype, self.adapted = TYPES[self.text.dtype], bool(self.text.lora_rank)
-        self._model = _adapted(language.model, self.text) if self.text.lora_rank else language.model
-        found = trained(self._model, self.text)
+        """`language` without the weights that are trained; `again` makes or reads it with them, for a seed."""
+        self.text, self._train, self._test, self._again = text, train, test, again
+        self.device, self.at_once, self.adapted = devices.CPU, text.micro_batch, bool(text.lora_rank)
+        self.dtype, self._model, self._tokens = TYPES[text.dtype], language.model, language.tokens
         self.layout: Layout = found.layout
         self.stages: tuple[tuple[str, ...], ...] = found.stages
-        self._tokens = language.tokens
-        self._chooses = "logits_to_keep" in signature(language.model.forward).parameters
+        self._chooses = "logits_to_keep" in signature(_inner(language.model).forward).parameters
         self._local = threading.local()
 
     @property
@@ -176,14 +170,26 @@ def _figures(nll: Tensor, tokens: Tensor) -> dict[str, float]:
 
 @lru_cache(maxsize=2)
 def _tensors(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """All weights and buffers of a model on the device."""
-    return {name: it.to(device) for name, it in (*model.named_parameters(), *model.named_buffers())}
+    """All weights and buffers of a model that are there, on the device."""
+    every = (*model.named_parameters(), *model.named_buffers())
+    return {name: it.to(device) for name, it in every if not it.is_meta}
+
+
+def _inner(model: Any) -> Any:
+    """Without peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @lru_cache(maxsize=2)
-def _adapted(model: nn.Module, text: TextSection) -> nn.Module:
-    with seeded(0):  # of the shapes only; `start` draws
-        return adapted(model, text)
+def _shared(name: str, text: TextSection, attention: str, seed: int) -> tuple[models.Language, Trained]:
+    """What all tasks of a process share: the model without the weights that are trained, and which those are."""
+    language = models.load(name, TYPES[text.dtype], attention, seed)
+    model = language.model
+    if text.lora_rank:
+        with seeded(0):  # of the shapes only; `start` draws
+            model = adapted(model, text)
+    found = trained(model, text)
+    return replace(language, model=without(model, [it for it, _ in found.layout.fields])), found
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
@@ -194,8 +200,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
             "causal-lm knows no validation set: take an algorithm that needs none (not ross or pdsl); no [validation]."
         )
     attention = "sdpa" if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
-    dtype = TYPES[text.dtype]
-    language = models.load(task.model, dtype, attention, run.train.seed)
+    language, found = _shared(task.model, text.model_copy(update={"digest": ""}), attention, run.train.seed)
     encoder = _encoder(language, task)
     if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):
         raise DataError(
@@ -203,14 +208,14 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         )
 
     def again(seed: int) -> nn.Module:
-        return models.scratch(dtype, attention, seed) if task.model == "bytes" else language.model
+        return models.load(task.model, TYPES[text.dtype], attention, seed).model
 
     if task.data == "own":
         train, own_test = _own(task, data)
         test = _tested(encoder, own_test) if own_test else None
     else:
         train, test = _public(task, data), _public_test(language, task.model_dump_json())
-    return CausalLM(language, text, encoder.sequences(train), test, again)
+    return CausalLM(language, found, text, encoder.sequences(train), test, again)
 
 
 def _encoder(language: models.Language, task: TaskSection) -> Encoder:
