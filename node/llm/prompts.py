@@ -67,7 +67,7 @@ class Encoder:
             room = length - len(given) - len(answer)
             ids.append(np.array([*given, *answer, *[self.tokens.pad] * room], np.int32))
             labels.append(np.array([*[MASKED] * len(given), *answer, *[MASKED] * room], np.int32))
-        return Sequences(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(labels)))
+        return Sequences(*(torch.from_numpy(np.array(it, np.int32).reshape(-1, length)) for it in (ids, labels)))
 
     def pairs(self, rows: Texts) -> Iterator[tuple[list[int], list[int]]]:
         """(what is given, answer with its end) of each row: at least one token each, together at most `length`."""

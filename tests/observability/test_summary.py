@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import jsonschema
@@ -121,6 +123,17 @@ def test_merge_of_a_whole_cluster():
     assert merged.consensus_distance == pytest.approx(2**0.5)
     assert merged.complete
     assert summary.merge(parts).consensus_distance is None
+
+
+def test_perplexity_is_kept_of_each_node_and_averaged_over_the_honest_ones():
+    each = {"n0": 4.0, "n1": 8.0, "n2": 99.0}
+    told = {name: summary.metrics(name, {"accuracy": 0.5, "loss": 1.0, "perplexity": it}) for name, it in each.items()}
+    parts = [one(name, task_metrics=it, attackers=["n2"] if name == "n2" else []) for name, it in told.items()]
+    merged = summary.merge(parts)
+    assert merged.task_metrics == {"loss": 1.0, "perplexity": summary.EachNode(mean=6.0, per_node=each)}
+    assert Summary.model_validate_json(merged.model_dump_json()) == merged
+    Console(file=(text := StringIO())).print(summary.table(merged, one()))
+    assert re.search(r"test perplexity, mean +│ 6\.00 +│ – ", text.getvalue())
 
 
 def test_merge_of_an_incomplete_cluster_says_so():
