@@ -60,7 +60,7 @@ def play(configuration: Mapping[str, Any], progress: Progress = lambda share: No
             found["accounted"] = accounted(config, summary, folder / MODEL)
     return {
         "configuration": config.model_dump(mode="json"),
-        "code": code.version(config.algorithm.name),
+        "code": code.version(config.algorithm.name, config.task.name),
         "version": journal.code_version(),
         "torch": journal.code_version("torch"),
         "machine": platform.machine(),

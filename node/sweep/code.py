@@ -1,7 +1,7 @@
 """What of this program a cell's figures depend on: the code that `simulate` reaches, and the algorithm's own file.
 
-Sources are compared without comments, docstrings and layout, so that only what runs counts. Algorithms are named by
-strings in their table: another algorithm's file is not in a cell's version, and a new one makes no old cell void.
+Sources are compared without comments, docstrings and layout, so that only what runs counts. Algorithms and tasks are
+named by strings in their tables: the file of another one is not in a cell's version, and a new one makes no cell void.
 """
 
 from __future__ import annotations
@@ -9,31 +9,41 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from node.algorithms import ALGORITHMS, NOISED
+from node.tasks import TASKS
 
 START = "node.experiment"
 SHOWN = frozenset(
     f"node.{name}"
-    for name in ("algorithms", "checkpoint", "config", "disk", "edges", "journal", "results", "summary", "sweep")
-)
-"""What keeps, shows or checks, or is in a cell's configuration anyway."""
+    for name in (
+        "algorithms", "checkpoint", "config", "disk", "edges", "journal", "results", "summary", "sweep", "tasks"
+    )
+)  # fmt: skip
+"""What keeps, shows or checks, is in a cell's configuration anyway, or is a table of what is loaded by name."""
 OURS = re.compile(r"(node|peer)(\.\w+)+")
 ENTRY = re.compile(r"((?:node|peer)(?:\.\w+)+):\w+")
 """module:name, as the literal tables have it."""
 
 
 @cache
-def version(algorithm: str) -> str:
-    """Twelve hex digits that change when code changes on which the figures of this algorithm's runs depend."""
-    own = NOISED.get(algorithm, algorithm)
+def version(algorithm: str, task: str = "classification") -> str:
+    """Twelve hex digits that change when code changes on which the figures of such runs depend."""
+    own = ALGORITHMS.get(NOISED.get(algorithm, algorithm), ""), TASKS.get(task, "")
     found = hashlib.sha256()
-    for module in sorted(reached(START, ALGORITHMS.get(own, "").partition(":")[0])):
+    for module in sorted(reached(START, *(it.partition(":")[0] for it in own))):
         found.update(f"{module}\0{_meaning(module)}\0".encode())
     return found.hexdigest()[:12]
+
+
+def of(configuration: Mapping[str, Any]) -> str:
+    """`version` of a cell with this configuration."""
+    return version(configuration["algorithm"]["name"], configuration["task"]["name"])
 
 
 def reached(*start: str) -> set[str]:

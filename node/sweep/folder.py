@@ -52,14 +52,14 @@ class Folder:
             self.unread += 1
             return
         self.records[key] = record
-        known, now = digest(configuration), code.version(configuration["algorithm"]["name"])
+        known, now = digest(configuration), code.of(configuration)
         if known not in self._of or record["code"] == now:
             self._of[known] = record
 
     def found(self, cell: Cell) -> Record | None:
         """The cell's record, if it is finished."""
         record = self._of.get(cell.digest)
-        current = record is not None and record["code"] == code.version(cell.config.algorithm.name)
+        current = record is not None and record["code"] == code.of(cell.configuration)
         return record if self.any_code or current else None
 
     def keep(self, cell: Cell, record: Record) -> None:
@@ -123,7 +123,7 @@ class Folder:
 
 def key_of(cell: Cell) -> str:
     """Of the full configuration and the code."""
-    return digest({"configuration": cell.configuration, "code": code.version(cell.config.algorithm.name)})[:24]
+    return digest({"configuration": cell.configuration, "code": code.of(cell.configuration)})[:24]
 
 
 def sweep_of(path: Path) -> Sweep:

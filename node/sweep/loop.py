@@ -139,7 +139,7 @@ def _take(news: News, running: dict[str, Cell], folder: Folder, outcome: Outcome
 
 def _other_code(cell: Cell, record: Mapping[str, Any]) -> str:
     """A sentence if the cell was played by code that is not this process's: it would never count as finished."""
-    here = code.version(cell.config.algorithm.name)
+    here = code.of(cell.configuration)
     if record["code"] == here:
         return ""
     return f"It was played by other code ({record['code']}, here {here}): install the same everywhere, and start anew."

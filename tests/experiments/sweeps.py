@@ -73,6 +73,6 @@ def keep(folder: Folder, cell: Cell, value: float, **figures: Any) -> None:
         "attackers": [],
         "summary": {},
     }
-    record = {"configuration": cell.configuration, "code": code.version(cell.config.algorithm.name)}
+    record = {"configuration": cell.configuration, "code": code.of(cell.configuration)}
     record |= {"cpu_seconds": 1.0, "wall_seconds": 1.0, "version": "0", "torch": "0", "machine": "m"}
     folder.keep(cell, {**record, "figures": told | figures})

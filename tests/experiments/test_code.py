@@ -10,7 +10,7 @@ from node.sweep import code
 
 
 def test_what_computes_is_in_it_and_what_shows_is_not():
-    found = code.reached(code.START, "node.algorithms.dpdl")
+    found = code.reached(code.START, "node.algorithms.dpdl", "node.tasks.classification")
     assert {
         "node.experiment", "node.maths.mixing", "node.maths.cosine", "node.privacy.door", "node.partition",
         "node.tasks.classification", "node.models.images", "node.data.idx", "peer.topology", "node.algorithms.dpdl",
@@ -21,6 +21,12 @@ def test_what_computes_is_in_it_and_what_shows_is_not():
 def test_algorithms_have_versions_of_their_own():
     assert code.version("dpdl") != code.version("xavg")
     assert code.version("dp-xavg") == code.version("xavg")
+
+
+def test_so_have_tasks():
+    assert code.version("xavg") != code.version("xavg", "causal-lm")
+    assert not any("node.llm" in name for name in code.reached(code.START, "node.tasks.classification"))
+    assert "node.llm.layers" in code.reached(code.START, "node.tasks.causal_lm")
 
 
 @pytest.mark.parametrize(

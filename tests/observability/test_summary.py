@@ -127,10 +127,10 @@ def test_merge_of_a_whole_cluster():
 
 def test_perplexity_is_kept_of_each_node_and_averaged_over_the_honest_ones():
     each = {"n0": 4.0, "n1": 8.0, "n2": 99.0}
-    told = {name: summary.metrics(name, {"accuracy": 0.5, "loss": 1.0, "perplexity": it}) for name, it in each.items()}
+    told = {name: {"perplexity": summary.metric({name: it})} for name, it in each.items()}
     parts = [one(name, task_metrics=it, attackers=["n2"] if name == "n2" else []) for name, it in told.items()]
     merged = summary.merge(parts)
-    assert merged.task_metrics == {"loss": 1.0, "perplexity": summary.EachNode(mean=6.0, per_node=each)}
+    assert merged.task_metrics == {"perplexity": Metric(mean=6.0, per_node=each)}
     assert Summary.model_validate_json(merged.model_dump_json()) == merged
     Console(file=(text := StringIO())).print(summary.table(merged, one()))
     assert re.search(r"test perplexity, mean +│ 6\.00 +│ – ", text.getvalue())
