@@ -27,11 +27,11 @@ from peer.errors import ConfigurationError
 from peer.message import Peer
 from peer.topology import neighborhoods
 
-Progress = Callable[[int, int, Mapping[Peer, float]], None]
-"""(rounds finished, rounds, accuracy of each node as last evaluated)."""
+Progress = Callable[[int, int, Mapping[Peer, Mapping[str, float]]], None]
+"""(rounds finished, rounds, test metrics of each node as last evaluated)."""
 
 
-def _silent(done: int, rounds: int, accuracy: Mapping[Peer, float]) -> None:
+def _silent(done: int, rounds: int, tested: Mapping[Peer, Mapping[str, float]]) -> None:
     pass
 
 
@@ -77,7 +77,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         for name, learner in learners.items():
             figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}
             journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
-        progress(t + 1, rounds, {name: found["accuracy"] for name, found in metrics.items() if "accuracy" in found})
+        progress(t + 1, rounds, metrics)
 
     conversations = {name: it.algorithm for name, it in learners.items()}
     play(conversations, _hoods(learners), rounds, mix=config.mix, after_phase=after_phase, after_round=after_round)

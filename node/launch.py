@@ -70,10 +70,11 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
     with Screen(config.train.rounds, quiet=quiet) as screen:
         _announce_attack(screen, config)
 
-        def progress(done: int, rounds: int, accuracy: Mapping[str, float]) -> None:
+        def progress(done: int, rounds: int, tested: Mapping[str, Mapping[str, float]]) -> None:
             if not quiet:
-                names = accuracy or config.experiment.names
-                screen.show({name: Progress(round=done, accuracy=accuracy.get(name), state="") for name in names})
+                seen = Progress(round=done, state="")
+                names = tested or config.experiment.names
+                screen.show({name: _tested(seen, tested.get(name, {})) for name in names})
 
         from node import experiment
 
@@ -136,13 +137,19 @@ def after(seen: Progress, event: Mapping[str, Any]) -> Progress:
     match event:
         case {"event": "round", "round": int(t)}:
             return replace(seen, round=t + 1)
-        case {"event": "test", "accuracy": float(accuracy)}:
-            return replace(seen, accuracy=accuracy)
+        case {"event": "test"}:
+            found = {"accuracy": event.get("accuracy"), **(event.get("metrics") or {})}
+            return _tested(seen, {name: value for name, value in found.items() if value is not None})
         case {"event": "epsilon", "total": float(epsilon)}:
             return replace(seen, epsilon=epsilon)
         case {"event": "state", "state": str(state)}:
             return replace(seen, state=state)
     return seen
+
+
+def _tested(seen: Progress, metrics: Mapping[str, float]) -> Progress:
+    accuracy, perplexity = metrics.get("accuracy", seen.accuracy), metrics.get("perplexity", seen.perplexity)
+    return replace(seen, accuracy=accuracy, perplexity=perplexity)
 
 
 def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:

@@ -67,7 +67,8 @@ class Metrics:
         self._training()
         self._network()
         self._privacy()
-        for unknown in (self.consensus_distance, self.test_accuracy, self.epsilon_limit, self.delta, self.run_rounds):
+        tested = (self.test_accuracy, self.test_perplexity)
+        for unknown in (self.consensus_distance, *tested, self.epsilon_limit, self.delta, self.run_rounds):
             unknown.set(float("nan"))
         info = Info("peerpoise_build", "Version of the program.", registry=self.registry)
         info.info({"version": version, "torch": torch, "python": python})
@@ -91,6 +92,7 @@ class Metrics:
         self._calibration = self._gauge("peer_calibration_weight_ratio", "DPDL's calibration weight.", "peer")
         self.consensus_distance = self._gauge("consensus_distance", "Over the closed neighbourhood.")
         self.test_accuracy = self._gauge("test_accuracy_ratio", "Accuracy on the PUBLIC test set.")
+        self.test_perplexity = self._gauge("test_perplexity", "A language model's perplexity on the PUBLIC test set.")
         self.lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes up.", LAG_SECONDS)
         age = self._gauge("checkpoint_age_seconds", "Seconds since the last checkpoint; NaN before the first.")
         age.set_function(self._age)

@@ -32,6 +32,8 @@ class Progress:
     round: int = 0
     """Rounds that are finished."""
     accuracy: float | None = None
+    perplexity: float | None = None
+    """Of language models; shown where there is no accuracy."""
     epsilon: float | None = None
     state: str = "starting"
     """Phase and whom it waits for, or how it ended."""
@@ -68,19 +70,24 @@ class Screen:
 
 
 def _brief(name: str, node: Progress, rounds: int) -> str:
-    accuracy = "" if node.accuracy is None else f" {node.accuracy:.1%}"
-    return f"{name} {node.round}/{rounds}{accuracy}" + ("" if node.round else f" {node.state}")
+    return f"{name} {node.round}/{rounds} {_tested(node)}".rstrip() + ("" if node.round else f" {node.state}")
+
+
+def _tested(node: Progress) -> str:
+    if node.accuracy is None:
+        return "" if node.perplexity is None else f"perplexity {node.perplexity:.1f}"
+    return f"{node.accuracy:.1%}"
 
 
 def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
-    table = Table("node", "round", "", "accuracy", "ε_total so far*", "what it does", box=None, pad_edge=False)
+    table = Table("node", "round", "", "test", "ε_total so far*", "what it does", box=None, pad_edge=False)
     for name, node in nodes.items():
         done = round(20 * node.round / rounds)
         table.add_row(
             name,
             f"{node.round}/{rounds}",
             Text("━" * done, "green") + Text("━" * (20 - done), "dim"),
-            "" if node.accuracy is None else f"{node.accuracy:.1%}",
+            _tested(node),
             "" if node.epsilon is None else f"{node.epsilon:.2f}",
             Text(node.state),
         )

@@ -109,6 +109,8 @@ class Status(TypedDict):
     """None in mode none."""
     test_accuracy: float | None
     """On the public test set, 0 … 1."""
+    test_perplexity: float | None
+    """Of a language model, on the public test set."""
     loop: str
     """uvloop | asyncio."""
     insecure: list[str]
@@ -228,6 +230,8 @@ def _details(status: Status) -> list[str]:
     accuracy = status["test_accuracy"]
     if accuracy is not None:
         lines.append(f"test accuracy {accuracy:.1%}")
+    if (perplexity := status["test_perplexity"]) is not None:
+        lines.append(f"test perplexity {perplexity:.1f}")
     lines += _epsilon(status["epsilon"], status["insecure"])
     metrics = f"metrics http://{status['metrics']}/metrics, " if status["metrics"] else ""
     about = f"pid {status['pid']}, up {status['uptime_s']:.0f} s, version {status['version']}"

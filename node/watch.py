@@ -42,6 +42,7 @@ class Watch(Watcher, Observer):
         self.state = "starting"
         self.round_seconds: list[float] = []
         self.accuracy: float | None = None
+        self.perplexity: float | None = None
         self.distance: float | None = None
         self.warnings: list[str] = [text] if (text := warning(run.privacy)) else []
         self.loop = ""
@@ -138,8 +139,9 @@ class Watch(Watcher, Observer):
 
     def tested(self, t: int, metrics: Mapping[str, float]) -> None:
         if metrics:
-            self.accuracy = metrics.get("accuracy")
+            self.accuracy, self.perplexity = metrics.get("accuracy"), metrics.get("perplexity")
             self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
+            self.metrics.test_perplexity.set(metrics.get("perplexity", float("nan")))
             self.note("test", round=t, **tested(metrics))
 
     def spent(self, t: int, stated: bool) -> None:
@@ -244,6 +246,7 @@ class Watch(Watcher, Observer):
             neighbours=self._neighbours(session),
             epsilon=None if privacy.mode == "none" else epsilon,
             test_accuracy=self.accuracy,
+            test_perplexity=self.perplexity,
             loop=self.loop,
             insecure=self.insecure,
             metrics=self.metrics_address,

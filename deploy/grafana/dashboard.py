@@ -19,6 +19,7 @@ PANELS = (
     # title, unit, legend, expression
     ("Round", "short", "{{instance}}", "peerpoise_round + 1"),
     ("Accuracy on the public test set", "percentunit", "{{instance}}", "peerpoise_test_accuracy_ratio"),
+    ("Perplexity on the public test set", "short", "{{instance}}", "peerpoise_test_perplexity"),
     ("Rounds a minute", "short", "{{instance}}", "60 * rate(peerpoise_rounds_total[1m])"),
     ("Consensus distance", "short", "{{instance}}", "peerpoise_consensus_distance"),
     (

@@ -54,7 +54,7 @@ def play(configuration: Mapping[str, Any], progress: Progress = lambda share: No
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="peerpoise-cell-") as name:
         folder = Path(name)
-        summary = experiment.simulate(config, folder, lambda done, rounds, accuracy: progress(done / rounds))
+        summary = experiment.simulate(config, folder, lambda done, rounds, tested: progress(done / rounds))
         found = figures(folder, summary)
         if config.privacy.mode == "paper":
             found["accounted"] = accounted(config, summary, folder / MODEL)

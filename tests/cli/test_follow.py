@@ -113,6 +113,8 @@ def test_the_journal_is_read_line_by_line(tmp_path: Path) -> None:
 def test_other_events_change_nothing() -> None:
     seen = Progress(round=3, accuracy=0.25)
     assert after(seen, {"event": "test", "accuracy": None}) == seen
+    told = after(seen, {"event": "test", "metrics": {"perplexity": 12.5, "loss": 2.0}})
+    assert (told.accuracy, told.perplexity) == (0.25, 12.5)
     assert after(seen, {"event": "peer", "round": 7, "state": "down"}) == seen
 
 

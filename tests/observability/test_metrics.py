@@ -38,6 +38,7 @@ peerpoise_round
 peerpoise_rounds
 peerpoise_run_rounds
 peerpoise_test_accuracy_ratio
+peerpoise_test_perplexity
 peerpoise_tls_enabled
 peerpoise_wait_seconds peer
 peerpoise_wire_bytes peer direction kind
@@ -178,7 +179,8 @@ def test_age_of_the_checkpoint():
 
 
 def test_what_is_not_known_yet_is_nan_and_not_zero(metrics):
-    for name in ("consensus_distance", "test_accuracy_ratio", "privacy_epsilon_limit", "privacy_delta", "run_rounds"):
+    unknown = ["consensus_distance", "test_accuracy_ratio", "test_perplexity", "privacy_epsilon_limit", "privacy_delta"]
+    for name in (*unknown, "run_rounds"):
         assert str(metrics.registry.get_sample_value(f"peerpoise_{name}")) == "nan"
 
 

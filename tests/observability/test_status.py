@@ -60,6 +60,7 @@ DOCUMENT: status.Status = {
         "accountant": "RDP",
     },
     "test_accuracy": 0.875,
+    "test_perplexity": None,
     "loop": "uvloop",
     "insecure": [],
     "metrics": "127.0.0.1:9999",
@@ -306,8 +307,9 @@ def test_what_people_see_when_something_is_wrong():
     for figure in ("ε_total", "ε_link"):
         assert "the validation set is private and not covered" in uncovered.split(figure)[1].split("\n")[0]
     empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbours": [], "epsilon": None,
-                     "test_accuracy": None, "metrics": None})  # fmt: skip
+                     "test_accuracy": None, "test_perplexity": 12.34, "metrics": None})  # fmt: skip
     assert "no privacy (mode none)" in empty
+    assert "test perplexity 12.3" in empty
 
 
 def test_asking_needs_no_torch_and_the_document_is_json(short):
