@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from node import disk
 from peer.errors import DataError
@@ -52,6 +52,12 @@ class Metric(Part):
     mean: Figure = None
     """Mean over the honest nodes."""
     per_node: dict[str, Figure] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_number(cls, value: Any) -> Any:
+        """Older summaries have the mean alone."""
+        return {"mean": value} if value is None or isinstance(value, int | float) else value
 
 
 class Epsilon(Part):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from node.config import ExperimentConfig
 from node.summary import Privacy, Summary, conditions
 from node.sweep.folder import Folder, Record, sweep_of
 from node.sweep.grid import Row, Sweep
@@ -128,6 +129,11 @@ class Line:
     def attackers(self) -> list[str]:
         return sorted({name for figures in self.figures for name in figures["attackers"]})
 
+    def weighed(self, *, attackers: bool) -> Spread | None:
+        """What honest nodes give a neighbour that attacks, or one that doesn't: its weight in multiples of w_ij, mean
+        over the whole run. None: the algorithm weighs nobody, or there is no such neighbour."""
+        return Spread.of([it for record in self.records if (it := _weight(record, attackers=attackers)) is not None])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -215,6 +221,22 @@ def _line(sweep: Sweep, row: Row, folder: Folder) -> Line:
     failures = tuple(f"{label}: {folder.failures[label]}" for label in labels if label in folder.failures)
     how: dict[str, Any] = {"row": row, "choice": chosen, "late": late, "target_loss": sweep.section.target_loss}
     return Line(records=tuple(records), failures=failures, **how)
+
+
+def _weight(record: Record, *, attackers: bool) -> float | None:
+    """Of one run: mean of π_ij/w_ij over honest i, their neighbours j of that kind, and time."""
+    config, liars = ExperimentConfig(**record["configuration"]), set(record["figures"]["attackers"])
+    told = record["figures"]["weights"].get("weight", {})
+    found = [
+        value / hood.weight[peer]
+        for node, hood in (config.neighborhoods(config.experiment.names) if told else {}).items()
+        if node not in liars
+        for peer, values in told.get(node, {}).items()
+        if (peer in liars) is attackers
+        for value in values
+        if value is not None
+    ]
+    return statistics.fmean(found) if found else None
 
 
 def _notes(sweep: Sweep, records: Sequence[Record], folder: Folder) -> Iterator[str]:

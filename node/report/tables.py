@@ -122,6 +122,8 @@ def setting(part: Part) -> Grid:
     if any(line.target_loss for line in part.lines):
         columns.append(("rounds to loss", lambda line: _reached(line)))
     columns += [("ε_total", total), ("ε_link", link)] if private else []
+    if any(line.weighed(attackers=True) for line in part.lines):
+        columns.append(("weight of attackers / others, in w", _weights))
     columns += [
         ("MB sent per node", lambda line: "" if line.bytes is None else f"{line.bytes / 1e6:,.1f}"),
         ("seconds", lambda line: "" if line.seconds is None else f"{line.seconds:,.{0 if line.seconds >= 10 else 1}f}"),
@@ -134,6 +136,11 @@ def setting(part: Part) -> Grid:
         rows=rows,
         notes=tuple(_notes(part, letters, private)),
     )
+
+
+def _weights(line: Line) -> str:
+    means = [it.mean if (it := line.weighed(attackers=liars)) else None for liars in (True, False)]
+    return "" if means == [None, None] else " / ".join(figure(it, "{:.2f}") for it in means)
 
 
 def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:

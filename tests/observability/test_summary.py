@@ -78,6 +78,11 @@ def test_the_schema_refuses_what_is_no_summary(change):
         Summary.model_validate(content)
 
 
+def test_older_summaries_have_the_mean_alone():
+    content = json.loads(one().model_dump_json()) | {"task_metrics": {"loss": 0.25}}
+    assert Summary.model_validate(content).task_metrics == {"loss": Metric(mean=0.25)}
+
+
 def test_a_file_that_is_no_summary_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="can't be read"):
         summary.read(tmp_path / "summary.json")
