@@ -3,6 +3,7 @@
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       the tables and the page of docs/results (about 12 core-hours, resumable); results-plan says beforehand
 # make results-quick  a few rows of each, ten rounds: does it run?
+# make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; two core-hours a method, resumable)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
@@ -17,7 +18,7 @@ CLAIMS := non-iid poisoned private speed-up
 FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test compose-test kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan ray-test docs stubs clean
+.PHONY: demo test compose-test kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language ray-test docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -56,11 +57,25 @@ learning-quick: $(VENV)/dev.installed
 	$(BIN)/peerpoise sweep docs/results/learning.toml --quick --out build/learning-quick --jobs 2 \
 	  --only few/dpdl --only few/centralised --only few/local --only private-8/dp-dmsgd
 
-results: $(VENV)/dev.installed
-	mkdir -p build/results && cp -rn docs/results/kept/. build/results/
+# What is kept, of whatever version of the code; FRESH= plays it anew.
+FRESH  ?= --any-code
+build/results/kept: $(wildcard docs/results/kept/*.tar.xz)
+	mkdir -p build/results && for file in $^; do tar xJf $$file -C build/results || exit 1; done
+	touch $@
+
+results: $(VENV)/dev.installed build/results/kept
 	for name in $(CLAIMS); do \
-	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) || exit 1; done
-	$(BIN)/peerpoise report $(CLAIMS:%=build/results/%) --out build/results/results.html --markdown build/results/results.md
+	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) $(FRESH) || exit 1; done
+	$(MAKE) results-page
+
+results-page: $(VENV)/dev.installed build/results/kept
+	$(BIN)/peerpoise report $(CLAIMS:%=build/results/%) --out build/results/results.html --plots build/results/plots
+	for name in $(CLAIMS); do \
+	  $(BIN)/peerpoise report build/results/$$name --out build/results/$$name.html --markdown docs/results/$$name.md; done
+
+language: $(VENV)/dev.installed
+	$(BIN)/peerpoise sweep docs/results/language.toml --out build/language --set task.path=$(NWGI)/train.parquet \
+	  --set task.text.test=$(NWGI)/test.parquet
 
 results-quick: $(VENV)/dev.installed
 	$(FASHION) || exit 0; \
@@ -70,7 +85,7 @@ results-quick: $(VENV)/dev.installed
 	quick private --only ring-8/pdsl && quick speed-up --only n02/dmsgd --only n04/dmsgd && \
 	$(BIN)/peerpoise report $(CLAIMS:%=build/results-quick/%) --out build/results-quick/results.html
 
-results-plan: $(VENV)/dev.installed
+results-plan: $(VENV)/dev.installed build/results/kept
 	for name in $(CLAIMS); do \
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --dry-run --measure || exit 1; done
 

@@ -85,6 +85,17 @@ class Line:
         """Of the worst node."""
         return Spread.of([it.worst for figures in self.figures if (it := result(figures, self.late))])
 
+    def metric(self, name: str) -> Spread | None:
+        """Another test metric, mean over nodes and late evaluations; None: the task has none of that name."""
+        told = [figures["metrics"].get(name, {}).values() for figures in self.figures]
+        each = [[it for values in nodes for it in values[-self.late :] if it is not None] for nodes in told]
+        return Spread.of([statistics.fmean(values) for values in each if values])
+
+    def averaged(self, name: str) -> Spread | None:
+        """A test metric of the averaged model at the end."""
+        told = [figures["summary"].get("algorithm_metrics", {}).get("averaged_model", {}) for figures in self.figures]
+        return Spread.of([it[name] for it in told if it.get(name) is not None])
+
     @property
     def bytes(self) -> float | None:
         """Sent by a node in a run, mean."""

@@ -119,6 +119,13 @@ def setting(part: Part) -> Grid:
         ("mean of the nodes", lambda line: percent(line.mean) if line.records else line.state),
         ("worst node", lambda line: percent(line.worst) if line.records else ""),
     ]
+    if any(line.metric("f1") for line in part.lines):
+        columns += [
+            ("macro-F1", lambda line: percent(line.metric("f1")) if line.records else ""),
+            ("averaged model", lambda line: percent(line.averaged("accuracy")) if line.records else ""),
+        ]
+    if any(line.metric("perplexity") for line in part.lines):
+        columns.append(("perplexity", lambda line: spread(it, "{:.1f}") if (it := line.metric("perplexity")) else ""))
     if any(line.target_loss for line in part.lines):
         columns.append(("rounds to loss", lambda line: _reached(line)))
     columns += [("ε_total", total), ("ε_link", link)] if private else []
