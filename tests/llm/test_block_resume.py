@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -14,19 +15,28 @@ from node.config import ExperimentConfig
 from node.learner import Learner
 from node.simulate import simulate
 
+Learners: TypeAlias = Callable[[dict[str, Any]], dict[str, Learner]]
 ROUNDS, CUT = 7, 4
 """Visits of three rounds: cut after the second step of the second block."""
 
 
-def learners(algorithm: dict[str, Any], **text: Any) -> dict[str, Learner]:
+@pytest.fixture
+def learners(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Learners:
+    """Makes three peers on a tiny Llama; on every call the same ones."""
+    model, text = model_folder(), tmp_path_factory.mktemp("text") / "text.jsonl"
+    text.write_text("\n".join(f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10))
+    return lambda algorithm: peers(model, text, algorithm)
+
+
+def peers(model: Path, text: Path, algorithm: dict[str, Any]) -> dict[str, Learner]:
     values = {
-        "algorithm": {"steps": 3, "layers_per_block": 2, "lr": 0.003, **algorithm},
+        "algorithm": {"steps": 3, "layers_per_block": 1, "lr": 0.003, **algorithm},
         "topology": {"kind": "ring"},
-        "task": {"name": "causal-lm", "model": "bytes", "data": "fortunes",
-                 "text": {"length": 12, "test_size": 3, "dtype": "bfloat16", **text}},
+        "task": {"name": "causal-lm", "model": str(model), "data": "file", "path": text,
+                 "text": {"length": 8, "dtype": "bfloat16"}},
         "train": {"rounds": ROUNDS, "seed": 1, "evaluate_every": 0},
         "privacy": {"mode": "none", "batch": 2},
-        "experiment": {"nodes": 3, "partition": "column", "column": "language"},
+        "experiment": {"nodes": 3},
     }  # fmt: skip
     return experiment._learners(ExperimentConfig(**values))  # type: ignore[arg-type]
 
@@ -45,7 +55,9 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_checkpoint_in_mid_block_goes_on_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_checkpoint_in_mid_block_goes_on_bit_for_bit(
+    tmp_path: Path, learners: Learners, options: dict[str, Any]
+) -> None:
     through, first, again = (learners(options) for _ in range(3))
     play(through, ROUNDS)
     play(first, CUT)
@@ -73,7 +85,7 @@ def assert_same(found: Any, kept: Any) -> None:
             assert (type(ours), ours) == (type(theirs), theirs), field
 
 
-def test_what_a_state_holds_in_mid_block(tmp_path: Path) -> None:
+def test_what_a_state_holds_in_mid_block(learners: Learners) -> None:
     """Power: none of it is trivially the same; θ's float32 is finer than what x keeps of it."""
     nodes = learners({"name": "deca", "mix_every": 2, "wire": "bf16-delta"})
     play(nodes, CUT + 1)
@@ -90,7 +102,7 @@ def test_what_a_state_holds_in_mid_block(tmp_path: Path) -> None:
     assert torch.equal(state.theta.bfloat16(), state.x[place])
 
 
-def test_without_the_moments_it_would_be_another_run() -> None:
+def test_without_the_moments_it_would_be_another_run(learners: Learners) -> None:
     through, again = learners({"name": "deca"}), learners({"name": "deca"})
     play(through, ROUNDS)
     play(again, CUT)
