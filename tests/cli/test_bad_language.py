@@ -17,6 +17,8 @@ from model_folders import write_model
 from transformers import AutoModelForCausalLM, LlamaConfig, T5Config
 
 from node import fit
+from node.algorithms import find
+from node.config import ExperimentConfig, PrivacySection, load
 from node.tasks import causal_lm, make
 
 EXPERIMENT = """\
@@ -224,16 +226,32 @@ def test_peers_with_different_models(peerpoise: Call, tiny: Path, model: Path, t
 # -------------------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("each", [1, 3])
-def test_a_block_larger_than_memory(peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch, each: int) -> None:
-    """Just enough for a block of one layer of 2,208 parameters: θ, m, v, gradient and one sum of neighbours."""
+@pytest.mark.parametrize(("each", "missing"), [(1, 0), (1, 1), (3, 0)])
+def test_a_block_larger_than_memory(
+    peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch, each: int, missing: int
+) -> None:
+    """Just enough for a block of one layer of 2,208 parameters (θ, m, v, gradient, one sum of neighbours), or a byte
+    less."""
     layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
-    monkeypatch.setattr(fit, "available_memory", lambda: 5 * 4 * layer)
+    monkeypatch.setattr(fit, "available_memory", lambda: 5 * 4 * layer - missing)
     result = played(peerpoise, tiny, f"algorithm.layers_per_block={each}")
-    if each == 1:
+    if (each, missing) == (1, 0):
         assert result.code == 0, result.err
     else:
-        refused(result, 78, "algorithm.layers_per_block = 3 makes blocks that take")
+        refused(result, 78, f"algorithm.layers_per_block = {each} makes blocks that take")
+
+
+@pytest.mark.parametrize(("algorithm", "held"), [("deca", 2 + 20 / 3), ("dsgd-adam", 4 * (3 + 32 * 2))])
+def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) -> None:
+    """M + 10M/B of a model in bfloat16 with B = 3 blocks, whatever the degree; without privacy no chunk of gradients.
+    With it a chunk of the block's."""
+    run = load(ExperimentConfig, [tiny], ["task.text.dtype=bfloat16"], environ={})
+    task, kind = make(run, np.arange(4)), find(algorithm)
+    options, d = kind.Config(**({"layers_per_block": 1} if algorithm == "deca" else {})), task.layout.size
+    strict = PrivacySection(mode="strict", sigma=1.0, chunk=16)
+    need = [fit.memory_needed(kind, options, it, task, 2) - fit.BASE for it in (run.privacy, strict)]
+    assert need[0] == pytest.approx(held * d)
+    assert need[1] - need[0] == 4 * 3 * (16 * d / 3 if algorithm == "deca" else 15 * d)
 
 
 def test_a_check_of_a_host_knows_blocks_too_large(peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
