@@ -14,10 +14,12 @@ from node.config import ExperimentConfig, load
 from node.experiment import simulate
 from node.summary import Summary
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "deca-tiny.toml"
 RATES = (0.001, 0.0015)
 MARGIN = 0.85
-"""Of perplexities. With Debian's fortunes 21.7 to 22.2 were seen, against 28.2 to 32.8 alone."""
+"""Of perplexities. Seen were 21.7 to 22.2 against 28.2 to 32.8 alone with Debian's fortunes, with our own small texts
+18.1 to 19.1 against 25.1 to 32.9."""
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +44,11 @@ def perplexities(summary: Summary) -> dict[str, float]:
     return {name: float(value or "nan") for name, value in summary.task_metrics["perplexity"].per_node.items()}
 
 
-@pytest.mark.slow
 def test_a_step_sends_the_block_to_both_neighbours(deca: Summary) -> None:
     parameters = 984_576
     assert deca.algorithm_metrics["bytes_per_step"] == 2 * 4 * parameters / 2, "two blocks in turn, equally often"
 
 
-@pytest.mark.slow
 def test_every_peer_and_the_average_beat_the_best_peer_alone(deca: Summary, alone: dict[float, Summary]) -> None:
     """Each by a seventh, and so does their mean."""
     together, best = perplexities(deca), min(min(perplexities(it).values()) for it in alone.values())
@@ -59,7 +59,6 @@ def test_every_peer_and_the_average_beat_the_best_peer_alone(deca: Summary, alon
     assert averaged["perplexity"] <= MARGIN * best  # type: ignore[operator]
 
 
-@pytest.mark.slow
 def test_peers_alone_do_learn_and_deca_learns_more_than_their_average_knows(
     deca: Summary, alone: dict[float, Summary]
 ) -> None:
