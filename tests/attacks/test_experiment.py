@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from node import checkpoint, summary
+from node import checkpoint
 from node.attacks import Attack
 from node.config import AttackSection, ExperimentConfig
 from node.experiment import simulate

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,6 @@ timeout_s = 0.5
 [experiment]
 nodes = 3
 """
-HOSTS = [word for name, port in (("a", 1), ("b", 2), ("c", 3)) for word in ("--host", f"{name}=127.0.0.1:{port}")]
 
 
 @pytest.fixture
@@ -82,7 +83,11 @@ def played(peerpoise: Call, tiny: Path, *settings: str) -> Result:
 
 def packed(peerpoise: Call, tiny: Path, *words: str) -> Path:
     """The first of three hosts."""
-    result = peerpoise("pack", tiny, *HOSTS, *words, "--out", tiny.parent / "packed")
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in "abc"]
+        ports = [probe.getsockname()[1] for probe in probes]
+    hosts = [word for name, port in zip("abc", ports, strict=True) for word in ("--host", f"{name}=127.0.0.1:{port}")]
+    result = peerpoise("pack", tiny, *hosts, *words, "--out", tiny.parent / "packed")
     assert result.code == 0, result.err
     return tiny.parent / "packed" / "a"
 
