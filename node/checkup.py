@@ -20,8 +20,8 @@ from node.attacks import Attack
 from node.config import NodeConfig, RunConfig, load
 from node.device import pick
 from node.doctor import Finding, available_memory, fault, mib, ok, warning
+from node.fit import memory_needed, room_for_blocks, suited
 from node.learner import Plan
-from node.maths.clipping import chunk_for
 from node.privacy.ledger import Ledger
 from node.start import located
 from node.task import Task
@@ -38,11 +38,6 @@ SOON_DAYS = 30
 DIAL_SECONDS = 2.0
 SEEKING = frozenset({"exchange", "mdns"})
 """Discoveries that ask other nodes."""
-BASE = 460 << 20
-"""Bytes of a daemon with next to no parameters."""
-PER_CHUNK, PER_NEIGHBOUR = 3, 32
-"""Parameter vectors that are held at once: gradients of a chunk in float32 and float64, and what is in flight to and
-from a neighbour. Fitted to peaks of daemons with 1.3 and 12.7 million parameters: 0.9 to 4.3 GiB, within a tenth."""
 
 
 def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterator[Finding]:
@@ -257,20 +252,25 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
     """The data are there and fit the task; there is memory for its model."""
     try:
         task = make(plan.run, node.data)
+        suited(plan.algorithm, task)
     except PeerpoiseError as error:
         yield fault("data", str(error), "see data.path and data.rows in node.toml, and [task] in run.toml")
         return
     file = node.data.path if plan.run.task.data == "own" else node.data.rows
-    digest = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file else ""
+    digest = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file and file.is_file() else ""
     yield ok("data", f"{plan.run.task.data}: {task.examples} examples, {task.layout.size:,} parameters{digest}")
     hood = plan.hoods.get(node.name)
-    yield from _memory(task, hood.degree if hood else 0)
+    yield from _memory(plan, task, hood.degree if hood else 0)
 
 
-def _memory(task: Task, degree: int) -> Iterator[Finding]:
-    d = task.layout.size
-    need, free = BASE + 4 * d * (PER_CHUNK * chunk_for(d) + PER_NEIGHBOUR * degree), available_memory()
+def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
+    need, free = memory_needed(plan.algorithm, plan.options, plan.run.privacy, task, degree), available_memory()
     said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
+    try:
+        room_for_blocks(plan.algorithm, plan.options, task)
+    except PeerpoiseError as error:
+        yield fault("memory needed", str(error), "a smaller model")
+        return
     if free is not None and need > free:
         yield warning("memory needed", said, "a smaller model, fewer neighbours, or privacy.chunk")
     else:

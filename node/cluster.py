@@ -342,6 +342,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
         ConfigurationError: one sentence.
     """
     from node.attacks import Attack
+    from node.fit import suited
     from node.learner import Plan
 
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
@@ -363,5 +364,6 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
         train, _ = data.public(config.task)
         held_out = validation.held_out(config, train.y.numpy())
         task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
+        suited(plan.algorithm, task)
         if attack:
             attack.on_task(task, config, attacker)

@@ -16,7 +16,7 @@ from node.attacks import Attack
 from node.config import ExperimentConfig, RunConfig
 from node.disk import made
 from node.journal import Journal, header, tested
-from node.learner import Learner, Plan, build
+from node.learner import Learner, Plan, build, warning
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.results import MODEL, save_average, with_average
@@ -139,6 +139,7 @@ def _journal(home: Path, learner: Learner) -> Journal:
     run = learner.run
     about = header(run.model_dump(mode="json"), node=learner.name, run=run.run_id, seed=run.train.seed, threads=1)
     journal = Journal(home / "journal.jsonl", about)
-    if learner.attack:
-        journal.write("warning", text=learner.attack.warning)
+    for text in (warning(run.privacy), learner.attack and learner.attack.warning):
+        if text:
+            journal.write("warning", text=text)
     return journal

@@ -22,6 +22,7 @@ from node.algorithms import Algorithm, find, without_noise
 from node.attacks import Attack
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
+from node.fit import room_for_blocks, suited
 from node.journal import code_version
 from node.maths.coalitions import Coalitions, too_poor
 from node.maths.graph import spectral_gap
@@ -274,17 +275,12 @@ def more(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = l
     Raises:
         ConfigurationError: the task has no validation set, no layers or no adapters.
     """
+    suited(algorithm, task)
     found: dict[str, Any] = {}
     if getattr(algorithm, "validates", False):
         found["judge"] = Validation(task, breathe)
     if getattr(algorithm, "staged", False):
-        if not getattr(task, "stages", ()):
-            raise ConfigurationError("The task names no layers (stages), so they can't be trained block by block.")
         found["stages"] = task.stages  # type: ignore[attr-defined]
-    if getattr(algorithm, "adapted", False) and not getattr(task, "adapted", False):
-        raise ConfigurationError(
-            'dec-lora averages adapters; set task.text.lora_rank (task.name = "causal-lm"), or take dsgd-adam.'
-        )
     return found
 
 
@@ -364,6 +360,7 @@ def build(
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
     arguments = more(plan.algorithm, task, breathe)
+    room_for_blocks(plan.algorithm, plan.options, task)
     algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **arguments)
     algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)

@@ -75,7 +75,12 @@ def public(task: TaskSection) -> tuple[Texts, Texts]:
     if task.path is None:
         raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')
     found = read(task.path, task)
-    return (found, read(task.text.test, task)) if task.text.test else found.split()
+    if task.text.test:
+        return found, read(task.text.test, task)
+    train, test = found.split()
+    if not len(test):
+        raise DataError(f"{task.path} has so few rows that a fifth of a kind is none to test on; name task.text.test.")
+    return train, test
 
 
 def read(path: Path, task: TaskSection) -> Texts:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -143,8 +144,8 @@ class CausalLM:
         try:
             model.save_pretrained(folder)
             self._tokens.save(folder)
-        except OSError as error:
-            raise StorageError(f"{folder} can't be written: {error.strerror or error}.") from None
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{folder} can't be written: {error}; free space or check permissions.") from None
 
     def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
         cast = {name: value.to(self.dtype) for name, value in parameters.items()}

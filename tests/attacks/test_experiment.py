@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from node import checkpoint, summary
+from node import checkpoint
 from node.attacks import Attack
 from node.config import AttackSection, ExperimentConfig
 from node.experiment import simulate
 from node.learner import Plan, build
+from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.simulate import simulate as play
 
@@ -56,7 +57,7 @@ def test_results_are_those_of_the_honest(tmp_path):
     assert merged.test_accuracy.min == min(each["n1"], each["n3"])
     models = {name: checkpoint.load_model(tmp_path / "nodes" / name / "model.safetensors")[1] for name in each}
     honest = [models["n1"], models["n3"]]
-    assert merged.consensus_distance == pytest.approx(summary.consensus_distance(honest))
+    assert merged.consensus_distance == pytest.approx(consensus_distance(honest))
     average = checkpoint.load_model(tmp_path / "model.safetensors")[1]
     torch.testing.assert_close(average, torch.stack(honest).mean(0))
     assert (average - torch.stack(list(models.values())).mean(0)).abs().max() > 1e-3, "power"

@@ -10,6 +10,8 @@ from calling import Call, Result
 
 from node.cli import main
 
+sys.path.append(str(Path(__file__).parents[1] / "llm"))
+
 EXAMPLE = """\
 [run]
 name = "test"

@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import pytest
-from harness import Process
+from harness import NEVER, Process, debits
 
 STEPS, ROUNDS, NAMES = 5, 25, ["n0", "n1", "n2", "n3"]
 SETTINGS: dict[str, Any] = {
@@ -60,15 +60,32 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
 
 
 @pytest.mark.cluster
-async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path: Any) -> None:
+@pytest.mark.parametrize("mode", ["none", "strict"])
+async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path: Any, mode: str) -> None:
+    """Noised too, where the noise can be computed. What is not guaranteed is said in status, journal and summary."""
     from node.experiment import simulate
+    from node.learner import NO_PRIVACY, SEED_WARNING
     from node.summary import read
 
-    async with cluster(**SETTINGS) as c:
-        live = [c.witness(name) for name in NAMES[1:]]
+    noised = {"mode": "strict", "sigma": 2.2, "insecure_seed": 7}
+    settings = SETTINGS if mode == "none" else {**SETTINGS, "rounds": 2 * STEPS + 2, "privacy": noised}
+    async with cluster(**settings) as c:
+        live = [c.witness(name, limit=0) for name in NAMES[1:]]
         process = c.start(NAMES[0])
+        seen = await process.state("running")
+        for witness in live:
+            witness.limit = NEVER
         assert await process.ended() == 0
         for witness in live:
             assert await witness.task == 0
-        simulated = simulate(c.config, tmp_path / "simulated").params_digest
-        assert {name: read(home / "summary.json").params_digest[name] for name, home in c.homes.items()} == simulated
+        simulated = simulate(c.config, tmp_path / "simulated")
+        found = {name: read(home / "summary.json") for name, home in c.homes.items()}
+        assert {name: it.params_digest[name] for name, it in found.items()} == simulated.params_digest
+        said = NO_PRIVACY if mode == "none" else SEED_WARNING
+        assert said in seen["warnings"]
+        assert said in [event["text"] for event in process.events("warning")]
+        assert {it.privacy.warning for it in (simulated, *found.values())} == {said}
+        if mode == "strict":
+            for home in c.homes.values():
+                mine = [(t, recipient) for t, recipient in debits(home) if t >= 0]
+                assert mine == [(t, home.name) for t in range(c.config.train.rounds)], "one a round, for oneself"

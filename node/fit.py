@@ -1,0 +1,69 @@
+"""Does an algorithm suit a task, and is there memory for both?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from node.algorithms import Algorithm
+from node.config import PrivacySection
+from node.doctor import available_memory, mib
+from node.maths.blocks import divided
+from node.maths.clipping import chunk_for
+from node.task import Task
+from peer.errors import ConfigurationError
+
+BASE = 460 << 20
+"""Bytes of a daemon with next to no parameters."""
+PER_EXAMPLE, PER_NEIGHBOUR = 3, 32
+"""Parameter vectors that are held at once: gradients of an example in float32 and float64, and what is in flight to and
+from a neighbour. Fitted to peaks of daemons with 1.3 and 12.7 million parameters: 0.9 to 4.3 GiB, within a tenth."""
+PER_BLOCK = 5
+"""Vectors of the active block beside the model, whatever the degree: θ, m, v, gradient and one sum of neighbours."""
+
+
+def suited(algorithm: type[Algorithm], task: Task) -> None:
+    """Raises ConfigurationError: the task has no layers to train one after another, or no adapters."""
+    if getattr(algorithm, "staged", False) and not getattr(task, "stages", ()):
+        raise ConfigurationError("The task names no layers (stages), so they can't be trained block by block.")
+    if getattr(algorithm, "adapted", False) and not getattr(task, "adapted", False):
+        raise ConfigurationError(
+            'dec-lora averages adapters; set task.text.lora_rank (task.name = "causal-lm"), or take dsgd-adam.'
+        )
+
+
+def room_for_blocks(algorithm: type[Algorithm], options: Any, task: Task) -> None:
+    """Raises ConfigurationError: the largest block of a block-wise algorithm does not fit beside the model."""
+    if not getattr(algorithm, "staged", False):
+        return
+    need, free = 4 * PER_BLOCK * largest(options, task), available_memory()
+    if free is not None and need > free:
+        raise ConfigurationError(
+            f"algorithm.layers_per_block = {options.layers_per_block} makes blocks that take {mib(need)} beside the "
+            f"model, but {mib(free)} are available; lower it, or take a machine with more memory."
+        )
+
+
+def largest(options: Any, task: Task) -> int:
+    """Parameters of the largest block."""
+    return max(block.size for block in divided(task.layout, task.stages, options.layers_per_block))  # type: ignore[attr-defined]
+
+
+def memory_needed(algorithm: type[Algorithm], options: Any, privacy: PrivacySection, task: Task, degree: int) -> int:
+    """About how many bytes a daemon takes, without activations: M + 10M/B block by block."""
+    d = task.layout.size
+    if not getattr(algorithm, "staged", False):
+        return BASE + 4 * d * (PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOUR * degree)
+    block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
+    clipped = PER_EXAMPLE * _at_once(privacy, task, block) if privacy.mode != "none" else 0
+    return BASE + width * d + 4 * block * (PER_BLOCK + clipped)
+
+
+def _at_once(privacy: PrivacySection, task: Task, d: int) -> int:
+    """Gradients of d parameters that are held at a time: a chunk of single examples where they are clipped and can't be
+    had as factors."""
+    factors = getattr(task, "factors", lambda: None)()
+    if privacy.mode == "none" or (factors is not None and privacy.backend in ("auto", "ghost")):
+        return 1
+    return privacy.chunk or chunk_for(d)

@@ -1,0 +1,112 @@
+"""What a daemon does when it comes back, with the files it has: checkpoints in the middle of a block, in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+
+from node import checkpoint, experiment
+from node.algorithms.deca import DecaState
+from node.config import ExperimentConfig
+from node.learner import Learner
+from node.simulate import simulate
+
+Learners: TypeAlias = Callable[[dict[str, Any]], dict[str, Learner]]
+ROUNDS, CUT = 7, 4
+"""Visits of three rounds: cut after the second step of the second block."""
+
+
+@pytest.fixture
+def learners(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Learners:
+    """Makes three peers on a tiny Llama; on every call the same ones."""
+    model, text = model_folder(), tmp_path_factory.mktemp("text") / "text.jsonl"
+    text.write_text("\n".join(f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10))
+    return lambda algorithm: peers(model, text, algorithm)
+
+
+def peers(model: Path, text: Path, algorithm: dict[str, Any]) -> dict[str, Learner]:
+    values = {
+        "algorithm": {"steps": 3, "layers_per_block": 1, "lr": 0.003, **algorithm},
+        "topology": {"kind": "ring"},
+        "task": {"name": "causal-lm", "model": str(model), "data": "file", "path": text,
+                 "text": {"length": 8, "dtype": "bfloat16"}},
+        "train": {"rounds": ROUNDS, "seed": 1, "evaluate_every": 0},
+        "privacy": {"mode": "none", "batch": 2},
+        "experiment": {"nodes": 3},
+    }  # fmt: skip
+    return experiment._learners(ExperimentConfig(**values))  # type: ignore[arg-type]
+
+
+def play(nodes: dict[str, Learner], rounds: int, first: int = 0) -> None:
+    hoods = next(iter(nodes.values())).plan.hoods
+    simulate({name: it.algorithm for name, it in nodes.items()}, hoods, rounds, first=first)
+
+
+OPTIONS = [
+    {"name": "deca"},
+    {"name": "deca", "bma": "scaled", "mix_every": 2},
+    {"name": "deca", "bma": "trivial", "wire": "bf16-delta", "order": "random"},
+    {"name": "badam"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_checkpoint_in_mid_block_goes_on_bit_for_bit(
+    tmp_path: Path, learners: Learners, options: dict[str, Any]
+) -> None:
+    through, first, again = (learners(options) for _ in range(3))
+    play(through, ROUNDS)
+    play(first, CUT)
+    for name, it in first.items():
+        (tmp_path / name).mkdir()
+        checkpoint.save(tmp_path / name, CUT - 1, it.algorithm.state)
+        found = checkpoint.latest(tmp_path / name, type(again[name].algorithm.state))
+        assert found is not None
+        assert_same(found.state, it.algorithm.state)
+        again[name].algorithm.state = found.state
+    play(again, ROUNDS, first=CUT)
+    for name, it in through.items():
+        assert it.algorithm.parameters.dtype == torch.bfloat16
+        assert torch.equal(again[name].algorithm.parameters, it.algorithm.parameters)
+        assert_same(again[name].algorithm.state, it.algorithm.state)
+
+
+def assert_same(found: Any, kept: Any) -> None:
+    for field in kept.__dataclass_fields__:
+        ours, theirs = getattr(found, field), getattr(kept, field)
+        if isinstance(theirs, torch.Tensor):
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs), field
+        else:
+            assert (type(ours), ours) == (type(theirs), theirs), field
+
+
+def test_what_a_state_holds_in_mid_block(learners: Learners) -> None:
+    """Power: none of it is trivially the same; θ's float32 is finer than what x keeps of it."""
+    nodes = learners({"name": "deca", "mix_every": 2, "wire": "bf16-delta"})
+    play(nodes, CUT + 1)
+    state = nodes["n0"].algorithm.state
+    assert isinstance(state, DecaState)
+    assert (state.visit, state.taken) == (1, 2)
+    assert state.since is not None
+    assert state.left is not None
+    assert state.left.any()
+    assert state.m.any()
+    assert state.x.dtype == torch.bfloat16
+    place = nodes["n0"].algorithm.block(1).place  # type: ignore[attr-defined]
+    assert not torch.equal(state.theta, state.x[place].float())
+    assert torch.equal(state.theta.bfloat16(), state.x[place])
+
+
+def test_without_the_moments_it_would_be_another_run(learners: Learners) -> None:
+    through, again = learners({"name": "deca"}), learners({"name": "deca"})
+    play(through, ROUNDS)
+    play(again, CUT)
+    for it in again.values():
+        it.algorithm.state = DecaState(x=it.algorithm.parameters)
+    play(again, ROUNDS, first=CUT)
+    assert not torch.equal(again["n0"].algorithm.parameters, through["n0"].algorithm.parameters)

@@ -1,0 +1,86 @@
+"""Dec-LoRA on a tiny Llama: adapters travel and are averaged, the model stays what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from node import experiment
+from node.config import ExperimentConfig
+from node.maths.mixing import whole
+from node.simulate import simulate
+from node.task import views
+
+RANK, ALPHA = 2, 16.0
+ADAPTERS = 3 * RANK * (4 * (16 + 16) + 3 * (16 + 24))
+"""A and B beside q, k, v, o of 16 × 16 and three maps of 16 × 24, in three layers."""
+
+
+@pytest.fixture
+def config(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[[str], ExperimentConfig]:
+    """Four peers on a graph of this kind."""
+    model, text = model_folder(), tmp_path / "text.jsonl"
+    text.write_text("\n".join(f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10))
+
+    def of(kind: str) -> ExperimentConfig:
+        values = {
+            "algorithm": {"name": "dec-lora", "lr": 0.01},
+            "topology": {"kind": kind},
+            "task": {"name": "causal-lm", "model": str(model), "data": "file", "path": text,
+                     "text": {"length": 8, "lora_rank": RANK, "lora_alpha": ALPHA}},
+            "train": {"rounds": 3, "seed": 1, "evaluate_every": 0},
+            "privacy": {"mode": "none", "batch": 4},
+            "experiment": {"nodes": 4},
+        }  # fmt: skip
+        return ExperimentConfig(**values)  # type: ignore[arg-type]
+
+    return of
+
+
+def test_only_adapters_travel(config: Callable[[str], ExperimentConfig], tmp_path: Path) -> None:
+    found = experiment.simulate(config("ring"), tmp_path / "run")
+    assert found.algorithm_metrics["bytes_per_step"] == 2 * 4 * ADAPTERS, "to two neighbours"
+    assert found.consensus_distance > 0  # type: ignore[operator]
+
+
+def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], ExperimentConfig]) -> None:
+    """On a complete graph everybody has the mean of all A and of all B, which is not what the mean of B·A would be."""
+    twins = experiment._learners(config("full"))
+    said = torch.stack([whole(next(it.algorithm.round(0)).tensors) for it in twins.values()])  # type: ignore[union-attr]
+    learners = experiment._learners(config("full"))
+    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 1)
+    assert said.shape == (4, ADAPTERS)
+    assert said.std(0).max() > 0.005, "the peers disagree"
+    for it in learners.values():
+        torch.testing.assert_close(it.algorithm.parameters, said.mean(0))
+
+
+def test_the_model_is_untouched_and_adapters_are_merged_into_it(
+    config: Callable[[str], ExperimentConfig], tmp_path: Path
+) -> None:
+    """W + (α/r)·B·A in the layers, all else as it came."""
+    run = config("ring")
+    learners = experiment._learners(run)
+    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 3)
+    it = learners["n0"]
+    it.task.save_pretrained(it.algorithm.parameters, tmp_path / "merged")  # type: ignore[attr-defined]
+    came, merged = (
+        AutoModelForCausalLM.from_pretrained(where).state_dict() for where in (run.task.model, tmp_path / "merged")
+    )
+    learnt, adapted = views(it.task.layout, it.algorithm.parameters), 0
+    for name, value in came.items():
+        a, b = (
+            next((p for key, p in learnt.items() if f"{name.removesuffix('.weight')}.lora_{which}." in key), None)
+            for which in "AB"
+        )
+        if a is None or b is None:
+            assert torch.equal(merged[name], value), name
+        else:
+            adapted += 1
+            assert b.any()
+            torch.testing.assert_close(merged[name], value + ALPHA / RANK * b @ a)
+    assert adapted == 3 * 7
