@@ -21,10 +21,10 @@ from harness import events
 from node import results
 from node.summary import Summary, read
 
-ROUNDS, STEPS, BLOCKS, DEADLINE = 15, 3, 15, 60.0
+ROUNDS, STEPS, BLOCKS, DEADLINE = 15, 5, 15, 60.0
 NAMES, VICTIM = ["n0", "n1", "n2", "n3"], "n1"
-DIES = 4
-"""The second of its block's three steps; the checkpoint is of the first one."""
+DIES = 6
+"""The second of its block's five steps; the checkpoint is of the first one, and there is time to come back to it."""
 BLOCK = 4 * 2 * 3_540_096
 """Bytes of two layers in float32."""
 FRAMES = 2 * -(-BLOCK // (1 << 20))
