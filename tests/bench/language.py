@@ -82,11 +82,11 @@ def timed(task: Any, leaves: Mapping[str, Tensor], batch: tuple[Tensor, ...]) ->
 
 
 def measure(told: dict[str, Any], repetitions: int) -> dict[str, Any]:
-    """Medians; the first run of several only warms up."""
+    """Medians; the first run only warms up."""
     case = Case(told)
     alone: list[float] = []
     took: dict[str, list[tuple[float, float]]] = {part: [] for part in case.parts}
-    for _ in range(repetitions + (repetitions > 1)):
+    for _ in range(repetitions + 1):
         alone.append(case.forward())
         for k, part in enumerate(case.parts):
             took[part].append(case.backward(k))
