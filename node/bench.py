@@ -190,7 +190,7 @@ def _finish(where: torch.device) -> None:
 def _private(task: Task, privacy: PrivacySection, x: Tensor, where: torch.device) -> dict[str, float]:
     """Seconds of what the door does for one answer, each for a new round."""
     keys, rounds = Keys.fresh(), count()
-    backend = pick(privacy.backend, task, x)
+    backend = pick(privacy.backend, task)
 
     def total() -> Tensor:
         uniform = keys.stream("batch", next(rounds), "bench").uniform(task.examples)

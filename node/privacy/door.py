@@ -26,6 +26,7 @@ from torch import Tensor
 from node.config import PrivacySection
 from node.maths.blocks import Block
 from node.maths.clipping import Backend, clipped_sum, mean_gradient, pick
+from node.maths.rehearsal import drawn
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, units_left
 from node.privacy.ledger import Ledger
@@ -80,6 +81,8 @@ class _Question:
     task: Task
     x: Tensor
     before: Tensor | None = None
+    backend: Backend | None = None
+    """None: the door's."""
 
     @property
     def digest(self) -> bytes:
@@ -108,8 +111,7 @@ class StrictDoor(Door):
     mechanism: Mechanism
     ledger: Ledger
     keys: Keys
-    backend: Backend | None = None
-    """None: found at the first release."""
+    backend: Backend
     budget: int | None = None
     """Units that may still be spent; None: no lifetime limit."""
     breathe: Callable[[], None] = _nothing
@@ -119,6 +121,8 @@ class StrictDoor(Door):
     _last: dict[Peer, _Last] = field(default_factory=dict)
     _without: dict[Peer, int] = field(default_factory=dict)
     """The last round in which a recipient got nothing."""
+    _backends: dict[int, Backend] = field(default_factory=dict)
+    """Of each block, by its place."""
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -150,8 +154,11 @@ class StrictDoor(Door):
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
         """(θ, t) -> the round's release for me, of one block: clipped over its parameters alone, else as any other."""
-        task = Within(self.task, x, block)
-        return lambda theta, t: self._served(_Question(task, theta), t, self.me)
+        if block.place.start not in self._backends:  # tried where the other parameters are made up as well
+            made_up = Within(self.task, drawn(self.task.layout, 0), block)
+            self._backends[block.place.start] = pick(self.config.backend, made_up, self.config.chunk)
+        task, backend = Within(self.task, x, block), self._backends[block.place.start]
+        return lambda theta, t: self._served(_Question(task, theta, backend=backend), t, self.me)
 
     def _served(self, question: _Question, t: int, to: Peer) -> Tensor:
         """As `_copied`, but zeros for me where it is withheld."""
@@ -224,7 +231,6 @@ class StrictDoor(Door):
         return Released(answer)
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
-        self.backend = self.backend or pick(self.config.backend, question.task, question.x, self.config.chunk)
         return clipped_sum(
             question.task,
             question.x,
@@ -232,7 +238,7 @@ class StrictDoor(Door):
             self.config.clip,
             before=question.before,
             chunk=self.config.chunk,
-            backend=self.backend,
+            backend=question.backend or self.backend,
             breathe=self.breathe,
         )
 
@@ -417,7 +423,7 @@ def open_door(
         mechanism=told,
         ledger=ledger,
         keys=keys,
-        backend=pick(config.backend, task, task.start(seed), config.chunk) if whole else None,
+        backend=pick(config.backend, task, config.chunk) if whole else "loop",
         budget=budget,
         breathe=breathe,
         on_release=on_release,

@@ -40,7 +40,7 @@ class Bench:
         run = RunConfig(task={"data": "digits", "model": model, **MODELS[model]}, privacy={"sigma": SIGMA})  # type: ignore[arg-type]
         self.device, self.task = device, make(run, np.arange(EXAMPLES), device)
         self.x, self.keys, self.round = self.task.start(1), Keys.insecure(1, "bench"), 0
-        self.backend = probe(self.task, self.x)
+        self.backend = probe(self.task)
 
     def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
         self.wait()

@@ -55,7 +55,7 @@ class Bench:
         self.task: Task = make(run, np.arange(int(BATCH / RATE)))
         self.x = self.task.start(1)
         self.keys, self.round = Keys.insecure(1, "bench"), 0
-        self.backend = pick(backend, self.task, self.x)
+        self.backend = pick(backend, self.task)
         self.chunk = chunk or chunk_for(self.task.layout.size, backend=self.backend)
 
     def plain(self) -> None:

@@ -346,7 +346,9 @@ def test_its_diagnostics_name_neighbours_only(variant):
 
 
 def test_an_unknown_algorithm_is_a_sentence():
-    with pytest.raises(ConfigurationError, match="choose one of badam, centralised, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, "):
+    with pytest.raises(
+        ConfigurationError, match="choose one of badam, centralised, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, "
+    ):
         find("sgd")
 
 

@@ -12,12 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
-from small import Small, make_small
+from small import Small, door, make_small
 from torch import nn
 
 from node.data import Examples
 from node.maths import clipping
+from node.maths.blocks import divided
 from node.maths.clipping import clip_and_sum, clipped_sum, mean_gradient, probe, refuse_batchnorm
+from node.maths.rehearsal import Rehearsal, drawn
+from node.privacy.ledger import Ledger
+from node.privacy.within import Within
 from node.task import flat
 from node.tasks.classification import Classification
 from peer.errors import ConfigurationError
@@ -179,9 +183,9 @@ def test_one_bad_example_spoils_nothing(task: Small, difference: bool, backend: 
 
 
 def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
-    assert probe(task, task.start(0)) == "ghost"
-    assert probe(make_small("mlp"), make_small("mlp").start(0)) == "ghost"
-    assert probe(make_small("cnn"), make_small("cnn").start(0)) == "vmap"
+    assert probe(task) == "ghost"
+    assert probe(make_small("mlp")) == "ghost"
+    assert probe(make_small("cnn")) == "vmap"
 
     class Doubled(Small):
         """Its factors are those of half its loss."""
@@ -190,7 +194,7 @@ def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
             return 2 * super().mean_loss(parameters, batch)
 
     task = Doubled(task.module, 1e-3 * task.x, task.y)  # not clipped, else both would be the same
-    assert probe(task, task.start(0)) == "vmap"
+    assert probe(task) == "vmap"
 
     class Branching(Small):
         factors = None
@@ -205,7 +209,7 @@ def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
 
     for kind in (Branching, Random):
         other = kind(task.module, task.x, task.y)
-        assert probe(other, other.start(0)) == "loop"
+        assert probe(other) == "loop"
 
 
 @pytest.mark.parametrize(("kinks", "most"), [(1, True), (2, True), (3, False)])
@@ -213,24 +217,26 @@ def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
 def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: str) -> None:
     """The gradient at a kink is a convention: two ways of computing it may take different sides."""
 
-    class Kinked(Small):
-        def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (*super().batch(rows), rows < kinks)
+    known = Rehearsal(task, clipping.PROBED).batch(torch.arange(kinks))[0]
 
+    def at_kink(x: torch.Tensor) -> torch.Tensor:
+        return (x.unsqueeze(-2) == known).all(-1).any(-1)
+
+    class Kinked(Small):
         def loss(self, parameters, example):  # type: ignore[no-untyped-def]
-            side = example[2] & torch._C._functorch.is_functorch_wrapped_tensor(example[2])
-            return super().loss(parameters, example) + 1e-3 * side * parameters["1.weight"].sum()
+            side = at_kink(example[0]) & torch._C._functorch.is_functorch_wrapped_tensor(example[0])
+            return super().loss(parameters, example) + 1e-1 * side * parameters["1.weight"].sum()
 
         def factors(self):  # type: ignore[no-untyped-def]
             def found(parameters, batch):  # type: ignore[no-untyped-def]
-                side = 1 + 1e-3 * batch[2].float().unsqueeze(1)
-                plain = super(Kinked, self).factors()(parameters, batch[:2])
+                side = 1 - 2 * at_kink(batch[0]).float().unsqueeze(1)
+                plain = super(Kinked, self).factors()(parameters, batch)
                 return {name: (delta * side, a) for name, (delta, a) in plain.items()}
 
             return found if backend == "ghost" else None
 
-    it = Kinked(task.module, 0.1 * task.x, task.y)
-    assert probe(it, it.start(0)) == (backend if most else "loop")
+    it = Kinked(task.module, task.x, task.y)
+    assert probe(it) == (backend if most else "loop")
 
 
 def test_batch_norm_is_refused_in_one_sentence() -> None:
@@ -291,10 +297,63 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
 
     task = make_small("mlp")
     placed = Placed(task.module, task.x, task.y)
-    assert clipping.probe(placed, placed.start(0)) == "vmap"
+    assert clipping.probe(placed) == "vmap"
     monkeypatch.setattr(clipping, "_same_everywhere", lambda *_: False)
-    assert clipping.probe(task, task.start(0)) == "loop"
+    assert clipping.probe(task) == "loop"
     for backend in ("ghost", "vmap"):
         with pytest.raises(ConfigurationError, match='use "auto"'):
-            clipping.pick(backend, task, task.start(0))
-    assert clipping.pick("loop", task, task.start(0)) == "loop"
+            clipping.pick(backend, task)
+    assert clipping.pick("loop", task) == "loop"
+
+
+def hostile(task: Small, seed: int) -> torch.Tensor:
+    """Weights whose sums nearly cancel, a thousand million times as large: a last bit becomes a class."""
+    x, generator = drawn(task.layout, seed), torch.Generator().manual_seed(seed)
+    sign = torch.where(torch.rand(len(x), generator=generator) < 0.5, -1.0, 1.0)
+    return x.abs() * sign * 10.0 ** (seed % 10)
+
+
+@pytest.mark.parametrize("inputs", [3, 16, 64])
+@pytest.mark.parametrize("hidden", [1, 2, 5, 6, 7, 8, 11, 16, 17, 24])
+def test_what_the_probe_trusts_keeps_its_bits_at_hostile_models(inputs: int, hidden: int) -> None:
+    """Narrow layers have kernels of their own. A start at zeros, or dead units, would have hidden it."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, hidden), torch.nn.ReLU(),
+                                 torch.nn.Linear(hidden, 10))  # fmt: skip
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+    task = Small(module, torch.randn(300, inputs), torch.randint(0, 10, (300,)))
+    backend = clipping.probe(task)
+    rows = torch.arange(clipping._length(None, task.layout.size, clipping.device.CPU, backend))
+    if backend != "loop":
+        assert all(clipping._blind(task, hostile(task, seed), rows, backend) for seed in range(60))
+
+
+def test_the_choice_is_not_a_record_s() -> None:
+    """Power: where examples are absurd, private ones would choose differently."""
+    task = make_small("mlp")
+    absurd = Small(task.module, torch.full_like(task.x, 1e35), task.y)
+    assert clipping.probe(absurd) == clipping.probe(task) == "ghost"
+    assert clipping.probe(Small(task.module, task.x[:1], task.y[:1])) == "ghost"
+
+
+def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
+    """The others' backends say nothing of it."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.ReLU(), torch.nn.Linear(5, 24),
+                                 torch.nn.ReLU(), torch.nn.Linear(24, 10))  # fmt: skip
+    task = Small(module, torch.randn(40, 64), torch.randint(0, 10, (40,)))
+    blocks = divided(task.layout, [["1.weight", "1.bias"], ["3.weight", "3.bias"], ["5.weight", "5.bias"]], 1)
+    with Ledger.open(tmp_path / "ledger", "data") as ledger:
+        strict = door(task, ledger, config_backend="auto", whole=False)
+        for block in blocks:
+            strict.within(task.start(0), block)
+    for block in blocks:
+        made_up = Within(task, drawn(task.layout, 0), block)
+        backend = strict._backends[block.place.start]
+        assert backend == clipping.probe(made_up)
+        rows = torch.arange(clipping._length(None, block.size, clipping.device.CPU, backend))
+        if backend != "loop":
+            for seed in range(20):
+                x = hostile(task, seed)
+                assert clipping._blind(Within(task, x, block), x[block.place], rows % 40, backend)
