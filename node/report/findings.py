@@ -10,6 +10,7 @@ from typing import Any
 
 from node.config import ExperimentConfig
 from node.summary import Privacy, Summary, conditions
+from node.sweep import code
 from node.sweep.folder import Folder, Record, sweep_of
 from node.sweep.grid import Row, Sweep
 from node.sweep.results import Choice, choice, finals, result, rounds_to
@@ -258,10 +259,13 @@ def _notes(sweep: Sweep, records: Sequence[Record], folder: Folder) -> Iterator[
             f"Each method's learning rate was chosen on seed {sweep.section.tuning_seed} by the accuracy on held-out "
             "training data. On private data such tuning would cost a budget of its own, which is in no ε here."
         )
-    by_algorithm: dict[str, set[str]] = {}
+    if others := sum(record["code"] != code.of(record["configuration"]) for record in records):
+        yield f"{others} of {len(records)} cells were made by other versions of the code than this one."
+    by_kind: dict[tuple[str, str], set[str]] = {}
     for record in records:
-        by_algorithm.setdefault(record["configuration"]["algorithm"]["name"], set()).add(record["code"])
-    if mixed := sorted(name for name, codes in by_algorithm.items() if len(codes) > 1):
+        kind = record["configuration"]["algorithm"]["name"], record["configuration"]["task"]["name"]
+        by_kind.setdefault(kind, set()).add(record["code"])
+    if mixed := sorted({name for (name, _), codes in by_kind.items() if len(codes) > 1}):
         yield f"Runs of {', '.join(mixed)} were made by different versions of the code."
     if folder.unread:
         yield f"{folder.unread} files in {folder.path.name}/cells are of another version and were left out."
