@@ -1,7 +1,7 @@
 # make demo   a local cluster of four daemons, from nothing
 # make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
-# make results       the tables and the page of docs/results (about 12 core-hours, resumable); results-plan says beforehand
+# make results       goes on with docs/results (resumable; results-plan says what is left, results-page only shows)
 # make results-quick  a few rows of each, ten rounds: does it run?
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; two core-hours a method, resumable)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
