@@ -74,7 +74,7 @@ results: $(VENV)/dev.installed build/results/kept
 
 results-page: $(VENV)/dev.installed build/results/kept
 	$(BIN)/peerpoise report $(CLAIMS:%=build/results/%) --out build/results/results.html --plots build/results/plots
-	for name in $(CLAIMS); do \
+	for name in $(CLAIMS) first-order; do \
 	  $(BIN)/peerpoise report build/results/$$name --out build/results/$$name.html --markdown docs/results/$$name.md; done
 
 language: $(VENV)/dev.installed
