@@ -46,7 +46,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.adam import PIECE, Moments, adam_steps, bounded, exhaust
+from node.maths.adam import PIECE, Moments, adam_steps, bounded, exhaust, widened
 from node.maths.blocks import Block, Tour, divided, visited
 from node.maths.schedule import Course, rate
 from peer.message import Conversation, DType, Filling, Layout, Mix, Peer
@@ -159,11 +159,6 @@ class Badam:
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}
-
-
-def widened(x: Tensor) -> Tensor:
-    """A copy of x, in float32 if it is narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
 
 class DecaConfig(BadamConfig):

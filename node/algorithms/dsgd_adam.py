@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.adam import Moments, adam_steps, bounded
+from node.maths.adam import Moments, adam_steps, bounded, widened
 from node.maths.schedule import Course, rate
 from peer.message import Conversation, Filling, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
@@ -38,7 +38,7 @@ class DsgdAdamConfig(Moments, Course):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     x: Tensor
-    """x_i, mixed [d]."""
+    """x_i, mixed [d]; float32 where the task computes in a narrower type."""
     m: Tensor
     v: Tensor
     taken: int = 0
@@ -51,7 +51,7 @@ class DsgdAdam:
 
     def __init__(self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor) -> None:
         self.config, self.hood, self.gradients = config, hood, gradients
-        self.state = State(x=start.clone(), m=torch.zeros_like(start), v=torch.zeros_like(start))
+        self.state = State(x=(x := widened(start)), m=torch.zeros_like(x), v=torch.zeros_like(x))
 
     @classmethod
     def releases(cls, degree: int) -> int:

@@ -67,7 +67,7 @@ def sequences(forward: Forward, rows: Sequences, breathe: Callable[[], None]) ->
 
 
 def answers(
-    forward: Forward, questions: Questions, device: torch.device, breathe: Callable[[], None], **last: int
+    forward: Forward, questions: Questions, device: torch.device, breathe: Callable[[], None], **last: Tensor
 ) -> Judged:
     """Of all labels as answers, [n, k]. `last` are arguments that ask for the last token's logits only."""
     k = len(questions[0][1])
@@ -91,7 +91,7 @@ def _alike(questions: Questions, most: int) -> list[list[int]]:
     return groups
 
 
-def _together(forward: Forward, questions: Questions, device: torch.device, last: dict[str, int]) -> Tensor:
+def _together(forward: Forward, questions: Questions, device: torch.device, last: dict[str, Tensor]) -> Tensor:
     """[2, n, k]: negative log-likelihoods and numbers of tokens of all labels, for rows with equally long prompts."""
     n, k = len(questions), len(questions[0][1])
     longest = max(len(label) for _, labels in questions for label in labels)

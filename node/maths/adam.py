@@ -53,3 +53,8 @@ def exhaust(steps: Iterator[int]) -> None:
     """All of them, now."""
     for _ in steps:
         pass
+
+
+def widened(x: Tensor) -> Tensor:
+    """A copy of x, in float32 if it is narrower: steps are too small for bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)

@@ -104,8 +104,11 @@ class CausalLM:
         """Parameters of any float type; those that ask for a gradient get it in their own."""
         ids, labels = batch[0], likelihood.shifted(batch[1])
         more: dict[str, Any] = {}
+        places = (labels != MASKED).any(0).nonzero()[:, 0]
+        longest = int(places[-1]) + 1  # what is after the last label changes nothing
+        ids, labels = ids[:, :longest], labels[:, :longest]
         if self._chooses:  # the head is a fifth of SmolLM2's work, and few positions predict an answer
-            more["logits_to_keep"] = places = (labels != MASKED).any(0).nonzero()[:, 0]
+            more["logits_to_keep"] = places
             labels = labels[:, places]
         return _mean(self._forward(parameters, ids, **more).logits, labels)
 
@@ -114,7 +117,7 @@ class CausalLM:
         names labels accuracy in [0, 1] and macro-F1 too. {} where there is no test set."""
         if self._test is None:
             return {}
-        parameters = views(self.layout, devices.onto(x.detach(), self.device))
+        parameters = views(self.layout, devices.onto(x.detach().to(self.dtype), self.device))
 
         def forward(ids: Tensor, **more: Any) -> Any:
             with torch.inference_mode():
@@ -123,7 +126,8 @@ class CausalLM:
         if not self._test.questions:
             judged = likelihood.sequences(forward, self._test.rows.to(self.device), breathe)
             return _figures(judged.nll[:, 0], judged.tokens[:, 0])
-        last = {"logits_to_keep": 1} if self._chooses else {}
+        final = torch.tensor([-1], device=self.device)  # 1 would do, but leaves a view that the head is copied for
+        last = {"logits_to_keep": final} if self._chooses else {}
         judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
         right, truth = torch.arange(len(self._test.truth)), self._test.truth
         found = judged.loss.argmin(1)
