@@ -3,7 +3,7 @@
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       goes on with docs/results (resumable; results-plan says what is left, results-page only shows)
 # make results-quick  a few rows of each, ten rounds: does it run?
-# make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; one to two core-hours a method, resumable)
+# make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
 # make language-quick  three methods on a model of a million parameters, ten rounds: does it run?
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
