@@ -12,7 +12,7 @@ nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient 
 
     reference  h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1e-6), one norm over the block; b = (0.2, 0.333). As in the authors' code.
     literal    h = θ⁺ − θ, as printed; b = (0.9, 0.999). Against m's sign and in units of parameters.
-    scaled     h = (θ − θ⁺)/γ · (√v̂ + ε), in units of a gradient; b = (0.9, 0.999).
+    scaled     h = (θ − θ⁺)/γ · (√v̂ + ε), in units of a gradient; b = (0.9, 0.999). Without (8) and (9) where γ = 0.
     trivial    the step as above, but only the signal is carried: m ← a₁m + (1 − a₁)h, v ← a₂v + (1 − a₂)h²,
                h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1). The paper's ablation.
     none       without (8) and (9).
@@ -56,6 +56,8 @@ B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999)}
 """b₁, b₂ of (9)."""
 SMALL = 1e-6
 """Least norm that the reference signal is divided by."""
+UNBOUND: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: theta)
+"""No visit, and no door."""
 
 
 class BadamConfig(Tour, Moments, Course):
@@ -103,7 +105,7 @@ class Badam:
         self.config, self.hood, self.gradients = config, hood, gradients
         self.blocks = divided(layout, stages, config.layers_per_block)
         self.state: Any = self.State(x=start.clone())
-        self._within: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: theta)
+        self._within: tuple[int, Callable[[Tensor, int], Tensor]] = UNBOUND
         """A visit, and the door to its block."""
 
     @classmethod
@@ -148,6 +150,7 @@ class Badam:
     def stepping(self, t: int, state: Any) -> tuple[Tensor, Iterator[int]]:
         """θ½, and the steps that fill it (`node.maths.adam`); m and v of the state become m½ and v½ by them."""
         if self._within[0] != state.visit:
+            self._within = UNBOUND  # on a GPU it holds the model
             self._within = (state.visit, self.gradients.within(state.x, self.block(state.visit)))
         g = bounded(self._within[1](state.theta, t), self.config.clip_norm)
         lr = rate(t, self.config)
@@ -228,7 +231,7 @@ def rounded(change: Tensor, left: Tensor, half: Tensor, before: Tensor, steps: I
 def signal(c: DecaConfig, state: DecaState, before: Tensor, theta: Tensor, carried: tuple[Tensor, Tensor]) -> None:
     """(8) and (9) in place, all flat [n]: `before`, θ when it was mixed last, becomes h, and `carried` (m½ and v½, or m
     and v for the trivial signal) what is carried on. theta: θ⁺."""
-    if c.bma == "none":
+    if c.bma == "none" or (c.bma == "scaled" and not state.rates):
         return
     b1, b2 = B.get(c.bma, (c.a1, c.a2))
     b1, b2 = b1 if c.b1 is None else c.b1, b2 if c.b2 is None else c.b2
