@@ -304,13 +304,15 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor) -> Tensor:
     if not len(rows):
         return torch.zeros(task.layout.size)
     with device.enough_memory():
-        parameters = views(task.layout, device.onto(x.detach(), device_of(task)))
-        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        total: dict[str, Tensor] = {}
+        there = device.onto(x.detach(), device_of(task))
+        leaves = {name: value.detach().requires_grad_() for name, value in views(task.layout, there).items()}
+        total = torch.zeros_like(there)
+        for name, place in views(task.layout, total).items():
+            leaves[name].grad = place  # backward adds to it where it lies
         for part in torch.split(rows, getattr(task, "at_once", None) or len(rows)):
-            found = _backward(task.mean_loss(leaves, task.batch(part)) * (len(part) / len(rows)), leaves)
-            total = {name: g.add_(total[name]) if total else g for name, g in found.items()}
-        return device.back(torch.cat([total[name].reshape(-1) for name, _ in task.layout.fields]).to(torch.float32))
+            loss = task.mean_loss(leaves, task.batch(part)) * (len(part) / len(rows))
+            torch.autograd.backward(loss, inputs=list(leaves.values()))
+        return device.back(total.to(torch.float32))
 
 
 def refuse_batchnorm(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ class Meter:
             known = {_key(it) for it in tree_leaves(arguments) if isinstance(it, Tensor)}
             self._live = {key: it for key, it in self._live.items() if not it[0].expired()}
             for it in tree_leaves(made):
-                if isinstance(it, Tensor) and _key(it) not in known:
+                if isinstance(it, Tensor) and not it.is_meta and _key(it) not in known:
                     storage = it.untyped_storage()
                     self._live[_key(it)] = (StorageWeakRef(storage), storage.nbytes())
             self.peak = max(self.peak, sum(size for _, size in self._live.values()))

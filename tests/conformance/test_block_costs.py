@@ -2,19 +2,25 @@
 block on the wire.
 
 M: bytes of the model in bfloat16, B: blocks. Counted are live tensor storages over step and mix; gradients come from
-nowhere, so there are no activations and no logits.
+nowhere, so there are no activations and no logits. Once they come from a language model, with next to none of either.
 """
 
 import asyncio
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from mesh import mesh, play
 from meter import Meter
 
 from node.algorithms import find
+from node.config import RunConfig
+from node.privacy.door import ClearDoor
+from node.simulate import simulate
+from node.tasks import make
 from peer.message import Layout
+from peer.neighborhood import Neighborhood
 from peer.topology import neighborhoods
 from peer.transport.memory import Memory, MemoryLink, Network
 
@@ -68,6 +74,29 @@ def test_a_node_holds_the_model_and_a_few_copies_of_the_block(name, factor, shap
 @pytest.mark.parametrize("bma", ["literal", "scaled", "none"])
 def test_no_signal_takes_a_copy_of_its_own(bma):
     assert peak("deca", *SHAPES[0], bma=bma) < 1.02 * peak("deca", *SHAPES[0])
+
+
+@pytest.mark.parametrize(("name", "factor"), [("deca", 10), ("badam", 9)])
+def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
+    """Gradients too: θ, m, v, the gradient and θ in bfloat16 are 9M/B. One row of eight tokens."""
+    pytest.importorskip("transformers", reason="the extra llm is not installed")
+    text = {"length": 8, "dtype": "bfloat16", "micro_batch": 1}
+    run = RunConfig(
+        privacy={"mode": "none"}, task={"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": text}
+    )
+    task, algorithm, meter = make(run, np.arange(4)), find(name), Meter()
+    hood, options = Neighborhood(me="a", weight={"a": 1.0}, nodes=1), algorithm.Config(steps=1, layers_per_block=1)
+    with meter.counting():
+        start = task.start(0)
+        m, gradients = start.nbytes, ClearDoor(task=task, me="a", batch=1, seed=1)
+        how = {"layout": task.layout, "gradients": gradients, "start": start, "stages": task.stages}
+        node = algorithm(options, hood=hood, **how)
+        del start, how
+        simulate({"a": node}, {"a": hood}, 1)  # and drops what the start took
+        meter.peak = 0
+        simulate({"a": node}, {"a": hood}, 9, first=1)
+    expected = m + factor * m / 4
+    assert 0.9 * expected < meter.peak < 1.1 * expected
 
 
 def test_the_trivial_signal_and_mixing_less_often_take_more():
