@@ -103,6 +103,7 @@ class Badam:
         self.config, self.hood, self.gradients = config, hood, gradients
         self.blocks = divided(layout, stages, config.layers_per_block)
         self.state: Any = self.State(x=start.clone())
+        self.whole = True
         self._within: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: theta)
         """A visit, and the door to its block."""
 
@@ -150,12 +151,13 @@ class Badam:
         if self._within[0] != state.visit:
             self._within = (state.visit, self.gradients.within(state.x, self.block(state.visit)))
         g = bounded(self._within[1](state.theta, t), self.config.clip_norm)
+        self.whole = state is not self.state
         lr = rate(t, self.config)
         return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, taken=state.taken)
 
     def keep(self, state: Any) -> None:
         state.x[self.block(state.visit).place] = state.theta
-        self.state = state
+        self.state, self.whole = state, True
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}
