@@ -58,8 +58,8 @@ class TrainSection(Section):
     evaluate_every: int = Field(default=10, ge=0)
     """Rounds between evaluations on the public test set; 0: only at the end."""
     checkpoint_every: int = Field(default=10, ge=1)
-    """Rounds between checkpoints: the most that a crash undoes, and of deca, dsgd-adam and dec-lora, whose moments change in
-    place, a stop in mid-round."""
+    """Rounds between checkpoints: the most that a crash undoes, and of deca, dsgd-adam and dec-lora, whose moments
+    change in place, a stop in mid-round."""
 
 
 class PrivacySection(Section):
