@@ -91,6 +91,7 @@ class Algorithm(Protocol):
         ...
 
     # `whole`, a bool, where a round changes tensors of the state in place: False meanwhile, when it is no checkpoint.
+    # `place(t)`, a method: which of the parameters round t trains, where it is a part of them.
     # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:

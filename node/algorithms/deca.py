@@ -132,6 +132,10 @@ class Badam:
         """The one that is active in a visit."""
         return visited(self.blocks, visit, self.config)
 
+    def place(self, t: int) -> slice:
+        """Where the block of round t lies."""
+        return self.block(t // self.config.steps).place
+
     def position(self, t: int) -> Mapping[str, int]:
         """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner step r."""
         visit, step = divmod(t, self.config.steps)
