@@ -19,12 +19,13 @@ nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient 
 
 Moments exist for the active block only and begin at zero in every block. The block is float32 while it is active, the
 others keep the task's type. In memory are the model, and of the block θ, m, v, the gradient (in whose place θ½ is
-written) and one sum of neighbours: M + 10M/B bytes for M bytes of bfloat16 in B blocks.
+written) and one sum of neighbours (with `mix.rule` or quorum their blocks instead): M + 10M/B bytes for M bytes of
+bfloat16 in B blocks.
 
 Deviations
     * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a signal.
     * mix_every = s: steps without mixing have m = m½, v = v½; h then spans s steps (scaled: γ is their sum).
-    * The gradient's norm is bounded by `clip_norm` in mode none (the authors' trainer does so too).
+    * The gradient's norm is bounded by `clip_norm` (the authors' trainer does so too); in mode strict the noised one's.
     * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds the mean to its own
       θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as the own part is
       rounded like the sent one.
@@ -32,7 +33,7 @@ Reconstructions
     * A node that comes back in the middle of a block begins with zero moments, and counts r from there.
 Not covered
     * A neighbour that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
-      visit.
+      visit; with bf16-delta what it missed, or quorum left out, stays missing.
 """
 
 from __future__ import annotations
