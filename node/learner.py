@@ -81,8 +81,8 @@ class Plan:
             )
         if run.sync.mode == "async" and getattr(algorithm, "staged", False):
             raise ConfigurationError(
-                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different blocks, which have no mean; '
-                'set "round" or "quorum", or take dsgd-adam.'
+                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different blocks, which have no '
+                'mean; set "round" or "quorum", or take dsgd-adam.'
             )
         named, mix = "mix.rule", run.mix
         if getattr(options, "mix_by", "") == "trimmed_mean":
