@@ -40,6 +40,10 @@ class Checkpoint(Generic[S]):
     extra: Mapping[str, str]
 
 
+class Foreign(ValueError):
+    """The file is whole, but its state has other fields."""
+
+
 def save(folder: Path, round: int, state: Any, extra: Mapping[str, str] | None = None) -> Path:
     """Writes checkpoint-<round>.safetensors durably and forgets all but the last two. `extra`: e.g. the run's id.
 
@@ -59,12 +63,13 @@ def save(folder: Path, round: int, state: Any, extra: Mapping[str, str] | None =
 
 def latest(folder: Path, kind: type[S], warn: Callable[[str], None] = lambda text: None) -> Checkpoint[S] | None:
     """The newest checkpoint that is whole, its state as `kind`; None: there is none. `warn` gets a sentence for every
-    damaged file that was passed over."""
+    file that was passed over: damaged, or with another state."""
     for path in _newest_first(folder):
         try:
             return _read(path, kind)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            warn(f"The checkpoint {path.name} is damaged ({error}); the one before it is used, if there is one.")
+            what = "of another version or algorithm" if isinstance(error, Foreign) else "damaged"
+            warn(f"The checkpoint {path.name} is {what} ({error}); the one before it is used, if there is one.")
     return None
 
 
@@ -127,7 +132,10 @@ def _read(path: Path, kind: type[S]) -> Checkpoint[S]:
         raise ValueError("its digest is wrong")
     about = json.loads(metadata["peerpoise"])
     state = {name: _unpack(value, tensors) for name, value in about["state"].items()}
-    return Checkpoint(round=about["round"], state=kind(**state), extra=about["extra"])
+    try:
+        return Checkpoint(round=about["round"], state=kind(**state), extra=about["extra"])
+    except TypeError as error:
+        raise Foreign(str(error)) from None
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

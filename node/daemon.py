@@ -171,11 +171,11 @@ class Daemon:
         self.watch.become("finished")
 
     async def _leave(self, session: Session) -> None:
-        """Told to stop: ends the work, keeps the last complete round, says goodbye."""
+        """Told to stop: ends the work, keeps the last complete round if its state still stands, says goodbye."""
         self.compute.stop()
         await self.transport.set_serving(False)
         ended, _ = await asyncio.gather(self.compute.join(STOP_SECONDS), session.goodbye(finished=False))
-        if ended and self.finished >= 0:
+        if ended and self.finished >= 0 and getattr(self.learner.algorithm, "whole", True):
             self._checkpoint(self.finished)
 
     async def _rest(self) -> None:

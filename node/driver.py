@@ -183,7 +183,7 @@ class Driver:
                 return await self._say(t, phase, verb)
             case Ask():
                 return await self._ask(t, phase, verb)
-            case Mix(streaming=True) if is_mean(verb.rule, self.mix):
+            case Mix(streaming=True) if self.sync.mode == "round" and is_mean(verb.rule, self.mix):
                 return await self._stream(t, phase, verb)
             case Mix():
                 return await self._mix(t, phase, verb)

@@ -79,6 +79,11 @@ class Plan:
             raise ConfigurationError(
                 f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
             )
+        if run.sync.mode == "async" and getattr(algorithm, "staged", False):
+            raise ConfigurationError(
+                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different blocks, which have no '
+                'mean; set "round" or "quorum", or take dsgd-adam.'
+            )
         named, mix = "mix.rule", run.mix
         if getattr(options, "mix_by", "") == "trimmed_mean":
             named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})

@@ -111,7 +111,7 @@ class Mix(Generic[T]):
 
     Collected (default): whole, checked messages, folded in sorted order.
     Streaming: frames are added in sorted order into one accumulator as they arrive; for blocks. Other rules than the
-    mean need whole messages and are collected all the same.
+    mean need whole messages, and so does who doesn't wait for all: they are collected all the same.
     """
 
     kind: str

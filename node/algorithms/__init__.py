@@ -90,6 +90,8 @@ class Algorithm(Protocol):
         """One round. The sequence of verbs is a function of configuration and t only."""
         ...
 
+    # `whole`, a bool, where a round changes tensors of the state in place: False meanwhile, when it is no checkpoint.
+    # `place(t)`, a method: which of the parameters round t trains, where it is a part of them.
     # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:

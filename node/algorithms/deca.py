@@ -19,12 +19,13 @@ nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient 
 
 Moments exist for the active block only and begin at zero in every block. The block is float32 while it is active, the
 others keep the task's type. In memory are the model, and of the block θ, m, v, the gradient (in whose place θ½ is
-written) and one sum of neighbours: M + 10M/B bytes for M bytes of bfloat16 in B blocks.
+written) and one sum of neighbours (with `mix.rule` or quorum their blocks instead): M + 10M/B bytes for M bytes of
+bfloat16 in B blocks.
 
 Deviations
     * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a signal.
     * mix_every = s: steps without mixing have m = m½, v = v½; h then spans s steps (scaled: γ is their sum).
-    * The gradient's norm is bounded by `clip_norm` in mode none (the authors' trainer does so too).
+    * The gradient's norm is bounded by `clip_norm` (the authors' trainer does so too); in mode strict the noised one's.
     * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds the mean to its own
       θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as the own part is
       rounded like the sent one.
@@ -32,7 +33,7 @@ Reconstructions
     * A node that comes back in the middle of a block begins with zero moments, and counts r from there.
 Not covered
     * A neighbour that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
-      visit.
+      visit; with bf16-delta what it missed, or quorum left out, stays missing.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Badam:
         self.config, self.hood, self.gradients = config, hood, gradients
         self.blocks = divided(layout, stages, config.layers_per_block)
         self.state: Any = self.State(x=start.clone())
+        self.whole = True
         self._within: tuple[int, Callable[[Tensor, int], Tensor]] = UNBOUND
         """A visit, and the door to its block."""
 
@@ -133,6 +135,10 @@ class Badam:
         """The one that is active in a visit."""
         return visited(self.blocks, visit, self.config)
 
+    def place(self, t: int) -> slice:
+        """Where the block of round t lies."""
+        return self.block(t // self.config.steps).place
+
     def position(self, t: int) -> Mapping[str, int]:
         """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner step r."""
         visit, step = divmod(t, self.config.steps)
@@ -153,12 +159,13 @@ class Badam:
             self._within = UNBOUND  # on a GPU it holds the model
             self._within = (state.visit, self.gradients.within(state.x, self.block(state.visit)))
         g = bounded(self._within[1](state.theta, t), self.config.clip_norm)
+        self.whole = state is not self.state
         lr = rate(t, self.config)
         return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, taken=state.taken)
 
     def keep(self, state: Any) -> None:
         state.x[self.block(state.visit).place] = state.theta
-        self.state = state
+        self.state, self.whole = state, True
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}

@@ -52,6 +52,7 @@ class DsgdAdam:
     def __init__(self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor) -> None:
         self.config, self.hood, self.gradients = config, hood, gradients
         self.state = State(x=(x := widened(start)), m=torch.zeros_like(x), v=torch.zeros_like(x))
+        self.whole = True
 
     @classmethod
     def releases(cls, degree: int) -> int:
@@ -70,9 +71,10 @@ class DsgdAdam:
     def round(self, t: int) -> Conversation:
         c, s = self.config, self.state
         half = bounded(self.gradients(s.x, t, self.hood.me), c.clip_norm)
+        self.whole = False
         steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), taken=s.taken)
         x = yield Mix("state", Filling(half, steps), streaming=True)
-        self.state = State(x=x, m=s.m, v=s.v, taken=s.taken + 1)
+        self.state, self.whole = State(x=x, m=s.m, v=s.v, taken=s.taken + 1), True
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}

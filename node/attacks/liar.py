@@ -31,6 +31,7 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.config import MixSection
+from node.maths.adam import widened
 from node.maths.mixing import whole
 from node.maths.robust import Vectors, rule_for
 from node.randomness import public_generator
@@ -95,8 +96,10 @@ class Liar:
     def __init__(self, algorithm: Algorithm, attack: Lie, hood: Neighborhood, seed: int) -> None:
         self._algorithm, self._attack, self._hood, self._seed = algorithm, attack, hood, seed
         self._heard: dict[Place, dict[Peer, Tensor]] = {}
-        self._mixed: Tensor | None = None
-        """The parameters that the last Mix gave; None: there was none yet."""
+        self._place: slice | None = None
+        """Which of the parameters are mixed; None: there was no round yet."""
+        self._mixed = torch.empty(0)
+        """What the last Mix of them gave; before it, as they were."""
 
     @property
     def state(self) -> Any:
@@ -110,7 +113,7 @@ class Liar:
         return getattr(self._algorithm, name)
 
     def round(self, t: int) -> Conversation:
-        since = self._algorithm.parameters if self._mixed is None else self._mixed
+        since = self._since(t)
         talk, phase = self._algorithm.round(t), 0
         verb = next(talk, None)
         while verb is not None:
@@ -120,6 +123,14 @@ class Liar:
             elif self._attack.listens:
                 self._listen(phase, "answer" if isinstance(verb, Ask) else "state", reply)
             verb, phase = _send(talk, reply), phase + 1
+
+    def _since(self, t: int) -> Tensor:
+        """What is mixed in round t, as it was mixed last; of another block than before nothing was heard."""
+        place = getattr(self._algorithm, "place", lambda t: slice(None))(t)
+        if place != self._place:
+            self._place, self._mixed = place, widened(self._algorithm.parameters[place])
+            self._heard.clear()
+        return self._mixed
 
     def _told(self, t: int, phase: int, verb: Verb, since: Tensor) -> Verb:
         """The verb with lies in it."""
@@ -131,7 +142,7 @@ class Liar:
                 return Say(verb.kind, self._lies(t, phase, "state", verb.tensors), verb.layout)
             case Mix():
                 truth = whole(verb.tensors)
-                origin = since if self._attack.config.of == "step" and _parts(truth)[0].shape == since.shape else None
+                origin = since if self._attack.config.of == "step" and _alike(_parts(truth)[0], since) else None
                 lies = self._lies(t, phase, "state", truth, origin, mixed=True)
                 return Mix(verb.kind, lies, self._rule(phase, verb, _parts(truth), origin), verb.streaming, verb.layout)
 
@@ -212,6 +223,11 @@ class Liar:
             return rule_for(verb.rule, how, me)(weight, {**vectors, me: truth[k].to(vectors[me].dtype)})
 
         return rule
+
+
+def _alike(said: Tensor, x: Tensor) -> bool:
+    """These are parameters; DECA's changes, which are steps already, are narrower."""
+    return (said.shape, said.dtype) == (x.shape, x.dtype)
 
 
 def _parts(payload: Any) -> tuple[Any, ...]:

@@ -58,7 +58,8 @@ class TrainSection(Section):
     evaluate_every: int = Field(default=10, ge=0)
     """Rounds between evaluations on the public test set; 0: only at the end."""
     checkpoint_every: int = Field(default=10, ge=1)
-    """Rounds between checkpoints."""
+    """Rounds between checkpoints: the most that a crash undoes, and of deca, dsgd-adam and dec-lora, whose moments
+    change in place, a stop in mid-round."""
 
 
 class PrivacySection(Section):
@@ -127,7 +128,8 @@ class MixSection(Section):
 
 class SyncSection(Section):
     mode: Literal["round", "quorum", "async"] = "round"
-    """round: wait for all live neighbours. quorum: for a share of them. async: never wait."""
+    """round: wait for all live neighbours. quorum: for a share of them. async: never wait, not with algorithms that
+    train block by block."""
     deadline_s: float = Field(default=10.0, gt=0)
     """Seconds without any progress after which a neighbour is lost. Measures progress, not compute time."""
     patience_s: float = Field(default=900.0, gt=0)

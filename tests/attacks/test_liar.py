@@ -190,6 +190,19 @@ def test_the_step_of_an_algorithm_that_mixes_first_is_that_of_the_round_before()
         assert 0 < x.norm() < 10 * lr
 
 
+@pytest.mark.parametrize("wire", ["float32", "bf16-delta"])
+def test_the_step_of_a_block_is_counted_from_that_block(wire):
+    """Not from the one before it, of which nothing is remembered; a change is a step already."""
+    spy, steps = Spy(), 2
+    nodes, heard, hoods = spied(("deca", {"lr": 0.01, "steps": steps, "layers_per_block": 1, "wire": wire}), spy)
+    for t in range(3 * steps):
+        before = nodes["n1"].parameters[nodes["n1"].place(t)].clone()
+        simulate(nodes, hoods, t + 1, first=t)
+        said = heard["n1"].said[t]
+        assert torch.equal(spy.seen[t].truth, said - before if wire == "float32" else said)
+        assert list(spy.seen[t].heard) == ["n0", "n2", "n3"] * (t % steps)
+
+
 def test_answers_heard_are_those_of_the_round_before_whoever_asks_first():
     """Else it would depend on the network what an attacker says."""
     spy = Spy(words=("answer", "question"))

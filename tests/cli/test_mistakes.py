@@ -49,6 +49,7 @@ def one_sentence(result: Result, code: int, *parts: str) -> None:
         (["algorithm.name=sgdx"], "Unknown algorithm 'sgdx'"),
         (["algorithm.lrr=3"], "algorithm.lrr: unknown key"),
         (["algorithm.lr=-1"], "algorithm.lr"),
+        (["algorithm.name=deca", "sync.mode=async"], 'set "round" or "quorum"'),
         (["topology.kind=moon"], "Unknown topology 'moon'"),
         (["topology.kind=hypercube"], "take 2 or 4"),
         (["topology.kind=grid"], "can't be laid out"),

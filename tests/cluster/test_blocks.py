@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import Any
 
@@ -89,3 +90,33 @@ async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path
             for home in c.homes.values():
                 mine = [(t, recipient) for t, recipient in debits(home) if t >= 0]
                 assert mine == [(t, home.name) for t in range(c.config.train.rounds)], "one a round, for oneself"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("algorithm", "every"),
+    [(SETTINGS["algorithm"], 1), ({"name": "dsgd-adam", "lr": 0.01}, 1), ({"name": "d-psgd", "lr": 0.1}, NEVER)],
+    ids=["deca", "dsgd-adam", "d-psgd"],
+)
+async def test_stopped_in_mid_round_it_goes_on_as_if_never_stopped(
+    cluster: Any, tmp_path: Any, algorithm: dict[str, Any], every: int
+) -> None:
+    """Where moments change in place the last checkpoint stands; elsewhere the last round is kept by the stop."""
+    from node.experiment import simulate
+    from node.summary import read
+
+    held, train = STEPS - 3, {"checkpoint_every": every}
+    settings = {**SETTINGS, "nodes": 2, "rounds": STEPS + 2, "algorithm": algorithm, "train": train}
+    async with cluster(**settings) as c:
+        other, process = c.witness("n1", limit=held), c.start("n0")
+        await process.until(lambda: (it := process.status()) and it["round"] == held + 1 and it["waiting_for"])
+        process.popen.terminate()
+        assert await process.ended() == 0
+        other.task.cancel()
+        await asyncio.wait([other.task])
+        again, other = c.start("n0"), c.witness("n1")
+        assert await again.ended() == 0
+        assert await other.task == 0
+        assert since_start(again, "resume")[0]["checkpoint"] == held
+        digest = read(c.homes["n0"] / "summary.json").params_digest["n0"]
+        assert digest == simulate(c.config, tmp_path / "simulated").params_digest["n0"]

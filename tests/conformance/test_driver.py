@@ -478,6 +478,43 @@ async def test_quorum_goes_on_with_a_stalled_third_node():
     assert together["n0"].notes.losses == []
 
 
+class Late(Streamer):
+    """Its header goes at once, its block later."""
+
+    def steps(self, into):
+        threading.Event().wait(0.3)
+        yield from super().steps(into)
+
+
+async def test_quorum_waits_for_whole_blocks_of_its_share():
+    hoods = neighborhoods("full", ["n0", "n1", "n2", "n3", "n4"])
+    nodes = {name: (Late if name == "n1" else Streamer)(hood, True) for name, hood in hoods.items()}
+    nodes |= {name: Gate(nodes[name], at=0) for name in ("n3", "n4")}
+    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(mode="quorum", quorum=0.5, deadline_s=60.0))
+    async with alive(together) as tasks:
+        await until(lambda: 0 in together["n0"].notes.weights)
+        for name in ("n3", "n4"):
+            nodes[name].go.set()
+        await asyncio.wait_for(asyncio.gather(*tasks.values()), 20)
+    assert set(together["n0"].notes.weights[0]) == {"n0", "n1", "n2"}
+    assert together["n0"].notes.drops == [(0, {"n3", "n4"}, False)]
+
+
+async def test_async_mixes_what_was_heard_last_where_round_would_stream():
+    class Slow(Toy):
+        __slots__ = ()
+
+        def __call__(self, x, t, to):
+            threading.Event().wait(0.01)
+            return super().__call__(x, t, to)
+
+    nodes, hoods = cluster(("dsgd-adam", {"lr": 0.05}), "ring", door=Slow)
+    together = mesh(nodes, hoods, 40, sync=SyncSection(mode="async", deadline_s=5.0))
+    await play(together)
+    mixed = [len(weight) - 1 for node in together.values() for weight in node.notes.weights.values()]
+    assert sum(mixed) > len(mixed), "more than one of two neighbours in the mean"
+
+
 async def test_async_never_waits_and_uses_nothing_older_than_tau():
     class Clock:
         """Says its round; what it hears is never older than τ."""
