@@ -72,6 +72,7 @@ class CausalLM:
         self.dtype, self._model, self._tokens = TYPES[text.dtype], language.model, language.tokens
         self.layout: Layout = found.layout
         self.stages: tuple[tuple[str, ...], ...] = found.stages
+        self._repeats = language.repeats
         self._chooses = "logits_to_keep" in signature(_inner(language.model).forward).parameters
         self._local = threading.local()
 
@@ -126,9 +127,12 @@ class CausalLM:
         if not self._test.questions:
             judged = likelihood.sequences(forward, self._test.rows.to(self.device), breathe)
             return _figures(judged.nll[:, 0], judged.tokens[:, 0])
-        final = torch.tensor([-1], device=self.device)  # 1 would do, but leaves a view that the head is copied for
-        last = {"logits_to_keep": final} if self._chooses else {}
-        judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+        if self._repeats:
+            final = torch.tensor([-1], device=self.device)  # 1 would do, but leaves a view that the head is copied for
+            last = {"logits_to_keep": final} if self._chooses else {}
+            judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+        else:
+            judged = likelihood.answers_anew(forward, self._test.questions, self.device, breathe)
         right, truth = torch.arange(len(self._test.truth)), self._test.truth
         found = judged.loss.argmin(1)
         return {
@@ -186,9 +190,9 @@ def _inner(model: Any) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _shared(name: str, text: TextSection, attention: str, seed: int) -> tuple[models.Language, Trained]:
+def _shared(name: str, text: TextSection, attention: str | None, seed: int) -> tuple[models.Language, Trained]:
     """What all tasks of a process share: the model without the weights that are trained, and which those are."""
-    language = models.load(name, TYPES[text.dtype], attention, seed)
+    language = models.checked(models.load(name, TYPES[text.dtype], attention, seed), name)
     model = language.model
     if text.lora_rank:
         with seeded(0):  # of the shapes only; `start` draws
@@ -204,7 +208,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         raise ConfigurationError(
             "causal-lm knows no validation set: take an algorithm that needs none (not ross or pdsl); no [validation]."
         )
-    attention = "sdpa" if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
+    attention = None if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
     language, found = _shared(task.model, text.model_copy(update={"digest": ""}), attention, run.train.seed)
     encoder = _encoder(language, task)
     if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from language_runs import language_run
 from torch import nn
+from transformers import BertConfig, MixtralConfig
 
 from node.config import DataSection, TaskSection
 from node.llm.layers import layers
@@ -58,6 +59,22 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, model_folder: Callable[...
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     with pytest.raises(DataError, match=r"broken.gguf can't be read as a GGUF model"):
         make(language_run(model=str(tmp_path / "broken.gguf")), ROWS)
+
+
+SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_sees_later_tokens(model_folder: Callable[..., Path], dtype: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"The model .* is not causal: a token changes what is predicted"):
+        make(language_run(model=str(model_folder(BertConfig(**SMALL))), text={"dtype": dtype}), ROWS)
+    make(language_run(model=str(model_folder(BertConfig(**SMALL, is_decoder=True))), text={"dtype": dtype}), ROWS)
+
+
+def test_a_model_that_does_not_run(model_folder: Callable[..., Path]) -> None:
+    wrong = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=4)
+    with pytest.raises(ConfigurationError, match=r"The model .* does not run: .*out of range"):
+        make(language_run(model=str(model_folder(wrong))), ROWS)
 
 
 def test_a_model_without_layers() -> None:
