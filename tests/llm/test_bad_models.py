@@ -97,12 +97,17 @@ def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path
 
 def test_a_row_with_nothing_to_learn_and_a_label_beyond_the_length(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": ""}\n' * 10)
-    with pytest.raises(DataError, match="has nothing in the column 'text' to learn"):
+    with pytest.raises(DataError, match="row 2, has nothing in the column 'text'"):
         make(language_run(data="file", path=str(tmp_path / "a.jsonl")), ROWS)
     (tmp_path / "a.jsonl").write_text('{"text": "a long label"}\n{"text": "short"}\n' * 10)
     labels = {"labels": ["a long label", "short"], "classes": 2}
     with pytest.raises(ConfigurationError, match="A label has 14 tokens"):
         make(language_run(data="file", path=str(tmp_path / "a.jsonl"), **labels, text={"length": 20}), ROWS)
+
+
+def test_a_label_without_tokens() -> None:
+    with pytest.raises(ConfigurationError, match=r"The label '' of task.labels has no tokens"):
+        make(language_run(labels=["de", ""], classes=2, text={"answer": "language"}), ROWS)
 
 
 def test_own_texts_need_a_path_and_a_name(tmp_path: Path) -> None:
