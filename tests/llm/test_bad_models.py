@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from language_runs import language_run
 from torch import nn
-from transformers import BertConfig, MixtralConfig
+from transformers import BertConfig, MambaConfig, MixtralConfig
 
 from node.config import DataSection, TaskSection
 from node.llm.layers import layers
@@ -75,6 +75,12 @@ def test_a_model_that_does_not_run(model_folder: Callable[..., Path]) -> None:
     wrong = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=4)
     with pytest.raises(ConfigurationError, match=r"The model .* does not run: .*out of range"):
         make(language_run(model=str(model_folder(wrong))), ROWS)
+
+
+def test_a_model_that_takes_no_adapters(model_folder: Callable[..., Path]) -> None:
+    mamba = MambaConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.raises(ConfigurationError, match="MambaForCausalLM takes no adapters"):
+        make(language_run(model=str(model_folder(mamba)), text={"lora_rank": 2}), ROWS)
 
 
 def test_a_model_without_layers() -> None:
