@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node import checkpoint, disk, summary
+from node import checkpoint, summary
 from node.config import NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.summary import Summary
@@ -52,11 +52,12 @@ def export(run: Path, model: Path, out: Path) -> str:
     if out.suffix == ".safetensors":
         checkpoint.save_model(out, layout, x)
         return summary.digest(x)
-    task = _task(run, model, layout)
-    if not hasattr(task, "save_pretrained"):
+    from node.tasks import exporter
+
+    config, _ = _run_and_data(run)
+    if (written := exporter(config)) is None:
         raise ConfigurationError(f"{out} does not end in .safetensors; only a language model is written as a folder.")
-    disk.made(out)
-    task.save_pretrained(x, out)
+    written(config, layout, x, out)
     return summary.digest(x)
 
 

@@ -146,6 +146,8 @@ class Summary(Part):
     attackers of this experiment; who lies in earnest doesn't say so."""
     attack: str = ""
     """What they did (docs/poison.md)."""
+    diverged: list[str] = []
+    """Nodes whose final parameters are not finite."""
     insecure: bool = False
     """True: the transport had no TLS."""
     ledger: Literal["experiment", "data"] = "experiment"
@@ -188,6 +190,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             "test_accuracy": accuracy(per_node, attackers),
             "attackers": attackers,
             "attack": next((summary.attack for summary in summaries if summary.attackers), ""),
+            "diverged": sorted(name for summary in summaries for name in summary.diverged),
             "consensus_distance": consensus_distance(xs) if xs else None,
             "privacy": _merge_privacy([summary.privacy for summary in summaries]),
             "bytes_sent": Range(
@@ -296,6 +299,8 @@ def _caption(summary: Summary) -> str:
     notes = [] if summary.complete else ["INCOMPLETE: not every node finished"]
     if summary.attackers:
         notes.append(f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes")
+    if summary.diverged:
+        notes.append(f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite; take a lower lr")
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")

@@ -15,12 +15,13 @@ class TextSection(Section):
 
     template: str = "plain"
     """What stands before the answer. plain: nothing, or the `prompt` columns. instruction: they as an instruction.
-    chat: they as the user's message in the model's own template. Or a text with {column} fields."""
+    chat: they as the user's message in the model's own template. Or a text with {column} fields; an empty cell
+    leaves nothing in its place."""
     prompt: tuple[str, ...] = ()
     """Columns that are given, one below the other."""
     answer: str = "text"
-    """The column that is learnt. Only its tokens and the end of the sequence are labels; the rest is masked. With
-    task.labels it is what a model is tested on: the label of the lowest loss is its answer."""
+    """The column that is learnt; no row leaves it empty. Only its tokens and the end of the sequence are labels; the
+    rest is masked. With task.labels it is what a model is tested on: the label of the lowest loss is its answer."""
     length: int = Field(default=128, ge=2)
     """Tokens of a sequence. Of a longer one the answer keeps half or more, and loses its end; what is given loses its
     beginning."""
@@ -43,6 +44,12 @@ class TextSection(Section):
     """Adapters are scaled by lora_alpha/lora_rank."""
     digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """SHA-256 (hex) of the model and of public texts; written by `up` and `pack`, compared with each node's copy."""
+
+    @model_validator(mode="after")
+    def _gives_no_answer(self) -> TextSection:
+        if self.answer in self.prompt or f"{{{self.answer}}}" in self.template:
+            raise ValueError(f"the column {self.answer!r} is the answer, so that prompt and template can't show it")
+        return self
 
 
 class TaskSection(Section):

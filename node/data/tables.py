@@ -6,8 +6,9 @@ ledger knows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from node.config import TaskSection
 from node.data.examples import Examples
 from peer.errors import ConfigurationError, DataError
+
+C = TypeVar("C")
 
 
 def table(path: Path, task: TaskSection) -> Examples:
@@ -59,7 +62,17 @@ def labels(path: Path, found: NDArray[Any], task: TaskSection) -> NDArray[np.int
 
 
 def read_columns(path: Path) -> dict[str, NDArray[Any]]:
-    """All columns of a table, each [n].
+    """All columns of a table, each [n]. Raises as `_columns`."""
+    return _columns(path, lambda column: column.to_numpy())
+
+
+def read_values(path: Path) -> dict[str, list[Any]]:
+    """The same as Python values, None where a cell is empty. Raises as `_columns`."""
+    return _columns(path, lambda column: column.to_pylist())
+
+
+def _columns(path: Path, form: Callable[[Any], C]) -> dict[str, C]:
+    """Each column in this form.
 
     Raises:
         ConfigurationError: pyarrow is missing.
@@ -76,7 +89,7 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
         else:
             comma = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
             table = csv.read_csv(path, parse_options=comma)
-        return {name: table.column(name).to_numpy() for name in table.column_names}
+        return {name: form(table.column(name)) for name in table.column_names}
     except FileNotFoundError:
         raise DataError(f"There is no data file {path}; check data.path in the node's file.") from None
     except (pyarrow.ArrowException, ValueError, OSError) as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from node.config import TaskSection
 from node.data.examples import for_testing
-from node.data.tables import labels, read_columns
+from node.data.tables import labels, read_values
 from peer.errors import ConfigurationError, DataError
 
 TABLES = (".parquet", ".csv", ".tsv")
@@ -88,7 +88,8 @@ def read(path: Path, task: TaskSection) -> Texts:
 
     Raises:
         ConfigurationError: pyarrow is missing.
-        DataError: it is missing, damaged, empty, of no known kind, or a column that the run names is not there.
+        DataError: it is missing, damaged, empty, of no known kind, a column that the run names is not there, or a row
+            has nothing to learn.
     """
     assert task.text is not None
     files = sorted(it for it in path.iterdir() if it.suffix in READERS) if path.is_dir() else [path]
@@ -98,6 +99,11 @@ def read(path: Path, task: TaskSection) -> Texts:
     if missing := [name for name in _named(task) if any(name not in part for part in parts)]:
         known = ", ".join(sorted(parts[0])) or "none"
         raise DataError(f"{path} has no column {missing[0]!r}; it has {known} (see task.text).")
+    for file, part in zip(files, parts, strict=True):
+        if len(empty := np.flatnonzero(part[task.text.answer] == "")):
+            raise DataError(
+                f"{file}, row {empty[0] + 1}, has nothing in the column {task.text.answer!r}; leave it out."
+            )
     sizes = [len(next(iter(part.values()))) for part in parts]
     if not sum(sizes):
         raise DataError(f"{path} has no rows: there is nothing to learn from or to test on.")
@@ -132,12 +138,12 @@ def _file(file: Path, piece: int) -> dict[str, NDArray[Any]]:
 
 
 def _table(file: Path, piece: int) -> dict[str, NDArray[Any]]:
-    return read_columns(file)
+    return {name: strings(values) for name, values in read_values(file).items()}
 
 
 def _lines(file: Path, piece: int) -> dict[str, NDArray[Any]]:
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError:
@@ -152,7 +158,12 @@ def _lines(file: Path, piece: int) -> dict[str, NDArray[Any]]:
 
 
 def _plain(file: Path, piece: int) -> dict[str, NDArray[Any]]:
-    return {"text": strings(pieces(file.read_text(encoding="utf-8"), piece))}
+    return {"text": strings(pieces(_text(file), piece))}
+
+
+def _text(file: Path) -> str:
+    """With or without a byte-order mark."""
+    return file.read_text(encoding="utf-8-sig")
 
 
 READERS: Mapping[str, Callable[[Path, int], dict[str, NDArray[Any]]]] = {
@@ -175,7 +186,7 @@ def pieces(text: str, longest: int) -> list[str]:
 
 
 def strings(values: Sequence[Any]) -> NDArray[Any]:
-    """Values as an array of Python strings [n]."""
+    """Values as an array of Python strings [n], empty where there is none (null, not a number)."""
     found = np.empty(len(values), dtype=object)
-    found[:] = [str(value) for value in values]
+    found[:] = ["" if value is None or value != value else str(value) for value in values]
     return found

@@ -80,7 +80,11 @@ def _embeddings(model: nn.Module) -> set[str]:
 
 
 def adapted(model: nn.Module, text: TextSection) -> nn.Module:
-    """The model with LoRA adapters beside the linear maps of its layers; it shares the model's weights."""
+    """The model with LoRA adapters beside the linear maps of its layers; it shares the model's weights.
+
+    Raises:
+        ConfigurationError: peft has none for such a model.
+    """
     library = peft()
     how = library.LoraConfig(
         r=text.lora_rank,
@@ -90,7 +94,11 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names of before
-        found: nn.Module = library.get_peft_model(twin(model), how)
+        try:
+            found: nn.Module = library.get_peft_model(twin(model), how)
+        except ValueError as error:
+            name, reason = type(model).__name__, str(error).split(". ")[0].rstrip(".")
+            raise ConfigurationError(f"{name} takes no adapters (task.text.lora_rank): {reason}.") from None
     return found.eval().requires_grad_(False)
 
 

@@ -2,7 +2,7 @@
 
 A label's loss is that of the example which has it as its answer: the mean negative log-likelihood of its tokens and
 the end, so that long labels are at no disadvantage. The model's answer is the label with the lowest loss. What is given
-runs through the model once; its keys and values serve all labels.
+runs through the model once, and its keys and values serve all labels; with every label where they can't be repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from node.llm.prompts import MASKED, Sequences
 
@@ -77,6 +78,15 @@ def answers(
             breathe()
         found[:, rows] = _together(forward, [questions[row] for row in rows], device, last).cpu()
     return Judged(found[0], found[1])
+
+
+def answers_anew(forward: Forward, questions: Questions, device: torch.device, breathe: Callable[[], None]) -> Judged:
+    """The same for models whose cache can't be repeated: what is given runs with every label."""
+    rows = [(given, label) for given, labels in questions for label in labels]
+    ids = pad_sequence([torch.tensor(given + label) for given, label in rows], True)
+    labels = pad_sequence([torch.tensor([MASKED] * len(given) + label) for given, label in rows], True, MASKED)
+    judged = sequences(forward, Sequences(ids, labels).to(device), breathe)
+    return Judged(*(it.view(len(questions), -1) for it in (judged.nll, judged.tokens)))
 
 
 def _alike(questions: Questions, most: int) -> list[list[int]]:

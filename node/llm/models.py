@@ -10,14 +10,14 @@ import io
 import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from node.llm.quiet import missing, offline, transformers
 from node.llm.tokens import Bytes, Pretrained, Tokens
@@ -52,10 +52,13 @@ class Language:
     """Tokens of the longest sequence; None: it does not say."""
     commit: str = ""
     """Of the hub's repository."""
+    repeats: bool = True
+    """Its cache of what is given can be repeated, for several answers."""
 
 
-def load(name: str, dtype: torch.dtype, attention: str, seed: int) -> Language:
-    """The model of this name with weights of this type; `seed` draws those of `bytes`.
+def load(name: str, dtype: torch.dtype, attention: str | None, seed: int) -> Language:
+    """The model of this name with weights of this type; `seed` draws those of `bytes`. `attention` None is torch's own
+    (sdpa) where transformers has it for the model, else eager.
 
     Raises:
         ConfigurationError: there is none, transformers is missing, or the tokenizer does not fit.
@@ -71,7 +74,49 @@ def load(name: str, dtype: torch.dtype, attention: str, seed: int) -> Language:
     return Language(_frozen(model), tokens, longest, getattr(model.config, "_commit_hash", None) or "")
 
 
-def _pretrained(place: Path | str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+def checked(language: Language, name: str) -> Language:
+    """The same once a few tokens ran through it, with what was seen.
+
+    Raises:
+        ConfigurationError: they can't, or the model is not causal.
+    """
+    try:
+        ahead = _looks_ahead(language.model, min(4, language.longest or 4))
+    except Exception as error:  # models raise what they like
+        raise ConfigurationError(f"The model {name} does not run: {_first_line(error)}.") from None
+    if ahead:
+        raise ConfigurationError(
+            f"The model {name} is not causal: a token changes what is predicted before it; take a decoder."
+        )
+    return replace(language, repeats=_repeats(language.model))
+
+
+def _looks_ahead(model: Any, n: int) -> bool:
+    """Whether logits of the first half of n tokens depend on the second: by their gradient, which is exactly 0 where
+    they don't, in any type and whichever experts are chosen."""
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
+        seen.append(embedded.detach().requires_grad_())
+        return seen[-1].clone()  # some models scale it in place
+
+    with model.get_input_embeddings().register_forward_hook(watch), torch.enable_grad():
+        logits = model(input_ids=torch.arange(n).unsqueeze(0), use_cache=False).logits
+        (gradient,) = torch.autograd.grad(logits[0, : n // 2].float().sum(), seen[-1])
+    return bool((gradient.reshape(n, -1)[n // 2 :].abs() > 0).any())
+
+
+def _repeats(model: Any) -> bool:
+    """Some models have no cache, or one of recurrent states, or one that fails."""
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).cache.batch_repeat_interleave(2)
+    except Exception:  # models raise what they like
+        return False
+    return True
+
+
+def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
     """Model and tokenizer of a folder, or of the hub; what was downloaded before is taken as it is."""
     library = transformers()
     how = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}  # never a pickle
@@ -94,7 +139,7 @@ def _first_line(error: Exception | None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def scratch(dtype: torch.dtype, attention: str, seed: int) -> nn.Module:
+def scratch(dtype: torch.dtype, attention: str | None, seed: int) -> nn.Module:
     """The model `bytes`, drawn from the seed."""
     library = transformers()
     with seeded(seed):

@@ -19,7 +19,7 @@ from peer.errors import ConfigurationError, DataError
 MASKED = -100
 """The label of a token that is not learnt."""
 NAMED = ("plain", "instruction", "chat")
-FIELD = re.compile(r"\{(\w+)\}")
+FIELD = re.compile(r"\{(\w[^{}]*)\}")
 INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
 
@@ -41,13 +41,15 @@ class Encoder:
     """The run's template with the model's tokens."""
 
     def __init__(self, text: TextSection, tokens: Tokens, labels: Sequence[str] = ()) -> None:
-        """Raises ConfigurationError: no such template, or labels that leave no room."""
+        """Raises ConfigurationError: no such template, or a label without tokens or with too many."""
         if text.template not in NAMED and not FIELD.search(text.template):
             raise ConfigurationError(
                 f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text with a {{column}}."
             )
         self.text, self.tokens, self.labels = text, tokens, tuple(labels)
         self.begin = () if text.template == "chat" else tokens.begin  # a chat template has its own
+        if empty := [it for it in labels if not self.answer("", it)]:
+            raise ConfigurationError(f"The label {empty[0]!r} of task.labels has no tokens; give it a word.")
         self.reserved = max((len(self.answer(start, it)) for it in labels for start in ("", "word")), default=0)
         if self.reserved > text.length // 2:
             raise ConfigurationError(

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import getmodule
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from node.config import DataSection, RunConfig
 from node.device import CPU
 from node.task import Task
 from peer.errors import ConfigurationError
+from peer.message import Layout
 
 TASKS: Mapping[str, str] = {
     "causal-lm": "node.tasks.causal_lm:make",
@@ -68,4 +71,10 @@ def sealed(run: RunConfig) -> RunConfig:
     return seal(run) if seal else run
 
 
-__all__ = ["TASKS", "make", "sealed"]
+def exporter(run: RunConfig) -> Callable[[RunConfig, Layout, Tensor, Path], None] | None:
+    """What writes a whole model of the run's task as a folder, where its module can (`save_pretrained`)."""
+    found: Callable[..., None] | None = getattr(getmodule(_maker(run.task.name)), "save_pretrained", None)
+    return found
+
+
+__all__ = ["TASKS", "exporter", "make", "sealed"]

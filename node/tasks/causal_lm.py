@@ -32,6 +32,7 @@ from torch.func import functional_call
 
 from node import data as datasets
 from node import device as devices
+from node import disk
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
@@ -69,9 +70,10 @@ class CausalLM:
         """`language` without the weights that are trained; `again` makes or reads it with them, for a seed."""
         self.text, self._train, self._test, self._again = text, train, test, again
         self.device, self.at_once, self.adapted = devices.CPU, text.micro_batch, bool(text.lora_rank)
-        self.dtype, self._model, self._tokens = TYPES[text.dtype], language.model, language.tokens
+        self.dtype, self._model = TYPES[text.dtype], language.model
         self.layout: Layout = found.layout
         self.stages: tuple[tuple[str, ...], ...] = found.stages
+        self._repeats = language.repeats
         self._chooses = "logits_to_keep" in signature(_inner(language.model).forward).parameters
         self._local = threading.local()
 
@@ -126,9 +128,12 @@ class CausalLM:
         if not self._test.questions:
             judged = likelihood.sequences(forward, self._test.rows.to(self.device), breathe)
             return _figures(judged.nll[:, 0], judged.tokens[:, 0])
-        final = torch.tensor([-1], device=self.device)  # 1 would do, but leaves a view that the head is copied for
-        last = {"logits_to_keep": final} if self._chooses else {}
-        judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+        if self._repeats:
+            final = torch.tensor([-1], device=self.device)  # 1 would do, but leaves a view that the head is copied for
+            last = {"logits_to_keep": final} if self._chooses else {}
+            judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+        else:
+            judged = likelihood.answers_anew(forward, self._test.questions, self.device, breathe)
         right, truth = torch.arange(len(self._test.truth)), self._test.truth
         found = judged.loss.argmin(1)
         return {
@@ -136,20 +141,6 @@ class CausalLM:
             "f1": likelihood.macro_f1(truth, found),
             **_figures(judged.nll[right, truth], judged.tokens[right, truth]),
         }
-
-    def save_pretrained(self, x: Tensor, folder: Path) -> None:
-        """Writes the whole model with parameters x [d] and its tokenizer, if it has one, as transformers reads them;
-        adapters are merged into the layers.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
-        model = whole(self._model, views(self.layout, x.to(self.dtype)))
-        try:
-            model.save_pretrained(folder)
-            self._tokens.save(folder)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{folder} can't be written: {error}; free space or check permissions.") from None
 
     def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
         cast = {name: value.to(self.dtype) for name, value in parameters.items()}
@@ -185,10 +176,19 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@lru_cache(maxsize=2)
-def _shared(name: str, text: TextSection, attention: str, seed: int) -> tuple[models.Language, Trained]:
+def _attention(run: RunConfig) -> str | None:
+    return None if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
+
+
+def _model(run: RunConfig) -> tuple[models.Language, Trained]:
     """What all tasks of a process share: the model without the weights that are trained, and which those are."""
-    language = models.load(name, TYPES[text.dtype], attention, seed)
+    text = (run.task.text or TextSection()).model_copy(update={"digest": ""})
+    return _shared(run.task.model, text, _attention(run), run.train.seed)
+
+
+@lru_cache(maxsize=2)
+def _shared(name: str, text: TextSection, attention: str | None, seed: int) -> tuple[models.Language, Trained]:
+    language = models.checked(models.load(name, TYPES[text.dtype], attention, seed), name)
     model = language.model
     if text.lora_rank:
         with seeded(0):  # of the shapes only; `start` draws
@@ -204,16 +204,13 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         raise ConfigurationError(
             "causal-lm knows no validation set: take an algorithm that needs none (not ross or pdsl); no [validation]."
         )
-    attention = "sdpa" if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
-    language, found = _shared(task.model, text.model_copy(update={"digest": ""}), attention, run.train.seed)
+    language, found = _model(run)
     encoder = _encoder(language, task)
     if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):
-        raise DataError(
-            f"This copy of {task.model} or of the public texts is not the one the run was made with; install the same."
-        )
+        raise _other(task)
 
     def again(seed: int) -> nn.Module:
-        return models.load(task.model, TYPES[text.dtype], attention, seed).model
+        return models.load(task.model, TYPES[text.dtype], _attention(run), seed).model
 
     if task.data == "own":
         train, own_test = _own(task, data)
@@ -221,6 +218,39 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     else:
         train, test = _public(task, data), _public_test(language, task.model_dump_json())
     return CausalLM(language, found, text, encoder.sequences(train), test, again)
+
+
+def _other(task: TaskSection) -> DataError:
+    return DataError(
+        f"This copy of {task.model} or of the public texts is not the one the run was made with; install the same."
+    )
+
+
+def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> None:
+    """Writes the run's whole model with parameters x [d] and its tokenizer, if it has one, as transformers reads them;
+    adapters are merged into the layers. Texts are not needed.
+
+    Raises:
+        ConfigurationError: there is no such model.
+        DataError: x is another model's, or this copy of it is another one.
+        StorageError: the disk refuses.
+    """
+    text, (language, found) = run.task.text or TextSection(), _model(run)
+    if layout.digest != found.layout.digest:
+        raise DataError(f"What was saved has other tensors than {run.task.model}.")
+    try:
+        same = not text.digest or text.digest == _digest(run.task.model_dump_json(), language.commit)
+    except DataError:  # the texts are gone, so that there is nothing to compare
+        same = True
+    if not same:
+        raise _other(run.task)
+    model = whole(language.model, views(layout, x.to(TYPES[text.dtype])))
+    disk.made(folder)
+    try:
+        model.save_pretrained(folder)
+        language.tokens.save(folder)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder} can't be written: {error}; free space or check permissions.") from None
 
 
 def _encoder(language: models.Language, task: TaskSection) -> Encoder:

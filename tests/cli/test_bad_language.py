@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="the extra llm is not installed")
 
 from calling import Call, Result
 from model_folders import write_model
-from transformers import AutoModelForCausalLM, LlamaConfig, T5Config
+from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, T5Config
 
 from node import fit
 from node.algorithms import find
@@ -103,6 +103,10 @@ def no_pad(folder: Path) -> None:
     write_model(folder, eos_token="<end>")
 
 
+def no_order(folder: Path) -> None:
+    write_model(folder, BertConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+
+
 def no_decoder(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(T5Config().to_dict()))
 
@@ -110,7 +114,7 @@ def no_decoder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "code", "says"),
     [(no_layers, 78, "No layers are recognised in LlamaForCausalLM"), (no_pad, 78, "has no pad token; set pad_token"),
-     (no_decoder, 66, "There is no language model")],
+     (no_order, 78, "is not causal"), (no_decoder, 66, "There is no language model")],
 )  # fmt: skip
 def test_a_model_that_cant_be_trained(
     peerpoise: Call, tiny: Path, model: Path, spoil: Callable[[Path], None], code: int, says: str

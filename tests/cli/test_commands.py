@@ -239,6 +239,20 @@ def run(experiment: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_run_that_ends_in_no_numbers_says_so(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    settings = ["algorithm.name=d-psgd", "algorithm.lr=1e38", "train.rounds=5", "privacy.mode=none", "privacy.epsilon="]
+    words = [word for it in settings for word in ("--set", it)]
+    result = peerpoise("simulate", experiment, *words, "--folder", tmp_path / "run")
+    assert result.code == 0
+    assert "DIVERGED: the parameters" in result.out
+    found = summary.read(tmp_path / "run" / "summary.json").diverged
+    assert found == [n for n in ("n0", "n1", "n2") if not _finite(tmp_path / "run" / "nodes" / n)] != []
+
+
+def _finite(home: Path) -> bool:
+    return bool(checkpoint.load_model(home / "model.safetensors")[1].isfinite().all())
+
+
 def test_export(peerpoise: Call, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     result = json.loads(peerpoise("export", run, "--node", "n1", "--out", out, "--json").out)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from language_runs import language_run
 from torch import nn
+from transformers import BertConfig, MambaConfig, MixtralConfig
 
 from node.config import DataSection, TaskSection
 from node.llm.layers import layers
@@ -60,6 +61,28 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, model_folder: Callable[...
         make(language_run(model=str(tmp_path / "broken.gguf")), ROWS)
 
 
+SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_sees_later_tokens(model_folder: Callable[..., Path], dtype: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"The model .* is not causal: a token changes what is predicted"):
+        make(language_run(model=str(model_folder(BertConfig(**SMALL))), text={"dtype": dtype}), ROWS)
+    make(language_run(model=str(model_folder(BertConfig(**SMALL, is_decoder=True))), text={"dtype": dtype}), ROWS)
+
+
+def test_a_model_that_does_not_run(model_folder: Callable[..., Path]) -> None:
+    wrong = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=4)
+    with pytest.raises(ConfigurationError, match=r"The model .* does not run: .*out of range"):
+        make(language_run(model=str(model_folder(wrong))), ROWS)
+
+
+def test_a_model_that_takes_no_adapters(model_folder: Callable[..., Path]) -> None:
+    mamba = MambaConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.raises(ConfigurationError, match="MambaForCausalLM takes no adapters"):
+        make(language_run(model=str(model_folder(mamba)), text={"lora_rank": 2}), ROWS)
+
+
 def test_a_model_without_layers() -> None:
     with pytest.raises(ConfigurationError, match="No layers are recognised in Sequential"):
         layers(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])))
@@ -80,12 +103,17 @@ def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path
 
 def test_a_row_with_nothing_to_learn_and_a_label_beyond_the_length(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": ""}\n' * 10)
-    with pytest.raises(DataError, match="has nothing in the column 'text' to learn"):
+    with pytest.raises(DataError, match="row 2, has nothing in the column 'text'"):
         make(language_run(data="file", path=str(tmp_path / "a.jsonl")), ROWS)
     (tmp_path / "a.jsonl").write_text('{"text": "a long label"}\n{"text": "short"}\n' * 10)
     labels = {"labels": ["a long label", "short"], "classes": 2}
     with pytest.raises(ConfigurationError, match="A label has 14 tokens"):
         make(language_run(data="file", path=str(tmp_path / "a.jsonl"), **labels, text={"length": 20}), ROWS)
+
+
+def test_a_label_without_tokens() -> None:
+    with pytest.raises(ConfigurationError, match=r"The label '' of task.labels has no tokens"):
+        make(language_run(labels=["de", ""], classes=2, text={"answer": "language"}), ROWS)
 
 
 def test_own_texts_need_a_path_and_a_name(tmp_path: Path) -> None:

@@ -52,6 +52,27 @@ def test_only_the_answer_is_learnt() -> None:
     torch.testing.assert_close(it.loss(views(it.layout, it.start(0)), (ids[0], labels[0])), expected)
 
 
+def test_a_template_names_any_column_and_leaves_other_braces(tmp_path: Path) -> None:
+    rows = [{"head-line": "Up", "the day": None, "text": "b"}] * 10
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = {"template": '{head-line}, {the day}: {"mood": {}', "length": 40}
+    it = make(language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text), np.arange(1))
+    ids = it.batch(torch.tensor([0]))[0][0].tolist()
+    assert bytes(token for token in ids if token < 256).decode() == 'Up, : {"mood": {} b'
+
+
+def test_what_is_given_leaves_room_for_every_label_in_training_and_in_tests(tmp_path: Path) -> None:
+    rows = [{"head": "x" * 50, "mood": ["up", "much further down"][k % 2]} for k in range(10)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = {"template": "{head}", "answer": "mood", "length": 40}
+    labels = {"labels": ["up", "much further down"], "classes": 2}
+    it = make(language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text, **labels), np.arange(4))
+    asked = [(len(given), max(map(len, answers))) for given, answers in it._test.questions]  # type: ignore[attr-defined]
+    assert asked == [(40 - 19, 19)] * len(asked)
+    learnt = it.batch(torch.arange(4))[1] != -100
+    assert learnt.int().argmax(1).tolist() == [40 - 19] * 4, "cut as in tests, however short the answer is"
+
+
 def test_pads_and_neighbours_in_a_batch_reach_no_loss() -> None:
     it = task(length=300)
     parameters = views(it.layout, it.start(0))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from language_runs import language_run
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, Lfm2Config, LlamaConfig, MambaConfig
 
 from node.llm import models
 from node.llm.likelihood import macro_f1
 from node.tasks import make
 
 LABELS = ["good", "bad the was", "bad a"]
+SMALL: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "eos_token_id": 1, "pad_token_id": 2}
+HEADS: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, **SMALL}
 
 
 @pytest.fixture
@@ -25,22 +28,33 @@ def reviews(tmp_path: Path) -> Path:
     lines = []
     for k in range(60):
         words = " ".join(generator.choice(["film", "the", "was", "a"], generator.integers(1, 9)))
-        lines.append('{"review": "%s", "mood": "%s"}' % (words, LABELS[k % 3]))  # noqa: UP031
+        lines.append('{"review": "%s", "mood": "%s"}' % (words, LABELS[(0, 0, 0, 1, 1, 2)[k % 6]]))  # noqa: UP031
     (tmp_path / "reviews.jsonl").write_text("\n".join(lines))
     return tmp_path / "reviews.jsonl"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(initializer_range=0.5, **HEADS),
+        BloomConfig(initializer_range=0.5, n_layer=3, n_head=2, **SMALL),  # has no sdpa
+        MambaConfig(num_hidden_layers=3, state_size=4, **SMALL),  # neither that nor a cache
+        Lfm2Config(layer_types=["conv", "full_attention", "conv"], **HEADS, num_key_value_heads=1),  # no such cache
+    ],
+    ids=lambda it: it.model_type,
+)
 def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
-    reviews: Path, model_folder: Callable[..., Path]
+    config: Any, reviews: Path, model_folder: Callable[..., Path]
 ) -> None:
-    folder = model_folder()
+    torch.manual_seed(0)
+    folder = model_folder(config)
     text = {"template": "the {review} was", "answer": "mood", "length": 12}
     run = language_run(model=str(folder), data="file", path=str(reviews), labels=LABELS, classes=3, text=text)
     it = make(run, np.arange(6))
     found = it.evaluate(it.start(0))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = models.load(str(folder), torch.float32, "eager", 0).tokens
-    truth, guessed, losses, nll, count = [], [], [], 0.0, 0
+    truth, guessed, summed, losses, nll, count = [], [], [], [], 0.0, 0
     for given, labels, right in zip(
         [given for given, _ in it._test.questions],
         [labels for _, labels in it._test.questions],
@@ -54,10 +68,12 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
             each.append(functional.cross_entropy(logits, torch.tensor(label)).item())
         truth.append(right)
         guessed.append(int(np.argmin(each)))
+        summed.append(int(np.argmin(np.multiply(each, [len(label) for label in labels]))))
         losses.append(each[right])
         nll, count = nll + each[right] * len(labels[right]), count + len(labels[right])
     assert len(set(map(len, [given for given, _ in it._test.questions]))) > 2, "prompts of several lengths"
-    assert found["accuracy"] == pytest.approx(np.mean(np.array(truth) == np.array(guessed)))
+    assert np.mean(np.equal(truth, guessed)) != np.mean(np.equal(truth, summed)), "or sums would do as well"
+    assert found["accuracy"] == pytest.approx(np.mean(np.equal(truth, guessed)))
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
     metrics = pytest.importorskip("sklearn.metrics")

@@ -14,6 +14,7 @@ from node.config import ExperimentConfig
 from node.maths.mixing import whole
 from node.simulate import simulate
 from node.task import views
+from node.tasks.causal_lm import save_pretrained
 
 RANK, ALPHA = 2, 16.0
 ADAPTERS = 3 * RANK * (4 * (16 + 16) + 3 * (16 + 24))
@@ -67,7 +68,7 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
     learners = experiment._learners(run)
     simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 3)
     it = learners["n0"]
-    it.task.save_pretrained(it.algorithm.parameters, tmp_path / "merged")  # type: ignore[attr-defined]
+    save_pretrained(it.run, it.task.layout, it.algorithm.parameters, tmp_path / "merged")
     came, merged = (
         AutoModelForCausalLM.from_pretrained(where).state_dict() for where in (run.task.model, tmp_path / "merged")
     )

@@ -48,7 +48,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
     promised = """algorithm nodes rounds topology spectral_gap dataset seed test_accuracy consensus_distance privacy
         mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
-        insecure ledger attackers attack
+        insecure ledger attackers attack diverged
         complete"""
     assert set(Summary.model_fields) == set(promised.split())
     assert set(summary.Accuracy.model_fields) == {"mean", "min", "per_node"}
@@ -128,6 +128,13 @@ def test_merge_of_a_whole_cluster():
     assert merged.consensus_distance == pytest.approx(2**0.5)
     assert merged.complete
     assert summary.merge(parts).consensus_distance is None
+
+
+def test_nodes_whose_parameters_are_not_finite_are_named():
+    merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"]), one("n2")])
+    assert merged.diverged == ["n0", "n1"]
+    assert "DIVERGED: the parameters of n0, n1 are not finite" in printed(merged)
+    assert "DIVERGED" not in printed(one())
 
 
 def test_perplexity_is_kept_of_each_node_and_averaged_over_the_honest_ones():

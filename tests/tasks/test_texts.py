@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from node import data, partition
 from node.config import ExperimentSection, TaskSection
@@ -114,6 +115,46 @@ def test_a_bad_file_is_one_sentence(name: str, content: str, says: str, tmp_path
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=says):
         read_texts(tmp_path / name, section())
+
+
+def test_a_file_may_begin_with_a_mark_and_only_line_feeds_end_its_lines(tmp_path: Path) -> None:
+    rows = ["one\u2028two", "three\x85four", "five\u2029six"]
+    lines = "\r\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8-sig", newline="")
+    (tmp_path / "a.txt").write_text("One.", encoding="utf-8-sig")
+    assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == rows
+    assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == ["One."]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> None:
+    def written(name: str, *rows: tuple[int | None, float | None, str | None]) -> Path:
+        path, table = (
+            tmp_path / f"{name}.{kind}",
+            [dict(zip(["age", "rate", "text"], row, strict=True)) for row in rows],
+        )
+        if kind == "jsonl":
+            path.write_text("\n".join(map(json.dumps, table)))
+        else:
+            pyarrow = pytest.importorskip("pyarrow")
+            from pyarrow import csv, parquet
+
+            found = pyarrow.Table.from_pylist(table)
+            parquet.write_table(found, path) if kind == "parquet" else csv.write_csv(found, path)
+        return path
+
+    found = read_texts(written("a", (1, None, "x"), (None, 0.5, "y")), section()).columns
+    assert (found["age"].tolist(), found["rate"].tolist()) == (["1", ""], ["", "0.5"])
+    with pytest.raises(DataError, match=f"b.{kind}, row 2, has nothing in the column 'text'; leave it out"):
+        read_texts(written("b", (1, 1, "x"), (2, 1, None)), section())
+
+
+@pytest.mark.parametrize(
+    "text", [{"prompt": ["mood"]}, {"template": "{headline} is {mood}:"}, {"template": "{a b}{mood}"}]
+)
+def test_the_answer_is_not_shown_before(text: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="the column 'mood' is the answer"):
+        section(answer="mood", **text)
 
 
 def test_other_bad_data_is_one_sentence_too(tmp_path: Path) -> None:
