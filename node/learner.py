@@ -255,7 +255,7 @@ class Learner:
             mixing=mixing(self.run),
             diverged=[] if self.algorithm.parameters.isfinite().all() else [self.name],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
-            task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items() if it != "accuracy"},
+            task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
             algorithm_metrics={"bytes_per_step": bytes_sent / rounds if rounds else None, **measured},
             version=code_version(),
             config_digest=self.run.digest,

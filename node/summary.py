@@ -133,7 +133,7 @@ class Summary(Part):
     params_digest: dict[str, str] = {}
     """node -> SHA-256 of its final float32 parameters."""
     task_metrics: dict[str, Metric] = {}
-    """Further public test metrics, e.g. loss, f1, perplexity."""
+    """All public test metrics: accuracy, loss, f1, perplexity, as far as the task has them."""
     algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
     """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a daemon's process held, on a
     GPU most that torch allocated there. Of a cluster their means, and averaged_model: the test metrics of the average
