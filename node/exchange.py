@@ -87,6 +87,7 @@ class Exchange:
 
     def close(self) -> None:
         self.transfers.shut(self.key)
+        self.ignore(self.streams)  # who began too late holds up nobody
 
     def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink:
         """Where an admitted transfer of this neighbour goes."""

@@ -7,6 +7,7 @@ async    nobody
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from math import ceil
 
@@ -47,12 +48,15 @@ class Waiting:
         """Neighbours whose edge was in use when the round began."""
         self._left_out: frozenset[Peer] = frozenset()
         self._told: frozenset[Peer] = frozenset()
+        self._waited: dict[Peer, float] = defaultdict(float)
+        """Seconds in this phase, by whom they were waited for."""
 
     def begin(self, t: int) -> None:
         self.t, self.live, self._told = t, self.membership.live(t), frozenset()
 
     def enter(self, phase: int) -> None:
         self.phase, self._left_out = phase, frozenset()
+        self._waited.clear()
 
     @property
     def present(self) -> frozenset[Peer]:
@@ -89,8 +93,11 @@ class Waiting:
             position.waiting_for = debtors = frozenset(peer for peer in waiting if not excused(peer))
             self.membership.start_waiting(waiting - debtors, self.session.now)
             for peer in sorted(debtors):
-                self._judge(peer, self.session.now - began)
+                self._judge(peer, began)
+            since = self.session.now
             await self._doze(waiting)
+            for peer in debtors:
+                self._waited[peer] += self.session.now - since
         position.waiting_for = frozenset()
 
     def _still(
@@ -103,15 +110,15 @@ class Waiting:
                 self._leave_out(peer, "It went on without this node.")
         return still - self._left_out
 
-    def _judge(self, peer: Peer, waited: float) -> None:
-        """Is it to be given up?"""
+    def _judge(self, peer: Peer, began: float) -> None:
+        """Is it to be given up? `began`: when this waiting did."""
         it = self.membership.neighbours[peer]
         others = it.waiting_for - {self.membership.me}  # who only waits for others is not to blame as long as they
         if self.membership.overdue(peer, self.session.now):
             self.lose(peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
-        elif waited > self.sync.patience_s * (2 if others else 1):
-            self.lose(peer, f"It was waited for {waited:.0f} s.", idle=True)
-        elif self.membership.behind(peer, self.t - FAR, self.session.now - waited):
+        elif self._waited[peer] > self.sync.patience_s * (2 if others else 1):
+            self.lose(peer, f"It was waited for {self._waited[peer]:.0f} s.", idle=True)
+        elif self.membership.behind(peer, self.t - FAR, began):
             self.lose(peer, "It is far behind.")
 
     async def _doze(self, waiting: frozenset[Peer]) -> None:

@@ -30,7 +30,8 @@ Deviations
       θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as the own part is
       rounded like the sent one.
 Reconstructions
-    * A node that comes back in the middle of a block begins with zero moments, and counts r from there.
+    * A node that comes back in the middle of a block goes on from its checkpoint's θ, m, v and r if it was in that
+      block already, otherwise from its own θ, zero moments and r = 0. h then spans what the others did meanwhile.
 Not covered
     * A neighbour that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
       visit; with bf16-delta what it missed, or quorum left out, stays missing.

@@ -12,11 +12,13 @@ from mesh import alive, mesh, play
 from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 
 from node.config import MixSection, StartSection, SyncSection
+from node.exchange import WINDOW
 from node.maths.robust import RULES
 from node.simulate import simulate
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
 from peer.exchange import Observer
+from peer.mailbox import Key, Role
 from peer.message import Filling, Layout, Mix, Say
 from peer.topology import neighborhoods
 from peer.transport.grpc import Grpc
@@ -401,6 +403,54 @@ async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_ta
     assert torch.allclose(nodes["n0"].parameters[:first], whole[:first], atol=1e-6)
     late = (start["n0"] * 2 + start["n2"]) / 3
     assert torch.allclose(nodes["n0"].parameters[-first:], late[-first:], atol=1e-6)
+
+
+class Trickling(Streamer):
+    """Makes some progress always, a frame at a time."""
+
+    def steps(self, into):
+        for done in super().steps(into):
+            self.event.wait(0.3)
+            yield done
+
+
+async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
+    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    big = Layout((("block", (8 << 18,)),))
+    nodes = {name: (Trickling if name == "n1" else Streamer)(hood, True, 8) for name, hood in hoods.items()}
+
+    def rounds(node, t):
+        node.parameters = yield Mix("block", node.filling(), streaming=True, layout=big)
+
+    for node in nodes.values():
+        node.parameters = torch.ones(big.size)
+        node.round = functools.partial(rounds, node)
+    nodes["n1"].event = threading.Event()
+    together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=1.0, patience_s=1.2))
+    async with alive(together) as tasks:
+        await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
+        nodes["n1"].event.set()
+    assert together["n0"].notes.losses == together["n2"].notes.losses == [(0, "n1")]
+
+
+async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_its_phase_is_over():
+    hoods = neighborhoods("full", ["n0", "n1"])
+    node = mesh({name: Streamer(hood, True) for name, hood in hoods.items()}, hoods, 1, layout=BLOCK)["n0"]
+    verb = Mix("block", torch.ones(BLOCK.size), layout=BLOCK)
+    exchange = node.driver._exchange(Key(0, 0, Role.MIX), verb, streaming=True)
+    node.session.transfers.begin(0)
+    exchange.open(["n1"])
+    late, frame = exchange.sink("n1", 0, frozenset(), False), memoryview(bytes(1 << 10))
+
+    async def writing():
+        for k in range(2 * WINDOW):
+            await late.write(k << 10, frame)
+
+    writer = asyncio.create_task(writing())
+    await asyncio.wait([writer], timeout=0.1)
+    assert not writer.done(), "its window is full"
+    exchange.close()
+    await asyncio.wait_for(writer, 5)
 
 
 class Sayer:
