@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from language_runs import language_run
-from torch import nn
 from transformers import BertConfig, MambaConfig, MixtralConfig
 
 from node.config import DataSection, TaskSection
@@ -83,12 +82,7 @@ def test_a_model_that_takes_no_adapters(model_folder: Callable[..., Path]) -> No
         make(language_run(model=str(model_folder(mamba)), text={"lora_rank": 2}), ROWS)
 
 
-def test_a_model_without_layers() -> None:
-    with pytest.raises(ConfigurationError, match="No layers are recognised in Sequential"):
-        layers(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])))
-
-
-def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path]) -> None:
+def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     mine, theirs = model_folder(), model_folder()
     run = sealed(language_run(model=str(mine)))
     assert run.task.text is not None

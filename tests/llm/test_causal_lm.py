@@ -208,16 +208,3 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     lines = [json.loads(it) for it in (tmp_path / "nodes" / "n0" / "journal.jsonl").read_text().splitlines()]
     tests = [line for line in lines if line["event"] == "test"]
     assert tests[0]["metrics"]["perplexity"] > tests[1]["metrics"]["perplexity"]
-
-
-def test_layers_of_one_kind_in_the_largest_list() -> None:
-    from node.llm.layers import layers
-
-    class Odd(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(8)])
-            self.blocks = torch.nn.ModuleList([torch.nn.Linear(9, 9) for _ in range(2)])
-            self.mixed = torch.nn.ModuleList([torch.nn.Linear(99, 9), torch.nn.Identity()])
-
-    assert layers(Odd()) == ("blocks", 2)
