@@ -44,6 +44,8 @@ from peer.errors import ConfigurationError, DataError, StorageError
 from peer.message import Layout
 
 TYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AUTOCAST = {"cuda"}
+"""Types of devices on which bfloat16 models are trained under autocast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class CausalLM:
         return _mean(self._forward(parameters, ids).logits, likelihood.shifted(labels))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        """Parameters of any float type; those that ask for a gradient get it in their own."""
+        """Parameters of any float type; those that ask for a gradient get it in their own. A bfloat16 model computes
+        under autocast on a GPU."""
         ids, labels = batch[0], likelihood.shifted(batch[1])
         more: dict[str, Any] = {}
         places = (labels != MASKED).any(0).nonzero()[:, 0]
@@ -112,7 +115,10 @@ class CausalLM:
         if self._chooses:  # the head is a fifth of SmolLM2's work, and few positions predict an answer
             more["logits_to_keep"] = places
             labels = labels[:, places]
-        return _mean(self._forward(parameters, ids, **more).logits, labels)
+        kind, mixed = self.device.type, self.dtype == torch.bfloat16 and self.device.type in AUTOCAST
+        with torch.autocast(kind, torch.bfloat16, enabled=mixed, cache_enabled=False):  # a weight is used once
+            logits = self._forward(parameters, ids, **more).logits
+        return _mean(logits, labels)
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         """loss (mean over the examples) and perplexity (over all label tokens) on the PUBLIC test set; where the run
@@ -143,9 +149,10 @@ class CausalLM:
         }
 
     def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
-        cast = {name: value.to(self.dtype) for name, value in parameters.items()}
+        if not torch.is_autocast_enabled(self.device.type):  # which casts where it wants to
+            parameters = {name: value.to(self.dtype) for name, value in parameters.items()}
         arguments = {"input_ids": ids, "use_cache": use_cache, **more}
-        return functional_call(self._module(), {**_tensors(self._model, self.device), **cast}, (), arguments)
+        return functional_call(self._module(), {**_tensors(self._model, self.device), **parameters}, (), arguments)
 
     def _module(self) -> nn.Module:
         """This thread's own modules: functional_call swaps tensors inside them while it runs."""
