@@ -43,8 +43,8 @@ class TextSection(Section):
     """Above 0 only adapters of this rank (LoRA) beside the layers' linear maps are trained and sent."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Adapters are scaled by lora_alpha/lora_rank."""
-    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """SHA-256 (hex) of the model and of public texts; written by `up` and `pack`, compared with each node's copy."""
+    digest: str = Field(default="", pattern="^([0-9a-f]{64}:[0-9a-f]{64})?$")
+    """SHA-256 (hex) of the model and of public texts; written by `up` and `pack`, compared with each node's copies."""
 
     @model_validator(mode="after")
     def _gives_no_answer(self) -> TextSection:

@@ -213,8 +213,9 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         )
     language, found = _model(run)
     encoder = _encoder(language, task)
-    if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):
-        raise _other(task)
+    _check_model(task)
+    if text.digest and not text.digest.endswith(_texts_digest(task.model_dump_json())):
+        raise DataError("These public texts are not the ones the run was made with; take the same.")
 
     def again(seed: int) -> nn.Module:
         return models.load(task.model, TYPES[text.dtype], _attention(run), seed).model
@@ -227,10 +228,11 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     return CausalLM(language, found, text, encoder.sequences(train), test, again)
 
 
-def _other(task: TaskSection) -> DataError:
-    return DataError(
-        f"This copy of {task.model} or of the public texts is not the one the run was made with; install the same."
-    )
+def _check_model(task: TaskSection) -> None:
+    """Raises DataError: it is not the one that `seal` saw."""
+    known = task.text.digest if task.text else ""
+    if known and not known.startswith(models.identity(task.model)):
+        raise DataError(f"This copy of {task.model} is not the one the run was made with; install the same.")
 
 
 def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> None:
@@ -245,12 +247,7 @@ def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> 
     text, (language, found) = run.task.text or TextSection(), _model(run)
     if layout.digest != found.layout.digest:
         raise DataError(f"What was saved has other tensors than {run.task.model}.")
-    try:
-        same = not text.digest or text.digest == _digest(run.task.model_dump_json(), language.commit)
-    except DataError:  # the texts are gone, so that there is nothing to compare
-        same = True
-    if not same:
-        raise _other(run.task)
+    _check_model(run.task)
     model = whole(language.model, views(layout, x.to(TYPES[text.dtype])))
     disk.made(folder)
     try:
@@ -286,24 +283,16 @@ def _public_test(language: models.Language, section: str) -> Tested:
 def seal(run: RunConfig) -> RunConfig:
     """The run with the digest of its model and public texts, which every node compares with its own copies."""
     text = run.task.text or TextSection()
-    commit = ""
-    if run.task.model != "bytes" and isinstance(models.origin(run.task.model), str):
-        commit = models.load(run.task.model, TYPES[text.dtype], "eager", run.train.seed).commit
-    digest = _digest(run.task.model_dump_json(), commit)
+    digest = f"{models.identity(run.task.model)}:{_texts_digest(run.task.model_dump_json())}"
     task = run.task.model_copy(update={"text": text.model_copy(update={"digest": digest})})
     return run.model_copy(update={"task": task})
 
 
 @lru_cache(maxsize=2)
-def _digest(section: str, commit: str) -> str:
+def _texts_digest(section: str) -> str:
     task = TaskSection.model_validate_json(section)
-    found = hashlib.sha256(commit.encode())
-    if task.model != "bytes":
-        place = models.origin(task.model)
-        found.update(models.digest(place).encode() if isinstance(place, Path) else b"")
-    if task.data != "own":
-        found.update("".join(it.digest() for it in _texts(task)).encode())
-    return found.hexdigest()
+    read = () if task.data == "own" else _texts(task)
+    return hashlib.sha256("".join(it.digest() for it in read).encode()).hexdigest()
 
 
 def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Texts, Texts | None]:
