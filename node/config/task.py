@@ -33,7 +33,8 @@ class TextSection(Section):
     """Tests on so many rows of the test set, of all classes (languages, files) alike; None: on all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """How weights are stored and computed with. bfloat16 halves memory; for algorithms that keep what they train in
-    float32 (deca, badam, dsgd-adam, dec-lora), since single steps are lost in it."""
+    float32 (deca, badam, dsgd-adam, dec-lora), since single steps are lost in it. On a GPU it is trained under torch's
+    autocast."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences per forward and backward pass; None: the whole batch."""
     embeddings: bool = False
@@ -42,8 +43,8 @@ class TextSection(Section):
     """Above 0 only adapters of this rank (LoRA) beside the layers' linear maps are trained and sent."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Adapters are scaled by lora_alpha/lora_rank."""
-    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """SHA-256 (hex) of the model and of public texts; written by `up` and `pack`, compared with each node's copy."""
+    digest: str = Field(default="", pattern="^([0-9a-f]{64}:[0-9a-f]{64})?$")
+    """SHA-256 (hex) of the model and of public texts; written by `up` and `pack`, compared with each node's copies."""
 
     @model_validator(mode="after")
     def _gives_no_answer(self) -> TextSection:

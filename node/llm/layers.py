@@ -1,16 +1,20 @@
 """What of a model is trained: its layers, found by structure, and how they are grouped.
 
-The layers are the members of the largest `nn.ModuleList` of like modules, by number of parameters; no list of names.
+The layers are the members of the largest `nn.ModuleList` (by parameters) that tokens run through and that is in no
+other, as a layer's experts are; no list of names. Lists as long beside it hold parts of the same layers: XLM keeps
+attention and feed-forward apart.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from node.config import TextSection
@@ -29,19 +33,18 @@ class Trained:
 
 def trained(model: nn.Module, text: TextSection) -> Trained:
     """Where what stands outside of the layers is trained as well, embeddings come with the first layer, what else there
-    is (last norm, head) with the last one. Of tied weights the first name counts.
+    is (last norm, head) with the last one. Of tied weights the first name counts: what layers share is the first one's.
 
     Raises:
         ConfigurationError: no layers are recognised, or nothing is left to train.
     """
-    prefix, count = layers(model)
-    inside = [f"{prefix}.{k}." for k in range(count)]
+    inside = layers(model, _reached(model))
     named = dict(model.named_parameters())  # each tied parameter once
     if text.lora_rank:
         named = {name: value for name, value in named.items() if ".lora_" in name}
     stages = [tuple(name for name in named if name.startswith(place)) for place in inside]
     if text.embeddings and not text.lora_rank:
-        outside = [name for name in named if not name.startswith(tuple(inside))]
+        outside = [name for name in named if not name.startswith(sum(inside, ()))]
         first = tuple(name for name in outside if name in _embeddings(model))
         last = tuple(name for name in outside if name not in first)
         stages[0], stages[-1] = first + stages[0], stages[-1] + last
@@ -52,25 +55,39 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
     return Trained(kept, Layout(fields))
 
 
-def layers(model: nn.Module) -> tuple[str, int]:
-    """(name of the list, number of layers).
+def layers(model: nn.Module, reached: Set[nn.Module]) -> list[tuple[str, ...]]:
+    """How the names of each layer's parameters begin.
 
     Raises:
         ConfigurationError: the model has no such list.
     """
     lists = {
-        name: sum(value.numel() for value in it.parameters())
+        name: it
         for name, it in model.named_modules()
-        if isinstance(it, nn.ModuleList) and len(it) and len({type(layer) for layer in it}) == 1
+        if isinstance(it, nn.ModuleList) and not reached.isdisjoint(it.modules())
     }
-    if not lists or not max(lists.values()):
+    sizes = {
+        name: sum(value.numel() for value in it.parameters())
+        for name, it in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+    }
+    if not any(sizes.values()):
         raise ConfigurationError(
-            f"No layers are recognised in {type(model).__name__}: it has no nn.ModuleList of modules of one kind."
+            f"No layers are recognised in {type(model).__name__}: it has no nn.ModuleList that tokens run through."
         )
-    name = max(lists, key=lambda name: lists[name])
-    found = model.get_submodule(name)
-    assert isinstance(found, nn.ModuleList)
-    return name, len(found)
+    count = len(lists[max(sizes, key=lambda name: sizes[name])])
+    alike = [name for name in sizes if len(lists[name]) == count]
+    return [tuple(f"{name}.{k}." for name in alike) for k in range(count)]
+
+
+def _reached(model: nn.Module) -> set[nn.Module]:
+    """The modules that tokens run through: not those for images, say."""
+    found: set[nn.Module] = set()
+    with ExitStack() as hooks, torch.inference_mode():
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(lambda it, *_: found.add(it)))
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+    return found
 
 
 def _embeddings(model: nn.Module) -> set[str]:
@@ -99,6 +116,12 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
         except ValueError as error:
             name, reason = type(model).__name__, str(error).split(". ")[0].rstrip(".")
             raise ConfigurationError(f"{name} takes no adapters (task.text.lora_rank): {reason}.") from None
+    adapting = [id(it.get_parameter("base_layer.weight")) for it in found.modules() if hasattr(it, "base_layer")]
+    if len(set(adapting)) < len(adapting):
+        raise ConfigurationError(
+            f"{type(model).__name__} takes no adapters (task.text.lora_rank): they can't be merged into weights that "
+            "its layers share."
+        )
     return found.eval().requires_grad_(False)
 
 

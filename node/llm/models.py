@@ -9,8 +9,10 @@ import hashlib
 import io
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,6 @@ class Language:
     tokens: Tokens
     longest: int | None = None
     """Tokens of the longest sequence; None: it does not say."""
-    commit: str = ""
-    """Of the hub's repository."""
     repeats: bool = True
     """Its cache of what is given can be repeated, for several answers."""
 
@@ -71,7 +71,7 @@ def load(name: str, dtype: torch.dtype, attention: str | None, seed: int) -> Lan
     if tokens.size > (rows := model.get_input_embeddings().num_embeddings):
         raise ConfigurationError(f"The tokenizer of {name} has {tokens.size} tokens, its model only {rows}.")
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Language(_frozen(model), tokens, longest, getattr(model.config, "_commit_hash", None) or "")
+    return Language(_frozen(model), tokens, longest)
 
 
 def checked(language: Language, name: str) -> Language:
@@ -116,17 +116,22 @@ def _repeats(model: Any) -> bool:
     return True
 
 
-def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder, or of the hub; what was downloaded before is taken as it is."""
+def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> Any:
+    """Model and tokenizer."""
     library = transformers()
     how = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}  # never a pickle
+    model, tokenizer = library.AutoModelForCausalLM, library.AutoTokenizer
+    return _there(place, lambda: (model.from_pretrained(place, **how), tokenizer.from_pretrained(place)))
+
+
+def _there(place: Path | str, read: Callable[[], Any]) -> Any:
+    """What is read of a folder, or of the hub; what was downloaded before is taken as it is."""
     last: Exception | None = None
     ways: list[AbstractContextManager[None]] = [offline()] if isinstance(place, Path) else [offline(), nullcontext()]
     for reach in ways:
         try:
             with reach:
-                model = library.AutoModelForCausalLM.from_pretrained(place, **how)
-                return model, library.AutoTokenizer.from_pretrained(place)
+                return read()
         except ImportError as error:
             raise missing(error) from None
         except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
@@ -236,6 +241,21 @@ def _convert(file: Path, into: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(into)
     tokenizer.save_pretrained(into)
+
+
+@lru_cache(maxsize=2)
+def identity(name: str) -> str:
+    """SHA-256 (hex) of a model's files, or of its commit on the hub.
+
+    Raises:
+        ConfigurationError, DataError: there is no such model.
+    """
+    if name == "bytes":
+        return hashlib.sha256().hexdigest()
+    if isinstance(place := origin(name), Path):
+        return digest(place)
+    config = _there(place, lambda: transformers().utils.cached_file(place, "config.json"))  # snapshots/COMMIT/…
+    return hashlib.sha256(Path(config).parent.name.encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

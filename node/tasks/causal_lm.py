@@ -44,6 +44,8 @@ from peer.errors import ConfigurationError, DataError, StorageError
 from peer.message import Layout
 
 TYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AUTOCAST = {"cuda"}
+"""Types of devices on which bfloat16 models are trained under autocast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class CausalLM:
         return _mean(self._forward(parameters, ids).logits, likelihood.shifted(labels))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        """Parameters of any float type; those that ask for a gradient get it in their own."""
+        """Parameters of any float type; those that ask for a gradient get it in their own. A bfloat16 model computes
+        under autocast on a GPU."""
         ids, labels = batch[0], likelihood.shifted(batch[1])
         more: dict[str, Any] = {}
         places = (labels != MASKED).any(0).nonzero()[:, 0]
@@ -112,7 +115,10 @@ class CausalLM:
         if self._chooses:  # the head is a fifth of SmolLM2's work, and few positions predict an answer
             more["logits_to_keep"] = places
             labels = labels[:, places]
-        return _mean(self._forward(parameters, ids, **more).logits, labels)
+        kind, mixed = self.device.type, self.dtype == torch.bfloat16 and self.device.type in AUTOCAST
+        with torch.autocast(kind, torch.bfloat16, enabled=mixed, cache_enabled=False):  # a weight is used once
+            logits = self._forward(parameters, ids, **more).logits
+        return _mean(logits, labels)
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         """loss (mean over the examples) and perplexity (over all label tokens) on the PUBLIC test set; where the run
@@ -143,9 +149,10 @@ class CausalLM:
         }
 
     def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
-        cast = {name: value.to(self.dtype) for name, value in parameters.items()}
+        if not torch.is_autocast_enabled(self.device.type):  # which casts where it wants to
+            parameters = {name: value.to(self.dtype) for name, value in parameters.items()}
         arguments = {"input_ids": ids, "use_cache": use_cache, **more}
-        return functional_call(self._module(), {**_tensors(self._model, self.device), **cast}, (), arguments)
+        return functional_call(self._module(), {**_tensors(self._model, self.device), **parameters}, (), arguments)
 
     def _module(self) -> nn.Module:
         """This thread's own modules: functional_call swaps tensors inside them while it runs."""
@@ -206,8 +213,9 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         )
     language, found = _model(run)
     encoder = _encoder(language, task)
-    if text.digest and text.digest != _digest(task.model_dump_json(), language.commit):
-        raise _other(task)
+    _check_model(task)
+    if text.digest and not text.digest.endswith(_texts_digest(task.model_dump_json())):
+        raise DataError("These public texts are not the ones the run was made with; take the same.")
 
     def again(seed: int) -> nn.Module:
         return models.load(task.model, TYPES[text.dtype], _attention(run), seed).model
@@ -220,10 +228,11 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     return CausalLM(language, found, text, encoder.sequences(train), test, again)
 
 
-def _other(task: TaskSection) -> DataError:
-    return DataError(
-        f"This copy of {task.model} or of the public texts is not the one the run was made with; install the same."
-    )
+def _check_model(task: TaskSection) -> None:
+    """Raises DataError: it is not the one that `seal` saw."""
+    known = task.text.digest if task.text else ""
+    if known and not known.startswith(models.identity(task.model)):
+        raise DataError(f"This copy of {task.model} is not the one the run was made with; install the same.")
 
 
 def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> None:
@@ -238,12 +247,7 @@ def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> 
     text, (language, found) = run.task.text or TextSection(), _model(run)
     if layout.digest != found.layout.digest:
         raise DataError(f"What was saved has other tensors than {run.task.model}.")
-    try:
-        same = not text.digest or text.digest == _digest(run.task.model_dump_json(), language.commit)
-    except DataError:  # the texts are gone, so that there is nothing to compare
-        same = True
-    if not same:
-        raise _other(run.task)
+    _check_model(run.task)
     model = whole(language.model, views(layout, x.to(TYPES[text.dtype])))
     disk.made(folder)
     try:
@@ -279,24 +283,16 @@ def _public_test(language: models.Language, section: str) -> Tested:
 def seal(run: RunConfig) -> RunConfig:
     """The run with the digest of its model and public texts, which every node compares with its own copies."""
     text = run.task.text or TextSection()
-    commit = ""
-    if run.task.model != "bytes" and isinstance(models.origin(run.task.model), str):
-        commit = models.load(run.task.model, TYPES[text.dtype], "eager", run.train.seed).commit
-    digest = _digest(run.task.model_dump_json(), commit)
+    digest = f"{models.identity(run.task.model)}:{_texts_digest(run.task.model_dump_json())}"
     task = run.task.model_copy(update={"text": text.model_copy(update={"digest": digest})})
     return run.model_copy(update={"task": task})
 
 
 @lru_cache(maxsize=2)
-def _digest(section: str, commit: str) -> str:
+def _texts_digest(section: str) -> str:
     task = TaskSection.model_validate_json(section)
-    found = hashlib.sha256(commit.encode())
-    if task.model != "bytes":
-        place = models.origin(task.model)
-        found.update(models.digest(place).encode() if isinstance(place, Path) else b"")
-    if task.data != "own":
-        found.update("".join(it.digest() for it in _texts(task)).encode())
-    return found.hexdigest()
+    read = () if task.data == "own" else _texts(task)
+    return hashlib.sha256("".join(it.digest() for it in read).encode()).hexdigest()
 
 
 def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Texts, Texts | None]:

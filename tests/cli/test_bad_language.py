@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, T5Config
 from node import fit
 from node.algorithms import find
 from node.config import ExperimentConfig, PrivacySection, load
+from node.llm import models
 from node.tasks import causal_lm, make
 
 EXPERIMENT = """\
@@ -226,7 +227,7 @@ def test_peers_with_different_models(peerpoise: Call, tiny: Path, model: Path, t
     shutil.copytree(model, right)
     AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(model).config).save_pretrained(model)
     for code, says in ((66, "is not the one the run was made with"), (69, "b: ")):
-        for cached in (causal_lm._digest, causal_lm._shared):  # a daemon is a process of its own
+        for cached in (models.identity, causal_lm._shared):  # a daemon is a process of its own
             cached.cache_clear()
         refused(peerpoise("run", "--config", home / "node.toml"), code, says)
         shutil.copytree(right, model, dirs_exist_ok=True)

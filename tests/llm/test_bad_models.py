@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from language_runs import language_run
-from torch import nn
 from transformers import BertConfig, MambaConfig, MixtralConfig
 
 from node.config import DataSection, TaskSection
-from node.llm.layers import layers
+from node.llm import models
 from node.tasks import make, sealed
 from peer.errors import ConfigurationError, DataError
 
@@ -83,22 +84,52 @@ def test_a_model_that_takes_no_adapters(model_folder: Callable[..., Path]) -> No
         make(language_run(model=str(model_folder(mamba)), text={"lora_rank": 2}), ROWS)
 
 
-def test_a_model_without_layers() -> None:
-    with pytest.raises(ConfigurationError, match="No layers are recognised in Sequential"):
-        layers(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])))
-
-
-def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path]) -> None:
+def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     mine, theirs = model_folder(), model_folder()
     run = sealed(language_run(model=str(mine)))
     assert run.task.text is not None
-    assert len(run.task.text.digest) == 64
+    assert len(run.task.text.digest) == 129
     make(run, ROWS)
     other = run.model_copy(update={"task": run.task.model_copy(update={"model": str(theirs)})})
     with pytest.raises(DataError, match="is not the one the run was made with"):
         make(other, ROWS)
+    for name in ("mine", "theirs"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n' * 10)
+    run = sealed(language_run(data="file", path=tmp_path / "mine.jsonl"))
+    make(run, ROWS)
+    other = run.model_copy(update={"task": run.task.model_copy(update={"path": tmp_path / "theirs.jsonl"})})
+    with pytest.raises(DataError, match="public texts are not the ones the run was made with"):
+        make(other, ROWS)
+    assert run.task.text is not None
     text = run.task.text.model_copy(update={"digest": sealed(language_run()).task.text.digest})  # type: ignore[union-attr]
     make(language_run().model_copy(update={"task": language_run().task.model_copy(update={"text": text})}), ROWS)
+
+
+def test_peers_with_other_commits_of_the_hub(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was downloaded before is taken, without asking anybody; only its configuration is read to seal."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket.socket, "connect", None)
+    monkeypatch.setattr("node.llm.models.load", None)
+    home = tmp_path / "models--me--mine"
+    (home / "refs").mkdir(parents=True)
+    seen = set()
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(model_folder(), home / "snapshots" / commit)
+        (home / "refs" / "main").write_text(commit)
+        models.identity.cache_clear()
+        run = sealed(language_run(model="me/mine"))
+        seen.add(run.task.text.digest)  # type: ignore[union-attr]
+    assert len(seen) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket.socket, "connect", None)
+    make(run, ROWS)
+    (home / "refs" / "main").write_text("a" * 40)
+    models.identity.cache_clear()
+    with pytest.raises(DataError, match="This copy of me/mine is not the one"):
+        make(run, ROWS)
 
 
 def test_a_row_with_nothing_to_learn_and_a_label_beyond_the_length(tmp_path: Path) -> None:

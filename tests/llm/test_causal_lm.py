@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from language_runs import language_run
+from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
@@ -19,7 +20,7 @@ from node.llm import models
 from node.maths.clipping import clipped_sum, mean_gradient, probe
 from node.summary import Metric
 from node.task import flat, views
-from node.tasks import make
+from node.tasks import causal_lm, make
 from node.tasks.causal_lm import CausalLM
 
 ROWS = np.arange(0, 320, 20)
@@ -110,6 +111,35 @@ def test_bfloat16_all_around_leaves_a_float32_blocks_gradient_float32() -> None:
     exact = views(fine.layout, mean_gradient(fine, x.float(), torch.arange(2)))
     for name in it.stages[1]:
         torch.testing.assert_close(parameters[name].grad, exact[name], atol=0.02, rtol=0.1)
+
+
+def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's autocast plays the GPU's. What is trained stays float32 where autocast wants it so: in norms."""
+    it, fine = task(dtype="bfloat16"), task()
+    x, batch = it.start(0), it.batch(torch.arange(4))
+    norm = next(name for name in it.stages[1] if "norm" in name)
+
+    def trained(of: CausalLM, nudge: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Loss and flat gradient of a block in float32."""
+        parameters = views(of.layout, x.to(of.dtype))
+        for name in of.stages[1]:
+            parameters[name] = parameters[name].float().add(nudge if name == norm else 0).requires_grad_()
+        found = torch.autograd.grad(loss := of.mean_loss(parameters, batch), [parameters[it] for it in of.stages[1]])
+        assert {g.dtype for g in found} == {torch.float32}
+        return loss, torch.cat([g.reshape(-1) for g in found])
+
+    cast, exact = trained(it), trained(fine)
+    assert torch.equal(trained(it, 0.003)[0], cast[0]), "rounded away"
+    single = it.loss(views(it.layout, x), (batch[0][0], batch[1][0]))
+    monkeypatch.setattr(causal_lm, "AUTOCAST", set())
+    assert all(map(torch.equal, trained(it), cast)), "a CPU has no autocast"
+    monkeypatch.setattr(causal_lm, "AUTOCAST", {"cpu"})
+    mixed = trained(it)
+    assert mixed[1].isfinite().all()
+    assert 0 < (mixed[1] - exact[1]).norm() < 0.02 * exact[1].norm()
+    assert not torch.equal(trained(it, 0.003)[0], mixed[0])
+    assert all(map(torch.equal, trained(fine), exact)), "float32 is what it says"
+    assert torch.equal(it.loss(views(it.layout, x), (batch[0][0], batch[1][0])), single), "of single examples it is not"
 
 
 def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> None:
@@ -208,16 +238,3 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     lines = [json.loads(it) for it in (tmp_path / "nodes" / "n0" / "journal.jsonl").read_text().splitlines()]
     tests = [line for line in lines if line["event"] == "test"]
     assert tests[0]["metrics"]["perplexity"] > tests[1]["metrics"]["perplexity"]
-
-
-def test_layers_of_one_kind_in_the_largest_list() -> None:
-    from node.llm.layers import layers
-
-    class Odd(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(8)])
-            self.blocks = torch.nn.ModuleList([torch.nn.Linear(9, 9) for _ in range(2)])
-            self.mixed = torch.nn.ModuleList([torch.nn.Linear(99, 9), torch.nn.Identity()])
-
-    assert layers(Odd()) == ("blocks", 2)

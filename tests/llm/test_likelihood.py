@@ -50,7 +50,8 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
     folder = model_folder(config)
     text = {"template": "the {review} was", "answer": "mood", "length": 12}
     run = language_run(model=str(folder), data="file", path=str(reviews), labels=LABELS, classes=3, text=text)
-    it = make(run, np.arange(6))
+    it: Any = make(run, np.arange(6))
+    assert it._repeats == (config.model_type in ("llama", "bloom")), "else the slow way is tested"
     found = it.evaluate(it.start(0))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = models.load(str(folder), torch.float32, "eager", 0).tokens
@@ -78,6 +79,10 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
     assert found["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
     metrics = pytest.importorskip("sklearn.metrics")
     assert found["f1"] == pytest.approx(metrics.f1_score(truth, guessed, average="macro"))
+
+
+def test_the_cache_of_bytes_serves_all_labels() -> None:
+    assert models.checked(models.load("bytes", torch.float32, None, 0), "bytes").repeats
 
 
 def test_macro_f1_is_scikit_learns() -> None:

@@ -1,0 +1,116 @@
+"""Which modules are taken for a model's layers, where they are of several kinds, in several lists, or share weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from language_runs import language_run
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, GitConfig, JambaConfig, XLMConfig, Zamba2Config
+
+from node.llm.layers import layers
+from node.maths.blocks import divided
+from node.maths.clipping import mean_gradient
+from node.privacy.within import Within
+from node.tasks import make
+from peer.errors import ConfigurationError
+
+ROWS = np.arange(4)
+SMALL: dict[str, Any] = {
+    "vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "pad_token_id": 2,
+}  # fmt: skip
+ZAMBA2 = Zamba2Config(
+    **SMALL, num_hidden_layers=6, layers_block_type=["mamba", "hybrid", "hybrid", "mamba", "hybrid", "hybrid"],
+    num_mem_blocks=2, n_mamba_heads=2, mamba_ngroups=1, mamba_d_state=4, adapter_rank=2, num_key_value_heads=2,
+)  # fmt: skip
+"""Layers 1 and 4, and 2 and 5, share a transformer."""
+JAMBA = JambaConfig(
+    **SMALL, num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, num_experts=4,
+    expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=2, num_key_value_heads=2, use_mamba_kernels=False,
+)  # fmt: skip
+GIT = GitConfig(
+    **SMALL, num_hidden_layers=3,
+    vision_config={"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16,
+                   "patch_size": 8},
+)  # fmt: skip
+"""Its image encoder is the larger part."""
+XLM = XLMConfig(vocab_size=16, emb_dim=16, n_layers=3, n_heads=2, causal=True, max_position_embeddings=64)
+"""Attention, feed-forward and norms in lists of their own."""
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "outside"),
+    [
+        (ZAMBA2, 6, ("model.embed", "model.final")),
+        (JAMBA, 4, ("model.embed", "model.final", "lm_head")),
+        (GIT, 3, ("git.embeddings", "git.image_encoder", "git.visual", "output")),
+        (XLM, 3, ("transformer.position", "transformer.embeddings", "transformer.layer_norm_emb", "pred_layer")),
+    ],
+    ids=["zamba2", "jamba", "git", "xlm"],
+)
+def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
+    config: Any, count: int, outside: tuple[str, ...], model_folder: Callable[..., Path]
+) -> None:
+    """What layers share is the first one's, with what comes through the others."""
+    run = language_run(model=str(model_folder(config)))
+    it: Any = make(run, ROWS)
+    model = AutoModelForCausalLM.from_pretrained(run.task.model)
+    names = [name for stage in it.stages for name in stage]
+    assert len(it.stages) == count
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters() if not name.startswith(outside))
+    ids, labels = it.batch(torch.arange(4))
+    logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
+    losses = functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
+    (losses.sum(1) / (labels[:, 1:] != -100).sum(1)).mean().backward()
+    x = it.start(0)
+    for block in divided(it.layout, it.stages, 1):
+        found = mean_gradient(Within(it, x, block), x[block.place], torch.arange(4))
+        expected = [model.get_parameter(name).grad.reshape(-1) for name, _ in block.layout.fields]
+        assert found.any()
+        torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-4)
+
+
+def test_weights_that_layers_share_take_no_adapters(model_folder: Callable[..., Path]) -> None:
+    make(language_run(model=str(model_folder(JAMBA)), text={"lora_rank": 2}), ROWS)
+    with pytest.raises(ConfigurationError, match=r"Zamba2ForCausalLM takes no adapters .* that its layers share"):
+        make(language_run(model=str(model_folder(ZAMBA2)), text={"lora_rank": 2}), ROWS)
+
+
+def linears(n: int, width: int) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(width, width) for _ in range(n)])
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = linears(3, 9)
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = linears(5, 2)
+        self.blocks = nn.ModuleList([Layer(), nn.Linear(2, 2), nn.Identity()])
+        self.norms = linears(3, 2)
+        self.eyes = linears(9, 99)
+
+
+def test_they_are_the_largest_outermost_list_that_tokens_run_through_and_those_as_long() -> None:
+    odd = Odd()
+    seen = {it for name, it in odd.named_modules() if not name.startswith("eyes")}
+    assert layers(odd, seen) == [(f"blocks.{k}.", f"norms.{k}.") for k in range(3)]
+
+
+def test_a_model_without_layers() -> None:
+    for model in (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU()]))):
+        with pytest.raises(ConfigurationError, match="No layers are recognised in Sequential: it has no"):
+            layers(model, set(model.modules()))
+    odd = Odd()
+    with pytest.raises(ConfigurationError, match="that tokens run through"):
+        layers(odd, set())
