@@ -3,6 +3,9 @@
 A checkpoint holds an algorithm's `state`: a dataclass of tensors, numbers, strings, None, and tuples and dicts of
 those. Tensors go to safetensors tensors, everything else and the shape of it all to the file's JSON metadata, with a
 SHA-256 over both. Each file is whole or absent; the last two are kept.
+
+Files are written piece by piece from where tensors lie. safetensors' `save_file` would want the whole model in float32
+first, twice what it takes in bfloat16, and no tensors that share memory.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -29,6 +31,17 @@ S = TypeVar("S")
 KEPT = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
 NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
+PIECE = 1 << 18
+"""Elements that are hashed or written at a time, 1 MiB of float32."""
+DTYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+"""What a file can hold, and its name there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +58,8 @@ class Foreign(ValueError):
 
 
 def save(folder: Path, round: int, state: Any, extra: Mapping[str, str] | None = None) -> Path:
-    """Writes checkpoint-<round>.safetensors durably and forgets all but the last two. `extra`: e.g. the run's id.
+    """Writes checkpoint-<round>.safetensors durably and forgets all but the last two. `extra`: e.g. the run's id. The
+    tensors are read where they lie: nobody may write to them meanwhile.
 
     Raises:
         StorageError: the disk is full or refuses; older checkpoints are untouched.
@@ -56,7 +70,7 @@ def save(folder: Path, round: int, state: Any, extra: Mapping[str, str] | None =
     about = json.dumps({"round": round, "state": tree, "extra": dict(extra or {})}, sort_keys=True)
     metadata = {"peerpoise": about, "sha256": _digest(about, tensors)}
     path = folder / f"checkpoint-{round}.safetensors"
-    disk.replace(path, safetensors.torch.save(tensors, metadata), point="checkpoint")
+    disk.replace(path, _written(tensors, metadata), point="checkpoint")
     _forget(folder, path)
     return path
 
@@ -79,9 +93,8 @@ def save_model(path: Path, layout: Layout, x: Tensor) -> None:
     Raises:
         StorageError: the disk is full or refuses; the old file is untouched.
     """
-    tensors = {name: _portable(tensor) for name, tensor in views(layout, x.to(torch.float32)).items()}
-    order = json.dumps([name for name, _ in layout.fields])
-    disk.replace(path, safetensors.torch.save(tensors, {"layout": order}), point="model")
+    tensors, order = views(layout, x.detach().cpu()), json.dumps([name for name, _ in layout.fields])
+    disk.replace(path, _written(tensors, {"layout": order}, torch.float32), point="model")
 
 
 def load_model(path: Path) -> tuple[Layout, Tensor]:
@@ -103,8 +116,8 @@ def load_model(path: Path) -> tuple[Layout, Tensor]:
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     """The value as JSON; tensors are put aside under their place and leave its name."""
     match value:
-        case Tensor():
-            tensors[place] = _portable(value)
+        case Tensor() if value.dtype in DTYPES:
+            tensors[place] = value.detach().cpu().contiguous()
             return {"tensor": place}
         case None | bool() | int() | float() | str():
             return value
@@ -143,9 +156,29 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return dict(file.metadata() or {}), {name: file.get_tensor(name).clone() for name in file.keys()}
 
 
-def _portable(tensor: Tensor) -> Tensor:
-    """A dense copy on the CPU that shares memory with nobody."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _written(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None
+) -> Iterator[bytes | memoryview]:
+    """The safetensors file of these dense tensors, piece by piece; in this type, or their own."""
+    types = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))  # so that all lie aligned
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * types[name].itemsize
+        shape = tuple(tensors[name].shape)
+        header[name] = {"dtype": DTYPES[types[name]], "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield from _pieces(tensors[name], types[name])
+
+
+def _pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    """The bytes of a dense tensor in that type."""
+    for piece in torch.split(tensor.reshape(-1), PIECE):
+        yield piece.to(dtype).view(torch.uint8).numpy().data
 
 
 def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
@@ -153,7 +186,8 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for piece in _pieces(tensor, tensor.dtype):
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from peer.errors import StorageError
 from peer.failpoint import failpoint
 
 
-def replace(path: Path, data: bytes | memoryview, point: str = "") -> None:
-    """Writes `path` through a temporary file: write, fsync, rename, fsync of the folder.
+def replace(path: Path, data: bytes | Iterable[bytes | memoryview], point: str = "") -> None:
+    """Writes `path` through a temporary file: write, fsync, rename, fsync of the folder. Pieces of it are asked for as
+    they are written.
 
     `point` names the failpoints before_<point>_rename and after_<point>_rename.
 
@@ -21,7 +23,7 @@ def replace(path: Path, data: bytes | memoryview, point: str = "") -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            stream.writelines((data,) if isinstance(data, bytes) else data)
             stream.flush()
             os.fsync(stream.fileno())
         failpoint(f"before_{point}_rename")

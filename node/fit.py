@@ -19,8 +19,6 @@ BASE = 460 << 20
 PER_EXAMPLE, PER_NEIGHBOUR = 3, 32
 """Parameter vectors that are held at once: gradients of an example in float32 and float64, and what is in flight to and
 from a neighbour. Fitted to peaks of daemons with 1.3 and 12.7 million parameters: 0.9 to 4.3 GiB, within a tenth."""
-PER_BLOCK = 5
-"""Vectors of the active block beside the model, whatever the degree: θ, m, v, gradient and one sum of neighbours."""
 
 
 def suited(algorithm: type[Algorithm], task: Task) -> None:
@@ -37,7 +35,7 @@ def room_for_blocks(algorithm: type[Algorithm], options: Any, task: Task) -> Non
     """Raises ConfigurationError: the largest block of a block-wise algorithm does not fit beside the model."""
     if not getattr(algorithm, "staged", False):
         return
-    need, free = 4 * PER_BLOCK * largest(options, task), available_memory()
+    need, free = _beside(options, task), available_memory()
     if free is not None and need > free:
         raise ConfigurationError(
             f"algorithm.layers_per_block = {options.layers_per_block} makes blocks that take {mib(need)} beside the "
@@ -51,13 +49,19 @@ def largest(options: Any, task: Task) -> int:
 
 
 def memory_needed(algorithm: type[Algorithm], options: Any, privacy: PrivacySection, task: Task, degree: int) -> int:
-    """About how many bytes a daemon takes, without activations: M + 10M/B block by block."""
+    """About how many bytes a daemon takes, without activations: block by block M + 10M/B, or what the options make of
+    it, and 2M to start with."""
     d = task.layout.size
     if not getattr(algorithm, "staged", False):
         return BASE + 4 * d * (PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOUR * degree)
     block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
     clipped = PER_EXAMPLE * _at_once(privacy, task, block) if privacy.mode != "none" else 0
-    return BASE + width * d + 4 * block * (PER_BLOCK + clipped)
+    return BASE + width * d + max(width * d, _beside(options, task) + 4 * block * clipped)
+
+
+def _beside(options: Any, task: Task) -> int:
+    """Bytes of the largest block's vectors, beside the model."""
+    return int(4 * options.vectors * largest(options, task))
 
 
 def _at_once(privacy: PrivacySection, task: Task, d: int) -> int:

@@ -253,7 +253,7 @@ class Learner:
             attack=self.attack.name if self.attack else "",
             privacy=self.privacy(rounds),
             mixing=mixing(self.run),
-            diverged=[] if self.algorithm.parameters.isfinite().all() else [self.name],
+            diverged=[] if summary.finite(self.algorithm.parameters) else [self.name],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
             task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
             algorithm_metrics={"bytes_per_step": bytes_sent / rounds if rounds else None, **measured},

@@ -39,6 +39,10 @@ def as_bytes(flat: Tensor) -> memoryview:
     return memoryview(raw)
 
 
+def _nothing() -> None:
+    pass
+
+
 class Slot:
     """A flat buffer for one transfer's payload, with the checks of what arrives. It is a `peer.exchange.Sink`."""
 
@@ -55,6 +59,7 @@ class Slot:
 
     def done(self) -> None:
         self._done()
+        self._done = _nothing  # it knows the slot: a ring, which keeps the payload until it is collected
 
     def tensors(self, *, as_tuple: bool) -> Tensor | tuple[Tensor, ...]:
         """The payload in float32: one vector, or a tuple of them."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -24,6 +24,8 @@ AGAINST = "against any coalition of other nodes"
 UNCOVERED = "the validation set is private and not covered"
 PERPLEXITY = "perplexity"
 """The task metric that has a line of its own in the final table."""
+PIECE = 1 << 18
+"""Parameters that are looked at at a time: no copy of a large model is made."""
 LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
 
 
@@ -163,8 +165,19 @@ def schema() -> str:
 
 def digest(x: Tensor) -> str:
     """SHA-256 (hex) of the parameters as little-endian float32."""
-    values = x.detach().cpu().float().numpy().astype("<f4", copy=False)
-    return hashlib.sha256(values.tobytes()).hexdigest()
+    found = hashlib.sha256()
+    for piece in _pieces(x.detach().cpu()):
+        found.update(piece.float().numpy().astype("<f4", copy=False).tobytes())
+    return found.hexdigest()
+
+
+def finite(x: Tensor) -> bool:
+    """Are all parameters [d] finite?"""
+    return all(bool(piece.isfinite().all()) for piece in _pieces(x))
+
+
+def _pieces(x: Tensor) -> Iterator[Tensor]:
+    return (x[start : start + PIECE] for start in range(0, len(x), PIECE))
 
 
 def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None = None) -> Summary:

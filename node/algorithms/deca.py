@@ -19,8 +19,8 @@ nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient 
 
 Moments exist for the active block only and begin at zero in every block. The block is float32 while it is active, the
 others keep the task's type. In memory are the model, and of the block θ, m, v, the gradient (in whose place θ½ is
-written) and one sum of neighbours (with `mix.rule` or quorum their blocks instead): M + 10M/B bytes for M bytes of
-bfloat16 in B blocks.
+written) and one sum of neighbours: M + 10M/B bytes for M bytes of bfloat16 in B blocks. mix_every > 1 takes 2M/B more,
+bf16-delta 3M/B, the trivial signal 4M/B; quorum and `mix.rule` keep the neighbours' blocks, 2M/B each or more.
 
 Deviations
     * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a signal.
@@ -65,6 +65,11 @@ UNBOUND: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: the
 class BadamConfig(Tour, Moments, Course):
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the block's gradient; a longer one is shortened to it. None: as it is."""
+
+    @property
+    def vectors(self) -> float:
+        """So many of the active block, in float32, are held at once beside the model."""
+        return 5
 
 
 def _nothing() -> Tensor:
@@ -183,6 +188,11 @@ class DecaConfig(BadamConfig):
     """s: the block is mixed in every s-th step of a visit, and in its last."""
     wire: Literal["float32", "bf16-delta"] = "float32"
     """float32: θ½. bf16-delta: what the step changed, in half the bytes; what rounding left over goes with the next."""
+
+    @property
+    def vectors(self) -> float:
+        """θ as it was mixed last; what is sent, and what rounding left over; m and v as they were."""
+        return 5 + (self.mix_every > 1) + 1.5 * (self.wire == "bf16-delta") + 2 * (self.bma == "trivial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from node import checkpoint
 from peer.errors import DataError, StorageError
@@ -202,6 +203,55 @@ def test_a_model_comes_back_and_others_can_read_it(tmp_path):
     named = load_file(tmp_path / "model.safetensors")
     assert torch.equal(named["b.weight"], x[:6].view(2, 3))
     assert torch.equal(named["a.bias"], x[6:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_the_file_that_safetensors_writes(tmp_path, dtype):
+    """To the byte, though it is written from where x lies; b takes two pieces."""
+    layout = Layout((("b", (checkpoint.PIECE + 1,)), ("a", (2, 3)), ("scalar", ()), ("c", (0,))))
+    x = torch.randn(layout.size).to(dtype)
+    checkpoint.save_model(tmp_path / "model.safetensors", layout, x)
+    parts = {"b": x[:-7], "a": x[-7:-1].view(2, 3), "scalar": x[-1], "c": x[:0]}
+    copies = {name: part.float().clone() for name, part in parts.items()}
+    assert (tmp_path / "model.safetensors").read_bytes() == serialised(copies, {"layout": '["b", "a", "scalar", "c"]'})
+
+
+SAVING = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save
+from node import checkpoint, summary
+from node.algorithms.deca import DecaState
+from peer.message import Layout
+
+def kib(field):
+    return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
+
+torch.set_num_threads(1)
+folder, n = Path(sys.argv[1]), 1 << 25
+for size in (n >> 10, n):  # the first round loads what is loaded late
+    it = DecaState(x=torch.ones(size, dtype=torch.bfloat16), theta=torch.ones(size // 8), m=torch.ones(size // 8))
+    layout, held = Layout((("w", (size,)),)), kib("VmRSS")
+    for work in (
+        lambda: summary.digest(it.x),
+        lambda: summary.finite(it.x),
+        lambda: checkpoint.save(folder, 0, it),
+        lambda: checkpoint.save_model(folder / "model.safetensors", layout, it.x),
+        lambda: save({"x": it.x}),
+    ):
+        work()
+        print((kib("VmHWM") - held) / (2 * n / 1024))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells peaks")
+def test_saving_takes_no_copy_of_the_model(tmp_path):
+    """In units of a model in bfloat16, 64 MiB. Power: the last one is safetensors' own way, in bytes."""
+    command = [sys.executable, "-c", SAVING, str(tmp_path)]
+    child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    *ours, theirs = map(float, child.stdout.split()[5:])
+    assert max(ours) < 0.2
+    assert theirs > 0.9
 
 
 def test_a_file_that_is_no_model_is_one_sentence(tmp_path):
