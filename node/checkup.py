@@ -264,7 +264,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
 
 
 def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
-    need, free = memory_needed(plan.algorithm, plan.options, plan.run.privacy, task, degree), available_memory()
+    need, free = memory_needed(plan.algorithm, plan.options, plan.run, task, degree), available_memory()
     said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
     try:
         room_for_blocks(plan.algorithm, plan.options, task)

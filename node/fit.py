@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from node.algorithms import Algorithm
-from node.config import PrivacySection
+from node.config import PrivacySection, RunConfig
 from node.doctor import available_memory, mib
 from node.maths.blocks import divided
 from node.maths.clipping import chunk_for
@@ -48,20 +48,28 @@ def largest(options: Any, task: Task) -> int:
     return max(block.size for block in divided(task.layout, task.stages, options.layers_per_block))  # type: ignore[attr-defined]
 
 
-def memory_needed(algorithm: type[Algorithm], options: Any, privacy: PrivacySection, task: Task, degree: int) -> int:
+def memory_needed(algorithm: type[Algorithm], options: Any, run: RunConfig, task: Task, degree: int) -> int:
     """About how many bytes a daemon takes, without activations: block by block M + 10M/B, or what the options make of
     it, and 2M to start with."""
-    d = task.layout.size
+    d, privacy = task.layout.size, run.privacy
     if not getattr(algorithm, "staged", False):
         return BASE + 4 * d * (PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOUR * degree)
     block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
     clipped = PER_EXAMPLE * _at_once(privacy, task, block) if privacy.mode != "none" else 0
-    return BASE + width * d + max(width * d, _beside(options, task) + 4 * block * clipped)
+    more = 4 * block * (clipped + _collected(run, degree))
+    return BASE + width * d + max(width * d, _beside(options, task) + more)
 
 
 def _beside(options: Any, task: Task) -> int:
     """Bytes of the largest block's vectors, beside the model."""
     return int(4 * options.vectors * largest(options, task))
+
+
+def _collected(run: RunConfig, degree: int) -> int:
+    """Blocks of neighbours that are held where they are not folded as they come, and tables of them."""
+    if run.mix.rule in ("median", "trimmed_mean"):
+        return 1 + 2 * degree
+    return degree if run.mix.rule != "mean" or run.sync.mode == "quorum" else 0
 
 
 def _at_once(privacy: PrivacySection, task: Task, d: int) -> int:

@@ -94,10 +94,9 @@ class Waiting:
             self.membership.start_waiting(waiting - debtors, self.session.now)
             for peer in sorted(debtors):
                 self._judge(peer, began)
-            since = self.session.now
-            await self._doze(waiting)
+            dozed = await self._doze(waiting)
             for peer in debtors:
-                self._waited[peer] += self.session.now - since
+                self._waited[peer] += dozed
         position.waiting_for = frozenset()
 
     def _still(
@@ -121,13 +120,16 @@ class Waiting:
         elif self.membership.behind(peer, self.t - FAR, began):
             self.lose(peer, "It is far behind.")
 
-    async def _doze(self, waiting: frozenset[Peer]) -> None:
-        """Until something changes or the next deadline. If this node itself stood still meanwhile, what the others said
-        is not read yet, and they get their time anew."""
-        due = max(self.session.now + 0.001, min(self.membership.until(peer) for peer in waiting) + 0.001)
-        await self.session.changed.wait(due - self.session.now)
+    async def _doze(self, waiting: frozenset[Peer]) -> float:
+        """Until something changes or the next deadline; the seconds that took. If this node itself stood still
+        meanwhile, what the others said is not read yet, they get their time anew, and it is nobody's."""
+        since = self.session.now
+        due = max(since + 0.001, min(self.membership.until(peer) for peer in waiting) + 0.001)
+        await self.session.changed.wait(due - since)
         if self.session.now > due + self.membership.deadline / 4:
             self.membership.start_waiting(waiting, self.session.now)
+            return 0.0
+        return self.session.now - since
 
     def refused_by(self, peer: Peer, key: Key) -> None:
         """The neighbour refused what was sent in that round and phase, which may be over."""

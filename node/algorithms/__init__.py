@@ -60,7 +60,8 @@ class Algorithm(Protocol):
     """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses it."""
 
     # A ClassVar that is True makes an algorithm be given one more argument: `validates` the validation set, `judge`;
-    # `staged` the names of the layout layer by layer, `stages`, and x in the task's type. `adapted`: it needs adapters.
+    # `staged` the names of the layout layer by layer, `stages`, and x in the task's type; its Config is a BadamConfig.
+    # `adapted`: it needs adapters.
 
     state: Any
 

@@ -33,8 +33,8 @@ class TextSection(Section):
     """Tests on so many rows of the test set, of all classes (languages, files) alike; None: on all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """How weights are stored and computed with. bfloat16 halves memory; for algorithms that keep what they train in
-    float32 (deca, badam, dsgd-adam, dec-lora), since single steps are lost in it. On a GPU it is trained under torch's
-    autocast."""
+    float32 (deca, badam, dsgd-adam, dec-lora), since single steps are lost in it. On an NVIDIA GPU it is trained
+    under torch's autocast."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences per forward and backward pass; None: the whole batch."""
     embeddings: bool = False

@@ -78,8 +78,9 @@ def checked(language: Language, name: str) -> Language:
     """The same once a few tokens ran through it, with what was seen.
 
     Raises:
-        ConfigurationError: they can't, or the model is not causal.
+        ConfigurationError: they can't, the model is not causal, or it changes as it runs.
     """
+    as_read = [it._version for it in language.model.parameters()]
     try:
         ahead = _looks_ahead(language.model, min(4, language.longest or 4))
     except Exception as error:  # models raise what they like
@@ -88,6 +89,8 @@ def checked(language: Language, name: str) -> Language:
         raise ConfigurationError(
             f"The model {name} is not causal: a token changes what is predicted before it; take a decoder."
         )
+    if [it._version for it in language.model.parameters()] != as_read:  # RWKV rescales its layers
+        raise ConfigurationError(f"The model {name} changes its own weights when it runs; take another one.")
     return replace(language, repeats=_repeats(language.model))
 
 

@@ -106,7 +106,7 @@ class CausalLM:
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         """Parameters of any float type; those that ask for a gradient get it in their own. A bfloat16 model computes
-        under autocast on a GPU."""
+        under autocast on an NVIDIA GPU."""
         ids, labels = batch[0], likelihood.shifted(batch[1])
         more: dict[str, Any] = {}
         places = (labels != MASKED).any(0).nonzero()[:, 0]

@@ -259,7 +259,8 @@ def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) ->
     task, kind = make(run, np.arange(4)), find(algorithm)
     options, d = kind.Config(**({"layers_per_block": 1} if algorithm == "deca" else {})), task.layout.size
     strict = PrivacySection(mode="strict", sigma=1.0, chunk=16)
-    need = [fit.memory_needed(kind, options, it, task, 2) - fit.BASE for it in (run.privacy, strict)]
+    runs = (run, run.model_copy(update={"privacy": strict}))
+    need = [fit.memory_needed(kind, options, it, task, 2) - fit.BASE for it in runs]
     assert need[0] == pytest.approx(held * d)
     assert need[1] - need[0] == 4 * 3 * (16 * d / 3 if algorithm == "deca" else 15 * d)
 

@@ -435,7 +435,8 @@ async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
 
 async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_its_phase_is_over():
     hoods = neighborhoods("full", ["n0", "n1"])
-    node = mesh({name: Streamer(hood, True) for name, hood in hoods.items()}, hoods, 1, layout=BLOCK)["n0"]
+    together = mesh({name: Streamer(hood, True) for name, hood in hoods.items()}, hoods, 1, layout=BLOCK)
+    node = together["n0"]
     verb = Mix("block", torch.ones(BLOCK.size), layout=BLOCK)
     exchange = node.driver._exchange(Key(0, 0, Role.MIX), verb, streaming=True)
     node.session.transfers.begin(0)
@@ -451,6 +452,9 @@ async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_it
     assert not writer.done(), "its window is full"
     exchange.close()
     await asyncio.wait_for(writer, 5)
+    for each in together.values():
+        each.compute.stop()
+        await each.compute.join(5.0)
 
 
 class Sayer:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from language_runs import language_run
-from transformers import BertConfig, MambaConfig, MixtralConfig
+from transformers import BertConfig, MambaConfig, MixtralConfig, RwkvConfig
 
 from node.config import DataSection, TaskSection
 from node.llm import models
@@ -72,6 +72,13 @@ def test_a_model_that_sees_later_tokens(model_folder: Callable[..., Path], dtype
     make(language_run(model=str(model_folder(BertConfig(**SMALL, is_decoder=True))), text={"dtype": dtype}), ROWS)
 
 
+def test_a_model_that_changes_as_it_runs(model_folder: Callable[..., Path]) -> None:
+    sizes = {"vocab_size": 16, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 24}
+    with pytest.raises(ConfigurationError, match=r"The model .* changes its own weights when it runs"):
+        make(language_run(model=str(model_folder(RwkvConfig(**sizes, num_hidden_layers=8)))), ROWS)
+    make(language_run(model=str(model_folder(RwkvConfig(**sizes, num_hidden_layers=8, rescale_every=0)))), ROWS)
+
+
 def test_a_model_that_does_not_run(model_folder: Callable[..., Path]) -> None:
     wrong = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=4)
     with pytest.raises(ConfigurationError, match=r"The model .* does not run: .*out of range"):
@@ -111,7 +118,6 @@ def test_peers_with_other_commits_of_the_hub(
     """What was downloaded before is taken, without asking anybody; only its configuration is read to seal."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket.socket, "connect", None)
-    monkeypatch.setattr("node.llm.models.load", None)
     home = tmp_path / "models--me--mine"
     (home / "refs").mkdir(parents=True)
     seen = set()
@@ -119,12 +125,11 @@ def test_peers_with_other_commits_of_the_hub(
         shutil.copytree(model_folder(), home / "snapshots" / commit)
         (home / "refs" / "main").write_text(commit)
         models.identity.cache_clear()
-        run = sealed(language_run(model="me/mine"))
+        with monkeypatch.context() as without:
+            without.setattr("node.llm.models.load", None)
+            run = sealed(language_run(model="me/mine"))
         seen.add(run.task.text.digest)  # type: ignore[union-attr]
     assert len(seen) == 2
-    monkeypatch.undo()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(socket.socket, "connect", None)
     make(run, ROWS)
     (home / "refs" / "main").write_text("a" * 40)
     models.identity.cache_clear()

@@ -58,6 +58,7 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     config: Any, count: int, outside: tuple[str, ...], model_folder: Callable[..., Path]
 ) -> None:
     """What layers share is the first one's, with what comes through the others."""
+    torch.manual_seed(0)
     run = language_run(model=str(model_folder(config)))
     it: Any = make(run, ROWS)
     model = AutoModelForCausalLM.from_pretrained(run.task.model)
