@@ -4,6 +4,7 @@ and when it does lose one, both ends lose it."""
 import asyncio
 import functools
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -372,10 +373,15 @@ async def test_a_block_that_would_be_streamed_is_collected_for_a_robust_rule():
 class Halting(Streamer):
     """Stops filling after two pieces."""
 
+    def __init__(self, *how):
+        super().__init__(*how)
+        self.event, self.halted = threading.Event(), threading.Event()
+
     def steps(self, into):
         for k, done in enumerate(super().steps(into)):
             yield done
             if k == 1:
+                self.halted.set()
                 self.event.wait(20)
 
 
@@ -392,7 +398,6 @@ async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_ta
         node.round = functools.partial(rounds, node)
 
     start = {name: node.parameters.clone() for name, node in nodes.items()}
-    nodes["n1"].event = threading.Event()
     together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=0.5))
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
@@ -426,11 +431,29 @@ async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
         node.parameters = torch.ones(big.size)
         node.round = functools.partial(rounds, node)
     nodes["n1"].event = threading.Event()
-    together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=1.0, patience_s=1.2))
+    together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=5.0, patience_s=1.2))
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
         nodes["n1"].event.set()
     assert together["n0"].notes.losses == together["n2"].notes.losses == [(0, "n1")]
+
+
+async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
+    """The whole loop does, longer than patience and deadline, while a neighbour is waited for."""
+    hoods = neighborhoods("full", ["n0", "n1"])
+    nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 7) for name, hood in hoods.items()}
+    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0, patience_s=1.5))
+    async with alive(together) as tasks:
+        session = together["n0"].session
+        while not (nodes["n1"].halted.is_set() and "n1" in session.position.waiting_for):
+            await session.changed.wait(0.01)
+        time.sleep(2.0)  # noqa: ASYNC251 (that is the point)
+        for _ in range(10):  # it looks after its neighbours again
+            session.changed.notify()
+            await asyncio.sleep(0)
+        nodes["n1"].event.set()
+        await asyncio.wait_for(asyncio.gather(*tasks.values()), 20)
+    assert not together["n0"].notes.losses
 
 
 async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_its_phase_is_over():
