@@ -79,7 +79,11 @@ def doctor(
     from node import doctor as examination
 
     with Console(stderr=True).status("looking"):
-        findings = list(examination.examine(file, settings))
+        findings = list(examination.examine())
+        if file is not None:
+            from node import checkup
+
+            findings += checkup.examine(file, settings)
     found = examination.document(findings)
     if as_json:
         print_json(found)

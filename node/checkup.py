@@ -19,16 +19,18 @@ from node import status
 from node.attacks import Attack
 from node.config import NodeConfig, RunConfig, load
 from node.device import pick
-from node.doctor import Finding, available_memory, fault, mib, ok, warning
+from node.doctor import Finding, fault, ok, warning
 from node.fit import memory_needed, room_for_blocks, suited
 from node.learner import Plan
+from node.memory import available_memory, mib
 from node.privacy.ledger import Ledger
 from node.start import located
 from node.task import Task
 from node.tasks import make
 from peer.addresses import Addresses, own_addresses
-from peer.discovery import Surroundings, endpoint
+from peer.discovery import Surroundings
 from peer.discovery.exchange import FILE
+from peer.endpoint import endpoint
 from peer.errors import PeerpoiseError, TemporaryFailure
 from peer.identity import Identity
 from peer.roster import Roster

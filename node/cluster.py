@@ -27,7 +27,7 @@ from node.config import (
     write,
 )
 from peer.codec import NAME
-from peer.discovery import EVERYWHERE, endpoint
+from peer.endpoint import EVERYWHERE, endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
 from peer.neighborhood import Neighborhood

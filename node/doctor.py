@@ -1,4 +1,4 @@
-"""`peerpoise doctor`: is this machine fit to run a node, and (with a node.toml, see `checkup`) are its files?
+"""`peerpoise doctor`: is this machine fit to run a node? (Are a node's files? See `checkup`.)
 
 Every finding is ok (✓), a warning (!) or a fault (✗) that would stop a daemon, with what to do about it. Nothing is
 changed, and nothing heavy is imported but torch itself, which is looked at.
@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from node.memory import available_memory, mib
 from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -55,14 +56,10 @@ def fault(what: str, said: str, do: str) -> Finding:
     return Finding(what, "fault", said, do)
 
 
-def examine(file: Path | None = None, settings: Sequence[str] = ()) -> Iterator[Finding]:
-    """All findings, one after another; with `file`, a node.toml, also those of its node."""
+def examine() -> Iterator[Finding]:
+    """All findings of this machine, one after another."""
     for check in CHECKS:
         yield from check()
-    if file is not None:
-        from node import checkup
-
-        yield from checkup.examine(file, settings)
 
 
 def clashes() -> dict[str, list[str]]:
@@ -189,24 +186,6 @@ def _memory() -> Iterator[Finding]:
 CHECKS: Sequence[Callable[[], Iterator[Finding]]] = (
     _python, _packages, _torch, _loop, _open_files, _clock, _memory,
 )  # fmt: skip
-
-
-def available_memory() -> int | None:
-    """Bytes that could be used now, within this process's cgroup; None where the system does not say."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    except OSError:
-        return None
-    free = 1024 * int(lines["MemAvailable"].split()[0])
-    try:
-        most, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:
-        return free
-    return free if most == "max" else min(free, int(most) - int(used))
-
-
-def mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
 
 
 def _satisfied(requirement: str, installed: str) -> bool:

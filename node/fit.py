@@ -8,9 +8,9 @@ import torch
 
 from node.algorithms import Algorithm
 from node.config import PrivacySection, RunConfig
-from node.doctor import available_memory, mib
 from node.maths.blocks import divided
 from node.maths.clipping import chunk_for
+from node.memory import available_memory, mib
 from node.task import Task
 from peer.errors import ConfigurationError
 

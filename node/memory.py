@@ -1,10 +1,11 @@
-"""How this process keeps its memory: freed blocks of model and frame size are used again, not given back."""
+"""The memory of this process: how much there is, and how what was freed is kept."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 MiB = 1 << 20
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -15,8 +16,28 @@ the CPU time of a transfer, and of a round of a large model. 32 MiB is the most 
 
 
 def keep() -> bool:
-    """Sets it for this process; False where there is no glibc, or its user did (MALLOC_… in the environment)."""
+    """Freed blocks of model and frame size are used again by this process, not given back.
+
+    False where there is no glibc, or its user set this (MALLOC_… in the environment)."""
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])
+
+
+def available_memory() -> int | None:
+    """Bytes that could be used now, within this process's cgroup; None where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    except OSError:
+        return None
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    try:
+        most, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:
+        return free
+    return free if most == "max" else min(free, int(most) - int(used))
+
+
+def mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

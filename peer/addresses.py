@@ -15,7 +15,8 @@ from dataclasses import replace
 import ifaddr
 
 from peer.codec import MAX_ADDRESSES, is_address
-from peer.discovery import DISCOVERIES, EVERYWHERE, Discovery, Exchanges, Surroundings, endpoint, find, joined
+from peer.discovery import DISCOVERIES, Discovery, Exchanges, Surroundings, find
+from peer.endpoint import EVERYWHERE, endpoint, joined
 from peer.errors import ConfigurationError, Malformed, Unreachable
 from peer.names import Names, is_ip
 from peer.v1 import peer_pb2 as pb

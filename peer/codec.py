@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from peer.discovery import endpoint
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, Malformed
 from peer.v1 import peer_pb2
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peer.codec import printable
-from peer.discovery import endpoint, joined
+from peer.endpoint import endpoint, joined
 from peer.errors import Unreachable
 
 SECONDS = 5.0

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from peer.codec import MAX_ROUND, NAME
-from peer.discovery import endpoint
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError
 from peer.identity import PrivateKey, write_private
 

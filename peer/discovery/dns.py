@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peer.discovery import Surroundings, endpoint
+from peer.discovery import Surroundings
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError
 from peer.roster import Roster
 

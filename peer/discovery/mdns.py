@@ -25,7 +25,8 @@ from zeroconf import Error, InterfaceChoice, IPVersion, RecordUpdateListener
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from peer.codec import printable
-from peer.discovery import Surroundings, endpoint, joined
+from peer.discovery import Surroundings
+from peer.endpoint import endpoint, joined
 from peer.errors import Unreachable
 
 TYPE = "_peerpoise._tcp.local."

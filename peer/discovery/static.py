@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peer.discovery import Surroundings, endpoint
+from peer.discovery import Surroundings
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError
 
 

@@ -25,7 +25,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias, get_args
 
 from peer.codec import MAX_MESSAGE, printable
-from peer.discovery import endpoint
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
 from peer.identity import DOMAIN, Identity, spki_id
 from peer.transport import Method, Service

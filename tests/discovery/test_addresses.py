@@ -18,8 +18,9 @@ from wire_kit import nothing_left
 from node.config import PeersSection
 from peer import addresses, names
 from peer.addresses import Addresses, own_addresses
-from peer.discovery import DISCOVERIES, Surroundings, endpoint, find, joined
+from peer.discovery import DISCOVERIES, Surroundings, find
 from peer.discovery.static import Static
+from peer.endpoint import endpoint, joined
 from peer.errors import ConfigurationError, Unreachable
 from peer.names import Names
 

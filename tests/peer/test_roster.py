@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from peer.discovery import Surroundings, endpoint
+from peer.discovery import Surroundings
 from peer.discovery.static import Static
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError
 from peer.identity import CertificateAuthority
 from peer.roster import Member, Roster
