@@ -290,14 +290,13 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     columns = [summary] if baseline is None else [summary, baseline]
     found = Table("", *(_title(column) for column in columns), title=_caption(summary), title_justify="left")
     for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
-        found.add_row(name, *cells)
-    if any(perplexity(column) is not None for column in columns):
-        found.add_row("test perplexity, mean", *(_show(perplexity(column), "{:.2f}") for column in columns))
+        if not name.startswith("test ") or any(cell != "–" for cell in cells):
+            found.add_row(name, *cells)
     return found
 
 
-ROWS = ("test accuracy, mean", "test accuracy, worst node", "ε_total", "ε_link", "consensus distance",
-        "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
+ROWS = ("test accuracy, mean", "test accuracy, worst node", "test perplexity, mean", "ε_total", "ε_link",
+        "consensus distance", "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
 
 
 def _title(summary: Summary) -> str:
@@ -326,6 +325,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     return (
         _show(summary.test_accuracy.mean, "{:.1%}"),
         _show(summary.test_accuracy.min, "{:.1%}"),
+        _show(perplexity(summary), "{:.2f}"),
         "none: no privacy" if none else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
         "–" if none or epsilon.link is None else f"{epsilon.link:.2f}\n({_link(summary.privacy)})",
         _show(summary.consensus_distance, "{:.4g}"),
