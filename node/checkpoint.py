@@ -39,6 +39,10 @@ DTYPES: Mapping[torch.dtype, str] = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
     torch.bool: "BOOL",
 }
 """What a file can hold, and its name there."""
@@ -125,7 +129,8 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
             return {"tuple": [_pack(inner, f"{place}.{k}", tensors) for k, inner in enumerate(value)]}
         case dict() if all(isinstance(key, str) for key in value):
             return {"dict": {key: _pack(inner, f"{place}.{key}", tensors) for key, inner in value.items()}}
-    raise TypeError(f"a checkpoint can't hold {type(value).__name__} at {place}")
+    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(f"a checkpoint can't hold {kind} at {place}")
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -269,7 +269,7 @@ def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
     need, free = memory_needed(plan.algorithm, plan.options, plan.run, task, degree), available_memory()
     said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
     try:
-        room_for_blocks(plan.algorithm, plan.options, task)
+        room_for_blocks(plan.algorithm, plan.options, plan.run, task, degree)
     except PeerpoiseError as error:
         yield fault("memory needed", str(error), "a smaller model")
         return

@@ -200,10 +200,10 @@ class Driver:
         computing: set[Peer] = set()
         answered: set[Peer] = set()
 
-        async def answer(peer: Peer, asked_in: int) -> None:
+        async def answer(peer: Peer, asked_in: int, asked: Exchange) -> None:
             computing.add(peer)
             try:
-                said: Said | Empty = await self.compute.answer(compute_answer, peer, questions.take(peer))
+                said: Said | Empty = await self.compute.answer(compute_answer, peer, asked.take(peer))
             except Withheld:
                 said = Empty()
             finally:
@@ -217,7 +217,7 @@ class Driver:
         def compute_answer(peer: Peer, question: Any) -> Said:
             return Said(verb.answer(peer, question), answers.layout, self.compute)
 
-        questions.on_arrival = lambda peer, asked_in: self._send(phase, Role.ANSWER, peer, answer(peer, asked_in))
+        questions.on_arrival = lambda peer, *asked: self._send(phase, Role.ANSWER, peer, answer(peer, *asked))
         present = self.waiting.present
         answers.open(self.waiting.live)
         questions.open(self.waiting.live)

@@ -49,8 +49,9 @@ class Exchange:
         """Whom each neighbour says it heard in the phase before; known from its header on."""
         self.served: set[Peer] = set()
         self.streams: dict[Peer, Stream] = {}
-        self.on_arrival: Callable[[Peer, int], None] = lambda peer, round: None
-        """Called with the sender's round when a neighbour's payload is complete."""
+        self.on_arrival: Callable[[Peer, int, Exchange], None] = lambda peer, round, here: None
+        """Called with the sender's round, and this exchange, when a neighbour's payload is complete. It should not know
+        the exchange by itself: that is a ring, which keeps payloads until it is collected."""
         self._slots: dict[Peer, Slot | None] = {}
         self._window = WINDOW
         self._finite, self._streaming, self._kept, self._staleness = finite, streaming, kept, staleness
@@ -105,7 +106,7 @@ class Exchange:
                 return  # its round is over: nothing is answered or used any more
             self._slots[peer] = slot
             self._keep(peer, round, slot)
-            self.on_arrival(peer, round)
+            self.on_arrival(peer, round, self)
 
         slot = Slot(self.layout, self.parts, arrived, finite=self._finite)
         return slot

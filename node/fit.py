@@ -31,11 +31,11 @@ def suited(algorithm: type[Algorithm], task: Task) -> None:
         )
 
 
-def room_for_blocks(algorithm: type[Algorithm], options: Any, task: Task) -> None:
+def room_for_blocks(algorithm: type[Algorithm], options: Any, run: RunConfig, task: Task, degree: int) -> None:
     """Raises ConfigurationError: the largest block of a block-wise algorithm does not fit beside the model."""
     if not getattr(algorithm, "staged", False):
         return
-    need, free = _beside(options, task), available_memory()
+    need, free = _beside(options, run, task, degree), available_memory()
     if free is not None and need > free:
         raise ConfigurationError(
             f"algorithm.layers_per_block = {options.layers_per_block} makes blocks that take {mib(need)} beside the "
@@ -56,20 +56,22 @@ def memory_needed(algorithm: type[Algorithm], options: Any, run: RunConfig, task
         return BASE + 4 * d * (PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOUR * degree)
     block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
     clipped = PER_EXAMPLE * _at_once(privacy, task, block) if privacy.mode != "none" else 0
-    more = 4 * block * (clipped + _collected(run, degree))
-    return BASE + width * d + max(width * d, _beside(options, task) + more)
+    return BASE + width * d + max(width * d, _beside(options, run, task, degree) + 4 * block * clipped)
 
 
-def _beside(options: Any, task: Task) -> int:
+def _beside(options: Any, run: RunConfig, task: Task, degree: int) -> int:
     """Bytes of the largest block's vectors, beside the model."""
-    return int(4 * options.vectors * largest(options, task))
+    return int(4 * largest(options, task) * (options.vectors + _collected(options, run, degree)))
 
 
-def _collected(run: RunConfig, degree: int) -> int:
-    """Blocks of neighbours that are held where they are not folded as they come, and tables of them."""
-    if run.mix.rule in ("median", "trimmed_mean"):
-        return 1 + 2 * degree
-    return degree if run.mix.rule != "mean" or run.sync.mode == "quorum" else 0
+def _collected(options: Any, run: RunConfig, degree: int) -> float:
+    """Blocks that are held where those of neighbours are not folded as they come: these, what came in bfloat16 beside
+    it in float32, and tables of all."""
+    if run.mix.rule == "mean" and run.sync.mode != "quorum":
+        return 0
+    narrow = getattr(options, "wire", "float32") != "float32"
+    table = 1 + degree if run.mix.rule in ("median", "trimmed_mean") else 0
+    return degree + table + (1 + degree / 2 if narrow else 0)
 
 
 def _at_once(privacy: PrivacySection, task: Task, d: int) -> int:

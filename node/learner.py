@@ -366,7 +366,7 @@ def build(
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
     arguments = more(plan.algorithm, task, breathe)
-    room_for_blocks(plan.algorithm, plan.options, task)
+    room_for_blocks(plan.algorithm, plan.options, run, task, hood.degree)
     algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **arguments)
     algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)

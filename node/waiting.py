@@ -50,6 +50,8 @@ class Waiting:
         self._told: frozenset[Peer] = frozenset()
         self._waited: dict[Peer, float] = defaultdict(float)
         """Seconds in this phase, by whom they were waited for."""
+        self._blamed: dict[Peer, float] = defaultdict(float)
+        """Those of them in which it did not say that it waits for others."""
 
     def begin(self, t: int) -> None:
         self.t, self.live, self._told = t, self.membership.live(t), frozenset()
@@ -57,6 +59,7 @@ class Waiting:
     def enter(self, phase: int) -> None:
         self.phase, self._left_out = phase, frozenset()
         self._waited.clear()
+        self._blamed.clear()
 
     @property
     def present(self) -> frozenset[Peer]:
@@ -94,9 +97,11 @@ class Waiting:
             self.membership.start_waiting(waiting - debtors, self.session.now)
             for peer in sorted(debtors):
                 self._judge(peer, began)
+            blamed = [peer for peer in debtors if not self._waits_for_others(peer)]
             dozed = await self._doze(waiting)
-            for peer in debtors:
-                self._waited[peer] += dozed
+            for counted, whom in ((self._waited, debtors), (self._blamed, blamed)):
+                for peer in whom:
+                    counted[peer] += dozed
         position.waiting_for = frozenset()
 
     def _still(
@@ -111,14 +116,15 @@ class Waiting:
 
     def _judge(self, peer: Peer, began: float) -> None:
         """Is it to be given up? `began`: when this waiting did."""
-        it = self.membership.neighbours[peer]
-        others = it.waiting_for - {self.membership.me}  # who only waits for others is not to blame as long as they
         if self.membership.overdue(peer, self.session.now):
             self.lose(peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
-        elif self._waited[peer] > self.sync.patience_s * (2 if others else 1):
+        elif max(self._blamed[peer], self._waited[peer] / 2) > self.sync.patience_s:
             self.lose(peer, f"It was waited for {self._waited[peer]:.0f} s.", idle=True)
         elif self.membership.behind(peer, self.t - FAR, began):
             self.lose(peer, "It is far behind.")
+
+    def _waits_for_others(self, peer: Peer) -> bool:
+        return bool(self.membership.neighbours[peer].waiting_for - {self.membership.me})
 
     async def _doze(self, waiting: frozenset[Peer]) -> float:
         """Until something changes or the next deadline; the seconds that took. If this node itself stood still

@@ -133,7 +133,8 @@ class SyncSection(Section):
     deadline_s: float = Field(default=10.0, gt=0)
     """Seconds without any progress after which a neighbour is lost. Measures progress, not compute time."""
     patience_s: float = Field(default=900.0, gt=0)
-    """Seconds after which even a neighbour that shows progress is no longer waited for in one phase."""
+    """Seconds after which even a neighbour that shows progress is no longer waited for in one phase; twice as many in
+    all where it waits for others meanwhile."""
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of live neighbours to wait for in quorum mode."""
     staleness: int = Field(default=2, ge=0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from node.config.section import Section
 
@@ -43,8 +44,15 @@ class TextSection(Section):
     """Above 0 only adapters of this rank (LoRA) beside the layers' linear maps are trained and sent."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Adapters are scaled by lora_alpha/lora_rank."""
-    digest: str = Field(default="", pattern="^([0-9a-f]{64}:[0-9a-f]{64})?$")
+    digest: str = ""
     """SHA-256 (hex) of the model and of public texts; written by `up` and `pack`, compared with each node's copies."""
+
+    @field_validator("digest")
+    @classmethod
+    def _is_ours(cls, value: str) -> str:
+        if not re.fullmatch("([0-9a-f]{64}:[0-9a-f]{64})?", value):
+            raise ValueError("it is of another version of peerpoise; write run.toml anew (pack, or up)")
+        return value
 
     @model_validator(mode="after")
     def _gives_no_answer(self) -> TextSection:

@@ -38,7 +38,13 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
     Raises:
         ConfigurationError: no layers are recognised, or nothing is left to train.
     """
-    inside = layers(model, _reached(model))
+    try:
+        reached = _reached(model)
+    except Exception as error:  # models raise what they like; without adapters it ran
+        raise ConfigurationError(
+            f"The model does not run with adapters (task.text.lora_rank): {str(error).splitlines()[0]}."
+        ) from None
+    inside = layers(model, reached)
     named = dict(model.named_parameters())  # each tied parameter once
     if text.lora_rank:
         named = {name: value for name, value in named.items() if ".lora_" in name}
@@ -116,7 +122,8 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
         except ValueError as error:
             name, reason = type(model).__name__, str(error).split(". ")[0].rstrip(".")
             raise ConfigurationError(f"{name} takes no adapters (task.text.lora_rank): {reason}.") from None
-    adapting = [id(it.get_parameter("base_layer.weight")) for it in found.modules() if hasattr(it, "base_layer")]
+    bases: list[Any] = [it.base_layer for it in found.modules() if hasattr(it, "base_layer")]  # some in each other
+    adapting = [id(w) for it in bases if not hasattr(it, "base_layer") for w in it.parameters(recurse=False)]
     if len(set(adapting)) < len(adapting):
         raise ConfigurationError(
             f"{type(model).__name__} takes no adapters (task.text.lora_rank): they can't be merged into weights that "

@@ -257,7 +257,8 @@ def identity(name: str) -> str:
         return hashlib.sha256().hexdigest()
     if isinstance(place := origin(name), Path):
         return digest(place)
-    config = _there(place, lambda: transformers().utils.cached_file(place, "config.json"))  # snapshots/COMMIT/…
+    library = transformers()
+    config = _there(place, lambda: library.utils.cached_file(place, "config.json"))  # snapshots/COMMIT/…
     return hashlib.sha256(Path(config).parent.name.encode()).hexdigest()
 
 

@@ -129,6 +129,7 @@ def test_a_model_that_cant_be_trained(
     ("settings", "code", "says"),
     [
         (["task.text.length=65"], 78, "task.text.length = 65, but"),
+        ([f"task.text.digest={64 * 'a'}"], 78, "it is of another version of peerpoise; write run.toml anew"),
         (["algorithm.name=dec-lora"], 78, "unknown key"),
         (["algorithm.layers_per_block=0"], 78, "algorithm.layers_per_block: "),
         (["algorithm.order=upwards"], 78, "algorithm.order: "),

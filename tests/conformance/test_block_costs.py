@@ -128,10 +128,10 @@ def test_the_trivial_signal_and_mixing_less_often_take_more(monkeypatch, options
     assert said == m + factor * m / LARGE[0]
     assert said < held < said + FRAMES
     monkeypatch.setattr(fit, "available_memory", lambda: held - m)
-    fit.room_for_blocks(*host(**options))
+    start(options)
     monkeypatch.setattr(fit, "available_memory", lambda: held - m - FRAMES)
     with pytest.raises(ConfigurationError, match="makes blocks that take"):
-        fit.room_for_blocks(*host(**options))
+        start(options)
 
 
 def host(**options):
@@ -142,32 +142,47 @@ def host(**options):
     return find("deca"), find("deca").Config(layers_per_block=per_block, **options), task
 
 
-def needed(policies=None, **options):
-    """What it is said to need beside two neighbours."""
+def beside(policies):
+    """A run, and two neighbours."""
+    return RunConfig(privacy={"mode": "none"}, **(policies or {}))
+
+
+def start(options, policies=None):
+    """As far as a node asks for memory."""
     deca, config, task = host(**options)
-    run = RunConfig(privacy={"mode": "none"}, **(policies or {}))
-    return fit.memory_needed(deca, config, run, task, 2) - fit.BASE
+    fit.room_for_blocks(deca, config, beside(policies), task, 2)
 
 
+def needed(policies=None, **options):
+    """What it is said to need."""
+    deca, config, task = host(**options)
+    return fit.memory_needed(deca, config, beside(policies), task, 2) - fit.BASE
+
+
+@pytest.mark.parametrize("wire", ["float32", "bf16-delta"])
 @pytest.mark.parametrize(
-    ("policies", "most"),
+    "policies",
     [
-        ({"mix": MixSection(rule="clipping")}, 1.15),
-        ({"mix": MixSection(rule="multi_krum", trim=0)}, 1.15),
-        ({"mix": MixSection(rule="median")}, 1.15),
-        ({"mix": MixSection(rule="trimmed_mean")}, 1.15),
-        ({"sync": SyncSection(mode="quorum", deadline_s=30)}, 1.4),
+        {"mix": MixSection(rule="clipping")},
+        {"mix": MixSection(rule="multi_krum", trim=0)},
+        {"mix": MixSection(rule="median")},
+        {"mix": MixSection(rule="trimmed_mean")},
+        {"sync": SyncSection(mode="quorum", quorum=1.0, deadline_s=30)},
     ],
     ids=["clipping", "multi_krum", "median", "trimmed_mean", "quorum"],
 )
-def test_without_streaming_the_neighbours_blocks_are_held_too(policies, most):
-    """Of this round, not those of rounds before, and without the collector. With quorum some may be a round ahead."""
+def test_without_streaming_the_neighbours_blocks_are_held_too(monkeypatch, policies, wire):
+    """Of this round, not those of rounds before, and without the collector; and a node asks for room for them."""
     gc.disable()
     try:
-        held = peak("deca", *LARGE, **policies)
+        held = peak("deca", *LARGE, wire=wire, **policies)
     finally:
         gc.enable()
-    assert 0.9 < held / needed(policies) < most
+    assert 0.9 < held / needed(policies, wire=wire) < 1.15
+    m = 2 * LARGE[0] * LARGE[1]
+    monkeypatch.setattr(fit, "available_memory", lambda: needed(policies, wire=wire) - m - 1)
+    with pytest.raises(ConfigurationError, match="makes blocks that take"):
+        start({"wire": wire}, policies)
 
 
 def test_a_full_adam_takes_ten_times_the_model():

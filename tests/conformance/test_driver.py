@@ -2,10 +2,11 @@
 and when it does lose one, both ends lose it."""
 
 import asyncio
-import functools
+import gc
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 from node.config import MixSection, StartSection, SyncSection
 from node.exchange import WINDOW
 from node.maths.robust import RULES
+from node.payload import Slot
 from node.simulate import simulate
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
 from peer.exchange import Observer
 from peer.mailbox import Key, Role
 from peer.message import Filling, Layout, Mix, Say
-from peer.topology import neighborhoods
+from peer.topology import Wiring, neighborhoods
 from peer.transport.grpc import Grpc
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
@@ -52,6 +54,19 @@ async def test_jitter_drops_and_duplicates_change_no_bit(variant, seed):
     network = Network(seed, drop=0.1, delay=(0.0, 0.004), duplicate=0.2)
     await play(mesh(nodes, hoods, 3, network=network))
     assert torch.equal(results(nodes), simulated(variant, "ring", rounds=3))
+
+
+@pytest.mark.parametrize("variant", TALKING, ids=str)
+async def test_what_came_is_freed_with_its_round_without_the_collector(variant):
+    nodes, hoods = cluster(variant, "full", 3)
+    gc.collect()
+    gc.disable()
+    try:
+        await play(mesh(nodes, hoods, 10))
+        held = sum(type(it) is Slot for it in gc.get_objects())
+    finally:
+        gc.enable()
+    assert held <= 3 * 2 * 5  # phases of the last round
 
 
 @pytest.mark.parametrize("variant", TALKING, ids=str)
@@ -328,9 +343,9 @@ BLOCK = Layout((("block", (700_001,)),))
 class Streamer:
     """Mixes a block in a stream while it is computed, or the same block collected."""
 
-    def __init__(self, hood, streaming, pieces=7):
-        self.hood, self.streaming, self.n = hood, streaming, pieces
-        self.parameters = torch.randn(BLOCK.size, generator=stream(hood.me))
+    def __init__(self, hood, streaming, pieces=7, layout=BLOCK):
+        self.hood, self.streaming, self.n, self.layout = hood, streaming, pieces, layout
+        self.parameters = torch.randn(layout.size, generator=stream(hood.me))
 
     def filling(self):
         into = torch.full_like(self.parameters, float("nan"))
@@ -344,8 +359,9 @@ class Streamer:
             yield len(here)
 
     def round(self, t):
+        self.t = t
         said = self.filling() if self.streaming else self.parameters
-        self.parameters = yield Mix("block", said, streaming=self.streaming, layout=BLOCK)
+        self.parameters = yield Mix("block", said, streaming=self.streaming, layout=self.layout)
 
 
 @pytest.mark.parametrize("jitter", [(0.0, 0.0), (0.0, 0.01)])
@@ -388,15 +404,7 @@ class Halting(Streamer):
 async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_takes_its_weight():
     hoods = neighborhoods("full", ["n0", "n1", "n2"])
     big = Layout((("block", (1_000_000,)),))
-    nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 4) for name, hood in hoods.items()}
-
-    def rounds(node, t):
-        node.parameters = yield Mix("block", node.filling(), streaming=True, layout=big)
-
-    for node in nodes.values():
-        node.parameters = torch.randn(big.size, generator=stream(node.hood.me))
-        node.round = functools.partial(rounds, node)
-
+    nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 4, big) for name, hood in hoods.items()}
     start = {name: node.parameters.clone() for name, node in nodes.items()}
     together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=0.5))
     async with alive(together) as tasks:
@@ -410,32 +418,66 @@ async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_ta
     assert torch.allclose(nodes["n0"].parameters[-first:], late[-first:], atol=1e-6)
 
 
+FRAMES = Layout((("block", (8 << 18,)),))
+"""A block of eight frames."""
+
+
 class Trickling(Streamer):
-    """Makes some progress always, a frame at a time."""
+    """Makes some progress always, a frame at a time. `pauses`: seconds for a block, by node and round."""
+
+    def __init__(self, hood, pauses):
+        super().__init__(hood, True, 8, FRAMES)
+        self.pauses, self.event = pauses, threading.Event()
 
     def steps(self, into):
         for done in super().steps(into):
-            self.event.wait(0.3)
+            self.event.wait(self.pauses.get((self.hood.me, self.t), 0) / 8)
             yield done
+
+
+def trickling(hoods, rounds, patience, pauses):
+    nodes = {name: Trickling(hood, pauses) for name, hood in hoods.items()}
+    sync = SyncSection(deadline_s=10.0, patience_s=patience)
+    return nodes, mesh(nodes, hoods, rounds, layout=FRAMES, sync=sync)
 
 
 async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
     hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    big = Layout((("block", (8 << 18,)),))
-    nodes = {name: (Trickling if name == "n1" else Streamer)(hood, True, 8) for name, hood in hoods.items()}
-
-    def rounds(node, t):
-        node.parameters = yield Mix("block", node.filling(), streaming=True, layout=big)
-
-    for node in nodes.values():
-        node.parameters = torch.ones(big.size)
-        node.round = functools.partial(rounds, node)
-    nodes["n1"].event = threading.Event()
-    together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=5.0, patience_s=1.2))
+    nodes, together = trickling(hoods, 1, 1.2, {("n1", 0): 2.4})
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
         nodes["n1"].event.set()
     assert together["n0"].notes.losses == together["n2"].notes.losses == [(0, "n1")]
+
+
+async def test_patience_is_for_each_phase_anew():
+    hoods = neighborhoods("full", ["n0", "n1"])
+    _, together = trickling(hoods, 6, 1.5, {("n1", t): 0.6 for t in range(6)})
+    await play(together)
+    assert not any(node.notes.losses for node in together.values())
+
+
+class Pausing(Streamer):
+    """Pauses before it mixes. `pauses`: seconds, by node and round."""
+
+    def __init__(self, hood, pauses):
+        super().__init__(hood, False)
+        self.pauses, self.event = pauses, threading.Event()
+
+    def round(self, t):
+        self.event.wait(self.pauses.get((self.hood.me, t), 0))
+        yield from super().round(t)
+
+
+async def test_who_waited_for_others_is_given_the_whole_patience_for_its_own_work():
+    """On a line: in round 2 n0 waits for n1, while that waits in round 1 for n2, and that in round 0 for n3; and then
+    while n1 works itself."""
+    line = list(pairwise(["n0", "n1", "n2", "n3"]))
+    hoods = neighborhoods("edges", ["n0", "n1", "n2", "n3"], Wiring(edges=line))
+    nodes = {name: Pausing(hood, {("n3", 0): 2.0, ("n1", 2): 2.0}) for name, hood in hoods.items()}
+    together = mesh(nodes, hoods, 3, layout=BLOCK, sync=SyncSection(deadline_s=10.0, patience_s=3.0))
+    await play(together)
+    assert not any(node.notes.losses for node in together.values())
 
 
 async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():

@@ -12,13 +12,23 @@ import torch
 from language_runs import language_run
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GitConfig, JambaConfig, XLMConfig, Zamba2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GitConfig,
+    JambaConfig,
+    MixtralConfig,
+    PhimoeConfig,
+    XLMConfig,
+    Zamba2Config,
+)  # fmt: skip
 
 from node.llm.layers import layers
 from node.maths.blocks import divided
 from node.maths.clipping import mean_gradient
 from node.privacy.within import Within
+from node.task import views
 from node.tasks import make
+from node.tasks.causal_lm import save_pretrained
 from peer.errors import ConfigurationError
 
 ROWS = np.arange(4)
@@ -33,6 +43,9 @@ ZAMBA2 = Zamba2Config(
 JAMBA = JambaConfig(
     **SMALL, num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, num_experts=4,
     expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=2, num_key_value_heads=2, use_mamba_kernels=False,
+)  # fmt: skip
+MIXTRAL = MixtralConfig(
+    **SMALL, num_hidden_layers=3, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=2,
 )  # fmt: skip
 GIT = GitConfig(
     **SMALL, num_hidden_layers=3,
@@ -77,8 +90,33 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
         torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [JAMBA, MIXTRAL], ids=["jamba", "mixtral"])
+def test_adapters_of_layers_of_several_kinds_and_of_experts_are_trained_and_merged(
+    config: Any, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = language_run(model=str(model_folder(config)), text={"lora_rank": 2})
+    it: Any = make(run, ROWS)
+    x = it.start(0)
+    for _ in range(3):
+        x -= 10 * mean_gradient(it, x, torch.arange(4))
+    save_pretrained(run, it.layout, x, tmp_path / "whole")
+    ids, plain = torch.arange(8).reshape(1, 8), AutoModelForCausalLM.from_pretrained(run.task.model)
+    with torch.inference_mode():
+        ours = it._forward(views(it.layout, x), ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")(input_ids=ids).logits
+        before = plain(input_ids=ids).logits
+    torch.testing.assert_close(merged, ours, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(before, ours, atol=1e-3)
+
+
+def test_a_model_that_does_not_run_with_adapters(model_folder: Callable[..., Path]) -> None:
+    folder = model_folder(PhimoeConfig(**SMALL, num_hidden_layers=3, num_key_value_heads=2, num_local_experts=2))
+    make(language_run(model=str(folder)), ROWS)
+    with pytest.raises(ConfigurationError, match=r"does not run with adapters \(task.text.lora_rank\): "):
+        make(language_run(model=str(folder), text={"lora_rank": 2}), ROWS)
+
+
 def test_weights_that_layers_share_take_no_adapters(model_folder: Callable[..., Path]) -> None:
-    make(language_run(model=str(model_folder(JAMBA)), text={"lora_rank": 2}), ROWS)
     with pytest.raises(ConfigurationError, match=r"Zamba2ForCausalLM takes no adapters .* that its layers share"):
         make(language_run(model=str(model_folder(ZAMBA2)), text={"lora_rank": 2}), ROWS)
 

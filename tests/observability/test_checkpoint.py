@@ -45,7 +45,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 tensors = st.tuples(
-    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]),
+    st.sampled_from(sorted(checkpoint.DTYPES, key=str)),
     st.lists(st.integers(0, 3), max_size=3),
 ).map(lambda made: torch.ones(made[1]).cumsum(0).to(made[0]) if made[1] else torch.tensor(1).to(made[0]))
 values = st.recursive(
@@ -72,7 +72,10 @@ def test_tensors_that_share_memory_come_back_apart(tmp_path):
     assert found.v.sum() == 14
 
 
-@pytest.mark.parametrize("thing", [torch.Generator(), object(), [1], {1: 2}, b"bytes", {"a": ({},), "b": set()}])
+THINGS = [torch.Generator(), object(), [1], {1: 2}, b"bytes", {"a": ({},), "b": set()}, torch.ones(2).cfloat()]
+
+
+@pytest.mark.parametrize("thing", THINGS)
 def test_what_has_no_place_in_a_checkpoint_is_a_bug(tmp_path, thing):
     with pytest.raises(TypeError, match="a checkpoint can't hold"):
         checkpoint.save(tmp_path, 0, state(thing=thing))
