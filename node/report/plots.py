@@ -27,8 +27,12 @@ KINDS = ("weight", "calibration", "shapley", "cosine")
 """Which figure per neighbour is drawn: the first of these a method has."""
 NUMBERS = 12
 """Up to so many nodes a heat map has its values written in it."""
+MANY = 2e10
+"""From so many bytes on they are counted in GB."""
 SIZE = (5.4, 3.4)
 """Inches, without the legend."""
+LONG = 21
+"""Characters of a legend's word, of which three do not fit beside each other."""
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "peerpoise",
     "svg.fonttype": "none",
@@ -89,9 +93,11 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
     lines = [line for line in part.lines if line.records]
     if not lines:
         return
+    most = max(max(line.figures[0]["bytes"]) for line in lines)
+    unit, size = ("GB", 1e9) if most > MANY else ("MB", 1e6)
     against: list[tuple[str, str, Callable[[Mapping[str, Any]], Sequence[float | None]]]] = [
         ("rounds", "rounds", lambda figures: figures["rounds"]),
-        ("bytes", "MB sent per node", lambda figures: [it / 1e6 for it in figures["bytes"]]),
+        ("bytes", f"{unit} sent per node", lambda figures: [it / size for it in figures["bytes"]]),
     ]
     for what, label, x in against:
         yield _curves(part, lines, methods, what, label, x)
@@ -122,7 +128,7 @@ def _curves(
     x: Callable[[Mapping[str, Any]], Sequence[float | None]],
 ) -> Plot:
     with _style():
-        figure, axes = _axes(len(lines))
+        figure, axes = _axes(lines)
         for line in lines:
             curves = [_over_nodes(figures) for figures in line.figures]
             _draw(
@@ -140,7 +146,7 @@ def _curves(
 
 def _distance(part: Part, lines: Sequence[Line], methods: Sequence[str]) -> Plot:
     with _style():
-        figure, axes = _axes(len(lines))
+        figure, axes = _axes(lines)
         ends = []
         for line in lines:
             curves = [[max(v, 1e-12) for v in figures["distance"]] for figures in line.figures]
@@ -233,16 +239,22 @@ def _middle(columns: Sequence[Sequence[Any]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*columns, strict=False)]
 
 
-def _axes(lines: int) -> tuple[Figure, Axes]:
+def _axes(lines: Sequence[Line]) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.22 * -(-lines // 3)))
+    rows = -(-len(lines) // _columns([line.method for line in lines]))
+    figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.22 * rows))
     return figure, figure.subplots()
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of the legend."""
+    return min(3 if max(map(len, labels)) < LONG else 2, len(labels))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), frameon=False, fontsize=9)
 
 
 def slug(text: str) -> str:
