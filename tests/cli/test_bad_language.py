@@ -252,7 +252,7 @@ def test_a_block_larger_than_memory(
         refused(result, 78, f"algorithm.layers_per_block = {each} makes blocks that take")
 
 
-@pytest.mark.parametrize(("algorithm", "held"), [("deca", 2 + 20 / 3), ("dsgd-adam", 4 * (3 + 32 * 2))])
+@pytest.mark.parametrize(("algorithm", "held"), [("deca", 2 + 20 / 3), ("dsgd-adam", 4 * (28 + 3 + 6 * 2))])
 def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) -> None:
     """M + 10M/B of a model in bfloat16 with B = 3 blocks, whatever the degree; without privacy no chunk of gradients.
     With it a chunk of the block's."""
