@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from node.memory import available_memory, mib
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, first_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,7 +104,7 @@ def _torch() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield fault("torch", f"it can't be imported: {_first_line(error)}", CPU_WHEELS)
+        yield fault("torch", f"it can't be imported: {first_line(error)}", CPU_WHEELS)
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     said = f"{torch.__version__}, {build} build, {torch.get_num_threads()} threads"
@@ -200,10 +200,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "(not installed)"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def document(findings: Sequence[Finding]) -> dict[str, Any]:

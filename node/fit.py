@@ -68,11 +68,11 @@ def _beside(options: Any, run: RunConfig, task: Task, degree: int) -> int:
 def _collected(options: Any, run: RunConfig, degree: int) -> float:
     """Blocks that are held where those of neighbours are not folded as they come: these, what came in bfloat16 beside
     it in float32, and tables of all."""
-    if run.mix.rule == "mean" and run.sync.mode != "quorum":
+    wire = getattr(options, "wire", None)  # BAdam has none
+    if wire is None or (run.mix.rule == "mean" and run.sync.mode != "quorum"):
         return 0
-    narrow = getattr(options, "wire", "float32") != "float32"
     table = 1 + degree if run.mix.rule in ("median", "trimmed_mean") else 0
-    return degree + table + (1 + degree / 2 if narrow else 0)
+    return degree + table + (1 + degree / 2 if wire == "bf16-delta" else 0)
 
 
 def _at_once(privacy: PrivacySection, task: Task, d: int) -> int:

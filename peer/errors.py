@@ -81,3 +81,8 @@ class Malformed(RemoteError):
 
 class Refused(RemoteError):
     pass
+
+
+def first_line(error: BaseException | None) -> str:
+    """What a library's error says, or else its kind, to stand within a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -11,7 +11,7 @@ import platformdirs
 import torch
 
 from node.data.examples import Examples
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, first_line
 
 
 def torchvision(name: str) -> tuple[Examples, Examples]:
@@ -38,7 +38,7 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
         return _read(kind(root=str(root), train=True, download=False)), _read(kind(str(root), train=False))
     except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(
-            f"torchvision can't read {name} in {root} ({str(error).splitlines()[0]}); download it first: "
+            f"torchvision can't read {name} in {root} ({first_line(error)}); download it first: "
             f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\""
         ) from None
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from node.config import TextSection
 from node.llm.quiet import peft
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, first_line
 from peer.message import Layout
 
 
@@ -36,15 +36,9 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
     is (last norm, head) with the last one. Of tied weights the first name counts: what layers share is the first one's.
 
     Raises:
-        ConfigurationError: no layers are recognised, or nothing is left to train.
+        ConfigurationError: no layers are recognised, it does not run with adapters, or nothing is left to train.
     """
-    try:
-        reached = _reached(model)
-    except Exception as error:  # models raise what they like; without adapters it ran
-        raise ConfigurationError(
-            f"The model does not run with adapters (task.text.lora_rank): {str(error).splitlines()[0]}."
-        ) from None
-    inside = layers(model, reached)
+    inside = layers(model, _reached(model))
     named = dict(model.named_parameters())  # each tied parameter once
     if text.lora_rank:
         named = {name: value for name, value in named.items() if ".lora_" in name}
@@ -92,7 +86,12 @@ def _reached(model: nn.Module) -> set[nn.Module]:
     with ExitStack() as hooks, torch.inference_mode():
         for module in model.modules():
             hooks.enter_context(module.register_forward_hook(lambda it, *_: found.add(it)))
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+        try:
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+        except Exception as error:  # models raise what they like; without adapters it ran
+            raise ConfigurationError(
+                f"The model does not run with adapters (task.text.lora_rank): {first_line(error)}."
+            ) from None
     return found
 
 

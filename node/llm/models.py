@@ -25,7 +25,7 @@ from node.llm.quiet import missing, offline, transformers
 from node.llm.tokens import Bytes, Pretrained, Tokens
 from node.models import MODELS
 from node.randomness import seeded
-from peer.errors import ConfigurationError, DataError, StorageError
+from peer.errors import ConfigurationError, DataError, StorageError, first_line
 
 BYTES = {
     "vocab_size": Bytes.size,
@@ -84,7 +84,7 @@ def checked(language: Language, name: str) -> Language:
     try:
         ahead = _looks_ahead(language.model, min(4, language.longest or 4))
     except Exception as error:  # models raise what they like
-        raise ConfigurationError(f"The model {name} does not run: {_first_line(error)}.") from None
+        raise ConfigurationError(f"The model {name} does not run: {first_line(error)}.") from None
     if ahead:
         raise ConfigurationError(
             f"The model {name} is not causal: a token changes what is predicted before it; take a decoder."
@@ -140,11 +140,7 @@ def _there(place: Path | str, read: Callable[[], Any]) -> Any:
         except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
             last = error
     where = f"in the folder {place}" if isinstance(place, Path) else f"as {place!r} on the hub, or it can't be asked"
-    raise DataError(f"There is no language model with its tokenizer {where}: {_first_line(last)}.")
-
-
-def _first_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    raise DataError(f"There is no language model with its tokenizer {where}: {first_line(last)}.")
 
 
 def scratch(dtype: torch.dtype, attention: str | None, seed: int) -> nn.Module:
@@ -233,7 +229,7 @@ def _convert(file: Path, into: Path) -> None:
     except ImportError as error:
         raise missing(error) from None
     except Exception as error:
-        raise DataError(f"{file} can't be read as a GGUF model: {_first_line(error)}.") from None
+        raise DataError(f"{file} can't be read as a GGUF model: {first_line(error)}.") from None
     config = model.config
     if hasattr(config, "quantization_config"):  # it is dequantised, but can't be saved while it says otherwise
         del config.quantization_config

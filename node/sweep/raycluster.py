@@ -13,7 +13,7 @@ from typing import Any
 
 from node.sweep.worker import failure
 from node.sweep.workers import News
-from peer.errors import ConfigurationError, TemporaryFailure
+from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
 LOCAL = "local"
 
@@ -37,9 +37,8 @@ class RayCluster:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", **how)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            said = str(error).splitlines()[0].rstrip(".")
             raise TemporaryFailure(
-                f"No Ray cluster answers at {address} ({said}); use --ray local for one of this machine."
+                f"No Ray cluster answers at {address} ({first_line(error)}); use --ray local for one of this machine."
             ) from None
         self._play = ray.remote(num_cpus=1)(_play)
         self._keys: dict[Any, str] = {}
@@ -58,7 +57,7 @@ class RayCluster:
         try:
             return News(key=key, **self._ray.get(ready))
         except self._ray.exceptions.RayError as error:
-            return News(key=key, error=f"Ray lost this cell: {str(error).splitlines()[0].rstrip('.')}.")
+            return News(key=key, error=f"Ray lost this cell: {first_line(error)}.")
 
     def close(self) -> None:
         self._ray.shutdown()

@@ -185,6 +185,18 @@ def test_without_streaming_the_neighbours_blocks_are_held_too(monkeypatch, polic
         start({"wire": wire}, policies)
 
 
+@pytest.mark.parametrize(
+    "policies", [{"mix": MixSection(rule="median")}, {"sync": SyncSection(mode="quorum")}], ids=["median", "quorum"]
+)
+def test_who_mixes_nothing_asks_for_no_neighbours_blocks(policies):
+    deca, config, task = host()
+    badam = find("badam")
+    alone = badam.Config(layers_per_block=config.layers_per_block)
+    assert fit.memory_needed(badam, alone, beside(policies), task, 2) == fit.memory_needed(
+        deca, config, beside({}), task, 2
+    )
+
+
 def test_a_full_adam_takes_ten_times_the_model():
     layers, each, _ = SHAPES[0]
     assert 9 < peak("dsgd-adam", *SHAPES[0]) / (2 * layers * each) < 11

@@ -20,7 +20,7 @@ from transformers import (
     PhimoeConfig,
     XLMConfig,
     Zamba2Config,
-)  # fmt: skip
+)
 
 from node.llm.layers import layers
 from node.maths.blocks import divided
