@@ -18,8 +18,8 @@ BASE = 460 << 20
 """Bytes of a daemon with next to no parameters."""
 OWN, PER_EXAMPLE, PER_NEIGHBOUR = 28, 3, 6
 """Parameter vectors that are held at once: of a round, gradients of an example in float32 and float64, and what is in
-flight to and from a neighbour. Fitted to peaks of DPDL's daemons with 6.4 million parameters and 1, 2 and 5 neighbours,
-1.1 to 1.8 GiB: without privacy they take 6 to 19 % less than said, in mode strict up to 9 % more."""
+flight to and from a neighbour. Fitted to peaks of DPDL's daemons (docs/benchmarks.md): without privacy they take 6 to
+19 % less than said, in mode strict up to 9 % more."""
 
 
 def suited(algorithm: type[Algorithm], task: Task) -> None:
