@@ -167,7 +167,7 @@ def needed(policies=None, **options):
         {"mix": MixSection(rule="multi_krum", trim=0)},
         {"mix": MixSection(rule="median")},
         {"mix": MixSection(rule="trimmed_mean")},
-        {"sync": SyncSection(mode="quorum", quorum=1.0, deadline_s=30)},
+        {"sync": SyncSection(mode="quorum", deadline_s=30)},
     ],
     ids=["clipping", "multi_krum", "median", "trimmed_mean", "quorum"],
 )
