@@ -387,7 +387,9 @@ def _bug(error: Exception) -> str:
     if os.environ.get("PEERPOISE_DEBUG") == "1":
         traceback.print_exc()
         return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
-    with tempfile.NamedTemporaryFile("w", prefix="peerpoise-bug-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="peerpoise-bug-", suffix=".txt", delete=False
+    ) as file:
         traceback.print_exc(file=file)
     return f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in {file.name}, please report it."
 

@@ -136,7 +136,7 @@ def _gpu(torch: Any) -> Iterator[Finding]:
 def _driver() -> str:
     """Version of the NVIDIA kernel driver; empty: there is none."""
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return ""
     return next((word for word in text.split() if word[:1].isdigit() and "." in word), "unknown")

@@ -35,7 +35,7 @@ def read(file: Path) -> list[tuple[str | float, ...]]:
         ConfigurationError: as `inline`.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"topology.file: {file} can't be read as text; check the path.") from None
     split = [(number, line.partition("#")[0].replace(",", " ").split()) for number, line in enumerate(lines, 1)]

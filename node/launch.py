@@ -284,5 +284,5 @@ def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: S
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"

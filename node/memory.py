@@ -28,12 +28,14 @@ def keep() -> bool:
 def available_memory() -> int | None:
     """Bytes that could be used now, within this process's cgroup; None where the system does not say."""
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     except OSError:
         return None
     free = 1024 * int(lines["MemAvailable"].split()[0])
     try:
-        most, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        most, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current")
+        )
     except OSError:
         return free
     return free if most == "max" else min(free, int(most) - int(used))

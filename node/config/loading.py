@@ -79,7 +79,7 @@ def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str]
 
 def write(config: Section, file: Path) -> None:
     """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null)."""
-    file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+    file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_a_daemon_attacks_only_where_somebody_says_that_it_is_a_test(peerpoise: 
     one_sentence(peerpoise(*asked, "--attack", "alie"), *said)
     one_sentence(peerpoise(*asked, "--set", "attack.name=alie"), *said)
     one_sentence(peerpoise(*asked, "--attack", "alie", "--i-am-testing"), "run.toml")
-    node.write_text(node.read_text() + '\n[attack]\nname = "alie"\n')
+    node.write_text(node.read_text(encoding="utf-8") + '\n[attack]\nname = "alie"\n', encoding="utf-8")
     one_sentence(peerpoise(*asked), *said)
     one_sentence(peerpoise(*asked, "--i-am-testing"), "run.toml")
 

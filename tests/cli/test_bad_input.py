@@ -87,9 +87,9 @@ def save(path: Path, *, size: int = 8, label: int = 9, value: float = 0.5) -> No
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 # -- configuration

@@ -143,8 +143,8 @@ def test_a_run_that_cant_be(peerpoise: Call, tiny: Path, settings: list[str], co
 
 
 def test_adapters_are_averaged_only_where_there_are_some(peerpoise: Call, tiny: Path, tmp_path: Path) -> None:
-    bare = tiny.read_text().replace('"deca"\nsteps = 2\nlayers_per_block = 1', '"dec-lora"')
-    tiny.write_text(bare)
+    bare = tiny.read_text(encoding="utf-8").replace('"deca"\nsteps = 2\nlayers_per_block = 1', '"dec-lora"')
+    tiny.write_text(bare, encoding="utf-8")
     says = "dec-lora averages adapters; set task.text.lora_rank"
     refused(played(peerpoise, tiny), 78, says)
     refused(peerpoise("config", "check", tiny), 78, says)
@@ -177,11 +177,11 @@ def test_rounds_need_not_be_whole_visits(peerpoise: Call, tiny: Path) -> None:
 
 
 def no_rows(text: Path) -> None:
-    text.write_text("")
+    text.write_text("", encoding="utf-8")
 
 
 def one_row(text: Path) -> None:
-    text.write_text('{"text": "a film"}\n')
+    text.write_text('{"text": "a film"}\n', encoding="utf-8")
 
 
 @pytest.mark.parametrize(

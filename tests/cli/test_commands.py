@@ -208,7 +208,7 @@ def test_config_schema_is_a_schema(peerpoise: Call, experiment: Path, which: str
     schema = json.loads(peerpoise("config", "schema", which).out)
     jsonschema.Draft202012Validator.check_schema(schema)
     if which == "experiment":
-        jsonschema.validate(tomllib.loads(experiment.read_text()), schema)
+        jsonschema.validate(tomllib.loads(experiment.read_text(encoding="utf-8")), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"nonsense": 1}, schema)
 

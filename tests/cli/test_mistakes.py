@@ -249,7 +249,7 @@ def test_a_bug_is_one_sentence_and_a_file(peerpoise: Call, experiment: Path, mon
     found = re.search(r"the traceback is in (\S+),", result.err)
     assert found
     file = Path(found[1])
-    assert "KeyError: 'a bug'" in file.read_text()
+    assert "KeyError: 'a bug'" in file.read_text(encoding="utf-8")
     file.unlink()
     monkeypatch.setenv("PEERPOISE_DEBUG", "1")
     assert "Traceback" in peerpoise("config", "check", experiment).err

@@ -60,7 +60,9 @@ def test_a_sweep_and_its_report(peerpoise: Call, file: Path, tmp_path: Path) -> 
 def test_settings_whose_names_differ_in_punctuation_have_plots_and_anchors_of_their_own(
     peerpoise: Call, file: Path, tmp_path: Path
 ) -> None:
-    file.write_text(SWEEP.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n')
+    file.write_text(
+        SWEEP.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n', encoding="utf-8"
+    )
     peerpoise("sweep", file, "--out", tmp_path / "out")
     made = peerpoise("report", tmp_path / "out", "--plots", tmp_path / "plots")
     assert made.code == 0, made.err
@@ -93,7 +95,7 @@ def test_measuring_says_core_hours(peerpoise: Call, file: Path, tmp_path: Path) 
 def test_a_cell_that_fails_is_in_the_exit_code(peerpoise: Call, file: Path, tmp_path: Path) -> None:
     """Only a partition knows that a column is missing."""
     bad = "[sweep.settings.bad]\nexperiment = { partition = 'column', column = 'who' }\n"
-    file.write_text(SWEEP + "[sweep.settings.good]\n" + bad)
+    file.write_text(SWEEP + "[sweep.settings.good]\n" + bad, encoding="utf-8")
     result = peerpoise("sweep", file, "--out", tmp_path / "out")
     assert result.code == 1
     assert "2 cells played, 2 failed, 2 left" in result.out
@@ -119,7 +121,7 @@ def test_mistakes_are_a_sentence(
     code: int, part: str,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray", None)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     result = peerpoise("sweep", file, "--out", tmp_path / "out", *arguments)
     assert (result.code, result.err.count("\n")) == (code, 1), result.err
     assert part in result.err

@@ -22,7 +22,9 @@ HOSTS = [word for name in "abc" for word in ("--host", f"{name}=10.0.0.1:7443")]
 def star(experiment: Path) -> Path:
     """An experiment on the graph of graph.txt beside it."""
     (experiment.parent / "graph.txt").write_text(STAR)
-    experiment.write_text(experiment.read_text() + '[topology]\nkind = "edges"\nfile = "graph.txt"\n')
+    experiment.write_text(
+        experiment.read_text(encoding="utf-8") + '[topology]\nkind = "edges"\nfile = "graph.txt"\n', encoding="utf-8"
+    )
     return experiment
 
 

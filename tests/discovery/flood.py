@@ -80,7 +80,7 @@ def fakes(count: int, seed: int = 1) -> Iterator[bytes]:
 
 def rss() -> float:
     """MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 

@@ -68,7 +68,7 @@ def test_killed_it_goes_on_where_it_was(tiny, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    return [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def gone(pid: int) -> None:

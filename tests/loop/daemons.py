@@ -113,7 +113,9 @@ def _busy() -> tuple[float, float, float]:
     own = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stat, busy = Path("/proc/stat"), 0.0
     if stat.exists():
-        user, nice, system, _, _, interrupt, soft, steal, *_ = map(int, stat.read_text().splitlines()[0].split()[1:])
+        user, nice, system, _, _, interrupt, soft, steal, *_ = map(
+            int, stat.read_text(encoding="utf-8").splitlines()[0].split()[1:]
+        )
         busy = (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
     return time.monotonic() * (os.cpu_count() or 1), busy, own
 

@@ -66,7 +66,7 @@ class Report:
             self.slowest = sorted([*self.slowest, (seconds, what())], reverse=True)[:10]
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps(vars(self)))
+        file.write_text(json.dumps(vars(self)), encoding="utf-8")
 
 
 def time_callbacks(report: Report) -> None:
@@ -146,7 +146,7 @@ def nap() -> None:
 
 
 def save() -> None:
-    Path("/dev/null").write_text("x")
+    Path("/dev/null").write_text("x", encoding="utf-8")
 
 
 FAULTS = {"burn": burn, "nap": nap, "save": save}

@@ -190,7 +190,7 @@ def test_no_state_of_any_generator_is_in_a_checkpoint(tmp_path):
     assert random_state[8:200] not in content
     for word in (b"rng", b"generator", b"noise", b"pickle", b"seed"):
         assert word not in content.lower()
-    source = Path(checkpoint.__file__).read_text()
+    source = Path(checkpoint.__file__).read_text(encoding="utf-8")
     assert not re.findall(r"get_rng_state|import pickle|import random|(?<!safetensors\.)torch\.(?:save|load)", source)
 
 

@@ -272,7 +272,7 @@ async def test_a_bug_in_the_snapshot_ends_the_answer_and_not_the_daemon(short):
 
 
 def printed(document: status.Status) -> str:
-    console = Console(width=300, record=True, file=open(os.devnull, "w"))
+    console = Console(width=300, record=True, file=open(os.devnull, "w", encoding="utf-8"))
     with console.file:
         console.print(status.render(document))
     return console.export_text()

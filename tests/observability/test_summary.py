@@ -168,7 +168,7 @@ def test_one_bad_node_marks_the_cluster():
 
 
 def printed(*columns: Summary) -> str:
-    console = Console(width=240, record=True, file=open(os.devnull, "w"))
+    console = Console(width=240, record=True, file=open(os.devnull, "w", encoding="utf-8"))
     with console.file:
         console.print(summary.table(*columns))
     return " ".join(console.export_text().split())

@@ -36,14 +36,14 @@ def test_a_roster_survives_the_file(ca: CertificateAuthority, path: Path) -> Non
 
 
 def test_every_change_of_a_signed_roster_is_noticed(ca: CertificateAuthority, path: Path) -> None:
-    signed = json.loads(path.read_text())
+    signed = json.loads(path.read_text(encoding="utf-8"))
     for change in (
         {"version": 4},
         {"effective_round": 0},
         {"members": signed["roster"]["members"][:1]},
         {"more": 1},
     ):
-        path.write_text(json.dumps({**signed, "roster": signed["roster"] | change}))
+        path.write_text(json.dumps({**signed, "roster": signed["roster"] | change}), encoding="utf-8")
         with pytest.raises(IdentityError, match="not signed by the federation"):
             Roster.load(path, ca.federation)
 
