@@ -206,8 +206,6 @@ def _event(sigma: float, rate: float) -> Any:
 def _dp() -> Any:
     """dp_accounting, without its log lines about Rényi orders that don't converge (they are left out, harmlessly)."""
     import dp_accounting
-    import dp_accounting.pld
-    import dp_accounting.rdp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     return dp_accounting
