@@ -206,6 +206,8 @@ def _event(sigma: float, rate: float) -> Any:
 def _dp() -> Any:
     """dp_accounting, without its log lines about Rényi orders that don't converge (they are left out, harmlessly)."""
     import dp_accounting
+    import dp_accounting.pld  # noqa: F401 (submodules, reached through the package)
+    import dp_accounting.rdp  # noqa: F401
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     return dp_accounting
