@@ -52,6 +52,10 @@ class Stream:
             _box_muller(self, out[start : start + BLOCK])
         return out
 
+    def bytes(self, n: int) -> bytes:
+        """The next n bytes."""
+        return self._encrypt.update(bytes(n))
+
     def _fill(self, out: Floats) -> None:
         """At most BLOCK uniform numbers into `out`."""
         self._encrypt.update_into(_ZEROS[: 8 * len(out)], self._raw)

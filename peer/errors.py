@@ -2,6 +2,7 @@
 
     PeerpoiseError                     one sentence that says what to do, and an exit code
     ├── ConfigurationError   78        a file, option or combination of them is wrong
+    │   └── TaskError                  an own task's code raised, or breaks a promise of node.task.Task
     ├── DataError            66        a data set is missing, truncated or not what the task expects
     ├── StorageError         73        a directory or disk refuses; nothing was lost
     ├── LedgerError          73        the privacy ledger can't vouch for what was spent: nothing is released
@@ -33,6 +34,10 @@ class PeerpoiseError(Exception):
 
 class ConfigurationError(PeerpoiseError, ValueError):
     exit_code = 78
+
+
+class TaskError(ConfigurationError):
+    pass
 
 
 class DataError(PeerpoiseError, ValueError):

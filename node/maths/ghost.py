@@ -89,8 +89,9 @@ def factors(
     return found
 
 
-def clip_and_sum(models: Sequence[Factors], clip: float) -> dict[str, Tensor]:
-    """Σ_b clip(g_b), or for the factors at two models Σ_b clip(clip(g_b) − clip(g′_b)): {parameter: float64 [out, in]}.
+def clip_and_sum(models: Sequence[Factors], clip: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Σ_b clip(g_b), or for the factors at two models Σ_b clip(clip(g_b) − clip(g′_b)): {parameter: float64 [out, in]},
+    and which examples were finite, bool [n].
 
     Examples whose norm is not finite at one of the models are left out.
     """
@@ -107,7 +108,8 @@ def clip_and_sum(models: Sequence[Factors], clip: float) -> dict[str, Tensor]:
         apart = (norm.square() + other.square() - 2 * f * g * _inner(*models)).clamp(min=0.0).sqrt()
         factor = torch.stack([f, -g]) * (clip / apart).clamp(max=1.0)
     sums = [_weighted_sum(f, each) for f, each in zip(factor, models, strict=True)]
-    return sums[0] if len(sums) == 1 else {name: sums[0][name] + sums[1][name] for name in sums[0]}
+    total = sums[0] if len(sums) == 1 else {name: sums[0][name] + sums[1][name] for name in sums[0]}
+    return total, usable
 
 
 def _inner(here: Factors, there: Factors) -> Tensor:

@@ -1,29 +1,55 @@
 """A task on made-up examples and parameters: what may be tried before anything private is touched, and may decide how
-private examples are treated without telling anything of them."""
+private examples are treated without telling anything of them.
+
+Values have to be admissible: 0 is no length, an empty mask has no mean. So integers are drawn from 0 and 1, or all 1,
+or 0; floats are normal, or uniform in (0.25, 1): the first combination with which the loss and its gradient are finite.
+A task for which none of them will do declares one example (`Task.example`); without, the node's own examples are used
+for checks that can only refuse, and choose nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice, product
 from math import sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from node import device
 from node.maths.ghost import Factored
-from node.task import Task
+from node.maths.per_example import looped
+from node.maths.purity import PROCESS_SEEDS
+from node.task import Task, views
 from peer.message import Layout
+
+TRIED = 4
+"""Made-up examples that have to be admissible; integers repeat after so many rows."""
+MOST = 8
+"""Combinations of ones and zeros that are tried."""
+EITHER = 2
+"""For `Values.integers`: 0 or 1, drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What made-up examples consist of."""
+
+    source: Literal["made up", "declared", "own"] = "made up"
+    integers: tuple[int, ...] = ()
+    """Of each column of integers: 0, 1 or EITHER; of further columns 1."""
+    floats: Literal["normal", "uniform", "declared"] = "normal"
 
 
 class Rehearsal(Task):
-    """The task's loss on `examples` rows of its own shape and types: floats are drawn, integers are 0, which every set
-    of labels or tokens has."""
+    """The task's loss on `examples` rows of its own shape and types, and of these values."""
 
-    def __init__(self, task: Task, examples: int) -> None:
+    def __init__(self, task: Task, examples: int, values: Values = Values()) -> None:
         self._task, self.layout, self.examples = task, task.layout, examples
         self.device = getattr(task, "device", device.CPU)
-        generator = torch.Generator().manual_seed(0)
-        self._rows = [_like(column, examples, generator).to(column.device) for column in task.batch(torch.tensor([0]))]
+        self._rows = [it.to(self.device) for it in _columns(task, examples, values)]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         return tuple(column[rows.to(column.device)] for column in self._rows)
@@ -35,8 +61,8 @@ class Rehearsal(Task):
         return self._task.mean_loss(parameters, batch)
 
     def factors(self) -> Factored | None:
-        found: Factored | None = getattr(self._task, "factors", lambda: None)()
-        return found
+        factored: Factored | None = getattr(self._task, "factors", lambda: None)()
+        return factored
 
     def to(self, device: torch.device) -> None:
         raise NotImplementedError("the task itself moves")
@@ -45,14 +71,100 @@ class Rehearsal(Task):
         return drawn(self.layout, seed)
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
-        raise NotImplementedError("nothing is learnt here")
+        raise NotImplementedError("nothing is learned here")
 
 
-def _like(column: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    shape = (n, *column.shape[1:])
+def admissible(task: Task) -> Values:
+    """The first values with which loss and gradient are finite, and not all zero, at made-up parameters.
+
+    Raises:
+        whatever the task's loss raises with all of them, its own examples included.
+    """
+    fallback, failure = None, None
+    for values in _candidates(task):
+        try:
+            gradients = _gradients(task, values)
+        except Exception as error:
+            failure = error
+            continue
+        if all(bool(it.isfinite().all()) for it in gradients) and any(bool(it.any()) for it in gradients):
+            return values
+        fallback = fallback or values
+    if fallback is None:
+        assert failure is not None
+        raise failure
+    return fallback
+
+
+def _candidates(task: Task) -> Iterator[Values]:
+    if declared(task) is not None:
+        for floats in ("normal", "uniform", "declared"):
+            yield Values("declared", (), floats)
+    else:
+        whole = sum(not it.dtype.is_floating_point and not it.is_complex() for it in _first(task))
+        for kind in ("normal", "uniform"):
+            tried = [(EITHER,) * whole, *islice(product((1, 0), repeat=whole), MOST), (0,) * whole]
+            for integers in dict.fromkeys(tried):
+                yield Values("made up", integers, kind)
+    yield Values("own")
+
+
+def _gradients(task: Task, values: Values) -> list[Tensor]:
+    """Of a few examples, each parameter's [n, *shape]."""
+    n = min(TRIED, task.examples) if values.source == "own" else TRIED
+    rehearsal, rows = Rehearsal(task, n, values), torch.arange(n)
+    parameters = views(task.layout, device.onto(rehearsal.start(0), rehearsal.device))
+    return list(looped(rehearsal, PROCESS_SEEDS)(parameters, rehearsal.batch(rows), rows).values())
+
+
+def declared(task: Task) -> tuple[Tensor, ...] | None:
+    """The example that the task declares, without a batch dimension; None: it declares none."""
+    example: Callable[[], tuple[Tensor, ...]] | None = getattr(task, "example", None)
+    return None if example is None else tuple(example())
+
+
+def _first(task: Task) -> tuple[Tensor, ...]:
+    """Of one own example only shapes and types are used."""
+    return task.batch(torch.tensor([0]))
+
+
+def _columns(task: Task, n: int, values: Values) -> list[Tensor]:
+    if values.source == "own":
+        return list(task.batch(torch.arange(n) % task.examples))
+    generator = torch.Generator().manual_seed(0)
+    example = declared(task) if values.source == "declared" else None
+    if example is not None:
+        return [_near(column, n, generator, values.floats) for column in example]
+    integers = iter(values.integers)
+    return [_like(column, n, generator, values.floats, integers) for column in _first(task)]
+
+
+def _near(column: Tensor, n: int, generator: torch.Generator, floats: str) -> Tensor:
+    """n times the declared column; its floats are drawn, or scaled by (0.5, 1) where only they will do."""
     if not column.dtype.is_floating_point:
-        return torch.zeros(shape, dtype=column.dtype)
-    return torch.randn(shape, generator=generator).to(column.dtype)
+        return column.detach().cpu().expand(n, *column.shape).clone()
+    if floats != "declared":
+        return _floats((n, *column.shape), generator, floats).to(column.dtype)
+    scale = torch.rand((n, *column.shape), generator=generator).mul_(0.5).add_(0.5)
+    return (column.detach().cpu() * scale).to(column.dtype)
+
+
+def _like(column: Tensor, n: int, generator: torch.Generator, floats: str, integers: Iterator[int]) -> Tensor:
+    shape = (n, *column.shape[1:])
+    if column.dtype.is_floating_point or column.is_complex():
+        return _floats(shape, generator, floats).to(column.dtype)
+    value = next(integers, 1)
+    if value == EITHER:
+        highest = 256 if column.dtype == torch.uint8 and column.dim() > 2 else 2  # the former: images
+        few = torch.randint(0, highest, (TRIED, *shape[1:]), generator=generator)
+        return few[torch.arange(n) % TRIED].to(column.dtype)
+    return torch.full(shape, value, dtype=column.dtype)
+
+
+def _floats(shape: tuple[int, ...], generator: torch.Generator, kind: str) -> Tensor:
+    if kind == "uniform":
+        return torch.rand(shape, generator=generator).mul_(0.75).add_(0.25)
+    return torch.randn(shape, generator=generator)
 
 
 def drawn(layout: Layout, seed: int) -> Tensor:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from node.config import PrivacySection
 from node.maths.blocks import Block
-from node.maths.clipping import Backend, clipped_sum, mean_gradient, pick
+from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick
+from node.maths.purity import keyed_seeds
 from node.maths.rehearsal import drawn
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, units_left
@@ -56,6 +57,8 @@ class Door(Protocol):
     """How often the ledger failed."""
     withheld: int = 0
     """Releases that were not made, for lack of budget or ledger; the own one counts too."""
+    choice: Choice | None = None
+    """How gradients of single examples are computed; None: they are not (mode none), or block by block."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
 
@@ -74,6 +77,10 @@ def _nobody(t: int, recipient: Peer, why: str = "") -> None:
     pass
 
 
+def _unread(t: int, rows: Tensor) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     """What gradient is asked for: at x, or what it is more there than at `before`; of `task`."""
@@ -82,7 +89,7 @@ class _Question:
     x: Tensor
     before: Tensor | None = None
     backend: Backend | None = None
-    """None: the door's."""
+    """None: the door's choice."""
 
     @property
     def digest(self) -> bytes:
@@ -111,12 +118,13 @@ class StrictDoor(Door):
     mechanism: Mechanism
     ledger: Ledger
     keys: Keys
-    backend: Backend
+    choice: Choice | None
     budget: int | None = None
     """Units that may still be spent; None: no lifetime limit."""
     breathe: Callable[[], None] = _nothing
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
+    on_unusable: Callable[[int, Tensor], None] = _unread
 
     _last: dict[Peer, _Last] = field(default_factory=dict)
     _without: dict[Peer, int] = field(default_factory=dict)
@@ -238,8 +246,10 @@ class StrictDoor(Door):
             self.config.clip,
             before=question.before,
             chunk=self.config.chunk,
-            backend=question.backend or self.backend,
+            backend=question.backend or (self.choice.backend if self.choice else "loop"),
+            seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
             breathe=self.breathe,
+            on_unusable=lambda rows: self.on_unusable(t, rows),
         )
 
     def _rows(self, t: int, to: Peer) -> Tensor:
@@ -296,6 +306,7 @@ class ClearDoor(Door):
     breathe: Callable[[], None] = _nothing
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
+    on_unusable: Callable[[int, Tensor], None] = _unread
 
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
@@ -314,9 +325,9 @@ class ClearDoor(Door):
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
         """The plain gradient at x less that at `before`, both of round t's batch."""
-        found = self._mean(x, t).sub_(self._mean(before, t))
+        gained = self._mean(x, t).sub_(self._mean(before, t))
         self.on_release(t, self.me)
-        return Released(found)
+        return Released(gained)
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
         """(θ, t) -> the plain gradient of one block, of round t's batch."""
@@ -331,7 +342,8 @@ class ClearDoor(Door):
 
     def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
         draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
-        gradient = mean_gradient(task or self.task, x, draw[: self.batch])
+        rows = draw[: self.batch]
+        gradient = mean_gradient(task or self.task, x, rows, lambda part: self.on_unusable(t, part))
         self.breathe()
         return gradient
 
@@ -384,6 +396,7 @@ def open_door(
     breathe: Callable[[], None] = _nothing,
     on_release: Callable[[int, Peer], None] = _nobody,
     on_withheld: Callable[[int, Peer, str], None] = _nobody,
+    on_unusable: Callable[[int, Tensor], None] = _unread,
 ) -> Door:
     """The door of the configured mode.
 
@@ -391,7 +404,8 @@ def open_door(
     paper's formula in mode paper); `seed` draws the public batches of mode none; `whole`: gradients of all parameters
     will be asked for, not of blocks; `limit` is the data's lifetime ε_total at `limit_delta`. In mode none a ledger, if
     given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
-    `on_withheld(round, recipient, why)` where nothing is released.
+    `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row numbers)` where gradients of
+    records are not finite (in mode none: the loss of a batch): that is for the data's owner alone.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
@@ -405,7 +419,15 @@ def open_door(
     if config.mode == "none":
         if ledger is not None:
             ledger.mark(run, "none")
-        return ClearDoor(task=task, me=me, batch=config.batch, seed=seed, breathe=breathe, on_release=on_release)
+        return ClearDoor(
+            task=task,
+            me=me,
+            batch=config.batch,
+            seed=seed,
+            breathe=breathe,
+            on_release=on_release,
+            on_unusable=on_unusable,
+        )
     if ledger is None:
         raise LedgerError(f'privacy.mode = "{config.mode}" releases nothing without a ledger.')
     told = mechanism(config, d=task.layout.size, sigma=sigma, releases=releases)
@@ -423,9 +445,10 @@ def open_door(
         mechanism=told,
         ledger=ledger,
         keys=keys,
-        backend=pick(config.backend, task, config.chunk) if whole else "loop",
+        choice=choose(config.backend, task, config.chunk) if whole else None,
         budget=budget,
         breathe=breathe,
         on_release=on_release,
         on_withheld=on_withheld,
+        on_unusable=on_unusable,
     )

@@ -21,7 +21,7 @@ from node import models, validation
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.maths import ghost
-from node.maths.clipping import refuse_batchnorm
+from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
 from node.task import flat, views
 from peer.errors import ConfigurationError, DataError

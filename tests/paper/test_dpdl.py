@@ -93,7 +93,7 @@ def test_equations_1_and_2_clip_each_example_and_noise_the_sum(name):
     """(Σ_b ĝ_b + z)/B with B a public constant, not the 6 examples there are; a non-finite example counts zero."""
     case = EQUATIONS[name]
     rows = [[float("nan") if value is None else value for value in row] for row in case["per_example"]]
-    clipped = clip_and_sum({"w": torch.tensor(rows, dtype=torch.float64)}, case["C"])["w"]
+    clipped = clip_and_sum({"w": torch.tensor(rows, dtype=torch.float64)}, case["C"])[0]["w"]
     close((clipped + vector(case["z_on_sum"])) / case["B"], case["result"])
     assert case["B"] != len(rows)
 

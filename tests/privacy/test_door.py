@@ -241,7 +241,7 @@ def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(
 
 
 def no_clip_finite(gradients: Any, clip: float) -> Any:
-    return {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}
+    return {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}, all_of(gradients)
 
 
 # -- the ledger fails, the budget ends ---------------------------------------------------------------------------------
@@ -499,13 +499,18 @@ def clip_the_batch(gradients: Any, clip: float) -> Any:
 
 
 def clip_each_tensor(gradients: Any, clip: float) -> Any:
-    return {name: CLIP_AND_SUM({name: g}, clip)[name] for name, g in gradients.items()}
+    return {name: CLIP_AND_SUM({name: g}, clip)[0][name] for name, g in gradients.items()}, all_of(gradients)
+
+
+def all_of(gradients: Any) -> Tensor:
+    """Every example is usable."""
+    return torch.ones(len(next(iter(gradients.values()))), dtype=torch.bool)
 
 
 def clamp_instead_of_mask(gradients: Any, clip: float) -> Any:
     norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     factor = (clip / norm).clamp(max=1).double()
-    return {name: torch.einsum("n,n...->...", factor, g.double()) for name, g in gradients.items()}
+    return {name: torch.einsum("n,n...->...", factor, g.double()) for name, g in gradients.items()}, all_of(gradients)
 
 
 CLIP_AND_SUM, RELEASE, STREAM = clipping.clip_and_sum, noise.release, Keys.stream
@@ -517,19 +522,25 @@ def ghost_difference(models: Any, inner: float, outer: float) -> Any:
     total: dict[str, Tensor] = {}
     for row in range(len(next(iter(models[0].values()))[0])):
         each = [{name: (delta[row : row + 1], a[row : row + 1]) for name, (delta, a) in it.items()} for it in models]
-        here, there = (GHOST([it], inner) for it in each)
-        moved = CLIP_AND_SUM({name: (here[name] - there[name]).unsqueeze(0) for name in here}, outer)
+        here, there = (GHOST([it], inner)[0] for it in each)
+        moved, _ = CLIP_AND_SUM({name: (here[name] - there[name]).unsqueeze(0) for name in here}, outer)
         total = {name: total.get(name, 0) + it for name, it in moved.items()}
-    return total
+    return total, every(models)
+
+
+def every(models: Any) -> Tensor:
+    """Every example of factors is usable."""
+    return torch.ones(len(next(iter(models[0].values()))[0]), dtype=torch.bool)
 
 
 def ghost_of_each_tensor(models: Any, clip: float) -> Any:
-    return {name: GHOST([{name: each[name]} for each in models], clip)[name] for name in models[0]}
+    return {name: GHOST([{name: each[name]} for each in models], clip)[0][name] for name in models[0]}, every(models)
 
 
 def ghost_clamped(models: Any, clip: float) -> Any:
     weight = (clip / ghost._inner(models[0], models[0]).sqrt()).clamp(max=1)
-    return {name: (weight.unsqueeze(1) * delta).t().double() @ a.double() for name, (delta, a) in models[0].items()}
+    total = {name: (weight.unsqueeze(1) * delta).t().double() @ a.double() for name, (delta, a) in models[0].items()}
+    return total, every(models)
 
 
 def scaled(part: float, divisor: float = 1.0) -> Callable[..., Tensor]:

@@ -1,0 +1,117 @@
+"""Gradients of single examples, one after another or by `torch.func.vmap`.
+
+Deviations from plain autograd: randomness comes from a seed per row in the loop and is refused by vmap; sparse
+gradients (nn.Embedding(sparse=True)) are made dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from node import device
+from node.maths.purity import Seeds, seeded_rows
+from node.task import Task
+from peer.errors import PeerpoiseError, TaskError, first_line
+
+Parameters = Mapping[str, Tensor]
+Gradients = Callable[[Parameters, tuple[Tensor, ...], Tensor], dict[str, Tensor]]
+"""(parameters, a stacked batch, its row numbers) -> the gradient of every example, {name: [n, *shape]}."""
+
+
+def device_of(task: Task) -> torch.device:
+    """Where the task computes; one that does not say stays on the CPU."""
+    return getattr(task, "device", device.CPU)
+
+
+def vmapped(task: Task) -> Gradients:
+    """All at once. Raises whatever vmap can't take, random numbers among it."""
+
+    def loss(parameters: Parameters, *example: Tensor) -> Tensor:
+        return scalar(task.loss(parameters, example))
+
+    def gradients(parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor) -> dict[str, Tensor]:
+        each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)), randomness="error")
+        result: dict[str, Tensor] = each(dict(parameters), *batch)
+        return result
+
+    return gradients
+
+
+def looped(task: Task, seeds: Seeds) -> Gradients:
+    """One after another, each with torch's generator seeded for its row.
+
+    Raises:
+        TaskError: the loss is no scalar, can't be differentiated, or changes the parameters.
+    """
+
+    def gradients(parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor) -> dict[str, Tensor]:
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        each = []
+        with seeded_rows(device_of(task)) as seed:
+            for row, *example in zip(rows.tolist(), *batch, strict=True):
+                seed(seeds(row))
+                # a copy of its own: kernels may round by how the memory is aligned
+                each.append(_gradient(task, leaves, tuple(it.clone() for it in example)))
+        return {name: torch.stack([one[name] for one in each]) for name in leaves}
+
+    return gradients
+
+
+def _gradient(task: Task, leaves: Parameters, example: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    loss = scalar(task.loss(leaves, example))
+    _refuse_changed(leaves)
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    with _differentiable():
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    dense = [it if it.layout == torch.strided else it.to_dense() for it in gradients]
+    return dict(zip(leaves, dense, strict=True))
+
+
+def backward(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Adds the gradient of a scalar to the leaves' `grad`. Raises TaskError: it can't be computed."""
+    with _differentiable():
+        torch.autograd.backward(loss, inputs=leaves)
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    try:
+        yield
+    except PeerpoiseError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        if "memory" in str(error):
+            raise
+        raise TaskError(f"The gradient of the task's loss can't be computed: {first_line(error)}.") from error
+
+
+def scalar(loss: object) -> Tensor:
+    """The loss as a tensor without dimensions.
+
+    Raises:
+        TaskError: it is something else.
+    """
+    if not isinstance(loss, Tensor):
+        raise TaskError(f"The task's loss gave a {type(loss).__name__}; a scalar tensor is expected (no .item()).")
+    if loss.numel() != 1:
+        raise TaskError(
+            f"The task's loss gave a tensor of shape {list(loss.shape)}; a scalar is expected, of one example."
+        )
+    if not loss.is_floating_point():
+        raise TaskError(f"The task's loss gave a tensor of type {loss.dtype}; a real scalar is expected.")
+    return loss.reshape(())
+
+
+def _refuse_changed(leaves: Parameters) -> None:
+    for name, leaf in leaves.items():
+        if leaf._version:
+            raise TaskError(
+                f"The loss changes the parameter {name!r} itself (as an embedding with max_norm does), so one record "
+                "would reach the gradients of others; leave that out."
+            )

@@ -1,0 +1,260 @@
+"""Is a loss a pure function of (parameters, example)? Clipping bounds what one record changes only if it is.
+
+A layer that updates a buffer as it runs (running mean, power iteration, codebook) carries a record over into the
+gradients of all records after it, by any distance. So buffers, and every other tensor that the task or its modules
+hold, are watched whenever gradients of private records are computed (`State.unchanged`). What can't be seen that way
+(a Python counter, a generator of its own) is looked for by asking the same questions twice (`backends.choose`).
+
+Random numbers of torch's own generator are allowed in a loss where each record has a seed of its own (`Seeds`): then
+one record's draws are the same whichever other records there are.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from peer.errors import ConfigurationError
+
+Seeds = Callable[[int], int]
+"""Row number -> the 63-bit seed of torch's generator while that row's loss is computed."""
+
+MOST = 256
+"""Items of a container that are looked at: a data set in a list is no state."""
+DEEPEST = 8
+"""Steps from the task to a tensor or a module."""
+
+
+def keyed_seeds(key: bytes) -> Seeds:
+    """A row's seed is HMAC-SHA-256 of its number under `key`: another row's presence changes nothing."""
+
+    def seed(row: int) -> int:
+        return int.from_bytes(hmac.digest(key, row.to_bytes(8, "big"), "sha256")[:8], "big") >> 1
+
+    return seed
+
+
+PROCESS_SEEDS = keyed_seeds(os.urandom(32))
+"""Where nobody gives a key: secret, and fixed within a process."""
+
+
+@contextmanager
+def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
+    """Gives a function that seeds torch's generator for one row. Afterwards the generator is as it was before."""
+    cuda = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+
+        def seed(value: int) -> None:
+            torch.default_generator.manual_seed(value)
+            if cuda:
+                with torch.cuda.device(where):
+                    torch.cuda.manual_seed(value)
+
+        yield seed
+
+
+class State:
+    """The tensors that a task and its modules hold.
+
+    Modules are found from the task's attributes and, since a task may keep them in a thread, a closure or a global, by
+    noting which ones run the first time.
+    """
+
+    def __init__(self, task: object) -> None:
+        self._modules: dict[int, tuple[str, nn.Module]] = {}
+        self._tensors: dict[int, tuple[str, Tensor]] = {}
+        self._traced = False
+        self._walk(task, "", DEEPEST, set())
+
+    @classmethod
+    def of(cls, task: object) -> State:
+        """The task's state, looked for once; of what wraps a task, that of the task."""
+        while (inner := vars(task).get("_task") if hasattr(task, "__dict__") else None) is not None:
+            task = inner
+        try:
+            if task not in _STATES:
+                _STATES[task] = cls(task)
+            return _STATES[task]
+        except TypeError:  # it can't be hashed, or not be referred to weakly
+            return cls(task)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Nothing of it may change inside.
+
+        Raises:
+            ConfigurationError: a tensor changed, or a batch normalization ran that mixes examples; it is named.
+        """
+        before = self._held()
+        handle = None if self._traced else register_module_forward_pre_hook(self._tracer(before))
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+                self._traced = True
+        for held in before:
+            if held.changed:
+                raise ConfigurationError(_refusal(held))
+
+    def attributes(self) -> dict[str, Any]:
+        """Everything that the modules hold beside tensors and modules, by a name for people."""
+        return {
+            f"{name!r} of the layer {_title(path, module)}": value
+            for path, module in self._modules.values()
+            for name, value in vars(module).items()
+            if name != "training"
+        }
+
+    def _held(self) -> list[_Held]:
+        tensors = [_Held(name, tensor) for name, tensor in self._tensors.values()]
+        for path, module in self._modules.values():
+            tensors += _of_module(path, module)
+        return tensors
+
+    def _tracer(self, before: list[_Held]) -> Callable[[nn.Module, Any], None]:
+        """A hook that adds each new module to those that are watched, before it runs for the first time."""
+
+        def trace(module: nn.Module, _: object) -> None:
+            if id(module) not in self._modules:
+                for path, part in self._add(module, ""):
+                    before.extend(_of_module(path, part, swapped=True))
+            _refuse_batch_statistics(*self._modules[id(module)])
+
+        return trace
+
+    def _add(self, root: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+        """The module and those inside it that were not known, with their paths."""
+        new = []
+        for path, module in root.named_modules():
+            if id(module) not in self._modules:
+                new.append((".".join(filter(None, [name, path])), module))
+                self._modules[id(module)] = new[-1]
+        return new
+
+    def _walk(self, value: Any, name: str, depth: int, seen: set[int]) -> None:
+        if depth < 0 or id(value) in seen:
+            return
+        seen.add(id(value))
+        match value:
+            case nn.Module():
+                self._add(value, "")
+            case Tensor():
+                self._tensors[id(value)] = name, value
+            case _:
+                for key, item in _parts(value)[:MOST]:
+                    self._walk(item, key or name, depth - 1, seen)
+
+
+_STATES: WeakKeyDictionary[object, State] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A tensor as it was."""
+
+    name: str
+    tensor: Tensor
+    layer: str = ""
+    version: int = field(init=False)
+    buffers: Mapping[str, Tensor | None] | None = None
+    """Where it has to be still."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", _version(self.tensor))
+
+    @property
+    def changed(self) -> bool:
+        replaced = self.buffers is not None and self.buffers.get(self.name) is not self.tensor
+        return replaced or _version(self.tensor) != self.version
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _title(path: str, module: nn.Module) -> str:
+    return f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+
+
+def _of_module(path: str, module: nn.Module, *, swapped: bool = False) -> list[_Held]:
+    """The module's own buffers, tensors and (unless `functional_call` has swapped them) parameters."""
+    layer = _title(path, module)
+    places = None if swapped else module._buffers
+    held = [_Held(name, it, layer, places) for name, it in module._buffers.items() if it is not None]
+    held += [_Held(name, it, layer) for name, it in vars(module).items() if isinstance(it, Tensor)]
+    if not swapped:
+        held += [_Held(name, it, layer) for name, it in module._parameters.items() if it is not None]
+    return held
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """(name, part) of a container, function or object."""
+    match value:
+        case str() | bytes() | type() | ModuleType():
+            return []
+        case Mapping():
+            return [(str(key), item) for key, item in islice(value.items(), MOST)]
+        case list() | tuple():
+            return [("", item) for item in value[:MOST]]
+        case partial():
+            return [("", value.func), ("", value.args), ("", value.keywords)]
+        case MethodType():
+            return [("", value.__self__), ("", value.__func__)]
+        case FunctionType():
+            return [("", cell.cell_contents) for cell in value.__closure__ or () if _filled(cell)]
+    return list(getattr(value, "__dict__", {}).items())
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(held: _Held) -> str:
+    owner = f"The layer {held.layer}" if held.layer else "The task"
+    return (
+        f"{owner} changes its tensor {held.name!r} when a loss is computed: one record would reach the gradients of "
+        "others, clipping would bound nothing, and the tensor is no part of the model that is shared; use a layer "
+        "without running statistics (GroupNorm, LayerNorm), or keep this one in evaluation mode."
+    )
+
+
+def refuse_batchnorm(module: nn.Module) -> None:
+    """Tasks call this once: batch statistics mix examples, so one record's influence has no bound.
+
+    Raises:
+        ConfigurationError: the module contains a batch normalization.
+    """
+    for path, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm):
+            raise ConfigurationError(_mixes(path, layer))
+
+
+def _refuse_batch_statistics(path: str, layer: nn.Module) -> None:
+    """One in evaluation mode uses the statistics it came with."""
+    if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+        raise ConfigurationError(_mixes(path, layer))
+
+
+def _mixes(path: str, layer: nn.Module) -> str:
+    return (
+        f"The model's layer {path or 'model'!r} is a {type(layer).__name__}, which mixes the examples of a batch, so "
+        "their gradients can't be clipped one by one; use GroupNorm or LayerNorm."
+    )
