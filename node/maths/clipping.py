@@ -16,20 +16,18 @@ all.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from node import device
 from node.maths import ghost
 from node.maths.per_example import Gradients, backward, device_of, looped, scalar, vmapped
-from node.maths.purity import PROCESS_SEEDS, Seeds, State
+from node.maths.purity import PROCESS_SEEDS, Impure, Seeds, State, culprit, same
 from node.maths.rehearsal import Rehearsal, Values, admissible
 from node.task import Task, views
 from peer.errors import ConfigurationError, TaskError, first_line
@@ -120,7 +118,7 @@ def clipped_sum(
     generator has its seed of `seeds`. `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
 
     Raises:
-        ConfigurationError: the loss changed a tensor that the task holds, so that nothing bounds what one record does.
+        Impure: the loss changed a tensor that the task holds, so that nothing bounds what one record does.
     """
     where = device_of(task)
     wide = where if where.type == "cuda" else device.CPU  # Apple's GPUs have no float64
@@ -129,15 +127,16 @@ def clipped_sum(
     gradients = looped(task, seeds) if backend == "loop" else vmapped(task)
     summed = _ghostly(task, clip, wide) if backend == "ghost" else _written(gradients, clip, wide)
     models = [views(task.layout, device.onto(each.detach(), where)) for each in (x, before) if each is not None]
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        asked = part if backend == "loop" else filled(part, chunk)
-        with device.enough_memory(), State.of(task).unchanged():
-            sums, usable = summed(models, task.batch(asked), asked, len(part))
-            _add(total, task, sums)
-        if not bool(usable.all()):
-            on_unusable(part[~usable.cpu()])
-        breathe()
+    with State.of(task).unchanged():
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            asked = part if backend == "loop" else filled(part, chunk)
+            with device.enough_memory():
+                sums, usable = summed(models, task.batch(asked), asked, len(part))
+                _add(total, task, sums)
+            if not bool(usable.all()):
+                on_unusable(part[~usable.cpu()])
+            breathe()
     return device.back(total)
 
 
@@ -228,7 +227,7 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
     row numbers of a part whose loss is not finite.
 
     Raises:
-        ConfigurationError: the loss changed a tensor that the task holds, which would be no part of the shared model.
+        Impure: the loss changed a tensor that the task holds, which would be no part of the shared model.
         TaskError: it is no scalar, or changed the parameters.
     """
     if not len(rows):
@@ -258,7 +257,7 @@ class Choice:
 
     backend: Backend
     reason: str
-    """Why, as the middle of a sentence. Nothing private has a part in it."""
+    """Which and why, as the middle of a sentence. Nothing private has a part in it."""
 
 
 def pick(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = None) -> Backend:
@@ -279,20 +278,19 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
     a bit that a neighbour's model could bring to light.
 
     Raises:
-        TaskError: an example's loss depends on what was asked before, whatever the backend.
-        ConfigurationError: ghost is asked for, and the gradients are no outer products; or the loss changes a tensor
-            that the task holds; or a gradient's bits depend on what else is in the batch, so that nothing bounds what
-            one record changes.
+        Impure: an example's loss depends on what was asked before, whatever the backend.
+        ConfigurationError: ghost is asked for, and the gradients are no outer products; or a gradient's bits depend on
+            what else is in the batch, so that nothing bounds what one record changes.
     """
     if wanted == "ghost":
         ghost.factored(task)
     values = admissible(task)
     expected = _repeatable(task, values)
     if wanted == "loop":
-        return Choice("loop", 'privacy.backend = "loop"')
+        return Choice("loop", "loop, as privacy.backend says")
     if values.source == "own":
         if wanted == "auto":
-            return Choice("loop", "made-up examples of 0 and 1 are not admissible; give the task a method example()")
+            return Choice("loop", "loop, since examples can't be made up for this task; give it a method example()")
         values = Values()
     if wanted != "auto":
         if not _same_everywhere(task, wanted, chunk, values):
@@ -300,7 +298,7 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
                 f'privacy.backend = "{wanted}" lets a gradient of this model depend on its place in the batch, so that '
                 'clipping bounds nothing; use "auto".'
             )
-        return Choice(wanted, f'privacy.backend = "{wanted}"')
+        return Choice(wanted, f"{wanted}, as privacy.backend says")
     return _first_that_agrees(task, chunk, values, expected)
 
 
@@ -314,16 +312,16 @@ def _first_that_agrees(task: Task, chunk: int | None, values: Values, expected: 
             invariant = _same_everywhere(task, backend, chunk, values)
         except Exception as error:  # whatever it can't take; a fault of the loss itself was raised by the loop
             if backend == "vmap":
-                reason = f"vmap can't take this model ({first_line(error)})"
+                reason = f"vmap can't take this model ({first_line(error)[:120]})"
             continue
         close = [_close(ours, right) for ours, right in zip(got, expected, strict=True)]
         if 2 * sum(close) > len(close) and invariant:
-            return Choice(backend, "every layer is linear" if backend == "ghost" else "it gives what the loop gives")
+            return Choice(backend, f"{backend}, which gives what the loop gives")
         if backend == "vmap":
             reason = (
                 "vmap's gradients depend on the place in the batch" if all(close) else "vmap's gradients are others"
             )
-    return Choice("loop", reason)
+    return Choice("loop", f"loop, since {reason}")
 
 
 def _close(ours: Tensor, right: Tensor) -> bool:
@@ -335,39 +333,29 @@ def _repeatable(task: Task, values: Values) -> list[Tensor]:
     """The gradients of PROBED examples at made-up parameters, by the loop: asked in turn, and again backwards.
 
     Raises:
-        TaskError: the two differ.
+        Impure: the two differ.
     """
     n = min(PROBED, task.examples) if values.source == "own" else PROBED
     rehearsal, rows = Rehearsal(task, n, values), torch.arange(n).view(-1, 1)
     x = rehearsal.start(0)
-    with _noting_others(task) as others:
-        ahead = [clipped_sum(rehearsal, x, row, UNCLIPPED, backend="loop") for row in rows]
-        back = [clipped_sum(rehearsal, x, row, UNCLIPPED, backend="loop") for row in rows.flip(0)][::-1]
-    if not all(torch.equal(one, other) for one, other in zip(ahead, back, strict=True)):
-        cause = others() or "the loss counts, keeps something, or draws from a generator of its own"
-        raise TaskError(
-            "The gradient of one example changes when it is asked for again, so one record would reach the gradients "
-            f"of others and clipping would bound nothing: {cause}. A loss must be a function of parameters and "
-            "example; random numbers come from torch's own generator, which is seeded for each record."
-        )
+
+    def asked(row: Tensor) -> Tensor:
+        return clipped_sum(rehearsal, x, row, UNCLIPPED, backend="loop")
+
+    ahead = [asked(row) for row in rows]
+    back = [asked(row) for row in rows.flip(0)][::-1]
+    for row, one, other in zip(rows, ahead, back, strict=True):
+        if not torch.equal(one, other):
+            raise Impure(_refusal(culprit(partial(asked, row), partial(asked, rows[-1]))))
     return ahead
 
 
-@contextmanager
-def _noting_others(task: Task) -> Iterator[Callable[[], str]]:
-    """Gives a function that says what changed inside, as far as it can be seen."""
-    before = random.getstate(), np.random.get_state(legacy=False), State.of(task).attributes()
-
-    def changed() -> str:
-        if random.getstate() != before[0]:
-            return "it draws numbers from Python's random"
-        if str(np.random.get_state(legacy=False)) != str(before[1]):
-            return "it draws numbers from numpy.random"
-        after = State.of(task).attributes()
-        names = [name for name, value in before[2].items() if after.get(name, value) is not value]
-        return f"{names[0]} changes" if names else ""
-
-    yield changed
+def _refusal(layer: str) -> str:
+    return (
+        f"{f'The layer {layer}' if layer else 'The loss'} gives another value for the same example when it is asked "
+        "again, so one record would reach the gradients of others and clipping would bound nothing. Keep nothing from "
+        "call to call, and draw random numbers from torch's own generator only, which is seeded for each record."
+    )
 
 
 def _same_everywhere(task: Task, backend: Backend, chunk: int | None, values: Values) -> bool:
@@ -388,12 +376,7 @@ def _blind(task: Task, x: Tensor, rows: Tensor, backend: Backend) -> bool:
 
     here = gradients(rows)
     return all(
-        _equal(ours.roll(shift, 0), theirs)
+        same(ours.roll(shift, 0), theirs)
         for shift in (1, LANES // 2 + 1)
         for ours, theirs in zip(here, gradients(rows.roll(shift)), strict=True)
     )
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """NaN is equal to NaN: it contributes zero."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -24,14 +24,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from peer.errors import ConfigurationError
+from peer.errors import TaskError
 
 Seeds = Callable[[int], int]
 """Row number -> the 63-bit seed of torch's generator while that row's loss is computed."""
 
+SMALL = 1 << 20
+"""Elements of a tensor that is compared by value. Of a larger one the version is, which `.data` leaves as it was."""
 MOST = 256
 """Items of a container that are looked at: a data set in a list is no state."""
 DEEPEST = 8
@@ -66,6 +69,10 @@ def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
         yield seed
 
 
+class Impure(TaskError):
+    """A loss is no function of parameters and example."""
+
+
 class State:
     """The tensors that a task and its modules hold.
 
@@ -96,7 +103,7 @@ class State:
         """Nothing of it may change inside.
 
         Raises:
-            ConfigurationError: a tensor changed, or a batch normalization ran that mixes examples; it is named.
+            Impure: a tensor changed, or a batch normalization ran that mixes examples; it is named.
         """
         before = self._held()
         handle = None if self._traced else register_module_forward_pre_hook(self._tracer(before))
@@ -108,16 +115,7 @@ class State:
                 self._traced = True
         for held in before:
             if held.changed:
-                raise ConfigurationError(_refusal(held))
-
-    def attributes(self) -> dict[str, Any]:
-        """Everything that the modules hold beside tensors and modules, by a name for people."""
-        return {
-            f"{name!r} of the layer {_title(path, module)}": value
-            for path, module in self._modules.values()
-            for name, value in vars(module).items()
-            if name != "training"
-        }
+                raise Impure(_refusal(held))
 
     def _held(self) -> list[_Held]:
         tensors = [_Held(name, tensor) for name, tensor in self._tensors.values()]
@@ -169,21 +167,34 @@ class _Held:
     name: str
     tensor: Tensor
     layer: str = ""
-    version: int = field(init=False)
     buffers: Mapping[str, Tensor | None] | None = None
     """Where it has to be still."""
+    before: tuple[int, Tensor | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", _version(self.tensor))
+        object.__setattr__(self, "before", (_version(self.tensor), _value(self.tensor)))
 
     @property
     def changed(self) -> bool:
-        replaced = self.buffers is not None and self.buffers.get(self.name) is not self.tensor
-        return replaced or _version(self.tensor) != self.version
+        version, value = self.before
+        if self.buffers is not None and self.buffers.get(self.name) is not self.tensor:
+            return True
+        return _version(self.tensor) != version or (value is not None and not same(self.tensor, value))
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _value(tensor: Tensor) -> Tensor | None:
+    """A copy of a small tensor."""
+    plain = tensor.layout == torch.strided and not tensor.is_meta and not is_functorch_wrapped_tensor(tensor)
+    return tensor.detach().clone() if plain and tensor.numel() <= SMALL else None
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Are they equal? NaN is equal to NaN."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _title(path: str, module: nn.Module) -> str:
@@ -236,21 +247,70 @@ def _refusal(held: _Held) -> str:
     )
 
 
+def culprit(ask: Callable[[], object], between: Callable[[], object]) -> str:
+    """The layer that answers the same inputs otherwise when `ask` is called again, after `between`; "" if none does."""
+    first = _traced(ask)
+    between()
+    second = _traced(ask)
+    before = ""
+    for call, (inputs, output) in first.items():
+        if call not in second:
+            continue
+        again, another = second[call]
+        if not all(map(same, inputs, again)):
+            return before  # a hook of that layer, which runs after it was noted
+        before = call[0]
+        if not all(map(same, output, another)):
+            return before
+    return ""
+
+
+Calls = dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]]
+"""(layer, how often it ran before) -> its inputs and outputs, in the order in which they end."""
+
+
+def _traced(ask: Callable[[], object]) -> Calls:
+    calls: Calls = {}
+    titles: dict[int, str] = {}
+
+    def name(module: nn.Module, _: object) -> None:
+        for path, part in module.named_modules():
+            titles.setdefault(id(part), _title(path, part))
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        title = titles[id(module)]
+        calls[title, sum(other == title for other, _ in calls)] = _copies(inputs), _copies(output)
+
+    handles = [register_module_forward_pre_hook(name), register_module_forward_hook(note)]
+    try:
+        ask()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _copies(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.detach().clone()]
+    return [copy for item in value for copy in _copies(item)] if isinstance(value, tuple | list) else []
+
+
 def refuse_batchnorm(module: nn.Module) -> None:
     """Tasks call this once: batch statistics mix examples, so one record's influence has no bound.
 
     Raises:
-        ConfigurationError: the module contains a batch normalization.
+        Impure: the module contains a batch normalization.
     """
     for path, layer in module.named_modules():
         if isinstance(layer, _BatchNorm):
-            raise ConfigurationError(_mixes(path, layer))
+            raise Impure(_mixes(path, layer))
 
 
 def _refuse_batch_statistics(path: str, layer: nn.Module) -> None:
     """One in evaluation mode uses the statistics it came with."""
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-        raise ConfigurationError(_mixes(path, layer))
+        raise Impure(_mixes(path, layer))
 
 
 def _mixes(path: str, layer: nn.Module) -> str:

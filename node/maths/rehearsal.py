@@ -21,8 +21,9 @@ from torch import Tensor
 from node import device
 from node.maths.ghost import Factored
 from node.maths.per_example import looped
-from node.maths.purity import PROCESS_SEEDS
+from node.maths.purity import PROCESS_SEEDS, Impure, State
 from node.task import Task, views
+from peer.errors import TaskError, first_line
 from peer.message import Layout
 
 TRIED = 4
@@ -78,34 +79,41 @@ def admissible(task: Task) -> Values:
     """The first values with which loss and gradient are finite, and not all zero, at made-up parameters.
 
     Raises:
-        whatever the task's loss raises with all of them, its own examples included.
+        Impure: a loss changed what the task holds.
+        TaskError: the example that the task declares can't be learned from.
+        whatever the task's loss raises with all of them, the node's own examples included.
     """
     fallback, failure = None, None
-    for values in _candidates(task):
-        try:
-            gradients = _gradients(task, values)
-        except Exception as error:
-            failure = error
-            continue
-        if all(bool(it.isfinite().all()) for it in gradients) and any(bool(it.any()) for it in gradients):
-            return values
-        fallback = fallback or values
-    if fallback is None:
-        assert failure is not None
-        raise failure
-    return fallback
+    with State.of(task).unchanged():
+        for values in _candidates(task):
+            try:
+                gradients = _gradients(task, values)
+            except Impure:
+                raise
+            except Exception as error:
+                failure = error
+                continue
+            if all(bool(it.isfinite().all()) for it in gradients) and any(bool(it.any()) for it in gradients):
+                return values
+            fallback = fallback or values
+    if fallback is not None:
+        return fallback
+    assert failure is not None
+    if declared(task) is not None and not isinstance(failure, TaskError):
+        raise TaskError(f"The task's example() can't be learned from: {first_line(failure)}.") from failure
+    raise failure
 
 
 def _candidates(task: Task) -> Iterator[Values]:
     if declared(task) is not None:
         for floats in ("normal", "uniform", "declared"):
             yield Values("declared", (), floats)
-    else:
-        whole = sum(not it.dtype.is_floating_point and not it.is_complex() for it in _first(task))
-        for kind in ("normal", "uniform"):
-            tried = [(EITHER,) * whole, *islice(product((1, 0), repeat=whole), MOST), (0,) * whole]
-            for integers in dict.fromkeys(tried):
-                yield Values("made up", integers, kind)
+        return
+    whole = sum(not it.dtype.is_floating_point and not it.is_complex() for it in _first(task))
+    for kind in ("normal", "uniform"):
+        tried = [(EITHER,) * whole, *islice(product((1, 0), repeat=whole), MOST), (0,) * whole]
+        for integers in dict.fromkeys(tried):
+            yield Values("made up", integers, kind)
     yield Values("own")
 
 
@@ -134,18 +142,28 @@ def _columns(task: Task, n: int, values: Values) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     example = declared(task) if values.source == "declared" else None
     if example is not None:
+        _refuse_other(example, _first(task))
         return [_near(column, n, generator, values.floats) for column in example]
     integers = iter(values.integers)
     return [_like(column, n, generator, values.floats, integers) for column in _first(task)]
 
 
+def _refuse_other(example: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> None:
+    """Raises TaskError: the declared example has not the shapes and types of the task's own."""
+    ours = [(it.dtype, tuple(it.shape)) for it in example]
+    right = [(it.dtype, tuple(it.shape[1:])) for it in batch]
+    if ours != right:
+        what, expected = ("; ".join(f"{kind} {list(shape)}" for kind, shape in it) for it in (ours, right))
+        raise TaskError(f"The task's example() gives {what}, where an example of batch() is {expected}.")
+
+
 def _near(column: Tensor, n: int, generator: torch.Generator, floats: str) -> Tensor:
-    """n times the declared column; its floats are drawn, or scaled by (0.5, 1) where only they will do."""
+    """n times the declared column; its floats are drawn, or moved by less than a hundredth where only they will do."""
     if not column.dtype.is_floating_point:
         return column.detach().cpu().expand(n, *column.shape).clone()
     if floats != "declared":
         return _floats((n, *column.shape), generator, floats).to(column.dtype)
-    scale = torch.rand((n, *column.shape), generator=generator).mul_(0.5).add_(0.5)
+    scale = torch.rand((n, *column.shape), generator=generator).mul_(-1 / 128).add_(1)
     return (column.detach().cpu() * scale).to(column.dtype)
 
 

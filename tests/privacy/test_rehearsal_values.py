@@ -194,6 +194,8 @@ WITH_VALUES: dict[str, Values] = {
     "square root": Values(lambda: Of(torch.sqrt, 6), with_labels(uniform(0, 9, 6))),
     "probabilities": Values(lambda: Of(torch.logit, 6), with_labels(uniform(0.1, 0.9, 6))),
     "probability as the label": Values(linear, probabilities, task=Probability),
+    "lengths and padding": Values(lambda: Of(mean_of_steps, 3), lengths_and_padding),
+    "standardized pixels": Values(lambda: Of(standardized, 6), with_labels(IMAGE)),
     "float64": Values(lambda: Of(Tensor.float, 6), with_labels(lambda g: uniform(0, 1, 6)(g).double())),
 }
 DECLARED: dict[str, Values] = {
@@ -207,16 +209,6 @@ DECLARED: dict[str, Values] = {
         with_labels(uniform(-1, 1, 6), first=100),
         task=FromHundred,
         example=(torch.linspace(-1, 1, 6), torch.tensor(101)),
-    ),
-    "lengths and padding": Values(
-        lambda: Of(mean_of_steps, 3),
-        lengths_and_padding,
-        example=(torch.randn(STEPS, 3), torch.tensor(2), torch.tensor([0, 0, 1, 1]), torch.tensor(1)),
-    ),
-    "standardized pixels": Values(
-        lambda: Of(standardized, 6),
-        with_labels(IMAGE),
-        example=(torch.arange(6, dtype=torch.uint8).view(1, 3, 2), torch.tensor(2)),
     ),
     "floats above 1": Values(
         lambda: Of(torch.acosh, 6),
