@@ -247,41 +247,60 @@ def _refusal(held: _Held) -> str:
     )
 
 
+TRACES = 8
+"""Chance may give the same answer a few times."""
+
+
 def culprit(ask: Callable[[], object], between: Callable[[], object]) -> str:
     """The layer that answers the same inputs otherwise when `ask` is called again, after `between`; "" if none does."""
-    first = _traced(ask)
-    between()
-    second = _traced(ask)
-    before = ""
-    for call, (inputs, output) in first.items():
-        if call not in second:
-            continue
-        again, another = second[call]
-        if not all(map(same, inputs, again)):
-            return before  # a hook of that layer, which runs after it was noted
-        before = call[0]
-        if not all(map(same, output, another)):
-            return before
+    for _ in range(TRACES):
+        first = _traced(ask)
+        between()
+        if layer := _first_difference(first, _traced(ask)):
+            return layer
     return ""
 
 
-Calls = dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]]
-"""(layer, how often it ran before) -> its inputs and outputs, in the order in which they end."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A layer begins or ends."""
+
+    layer: str
+    around: str
+    """Whose hook or code made its inputs, if they are others: the layer before it in an nn.Sequential, or around it."""
+    ends: bool
+    values: list[Tensor]
+    """Its inputs, or its outputs."""
 
 
-def _traced(ask: Callable[[], object]) -> Calls:
-    calls: Calls = {}
+def _first_difference(first: list[_Call], second: list[_Call]) -> str:
+    for call, again in zip(first, second, strict=False):
+        if call.layer != again.layer:
+            return call.around
+        if not all(map(same, call.values, again.values)):
+            return call.layer if call.ends else call.around
+    return ""
+
+
+def _traced(ask: Callable[[], object]) -> list[_Call]:
+    calls: list[_Call] = []
     titles: dict[int, str] = {}
+    inside: list[nn.Module] = []
 
-    def name(module: nn.Module, _: object) -> None:
+    def begin(module: nn.Module, inputs: object) -> None:
         for path, part in module.named_modules():
             titles.setdefault(id(part), _title(path, part))
+        around = titles[id(inside[-1])] if inside else ""
+        if inside and isinstance(inside[-1], nn.Sequential) and calls[-1].ends:
+            around = calls[-1].layer
+        calls.append(_Call(titles[id(module)], around, False, _copies(inputs)))
+        inside.append(module)
 
-    def note(module: nn.Module, inputs: object, output: object) -> None:
-        title = titles[id(module)]
-        calls[title, sum(other == title for other, _ in calls)] = _copies(inputs), _copies(output)
+    def end(module: nn.Module, inputs: object, output: object) -> None:
+        inside.pop()
+        calls.append(_Call(titles[id(module)], "", True, _copies(output)))
 
-    handles = [register_module_forward_pre_hook(name), register_module_forward_hook(note)]
+    handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
     try:
         ask()
     finally:
