@@ -301,7 +301,8 @@ def test_the_door_takes_no_notice_of_torchs_seed(dropout: Model) -> None:
 @pytest.mark.parametrize(
     ("name", "backend"),
     [("running mean", "loop"), ("running mean, reassigned", "loop"), ("running mean, reassigned", "vmap"),
-     ("counter in a buffer", "loop"), ("BatchNorm1d", "loop"), ("spectral_norm", "loop"), ("teacher", "loop")],
+     ("counter in a buffer", "loop"), ("BatchNorm1d", "loop"), ("spectral_norm", "loop"), ("teacher", "loop"),
+     ("running mean, by its data", "loop")],
 )  # fmt: skip
 def test_what_remembers_gives_no_sum(name: str, backend: Backend) -> None:
     """Nobody asked `pick`, or the layer began later."""
