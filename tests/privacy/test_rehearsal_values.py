@@ -71,7 +71,7 @@ class OfTokens(nn.Module):
         self.first, self.layers = first, nn.Sequential(nn.Embedding(TOKENS, 4), Mean(), nn.Linear(4, CLASSES))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.layers(ids - self.first)
+        return self.layers(ids.int() - self.first)
 
 
 class Table(nn.Module):
@@ -189,6 +189,8 @@ WITH_VALUES: dict[str, Values] = {
     "index": Values(Table, with_labels(integers(0, TOKENS))),
     "Booleans": Values(lambda: Of(Tensor.float, 6), with_labels(integers(0, 2, 6, dtype=torch.bool))),
     "pixels": Values(lambda: Of(lambda x: x.float().flatten(1) / 255, 6), with_labels(IMAGE)),
+    "lengths and padding": Values(lambda: Of(mean_of_steps, 3), lengths_and_padding),
+    "standardized pixels": Values(lambda: Of(standardized, 6), with_labels(IMAGE)),
     "counts": Values(lambda: Of(lambda n: n.float().log(), 6), with_labels(integers(1, 100, 6))),
     "logarithm": Values(lambda: Of(torch.log, 6), with_labels(uniform(0.5, 9, 6))),
     "square root": Values(lambda: Of(torch.sqrt, 6), with_labels(uniform(0, 9, 6))),
@@ -209,6 +211,11 @@ DECLARED: dict[str, Values] = {
         with_labels(uniform(-1, 1, 6), first=100),
         task=FromHundred,
         example=(torch.linspace(-1, 1, 6), torch.tensor(101)),
+    ),
+    "letters": Values(
+        lambda: OfTokens(97),
+        with_labels(integers(97, 97 + TOKENS, STEPS, dtype=torch.uint8)),
+        example=(torch.tensor([97, 98, 100, 103], dtype=torch.uint8), torch.tensor(0)),
     ),
     "floats above 1": Values(
         lambda: Of(torch.acosh, 6),

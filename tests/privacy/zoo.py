@@ -721,9 +721,9 @@ IMPURE: dict[str, Kind] = {
     "counter in the task": Kind(lambda: mlp(nn.Tanh()), refused="loss|Fading", task=Fading),
     "counter in backward": Kind(lambda: mlp(Backward()), refused="loss|gradient|'(net.)?1'|Backward"),
     "own generator": Kind(lambda: mlp(OwnNoise()), refused="'(net.)?1'|OwnNoise"),
-    "noise of numpy": Kind(lambda: mlp(NumpyNoise()), refused="'(net.)?1'|NumpyNoise"),
+    "noise of numpy": Kind(lambda: mlp(NumpyNoise()), refused="'(net.)?1'|NumpyNoise|numpy"),
     "generator of numpy": Kind(lambda: mlp(NumpyGenerator()), refused="'(net.)?1'|NumpyGenerator"),
-    "noise of Python": Kind(lambda: mlp(PythonNoise()), refused="'(net.)?1'|PythonNoise"),
+    "noise of Python": Kind(lambda: mlp(PythonNoise()), refused="'(net.)?1'|PythonNoise|Python's random"),
     "stochastic depth": Kind(lambda: mlp(SkippedLayer()), refused="'(net.)?1'|SkippedLayer"),
     "spectral_norm": Kind(
         lambda: on_inputs(parametrizations.spectral_norm(nn.Linear(6, 6))),
