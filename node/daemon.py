@@ -240,6 +240,8 @@ class Daemon:
                 roster=self.roster.version,
                 layout=learner.task.layout.digest,
                 validation=bytes.fromhex(run.validation.digest),
+                start=learner.start,
+                inputs=getattr(learner.task, "inputs", {}),
             ),
             incarnation=incarnation,
             membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),

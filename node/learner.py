@@ -5,6 +5,7 @@ The daemon plays a `Learner` with `driver.py`, an experiment in one process play
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from node import summary
+from node import promises, summary
 from node.algorithms import Algorithm, find, without_noise
 from node.attacks import Attack
 from node.config import DataSection, PrivacySection, RunConfig
@@ -33,9 +34,9 @@ from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.task import Task
-from node.tasks import make
+from node.tasks import TASKS, make
 from node.validation import Validation
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, TaskError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
@@ -157,6 +158,8 @@ class Learner:
     ledger: Ledger | None
     mechanism: Mechanism
     sigma: float
+    start: bytes
+    """SHA-256 of the initial parameters."""
     attack: Attack | None = None
     """What it does to its neighbours."""
 
@@ -324,9 +327,10 @@ def build(
     breathe: Callable[[], None] = lambda: None,
     on_release: Callable[[int, Peer], None] = lambda t, peer: None,
     on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
+    on_unusable: Callable[[int, Tensor], None] = lambda t, rows: None,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
-    is what `compute.device` says. `attack`: it lies to its neighbours so.
+    is what `compute.device` says. `attack`: it lies to its neighbours so. The callbacks are those of `open_door`.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
@@ -340,6 +344,7 @@ def build(
             )
         ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
     task = make(run, data, pick(device))
+    x = _initial(task, run, start)
     task = attack.on_task(task, run, name) if attack else task
     hood = plan.hoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
@@ -361,8 +366,9 @@ def build(
         breathe=breathe,
         on_release=on_release,
         on_withheld=on_withheld,
+        on_unusable=on_unusable,
     )
-    x = task.start(run.train.seed) if start is None else start
+    digest = _digest(x)
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
     arguments = more(plan.algorithm, task, breathe)
@@ -379,5 +385,27 @@ def build(
         ledger=ledger,
         mechanism=told,
         sigma=sigma,
+        start=digest,
         attack=attack,
     )
+
+
+def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
+    """The initial parameters, flat [d]. An own task's promises are tried, and `given` (another node's) must be its own.
+
+    Raises:
+        TaskError: a promise is broken.
+    """
+    if run.task.name in TASKS:
+        return task.start(run.train.seed) if given is None else given
+    x = promises.check(task, run.train.seed)
+    if given is not None and not torch.equal(x.to(given.dtype), given):
+        raise TaskError(
+            "The task's start(seed) gives other values at each node, so they would not learn one model; draw them from "
+            "the seed: torch.manual_seed(seed), within torch.random.fork_rng()."
+        )
+    return x
+
+
+def _digest(x: Tensor) -> bytes:
+    return hashlib.sha256(x.detach().contiguous().view(torch.uint8).numpy().data).digest()

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from peer.errors import TaskError
 from peer.message import Layout
 
 
@@ -28,7 +29,9 @@ class Task(Protocol):
     """Where it computes. Parameters and row numbers are given on the CPU; `batch` answers on the device."""
 
     # Where it has them: `stages`, names of the layout layer by layer (block-wise algorithms ask for them); `at_once`,
-    # how many examples a backward pass takes; `adapted` = True: the layout is that of adapters to a frozen model.
+    # how many examples a backward pass takes; `adapted` = True: the layout is that of adapters to a frozen model;
+    # `example()`: one made-up, public example, tensors without batch dimension, where 0, 1 and normal numbers are none;
+    # `inputs`: what the model is fed, by name, in words that tell nothing of the examples; equal at all nodes.
 
     def to(self, device: torch.device) -> None:
         """Moves the examples to the device. A task without `device` and `to` stays on the CPU."""
@@ -43,7 +46,11 @@ class Task(Protocol):
         ...
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
-        """Scalar loss of ONE example (tensors without batch dimension); functional, works under `torch.func.vmap`."""
+        """Scalar loss of ONE example (tensors without batch dimension).
+
+        A pure function: it changes nothing, and keeps nothing from call to call. Random numbers (dropout) come from
+        torch's own generator, which is seeded for each record. Fast where it works under `torch.func.vmap`.
+        """
         ...
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
@@ -60,6 +67,17 @@ def views(layout: Layout, x: Tensor) -> dict[str, Tensor]:
     return {name: x[place].view(shape) for name, shape, place in layout.slices()}
 
 
+def layout_of(module: nn.Module) -> Layout:
+    """Names and shapes of the module's parameters that ask for gradients: what is frozen stays out, and frozen."""
+    return Layout(tuple((name, tuple(p.shape)) for name, p in module.named_parameters() if p.requires_grad))
+
+
 def flat(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The named tensors as one new flat float32 vector in layout order."""
+    """The named tensors as one new flat float32 vector in layout order.
+
+    Raises:
+        TaskError: one is complex.
+    """
+    if complex_ones := [name for name, _ in layout.fields if tensors[name].is_complex()]:
+        raise TaskError(f"The parameter {complex_ones[0]!r} is complex; hold it as two real ones.")
     return torch.cat([tensors[name].detach().reshape(-1).to(torch.float32) for name, _ in layout.fields])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +16,8 @@ from peer.message import Peer
 from peer.transport import Link
 from peer.v1 import peer_pb2 as pb
 
+LONGEST = 300
+"""Characters of what a model is fed, in a refusal."""
 REPLAY_WINDOW = 4096
 """Sequence numbers per neighbour that are remembered; older ones are refused unseen."""
 
@@ -26,6 +30,15 @@ class Terms:
     roster: int
     layout: bytes
     validation: bytes = b""
+    start: bytes = b""
+    """Digest of the initial parameters."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What the model is fed, in words that tell nothing of the examples."""
+
+    @property
+    def inputs_digest(self) -> bytes:
+        """SHA-256, empty where nothing is said."""
+        return hashlib.sha256(json.dumps(dict(self.inputs), sort_keys=True).encode()).digest() if self.inputs else b""
 
     def difference(self, hello: pb.Hello) -> tuple[int, str]:
         """(code, sentence) of the first thing in which the caller differs; (CODE_OK, "") if nothing does."""
@@ -34,10 +47,17 @@ class Terms:
             (hello.roster == self.roster, pb.CODE_ROSTER, f"version {self.roster}", f"version {hello.roster}"),
             (hello.layout == self.layout, pb.CODE_LAYOUT, self.layout.hex()[:12], hello.layout.hex()[:12]),
             (hello.validation == self.validation, pb.CODE_VALIDATION, "one digest", "another"),
+            (hello.inputs == self.inputs_digest, pb.CODE_INPUTS, self._fed, "something else"),
+            (hello.start == self.start, pb.CODE_START, self.start.hex()[:12], hello.start.hex()[:12]),
         ):
             if not same:
                 return code, f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)"
         return pb.CODE_OK, ""
+
+    @property
+    def _fed(self) -> str:
+        text = ", ".join(f"{name} {value}" for name, value in self.inputs.items()) or "nothing is said"
+        return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -100,6 +100,8 @@ RULES: Mapping[str, Rule] = {
     "kind": _name,
     "layout": _digest,
     "validation": _digest,
+    "start": _digest,
+    "inputs": _digest,
     "digest": _digest,
     "parts": lambda n: n <= MAX_PARTS,
     "dtype": lambda n: n in peer_pb2.DType.values(),

@@ -193,6 +193,8 @@ class Session:
             nonce=nonce,
             layout=self.circle.terms.layout,
             validation=self.circle.terms.validation,
+            start=self.circle.terms.start,
+            inputs=self.circle.terms.inputs_digest,
             round=self.position.round,
             from_round=self.position.earliest,
             ledger=self._head(),

@@ -94,20 +94,20 @@ def _differentiable() -> Iterator[None]:
         raise TaskError(f"The gradient of the task's loss can't be computed: {first_line(error)}.") from error
 
 
-def scalar(loss: object) -> Tensor:
+def scalar(loss: object, name: str = "loss") -> Tensor:
     """The loss as a tensor without dimensions.
 
     Raises:
         TaskError: it is something else.
     """
     if not isinstance(loss, Tensor):
-        raise TaskError(f"The task's loss gave a {type(loss).__name__}; a scalar tensor is expected (no .item()).")
+        raise TaskError(f"The task's {name} gave a {type(loss).__name__}; a scalar tensor is expected (no .item()).")
     if loss.numel() != 1:
         raise TaskError(
             f"The task's loss gave a tensor of shape {list(loss.shape)}; a scalar is expected, of one example."
         )
     if not loss.is_floating_point():
-        raise TaskError(f"The task's loss gave a tensor of type {loss.dtype}; a real scalar is expected.")
+        raise TaskError(f"The task's {name} gave a tensor of type {loss.dtype}; a real scalar is expected.")
     return loss.reshape(())
 
 

@@ -83,6 +83,7 @@ class State:
     def __init__(self, task: object) -> None:
         self._modules: dict[int, tuple[str, nn.Module]] = {}
         self._tensors: dict[int, tuple[str, Tensor]] = {}
+        self._roots: list[nn.Module] = []
         self._traced = False
         self._walk(task, "", DEEPEST, set())
 
@@ -117,6 +118,11 @@ class State:
             if held.changed:
                 raise Impure(_refusal(held))
 
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of all modules, by their names in each model."""
+        for root in self._roots:
+            yield from root.named_parameters()
+
     def _held(self) -> list[_Held]:
         tensors = [_Held(name, tensor) for name, tensor in self._tensors.values()]
         for path, module in self._modules.values():
@@ -137,6 +143,8 @@ class State:
     def _add(self, root: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
         """The module and those inside it that were not known, with their paths."""
         new = []
+        if id(root) not in self._modules:
+            self._roots.append(root)
         for path, module in root.named_modules():
             if id(module) not in self._modules:
                 new.append((".".join(filter(None, [name, path])), module))

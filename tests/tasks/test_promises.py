@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from node import promises, tasks
 from node import task as interface
-from node import tasks
 from node.config import RunConfig
 from node.maths.clipping import clipped_sum, mean_gradient, probe
 from node.task import flat
+from node.tasks.guard import Guarded
 from peer.errors import ConfigurationError
 from peer.message import Layout
 
@@ -26,9 +27,7 @@ RECORDS = 40
 
 
 def check(task: Any, seed: int = 0) -> None:
-    from node import promises  # the tests of the backends don't need it
-
-    promises.check(task, seed)
+    promises.check(Guarded(task, "mine:make"), seed)  # type: ignore[arg-type]
 
 
 class Good:
