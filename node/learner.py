@@ -35,6 +35,7 @@ from node.randomness import Keys
 from node.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.task import Task
 from node.tasks import TASKS, make
+from node.unusable import UnusableRecords
 from node.validation import Validation
 from peer.errors import ConfigurationError, TaskError
 from peer.message import Peer
@@ -160,6 +161,7 @@ class Learner:
     sigma: float
     start: bytes
     """SHA-256 of the initial parameters."""
+    unusable: UnusableRecords
     attack: Attack | None = None
     """What it does to its neighbours."""
 
@@ -257,6 +259,7 @@ class Learner:
             privacy=self.privacy(rounds),
             mixing=mixing(self.run),
             diverged=[] if summary.finite(self.algorithm.parameters) else [self.name],
+            loss_not_finite=[self.name] if self.run.privacy.mode == "none" and self.unusable.rows else [],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
             task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
             algorithm_metrics={"bytes_per_step": bytes_sent / rounds if rounds else None, **measured},
@@ -327,7 +330,6 @@ def build(
     breathe: Callable[[], None] = lambda: None,
     on_release: Callable[[int, Peer], None] = lambda t, peer: None,
     on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
-    on_unusable: Callable[[int, Tensor], None] = lambda t, rows: None,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
     is what `compute.device` says. `attack`: it lies to its neighbours so. The callbacks are those of `open_door`.
@@ -349,6 +351,7 @@ def build(
     hood = plan.hoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
     releases = plan.algorithm.releases(hood.degree)
+    unusable = UnusableRecords(name)
     door = open_door(
         run.privacy,
         task,
@@ -366,7 +369,7 @@ def build(
         breathe=breathe,
         on_release=on_release,
         on_withheld=on_withheld,
-        on_unusable=on_unusable,
+        on_unusable=unusable,
     )
     digest = _digest(x)
     if not getattr(plan.algorithm, "staged", False):
@@ -386,6 +389,7 @@ def build(
         mechanism=told,
         sigma=sigma,
         start=digest,
+        unusable=unusable,
         attack=attack,
     )
 

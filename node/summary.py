@@ -150,6 +150,8 @@ class Summary(Part):
     """What they did (docs/poison.md)."""
     diverged: list[str] = []
     """Nodes whose final parameters are not finite."""
+    loss_not_finite: list[str] = []
+    """Nodes with records whose loss is not finite while the parameters are. Of mode none only: else it is private."""
     insecure: bool = False
     """True: the transport had no TLS."""
     ledger: Literal["experiment", "data"] = "experiment"
@@ -204,6 +206,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             "attackers": attackers,
             "attack": next((summary.attack for summary in summaries if summary.attackers), ""),
             "diverged": sorted(name for summary in summaries for name in summary.diverged),
+            "loss_not_finite": sorted(name for summary in summaries for name in summary.loss_not_finite),
             "consensus_distance": consensus_distance(xs) if xs else None,
             "privacy": _merge_privacy([summary.privacy for summary in summaries]),
             "bytes_sent": Range(
@@ -312,7 +315,10 @@ def _caption(summary: Summary) -> str:
     if summary.attackers:
         notes.append(f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes")
     if summary.diverged:
-        notes.append(f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite; take a lower lr")
+        cause = "take a lower lr"
+        if summary.loss_not_finite:
+            cause = f"a batch's loss is not finite at {', '.join(summary.loss_not_finite)}: look into the data there"
+        notes.append(f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite; {cause}")
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")

@@ -223,8 +223,8 @@ def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Tensor], None] = _ignore) -> Tensor:
     """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none).
-    Accumulated over parts of the batch where the task takes only so many examples `at_once`. `on_unusable` is told the
-    row numbers of a part whose loss is not finite.
+    Accumulated over parts of the batch where the task takes only so many examples `at_once`. Where a loss is not finite
+    though x is, `on_unusable` is told the row numbers of the examples that it is due to; of none if it is due to all.
 
     Raises:
         Impure: the loss changed a tensor that the task holds, which would be no part of the shared model.
@@ -241,14 +241,23 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
             leaves[name].grad = place  # backward adds to it where it lies
         for part in torch.split(rows, getattr(task, "at_once", None) or len(rows)):
             loss = scalar(task.mean_loss(leaves, task.batch(part)))
-            if not bool(loss.isfinite()):
-                on_unusable(part)
+            if not bool(loss.isfinite()) and bool(there.isfinite().all()):
+                on_unusable(_not_finite(task, leaves, part))
             backward(loss * (len(part) / len(rows)), list(leaves.values()))
         if there._version != version:
             raise TaskError(
                 "The loss changes the parameters it is given (as an embedding with max_norm does); leave that out."
             )
         return device.back(total.to(torch.float32))
+
+
+def _not_finite(task: Task, parameters: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """The rows whose own loss is not finite; none where that is so of all: then it is the model's fault."""
+    with torch.no_grad():
+        batch = task.batch(rows)
+        losses = [scalar(task.loss(parameters, tuple(example))) for example in zip(*batch, strict=True)]
+    bad = ~torch.stack(losses).isfinite().cpu()
+    return rows[bad] if not bool(bad.all()) else rows[:0]
 
 
 @dataclass(frozen=True, slots=True)

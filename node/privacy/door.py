@@ -405,7 +405,7 @@ def open_door(
     will be asked for, not of blocks; `limit` is the data's lifetime ε_total at `limit_delta`. In mode none a ledger, if
     given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
     `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row numbers)` where gradients of
-    records are not finite (in mode none: the loss of a batch): that is for the data's owner alone.
+    records are not finite (in mode none: their losses): that is for the data's owner alone.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
