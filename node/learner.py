@@ -33,9 +33,9 @@ from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.task import Task
-from node.tasks import make
+from node.tasks import TASKS, make
 from node.validation import Validation
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, PeerpoiseError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
@@ -173,9 +173,15 @@ class Learner:
         found: Mapping[str, int] = getattr(self.algorithm, "position", lambda t: {})(t)
         return found
 
-    def evaluate(self, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Public test metrics of the present parameters."""
-        return self.task.evaluate(self.algorithm.parameters, breathe)
+    def evaluate(
+        self, breathe: Callable[[], None] = lambda: None, *, warn: Callable[[PeerpoiseError], None]
+    ) -> dict[str, float]:
+        """Public test metrics of the present parameters; a failure costs them, not the run, and `warn` hears of it."""
+        try:
+            return self.task.evaluate(self.algorithm.parameters, breathe)
+        except PeerpoiseError as error:
+            warn(error)
+            return {}
 
     def live_epsilon(self, rounds: int, lifetime_delta: float) -> LiveEpsilon:
         """ε after so many rounds, by Rényi divergence; not above the run's target, which σ was calibrated for."""
@@ -363,6 +369,8 @@ def build(
         on_withheld=on_withheld,
     )
     x = task.start(run.train.seed) if start is None else start
+    if run.task.name not in TASKS:
+        task.evaluate(x, breathe)  # a mistake in it is found before anything is released
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
     arguments = more(plan.algorithm, task, breathe)

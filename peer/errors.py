@@ -2,6 +2,7 @@
 
     PeerpoiseError                     one sentence that says what to do, and an exit code
     ├── ConfigurationError   78        a file, option or combination of them is wrong
+    │   └── TaskError        78        the code of somebody's own task raised, or gave what is no task's
     ├── DataError            66        a data set is missing, truncated or not what the task expects
     ├── StorageError         73        a directory or disk refuses; nothing was lost
     ├── LedgerError          73        the privacy ledger can't vouch for what was spent: nothing is released
@@ -23,6 +24,8 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_BUG = 70
+EXIT_PIPE = 141
+"""128 + SIGPIPE, as of a program that the signal ends."""
 
 
 class PeerpoiseError(Exception):
@@ -30,9 +33,27 @@ class PeerpoiseError(Exception):
 
     exit_code = EXIT_FAILURE
 
+    @property
+    def brief(self) -> str:
+        """The sentence as journals keep it."""
+        return str(self)
+
 
 class ConfigurationError(PeerpoiseError, ValueError):
     exit_code = 78
+
+
+class TaskError(ConfigurationError):
+    """A mistake in the code of an own task. `str(error)` has what it raised, whose words may quote private data and are
+    for the terminal of the data's owner; `brief` has only its kind and place."""
+
+    def __init__(self, message: str, brief: str) -> None:
+        super().__init__(message)
+        self._brief = brief
+
+    @property
+    def brief(self) -> str:
+        return self._brief
 
 
 class DataError(PeerpoiseError, ValueError):

@@ -1,0 +1,217 @@
+"""The border to somebody's own task: whatever its code raises becomes one sentence that names the file and the line.
+
+A thin proxy: what a task has, it has, and what it lacks, it lacks. Errors of ours pass, and so does the end of a daemon
+(`Stopped`) or of a program in the terminal (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sysconfig
+import threading
+from collections.abc import Callable, Mapping
+from functools import wraps
+from importlib.machinery import all_suffixes
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import node
+import peer
+from node.compute import Stopped
+from node.task import Task
+from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
+from peer.message import Layout
+
+OURS = tuple(f"{Path(it.__file__).parent}/" for it in (torch, node, peer) if it.__file__)
+"""Whose lines are no mistake of a task."""
+INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")})
+"""Where a mistake is looked for only if the task itself is installed."""
+SLACK = 1e-6
+"""What rounding may add to an accuracy of 1."""
+NEEDED = ("layout", "examples", "start", "batch", "loss", "mean_loss", "evaluate")
+"""What `node.task.Task` asks for, but `device` and `to`."""
+_MISSING = object()
+
+
+def guard(made: object, name: str) -> Task:
+    """What the function of the task `name` made, guarded.
+
+    Raises:
+        ConfigurationError: it is no task.
+        TaskError: its code raised.
+    """
+    if isinstance(made, type):
+        raise ConfigurationError(f"task.name = {name!r} made the class {made.__name__}, not an object; call it there.")
+    if missing := [attribute for attribute in NEEDED if _read(made, attribute, name) is _MISSING]:
+        raise ConfigurationError(f"task.name = {name!r} made something without {', '.join(missing)}: no Task.")
+    if not _is_layout(_read(made, "layout", name)):
+        raise ConfigurationError(
+            f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes (docs/own-task.md)."
+        )
+    return cast(Task, Guarded(made, name))
+
+
+class Guarded:
+    """A `Task` made by somebody else's code."""
+
+    def __init__(self, task: object, name: str) -> None:
+        self._task, self._name = task, name
+        self._batch, self._loss, self._mean_loss, self._evaluate = (
+            cast(Callable[..., Any], self.__getattr__(it)) for it in ("batch", "loss", "mean_loss", "evaluate")
+        )
+        self._patient = _takes_two(self._evaluate)
+
+    def __getattr__(self, name: str) -> Any:
+        found = _MISSING if name.startswith("__") else _read(self._task, name, self._name)
+        if found is _MISSING:
+            raise AttributeError(name)
+        return guarded(found, self._name, name) if callable(found) else found
+
+    @property
+    def examples(self) -> int:
+        count = self.__getattr__("examples")
+        if not isinstance(count, int | np.integer) or count < 0:
+            raise self._refusal("examples is no number of examples; make it a property that gives one")
+        return int(count)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        found = self._batch(rows)
+        if not isinstance(found, tuple | list) or not all(isinstance(column, Tensor) for column in found):
+            raise self._refusal("batch gives no tuple of tensors; return one, such as (self.x[rows], self.y[rows])")
+        return tuple(found)
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        return self._scalar("loss", self._loss(parameters, example))
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        return self._scalar("mean_loss", self._mean_loss(parameters, batch))
+
+    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Test metrics as plain numbers, whichever kind of number the task has them in."""
+        found = self._evaluate(x, breathe) if self._patient else self._evaluate(x)
+        if not isinstance(found, Mapping):
+            raise self._refusal(
+                f"evaluate gives {_kind(found)}; names with a number each are expected, such as "
+                '{"accuracy": 0.9}, or {} where nothing is measured'
+            )
+        return {self._metric_name(key): self._metric(key, value) for key, value in found.items()}
+
+    def _scalar(self, what: str, found: object) -> Tensor:
+        if not isinstance(found, Tensor):
+            raise self._refusal(f"{what} gives {_kind(found)}; a tensor that gradients can be taken of is expected")
+        if found.dim() and found.numel() == 1:
+            return found.reshape(())
+        if found.dim():
+            raise self._refusal(f"{what} gives a tensor of shape {tuple(found.shape)}; one number is expected")
+        return found
+
+    def _metric_name(self, key: object) -> str:
+        if not isinstance(key, str):
+            raise self._refusal(f"evaluate names a metric by {_kind(key)}; a text is expected")
+        return key
+
+    def _metric(self, key: str, value: Any) -> float:
+        number = _number(value)
+        if number is None:
+            raise self._refusal(f"evaluate gives {_kind(value)} as {key!r}; one number is expected")
+        if key == "accuracy" and (number < 0 or number > 1 + SLACK):
+            raise self._refusal("evaluate gives an 'accuracy' outside of 0 … 1; return a share, not a percentage")
+        return min(number, 1.0) if key == "accuracy" else number
+
+    def _refusal(self, said: str) -> TaskError:
+        sentence = f"task.name = {self._name!r}: {said}."
+        return TaskError(sentence, sentence)
+
+
+def guarded(function: Callable[..., Any], name: str, what: str) -> Callable[..., Any]:
+    """The function of the task `name`, and what it gives if that is a function, with errors that are sentences."""
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            result = function(*arguments, **options)
+        except BaseException as error:
+            _blame(error, name, what)
+        return guarded(result, name, what) if inspect.isroutine(result) else result
+
+    return call
+
+
+def _read(task: object, attribute: str, name: str) -> Any:
+    """The attribute; _MISSING where there is none. An AttributeError out of a property of that name is a mistake."""
+    try:
+        return getattr(task, attribute)
+    except BaseException as error:
+        if isinstance(error, AttributeError) and inspect.getattr_static(task, attribute, _MISSING) is _MISSING:
+            return _MISSING
+        _blame(error, name, attribute)
+
+
+def _blame(error: BaseException, name: str, what: str) -> NoReturn:
+    """Raises TaskError in place of what the task's code raised, or that itself where it is no mistake of the task."""
+    if _passes(error):
+        raise error
+    place = _place(error)
+    raised = f"task.name = {name!r}: {what} raised {type(error).__name__}"
+    raise TaskError(f"{raised}: {first_line(error)}{place}.", f"{raised}{place}.") from error
+
+
+def _passes(error: BaseException) -> bool:
+    """Is it one of our sentences, the end of this program, or too little memory?"""
+    if isinstance(error, KeyboardInterrupt):  # Ctrl-C comes in the main thread
+        return threading.current_thread() is threading.main_thread()
+    ours = PeerpoiseError | Stopped | MemoryError | torch.OutOfMemoryError
+    return isinstance(error, ours) or "can't allocate memory" in str(error)
+
+
+def _place(error: BaseException) -> str:
+    """ " (FILE, line N)" of the innermost line that is the task's own."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).suffix in all_suffixes():
+        return f" ({Path(error.filename).name}, line {error.lineno})"
+    lines = [(frame.f_code.co_filename, number) for frame, number in walk_tb(error.__traceback__)]
+    others = [line for line in lines if not line[0].startswith(("<", *OURS))]
+    own = [line for line in others if not line[0].startswith(INSTALLED)] or others
+    return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+
+
+def _is_layout(found: object) -> bool:
+    if not isinstance(found, Layout):
+        return False
+    try:
+        names = [name for name, shape in found.fields if all(size == int(size) >= 0 for size in shape)]
+    except (TypeError, ValueError):
+        return False
+    return len(names) == len(found.fields) == len(set(names)) and all(isinstance(name, str) for name in names)
+
+
+def _takes_two(evaluate: Callable[..., Any]) -> bool:
+    """Does it take `breathe` beside the parameters?"""
+    try:
+        inspect.signature(evaluate).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of what is not written in Python
+        return True
+    return True
+
+
+def _number(value: Any) -> float | None:
+    """A metric as a plain number, also of NumPy and torch; None: it is none."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except Exception:  # whatever a value's own code raises
+        return None
+
+
+def _kind(value: object) -> str:
+    """A value's kind, in a sentence; never the value."""
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        return f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
+    return "None" if value is None else f"something of type {type(value).__name__}"
