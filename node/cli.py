@@ -7,17 +7,31 @@ also in `{"error": …, "exit_code": …}` on standard output. Any other excepti
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+from contextlib import nullcontext
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from node import advice, experiments
-from node.options import Json, Settings, print_json
-from peer.errors import EXIT_BUG, EXIT_OK, BudgetSpent, ConfigurationError, PeerpoiseError, TemporaryFailure
+from node.options import Json, Settings, documents_only, print_json, silence, unread
+from peer.errors import (
+    EXIT_BUG,
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_PIPE,
+    BudgetSpent,
+    ConfigurationError,
+    PeerpoiseError,
+    StorageError,
+    TaskError,
+    TemporaryFailure,
+)
 
 app = typer.Typer(
     help="Machines that learn together without a server: private cross-gradients between peers.",
@@ -178,7 +192,10 @@ def health(
     from node import health as probe
 
     found = {each["node"]: each["state"] for each in probe.check(ready=ready)}
-    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {state}" for name, state in found.items()))
+    if as_json:
+        print_json(found, indent=None)
+    else:
+        typer.echo("\n".join(f"{name}: {state}" for name, state in found.items()))
 
 
 @app.command()
@@ -218,7 +235,10 @@ def export(
     from node import results
 
     digest = results.export(folder, results.model_file(folder, node, average), out)
-    typer.echo(json.dumps({"file": str(out), "params_digest": digest}) if as_json else f"{out}  sha256 {digest}")
+    if as_json:
+        print_json({"file": str(out), "params_digest": digest}, indent=None)
+    else:
+        typer.echo(f"{out}  sha256 {digest}")
 
 
 @app.command("eval")
@@ -227,7 +247,12 @@ def evaluate(folder: Run, node: Node = None, average: Average = False, as_json: 
     from node import results
 
     metrics = results.evaluate(folder, results.model_file(folder, node, average))
-    typer.echo(json.dumps(metrics) if as_json else "\n".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    if as_json:
+        print_json({key: value if isfinite(value) else None for key, value in metrics.items()}, indent=None)
+    else:
+        typer.echo(
+            "\n".join(f"{key} {value:.4f}" if isfinite(value) else f"{key} n/a" for key, value in metrics.items())
+        )
 
 
 @ca.command("create")
@@ -311,7 +336,10 @@ def config_check(
         from node import cluster
 
         cluster.check(loaded)
-    typer.echo(json.dumps({"file": str(file), "ok": True}) if as_json else f"{file} is in order.")
+    if as_json:
+        print_json({"file": str(file), "ok": True}, indent=None)
+    else:
+        typer.echo(f"{file} is in order.")
 
 
 @config.command("schema")
@@ -352,27 +380,62 @@ def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: the one place where exceptions become exit codes."""
+    out = sys.stdout
+    with documents_only() if "--json" in sys.argv else nullcontext():
+        code = _command()
+    sys.exit(_flushed(out, code))
+
+
+def _command() -> int:
     try:
         app(prog_name="peerpoise")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_FAILURE
+    except TaskError as error:
+        return _refuse(_with_traceback(error), error.exit_code)
     except PeerpoiseError as error:
-        sys.exit(_refuse(str(error), error.exit_code))
+        return _refuse(str(error), error.exit_code)
     except Exception as error:
-        sys.exit(_refuse(*_other(error)))
-    sys.exit(EXIT_OK)
+        return _refuse(*_other(error))
+    return EXIT_OK
+
+
+def _flushed(out: TextIO, code: int) -> int:
+    """The exit code when all is written. That the reader of a pipe has gone is worth no word: it has read enough."""
+    try:
+        out.flush()
+        return EXIT_PIPE if code == EXIT_FAILURE and unread(out) else code
+    except OSError as error:
+        silence(out)
+        if error.errno == errno.EPIPE:
+            return EXIT_PIPE
+        print(f"peerpoise: Standard output can't be written: {error.strerror}.", file=sys.stderr)
+        return StorageError.exit_code
 
 
 def _refuse(sentence: str, code: int) -> int:
     print(f"peerpoise: {sentence}", file=sys.stderr)
     if "--json" in sys.argv:
-        print(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
+        print_json({"error": sentence, "exit_code": code}, indent=None)
     return code
 
 
+def _with_traceback(error: TaskError) -> str:
+    """The sentence, and where the traceback is, if its own code raised."""
+    if error.__cause__ is None:
+        return str(error)
+    file = _traceback("peerpoise-task-")
+    return str(error) + (f" The traceback is in {file}." if file else "")
+
+
 def _other(error: Exception) -> tuple[str, int]:
-    """Sentence and exit code of what we did not raise: too little memory, a missing package, else a bug."""
+    """Sentence and exit code of what we did not raise: too little memory, a full disk, a missing package, or a bug."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         said = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
         return said, TemporaryFailure.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        said = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
+        return said, StorageError.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("node", "peer"):
         said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
         return said, ConfigurationError.exit_code
@@ -381,17 +444,26 @@ def _other(error: Exception) -> tuple[str, int]:
 
 def _bug(error: Exception) -> str:
     """One sentence; the traceback goes to a file, or with PEERPOISE_DEBUG=1 to standard error."""
+    if file := _traceback("peerpoise-bug-"):
+        said = f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in {file}, please report it."
+        return said
+    return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
+
+
+def _traceback(prefix: str) -> str:
+    """The file with the traceback; empty where none can be written, or with PEERPOISE_DEBUG=1, which prints it."""
     import tempfile
     import traceback
 
     if os.environ.get("PEERPOISE_DEBUG") == "1":
         traceback.print_exc()
-        return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", prefix="peerpoise-bug-", suffix=".txt", delete=False
-    ) as file:
-        traceback.print_exc(file=file)
-    return f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in {file.name}, please report it."
+        return ""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=prefix, suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        return ""
+    return file.name
 
 
 if __name__ == "__main__":

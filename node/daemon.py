@@ -145,8 +145,8 @@ class Daemon:
         async with _background(session.run(), self.addresses.run(), self.watch.measure_lag()):
             try:
                 await self._play(driver, first)
-            except asyncio.CancelledError:
-                self.watch.become("stopping", self._stopping)
+            except BaseException as error:
+                self.watch.become("stopping", self._stopping or type(error).__name__)
                 await self._leave(session)
                 raise
         if endpoint:
@@ -171,7 +171,7 @@ class Daemon:
         self.watch.become("finished")
 
     async def _leave(self, session: Session) -> None:
-        """Told to stop: ends the work, keeps the last complete round if its state still stands, says goodbye."""
+        """Told to stop, or failed: ends work, keeps the last complete round if its state still stands, says goodbye."""
         self.compute.stop()
         await self.transport.set_serving(False)
         ended, _ = await asyncio.gather(self.compute.join(STOP_SECONDS), session.goodbye(finished=False))
@@ -331,12 +331,15 @@ class Daemon:
     def _after_round(self, t: int) -> None:
         train = self.run.train
         due = bool(train.evaluate_every) and (t + 1) % train.evaluate_every == 0
-        if due or t + 1 == train.rounds:
-            self.tested = self.learner.evaluate(self.compute.breathe)
-            self.watch.tested(t, self.tested)
-        self.watch.spent(t, stated=due)
         if (t + 1) % train.checkpoint_every == 0 or t + 1 == train.rounds:
             self._checkpoint(t)
+        if due or t + 1 == train.rounds:
+            self.tested = self._evaluate()
+            self.watch.tested(t, self.tested)
+        self.watch.spent(t, stated=due)
+
+    def _evaluate(self) -> dict[str, float]:
+        return self.learner.evaluate(self.compute.breathe, warn=lambda error: self.watch.warn(str(error), error.brief))
 
     def _checkpoint(self, t: int) -> None:
         """A full disk costs the checkpoint, not the run; the older ones are untouched."""
@@ -356,7 +359,7 @@ class Daemon:
     def _conclude(self) -> None:
         """Model and summary of a run that is over."""
         learner, watch, folder = self.learner, self.watch, self.node.folder
-        tested = self.tested or learner.evaluate(self.compute.breathe)
+        tested = self.tested or self._evaluate()
         found = learner.summarise(
             rounds=self.finished + 1,
             metrics=tested,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +22,11 @@ from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build, warning
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
-from node.results import MODEL, save_average, with_average
+from node.results import MODEL, save_average, test_average, with_average
 from node.simulate import Hoods
 from node.simulate import simulate as play
 from node.summary import Summary
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, PeerpoiseError
 from peer.message import Peer
 from peer.topology import neighborhoods
 
@@ -48,10 +51,18 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
     if config.task.data == "own":
         raise ConfigurationError("simulate divides a bundled data set; own data belong to real nodes (peerpoise pack).")
     torch.set_num_threads(1)
+    with ExitStack() as stack:
+        return _simulate(config, folder, progress, stack)
+
+
+def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
+    """As `simulate`; the journals are closed with the stack."""
     learners = _learners(config)
     rounds, every = config.train.rounds, config.train.evaluate_every
     homes = {name: made(folder / "nodes" / name) for name in learners}
     journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
+    for journal in journals.values():
+        stack.callback(journal.close)
     metrics: dict[Peer, dict[str, float]] = {}
     seconds = [time.perf_counter()]
     sent = dict.fromkeys(learners, 0)
@@ -68,7 +79,7 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
             honest = [it.algorithm.parameters for it in learners.values() if not it.attack]
             apart["consensus_distance"] = consensus_distance(honest)
             for name, learner in learners.items():
-                metrics[name] = learner.evaluate()
+                metrics[name] = learner.evaluate(warn=partial(_warn, journals[name]))
                 if metrics[name]:
                     journals[name].write("test", round=t, **tested(metrics[name]))
                 if learner.ledger is not None:
@@ -96,11 +107,16 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         checkpoint.save_model(homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters)
         summary.write(homes[name] / "summary.json", found[name])
         journals[name].write("end", reason="finished", complete=True, params_digest=found[name].params_digest[name])
-        journals[name].close()
     merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
     honest = {name: it for name, it in learners.items() if not it.attack}
     average = save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
-    return with_average(folder, merged, next(iter(honest.values())).task.evaluate(average))
+    task = next(iter(honest.values())).task
+    return with_average(folder, merged, test_average(lambda: task.evaluate(average)))
+
+
+def _warn(journal: Journal, error: PeerpoiseError) -> None:
+    journal.write("warning", text=error.brief)
+    print(f"warning: {error}", file=sys.stderr)
 
 
 def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:

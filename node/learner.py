@@ -37,7 +37,7 @@ from node.task import Task
 from node.tasks import TASKS, make
 from node.unusable import UnusableRecords
 from node.validation import Validation
-from peer.errors import ConfigurationError, TaskError
+from peer.errors import ConfigurationError, PeerpoiseError, TaskError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
@@ -178,9 +178,15 @@ class Learner:
         found: Mapping[str, int] = getattr(self.algorithm, "position", lambda t: {})(t)
         return found
 
-    def evaluate(self, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Public test metrics of the present parameters."""
-        return self.task.evaluate(self.algorithm.parameters, breathe)
+    def evaluate(
+        self, breathe: Callable[[], None] = lambda: None, *, warn: Callable[[PeerpoiseError], None]
+    ) -> dict[str, float]:
+        """Public test metrics of the present parameters; a failure costs them, not the run, and `warn` hears of it."""
+        try:
+            return self.task.evaluate(self.algorithm.parameters, breathe)
+        except PeerpoiseError as error:
+            warn(error)
+            return {}
 
     def live_epsilon(self, rounds: int, lifetime_delta: float) -> LiveEpsilon:
         """ε after so many rounds, by Rényi divergence; not above the run's target, which σ was calibrated for."""
@@ -372,6 +378,8 @@ def build(
         on_unusable=unusable,
     )
     digest = _digest(x)
+    if run.task.name not in TASKS:
+        task.evaluate(x, breathe)  # a mistake in it is found before anything is released
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
     arguments = more(plan.algorithm, task, breathe)

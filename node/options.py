@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -13,5 +18,61 @@ Settings = Annotated[
 ]
 
 
-def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+_documents: list[TextIO] = []
+"""Where documents go in place of standard output, which somebody else's code may print to."""
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
+    out = _documents[-1] if _documents else sys.stdout
+    print(json.dumps(value, indent=indent, ensure_ascii=False), file=out, flush=True)
+
+
+@contextmanager
+def documents_only() -> Iterator[None]:
+    """Within it standard output carries documents alone: what else is printed, by native code too, goes to standard
+    error."""
+    out = sys.stdout
+    out.flush()
+    with _apart(out) as documents:
+        _documents.append(documents)
+        sys.stdout = sys.stderr
+        try:
+            yield
+        finally:
+            sys.stdout = out
+            _documents.remove(documents)
+
+
+@contextmanager
+def _apart(out: TextIO) -> Iterator[TextIO]:
+    """A stream to where `out` goes, of which nobody else has the number; `out` itself where it has none."""
+    try:
+        number = out.fileno()
+    except (OSError, ValueError):
+        yield out
+        return
+    with os.fdopen(os.dup(number), "w", encoding="utf-8", closefd=True) as documents:
+        os.dup2(sys.stderr.fileno(), number)
+        try:
+            yield documents
+        finally:
+            out.flush()
+            os.dup2(documents.fileno(), number)
+
+
+def unread(out: TextIO) -> bool:
+    """Has the reader of this pipe gone?"""
+    try:
+        number = out.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def silence(out: TextIO) -> None:
+    """What is still to be written goes nowhere: Python would complain when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, out.fileno())
+    os.close(nowhere)

@@ -6,10 +6,10 @@ no terminal, a line is printed per tenth of the run instead of a live table.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node import status as sockets
+from node.options import print_json
 from node.status import Status
 from peer.errors import PeerpoiseError, TemporaryFailure
 
@@ -76,7 +77,7 @@ def _brief(name: str, node: Progress, rounds: int) -> str:
 def _tested(node: Progress) -> str:
     if node.accuracy is None:
         return "" if node.perplexity is None else f"perplexity {node.perplexity:.1f}"
-    return f"{node.accuracy:.1%}"
+    return f"{node.accuracy:.1%}" if isfinite(node.accuracy) else "n/a"
 
 
 def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
@@ -126,7 +127,7 @@ def status(name: str | None, *, watch: bool, as_json: bool) -> None:
     """
     if as_json:
         for found in _looks(name, watch):
-            print(json.dumps(found, ensure_ascii=False, indent=None if watch else 2), flush=True)
+            print_json(found, indent=None if watch else 2)
     elif not watch:
         Console().print(_render(next(_looks(name, watch))))
     else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from node.config import NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.summary import Summary
 from node.task import Task
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, PeerpoiseError
 from peer.message import Layout
 
 MODEL = "model.safetensors"
@@ -112,10 +112,18 @@ def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
     tested: Mapping[str, float] = {}
     if honest := {name: model for name, model in models.items() if name not in merged.attackers}:
-        save_average(run / MODEL, honest)
-        with contextlib.suppress(ConfigurationError):  # there is no public test set
-            tested = evaluate(run, run / MODEL)
+        average, layout = save_average(run / MODEL, honest), next(iter(honest.values()))[0]
+        tested = test_average(lambda: _task(run, run / MODEL, layout).evaluate(average))
     return with_average(run, merged, tested)
+
+
+def test_average(evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+    """Test metrics of the averaged model; a failure costs them, not the summary."""
+    try:
+        return evaluate()
+    except PeerpoiseError as error:
+        print(f"warning: The averaged model is not tested: {error}", file=sys.stderr)
+        return {}
 
 
 def with_average(run: Path, merged: Summary, tested: Mapping[str, float]) -> Summary:

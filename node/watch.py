@@ -80,14 +80,14 @@ class Watch(Watcher, Observer):
         self.state = state
         self.note("state", state=state, reason=reason or None)
 
-    def warn(self, text: str) -> None:
-        """A sentence that concerns the user: in journal and status, and on standard error."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-            self.announce(text)
+    def warn(self, text: str, brief: str = "") -> None:
+        """A sentence that concerns the user: on standard error; in journal and status (as `brief`, if given)."""
+        if (kept := brief or text) not in self.warnings:
+            self.warnings.append(kept)
+            self.announce(text, kept)
 
-    def announce(self, text: str) -> None:
-        self.note("warning", text=text)
+    def announce(self, text: str, brief: str = "") -> None:
+        self.note("warning", text=brief or text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     # from the driver (on the loop's thread, or in the compute thread between rounds)

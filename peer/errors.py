@@ -2,7 +2,7 @@
 
     PeerpoiseError                     one sentence that says what to do, and an exit code
     ├── ConfigurationError   78        a file, option or combination of them is wrong
-    │   └── TaskError                  an own task's code raised, or breaks a promise of node.task.Task
+    │   └── TaskError        78        the code of somebody's own task raised, or gave what is no task's
     ├── DataError            66        a data set is missing, truncated or not what the task expects
     ├── StorageError         73        a directory or disk refuses; nothing was lost
     ├── LedgerError          73        the privacy ledger can't vouch for what was spent: nothing is released
@@ -24,12 +24,19 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_BUG = 70
+EXIT_PIPE = 141
+"""128 + SIGPIPE, as of a program that the signal ends."""
 
 
 class PeerpoiseError(Exception):
     """Base of all: `str(error)` is one sentence for the person in front of the machine."""
 
     exit_code = EXIT_FAILURE
+
+    @property
+    def brief(self) -> str:
+        """The sentence as journals keep it."""
+        return str(self)
 
 
 class ConfigurationError(PeerpoiseError, ValueError):

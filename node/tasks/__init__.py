@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from inspect import getmodule
+from inspect import getmodule, unwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from node import data as datasets
 from node.config import DataSection, RunConfig
 from node.device import CPU
 from node.task import Task
+from node.tasks.guard import guard, guarded
+from node.tasks.loading import load
+from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError
 from peer.message import Layout
 
@@ -24,57 +29,88 @@ TASKS: Mapping[str, str] = {
     "classification": "node.tasks.classification:make",
 }
 """name -> module:function, called with the run and the node's data. A new task: one file, one line here."""
-NEEDED = ("layout", "examples", "start", "batch", "loss", "mean_loss", "evaluate")
-"""What `node.task.Task` asks for, but `device` and `to`."""
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.device = CPU) -> Task:
-    """The run's task on one node's data: a daemon's `[data]`, or row numbers of a public data set (`simulate`; for
-    the node of `centralised`, `partition.union` of all parts).
+    """The run's task on one node's data: row numbers of a public data set (for the node of `centralised`,
+    `partition.union` of all parts), or a daemon's `[data]`. An own task is given row numbers of public data everywhere,
+    and `[data]` only where the data are the node's own.
 
     Raises:
         ConfigurationError: no task, data set or model of that name, or a combination that does not fit.
         DataError: the node's files are missing, damaged or not what the task expects.
+        TaskError: the code of an own task made a mistake.
     """
-    task: Task = _maker(run.task.name)(run, data)
-    if missing := [name for name in NEEDED if not hasattr(task, name)]:
-        raise ConfigurationError(f"task.name = {run.task.name!r} made something without {', '.join(missing)}: no Task.")
+    name = run.task.name
+    task = _maker(name)(run, data) if name in TASKS else _own(run, data)
     if device != CPU and hasattr(task, "to"):
         task.to(device)
     return task
 
 
+def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Task:
+    """Somebody's own task, guarded."""
+    name = run.task.name
+    given = _public_rows(run, data) if run.task.data != "own" else data
+    with switches_kept(name):
+        made = _maker(name)(run, given)
+    return guard(made, name)
+
+
+def _public_rows(run: RunConfig, data: DataSection | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which rows of the public set a node learns from."""
+    if not isinstance(data, DataSection):
+        return data
+    if data.path is not None:
+        raise ConfigurationError(f"data.path is set, but the run learns {run.task.data}; set task.data to own.")
+    count = len(datasets.public(run.task)[0])
+    return datasets.rows(data.rows, count) if data.rows else np.arange(count)
+
+
 def _maker(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Task]:
-    """The function of a name in the table, of an installed entry point, or of "package.module:function"."""
-    path = TASKS.get(name) or next((it.value for it in entry_points(group="peerpoise.tasks", name=name)), name)
-    module, colon, function = path.partition(":")
+    """The function of a name in the table, of an installed entry point, of "package.module:function", or of
+    "FILE.py:function"; guarded, but for those in the table.
+
+    Raises:
+        ConfigurationError: there is none.
+        TaskError: the module can't be imported, because of its own code.
+    """
+    if name in TASKS:
+        module, _, function = TASKS[name].partition(":")
+        maker: Callable[..., Task] = getattr(import_module(module), function)
+        return maker
+    path = next((entry.value for entry in entry_points(group="peerpoise.tasks", name=name)), name)
+    module, colon, function = path.rpartition(":")
     if not colon:
         raise ConfigurationError(
             f"Unknown task {name!r}; choose one of {', '.join(sorted(TASKS))}, or your own as package.module:function."
         )
-    try:
-        found: Callable[..., Task] | None = getattr(import_module(module), function, None)
-    except ImportError as error:
-        raise ConfigurationError(f"task.name = {name!r} can't be imported: {error}.") from None
+    found: object = getattr(guarded(load, name, "import")(module, path), function, None)
     if not callable(found):
         raise ConfigurationError(f"task.name = {name!r}: {module} has no function {function!r}.")
-    return found
+    return guarded(found, name, function)
 
 
 def sealed(run: RunConfig) -> RunConfig:
     """The run with what its task needs to be the same at all nodes written out, where its module says so (`seal`).
 
     Raises:
-        ConfigurationError, DataError: as `make`.
+        ConfigurationError, DataError, TaskError: as `make`.
     """
-    seal: Callable[[RunConfig], RunConfig] | None = getattr(getmodule(_maker(run.task.name)), "seal", None)
+    seal: Callable[[RunConfig], RunConfig] | None = _beside(run, "seal")
     return seal(run) if seal else run
 
 
 def exporter(run: RunConfig) -> Callable[[RunConfig, Layout, Tensor, Path], None] | None:
     """What writes a whole model of the run's task as a folder, where its module can (`save_pretrained`)."""
-    found: Callable[..., None] | None = getattr(getmodule(_maker(run.task.name)), "save_pretrained", None)
-    return found
+    return _beside(run, "save_pretrained")
+
+
+def _beside(run: RunConfig, name: str) -> Callable[..., Any] | None:
+    """A function of the module that the task comes from."""
+    own = run.task.name not in TASKS
+    found: Callable[..., Any] | None = getattr(getmodule(unwrap(_maker(run.task.name))), name, None)
+    return guarded(found, run.task.name, name) if found and own else found
 
 
 __all__ = ["TASKS", "exporter", "make", "sealed"]

@@ -23,7 +23,8 @@ from torch import Tensor
 import node
 import peer
 from node.compute import Stopped
-from peer.errors import PeerpoiseError, TaskError, first_line
+from node.task import Task
+from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
 from peer.message import Layout
 
 OURS = tuple(f"{Path(it.__file__).parent}/" for it in (torch, node, peer) if it.__file__)
@@ -32,7 +33,27 @@ INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "pureli
 """Where a mistake is looked for only if the task itself is installed."""
 SLACK = 1e-6
 """What rounding may add to an accuracy of 1."""
+NEEDED = ("layout", "examples", "start", "batch", "loss", "mean_loss", "evaluate")
+"""What `node.task.Task` asks for, but `device` and `to`."""
 _MISSING = object()
+
+
+def guard(made: object, name: str) -> Task:
+    """What the function of the task `name` made, guarded.
+
+    Raises:
+        ConfigurationError: it is no task.
+        TaskError: its code raised.
+    """
+    if isinstance(made, type):
+        raise ConfigurationError(f"task.name = {name!r} made the class {made.__name__}, not an object; call it there.")
+    if missing := [attribute for attribute in NEEDED if _read(made, attribute, name) is _MISSING]:
+        raise ConfigurationError(f"task.name = {name!r} made something without {', '.join(missing)}: no Task.")
+    if not _is_layout(_read(made, "layout", name)):
+        raise ConfigurationError(
+            f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes (docs/own-task.md)."
+        )
+    return cast(Task, Guarded(made, name))
 
 
 class Guarded:
@@ -40,24 +61,15 @@ class Guarded:
 
     def __init__(self, task: object, name: str) -> None:
         self._task, self._name = task, name
-        if not _is_layout(self.layout):
-            raise self._refusal("layout is no Layout of names, each once, with their shapes (docs/own-task.md)")
-        self._evaluate = self._bound("evaluate")
+        self._batch, self._loss, self._mean_loss, self._evaluate = (
+            cast(Callable[..., Any], self.__getattr__(it)) for it in ("batch", "loss", "mean_loss", "evaluate")
+        )
         self._patient = _takes_two(self._evaluate)
-        self._batch, self._loss, self._mean_loss = map(self._bound, ("batch", "loss", "mean_loss"))
-
-    def _bound(self, name: str) -> Callable[..., Any]:
-        return cast(Callable[..., Any], self.__getattr__(name))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        found = _MISSING if name.startswith("__") else _read(self._task, name, self._name)
+        if found is _MISSING:
             raise AttributeError(name)
-        try:
-            found = getattr(self._task, name)
-        except BaseException as error:
-            if isinstance(error, AttributeError) and inspect.getattr_static(self._task, name, _MISSING) is _MISSING:
-                raise
-            _blame(error, self._name, name)
         return guarded(found, self._name, name) if callable(found) else found
 
     @property
@@ -128,6 +140,16 @@ def guarded(function: Callable[..., Any], name: str, what: str) -> Callable[...,
         return guarded(result, name, what) if inspect.isroutine(result) else result
 
     return call
+
+
+def _read(task: object, attribute: str, name: str) -> Any:
+    """The attribute; _MISSING where there is none. An AttributeError out of a property of that name is a mistake."""
+    try:
+        return getattr(task, attribute)
+    except BaseException as error:
+        if isinstance(error, AttributeError) and inspect.getattr_static(task, attribute, _MISSING) is _MISSING:
+            return _MISSING
+        _blame(error, name, attribute)
 
 
 def _blame(error: BaseException, name: str, what: str) -> NoReturn:

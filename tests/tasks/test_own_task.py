@@ -1,4 +1,4 @@
-"""docs/own-task.md: its example is written to a file, named by --task, and trained by the real command."""
+"""docs/own-task.md: its snippets are run as they stand, by every command that runs a task, and learn the same rows."""
 
 from __future__ import annotations
 
@@ -7,45 +7,150 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from node import tasks
-from node.config import RunConfig
+from node import launch, tasks
+from node.config import DataSection, RunConfig
 from peer.errors import ConfigurationError
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-task.md"
+COUNTED = """
+import sys
+import slope
+
+def make_task(run, data):
+    task = slope.make_task(run, data)
+    print("rows", type(data).__name__, task.examples, file=sys.stderr)
+    return task
+"""
+OLD = """
+import numpy as np
+import torch
+from node.config import DataSection
+from slope import Slope
+
+def make_task(run, data):
+    rows = torch.from_numpy(np.load(data.rows)) if isinstance(data, DataSection) else torch.from_numpy(data)
+    return Slope(rows / 2000, rows / 1000 - 1)
+"""
+NODES = ("n0", "n1")
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    [code], [settings] = snippets("python"), snippets("toml")
     assert len(code.splitlines()) < 60
-    (tmp_path / "slope.py").write_text(code)
+    (tmp_path / "slope.py").write_text(code, encoding="utf-8")
+    (tmp_path / "counted.py").write_text(COUNTED, encoding="utf-8")
+    (tmp_path / "old.py").write_text(OLD, encoding="utf-8")
+    (tmp_path / "slope.toml").write_text(settings, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("slope", "counted", "old"):
+        sys.modules.pop(name, None)
     return tmp_path
 
 
-def peerpoise(*words: str, path: Path) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
+def start(*words: str, path: Path) -> subprocess.Popen[str]:
+    environ = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(path / "state")}
     command = [sys.executable, "-m", "node.cli", *words]
-    return subprocess.run(command, env=environ, cwd=path, capture_output=True, text=True, check=False)
+    return subprocess.Popen(command, env=environ, cwd=path, stdout=-1, stderr=-1, stdin=subprocess.DEVNULL, text=True)
+
+
+def peerpoise(*words: str, path: Path) -> tuple[str, str]:
+    """What it prints, to standard output and error."""
+    process = start(*words, path=path)
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    return out, err
 
 
 def test_the_pages_example_learns(example: Path) -> None:
-    toml = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
-    (example / "slope.toml").write_text(toml)
-    done = peerpoise("simulate", "slope.toml", "--task", "slope:make_task", "--folder", "out", "--json", path=example)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    out, _ = peerpoise(
+        "simulate", "slope.toml", "--task", "slope.py:make_task", "--folder", "out", "--json", path=example
+    )
+    summary = json.loads(out)
     assert summary["task_metrics"]["error"]["mean"] < 0.2
     assert summary["algorithm_metrics"]["averaged_model"]["error"] < 0.2
 
 
-def run(name: str) -> RunConfig:
-    return RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": name}})
+def settings(*more: str) -> list[str]:
+    given = ("experiment.nodes=2", "train.rounds=2", "privacy.epsilon=", "privacy.sigma=2", *more)
+    return [word for each in given for word in ("--set", each)]
+
+
+def counts(text: str) -> list[tuple[str, int]]:
+    """(what `make_task` was given, examples), in the order in which tasks were made, of those of a node's own part."""
+    found = [(kind, int(count)) for kind, count in re.findall(r"^rows (\w+) (\d+)$", text, re.MULTILINE)]
+    return [(kind, count) for kind, count in found if count > 1]  # with one row a run is only checked
+
+
+def packed(example: Path, data: str = "digits", own: Sequence[str] = ()) -> dict[str, str]:
+    """Standard error of each host of a packed run."""
+    with launch._reserved(len(NODES)) as ports:
+        hosts = [w for it, port in zip(NODES, ports, strict=True) for w in ("--host", f"{it}=127.0.0.1:{port}")]
+        run = settings("task.name=counted:make_task", f"task.data={data}")
+        peerpoise("pack", "slope.toml", *run, *hosts, *own, path=example)
+        runs = {name: start("run", "--config", f"packed/{name}/node.toml", path=example) for name in NODES}
+        ended = {name: process.communicate()[1] for name, process in runs.items()}
+    assert [process.returncode for process in runs.values()] == [0, 0], ended
+    return ended
+
+
+@pytest.mark.cluster
+def test_every_command_gives_a_node_its_rows_and_no_others(example: Path) -> None:
+    task = ("--task", "counted:make_task")
+    _, simulated = peerpoise("simulate", "slope.toml", *settings(), *task, "--folder", "simulated", path=example)
+    peerpoise("up", "slope.toml", *settings(), *task, "--folder", "up", path=example)
+    homes = [example / "up" / "nodes" / name for name in NODES]
+    right = [("ndarray", len(np.load(home / "rows.npy"))) for home in homes]
+    assert sum(count for _, count in right) < 1500
+    assert counts(simulated) == right
+    assert [counts((home / "daemon.log").read_text(encoding="utf-8")) for home in homes] == [[it] for it in right]
+    assert [counts(said) for said in packed(example).values()] == [[it] for it in right]
+
+
+def own_points(example: Path) -> Sequence[str]:
+    """Options of `pack` for own data: each node has points of its own."""
+    x = np.linspace(-1, 1, 300)
+    for name, mine in zip(NODES, (x[:120], x[120:]), strict=True):
+        np.save(example / f"{name}.npy", np.stack([mine, 2 * mine - 1]))
+    return [word for name in NODES for word in ("--data", f"{name}=points-{name}:{example / name}.npy")]
+
+
+@pytest.mark.cluster
+def test_own_data_are_given_as_the_nodes_section(example: Path) -> None:
+    ended = packed(example, "own", own_points(example))
+    assert [counts(said) for said in ended.values()] == [[("DataSection", 120)], [("DataSection", 180)]]
+
+
+def run(name: str, **task: str) -> RunConfig:
+    return RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": name, **task}})
+
+
+@pytest.mark.parametrize("name", ["slope:make_task", "old:make_task"])
+@pytest.mark.parametrize("rows", [[5], [3, 17, 400], list(range(0, 1400, 7))])
+def test_a_daemons_public_rows_are_the_simulators(example: Path, name: str, rows: list[int]) -> None:
+    np.save(example / "rows.npy", np.array(rows))
+    section = DataSection(name="digits", rows=example / "rows.npy")
+    daemons, simulated = tasks.make(run(name), section), tasks.make(run(name), np.array(rows))
+    every = np.arange(len(rows))
+    assert daemons.examples == simulated.examples == len(rows)
+    for ours, theirs in zip(daemons.batch(every), simulated.batch(every), strict=True):
+        assert ours.equal(theirs)
+
+
+def test_without_a_file_of_rows_a_node_learns_them_all(example: Path) -> None:
+    assert tasks.make(run("slope:make_task"), DataSection(name="digits")).examples == 1438
+    with pytest.raises(ConfigurationError, match=r"set task.data to own\."):
+        tasks.make(run("slope:make_task"), DataSection(name="digits", path=example / "n0.npy"))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +160,14 @@ def run(name: str) -> RunConfig:
         ("slope:none", "slope has no function 'none'"),
         ("slope:SIZE", "slope has no function 'SIZE'"),
         ("slope:Slope.start", "has no function"),
+        ("slope:", "slope has no function ''"),
         ("builtins:print", "made something without layout, examples"),
+        ("slope:Slope", r"examples raised TypeError: .* \(slope.py, line 22\)"),
         ("slope", "your own as package.module:function"),
+        (":make_task", "names no module"),
+        (".slope:make_task", "names no module"),
+        ("slo-pe:make_task", "names no module"),
+        ("", "Unknown task ''"),
     ],
 )
 def test_what_is_no_task_is_one_sentence(example: Path, name: str, sentence: str) -> None:

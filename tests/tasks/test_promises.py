@@ -19,7 +19,7 @@ from node import task as interface
 from node.config import RunConfig
 from node.maths.clipping import clipped_sum, mean_gradient, probe
 from node.task import flat
-from node.tasks.guard import Guarded
+from node.tasks.guard import guard
 from peer.errors import ConfigurationError
 from peer.message import Layout
 
@@ -27,7 +27,7 @@ RECORDS = 40
 
 
 def check(task: Any, seed: int = 0) -> None:
-    promises.check(Guarded(task, "mine:make"), seed)  # type: ignore[arg-type]
+    promises.check(guard(task, "mine:make"), seed)
 
 
 class Good:

@@ -1,0 +1,112 @@
+"""Real daemons with an own task that goes wrong after releases were made: nothing that was paid for is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import debits, events
+from safetensors import safe_open
+
+TASK = """
+import torch
+from peer.message import Layout
+
+class Task:
+    layout = Layout((("w", (4,)),))
+
+    def __init__(self, rows):
+        self.x, self.tests, self.batches = torch.linspace(-1, 1, 2000)[rows], 0, 0
+
+    @property
+    def examples(self):
+        return len(self.x)
+
+    def start(self, seed):
+        return torch.zeros(4)
+
+    def batch(self, rows):
+        self.batches += len(rows) > 1  # the start tries it with one row
+        if BATCHES and self.batches > BATCHES:
+            raise OSError("the drive with the scans of Jane Doe is gone")
+        return (self.x[rows],)
+
+    def loss(self, parameters, example):
+        return (parameters["w"].sum() - example[0]) ** 2
+
+    def mean_loss(self, parameters, batch):
+        return ((parameters["w"].sum() - batch[0]) ** 2).mean()
+
+    def evaluate(self, x):
+        self.tests += 1
+        return {"error": 1.0 if self.tests < TESTS else [1.0]}
+
+def make_task(run, data):
+    return Task(torch.from_numpy(data))
+"""
+RUN = """
+[train]
+rounds = 6
+evaluate_every = 2
+checkpoint_every = 4
+[algorithm]
+name = "d-psgd"
+lr = 0.1
+[privacy]
+mode = "strict"
+sigma = 2.0
+delta = 1e-3
+rate = 0.1
+batch = 50
+[experiment]
+nodes = 2
+partition = "iid"
+"""
+Up = Callable[..., tuple[int, str, list[Path]]]
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Up:
+    def start(*, batches: int = 0, tests: int = 99) -> tuple[int, str, list[Path]]:
+        code = TASK.replace("BATCHES", str(batches)).replace("TESTS", str(tests))
+        (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+        (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
+        words = ["up", "run.toml", "--task", "./mine.py:make_task", "--folder", "out", "--json"]
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "node.cli", *words], cwd=tmp_path, env=environ, capture_output=True, check=False
+        )
+        return done.returncode, done.stderr.decode(), [tmp_path / "out" / "nodes" / name for name in ("n0", "n1")]
+
+    return start
+
+
+@pytest.mark.cluster
+def test_an_evaluation_that_breaks_costs_the_metrics_only(up: Up) -> None:
+    code, said, homes = up(tests=3)
+    assert code == 0, said
+    for home in homes:
+        order = [it["event"] for it in events(home) if it["event"] in ("checkpoint", "test", "warning")]
+        assert order == ["test", "checkpoint", "warning", "checkpoint"], "once before, in round 2, and no more"
+        summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
+        assert (summary["complete"], summary["task_metrics"]) == (True, {})
+        assert "warning: task.name = " in (home / "daemon.log").read_text(encoding="utf-8")
+        with safe_open(home / "model.safetensors", "pt") as model:
+            assert model.get_tensor("w").isfinite().all()
+
+
+@pytest.mark.cluster
+def test_code_that_raises_in_a_round_costs_that_round_only(up: Up) -> None:
+    code, said, homes = up(batches=3)
+    assert code == 78, said
+    assert "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 21)" in said
+    for home in homes:
+        journal = (home / "journal.jsonl").read_text(encoding="utf-8")
+        assert "Jane Doe" not in journal, "what an exception says may be private"
+        assert {t for t, _ in debits(home)} >= {0, 1, 2}
+        assert [it["round"] for it in events(home, "checkpoint")] == [2], "between two that are due"

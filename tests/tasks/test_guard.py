@@ -1,0 +1,362 @@
+"""Mistakes in the code of an own task: one sentence that names the file and the line, and never a bug of ours."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from node import experiment, tasks
+from node.compute import Stopped
+from node.config import ExperimentConfig, RunConfig
+from node.tasks.guard import Guarded
+from peer.errors import ConfigurationError, DataError, TaskError
+from peer.message import Layout
+
+TASK = """\
+import sys
+import numpy as np
+import torch
+from torch.nn import functional
+from peer.errors import DataError
+from peer.message import Layout
+
+# at the top
+
+
+class Task:
+    layout = Layout((("w", (3, 4)), ("b", (3,))))
+
+    def __init__(self, rows):
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(1500, 4, generator=generator)[rows]
+        self.y = self.x.argmax(1) % 3
+        self.calls = 0
+
+    @property
+    def examples(self):
+        return len(self.x)
+
+    def start(self, seed):
+        return torch.zeros(15)
+
+    def batch(self, rows):
+        self.calls += 1
+        return self.x[rows], self.y[rows]
+
+    def loss(self, parameters, example):
+        x, y = example
+        return functional.cross_entropy(parameters["w"] @ x + parameters["b"], y)
+
+    def mean_loss(self, parameters, batch):
+        x, y = batch
+        return functional.cross_entropy(x @ parameters["w"].T + parameters["b"], y)
+
+    def evaluate(self, x, breathe=lambda: None):
+        return {"accuracy": 0.5}
+
+
+def make_task(run, data):
+    return Task(torch.from_numpy(data))
+"""
+
+
+LOSS = 'return functional.cross_entropy(parameters["w"] @ x + parameters["b"], y)'
+
+
+def settings(**sections: dict[str, Any]) -> ExperimentConfig:
+    values: dict[str, Any] = {
+        "train": {"rounds": 3, "evaluate_every": 1},
+        "algorithm": {"name": "d-psgd", "lr": 0.1},
+        "privacy": {"mode": "strict", "sigma": 2.0, "delta": 1e-3, "rate": 0.02, "batch": 10},
+        "experiment": {"nodes": 2, "partition": "iid"},
+        "task": {"name": "mine:make_task"},
+    }
+    return ExperimentConfig(**{**values, **sections})
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Simulates the task with one piece of its code replaced."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def simulate(old: str, new: str, **sections: dict[str, Any]) -> Any:
+        assert TASK.count(old) == 1
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        (tmp_path / "mine.py").write_text(TASK.replace(old, new), encoding="utf-8")
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        return experiment.simulate(settings(**sections), tmp_path / "run")
+
+    return simulate
+
+
+CALLS = "self.calls += 1"
+MAKE = "    return Task("
+RAISED = {
+    "import of nothing": ("# at the top", "import a_package_i_forgot", "import raised ModuleNotFoundError"),
+    "name at the top": ("# at the top", "SIZE = LENGTH", "import raised NameError"),
+    "exit at the top": ("# at the top", "sys.exit('no license')", "import raised SystemExit: no license"),
+    "import from": ("# at the top", "from torch import nothing", "import raised ImportError"),
+    "assertion at the top": ("# at the top", "assert torch.cuda.device_count() > 99", "import raised AssertionError"),
+    "make": (
+        "    return Task(",
+        "    raise KeyError('ward_7')\n    return Task(",
+        "make_task raised KeyError: 'ward_7'",
+    ),
+    "make, arguments": ("(run, data)", "(run)", "make_task raised TypeError"),
+    "make, exit": (MAKE, f"    sys.exit(3)\n{MAKE}", "make_task raised SystemExit: 3"),
+    "make, drive": (
+        "    return Task(",
+        "    open('/nowhere/a.npz')\n    return Task(",
+        "make_task raised FileNotFoundError",
+    ),
+    "init": ("self.calls = 0", "self.n = len(self.labels)", "make_task raised AttributeError"),
+    "layout of a number": ('Layout((("w", (3, 4)), ("b", (3,))))', "Layout(1, 2, 3)", "import raised TypeError"),
+    "examples, attribute": ("return len(self.x)", "return len(self.rows)", "examples raised AttributeError"),
+    "examples, division": ("return len(self.x)", "return 1 // 0", "examples raised ZeroDivisionError"),
+    "start": ("return torch.zeros(15)", "return torch.load('start.pt')", "start raised FileNotFoundError"),
+    "start, seed": ("def start(self, seed)", "def start(self)", "start raised TypeError"),
+    "batch, attribute": ("self.y[rows]", "self.labels[rows]", "batch raised AttributeError"),
+    "batch, index": ("self.x[rows], self.y", "self.x[rows + 9999], self.y", "batch raised IndexError"),
+    "batch, later": (
+        "self.calls += 1",
+        "self.calls += 1; 1 / max(0, 4 - self.calls)",
+        "batch raised ZeroDivisionError",
+    ),
+    "batch, exit": (CALLS, "sys.exit('no more')", "batch raised SystemExit: no more"),
+    "batch, deep": (CALLS, "(f := lambda: f())()", "batch raised RecursionError"),
+    "loss, shape": ("@ x + parameters", "@ x[:3] + parameters", "loss raised RuntimeError"),
+    "loss, name": ('parameters["w"] @', 'parameters["weight"] @', "loss raised KeyError: 'weight'"),
+    "loss, stop": (
+        "        x, y = example",
+        "        next(iter([]))\n        x, y = example",
+        "loss raised StopIteration",
+    ),
+    "mean_loss": ("x @ parameters", "x @ x + parameters", "mean_loss raised RuntimeError"),
+    "evaluate": ('return {"accuracy": 0.5}', "return {'accuracy': self.test}", "evaluate raised AttributeError"),
+    "evaluate, sentence of many lines": (
+        'return {"',
+        'raise ValueError("one\\ntwo")\n        return {"',
+        "ValueError: one",
+    ),
+    "group": (
+        "self.calls += 1",
+        "raise ExceptionGroup('many', [ValueError('a')])",
+        "batch raised ExceptionGroup: many",
+    ),
+    "own kind": (CALLS, "raise type('Gone', (BaseException,), {})('away')", "batch raised Gone: away"),
+}
+
+
+@pytest.mark.parametrize("mistake", RAISED)
+def test_what_the_code_raises_is_one_sentence_with_its_line(play: Callable[..., Any], mistake: str) -> None:
+    old, new, sentence = RAISED[mistake]
+    mode: dict[str, Any] = {"privacy": {"mode": "none"}} if mistake == "mean_loss" else {}
+    with pytest.raises(TaskError) as caught:
+        play(old, new, **mode)
+    [number] = [i for i, line in enumerate(TASK.replace(old, new).splitlines(), 1) if new.splitlines()[0] in line]
+    text = str(caught.value)
+    assert text.startswith("task.name = 'mine:make_task': ")
+    assert sentence in text
+    assert caught.value.exit_code == 78
+    assert "\n" not in text
+    if "arguments" not in mistake and mistake != "start, seed":  # the call itself failed, and that is ours
+        place = re.search(r" \(mine\.py, line (\d+)\)\.$", text)
+        assert place, text
+        assert number <= int(place[1]) <= number + 1
+
+
+GIVEN = {
+    "nothing": ("return Task(torch", "Task(torch", "made something without layout"),
+    "the class": ("return Task(torch.from_numpy(data))", "return Task", "made the class Task"),
+    "a dictionary as layout": ('Layout((("w", (3, 4)), ("b", (3,))))', '{"w": (3, 4)}', "layout is no Layout"),
+    "a name twice": ('("b", (3,))))', '("w", (3,))))', "layout is no Layout"),
+    "a number as shape": ('("b", (3,))))', '("b", 3)))', "layout is no Layout"),
+    "a negative size": ('("b", (3,))))', '("b", (-3,))))', "layout is no Layout"),
+    "a method for examples": ("    @property\n", "", "examples is no number"),
+    "examples that are no number": ("return len(self.x)", "return '479'", "examples is no number"),
+    "no tuple": ("return self.x[rows], self.y[rows]", "return self.x[rows]", "batch gives no tuple"),
+    "arrays": ("return self.x[rows], self", "return self.x[rows].numpy(), self", "batch gives no tuple"),
+    "a float for a loss": (LOSS, f"{LOSS}.item()", "loss gives something of type float; a tensor"),
+    "many losses": (LOSS, 'return parameters["w"] @ x + parameters["b"]', "loss gives a tensor of shape (3,); one"),
+    "no metrics": ('return {"accuracy": 0.5}', "return None", "evaluate gives None; names with a number each"),
+    "a bare number": ('return {"accuracy": 0.5}', "return 0.5", "evaluate gives something of type float"),
+    "percent": ('"accuracy": 0.5', '"accuracy": 86.33', "'accuracy' outside of 0 … 1; return a share"),
+    "a share below zero": ('"accuracy": 0.5', '"accuracy": -0.1', "'accuracy' outside of 0 … 1"),
+    "infinite accuracy": ('"accuracy": 0.5', '"accuracy": np.inf', "'accuracy' outside of 0 … 1"),
+    "nested": ('"accuracy": 0.5', '"by_class": {"a": 0.5}', "something of type dict as 'by_class'; one number"),
+    "a list": ('"accuracy": 0.5', '"confusion": [[1, 2]]', "something of type list as 'confusion'; one number"),
+    "an array": ('"accuracy": 0.5', '"confusion": np.eye(2)', "ndarray of shape (2, 2) as 'confusion'; one number"),
+    "a tensor": ('"accuracy": 0.5', '"recall": torch.ones(3)', "Tensor of shape (3,) as 'recall'; one number"),
+    "text": ('"accuracy": 0.5', '"note": "0.5"', "something of type str as 'note'; one number"),
+    "no value": ('"accuracy": 0.5', '"f1": None', "None as 'f1'; one number"),
+    "a complex number": ('"accuracy": 0.5', '"f1": 1j', "something of type complex as 'f1'"),
+    "a number as name": ('"accuracy": 0.5', "7: 0.5", "names a metric by something of type int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", GIVEN)
+def test_what_is_no_tasks_is_one_sentence(play: Callable[..., Any], mistake: str) -> None:
+    old, new, sentence = GIVEN[mistake]
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)) as caught:
+        play(old, new)
+    assert str(caught.value).startswith("task.name = 'mine:make_task'")
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("np.float32(0.25)", 0.25), ("np.float64(0.25)", 0.25), ("np.int64(2)", 2.0), ("np.array(3)", 3.0),
+        ("np.array([4.0])", 4.0), ("torch.tensor(1.5)", 1.5), ("torch.tensor([[1.5]])", 1.5), ("12", 12.0),
+        ("torch.tensor(2, dtype=torch.bfloat16)", 2.0), ("True", 1.0), ("np.bool_(False)", 0.0),
+        ("torch.tensor(1.0, requires_grad=True)", 1.0), ("np.nan", None), ("float('inf')", None),
+        ("__import__('fractions').Fraction(1, 4)", 0.25), ("__import__('decimal').Decimal('0.5')", 0.5),
+    ],
+)  # fmt: skip
+def test_every_kind_of_number_is_a_metric(play: Callable[..., Any], written: str, number: float | None) -> None:
+    summary = play('"accuracy": 0.5', f'"f1 (macro), %": {written}')
+    assert summary.task_metrics["f1 (macro), %"].per_node == {"n0": number, "n1": number}
+
+
+def test_rounding_above_one_is_an_accuracy_of_one(play: Callable[..., Any]) -> None:
+    assert play('"accuracy": 0.5', '"accuracy": 1.0000001').test_accuracy.mean == 1.0
+
+
+def test_evaluate_may_take_parameters_alone(play: Callable[..., Any]) -> None:
+    assert play("(self, x, breathe=lambda: None)", "(self, x)").test_accuracy.mean == 0.5
+    assert play("(self, x, breathe=lambda: None)", "(self, x, *, digits=3)").test_accuracy.mean == 0.5
+
+
+def test_a_list_is_a_batch_and_one_element_a_number(play: Callable[..., Any]) -> None:
+    assert play("return self.x[rows], self.y[rows]", "return [self.x[rows], self.y[rows]]").complete
+    assert play(LOSS, f"{LOSS}.unsqueeze(0)").complete
+
+
+def test_sentences_of_ours_pass(play: Callable[..., Any]) -> None:
+    with pytest.raises(DataError, match=r"^Ward 7 has no scans\.$"):
+        play(CALLS, "raise DataError('Ward 7 has no scans.')")
+
+
+def test_a_later_failure_of_evaluate_costs_the_metrics_only(
+    play: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = 'self.tests = getattr(self, "tests", 0) + 1; return {"accuracy": 1 / (self.tests < 3), "left": 1}'
+    summary = play('return {"accuracy": 0.5}', broken)
+    assert (summary.complete, summary.test_accuracy.mean) == (True, None)
+    said = (
+        "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 40)."
+    )
+    assert said in capsys.readouterr().err
+    journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
+    assert journal.count("evaluate raised ZeroDivisionError (mine.py, line 40).") == 2
+    assert "division by zero" not in journal, "an exception's own words may quote data"
+    assert journal.count('"test"') == 1
+
+
+class Mine:
+    """A task with all that is optional."""
+
+    layout = Layout((("w", (2,)),))
+    examples, at_once, adapted, stages = 3, 2, True, (("w",),)
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
+    @property
+    def broken(self) -> int:
+        return self.nowhere  # type: ignore[attr-defined, no-any-return]
+
+    def factors(self) -> Callable[..., Any]:
+        def every(parameters: Any, batch: Any) -> Any:
+            raise ValueError("not factored")
+
+        return every
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+
+    def start(self, seed: int) -> Tensor:
+        return torch.zeros(2)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return (torch.ones(len(rows), 2),)
+
+    def loss(self, parameters: Any, example: Any) -> Tensor:
+        return (parameters["w"] * example[0]).sum()  # type: ignore[no-any-return]
+
+    def mean_loss(self, parameters: Any, batch: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    def evaluate(self, x: Tensor, breathe: Callable[[], None]) -> dict[str, float]:
+        breathe()
+        return {}
+
+    def validate(self, parameters: Any, kind: str) -> Tensor:
+        raise OSError("gone")
+
+
+def test_what_a_task_has_it_has_and_what_it_lacks_it_lacks() -> None:
+    task = Guarded(Mine(), "mine:Mine")
+    assert (task.examples, task.at_once, task.adapted, task.stages) == (3, 2, True, (("w",),))
+    assert not hasattr(task, "inputs")
+    assert getattr(task, "dtype", torch.float32) is torch.float32
+    task.to(torch.device("meta"))
+    assert task.device == torch.device("meta")
+    with pytest.raises(TaskError, match=r"broken raised AttributeError: 'Mine' object has no attribute 'nowhere' \("):
+        hasattr(task, "broken")
+
+
+def test_what_a_method_gives_is_guarded_too() -> None:
+    task = Guarded(Mine(), "mine:Mine")
+    with pytest.raises(TaskError, match=r"factors raised ValueError: not factored \(test_guard.py, line \d+\)"):
+        task.factors()({}, ())
+    with pytest.raises(TaskError, match=r"validate raised OSError: gone \(test_guard.py, line \d+\)"):
+        task.validate({}, "accuracy")
+
+
+def test_an_interrupt_ends_the_program_but_no_compute_thread() -> None:
+    task, seen = Guarded(Mine(), "mine:Mine"), list[BaseException]()
+    with pytest.raises(KeyboardInterrupt):
+        task.mean_loss({}, ())
+
+    def compute() -> None:
+        try:
+            task.mean_loss({}, ())
+        except BaseException as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in seen] == [TaskError]
+
+
+def test_a_daemon_that_stops_is_no_mistake() -> None:
+    def stop() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        Guarded(Mine(), "mine:Mine").evaluate(torch.zeros(2), stop)
+
+
+def test_it_works_under_vmap() -> None:
+    task = Guarded(Mine(), "mine:Mine")
+    gradients = torch.func.vmap(torch.func.grad(task.loss), in_dims=(None, 0))
+    found = gradients({"w": torch.ones(2)}, task.batch(torch.arange(3)))
+    assert found["w"].equal(torch.ones(3, 2))
+
+
+def test_a_syntax_error_names_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slip.py").write_text("x = 1\n\ndef make(run, data:\n    pass\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": "slip.py:make"}})
+    with pytest.raises(TaskError, match=r"import raised SyntaxError: .* \(slip.py, line 3\)\.$"):
+        tasks.make(run, np.arange(3))
