@@ -120,6 +120,7 @@ class Daemon:
             stack.enter_context(ledger)
         stack.push_async_callback(self._rest)  # the ledger is closed after the compute thread has ended
         self.learner = self.watch.learner = await self.compute.own(self._build, ledger)
+        self.watch.computes_by(self.learner.door)
         first = await self.compute.own(self._resume)
         incarnation = await self.compute.own(self._incarnation)
         transport = self.transport

@@ -58,6 +58,8 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
 def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
     """As `simulate`; the journals are closed with the stack."""
     learners = _learners(config)
+    for sentence in sorted({it.door.choice.slow for it in learners.values() if it.door.choice} - {""}):
+        print(f"peerpoise: {sentence}", file=sys.stderr)
     rounds, every = config.train.rounds, config.train.evaluate_every
     homes = {name: made(folder / "nodes" / name) for name in learners}
     journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
@@ -155,6 +157,8 @@ def _journal(home: Path, learner: Learner) -> Journal:
     run = learner.run
     about = header(run.model_dump(mode="json"), node=learner.name, run=run.run_id, seed=run.train.seed, threads=1)
     journal = Journal(home / "journal.jsonl", about)
+    if choice := learner.door.choice:
+        journal.write("backend", backend=choice.backend, reason=choice.reason)
     for text in (warning(run.privacy), learner.attack and learner.attack.warning):
         if text:
             journal.write("warning", text=text)

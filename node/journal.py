@@ -33,6 +33,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "header": "node run configuration version seed machine platform python torch threads cores",
         "resume": "round checkpoint skipped reason",
         "data": "digest",
+        "backend": "backend reason",
         # state of the node: waiting, running, lingering, stopping, finished
         "state": "state reason round",
         "warning": "round what text",

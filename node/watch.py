@@ -15,6 +15,7 @@ from node.config import BudgetSection, RunConfig
 from node.journal import Journal, code_version, tested
 from node.learner import ADJACENCY, Learner, LiveEpsilon, warning
 from node.metrics import Metrics
+from node.privacy.door import Door
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
 from node.waiting import Watcher
 from peer.addresses import Addresses
@@ -89,6 +90,15 @@ class Watch(Watcher, Observer):
     def announce(self, text: str, brief: str = "") -> None:
         self.note("warning", text=brief or text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def computes_by(self, door: Door) -> None:
+        """How per-example gradients are computed; one after another takes so long that it is said."""
+        choice = door.choice
+        if choice is None:
+            return
+        self.note("backend", backend=choice.backend, reason=choice.reason)
+        if choice.slow:
+            print(f"peerpoise: {choice.slow}", file=sys.stderr, flush=True)
 
     # from the driver (on the loop's thread, or in the compute thread between rounds)
 

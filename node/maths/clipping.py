@@ -28,7 +28,7 @@ from node import device
 from node.maths import ghost
 from node.maths.per_example import Gradients, backward, device_of, looped, scalar, vmapped
 from node.maths.purity import PROCESS_SEEDS, Impure, Seeds, State, culprit, same
-from node.maths.rehearsal import Rehearsal, Values, admissible
+from node.maths.rehearsal import Rehearsal, Values, admissible, drawn
 from node.task import Task, views
 from peer.errors import ConfigurationError, TaskError, first_line
 
@@ -223,8 +223,8 @@ def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Tensor], None] = _ignore) -> Tensor:
     """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none).
-    Accumulated over parts of the batch where the task takes only so many examples `at_once`. Where a loss is not finite
-    though x is, `on_unusable` is told the row numbers of the examples that it is due to; of none if it is due to all.
+    Accumulated over parts of the batch where the task takes only so many examples `at_once`. `on_unusable` is told the
+    row numbers of a part whose loss is not finite.
 
     Raises:
         Impure: the loss changed a tensor that the task holds, which would be no part of the shared model.
@@ -241,8 +241,8 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
             leaves[name].grad = place  # backward adds to it where it lies
         for part in torch.split(rows, getattr(task, "at_once", None) or len(rows)):
             loss = scalar(task.mean_loss(leaves, task.batch(part)))
-            if not bool(loss.isfinite()) and bool(there.isfinite().all()):
-                on_unusable(_not_finite(task, leaves, part))
+            if not bool(loss.isfinite()):
+                on_unusable(part)
             backward(loss * (len(part) / len(rows)), list(leaves.values()))
         if there._version != version:
             raise TaskError(
@@ -251,13 +251,15 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
         return device.back(total.to(torch.float32))
 
 
-def _not_finite(task: Task, parameters: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """The rows whose own loss is not finite; none where that is so of all: then it is the model's fault."""
-    with torch.no_grad():
-        batch = task.batch(rows)
-        losses = [scalar(task.loss(parameters, tuple(example))) for example in zip(*batch, strict=True)]
-    bad = ~torch.stack(losses).isfinite().cpu()
-    return rows[bad] if not bool(bad.all()) else rows[:0]
+def unusable(task: Task, rows: Tensor) -> Tensor:
+    """The rows (int64 [k]) whose gradient is not finite at made-up parameters either, where it is no model's fault."""
+    parameters = views(task.layout, device.onto(drawn(task.layout, 0), device_of(task)))
+    gradients = looped(task, PROCESS_SEEDS)(parameters, task.batch(rows), rows)
+    finite = torch.stack([_flat(g).isfinite().all(1) for g in gradients.values()]).all(0)
+    return rows[~finite.cpu()]
+
+
+ASKED: Mapping[Backend, str] = {it: f"{it}, as privacy.backend says" for it in ("ghost", "vmap", "loop")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +269,13 @@ class Choice:
     backend: Backend
     reason: str
     """Which and why, as the middle of a sentence. Nothing private has a part in it."""
+
+    @property
+    def slow(self) -> str:
+        """A sentence where the loop was taken for want of anything better; else empty."""
+        if self.backend != "loop" or self.reason == ASKED["loop"]:
+            return ""
+        return f"Gradients are computed example by example, which is slow: by the {self.reason}."
 
 
 def pick(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = None) -> Backend:
@@ -296,7 +305,7 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
     values = admissible(task)
     expected = _repeatable(task, values)
     if wanted == "loop":
-        return Choice("loop", "loop, as privacy.backend says")
+        return Choice("loop", ASKED["loop"])
     if values.source == "own":
         if wanted == "auto":
             return Choice("loop", "loop, since examples can't be made up for this task; give it a method example()")
@@ -307,7 +316,7 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
                 f'privacy.backend = "{wanted}" lets a gradient of this model depend on its place in the batch, so that '
                 'clipping bounds nothing; use "auto".'
             )
-        return Choice(wanted, f"{wanted}, as privacy.backend says")
+        return Choice(wanted, ASKED[wanted])
     return _first_that_agrees(task, chunk, values, expected)
 
 

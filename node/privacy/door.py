@@ -25,7 +25,7 @@ from torch import Tensor
 
 from node.config import PrivacySection
 from node.maths.blocks import Block
-from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick
+from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick, unusable
 from node.maths.purity import keyed_seeds
 from node.maths.rehearsal import drawn
 from node.privacy import noise
@@ -79,6 +79,27 @@ def _nobody(t: int, recipient: Peer, why: str = "") -> None:
 
 def _unread(t: int, rows: Tensor) -> None:
     pass
+
+
+LOOKED_AT = 64
+"""Suspect records that are looked at in one release: each costs a gradient."""
+
+
+@dataclass(slots=True)
+class _Suspects:
+    """Records whose gradients were not finite, perhaps because of a neighbour's model: each is looked at once."""
+
+    task: Task
+    tell: Callable[[int, Tensor], None]
+    seen: set[int] = field(default_factory=set)
+
+    def __call__(self, t: int, rows: Tensor) -> None:
+        new = torch.tensor([row for row in rows.tolist() if row not in self.seen][:LOOKED_AT], dtype=torch.int64)
+        if not len(new):
+            return
+        self.seen |= set(new.tolist())
+        if len(bad := unusable(self.task, new)):
+            self.tell(t, bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +156,7 @@ class StrictDoor(Door):
 
     def __post_init__(self) -> None:
         self._spent_at_start = self.ledger.units
+        self._suspects = _Suspects(self.task, self.on_unusable)
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """g̈ at x for `to` in round t, flat float32 [d]. May be entered again, for another recipient, by `breathe`.
@@ -249,7 +271,7 @@ class StrictDoor(Door):
             backend=question.backend or (self.choice.backend if self.choice else "loop"),
             seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
             breathe=self.breathe,
-            on_unusable=lambda rows: self.on_unusable(t, rows),
+            on_unusable=lambda rows: self._suspects(t, rows),
         )
 
     def _rows(self, t: int, to: Peer) -> Tensor:
@@ -310,6 +332,9 @@ class ClearDoor(Door):
 
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
+    def __post_init__(self) -> None:
+        self._suspects = _Suspects(self.task, self.on_unusable)
+
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """The plain gradient at x of round t's batch, flat float32 [d]."""
         gradient = self.own(x, t) if to == self.me else self._mean(x, t)
@@ -342,8 +367,7 @@ class ClearDoor(Door):
 
     def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
         draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
-        rows = draw[: self.batch]
-        gradient = mean_gradient(task or self.task, x, rows, lambda part: self.on_unusable(t, part))
+        gradient = mean_gradient(task or self.task, x, draw[: self.batch], lambda rows: self._suspects(t, rows))
         self.breathe()
         return gradient
 
@@ -405,7 +429,7 @@ def open_door(
     will be asked for, not of blocks; `limit` is the data's lifetime ε_total at `limit_delta`. In mode none a ledger, if
     given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
     `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row numbers)` where gradients of
-    records are not finite (in mode none: their losses): that is for the data's owner alone.
+    records are not finite, whatever the model: that is for the data's owner alone.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
