@@ -16,6 +16,7 @@ all.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -311,13 +312,23 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
             return Choice("loop", "loop, since examples can't be made up for this task; give it a method example()")
         values = Values()
     if wanted != "auto":
-        if not _same_everywhere(task, wanted, chunk, values):
-            raise ConfigurationError(
-                f'privacy.backend = "{wanted}" lets a gradient of this model depend on its place in the batch, so that '
-                'clipping bounds nothing; use "auto".'
-            )
+        _refuse_unfit(task, wanted, chunk, values)
         return Choice(wanted, ASKED[wanted])
     return _first_that_agrees(task, chunk, values, expected)
+
+
+def _refuse_unfit(task: Task, wanted: Backend, chunk: int | None, values: Values) -> None:
+    try:
+        invariant = _same_everywhere(task, wanted, chunk, values)
+    except Exception as error:  # the loss itself is right: the loop took it
+        raise ConfigurationError(
+            f'privacy.backend = "{wanted}" can\'t take this model ({_words(error)}); use "auto".'
+        ) from error
+    if not invariant:
+        raise ConfigurationError(
+            f'privacy.backend = "{wanted}" lets a gradient of this model depend on its place in the batch, so that '
+            'clipping bounds nothing; use "auto".'
+        )
 
 
 def _first_that_agrees(task: Task, chunk: int | None, values: Values, expected: list[Tensor]) -> Choice:
@@ -330,16 +341,20 @@ def _first_that_agrees(task: Task, chunk: int | None, values: Values, expected: 
             invariant = _same_everywhere(task, backend, chunk, values)
         except Exception as error:  # whatever it can't take; a fault of the loss itself was raised by the loop
             if backend == "vmap":
-                reason = f"vmap can't take this model ({first_line(error)[:120]})"
+                reason = f"vmap can't take this model ({_words(error)})"
             continue
         close = [_close(ours, right) for ours, right in zip(got, expected, strict=True)]
         if 2 * sum(close) > len(close) and invariant:
             return Choice(backend, f"{backend}, which gives what the loop gives")
         if backend == "vmap":
-            reason = (
-                "vmap's gradients depend on the place in the batch" if all(close) else "vmap's gradients are others"
-            )
+            reason = f"vmap's gradients {'differ from its' if invariant else 'depend on the place in the batch'}"
     return Choice("loop", f"loop, since {reason}")
+
+
+def _words(error: BaseException) -> str:
+    """What a library says, in short; of an own task's error what was raised in it."""
+    cause = error.__cause__ if isinstance(error, TaskError) and error.__cause__ else error
+    return textwrap.shorten(first_line(cause), 100, placeholder=" …")
 
 
 def _close(ours: Tensor, right: Tensor) -> bool:

@@ -91,7 +91,9 @@ def _differentiable() -> Iterator[None]:
     except (RuntimeError, NotImplementedError) as error:
         if "memory" in str(error):
             raise
-        raise TaskError(f"The gradient of the task's loss can't be computed: {first_line(error)}.") from error
+        raise TaskError(
+            f"The gradient of the task's loss can't be computed: {first_line(error).partition(' Hint:')[0]}."
+        ) from error
 
 
 def scalar(loss: object, name: str = "loss") -> Tensor:
