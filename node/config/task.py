@@ -97,6 +97,10 @@ class TaskSection(Section):
     those of private data would give something of them away. Empty: x as it is."""
     std: tuple[float, ...] = ()
     """See mean; as many."""
+    value_range: tuple[float, float] | None = None
+    """[low, high], PUBLIC: all that the model is fed lies within, images (uint8 counts as 0 … 1) before mean and std, a
+    table's features after centering and scaling; a node whose data don't refuses them. None: nodes with integers and
+    nodes with floats don't fit together, and floats beyond ±20 are refused."""
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""
     text: TextSection | None = None
@@ -110,4 +114,6 @@ class TaskSection(Section):
             raise ValueError(f"the scale of feature {bad[0]!r} must be positive")
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError("mean and std need as many figures each, and those of std must be positive")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError("value_range is [low, high], and low must be below high")
         return self

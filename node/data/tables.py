@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from node.config import TaskSection
-from node.data.examples import Examples
+from node.data.examples import STANDARDIZED, Examples
 from peer.errors import ConfigurationError, DataError
 
 C = TypeVar("C")
@@ -40,7 +40,7 @@ def table(path: Path, task: TaskSection) -> Examples:
     values = [_numbers(path, name, found[name], *task.features[name]) for name in task.features]
     x = torch.from_numpy(np.stack(values, axis=1)).view(n, 1, 1, len(values))
     others = {name: column for name, column in found.items() if name not in task.features}
-    return Examples(x, torch.from_numpy(labels(path, found[task.label], task)), others)
+    return Examples(x, torch.from_numpy(labels(path, found[task.label], task)), others, STANDARDIZED)
 
 
 def labels(path: Path, found: NDArray[Any], task: TaskSection) -> NDArray[np.int64]:
