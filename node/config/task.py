@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from node.config.section import Section
+from node.config.templates import fields
 
 
 class TextSection(Section):
@@ -17,12 +18,14 @@ class TextSection(Section):
     template: str = "plain"
     """What stands before the answer. plain: nothing, or the `prompt` columns. instruction: they as an instruction.
     chat: they as the user's message in the model's own template. Or a text with {column} fields; an empty cell
-    leaves nothing in its place."""
+    leaves nothing in its place; {{ and }} stand for braces."""
     prompt: tuple[str, ...] = ()
     """Columns that are given, one below the other."""
     answer: str = "text"
-    """The column that is learnt; no row leaves it empty. Only its tokens and the end of the sequence are labels; the
-    rest is masked. With task.labels it is what a model is tested on: the label of the lowest loss is its answer."""
+    """The column that is learnt; no row leaves it empty. Of a conversation (a list of {role, content}) the last turn of
+    the assistant is learnt, and what was said before is given. Only the answer's tokens and the end of the sequence are
+    labels; the rest is masked. With task.labels it is what a model is tested on: the label of the lowest loss is its
+    answer."""
     length: int = Field(default=128, ge=2)
     """Tokens of a sequence. Of a longer one the answer keeps half or more, and loses its end; what is given loses its
     beginning."""
@@ -56,7 +59,7 @@ class TextSection(Section):
 
     @model_validator(mode="after")
     def _gives_no_answer(self) -> TextSection:
-        if self.answer in self.prompt or f"{{{self.answer}}}" in self.template:
+        if self.answer in self.prompt or self.answer in fields(self.template):
             raise ValueError(f"the column {self.answer!r} is the answer, so that prompt and template can't show it")
         return self
 

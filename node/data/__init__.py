@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from node.config import DataSection, TaskSection
+from node.data import columns
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
 from node.data.cookies import fortunes
@@ -92,10 +93,10 @@ def own(path: Path, task: TaskSection) -> Examples:
 
 def _read(path: Path, task: TaskSection) -> Examples:
     if path.is_dir():
-        return images(path, task)
-    if path.suffix in (".csv", ".tsv", ".parquet"):
+        return table(path, task) if columns.is_dataset(path) else images(path, task)
+    if columns.ending(path) in (*columns.CSV, *columns.PARQUET, ".txt"):
         return table(path, task)
-    if path.suffix == ".npz" or not path.exists():
+    if path.suffix.lower() == ".npz" or not path.exists():
         return npz(path, task.classes)
     raise DataError(f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected.")
 

@@ -186,7 +186,7 @@ def test_a_table_needs_public_constants(tmp_path: Path) -> None:
 def test_a_table_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[tables\]'"):
-        data.own(table(tmp_path), TABLE)
+        data.own(table(tmp_path, name="mine.parquet"), TABLE)
 
 
 PICTURES = TaskSection(classes=2, labels=("cat", "dog"), image_size=8)

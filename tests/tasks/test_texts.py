@@ -102,8 +102,9 @@ def test_a_smaller_test_set_is_balanced_and_always_the_same() -> None:
     ("name", "content", "says"),
     [
         ("a.jsonl", '{"text": "x"}\n{"text": ', "line 2, is no JSON"),
-        ("a.jsonl", '{"text": "x"}\n{"other": "y"}', "line 2: an object with the same keys"),
-        ("a.jsonl", "[1]", "line 1: an object"),
+        ("a.jsonl", '{"text": "x"}\n{"other": "y"}', "row 2, has nothing in the column 'text'"),
+        ("a.jsonl", "[1]", "item 1: an object"),
+        ("a.jsonl", "1", "line 1: an object"),
         ("a.jsonl", "\n", "has no rows"),
         ("a.txt", "  \n\n ", "has no rows"),
         ("a.jsonl", '{"words": "x"}', "has no column 'text'; it has words"),
