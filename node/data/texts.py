@@ -151,7 +151,7 @@ def _divide_conversations(file: Path, part: Part, answer: str) -> None:
     Raises:
         DataError: a row is something else.
     """
-    if not any(isinstance(cell, Nested) for cell in part[answer]):
+    if not any(conversations.turns(cell) for cell in part[answer]):
         return
     before, last = [], []
     for row, cell in enumerate(part[answer], 1):
