@@ -73,7 +73,7 @@ class TaskSection(Section):
     the nodes (see $PEERPOISE_DATA). file: the PUBLIC file `path`, divided as well. own: each node's data.path."""
     path: Path | None = None
     """data = "file": .npz, .csv, .tsv, .parquet or a folder of images; with [task.text] .parquet, .csv, .tsv, .jsonl,
-    .txt or a folder of such. Relative to the working directory."""
+    .json, .txt or a folder of such (docs/data.md). Relative to the working directory."""
     held_out: bool = False
     """Public sets: a fifth of every class of the TRAINING examples is held out, and tested on in place of the test set.
     For choosing a learning rate, which must not be done by the test set."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import zlib
 from collections import Counter
@@ -26,6 +27,8 @@ CSV, PARQUET = (".csv", ".tsv"), (".parquet",)
 LOOKED_AT = 100
 """Rows that are compared with a header to see whether it is one."""
 
+NUMBER = re.compile(r"[+-]?[.,]?\d")
+"""How a number or a date begins."""
 Columns = dict[str, list[Any]]
 
 
@@ -134,8 +137,9 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
     if not _is_utf_8("".join(head)):
         return f"{path} is not UTF-8 text (see its header); save it as UTF-8."
     below = list(islice(_rows(path, separator, above, strict=False), 1, LOOKED_AT))
-    numbers = any(name.lstrip("+-").replace(",", ".").replace(".", "", 1).isdecimal() for name in head)
-    if numbers or any(name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)):
+    if any(map(NUMBER.match, head)) or any(
+        name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)
+    ):
         return f"{path} has no header: its first line looks like data; write the names of the columns above it."
     wanted = ", ".join(repr(name) for name in named if name not in head)
     names = ", ".join(filter(None, head))

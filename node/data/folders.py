@@ -133,6 +133,8 @@ def _over_white(image: Any, channels: int) -> Any:
     """With 8 bits a channel, what is transparent over white."""
     from PIL import Image
 
+    if isinstance(key := image.info.get("transparency"), tuple) and max(key) > 255:
+        image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow reads 16-bit colors
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

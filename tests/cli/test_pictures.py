@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -32,11 +33,12 @@ nodes = 2
 partition = "iid"
 """
 EACH = 40
+Accuracy: TypeAlias = Callable[[int], float]
 RANDOM = np.random.default_rng(2)
 
 
 @pytest.fixture
-def accuracy(peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], float]:
+def accuracy(peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Accuracy:
     monkeypatch.chdir(tmp_path)
     for label in ("one", "two"):
         (tmp_path / "pictures" / label).mkdir(parents=True)
@@ -52,9 +54,7 @@ def accuracy(peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_scans_of_16_bits_are_told_by_their_brightness(
-    accuracy: Callable[[int], float], tmp_path: Path, channels: int
-) -> None:
+def test_scans_of_16_bits_are_told_by_their_brightness(accuracy: Accuracy, tmp_path: Path, channels: int) -> None:
     for label, low, high in (("one", 300, 9000), ("two", 15_000, 65_000)):
         for k in range(EACH):
             pixels = RANDOM.integers(low, high, (14, 12)).astype(np.uint16)
@@ -63,9 +63,7 @@ def test_scans_of_16_bits_are_told_by_their_brightness(
     assert accuracy(channels) == 1.0
 
 
-def test_photos_are_told_apart_though_phones_were_held_in_all_ways(
-    accuracy: Callable[[int], float], tmp_path: Path
-) -> None:
+def test_photos_are_told_apart_though_phones_were_held_in_all_ways(accuracy: Accuracy, tmp_path: Path) -> None:
     """A light band above, or at the left; stored turned by a quarter, a half or three, as EXIF says."""
     for label, turned in (("one", False), ("two", True)):
         for k in range(EACH):
@@ -82,7 +80,7 @@ def band(turned: bool) -> NDArray[np.uint8]:
     return np.clip(seen.transpose(1, 0, 2) if turned else seen, 0, 255).astype(np.uint8)
 
 
-def test_logos_on_nothing_are_told_by_what_is_seen(accuracy: Callable[[int], float], tmp_path: Path) -> None:
+def test_logos_on_nothing_are_told_by_what_is_seen(accuracy: Accuracy, tmp_path: Path) -> None:
     """What is transparent hides colors at random, in class one dark ones."""
     for label, dark in (("one", True), ("two", False)):
         for k in range(EACH):

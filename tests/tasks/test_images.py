@@ -173,9 +173,11 @@ def test_what_is_transparent_lies_over_white(tmp_path: Path) -> None:
 def test_what_is_half_transparent_is_half_white_in_grays_too(tmp_path: Path) -> None:
     Image.new("LA", (SIZE, SIZE), (0, 128)).save(place(tmp_path) / "a.png")
     png(place(tmp_path) / "b.png", np.zeros((SIZE, SIZE), np.uint16), 0, (b"tRNS", struct.pack(">H", 0)))
-    half, keyed = read(tmp_path)
+    colors = np.full((SIZE, SIZE, 3), 9000, np.uint16)
+    png(place(tmp_path) / "c.png", colors, 2, (b"tRNS", struct.pack(">HHH", 9000, 9000, 9000)))
+    half, keyed, key_of_colors = read(tmp_path)
     assert half.sub(0.5).abs().max() < 0.01
-    assert keyed.unique().tolist() == [1]
+    assert keyed.unique().tolist() == key_of_colors.unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("ending", ["gif", "tif", "webp", "png"])

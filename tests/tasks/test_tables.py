@@ -123,6 +123,7 @@ SECRET = "79.25"
 WRONG = {
     "no header": (PLAIN.split("\n", 1)[1], "first line looks like data"),
     "no header, words": ("anna,berlin,yes\nbert,bonn,yes\n", "first line looks like data"),
+    "no header, dates": (f"2024-05-02,anna,yes\n2024-05-03,{SECRET},no\n", "first line looks like data"),
     "no header, decimal commas": (f"{SECRET.replace('.', ',')};8,9;1\n", "first line looks like data"),
     "a column is missing": (
         PLAIN.replace("dose", "mg"),
