@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -252,12 +253,16 @@ def _dial(address: str) -> str:
 
 def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
     """The data are there and fit the task; there is memory for its model."""
+    warnings = io.StringIO()
     try:
-        task = make(plan.run, node.data)
+        with redirect_stderr(warnings):
+            task = make(plan.run, node.data)
         suited(plan.algorithm, task)
     except PeerpoiseError as error:
         yield fault("data", str(error), "see data.path and data.rows in node.toml, and [task] in run.toml")
         return
+    for line in warnings.getvalue().splitlines():
+        yield warning("data", line.removeprefix("warning: "), "nothing, if that is meant")
     file = node.data.path if plan.run.task.data == "own" else node.data.rows
     digest = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file and file.is_file() else ""
     yield ok("data", f"{plan.run.task.data}: {task.examples} examples, {task.layout.size:,} parameters{digest}")

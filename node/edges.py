@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError
 
 
@@ -35,8 +36,10 @@ def read(file: Path) -> list[tuple[str | float, ...]]:
         ConfigurationError: as `inline`.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(file).splitlines()
+    except NotUtf8 as error:
+        raise ConfigurationError(f"topology.file: {error}") from None
+    except OSError:
         raise ConfigurationError(f"topology.file: {file} can't be read as text; check the path.") from None
     split = [(number, line.partition("#")[0].replace(",", " ").split()) for number, line in enumerate(lines, 1)]
     return [_edge(words, f"{file}, line {number}") for number, words in split if words]

@@ -15,6 +15,7 @@ from node import edges
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
 from node.config.section import Section
+from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
@@ -97,15 +98,16 @@ def _all_sections() -> set[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            return tomllib.load(stream)
+        return tomllib.loads(read_text(file))
     except FileNotFoundError:
         raise ConfigurationError(f"There is no file {file}; check the path.") from None
     except IsADirectoryError:
         raise ConfigurationError(f"{file} is a folder; name the TOML file in it.") from None
     except PermissionError:
         raise ConfigurationError(f"{file} may not be read by this user; check its permissions.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except NotUtf8 as error:
+        raise ConfigurationError(str(error)) from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
 
 

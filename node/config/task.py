@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from node.config.section import Section
+from node.config.templates import fields
 
 
 class TextSection(Section):
@@ -17,12 +18,14 @@ class TextSection(Section):
     template: str = "plain"
     """What stands before the answer. plain: nothing, or the `prompt` columns. instruction: they as an instruction.
     chat: they as the user's message in the model's own template. Or a text with {column} fields; an empty cell
-    leaves nothing in its place."""
+    leaves nothing in its place; {{ and }} stand for braces."""
     prompt: tuple[str, ...] = ()
     """Columns that are given, one below the other."""
     answer: str = "text"
-    """The column that is learnt; no row leaves it empty. Only its tokens and the end of the sequence are labels; the
-    rest is masked. With task.labels it is what a model is tested on: the label of the lowest loss is its answer."""
+    """The column that is learnt; no row leaves it empty. Of a conversation (a list of {role, content}) the last turn of
+    the assistant is learnt, and what was said before is given. Only the answer's tokens and the end of the sequence are
+    labels; the rest is masked. With task.labels it is what a model is tested on: the label of the lowest loss is its
+    answer."""
     length: int = Field(default=128, ge=2)
     """Tokens of a sequence. Of a longer one the answer keeps half or more, and loses its end; what is given loses its
     beginning."""
@@ -56,7 +59,7 @@ class TextSection(Section):
 
     @model_validator(mode="after")
     def _gives_no_answer(self) -> TextSection:
-        if self.answer in self.prompt or f"{{{self.answer}}}" in self.template:
+        if self.answer in self.prompt or self.answer in fields(self.template):
             raise ValueError(f"the column {self.answer!r} is the answer, so that prompt and template can't show it")
         return self
 
@@ -70,7 +73,7 @@ class TaskSection(Section):
     the nodes (see $PEERPOISE_DATA). file: the PUBLIC file `path`, divided as well. own: each node's data.path."""
     path: Path | None = None
     """data = "file": .npz, .csv, .tsv, .parquet or a folder of images; with [task.text] .parquet, .csv, .tsv, .jsonl,
-    .txt or a folder of such. Relative to the working directory."""
+    .json, .txt or a folder of such (docs/data.md). Relative to the working directory."""
     held_out: bool = False
     """Public sets: a fifth of every class of the TRAINING examples is held out, and tested on in place of the test set.
     For choosing a learning rate, which must not be done by the test set."""
@@ -97,6 +100,10 @@ class TaskSection(Section):
     those of private data would give something of them away. Empty: x as it is."""
     std: tuple[float, ...] = ()
     """See mean; as many."""
+    value_range: tuple[float, float] | None = None
+    """[low, high], PUBLIC: all that the model is fed lies within, images (uint8 counts as 0 … 1) before mean and std, a
+    table's features after centering and scaling; a node whose data don't refuses them. None: nodes with integers and
+    nodes with floats don't fit together, and floats beyond ±20 are refused."""
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""
     text: TextSection | None = None
@@ -110,4 +117,6 @@ class TaskSection(Section):
             raise ValueError(f"the scale of feature {bad[0]!r} must be positive")
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError("mean and std need as many figures each, and those of std must be positive")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError("value_range is [low, high], and low must be below high")
         return self

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from node.config import DataSection, TaskSection
+from node.data import columns
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
 from node.data.cookies import fortunes
-from node.data.examples import Examples
+from node.data.examples import STANDARDIZED, Examples
 from node.data.folders import images
 from node.data.idx import fashion_mnist, mnist
 from node.data.tables import table
@@ -35,6 +36,8 @@ BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
 """name -> (train, test). A new public data set: one function, one line here."""
 TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": fortunes}
 """The same, of text."""
+FAR = 20
+"""No value that was scaled, by whatever means, lies so far from 0."""
 Rows: TypeAlias = Examples | Texts
 """What can be divided among nodes: rows that have labels y, and columns."""
 
@@ -67,13 +70,15 @@ def _whole(task: TaskSection) -> tuple[Rows, Rows]:
             raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')
         return own(task.path, task).split()
     if task.data.startswith("torchvision:"):
-        return torchvision(task.data.removeprefix("torchvision:"))
+        train, test = torchvision(task.data.removeprefix("torchvision:"))
+        return _within_range(train, task, task.data), _within_range(test, task, task.data)
     if task.data not in BUNDLED:
         known = ", ".join([*sorted({*BUNDLED, *TEXTS}), "torchvision:NAME", "file"])
         raise ConfigurationError(
             f"Unknown data set {task.data!r}; choose {known}, or own with data.path in the node's file."
         )
-    return BUNDLED[task.data]()
+    train, test = BUNDLED[task.data]()
+    return _within_range(train, task, task.data), _within_range(test, task, task.data)
 
 
 def own(path: Path, task: TaskSection) -> Examples:
@@ -83,13 +88,39 @@ def own(path: Path, task: TaskSection) -> Examples:
         ConfigurationError: the run file says too little of it, or a package is missing.
         DataError: it is missing, damaged, or of no known kind.
     """
+    return _within_range(_read(path, task), task, str(path))
+
+
+def _read(path: Path, task: TaskSection) -> Examples:
     if path.is_dir():
-        return images(path, task)
-    if path.suffix in (".csv", ".tsv", ".parquet"):
+        return table(path, task) if columns.is_dataset(path) else images(path, task)
+    if columns.ending(path) in (*columns.CSV, *columns.PARQUET, ".txt"):
         return table(path, task)
-    if path.suffix == ".npz" or not path.exists():
+    if path.suffix.lower() == ".npz" or not path.exists():
         return npz(path, task.classes)
     raise DataError(f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected.")
+
+
+def _within_range(examples: Examples, task: TaskSection, source: str) -> Examples:
+    """The examples, if their values are in `task.value_range`, or else near to 0 … 1.
+
+    Raises:
+        DataError: they are not. Their values are private: none is in the sentence.
+    """
+    low, high = task.value_range or (-FAR, FAR)
+    whole = 1 if examples.x.is_floating_point() else 255
+    lowest, highest = (values / whole for values in examples.x.aminmax(dim=0))
+    outside = ((lowest < low) | (highest > high)).flatten()
+    if not outside.any():
+        return examples
+    names = [*task.features] if examples.values == STANDARDIZED else []
+    what = f"column {names[int(outside.nonzero()[0])]!r}, centered and scaled," if names else "x"
+    if task.value_range:
+        raise DataError(f"{source}: {what} has values outside of task.value_range = [{low:g}, {high:g}]; scale them.")
+    likely = (
+        "see its center and scale in task.features" if names else "if they are 0 … 255, divide by 255 or save uint8"
+    )
+    raise DataError(f"{source}: {what} has values beyond ±{FAR}; {likely}, or else declare task.value_range.")
 
 
 def digest(node: DataSection, task: TaskSection) -> str:

@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from node.data.examples import Examples
+from node.data.examples import FLOATS, INTEGERS, Examples
 from peer.errors import ConfigurationError, DataError
 
 DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, MemoryError)
 """What numpy and zipfile raise on a file that is cut, damaged, encrypted, or holds Python objects."""
+
+CHANNELS = (1, 3, 4)
+"""Gray, colors, and with transparency."""
 
 
 def digits() -> tuple[Examples, Examples]:
@@ -51,7 +54,8 @@ def npz(path: Path, classes: int) -> Examples:
         raise DataError(f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected.")
     x, y = found["x"], found["y"]
     columns = {name: it for name, it in found.items() if name not in ("x", "y") and it.shape == (len(x),)}
-    return Examples(_images(path, x), _labels(path, y, len(x), classes), columns)
+    values = INTEGERS if x.dtype == np.uint8 else FLOATS
+    return Examples(_images(path, x), _labels(path, y, len(x), classes), columns, values)
 
 
 def rows(path: Path, limit: int) -> NDArray[np.int64]:
@@ -94,11 +98,21 @@ def _images(path: Path, x: NDArray[Any]) -> Tensor:
         )
     if x.size == 0:
         raise DataError(f"{path} is empty: x has shape {x.shape}.")
+    if _channels_last(x.shape):
+        raise DataError(
+            f"{path}: x has shape {x.shape}, which looks like channels last; [n, channels, height, width] is expected: "
+            "save np.moveaxis(x, -1, 1)."
+        )
     with np.errstate(over="ignore"):
         values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
     if not np.isfinite(values).all():
         raise DataError(f"{path}: x holds values that are not finite (nan, inf or beyond float32).")
     return torch.from_numpy(values if x.ndim == 4 else values[:, None])
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    """Images that end with 1, 3 or 4 channels, as most viewers want them. [n, channels, 1, 1] are none."""
+    return len(shape) == 4 and shape[3] in CHANNELS and shape[1] not in CHANNELS and shape[2:] != (1, 1)
 
 
 def _labels(path: Path, y: NDArray[Any], n: int, classes: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from peer.errors import ConfigurationError
 
 SPLIT_SEED = 20260604
 """Seed of the split of a whole data set. Changing it changes what every row number means."""
+INTEGERS, FLOATS, STANDARDIZED = "0 … 1, from integers", "floats", "columns, centered and scaled"
+"""How values come about, in words that nodes compare."""
 TEST_SHARE = 0.2
 """Share of each class that goes to the public test set."""
 
@@ -30,6 +32,8 @@ class Examples:
     x: Tensor
     y: Tensor
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    values: str = INTEGERS
+    """How they come about: INTEGERS over their largest, FLOATS as a file has them, or STANDARDIZED."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -42,21 +46,22 @@ class Examples:
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         index = torch.from_numpy(np.ascontiguousarray(rows))
-        return Examples(self.x[index], self.y[index], {name: column[rows] for name, column in self.columns.items()})
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, x=self.x[index], y=self.y[index], columns=columns)
 
     def floats(self) -> Examples:
         """uint8 divided by 255; floats as they are."""
-        return self if self.x.is_floating_point() else Examples(self.x.float() / 255, self.y, self.columns)
+        return self if self.x.is_floating_point() else replace(self, x=self.x.float() / 255)
 
     def to(self, device: torch.device) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device), self.columns)
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def scaled(self, size: int | None) -> Examples:
         """The images at size × size pixels, bilinear; None: as they are."""
         if size is None or self.shape[1:] == (size, size):
             return self
         x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        return Examples(x, self.y, self.columns)
+        return replace(self, x=x)
 
     def standardised(self, mean: Sequence[float], std: Sequence[float]) -> Examples:
         """(x − mean)/std, by channel.
@@ -71,7 +76,7 @@ class Examples:
                 f"task.mean has {len(mean)} figures, the images have {self.shape[0]} channels; give one for each."
             )
         centre, scale = (torch.tensor(it).view(1, -1, 1, 1) for it in (mean, std))
-        return Examples((self.x - centre) / scale, self.y, self.columns)
+        return replace(self, x=(self.x - centre) / scale)
 
     def split(self) -> tuple[Examples, Examples]:
         """(train, test): TEST_SHARE of every class in test."""

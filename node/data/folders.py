@@ -1,8 +1,18 @@
-"""A folder of images: one sub-folder for each of `task.labels`."""
+"""A folder of images: one sub-folder for each of `task.labels`, with folders in it or without.
+
+Pixels are taken by value, as a viewer shows them: turned as EXIF says, what is transparent over white, the first of
+several frames. 16-bit grays keep their precision; of 16-bit colors Pillow keeps the higher byte.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +23,15 @@ from node.data.examples import Examples
 from peer.errors import ConfigurationError, DataError
 
 KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
+"""What systems leave in folders, beside names that begin with a dot."""
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF, and a value."""
 
 
 def images(folder: Path, task: TaskSection) -> Examples:
-    """All images, as RGB (as grey where `task.channels` is 1), at task.image_size.
+    """All images, as RGB (as gray where `task.channels` is 1), at task.image_size. Other files are counted on standard
+    error.
 
     The sub-folders' numbers come from the run file's list, never from what one node happens to have.
 
@@ -26,24 +41,124 @@ def images(folder: Path, task: TaskSection) -> Examples:
     """
     if not task.labels or task.image_size is None:
         raise ConfigurationError("A folder of images needs task.labels (names of its sub-folders) and task.image_size.")
-    if strangers := sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in task.labels):
-        raise DataError(f"{folder} has a sub-folder {strangers[0]!r} that is none of task.labels.")
-    found = [(path, k) for k, label in enumerate(task.labels) for path in sorted((folder / label).glob("*"))]
-    found = [(path, k) for path, k in found if path.suffix.lower() in KINDS]
-    if not found:
-        raise DataError(f"{folder} has no images in sub-folders named {', '.join(task.labels)}.")
-    x = np.stack([_image(path, task.image_size, task.channels) for path, _ in found])
-    return Examples(torch.from_numpy(x), torch.tensor([k for _, k in found]))
-
-
-def _image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     try:
-        from PIL import Image, UnidentifiedImageError
+        files, others = _listed(folder, task.labels)
+    except OSError as error:
+        raise DataError(f"{error.filename} can't be read ({error.strerror}); check its permissions.") from None
+    if not files:
+        raise DataError(f"{folder} has no images in sub-folders named {', '.join(task.labels)}.")
+    _tell_unused(folder, others)
+    pixels = [_image(path, task.image_size, task.channels) for path, _ in files]
+    return Examples(torch.from_numpy(_stacked(pixels)), torch.tensor([k for _, k in files]))
+
+
+def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]], list[Path]]:
+    """The images with the number of their class, and what is not used.
+
+    Raises:
+        DataError: a sub-folder is of no class.
+    """
+    images, others = [], []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name not in labels and not _is_clutter(path.name):
+            raise DataError(f"{folder} has a sub-folder {path.name!r} that is none of task.labels.")
+        others += [path] if path.is_file() and not _is_clutter(path.name) else []
+    for k, label in enumerate(labels):
+        for path in sorted(_files(folder / label)) if (folder / label).is_dir() else []:
+            if path.suffix.lower() in KINDS and not path.is_dir():
+                images.append((path, k))
+            else:
+                others.append(path)
+    return images, others
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a class's folder, and links to folders, which are not followed: they may lead in a circle, or to
+    another class."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not _is_clutter(name)]
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        yield from (Path(place) / name for name in (*names, *links) if not _is_clutter(name))
+
+
+def _tell_unused(folder: Path, files: Sequence[Path]) -> None:
+    """One sentence for the owner of the data, who may miss them."""
+    if files:
+        kinds = Counter("link to a folder" if path.is_dir() else path.suffix or "no ending" for path in files)
+        counted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        print(
+            f"warning: {folder} has files that are not used ({counted}); images are, that end in "
+            f"{', '.join(sorted(KINDS))}, below the sub-folders that task.labels names.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """uint8 [n, channels, height, width], or float32 in 0 … 1 where one of them has more than 8 bits."""
+    if any(each.dtype != np.uint8 for each in pixels):
+        pixels = [each.astype(np.float32) / 255 if each.dtype == np.uint8 else each for each in pixels]
+    return np.stack(pixels)
+
+
+def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
+    """uint8 [channels, size, size], or float32 in 0 … 1 where its pixels have more than 8 bits."""
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise ConfigurationError("Folders of images need Pillow: pip install 'peerpoise[images]'.") from None
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB").resize((size, size)))
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # say, of a damaged EXIF
+            ImageOps.exif_transpose(image, in_place=True)
+            deep = image.mode[0] in "IF"
+            pixels = np.asarray((_deep(path, image) if deep else _over_white(image, channels)).resize((size, size)))
+    except DataError:
+        raise
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
         raise DataError(f"{path} can't be read as an image; remove or repair it.") from None
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    if deep:
+        pixels = np.repeat(pixels[:, :, None], channels, axis=2).clip(0, 1)  # between pixels a cubic can overshoot
+    return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
+
+
+def _over_white(image: Any, channels: int) -> Any:
+    """With 8 bits a channel, what is transparent over white."""
+    from PIL import Image
+
+    if isinstance(key := image.info.get("transparency"), tuple) and max(key) > 255:
+        image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow reads 16-bit colors
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _deep(path: Path, image: Any) -> Any:
+    """Gray of more than 8 bits as floats in 0 … 1: 16 bits over the largest, floats as they are.
+
+    Raises:
+        DataError: floats outside of 0 … 1, or 32-bit integers, whose white is nowhere defined.
+    """
+    from PIL import Image
+
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(image).astype(np.float32)
+    if image.mode.startswith("I;16"):
+        values /= (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
+    elif image.mode == "I":
+        raise DataError(f"{path} has 32-bit integers as pixels, whose white is nowhere defined; save it with 16 bits.")
+    elif not (values >= 0).all() or not (values <= 1).all():
+        raise DataError(f"{path} has floats outside of 0 … 1 as pixels; scale them to 0 … 1, or save it with 16 bits.")
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = 1 - values
+    if (transparent := image.info.get("transparency")) is not None:
+        values[np.asarray(image) == transparent] = 1
+    return Image.fromarray(values)

@@ -6,19 +6,26 @@ ledger knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from node.config import TaskSection
-from node.data.examples import Examples
+from node.data import columns
+from node.data.examples import STANDARDIZED, Examples
 from peer.errors import ConfigurationError, DataError
 
-C = TypeVar("C")
+EMPTY = {"", "na", "n/a", "nan", "none", "null", "-"}
+"""Cells, in small letters, that stand for nothing where a number is expected."""
+TRUTH = {"false": 0.0, "true": 1.0}
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
 
 
 def table(path: Path, task: TaskSection) -> Examples:
@@ -32,75 +39,106 @@ def table(path: Path, task: TaskSection) -> Examples:
         raise ConfigurationError(
             "A table needs [task.features] in the run file: column = [centre, scale], public constants of each."
         )
-    found = read_columns(path)
-    if missing := [name for name in (*task.features, task.label) if name not in found]:
-        raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; see task.features and task.label.")
+    found = columns.read(path, (*task.features, task.label), others=task.data != "own")
     if not (n := len(found[task.label])):
         raise DataError(f"{path} has no rows.")
-    values = [_numbers(path, name, found[name], *task.features[name]) for name in task.features]
+    values = [_scaled(path, name, found[name], *task.features[name]) for name in task.features]
     x = torch.from_numpy(np.stack(values, axis=1)).view(n, 1, 1, len(values))
-    others = {name: column for name, column in found.items() if name not in task.features}
-    return Examples(x, torch.from_numpy(labels(path, found[task.label], task)), others)
+    others = {name: _array(column) for name, column in found.items() if name not in task.features}
+    return Examples(x, torch.from_numpy(labels(path, found[task.label], task)), others, STANDARDIZED)
 
 
-def labels(path: Path, found: NDArray[Any], task: TaskSection) -> NDArray[np.int64]:
+def labels(path: Path, found: Sequence[Any], task: TaskSection) -> NDArray[np.int64]:
     """Labels as 0 … classes − 1: places in `task.labels`, or the integers themselves where that is empty.
 
     Raises:
         DataError: something is no label.
     """
+    names = [columns.text(value).strip() for value in found]
+    if "" in names:
+        raise DataError(f"{path}, row {names.index('') + 1}, has no label; leave it out.")
     if task.labels:
-        number = {name: k for k, name in enumerate(task.labels)}
-        if unknown := {str(value) for value in found} - number.keys():
-            raise DataError(f"{path}: {sorted(unknown)[0]!r} is none of task.labels ({', '.join(task.labels)}).")
-        return np.array([number[str(value)] for value in found], np.int64)
-    if found.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels are not integers; name the classes in task.labels.")
-    if found.min() < 0 or found.max() >= task.classes:
-        raise DataError(f"{path}: labels go from {found.min()} to {found.max()}; 0 … {task.classes - 1} is expected.")
-    return found.astype(np.int64)
+        return _numbered(path, names, task.labels)
+    try:
+        numbers = np.array([int(name.removesuffix(".0")) for name in names], np.int64)
+    except (ValueError, OverflowError):
+        raise DataError(f"{path}: labels are not integers; name the classes in task.labels.") from None
+    if numbers.min() < 0 or numbers.max() >= task.classes:
+        span = f"{numbers.min()} to {numbers.max()}"
+        raise DataError(f"{path}: labels go from {span}; 0 … {task.classes - 1} is expected.")
+    return numbers
 
 
-def read_columns(path: Path) -> dict[str, NDArray[Any]]:
-    """All columns of a table, each [n]. Raises as `_columns`."""
-    return _columns(path, lambda column: column.to_numpy())
+def _numbered(path: Path, names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """The places of names among the classes; true and false in any letters."""
+    known = [name.strip() for name in classes]
+    if {name.lower() for name in known} == TRUTH.keys():
+        known, names = ([name.lower() for name in each] for each in (known, names))
+    number = {name: k for k, name in enumerate(known)}
+    places = [number.get(name, number.get(name.removesuffix(".0"))) for name in names]
+    if None in places:
+        row = places.index(None)
+        raise DataError(f"{path}, row {row + 1}: {names[row]!r} is none of task.labels ({', '.join(classes)}).")
+    return np.array(places, np.int64)
 
 
-def read_values(path: Path) -> dict[str, list[Any]]:
-    """The same as Python values, None where a cell is empty. Raises as `_columns`."""
-    return _columns(path, lambda column: column.to_pylist())
+def _scaled(path: Path, name: str, cells: Sequence[Any], centre: float, scale: float) -> NDArray[np.float32]:
+    values = ((_numbers(path, name, cells) - centre) / scale).astype(np.float32)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
+        raise DataError(f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them before.")
+    return values
 
 
-def _columns(path: Path, form: Callable[[Any], C]) -> dict[str, C]:
-    """Each column in this form.
+def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]:
+    """The cells as numbers, NaN where there is nothing; with decimal commas where they can be nothing else.
 
     Raises:
-        ConfigurationError: pyarrow is missing.
-        DataError: the file is missing or damaged.
+        DataError: something is no number.
     """
-    try:
-        import pyarrow
-        from pyarrow import csv, parquet
-    except ImportError:
-        raise ConfigurationError("Tables need pyarrow: pip install 'peerpoise[tables]'.") from None
-    try:
-        if path.suffix == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            comma = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-            table = csv.read_csv(path, parse_options=comma)
-        return {name: form(table.column(name)) for name in table.column_names}
-    except FileNotFoundError:
-        raise DataError(f"There is no data file {path}; check data.path in the node's file.") from None
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{path} can't be read as a table: {reason}.") from None
+    commas = _has_decimal_commas(cells)
+    values = [_number(cell.replace(",", ".") if commas and isinstance(cell, str) else cell) for cell in cells]
+    if (row := next((k for k, value in enumerate(values) if value is None), None)) is not None:
+        raise DataError(f"{path}: column {name!r} is not numeric in row {row + 1}: {_why(cells[row])}.")
+    return np.array(values, np.float64)
 
 
-def _numbers(path: Path, name: str, found: NDArray[Any], centre: float, scale: float) -> NDArray[np.float32]:
-    if found.dtype.kind not in "iufb":
-        raise DataError(f"{path}: column {name!r} is not numeric; encode it before (one column per category).")
-    values = ((found.astype(np.float64) - centre) / scale).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: column {name!r} has empty or infinite values; fill them before.")
-    return values
+def _number(cell: Any) -> float | None:
+    """None: it is no number."""
+    if isinstance(cell, str):
+        small = cell.strip().lower()
+        if small in EMPTY or small in TRUTH:
+            return TRUTH.get(small, math.nan)
+        cell = "no number" if "_" in cell else cell  # Python would read 1_000
+    try:
+        return math.nan if cell is None else float(cell)
+    except (TypeError, ValueError):
+        return None
+
+
+def _has_decimal_commas(cells: Sequence[Any]) -> bool:
+    """Are there commas, and can none of them separate thousands?"""
+    with_comma = [cell for cell in cells if isinstance(cell, str) and "," in cell]
+    return (
+        bool(with_comma)
+        and not any("." in cell for cell in cells if isinstance(cell, str))
+        and all(DECIMAL_COMMA.fullmatch(cell) for cell in with_comma)
+        and not all(THOUSANDS.fullmatch(cell) for cell in with_comma)
+    )
+
+
+def _why(cell: Any) -> str:
+    """What keeps a cell from being a number, without the cell."""
+    if isinstance(cell, str) and "%" in cell:
+        return "write percentages as plain numbers"
+    if isinstance(cell, str) and "," in cell:
+        return "its comma may separate thousands or decimals; write numbers with a point and nothing else"
+    return "encode it before (one column per category)"
+
+
+def _array(cells: Sequence[Any]) -> NDArray[Any]:
+    """A column by which a set can be divided: integers in their order, or else text."""
+    try:
+        return np.array([int(cell) if isinstance(cell, (int, str)) else None for cell in cells], np.int64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([columns.text(cell) for cell in cells], dtype=object)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,13 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from node.config import TaskSection
+from node.config.templates import fields
+from node.data import columns, conversations
+from node.data.columns import Nested, ending
 from node.data.examples import for_testing
-from node.data.tables import labels, read_values
+from node.data.tables import labels
+from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError, DataError
 
-TABLES = (".parquet", ".csv", ".tsv")
-LINES = (".jsonl", ".ndjson")
+OBJECTS = (".jsonl", ".ndjson", ".json")
 PLAIN = (".txt", ".md")
+Part: TypeAlias = dict[str, NDArray[Any]]
+"""The columns of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +98,16 @@ def read(path: Path, task: TaskSection) -> Texts:
             has nothing to learn.
     """
     assert task.text is not None
-    files = sorted(it for it in path.iterdir() if it.suffix in READERS) if path.is_dir() else [path]
+    files = _files(path)
     if not files:
         raise DataError(f"{path} holds no text: files that end in {', '.join(READERS)} are expected.")
-    parts = [_file(file, task.text.piece) for file in files]
+    parts = [_file(file, task) for file in files]
     if missing := [name for name in _named(task) if any(name not in part for part in parts)]:
         known = ", ".join(sorted(parts[0])) or "none"
         raise DataError(f"{path} has no column {missing[0]!r}; it has {known} (see task.text).")
     for file, part in zip(files, parts, strict=True):
+        _divide_conversations(file, part, task.text.answer)
+        _refuse_nested(file, part, [*_named(task), *fields(task.text.template)])
         if len(empty := np.flatnonzero(part[task.text.answer] == "")):
             raise DataError(
                 f"{file}, row {empty[0] + 1}, has nothing in the column {task.text.answer!r}; leave it out."
@@ -108,13 +116,22 @@ def read(path: Path, task: TaskSection) -> Texts:
     if not sum(sizes):
         raise DataError(f"{path} has no rows: there is nothing to learn from or to test on.")
     shared = set.intersection(*map(set, parts))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
+    if any((before := before_answer(task.text.answer)) in part for part in parts) and before not in shared:
+        raise DataError(f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them.")
+    found = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
     kinds = np.repeat(np.arange(len(files)), sizes)
     if path.is_dir():
-        columns["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
+        found["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
     if task.labels:
-        kinds = labels(path, columns[task.text.answer], task)
-    return Texts(torch.from_numpy(kinds), columns)
+        kinds = labels(path, list(found[task.text.answer]), task)
+    return Texts(torch.from_numpy(kinds), found)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if ending(file) in READERS and not file.name.startswith("."))
+    return files or ([path] if columns.is_dataset(path) else [])
 
 
 def _named(task: TaskSection) -> list[str]:
@@ -123,52 +140,106 @@ def _named(task: TaskSection) -> list[str]:
     return [*task.text.prompt, task.text.answer]
 
 
-def _file(file: Path, piece: int) -> dict[str, NDArray[Any]]:
-    reader = READERS.get(file.suffix)
+def before_answer(answer: str) -> str:
+    """The column of what was said before the answer, where that is a conversation's last turn."""
+    return f"{answer}: before"
+
+
+def _divide_conversations(file: Path, part: Part, answer: str) -> None:
+    """Puts a conversation's last turn of the assistant in its place, and what was said before in a column of its own.
+
+    Raises:
+        DataError: a row is something else.
+    """
+    if not any(conversations.turns(cell) for cell in part[answer]):
+        return
+    before, last = [], []
+    for row, cell in enumerate(part[answer], 1):
+        if (divided := conversations.divided(cell)) is None:
+            raise DataError(
+                f"{file}, row {row}: the column {answer!r} is no conversation with a turn of the assistant; a list of "
+                '{"role": …, "content": …} is expected, one of them with the role assistant.'
+            )
+        before.append(divided[0])
+        last.append(divided[1])
+    part[before_answer(answer)], part[answer] = strings(before), strings(last)
+
+
+def _refuse_nested(file: Path, part: Part, names: Sequence[str]) -> None:
+    """Raises DataError: a cell that would be shown is a list or an object, but no conversation."""
+    for name in names:
+        for row, cell in enumerate(part.get(name, ()), 1):
+            if isinstance(cell, Nested) and not conversations.turns(cell):
+                raise DataError(
+                    f"{file}, row {row}: the column {name!r} holds a list, an object or bytes, not text; take what is "
+                    "needed of it into a column of text."
+                )
+
+
+def _file(file: Path, task: TaskSection) -> Part:
+    reader = _table if file.is_dir() else READERS.get(ending(file))
     if reader is None:
         raise DataError(f"{file} is of no known kind; a folder or a file in {', '.join(READERS)} is expected.")
     try:
-        return reader(file, piece)
+        return reader(file, task)
     except FileNotFoundError:
         raise DataError(f"There is no data file {file}; check task.path, or data.path in the node's file.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{file} is not UTF-8 text; convert it before.") from None
-    except OSError as error:
-        raise DataError(f"{file} can't be read ({error.strerror}).") from None
+    except NotUtf8 as error:
+        raise DataError(str(error)) from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "it is cut or damaged"
+        raise DataError(f"{file} can't be read ({reason}).") from None
 
 
-def _table(file: Path, piece: int) -> dict[str, NDArray[Any]]:
-    return {name: strings(values) for name, values in read_values(file).items()}
+def _table(file: Path, task: TaskSection) -> Part:
+    return {name: strings(values) for name, values in columns.read(file, _named(task)).items()}
 
 
-def _lines(file: Path, piece: int) -> dict[str, NDArray[Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            raise DataError(f"{file}, line {number}, is no JSON.") from None
-        if row is not None and (not isinstance(row, dict) or (rows and set(row) != set(rows[0]))):
-            raise DataError(f"{file}, line {number}: an object with the same keys on every line is expected.")
-        if row is not None:
-            rows.append(row)
+def _objects(file: Path, task: TaskSection) -> Part:
+    """A list of objects, or one on each line; a key that an object lacks is empty there."""
+    text = read_text(file)
+    rows = _listed(file, text) if text.lstrip().startswith("[") else _lines(file, text)
     if not rows:
         raise DataError(f"{file} has no rows: there is nothing to learn from or to test on.")
-    return {name: strings([row[name] for row in rows]) for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: strings([row.get(name) for row in rows]) for name in names}
 
 
-def _plain(file: Path, piece: int) -> dict[str, NDArray[Any]]:
-    return {"text": strings(pieces(_text(file), piece))}
+def _listed(file: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        rows: list[Any] = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{file} is no JSON; a list of objects, or one object on each line, is expected.") from None
+    for number, row in enumerate(rows, 1):
+        _refuse_others(f"{file}, item {number}", row)
+    return rows
 
 
-def _text(file: Path) -> str:
-    """With or without a byte-order mark."""
-    return file.read_text(encoding="utf-8-sig")
+def _lines(file: Path, text: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError):
+            raise DataError(f"{file}, line {number}, is no JSON; an object on each line is expected.") from None
+        _refuse_others(f"{file}, line {number}", row)
+        rows += [row] if row else []
+    return rows
 
 
-READERS: Mapping[str, Callable[[Path, int], dict[str, NDArray[Any]]]] = {
-    **dict.fromkeys(TABLES, _table),
-    **dict.fromkeys(LINES, _lines),
+def _refuse_others(place: str, row: Any) -> None:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: an object with the names of columns as keys is expected.")
+
+
+def _plain(file: Path, task: TaskSection) -> Part:
+    assert task.text is not None
+    return {"text": strings(pieces(read_text(file), task.text.piece))}
+
+
+READERS: Mapping[str, Callable[[Path, TaskSection], Part]] = {
+    **dict.fromkeys((*columns.PARQUET, *columns.CSV), _table),
+    **dict.fromkeys(OBJECTS, _objects),
     **dict.fromkeys(PLAIN, _plain),
 }
 """How a file ends -> its columns. A new kind of text: one function, one line here."""
@@ -186,7 +257,7 @@ def pieces(text: str, longest: int) -> list[str]:
 
 
 def strings(values: Sequence[Any]) -> NDArray[Any]:
-    """Values as an array of Python strings [n], empty where there is none (null, not a number)."""
+    """Values as an array of Python strings [n] (see `columns.text`)."""
     found = np.empty(len(values), dtype=object)
-    found[:] = ["" if value is None or value != value else str(value) for value in values]
+    found[:] = [value if isinstance(value, str) else columns.text(value) for value in values]
     return found

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from node.config import TextSection
+from node.config.templates import fields, filled
 from node.data import Texts
+from node.data.conversations import Turn, plain, shown, turns
+from node.data.texts import before_answer
 from node.llm.tokens import Tokens
 from peer.errors import ConfigurationError, DataError
 
 MASKED = -100
 """The label of a token that is not learnt."""
 NAMED = ("plain", "instruction", "chat")
-FIELD = re.compile(r"\{(\w[^{}]*)\}")
 INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
 
@@ -42,12 +42,11 @@ class Encoder:
 
     def __init__(self, text: TextSection, tokens: Tokens, labels: Sequence[str] = ()) -> None:
         """Raises ConfigurationError: no such template, or a label without tokens or with too many."""
-        if text.template not in NAMED and not FIELD.search(text.template):
+        if text.template not in NAMED and not fields(text.template):
             raise ConfigurationError(
                 f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text with a {{column}}."
             )
         self.text, self.tokens, self.labels = text, tokens, tuple(labels)
-        self.begin = () if text.template == "chat" else tokens.begin  # a chat template has its own
         if empty := [it for it in labels if not self.answer("", it)]:
             raise ConfigurationError(f"The label {empty[0]!r} of task.labels has no tokens; give it a word.")
         self.reserved = max((len(self.answer(start, it)) for it in labels for start in ("", "word")), default=0)
@@ -73,30 +72,53 @@ class Encoder:
 
     def pairs(self, rows: Texts) -> Iterator[tuple[list[int], list[int]]]:
         """(what is given, answer with its end) of each row: at least one token each, together at most `length`."""
+        begin = self._begin(rows)
         for given, text in zip(self.givens(rows), rows.columns[self.text.answer], strict=True):
-            yield self.cut(given, self.answer(given, str(text)))
+            yield self.cut(given, self.answer(given, str(text)), begin)
 
     def questions(self, rows: Texts) -> Iterator[tuple[list[int], list[list[int]]]]:
         """(what is given, every label as its answer) of each row."""
+        begin = self._begin(rows)
         for given in self.givens(rows):
-            yield self.cut(given, [])[0], [self.answer(given, label) for label in self.labels]
+            yield self.cut(given, [], begin)[0], [self.answer(given, label) for label in self.labels]
+
+    def _begin(self, rows: Texts) -> Sequence[int]:
+        """A chat template brings its own."""
+        chats = before_answer(self.text.answer) in rows.columns and self.tokens.has_chat
+        return () if chats or self.text.template == "chat" else self.tokens.begin
 
     def givens(self, rows: Texts) -> list[str]:
         """What stands before each answer.
 
         Raises:
+            ConfigurationError: what was said before shall stand in a template.
             DataError: the template names a column that is not there.
         """
+        if before_answer(self.text.answer) in rows.columns:
+            return self._conversations(rows.columns[before_answer(self.text.answer)])
         if self.text.template not in NAMED:
             return _filled(self.text.template, rows)
         prompts = [rows.columns[name] for name in self.text.prompt]
-        asked = ["\n".join(map(str, row)) for row in zip(*prompts, strict=True)] if prompts else [""] * len(rows)
+        if self.text.template == "chat" and len(prompts) == 1:
+            return [self.tokens.chat(turns(cell) or _asked(str(cell))) for cell in prompts[0]]
+        asked = ["\n".join(map(shown, row)) for row in zip(*prompts, strict=True)] if prompts else [""] * len(rows)
         match self.text.template:
             case "instruction":
                 return [INSTRUCTION.format(it) for it in asked]
             case "chat":
-                return [self.tokens.chat(it) for it in asked]
+                return [self.tokens.chat(_asked(it)) for it in asked]
         return [f"{it}\n" if it else "" for it in asked]
+
+    def _conversations(self, cells: Iterable[str]) -> list[str]:
+        """What was said before the answer, in the model's own chat template, or else as `plain` has it."""
+        if self.text.prompt or self.text.template not in ("plain", "chat"):
+            raise ConfigurationError(
+                f"task.text.answer = {self.text.answer!r} holds conversations, which are given as they are: leave out "
+                'task.text.prompt, and task.text.template (or set it to "chat").'
+            )
+        if self.tokens.has_chat or self.text.template == "chat":
+            return [self.tokens.chat(turns(cell)) for cell in cells]
+        return [plain([*turns(cell), Turn(role="assistant", content="")]).rstrip() for cell in cells]
 
     def answer(self, given: str, answer: str) -> list[int]:
         """An answer's tokens and the end; after a word it begins with a space."""
@@ -104,23 +126,25 @@ class Encoder:
         found = self.tokens.encode(between + answer) if answer else []
         return [*found, self.tokens.end] if found else []
 
-    def cut(self, given: str, answer: list[int]) -> tuple[list[int], list[int]]:
+    def cut(self, given: str, answer: list[int], begin: Sequence[int]) -> tuple[list[int], list[int]]:
         """Both as tokens, together at most `length`: the answer loses its end, but keeps half of the length anyway;
         then what is given loses its beginning."""
         tokens, length = self.tokens.encode(given) if given else [], self.text.length
-        begin = list(self.begin) or [self.tokens.end][: not tokens]  # something has to predict the first token
+        begin = list(begin) or [self.tokens.end][: not tokens]  # something has to predict the first token
         answer = answer[: max(length - len(begin) - len(tokens), length // 2)]
         room = length - len(begin) - max(len(answer), self.reserved)
         return [*begin, *tokens[max(0, len(tokens) - room) :]], answer
 
 
+def _asked(question: str) -> list[Turn]:
+    return [Turn(role="user", content=question)]
+
+
 def _filled(template: str, rows: Texts) -> list[str]:
-    names = list(dict.fromkeys(FIELD.findall(template)))
-    if missing := [name for name in names if name not in rows.columns]:
+    if missing := [name for name in fields(template) if name not in rows.columns]:
         raise DataError(f"task.text.template names the column {missing[0]!r}; there are {', '.join(rows.columns)}.")
-    each = (dict(zip(names, row, strict=True)) for row in zip(*(rows.columns[name] for name in names), strict=True))
-    return [FIELD.sub(partial(_value, row), template) for row in each]
 
+    def at(row: int) -> str:
+        return filled(template, lambda name: shown(rows.columns[name][row]))
 
-def _value(row: Mapping[str, object], field: re.Match[str]) -> str:
-    return str(row[field[1]])
+    return [at(row) for row in range(len(rows))]

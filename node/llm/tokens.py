@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from peer.errors import ConfigurationError
+from node.data.conversations import Turn
+from peer.errors import ConfigurationError, DataError
 
 
 class Tokens(Protocol):
@@ -23,11 +24,15 @@ class Tokens(Protocol):
         """The tokens of a text, without begin or end."""
         ...
 
-    def chat(self, user: str) -> str:
+    has_chat: bool
+    """Has it a chat template?"""
+
+    def chat(self, turns: Sequence[Turn]) -> str:
         """A conversation up to where the assistant answers, in the model's own template.
 
         Raises:
             ConfigurationError: the model has none.
+            DataError: it is for other conversations, say without a system's turn.
         """
         ...
 
@@ -39,13 +44,13 @@ class Tokens(Protocol):
 class Bytes:
     """The 256 bytes of UTF-8, and three more."""
 
-    size, pad, end = 259, 256, 258
+    size, pad, end, has_chat = 259, 256, 258, False
     begin: tuple[int, ...] = (257,)
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def chat(self, user: str) -> str:
+    def chat(self, turns: Sequence[Turn]) -> str:
         raise ConfigurationError('The model bytes has no chat template; take template = "instruction", or "plain".')
 
     def save(self, folder: Path) -> None:
@@ -63,6 +68,7 @@ class Pretrained:
         if pad is None:
             raise ConfigurationError(f"The tokenizer of {name} has no pad token; set pad_token, say to its eos_token.")
         self.tokenizer, self.name, self.pad, self.end, self.size = tokenizer, name, pad, end, len(tokenizer)
+        self.has_chat = bool(tokenizer.chat_template)
         starts = tokenizer("a").input_ids[:1] == [begin]
         self.begin: tuple[int, ...] = (begin,) if starts else ()
 
@@ -70,11 +76,18 @@ class Pretrained:
         found: Sequence[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return list(found)
 
-    def chat(self, user: str) -> str:
-        if not self.tokenizer.chat_template:
+    def chat(self, turns: Sequence[Turn]) -> str:
+        from jinja2 import TemplateError
+
+        if not self.has_chat:
             raise ConfigurationError(f'The model {self.name} has no chat template; take template = "instruction".')
-        message = [{"role": "user", "content": user}]
-        text: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise DataError(
+                f"The chat template of {self.name} takes no turns of {roles}; change their order."
+            ) from None
         return text
 
     def save(self, folder: Path) -> None:

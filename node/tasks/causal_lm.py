@@ -68,8 +68,11 @@ class CausalLM:
         train: Sequences,
         test: Tested | None,
         again: Callable[[int], nn.Module],
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
-        """`language` without the weights that are trained; `again` makes or reads it with them, for a seed."""
+        """`language` without the weights that are trained; `again` makes or reads it with them, for a seed. `inputs`
+        says in public what it is fed, whatever the rows are: nodes compare it."""
+        self.inputs: Mapping[str, str] = inputs or {}
         self.text, self._train, self._test, self._again = text, train, test, again
         self.device, self.at_once, self.adapted = devices.CPU, text.micro_batch, bool(text.lora_rank)
         self.dtype, self._model = TYPES[text.dtype], language.model
@@ -225,7 +228,19 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         test = _tested(encoder, own_test) if own_test else None
     else:
         train, test = _public(task, data), _public_test(language, task.model_dump_json())
-    return CausalLM(language, found, text, encoder.sequences(train), test, again)
+    return CausalLM(language, found, text, encoder.sequences(train), test, again, _inputs(task, text, language))
+
+
+def _inputs(task: TaskSection, text: TextSection, language: models.Language) -> dict[str, str]:
+    """What the model is fed: from the run file and the kind of its tokens, never from the texts."""
+    return {
+        "template": text.template,
+        "prompt": ", ".join(text.prompt),
+        "answer": text.answer,
+        "classes": ", ".join(task.labels),
+        "length": str(text.length),
+        "tokens": f"{language.tokens.size} {type(language.tokens).__name__}",
+    }
 
 
 def _check_model(task: TaskSection) -> None:

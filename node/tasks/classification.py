@@ -20,6 +20,7 @@ from node import device as devices
 from node import models, validation
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
+from node.data.examples import STANDARDIZED
 from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
@@ -40,13 +41,16 @@ class Classification:
         train: Examples,
         test: Examples | None,
         validation: Examples | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         """`build` makes a module without buffers that maps images [n, channels, height, width] to logits [n, classes].
+        `inputs` says in public what it is fed, whatever the rows are: nodes compare it.
 
         Raises:
             ConfigurationError: the module has a batch normalisation.
         """
         self._build, self._train, self._test, self._validation = build, train, test, validation
+        self.inputs: Mapping[str, str] = inputs or {}
         self.device = devices.CPU
         with torch.device("meta"):
             self._skeleton = build()
@@ -175,7 +179,21 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     if test and test.shape != train.shape:
         raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
     judged = _prepared(judged, task) if judged else None
-    return Classification(lambda: models.build(task, train.shape), train, test, judged)
+    return Classification(lambda: models.build(task, train.shape), train, test, judged, _inputs(train, task))
+
+
+def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
+    """What the model is fed: from the run file, and from shape and type of the node's data, never from their values."""
+    found = {
+        "shape": "×".join(map(str, examples.shape)),
+        "values": f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values,
+        "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
+    }
+    if examples.values == STANDARDIZED:
+        found["features"] = ", ".join(f"{name} ({center}, {scale})" for name, (center, scale) in task.features.items())
+    if task.mean:
+        found["mean"], found["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
+    return found
 
 
 def _prepared(examples: Examples, task: TaskSection) -> Examples:

@@ -100,6 +100,17 @@ def not_toml(place: Place) -> Words:
     return ["up", place.experiment]
 
 
+def utf_16(place: Place) -> Words:
+    """As Notepad and PowerShell save it."""
+    place.experiment.write_text(place.experiment.read_text(), encoding="utf-16")
+    return ["simulate", place.experiment]
+
+
+def edges_in_utf_16(place: Place) -> Words:
+    (place.folder / "edges.txt").write_text("n0 n1\nn1 n2\n", encoding="utf-16")
+    return place.check("topology.kind=edges", "topology.file=edges.txt")
+
+
 def environment_typo(place: Place) -> Words:
     place.monkeypatch.setenv("PEERPOISE_TRAIN__RUONDS", "3")
     return ["simulate", place.experiment]
@@ -188,6 +199,30 @@ def labels_out_of_range(place: Place) -> Words:
 def data_are_not_finite(place: Place) -> Words:
     home = place.host(own=True)
     save(home / "data.npz", value=float("nan"))
+    return place.run(home)
+
+
+def pixels_are_not_scaled(place: Place) -> Words:
+    home = place.host(own=True)
+    save(home / "data.npz", value=255.0)
+    return place.run(home)
+
+
+def data_outside_of_the_range(place: Place) -> Words:
+    home = place.host("task.value_range=[0, 0.25]", own=True)
+    return place.run(home)
+
+
+def channels_come_last(place: Place) -> Words:
+    home = place.host(own=True)
+    np.savez(home / "data.npz", x=np.zeros((20, 8, 8, 3), np.float32), y=np.arange(20) % 10)
+    return place.run(home)
+
+
+def own_table(place: Place, content: str) -> Words:
+    home = place.host("task.features.age=[50, 20]", own=True)
+    (home / "data.csv").write_text(content, encoding="utf-8")
+    edit(home / "node.toml", "data.npz", "data.csv")
     return place.run(home)
 
 
@@ -451,12 +486,14 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "config: wrong type": (lambda it: it.check("train.rounds=many"), 78, "train.rounds: Input should be a valid int"),
     "config: out of range": (lambda it: it.check("privacy.rate=2"), 78, "privacy.rate"),
     "config: not TOML": (not_toml, 78, "not valid TOML"),
+    "config: UTF-16": (utf_16, 78, "is UTF-16 text; save it as UTF-8"),
     "config: no such file": (lambda it: ["up", it.folder / "none.toml"], 78, "no file"),
     "config: contradiction": (lambda it: it.check("privacy.sigma=2.0"), 78, "not both"),
     "unknown algorithm": (lambda it: it.check("algorithm.name=sgdx"), 78, "Unknown algorithm 'sgdx'; choose one of"),
     "unknown graph": (lambda it: it.check("topology.kind=moon"), 78, "Unknown topology 'moon'"),
     "graph that N nodes can't have": (lambda it: it.check("topology.kind=hypercube"), 78, "take 2 or 4"),
     "graph file is not there": (edges_file_is_not_there, 78, "none.txt can't be read"),
+    "graph file in UTF-16": (edges_in_utf_16, 78, "edges.txt is UTF-16 text; save it as UTF-8"),
     "unknown data set": (lambda it: it.check("task.data=imagenet"), 78, "Unknown data set 'imagenet'"),
     "own task is not there": (own_task_is_not_there, 78, "nowhere"),
     "algorithm that is no protocol": (
@@ -486,6 +523,11 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "data are gone": (data_are_gone, 66, "no data file"),
     "labels out of range": (labels_out_of_range, 66, "labels go from 0 to 10; 0 … 9 is expected"),
     "data that are not finite": (data_are_not_finite, 66, "not finite"),
+    "pixels are not scaled": (pixels_are_not_scaled, 66, "divide by 255"),
+    "data outside of the range": (data_outside_of_the_range, 66, "outside of task.value_range = [0, 0.25]"),
+    "channels come last": (channels_come_last, 66, "np.moveaxis(x, -1, 1)"),
+    "table without a header": (lambda it: own_table(it, "50,1\n70,0\n"), 66, "first line looks like data"),
+    "table with a row too short": (lambda it: own_table(it, "age,label\n50,1\n70\n"), 66, "row 2 has 1 cells"),
     "rows of another data set": (rows_of_another_set, 66, "belongs to another data set"),
     "clock skew: certificate not yet valid": (clock_is_behind, 77, "is this clock right"),
     "certificate expired": (certificate_expired, 77, "expired on"),

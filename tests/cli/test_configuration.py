@@ -63,3 +63,32 @@ def test_what_is_written_is_read_back_equal(file: Path, tmp_path: Path) -> None:
 
 def test_leaves() -> None:
     assert leaves({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_files_of_windows_editors_are_read(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "edges.txt").write_bytes("n0 n1 # süß\nn1 n2\n".replace("\n", end).encode(encoding))
+    text = f'[run]\nname = "süß"\n[topology]\nkind = "edges"\nfile = "edges.txt"\n{TEXT}'
+    (tmp_path / "run.toml").write_bytes(text.replace("\n", end).encode(encoding))
+    config = load(ExperimentConfig, [tmp_path / "run.toml"], (), {})
+    assert (config.run.name, len(config.topology.edges), config.privacy.epsilon) == ("süß", 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"),
+    [
+        ("utf-16", "is UTF-16 text; save it as UTF-8"),
+        ("utf-16-le", "is UTF-16 text; save it as UTF-8"),
+        ("utf-16-be", "is UTF-16 text; save it as UTF-8"),
+        ("latin-1", r"is not UTF-8 text \(see line 2\); save it as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["run.toml", "edges.txt"])
+def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, says: str) -> None:
+    (tmp_path / "edges.txt").write_text("n0 n1\n# süß\n", encoding="utf-8")
+    text = f'[run]\nname = "süß"\n[topology]\nkind = "edges"\nfile = "edges.txt"\n{TEXT}'
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    (tmp_path / name).write_bytes((tmp_path / name).read_text(encoding="utf-8").encode(encoding))
+    with pytest.raises(ConfigurationError, match=f"{name} {says}"):
+        load(ExperimentConfig, [tmp_path / "run.toml"], (), {})

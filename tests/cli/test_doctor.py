@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from calling import Call
+from PIL import Image
 
 from node import doctor
 from node.privacy.accountant import Mechanism
@@ -222,3 +224,46 @@ def test_an_unreadable_folder(peerpoise: Call, home: Path) -> None:
     code, found = examined(peerpoise, "--config", home / "node.toml")
     (home / "ledger").chmod(0o700)
     assert (code, found["ledger"][0]["level"]) == (1, "fault")
+
+
+@pytest.fixture
+def with_own_data(peerpoise: Call, experiment: Path, tmp_path: Path, ports: list[int]) -> Callable[..., Path]:
+    """Packs a host whose data are this file or folder, with settings of the run."""
+
+    def packed(path: Path, *settings: str) -> Path:
+        words = [
+            word for name, port in zip("ab", ports, strict=False) for word in ("--host", f"{name}=127.0.0.1:{port}")
+        ]
+        words += [word for name in "ab" for word in ("--data", f"{name}=mine:{path}")]
+        words += [word for it in ("task.data=own", *settings) for word in ("--set", it)]
+        assert peerpoise("pack", experiment, *words, "--out", tmp_path / "packed").code == 0
+        return tmp_path / "packed" / "a" / "node.toml"
+
+    return packed
+
+
+def test_files_that_are_not_used_are_counted(
+    peerpoise: Call, tmp_path: Path, with_own_data: Callable[..., Path]
+) -> None:
+    pictures = tmp_path / "pets"
+    for label, value in (("cat", 10), ("dog", 200)):
+        (pictures / label).mkdir(parents=True)
+        Image.new("L", (8, 8), value).save(pictures / label / "a.png")
+        (pictures / label / "b.heic").write_bytes(b"?")
+    file = with_own_data(pictures, 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8")
+    code, found = examined(peerpoise, "--config", file)
+    assert code == 0
+    assert [(it["level"], "2 .heic" in it["said"]) for it in found["data"]] == [("warning", True), ("ok", False)]
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [(np.full((20, 8, 8), 255.0), "divide by 255"), (np.zeros((20, 8, 8, 3)), "np.moveaxis(x, -1, 1)")],
+)
+def test_values_and_axes_that_can_not_be_right(
+    peerpoise: Call, tmp_path: Path, with_own_data: Callable[..., Path], x: np.ndarray, says: str
+) -> None:
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(20) % 10)
+    code, found = examined(peerpoise, "--config", with_own_data(tmp_path / "mine.npz"))
+    assert (code, found["data"][0]["level"]) == (1, "fault")
+    assert says in found["data"][0]["said"]

@@ -186,7 +186,7 @@ def test_a_table_needs_public_constants(tmp_path: Path) -> None:
 def test_a_table_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[tables\]'"):
-        data.own(table(tmp_path), TABLE)
+        data.own(table(tmp_path, name="mine.parquet"), TABLE)
 
 
 PICTURES = TaskSection(classes=2, labels=("cat", "dog"), image_size=8)
@@ -239,7 +239,7 @@ def test_a_public_file_is_split_and_divided_by_a_column(tmp_path: Path) -> None:
         data.public(TaskSection(data="file"))
     rows = "".join(f"{k},{k % 4},{'yes' if k % 2 else 'no'}\n" for k in range(100))
     task = TABLE.model_copy(
-        update={"data": "file", "path": table(tmp_path, "age,ward,paid\n" + rows), "features": {"age": (0.0, 1.0)}}
+        update={"data": "file", "path": table(tmp_path, "age,ward,paid\n" + rows), "features": {"age": (0.0, 10.0)}}
     )
     train, test = data.public(task)
     assert (len(train), len(test)) == (80, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -102,8 +103,9 @@ def test_a_smaller_test_set_is_balanced_and_always_the_same() -> None:
     ("name", "content", "says"),
     [
         ("a.jsonl", '{"text": "x"}\n{"text": ', "line 2, is no JSON"),
-        ("a.jsonl", '{"text": "x"}\n{"other": "y"}', "line 2: an object with the same keys"),
-        ("a.jsonl", "[1]", "line 1: an object"),
+        ("a.jsonl", '{"text": "x"}\n{"other": "y"}', "row 2, has nothing in the column 'text'"),
+        ("a.jsonl", "[1]", "item 1: an object"),
+        ("a.jsonl", "1", "line 1: an object"),
         ("a.jsonl", "\n", "has no rows"),
         ("a.txt", "  \n\n ", "has no rows"),
         ("a.jsonl", '{"words": "x"}', "has no column 'text'; it has words"),
@@ -171,3 +173,67 @@ def test_other_bad_data_is_one_sentence_too(tmp_path: Path) -> None:
     task = TaskSection(labels=("bad", "good"), classes=2, text={})  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"'grey' is none of task\.labels"):
         read_texts(tmp_path / "a.jsonl", task)
+
+
+def test_a_column_of_text_is_text_whatever_it_looks_like(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("zip,sure,when,text\n00042,true,2024-05-02,1.50\n10115,False,NA,1e3\n")
+    found = read_texts(tmp_path / "a.csv", section()).columns
+    assert {name: column.tolist() for name, column in found.items()} == {
+        "zip": ["00042", "10115"], "sure": ["true", "False"], "when": ["2024-05-02", "NA"], "text": ["1.50", "1e3"],
+    }  # fmt: skip
+    (tmp_path / "a.jsonl").write_text('{"text": true}\n{"text": false}\n{"text": 7}')
+    assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == ["true", "false", "7"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "ndjson", "JSON"])
+def test_keys_are_optional_and_a_list_is_read_too(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": "a", "note": "x"}, {"text": "b"}, {"more": 1, "text": "c"}]
+    path = tmp_path / f"a.{kind}"
+    for content in ("\n".join(map(json.dumps, rows)), json.dumps(rows), json.dumps(rows, indent=1)):
+        path.write_text(content)
+        found = read_texts(path, section()).columns
+        assert (found["text"].tolist(), found["note"].tolist()) == (["a", "b", "c"], ["x", "", ""])
+        assert found["more"].tolist() == ["", "", "1"]
+
+
+def test_reports_of_several_lines_of_any_number(tmp_path: Path) -> None:
+    report = 'First line of {}.\nSecond, with a comma.\n\nThird ""quoted"".' + " more words" * 15
+    rows = "".join(f'"{report.format(k)}",{("good", "bad")[k % 2]}\n' for k in range(12_000))
+    (tmp_path / "a.csv").write_text("text,mood\n" + rows)
+    task = TaskSection(labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["text"]})  # type: ignore[arg-type]
+    found = read_texts(tmp_path / "a.csv", task)
+    assert (len(found), int(found.y.sum())) == (12_000, 6_000)
+    assert found.columns["text"][7].splitlines()[3].startswith('Third "quoted". more')
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize(
+    ("encoding", "says"), [("utf-16", "is UTF-16 text; save it as UTF-8"), ("latin-1", "not UTF-8")]
+)
+def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, says: str) -> None:
+    content = {"a.csv": "text\nsüß\n", "a.jsonl": '{"text": "süß"}', "a.json": '[{"text": "süß"}]'}.get(name, "süß")
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    with pytest.raises(DataError, match=says) as caught:
+        read_texts(tmp_path / name, section())
+    assert "save" in str(caught.value)
+    (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+    assert read_texts(tmp_path / name, section()).columns["text"].tolist() == ["süß"]
+
+
+def test_texts_may_be_gzipped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}'))
+    (tmp_path / "._a.jsonl").write_bytes(b"\0\5\26\7")
+    assert read_texts(tmp_path, section()).columns["text"].tolist() == ["x"]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}' * 99)[:-9])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz can't be read"):
+        read_texts(tmp_path, section())
+
+
+def test_a_folder_of_partitioned_parquet_is_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["a", "b", "c"], "year": [2001, 2002, 2002]})
+    parquet.write_to_dataset(table, tmp_path, partition_cols=["year"])
+    found = read_texts(tmp_path, section()).columns
+    assert sorted(zip(found["text"], found["year"], strict=True)) == [("a", "2001"), ("b", "2002"), ("c", "2002")]

@@ -1,0 +1,220 @@
+"""Columns of tables as offices and programs write them: CSV with any usual separator, gzipped or not, and Parquet.
+
+Cells of CSV are text, whatever they look like; who wants numbers converts the columns it names. No cell is ever quoted
+in a sentence: rows are told by their number, the first below the header is 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from node.encoding import NotUtf8, opened, refuse_utf_16
+from peer.errors import ConfigurationError, DataError
+
+SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+CSV, PARQUET = (".csv", ".tsv"), (".parquet",)
+LOOKED_AT = 100
+"""Rows that are compared with a header to see whether it is one."""
+
+NUMBER = re.compile(r"[+-]?[.,]?\d")
+"""How a number or a date begins."""
+Columns = dict[str, list[Any]]
+
+
+class Nested(str):
+    """A list or an object, as JSON: it is no text, so that no prompt shows it."""
+
+
+def is_dataset(folder: Path) -> bool:
+    """Is it a table in several files of Parquet, as Spark and pandas write them?"""
+    return any(path.suffix.lower() in PARQUET and path.is_file() for path in folder.rglob("*"))
+
+
+def ending(path: Path) -> str:
+    """How a file's name ends, in small letters, without .gz."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
+    """The columns of these names; the others too, if asked for, whose name is neither empty nor there twice.
+
+    Raises:
+        ConfigurationError: pyarrow is missing, which Parquet needs.
+        DataError: the file is missing, damaged, in another encoding, or lacks a column.
+    """
+    try:
+        reader = _parquet if ending(path) in PARQUET or path.is_dir() else _csv
+        return reader(path, named, others)
+    except FileNotFoundError:
+        raise DataError(f"There is no data file {path}; check data.path in the node's file, or task.path.") from None
+    except NotUtf8 as error:
+        raise DataError(str(error)) from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "it is cut or damaged"
+        raise DataError(f"{path} can't be read as a table: {reason}.") from None
+
+
+def text(value: Any) -> str:
+    """A cell as text: empty where there is nothing, true and false as JSON writes them."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dict, list, bytes)):
+        return _nested(value)
+    return str(value)
+
+
+def _nested(value: Any) -> str:
+    try:
+        return (
+            value.decode() if isinstance(value, bytes) else Nested(json.dumps(value, ensure_ascii=False, default=str))
+        )
+    except UnicodeDecodeError:
+        return Nested('"bytes"')
+
+
+# -- CSV
+
+
+def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
+    separator, above, head = _header(path, named)
+    once = {name for name, n in Counter(head).items() if n == 1 and name}
+    kept = [k for k, name in enumerate(head) if name in (once if others else named)]
+    cells: list[list[str]] = [[] for _ in kept]
+    for number, row in enumerate(islice(_rows(path, separator, above), 1, None), 1):
+        if len(row) < len(head) or any(row[len(head) :]):
+            raise DataError(
+                f"{path} can't be read as a table: row {number} has {len(row)} cells, the header {len(head)}."
+            )
+        for column, k in zip(cells, kept, strict=True):
+            column.append(row[k])
+    found = {head[k]: column for k, column in zip(kept, cells, strict=True)}
+    for name in named:
+        _refuse_other_encodings(path, name, found[name])
+    return found
+
+
+def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
+    """Separator, number of lines above the header (comments, Excel's sep=), and names of the columns.
+
+    Raises:
+        DataError: no separator gives the columns that are named, each once.
+    """
+    with closing(_opened(path)) as file:
+        lines = list(islice(file, LOOKED_AT))
+    above = 0
+    while True:
+        heads = {separator: _names(path, separator, above) for separator in SEPARATORS}
+        for separator, head in heads.items():
+            head[:1] = [name if name in named else name.lstrip("# ") for name in head[:1]]
+            if set(named) <= set(head):
+                if twice := [name for name in named if head.count(name) > 1]:
+                    raise DataError(f"{path} has the column {twice[0]!r} twice; leave one.")
+                return separator, above, head
+        if above < len(lines) and lines[above].startswith(("#", "sep=")):
+            above += 1
+            continue
+        raise DataError(_missing(path, named, *max(heads.items(), key=lambda it: len(it[1])), above))
+
+
+def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[str], above: int) -> str:
+    """What is wrong with a header; one that looks like data is not shown."""
+    if not head:
+        return f"{path} can't be read as a table: it is empty."
+    if not _is_utf_8("".join(head)):
+        return f"{path} is not UTF-8 text (see its header); save it as UTF-8."
+    below = list(islice(_rows(path, separator, above, strict=False), 1, LOOKED_AT))
+    if any(map(NUMBER.match, head)) or any(
+        name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)
+    ):
+        return f"{path} has no header: its first line looks like data; write the names of the columns above it."
+    wanted = ", ".join(repr(name) for name in named if name not in head)
+    names = ", ".join(filter(None, head))
+    between = f" (separated by {SEPARATORS[separator]})" if len(head) > 1 else ""
+    return f"{path} has no column {wanted}; it has {names}{between}; see [task] in the run file."
+
+
+def _names(path: Path, separator: str, above: int) -> list[str]:
+    return [name.strip() for name in next(_rows(path, separator, above, strict=False), [])]
+
+
+def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Iterator[list[str]]:
+    """The header and all rows that are not blank.
+
+    Raises:
+        DataError: a quotation mark is out of place.
+    """
+    csv.field_size_limit(sys.maxsize)
+    with closing(_opened(path)) as file:
+        for _ in range(above):
+            next(file)
+        rows = csv.reader(file, delimiter=separator, strict=strict, skipinitialspace=True)
+        try:
+            yield from (row for row in rows if row)
+        except csv.Error:
+            raise DataError(
+                f"{path} can't be read as a table: in line {above + rows.line_num} or before a quotation mark is not "
+                "closed, or not doubled."
+            ) from None
+
+
+def _opened(path: Path) -> TextIO:
+    """As text. Bytes that are no UTF-8 stay: they may be in columns that nobody asks for."""
+    with opened(path) as file:
+        refuse_utf_16(path, file.read(4))
+    return TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _refuse_other_encodings(path: Path, name: str, cells: Sequence[str]) -> None:
+    if row := next((number for number, cell in enumerate(cells, 1) if not _is_utf_8(cell)), None):
+        raise DataError(f"{path}, row {row}: the column {name!r} is not UTF-8 text; save the file as UTF-8.")
+
+
+def _is_utf_8(cell: str) -> bool:
+    """Was it, before `_opened` made text of it?"""
+    return cell.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in cell)
+
+
+# -- Parquet
+
+
+def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigurationError("Parquet needs pyarrow: pip install 'peerpoise[tables]'.") from None
+    try:
+        table = parquet.read_table(path)
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, ValueError, OSError):
+        raise DataError(f"{path} can't be read as a table: it is no Parquet, or damaged.") from None
+    once = [name for name, n in Counter(table.column_names).items() if n == 1]
+    if missing := [name for name in named if name not in once]:
+        names = ", ".join(table.column_names)
+        raise DataError(
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
+        )
+    return {name: _values(table.column(name)) for name in (once if others else named)}
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except ValueError:  # say, nanoseconds, which Python's own times don't have
+        values = column.cast("string").to_pylist()
+    return values

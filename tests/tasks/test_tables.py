@@ -1,0 +1,255 @@
+"""Tables in the ways that offices and programs write them. No sentence shows a cell of a row."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node import data, partition
+from node.config import ExperimentSection, TaskSection
+from node.data import columns
+from peer.errors import DataError
+
+TASK = TaskSection(classes=2, features={"age": (50.0, 20.0), "dose": (5.0, 3.0)})
+ROWS = [(50, 5.0, 0), (70, 6.5, 1), (30, 0.5, 1)]
+VALUES = [[0.0, 0.0], [1.0, 0.5], [-1.0, -1.5]]
+PLAIN = "age,dose,label\n50,5.0,0\n70,6.5,1\n30,0.5,1\n"
+
+
+def read(path: Path, task: TaskSection = TASK) -> tuple[list[list[float]], list[int]]:
+    found = data.own(path, task)
+    return found.x.view(len(found), -1).tolist(), found.y.tolist()
+
+
+def written(folder: Path, content: str, name: str = "mine.csv", encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+def with_columns(head: str, cells: str) -> str:
+    """PLAIN with more columns behind."""
+    first, *others = PLAIN.splitlines()
+    return "\n".join([first + head, *(line + cells for line in others)]) + "\n"
+
+
+SHAPES = {
+    "plain": PLAIN,
+    "mark": "\ufeff" + PLAIN,
+    "carriage returns and line feeds": PLAIN.replace("\n", "\r\n"),
+    "carriage returns": PLAIN.replace("\n", "\r"),
+    "no line feed at the end": PLAIN.rstrip(),
+    "blank lines": PLAIN.replace("\n", "\n\n"),
+    "semicolons": PLAIN.replace(",", ";"),
+    "semicolons and quotation marks": '"age";"dose";"label"\n"50";"5.0";"0"\n"70";"6.5";"1"\n"30";"0.5";"1"\n',
+    "tabs": PLAIN.replace(",", "\t"),
+    "bars": PLAIN.replace(",", "|"),
+    "spaces": PLAIN.replace(",", ", "),
+    "spaces before, too": PLAIN.replace(",", " , "),
+    "decimal commas": PLAIN.replace(",", ";").replace(".", ","),
+    "decimal commas in quotation marks": 'age,dose,label\n50,"5,0",0\n70,"6,5",1\n30,"0,5",1\n',
+    "comments above": "# exported 2024-05-02 by clinic A; ward 3\n#\n" + PLAIN,
+    "a header as numpy writes it": "# " + PLAIN,
+    "Excel's line": "sep=;\n" + PLAIN.replace(",", ";"),
+    "an index": "".join(f"{k},{line}\n" if k else f",{line}\n" for k, line in enumerate(PLAIN.splitlines())),
+    "another column twice": with_columns(",note,note", ",a,b"),
+    "blank heads": with_columns(",,", ",,"),
+    "empty cells beyond the header": "\n".join(line + ",," * (k > 0) for k, line in enumerate(PLAIN.splitlines())),
+    "line breaks in another column": with_columns(",note", ',"seen on Monday\nand on Friday, ""late"""'),
+    "a column that is long": with_columns(",note", "," + "x" * 200_000),
+    "a column of mixed kinds": with_columns(",note", ",").replace("70,6.5,1,", "70,6.5,1,unknown"),
+    "labels as floats": PLAIN.replace(",0\n", ",0.0\n").replace(",1\n", ",1.0\n"),
+    "signs and powers": PLAIN.replace("5.0", "+5e0").replace("0.5", ".5"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_table_is_read_as_offices_write_it(tmp_path: Path, shape: str) -> None:
+    assert read(written(tmp_path, SHAPES[shape])) == (VALUES, [0, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["mine.CSV", "mine.tsv", "mine.txt", "mine.TSV"])
+def test_a_separator_is_known_by_the_header_whatever_the_name(tmp_path: Path, name: str) -> None:
+    for separator in ",;\t|":
+        assert read(written(tmp_path, PLAIN.replace(",", separator), name)) == (VALUES, [0, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["mine.csv.gz", "mine.CSV.GZ", "mine.tsv.gz"])
+def test_a_table_may_be_gzipped(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(PLAIN.encode()))
+    assert read(tmp_path / name) == (VALUES, [0, 1, 1])
+    (tmp_path / name).write_bytes(gzip.compress(PLAIN.encode() * 999)[:-20])
+    with pytest.raises(DataError, match="it is cut or damaged"):
+        read(tmp_path / name)
+
+
+def test_an_npz_in_capitals(tmp_path: Path) -> None:
+    import numpy as np
+
+    with (tmp_path / "MINE.NPZ").open("wb") as file:
+        np.savez(file, x=np.zeros((3, 4, 4)), y=np.arange(3))
+    assert len(data.own(tmp_path / "MINE.NPZ", TaskSection(classes=3))) == 3
+
+
+def test_columns_that_nobody_names_may_be_in_any_encoding(tmp_path: Path) -> None:
+    other = with_columns(",Größe", ",süß")
+    assert read(written(tmp_path, other, encoding="latin-1")) == (VALUES, [0, 1, 1])
+    mine = TASK.model_copy(update={"label": "Größe", "labels": ("süß", "x")})
+    assert read(written(tmp_path, other), mine) == (VALUES, [0, 0, 0])
+    with pytest.raises(DataError, match=r"is not UTF-8 text \(see its header\); save it as UTF-8"):
+        read(written(tmp_path, other, encoding="latin-1"), mine)
+    path, mine = (
+        written(tmp_path, with_columns(",size", ",süß"), encoding="latin-1"),
+        TASK.model_copy(update={"label": "size"}),
+    )
+    with pytest.raises(DataError, match=r"row 1: the column 'size' is not UTF-8 text; save the file as UTF-8"):
+        read(path, mine)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match=r"is UTF-16 text; save it as UTF-8"):
+        read(written(tmp_path, PLAIN, encoding=encoding))
+
+
+SECRET = "79.25"
+"""What no sentence may show, nor the rest of its row."""
+
+WRONG = {
+    "no header": (PLAIN.split("\n", 1)[1], "first line looks like data"),
+    "no header, words": ("anna,berlin,yes\nbert,bonn,yes\n", "first line looks like data"),
+    "no header, dates": (f"2024-05-02,anna,yes\n2024-05-03,{SECRET},no\n", "first line looks like data"),
+    "no header, decimal commas": (f"{SECRET.replace('.', ',')};8,9;1\n", "first line looks like data"),
+    "a column is missing": (
+        PLAIN.replace("dose", "mg"),
+        "no column 'dose'; it has age, mg, label (separated by comma)",
+    ),
+    "other separators": (PLAIN.replace(",", ":"), "no column 'age', 'dose', 'label'; it has age:dose:label; see"),
+    "a column twice": (with_columns(",age", f",{SECRET}"), "has the column 'age' twice"),
+    "a row too short": (PLAIN + f"{SECRET},1.5\n", "row 4 has 2 cells, the header 3"),
+    "a row too long": (PLAIN + f"{SECRET},1.5,1,7\n", "row 4 has 4 cells, the header 3"),
+    "decimal commas between commas": (PLAIN + f"{SECRET},1,5,1\n", "row 4 has 4 cells, the header 3"),
+    "a quotation mark": (PLAIN + f'"{SECRET},1.5,1\n30,1,0\n', "a quotation mark is not closed"),
+    "a quotation mark in mid-cell": (PLAIN + f'"{SECRET}"5,1.5,1\n30,1,0\n', "a quotation mark is not closed"),
+    "an empty cell": (PLAIN + f"{SECRET},,1\n", "column 'dose' has empty or infinite values (see row 4)"),
+    "NA": (PLAIN + f"{SECRET},NA,1\n", "column 'dose' has empty or infinite values (see row 4)"),
+    "infinite": (PLAIN + f"{SECRET},inf,1\n", "column 'dose' has empty or infinite values (see row 4)"),
+    "a word": (PLAIN + f"{SECRET},unknown,1\n", "column 'dose' is not numeric in row 4: encode it"),
+    "a date": (PLAIN + f"{SECRET},2024-05-02,1\n", "column 'dose' is not numeric in row 4: encode it"),
+    "hexadecimal": (PLAIN + f"{SECRET},0x1f,1\n", "column 'dose' is not numeric in row 4: encode it"),
+    "Python's own": (PLAIN + f"{SECRET},1_0,1\n", "column 'dose' is not numeric in row 4: encode it"),
+    "percent": (PLAIN + f"{SECRET},12%,1\n", "column 'dose' is not numeric in row 4: write percentages"),
+    "thousands": (PLAIN + f'{SECRET},"1,234.5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
+    "thousands elsewhere": (PLAIN + f'{SECRET},"1.234,5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
+    "thousands or decimals": (f"age;dose;label\n50;1,234;1\n{SECRET};5,678;0\n", "in row 1: its comma may"),
+    "no label": (PLAIN + f"{SECRET},1.5,\n", "row 4, has no label"),
+    "blank label": (PLAIN + f"{SECRET},1.5,  \n", "row 4, has no label"),
+    "a total": (PLAIN + f"Total,{SECRET},90\n", "column 'age' is not numeric in row 4"),
+    "nothing": ("", "can't be read as a table: it is empty"),
+    "blank lines only": ("\n\n", "can't be read as a table: it is empty"),
+    "a header only": ("age,dose,label\n", "has no rows"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_can_not_be_read_is_a_sentence_without_a_cell(tmp_path: Path, kind: str) -> None:
+    content, says = WRONG[kind]
+    with pytest.raises(DataError) as caught:
+        read(written(tmp_path, content))
+    sentence = str(caught.value).removeprefix(str(tmp_path))
+    assert says in sentence
+    assert "\n" not in sentence
+    for cell in (SECRET, SECRET.replace(".", ","), "anna", "berlin", "unknown", "1.5", "234", "newlines_in_values"):
+        assert cell not in sentence
+
+
+LABELS = {
+    "true and false": (("false", "true"), ("false", "true")),
+    "True and False": (("false", "true"), ("False", "True")),
+    "TRUE and False in the run file": (("False", "TRUE"), ("false", "true")),
+    "codes": (("01", "02"), ("01", "02")),
+    "zip codes": (("00042", "42"), ("00042", "42")),
+    "floats": (("0.0", "1.0"), ("0.0", "1.0")),
+    "floats for integers": (("0", "1"), ("0.0", "1.0")),
+    "dates": (("2024-01-01", "2024-02-01"), ("2024-01-01", "2024-02-01")),
+    "NA": (("EU", "NA"), ("EU", "NA")),
+    "null": (("null", "set"), ("null", "set")),
+    "powers": (("1000.5", "1e3"), ("1000.5", "1e3")),
+    "spaces": (("no", "yes"), ("no ", " yes")),
+    "commas": (("no, never", "yes"), ('"no, never"', "yes")),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_are_text(tmp_path: Path, kind: str) -> None:
+    names, (zero, one) = LABELS[kind]
+    content = PLAIN.replace(",0\n", f",{zero}\n").replace(",1\n", f",{one}\n")
+    assert read(written(tmp_path, content), TASK.model_copy(update={"labels": names}))[1] == [0, 1, 1]
+
+
+PARQUET: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {
+    "plain": ({}, ()),
+    "decimals": ({"dose": [Decimal("5.0"), Decimal("6.5"), Decimal("0.5")]}, ()),
+    "numbers as text": ({"dose": ["5.0", "6.5", "0.5"]}, ()),
+    "Booleans": ({"label": [False, True, True]}, ("False", "true")),
+    "dates": ({"label": [date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 2)]}, ("2024-01-01", "2024-01-02")),
+    "floats": ({"label": [0.0, 1.0, 1.0]}, ("0", "1")),
+    "another column of lists": ({"note": [[1], [], None]}, ()),
+}
+
+
+@pytest.mark.parametrize("kind", PARQUET)
+@pytest.mark.parametrize("categories", [False, True])
+def test_parquet_of_any_types(tmp_path: Path, kind: str, categories: bool) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    changed, names = PARQUET[kind]
+    age, dose, label = zip(*ROWS, strict=True)
+    table = pyarrow.table({"age": list(age), "dose": list(dose), "label": list(label), **changed})
+    if categories and kind not in ("another column of lists", "decimals"):
+        table = pyarrow.table({name: table.column(name).dictionary_encode() for name in table.column_names})
+    parquet.write_table(table, tmp_path / "mine.PARQUET")
+    task = TASK.model_copy(update={"labels": names, "data": "file"})
+    assert read(tmp_path / "mine.PARQUET", task) == (VALUES, [0, 1, 1])
+
+
+@pytest.mark.parametrize("partitioned", [[], ["age"], ["label", "age"]])
+def test_a_folder_of_parquet_is_one_table(tmp_path: Path, partitioned: list[str]) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    age, dose, label = zip(*ROWS, strict=True)
+    table = pyarrow.table({"age": list(age), "dose": list(dose), "label": list(label)})
+    parquet.write_to_dataset(table, tmp_path / "mine.parquet", partition_cols=partitioned)
+    (tmp_path / "mine.parquet" / "_SUCCESS").touch()
+    values, labels = read(tmp_path / "mine.parquet")
+    assert sorted(zip(values, labels, strict=True)) == sorted(zip(VALUES, [0, 1, 1], strict=True))
+
+
+def test_damaged_parquet_is_a_sentence_of_ours(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    path = written(tmp_path, "PAR1" + SECRET, "mine.parquet")
+    with pytest.raises(DataError, match="can't be read as a table: it is no Parquet, or damaged"):
+        read(path)
+
+
+def test_own_rows_are_kept_in_the_named_columns_only_public_ones_in_all(tmp_path: Path) -> None:
+    path = written(tmp_path, with_columns(",ward,note,note", ",10,a,b"))
+    own, public = (data.own(path, TASK.model_copy(update={"data": kind})) for kind in ("own", "file"))
+    assert set(own.columns) == {"label"}
+    assert set(public.columns) == {"label", "ward"}
+    assert public.columns["ward"].tolist() == [10] * 3, "integers stay in their order"
+    assert partition.kinds(ExperimentSection(column="ward", partition="column"), public).tolist() == [0] * 3
+
+
+def test_a_value_as_text() -> None:
+    found = [columns.text(it) for it in (None, float("nan"), True, 1.5, Decimal("0.10"), b"a", "x")]
+    assert found == ["", "", "true", "1.5", "0.10", "a", "x"]
+    for nested in ({"a": 1}, ["x"], b"\xff"):
+        assert isinstance(columns.text(nested), columns.Nested)
