@@ -92,6 +92,6 @@ def _section_of(field: Any) -> type[Section] | None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
-        current = PAGE.exists() and PAGE.read_text() == page()
+        current = PAGE.exists() and PAGE.read_text(encoding="utf-8") == page()
         sys.exit(None if current else "docs/configuration.md is not what node/config/ says; run: make docs")
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

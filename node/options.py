@@ -14,4 +14,5 @@ Settings = Annotated[
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """In ASCII: programs read it, whatever the locale."""
+    typer.echo(json.dumps(value, indent=2))

