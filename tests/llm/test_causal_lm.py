@@ -219,6 +219,7 @@ def test_a_micro_batch_is_what_the_run_says() -> None:
     assert task().at_once is None
 
 
+@pytest.mark.extras
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["d-psgd", "local"])
 def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> None:

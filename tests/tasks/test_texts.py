@@ -28,7 +28,7 @@ def test_a_table_of_texts_has_its_columns_and_labels(kind: str, tmp_path: Path) 
     if kind == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     else:
-        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow")
         from pyarrow import csv, parquet
 
         table = pyarrow.Table.from_pylist(rows)
@@ -144,7 +144,7 @@ def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> No
         if kind == "jsonl":
             path.write_text("\n".join(map(json.dumps, table)))
         else:
-            pyarrow = pytest.importorskip("pyarrow")
+            pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow")
             from pyarrow import csv, parquet
 
             found = pyarrow.Table.from_pylist(table)
