@@ -203,7 +203,10 @@ def converted(file: Path) -> Path:
         DataError: the file is missing or damaged.
         StorageError: the cache can't be written.
     """
-    kept = Path(platformdirs.user_cache_dir("peerpoise")) / "models" / digest(file)[:16]
+    cache = Path(platformdirs.user_cache_dir("peerpoise"))
+    if not cache.is_absolute():  # "~" stands for nobody's folder
+        raise StorageError("The model can't be kept, since this user has no home; set HOME or XDG_CACHE_HOME.")
+    kept = cache / "models" / digest(file)[:16]
     if kept.is_dir():
         return kept
     print(f"Converting {file.name} once, into {kept} (a minute).", file=sys.stderr)

@@ -15,7 +15,7 @@ from transformers import BertConfig, MambaConfig, MixtralConfig, RwkvConfig
 from node.config import DataSection, TaskSection
 from node.llm import models
 from node.tasks import make, sealed
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, StorageError
 
 ROWS = np.arange(4)
 
@@ -176,3 +176,15 @@ def test_images_are_learnt_by_another_task() -> None:
     task = TaskSection(data="fortunes", classes=10)
     with pytest.raises(ConfigurationError, match="is text"):
         make(run.model_copy(update={"task": task}), ROWS)
+
+
+def test_without_a_home_nothing_is_kept_in_a_folder_called_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", "~")
+    with pytest.raises(StorageError, match="set HOME or XDG_CACHE_HOME"):
+        models.converted(tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
