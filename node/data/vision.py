@@ -32,6 +32,8 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
     if kind is None:
         raise ConfigurationError(f"torchvision has no data set {name!r}; see torchvision.datasets for their names.")
     root = user()
+    if root is None:
+        raise ConfigurationError(f"The data set torchvision:{name} has no place, without a home; set PEERPOISE_DATA.")
     try:
         return _read(kind(root=str(root), train=True, download=False)), _read(kind(str(root), train=False))
     except (RuntimeError, TypeError, ValueError) as error:

@@ -201,11 +201,12 @@ def converted(file: Path) -> Path:
     Raises:
         ConfigurationError: gguf or accelerate is not installed.
         DataError: the file is missing or damaged.
-        StorageError: the cache can't be written.
+        StorageError: the cache can't be written, or the user has no home for it.
     """
-    cache = Path(platformdirs.user_cache_dir("peerpoise"))
-    if not cache.is_absolute():  # "~" stands for nobody's folder
-        raise StorageError("The model can't be kept, since this user has no home; set HOME or XDG_CACHE_HOME.")
+    try:
+        cache = Path(platformdirs.user_cache_dir("peerpoise"))
+    except RuntimeError:
+        raise StorageError("The model can't be kept: this user has no home; set HOME or XDG_CACHE_HOME.") from None
     kept = cache / "models" / digest(file)[:16]
     if kept.is_dir():
         return kept

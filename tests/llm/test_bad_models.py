@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -178,13 +179,15 @@ def test_images_are_learnt_by_another_task() -> None:
         make(run.model_copy(update={"task": task}), ROWS)
 
 
-def test_without_a_home_nothing_is_kept_in_a_folder_called_tilde(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_home_a_converted_model_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", "~")
+    homeless(monkeypatch)
     with pytest.raises(StorageError, match="set HOME or XDG_CACHE_HOME"):
         models.converted(tmp_path / "model.gguf")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user without an entry in passwd."""
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)

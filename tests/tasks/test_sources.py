@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -105,6 +106,18 @@ def test_one_variable_hides_what_the_system_has(tmp_path: Path, monkeypatch: pyt
     data._public.cache_clear()
     with pytest.raises(ConfigurationError, match="apt-get install dataset-fashion-mnist"):
         data.public(TaskSection(data="fashion-mnist"))
+
+
+def test_without_a_home_the_systems_data_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PEERPOISE_DATA", "HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # who has no entry in passwd
+    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    folder = written(tmp_path / "datasets" / "mnist")
+    assert places.find("mnist", "") == folder
+    monkeypatch.setenv(places.VARIABLE, "none")
+    with pytest.raises(ConfigurationError, match=r"there is no folder mnist in \$PEERPOISE_DATA; fetch it"):
+        places.find("mnist", "fetch it")
 
 
 def test_it_hides_installed_packages_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
