@@ -1,5 +1,7 @@
 # make demo   a local cluster of four daemons, from nothing
 # make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
+# make test-extras   what reads data sets, fortunes and SmolLM2, where they are installed (PEERPOISE_SYSTEM_DATA=none hides them)
+# make test-python PYTHON=python3.13   another Python, in build/python: the tests that need no torch, and the same digests
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       goes on with docs/results (resumable; results-plan says what is left, results-page only shows)
 # make results-quick  a few rows of each, ten rounds: does it run?
@@ -15,13 +17,14 @@ BIN    := $(VENV)/bin
 OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 1
-NWGI   ?= $(wildcard ../shared/data/nwgi)
+NWGI   ?=
 CLAIMS := non-iid poisoned private speed-up
 # Is Fashion-MNIST on this machine? If not, a sentence says what to do.
 FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
+export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
+.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -29,6 +32,26 @@ demo: $(VENV)/demo.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
+
+test-extras: $(VENV)/dev.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m extras
+
+# Without an index of small builds (TORCH_INDEX=) this Python has no torch, and what needs it is left out.
+OTHER := build/python/bin
+test-python: $(VENV)/dev.installed
+	test -x $(OTHER)/python || $(PYTHON) -m venv build/python
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  extra = project["optional-dependencies"]; every = project["dependencies"] + extra["demo"] + extra["dev"]; \
+	  apart = ("torch", "peerpoise", "opacus", "shapiq", "mypy", "ruff", "grpcio-tools"); \
+	  print(*(one for one in every if not one.startswith(apart)), sep="\n")' > build/python/requirements.txt
+	$(OTHER)/pip install -q -r build/python/requirements.txt
+	$(OTHER)/pip install -q --no-deps -e .
+	$(OTHER)/pytest -q tests/peer tests/wire tests/cli/test_configuration.py -m "not cluster"
+	test -z "$(TORCH_INDEX)" || $(OTHER)/pip install -q --index-url $(TORCH_INDEX) 'torch>=2.11,<2.14'
+	$(OTHER)/python -c 'import torch' 2>/dev/null || { echo "No torch for this Python: digests are not compared."; exit 0; }; \
+	digests() { $$1/peerpoise simulate deploy/examples/quickstart.toml --set privacy.insecure_seed=7 --json \
+	  --folder "$$(mktemp -d)/run" | $$1/python -c 'import json, sys; print(json.load(sys.stdin)["params_digest"])'; }; \
+	test "$$(digests $(BIN))" = "$$(digests $(OTHER))"
 
 compose-test: $(VENV)/dev.installed
 	COMPOSE_TEST=1 $(BIN)/pytest -q -x -s tests/deploy/test_compose.py

@@ -26,7 +26,7 @@ def algorithms() -> list[dict[str, Any]]:
 
 def table(name: str) -> dict[str, str]:
     """A table of `node.algorithms`, without importing it."""
-    for statement in ast.parse((FOLDER / "__init__.py").read_text()).body:
+    for statement in ast.parse((FOLDER / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name and statement.value:
             found: dict[str, str] = ast.literal_eval(statement.value)
             return found
@@ -35,7 +35,7 @@ def table(name: str) -> dict[str, str]:
 
 def _describe(name: str, place: str) -> dict[str, Any]:
     module, _, kind = place.partition(":")
-    tree = ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text())
+    tree = ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
     text = ast.get_docstring(tree) or ""
     paper = re.search(r"arXiv[: ]\d{4}\.\d{4,5}", text)
     return {

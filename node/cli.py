@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
-from node import advice, experiments
+from node import advice, experiments, terminal
 from node.options import Json, Settings, documents_only, print_json, silence, unread
 from peer.errors import (
     EXIT_BUG,
@@ -134,7 +134,7 @@ def run(
         from node.config import NodeConfig, load
 
         summary = file.parent / load(NodeConfig, [file], settings).folder / "summary.json"
-        print_json(json.loads(summary.read_text()) if summary.exists() else {"exit_code": code})
+        print_json(json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {"exit_code": code})
     raise typer.Exit(code)
 
 
@@ -380,6 +380,7 @@ def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: the one place where exceptions become exit codes."""
+    terminal.spell()
     out = sys.stdout
     with documents_only() if "--json" in sys.argv else nullcontext():
         code = _command()
@@ -438,6 +439,10 @@ def _other(error: Exception) -> tuple[str, int]:
         return said, StorageError.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("node", "peer"):
         said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
+        return said, ConfigurationError.exit_code
+    if isinstance(error, UnicodeEncodeError):  # names of files, which may be the run's
+        characters = ascii(error.object[error.start : error.end])
+        said = f"The characters {characters} don't exist in {error.encoding}; choose another name, or LC_ALL=C.UTF-8."
         return said, ConfigurationError.exit_code
     return _bug(error), EXIT_BUG
 

@@ -185,7 +185,7 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     classes = int(kinds.max()) + 1 if config.experiment.column or config.task.text else config.task.classes
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
     document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
-    (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return histogram
 
 
@@ -222,7 +222,7 @@ def pack(
     parts = shares(config) if bundled else []
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
-        (home / "README.txt").write_text(_instructions(node, sealed))
+        (home / "README.txt").write_text(_instructions(node, sealed), encoding="utf-8")
     if bundled:
         divide(out, config, {home.name: home for home in homes}, parts)
     return {

@@ -317,7 +317,7 @@ class Daemon:
         """Grows with every process of this node, also when the clock goes back. A damaged file counts as none."""
         path = self.node.folder / "incarnation"
         try:
-            before = int(path.read_text())
+            before = int(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = 0
         now = max(before + 1 if before < MAX_INCARNATION else 0, time.time_ns())

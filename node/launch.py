@@ -172,7 +172,7 @@ def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
         screen.show({daemon.name: daemon.look() for daemon in daemons})
     for daemon in daemons:
         if daemon.metrics:
-            (folder / f"metrics-{daemon.name}.txt").write_text(daemon.metrics)
+            (folder / f"metrics-{daemon.name}.txt").write_text(daemon.metrics, encoding="utf-8")
         if daemon.process.returncode:
             screen.say(f"{daemon.name} {daemon.seen.state}")
     failed = {daemon.process.returncode for daemon in daemons} - {EXIT_OK}
@@ -188,7 +188,7 @@ def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subproces
     with (home / "daemon.log").open("wb") as log:
         return subprocess.Popen(
             [*command, *(["--insecure"] if insecure else []), *(["--i-am-testing"] if attacks else [])],
-            env={**environ, "OMP_NUM_THREADS": "1"},
+            env={**environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -23,8 +23,9 @@ _documents: list[TextIO] = []
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
+    """In ASCII: programs read it, whatever the locale."""
     out = _documents[-1] if _documents else sys.stdout
-    print(json.dumps(value, indent=indent, ensure_ascii=False), file=out, flush=True)
+    print(json.dumps(value, indent=indent), file=out, flush=True)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Remembered:
     def _read(self) -> dict[str, dict[bytes, LedgerHead]]:
         try:
             found: dict[str, dict[bytes, LedgerHead]] = {}
-            for node_id, encoded in json.loads(self._path.read_text()).items():
+            for node_id, encoded in json.loads(self._path.read_text(encoding="utf-8")).items():
                 heads = [LedgerHead.FromString(base64.b64decode(text)) for text in encoded]
                 found[node_id] = {head.label: head for head in heads}
             return found

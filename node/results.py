@@ -147,5 +147,5 @@ def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> Ten
 
 
 def partition_histogram(run: Path) -> dict[str, Sequence[int]]:
-    found: dict[str, Sequence[int]] = json.loads((run / "partition.json").read_text())["histogram"]
+    found: dict[str, Sequence[int]] = json.loads((run / "partition.json").read_text(encoding="utf-8"))["histogram"]
     return found

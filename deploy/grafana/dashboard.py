@@ -92,9 +92,9 @@ def panel(place: int, title: str, unit: str, legend: str, expression: str) -> di
 def main() -> int:
     text = json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
     if "--check" not in sys.argv:
-        PAGE.write_text(text)
+        PAGE.write_text(text, encoding="utf-8")
         return 0
-    if PAGE.read_text() == text:
+    if PAGE.read_text(encoding="utf-8") == text:
         return 0
     print(f"{PAGE} is not what this file makes; run make docs.", file=sys.stderr)
     return 1

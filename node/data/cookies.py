@@ -1,21 +1,20 @@
 """Short texts in five languages, for experiments where every peer speaks another one.
 
 Debian's fortune cookies where the packages fortunes-min, -de, -es, -it and -pl are all installed; they are read there
-and never copied (most are GPL). Elsewhere a hundred and more sentences that come with peerpoise.
+and never copied (most are GPL). Elsewhere sentences that come with peerpoise, 165 of each language.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from node.data.places import system
 from node.data.texts import Texts, strings
 
-FOLDER = Path("/usr/share/games/fortunes")
 OWN = Path(__file__).parent / "languages"
 PLACES: Mapping[str, tuple[str, ...]] = {
     "de": ("de/*",),
@@ -24,7 +23,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "it": ("it/*",),
     "pl": ("pl/*",),
 }
-"""Language -> patterns of files below FOLDER."""
+"""Language -> patterns of files of the system's fortunes."""
 EACH, SHORTEST, LONGEST = 400, 20, 300
 """Of each language so many cookies, of so many characters."""
 SEED = 20260602
@@ -33,14 +32,18 @@ SEED = 20260602
 
 def fortunes() -> tuple[Texts, Texts]:
     """(train, test): columns `text` and `language`; a fifth of every language in test."""
-    folder = Path(os.environ.get("PEERPOISE_FORTUNES", FOLDER))
-    found = {language: _cookies(folder, patterns) for language, patterns in PLACES.items()}
-    if not all(found.values()):
-        found = {language: (OWN / f"{language}.txt").read_text(encoding="utf-8").splitlines() for language in PLACES}
-    texts = [text for some in found.values() for text in some]
-    languages = [language for language, some in found.items() for _ in some]
+    shared = system()
+    by_language = _debian(shared / "games" / "fortunes") if shared else {}
+    if not by_language or not all(by_language.values()):
+        by_language = {name: (OWN / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in PLACES}
+    texts = [text for some in by_language.values() for text in some]
+    languages = [language for language, some in by_language.items() for _ in some]
     kinds = torch.from_numpy(np.unique(languages, return_inverse=True)[1].astype(np.int64))
     return Texts(kinds, {"text": strings(texts), "language": strings(languages)}).split()
+
+
+def _debian(folder: Path) -> dict[str, list[str]]:
+    return {language: _cookies(folder, patterns) for language, patterns in PLACES.items()}
 
 
 def _cookies(folder: Path, patterns: tuple[str, ...]) -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 
 from node.data.examples import Examples
+from node.data.places import user
 from peer.errors import ConfigurationError, DataError, first_line
 
 
@@ -33,7 +31,9 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
     kind = getattr(datasets, name, None)
     if kind is None:
         raise ConfigurationError(f"torchvision has no data set {name!r}; see torchvision.datasets for their names.")
-    root = Path(os.environ.get("PEERPOISE_DATA") or Path(platformdirs.user_data_dir("peerpoise")) / "data")
+    root = user()
+    if root is None:
+        raise ConfigurationError(f"The data set torchvision:{name} has no place, without a home; set PEERPOISE_DATA.")
     try:
         return _read(kind(root=str(root), train=True, download=False)), _read(kind(str(root), train=False))
     except (RuntimeError, TypeError, ValueError) as error:

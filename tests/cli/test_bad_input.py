@@ -396,7 +396,7 @@ def full_disk(place: Place) -> Words:
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a disk")
+        pytest.skip("this user may not mount a disk: run pytest as root, in a container with CAP_SYS_ADMIN")
     place.held.callback(subprocess.run, ["umount", "-l", str(disk)], check=True)
     (disk / "filler").write_bytes(bytes(60 * 1024))
     return ["export", trained(place), "--out", disk / "model.safetensors"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("transformers", reason="the extra llm is not installed")
+pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
 
 from calling import Call, Result
 from model_folders import write_model

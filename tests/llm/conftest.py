@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from model_folders import write_model
 
-pytest.importorskip("transformers", reason="the extra llm is not installed")
+pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from transformers import BertConfig, MambaConfig, MixtralConfig, RwkvConfig
 from node.config import DataSection, TaskSection
 from node.llm import models
 from node.tasks import make, sealed
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, StorageError
 
 ROWS = np.arange(4)
 
@@ -176,3 +177,17 @@ def test_images_are_learnt_by_another_task() -> None:
     task = TaskSection(data="fortunes", classes=10)
     with pytest.raises(ConfigurationError, match="is text"):
         make(run.model_copy(update={"task": task}), ROWS)
+
+
+def test_without_a_home_a_converted_model_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    homeless(monkeypatch)
+    with pytest.raises(StorageError, match="set HOME or XDG_CACHE_HOME"):
+        models.converted(tmp_path / "model.gguf")
+
+
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user without an entry in passwd."""
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)

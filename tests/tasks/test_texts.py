@@ -29,7 +29,7 @@ def test_a_table_of_texts_has_its_columns_and_labels(kind: str, tmp_path: Path) 
     if kind == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     else:
-        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow")
         from pyarrow import csv, parquet
 
         table = pyarrow.Table.from_pylist(rows)
@@ -61,15 +61,16 @@ def test_files_of_a_folder_are_kinds_that_can_be_dealt(tmp_path: Path) -> None:
 
 
 def test_one_language_per_peer_and_all_of_them_in_the_test_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "games" / "fortunes"
+    monkeypatch.setenv("PEERPOISE_SYSTEM_DATA", str(tmp_path))
     for place in ("own", "debian"):
         if place == "debian":
             for language, patterns in cookies.PLACES.items():
                 for name in (it.replace("*", "some") for it in patterns):
-                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     some = [f"{language} {name} number {k} of a hundred\n\t-- me" for k in range(100)]
-                    (tmp_path / name).write_text("\n%\n".join([*some, "short"]))
-                    (tmp_path / f"{name}.dat").write_bytes(b"\x00\x01")
-        monkeypatch.setenv("PEERPOISE_FORTUNES", str(tmp_path))
+                    (folder / name).write_text("\n%\n".join([*some, "short"]))
+                    (folder / f"{name}.dat").write_bytes(b"\x00\x01")
         train, test = cookies.fortunes()
         assert {*train.columns["language"]} == {*test.columns["language"]} == {"de", "en", "es", "it", "pl"}
         assert len(train) == 4 * len(test)
@@ -77,6 +78,13 @@ def test_one_language_per_peer_and_all_of_them_in_the_test_set(monkeypatch: pyte
         assert all(len({*train.columns["language"][rows]}) == 1 for rows in parts)
         assert sum(map(len, parts)) == len(train)
         assert ("number" in train.columns["text"][0]) == (place == "debian")
+
+
+@pytest.mark.parametrize("language", cookies.PLACES)
+def test_our_own_texts_are_many_and_all_different(language: str) -> None:
+    texts = (cookies.OWN / f"{language}.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(texts)) == len(texts) >= 160
+    assert all(40 <= len(text) <= 200 and text == text.strip() for text in texts)
 
 
 def test_dirichlet_divides_by_language_or_by_the_column_that_is_named() -> None:
@@ -138,7 +146,7 @@ def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> No
         if kind == "jsonl":
             path.write_text("\n".join(map(json.dumps, table)))
         else:
-            pyarrow = pytest.importorskip("pyarrow")
+            pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow")
             from pyarrow import csv, parquet
 
             found = pyarrow.Table.from_pylist(table)
