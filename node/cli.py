@@ -116,6 +116,9 @@ def run(
     testing: Annotated[
         bool, typer.Option("--i-am-testing", help="Needed to attack: the federation is my own.")
     ] = False,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input ends: with `up`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one daemon until its last round.
@@ -127,7 +130,7 @@ def run(
     from node import doctor, start
 
     doctor.refuse_clashes()
-    code = start.serve(file, settings=settings, loop=loop, insecure=insecure, testing=testing)
+    code = start.serve(file, settings=settings, loop=loop, insecure=insecure, testing=testing, until_eof=until_eof)
     if code == BudgetSpent.exit_code:
         typer.echo("peerpoise: The privacy budget of the data is spent: nothing more may be released.", err=True)
     if as_json:
