@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from node.daemon import Daemon
 
 
+MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""With these Prometheus's client would keep figures in files that several processes share; a daemon is one process."""
+
+
 def serve(
     file: Path,
     *,
@@ -55,6 +59,8 @@ def serve(
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
     _claim(node.folder, run)
+    for name in MULTIPROCESS:
+        os.environ.pop(name, None)
     memory.keep()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
     with asyncio.Runner(loop_factory=chosen) as runner:

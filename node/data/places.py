@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -20,7 +21,9 @@ def find(name: str, hint: str) -> Path:
         ConfigurationError: it is in none of them; `hint` says which package brings it.
     """
     own = os.environ.get("PEERPOISE_DATA")
-    places = [Path(own)] if own else [Path(platformdirs.user_data_dir("peerpoise")) / "data", SYSTEM]
+    places = [Path(own)] if own else [SYSTEM]
+    with suppress(RuntimeError):  # this user has no home folder
+        places[:0] = [] if own else [Path(platformdirs.user_data_dir("peerpoise")) / "data"]
     for place in places:
         if (place / name).is_dir():
             return place / name
