@@ -32,7 +32,7 @@ from peer.addresses import Addresses, own_addresses
 from peer.discovery import Surroundings
 from peer.discovery.exchange import FILE
 from peer.endpoint import endpoint
-from peer.errors import PeerpoiseError, TemporaryFailure
+from peer.errors import ConfigurationError, PeerpoiseError, TemporaryFailure
 from peer.identity import Identity
 from peer.roster import Roster
 
@@ -132,7 +132,11 @@ def _runs(node: NodeConfig, run: RunConfig) -> bool:
 
 def _ledger(node: NodeConfig) -> Iterator[Finding]:
     """Whole, and nobody else's at the moment."""
-    name, folder = node.data.name or "experiment", node.budget.folder
+    try:
+        name, folder = node.data.name or "experiment", node.budget.folder
+    except ConfigurationError as error:
+        yield fault("ledger", str(error), "set budget.ledger_dir in node.toml, or HOME")
+        return
     if not Ledger.exists(folder, name):
         yield from _writable("ledger", folder, f"{folder / name}: nothing was released yet")
         return

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -116,6 +116,9 @@ def run(
     testing: Annotated[
         bool, typer.Option("--i-am-testing", help="Needed to attack: the federation is my own.")
     ] = False,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input ends: with `up`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one daemon until its last round.
@@ -127,7 +130,7 @@ def run(
     from node import doctor, start
 
     doctor.refuse_clashes()
-    code = start.serve(file, settings=settings, loop=loop, insecure=insecure, testing=testing)
+    code = start.serve(file, settings=settings, loop=loop, insecure=insecure, testing=testing, until_eof=until_eof)
     if code == BudgetSpent.exit_code:
         typer.echo("peerpoise: The privacy budget of the data is spent: nothing more may be released.", err=True)
     if as_json:
@@ -364,8 +367,10 @@ def _node_file() -> Path:
 
     if named := os.environ.get("PEERPOISE_CONFIG"):
         return Path(named)
-    places = [Path("node.toml"), user_config_path("peerpoise") / "node.toml", Path("/etc/peerpoise/node.toml")]
-    for place in (*places, site_config_path("peerpoise") / "node.toml"):
+    places = [Path("node.toml"), Path("/etc/peerpoise/node.toml"), site_config_path("peerpoise") / "node.toml"]
+    with suppress(RuntimeError):  # this user has no home folder
+        places.insert(1, user_config_path("peerpoise") / "node.toml")
+    for place in places:
         if place.exists():
             return place
     raise ConfigurationError(f"There is no node file; name one with --config, or put it at {places[0]} or {places[1]}.")
@@ -415,7 +420,8 @@ def _flushed(out: TextIO, code: int) -> int:
 
 
 def _refuse(sentence: str, code: int) -> int:
-    print(f"peerpoise: {sentence}", file=sys.stderr)
+    with suppress(OSError):  # a log on a full disk
+        print(f"peerpoise: {sentence}", file=sys.stderr)
     if "--json" in sys.argv:
         print_json({"error": sentence, "exit_code": code}, indent=None)
     return code
@@ -437,6 +443,8 @@ def _other(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         said = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
         return said, StorageError.exit_code
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for a path that begins with ~
+        return "This user has no home folder: set HOME, or write paths without ~.", ConfigurationError.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("node", "peer"):
         said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
         return said, ConfigurationError.exit_code

@@ -24,6 +24,7 @@ from node.config import NodeConfig, RunConfig
 from node.driver import Driver
 from node.journal import Journal, code_version, header, round_seconds
 from node.learner import Learner, Plan, build
+from node.options import stopping_signals
 from node.privacy.ledger import Ledger
 from node.remembered import Remembered
 from node.results import MODEL
@@ -386,7 +387,7 @@ class Daemon:
     # -- signals
 
     def _on_signals(self, main: asyncio.Task[Any]) -> None:
-        """SIGTERM and SIGINT: stop in order; the second one ends the process at once."""
+        """SIGTERM, SIGINT and SIGHUP: stop in order; the second one ends the process at once."""
         loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
@@ -395,7 +396,7 @@ class Daemon:
             self._stopping = number.name
             main.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stopping_signals():
             loop.add_signal_handler(number, stop, number)
 
     def _mark_insecure(self) -> None:

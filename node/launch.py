@@ -7,6 +7,7 @@ that node keeps (journal.jsonl, checkpoints, summary.json, model.safetensors) an
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -23,14 +24,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from node import cluster, present, results, status
+from node import cluster, disk, present, results, status
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
+from node.options import stopping_signals
 from node.present import Progress, Screen
 from node.summary import Summary
-from peer.errors import EXIT_FAILURE, EXIT_OK, TemporaryFailure
+from peer.errors import EXIT_FAILURE, EXIT_OK, StorageError, TemporaryFailure
 
 GRACE_S = 6.0
 """A daemon stops within five seconds of SIGTERM by itself; after this long it is killed."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Nothing that is asked of this machine itself goes through a proxy."""
+GONE = (errno.EPIPE, errno.EIO)
+"""Why the screen can't be written: the reader of a pipe, or the terminal, has gone."""
 TICK_S = 0.4
 """Between two looks at the daemons: often enough for the eye, cheap beside training on the same cores."""
 
@@ -45,17 +51,12 @@ def up(
     folder = _run_folder(config, folder)
     with _reserved(2 * config.experiment.nodes) as ports:
         run, homes = cluster.local(folder, config, list(zip(ports[::2], ports[1::2], strict=True)))
-        with Screen(config.train.rounds, quiet=quiet) as screen:
+        daemons: list[Daemon] = []
+        with Screen(config.train.rounds, quiet=quiet) as screen, _ending(daemons):
             _announce(screen, config, folder)
-            daemons = [
-                Daemon(
-                    name,
-                    home,
-                    _start(home, insecure, loop, attacks=name in config.experiment.attackers),
-                    status.place(run.run_id, name),
-                )
-                for name, home in homes.items()
-            ]
+            for name, home in homes.items():
+                process = _start(home, insecure, loop, attacks=name in config.experiment.attackers)
+                daemons.append(Daemon(name, home, process, status.place(run.run_id, name)))
             code = follow(daemons, folder, screen)
     summary = results.merge(folder, homes)
     _conclude(screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None)
@@ -128,7 +129,7 @@ class Daemon:
 
         address = load(NodeConfig, [self.home / "node.toml"], environ={}).metrics.listen
         with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"http://{address}/metrics", timeout=2) as answer:
+            with DIRECT.open(f"http://{address}/metrics", timeout=2) as answer:
                 self.metrics = answer.read().decode()
 
 
@@ -153,7 +154,12 @@ def _tested(seen: Progress, metrics: Mapping[str, float]) -> Progress:
 
 
 def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
-    """Shows the daemons until the last has ended. A signal stops them all; a second one kills them."""
+    """Shows the daemons until the last has ended. A signal stops them all, and so does a screen that can't be written;
+    a second signal kills them.
+
+    Raises:
+        StorageError: output or metrics can't be written; the daemons' own results stand.
+    """
     scraped = 0.0
     with _signals() as caught:
         deadline = float("inf")
@@ -164,6 +170,8 @@ def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
             if len(caught) > 1 or time.monotonic() > deadline:
                 _tell(daemons, signal.SIGKILL)
             screen.show({daemon.name: daemon.look() for daemon in daemons})
+            if screen.fault and not caught:
+                caught.append(signal.SIGPIPE)
             if time.monotonic() - scraped > 1:
                 for daemon in daemons:
                     daemon.scrape()
@@ -172,9 +180,11 @@ def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
         screen.show({daemon.name: daemon.look() for daemon in daemons})
     for daemon in daemons:
         if daemon.metrics:
-            (folder / f"metrics-{daemon.name}.txt").write_text(daemon.metrics, encoding="utf-8")
+            disk.replace(folder / f"metrics-{daemon.name}.txt", daemon.metrics.encode())
         if daemon.process.returncode:
             screen.say(f"{daemon.name} {daemon.seen.state}")
+    if screen.fault and screen.fault.errno not in GONE:
+        raise StorageError(f"The output can't be written: {screen.fault.strerror}; free space, or write it elsewhere.")
     failed = {daemon.process.returncode for daemon in daemons} - {EXIT_OK}
     if caught:
         return 128 + caught[0]
@@ -182,14 +192,17 @@ def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
 
 
 def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subprocess.Popen[bytes]:
-    """Settings from the environment were applied to the run already; a session of its own keeps Ctrl-C with us."""
+    """Settings from the environment were applied to the run already; a session of its own keeps Ctrl-C with us. Its
+    standard input is a pipe from this process, which ends with it, however it ends."""
     environ = {k: v for k, v in os.environ.items() if not (k.startswith(ENVIRONMENT_PREFIX) and "__" in k)}
-    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), "--loop", loop]
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--until-eof", "--loop", loop]
+    command += ["--config", str(home / "node.toml")]
+    command += ["--insecure"] * insecure + ["--i-am-testing"] * attacks
     with (home / "daemon.log").open("wb") as log:
         return subprocess.Popen(
-            [*command, *(["--insecure"] if insecure else []), *(["--i-am-testing"] if attacks else [])],
+            command,
             env={**environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -203,14 +216,32 @@ def _tell(daemons: list[Daemon], number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
+def _ending(daemons: list[Daemon]) -> Iterator[None]:
+    """However the block is left, the daemons have ended then: told to stop, or killed where they don't."""
+    try:
+        yield
+    finally:
+        _tell(daemons, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        for daemon in daemons:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.process.wait(max(0.0, deadline - time.monotonic()))
+        _tell(daemons, signal.SIGKILL)
+        for daemon in daemons:
+            daemon.process.wait()
+            if daemon.process.stdin:
+                daemon.process.stdin.close()
+
+
+@contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them."""
+    """Collects SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) instead of dying of them."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in stopping_signals()}
     try:
         yield caught
     finally:
@@ -279,7 +310,7 @@ def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: S
     from node.summary import table
 
     if summary:
-        screen.console.print(table(summary, baseline))
+        screen.print(table(summary, baseline))
     screen.say(f"Summary, models and metrics: {folder}")
 
 

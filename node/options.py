@@ -1,10 +1,11 @@
-"""Options and output that several commands share. As light as the command line itself."""
+"""Options, output and signals that several commands share. As light as the command line itself."""
 
 from __future__ import annotations
 
 import json
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,3 +78,9 @@ def silence(out: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, out.fileno())
     os.close(nowhere)
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """What tells a program to stop in order: SIGTERM, SIGINT, and SIGHUP unless it is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]

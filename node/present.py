@@ -6,8 +6,10 @@ no terminal, a line is printed per tenth of the run instead of a live table.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -40,29 +42,47 @@ class Progress:
     """Phase and whom it waits for, or how it ended."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # rich would end the program
+
+
 class Screen:
-    """Live progress of all nodes; a context manager."""
+    """Live progress of all nodes; a context manager. Once it can't be written, nothing more is shown: `fault` says
+    why."""
 
     def __init__(self, rounds: int, *, quiet: bool) -> None:
-        self.console = Console(stderr=quiet, highlight=False)
+        self.console = _Console(stderr=quiet, highlight=False)
+        self.fault: OSError | None = None
         self._rounds = rounds
         self._live = Live(console=self.console, auto_refresh=False, transient=False)
         self._tenth = -1
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
-            self._live.start()
+            self._write(self._live.start)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._live.stop()
+        self._write(self._live.stop)
 
     def say(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+        self._write(lambda: self.console.print(Text(text), soft_wrap=True))
+
+    def print(self, table: Table) -> None:
+        self._write(lambda: self.console.print(table))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self.fault:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.fault = error
 
     def show(self, nodes: Mapping[str, Progress]) -> None:
         if self.console.is_terminal:
-            self._live.update(_table(nodes, self._rounds), refresh=True)
+            self._write(lambda: self._live.update(_table(nodes, self._rounds), refresh=True))
             return
         tenth = 10 * min(node.round for node in nodes.values()) // self._rounds
         if tenth > self._tenth:
@@ -105,7 +125,7 @@ def histogram(screen: Screen, counts: Mapping[str, Sequence[int]]) -> None:
         column.justify = "right"
     for name, row in counts.items():
         table.add_row(name, *(str(n) if n else "·" for n in row), str(sum(row)))
-    screen.console.print(table)
+    screen.print(table)
 
 
 def doing(socket: Path) -> str | None:

@@ -6,6 +6,9 @@ Importing torch takes seconds. Until then grpc.health.v1 answers NOT_SERVING, an
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +25,22 @@ if TYPE_CHECKING:
     from node.daemon import Daemon
 
 
+MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""With these Prometheus's client would keep figures in files that several processes share; a daemon is one process."""
+
+
 def serve(
-    file: Path, *, settings: Sequence[str] = (), loop: str = "auto", insecure: bool = False, testing: bool = False
+    file: Path,
+    *,
+    settings: Sequence[str] = (),
+    loop: str = "auto",
+    insecure: bool = False,
+    testing: bool = False,
+    until_eof: bool = False,
 ) -> int:
     """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
 
-    `testing`: it may attack its neighbours, if its file says so.
+    `testing`: it may attack its neighbours, if its file says so. `until_eof`: the end of standard input is SIGTERM.
 
     Raises:
         PeerpoiseError: one sentence; nothing was lost.
@@ -46,10 +59,12 @@ def serve(
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
     _claim(node.folder, run)
+    for name in MULTIPROCESS:
+        os.environ.pop(name, None)
     memory.keep()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
     with asyncio.Runner(loop_factory=chosen) as runner:
-        return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure))
+        return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure, until_eof))
 
 
 def _claim(folder: Path, run: RunConfig) -> None:
@@ -59,7 +74,11 @@ def _claim(folder: Path, run: RunConfig) -> None:
         raise StorageError(f"{folder} holds another run ({other}); move it away, or set folder in the node's file.")
 
 
-async def _live(node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, insecure: bool) -> int:
+async def _live(
+    node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, insecure: bool, until_eof: bool
+) -> int:
+    if until_eof:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _stop_at_eof)
     transport = Grpc(None if insecure else identity, node.listen.address)
     try:
         await transport.listen()
@@ -67,6 +86,12 @@ async def _live(node: NodeConfig, run: RunConfig, roster: Roster, identity: Iden
         return await daemon.live()
     finally:
         await transport.close(0)
+
+
+def _stop_at_eof() -> None:
+    if not os.read(sys.stdin.fileno(), 1024):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _daemon(node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> Daemon:

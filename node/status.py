@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PATH_LIMIT = 100
 """Bytes a socket's path may have: the kernel takes 108 (Linux) or 104 (macOS)."""
+SHORT = "/tmp"
+"""Where sockets lie if the folder for temporary files has too long a name."""
 DOCUMENT_LIMIT = 128 << 10
 """Bytes of a document (about 200 per neighbour): less than a socket's buffer, so that answering never waits."""
 
@@ -125,16 +127,17 @@ class Status(TypedDict):
 
 
 def folder() -> Path:
-    """Where sockets lie: $XDG_RUNTIME_DIR/peerpoise, else peerpoise-<uid> among the temporary files; mode 0700.
+    """Where sockets lie: $XDG_RUNTIME_DIR/peerpoise, else peerpoise-<uid> among the temporary files ($TMPDIR), or in
+    /tmp where that path is too long for a socket; mode 0700.
 
     Raises:
         StorageError: it can't be made, or others could put files there.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir() and len(os.fsencode(runtime)) < PATH_LIMIT - 50:
+    if runtime and Path(runtime).is_dir() and _is_short(runtime):
         found = Path(runtime) / "peerpoise"
     else:
-        found = Path(tempfile.gettempdir()) / f"peerpoise-{os.getuid()}"
+        found = Path(_temporary()) / f"peerpoise-{os.getuid()}"
     try:
         found.mkdir(mode=0o700, exist_ok=True)
         about = found.lstat()
@@ -143,6 +146,18 @@ def folder() -> Path:
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
         raise StorageError(f"{found} must be a folder of this user with mode 0700; remove it and start again.")
     return found
+
+
+def _temporary() -> str:
+    try:
+        found = tempfile.gettempdir()
+    except OSError:  # there is no folder that can be written
+        return SHORT
+    return found if _is_short(found) else SHORT
+
+
+def _is_short(folder: str) -> bool:
+    return len(os.fsencode(folder)) < PATH_LIMIT - 50
 
 
 def place(run_id: str, node: str, among: Path | None = None) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from node.config.section import Device, DiscoveryName, Section
+from peer.errors import ConfigurationError
 
 
 class AttackSection(Section):
@@ -89,10 +90,22 @@ class BudgetSection(Section):
 
     @property
     def folder(self) -> Path:
-        """Where ledgers lie."""
-        home = os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY")
-        state = Path(home) if home else Path.home() / ".local" / "state"
-        return self.ledger_dir or state / "peerpoise" / "ledger"
+        """Where ledgers lie.
+
+        Raises:
+            ConfigurationError: nothing says where.
+        """
+        if self.ledger_dir:
+            return self.ledger_dir
+        try:
+            state = (
+                os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY") or Path.home() / ".local/state"
+            )
+        except RuntimeError:
+            raise ConfigurationError(
+                "There is no home folder for the privacy ledger: set budget.ledger_dir in the node's file, or HOME."
+            ) from None
+        return Path(state) / "peerpoise" / "ledger"
 
 
 class MetricsSection(Section):

@@ -20,7 +20,9 @@ from node import launch
 from node.cluster import OWN
 from node.config import MetricsSection, NodeConfig, write
 from node.launch import Daemon, after, follow
+from node.options import silence
 from node.present import Progress, Screen
+from peer.errors import StorageError
 
 QUIET = "import sys; sys.exit(0)"
 DEAF = """
@@ -137,6 +139,46 @@ def endpoint() -> Iterator[str]:
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+def test_nothing_is_asked_of_a_proxy(tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take requests and answer none."""
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{hole.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        found = daemon(tmp_path, "n0", QUIET, endpoint)
+        found.scrape()
+        found.process.wait()
+        hole.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hole.accept()
+    assert found.metrics == "peerpoise_rounds_total 3\n"
+
+
+def test_a_disk_that_refuses_metrics_is_a_sentence(tmp_path: Path) -> None:
+    found = daemon(tmp_path, "n0", QUIET)
+    found.metrics = "peerpoise_rounds_total 3\n"
+    (tmp_path / "metrics-n0.txt.tmp").mkdir()
+    with Screen(1, quiet=True) as screen, pytest.raises(StorageError, match=r"metrics-n0.txt can't be written: "):
+        follow([found], tmp_path, screen)
+
+
+def test_output_that_fills_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full, Screen(1, quiet=False) as screen:
+        screen.console.file = full
+        found = daemon(tmp_path, "n0", "import time; time.sleep(60)")
+        with pytest.raises(StorageError, match="The output can't be written: No space left"):
+            follow([found], tmp_path, screen)
+        silence(full)
+    assert found.process.returncode == -15
+
+
+def test_no_daemon_outlives_an_exception(tmp_path: Path) -> None:
+    daemons = [daemon(tmp_path, "n0", DEAF.replace("os.kill", "0 and os.kill")), daemon(tmp_path, "n1", "input()")]
+    with pytest.raises(KeyError), launch._ending(daemons):
+        raise KeyError
+    assert all(each.process.poll() is not None for each in daemons)
 
 
 def test_metrics_are_kept(tmp_path: Path, endpoint: str) -> None:

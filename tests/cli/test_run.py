@@ -130,3 +130,17 @@ def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp
     seconds = [it["seconds"] for it in events(home) if it["event"] == "round"]
     assert len(seconds) == 5
     assert found["wall_seconds"] == pytest.approx(sum(seconds)), "of all processes"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("home", [("train.rounds=100000", "train.checkpoint_every=100000")], indirect=True)
+def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not (home / "state" / "journal.jsonl").exists() or not since_start(home, "round"):
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    assert since_start(home, "checkpoint")[-1] >= since_start(home, "round")[-1]
+    assert events(home)[-1]["signal"] == number.name

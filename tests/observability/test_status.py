@@ -161,6 +161,24 @@ def test_the_folder_without_a_runtime_directory(short, monkeypatch):
     assert status.folder() == short / f"peerpoise-{os.getuid()}"
 
 
+def test_long_temporary_folders_are_passed_over(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 150)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert status.folder() == Path(f"/tmp/peerpoise-{os.getuid()}")
+    path = status.place("abcdefghijkl", "n0")
+    assert len(os.fsencode(path)) <= status.PATH_LIMIT
+    assert list(long.iterdir()) == []
+
+
+def test_without_any_temporary_folder_there_is_a_short_one(monkeypatch):
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    assert status.folder() == Path(f"/tmp/peerpoise-{os.getuid()}")
+
+
 @pytest.mark.parametrize("node", ["n0", "a" * 300, "../evil", "über uns", "a/b"])
 async def test_any_name_has_a_socket_that_works(short, node):
     path = status.place("abcdefghijkl", node, short)
