@@ -92,7 +92,7 @@ class Driver:
 
     def _why(self, missing: frozenset[Peer]) -> str:
         """What kept them away, of the first few."""
-        errors = {peer: self.membership.neighbours[peer].last_error or "No answer yet." for peer in missing}
+        errors = {peer: self.membership.neighbours[peer].trouble or "No answer yet." for peer in missing}
         return " ".join(f"{peer}: {errors[peer]}" for peer in sorted(errors)[:3])
 
     def _settled(self) -> frozenset[Peer]:

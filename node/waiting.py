@@ -89,7 +89,7 @@ class Waiting:
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.session.now - began)
                 if peer not in self.membership.live(self.t) and not came(peer):
-                    self._tell(peer, self.membership.neighbours[peer].last_error or "It is gone.")
+                    self._tell(peer, self.membership.neighbours[peer].trouble or "It is gone.")
             waiting = still
             if not waiting or len(peers) - len(waiting) >= enough:
                 break

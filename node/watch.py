@@ -298,7 +298,7 @@ class Watch(Watcher, Observer):
                 found_by=found_by(contacts[peer].id, contacts[peer].address) or None,
                 round=it.round if it.round >= 0 else None,
                 rtt_ms=None if it.rtt is None else 1000 * it.rtt,
-                last_error=it.last_error or None,
+                last_error=it.trouble or None,
             )
             for peer, it in session.membership.neighbours.items()
         ]

@@ -60,6 +60,12 @@ class Terms:
         return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
+LASTING = frozenset(
+    (pb.CODE_PROTOCOL, pb.CODE_RUN, pb.CODE_ROSTER, pb.CODE_LAYOUT, pb.CODE_VALIDATION, pb.CODE_INPUTS, pb.CODE_START)
+)
+"""Refusals that time does not mend."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Position:
     """Where this node stands; the driver writes it, beats carry it."""

@@ -55,6 +55,8 @@ class Neighbour:
     last_excuse: float = float("-inf")
     """The same, or when it last said that it waits for somebody else."""
     last_error: str = ""
+    refusal: str = ""
+    """What keeps the two apart for good, such as another run file; until an edge is agreed on."""
     rtt: float | None = None
     """Seconds."""
     _order: int = 0
@@ -64,6 +66,11 @@ class Neighbour:
     """Its counter when the edge was lost."""
     _progress: int = 0
     _unnamed: int = 0
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, if anything: that it left, or does not answer any more, says less than a refusal."""
+        return self.refusal or self.last_error
 
 
 @dataclass(slots=True)
@@ -117,7 +124,7 @@ class Membership:
         it.presence, it.live_from, it.incarnation = Presence.LIVE, live_from, incarnation
         it.round = it.reached = round
         it.last_heard = it.last_work = it.last_excuse = now
-        it.waiting_for, it.last_error, it._unnamed = frozenset(), "", 0
+        it.waiting_for, it.last_error, it.refusal, it._unnamed = frozenset(), "", "", 0
 
     def restarted(self, peer: Peer, incarnation: int) -> None:
         """Another process of the neighbour speaks: the old edge is over, a new one can be agreed on."""

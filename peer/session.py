@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from peer import codec
-from peer.circle import Circle
+from peer.circle import LASTING, Circle
 from peer.errors import Malformed, Refused, RemoteError, Unreachable
 from peer.identity import Identity, verify_welcome
 from peer.mailbox import Mailbox
@@ -137,11 +137,17 @@ class Session:
                 contact.tried.clear()
                 await contact.poke.wait(RETRY_FIRST if self._estranged(peer) else self.beat_seconds)
             except RemoteError as error:
-                self.membership.neighbours[peer].last_error = str(error)
+                self._note(peer, str(error), error.code)
                 self.circle.observer.wire_error(peer, error.code)
                 more = isinstance(error, Unreachable) and await self._redial(peer)
                 pause = RETRY_FIRST if more else min(RETRY_MOST, pause * 2)
                 await contact.poke.wait(pause * random.uniform(0.5, 1.0))
+
+    def _note(self, peer: Peer, why: str, code: int) -> None:
+        neighbour = self.membership.neighbours[peer]
+        neighbour.last_error = why
+        if code in LASTING:
+            neighbour.refusal = why
 
     def _estranged(self, peer: Peer) -> bool:
         """A handshake is due: for the proof of identity, or to agree on the edge."""
@@ -251,6 +257,7 @@ class Session:
         reply = pb.Welcome(detail=detail, incarnation=self.circle.incarnation, version=self.version)
         reply.code = code  # type: ignore[assignment]
         if code != pb.CODE_OK:
+            self._note(peer, detail, code)
             return reply
         if self.identity is not None:
             me, run = self.circle.ids[self.circle.me], self.circle.terms.run

@@ -131,7 +131,7 @@ class Node:
         return self.circle.membership.live(1 << 20) >= {*peers}
 
     def error(self, peer: str) -> str:
-        return self.circle.membership.neighbours[peer].last_error
+        return self.circle.membership.neighbours[peer].trouble
 
     def source(self, peer: str) -> str:
         contact = self.circle.contacts[peer]

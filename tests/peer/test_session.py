@@ -19,7 +19,7 @@ from peer.session import Session
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 
-TERMS = Terms(run="run", roster=1, layout=bytes(32))
+TERMS = Terms(run="run", roster=1, layout=bytes(32), start=b"s" * 32, inputs={"values": "0…1", "shape": "1x8x8"})
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,8 @@ def hello(people, **changes):
         "incarnation": 1,
         "nonce": b"n" * 32,
         "layout": bytes(32),
+        "start": TERMS.start,
+        "inputs": TERMS.inputs_digest,
         "round": -1,
         "propose": True,
         "order": 1,
@@ -101,6 +103,9 @@ async def test_a_neighbour_is_welcomed_with_a_proof_and_an_edge(session, people)
         ({"roster": 5}, pb.CODE_ROSTER, "at the caller: version 5"),
         ({"layout": b"x" * 32}, pb.CODE_LAYOUT, "different shapes"),
         ({"validation": b"x" * 32}, pb.CODE_VALIDATION, "validation sets"),
+        ({"start": b"x" * 32}, pb.CODE_START, "different parameters"),
+        ({"inputs": b"x" * 32}, pb.CODE_INPUTS, "Here: values 0…1, shape 1x8x8"),
+        ({"inputs": b""}, pb.CODE_INPUTS, "task.value_range"),
         ({"receiver": "somebody"}, pb.CODE_IDENTITY, "certificate"),
     ],
 )
