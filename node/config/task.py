@@ -91,8 +91,8 @@ class TaskSection(Section):
     hidden: int = Field(default=64, ge=1)
     """Width of the MLP's hidden layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of cnn-cifar (0.4 in the authors' code). Above 0 gradients depend on a random mask drawn from torch's own
-    generator, so runs don't repeat bit for bit and per-example gradients are computed by the slower loop."""
+    """Of cnn-cifar (0.4 in the authors' code). Above 0 gradients depend on a random mask, so runs don't repeat bit for
+    bit; noised ones are computed by the slower loop, with a mask of its own for each record, from the secret stream."""
     image_size: int | None = Field(default=None, ge=4, le=512)
     """Images are scaled (bilinear) to this many pixels a side; None leaves them as they are."""
     mean: tuple[float, ...] = ()
