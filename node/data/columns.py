@@ -60,7 +60,7 @@ def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
     except FileNotFoundError:
         raise DataError(f"There is no data file {path}; check data.path in the node's file, or task.path.") from None
     except NotUtf8 as error:
-        raise DataError(str(error)) from None
+        raise DataError(f"{path} {error}.") from None
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it is cut or damaged"
         raise DataError(f"{path} can't be read as a table: {reason}.") from None
@@ -174,7 +174,7 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
 def _opened(path: Path) -> TextIO:
     """As text. Bytes that are no UTF-8 stay: they may be in columns that nobody asks for."""
     with opened(path) as file:
-        refuse_utf_16(path, file.read(4))
+        refuse_utf_16(file.read(4))
     return TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
