@@ -209,12 +209,7 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
         )
-    return {name: _values(table.column(name)) for name in (once if others else named)}
-
-
-def _values(column: Any) -> list[Any]:
-    try:
-        values: list[Any] = column.to_pylist()
-    except ValueError:  # say, nanoseconds, which Python's own times don't have
-        values = column.cast("string").to_pylist()
-    return values
+    found = {name: table.column(name) for name in (once if others else named)}
+    times = [name for name, column in found.items() if pyarrow.types.is_timestamp(column.type)]
+    found |= {name: found[name].cast("string") for name in times}  # Python's own have no nanoseconds
+    return {name: column.to_pylist() for name, column in found.items()}
