@@ -38,7 +38,7 @@ def read(file: Path) -> list[tuple[str | float, ...]]:
     try:
         lines = read_text(file).splitlines()
     except NotUtf8 as error:
-        raise ConfigurationError(f"topology.file: {error}") from None
+        raise ConfigurationError(f"topology.file: {file} {error}.") from None
     except OSError:
         raise ConfigurationError(f"topology.file: {file} can't be read as text; check the path.") from None
     split = [(number, line.partition("#")[0].replace(",", " ").split()) for number, line in enumerate(lines, 1)]

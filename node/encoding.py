@@ -11,7 +11,7 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class NotUtf8(ValueError):
-    """`str(error)` names the file and says what to do."""
+    """`str(error)` says which text it is instead and what to do; a file's name stands before it."""
 
 
 def opened(file: Path) -> IO[bytes]:
@@ -28,15 +28,19 @@ def read_text(file: Path) -> str:
     """
     with opened(file) as stream:
         raw = stream.read()
-    refuse_utf_16(file, raw[:4])
+    refuse_utf_16(raw[:4])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise NotUtf8(f"{file} is not UTF-8 text (see line {line}); save it as UTF-8.") from None
+        raise NotUtf8(f"is not UTF-8 text (see line {line}); save it as UTF-8") from None
 
 
-def refuse_utf_16(file: Path, first: bytes) -> None:
-    """`first` bytes of a file, four or fewer: text has no zeros."""
+def refuse_utf_16(first: bytes) -> None:
+    """`first` are the bytes that a file begins with, some four: text has no zeros.
+
+    Raises:
+        NotUtf8: it has.
+    """
     if first.startswith(UTF_16) or b"\0" in first:
-        raise NotUtf8(f"{file} is UTF-16 text; save it as UTF-8.")
+        raise NotUtf8("is UTF-16 text; save it as UTF-8")

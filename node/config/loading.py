@@ -106,7 +106,7 @@ def _read(file: Path) -> dict[str, Any]:
     except PermissionError:
         raise ConfigurationError(f"{file} may not be read by this user; check its permissions.") from None
     except NotUtf8 as error:
-        raise ConfigurationError(str(error)) from None
+        raise ConfigurationError(f"{file} is not valid TOML: it {error}.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
 

@@ -60,7 +60,7 @@ def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
     except FileNotFoundError:
         raise DataError(f"There is no data file {path}; check data.path in the node's file, or task.path.") from None
     except NotUtf8 as error:
-        raise DataError(str(error)) from None
+        raise DataError(f"{path} {error}.") from None
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it is cut or damaged"
         raise DataError(f"{path} can't be read as a table: {reason}.") from None
@@ -174,7 +174,7 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
 def _opened(path: Path) -> TextIO:
     """As text. Bytes that are no UTF-8 stay: they may be in columns that nobody asks for."""
     with opened(path) as file:
-        refuse_utf_16(path, file.read(4))
+        refuse_utf_16(file.read(4))
     return TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -209,12 +209,7 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
         )
-    return {name: _values(table.column(name)) for name in (once if others else named)}
-
-
-def _values(column: Any) -> list[Any]:
-    try:
-        values: list[Any] = column.to_pylist()
-    except ValueError:  # say, nanoseconds, which Python's own times don't have
-        values = column.cast("string").to_pylist()
-    return values
+    found = {name: table.column(name) for name in (once if others else named)}
+    times = [name for name, column in found.items() if pyarrow.types.is_timestamp(column.type)]
+    found |= {name: found[name].cast("string") for name in times}  # Python's own have no nanoseconds
+    return {name: column.to_pylist() for name, column in found.items()}

@@ -185,7 +185,7 @@ def _file(file: Path, task: TaskSection) -> Part:
     except FileNotFoundError:
         raise DataError(f"There is no data file {file}; check task.path, or data.path in the node's file.") from None
     except NotUtf8 as error:
-        raise DataError(str(error)) from None
+        raise DataError(f"{file} {error}.") from None
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it is cut or damaged"
         raise DataError(f"{file} can't be read ({reason}).") from None

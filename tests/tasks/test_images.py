@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -64,6 +65,13 @@ def test_16_bits_and_8_bits_of_a_picture_are_the_same_up_to_quantization(tmp_pat
     deep, shallow = read(tmp_path)
     assert torch.allclose(deep, shallow, atol=1 / 255)
     assert deep.std() > 0.05
+
+
+def test_16_bits_stay_between_black_and_white_when_they_are_scaled(tmp_path: Path) -> None:
+    pixels = np.zeros((5, 5), np.uint16)
+    pixels[1:4, 1:4] = 65535
+    Image.fromarray(pixels).save(place(tmp_path) / "a.png")
+    assert read(tmp_path).aminmax() == (0, 1)
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
@@ -229,6 +237,15 @@ def test_what_is_not_used_is_counted_in_one_sentence(tmp_path: Path, capsys: pyt
     assert said.count("\n") == 1
     for part in ("2 .heic", "1 .HEIC", "1 .txt", "1 no ending", "1 .png", "1 link to a folder"):
         assert part in said
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path) -> None:
+    shade(tmp_path / "cat" / "x" / "3.png", 30)
+    (tmp_path / "cat" / "x").chmod(0)
+    with pytest.raises(DataError, match="x can't be read .*; check its permissions"):
+        data.own(tmp_path, GRAY)
+    (tmp_path / "cat" / "x").chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["Cat", "cat "])

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from node import data, partition
@@ -51,6 +52,7 @@ SHAPES = {
     "bars": PLAIN.replace(",", "|"),
     "spaces": PLAIN.replace(",", ", "),
     "spaces before, too": PLAIN.replace(",", " , "),
+    "spaces and quotation marks": 'age, "dose", label\n50, "5.0", 0\n70, "6.5", 1\n30, "0.5", 1\n',
     "decimal commas": PLAIN.replace(",", ";").replace(".", ","),
     "decimal commas in quotation marks": 'age,dose,label\n50,"5,0",0\n70,"6,5",1\n30,"0,5",1\n',
     "comments above": "# exported 2024-05-02 by clinic A; ward 3\n#\n" + PLAIN,
@@ -89,8 +91,6 @@ def test_a_table_may_be_gzipped(tmp_path: Path, name: str) -> None:
 
 
 def test_an_npz_in_capitals(tmp_path: Path) -> None:
-    import numpy as np
-
     with (tmp_path / "MINE.NPZ").open("wb") as file:
         np.savez(file, x=np.zeros((3, 4, 4)), y=np.arange(3))
     assert len(data.own(tmp_path / "MINE.NPZ", TaskSection(classes=3))) == 3
@@ -200,6 +200,7 @@ PARQUET: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {
     "dates": ({"label": [date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 2)]}, ("2024-01-01", "2024-01-02")),
     "floats": ({"label": [0.0, 1.0, 1.0]}, ("0", "1")),
     "another column of lists": ({"note": [[1], [], None]}, ()),
+    "nanoseconds": ({"label": np.array([1, 2, 2], "M8[ns]")}, tuple(f"1970-01-01 00:00:00.00000000{k}" for k in "12")),
 }
 
 
@@ -212,7 +213,7 @@ def test_parquet_of_any_types(tmp_path: Path, kind: str, categories: bool) -> No
     changed, names = PARQUET[kind]
     age, dose, label = zip(*ROWS, strict=True)
     table = pyarrow.table({"age": list(age), "dose": list(dose), "label": list(label), **changed})
-    if categories and kind not in ("another column of lists", "decimals"):
+    if categories and kind not in ("another column of lists", "decimals", "nanoseconds"):
         table = pyarrow.table({name: table.column(name).dictionary_encode() for name in table.column_names})
     parquet.write_table(table, tmp_path / "mine.PARQUET")
     task = TASK.model_copy(update={"labels": names, "data": "file"})
