@@ -58,6 +58,15 @@ def wall_clock() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def check_name(data_name: str) -> None:
+    """Raises ConfigurationError: the name of these data can't be that of their ledger's file."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", data_name):
+        raise ConfigurationError(
+            f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or underscores, as it names "
+            "the ledger's file."
+        )
+
+
 class Ledger:
     """The debits of one data set. One process (the lock), one thread at a time. Close it, or use it with `with`."""
 
@@ -86,11 +95,7 @@ class Ledger:
             TemporaryFailure: another process has it open.
             LedgerError: it can't vouch for what was spent, or the disk refuses.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", data_name):
-            raise ConfigurationError(
-                f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or underscores, as it names "
-                "the ledger's file."
-            )
+        check_name(data_name)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
