@@ -376,12 +376,14 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
         import numpy as np
 
         from node import data, validation
-        from node.tasks import make
+        from node.tasks import TASKS, make
 
         train, _ = data.public(config.task)
         held_out = validation.held_out(config, train.y.numpy())
         task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
         suited(plan.algorithm, task)
+        if config.task.name not in TASKS:
+            task.evaluate(task.start(config.train.seed))
         if attack:
             attack.on_task(task, config, attacker)
     else:
