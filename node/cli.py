@@ -48,7 +48,9 @@ app.add_typer(advice.app)
 app.add_typer(experiments.app)
 
 Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
-Task = Annotated[str | None, typer.Option("--task", metavar="PACKAGE.MODULE:FUNCTION", help="Your own task.")]
+Task = Annotated[
+    str | None, typer.Option("--task", metavar="FILE.py:FUNCTION", help="Your own task; also MODULE:FUNCTION.")
+]
 Folder = Annotated[Path | None, typer.Option("--folder", help="Run folder to make (default runs/NAME-TIME).")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS. One machine, experiments only; shown everywhere.")]
 Loop = Annotated[Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")]

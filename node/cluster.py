@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from node import disk
 from node.config import (
     AlgorithmSection,
     BudgetSection,
@@ -64,9 +65,10 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
         ConfigurationError: an unknown topology, a name given twice, a bad address.
     """
     hoods = config.neighborhoods([node.name for node in nodes.values()])
+    completed = complete(config, hoods)  # its mistakes are found before anything is written
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
     run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
-    sealed = complete(config, hoods).model_copy(update={"run": run})
+    sealed = completed.model_copy(update={"run": run})
     shared = sealed.validation.path
     if shared is not None:
         sealed = sealed.model_copy(update={"validation": sealed.validation.model_copy(update={"path": None})})
@@ -146,7 +148,7 @@ def local(
             name=name,
             folder=Path(),
             identity=OWN,
-            data=DataSection(name=config.task.data, rows=Path("rows.npy")),
+            data=DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy")),
             listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
@@ -185,7 +187,7 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     classes = int(kinds.max()) + 1 if config.experiment.column or config.task.text else config.task.classes
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
     document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
-    (folder / "partition.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    disk.replace(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
     return histogram
 
 
@@ -217,12 +219,13 @@ def pack(
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
     homes = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
     config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})})
+    _check_task(config.task.name)
     check(config, list(addresses))
     check_daemons(config)
     parts = shares(config) if bundled else []
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
-        (home / "README.txt").write_text(_instructions(node, sealed), encoding="utf-8")
+        disk.replace(home / "README.txt", _instructions(node, sealed).encode())
     if bundled:
         divide(out, config, {home.name: home for home in homes}, parts)
     return {
@@ -230,6 +233,17 @@ def pack(
         "hosts": {home.name: str(home) for home in homes},
         "federation": str(out / "federation"),
     }
+
+
+def _check_task(name: str) -> None:
+    """Raises ConfigurationError: the task is named by a file, which is on this machine only."""
+    from node.tasks import is_file
+
+    if is_file(name):
+        raise ConfigurationError(
+            f"task.name = {name!r} names a file of this machine; put it where Python finds it on every host, and name "
+            "the module: package.module:function."
+        )
 
 
 def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSection:
@@ -265,15 +279,18 @@ def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str
 
 
 def _host(name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection) -> NodeConfig:
+    from node.privacy.ledger import check_name
+
     host, port = endpoint(address or f"0.0.0.0:{PORT}")
     if port == 0:
         raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
     if address and host in EVERYWHERE:
         raise ConfigurationError(f"--host {name}={address}: write the address at which neighbours dial {name}.")
     if data is None:
-        section = DataSection(name=config.task.data, rows=Path("rows.npy"))
+        section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     else:
         label, _, path = data.partition(":")
+        check_name(label)
         section = DataSection(name=label, path=Path(path or "FILL-IN.npz"))
     return NodeConfig(
         name=name,
@@ -359,11 +376,25 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
         import numpy as np
 
         from node import data, validation
-        from node.tasks import make
+        from node.tasks import TASKS, make
 
         train, _ = data.public(config.task)
         held_out = validation.held_out(config, train.y.numpy())
         task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
         suited(plan.algorithm, task)
+        if config.task.name not in TASKS:
+            task.evaluate(task.start(config.train.seed))
         if attack:
             attack.on_task(task, config, attacker)
+    else:
+        _check_names(config)
+
+
+def _check_names(config: ExperimentConfig) -> None:
+    """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far as that is known
+    without the hosts' data."""
+    from node import models, tasks, validation
+
+    tasks.sealed(validation.sealed(config.run_config))
+    if config.task.name == "classification":
+        models.check_name(config.task.model)

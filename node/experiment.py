@@ -85,7 +85,7 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
                 if metrics[name]:
                     journals[name].write("test", round=t, **tested(metrics[name]))
                 if learner.ledger is not None:
-                    live = learner.live_epsilon(t + 1, config.privacy.delta)
+                    live = learner.live_epsilon(config.privacy.delta)
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
             figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}

@@ -46,6 +46,7 @@ def up(
 ) -> tuple[Summary | None, int]:
     """Runs the experiment as one daemon per node. Returns the merged summary (None where no node finished) and the
     exit code: 0; that of the daemons that failed, if they agree, else 1; 128 + signal when stopped."""
+    config = _by_whole_path(config)
     cluster.check_local(config)
     cluster.check_daemons(config)
     folder = _run_folder(config, folder)
@@ -65,6 +66,7 @@ def up(
 
 def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> Summary:
     """Runs the experiment in this process."""
+    config = _by_whole_path(config)
     cluster.check_local(config)
     folder = _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
@@ -275,7 +277,42 @@ def _bound() -> socket.socket:
 
 
 def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
-    return cluster.make_folder(folder or Path("runs") / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    """A new run folder; of two runs that want one at the same time the second is given another, or refused.
+
+    Raises:
+        StorageError: it exists and is not empty, or can't be made.
+    """
+    made = _named_by_time(config.run.name) if folder is None else cluster.make_folder(folder)
+    try:
+        (made / "nodes").mkdir(mode=0o700)
+    except FileExistsError:
+        raise StorageError(f"{made} belongs to another run that was just started; choose another folder.") from None
+    except OSError as error:
+        raise disk.refused(made, error) from None
+    return made
+
+
+def _named_by_time(name: str) -> Path:
+    """runs/NAME-TIME, with a number behind it where there is one of this second already."""
+    runs, title, number = Path("runs"), f"{name}-{datetime.now():%Y%m%d-%H%M%S}", 1
+    try:
+        runs.mkdir(exist_ok=True)
+        while True:
+            folder = runs / (title if number == 1 else f"{title}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                return folder
+            number += 1
+    except OSError as error:
+        raise disk.refused(runs, error) from None
+
+
+def _by_whole_path(config: ExperimentConfig) -> ExperimentConfig:
+    """A task that is named by a file keeps its name in every working folder."""
+    from node.tasks import absolute
+
+    task = config.task.model_copy(update={"name": absolute(config.task.name)})
+    return config.model_copy(update={"task": task})
 
 
 def _baseline(config: ExperimentConfig, folder: Path) -> Summary:

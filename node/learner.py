@@ -188,8 +188,8 @@ class Learner:
             warn(error)
             return {}
 
-    def live_epsilon(self, rounds: int, lifetime_delta: float) -> LiveEpsilon:
-        """ε after so many rounds, by Rényi divergence; not above the run's target, which σ was calibrated for."""
+    def live_epsilon(self, lifetime_delta: float) -> LiveEpsilon:
+        """ε of what was released, by Rényi divergence; not above the run's target, which σ was calibrated for."""
         if self.ledger is None:
             return LiveEpsilon(total=float("inf"), link=float("inf"), lifetime=float("inf"))
         delta, rows = self.run.privacy.delta, self.ledger.rows(self.run.run_id)
@@ -197,7 +197,8 @@ class Learner:
         if self.run.privacy.epsilon is not None and total < float("inf") and self.run.privacy.mode == "strict":
             total = min(total, self.run.privacy.epsilon)
         alone = replace(self.mechanism, releases=1)
-        link = epsilon_live([Spent(alone, alone.units(rounds))], delta) if total < float("inf") else total
+        longest = self.ledger.longest(self.run.run_id)
+        link = min(total, epsilon_live([Spent(alone, longest)], delta)) if total < float("inf") else total
         return LiveEpsilon(total=total, link=link, lifetime=epsilon_live(self.ledger.rows(), lifetime_delta))
 
     def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, Any]:
@@ -219,13 +220,13 @@ class Learner:
             + ("" if self.run.validation.public else f", {summary.UNCOVERED}"),
         }
 
-    def privacy(self, rounds: int) -> Privacy:
-        """What may be said of this node's privacy after so many rounds; stated by PLD."""
+    def privacy(self) -> Privacy:
+        """What may be said of this node's privacy; stated by PLD."""
         config = self.run.privacy
         stated = Epsilon()
         if config.mode == "strict" and self.ledger is not None:
             total = _stated(tuple(self.ledger.rows(self.run.run_id)), config.delta)
-            link = epsilon_link(self.mechanism, rounds, config.delta) if rounds else 0.0
+            link = min(total, epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta))
             stated = Epsilon(total=total, link=link, per_node={self.name: total})
         return Privacy(
             mode=config.mode,
@@ -262,7 +263,7 @@ class Learner:
             test_accuracy=summary.accuracy(accuracy, [self.name] if self.attack else []),
             attackers=[self.name] if self.attack else [],
             attack=self.attack.name if self.attack else "",
-            privacy=self.privacy(rounds),
+            privacy=self.privacy(),
             mixing=mixing(self.run),
             diverged=[] if summary.finite(self.algorithm.parameters) else [self.name],
             loss_not_finite=[self.name] if self.run.privacy.mode == "none" and self.unusable.rows else [],

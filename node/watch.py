@@ -163,7 +163,7 @@ class Watch(Watcher, Observer):
         counted, self._counted = self._counted, (door.withheld, door.faults)
         self.metrics.withheld.inc(door.withheld - counted[0])
         self.metrics.ledger_errors.inc(door.faults - counted[1])
-        live = self.epsilon_now = self.learner.live_epsilon(t + 1, self.lifetime_delta)
+        live = self.epsilon_now = self.learner.live_epsilon(self.lifetime_delta)
         for scope, value in (("total", live.total), ("link", live.link), ("lifetime", live.lifetime)):
             self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
         if door.fault:

@@ -67,7 +67,7 @@ class TextSection(Section):
 class TaskSection(Section):
     name: str = "classification"
     """classification | causal-lm (a language model; needs the extra llm), or your own: "package.module:function"
-    (docs/own-task.md). Its code sees the private data."""
+    or, on this machine only, "FILE.py:function" (docs/own-task.md). Its code sees the private data."""
     data: str = "digits"
     """digits | mnist | fashion-mnist | cifar-10 | torchvision:NAME, and of text fortunes: public sets, divided among
     the nodes (see $PEERPOISE_DATA). file: the PUBLIC file `path`, divided as well. own: each node's data.path."""

@@ -21,14 +21,19 @@ MODELS: Mapping[str, str] = {
 """name -> module:function. A new model: one function, one line here."""
 
 
+def check_name(name: str) -> None:
+    """Raises ConfigurationError: no model of that name."""
+    if name not in MODELS:
+        raise ConfigurationError(f"Unknown model {name!r}; choose one of {', '.join(sorted(MODELS))}.")
+
+
 def build(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     """The model for images of this shape (channels, height, width).
 
     Raises:
         ConfigurationError: no model of that name, or it does not fit the images.
     """
-    if task.model not in MODELS:
-        raise ConfigurationError(f"Unknown model {task.model!r}; choose one of {', '.join(sorted(MODELS))}.")
+    check_name(task.model)
     module, _, function = MODELS[task.model].partition(":")
     model: nn.Module = getattr(import_module(module), function)(task, shape)
     return model

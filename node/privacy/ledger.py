@@ -19,6 +19,7 @@ import json
 import os
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -58,6 +59,15 @@ def wall_clock() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def check_name(data_name: str) -> None:
+    """Raises ConfigurationError: the name of these data can't be that of their ledger's file."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", data_name):
+        raise ConfigurationError(
+            f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or underscores, as it names "
+            "the ledger's file."
+        )
+
+
 class Ledger:
     """The debits of one data set. One process (the lock), one thread at a time. Close it, or use it with `with`."""
 
@@ -67,6 +77,8 @@ class Ledger:
         self._stale = True
         self._sequence, self._digest = 0, GENESIS
         self._spent: dict[tuple[str, Mechanism], int] = {}
+        self._told: Counter[tuple[str, str]] = Counter()
+        """(run, recipient) -> debits."""
         self._db: sqlite3.Connection | None = None
         self._path = folder / f"{name}.sqlite" if folder else None
         self._head = Head(folder / f"{name}.head") if folder else None
@@ -86,11 +98,7 @@ class Ledger:
             TemporaryFailure: another process has it open.
             LedgerError: it can't vouch for what was spent, or the disk refuses.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", data_name):
-            raise ConfigurationError(
-                f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or underscores, as it names "
-                "the ledger's file."
-            )
+        check_name(data_name)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -124,6 +132,10 @@ class Ledger:
             if run is None or of == run:
                 total[mechanism] = total.get(mechanism, 0) + units
         return [Spent(mechanism, units) for mechanism, units in total.items()]
+
+    def longest(self, run: str) -> int:
+        """The most debits of this run for one recipient: the longest stream of answers."""
+        return max((count for (of, recipient), count in self._told.items() if of == run and recipient), default=0)
 
     def last_round(self, run: str, recipient: str | None = None) -> int:
         """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
@@ -211,13 +223,14 @@ class Ledger:
             if self._head is not None:
                 self._head.write(self._sequence + 1, digest)
             failpoint("after_ledger_fsync")
-            self._take(run, m, repeated, digest)
+            self._take(run, recipient, m, repeated, digest)
             return self._sequence
 
-    def _take(self, run: str, mechanism: Mechanism, repeated: bool, digest: bytes) -> None:
+    def _take(self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes) -> None:
         """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid for."""
         key = (run, replace(mechanism, sigma=float(mechanism.sigma), rate=float(mechanism.rate)))
         self._spent[key] = self._spent.get(key, 0) + (not repeated)
+        self._told[run, recipient] += 1
         self._sequence, self._digest = self._sequence + 1, digest
 
     @contextmanager
@@ -300,16 +313,16 @@ class Ledger:
 
     def _read_all(self) -> None:
         """Verifies the chain from the first row and adds up what was spent."""
-        self._spent, self._sequence, self._digest = {}, 0, GENESIS
+        self._spent, self._told, self._sequence, self._digest = {}, Counter(), 0, GENESIS
         shared: set[tuple[str, int]] = set()
         for sequence, *values, previous, digest in self._connected.execute(_SELECT):
             if (sequence, previous) != (self._sequence + 1, self._digest):
                 raise self._distrust(f"has a gap before row {sequence}")
             if digest != _digest(sequence, values, previous):
                 raise self._distrust(f"was changed at row {sequence}")
-            run, round, _, mode, sigma, rate, batches, releases, _ = values
+            run, round, recipient, mode, sigma, rate, batches, releases, _ = values
             mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode)
-            self._take(run, mechanism, (run, round) in shared, digest)
+            self._take(run, recipient, mechanism, (run, round) in shared, digest)
             if batches == "shared":
                 shared.add((run, round))
 

@@ -19,7 +19,7 @@ from node.config import DataSection, RunConfig
 from node.device import CPU
 from node.task import Task
 from node.tasks.guard import guard, guarded
-from node.tasks.loading import load
+from node.tasks.loading import absolute, is_file, load
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError
 from peer.message import Layout
@@ -42,7 +42,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.de
         TaskError: the code of an own task made a mistake.
     """
     name = run.task.name
-    task = _maker(name)(run, data) if name in TASKS else _own(run, data)
+    task = find(name)(run, data) if name in TASKS else _own(run, data)
     if device != CPU and hasattr(task, "to"):
         task.to(device)
     return task
@@ -53,7 +53,7 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Task:
     name = run.task.name
     given = _public_rows(run, data) if run.task.data != "own" else data
     with switches_kept(name):
-        made = _maker(name)(run, given)
+        made = find(name)(run, given)
     return guard(made, name)
 
 
@@ -67,7 +67,7 @@ def _public_rows(run: RunConfig, data: DataSection | NDArray[np.int64]) -> NDArr
     return datasets.rows(data.rows, count) if data.rows else np.arange(count)
 
 
-def _maker(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Task]:
+def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Task]:
     """The function of a name in the table, of an installed entry point, of "package.module:function", or of
     "FILE.py:function"; guarded, but for those in the table.
 
@@ -85,6 +85,8 @@ def _maker(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], 
         raise ConfigurationError(
             f"Unknown task {name!r}; choose one of {', '.join(sorted(TASKS))}, or your own as package.module:function."
         )
+    if not function:
+        raise ConfigurationError(f"task.name = {name!r} names no function; write package.module:function.")
     found: object = getattr(guarded(load, name, "import")(module, path), function, None)
     if not callable(found):
         raise ConfigurationError(f"task.name = {name!r}: {module} has no function {function!r}.")
@@ -109,8 +111,8 @@ def exporter(run: RunConfig) -> Callable[[RunConfig, Layout, Tensor, Path], None
 def _beside(run: RunConfig, name: str) -> Callable[..., Any] | None:
     """A function of the module that the task comes from."""
     own = run.task.name not in TASKS
-    found: Callable[..., Any] | None = getattr(getmodule(unwrap(_maker(run.task.name))), name, None)
+    found: Callable[..., Any] | None = getattr(getmodule(unwrap(find(run.task.name))), name, None)
     return guarded(found, run.task.name, name) if found and own else found
 
 
-__all__ = ["TASKS", "exporter", "make", "sealed"]
+__all__ = ["TASKS", "absolute", "exporter", "find", "is_file", "make", "sealed"]

@@ -127,6 +127,38 @@ def test_own_data_needs_names(peerpoise: Call, experiment: Path, tmp_path: Path)
     one_sentence(peerpoise(*pack, "--set", "task.data=own", "--data", "c=ward:x.npz"), 78, "there is no --host c")
 
 
+@pytest.mark.parametrize("name", ["../../etc", "ward b/7", "", ".hidden", "a$b", "über", "x" * 65, "a\nb", "-rf"])
+def test_a_name_that_run_would_refuse_is_refused_by_pack(
+    peerpoise: Call, experiment: Path, tmp_path: Path, name: str
+) -> None:
+    call = ("pack", experiment, "--set", "task.data=own", "--host", "a=h:1", "--out", tmp_path / "out")
+    one_sentence(peerpoise(*call, "--data", f"a={name}:x.npz"), 78, "letters, digits, dots, dashes or underscores")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (["task.name=nowhere_at_all:make"], "No module named 'nowhere_at_all'"),
+        (["task.name=mine.py:make"], "names a file of this machine"),
+        (["task.name=/srv/mine.py:make"], "names a file of this machine"),
+        (["task.name=no-such-task"], "Unknown task"),
+        (["task.name=math:nothing"], "math has no function 'nothing'"),
+        (["task.model=resnet50"], "Unknown model 'resnet50'"),
+        (["validation.path=/nowhere/q.npz"], "q.npz"),
+    ],
+)
+def test_what_is_known_without_the_hosts_data_is_said_by_pack(
+    peerpoise: Call, experiment: Path, tmp_path: Path, settings: list[str], part: str
+) -> None:
+    changes = [word for each in ("task.data=own", *settings) for word in ("--set", each)]
+    call = ("pack", experiment, *changes, "--host", "a=h:1", "--data", "a=ward:x.npz", "--out", tmp_path / "out")
+    result = peerpoise(*call)
+    assert result.code in (66, 78)
+    one_sentence(result, result.code, part)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["up", "simulate"])
 def test_own_data_is_for_real_hosts(peerpoise: Call, experiment: Path, tmp_path: Path, command: str) -> None:
     call = (command, experiment, "--set", "task.data=own", "--folder", tmp_path / "run")

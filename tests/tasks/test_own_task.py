@@ -160,7 +160,7 @@ def test_without_a_file_of_rows_a_node_learns_them_all(example: Path) -> None:
         ("slope:none", "slope has no function 'none'"),
         ("slope:SIZE", "slope has no function 'SIZE'"),
         ("slope:Slope.start", "has no function"),
-        ("slope:", "slope has no function ''"),
+        ("slope:", "names no function"),
         ("builtins:print", "made something without layout, examples"),
         ("slope:Slope", r"examples raised TypeError: .* \(slope.py, line [0-9]+\)"),
         ("slope", "your own as package.module:function"),

@@ -1,0 +1,63 @@
+"""Run folders: their names, and two runs that want one at the same moment."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from calling import Call
+
+from node import launch
+from node.config import ExperimentConfig
+from peer.errors import StorageError
+
+CONFIG = ExperimentConfig.model_validate({"run": {"name": "small"}, "privacy": {"mode": "none"}})
+
+
+def test_runs_of_one_second_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: launch._run_folder(CONFIG, None), range(16)))
+    assert len(set(folders)) == 16
+    assert all(folder.name.startswith("small-") for folder in folders)
+    assert any(folder.name.endswith("-2") for folder in folders)
+
+
+def test_of_two_that_found_a_folder_empty_one_goes_on(tmp_path: Path) -> None:
+    def claim(number: int) -> str:
+        try:
+            launch._run_folder(CONFIG, tmp_path / "run")
+            return "mine"
+        except StorageError as error:
+            return str(error)
+
+    for _ in range(20):
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(claim, range(4)))
+        assert said.count("mine") == 1
+        assert all(text.endswith("choose another folder or move it away.") or "just started" in text
+                   for text in said if text != "mine")  # fmt: skip
+        (tmp_path / "run" / "nodes").rmdir()
+
+
+def test_a_folder_that_can_not_be_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"runs.* can't be written: "):
+        launch._run_folder(CONFIG, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["a$b", "$HOME", "`id`", "[bold]x", "%s {x}", "a b", "-x", "~", "läuft jetzt", "..", "a:b"]
+)
+def test_odd_names_are_folders(
+    peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ("--set", f"run.name={name}", "--set", "privacy.epsilon=", "--set", "privacy.sigma=2")
+    result = peerpoise("simulate", experiment, *changes, "--set", "train.rounds=1")
+    assert result.code == 0, result.err
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith(f"{name}-2")
+    assert peerpoise("eval", folder).code == 0
