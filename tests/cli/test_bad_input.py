@@ -545,7 +545,7 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "clashing `node` package": (clashing_package, 78, "pip uninstall nodeworks"),
     "too little memory": (too_little_memory, 75, "too little memory"),
     "unreachable peers": (unreachable_peers, 69, "b: Nobody listens at 127.0.0.1"),
-    "layout mismatch": (layout_mismatch, 69, "b: b refuses: The two sides train models of different shapes"),
+    "layout mismatch": (layout_mismatch, 69, "The two sides train models of different shapes"),
     "disk full": (full_disk, 73, "free space"),
     "disk full in mid-write": (disk_gets_full_in_writing, 73, "free space"),
     "damaged model": (damaged_model, 66, "or damaged"),

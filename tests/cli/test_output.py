@@ -84,7 +84,7 @@ def test_within_one_process_the_streams_come_back(capfd: pytest.CaptureFixture[s
     print("afterwards")
     out, err = capfd.readouterr()
     assert sys.stdout is before
-    assert out == '{"a": "ü"}\nafterwards\n'
+    assert out == '{"a": "\\u00fc"}\nafterwards\n'
     assert err == "aside\n"
 
 
