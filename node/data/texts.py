@@ -21,7 +21,7 @@ from torch import Tensor
 
 from node.config import TaskSection
 from node.config.templates import fields
-from node.data import columns, conversations
+from node.data import columns, conversations, unused
 from node.data.columns import Nested, ending
 from node.data.examples import for_testing
 from node.data.tables import labels
@@ -107,7 +107,9 @@ def read(path: Path, task: TaskSection) -> Texts:
         raise DataError(f"{path} has no column {missing[0]!r}; it has {known} (see task.text).")
     for file, part in zip(files, parts, strict=True):
         _divide_conversations(file, part, task.text.answer)
-        _refuse_nested(file, part, [*_named(task), *fields(task.text.template)])
+        _refuse_what_is_no_text(
+            file, part, [*_named(task), *fields(task.text.template), before_answer(task.text.answer)]
+        )
         if len(empty := np.flatnonzero(part[task.text.answer] == "")):
             raise DataError(
                 f"{file}, row {empty[0] + 1}, has nothing in the column {task.text.answer!r}; leave it out."
@@ -130,8 +132,12 @@ def read(path: Path, task: TaskSection) -> Texts:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if ending(file) in READERS and not file.name.startswith("."))
-    return files or ([path] if columns.is_dataset(path) else [])
+    inside = sorted(file for file in path.iterdir() if not unused.is_clutter(file.name))
+    files = [file for file in inside if ending(file) in READERS and file.is_file()]
+    if not files and columns.is_dataset(path):
+        return [path]
+    unused.tell(path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}")
+    return files
 
 
 def _named(task: TaskSection) -> list[str]:
@@ -165,14 +171,18 @@ def _divide_conversations(file: Path, part: Part, answer: str) -> None:
     part[before_answer(answer)], part[answer] = strings(before), strings(last)
 
 
-def _refuse_nested(file: Path, part: Part, names: Sequence[str]) -> None:
-    """Raises DataError: a cell that would be shown is a list or an object, but no conversation."""
+def _refuse_what_is_no_text(file: Path, part: Part, names: Sequence[str]) -> None:
+    """Raises DataError: a cell that would be shown is a list or an object, but no conversation, or no Unicode."""
     for name in names:
         for row, cell in enumerate(part.get(name, ()), 1):
             if isinstance(cell, Nested) and not conversations.turns(cell):
                 raise DataError(
-                    f"{file}, row {row}: the column {name!r} holds a list, an object or bytes, not text; take what is "
-                    "needed of it into a column of text."
+                    f"{file}, row {row}: the column {name!r} holds a list or an object, not text; take what is needed "
+                    "of it into a column of text."
+                )
+            if not columns.is_unicode(cell):
+                raise DataError(
+                    f"{file}, row {row}: the column {name!r} is no Unicode text; repair it, or leave it out."
                 )
 
 

@@ -243,7 +243,7 @@ def test_what_is_not_used_is_counted_in_one_sentence(tmp_path: Path, capsys: pyt
 def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path) -> None:
     shade(tmp_path / "cat" / "x" / "3.png", 30)
     (tmp_path / "cat" / "x").chmod(0)
-    with pytest.raises(DataError, match="x can't be read .*; check its permissions"):
+    with pytest.raises(DataError, match=r"x can't be read .*; check its permissions"):
         data.own(tmp_path, GRAY)
     (tmp_path / "cat" / "x").chmod(0o700)
 
