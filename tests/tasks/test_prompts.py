@@ -153,7 +153,9 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, rows: list[dict[str,
 @pytest.mark.parametrize("text", [{"template": "{about} is"}, {"prompt": ["about"]}])
 def test_a_list_or_an_object_is_never_shown(tmp_path: Path, value: object, text: dict[str, Any]) -> None:
     path = written(tmp_path, [{"about": "x", "mood": "good"}, {"about": value, "mood": "good"}])
-    with pytest.raises(DataError, match=r"row 2: the column 'about' holds a list or an object, not text"):
+    with pytest.raises(
+        DataError, match=r"row 2: the column 'about' holds a list or an object; take what is needed as text"
+    ):
         shown(path, answer="mood", **text)
     assert shown(path, answer="mood") == [("", "good")] * 2, "a column that nobody names does no harm"
 

@@ -225,8 +225,12 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, say
 
 
 def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "x"}]
+    (tmp_path / "b.json").write_text(json.dumps([{"text": turns}]))
+    with pytest.raises(DataError, match="row 1: the column 'text' is no Unicode text"):
+        read_texts(tmp_path / "b.json", section())
     (tmp_path / "a.jsonl").write_text('{"text": "x \\ud83d\\ude00"}\n{"text": "x \\ud83d"}')
-    with pytest.raises(DataError, match="row 2: the column 'text' is no Unicode text; repair it, or leave it out"):
+    with pytest.raises(DataError, match="row 2: the column 'text' is no Unicode text; repair it"):
         read_texts(tmp_path / "a.jsonl", section())
 
 
