@@ -27,8 +27,8 @@ CSV, PARQUET = (".csv", ".tsv"), (".parquet",)
 LOOKED_AT = 100
 """Rows that are compared with a header to see whether it is one."""
 
-NUMBER = re.compile(r"[+-]?[.,]?\d")
-"""How a number or a date begins."""
+DATA = re.compile(r"[+-]?[.,]?\d|[\[{<]")
+"""How a number, a date or what is no table begins."""
 Columns = dict[str, list[Any]]
 
 
@@ -72,18 +72,16 @@ def text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (dict, list, bytes)):
-        return _nested(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, (dict, list)):
+        return Nested(json.dumps(value, ensure_ascii=False, default=str))
     return str(value)
 
 
-def _nested(value: Any) -> str:
-    try:
-        return (
-            value.decode() if isinstance(value, bytes) else Nested(json.dumps(value, ensure_ascii=False, default=str))
-        )
-    except UnicodeDecodeError:
-        return Nested('"bytes"')
+def is_unicode(cell: str) -> bool:
+    """Not bytes that were no UTF-8, nor half of a character as JSON can write it."""
+    return cell.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in cell)
 
 
 # -- CSV
@@ -134,10 +132,10 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
     """What is wrong with a header; one that looks like data is not shown."""
     if not head:
         return f"{path} can't be read as a table: it is empty."
-    if not _is_utf_8("".join(head)):
+    if not is_unicode("".join(head)):
         return f"{path} is not UTF-8 text (see its header); save it as UTF-8."
     below = list(islice(_rows(path, separator, above, strict=False), 1, LOOKED_AT))
-    if any(map(NUMBER.match, head)) or any(
+    if any(map(DATA.match, head)) or any(
         name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)
     ):
         return f"{path} has no header: its first line looks like data; write the names of the columns above it."
@@ -179,13 +177,8 @@ def _opened(path: Path) -> TextIO:
 
 
 def _refuse_other_encodings(path: Path, name: str, cells: Sequence[str]) -> None:
-    if row := next((number for number, cell in enumerate(cells, 1) if not _is_utf_8(cell)), None):
+    if row := next((number for number, cell in enumerate(cells, 1) if not is_unicode(cell)), None):
         raise DataError(f"{path}, row {row}: the column {name!r} is not UTF-8 text; save the file as UTF-8.")
-
-
-def _is_utf_8(cell: str) -> bool:
-    """Was it, before `_opened` made text of it?"""
-    return cell.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in cell)
 
 
 # -- Parquet
@@ -198,12 +191,15 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     except ImportError:
         raise ConfigurationError("Parquet needs pyarrow: pip install 'peerpoise[tables]'.") from None
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(path) if path.is_dir() else parquet.ParquetFile(path).read()
     except FileNotFoundError:
         raise
     except (pyarrow.ArrowException, ValueError, OSError):
         raise DataError(f"{path} can't be read as a table: it is no Parquet, or damaged.") from None
-    once = [name for name, n in Counter(table.column_names).items() if n == 1]
+    count = Counter(table.column_names)
+    once = [name for name, n in count.items() if n == 1]
+    if twice := [name for name in named if count[name] > 1]:
+        raise DataError(f"{path} has the column {twice[0]!r} twice; leave one.")
     if missing := [name for name in named if name not in once]:
         names = ", ".join(table.column_names)
         raise DataError(

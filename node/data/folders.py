@@ -7,9 +7,7 @@ several frames. 16-bit grays keep their precision; of 16-bit colors Pillow keeps
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from node.config import TaskSection
+from node.data import unused
 from node.data.examples import Examples
 from peer.errors import ConfigurationError, DataError
 
 KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
-"""What systems leave in folders, beside names that begin with a dot."""
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF, and a value."""
 
@@ -47,7 +44,7 @@ def images(folder: Path, task: TaskSection) -> Examples:
         raise DataError(f"{error.filename} can't be read ({error.strerror}); check its permissions.") from None
     if not files:
         raise DataError(f"{folder} has no images in sub-folders named {', '.join(task.labels)}.")
-    _tell_unused(folder, others)
+    unused.tell(folder, others, f"images end in {', '.join(sorted(KINDS))} and are below sub-folders of task.labels")
     pixels = [_image(path, task.image_size, task.channels) for path, _ in files]
     return Examples(torch.from_numpy(_stacked(pixels)), torch.tensor([k for _, k in files]))
 
@@ -60,9 +57,9 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
     """
     images, others = [], []
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in labels and not _is_clutter(path.name):
+        if path.is_dir() and path.name not in labels and not unused.is_clutter(path.name):
             raise DataError(f"{folder} has a sub-folder {path.name!r} that is none of task.labels.")
-        others += [path] if path.is_file() and not _is_clutter(path.name) else []
+        others += [path] if path.is_file() and not unused.is_clutter(path.name) else []
     for k, label in enumerate(labels):
         for path in sorted(_files(folder / label)) if (folder / label).is_dir() else []:
             if path.suffix.lower() in KINDS and not path.is_dir():
@@ -70,10 +67,6 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
             else:
                 others.append(path)
     return images, others
-
-
-def _is_clutter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in CLUTTER
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -84,22 +77,9 @@ def _files(folder: Path) -> Iterator[Path]:
         raise error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not _is_clutter(name)]
+        folders[:] = [name for name in folders if not unused.is_clutter(name)]
         links = [name for name in folders if (Path(place) / name).is_symlink()]
-        yield from (Path(place) / name for name in (*names, *links) if not _is_clutter(name))
-
-
-def _tell_unused(folder: Path, files: Sequence[Path]) -> None:
-    """One sentence for the owner of the data, who may miss them."""
-    if files:
-        kinds = Counter("link to a folder" if path.is_dir() else path.suffix or "no ending" for path in files)
-        counted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-        print(
-            f"warning: {folder} has files that are not used ({counted}); images are, that end in "
-            f"{', '.join(sorted(KINDS))}, below the sub-folders that task.labels names.",
-            file=sys.stderr,
-            flush=True,
-        )
+        yield from (Path(place) / name for name in (*names, *links) if not unused.is_clutter(name))
 
 
 def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:

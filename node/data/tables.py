@@ -133,7 +133,7 @@ def _why(cell: Any) -> str:
         return "write percentages as plain numbers"
     if isinstance(cell, str) and "," in cell:
         return "its comma may separate thousands or decimals; write numbers with a point and nothing else"
-    return "encode it before (one column per category)"
+    return "write a plain number, or encode categories before (one column each)"
 
 
 def _array(cells: Sequence[Any]) -> NDArray[Any]:

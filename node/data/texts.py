@@ -9,7 +9,7 @@ import hashlib
 import json
 import textwrap
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from node.config import TaskSection
+from node.config import TaskSection, TextSection
 from node.config.templates import fields
-from node.data import columns, conversations
+from node.data import columns, conversations, unused
 from node.data.columns import Nested, ending
 from node.data.examples import for_testing
 from node.data.tables import labels
@@ -106,17 +106,12 @@ def read(path: Path, task: TaskSection) -> Texts:
         known = ", ".join(sorted(parts[0])) or "none"
         raise DataError(f"{path} has no column {missing[0]!r}; it has {known} (see task.text).")
     for file, part in zip(files, parts, strict=True):
-        _divide_conversations(file, part, task.text.answer)
-        _refuse_nested(file, part, [*_named(task), *fields(task.text.template)])
-        if len(empty := np.flatnonzero(part[task.text.answer] == "")):
-            raise DataError(
-                f"{file}, row {empty[0] + 1}, has nothing in the column {task.text.answer!r}; leave it out."
-            )
+        _make_text(file, part, task.text)
     sizes = [len(next(iter(part.values()))) for part in parts]
     if not sum(sizes):
         raise DataError(f"{path} has no rows: there is nothing to learn from or to test on.")
     shared = set.intersection(*map(set, parts))
-    if any((before := before_answer(task.text.answer)) in part for part in parts) and before not in shared:
+    if any(before_answer(task.text.answer) in {*part} - shared for part in parts):
         raise DataError(f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them.")
     found = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
     kinds = np.repeat(np.arange(len(files)), sizes)
@@ -130,8 +125,12 @@ def read(path: Path, task: TaskSection) -> Texts:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if ending(file) in READERS and not file.name.startswith("."))
-    return files or ([path] if columns.is_dataset(path) else [])
+    inside = sorted(file for file in path.iterdir() if not unused.is_clutter(file.name))
+    files = [file for file in inside if ending(file) in READERS and file.is_file()]
+    if not files and columns.is_dataset(path):
+        return [path]
+    unused.tell(path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}")
+    return files
 
 
 def _named(task: TaskSection) -> list[str]:
@@ -143,6 +142,32 @@ def _named(task: TaskSection) -> list[str]:
 def before_answer(answer: str) -> str:
     """The column of what was said before the answer, where that is a conversation's last turn."""
     return f"{answer}: before"
+
+
+def _make_text(file: Path, part: Part, text: TextSection) -> None:
+    """Divides conversations, and refuses what can't be shown.
+
+    Raises:
+        DataError: a cell of a column that the run names is no text, or there is nothing to learn.
+    """
+    shown = [name for name in dict.fromkeys([*text.prompt, text.answer, *fields(text.template)]) if name in part]
+    for name in shown:
+        _refuse(file, name, part[name], lambda cell: not columns.is_unicode(cell), "is no Unicode text; repair it")
+    _divide_conversations(file, part, text.answer)
+    for name in shown:
+        _refuse(file, name, part[name], _is_nested, "holds a list or an object; take what is needed as text")
+    if len(empty := np.flatnonzero(part[text.answer] == "")):
+        raise DataError(f"{file}, row {empty[0] + 1}, has nothing in the column {text.answer!r}; leave it out.")
+
+
+def _refuse(file: Path, name: str, cells: Iterable[str], wrong: Callable[[str], bool], what: str) -> None:
+    if row := next((row for row, cell in enumerate(cells, 1) if wrong(cell)), None):
+        raise DataError(f"{file}, row {row}: the column {name!r} {what}.")
+
+
+def _is_nested(cell: str) -> bool:
+    """A list or an object, and no conversation."""
+    return isinstance(cell, Nested) and not conversations.turns(cell)
 
 
 def _divide_conversations(file: Path, part: Part, answer: str) -> None:
@@ -163,17 +188,6 @@ def _divide_conversations(file: Path, part: Part, answer: str) -> None:
         before.append(divided[0])
         last.append(divided[1])
     part[before_answer(answer)], part[answer] = strings(before), strings(last)
-
-
-def _refuse_nested(file: Path, part: Part, names: Sequence[str]) -> None:
-    """Raises DataError: a cell that would be shown is a list or an object, but no conversation."""
-    for name in names:
-        for row, cell in enumerate(part.get(name, ()), 1):
-            if isinstance(cell, Nested) and not conversations.turns(cell):
-                raise DataError(
-                    f"{file}, row {row}: the column {name!r} holds a list, an object or bytes, not text; take what is "
-                    "needed of it into a column of text."
-                )
 
 
 def _file(file: Path, task: TaskSection) -> Part:

@@ -89,8 +89,10 @@ def with_template(folder: Path, template: str = CHATML) -> Pretrained:
     reason = "pip install 'peerpoise[llm]'"
     tokenizers = pytest.importorskip("tokenizers", reason=reason)
     transformers = pytest.importorskip("transformers", reason=reason)
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<end>")
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<end>": 1, "<begin>": 2}, unk_token="<unk>"))
+    inner.post_processor = tokenizers.processors.TemplateProcessing("<begin> $A", special_tokens=[("<begin>", 2)])
+    special = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": "<end>"}
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     made.chat_template = template
     return Pretrained(made, "tiny")
 
@@ -101,6 +103,15 @@ def test_conversations_go_through_the_models_own_template(tmp_path: Path, templa
     [(given, answer)] = shown(path, with_template(tmp_path), answer="messages", template=template)
     assert given == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>Hi.\n<|user|>Bye?\n<|assistant|>"
     assert answer == "Bye."
+
+
+def test_a_chat_template_brings_its_own_beginning(tmp_path: Path) -> None:
+    path, tokens = written(tmp_path, [{"messages": TALK, "text": "word"}]), with_template(tmp_path)
+    for answer, begins in (("text", True), ("messages", False)):
+        task = TaskSection(text={"answer": answer})  # type: ignore[arg-type]
+        assert task.text is not None
+        [(given, _)] = Encoder(task.text, tokens).pairs(read_texts(path, task))
+        assert (tokens.begin, given[:1] == [2]) == ((2,), begins)
 
 
 def test_a_conversation_is_a_prompt_for_another_column(tmp_path: Path) -> None:
@@ -124,9 +135,9 @@ def test_labels_may_be_what_the_assistant_said(tmp_path: Path) -> None:
     [
         ([{"messages": TALK}, {"messages": HELLO}], "row 2: the column 'messages' is no conversation with a turn of"),
         ([{"messages": TALK}, {"messages": "Hi."}], "row 2: the column 'messages' is no conversation with a turn of"),
-        ([{"messages": [{"from": "human", "value": "Hi."}]}], "row 1: the column 'messages' holds a list, an object"),
-        ([{"messages": {"name": "Anna"}}], "row 1: the column 'messages' holds a list, an object"),
-        ([{"messages": ["Anna", "Bert"]}], "row 1: the column 'messages' holds a list, an object"),
+        ([{"messages": [{"from": "human", "value": "Hi."}]}], "row 1: the column 'messages' holds a list or an object"),
+        ([{"messages": {"name": "Anna"}}], "row 1: the column 'messages' holds a list or an object"),
+        ([{"messages": ["Anna", "Bert"]}], "row 1: the column 'messages' holds a list or an object"),
         ([{"messages": [{"role": "user", "content": ["Anna"]}]}], "row 1: the column 'messages' holds a list"),
         ([{"messages": []}], "row 1: the column 'messages' holds a list"),
     ],
@@ -142,7 +153,9 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, rows: list[dict[str,
 @pytest.mark.parametrize("text", [{"template": "{about} is"}, {"prompt": ["about"]}])
 def test_a_list_or_an_object_is_never_shown(tmp_path: Path, value: object, text: dict[str, Any]) -> None:
     path = written(tmp_path, [{"about": "x", "mood": "good"}, {"about": value, "mood": "good"}])
-    with pytest.raises(DataError, match=r"row 2: the column 'about' holds a list, an object or bytes, not text"):
+    with pytest.raises(
+        DataError, match=r"row 2: the column 'about' holds a list or an object; take what is needed as text"
+    ):
         shown(path, answer="mood", **text)
     assert shown(path, answer="mood") == [("", "good")] * 2, "a column that nobody names does no harm"
 

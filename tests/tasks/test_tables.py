@@ -125,6 +125,7 @@ WRONG = {
     "no header, words": ("anna,berlin,yes\nbert,bonn,yes\n", "first line looks like data"),
     "no header, dates": (f"2024-05-02,anna,yes\n2024-05-03,{SECRET},no\n", "first line looks like data"),
     "no header, decimal commas": (f"{SECRET.replace('.', ',')};8,9;1\n", "first line looks like data"),
+    "a list of JSON": ('[{"age": 79.25}]', "first line looks like data"),
     "a column is missing": (
         PLAIN.replace("dose", "mg"),
         "no column 'dose'; it has age, mg, label (separated by comma)",
@@ -139,10 +140,10 @@ WRONG = {
     "an empty cell": (PLAIN + f"{SECRET},,1\n", "column 'dose' has empty or infinite values (see row 4)"),
     "NA": (PLAIN + f"{SECRET},NA,1\n", "column 'dose' has empty or infinite values (see row 4)"),
     "infinite": (PLAIN + f"{SECRET},inf,1\n", "column 'dose' has empty or infinite values (see row 4)"),
-    "a word": (PLAIN + f"{SECRET},unknown,1\n", "column 'dose' is not numeric in row 4: encode it"),
-    "a date": (PLAIN + f"{SECRET},2024-05-02,1\n", "column 'dose' is not numeric in row 4: encode it"),
-    "hexadecimal": (PLAIN + f"{SECRET},0x1f,1\n", "column 'dose' is not numeric in row 4: encode it"),
-    "Python's own": (PLAIN + f"{SECRET},1_0,1\n", "column 'dose' is not numeric in row 4: encode it"),
+    "a word": (PLAIN + f"{SECRET},unknown,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
+    "a date": (PLAIN + f"{SECRET},2024-05-02,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
+    "hexadecimal": (PLAIN + f"{SECRET},0x1f,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
+    "Python's own": (PLAIN + f"{SECRET},1_0,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
     "percent": (PLAIN + f"{SECRET},12%,1\n", "column 'dose' is not numeric in row 4: write percentages"),
     "thousands": (PLAIN + f'{SECRET},"1,234.5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
     "thousands elsewhere": (PLAIN + f'{SECRET},"1.234,5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
@@ -240,6 +241,19 @@ def test_damaged_parquet_is_a_sentence_of_ours(tmp_path: Path) -> None:
         read(path)
 
 
+def test_other_columns_of_parquet_may_have_one_name(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    columns = [pyarrow.array(list(column)) for column in zip(*ROWS, strict=True)]
+    names = ["age", "dose", "label"]
+    parquet.write_table(pyarrow.Table.from_arrays([*columns, *columns[:2]], [*names, "x", "x"]), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == (VALUES, [0, 1, 1])
+    parquet.write_table(pyarrow.Table.from_arrays([*columns, columns[0]], [*names, "age"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has the column 'age' twice; leave one"):
+        read(tmp_path / "a.parquet")
+
+
 def test_own_rows_are_kept_in_the_named_columns_only_public_ones_in_all(tmp_path: Path) -> None:
     path = written(tmp_path, with_columns(",ward,note,note", ",10,a,b"))
     own, public = (data.own(path, TASK.model_copy(update={"data": kind})) for kind in ("own", "file"))
@@ -252,5 +266,7 @@ def test_own_rows_are_kept_in_the_named_columns_only_public_ones_in_all(tmp_path
 def test_a_value_as_text() -> None:
     found = [columns.text(it) for it in (None, float("nan"), True, 1.5, Decimal("0.10"), b"a", "x")]
     assert found == ["", "", "true", "1.5", "0.10", "a", "x"]
-    for nested in ({"a": 1}, ["x"], b"\xff"):
+    for nested in ({"a": 1}, ["x"]):
         assert isinstance(columns.text(nested), columns.Nested)
+    assert columns.is_unicode("süß 😀")
+    assert not columns.is_unicode(columns.text(b"\xff"))

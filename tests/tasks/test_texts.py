@@ -49,11 +49,15 @@ def test_a_plain_file_is_cut_into_paragraphs_and_where_words_end() -> None:
     assert " ".join(found[2:]).split() == ["word"] * 30
 
 
-def test_files_of_a_folder_are_kinds_that_can_be_dealt(tmp_path: Path) -> None:
+def test_files_of_a_folder_are_kinds_that_can_be_dealt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, count in (("a.txt", 10), ("b.md", 5), ("c.txt", 5)):
         (tmp_path / name).write_text("\n\n".join(f"{name} {k}" for k in range(count)))
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    (tmp_path / ".DS_Store").write_bytes(b"Bud1")
     train, test = data.public(section(tmp_path))
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path} has files that are not used (1 .pdf); texts end in .parquet, .csv")
+    assert said.count("\n") == 1
     assert test.columns["file"].tolist() == ["a.txt", "a.txt", "b.md", "c.txt"]
     parts = partition.divide(ExperimentSection(nodes=3, partition="column", column="file"), train)
     assert sorted(set(train.columns["file"][rows]).pop() for rows in parts) == ["a.txt", "b.md", "c.txt"]
@@ -226,6 +230,23 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, say
     assert "save" in str(caught.value)
     (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
     assert read_texts(tmp_path / name, section()).columns["text"].tolist() == ["süß"]
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "x"}]
+    (tmp_path / "b.json").write_text(json.dumps([{"text": turns}]))
+    with pytest.raises(DataError, match="row 1: the column 'text' is no Unicode text"):
+        read_texts(tmp_path / "b.json", section())
+    (tmp_path / "a.jsonl").write_text('{"text": "x \\ud83d\\ude00"}\n{"text": "x \\ud83d"}')
+    with pytest.raises(DataError, match="row 2: the column 'text' is no Unicode text; repair it"):
+        read_texts(tmp_path / "a.jsonl", section())
+
+
+def test_conversations_are_in_all_files_of_a_folder_or_in_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": [{"role": "assistant", "content": "x"}]}')
+    (tmp_path / "b.jsonl").write_text('{"text": "y"}')
+    with pytest.raises(DataError, match="the column 'text' holds conversations in some files only"):
+        read_texts(tmp_path, section())
 
 
 def test_texts_may_be_gzipped(tmp_path: Path) -> None:
