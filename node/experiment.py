@@ -22,7 +22,7 @@ from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build, warning
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
-from node.results import MODEL, save_average, metrics_of_average, with_average
+from node.results import MODEL, metrics_of_average, save_average, with_average
 from node.simulate import Hoods
 from node.simulate import simulate as play
 from node.summary import Summary
