@@ -422,10 +422,10 @@ def _flushed(out: TextIO, code: int) -> int:
 
 
 def _refuse(sentence: str, code: int) -> int:
-    with suppress(OSError):  # a log on a full disk
+    with suppress(OSError):  # nobody reads it, or the disk is full
         print(f"peerpoise: {sentence}", file=sys.stderr)
-    if "--json" in sys.argv:
-        print_json({"error": sentence, "exit_code": code}, indent=None)
+        if "--json" in sys.argv:
+            print_json({"error": sentence, "exit_code": code}, indent=None)
     return code
 
 

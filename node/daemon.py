@@ -100,7 +100,8 @@ class Daemon:
                 self.watch.note("end", reason="stopped", signal=self._stopping, complete=False)
             return EXIT_OK
         except BaseExceptionGroup as group:
-            raise _meant(group) from None
+            error = _meant(group)
+            raise error from error.__cause__
         finally:
             self.compute.stop()
             self.journal.close()

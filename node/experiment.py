@@ -22,7 +22,7 @@ from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build, warning
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
-from node.results import MODEL, save_average, test_average, with_average
+from node.results import MODEL, metrics_of_average, save_average, with_average
 from node.simulate import Hoods
 from node.simulate import simulate as play
 from node.summary import Summary
@@ -113,7 +113,7 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
     honest = {name: it for name, it in learners.items() if not it.attack}
     average = save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
     task = next(iter(honest.values())).task
-    return with_average(folder, merged, test_average(lambda: task.evaluate(average)))
+    return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
 
 
 def _warn(journal: Journal, error: PeerpoiseError) -> None:

@@ -53,13 +53,13 @@ def _apart(out: TextIO) -> Iterator[TextIO]:
     except (OSError, ValueError):
         yield out
         return
-    with os.fdopen(os.dup(number), "w", encoding="utf-8", closefd=True) as documents:
+    with os.fdopen(os.dup(number), "w", encoding="utf-8") as documents:
         os.dup2(sys.stderr.fileno(), number)
         try:
             yield documents
         finally:
-            out.flush()
             os.dup2(documents.fileno(), number)
+            silence(documents)  # what could not be written was said already
 
 
 def unread(out: TextIO) -> bool:

@@ -113,11 +113,11 @@ def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
     tested: Mapping[str, float] = {}
     if honest := {name: model for name, model in models.items() if name not in merged.attackers}:
         average, layout = save_average(run / MODEL, honest), next(iter(honest.values()))[0]
-        tested = test_average(lambda: _task(run, run / MODEL, layout).evaluate(average))
+        tested = metrics_of_average(lambda: _task(run, run / MODEL, layout).evaluate(average))
     return with_average(run, merged, tested)
 
 
-def test_average(evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+def metrics_of_average(evaluate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
     """Test metrics of the averaged model; a failure costs them, not the summary."""
     try:
         return evaluate()

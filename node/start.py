@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +77,8 @@ async def _live(
     node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, insecure: bool, until_eof: bool
 ) -> int:
     if until_eof:
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _stop_at_eof)
+        pipe = _standard_input()
+        asyncio.get_running_loop().add_reader(pipe, _stop_at_eof, pipe)
     transport = Grpc(None if insecure else identity, node.listen.address)
     try:
         await transport.listen()
@@ -88,9 +88,17 @@ async def _live(
         await transport.close(0)
 
 
-def _stop_at_eof() -> None:
-    if not os.read(sys.stdin.fileno(), 1024):
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+def _standard_input() -> int:
+    """Takes standard input for ourselves; whoever else reads from it finds nothing."""
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return pipe
+
+
+def _stop_at_eof(pipe: int) -> None:
+    if not os.read(pipe, 1024):
+        asyncio.get_running_loop().remove_reader(pipe)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -87,10 +87,10 @@ def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Ta
         )
     if not function:
         raise ConfigurationError(f"task.name = {name!r} names no function; write package.module:function.")
-    found: object = getattr(guarded(load, name, "import")(module, path), function, None)
-    if not callable(found):
+    own: object = getattr(guarded(load, name, "import")(module, path), function, None)
+    if not callable(own):
         raise ConfigurationError(f"task.name = {name!r}: {module} has no function {function!r}.")
-    return guarded(found, name, function)
+    return guarded(own, name, function)
 
 
 def sealed(run: RunConfig) -> RunConfig:
@@ -110,9 +110,8 @@ def exporter(run: RunConfig) -> Callable[[RunConfig, Layout, Tensor, Path], None
 
 def _beside(run: RunConfig, name: str) -> Callable[..., Any] | None:
     """A function of the module that the task comes from."""
-    own = run.task.name not in TASKS
-    found: Callable[..., Any] | None = getattr(getmodule(unwrap(find(run.task.name))), name, None)
-    return guarded(found, run.task.name, name) if found and own else found
+    function: Callable[..., Any] | None = getattr(getmodule(unwrap(find(run.task.name))), name, None)
+    return function if function is None or run.task.name in TASKS else guarded(function, run.task.name, name)
 
 
 __all__ = ["TASKS", "absolute", "exporter", "find", "is_file", "make", "sealed"]

@@ -27,7 +27,7 @@ from node.task import Task
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
 from peer.message import Layout
 
-OURS = tuple(f"{Path(it.__file__).parent}/" for it in (torch, node, peer) if it.__file__)
+OURS = tuple(f"{Path(package.__file__).parent}/" for package in (torch, node, peer) if package.__file__)
 """Whose lines are no mistake of a task."""
 INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")})
 """Where a mistake is looked for only if the task itself is installed."""
@@ -62,15 +62,15 @@ class Guarded:
     def __init__(self, task: object, name: str) -> None:
         self._task, self._name = task, name
         self._batch, self._loss, self._mean_loss, self._evaluate = (
-            cast(Callable[..., Any], self.__getattr__(it)) for it in ("batch", "loss", "mean_loss", "evaluate")
+            cast(Callable[..., Any], self.__getattr__(method)) for method in ("batch", "loss", "mean_loss", "evaluate")
         )
         self._patient = _takes_two(self._evaluate)
 
-    def __getattr__(self, name: str) -> Any:
-        found = _MISSING if name.startswith("__") else _read(self._task, name, self._name)
-        if found is _MISSING:
-            raise AttributeError(name)
-        return guarded(found, self._name, name) if callable(found) else found
+    def __getattr__(self, attribute: str) -> Any:
+        value = _MISSING if attribute.startswith("__") else _read(self._task, attribute, self._name)
+        if value is _MISSING:
+            raise AttributeError(attribute)
+        return guarded(value, self._name, attribute) if callable(value) else value
 
     @property
     def examples(self) -> int:
@@ -80,10 +80,10 @@ class Guarded:
         return int(count)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
-        found = self._batch(rows)
-        if not isinstance(found, tuple | list) or not all(isinstance(column, Tensor) for column in found):
+        columns = self._batch(rows)
+        if not isinstance(columns, tuple | list) or not all(isinstance(column, Tensor) for column in columns):
             raise self._refusal("batch gives no tuple of tensors; return one, such as (self.x[rows], self.y[rows])")
-        return tuple(found)
+        return tuple(columns)
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
         return self._scalar("loss", self._loss(parameters, example))
@@ -93,22 +93,22 @@ class Guarded:
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Test metrics as plain numbers, whichever kind of number the task has them in."""
-        found = self._evaluate(x, breathe) if self._patient else self._evaluate(x)
-        if not isinstance(found, Mapping):
+        metrics = self._evaluate(x, breathe) if self._patient else self._evaluate(x)
+        if not isinstance(metrics, Mapping):
             raise self._refusal(
-                f"evaluate gives {_kind(found)}; names with a number each are expected, such as "
+                f"evaluate gives {_kind(metrics)}; names with a number each are expected, such as "
                 '{"accuracy": 0.9}, or {} where nothing is measured'
             )
-        return {self._metric_name(key): self._metric(key, value) for key, value in found.items()}
+        return {self._metric_name(key): self._metric(key, value) for key, value in metrics.items()}
 
-    def _scalar(self, what: str, found: object) -> Tensor:
-        if not isinstance(found, Tensor):
-            raise self._refusal(f"{what} gives {_kind(found)}; a tensor that gradients can be taken of is expected")
-        if found.dim() and found.numel() == 1:
-            return found.reshape(())
-        if found.dim():
-            raise self._refusal(f"{what} gives a tensor of shape {tuple(found.shape)}; one number is expected")
-        return found
+    def _scalar(self, what: str, value: object) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise self._refusal(f"{what} gives {_kind(value)}; a tensor that gradients can be taken of is expected")
+        if value.dim() and value.numel() == 1:
+            return value.reshape(())
+        if value.dim():
+            raise self._refusal(f"{what} gives a tensor of shape {tuple(value.shape)}; one number is expected")
+        return value
 
     def _metric_name(self, key: object) -> str:
         if not isinstance(key, str):
@@ -123,8 +123,8 @@ class Guarded:
             raise self._refusal("evaluate gives an 'accuracy' outside of 0 … 1; return a share, not a percentage")
         return min(number, 1.0) if key == "accuracy" else number
 
-    def _refusal(self, said: str) -> TaskError:
-        sentence = f"task.name = {self._name!r}: {said}."
+    def _refusal(self, reason: str) -> TaskError:
+        sentence = f"task.name = {self._name!r}: {reason}."
         return TaskError(sentence, sentence)
 
 
@@ -170,7 +170,7 @@ def _passes(error: BaseException) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """ " (FILE, line N)" of the innermost line that is the task's own."""
+    """The innermost line that is the task's own, in brackets; empty: there is none."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).suffix in all_suffixes():
         return f" ({Path(error.filename).name}, line {error.lineno})"
     lines = [(frame.f_code.co_filename, number) for frame, number in walk_tb(error.__traceback__)]
@@ -179,14 +179,14 @@ def _place(error: BaseException) -> str:
     return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
 
 
-def _is_layout(found: object) -> bool:
-    if not isinstance(found, Layout):
+def _is_layout(value: object) -> bool:
+    if not isinstance(value, Layout):
         return False
     try:
-        names = [name for name, shape in found.fields if all(size == int(size) >= 0 for size in shape)]
+        names = [name for name, shape in value.fields if all(size == int(size) >= 0 for size in shape)]
     except (TypeError, ValueError):
         return False
-    return len(names) == len(found.fields) == len(set(names)) and all(isinstance(name, str) for name in names)
+    return len(names) == len(value.fields) == len(set(names)) and all(isinstance(name, str) for name in names)
 
 
 def _takes_two(evaluate: Callable[..., Any]) -> bool:

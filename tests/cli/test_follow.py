@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from node import launch
 from node.cluster import OWN
 from node.config import MetricsSection, NodeConfig, write
 from node.launch import Daemon, after, follow
-from node.options import silence
+from node.options import silence, stopping_signals
 from node.present import Progress, Screen
 from peer.errors import StorageError
 
@@ -97,6 +98,20 @@ def test_who_does_not_stop_is_killed(tmp_path: Path) -> None:
     assert code == 143
     assert deaf.process.returncode == -9
     assert deaf.seen.state.startswith("was killed by SIGKILL")
+
+
+def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
+    program = POLITE.replace("SIGTERM, lambda", "SIGINT, lambda").replace("signal.SIGINT)", "signal.SIGHUP)")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code, _ = run(tmp_path, {"n0": program.replace("time.sleep(60)", "")})
+        assert code == 0
+        assert signal.SIGHUP not in stopping_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in stopping_signals()
+    (tmp_path / "again").mkdir()
+    assert run(tmp_path / "again", {"n0": program.replace("time.sleep(60)", "time.sleep(1)")})[0] == 129
 
 
 def test_the_journal_is_read_line_by_line(tmp_path: Path) -> None:

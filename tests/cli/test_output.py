@@ -45,15 +45,15 @@ def task(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [("simulate", "--folder", "out"), ("config", "check"), ("plan",), ("bench",)])
+@pytest.mark.parametrize("words", [("simulate", "--folder", "out"), ("config", "check")])
 def test_what_an_own_task_prints_is_not_in_the_document(task: Path, experiment: Path, words: tuple[str, ...]) -> None:
     settings = ("task.name=chatty.py:make_task", "experiment.nodes=2", "train.rounds=1", "experiment.partition=iid")
     changes = [word for each in settings for word in ("--set", each)]
     done = peerpoise_in(task, *words, str(experiment), "--json", *changes)
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
-    for said in ("loading my task", "native code says so", "a program, too", "at the end"):
-        assert said in done.stderr, said
+    for line in ("loading my task", "native code says so", "a program, too", "at the end"):
+        assert line in done.stderr, line
 
 
 def test_a_mistake_is_a_document_too(task: Path, experiment: Path) -> None:
@@ -92,8 +92,10 @@ def test_in_a_captured_call_there_is_only_the_document(peerpoise: Call) -> None:
     assert isinstance(json.loads(peerpoise("algorithms", "--json").out), list)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [("algorithms",), ("algorithms", "--json"), ("--help",), ("config", "schema")])
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [(("algorithms",), ""), (("algorithms",), "1"), (("algorithms", "--json"), ""), (("--help",), "1")],
+)
 def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -105,15 +107,11 @@ def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_full_disk_is_a_sentence() -> None:
+@pytest.mark.parametrize("words", [("algorithms",), ("algorithms", "--json"), ("config", "schema")])
+def test_a_full_disk_is_a_sentence(words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "node.cli", *words]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "node.cli", "algorithms"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 73
     assert done.stderr.startswith("peerpoise: ")
     assert done.stderr.endswith(".\n")

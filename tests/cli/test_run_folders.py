@@ -34,10 +34,10 @@ def test_of_two_that_found_a_folder_empty_one_goes_on(tmp_path: Path) -> None:
 
     for _ in range(20):
         with ThreadPoolExecutor(4) as pool:
-            said = list(pool.map(claim, range(4)))
-        assert said.count("mine") == 1
+            outcomes = list(pool.map(claim, range(4)))
+        assert outcomes.count("mine") == 1
         assert all(text.endswith("choose another folder or move it away.") or "just started" in text
-                   for text in said if text != "mine")  # fmt: skip
+                   for text in outcomes if text != "mine")  # fmt: skip
         (tmp_path / "run" / "nodes").rmdir()
 
 

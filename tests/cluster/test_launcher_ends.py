@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import events, until
+
+from node import status
+from node.config import RunConfig, load
+from peer.errors import TemporaryFailure
 
 RUN = """
 [task]
@@ -51,6 +56,11 @@ def up(tmp_path: Path) -> Iterator[Up]:
         for stream in (process.stdout, process.stderr):
             if stream:
                 stream.close()
+    if (tmp_path / "out" / "run.toml").exists():
+        run = load(RunConfig, [tmp_path / "out" / "run.toml"], environ={}).run_id
+        for home in HOMES:  # whom a test that failed has left behind
+            with suppress(TemporaryFailure):
+                os.kill(status.query(status.place(run, Path(home).name))["pid"], signal.SIGKILL)
 
 
 async def playing(folder: Path) -> None:

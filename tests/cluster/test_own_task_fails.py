@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,10 +89,10 @@ def up(tmp_path: Path) -> Up:
 
 @pytest.mark.cluster
 def test_an_evaluation_that_breaks_costs_the_metrics_only(up: Up) -> None:
-    code, said, homes = up(tests=3)
-    assert code == 0, said
+    code, output, homes = up(tests=3)
+    assert code == 0, output
     for home in homes:
-        order = [it["event"] for it in events(home) if it["event"] in ("checkpoint", "test", "warning")]
+        order = [event["event"] for event in events(home) if event["event"] in ("checkpoint", "test", "warning")]
         assert order == ["test", "checkpoint", "warning", "checkpoint"], "once before, in round 2, and no more"
         summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
         assert (summary["complete"], summary["task_metrics"]) == (True, {})
@@ -102,11 +103,15 @@ def test_an_evaluation_that_breaks_costs_the_metrics_only(up: Up) -> None:
 
 @pytest.mark.cluster
 def test_code_that_raises_in_a_round_costs_that_round_only(up: Up) -> None:
-    code, said, homes = up(batches=3)
-    assert code == 78, said
-    assert "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 21)" in said
+    code, output, homes = up(batches=3)
+    assert code == 78, output
+    sentence = "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 21)."
+    assert f"{sentence} The traceback is in " in output
+    for file in re.findall(r"The traceback is in (\S+)\.$", output, re.MULTILINE):
+        assert 'raise OSError("the drive' in Path(file).read_text(encoding="utf-8")
+        Path(file).unlink()
     for home in homes:
         journal = (home / "journal.jsonl").read_text(encoding="utf-8")
         assert "Jane Doe" not in journal, "what an exception says may be private"
         assert {t for t, _ in debits(home)} >= {0, 1, 2}
-        assert [it["round"] for it in events(home, "checkpoint")] == [2], "between two that are due"
+        assert [event["round"] for event in events(home, "checkpoint")] == [2], "between two that are due"

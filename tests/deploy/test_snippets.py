@@ -40,6 +40,6 @@ def test_there_are_such_snippets() -> None:
 
 
 def test_the_files_that_commands_name_are_there() -> None:
-    named = {found for page in PAGES for found in COMMANDS.findall(page.read_text(encoding="utf-8"))}
+    named = {name for page in PAGES for name in COMMANDS.findall(page.read_text(encoding="utf-8"))}
     assert len(named) > 5
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

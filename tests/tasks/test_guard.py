@@ -251,10 +251,10 @@ def test_a_later_failure_of_evaluate_costs_the_metrics_only(
     broken = 'self.tests = getattr(self, "tests", 0) + 1; return {"accuracy": 1 / (self.tests < 3), "left": 1}'
     summary = play('return {"accuracy": 0.5}', broken)
     assert (summary.complete, summary.test_accuracy.mean) == (True, None)
-    said = (
+    sentence = (
         "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 40)."
     )
-    assert said in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
     journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
     assert journal.count("evaluate raised ZeroDivisionError (mine.py, line 40).") == 2
     assert "division by zero" not in journal, "an exception's own words may quote data"
@@ -350,8 +350,8 @@ def test_a_daemon_that_stops_is_no_mistake() -> None:
 def test_it_works_under_vmap() -> None:
     task = Guarded(Mine(), "mine:Mine")
     gradients = torch.func.vmap(torch.func.grad(task.loss), in_dims=(None, 0))
-    found = gradients({"w": torch.ones(2)}, task.batch(torch.arange(3)))
-    assert found["w"].equal(torch.ones(3, 2))
+    each = gradients({"w": torch.ones(2)}, task.batch(torch.arange(3)))
+    assert each["w"].equal(torch.ones(3, 2))
 
 
 def test_a_syntax_error_names_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

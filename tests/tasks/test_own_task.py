@@ -88,14 +88,14 @@ def settings(*more: str) -> list[str]:
 
 def counts(text: str) -> list[tuple[str, int]]:
     """(what `make_task` was given, examples), in the order in which tasks were made, of those of a node's own part."""
-    found = [(kind, int(count)) for kind, count in re.findall(r"^rows (\w+) (\d+)$", text, re.MULTILINE)]
-    return [(kind, count) for kind, count in found if count > 1]  # with one row a run is only checked
+    pairs = [(kind, int(count)) for kind, count in re.findall(r"^rows (\w+) (\d+)$", text, re.MULTILINE)]
+    return [(kind, count) for kind, count in pairs if count > 1]  # with one row a run is only checked
 
 
 def packed(example: Path, data: str = "digits", own: Sequence[str] = ()) -> dict[str, str]:
     """Standard error of each host of a packed run."""
     with launch._reserved(len(NODES)) as ports:
-        hosts = [w for it, port in zip(NODES, ports, strict=True) for w in ("--host", f"{it}=127.0.0.1:{port}")]
+        hosts = [w for name, port in zip(NODES, ports, strict=True) for w in ("--host", f"{name}=127.0.0.1:{port}")]
         run = settings("task.name=counted:make_task", f"task.data={data}")
         peerpoise("pack", "slope.toml", *run, *hosts, *own, path=example)
         runs = {name: start("run", "--config", f"packed/{name}/node.toml", path=example) for name in NODES}
@@ -113,8 +113,8 @@ def test_every_command_gives_a_node_its_rows_and_no_others(example: Path) -> Non
     right = [("ndarray", len(np.load(home / "rows.npy"))) for home in homes]
     assert sum(count for _, count in right) < 1500
     assert counts(simulated) == right
-    assert [counts((home / "daemon.log").read_text(encoding="utf-8")) for home in homes] == [[it] for it in right]
-    assert [counts(said) for said in packed(example).values()] == [[it] for it in right]
+    assert [counts((home / "daemon.log").read_text(encoding="utf-8")) for home in homes] == [[pair] for pair in right]
+    assert [counts(text) for text in packed(example).values()] == [[pair] for pair in right]
 
 
 def own_points(example: Path) -> Sequence[str]:
@@ -128,7 +128,7 @@ def own_points(example: Path) -> Sequence[str]:
 @pytest.mark.cluster
 def test_own_data_are_given_as_the_nodes_section(example: Path) -> None:
     ended = packed(example, "own", own_points(example))
-    assert [counts(said) for said in ended.values()] == [[("DataSection", 120)], [("DataSection", 180)]]
+    assert [counts(text) for text in ended.values()] == [[("DataSection", 120)], [("DataSection", 180)]]
 
 
 def run(name: str, **task: str) -> RunConfig:
