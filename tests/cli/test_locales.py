@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import test_sweep
-from conftest import EXAMPLE
 
 LOCALES = {
     "latin-1": ("de_DE", "ISO-8859-1"),
@@ -60,13 +59,6 @@ def printed(encoding: str, *words: str | Path) -> str:
     return done.stdout.decode(encoding if encoding in LOCALES else "utf-8")
 
 
-@pytest.fixture
-def experiment(tmp_path: Path) -> Path:
-    path = tmp_path / "experiment.toml"
-    path.write_text(EXAMPLE, encoding="utf-8")
-    return path
-
-
 @under(*LOCALES, "C", "POSIX")
 def test_our_sources_are_read_as_utf_8(encoding: str) -> None:
     """Where a letter is missing it is spelled, as π and Σ are in Latin-1."""
@@ -95,7 +87,8 @@ def test_an_experiment_ends_with_its_summary(encoding: str, experiment: Path, tm
 @under("latin-1")
 def test_a_name_that_the_locale_lacks_is_a_sentence(encoding: str, experiment: Path, tmp_path: Path) -> None:
     """In names of folders nothing is replaced: they would not be found again."""
-    experiment.write_text(EXAMPLE.replace('"test"', '"任"'), encoding="utf-8")
+    text = experiment.read_text(encoding="utf-8").replace('"test"', '"任"')
+    experiment.write_text(text, encoding="utf-8")
     words = [*COMMAND, "simulate", str(experiment)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 78
