@@ -48,7 +48,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
     promised = """algorithm nodes rounds topology spectral_gap dataset seed test_accuracy consensus_distance privacy
         mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
-        insecure ledger attackers attack diverged
+        insecure ledger attackers attack diverged loss_not_finite
         complete"""
     assert set(Summary.model_fields) == set(promised.split())
     assert set(summary.Accuracy.model_fields) == {"mean", "min", "per_node"}
@@ -133,6 +133,10 @@ def test_merge_of_a_whole_cluster():
 def test_nodes_whose_parameters_are_not_finite_are_named():
     merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"]), one("n2")])
     assert merged.diverged == ["n0", "n1"]
+    assert "take a lower lr" in summary.table(merged).caption
+    merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"], loss_not_finite=["n0"])])
+    assert "a batch's loss is not finite at n0: look into the data there" in summary.table(merged).caption
+    assert "lr" not in summary.table(merged).caption
     assert "DIVERGED: the parameters of n0, n1 are not finite" in printed(merged)
     assert "DIVERGED" not in printed(one())
 
