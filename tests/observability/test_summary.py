@@ -133,10 +133,10 @@ def test_merge_of_a_whole_cluster():
 def test_nodes_whose_parameters_are_not_finite_are_named():
     merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"]), one("n2")])
     assert merged.diverged == ["n0", "n1"]
-    assert "take a lower lr" in summary.table(merged).caption
+    assert "take a lower lr" in printed(merged)
     merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"], loss_not_finite=["n0"])])
-    assert "a batch's loss is not finite at n0: look into the data there" in summary.table(merged).caption
-    assert "lr" not in summary.table(merged).caption
+    assert "a batch's loss is not finite at n0: look into the data there" in printed(merged)
+    assert "lr" not in printed(merged)
     assert "DIVERGED: the parameters of n0, n1 are not finite" in printed(merged)
     assert "DIVERGED" not in printed(one())
 
