@@ -354,6 +354,8 @@ def build(
         ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
+    if run.task.name not in TASKS:
+        task.evaluate(x, breathe)  # a mistake in it is found before anything is released
     task = attack.on_task(task, run, name) if attack else task
     hood = plan.hoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
@@ -377,10 +379,9 @@ def build(
         on_release=on_release,
         on_withheld=on_withheld,
         on_unusable=unusable,
+        start=lambda: task.start(run.train.seed),
     )
     digest = _digest(x)
-    if run.task.name not in TASKS:
-        task.evaluate(x, breathe)  # a mistake in it is found before anything is released
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
     arguments = more(plan.algorithm, task, breathe)

@@ -16,6 +16,10 @@ from peer.errors import TaskError
 from peer.message import Layout
 
 
+class Wrapper:
+    """A task that holds another one as `_task`."""
+
+
 class Task(Protocol):
     """Layout, examples, loss, evaluate. Everything that touches private data goes through `privacy.door`."""
 
@@ -31,6 +35,7 @@ class Task(Protocol):
     # Where it has them: `stages`, names of the layout layer by layer (block-wise algorithms ask for them); `at_once`,
     # how many examples a backward pass takes; `adapted` = True: the layout is that of adapters to a frozen model;
     # `example()`: one made-up, public example, tensors without batch dimension, where 0, 1 and normal numbers are none;
+    # `indexes` = True (of peerpoise's own): `batch` does nothing but index; others are asked for one row at a time;
     # `inputs`: what the model is fed, by name, in words that tell nothing of the examples; equal at all nodes.
 
     def to(self, device: torch.device) -> None:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from node.config import RunConfig
-from node.task import Task
+from node.task import Task, Wrapper
 from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from node.attacks import Spoil
 
 
-class Spoilt:
+class Spoilt(Wrapper):
     """A `Task` in all but its batches. Tests are the honest task's: an attacker measures itself truly."""
 
     def __init__(self, task: Task, how: Spoil, run: RunConfig, me: str) -> None:

@@ -17,8 +17,9 @@ all.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -27,9 +28,9 @@ from torch import Tensor
 
 from node import device
 from node.maths import ghost
-from node.maths.per_example import Gradients, backward, device_of, looped, scalar, vmapped
+from node.maths.per_example import Gradients, backward, device_of, fetch, looped, scalar, vmapped
 from node.maths.purity import PROCESS_SEEDS, Impure, Seeds, State, culprit, same
-from node.maths.rehearsal import Rehearsal, Values, admissible, drawn
+from node.maths.rehearsal import Rehearsal, Values, admissible
 from node.task import Task, views
 from peer.errors import ConfigurationError, TaskError, first_line
 
@@ -127,18 +128,64 @@ def clipped_sum(
     total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
     gradients = looped(task, seeds) if backend == "loop" else vmapped(task)
     summed = _ghostly(task, clip, wide) if backend == "ghost" else _written(gradients, clip, wide)
-    models = [views(task.layout, device.onto(each.detach(), where)) for each in (x, before) if each is not None]
-    with State.of(task).unchanged():
+    given = [each.detach() for each in (x, before) if each is not None]
+    copies = [device.onto(each, where).clone() for each in given]
+    models = [views(task.layout, each) for each in copies]
+    state = State.of(task)
+
+    def ask(part: Tensor) -> Sums:
+        batch = fetch(task, part, seeds)
+        index = torch.arange(len(part)) if backend == "loop" else filled(torch.arange(len(part)), chunk)
+        if len(index) != len(part):
+            batch = tuple(column[index.to(column.device)] for column in batch)
+        return summed(models, batch, part[index], len(part))
+
+    with state.unchanged():
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            asked = part if backend == "loop" else filled(part, chunk)
             with device.enough_memory():
-                sums, usable = summed(models, task.batch(asked), asked, len(part))
+                sums, usable = _despite_errors(task, ask, part)
                 _add(total, task, sums)
             if not bool(usable.all()):
                 on_unusable(part[~usable.cpu()])
             breathe()
+    for copy, each in zip(copies, given, strict=True):
+        if not same(copy.cpu(), each.cpu()):
+            raise Impure(CHANGED)
+    if not isinstance(task, Rehearsal):
+        state.check()
     return device.back(total)
+
+
+CHANGED = "The loss changes the parameters it is given (as an embedding with max_norm does); leave that out."
+
+
+def _despite_errors(task: Task, ask: Callable[[Tensor], Sums], rows: Tensor) -> Sums:
+    """The sum over the rows. A row whose loss raises, which it may do at a neighbour's model, contributes zero.
+
+    Raises:
+        whatever the loss raises, if it does so with made-up values too: then it is no model's fault.
+    """
+    try:
+        return ask(rows)
+    except (Impure, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "memory" in str(error) or _raises(task):
+            raise
+        if len(rows) == 1:
+            return {name: torch.zeros((), dtype=torch.float64) for name, _ in task.layout.fields}, torch.tensor([False])
+    (sums, usable), (more, others) = (_despite_errors(task, ask, half) for half in rows.tensor_split(2))
+    return {name: sums[name] + more[name] for name in sums}, torch.cat([usable.cpu(), others.cpu()])
+
+
+def _raises(task: Task) -> bool:
+    """Does its loss raise whatever it is given?"""
+    try:
+        admissible(task)
+    except Exception:
+        return True
+    return False
 
 
 Sums = tuple[Mapping[str, Tensor], Tensor]
@@ -148,7 +195,14 @@ Summed = Callable[[Sequence[Mapping[str, Tensor]], tuple[Tensor, ...], Tensor, i
 
 
 def _ghostly(task: Task, clip: float, wide: torch.device) -> Summed:
-    factors = ghost.factored(task)
+    factored = ghost.factored(task)
+
+    def factors(model: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> ghost.Factors:
+        before = torch.get_rng_state()
+        result = factored(model, batch)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise Impure("The task's factors() draw random numbers, the same for no record; leave that to loss.")
+        return result
 
     def summed(models: Sequence[Mapping[str, Tensor]], batch: tuple[Tensor, ...], rows: Tensor, n: int) -> Sums:
         each = [factors(model, batch) for model in models]
@@ -219,7 +273,7 @@ def _weighted_sum(factor: Tensor, g: Tensor) -> Tensor:
 
 def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
     for name, place in views(task.layout, total).items():
-        place += summed[name].view_as(place)
+        place += summed[name].expand_as(place) if not summed[name].dim() else summed[name].view_as(place)
 
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Tensor], None] = _ignore) -> Tensor:
@@ -233,7 +287,7 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
     """
     if not len(rows):
         return torch.zeros(task.layout.size)
-    with device.enough_memory(), State.of(task).unchanged():
+    with device.enough_memory(), State.of(task).unchanged(), torch.enable_grad():
         there = device.onto(x.detach(), device_of(task))
         leaves = {name: value.detach().requires_grad_() for name, value in views(task.layout, there).items()}
         version = there._version
@@ -241,23 +295,27 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
         for name, place in views(task.layout, total).items():
             leaves[name].grad = place  # backward adds to it where it lies
         for part in torch.split(rows, getattr(task, "at_once", None) or len(rows)):
-            loss = scalar(task.mean_loss(leaves, task.batch(part)))
+            loss = scalar(task.mean_loss(leaves, fetch(task, part, PROCESS_SEEDS)))
             if not bool(loss.isfinite()):
                 on_unusable(part)
             backward(loss * (len(part) / len(rows)), list(leaves.values()))
         if there._version != version:
-            raise TaskError(
-                "The loss changes the parameters it is given (as an embedding with max_norm does); leave that out."
-            )
+            raise Impure(CHANGED)
         return device.back(total.to(torch.float32))
 
 
-def unusable(task: Task, rows: Tensor) -> Tensor:
-    """The rows (int64 [k]) whose gradient is not finite at made-up parameters either, where it is no model's fault."""
-    parameters = views(task.layout, device.onto(drawn(task.layout, 0), device_of(task)))
-    gradients = looped(task, PROCESS_SEEDS)(parameters, task.batch(rows), rows)
-    finite = torch.stack([_flat(g).isfinite().all(1) for g in gradients.values()]).all(0)
-    return rows[~finite.cpu()]
+def unusable(task: Task, rows: Tensor, x: Tensor) -> Tensor:
+    """The rows (int64 [k]) whose gradient is not finite, or can't be computed, at x."""
+    parameters = views(task.layout, device.onto(x.detach().to(torch.float32), device_of(task)))
+    return torch.stack([row for row in rows if not _finite(task, parameters, row.view(1))] or [rows[:0]]).view(-1)
+
+
+def _finite(task: Task, parameters: Mapping[str, Tensor], row: Tensor) -> bool:
+    try:
+        gradients = looped(task, PROCESS_SEEDS)(parameters, fetch(task, row, PROCESS_SEEDS), row)
+    except TaskError:
+        return False
+    return all(bool(g.isfinite().all()) for g in gradients.values())
 
 
 ASKED: Mapping[Backend, str] = {it: f"{it}, as privacy.backend says" for it in ("ghost", "vmap", "loop")}
@@ -305,12 +363,14 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
         ghost.factored(task)
     values = admissible(task)
     expected = _repeatable(task, values)
+    if not values.telling:
+        _repeatable(task, Values("own"))
     if wanted == "loop":
         return Choice("loop", ASKED["loop"])
-    if values.source == "own":
+    if not values.telling:
         if wanted == "auto":
             return Choice("loop", "loop, since examples can't be made up for this task; give it a method example()")
-        values = Values()
+        values = values if values.source != "own" else Values()
     if wanted != "auto":
         _refuse_unfit(task, wanted, chunk, values)
         return Choice(wanted, ASKED[wanted])
@@ -376,11 +436,43 @@ def _repeatable(task: Task, values: Values) -> list[Tensor]:
         return clipped_sum(rehearsal, x, row, UNCLIPPED, backend="loop")
 
     ahead = [asked(row) for row in rows]
+    _ask_odd(task, values)
     back = [asked(row) for row in rows.flip(0)][::-1]
     for row, one, other in zip(rows, ahead, back, strict=True):
         if not torch.equal(one, other):
             raise Impure(_refusal(culprit(partial(asked, row), partial(asked, rows[-1]))))
+    if not getattr(task, "indexes", False):
+        State.of(task).check = _canary(rehearsal, x)
     return ahead
+
+
+ODD = 1e4
+"""Times a usual number, as a broken sensor may give it."""
+
+
+def _ask_odd(task: Task, values: Values) -> None:
+    """Some layers move only when they see what is far outside."""
+    rows = torch.arange(2)
+    with _passing_over_errors():
+        odd = Rehearsal(task, len(rows), replace(values, scale=ODD))
+        clipped_sum(odd, odd.start(0), rows, UNCLIPPED, backend="loop")
+
+
+def _canary(rehearsal: Rehearsal, x: Tensor) -> Callable[[], None]:
+    """Asks for one made-up example's gradient at x, by the loop, and raises Impure once it has other bits than now."""
+    row = torch.arange(1)
+
+    def gradient() -> list[Tensor]:
+        parameters = views(rehearsal.layout, device.onto(x, rehearsal.device))
+        return list(looped(rehearsal, PROCESS_SEEDS)(parameters, rehearsal.batch(row), row).values())
+
+    expected = gradient()
+
+    def check() -> None:
+        if not all(map(same, expected, gradient())):
+            raise Impure(_refusal(""))
+
+    return check
 
 
 def _refusal(layer: str) -> str:
@@ -395,21 +487,53 @@ def _same_everywhere(task: Task, backend: Backend, chunk: int | None, values: Va
     """Has a record's gradient the same bits wherever it stands in a chunk, and whatever stands beside it?"""
     length = _length(chunk, task.layout.size, device_of(task), backend)
     rehearsal, rows = Rehearsal(task, length, values), torch.arange(length)
-    return all(_blind(rehearsal, rehearsal.start(seed), rows, backend) for seed in range(REHEARSALS))
+    points = [rehearsal.start(seed) for seed in range(REHEARSALS)]
+    if not all(_blind(rehearsal, x, rows, backend) for x in points):
+        return False
+    others = Rehearsal(task, length, replace(values, seed=1))
+    if not _indifferent(rehearsal, others, points[0], backend):
+        return False
+    with _passing_over_errors():  # values may be outside of what the loss is defined for
+        odd = Rehearsal(task, length, replace(values, seed=1, scale=ODD))
+        return _indifferent(rehearsal, odd, points[0], backend)
+    return True
+
+
+def _indifferent(task: Rehearsal, others: Rehearsal, x: Tensor, backend: Backend) -> bool:
+    """Have the first rows' gradients at x the same bits when the rows beside them are others?"""
+    length = task.examples
+    rows, few = torch.arange(length), LANES // 2
+    here = _chunk_gradients(task, x, task.batch(rows), rows, backend)
+    mixed = tuple(torch.cat([a[:few], b[few:]]) for a, b in zip(task.batch(rows), others.batch(rows), strict=True))
+    there = _chunk_gradients(task, x, mixed, rows, backend)
+    return all(same(a[:few], b[:few]) for a, b in zip(here, there, strict=True))
 
 
 def _blind(task: Task, x: Tensor, rows: Tensor, backend: Backend) -> bool:
     """Are the rows' gradients at x the same bits when the rows are moved?"""
-    parameters = views(task.layout, device.onto(x, device_of(task)))
-
-    def gradients(rows: Tensor) -> list[Tensor]:
-        if backend == "ghost":
-            return [it for pair in ghost.factored(task)(parameters, task.batch(rows)).values() for it in pair]
-        return list(vmapped(task)(parameters, task.batch(rows), rows).values())
-
-    here = gradients(rows)
+    here = _chunk_gradients(task, x, task.batch(rows), rows, backend)
     return all(
         same(ours.roll(shift, 0), theirs)
         for shift in (1, LANES // 2 + 1)
-        for ours, theirs in zip(here, gradients(rows.roll(shift)), strict=True)
+        for ours, theirs in zip(
+            here, _chunk_gradients(task, x, task.batch(rows.roll(shift)), rows, backend), strict=True
+        )
     )
+
+
+def _chunk_gradients(task: Task, x: Tensor, batch: tuple[Tensor, ...], rows: Tensor, backend: Backend) -> list[Tensor]:
+    """The gradients of a chunk at x, or their factors: [n, …] each."""
+    parameters = views(task.layout, device.onto(x, device_of(task)))
+    if backend == "ghost":
+        return [it for pair in ghost.factored(task)(parameters, batch).values() for it in pair]
+    return list(vmapped(task)(parameters, batch, rows).values())
+
+
+@contextmanager
+def _passing_over_errors() -> Iterator[None]:
+    try:
+        yield
+    except Impure:
+        raise
+    except Exception:
+        pass

@@ -45,22 +45,44 @@ def vmapped(task: Task) -> Gradients:
     return gradients
 
 
+def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
+    """The examples of `rows` (int64 [n], n > 0), stacked. Nothing of one may depend on which others are asked for, so a
+    task that may do more than index is asked row by row, with torch's generator seeded for each.
+
+    Raises:
+        TaskError: rows have other shapes than each other, or more than one entry.
+    """
+    if getattr(task, "indexes", False):
+        return task.batch(rows)
+    single: dict[int, tuple[Tensor, ...]] = {}
+    with seeded_rows(device_of(task)) as seed:
+        for row in dict.fromkeys(rows.tolist()):
+            seed(seeds(row))
+            single[row] = tuple(column.detach() for column in task.batch(torch.tensor([row])))
+    if any(column.shape[:1] != (1,) for example in single.values() for column in example):
+        raise TaskError("The task's batch(rows) gives tensors without one entry for each row; index each by rows.")
+    try:
+        return tuple(torch.cat(column) for column in zip(*(single[row] for row in rows.tolist()), strict=True))
+    except (RuntimeError, ValueError):
+        raise TaskError("The task's batch(rows) gives other shapes for other rows; pad them to one length.") from None
+
+
 def looped(task: Task, seeds: Seeds) -> Gradients:
-    """One after another, each with torch's generator seeded for its row.
+    """One after another, each with torch's generator seeded for its row and with parameters of its own.
 
     Raises:
         TaskError: the loss is no scalar, can't be differentiated, or changes the parameters.
     """
 
     def gradients(parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor) -> dict[str, Tensor]:
-        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
         each = []
-        with seeded_rows(device_of(task)) as seed:
+        with seeded_rows(device_of(task)) as seed, torch.enable_grad():
             for row, *example in zip(rows.tolist(), *batch, strict=True):
+                leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
                 seed(seeds(row))
                 # a copy of its own: kernels may round by how the memory is aligned
                 each.append(_gradient(task, leaves, tuple(it.clone() for it in example)))
-        return {name: torch.stack([one[name] for one in each]) for name in leaves}
+        return {name: torch.stack([one[name] for one in each]) for name in parameters}
 
     return gradients
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from node.task import Wrapper
 from peer.errors import TaskError
 
 Seeds = Callable[[int], int]
@@ -35,6 +37,8 @@ Seeds = Callable[[int], int]
 
 SMALL = 1 << 20
 """Elements of a tensor that is compared by value. Of a larger one the version is, which `.data` leaves as it was."""
+FEW = 1 << 14
+"""The same of a parameter, of which there are more."""
 MOST = 256
 """Items of a container that are looked at: a data set in a list is no state."""
 DEEPEST = 8
@@ -69,6 +73,10 @@ def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
         yield seed
 
 
+def _nothing() -> None:
+    pass
+
+
 class Impure(TaskError):
     """A loss is no function of parameters and example."""
 
@@ -84,20 +92,22 @@ class State:
         self._modules: dict[int, tuple[str, nn.Module]] = {}
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._roots: list[nn.Module] = []
+        self.check: Callable[[], None] = _nothing
+        """Asks a made-up example again, and raises Impure if its gradient is another one than at the start."""
         self._traced = False
         self._walk(task, "", DEEPEST, set())
 
     @classmethod
     def of(cls, task: object) -> State:
         """The task's state, looked for once; of what wraps a task, that of the task."""
-        while (inner := vars(task).get("_task") if hasattr(task, "__dict__") else None) is not None:
-            task = inner
-        try:
-            if task not in _STATES:
-                _STATES[task] = cls(task)
-            return _STATES[task]
-        except TypeError:  # it can't be hashed, or not be referred to weakly
-            return cls(task)
+        while isinstance(task, Wrapper):
+            task = vars(task)["_task"]
+        reference, state = _STATES.get(id(task), (None, None))
+        if state is None or reference is None or reference() is not task:
+            state = cls(task)
+            with suppress(TypeError):  # some objects can't be referred to weakly: they are looked through each time
+                _STATES[id(task)] = ref(task), state
+        return state
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -158,6 +168,8 @@ class State:
         match value:
             case nn.Module():
                 self._add(value, "")
+                for key, item in _containers(value):
+                    self._walk(item, key, depth - 1, seen)
             case Tensor():
                 self._tensors[id(value)] = name, value
             case _:
@@ -165,7 +177,8 @@ class State:
                     self._walk(item, key or name, depth - 1, seen)
 
 
-_STATES: WeakKeyDictionary[object, State] = WeakKeyDictionary()
+_STATES: dict[int, tuple[ref[object], State]] = {}
+"""By the task's id, as a task may say what it is equal to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +190,12 @@ class _Held:
     layer: str = ""
     buffers: Mapping[str, Tensor | None] | None = None
     """Where it has to be still."""
+    largest: int = SMALL
+    """Elements up to which it is compared by value."""
     before: tuple[int, Tensor | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "before", (_version(self.tensor), _value(self.tensor)))
+        object.__setattr__(self, "before", (_version(self.tensor), _value(self.tensor, self.largest)))
 
     @property
     def changed(self) -> bool:
@@ -194,15 +209,17 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _value(tensor: Tensor) -> Tensor | None:
-    """A copy of a small tensor."""
-    plain = tensor.layout == torch.strided and not tensor.is_meta and not is_functorch_wrapped_tensor(tensor)
-    return tensor.detach().clone() if plain and tensor.numel() <= SMALL else None
+def _value(tensor: Tensor, largest: int) -> Tensor | None:
+    """A copy of a small tensor of a usual kind."""
+    odd = tensor.is_meta or tensor.is_nested or tensor.is_quantized or is_functorch_wrapped_tensor(tensor)
+    if odd or tensor.layout != torch.strided or tensor.numel() > largest:
+        return None
+    return tensor.detach().clone()
 
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Are they equal? NaN is equal to NaN."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    return torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
 
 
 def _title(path: str, module: nn.Module) -> str:
@@ -216,7 +233,7 @@ def _of_module(path: str, module: nn.Module, *, swapped: bool = False) -> list[_
     held = [_Held(name, it, layer, places) for name, it in module._buffers.items() if it is not None]
     held += [_Held(name, it, layer) for name, it in vars(module).items() if isinstance(it, Tensor)]
     if not swapped:
-        held += [_Held(name, it, layer) for name, it in module._parameters.items() if it is not None]
+        held += [_Held(name, it, layer, None, FEW) for name, it in module._parameters.items() if it is not None]
     return held
 
 
@@ -227,8 +244,8 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
             return []
         case Mapping():
             return [(str(key), item) for key, item in islice(value.items(), MOST)]
-        case list() | tuple():
-            return [("", item) for item in value[:MOST]]
+        case list() | tuple() | set() | deque():
+            return [("", item) for item in islice(value, MOST)]
         case partial():
             return [("", value.func), ("", value.args), ("", value.keywords)]
         case MethodType():
@@ -236,6 +253,13 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         case FunctionType():
             return [("", cell.cell_contents) for cell in value.__closure__ or () if _filled(cell)]
     return list(getattr(value, "__dict__", {}).items())
+
+
+def _containers(module: nn.Module) -> list[tuple[str, Any]]:
+    """Plain lists and mappings of all its layers, which may hold further layers."""
+    kinds = (list, tuple, set, deque, dict)
+    every = [item for part in module.modules() for item in vars(part).items()]
+    return [(key, value) for key, value in every if not key.startswith("_") and isinstance(value, kinds)]
 
 
 def _filled(cell: CellType) -> bool:

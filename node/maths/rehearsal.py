@@ -10,7 +10,7 @@ for checks that can only refuse, and choose nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import sqrt
 from typing import Literal
@@ -22,7 +22,7 @@ from node import device
 from node.maths.ghost import Factored
 from node.maths.per_example import looped
 from node.maths.purity import PROCESS_SEEDS, Impure, State
-from node.task import Task, views
+from node.task import Task, Wrapper, views
 from peer.errors import TaskError, first_line
 from peer.message import Layout
 
@@ -42,15 +42,24 @@ class Values:
     integers: tuple[int, ...] = ()
     """Of each column of integers: 0, 1 or EITHER; of further columns 1."""
     floats: Literal["normal", "uniform", "declared"] = "normal"
+    scale: float = 1.0
+    """Of the floats."""
+    seed: int = 0
+    telling: bool = True
+    """Gradients are finite, and not all zero."""
 
 
-class Rehearsal(Task):
+class Rehearsal(Wrapper, Task):
     """The task's loss on `examples` rows of its own shape and types, and of these values."""
+
+    indexes = True
 
     def __init__(self, task: Task, examples: int, values: Values = Values()) -> None:
         self._task, self.layout, self.examples = task, task.layout, examples
         self.device = getattr(task, "device", device.CPU)
-        self._rows = [it.to(self.device) for it in _columns(task, examples, values)]
+        columns = _columns(task, examples, values)
+        scaled = [it * values.scale if values.scale != 1 and it.is_floating_point() else it for it in columns]
+        self._rows = [it.to(self.device) for it in scaled]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         return tuple(column[rows.to(column.device)] for column in self._rows)
@@ -76,7 +85,8 @@ class Rehearsal(Task):
 
 
 def admissible(task: Task) -> Values:
-    """The first values with which loss and gradient are finite, and not all zero, at made-up parameters.
+    """The first values with which loss and gradient are finite, and not all zero, at made-up parameters; if there are
+    none, the first that can be computed at all (not `telling`); if nothing made-up can, the node's own.
 
     Raises:
         Impure: a loss changed what the task holds.
@@ -95,13 +105,15 @@ def admissible(task: Task) -> Values:
                 continue
             if all(bool(it.isfinite().all()) for it in gradients) and any(bool(it.any()) for it in gradients):
                 return values
-            fallback = fallback or values
-    if fallback is not None:
-        return fallback
-    assert failure is not None
-    if declared(task) is not None and not isinstance(failure, TaskError):
-        raise TaskError(f"The task's example() can't be learned from: {first_line(failure)}.") from failure
-    raise failure
+            fallback = fallback or replace(values, telling=False)
+        if fallback is not None:
+            return fallback
+        if declared(task) is not None:
+            reason = first_line(failure).removeprefix("The task's example() ")
+            raise TaskError(f"The task's example() can't be learned from: {reason}.") from failure
+        own = Values("own", telling=False)
+        _gradients(task, own)
+        return own
 
 
 def _candidates(task: Task) -> Iterator[Values]:
@@ -114,7 +126,6 @@ def _candidates(task: Task) -> Iterator[Values]:
         tried = [(EITHER,) * whole, *islice(product((1, 0), repeat=whole), MOST), (0,) * whole]
         for integers in dict.fromkeys(tried):
             yield Values("made up", integers, kind)
-    yield Values("own")
 
 
 def _gradients(task: Task, values: Values) -> list[Tensor]:
@@ -139,7 +150,7 @@ def _first(task: Task) -> tuple[Tensor, ...]:
 def _columns(task: Task, n: int, values: Values) -> list[Tensor]:
     if values.source == "own":
         return list(task.batch(torch.arange(n) % task.examples))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(values.seed)
     example = declared(task) if values.source == "declared" else None
     if example is not None:
         _refuse_other(example, _first(task))

@@ -90,16 +90,24 @@ class _Suspects:
     """Records whose gradients were not finite, perhaps because of a neighbour's model: each is looked at once."""
 
     task: Task
+    start: Callable[[], Tensor] | None
+    """Gives the run's initial parameters."""
     tell: Callable[[int, Tensor], None]
     seen: set[int] = field(default_factory=set)
 
-    def __call__(self, t: int, rows: Tensor) -> None:
+    def __call__(self, t: int, rows: Tensor, *, own: bool) -> None:
+        """`own`: they were met at this node's own model; else they have to fail at the start, and at made-up
+        parameters, too."""
         new = torch.tensor([row for row in rows.tolist() if row not in self.seen][:LOOKED_AT], dtype=torch.int64)
         if not len(new):
             return
         self.seen |= set(new.tolist())
-        if len(bad := unusable(self.task, new)):
-            self.tell(t, bad)
+        if not own:
+            new = unusable(self.task, new, drawn(self.task.layout, 0))
+        if not own and len(new) and self.start is not None:
+            new = unusable(self.task, new, self.start())
+        if len(new):
+            self.tell(t, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,8 @@ class StrictDoor(Door):
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
     on_unusable: Callable[[int, Tensor], None] = _unread
+    start: Callable[[], Tensor] | None = None
+    """Gives the run's initial parameters."""
 
     _last: dict[Peer, _Last] = field(default_factory=dict)
     _without: dict[Peer, int] = field(default_factory=dict)
@@ -156,7 +166,7 @@ class StrictDoor(Door):
 
     def __post_init__(self) -> None:
         self._spent_at_start = self.ledger.units
-        self._suspects = _Suspects(self.task, self.on_unusable)
+        self._suspects = _Suspects(self.task, self.start, self.on_unusable)
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """g̈ at x for `to` in round t, flat float32 [d]. May be entered again, for another recipient, by `breathe`.
@@ -271,7 +281,7 @@ class StrictDoor(Door):
             backend=question.backend or (self.choice.backend if self.choice else "loop"),
             seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
             breathe=self.breathe,
-            on_unusable=lambda rows: self._suspects(t, rows),
+            on_unusable=lambda rows: self._suspects(t, rows, own=to == self.me),
         )
 
     def _rows(self, t: int, to: Peer) -> Tensor:
@@ -329,11 +339,13 @@ class ClearDoor(Door):
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
     on_unusable: Callable[[int, Tensor], None] = _unread
+    start: Callable[[], Tensor] | None = None
+    """Gives the run's initial parameters."""
 
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
 
     def __post_init__(self) -> None:
-        self._suspects = _Suspects(self.task, self.on_unusable)
+        self._suspects = _Suspects(self.task, self.start, self.on_unusable)
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """The plain gradient at x of round t's batch, flat float32 [d]."""
@@ -367,7 +379,9 @@ class ClearDoor(Door):
 
     def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
         draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
-        gradient = mean_gradient(task or self.task, x, draw[: self.batch], lambda rows: self._suspects(t, rows))
+        gradient = mean_gradient(
+            task or self.task, x, draw[: self.batch], lambda rows: self._suspects(t, rows, own=False)
+        )
         self.breathe()
         return gradient
 
@@ -421,6 +435,7 @@ def open_door(
     on_release: Callable[[int, Peer], None] = _nobody,
     on_withheld: Callable[[int, Peer, str], None] = _nobody,
     on_unusable: Callable[[int, Tensor], None] = _unread,
+    start: Callable[[], Tensor] | None = None,
 ) -> Door:
     """The door of the configured mode.
 
@@ -429,7 +444,8 @@ def open_door(
     will be asked for, not of blocks; `limit` is the data's lifetime ε_total at `limit_delta`. In mode none a ledger, if
     given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
     `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row numbers)` where gradients of
-    records are not finite, whatever the model: that is for the data's owner alone.
+    records are not finite, whatever the model: that is for the data's owner alone;
+    `start`, which gives the initial parameters, helps to tell such records from a neighbour's model that is to blame.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
@@ -451,6 +467,7 @@ def open_door(
             breathe=breathe,
             on_release=on_release,
             on_unusable=on_unusable,
+            start=start,
         )
     if ledger is None:
         raise LedgerError(f'privacy.mode = "{config.mode}" releases nothing without a ledger.')
@@ -475,4 +492,5 @@ def open_door(
         on_release=on_release,
         on_withheld=on_withheld,
         on_unusable=on_unusable,
+        start=start,
     )

@@ -10,10 +10,10 @@ from torch import Tensor
 from node import device
 from node.maths.blocks import Block
 from node.maths.ghost import Factored, Factors
-from node.task import Task, views
+from node.task import Task, Wrapper, views
 
 
-class Within(Task):
+class Within(Wrapper, Task):
     """A task as one block sees it: the other parameters stand still, at what x was when this was made.
 
     Backward stops at the block: nothing before it asks for a gradient.
@@ -26,6 +26,10 @@ class Within(Task):
         mine = {name for name, _ in block.layout.fields}
         frozen = views(task.layout, device.onto(x.detach(), self.device))
         self._frozen = {name: value for name, value in frozen.items() if name not in mine}
+
+    @property
+    def indexes(self) -> bool:
+        return getattr(self._task, "indexes", False)
 
     @property
     def at_once(self) -> int | None:

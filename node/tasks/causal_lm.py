@@ -60,6 +60,8 @@ class Tested:
 class CausalLM:
     """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
 
+    indexes = True
+
     def __init__(
         self,
         language: models.Language,

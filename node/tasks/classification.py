@@ -35,6 +35,8 @@ EVALUATION_CHUNK = 256
 class Classification:
     """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
 
+    indexes = True
+
     def __init__(
         self,
         build: Callable[[], nn.Module],

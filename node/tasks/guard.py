@@ -23,7 +23,7 @@ from torch import Tensor
 import node
 import peer
 from node.compute import Stopped
-from node.task import Task
+from node.task import Task, Wrapper
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
 from peer.message import Layout
 
@@ -56,8 +56,10 @@ def guard(made: object, name: str) -> Task:
     return cast(Task, Guarded(made, name))
 
 
-class Guarded:
+class Guarded(Wrapper):
     """A `Task` made by somebody else's code."""
+
+    indexes = False
 
     def __init__(self, task: object, name: str) -> None:
         self._task, self._name = task, name

@@ -13,6 +13,7 @@ from peer.errors import StorageError
 HEADER = journal.header({"algorithm": {"name": "dpdl"}}, node="n0", run="abc", seed=3, threads=1)
 
 GOLDEN = """
+backend: backend reason
 checkpoint: path round seconds
 data: digest
 end: complete exit_code params_digest reason round signal wall_seconds

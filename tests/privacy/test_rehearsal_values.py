@@ -189,6 +189,13 @@ WITH_VALUES: dict[str, Values] = {
     "index": Values(Table, with_labels(integers(0, TOKENS))),
     "Booleans": Values(lambda: Of(Tensor.float, 6), with_labels(integers(0, 2, 6, dtype=torch.bool))),
     "pixels": Values(lambda: Of(lambda x: x.float().flatten(1) / 255, 6), with_labels(IMAGE)),
+    "lengths and padding": Values(lambda: Of(mean_of_steps, 3), lengths_and_padding),
+    "standardized pixels": Values(lambda: Of(standardized, 6), with_labels(IMAGE)),
+    "counts": Values(lambda: Of(lambda n: n.float().log(), 6), with_labels(integers(1, 100, 6))),
+    "logarithm": Values(lambda: Of(torch.log, 6), with_labels(uniform(0.5, 9, 6))),
+    "square root": Values(lambda: Of(torch.sqrt, 6), with_labels(uniform(0, 9, 6))),
+    "probabilities": Values(lambda: Of(torch.logit, 6), with_labels(uniform(0.1, 0.9, 6))),
+    "probability as the label": Values(linear, probabilities, task=Probability),
     "float64": Values(lambda: Of(Tensor.float, 6), with_labels(lambda g: uniform(0, 1, 6)(g).double())),
 }
 DECLARED: dict[str, Values] = {
