@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from node.encoding import NotUtf8, opened, refuse_utf_16
+from node.encoding import NotUtf8, opened, refuse_others
 from peer.errors import ConfigurationError, DataError
 
 SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -172,7 +172,7 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
 def _opened(path: Path) -> TextIO:
     """As text. Bytes that are no UTF-8 stay: they may be in columns that nobody asks for."""
     with opened(path) as file:
-        refuse_utf_16(file.read(4))
+        refuse_others(file.read(4))
     return TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -262,7 +263,7 @@ READERS: Mapping[str, Callable[[Path, TaskSection], Part]] = {
 def pieces(text: str, longest: int) -> list[str]:
     """The paragraphs of a text, those that are too long cut where words end."""
     found: list[str] = []
-    for paragraph in text.split("\n\n"):
+    for paragraph in re.split(r"\n[ \t]*\n", text):
         if len(whole := paragraph.strip()) <= longest:
             found += [whole] if whole else []
         else:

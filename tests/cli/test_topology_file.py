@@ -72,7 +72,7 @@ def test_a_run_says_its_spectral_gap(peerpoise: Call, star: Path, tmp_path: Path
         ("# nothing\n", "needs edges"),
         ("n0 n1\n", "no way leads from n0 to n2"),
         ("n0 n1 0.9\nn1 n2 0.9\n", "has -0.8 for n1–n1"),
-        ("\udcff", "can't be read as text"),
+        ("\udcff", "is not UTF-8 text"),
     ],
 )
 @pytest.mark.parametrize("command", ["simulate", "up"])

@@ -140,6 +140,27 @@ def test_a_file_may_begin_with_a_mark_and_only_line_feeds_end_its_lines(tmp_path
     assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == ["One."]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_paragraphs_and_lines_may_end_in_any_way(tmp_path: Path, end: str) -> None:
+    (tmp_path / "a.txt").write_bytes("one\nline\n\ntwo\n \t\nthree\n".replace("\n", end).encode())
+    assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == ["one\nline", "two", "three"]
+    (tmp_path / "a.jsonl").write_bytes('{"text": "x"}\n{"text": "y"}\n'.replace("\n", end).encode())
+    assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_gzip_is_known_by_its_content_and_workbooks_are_named(tmp_path: Path, name: str) -> None:
+    content = {"a.csv": b"text\nx\n", "a.jsonl": b'{"text": "x"}', "a.txt": b"x"}[name]
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    (tmp_path / f"{name}.gz").write_bytes(content)
+    for file in (name, f"{name}.gz"):
+        assert read_texts(tmp_path / file, section()).columns["text"].tolist() == ["x"]
+    for binary, says in {b"PK\3\4\x14\0\6": "is a workbook or an archive", b"\0" * 99: "is no text, but zeros"}.items():
+        (tmp_path / name).write_bytes(binary)
+        with pytest.raises(DataError, match=says):
+            read_texts(tmp_path / name, section())
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> None:
     def written(name: str, *rows: tuple[int | None, float | None, str | None]) -> Path:
