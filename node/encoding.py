@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import gzip
+import unicodedata
 import zlib
 from pathlib import Path
 from typing import IO
@@ -57,3 +58,8 @@ def refuse_others(first: bytes) -> None:
         raise NotUtf8("is UTF-16 text; save it as UTF-8")
     if b"\0" in first:
         raise NotUtf8("is no text, but zeros, as after a crash; take another copy")
+
+
+def composed(name: str) -> str:
+    """A name with ü as one character: some systems, macOS among them, write it as two."""
+    return unicodedata.normalize("NFC", name)

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from node.data import unused
 from node.encoding import NotUtf8, opened, refuse_others
 from peer.errors import ConfigurationError, DataError
 
@@ -38,7 +39,7 @@ class Nested(str):
 
 def is_dataset(folder: Path) -> bool:
     """Is it a table in several files of Parquet, as Spark and pandas write them?"""
-    return any(path.suffix.lower() in PARQUET and path.is_file() for path in folder.rglob("*"))
+    return bool(_parts(folder)[0])
 
 
 def ending(path: Path) -> str:
@@ -191,11 +192,16 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     except ImportError:
         raise ConfigurationError("Parquet needs pyarrow: pip install 'peerpoise[tables]'.") from None
     try:
-        table = parquet.read_table(path) if path.is_dir() else parquet.ParquetFile(path).read()
-    except FileNotFoundError:
+        table = _folder(path) if path.is_dir() else parquet.ParquetFile(path).read()
+    except (FileNotFoundError, DataError):
         raise
     except (pyarrow.ArrowException, ValueError, OSError):
-        raise DataError(f"{path} can't be read as a table: it is no Parquet, or damaged.") from None
+        what = (
+            "a file in it is no Parquet, is damaged, or has other types"
+            if path.is_dir()
+            else "it is no Parquet, or damaged"
+        )
+        raise DataError(f"{path} can't be read as a table: {what}.") from None
     count = Counter(table.column_names)
     once = [name for name, n in count.items() if n == 1]
     if twice := [name for name in named if count[name] > 1]:
@@ -205,7 +211,42 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
         )
-    found = {name: table.column(name) for name in (once if others else named)}
-    times = [name for name, column in found.items() if pyarrow.types.is_timestamp(column.type)]
-    found |= {name: found[name].cast("string") for name in times}  # Python's own have no nanoseconds
-    return {name: column.to_pylist() for name, column in found.items()}
+    found: Columns = {}
+    for name in once if others else named:
+        column = table.column(name)
+        try:  # Python's own times have no nanoseconds
+            found[name] = (column.cast("string") if pyarrow.types.is_timestamp(column.type) else column).to_pylist()
+        except (pyarrow.ArrowException, ValueError, OverflowError):
+            if name in named:
+                raise DataError(f"{path}: the column {name!r} has text or times that can't be read.") from None
+    return found
+
+
+def _folder(folder: Path) -> Any:
+    """The table in all files of a folder; what the names of its folders say is text."""
+    import pyarrow
+    from pyarrow import dataset
+
+    files, others = _parts(folder)
+    if not files:
+        raise DataError(f"{folder} has no Parquet files; a table of another kind is one file, no folder.")
+    unused.tell(folder, others, "the table is its files of Parquet")
+    parts = [part for file in files for part in file.relative_to(folder).parts[:-1] if "=" in part]
+    names = dict.fromkeys(part.partition("=")[0] for part in parts)
+    partitioning = dataset.HivePartitioning(pyarrow.schema([(name, pyarrow.string()) for name in names]))
+    paths = [str(file) for file in files]
+    return dataset.dataset(
+        paths, format="parquet", partitioning=partitioning, partition_base_dir=str(folder)
+    ).to_table()
+
+
+def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of Parquet in a folder, and what is not used; without what systems and Spark (_SUCCESS) leave there."""
+
+    def passed_over(name: str) -> bool:
+        return unused.is_clutter(name) or (name.startswith("_") and "=" not in name)
+
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    inside = [path for path in inside if not any(map(passed_over, path.relative_to(folder).parts))]
+    files = [path for path in inside if path.suffix.lower() in PARQUET]
+    return files, [path for path in inside if path not in files]

@@ -234,6 +234,48 @@ def test_a_folder_of_parquet_is_one_table(tmp_path: Path, partitioned: list[str]
     assert sorted(zip(values, labels, strict=True)) == sorted(zip(VALUES, [0, 1, 1], strict=True))
 
 
+def test_a_folder_of_parquet_may_have_other_files_and_codes_in_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    for code, rows in (("01", ROWS[:1]), ("02", ROWS[1:])):
+        (tmp_path / f"label={code}").mkdir()
+        age, dose, _ = zip(*rows, strict=True)
+        parquet.write_table(pyarrow.table({"age": age, "dose": dose}), tmp_path / f"label={code}" / "a.parquet")
+    for name in ("README.md", "_SUCCESS", "._a.parquet", "label=01/.a.parquet.crc"):
+        (tmp_path / name).write_text(SECRET)
+    assert read(tmp_path, TASK.model_copy(update={"labels": ("01", "02")})) == (VALUES, [0, 1, 1])
+    assert "files that are not used (1 .md)" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_tables_is_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    written(tmp_path, PLAIN)
+    with pytest.raises(DataError, match="has no Parquet files; a table of another kind is one file, no folder"):
+        read(tmp_path)
+
+
+def test_columns_of_parquet_that_python_can_not_hold(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    age, dose, label = zip(*ROWS, strict=True)
+    numbers = pyarrow.array([3_000_000] * 3, pyarrow.int32())
+    text = pyarrow.array([b"\xff", b"a", b"b"])
+    others = {
+        "far": numbers.cast(pyarrow.date32()),
+        "mars": numbers.cast(pyarrow.int64()).cast(pyarrow.timestamp("us", tz="Mars/X")),
+        "latin": pyarrow.Array.from_buffers(pyarrow.string(), 3, text.buffers()),
+    }
+    parquet.write_table(pyarrow.table({"age": age, "dose": dose, "label": label, **others}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", TASK.model_copy(update={"data": "file"})) == (VALUES, [0, 1, 1])
+    for name in others:
+        with pytest.raises(DataError, match=f"the column '{name}' has text or times that can't be read"):
+            read(tmp_path / "a.parquet", TASK.model_copy(update={"label": name}))
+
+
 def test_damaged_parquet_is_a_sentence_of_ours(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
     path = written(tmp_path, "PAR1" + SECRET, "mine.parquet")
