@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from node.data import unused
-from node.encoding import NotUtf8, opened, refuse_others
+from node.encoding import NotUtf8, composed, opened, refuse_others
 from peer.errors import ConfigurationError, DataError
 
 SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -30,6 +30,10 @@ LOOKED_AT = 100
 
 DATA = re.compile(r"[+-]?[.,]?\d|[\[{<]")
 """How a number, a date or what is no table begins."""
+ABOVE = re.compile(r'\s*(#|"?sep=|$)', re.IGNORECASE)
+"""How lines begin that may stand above a header."""
+LONGEST, WORDS = 40, 4
+"""Of a column's name, in characters and in words; what is longer may be a cell of a table without a header."""
 Columns = dict[str, list[Any]]
 
 
@@ -119,11 +123,12 @@ def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
         heads = {separator: _names(path, separator, above) for separator in SEPARATORS}
         for separator, head in heads.items():
             head[:1] = [name if name in named else name.lstrip("# ") for name in head[:1]]
+            head[:] = [name if name in named else composed(name) for name in head]
             if set(named) <= set(head):
                 if twice := [name for name in named if head.count(name) > 1]:
                     raise DataError(f"{path} has the column {twice[0]!r} twice; leave one.")
                 return separator, above, head
-        if above < len(lines) and lines[above].startswith(("#", "sep=")):
+        if above < len(lines) and ABOVE.match(lines[above]):
             above += 1
             continue
         raise DataError(_missing(path, named, *max(heads.items(), key=lambda it: len(it[1])), above))
@@ -140,6 +145,8 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
         name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)
     ):
         return f"{path} has no header: its first line looks like data; write the names of the columns above it."
+    if not {*named} & {*head} and any(len(name) > LONGEST or len(name.split()) > WORDS for name in head):
+        return f"{path} has no header with the columns {', '.join(map(repr, named))}; write their names above the rows."
     wanted = ", ".join(repr(name) for name in named if name not in head)
     names = ", ".join(filter(None, head))
     between = f" (separated by {SEPARATORS[separator]})" if len(head) > 1 else ""
@@ -151,7 +158,7 @@ def _names(path: Path, separator: str, above: int) -> list[str]:
 
 
 def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Iterator[list[str]]:
-    """The header and all rows that are not blank.
+    """The header and all rows in which there is something.
 
     Raises:
         DataError: a quotation mark is out of place.
@@ -162,7 +169,7 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
             next(file)
         rows = csv.reader(file, delimiter=separator, strict=strict, skipinitialspace=True)
         try:
-            yield from (row for row in rows if row)
+            yield from (row for row in rows if any(row))
         except csv.Error:
             raise DataError(
                 f"{path} can't be read as a table: in line {above + rows.line_num} or before a quotation mark is not "
@@ -249,4 +256,4 @@ def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     inside = [path for path in inside if not any(map(passed_over, path.relative_to(folder).parts))]
     files = [path for path in inside if path.suffix.lower() in PARQUET]
-    return files, [path for path in inside if path not in files]
+    return files, [path for path in inside if path.suffix.lower() not in PARQUET]
