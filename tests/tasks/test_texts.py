@@ -255,9 +255,10 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, say
 
 def test_half_a_character_is_no_text(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "x"}]
-    (tmp_path / "b.json").write_text(json.dumps([{"text": turns}]))
-    with pytest.raises(DataError, match="row 1: the column 'text' is no Unicode text"):
-        read_texts(tmp_path / "b.json", section())
+    for cell in (turns, json.dumps(turns)):
+        (tmp_path / "b.json").write_text(json.dumps([{"text": cell}]))
+        with pytest.raises(DataError, match="row 1: the column 'text' is no Unicode text"):
+            read_texts(tmp_path / "b.json", section())
     (tmp_path / "a.jsonl").write_text('{"text": "x \\ud83d\\ude00"}\n{"text": "x \\ud83d"}')
     with pytest.raises(DataError, match="row 2: the column 'text' is no Unicode text; repair it"):
         read_texts(tmp_path / "a.jsonl", section())
@@ -268,6 +269,15 @@ def test_conversations_are_in_all_files_of_a_folder_or_in_none(tmp_path: Path) -
     (tmp_path / "b.jsonl").write_text('{"text": "y"}')
     with pytest.raises(DataError, match="the column 'text' holds conversations in some files only"):
         read_texts(tmp_path, section())
+
+
+def test_a_column_named_file_is_kept(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"file,text\nscan {name},x\n")
+    assert read_texts(tmp_path, section(prompt=["file"])).columns["file"].tolist() == ["scan a", "scan b"]
+    (tmp_path / "c.txt").write_text("plain")
+    with pytest.raises(DataError, match="no column 'file'; it has text"):
+        read_texts(tmp_path, section(prompt=["file"]))
 
 
 def test_texts_may_be_gzipped(tmp_path: Path) -> None:
