@@ -184,9 +184,12 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
 
 def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
     """What the model is fed: from the run file, and from shape and type of the node's data, never from their values."""
+    values = f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values
+    if task.value_range and task.value_range != (0, 1):  # integers over their largest fill 0 … 1 and nothing else
+        values = f"{examples.values}, {values}"
     found = {
         "shape": "×".join(map(str, examples.shape)),
-        "values": f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values,
+        "values": values,
         "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
     }
     if examples.values == STANDARDIZED:

@@ -48,6 +48,23 @@ def test_integers_and_floats_differ_unless_the_run_declares_a_range(tmp_path: Pa
     assert inputs(integers, **declared) == inputs(floats, **declared)
     assert inputs(integers, **declared)["values"] == "in task.value_range = [0.0, 1.0]"
     assert inputs(integers, **declared) != inputs(integers, value_range=[0, 2])
+    for other in ([-1, 1], [0, 255]):
+        assert inputs(integers, value_range=other) != inputs(floats, value_range=other), "integers fill 0 … 1 only"
+        assert inputs(floats, value_range=other) == inputs(saved(tmp_path, BYTES / 510, "half"), value_range=other)
+
+
+def test_bytes_of_0_and_1_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x is uint8, which counts as 0 … 255, but nothing in it is above 1; save it"):
+        inputs(saved(tmp_path, BYTES // 128))
+    assert inputs(saved(tmp_path, BYTES // 128 * np.uint8(255)))
+    assert inputs(saved(tmp_path, BYTES * np.uint8(0)))
+
+
+def test_an_npz_that_holds_other_things_is_a_sentence(tmp_path: Path) -> None:
+    for x, says in ((np.float64(3), r"x has shape \(\)"), (np.array([{}], object), "Python objects, which are never")):
+        np.savez(tmp_path / "mine.npz", x=x, y=LABELS, z=LABELS)
+        with pytest.raises(DataError, match=says):
+            inputs(tmp_path / "mine.npz")
 
 
 def test_channels_first_and_channels_last_differ(tmp_path: Path) -> None:
