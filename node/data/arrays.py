@@ -105,9 +105,7 @@ def _images(path: Path, x: NDArray[Any]) -> Tensor:
             "save np.moveaxis(x, -1, 1)."
         )
     if x.dtype == np.uint8 and x.max() == 1:
-        raise DataError(
-            f"{path}: x is uint8, which counts as 0 … 255, but nothing in it is above 1; save it as floats."
-        )
+        raise DataError(f"{path}: x is uint8 (0 … 255), but nothing in it is above 1; save it as floats.")
     with np.errstate(over="ignore"):
         values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
     if not np.isfinite(values).all():

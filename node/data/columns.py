@@ -25,6 +25,8 @@ from peer.errors import ConfigurationError, DataError
 
 SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV, PARQUET = (".csv", ".tsv"), (".parquet",)
+INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"
+"""Characters without a width that are copied along with names."""
 LOOKED_AT = 100
 """Rows that are compared with a header to see whether it is one."""
 
@@ -154,7 +156,7 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
 
 
 def _names(path: Path, separator: str, above: int) -> list[str]:
-    return [name.strip() for name in next(_rows(path, separator, above, strict=False), [])]
+    return [name.strip().strip(INVISIBLE) for name in next(_rows(path, separator, above, strict=False), [])]
 
 
 def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Iterator[list[str]]:

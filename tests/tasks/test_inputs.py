@@ -54,7 +54,7 @@ def test_integers_and_floats_differ_unless_the_run_declares_a_range(tmp_path: Pa
 
 
 def test_bytes_of_0_and_1_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x is uint8, which counts as 0 … 255, but nothing in it is above 1; save it"):
+    with pytest.raises(DataError, match=r"x is uint8 \(0 … 255\), but nothing in it is above 1; save it"):
         inputs(saved(tmp_path, BYTES // 128))
     assert inputs(saved(tmp_path, BYTES // 128 * np.uint8(255)))
     assert inputs(saved(tmp_path, BYTES * np.uint8(0)))

@@ -60,6 +60,7 @@ SHAPES = {
     "Excel's line": "sep=;\n" + PLAIN.replace(",", ";"),
     "Excel's line in capitals and quotation marks": '"SEP=;"\n' + PLAIN.replace(",", ";"),
     "blank lines above": "\n \n# exported\n\n" + PLAIN,
+    "characters that can't be seen": "\u200e" + PLAIN.replace("dose", "dose\u200b"),
     "lines of spaces": PLAIN.replace("\n", "\n  \n"),
     "rows of separators, as Excel leaves them": PLAIN + ",,\n,,\n",
     "labels with two decimals": PLAIN.replace(",0\n", ",0.00\n").replace(",1\n", ",1.00\n"),
@@ -194,8 +195,8 @@ LABELS = {
     "powers": (("1000.5", "1e3"), ("1000.5", "1e3")),
     "spaces": (("no", "yes"), ("no ", " yes")),
     "two decimals": (("0", "1"), ("0.00", "1.0")),
-    "letters of two parts": (("caf\u00e9", "x"), ("cafe\u0301", "x")),
-    "letters of one": (("cafe\u0301", "x"), ("caf\u00e9", "x")),
+    "letters of two parts": (("m\u00fcde", "x"), ("mu\u0308de", "x")),
+    "letters of one": (("mu\u0308de", "x"), ("m\u00fcde", "x")),
     "commas": (("no, never", "yes"), ('"no, never"', "yes")),
 }
 
