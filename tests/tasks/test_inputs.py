@@ -108,6 +108,12 @@ def test_test_and_validation_sets_are_held_to_the_same(tmp_path: Path) -> None:
     train, test = saved(tmp_path, BYTES, "train"), saved(tmp_path, BYTES.astype(np.float32), "test")
     with pytest.raises(DataError, match=r"test\.npz: x has values beyond ±20"):
         tasks.make(run, DataSection(path=train, name="mine", test=test))
+    test = saved(tmp_path, BYTES / 127.5 - 1, "test")
+    with pytest.raises(DataError, match=r"Test images are floats, training images 0 … 1, from integers; bring them"):
+        tasks.make(run, DataSection(path=train, name="mine", test=test))
+    declared = run.model_copy(update={"task": run.task.model_copy(update={"value_range": (0.0, 1.0)})})
+    test = saved(tmp_path, BYTES / 255, "test")
+    assert tasks.make(declared, DataSection(path=train, name="mine", test=test))
 
 
 TABLE = {"classes": 2, "features": {"age": (50.0, 20.0), "dose": (5.0, 3.0)}}
