@@ -120,6 +120,9 @@ def read(path: Path, task: TaskSection) -> Texts:
         found["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
     if task.labels:
         kinds = labels(path, list(found[task.text.answer]), task)
+        found[task.text.answer] = strings(
+            [task.labels[k] for k in kinds]
+        )  # what it is tested on: yes, not " Yes" or 1.0
     return Texts(torch.from_numpy(kinds), found)
 
 
@@ -127,7 +130,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     inside = sorted(file for file in path.iterdir() if not unused.is_clutter(file.name))
-    files = [file for file in inside if ending(file) in READERS and file.is_file()]
+    files = [file for file in inside if ending(file) in READERS and file.is_file() and not unused.is_about(file)]
     if not files and columns.is_dataset(path):
         return [path]
     unused.tell(path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}")

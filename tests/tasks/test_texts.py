@@ -280,6 +280,28 @@ def test_a_column_named_file_is_kept(tmp_path: Path) -> None:
         read_texts(tmp_path, section(prompt=["file"]))
 
 
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_what_is_about_a_data_set_is_not_learned(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    (tmp_path / folder).mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / folder / "train.parquet")
+    for name in ("README.md", "LICENSE.txt"):
+        (tmp_path / name).write_text("not data")
+    assert read_texts(tmp_path, section()).columns["text"].tolist() == ["x"]
+    assert "1 .md, 1 .txt" in capsys.readouterr().err
+
+
+def test_the_label_is_learned_not_how_a_row_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,mood\nx, TRUE \ny,false\nz,False\n")
+    task = TaskSection(labels=("false", "true"), classes=2, text={"answer": "mood", "prompt": ["text"]})  # type: ignore[arg-type]
+    found = read_texts(tmp_path / "a.csv", task)
+    assert found.columns["mood"].tolist() == ["true", "false", "false"]
+
+
 def test_texts_may_be_gzipped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}'))
     (tmp_path / "._a.jsonl").write_bytes(b"\0\5\26\7")
