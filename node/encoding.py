@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
+import unicodedata
+import zlib
 from pathlib import Path
 from typing import IO
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+"""How such files begin."""
 
 
 class NotUtf8(ValueError):
@@ -15,20 +20,25 @@ class NotUtf8(ValueError):
 
 
 def opened(file: Path) -> IO[bytes]:
-    """A file, unpacked where its name ends in .gz."""
-    return gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")  # type: ignore[return-value]
+    """A file, unpacked where it is gzipped, whatever its name."""
+    with file.open("rb") as stream:
+        packed = stream.read(2) == GZIP
+    return gzip.open(file) if packed else file.open("rb")  # type: ignore[return-value]
 
 
 def read_text(file: Path) -> str:
-    """The text of a file.
+    """The text of a file, with line feeds only at the ends of its lines.
 
     Raises:
         NotUtf8: it is in another encoding.
         OSError: it can't be read.
     """
-    with opened(file) as stream:
-        raw = stream.read()
-    refuse_utf_16(raw[:4])
+    try:
+        with opened(file) as stream:
+            raw = stream.read().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    except (EOFError, zlib.error):
+        raise OSError(errno.EIO, "it is cut or damaged") from None
+    refuse_others(raw[:4])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -36,11 +46,20 @@ def read_text(file: Path) -> str:
         raise NotUtf8(f"is not UTF-8 text (see line {line}); save it as UTF-8") from None
 
 
-def refuse_utf_16(first: bytes) -> None:
+def refuse_others(first: bytes) -> None:
     """`first` are the bytes that a file begins with, some four: text has no zeros.
 
     Raises:
-        NotUtf8: it has.
+        NotUtf8: it has, or it is a workbook of Excel.
     """
-    if first.startswith(UTF_16) or b"\0" in first:
+    if first.startswith(ZIP):
+        raise NotUtf8("is a workbook or an archive, not text; export it as text in UTF-8")
+    if first.startswith(UTF_16) or (b"\0" in first and any(first)):
         raise NotUtf8("is UTF-16 text; save it as UTF-8")
+    if b"\0" in first:
+        raise NotUtf8("is no text, but zeros, as after a crash; take another copy")
+
+
+def composed(name: str) -> str:
+    """A name with ü as one character: some systems, macOS among them, write it as two."""
+    return unicodedata.normalize("NFC", name)

@@ -105,10 +105,14 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} is a folder; name the TOML file in it.") from None
     except PermissionError:
         raise ConfigurationError(f"{file} may not be read by this user; check its permissions.") from None
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be read ({error.strerror or error}); check the path.") from None
     except NotUtf8 as error:
         raise ConfigurationError(f"{file} is not valid TOML: it {error}.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
+    except (ValueError, RecursionError):  # of Python: thousands of digits or of brackets
+        raise ConfigurationError(f"{file} has a number that is too long, or lists too deep in one another.") from None
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -131,7 +135,7 @@ def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"v = {text}")["v"] if text else None
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -102,8 +102,8 @@ class TaskSection(Section):
     """See mean; as many."""
     value_range: tuple[float, float] | None = None
     """[low, high], PUBLIC: all that the model is fed lies within, images (uint8 counts as 0 … 1) before mean and std, a
-    table's features after centering and scaling; a node whose data don't refuses them. None: nodes with integers and
-    nodes with floats don't fit together, and floats beyond ±20 are refused."""
+    table's features after centering and scaling; a node whose data don't refuses them. Nodes with integers and nodes
+    with floats fit together in [0, 1] only. None: floats beyond ±20 are refused."""
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""
     text: TextSection | None = None

@@ -93,7 +93,8 @@ def own(path: Path, task: TaskSection) -> Examples:
 
 def _read(path: Path, task: TaskSection) -> Examples:
     if path.is_dir():
-        return table(path, task) if columns.is_dataset(path) else images(path, task)
+        is_table = task.features or (task.image_size is None and columns.is_dataset(path))
+        return table(path, task) if is_table else images(path, task)
     if columns.ending(path) in (*columns.CSV, *columns.PARQUET, ".txt"):
         return table(path, task)
     if path.suffix.lower() == ".npz" or not path.exists():

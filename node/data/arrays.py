@@ -53,7 +53,7 @@ def npz(path: Path, classes: int) -> Examples:
     if missing := {"x", "y"} - set(found):
         raise DataError(f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected.")
     x, y = found["x"], found["y"]
-    columns = {name: it for name, it in found.items() if name not in ("x", "y") and it.shape == (len(x),)}
+    columns = {name: it for name, it in found.items() if name not in ("x", "y") and it.shape == x.shape[:1]}
     values = INTEGERS if x.dtype == np.uint8 else FLOATS
     return Examples(_images(path, x), _labels(path, y, len(x), classes), columns, values)
 
@@ -86,6 +86,7 @@ def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         raise DataError(f"There is no data file {path}; check data.path and data.rows in the node's file.") from None
     except DAMAGE as error:
         text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        text = "it holds Python objects, which are never unpickled; save numbers" if "pickle" in text else text
         raise DataError(f"{path} can't be read as numpy data: {text}.") from None
 
 
@@ -103,6 +104,8 @@ def _images(path: Path, x: NDArray[Any]) -> Tensor:
             f"{path}: x has shape {x.shape}, which looks like channels last; [n, channels, height, width] is expected: "
             "save np.moveaxis(x, -1, 1)."
         )
+    if x.dtype == np.uint8 and x.max() == 1:
+        raise DataError(f"{path}: x is uint8 (0 … 255), but nothing in it is above 1; save it as floats.")
     with np.errstate(over="ignore"):
         values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
     if not np.isfinite(values).all():

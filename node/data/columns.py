@@ -19,16 +19,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from node.encoding import NotUtf8, opened, refuse_utf_16
+from node.data import unused
+from node.encoding import NotUtf8, composed, opened, refuse_others
 from peer.errors import ConfigurationError, DataError
 
 SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV, PARQUET = (".csv", ".tsv"), (".parquet",)
+INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"
+"""Characters without a width that are copied along with names."""
 LOOKED_AT = 100
 """Rows that are compared with a header to see whether it is one."""
 
 DATA = re.compile(r"[+-]?[.,]?\d|[\[{<]")
 """How a number, a date or what is no table begins."""
+ABOVE = re.compile(r'\s*(#|"?sep=|$)', re.IGNORECASE)
+"""How lines begin that may stand above a header."""
+LONGEST, WORDS = 40, 4
+"""Of a column's name, in characters and in words; what is longer may be a cell of a table without a header."""
 Columns = dict[str, list[Any]]
 
 
@@ -38,7 +45,7 @@ class Nested(str):
 
 def is_dataset(folder: Path) -> bool:
     """Is it a table in several files of Parquet, as Spark and pandas write them?"""
-    return any(path.suffix.lower() in PARQUET and path.is_file() for path in folder.rglob("*"))
+    return bool(_parts(folder)[0])
 
 
 def ending(path: Path) -> str:
@@ -118,11 +125,12 @@ def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
         heads = {separator: _names(path, separator, above) for separator in SEPARATORS}
         for separator, head in heads.items():
             head[:1] = [name if name in named else name.lstrip("# ") for name in head[:1]]
+            head[:] = [name if name in named else composed(name) for name in head]
             if set(named) <= set(head):
                 if twice := [name for name in named if head.count(name) > 1]:
                     raise DataError(f"{path} has the column {twice[0]!r} twice; leave one.")
                 return separator, above, head
-        if above < len(lines) and lines[above].startswith(("#", "sep=")):
+        if above < len(lines) and ABOVE.match(lines[above]):
             above += 1
             continue
         raise DataError(_missing(path, named, *max(heads.items(), key=lambda it: len(it[1])), above))
@@ -139,6 +147,8 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
         name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)
     ):
         return f"{path} has no header: its first line looks like data; write the names of the columns above it."
+    if not {*named} & {*head} and any(len(name) > LONGEST or len(name.split()) > WORDS for name in head):
+        return f"{path} has no header with the columns {', '.join(map(repr, named))}; write their names above the rows."
     wanted = ", ".join(repr(name) for name in named if name not in head)
     names = ", ".join(filter(None, head))
     between = f" (separated by {SEPARATORS[separator]})" if len(head) > 1 else ""
@@ -146,11 +156,11 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
 
 
 def _names(path: Path, separator: str, above: int) -> list[str]:
-    return [name.strip() for name in next(_rows(path, separator, above, strict=False), [])]
+    return [name.strip().strip(INVISIBLE) for name in next(_rows(path, separator, above, strict=False), [])]
 
 
 def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Iterator[list[str]]:
-    """The header and all rows that are not blank.
+    """The header and all rows in which there is something.
 
     Raises:
         DataError: a quotation mark is out of place.
@@ -161,7 +171,7 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
             next(file)
         rows = csv.reader(file, delimiter=separator, strict=strict, skipinitialspace=True)
         try:
-            yield from (row for row in rows if row)
+            yield from (row for row in rows if any(row))
         except csv.Error:
             raise DataError(
                 f"{path} can't be read as a table: in line {above + rows.line_num} or before a quotation mark is not "
@@ -172,7 +182,7 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
 def _opened(path: Path) -> TextIO:
     """As text. Bytes that are no UTF-8 stay: they may be in columns that nobody asks for."""
     with opened(path) as file:
-        refuse_utf_16(file.read(4))
+        refuse_others(file.read(4))
     return TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -191,11 +201,16 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     except ImportError:
         raise ConfigurationError("Parquet needs pyarrow: pip install 'peerpoise[tables]'.") from None
     try:
-        table = parquet.read_table(path) if path.is_dir() else parquet.ParquetFile(path).read()
-    except FileNotFoundError:
+        table = _folder(path) if path.is_dir() else parquet.ParquetFile(path).read()
+    except (FileNotFoundError, DataError):
         raise
     except (pyarrow.ArrowException, ValueError, OSError):
-        raise DataError(f"{path} can't be read as a table: it is no Parquet, or damaged.") from None
+        what = (
+            "a file in it is no Parquet, is damaged, or has other types"
+            if path.is_dir()
+            else "it is no Parquet, or damaged"
+        )
+        raise DataError(f"{path} can't be read as a table: {what}.") from None
     count = Counter(table.column_names)
     once = [name for name, n in count.items() if n == 1]
     if twice := [name for name in named if count[name] > 1]:
@@ -205,7 +220,42 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
         )
-    found = {name: table.column(name) for name in (once if others else named)}
-    times = [name for name, column in found.items() if pyarrow.types.is_timestamp(column.type)]
-    found |= {name: found[name].cast("string") for name in times}  # Python's own have no nanoseconds
-    return {name: column.to_pylist() for name, column in found.items()}
+    found: Columns = {}
+    for name in once if others else named:
+        column = table.column(name)
+        try:  # Python's own times have no nanoseconds
+            found[name] = (column.cast("string") if pyarrow.types.is_timestamp(column.type) else column).to_pylist()
+        except (pyarrow.ArrowException, ValueError, OverflowError):
+            if name in named:
+                raise DataError(f"{path}: the column {name!r} has text or times that can't be read.") from None
+    return found
+
+
+def _folder(folder: Path) -> Any:
+    """The table in all files of a folder; what the names of its folders say is text."""
+    import pyarrow
+    from pyarrow import dataset
+
+    files, others = _parts(folder)
+    if not files:
+        raise DataError(f"{folder} has no Parquet files; a table of another kind is one file, no folder.")
+    unused.tell(folder, others, "the table is its files of Parquet")
+    parts = [part for file in files for part in file.relative_to(folder).parts[:-1] if "=" in part]
+    names = dict.fromkeys(part.partition("=")[0] for part in parts)
+    partitioning = dataset.HivePartitioning(pyarrow.schema([(name, pyarrow.string()) for name in names]))
+    paths = [str(file) for file in files]
+    return dataset.dataset(
+        paths, format="parquet", partitioning=partitioning, partition_base_dir=str(folder)
+    ).to_table()
+
+
+def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of Parquet in a folder, and what is not used; without what systems and Spark (_SUCCESS) leave there."""
+
+    def passed_over(name: str) -> bool:
+        return unused.is_clutter(name) or (name.startswith("_") and "=" not in name)
+
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    inside = [path for path in inside if not any(map(passed_over, path.relative_to(folder).parts))]
+    files = [path for path in inside if path.suffix.lower() in PARQUET]
+    return files, [path for path in inside if path.suffix.lower() not in PARQUET]

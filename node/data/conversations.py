@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from node.data.columns import Nested
 
 ASSISTANT = "assistant"
+CALLS = ("tool_calls", "function_call")
+"""Keys of a turn that say something beside its content."""
+WRITTEN = re.compile(r"\s*\[\s*\{")
+PYTHON = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'")
+"""How a text begins that is a list of objects, in JSON or as Python prints it."""
 
 
 class Turn(TypedDict):
@@ -18,14 +24,43 @@ class Turn(TypedDict):
 
 def turns(cell: str) -> list[Turn]:
     """The turns of a conversation; none: the cell is no conversation."""
+    found = _list(cell)
+    return [Turn(role=turn["role"], content=turn["content"]) for turn in found] if all(map(_is_turn, found)) else []
+
+
+def parsed(cell: str) -> str:
+    """A conversation that is written as text, as tables have to; other cells as they are."""
+    if isinstance(cell, Nested) or not WRITTEN.match(cell):
+        return cell
+    try:
+        found = json.loads(cell)
+        return Nested(json.dumps(found, ensure_ascii=False)) if all("role" in turn for turn in found) else cell
+    except (ValueError, TypeError, RecursionError):
+        return cell
+
+
+def is_python(cell: str) -> bool:
+    """Is it a conversation as Python prints it?"""
+    return bool(PYTHON.match(cell))
+
+
+def is_broken(cell: str) -> bool:
+    """Is it a conversation with a turn that can't be shown: without a text, or with calls of tools?"""
+    found = _list(cell)
+    return any(isinstance(turn, dict) and "role" in turn for turn in found) and not all(map(_is_turn, found))
+
+
+def _list(cell: str) -> list[Any]:
     found = json.loads(cell) if isinstance(cell, Nested) else []
-    if not isinstance(found, list) or not all(map(_is_turn, found)):
-        return []
-    return [Turn(role=turn["role"], content=turn["content"]) for turn in found]
+    return found if isinstance(found, list) else []
 
 
-def _is_turn(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+def _is_turn(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), str) for key in ("role", "content"))
+        and not any(value.get(key) for key in CALLS)
+    )
 
 
 def divided(cell: str) -> tuple[Nested, str] | None:

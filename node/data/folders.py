@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from node.config import TaskSection
 from node.data import unused
 from node.data.examples import Examples
+from node.encoding import composed
 from peer.errors import ConfigurationError, DataError
 
 KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -55,13 +57,14 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
     Raises:
         DataError: a sub-folder is of no class.
     """
-    images, others = [], []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in labels and not unused.is_clutter(path.name):
-            raise DataError(f"{folder} has a sub-folder {path.name!r} that is none of task.labels.")
-        others += [path] if path.is_file() and not unused.is_clutter(path.name) else []
-    for k, label in enumerate(labels):
-        for path in sorted(_files(folder / label)) if (folder / label).is_dir() else []:
+    inside = [path for path in sorted(folder.iterdir()) if path.name in labels or not unused.is_clutter(path.name)]
+    images, others = [], [path for path in inside if path.is_file()]
+    classes = {composed(label): k for k, label in enumerate(labels)}
+    places = [(classes.get(composed(path.name)), path) for path in inside if path.is_dir()]
+    if unknown := [path.name for k, path in places if k is None]:
+        raise DataError(f"{folder} has a sub-folder {unknown[0]!r} that is none of task.labels.")
+    for k, place in sorted((k, place) for k, place in places if k is not None):
+        for path in sorted(_files(place)):
             if path.suffix.lower() in KINDS and not path.is_dir():
                 images.append((path, k))
             else:
@@ -92,17 +95,21 @@ def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
     """uint8 [channels, size, size], or float32 in 0 … 1 where its pixels have more than 8 bits."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     except ImportError:
         raise ConfigurationError("Folders of images need Pillow: pip install 'peerpoise[images]'.") from None
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # say, of a damaged EXIF
-            ImageOps.exif_transpose(image, in_place=True)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            image.load()
+            with suppress(Exception):  # a damaged EXIF costs no picture
+                ImageOps.exif_transpose(image, in_place=True)
             deep = image.mode[0] in "IF"
             pixels = np.asarray((_deep(path, image) if deep else _over_white(image, channels)).resize((size, size)))
     except DataError:
         raise
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise DataError(f"{path} has too many pixels to be unpacked; scale it down or remove it.") from None
+    except Exception:  # SyntaxError, struct.error: Pillow's readers raise anything
         raise DataError(f"{path} can't be read as an image; remove or repair it.") from None
     if deep:
         pixels = np.repeat(pixels[:, :, None], channels, axis=2).clip(0, 1)  # between pixels a cubic can overshoot

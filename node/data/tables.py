@@ -19,12 +19,18 @@ from numpy.typing import NDArray
 from node.config import TaskSection
 from node.data import columns
 from node.data.examples import STANDARDIZED, Examples
+from node.encoding import composed
 from peer.errors import ConfigurationError, DataError
 
 EMPTY = {"", "na", "n/a", "nan", "none", "null", "-"}
 """Cells, in small letters, that stand for nothing where a number is expected."""
 TRUTH = {"false": 0.0, "true": 1.0}
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+INTEGER = re.compile(r"([+-]?\d+)(\.0*)?")
+WHOLE = re.compile(r"\.0+$")
+"""What floats and decimals write behind whole numbers."""
+QUOTED = 40
+"""A label that is none may be shown if it is no longer: it may be another column's cell."""
 THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
 
 
@@ -60,8 +66,8 @@ def labels(path: Path, found: Sequence[Any], task: TaskSection) -> NDArray[np.in
     if task.labels:
         return _numbered(path, names, task.labels)
     try:
-        numbers = np.array([int(name.removesuffix(".0")) for name in names], np.int64)
-    except (ValueError, OverflowError):
+        numbers = np.array([int(whole[1]) if (whole := INTEGER.fullmatch(name)) else None for name in names], np.int64)
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{path}: labels are not integers; name the classes in task.labels.") from None
     if numbers.min() < 0 or numbers.max() >= task.classes:
         span = f"{numbers.min()} to {numbers.max()}"
@@ -71,19 +77,21 @@ def labels(path: Path, found: Sequence[Any], task: TaskSection) -> NDArray[np.in
 
 def _numbered(path: Path, names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     """The places of names among the classes; true and false in any letters."""
-    known = [name.strip() for name in classes]
+    known, names = ([composed(name.strip()) for name in each] for each in (classes, names))
     if {name.lower() for name in known} == TRUTH.keys():
         known, names = ([name.lower() for name in each] for each in (known, names))
     number = {name: k for k, name in enumerate(known)}
-    places = [number.get(name, number.get(name.removesuffix(".0"))) for name in names]
+    places = [number.get(name, number.get(WHOLE.sub("", name))) for name in names]
     if None in places:
         row = places.index(None)
-        raise DataError(f"{path}, row {row + 1}: {names[row]!r} is none of task.labels ({', '.join(classes)}).")
+        what = repr(names[row]) if len(names[row]) <= QUOTED else "a long text"
+        raise DataError(f"{path}, row {row + 1}: {what} is none of task.labels ({', '.join(classes)}).")
     return np.array(places, np.int64)
 
 
 def _scaled(path: Path, name: str, cells: Sequence[Any], centre: float, scale: float) -> NDArray[np.float32]:
-    values = ((_numbers(path, name, cells) - centre) / scale).astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = ((_numbers(path, name, cells) - centre) / scale).astype(np.float32)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
         raise DataError(f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them before.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,7 +91,7 @@ def public(task: TaskSection) -> tuple[Texts, Texts]:
 
 
 def read(path: Path, task: TaskSection) -> Texts:
-    """The rows of a file, or of all files of a folder, which then have a column `file`.
+    """The rows of a file, or of all files of a folder, which then have a column `file`, unless it is theirs.
 
     Raises:
         ConfigurationError: pyarrow is missing.
@@ -103,7 +104,7 @@ def read(path: Path, task: TaskSection) -> Texts:
         raise DataError(f"{path} holds no text: files that end in {', '.join(READERS)} are expected.")
     parts = [_file(file, task) for file in files]
     if missing := [name for name in _named(task) if any(name not in part for part in parts)]:
-        known = ", ".join(sorted(parts[0])) or "none"
+        known = ", ".join(sorted(set.intersection(*map(set, parts)))) or "none"
         raise DataError(f"{path} has no column {missing[0]!r}; it has {known} (see task.text).")
     for file, part in zip(files, parts, strict=True):
         _make_text(file, part, task.text)
@@ -115,10 +116,13 @@ def read(path: Path, task: TaskSection) -> Texts:
         raise DataError(f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them.")
     found = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
     kinds = np.repeat(np.arange(len(files)), sizes)
-    if path.is_dir():
+    if path.is_dir() and "file" not in found:
         found["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
     if task.labels:
         kinds = labels(path, list(found[task.text.answer]), task)
+        found[task.text.answer] = strings(
+            [task.labels[k] for k in kinds]
+        )  # what it is tested on: yes, not " Yes" or 1.0
     return Texts(torch.from_numpy(kinds), found)
 
 
@@ -126,7 +130,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     inside = sorted(file for file in path.iterdir() if not unused.is_clutter(file.name))
-    files = [file for file in inside if ending(file) in READERS and file.is_file()]
+    files = [file for file in inside if ending(file) in READERS and file.is_file() and not unused.is_about(file)]
     if not files and columns.is_dataset(path):
         return [path]
     unused.tell(path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}")
@@ -152,11 +156,15 @@ def _make_text(file: Path, part: Part, text: TextSection) -> None:
     """
     shown = [name for name in dict.fromkeys([*text.prompt, text.answer, *fields(text.template)]) if name in part]
     for name in shown:
+        part[name] = strings([*map(conversations.parsed, part[name])])
         _refuse(file, name, part[name], lambda cell: not columns.is_unicode(cell), "is no Unicode text; repair it")
+        _refuse(file, name, part[name], conversations.is_python, "holds a list as Python prints it; save it as JSON")
+        what = "has a turn whose content is no text, or that calls tools; leave it out"
+        _refuse(file, name, part[name], conversations.is_broken, what)
     _divide_conversations(file, part, text.answer)
     for name in shown:
         _refuse(file, name, part[name], _is_nested, "holds a list or an object; take what is needed as text")
-    if len(empty := np.flatnonzero(part[text.answer] == "")):
+    if len(empty := np.flatnonzero([not cell.strip() for cell in part[text.answer]])):
         raise DataError(f"{file}, row {empty[0] + 1}, has nothing in the column {text.answer!r}; leave it out.")
 
 
@@ -262,7 +270,7 @@ READERS: Mapping[str, Callable[[Path, TaskSection], Part]] = {
 def pieces(text: str, longest: int) -> list[str]:
     """The paragraphs of a text, those that are too long cut where words end."""
     found: list[str] = []
-    for paragraph in text.split("\n\n"):
+    for paragraph in re.split(r"\n[ \t]*\n", text):
         if len(whole := paragraph.strip()) <= longest:
             found += [whole] if whole else []
         else:

@@ -9,6 +9,12 @@ from pathlib import Path
 
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 """What systems leave in folders, beside names that begin with a dot."""
+ABOUT = {"readme", "license", "licence", "notice", "changelog"}
+"""What data sets bring along that people are to read."""
+
+
+def is_about(file: Path) -> bool:
+    return file.stem.lower() in ABOUT
 
 
 def is_clutter(name: str) -> bool:

@@ -38,7 +38,7 @@ Seeds = Callable[[int], int]
 SMALL = 1 << 20
 """Elements of a tensor that is compared by value. Of a larger one the version is, which `.data` leaves as it was."""
 FEW = 1 << 14
-"""The same of a parameter, of which there are more."""
+"""Elements of a parameter that is watched. Adapters (peft) change and restore larger ones as they run."""
 MOST = 256
 """Items of a container that are looked at: a data set in a list is no state."""
 DEEPEST = 8
@@ -190,29 +190,27 @@ class _Held:
     layer: str = ""
     buffers: Mapping[str, Tensor | None] | None = None
     """Where it has to be still."""
-    largest: int = SMALL
-    """Elements up to which it is compared by value."""
     before: tuple[int, Tensor | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "before", (_version(self.tensor), _value(self.tensor, self.largest)))
+        object.__setattr__(self, "before", (_version(self.tensor), _value(self.tensor)))
 
     @property
     def changed(self) -> bool:
         version, value = self.before
         if self.buffers is not None and self.buffers.get(self.name) is not self.tensor:
             return True
-        return _version(self.tensor) != version or (value is not None and not same(self.tensor, value))
+        return _version(self.tensor) != version if value is None else not same(self.tensor, value)
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _value(tensor: Tensor, largest: int) -> Tensor | None:
+def _value(tensor: Tensor) -> Tensor | None:
     """A copy of a small tensor of a usual kind."""
     odd = tensor.is_meta or tensor.is_nested or tensor.is_quantized or is_functorch_wrapped_tensor(tensor)
-    if odd or tensor.layout != torch.strided or tensor.numel() > largest:
+    if odd or tensor.layout != torch.strided or tensor.numel() > SMALL:
         return None
     return tensor.detach().clone()
 
@@ -233,7 +231,8 @@ def _of_module(path: str, module: nn.Module, *, swapped: bool = False) -> list[_
     held = [_Held(name, it, layer, places) for name, it in module._buffers.items() if it is not None]
     held += [_Held(name, it, layer) for name, it in vars(module).items() if isinstance(it, Tensor)]
     if not swapped:
-        held += [_Held(name, it, layer, None, FEW) for name, it in module._parameters.items() if it is not None]
+        few = {name: it for name, it in module._parameters.items() if it is not None and it.numel() <= FEW}
+        held += [_Held(name, it, layer) for name, it in few.items()]
     return held
 
 

@@ -180,15 +180,24 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     train = _prepared(train, task)
     if test and test.shape != train.shape:
         raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
+    for what, other in (("Test", test), ("Validation", judged)):
+        if other and _inputs(other, task)["values"] != _inputs(train, task)["values"]:
+            raise DataError(
+                f"{what} images are {other.values}, training images {train.values}; bring them into one form, or set "
+                "task.value_range = [0, 1]."
+            )
     judged = _prepared(judged, task) if judged else None
     return Classification(lambda: models.build(task, train.shape), train, test, judged, _inputs(train, task))
 
 
 def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
     """What the model is fed: from the run file, and from shape and type of the node's data, never from their values."""
+    values = f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values
+    if task.value_range and task.value_range != (0, 1):  # integers over their largest fill 0 … 1 and nothing else
+        values = f"{examples.values}, {values}"
     found = {
         "shape": "×".join(map(str, examples.shape)),
-        "values": f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values,
+        "values": values,
         "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
     }
     if examples.values == STANDARDIZED:

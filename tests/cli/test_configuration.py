@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_leaves() -> None:
     assert leaves({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_files_of_windows_editors_are_read(tmp_path: Path, encoding: str, end: str) -> None:
     (tmp_path / "edges.txt").write_bytes("n0 n1 # süß\nn1 n2\n".replace("\n", end).encode(encoding))
@@ -92,3 +93,35 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, say
     (tmp_path / name).write_bytes((tmp_path / name).read_text(encoding="utf-8").encode(encoding))
     with pytest.raises(ConfigurationError, match=f"{name} (is not valid TOML: it )?{says}"):
         load(ExperimentConfig, [tmp_path / "run.toml"], (), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"PK\3\4\x14\0\6\0", "is a workbook or an archive, not text"),
+        (b"\0" * 90, "is no text, but zeros, as after a crash"),
+        (gzip.compress(TEXT.encode())[:-9], r"can't be read \(it is cut or damaged\)"),
+        (b"a = " + b"[" * 100_000, "lists too deep"),
+        (b"a = " + b"9" * 5_000, "a number that is too long"),
+    ],
+    ids=["workbook", "zeros", "cut", "deep", "long"],
+)
+def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=says):
+        load(ExperimentConfig, [tmp_path / "run.toml"], (), {})
+
+
+def test_a_path_that_leads_nowhere_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").symlink_to("run.toml")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "run.toml", tmp_path / "file" / "run.toml", tmp_path / ("a" * 300)):
+        with pytest.raises(ConfigurationError, match=r"can't be read \(.+\); check the path"):
+            load(ExperimentConfig, [path], (), {})
+
+
+def test_a_setting_of_thousands_of_digits_is_a_word(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(TEXT)
+    for value in ("9" * 5_000, "[" * 100_000):
+        with pytest.raises(ConfigurationError, match=r"train\.seed"):
+            load(ExperimentConfig, [tmp_path / "run.toml"], [f"train.seed={value}"], {})

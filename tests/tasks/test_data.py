@@ -91,7 +91,7 @@ def test_own_data_of_both_shapes_and_types(tmp_path):
         ({"y": np.zeros(3, np.int64)}, "4 images but y has 3"),
         ({"y": np.array([0, 1, 2, 3])}, "labels go from 0 to 3"),
         ({"y": np.array([0, 1, -1, 2])}, "labels go from -1"),
-        ({"y": np.array([None, 1, 2, 2])}, "can't be read as numpy data: Object arrays"),
+        ({"y": np.array([None, 1, 2, 2])}, "can't be read as numpy data: it holds Python objects"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path, arrays, sentence):

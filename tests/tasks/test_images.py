@@ -149,6 +149,8 @@ def test_16_bits_are_turned_too(tmp_path: Path) -> None:
 def test_a_damaged_exif_costs_no_picture(tmp_path: Path) -> None:
     for name, exif in (("a", b"Exif\0\0garbage"), ("b", b"Exif\0\0MM\0*\0\0\0\x08\0\xff")):
         Image.new("L", (SIZE, SIZE), 51).save(place(tmp_path) / f"{name}.jpg", exif=exif)
+    damaged = b"Exif\0\0M\xff\0*\0\0\0\x08\0\0"
+    Image.new("RGB", (SIZE, SIZE), (51, 51, 51)).save(place(tmp_path) / "c.webp", exif=damaged, lossless=True)
     assert read(tmp_path).sub(0.2).abs().max() < 0.02
 
 
@@ -253,6 +255,34 @@ def test_a_class_by_nearly_its_name_is_one_sentence(tmp_path: Path, name: str) -
     shade(tmp_path / name / "3.png", 30)
     with pytest.raises(DataError, match=f"has a sub-folder '{name}' that is none of task.labels"):
         data.own(tmp_path, GRAY)
+
+
+def test_a_class_is_found_however_its_name_is_composed(tmp_path: Path) -> None:
+    shade(tmp_path / "mu\u0308de" / "3.png", 30)
+    shade(tmp_path / "dog" / "3.png", 30)
+    for accented in ("m\u00fcde", "mu\u0308de"):
+        assert data.own(tmp_path, GRAY.model_copy(update={"labels": ("dog", accented)})).y.tolist() == [0, 1]
+
+
+def test_a_table_beside_the_images_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shade(tmp_path / "cat" / "3.png", 30)
+    (tmp_path / "metadata.parquet").touch()
+    assert len(data.own(tmp_path, GRAY)) == 1
+    assert "1 .parquet" in capsys.readouterr().err
+
+
+def test_an_image_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shade(tmp_path / "cat" / "3.png", 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(DataError, match=r"3\.png has too many pixels to be unpacked"):
+        data.own(tmp_path, GRAY)
+
+
+def test_what_is_broken_behind_the_pixels_costs_no_picture(tmp_path: Path) -> None:
+    shade(tmp_path / "cat" / "3.png", 30)
+    content = (tmp_path / "cat" / "3.png").read_bytes()
+    (tmp_path / "cat" / "3.png").write_bytes(content.replace(b"IEND", b"\xe7\xbe\xceA"))
+    assert data.own(tmp_path, GRAY).x.unique().tolist() == [30]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>403</html>", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])

@@ -48,6 +48,23 @@ def test_integers_and_floats_differ_unless_the_run_declares_a_range(tmp_path: Pa
     assert inputs(integers, **declared) == inputs(floats, **declared)
     assert inputs(integers, **declared)["values"] == "in task.value_range = [0.0, 1.0]"
     assert inputs(integers, **declared) != inputs(integers, value_range=[0, 2])
+    for other in ([-1, 1], [0, 255]):
+        assert inputs(integers, value_range=other) != inputs(floats, value_range=other), "integers fill 0 … 1 only"
+        assert inputs(floats, value_range=other) == inputs(saved(tmp_path, BYTES / 510, "half"), value_range=other)
+
+
+def test_bytes_of_0_and_1_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x is uint8 \(0 … 255\), but nothing in it is above 1; save it"):
+        inputs(saved(tmp_path, BYTES // 128))
+    assert inputs(saved(tmp_path, BYTES // 128 * np.uint8(255)))
+    assert inputs(saved(tmp_path, BYTES * np.uint8(0)))
+
+
+def test_an_npz_that_holds_other_things_is_a_sentence(tmp_path: Path) -> None:
+    for x, says in ((np.float64(3), r"x has shape \(\)"), (np.array([{}], object), "Python objects, which are never")):
+        np.savez(tmp_path / "mine.npz", x=x, y=LABELS, z=LABELS)
+        with pytest.raises(DataError, match=says):
+            inputs(tmp_path / "mine.npz")
 
 
 def test_channels_first_and_channels_last_differ(tmp_path: Path) -> None:
@@ -91,6 +108,12 @@ def test_test_and_validation_sets_are_held_to_the_same(tmp_path: Path) -> None:
     train, test = saved(tmp_path, BYTES, "train"), saved(tmp_path, BYTES.astype(np.float32), "test")
     with pytest.raises(DataError, match=r"test\.npz: x has values beyond ±20"):
         tasks.make(run, DataSection(path=train, name="mine", test=test))
+    test = saved(tmp_path, BYTES / 127.5 - 1, "test")
+    with pytest.raises(DataError, match=r"Test images are floats, training images 0 … 1, from integers; bring them"):
+        tasks.make(run, DataSection(path=train, name="mine", test=test))
+    declared = run.model_copy(update={"task": run.task.model_copy(update={"value_range": (0.0, 1.0)})})
+    test = saved(tmp_path, BYTES / 255, "test")
+    assert tasks.make(declared, DataSection(path=train, name="mine", test=test))
 
 
 TABLE = {"classes": 2, "features": {"age": (50.0, 20.0), "dose": (5.0, 3.0)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ TALK = [
     {"role": "system", "content": "Be brief."}, *HELLO, {"role": "assistant", "content": "Hi."},
     {"role": "user", "content": "Bye?"}, {"role": "assistant", "content": "Bye."},
 ]  # fmt: skip
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "Anna"}}]}
 CHATML = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -138,7 +140,17 @@ def test_labels_may_be_what_the_assistant_said(tmp_path: Path) -> None:
         ([{"messages": [{"from": "human", "value": "Hi."}]}], "row 1: the column 'messages' holds a list or an object"),
         ([{"messages": {"name": "Anna"}}], "row 1: the column 'messages' holds a list or an object"),
         ([{"messages": ["Anna", "Bert"]}], "row 1: the column 'messages' holds a list or an object"),
-        ([{"messages": [{"role": "user", "content": ["Anna"]}]}], "row 1: the column 'messages' holds a list"),
+        (
+            [{"messages": [{"role": "user", "content": ["Anna"]}]}],
+            "row 1: the column 'messages' has a turn whose content",
+        ),
+        (
+            [{"messages": TALK}, {"messages": [*TALK, CALL]}],
+            "row 2: the column 'messages' has a turn whose content is no",
+        ),
+        ([{"messages": [*HELLO, {**TALK[2], **CALL}]}], "row 1: the column 'messages' has a turn whose content is no"),
+        ([{"messages": str([*HELLO, TALK[2]])}], "row 1: the column 'messages' holds a list as Python prints it"),
+        ([{"messages": [*HELLO, {**TALK[2], "content": " \n"}]}], "row 1, has nothing in the column 'messages'"),
         ([{"messages": []}], "row 1: the column 'messages' holds a list"),
     ],
 )
@@ -147,6 +159,25 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, rows: list[dict[str,
         shown(written(tmp_path, rows), answer="messages")
     assert says in str(caught.value)
     assert "Anna" not in str(caught.value)
+
+
+def test_keys_without_a_value_do_no_harm(tmp_path: Path) -> None:
+    talk = [{**turn, "tool_calls": None, "name": None} for turn in TALK]
+    assert shown(written(tmp_path, [{"messages": talk}], "parquet"), answer="messages")[0][1] == "Bye."
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_conversation_may_be_written_as_text(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, [{"messages": json.dumps(TALK[:3]), "mood": "good"}])
+    if kind == "csv":
+        path = tmp_path / "mine.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["messages", "mood"], [json.dumps(TALK[:3], indent=1), "good"]])
+    given = "system: Be brief.\nuser: Hello."
+    assert shown(path, answer="messages") == [(f"{given}\nassistant:", "Hi.")]
+    assert shown(path, answer="mood", prompt=["messages"]) == [(f"{given}\nassistant: Hi.\n", "good")]
+    other = '[{"drug": "a"}]'
+    assert shown(written(tmp_path, [{"messages": other}]), answer="messages") == [("", other)]
 
 
 @pytest.mark.parametrize("value", [{"name": "Anna"}, ["Anna"], [["Anna"]], {}, []])

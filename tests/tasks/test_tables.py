@@ -58,6 +58,12 @@ SHAPES = {
     "comments above": "# exported 2024-05-02 by clinic A; ward 3\n#\n" + PLAIN,
     "a header as numpy writes it": "# " + PLAIN,
     "Excel's line": "sep=;\n" + PLAIN.replace(",", ";"),
+    "Excel's line in capitals and quotation marks": '"SEP=;"\n' + PLAIN.replace(",", ";"),
+    "blank lines above": "\n \n# exported\n\n" + PLAIN,
+    "characters that can't be seen": "\u200e" + PLAIN.replace("dose", "dose\u200b"),
+    "lines of spaces": PLAIN.replace("\n", "\n  \n"),
+    "rows of separators, as Excel leaves them": PLAIN + ",,\n,,\n",
+    "labels with two decimals": PLAIN.replace(",0\n", ",0.00\n").replace(",1\n", ",1.00\n"),
     "an index": "".join(f"{k},{line}\n" if k else f",{line}\n" for k, line in enumerate(PLAIN.splitlines())),
     "another column twice": with_columns(",note,note", ",a,b"),
     "blank heads": with_columns(",,", ",,"),
@@ -148,6 +154,12 @@ WRONG = {
     "thousands": (PLAIN + f'{SECRET},"1,234.5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
     "thousands elsewhere": (PLAIN + f'{SECRET},"1.234,5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
     "thousands or decimals": (f"age;dose;label\n50;1,234;1\n{SECRET};5,678;0\n", "in row 1: its comma may"),
+    "beyond float32": (PLAIN + f"{SECRET},1e300,1\n", "column 'dose' has empty or infinite values (see row 4)"),
+    "no header, sentences": (
+        "anna has a cold today,she is unknown\nbert of berlin is well,\n",
+        "has no header with the",
+    ),
+    "Python's own labels": (PLAIN + f"{SECRET},1.5,0_1\n", "labels are not integers"),
     "no label": (PLAIN + f"{SECRET},1.5,\n", "row 4, has no label"),
     "blank label": (PLAIN + f"{SECRET},1.5,  \n", "row 4, has no label"),
     "a total": (PLAIN + f"Total,{SECRET},90\n", "column 'age' is not numeric in row 4"),
@@ -182,6 +194,9 @@ LABELS = {
     "null": (("null", "set"), ("null", "set")),
     "powers": (("1000.5", "1e3"), ("1000.5", "1e3")),
     "spaces": (("no", "yes"), ("no ", " yes")),
+    "two decimals": (("0", "1"), ("0.00", "1.0")),
+    "letters of two parts": (("m\u00fcde", "x"), ("mu\u0308de", "x")),
+    "letters of one": (("mu\u0308de", "x"), ("m\u00fcde", "x")),
     "commas": (("no, never", "yes"), ('"no, never"', "yes")),
 }
 
@@ -193,6 +208,18 @@ def test_labels_are_text(tmp_path: Path, kind: str) -> None:
     assert read(written(tmp_path, content), TASK.model_copy(update={"labels": names}))[1] == [0, 1, 1]
 
 
+def test_a_text_that_is_no_label_is_not_shown(tmp_path: Path) -> None:
+    content = PLAIN.replace(",0\n", f",{SECRET} was the dose that anna was given on Monday\n")
+    with pytest.raises(DataError, match=r"row 1: a long text is none of task\.labels \(no, yes\)"):
+        read(written(tmp_path, content), TASK.model_copy(update={"labels": ("no", "yes")}))
+
+
+def test_a_column_is_found_however_its_name_is_composed(tmp_path: Path) -> None:
+    path = written(tmp_path, PLAIN.replace("dose", "mu\u0308de"))
+    mine = TASK.model_copy(update={"features": {"age": (50.0, 20.0), "m\u00fcde": (5.0, 3.0)}})
+    assert read(path, mine) == (VALUES, [0, 1, 1])
+
+
 PARQUET: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {
     "plain": ({}, ()),
     "decimals": ({"dose": [Decimal("5.0"), Decimal("6.5"), Decimal("0.5")]}, ()),
@@ -200,6 +227,7 @@ PARQUET: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {
     "Booleans": ({"label": [False, True, True]}, ("False", "true")),
     "dates": ({"label": [date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 2)]}, ("2024-01-01", "2024-01-02")),
     "floats": ({"label": [0.0, 1.0, 1.0]}, ("0", "1")),
+    "labels as decimals": ({"label": [Decimal("0.00"), Decimal("1.00"), Decimal("1.00")]}, ("0", "1")),
     "another column of lists": ({"note": [[1], [], None]}, ()),
     "nanoseconds": ({"label": np.array([1, 2, 2], "M8[ns]")}, tuple(f"1970-01-01 00:00:00.00000000{k}" for k in "12")),
 }
@@ -214,7 +242,7 @@ def test_parquet_of_any_types(tmp_path: Path, kind: str, categories: bool) -> No
     changed, names = PARQUET[kind]
     age, dose, label = zip(*ROWS, strict=True)
     table = pyarrow.table({"age": list(age), "dose": list(dose), "label": list(label), **changed})
-    if categories and kind not in ("another column of lists", "decimals", "nanoseconds"):
+    if categories and kind not in ("another column of lists", "decimals", "labels as decimals", "nanoseconds"):
         table = pyarrow.table({name: table.column(name).dictionary_encode() for name in table.column_names})
     parquet.write_table(table, tmp_path / "mine.PARQUET")
     task = TASK.model_copy(update={"labels": names, "data": "file"})
@@ -232,6 +260,48 @@ def test_a_folder_of_parquet_is_one_table(tmp_path: Path, partitioned: list[str]
     (tmp_path / "mine.parquet" / "_SUCCESS").touch()
     values, labels = read(tmp_path / "mine.parquet")
     assert sorted(zip(values, labels, strict=True)) == sorted(zip(VALUES, [0, 1, 1], strict=True))
+
+
+def test_a_folder_of_parquet_may_have_other_files_and_codes_in_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    for code, rows in (("01", ROWS[:1]), ("02", ROWS[1:])):
+        (tmp_path / f"label={code}").mkdir()
+        age, dose, _ = zip(*rows, strict=True)
+        parquet.write_table(pyarrow.table({"age": age, "dose": dose}), tmp_path / f"label={code}" / "a.parquet")
+    for name in ("README.md", "_SUCCESS", "._a.parquet", "label=01/.a.parquet.crc"):
+        (tmp_path / name).write_text(SECRET)
+    assert read(tmp_path, TASK.model_copy(update={"labels": ("01", "02")})) == (VALUES, [0, 1, 1])
+    assert "files that are not used (1 .md)" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_tables_is_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    written(tmp_path, PLAIN)
+    with pytest.raises(DataError, match="has no Parquet files; a table of another kind is one file, no folder"):
+        read(tmp_path)
+
+
+def test_columns_of_parquet_that_python_can_not_hold(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    age, dose, label = zip(*ROWS, strict=True)
+    numbers = pyarrow.array([3_000_000] * 3, pyarrow.int32())
+    text = pyarrow.array([b"\xff", b"a", b"b"])
+    others = {
+        "far": numbers.cast(pyarrow.date32()),
+        "mars": numbers.cast(pyarrow.int64()).cast(pyarrow.timestamp("us", tz="Mars/X")),
+        "latin": pyarrow.Array.from_buffers(pyarrow.string(), 3, text.buffers()),
+    }
+    parquet.write_table(pyarrow.table({"age": age, "dose": dose, "label": label, **others}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", TASK.model_copy(update={"data": "file"})) == (VALUES, [0, 1, 1])
+    for name in others:
+        with pytest.raises(DataError, match=f"the column '{name}' has text or times that can't be read"):
+            read(tmp_path / "a.parquet", TASK.model_copy(update={"label": name}))
 
 
 def test_damaged_parquet_is_a_sentence_of_ours(tmp_path: Path) -> None:

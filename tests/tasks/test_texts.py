@@ -140,6 +140,27 @@ def test_a_file_may_begin_with_a_mark_and_only_line_feeds_end_its_lines(tmp_path
     assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == ["One."]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_paragraphs_and_lines_may_end_in_any_way(tmp_path: Path, end: str) -> None:
+    (tmp_path / "a.txt").write_bytes("one\nline\n\ntwo\n \t\nthree\n".replace("\n", end).encode())
+    assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == ["one\nline", "two", "three"]
+    (tmp_path / "a.jsonl").write_bytes('{"text": "x"}\n{"text": "y"}\n'.replace("\n", end).encode())
+    assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_gzip_is_known_by_its_content_and_workbooks_are_named(tmp_path: Path, name: str) -> None:
+    content = {"a.csv": b"text\nx\n", "a.jsonl": b'{"text": "x"}', "a.txt": b"x"}[name]
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    (tmp_path / f"{name}.gz").write_bytes(content)
+    for file in (name, f"{name}.gz"):
+        assert read_texts(tmp_path / file, section()).columns["text"].tolist() == ["x"]
+    for binary, says in {b"PK\3\4\x14\0\6": "is a workbook or an archive", b"\0" * 99: "is no text, but zeros"}.items():
+        (tmp_path / name).write_bytes(binary)
+        with pytest.raises(DataError, match=says):
+            read_texts(tmp_path / name, section())
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> None:
     def written(name: str, *rows: tuple[int | None, float | None, str | None]) -> Path:
@@ -234,9 +255,10 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, say
 
 def test_half_a_character_is_no_text(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "x"}]
-    (tmp_path / "b.json").write_text(json.dumps([{"text": turns}]))
-    with pytest.raises(DataError, match="row 1: the column 'text' is no Unicode text"):
-        read_texts(tmp_path / "b.json", section())
+    for cell in (turns, json.dumps(turns)):
+        (tmp_path / "b.json").write_text(json.dumps([{"text": cell}]))
+        with pytest.raises(DataError, match="row 1: the column 'text' is no Unicode text"):
+            read_texts(tmp_path / "b.json", section())
     (tmp_path / "a.jsonl").write_text('{"text": "x \\ud83d\\ude00"}\n{"text": "x \\ud83d"}')
     with pytest.raises(DataError, match="row 2: the column 'text' is no Unicode text; repair it"):
         read_texts(tmp_path / "a.jsonl", section())
@@ -247,6 +269,37 @@ def test_conversations_are_in_all_files_of_a_folder_or_in_none(tmp_path: Path) -
     (tmp_path / "b.jsonl").write_text('{"text": "y"}')
     with pytest.raises(DataError, match="the column 'text' holds conversations in some files only"):
         read_texts(tmp_path, section())
+
+
+def test_a_column_named_file_is_kept(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"file,text\nscan {name},x\n")
+    assert read_texts(tmp_path, section(prompt=["file"])).columns["file"].tolist() == ["scan a", "scan b"]
+    (tmp_path / "c.txt").write_text("plain")
+    with pytest.raises(DataError, match="no column 'file'; it has text"):
+        read_texts(tmp_path, section(prompt=["file"]))
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_what_is_about_a_data_set_is_not_learned(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    (tmp_path / folder).mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / folder / "train.parquet")
+    for name in ("README.md", "LICENSE.txt"):
+        (tmp_path / name).write_text("not data")
+    assert read_texts(tmp_path, section()).columns["text"].tolist() == ["x"]
+    assert "1 .md, 1 .txt" in capsys.readouterr().err
+
+
+def test_the_label_is_learned_not_how_a_row_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,mood\nx, TRUE \ny,false\nz,False\n")
+    task = TaskSection(labels=("false", "true"), classes=2, text={"answer": "mood", "prompt": ["text"]})  # type: ignore[arg-type]
+    found = read_texts(tmp_path / "a.csv", task)
+    assert found.columns["mood"].tolist() == ["true", "false", "false"]
 
 
 def test_texts_may_be_gzipped(tmp_path: Path) -> None:
