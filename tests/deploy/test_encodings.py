@@ -26,11 +26,7 @@ def _of_text(call: ast.Call) -> bool:
             each.value for each in (*call.args, *(k.value for k in call.keywords)) if isinstance(each, ast.Constant)
         ]
         return any(isinstance(mode, str) and mode in {"r", "w", "a", "x", "r+", "w+", "a+"} for mode in modes)
-<<<<<<< HEAD
-    return (name in TEXT and isinstance(call.func, ast.Attribute)) or (  # a function of that name is node.encoding's
-=======
     return (name in TEXT and isinstance(call.func, ast.Attribute)) or (  # a plain read_text is node.encoding's
->>>>>>> breakerB
         name in PROCESSES and any(each.arg in {"text", "universal_newlines"} for each in call.keywords)
     )
 
