@@ -375,7 +375,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     if config.task.data != "own":
         import numpy as np
 
-        from node import data, validation
+        from node import data, promises, validation
         from node.tasks import TASKS, make
 
         train, _ = data.public(config.task)
@@ -383,7 +383,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
         task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
         suited(plan.algorithm, task)
         if config.task.name not in TASKS:
-            task.evaluate(task.start(config.train.seed))
+            task.evaluate(promises.checked_start(task, config.train.seed))
         if attack:
             attack.on_task(task, config, attacker)
     else:

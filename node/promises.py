@@ -6,11 +6,14 @@ lengths and weights can't be made up. That can refuse the task, and changes noth
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from node.device import CPU
 from node.maths.per_example import device_of, scalar
 from node.maths.purity import State
 from node.maths.rehearsal import Rehearsal, Values, admissible
@@ -24,7 +27,9 @@ LARGE = 10_000_000
 TOLERANCE = 0.02
 """Between `mean_loss` and the mean of `loss`, relative: bfloat16 rounds by 0.008."""
 TIMES = 3
-"""Parameters at which they are compared."""
+"""Parameters at which they are compared, and how often a loss is asked again whether it draws random numbers."""
+LONGEST = 4096
+"""Characters of a name or a word of `inputs`."""
 
 
 def check(task: Task, seed: int) -> Tensor:
@@ -33,17 +38,57 @@ def check(task: Task, seed: int) -> Tensor:
     Raises:
         TaskError: a promise is broken; one sentence says which.
     """
-    if not task.layout.size:
-        raise TaskError("The task's layout has no parameters; name those that are to be learned (node.task.layout_of).")
+    x = checked_start(task, seed)
     with torch.random.fork_rng(devices=[]), State.of(task).unchanged():
         _check_examples(task)
-        x = _check_start(task, seed)
         values = admissible(task)
         _check_loss(task, values)
         _check_frozen(task)
         if not _random(task, values):
             _check_mean(task, x, values)
     return x
+
+
+def checked_start(task: Task, seed: int) -> Tensor:
+    """The task's start for the seed, flat [d], whatever its examples are.
+
+    Raises:
+        TaskError: it, the layout, the device or the inputs are not what they should be.
+    """
+    _check_layout(task)
+    _check_inputs(getattr(task, "inputs", {}))
+    _check_device(device_of(task))
+    with torch.random.fork_rng(devices=[]):
+        return _check_start(task, seed)
+
+
+def _check_layout(task: Task) -> None:
+    if not task.layout.fields:
+        raise TaskError("The task's layout has no parameters; name those that are to be learned (node.task.layout_of).")
+    if empty := [name for name, shape in task.layout.fields if 0 in tuple(shape)]:
+        raise TaskError(f"The parameter {empty[0]!r} in the task's layout has no elements; leave it out.")
+
+
+def _check_inputs(inputs: object) -> None:
+    if not isinstance(inputs, Mapping) or not all(map(_is_text, (*inputs, *inputs.values()))):
+        raise TaskError(
+            "The task's inputs is no dict of names and words that all nodes may read, such as "
+            f'{{"unit": "mg/l"}}; each is a text of at most {LONGEST} characters.'
+        )
+
+
+def _is_text(value: object) -> bool:
+    """Is it a text that UTF-8 can write, and not too long?"""
+    if not isinstance(value, str) or len(value) > LONGEST:
+        return False
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _check_device(device: torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TaskError(f"The task's device is {str(device)!r}, on which nothing can be computed here.") from error
 
 
 def _check_examples(task: Task) -> None:
@@ -63,9 +108,11 @@ def _check_examples(task: Task) -> None:
 
 def _check_start(task: Task, seed: int) -> Tensor:
     x, again = task.start(seed), task.start(seed)
-    if not isinstance(x, Tensor) or x.shape != (task.layout.size,) or not x.is_floating_point():
-        what = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TaskError(f"The task's start(seed) gives {what}; a flat vector of {task.layout.size} floats is expected.")
+    if not _is_vector(x, task.layout.size):
+        raise TaskError(
+            f"The task's start(seed) gives {_kind(x)}; a flat, dense vector of {task.layout.size} floats on the CPU is "
+            "expected, as its layout says."
+        )
     if not bool(x.isfinite().all()):
         raise TaskError("The task's start(seed) has values that are not finite.")
     if not torch.equal(x, again):
@@ -74,6 +121,19 @@ def _check_start(task: Task, seed: int) -> Tensor:
             "torch.manual_seed(seed), within torch.random.fork_rng()."
         )
     return x
+
+
+def _is_vector(x: object, size: int) -> bool:
+    """Is it dense, on the CPU, and of so many floats?"""
+    if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided:
+        return False
+    return x.shape == (size,) and x.is_floating_point() and x.device == CPU
+
+
+def _kind(x: object) -> str:
+    if not isinstance(x, Tensor) or x.is_nested:
+        return f"something of type {type(x).__name__}"
+    return f"{x.dtype} {list(x.shape)}, {x.layout}, on {x.device}"
 
 
 def _losses(rehearsal: Task, x: Tensor, rows: Tensor) -> list[Tensor]:
@@ -92,27 +152,35 @@ def _check_loss(task: Task, values: Values) -> None:
 
 
 def _check_frozen(task: Task) -> None:
-    fields = dict(task.layout.fields)
-    for name, parameter in State.of(task).parameters():
-        if fields.get(name) != tuple(parameter.shape):
-            continue
-        if parameter.is_complex():
+    for name, parameters in _named(task).items():
+        if all(parameter.is_complex() for parameter in parameters):
             raise TaskError(
                 f"The parameter {name!r} is complex, and the layout's are real; hold it as real and imaginary part."
             )
-        if not parameter.requires_grad:
+        if not any(parameter.requires_grad for parameter in parameters):
             raise TaskError(
                 f"The parameter {name!r} is frozen (requires_grad = False) but stands in the layout, so it would be "
                 "trained; make the layout by node.task.layout_of(module), which leaves it out."
             )
 
 
+def _named(task: Task) -> Mapping[str, list[nn.Parameter]]:
+    """The modules' parameters that stand in the layout; a frozen teacher's may have the names of its student's."""
+    shapes = {name: tuple(shape) for name, shape in task.layout.fields}
+    named = defaultdict(list)
+    for name, parameter in State.of(task).parameters():
+        if shapes.get(name) == tuple(parameter.shape):
+            named[name].append(parameter)
+    return named
+
+
 def _random(task: Task, values: Values) -> bool:
-    """Does the loss draw random numbers? Then its mean is another one each time."""
+    """Does the loss draw random numbers, from whichever generator? Then its mean is another one each time."""
     rehearsal = Rehearsal(task, COMPARED, values)
-    before = torch.get_rng_state()
-    _losses(rehearsal, rehearsal.start(0), torch.arange(COMPARED))
-    return not torch.equal(before, torch.get_rng_state())
+    x, rows = rehearsal.start(0), torch.arange(COMPARED)
+    first = torch.stack(_losses(rehearsal, x, rows)).detach()
+    again = (torch.stack(_losses(rehearsal, x, rows)).detach() for _ in range(TIMES))
+    return not all(torch.allclose(first, losses, equal_nan=True) for losses in again)
 
 
 def _check_mean(task: Task, start: Tensor, values: Values) -> None:

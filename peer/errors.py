@@ -106,4 +106,8 @@ class Refused(RemoteError):
 
 def first_line(error: BaseException | None) -> str:
     """What a library's error says, or else its kind, to stand within a sentence of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    try:
+        text = str(error).strip()
+    except Exception:  # whatever an error's own code raises
+        text = ""
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

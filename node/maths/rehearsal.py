@@ -137,9 +137,21 @@ def _gradients(task: Task, values: Values) -> list[Tensor]:
 
 
 def declared(task: Task) -> tuple[Tensor, ...] | None:
-    """The example that the task declares, without a batch dimension; None: it declares none."""
-    example: Callable[[], tuple[Tensor, ...]] | None = getattr(task, "example", None)
-    return None if example is None else tuple(example())
+    """The example that the task declares, without a batch dimension; None: it declares none.
+
+    Raises:
+        TaskError: it is no tuple of tensors.
+    """
+    example = getattr(task, "example", None)
+    if not callable(example):
+        return None
+    columns: object = example()
+    if not isinstance(columns, tuple | list) or not all(isinstance(column, Tensor) for column in columns):
+        raise TaskError(
+            f"The task's example() gives something of type {type(columns).__name__}; a tuple of tensors is expected, "
+            "as of batch(), without the first dimension."
+        )
+    return tuple(columns)
 
 
 def _first(task: Task) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """The border to somebody's own task: whatever its code raises becomes one sentence that names the file and the line.
 
-A thin proxy: what a task has, it has, and what it lacks, it lacks. Errors of ours pass, and so does the end of a daemon
-(`Stopped`) or of a program in the terminal (Ctrl-C).
+A thin proxy: what a task has, it has, and what it lacks, it lacks. What our code raised passes, and so does the end of
+a daemon (`Stopped`) or of a program in the terminal (Ctrl-C). A model goes in and out as a copy, and torch's switches
+stay as they were.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from torch import Tensor
 import node
 import peer
 from node.compute import Stopped
+from node.device import CPU
 from node.task import Task, Wrapper
+from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
-from peer.message import Layout
+from peer.message import DType, Layout
 
 OURS = tuple(f"{Path(package.__file__).parent}/" for package in (torch, node, peer) if package.__file__)
 """Whose lines are no mistake of a task."""
@@ -33,8 +36,13 @@ INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "pureli
 """Where a mistake is looked for only if the task itself is installed."""
 SLACK = 1e-6
 """What rounding may add to an accuracy of 1."""
-NEEDED = ("layout", "examples", "start", "batch", "loss", "mean_loss", "evaluate")
+ATTRIBUTES = ("layout", "examples")
+METHODS = ("start", "batch", "loss", "mean_loss", "evaluate")
 """What `node.task.Task` asks for, but `device` and `to`."""
+OPTIONAL_METHODS = ("to", "example", "validate", "factors")
+"""What is no function is as good as absent."""
+COLD = ("start", "evaluate", "to", "example", "validate")
+"""Called seldom enough to look at torch's switches each time."""
 _MISSING = object()
 
 
@@ -47,7 +55,8 @@ def guard(made: object, name: str) -> Task:
     """
     if isinstance(made, type):
         raise ConfigurationError(f"task.name = {name!r} made the class {made.__name__}, not an object; call it there.")
-    if missing := [attribute for attribute in NEEDED if _read(made, attribute, name) is _MISSING]:
+    missing = [attribute for attribute in ATTRIBUTES if _read(made, attribute, name) is _MISSING]
+    if missing := missing + [method for method in METHODS if not callable(_read(made, method, name))]:
         raise ConfigurationError(f"task.name = {name!r} made something without {', '.join(missing)}: no Task.")
     if not _is_layout(_read(made, "layout", name)):
         raise ConfigurationError(
@@ -63,28 +72,52 @@ class Guarded(Wrapper):
 
     def __init__(self, task: object, name: str) -> None:
         self._task, self._name = task, name
-        self._batch, self._loss, self._mean_loss, self._evaluate = (
-            cast(Callable[..., Any], self.__getattr__(method)) for method in ("batch", "loss", "mean_loss", "evaluate")
-        )
+        self._start, self._batch, self._loss, self._mean_loss, self._evaluate = map(self.__getattr__, METHODS)
         self._patient = _takes_two(self._evaluate)
 
     def __getattr__(self, attribute: str) -> Any:
         value = _MISSING if attribute.startswith("__") else _read(self._task, attribute, self._name)
-        if value is _MISSING:
+        if value is _MISSING or (attribute in OPTIONAL_METHODS and not callable(value)):
             raise AttributeError(attribute)
-        return guarded(value, self._name, attribute) if callable(value) else value
+        if not callable(value):
+            return value
+        call = guarded(value, self._name, attribute)
+        return _keeping_switches(call, self._name) if attribute in COLD else call
 
     @property
     def examples(self) -> int:
-        count = self.__getattr__("examples")
+        count = _read(self._task, "examples", self._name)
         if not isinstance(count, int | np.integer) or count < 0:
             raise self._refusal("examples is no number of examples; make it a property that gives one")
         return int(count)
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU where the task names none."""
+        value = _read(self._task, "device", self._name)
+        if value is _MISSING or value is None:
+            return CPU
+        if not isinstance(value, str | torch.device):
+            raise self._refusal(f'device is {_kind(value)}; a torch.device or its name is expected, such as "cpu"')
+        try:
+            return torch.device(value)
+        except (RuntimeError, ValueError):
+            raise self._refusal('device is no name of a device; "cpu" and "cuda:0" are some') from None
+
+    def start(self, seed: int) -> Tensor:
+        """The initial parameters as a copy of the task's own."""
+        x: Tensor = self._start(seed)
+        return x.detach().clone() if isinstance(x, Tensor) else x
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         columns = self._batch(rows)
         if not isinstance(columns, tuple | list) or not all(isinstance(column, Tensor) for column in columns):
             raise self._refusal("batch gives no tuple of tensors; return one, such as (self.x[rows], self.y[rows])")
+        if not all(map(_is_plain, columns)):
+            raise self._refusal(
+                "batch gives a sparse, nested or quantized tensor; make it dense, with to_dense(), "
+                "to_padded_tensor(0) or dequantize()"
+            )
         return tuple(columns)
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
@@ -95,7 +128,8 @@ class Guarded(Wrapper):
 
     def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Test metrics as plain numbers, whichever kind of number the task has them in."""
-        metrics = self._evaluate(x, breathe) if self._patient else self._evaluate(x)
+        x = x.clone()
+        metrics = self._evaluate(x, _with_gradients(breathe)) if self._patient else self._evaluate(x)
         if not isinstance(metrics, Mapping):
             raise self._refusal(
                 f"evaluate gives {_kind(metrics)}; names with a number each are expected, such as "
@@ -106,6 +140,8 @@ class Guarded(Wrapper):
     def _scalar(self, what: str, value: object) -> Tensor:
         if not isinstance(value, Tensor):
             raise self._refusal(f"{what} gives {_kind(value)}; a tensor that gradients can be taken of is expected")
+        if value.is_nested:
+            raise self._refusal(f"{what} gives {_kind(value)}; one number is expected")
         if value.dim() and value.numel() == 1:
             return value.reshape(())
         if value.dim():
@@ -144,6 +180,25 @@ def guarded(function: Callable[..., Any], name: str, what: str) -> Callable[...,
     return call
 
 
+def _keeping_switches(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with switches_kept(name):
+            return function(*arguments, **options)
+
+    return call
+
+
+def _with_gradients(breathe: Callable[[], None]) -> Callable[[], None]:
+    """Neighbors are answered with gradients meanwhile, also where the task breathes within `torch.no_grad()`."""
+
+    def call() -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            breathe()
+
+    return call
+
+
 def _read(task: object, attribute: str, name: str) -> Any:
     """The attribute; _MISSING where there is none. An AttributeError out of a property of that name is a mistake."""
     try:
@@ -164,11 +219,19 @@ def _blame(error: BaseException, name: str, what: str) -> NoReturn:
 
 
 def _passes(error: BaseException) -> bool:
-    """Is it one of our sentences, the end of this program, or too little memory?"""
+    """Is it a sentence that our code raised, the end of this program, or too little memory?"""
     if isinstance(error, KeyboardInterrupt):  # Ctrl-C comes in the main thread
         return threading.current_thread() is threading.main_thread()
-    ours = PeerpoiseError | Stopped | MemoryError | torch.OutOfMemoryError
-    return isinstance(error, ours) or "can't allocate memory" in str(error)
+    if isinstance(error, PeerpoiseError):
+        return _is_ours(error)
+    passing = Stopped | MemoryError | torch.OutOfMemoryError
+    return isinstance(error, passing) or "can't allocate memory" in first_line(error)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Was it raised by our code?"""
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return bool(files) and files[-1].startswith(OURS)
 
 
 def _place(error: BaseException) -> str:
@@ -182,13 +245,23 @@ def _place(error: BaseException) -> str:
 
 
 def _is_layout(value: object) -> bool:
-    if not isinstance(value, Layout):
+    if not isinstance(value, Layout) or not isinstance(value.dtype, DType):
         return False
     try:
-        names = [name for name, shape in value.fields if all(size == int(size) >= 0 for size in shape)]
+        names = [name for name, shape in value.fields if all(map(_is_size, shape))]
+        "".join(names).encode()
     except (TypeError, ValueError):
         return False
-    return len(names) == len(value.fields) == len(set(names)) and all(isinstance(name, str) for name in names)
+    return len(names) == len(value.fields) == len(set(names))
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int | np.integer) and int(size) >= 0
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Is it one dense block of plain numbers?"""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
 def _takes_two(evaluate: Callable[..., Any]) -> bool:
@@ -214,6 +287,8 @@ def _number(value: Any) -> float | None:
 
 def _kind(value: object) -> str:
     """A value's kind, in a sentence; never the value."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         return f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
     return "None" if value is None else f"something of type {type(value).__name__}"

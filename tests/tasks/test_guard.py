@@ -14,11 +14,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from node import experiment, tasks
+from node import cluster, experiment, tasks
+from node import data as datasets
 from node.compute import Stopped
 from node.config import ExperimentConfig, RunConfig
-from node.tasks.guard import Guarded
-from peer.errors import ConfigurationError, DataError, TaskError
+from node.tasks.guard import Guarded, guard
+from peer.errors import (
+    BudgetSpent,
+    ConfigurationError,
+    DataError,
+    LedgerError,
+    PeerpoiseError,
+    Refused,
+    StorageError,
+    TaskError,
+    TemporaryFailure,
+)
 from peer.message import Layout
 
 TASK = """\
@@ -195,6 +206,8 @@ GIVEN = {
     "nested": ('"accuracy": 0.5', '"by_class": {"a": 0.5}', "something of type dict as 'by_class'; one number"),
     "a list": ('"accuracy": 0.5', '"confusion": [[1, 2]]', "something of type list as 'confusion'; one number"),
     "an array": ('"accuracy": 0.5', '"confusion": np.eye(2)', "ndarray of shape (2, 2) as 'confusion'; one number"),
+    "a nested loss": (LOSS, f"return torch.nested.nested_tensor([{LOSS[7:]}[None]])", "loss gives a nested tensor"),
+    "a nested tensor": ('"accuracy": 0.5', '"a": torch.nested.nested_tensor([torch.ones(3)])', "nested tensor as 'a'"),
     "a tensor": ('"accuracy": 0.5', '"recall": torch.ones(3)', "Tensor of shape (3,) as 'recall'; one number"),
     "text": ('"accuracy": 0.5', '"note": "0.5"', "something of type str as 'note'; one number"),
     "no value": ('"accuracy": 0.5', '"f1": None', "None as 'f1'; one number"),
@@ -203,12 +216,34 @@ GIVEN = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("mistake", GIVEN)
 def test_what_is_no_tasks_is_one_sentence(play: Callable[..., Any], mistake: str) -> None:
     old, new, sentence = GIVEN[mistake]
     with pytest.raises(ConfigurationError, match=re.escape(sentence)) as caught:
         play(old, new)
     assert str(caught.value).startswith("task.name = 'mine:make_task'")
+
+
+BLAMED = {
+    "a list": ("return torch.zeros(15)", "return [0.0] * 15", "start(seed) gives something of type list"),
+    "an array": ("return torch.zeros(15)", "return np.zeros(15)", "start(seed) gives something of type ndarray"),
+    "sparse": ("return torch.zeros(15)", "return torch.zeros(15).to_sparse()", "start(seed) gives torch.float32 [15]"),
+    "an empty layout": ('Layout((("w", (3, 4)), ("b", (3,))))', "Layout(())", "layout has no parameters"),
+    "an empty field": ('("b", (3,))))', '("b", (0,))))', "The parameter 'b' in the task's layout has no elements"),
+}
+
+
+@pytest.mark.parametrize("mistake", BLAMED)
+def test_what_is_checked_before_daemons_start_blames_what_is_wrong(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, sentence = BLAMED[mistake]
+    code = TASK.replace(old, new).replace("return {", "x.norm(); return {")
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TaskError, match=re.escape(sentence)):
+        cluster.check(settings(task={"name": "mine.py:make_task"}))
 
 
 @pytest.mark.parametrize(
@@ -240,9 +275,56 @@ def test_a_list_is_a_batch_and_one_element_a_number(play: Callable[..., Any]) ->
     assert play(LOSS, f"{LOSS}.unsqueeze(0)").complete
 
 
-def test_sentences_of_ours_pass(play: Callable[..., Any]) -> None:
-    with pytest.raises(DataError, match=r"^Ward 7 has no scans\.$"):
-        play(CALLS, "raise DataError('Ward 7 has no scans.')")
+OUR_KINDS = (PeerpoiseError, DataError, StorageError, LedgerError, BudgetSpent, TemporaryFailure, Refused, TaskError)
+
+
+@pytest.mark.parametrize("kind", OUR_KINDS)
+def test_a_task_that_raises_errors_of_our_kinds_made_a_mistake_like_any_other(kind: type[PeerpoiseError]) -> None:
+    class Raising(Mine):
+        def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+            raise kind("private 42")
+
+    with pytest.raises(TaskError, match=r"batch raised \w+: private 42 \(test_guard.py, line \d+\)\.$") as caught:
+        Guarded(Raising(), "mine:Mine").batch(torch.arange(3))
+    assert "42" not in caught.value.brief.partition(" (")[0]
+
+
+def test_sentences_that_our_code_raised_pass() -> None:
+    class Reading(Mine):
+        def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+            return tuple(datasets.rows(Path("/nowhere/rows.npy"), 3))
+
+    with pytest.raises(DataError, match=r"^There is no data file /nowhere/rows.npy;"):
+        Guarded(Reading(), "mine:Mine").batch(torch.arange(3))
+
+
+class Mute(Exception):
+    """It can't say what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        return None  # type: ignore[return-value]
+
+
+class Endless(BaseException):
+    def __str__(self) -> str:
+        return str(self)
+
+
+@pytest.mark.parametrize("kind", [Mute, Wordless, Endless])
+def test_an_error_without_words_is_named_by_its_kind(kind: type[BaseException]) -> None:
+    class Raising(Mine):
+        def loss(self, parameters: Any, example: Any) -> Tensor:
+            raise kind
+
+    with pytest.raises(
+        TaskError, match=rf"loss raised {kind.__name__}: {kind.__name__} \(test_guard.py, line \d+\)\.$"
+    ):
+        Guarded(Raising(), "mine:Mine").loss({}, ())
 
 
 def test_a_later_failure_of_evaluate_costs_the_metrics_only(
@@ -259,6 +341,86 @@ def test_a_later_failure_of_evaluate_costs_the_metrics_only(
     assert journal.count("evaluate raised ZeroDivisionError (mine.py, line 40).") == 2
     assert "division by zero" not in journal, "an exception's own words may quote data"
     assert journal.count('"test"') == 1
+
+
+SWITCHED = {
+    "gradient mode": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
+    "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
+    "deterministic algorithms": (
+        lambda: torch.use_deterministic_algorithms(True),
+        torch.are_deterministic_algorithms_enabled,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["start", "evaluate", "to", "example", "validate"])
+@pytest.mark.parametrize("switch", SWITCHED)
+def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> None:
+    change, shown = SWITCHED[switch]
+    results: dict[str, Any] = {"start": torch.zeros(2), "evaluate": {}}
+
+    def switching(self: Mine, *_: Any) -> Any:
+        change()
+        return results.get(method)
+
+    task, before = Guarded(type("Switching", (Mine,), {method: switching})(), "mine:Mine"), shown()
+    arguments: dict[str, tuple[Any, ...]] = {
+        "start": (0,),
+        "evaluate": (torch.zeros(2),),
+        "to": ("cpu",),
+        "example": (),
+    }
+    with pytest.raises(TaskError, match=rf"'mine:Mine' changes torch's .*{switch} for the whole process"):
+        getattr(task, method)(*arguments.get(method, ({}, "accuracy")))
+    assert shown() == before
+
+
+def test_a_method_that_raises_leaves_no_switch_changed() -> None:
+    class Switching(Mine):
+        def start(self, seed: int) -> Tensor:
+            torch.set_grad_enabled(False)
+            raise OSError("gone")
+
+    with pytest.raises(TaskError, match="start raised OSError: gone"):
+        Guarded(Switching(), "mine:Mine").start(0)
+    assert torch.is_grad_enabled()
+
+
+def test_evaluate_and_start_share_no_memory_with_the_model() -> None:
+    class Normalizing(Mine):
+        own = torch.ones(2)
+
+        def start(self, seed: int) -> Tensor:
+            return self.own
+
+        def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+            x.div_(2)
+            return {"norm": float(x.norm())}
+
+    task = Guarded(Normalizing(), "mine:Mine")
+    x = task.start(0)
+    assert task.evaluate(x) == {"norm": pytest.approx(0.5**0.5)}
+    assert x.equal(torch.ones(2))
+    x.zero_()
+    assert task.start(0).equal(torch.ones(2))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_neighbors_are_answered_with_gradients_while_a_task_evaluates(mode: Callable[[], Any]) -> None:
+    class Breathing(Mine):
+        def evaluate(self, x: Tensor, breathe: Callable[[], None]) -> dict[str, float]:
+            with mode():
+                breathe()
+            return {}
+
+    gradients = []
+
+    def answer() -> None:
+        x = torch.ones(2, requires_grad=True)
+        gradients.extend(torch.autograd.grad(x.sum(), [x]))
+
+    Guarded(Breathing(), "mine:Mine").evaluate(torch.zeros(2), answer)
+    assert gradients[0].equal(torch.ones(2))
 
 
 class Mine:
@@ -360,3 +522,71 @@ def test_a_syntax_error_names_its_own_line(tmp_path: Path, monkeypatch: pytest.M
     run = RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": "slip.py:make"}})
     with pytest.raises(TaskError, match=r"import raised SyntaxError: .* \(slip.py, line 3\)\.$"):
         tasks.make(run, np.arange(3))
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None, "meta", "cuda:1"])
+def test_a_device_may_be_a_name_or_none(device: Any) -> None:
+    task = Mine()
+    task.device = device
+    assert Guarded(task, "mine:Mine").device == torch.device(device or "cpu")
+
+
+@pytest.mark.parametrize(
+    "device", [0, "", "gpu", "cpu:x", "\ud800", ["cpu"], torch.zeros(1), np.dtype("f4")], ids=ascii
+)
+def test_a_device_that_is_none(device: Any) -> None:
+    task = Mine()
+    task.device = device
+    with pytest.raises(TaskError, match="'mine:Mine': device is"):
+        _ = Guarded(task, "mine:Mine").device
+
+
+def test_a_task_without_a_device_stays_on_the_cpu() -> None:
+    task = Mine()
+    del task.device
+    assert Guarded(task, "mine:Mine").device == torch.device("cpu")
+
+
+COLUMNS = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3), torch.zeros(1)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+    "quantized": lambda: torch.quantize_per_tensor(torch.zeros(3, 2), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_of_tensors_that_are_not_dense(column: Callable[[], Tensor]) -> None:
+    task = type("Sparse", (Mine,), {"batch": lambda self, rows: (column(), torch.zeros(3))})()
+    with pytest.raises(TaskError, match="batch gives a sparse, nested or quantized tensor; make it dense"):
+        Guarded(task, "mine:Mine").batch(torch.arange(3))
+
+
+@pytest.mark.parametrize("method", ["start", "batch", "loss", "mean_loss", "evaluate"])
+@pytest.mark.parametrize("value", [None, 3, torch.zeros(3)], ids=str)
+def test_what_is_no_method_is_missing(method: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"made something without {method}: no Task"):
+        guard(type("Unfinished", (Mine,), {method: value})(), "mine:Mine")
+
+
+@pytest.mark.parametrize("method", ["to", "example", "validate", "factors"])
+@pytest.mark.parametrize("value", [None, 3, (torch.zeros(3),)], ids=str)
+def test_an_optional_method_that_is_no_function_is_absent(method: str, value: Any) -> None:
+    assert not hasattr(Guarded(type("Permissive", (Mine,), {method: value})(), "mine:Mine"), method)
+
+
+LAYOUTS = {
+    "a float": Layout((("w", (2.0,)),)),  # type: ignore[arg-type]
+    "a tensor": Layout((("w", (torch.tensor(2),)),)),  # type: ignore[arg-type]
+    "half a character": Layout((("\ud800", (2,)),)),
+    "torch's type": Layout((("w", (2,)),), torch.float32),  # type: ignore[arg-type]
+    "no fields": Layout(5),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_layout_that_can_be_no_vector(layout: Layout) -> None:
+    with pytest.raises(ConfigurationError, match="layout is no Layout"):
+        guard(type("Shapeless", (Mine,), {"layout": layout})(), "mine:Mine")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -113,6 +115,55 @@ def test_a_start_that_moves_on() -> None:
     refused(changed(start=start), "start")
 
 
+def seeded(build: Callable[[Good], object]) -> Any:
+    """A task that calls `build` in its `start`, with torch seeded."""
+
+    def start(self: Good, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            build(self)
+            return flat(self.layout, dict(self.net.named_parameters()))
+
+    return changed(start=start)
+
+
+def test_a_start_that_draws_the_modules_own_parameters_anew() -> None:
+    check(seeded(lambda task: (task.net[0].reset_parameters(), task.net[2].reset_parameters())))
+
+
+def test_a_start_that_builds_a_spectral_norm() -> None:
+    def build(task: Good) -> None:
+        net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)), nn.Linear(4, 3))
+        net(torch.zeros(2, 6))
+
+    check(seeded(build))
+
+
+def test_a_start_that_fills_a_lazy_net_with_a_batch_normalization() -> None:
+    """Used in evaluation mode later."""
+
+    class Lazy(Good):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+            shapes = [("0.weight", (4, 6)), ("0.bias", (4,)), ("1.weight", (4,)), ("1.bias", (4,))]
+            self.layout = Layout((*shapes, ("2.weight", (3, 4)), ("2.bias", (3,))))
+
+        def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+            return self.mean_loss(parameters, tuple(column.unsqueeze(0) for column in example))
+
+        def start(self, seed: int) -> Tensor:
+            self.net.train()(torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)))
+            self.net.eval()
+            return torch.randn(self.layout.size, generator=torch.Generator().manual_seed(seed))
+
+    check(Lazy())
+
+
+def test_a_start_that_changes_what_it_holds_each_time_is_refused_all_the_same() -> None:
+    refused(seeded(lambda task: task.net[0].bias.data.add_(1)), "start", "again")
+
+
 def test_a_start_that_goes_by_the_seed_is_right() -> None:
     def start(self: Good, seed: int) -> Tensor:
         return torch.randn(self.layout.size, generator=torch.Generator().manual_seed(seed))
@@ -140,10 +191,15 @@ STARTS = {
     "infinite": lambda self, seed: torch.full((self.layout.size,), float("inf")),
     "of numpy": lambda self, seed: np.zeros(self.layout.size, dtype=np.float32),
     "by name": lambda self, seed: dict(self.net.named_parameters()),
+    "a list": lambda self, seed: [0.0] * self.layout.size,
+    "sparse": lambda self, seed: torch.ones(self.layout.size).to_sparse(),
+    "nested": lambda self, seed: torch.nested.nested_tensor([torch.zeros(self.layout.size)]),
+    "nowhere": lambda self, seed: torch.zeros(self.layout.size, device="meta"),
     "nothing": lambda self, seed: None,
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_a_start_that_is_no_vector_of_the_layout(start: Any) -> None:
     refused(changed(start=start), "start")
@@ -176,6 +232,14 @@ class Careless(House):
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         x, y = batch
         return ((self.logits(parameters, x) - y) ** 2).mean()
+
+
+class Idle(Careless):
+    """It draws and uses nothing of it, which excuses no wrong mean."""
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        torch.rand(1)
+        return super().loss(parameters, example)
 
 
 class CarelessLabels(House):
@@ -280,7 +344,8 @@ class ClassWeights(Good):
 
 
 @pytest.mark.parametrize(
-    "kind", [Careless, CarelessLabels, Sum, FirstOnly, Coupled, Contrastive, Smoothed, Weighted, Tokens, ClassWeights]
+    "kind",
+    [Careless, Idle, CarelessLabels, Sum, FirstOnly, Coupled, Contrastive, Smoothed, Weighted, Tokens, ClassWeights],
 )
 def test_a_mean_loss_that_is_not_the_mean_of_the_loss(kind: type[Good]) -> None:
     refused(kind(), "mean_loss")
@@ -300,6 +365,19 @@ class Double(Good):
 class Dropout(Good):
     def __init__(self) -> None:
         super().__init__(nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 3)))
+
+
+class OwnDropout(Good):
+    """Its generator is not the CPU's, as that of a GPU."""
+
+    generator = torch.Generator().manual_seed(5)
+
+    def logits(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return super().logits(parameters, x * (torch.rand(x.shape, generator=self.generator) < 0.5))
+
+
+def test_random_numbers_from_whichever_generator_have_no_mean_to_compare() -> None:
+    promises.check(OwnDropout(), 0)
 
 
 class Large(Good):
@@ -367,6 +445,7 @@ BATCHES = {
     "arrays of numpy": lambda self, rows: (self.x[rows].numpy(), self.y[rows].numpy()),
     "different lengths": lambda self, rows: (self.x[rows], self.y),
     "all rows, always": lambda self, rows: (self.x, self.y),
+    "sparse": lambda self, rows: (self.x[rows].to_sparse(), self.y[rows]),
     "only the first row": lambda self, rows: (self.x[rows[:1]], self.y[rows[:1]]),
     "one tensor": lambda self, rows: self.x[rows],
     "by name": lambda self, rows: {"x": self.x[rows], "y": self.y[rows]},
@@ -457,6 +536,7 @@ LAYOUTS = {
     "names that are none": Layout(((0, (4, 6)), (1, (4,)))),  # type: ignore[arg-type]
     "empty": Layout(()),
     "nothing in it": Layout((("0.weight", (0, 6)),)),
+    "nothing in one of them": Layout((("0.weight", (4, 6)), ("0.bias", (4,)), ("2.weight", (5, 3)), ("2.bias", (0,)))),
     "nothing": None,
 }
 
@@ -483,6 +563,34 @@ def frozen() -> nn.Module:
 
 def test_a_frozen_parameter_in_the_layout() -> None:
     refused(Good(frozen()), "0.weight", "layout_of")
+
+
+class Distilled(Good):
+    """A frozen teacher beside a student with the same names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).requires_grad_(False)
+
+
+class DistilledFirst(Distilled):
+    """The teacher is met first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.teacher = self.__dict__.pop("net"), self.__dict__.pop("teacher")
+        self.__dict__ = {"teacher": self.teacher, **self.__dict__}
+
+
+@pytest.mark.parametrize("kind", [Distilled, DistilledFirst])
+def test_a_frozen_teacher_with_the_names_of_its_student_is_right(kind: type[Good]) -> None:
+    check(kind())
+
+
+def test_a_frozen_student_with_a_frozen_teacher() -> None:
+    task = Distilled()
+    task.net[0].requires_grad_(False)
+    refused(task, "0.weight", "layout_of")
 
 
 def test_a_frozen_parameter_below_another_name() -> None:
@@ -522,6 +630,72 @@ def test_complex_parameters() -> None:
     task = Good(Spectrum())
     task.start = lambda seed: torch.ones(18)  # type: ignore[method-assign]
     refused(task, "w", "complex")
+
+
+# example, inputs, device
+
+
+EXAMPLES_GIVEN = {
+    "nothing": None,
+    "a tensor": torch.zeros(6),
+    "arrays": (np.zeros(6), np.int64(1)),
+    "by name": {"x": torch.zeros(6), "y": torch.tensor(1)},
+    "anything": Mock(),
+    "other shapes": (torch.zeros(5), torch.tensor(1)),
+    "empty": (),
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES_GIVEN.values(), ids=EXAMPLES_GIVEN)
+def test_an_example_that_is_no_tuple_of_tensors(example: Any) -> None:
+    refused(changed(example=lambda self: example), "example()")
+
+
+@pytest.mark.parametrize("example", [None, 3, (torch.zeros(6), torch.tensor(1))], ids=str)
+def test_an_example_that_is_no_function_declares_nothing(example: Any) -> None:
+    check(changed(example=example))
+
+
+@pytest.mark.parametrize("example", [(torch.zeros(6), torch.tensor(1)), [torch.zeros(6), torch.tensor(1)]], ids=str)
+def test_an_example_of_tensors_is_right(example: Any) -> None:
+    check(changed(example=lambda self: example))
+
+
+INPUTS = {
+    "a list": ["age", "dose"],
+    "nothing": None,
+    "text": "age",
+    "a number": {"width": 28},
+    "a set": {"columns": {"age"}},
+    "a tensor": {"mean": torch.zeros(3)},
+    "a number for a name": {1: "age"},
+    "half a character": {"unit": "\ud800"},
+    "half a character in a name": {"\udfff": "mg"},
+    "too long": {"columns": "a" * 4097},
+    "a name too long": {"a" * 4097: "age"},
+}
+
+
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+def test_inputs_that_are_no_names_and_words(inputs: Any) -> None:
+    refused(changed(inputs=inputs), "inputs", "dict")
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"unit": "mg/l", "µ": "\U0001f40b" * 4096}, MappingProxyType({"a": ""})], ids=len
+)
+def test_inputs_of_names_and_words_are_right(inputs: Any) -> None:
+    check(changed(inputs=inputs))
+
+
+@pytest.mark.parametrize("device", ["cpu", None, torch.device("cpu")], ids=str)
+def test_a_device_by_name_is_right(device: Any) -> None:
+    check(changed(device=device))
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:77", "gpu", 0], ids=str)
+def test_a_device_that_computes_nothing_here(device: Any) -> None:
+    refused(changed(device=device), "device")
 
 
 # Sparse gradients
