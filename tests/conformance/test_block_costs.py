@@ -46,6 +46,16 @@ class Given:
         return torch.ones(len(x))
 
 
+def counted(put, meter):
+    """The work's tensors are counted. (A thread that ends inside of a dispatch mode takes the process with it.)"""
+
+    def work(job, *arguments):
+        with meter.counting():
+            return job(*arguments)
+
+    return lambda job, *arguments: put(work, job, *arguments)
+
+
 @cache
 def peak(name, layers, each, per_block, kind="ring", n=3, sync=None, mix=None, **options):
     """Most bytes that all nodes held at once in three rounds, in compute threads and event loop, per node."""
@@ -66,7 +76,8 @@ async def _peak(name, layers, each, per_block, kind, n, options, policies):
         nodes = {i: algorithm(config, hood=hood, **how) for i, hood in hoods.items()}
         together = mesh(nodes, hoods, 3, layout=layout, **policies)
         for node in together.values():
-            await node.compute.own(meter.counting().__enter__)
+            node.compute.own = counted(node.compute.own, meter)
+            node.compute.answer = counted(node.compute.answer, meter)
         await play(together)
     return meter.peak / n
 
