@@ -80,7 +80,8 @@ class Guarded:
         if not callable(value):
             return value
         call = guarded(value, self._name, attribute)
-        return _keeping_switches(call, self._name) if attribute in COLD else call
+        call = _keeping_switches(call, self._name) if attribute in COLD else call
+        return self._validating(call) if attribute == "validate" else call
 
     @property
     def examples(self) -> int:
@@ -134,6 +135,13 @@ class Guarded:
                 '{"accuracy": 0.9}, or {} where nothing is measured'
             )
         return {self._metric_name(key): self._metric(key, value) for key, value in metrics.items()}
+
+    def _validating(self, validate: Callable[..., Any]) -> Callable[..., Tensor]:
+        @wraps(validate)
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            return self._scalar("validate", validate(*arguments, **options))
+
+        return call
 
     def _scalar(self, what: str, value: object) -> Tensor:
         if not isinstance(value, Tensor):

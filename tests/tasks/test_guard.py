@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +353,16 @@ SWITCHED = {
 }
 
 
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """The switches of torch, put back after the test."""
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("method", ["start", "evaluate", "to", "example", "validate"])
 @pytest.mark.parametrize("switch", SWITCHED)
 def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> None:
@@ -375,6 +385,7 @@ def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> No
     assert shown() == before
 
 
+@pytest.mark.usefixtures("as_before")
 def test_a_method_that_raises_leaves_no_switch_changed() -> None:
     class Switching(Mine):
         def start(self, seed: int) -> Tensor:
@@ -590,3 +601,15 @@ LAYOUTS = {
 def test_a_layout_that_can_be_no_vector(layout: Layout) -> None:
     with pytest.raises(ConfigurationError, match="layout is no Layout"):
         guard(type("Shapeless", (Mine,), {"layout": layout})(), "mine:Mine")
+
+
+@pytest.mark.parametrize("value", [0.5, None, np.float32(0.5), torch.zeros(3), {"accuracy": 0.5}], ids=str)
+def test_what_validate_gives_is_one_number(value: Any) -> None:
+    task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: value})(), "mine:Mine")
+    with pytest.raises(TaskError, match="'mine:Mine': validate gives"):
+        task.validate({}, "accuracy")
+
+
+def test_a_tensor_of_one_element_is_a_value() -> None:
+    task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: torch.ones(1)})(), "mine:Mine")
+    assert task.validate({}, "accuracy").equal(torch.tensor(1.0))
