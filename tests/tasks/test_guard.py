@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -613,3 +614,16 @@ def test_what_validate_gives_is_one_number(value: Any) -> None:
 def test_a_tensor_of_one_element_is_a_value() -> None:
     task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: torch.ones(1)})(), "mine:Mine")
     assert task.validate({}, "accuracy").equal(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    "number", [-1, 2.0, "2", Mock(), torch.tensor(2)], ids=["below 0", "float", "text", "any", "tensor"]
+)
+def test_a_limit_that_is_no_number_of_examples(number: Any) -> None:
+    with pytest.raises(TaskError, match="'mine:Mine': at_once is no number of examples"):
+        _ = Guarded(type("Limited", (Mine,), {"at_once": number})(), "mine:Mine").at_once
+
+
+@pytest.mark.parametrize("number", [None, 0, 7, np.int64(7)], ids=str)
+def test_a_limit_is_a_number_or_none(number: Any) -> None:
+    assert Guarded(type("Limited", (Mine,), {"at_once": number})(), "mine:Mine").at_once == number
