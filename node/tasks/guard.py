@@ -82,13 +82,24 @@ class Guarded(Wrapper):
         if not callable(value):
             return value
         call = guarded(value, self._name, attribute)
-        return _keeping_switches(call, self._name) if attribute in COLD else call
+        call = _keeping_switches(call, self._name) if attribute in COLD else call
+        return self._validating(call) if attribute == "validate" else call
 
     @property
     def examples(self) -> int:
         count = _read(self._task, "examples", self._name)
-        if not isinstance(count, int | np.integer) or count < 0:
+        if not _is_count(count):
             raise self._refusal("examples is no number of examples; make it a property that gives one")
+        return int(count)
+
+    @property
+    def at_once(self) -> int | None:
+        """None where the task sets no limit."""
+        count = _read(self._task, "at_once", self._name)
+        if count is _MISSING or count is None:
+            return None
+        if not _is_count(count):
+            raise self._refusal("at_once is no number of examples; leave it out where a batch may have any size")
         return int(count)
 
     @property
@@ -136,6 +147,13 @@ class Guarded(Wrapper):
                 '{"accuracy": 0.9}, or {} where nothing is measured'
             )
         return {self._metric_name(key): self._metric(key, value) for key, value in metrics.items()}
+
+    def _validating(self, validate: Callable[..., Any]) -> Callable[..., Tensor]:
+        @wraps(validate)
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            return self._scalar("validate", validate(*arguments, **options))
+
+        return call
 
     def _scalar(self, what: str, value: object) -> Tensor:
         if not isinstance(value, Tensor):
@@ -248,15 +266,15 @@ def _is_layout(value: object) -> bool:
     if not isinstance(value, Layout) or not isinstance(value.dtype, DType):
         return False
     try:
-        names = [name for name, shape in value.fields if all(map(_is_size, shape))]
+        names = [name for name, shape in value.fields if all(map(_is_count, shape))]
         "".join(names).encode()
     except (TypeError, ValueError):
         return False
     return len(names) == len(value.fields) == len(set(names))
 
 
-def _is_size(size: object) -> bool:
-    return isinstance(size, int | np.integer) and int(size) >= 0
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and int(value) >= 0
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -353,6 +354,16 @@ SWITCHED = {
 }
 
 
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """The switches of torch, put back after the test."""
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("method", ["start", "evaluate", "to", "example", "validate"])
 @pytest.mark.parametrize("switch", SWITCHED)
 def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> None:
@@ -375,6 +386,7 @@ def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> No
     assert shown() == before
 
 
+@pytest.mark.usefixtures("as_before")
 def test_a_method_that_raises_leaves_no_switch_changed() -> None:
     class Switching(Mine):
         def start(self, seed: int) -> Tensor:
@@ -590,3 +602,28 @@ LAYOUTS = {
 def test_a_layout_that_can_be_no_vector(layout: Layout) -> None:
     with pytest.raises(ConfigurationError, match="layout is no Layout"):
         guard(type("Shapeless", (Mine,), {"layout": layout})(), "mine:Mine")
+
+
+@pytest.mark.parametrize("value", [0.5, None, np.float32(0.5), torch.zeros(3), {"accuracy": 0.5}], ids=str)
+def test_what_validate_gives_is_one_number(value: Any) -> None:
+    task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: value})(), "mine:Mine")
+    with pytest.raises(TaskError, match="'mine:Mine': validate gives"):
+        task.validate({}, "accuracy")
+
+
+def test_a_tensor_of_one_element_is_a_value() -> None:
+    task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: torch.ones(1)})(), "mine:Mine")
+    assert task.validate({}, "accuracy").equal(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    "number", [-1, 2.0, "2", Mock(), torch.tensor(2)], ids=["below 0", "float", "text", "any", "tensor"]
+)
+def test_a_limit_that_is_no_number_of_examples(number: Any) -> None:
+    with pytest.raises(TaskError, match="'mine:Mine': at_once is no number of examples"):
+        _ = Guarded(type("Limited", (Mine,), {"at_once": number})(), "mine:Mine").at_once
+
+
+@pytest.mark.parametrize("number", [None, 0, 7, np.int64(7)], ids=str)
+def test_a_limit_is_a_number_or_none(number: Any) -> None:
+    assert Guarded(type("Limited", (Mine,), {"at_once": number})(), "mine:Mine").at_once == number
