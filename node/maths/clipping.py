@@ -133,8 +133,7 @@ def clipped_sum(
     models = [views(task.layout, each) for each in copies]
     state = State.of(task)
 
-    def ask(part: Tensor) -> Sums:
-        batch = fetch(task, part, seeds)
+    def ask(part: Tensor, batch: tuple[Tensor, ...]) -> Sums:
         index = torch.arange(len(part)) if backend == "loop" else filled(torch.arange(len(part)), chunk)
         if len(index) != len(part):
             batch = tuple(column[index.to(column.device)] for column in batch)
@@ -144,7 +143,7 @@ def clipped_sum(
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             with device.enough_memory():
-                sums, usable = _despite_errors(task, ask, part)
+                sums, usable = _despite_errors(task, ask, part, fetch(task, part, seeds))
                 _add(total, task, sums)
             if not bool(usable.all()):
                 on_unusable(part[~usable.cpu()])
@@ -160,14 +159,14 @@ def clipped_sum(
 CHANGED = "The loss changes the parameters it is given (as an embedding with max_norm does); leave that out."
 
 
-def _despite_errors(task: Task, ask: Callable[[Tensor], Sums], rows: Tensor) -> Sums:
+def _despite_errors(task: Task, ask: Ask, rows: Tensor, batch: tuple[Tensor, ...]) -> Sums:
     """The sum over the rows. A row whose loss raises, which it may do at a neighbour's model, contributes zero.
 
     Raises:
         whatever the loss raises, if it does so with made-up values too: then it is no model's fault.
     """
     try:
-        return ask(rows)
+        return ask(rows, batch)
     except (Impure, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -175,7 +174,9 @@ def _despite_errors(task: Task, ask: Callable[[Tensor], Sums], rows: Tensor) -> 
             raise
         if len(rows) == 1:
             return {name: torch.zeros((), dtype=torch.float64) for name, _ in task.layout.fields}, torch.tensor([False])
-    (sums, usable), (more, others) = (_despite_errors(task, ask, half) for half in rows.tensor_split(2))
+    half = len(rows) // 2
+    sums, usable = _despite_errors(task, ask, rows[:half], tuple(column[:half] for column in batch))
+    more, others = _despite_errors(task, ask, rows[half:], tuple(column[half:] for column in batch))
     return {name: sums[name] + more[name] for name in sums}, torch.cat([usable.cpu(), others.cpu()])
 
 
@@ -190,6 +191,8 @@ def _raises(task: Task) -> bool:
 
 Sums = tuple[Mapping[str, Tensor], Tensor]
 """A clipped sum, float64 by parameter, and which examples have a finite gradient, bool [n]."""
+Ask = Callable[[Tensor, tuple[Tensor, ...]], Sums]
+"""(row numbers, their examples) -> their clipped sum."""
 Summed = Callable[[Sequence[Mapping[str, Tensor]], tuple[Tensor, ...], Tensor, int], Sums]
 """(one model or two, a chunk, its row numbers, how many of them count) -> their clipped sum."""
 

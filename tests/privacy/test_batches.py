@@ -259,3 +259,19 @@ def test_private_values_don_t_choose_where_made_up_ones_tell_nothing() -> None:
     assert choices[0] == choices[1]
     assert choices[0].backend == "loop"
     assert views(task.layout, task.start(0))
+
+
+def test_a_batch_that_can_t_be_read_is_no_record_s_fault() -> None:
+    """A drive that goes away ends the run, also if it comes back."""
+    calls = iter([OSError("the drive is gone")])
+
+    def gone(plain: Any, rows: Tensor) -> tuple[Tensor, ...]:
+        if error := next(calls, None):
+            raise error
+        result: tuple[Tensor, ...] = plain(rows)
+        return result
+
+    task = of_batch(gone)
+    with pytest.raises(OSError, match="gone"):
+        clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop")
+    assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").any()
