@@ -22,7 +22,7 @@ class Task:
     layout = Layout((("w", (4,)),))
 
     def __init__(self, rows):
-        self.x, self.tests, self.batches = torch.linspace(-1, 1, 2000)[rows], 0, 0
+        self.x, self.tests = torch.linspace(-1, 1, 2000)[rows], 0
 
     @property
     def examples(self):
@@ -32,8 +32,7 @@ class Task:
         return torch.zeros(4)
 
     def batch(self, rows):
-        self.batches += len(rows) > 1  # the start tries it with one row
-        if BATCHES and self.batches > BATCHES:
+        if GONE and self.tests >= GONE:
             raise OSError("the drive with the scans of Jane Doe is gone")
         return (self.x[rows],)
 
@@ -73,8 +72,8 @@ Up = Callable[..., tuple[int, str, list[Path]]]
 
 @pytest.fixture
 def up(tmp_path: Path) -> Up:
-    def start(*, batches: int = 0, tests: int = 99) -> tuple[int, str, list[Path]]:
-        code = TASK.replace("BATCHES", str(batches)).replace("TESTS", str(tests))
+    def start(*, gone: int = 0, tests: int = 99) -> tuple[int, str, list[Path]]:
+        code = TASK.replace("GONE", str(gone)).replace("TESTS", str(tests))
         (tmp_path / "mine.py").write_text(code, encoding="utf-8")
         (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
         words = ["up", "run.toml", "--task", "./mine.py:make_task", "--folder", "out", "--json"]
@@ -103,9 +102,9 @@ def test_an_evaluation_that_breaks_costs_the_metrics_only(up: Up) -> None:
 
 @pytest.mark.cluster
 def test_code_that_raises_in_a_round_costs_that_round_only(up: Up) -> None:
-    code, output, homes = up(batches=3)
+    code, output, homes = up(gone=2)
     assert code == 78, output
-    sentence = "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 21)."
+    sentence = "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 20)."
     assert f"{sentence} The traceback is in " in output
     for file in re.findall(r"The traceback is in (\S+)\.$", output, re.MULTILINE):
         assert 'raise OSError("the drive' in Path(file).read_text(encoding="utf-8")
@@ -113,5 +112,5 @@ def test_code_that_raises_in_a_round_costs_that_round_only(up: Up) -> None:
     for home in homes:
         journal = (home / "journal.jsonl").read_text(encoding="utf-8")
         assert "Jane Doe" not in journal, "what an exception says may be private"
-        assert {t for t, _ in debits(home)} >= {0, 1, 2}
-        assert [event["round"] for event in events(home, "checkpoint")] == [2], "between two that are due"
+        assert {t for t, _ in debits(home)} >= {0, 1}
+        assert [event["round"] for event in events(home, "checkpoint")] == [1], "not one that is due"
