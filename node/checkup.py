@@ -32,7 +32,7 @@ from peer.addresses import Addresses, own_addresses
 from peer.discovery import Surroundings
 from peer.discovery.exchange import FILE
 from peer.endpoint import endpoint
-from peer.errors import ConfigurationError, PeerpoiseError, TemporaryFailure
+from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError, TemporaryFailure
 from peer.identity import Identity
 from peer.roster import Roster
 
@@ -255,6 +255,15 @@ def _dial(address: str) -> str:
     return ""
 
 
+def _where(error: PeerpoiseError) -> str:
+    """Where what a task refuses is mended."""
+    if isinstance(error, TaskError):
+        return "mend the task's own code"
+    if isinstance(error, DataError):
+        return "see data.path and data.rows in node.toml, and [task] in run.toml"
+    return "see [task] in run.toml"
+
+
 def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
     """The data are there and fit the task; there is memory for its model."""
     warnings = io.StringIO()
@@ -263,7 +272,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
             task = make(plan.run, node.data)
         suited(plan.algorithm, task)
     except PeerpoiseError as error:
-        yield fault("data", str(error), "see data.path and data.rows in node.toml, and [task] in run.toml")
+        yield fault("data", str(error), _where(error))
         return
     for line in warnings.getvalue().splitlines():
         yield warning("data", line.removeprefix("warning: "), "nothing, if that is meant")

@@ -112,6 +112,7 @@ class Daemon:
             self.seen = replace(self.seen, state="finished")
         else:
             how = f"ended with exit code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+            how = "was stopped before it could begin" if code == -signal.SIGTERM else how
             self.seen = replace(self.seen, state=f"{how}: {_last_line(self.home / 'daemon.log')}")
         return self.seen
 
@@ -348,7 +349,14 @@ def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: S
 
     if summary:
         screen.print(table(summary, baseline))
-    screen.say(f"Summary, models and metrics: {folder}")
+        screen.say(f"Summary, models and metrics: {folder}")
+    elif any(folder.glob("nodes/*/checkpoint-*")):
+        screen.say(
+            f"No node finished. Each has its checkpoint below {folder}; "
+            f"it goes on with peerpoise run --config {folder}/nodes/NAME/node.toml."
+        )
+    else:
+        screen.say(f"No node finished, and there is no checkpoint; logs: {folder}/nodes/NAME/daemon.log.")
 
 
 def _last_line(log: Path) -> str:

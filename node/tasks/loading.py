@@ -49,7 +49,7 @@ def _hint(module: str, function: str) -> str:
     file = Path(*module.split(".")).with_suffix(".py")
     if not file.exists():
         return ""
-    return f" There is {file} in this folder: write {file}:{function}, or set PYTHONPATH=. and start again."
+    return f" There is {file} in this folder: set PYTHONPATH=. and start again; or, for up, write {file}:{function}."
 
 
 def _from_file(file: Path, name: str) -> ModuleType:
