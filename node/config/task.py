@@ -94,7 +94,8 @@ class TaskSection(Section):
     """Of cnn-cifar (0.4 in the authors' code). Above 0 gradients depend on a random mask, so runs don't repeat bit for
     bit; noised ones are computed by the slower loop, with a mask of its own for each record, from the secret stream."""
     image_size: int | None = Field(default=None, ge=4, le=512)
-    """Images are scaled (bilinear) to this many pixels a side; None leaves them as they are."""
+    """Images are scaled (bilinear) to this many pixels a side; None leaves arrays as they are. Folders of images
+    need it, since those come in any size."""
     mean: tuple[float, ...] = ()
     """Images, by channel: (x − mean)/std is learnt, x in 0 … 1. PUBLIC constants, say the published ones of a data set:
     those of private data would give something of them away. Empty: x as it is."""

@@ -7,8 +7,9 @@ several frames. 16-bit grays keep their precision; of 16-bit colors Pillow keeps
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 def images(folder: Path, task: TaskSection) -> Examples:
     """All images, as RGB (as gray where `task.channels` is 1), at task.image_size. Other files are counted on standard
-    error.
+    error, and classes without an image named.
 
     The sub-folders' numbers come from the run file's list, never from what one node happens to have.
 
@@ -47,6 +48,7 @@ def images(folder: Path, task: TaskSection) -> Examples:
     if not files:
         raise DataError(f"{folder} has no images in sub-folders named {', '.join(task.labels)}.")
     unused.tell(folder, others, f"images end in {', '.join(sorted(KINDS))} and are below sub-folders of task.labels")
+    _remark_on_missing(folder, task.labels, {composed(task.labels[k]) for _, k in files})
     pixels = [_image(path, task.image_size, task.channels) for path, _ in files]
     return Examples(torch.from_numpy(_stacked(pixels)), torch.tensor([k for _, k in files]))
 
@@ -70,6 +72,13 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
             else:
                 others.append(path)
     return images, others
+
+
+def _remark_on_missing(folder: Path, labels: Sequence[str], found: Collection[str]) -> None:
+    """One sentence on standard error, if there are classes without an image: a folder may be misplaced."""
+    if missing := [repr(label) for label in labels if composed(label) not in found]:
+        said = f"{folder} has no images of {', '.join(missing)} (task.labels)."
+        print(f"warning: {said}", file=sys.stderr, flush=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

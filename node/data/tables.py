@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,19 @@ from peer.errors import ConfigurationError, DataError
 EMPTY = {"", "na", "n/a", "nan", "none", "null", "-"}
 """Cells, in small letters, that stand for nothing where a number is expected."""
 TRUTH = {"false": 0.0, "true": 1.0}
-DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+DECIMAL = re.compile(r"\s*[+-]?\d*(?P<mark>[.,])\d+([eE][+-]?\d+)?\s*")
+GROUPED = re.compile(
+    r"\s*[+-]?\d{1,3}(?P<group>[.,'\u2019 \u00a0\u202f])\d{3}(?P<more>(?P=group)\d{3})*"
+    r"((?!(?P=group))(?P<mark>[.,])\d+)?\s*"
+)
+"""With separated thousands."""
+EITHER = re.compile(r"\s*[+-]?[1-9]\d{0,2}[.,]\d{3}\s*")
+"""Its mark may separate thousands or decimals."""
 INTEGER = re.compile(r"([+-]?\d+)(\.0*)?")
 WHOLE = re.compile(r"\.0+$")
 """What floats and decimals write behind whole numbers."""
 QUOTED = 40
 """A label that is none may be shown if it is no longer: it may be another column's cell."""
-THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
 
 
 def table(path: Path, task: TaskSection) -> Examples:
@@ -102,12 +109,15 @@ def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]
     """The cells as numbers, NaN where there is nothing; with decimal commas where they can be nothing else.
 
     Raises:
-        DataError: something is no number.
+        DataError: something is no number, or all commas may separate thousands as well.
     """
-    commas = _has_decimal_commas(cells)
-    values = [_number(cell.replace(",", ".") if commas and isinstance(cell, str) else cell) for cell in cells]
-    if (row := next((k for k, value in enumerate(values) if value is None), None)) is not None:
-        raise DataError(f"{path}: column {name!r} is not numeric in row {row + 1}: {_why(cells[row])}.")
+    mark = _decimal_mark(cells)
+    if mark is None:
+        row, why = _first_comma(cells), "all commas of the column may separate thousands or decimals"
+        raise DataError(f"{path}: column {name!r} is not numeric in row {row}: {why}; write numbers with a point.")
+    values = [_number(_pointed(cell) if mark == "," and isinstance(cell, str) else cell) for cell in cells]
+    if (bad := next((k for k, value in enumerate(values) if value is None), None)) is not None:
+        raise DataError(f"{path}: column {name!r} is not numeric in row {bad + 1}: {_why(cells[bad])}.")
     return np.array(values, np.float64)
 
 
@@ -124,23 +134,53 @@ def _number(cell: Any) -> float | None:
         return None
 
 
-def _has_decimal_commas(cells: Sequence[Any]) -> bool:
-    """Are there commas, and can none of them separate thousands?"""
-    with_comma = [cell for cell in cells if isinstance(cell, str) and "," in cell]
-    return (
-        bool(with_comma)
-        and not any("." in cell for cell in cells if isinstance(cell, str))
-        and all(DECIMAL_COMMA.fullmatch(cell) for cell in with_comma)
-        and not all(THOUSANDS.fullmatch(cell) for cell in with_comma)
-    )
+def _pointed(cell: str) -> str:
+    """A number with a decimal comma as Python writes it; one with a point is none."""
+    return "no number" if "." in cell else cell.replace(",", ".")
+
+
+def _first_comma(cells: Sequence[Any]) -> int:
+    """The number of the first row with a comma."""
+    return next(row for row, cell in enumerate(cells, 1) if isinstance(cell, str) and "," in cell)
+
+
+def _decimal_mark(cells: Sequence[Any]) -> str | None:
+    """Comma or point, as most cells say that have a mark and can be read in one way only. None: no cell says it, and
+    there are commas that may separate thousands or decimals."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    with_comma = [cell for cell in texts if "," in cell]
+    if not with_comma:
+        return "."
+    marks = Counter(_mark(cell) for cell in texts)
+    if not marks[","] and not marks["."] and any(map(EITHER.fullmatch, with_comma)):
+        return None
+    return "," if marks[","] and marks[","] >= marks["."] else "."
+
+
+def _mark(cell: str) -> str:
+    """What separates a cell's decimals; empty where nothing does, or it may as well separate thousands."""
+    if EITHER.fullmatch(cell):
+        return ""
+    if found := DECIMAL.fullmatch(cell):
+        return found["mark"]
+    if not (found := GROUPED.fullmatch(cell)):
+        return ""
+    return found["mark"] or ({",": ".", ".": ","}.get(found["group"], "") if found["more"] else "")
 
 
 def _why(cell: Any) -> str:
     """What keeps a cell from being a number, without the cell."""
-    if isinstance(cell, str) and "%" in cell:
-        return "write percentages as plain numbers"
-    if isinstance(cell, str) and "," in cell:
-        return "its comma may separate thousands or decimals; write numbers with a point and nothing else"
+    if isinstance(cell, str):
+        if "%" in cell:
+            return "write percentages as plain numbers"
+        if EITHER.fullmatch(cell):
+            mark = "comma" if "," in cell else "point"
+            return f"its {mark} may separate thousands or decimals; write a plain number, in one way in all rows"
+        if DECIMAL.fullmatch(cell):
+            mark, other = ("comma", "points") if "," in cell else ("point", "commas")
+            return f"it has a decimal {mark}, other rows decimal {other}; write all in one way"
+        if GROUPED.fullmatch(cell):
+            return "it separates thousands; write a plain number"
     return "write a plain number, or encode categories before (one column each)"
 
 

@@ -256,6 +256,20 @@ def test_files_that_are_not_used_are_counted(
     assert [(it["level"], "2 .heic" in it["said"]) for it in found["data"]] == [("warning", True), ("ok", False)]
 
 
+def test_a_class_without_images_is_remarked(
+    peerpoise: Call, tmp_path: Path, with_own_data: Callable[..., Path]
+) -> None:
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "pets" / "cat" / "a.png")
+    file = with_own_data(tmp_path / "pets", 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8")
+    code, found = examined(peerpoise, "--config", file)
+    assert code == 0
+    assert [(it["level"], "no images of 'dog'" in it["said"]) for it in found["data"]] == [
+        ("warning", True),
+        ("ok", False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("x", "says"),
     [(np.full((20, 8, 8), 255.0), "divide by 255"), (np.zeros((20, 8, 8, 3)), "np.moveaxis(x, -1, 1)")],

@@ -222,9 +222,10 @@ def test_what_systems_leave_behind_is_passed_over(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shade(tmp_path / "cat" / "3.png", 30)
+    shade(tmp_path / "dog" / "3.png", 30)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"\0\5\26\7Mac OS X")
-    assert len(data.own(tmp_path, GRAY)) == 1
+    assert len(data.own(tmp_path, GRAY)) == 2
     assert capsys.readouterr().err == ""
 
 
@@ -257,11 +258,12 @@ def test_a_class_by_nearly_its_name_is_one_sentence(tmp_path: Path, name: str) -
         data.own(tmp_path, GRAY)
 
 
-def test_a_class_is_found_however_its_name_is_composed(tmp_path: Path) -> None:
+def test_a_class_is_found_however_its_name_is_composed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shade(tmp_path / "mu\u0308de" / "3.png", 30)
     shade(tmp_path / "dog" / "3.png", 30)
     for accented in ("m\u00fcde", "mu\u0308de"):
         assert data.own(tmp_path, GRAY.model_copy(update={"labels": ("dog", accented)})).y.tolist() == [0, 1]
+    assert capsys.readouterr().err == "", "no class lacks images"
 
 
 def test_a_table_beside_the_images_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

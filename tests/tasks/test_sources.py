@@ -247,11 +247,19 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert data.own(tmp_path, PICTURES.model_copy(update={"channels": 1})).shape == (1, 8, 8)
 
 
-def test_labels_come_from_the_run_file_not_from_what_a_node_has(tmp_path: Path) -> None:
-    pictures(tmp_path)
+def test_labels_come_from_the_run_file_not_from_what_a_node_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (data.own(pictures(tmp_path), PICTURES).y.tolist(), capsys.readouterr().err) == ([0, 0, 1, 1], "")
     for path in (tmp_path / "cat").iterdir():
         path.unlink()
     assert data.own(tmp_path, PICTURES).y.tolist() == [1, 1]
+    remark = f"warning: {tmp_path} has no images of {{}} (task.labels).\n"
+    assert capsys.readouterr().err == remark.format("'cat'")
+    (tmp_path / "cat").rmdir()
+    three = PICTURES.model_copy(update={"labels": ("cat", "dog", "fox"), "classes": 3})
+    assert data.own(tmp_path, three).y.tolist() == [1, 1]
+    assert capsys.readouterr().err == remark.format("'cat', 'fox'")
 
 
 def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:

@@ -151,9 +151,15 @@ WRONG = {
     "hexadecimal": (PLAIN + f"{SECRET},0x1f,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
     "Python's own": (PLAIN + f"{SECRET},1_0,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
     "percent": (PLAIN + f"{SECRET},12%,1\n", "column 'dose' is not numeric in row 4: write percentages"),
-    "thousands": (PLAIN + f'{SECRET},"1,234.5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
-    "thousands elsewhere": (PLAIN + f'{SECRET},"1.234,5",1\n', "column 'dose' is not numeric in row 4: its comma may"),
-    "thousands or decimals": (f"age;dose;label\n50;1,234;1\n{SECRET};5,678;0\n", "in row 1: its comma may"),
+    "thousands": (PLAIN + f'{SECRET},"1,234.5",1\n', "column 'dose' is not numeric in row 4: it separates thousands"),
+    "thousands elsewhere": (
+        PLAIN + f'{SECRET},"1.234,5",1\n',
+        "column 'dose' is not numeric in row 4: it separates thousands",
+    ),
+    "thousands or decimals": (
+        f"age;dose;label\n50;1,234;1\n{SECRET};5,678;0\n",
+        "in row 1: all commas of the column may",
+    ),
     "beyond float32": (PLAIN + f"{SECRET},1e300,1\n", "column 'dose' has empty or infinite values (see row 4)"),
     "no header, sentences": (
         "anna has a cold today,she is unknown\nbert of berlin is well,\n",
@@ -179,6 +185,48 @@ def test_what_can_not_be_read_is_a_sentence_without_a_cell(tmp_path: Path, kind:
     assert "\n" not in sentence
     for cell in (SECRET, SECRET.replace(".", ","), "anna", "berlin", "unknown", "1.5", "234", "newlines_in_values"):
         assert cell not in sentence
+
+
+PLAIN_NUMBER, THOUSANDS = "write a plain number, or encode", "it separates thousands; write a plain number"
+COMMAS = ["55,83", "30,89", "41", "7,125"]
+POINTS = [cell.replace(",", ".") for cell in COMMAS]
+ODD = {
+    "a limit": (COMMAS, ">11,20", PLAIN_NUMBER),
+    "a unit": (COMMAS, "50,1 mg", PLAIN_NUMBER),
+    "a date": (COMMAS, "02.05.2024", PLAIN_NUMBER),
+    "two commas": (COMMAS, "11,20,3", PLAIN_NUMBER),
+    "thousands": (COMMAS, "1.234,5", THOUSANDS),
+    "millions": (COMMAS, "1.234.567", THOUSANDS),
+    "thousands by a space": (COMMAS, "1\u202f234,5", THOUSANDS),
+    "thousands by an apostrophe": (COMMAS, "1'234,5", THOUSANDS),
+    "a point": (COMMAS, "86.41", "it has a decimal point, other rows decimal commas; write all in one way"),
+    "a point that may be two things": (COMMAS, "1.234", "its point may separate thousands or decimals"),
+    "a percentage": (COMMAS, "11,20 %", "write percentages as plain numbers"),
+    "a comma": (POINTS, "86,41", "it has a decimal comma, other rows decimal points; write all in one way"),
+    "a comma that may be two things": (POINTS, "1,234", "its comma may separate thousands or decimals"),
+    "thousands by a comma": (POINTS, "1,234.5", THOUSANDS),
+    "millions among thousands": (["1,234,567", "2,345,678"], "x", THOUSANDS),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_the_row_that_does_not_fit_is_named(tmp_path: Path, kind: str, separator: str) -> None:
+    others, odd, says = ODD[kind]
+    lines = [separator.join(f'"{it}"' for it in (k, cell, k % 2)) for k, cell in enumerate([*others, odd, *others])]
+    path = written(tmp_path, "\n".join([separator.join(("age", "dose", "label")), *lines]))
+    row = 1 if kind == "millions among thousands" else len(others) + 1
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert f"column 'dose' is not numeric in row {row}: {says}" in str(caught.value)
+    assert odd not in str(caught.value).removeprefix(str(path)) or odd == "x"
+
+
+def test_commas_that_may_all_separate_thousands_are_told_as_such(tmp_path: Path) -> None:
+    says = "row 2: all commas of the column may separate thousands or decimals; write numbers with a point"
+    with pytest.raises(DataError, match=says):
+        read(written(tmp_path, "age;dose;label\n1;7;0\n50;1,234;1\n70;5,678;0\n60;50,1 mg;1\n"))
+    assert read(written(tmp_path, "age;dose;label\n50;1,234;1\n70;0,678;0\n"))[1] == [1, 0]
 
 
 LABELS = {
