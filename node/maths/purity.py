@@ -3,7 +3,7 @@
 A layer that updates a buffer as it runs (running mean, power iteration, codebook) carries a record over into the
 gradients of all records after it, by any distance. So buffers, and every other tensor that the task or its modules
 hold, are watched whenever gradients of private records are computed (`State.unchanged`). What can't be seen that way
-(a Python counter, a generator of its own) is looked for by asking the same questions twice (`backends.choose`).
+(a Python counter, a generator of its own) is looked for by asking the same questions twice (`clipping.choose`).
 
 Random numbers of torch's own generator are allowed in a loss where each record has a seed of its own (`Seeds`): then
 one record's draws are the same whichever other records there are.
@@ -15,13 +15,12 @@ import hmac
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +42,8 @@ MOST = 256
 """Items of a container that are looked at: a data set in a list is no state."""
 DEEPEST = 8
 """Steps from the task to a tensor or a module."""
+KEPT = "_peerpoise_state"
+"""The attribute in which a task keeps its state, so that both end together."""
 
 
 def keyed_seeds(key: bytes) -> Seeds:
@@ -94,19 +95,21 @@ class State:
         self._roots: list[nn.Module] = []
         self.check: Callable[[], None] = _nothing
         """Asks a made-up example again, and raises Impure if its gradient is another one than at the start."""
+        self.task = id(task)
         self._traced = False
         self._walk(task, "", DEEPEST, set())
 
     @classmethod
     def of(cls, task: object) -> State:
-        """The task's state, looked for once; of what wraps a task, that of the task."""
+        """The task's state, looked for once if it has attributes; of what wraps a task, that of the task."""
         while isinstance(task, Wrapper):
             task = vars(task)["_task"]
-        reference, state = _STATES.get(id(task), (None, None))
-        if state is None or reference is None or reference() is not task:
-            state = cls(task)
-            with suppress(TypeError):  # some objects can't be referred to weakly: they are looked through each time
-                _STATES[id(task)] = ref(task), state
+        attributes = getattr(task, "__dict__", None)
+        if not isinstance(attributes, dict):
+            return cls(task)
+        state: State | None = attributes.get(KEPT)
+        if state is None or state.task != id(task):  # a copy of the task has the state of the other one
+            state = attributes[KEPT] = cls(task)
         return state
 
     @contextmanager
@@ -175,10 +178,6 @@ class State:
             case _:
                 for key, item in _parts(value)[:MOST]:
                     self._walk(item, key or name, depth - 1, seen)
-
-
-_STATES: dict[int, tuple[ref[object], State]] = {}
-"""By the task's id, as a task may say what it is equal to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -275,3 +278,32 @@ def test_a_batch_that_can_t_be_read_is_no_record_s_fault() -> None:
     with pytest.raises(OSError, match="gone"):
         clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop")
     assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").any()
+
+
+def test_a_task_ends_with_its_state() -> None:
+    task = Kind(lambda: nn.Linear(6, 3)).make()
+    assert clipped_sum(task, task.start(0), EVERY, 1.0, backend=pick("auto", task, 16)).any()
+    gone = weakref.ref(task)
+    del task
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_copy_of_a_task_has_a_state_of_its_own() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(6))
+            self.awake = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.awake:
+                self.mean.add_(0.1 * x.detach().mean(0))
+            return x - self.mean
+
+    task = Kind(lambda: nn.Sequential(Mean(), nn.Linear(6, 3))).make()
+    assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").any()
+    other = copy.deepcopy(task)
+    other.net[0].awake = True
+    with pytest.raises(Impure):
+        clipped_sum(other, other.start(0), EVERY, 1.0, backend="loop")
