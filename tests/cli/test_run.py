@@ -137,10 +137,14 @@ def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp
 @pytest.mark.parametrize("home", [("train.rounds=100000", "train.checkpoint_every=100000")], indirect=True)
 def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while not (home / "state" / "journal.jsonl").exists() or not since_start(home, "round"):
-            assert process.poll() is None
-        process.send_signal(number)
-        assert process.wait(60) == 0
+    journal = home / "state" / "journal.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not journal.exists() or b'"event": "round"' not in journal.read_bytes():
+                assert process.poll() is None
+            process.send_signal(number)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
     assert since_start(home, "checkpoint")[-1] >= since_start(home, "round")[-1]
     assert events(home)[-1]["signal"] == number.name
