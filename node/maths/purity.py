@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,7 +146,11 @@ class State:
     def _tracer(self, before: list[_Held]) -> Callable[[nn.Module, Any], None]:
         """A hook that adds each new module to those that are watched, before it runs for the first time."""
 
+        thread = threading.get_ident()
+
         def trace(module: nn.Module, _: object) -> None:
+            if threading.get_ident() != thread:
+                return  # somebody else's: such a hook is called for every module of the process
             if id(module) not in self._modules:
                 for path, part in self._add(module, ""):
                     before.extend(_of_module(path, part, swapped=True))
