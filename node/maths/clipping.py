@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -131,7 +131,7 @@ def clipped_sum(
     given = [each.detach() for each in (x, before) if each is not None]
     copies = [device.onto(each, where).clone() for each in given]
     models = [views(task.layout, each) for each in copies]
-    state = State.of(task)
+    state, hopeless = State.of(task), lru_cache(lambda: _raises(task))  # asked once, however many rows raise
 
     def ask(part: Tensor, batch: tuple[Tensor, ...]) -> Sums:
         index = torch.arange(len(part)) if backend == "loop" else filled(torch.arange(len(part)), chunk)
@@ -143,7 +143,7 @@ def clipped_sum(
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             with device.enough_memory():
-                sums, usable = _despite_errors(task, ask, part, fetch(task, part, seeds))
+                sums, usable = _despite_errors(ask, part, fetch(task, part, seeds), hopeless)
                 _add(total, task, sums)
             if not bool(usable.all()):
                 on_unusable(part[~usable.cpu()])
@@ -159,8 +159,8 @@ def clipped_sum(
 CHANGED = "The loss changes the parameters it is given (as an embedding with max_norm does); leave that out."
 
 
-def _despite_errors(task: Task, ask: Ask, rows: Tensor, batch: tuple[Tensor, ...]) -> Sums:
-    """The sum over the rows. A row whose loss raises, which it may do at a neighbour's model, contributes zero.
+def _despite_errors(ask: Ask, rows: Tensor, batch: tuple[Tensor, ...], hopeless: Callable[[], bool]) -> Sums:
+    """The sum over the rows. A row whose loss raises, which it may do at a neighbour's model, contributes zero: {}.
 
     Raises:
         whatever the loss raises, if it does so with made-up values too: then it is no model's fault.
@@ -170,14 +170,15 @@ def _despite_errors(task: Task, ask: Ask, rows: Tensor, batch: tuple[Tensor, ...
     except (Impure, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if "memory" in str(error) or _raises(task):
+        if "memory" in first_line(error) or hopeless():
             raise
         if len(rows) == 1:
-            return {name: torch.zeros((), dtype=torch.float64) for name, _ in task.layout.fields}, torch.tensor([False])
+            return {}, torch.tensor([False])
     half = len(rows) // 2
-    sums, usable = _despite_errors(task, ask, rows[:half], tuple(column[:half] for column in batch))
-    more, others = _despite_errors(task, ask, rows[half:], tuple(column[half:] for column in batch))
-    return {name: sums[name] + more[name] for name in sums}, torch.cat([usable.cpu(), others.cpu()])
+    sums, usable = _despite_errors(ask, rows[:half], tuple(column[:half] for column in batch), hopeless)
+    more, others = _despite_errors(ask, rows[half:], tuple(column[half:] for column in batch), hopeless)
+    both = {name: sums[name] + more[name] for name in sums} if sums and more else sums or more
+    return both, torch.cat([usable.cpu(), others.cpu()])
 
 
 def _raises(task: Task) -> bool:
@@ -283,8 +284,8 @@ def _weighted_sum(factor: Tensor, g: Tensor) -> Tensor:
 
 
 def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
-    for name, place in views(task.layout, total).items():
-        place += summed[name].expand_as(place) if not summed[name].dim() else summed[name].view_as(place)
+    for name, place in views(task.layout, total).items() if summed else ():
+        place += summed[name].view_as(place)
 
 
 def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Tensor], None] = _ignore) -> Tensor:
@@ -309,7 +310,8 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
             loss = scalar(task.mean_loss(leaves, fetch(task, part, PROCESS_SEEDS)))
             if not bool(loss.isfinite()):
                 on_unusable(part)
-            backward(loss * (len(part) / len(rows)), list(leaves.values()))
+            if loss.requires_grad:
+                backward(loss * (len(part) / len(rows)), list(leaves.values()))
         if there._version != version:
             raise Impure(CHANGED)
         return device.back(total.to(torch.float32))
@@ -542,6 +544,7 @@ def _chunk_gradients(task: Task, x: Tensor, batch: tuple[Tensor, ...], rows: Ten
 
 @contextmanager
 def _passing_over_errors() -> Iterator[None]:
+    """What can't be computed tells nothing; what is impure does."""
     try:
         yield
     except Impure:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from node import device
-from node.maths.purity import Seeds, seeded_rows
+from node.maths.purity import Impure, Seeds, seeded_rows
 from node.task import Task
 from peer.errors import PeerpoiseError, TaskError, first_line
 
@@ -71,7 +71,8 @@ def looped(task: Task, seeds: Seeds) -> Gradients:
     """One after another, each with torch's generator seeded for its row and with parameters of its own.
 
     Raises:
-        TaskError: the loss is no scalar, can't be differentiated, or changes the parameters.
+        TaskError: the loss is no scalar, or can't be differentiated.
+        Impure: it changes the parameters.
     """
 
     def gradients(parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor) -> dict[str, Tensor]:
@@ -127,9 +128,7 @@ def scalar(loss: object, name: str = "loss") -> Tensor:
     if not isinstance(loss, Tensor):
         raise TaskError(f"The task's {name} gave a {type(loss).__name__}; a scalar tensor is expected (no .item()).")
     if loss.numel() != 1:
-        raise TaskError(
-            f"The task's loss gave a tensor of shape {list(loss.shape)}; a scalar is expected, of one example."
-        )
+        raise TaskError(f"The task's {name} gave a tensor of shape {list(loss.shape)}; a scalar is expected.")
     if not loss.is_floating_point():
         raise TaskError(f"The task's {name} gave a tensor of type {loss.dtype}; a real scalar is expected.")
     return loss.reshape(())
@@ -138,7 +137,7 @@ def scalar(loss: object, name: str = "loss") -> Tensor:
 def _refuse_changed(leaves: Parameters) -> None:
     for name, leaf in leaves.items():
         if leaf._version:
-            raise TaskError(
+            raise Impure(
                 f"The loss changes the parameter {name!r} itself (as an embedding with max_norm does), so one record "
                 "would reach the gradients of others; leave that out."
             )

@@ -93,21 +93,24 @@ class _Suspects:
     start: Callable[[], Tensor] | None
     """Gives the run's initial parameters."""
     tell: Callable[[int, Tensor], None]
-    seen: set[int] = field(default_factory=set)
+    told: set[int] = field(default_factory=set)
+    cleared: set[int] = field(default_factory=set)
+    """Looked at: a neighbour's model was to blame."""
 
     def __call__(self, t: int, rows: Tensor, *, own: bool) -> None:
         """`own`: they were met at this node's own model; else they have to fail at the start, and at made-up
         parameters, too."""
-        new = torch.tensor([row for row in rows.tolist() if row not in self.seen][:LOOKED_AT], dtype=torch.int64)
-        if not len(new):
-            return
-        self.seen |= set(new.tolist())
-        if not own:
-            new = unusable(self.task, new, drawn(self.task.layout, 0))
-        if not own and len(new) and self.start is not None:
-            new = unusable(self.task, new, self.start())
-        if len(new):
-            self.tell(t, new)
+        known = self.told if own else self.told | self.cleared
+        new = torch.tensor([row for row in rows.tolist() if row not in known][:LOOKED_AT], dtype=torch.int64)
+        bad = new
+        if not own and len(bad):
+            bad = unusable(self.task, bad, drawn(self.task.layout, 0))
+        if not own and len(bad) and self.start is not None:
+            bad = unusable(self.task, bad, self.start())
+        self.told |= set(bad.tolist())
+        self.cleared |= set(new.tolist()) - self.told
+        if len(bad):
+            self.tell(t, bad)
 
 
 @dataclass(frozen=True, slots=True)

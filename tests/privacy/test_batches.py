@@ -16,6 +16,7 @@ from zoo import RECORDS, Kind, Model
 
 from node.maths.clipping import SLACK, choose, clipped_sum, mean_gradient, pick
 from node.maths.purity import Impure
+from node.privacy import door
 from node.task import views
 from peer.errors import ConfigurationError
 
@@ -307,3 +308,29 @@ def test_a_copy_of_a_task_has_a_state_of_its_own() -> None:
     other.net[0].awake = True
     with pytest.raises(Impure):
         clipped_sum(other, other.start(0), EVERY, 1.0, backend="loop")
+
+
+def test_a_loss_that_is_constant_for_a_batch_has_no_gradient() -> None:
+    task = Kind(lambda: nn.Linear(6, 3)).make()
+    task.mean_loss = lambda *_: torch.tensor(1.0)  # type: ignore[method-assign, assignment]
+    assert not mean_gradient(task, task.start(0), EVERY).any()
+
+
+def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour's model that makes all of them raise costs no more than that."""
+    task = Picky(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
+    asked: list[int] = []
+    monkeypatch.setattr("node.maths.clipping._raises", lambda task: bool(asked.append(1)))
+    assert not clipped_sum(task, torch.full((21,), float("nan")), EVERY, 1.0, chunk=16).any()
+    assert len(asked) == 1
+
+
+def test_a_row_cleared_at_a_neighbours_model_is_told_at_one_s_own() -> None:
+    task = Kind(lambda: nn.Linear(6, 3)).make()
+    told: list[list[int]] = []
+    suspects = door._Suspects(task, lambda: task.start(0), lambda t, rows: told.append(rows.tolist()))
+    suspects(0, torch.tensor([3]), own=False)
+    assert told == []
+    suspects(1, torch.tensor([3]), own=True)
+    suspects(2, torch.tensor([3]), own=True)
+    assert told == [[3]]
