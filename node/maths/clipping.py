@@ -288,10 +288,16 @@ def _add(total: Tensor, task: Task, summed: Mapping[str, Tensor]) -> None:
         place += summed[name].view_as(place)
 
 
-def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Tensor], None] = _ignore) -> Tensor:
+def mean_gradient(
+    task: Task,
+    x: Tensor,
+    rows: Tensor,
+    on_unusable: Callable[[Tensor], None] = _ignore,
+    seeds: Seeds = PROCESS_SEEDS,
+) -> Tensor:
     """Gradient of the mean loss over `rows` at x, flat float32 [d], without clipping; zeros for no rows (mode none).
     Accumulated over parts of the batch where the task takes only so many examples `at_once`. `on_unusable` is told the
-    row numbers of a part whose loss is not finite.
+    row numbers of a part whose loss is not finite. `seeds` are those of an own task's `batch`.
 
     Raises:
         Impure: the loss changed a tensor that the task holds, which would be no part of the shared model.
@@ -307,7 +313,7 @@ def mean_gradient(task: Task, x: Tensor, rows: Tensor, on_unusable: Callable[[Te
         for name, place in views(task.layout, total).items():
             leaves[name].grad = place  # backward adds to it where it lies
         for part in torch.split(rows, getattr(task, "at_once", None) or len(rows)):
-            loss = scalar(task.mean_loss(leaves, fetch(task, part, PROCESS_SEEDS)))
+            loss = scalar(task.mean_loss(leaves, fetch(task, part, seeds)))
             if not bool(loss.isfinite()):
                 on_unusable(part)
             if loss.requires_grad:

@@ -383,7 +383,11 @@ class ClearDoor(Door):
     def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
         draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
         gradient = mean_gradient(
-            task or self.task, x, draw[: self.batch], lambda rows: self._suspects(t, rows, own=False)
+            task or self.task,
+            x,
+            draw[: self.batch],
+            lambda rows: self._suspects(t, rows, own=False),
+            keyed_seeds(f"{self.seed} {self.me} {t}".encode()),
         )
         self.breathe()
         return gradient

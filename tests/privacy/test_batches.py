@@ -334,3 +334,13 @@ def test_a_row_cleared_at_a_neighbours_model_is_told_at_one_s_own() -> None:
     suspects(1, torch.tensor([3]), own=True)
     suspects(2, torch.tensor([3]), own=True)
     assert told == [[3]]
+
+
+def test_without_noise_augmentation_is_new_in_each_round_and_the_same_when_repeated() -> None:
+    def gradient(t: int) -> Tensor:
+        task = of_batch(augmented)
+        plain = door.ClearDoor(task=task, me="a", batch=RECORDS, seed=1)
+        return plain.own(task.start(0), t)
+
+    assert gradient(0).equal(gradient(0))
+    assert not torch.allclose(gradient(0), gradient(1))
