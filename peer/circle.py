@@ -51,7 +51,7 @@ class Terms:
             (hello.start == self.start, pb.CODE_START, self.start.hex()[:12], hello.start.hex()[:12]),
         ):
             if not same:
-                return code, f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)"
+                return code, codec.printable(f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)")
         return pb.CODE_OK, ""
 
     @property

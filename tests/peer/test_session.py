@@ -117,6 +117,16 @@ async def test_a_refusal_says_what_differs_and_signs_nothing(session, people, ch
     assert session.membership.live(0) == frozenset()
 
 
+async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
+    """A task of somebody's own may say anything; a neighbour could not decode it otherwise."""
+    terms = Terms(run="run", roster=1, layout=bytes(32), inputs={"unit": "\x1b[31m" + "mg\n" * 400})
+    code, detail = terms.difference(pb.Hello(run="run", roster=1, layout=bytes(32), inputs=b"x" * 32))
+    reply = pb.Welcome(detail=detail)
+    reply.code = code
+    assert codec.decode(pb.Welcome, codec.encode(reply)).detail == detail
+    assert "task.value_range" in detail
+
+
 async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbour(session, people):
     for message, caller in (
         (hello(people), people["stranger"].id),
