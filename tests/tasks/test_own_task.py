@@ -20,10 +20,10 @@ from peer.errors import ConfigurationError
 PAGE = Path(__file__).parents[2] / "docs" / "own-task.md"
 COUNTED = """
 import sys
-import slope
+import EXAMPLE
 
 def make_task(run, data):
-    task = slope.make_task(run, data)
+    task = EXAMPLE.make_task(run, data)
     print("rows", type(data).__name__, task.examples, file=sys.stderr)
     return task
 """
@@ -38,6 +38,8 @@ def make_task(run, data):
     return Slope(rows / 2000, rows / 1000 - 1)
 """
 NODES = ("n0", "n1")
+EXAMPLES = ("slope", "circle")
+"""The page's Python, in its order."""
 
 
 def snippets(language: str) -> list[str]:
@@ -46,14 +48,15 @@ def snippets(language: str) -> list[str]:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    [code], [settings] = snippets("python"), snippets("toml")
-    assert len(code.splitlines()) < 60
-    (tmp_path / "slope.py").write_text(code, encoding="utf-8")
-    (tmp_path / "counted.py").write_text(COUNTED, encoding="utf-8")
+    codes, [settings] = snippets("python"), snippets("toml")
+    for name, code in zip(EXAMPLES, codes, strict=True):
+        assert len(code.splitlines()) < 60
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        (tmp_path / f"counted_{name}.py").write_text(COUNTED.replace("EXAMPLE", name), encoding="utf-8")
     (tmp_path / "old.py").write_text(OLD, encoding="utf-8")
     (tmp_path / "slope.toml").write_text(settings, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("slope", "counted", "old"):
+    for name in (*EXAMPLES, "old"):
         sys.modules.pop(name, None)
     return tmp_path
 
@@ -81,6 +84,12 @@ def test_the_pages_example_learns(example: Path) -> None:
     assert summary["algorithm_metrics"]["averaged_model"]["error"] < 0.2
 
 
+def test_the_pages_module_learns(example: Path) -> None:
+    more = ("--set", "train.rounds=150", "--set", "algorithm.lr=1.0", "--json", "--folder", "out")
+    out, _ = peerpoise("simulate", "slope.toml", "--task", "circle.py:make_task", *more, path=example)
+    assert json.loads(out)["test_accuracy"]["min"] > 0.85
+
+
 def settings(*more: str) -> list[str]:
     given = ("experiment.nodes=2", "train.rounds=2", "privacy.epsilon=", "privacy.sigma=2", *more)
     return [word for each in given for word in ("--set", each)]
@@ -92,11 +101,11 @@ def counts(text: str) -> list[tuple[str, int]]:
     return [(kind, count) for kind, count in pairs if count > 1]  # with one row a run is only checked
 
 
-def packed(example: Path, data: str = "digits", own: Sequence[str] = ()) -> dict[str, str]:
+def packed(example: Path, task: str, data: str = "digits", own: Sequence[str] = ()) -> dict[str, str]:
     """Standard error of each host of a packed run."""
     with launch._reserved(len(NODES)) as ports:
         hosts = [w for name, port in zip(NODES, ports, strict=True) for w in ("--host", f"{name}=127.0.0.1:{port}")]
-        run = settings("task.name=counted:make_task", f"task.data={data}")
+        run = settings(f"task.name={task}", f"task.data={data}")
         peerpoise("pack", "slope.toml", *run, *hosts, *own, path=example)
         runs = {name: start("run", "--config", f"packed/{name}/node.toml", path=example) for name in NODES}
         ended = {name: process.communicate()[1] for name, process in runs.items()}
@@ -105,8 +114,9 @@ def packed(example: Path, data: str = "digits", own: Sequence[str] = ()) -> dict
 
 
 @pytest.mark.cluster
-def test_every_command_gives_a_node_its_rows_and_no_others(example: Path) -> None:
-    task = ("--task", "counted:make_task")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_command_gives_a_node_its_rows_and_no_others(example: Path, name: str) -> None:
+    task = ("--task", f"counted_{name}:make_task")
     _, simulated = peerpoise("simulate", "slope.toml", *settings(), *task, "--folder", "simulated", path=example)
     peerpoise("up", "slope.toml", *settings(), *task, "--folder", "up", path=example)
     homes = [example / "up" / "nodes" / name for name in NODES]
@@ -114,7 +124,7 @@ def test_every_command_gives_a_node_its_rows_and_no_others(example: Path) -> Non
     assert sum(count for _, count in right) < 1500
     assert counts(simulated) == right
     assert [counts((home / "daemon.log").read_text(encoding="utf-8")) for home in homes] == [[pair] for pair in right]
-    assert [counts(text) for text in packed(example).values()] == [[pair] for pair in right]
+    assert [counts(text) for text in packed(example, task[1]).values()] == [[pair] for pair in right]
 
 
 def own_points(example: Path) -> Sequence[str]:
@@ -127,7 +137,7 @@ def own_points(example: Path) -> Sequence[str]:
 
 @pytest.mark.cluster
 def test_own_data_are_given_as_the_nodes_section(example: Path) -> None:
-    ended = packed(example, "own", own_points(example))
+    ended = packed(example, "counted_slope:make_task", "own", own_points(example))
     assert [counts(text) for text in ended.values()] == [[("DataSection", 120)], [("DataSection", 180)]]
 
 
