@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import RECORDS, Kind, Model
+from zoo import RECORDS, Kind, Model, Waking
 
 from node.maths.clipping import SLACK, choose, clipped_sum, mean_gradient, pick
 from node.maths.purity import Impure
@@ -196,16 +196,7 @@ class Own(Model):
 
 
 def test_an_attribute_of_a_task_hides_nothing() -> None:
-    class Mean(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(6))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.mean.add_(0.1 * x.detach().mean(0))
-            return x - self.mean
-
-    task = Own(lambda: nn.Sequential(Mean(), nn.Linear(6, 3)), Kind(lambda: nn.Linear(6, 3)).columns)
+    task = Own(lambda: nn.Sequential(Waking(awake=True), nn.Linear(6, 3)), Kind(lambda: nn.Linear(6, 3)).columns)
     with pytest.raises(Impure):
         pick("loop", task, 16)
 
@@ -291,18 +282,7 @@ def test_a_task_ends_with_its_state() -> None:
 
 
 def test_a_copy_of_a_task_has_a_state_of_its_own() -> None:
-    class Mean(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(6))
-            self.awake = False
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.awake:
-                self.mean.add_(0.1 * x.detach().mean(0))
-            return x - self.mean
-
-    task = Kind(lambda: nn.Sequential(Mean(), nn.Linear(6, 3))).make()
+    task = Kind(lambda: nn.Sequential(Waking(), nn.Linear(6, 3))).make()
     assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").any()
     other = copy.deepcopy(task)
     other.net[0].awake = True

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import door
 from torch import Tensor
-from zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model
+from zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model, Waking
 
 from node.maths import clipping
 from node.maths.clipping import SLACK, Backend, clipped_sum, pick, probe
@@ -311,20 +311,6 @@ def test_what_remembers_gives_no_sum(name: str, backend: Backend) -> None:
     with pytest.raises(ConfigurationError) as caught:
         clipped_sum(task, start(task), EVERY, 1.0, chunk=CHUNK, backend=backend)
     assert_a_sentence(caught.value, kind.refused)
-
-
-class Waking(torch.nn.Module):
-    """Follows its inputs once it is awake."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(6))
-        self.awake = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.awake:
-            self.mean.add_(0.1 * x.detach().mean(0))
-        return x - self.mean
 
 
 def test_nothing_is_released_or_debited_then(ledger: Ledger) -> None:

@@ -487,6 +487,20 @@ class Codebook(nn.Module):
         return x + (chosen - x).detach()
 
 
+class Waking(nn.Module):
+    """Follows its inputs once it is awake."""
+
+    def __init__(self, awake: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(FEATURES))
+        self.awake = awake
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.awake:
+            self.mean.add_(0.1 * x.detach().mean(0))
+        return x - self.mean
+
+
 class ActNorm(nn.Module):
     """Takes its scale from the first record that it sees."""
 
