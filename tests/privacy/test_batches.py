@@ -324,3 +324,22 @@ def test_without_noise_augmentation_is_new_in_each_round_and_the_same_when_repea
 
     assert gradient(0).equal(gradient(0))
     assert not torch.allclose(gradient(0), gradient(1))
+
+
+class Clamps(Model):
+    """Keeps parameters small, by the way and behind autograd's back."""
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        loss = super().mean_loss(parameters, batch)
+        for value in parameters.values():
+            value.data.clamp_(-1e-3, 1e-3)
+        return loss
+
+
+def test_parameters_that_vmap_lets_a_loss_write_are_a_refusal_and_the_callers_stay() -> None:
+    task = Clamps(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
+    x = task.start(0)
+    before = x.clone()
+    with pytest.raises(Impure, match="changes the parameters"):
+        clipped_sum(task, x, EVERY, 1.0, chunk=16, backend="vmap")
+    assert x.equal(before)
