@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ def test_a_data_attack_needs_labels(
     peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     page = Path(__file__).parents[2] / "docs" / "own-task.md"
-    [code] = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "slope_without_labels.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     call = (command, experiment, "--task", "slope_without_labels:make_task", "--folder", tmp_path / "run")
