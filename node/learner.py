@@ -243,13 +243,13 @@ class Learner:
     def summarise(
         self,
         *,
-        rounds: int,
+        played: int,
         metrics: Mapping[str, float],
         bytes_sent: float,
         measured: Mapping[str, float] = MappingProxyType({}),
         **figures: Any,
     ) -> Summary:
-        """This node's summary after `rounds` finished rounds. `measured` goes to `algorithm_metrics`, `figures` are
+        """This node's summary after so many rounds. `measured` goes to `algorithm_metrics`, `figures` are
         further fields of `Summary`."""
         accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
         return Summary(
@@ -269,10 +269,11 @@ class Learner:
             loss_not_finite=[self.name] if self.run.privacy.mode == "none" and self.unusable.rows else [],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
             task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
-            algorithm_metrics={"bytes_per_step": bytes_sent / rounds if rounds else None, **measured},
+            algorithm_metrics={"bytes_per_step": bytes_sent / played if played else None, **measured},
             version=code_version(),
             config_digest=self.run.digest,
-            complete=rounds == self.run.train.rounds,
+            rounds_played={self.name: played},
+            complete=played == self.run.train.rounds,
             bytes_sent=Range(mean=bytes_sent, max=bytes_sent),
             **figures,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
@@ -89,6 +90,7 @@ class Said:
         self.ready = 0
         self._compute = compute
         self._grown = Signal()
+        self._digest: asyncio.Future[bytes] | None = None
         if isinstance(tensors, Tensor | tuple):
             pieces = tensors if isinstance(tensors, tuple) else (tensors,)
             self.flat = torch.cat([piece.detach().reshape(-1).to(TORCH[layout.dtype]) for piece in pieces])
@@ -123,6 +125,15 @@ class Said:
     async def frame(self, offset: int, length: int) -> bytes:
         await self.until(offset + length)
         return bytes(self._bytes[offset : offset + length])
+
+    async def digest(self) -> bytes:
+        if self._digest is None:
+            self._digest = asyncio.ensure_future(self._hashed())
+        return await asyncio.shield(self._digest)
+
+    async def _hashed(self) -> bytes:
+        await self.until(self.flat.nbytes)
+        return await asyncio.to_thread(lambda: hashlib.sha256(self._bytes).digest())
 
 
 class Stream:

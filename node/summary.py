@@ -156,8 +156,10 @@ class Summary(Part):
     """True: the transport had no TLS."""
     ledger: Literal["experiment", "data"] = "experiment"
     """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away one."""
+    rounds_played: dict[str, int] = {}
+    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbours being further."""
     complete: bool
-    """Every node of the roster finished all rounds."""
+    """Every node of the roster finished, and played all rounds."""
 
 
 def schema() -> str:
@@ -218,6 +220,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
                 p95=_max(summary.round_seconds.p95 for summary in summaries),
             ),
             "wall_seconds": _max(summary.wall_seconds for summary in summaries),
+            "rounds_played": _union(summary.rounds_played for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
             "task_metrics": _metrics(summaries, attackers),
             "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
@@ -311,7 +314,7 @@ def _caption(summary: Summary) -> str:
     gap = "" if summary.spectral_gap is None else f" (spectral gap {summary.spectral_gap:.2g})"
     graph = f"{summary.topology}{gap}"
     text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
-    notes = [] if summary.complete else ["INCOMPLETE: not every node finished"]
+    notes = [] if summary.complete else [_incomplete(summary)]
     if summary.attackers:
         notes.append(f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes")
     if summary.diverged:
@@ -324,6 +327,12 @@ def _caption(summary: Summary) -> str:
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")
     notes += [summary.privacy.warning] if summary.privacy.warning else []
     return "\n".join([text, *notes])
+
+
+def _incomplete(summary: Summary) -> str:
+    fewer = {name: played for name, played in summary.rounds_played.items() if played < summary.rounds}
+    said = [f"{name} played {played} rounds only" for name, played in sorted(fewer.items())]
+    return "INCOMPLETE: " + (", ".join(said) or "not every node finished")
 
 
 def _cells(summary: Summary) -> tuple[str, ...]:

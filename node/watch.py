@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import sys
 import time
@@ -11,6 +13,9 @@ from collections.abc import Mapping
 from math import isfinite, nan
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+
+from node import disk
 from node.config import BudgetSection, RunConfig
 from node.journal import Journal, code_version, tested
 from node.learner import ADJACENCY, Learner, LiveEpsilon, warning
@@ -131,7 +136,8 @@ class Watch(Watcher, Observer):
         self.metrics.consensus_distance.set(distance)
 
     def skipped(self, first: int, last: int) -> None:
-        self.note("resume", round=last + 1, skipped=[first, last], reason="The neighbours are that far.")
+        self.note("resume", round=last + 1, skipped=[first, last], reason="Most neighbours are that far.")
+        self.warn(f"Rounds {first} to {last} are skipped: most neighbours are that far already.")
 
     def round(self, t: int, seconds: float) -> None:
         assert self.learner is not None
@@ -199,6 +205,25 @@ class Watch(Watcher, Observer):
     def rejected(self, peer: Peer, code: int) -> None:
         self.metrics.rejected(peer)
         self._note_of(peer, "rejected", code=_name(code))
+
+    def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
+        path = self.journal.path.with_name(f"contradiction-{peer}.json")
+        proof = {
+            "node": peer,
+            "run": self.run.run_id,
+            "public_key": base64.b64encode(public).decode(),
+            "statements": [MessageToDict(said, preserving_proto_field_name=True) for said in (one, other)],
+        }
+        try:
+            disk.replace(path, json.dumps(proof, indent=2).encode())
+        except StorageError as error:
+            self.warn(str(error))
+        self.metrics.contradicted(peer)
+        self.note("contradiction", round=other.round, phase=other.phase, peer=peer, told_by=told_by, path=path.name)
+        self.warn(
+            f"{peer} told this node and {told_by} different things in round {other.round} and is cut off; "
+            f"both statements, signed by it, are in {path.name}."
+        )
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
         self.metrics.rtt(peer, seconds)

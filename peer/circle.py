@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from peer import codec
 from peer.errors import Malformed
@@ -107,6 +108,10 @@ class Contact:
     poke: Signal = field(default_factory=Signal)
     asked: tuple[int, int] = (0, 0)
     """(incarnation, order) of the last handshake that it began and this node agreed to."""
+    spki: bytes = b""
+    """The public key (DER) that it showed when it proved its id."""
+    contradicted: bool = False
+    """It told different neighbours different things."""
     nonce: bytes = b""
     welcome: pb.Welcome = field(default_factory=pb.Welcome)
     """The neighbour's last handshake and the answer to it."""
@@ -156,6 +161,18 @@ class Circle:
     @property
     def now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
+        """Drops the edge until a new handshake."""
+        self.membership.lose(peer, why, idle=idle)
+        self.observer.presence(peer, False)
+        self.contacts[peer].poke.notify()
+        self.changed.notify()
+
+    def cut(self, peer: Peer, why: str) -> None:
+        """Drops the edge for as long as this process lives."""
+        self.membership.bar(peer, inf)
+        self.lose(peer, why)
 
     def peer(self, caller: str | None, sender: str) -> Peer:
         """The neighbour that speaks. `caller` is what the transport proved, if it proves anything.

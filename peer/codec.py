@@ -41,6 +41,8 @@ MAX_ADDRESS = 262
 """Characters of "host:port": a DNS name has 253."""
 MAX_ANNOUNCEMENTS = 64
 """Announcements, and ids looked for, in one exchange: the largest ones fit MAX_CONTROL."""
+MAX_STATEMENTS = 64
+"""Statements in one header, of so many neighbors; each has 250 bytes at most."""
 MAX_TEXT = 512
 """Characters of a sentence for people; longer ones belong into the sender's own log."""
 DIGEST = 32
@@ -130,6 +132,7 @@ RULES: Mapping[str, Rule] = {
     "wanted": lambda texts: len(texts) <= MAX_ANNOUNCEMENTS and _names(texts),
     "ledger": lambda head: _broken(head) is None,
     "remembered": lambda head: _broken(head) is None,
+    "statements": lambda many: len(many) <= MAX_STATEMENTS and not any(map(_broken, many)),
 }
 """What each field may hold, by name: a name means the same in every message."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from peer.message import Peer
+from peer.v1 import peer_pb2 as pb
 
 
 class Sink(Protocol):
@@ -38,6 +39,10 @@ class Payload(Protocol):
         """These bytes; waits until they are computed."""
         ...
 
+    async def digest(self) -> bytes:
+        """SHA-256 of all of it."""
+        ...
+
 
 class Observer:
     """What a session tells whoever watches. Every method does nothing; metrics override them."""
@@ -48,6 +53,9 @@ class Observer:
 
     def rejected(self, peer: Peer, code: int) -> None:
         """What the neighbour sent was no usable payload: not finite, or broken."""
+
+    def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
+        """The neighbour told different neighbours different things: both statements are signed by its `public` key."""
 
     def round_trip(self, peer: Peer, seconds: float) -> None: ...
 
@@ -78,6 +86,9 @@ class Empty:
     """The payload of a withheld answer."""
 
     async def frame(self, offset: int, length: int) -> bytes:
+        raise AssertionError("a withheld answer has no payload")
+
+    async def digest(self) -> bytes:
         raise AssertionError("a withheld answer has no payload")
 
 

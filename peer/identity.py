@@ -343,6 +343,10 @@ class Identity:
             return False
         return True
 
+    def sign_statement(self, run: str, said: peer_pb2.Statement) -> bytes:
+        """What makes a statement this node's own, also where a neighbor passes it on."""
+        return self._key.sign(_statement(run, said), ec.ECDSA(hashes.SHA256()))
+
     def label(self, ledger: str) -> bytes:
         """A name for one of this node's ledgers that tells others nothing (32 bytes)."""
         return hmac.digest(self.key_pem, ledger.encode(), "sha256")
@@ -370,6 +374,11 @@ def _announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
     return _signed("announcement", member.encode(), issued.to_bytes(8, "big"), *(each.encode() for each in addresses))
 
 
+def _statement(run: str, said: peer_pb2.Statement) -> bytes:
+    place = (said.incarnation, said.round, said.phase, said.role)
+    return _signed("statement", run.encode(), said.sender.encode(), *(n.to_bytes(8, "big") for n in place), said.digest)
+
+
 def _signed(purpose: str, *parts: bytes) -> bytes:
     """What is signed: a purpose, then each part behind its length, so that no two tuples give the same bytes."""
     return f"peerpoise {purpose} 1\0".encode() + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
@@ -392,6 +401,11 @@ def verify_welcome(
 def announced(public: bytes, signature: bytes, *, member: str, issued: int, addresses: Sequence[str]) -> bool:
     """Did the member itself announce these addresses? `public` (SPKI, DER) must be the key of its id."""
     return id_of(public) == member and _is_signed(public, signature, _announcement(member, issued, addresses))
+
+
+def stated(public: bytes, run: str, said: peer_pb2.Statement) -> bool:
+    """Did its sender sign this statement? `public` (SPKI, DER) must be the key of the sender's id."""
+    return id_of(public) == said.sender and _is_signed(public, said.signature, _statement(run, said))
 
 
 def _is_signed(public: bytes, signature: bytes, data: bytes) -> bool:

@@ -17,14 +17,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
 from peer.message import Peer
 
 PATIENCE = 4
 """Deadlines without progress anywhere down the chain after which waiting for others is no excuse any more: whoever is
 to blame has been lost by its own neighbours by then."""
+FASTER = 10
+"""How many times as fast as this node's quickest round a neighbour's rounds may be while nobody holds it up."""
 MISSED_BEATS = 2
 """Consecutive beats that do not name me before I believe that the other end dropped the edge."""
+
+
+def majority(degree: int) -> int:
+    """How many of `degree` graph neighbours have to say a thing before it moves this node: more than half of all, be
+    they there or not, and never one alone."""
+    return max(2, degree // 2 + 1)
 
 
 class Presence(Enum):
@@ -49,7 +58,6 @@ class Neighbour:
     phase: int = 0
     waiting_for: frozenset[Peer] = frozenset()
     last_heard: float = float("-inf")
-    last_beat: float = float("-inf")
     last_work: float = float("-inf")
     """When its counter last moved or its bytes last arrived."""
     last_excuse: float = float("-inf")
@@ -59,6 +67,10 @@ class Neighbour:
     """What keeps the two apart for good, such as another run file; until an edge is agreed on."""
     rtt: float | None = None
     """Seconds."""
+    barred_until: float = float("-inf")
+    """It is not taken back before."""
+    shown: tuple[int, float] | None = None
+    """The last round of which a transfer came, and when: what the neighbour says beside that has to be plausible."""
     _order: int = 0
     """Of the newest thing it said: beats overtake each other, and an agreement on the edge."""
     _idle_since: float = float("-inf")
@@ -146,15 +158,31 @@ class Membership:
         it.last_heard = it.last_work = it.last_excuse = now
         it.confirmed = True
 
-    def entered(self, peer: Peer, round: int) -> None:
+    def entered(self, peer: Peer, round: int, now: float) -> None:
         """A transfer of that round came from the neighbour."""
         it = self.neighbours[peer]
         it.reached = max(it.reached, round)
+        it.shown = (round, now)
 
-    def behind(self, peer: Peer, round: int, since: float) -> bool:
-        """Has it not even reached that round? By a beat that came after `since`: an older one tells where it was."""
-        it = self.neighbours[peer]
-        return it.last_beat > since and 0 <= it.reached < round
+    def most_have_reached(self, now: float, *, quickest: float | None, beats: bool) -> int:
+        """The latest round that a strict majority of all neighbours, and two at least, claim to be at; -1 if none. So
+        one neighbour alone moves this node nowhere, whatever it says.
+
+        A claim is the round from which its edge is used, with `beats` also the one after that which it is in. It counts
+        as far as it is plausible: rounds that can have passed since its last transfer, none of them FASTER times as
+        quick as `quickest` (seconds; None: nothing is known of how long rounds take).
+        """
+        claims = []
+        for it in self.neighbours.values():
+            if it.presence is not Presence.LIVE or not it.confirmed:
+                continue
+            claim = max(it.live_from, it.reached + 1) if beats else it.live_from
+            if it.shown is not None and quickest:
+                since_round, since = it.shown
+                claim = min(claim, since_round + 2 + int((now - since) * FASTER / quickest))
+            claims.append(claim)
+        needed = majority(len(self.neighbours))
+        return sorted(claims)[-needed] if len(claims) >= needed else -1
 
     def beat(
         self,
@@ -186,7 +214,7 @@ class Membership:
         if order <= it._order:
             return
         it._order = order
-        it.last_heard = it.last_beat = now
+        it.last_heard = now
         it.reached = max(it.reached, round)
         if progress != it._progress or (round, phase) != (it.round, it.phase):
             it.last_work = it.last_excuse = now
@@ -219,10 +247,21 @@ class Membership:
         if it.presence in (Presence.LIVE, Presence.UNKNOWN):
             it.presence, it.last_error, it._lost_at = Presence.LOST, why, it._progress if idle else None
 
-    def stuck(self, peer: Peer) -> bool:
-        """Lost for doing nothing, and its counter has not moved since: it beats, but is not taken back yet."""
+    def bar(self, peer: Peer, until: float) -> None:
+        """It is not taken back before, be it another process by then."""
         it = self.neighbours[peer]
-        return it.presence is Presence.LOST and it._lost_at == it._progress
+        it.barred_until = max(it.barred_until, until)
+
+    def kept_off(self, peer: Peer, incarnation: int, now: float) -> str:
+        """Why no edge is agreed on with this process of it yet, in a sentence; empty if nothing speaks against it."""
+        it = self.neighbours[peer]
+        if it.presence is Presence.LOST and incarnation == it.incarnation and it._lost_at == it._progress:
+            return "Nothing has moved at the caller since the edge was lost."
+        if it.barred_until == inf:
+            return "The caller told its neighbours different things."
+        if now < it.barred_until:
+            return f"The caller held this node up too often; it is taken back in {it.barred_until - now:.0f} s."
+        return ""
 
     def leave(self, peer: Peer, *, incarnation: int, finished: bool) -> None:
         """The neighbour said goodbye."""

@@ -76,7 +76,7 @@ class Session:
         self.exchange = exchange
         self._told = pb.LedgerHead(label=ledger_label)
         self.membership, self.position, self.changed = circle.membership, circle.position, circle.changed
-        self.transfers = Transfers(circle, mailbox, self._link)
+        self.transfers = Transfers(circle, mailbox, self._link, None if transport.insecure else identity)
         self.transfer = self.transfers.receive
         self._done, self._done_at, self._ticks = 0, self.now, 0
         self._order = 0
@@ -120,10 +120,7 @@ class Session:
 
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         """Drops the edge until a new handshake."""
-        self.membership.lose(peer, why, idle=idle)
-        self.circle.observer.presence(peer, False)
-        self.circle.contacts[peer].poke.notify()
-        self.changed.notify()
+        self.circle.lose(peer, why, idle=idle)
 
     async def _keep(self, peer: Peer) -> None:
         contact, pause = self.circle.contacts[peer], RETRY_FIRST
@@ -155,9 +152,9 @@ class Session:
 
     def _unagreed(self, peer: Peer) -> bool:
         """It is mine to propose an edge to this neighbour, and there is none."""
-        presence = self.membership.neighbours[peer].presence
-        due = presence is Presence.UNKNOWN or (presence is Presence.LOST and not self.membership.stuck(peer))
-        return self.circle.me < peer and due
+        it = self.membership.neighbours[peer]
+        none = it.presence in (Presence.UNKNOWN, Presence.LOST)
+        return self.circle.me < peer and none and not self.membership.kept_off(peer, it.incarnation, self.now)
 
     async def _link(self, peer: Peer) -> Link:
         contact = self.circle.contacts[peer]
@@ -223,6 +220,7 @@ class Session:
             )
         if welcome.incarnation < contact.incarnation:
             raise Refused(f"{peer} answered as an earlier process of its own.", pb.CODE_INCARNATION)
+        contact.spki = welcome.spki
         contact.proven = contact.link is link
         self.changed.notify()
         if self._did_tell(welcome.remembered):
@@ -288,8 +286,8 @@ class Session:
             return pb.CODE_INCARNATION, codec.sentence(pb.CODE_INCARNATION)
         if (hello.incarnation, hello.order) <= self.circle.contacts[peer].asked:
             return pb.CODE_DUPLICATE, "A later handshake of the same process was answered already."
-        if hello.propose and hello.incarnation == known and self.membership.stuck(peer):
-            return pb.CODE_NOT_READY, "Nothing has moved at the caller since the edge was lost."
+        if hello.propose and (why := self.membership.kept_off(peer, hello.incarnation, self.now)):
+            return pb.CODE_NOT_READY, why
         if hello.propose and not self.circle.contacts[peer].proven:
             self.circle.contacts[peer].poke.notify()
             return pb.CODE_NOT_READY, "The caller could not be dialled back yet."

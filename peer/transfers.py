@@ -8,6 +8,7 @@ again sends the same bytes.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -17,13 +18,18 @@ from peer.circle import Circle
 from peer.errors import Malformed, RemoteError
 from peer.exchange import Inbox, Payload, Sink
 from peer.failpoint import failpoint
+from peer.identity import Identity, stated
 from peer.mailbox import Admission, Key, Mailbox, Role, Shape
 from peer.message import DType, Peer
+from peer.statements import Statements
 from peer.transport import Link
 from peer.v1 import peer_pb2 as pb
 
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
 """Seconds between attempts, doubled with jitter from the first to the most."""
+
+SLOWEST = 32 << 10
+"""Bytes a second: a transfer that comes more slowly, beyond a deadline, is refused as stalled."""
 
 REFUSALS = {
     Admission.STALE: pb.CODE_STALE,
@@ -40,8 +46,16 @@ PASSING = frozenset({pb.CODE_BUSY, pb.CODE_AHEAD, pb.CODE_NOT_READY, pb.CODE_INC
 class Transfers:
     """All transfers of one node, both ways. `link` gives the way to a neighbour."""
 
-    def __init__(self, circle: Circle, mailbox: Mailbox, link: Callable[[Peer], Awaitable[Link]]) -> None:
-        self.circle, self.mailbox, self._link = circle, mailbox, link
+    def __init__(
+        self,
+        circle: Circle,
+        mailbox: Mailbox,
+        link: Callable[[Peer], Awaitable[Link]],
+        identity: Identity | None = None,
+    ) -> None:
+        """`identity` signs what is said to all alike; None where no key proves anything."""
+        self.circle, self.mailbox, self._link, self.identity = circle, mailbox, link, identity
+        self.statements = Statements()
         self.sent_bytes: Counter[Peer] = Counter()
         self._inboxes: dict[tuple[int, Role], Inbox] = {}
 
@@ -56,6 +70,7 @@ class Transfers:
             peer = self.circle.peer(caller, header.sender)
             code = self._refusal(peer, header)
             if code == pb.CODE_OK:
+                self._compare(peer, header.statements)
                 code = await self._receive(peer, header, messages)
         except StopAsyncIteration:
             code = pb.CODE_MALFORMED
@@ -100,7 +115,7 @@ class Transfers:
         except asyncio.CancelledError:
             self.mailbox.broken(peer, key)
             raise
-        self.circle.membership.entered(peer, key.round)
+        self.circle.membership.entered(peer, key.round, self.circle.now)
         heard = self.circle.known(header.heard)
         sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
         try:
@@ -118,20 +133,67 @@ class Transfers:
         return pb.CODE_OK
 
     async def _read(self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes], sink: Sink) -> None:
+        left, hashed = self.circle.membership.deadline + header.bytes / SLOWEST, hashlib.sha256()
         for offset, length in codec.frames(header.bytes):
-            async with asyncio.timeout(self.circle.membership.deadline):
+            since = self.circle.now
+            async with asyncio.timeout(min(left, self.circle.membership.deadline)):
                 data = codec.frame(await anext(messages), length)
+            left -= self.circle.now - since
+            if self._is_stated(header.role):
+                await asyncio.to_thread(hashed.update, data)
             await sink.write(offset, data)
             self._count(peer, "received", header.kind, length)
         async with asyncio.timeout(self.circle.membership.deadline):
             trailer = codec.decode(pb.Trailer, await anext(messages))
         if trailer.bytes != header.bytes:
             raise Malformed("The sender gave up on the way.", pb.CODE_STALLED)
+        if self._is_stated(header.role):
+            self._note(peer, header, trailer, hashed.digest())
 
     def _count(self, peer: Peer, direction: str, kind: str, count: int) -> None:
         self.circle.moved += 1
         self.circle.membership.moved(peer, self.circle.now)
         self.circle.observer.bytes_moved(peer, direction, kind, count)
+
+    # what is said to all alike
+
+    def _is_stated(self, role: int) -> bool:
+        return self.identity is not None and role != pb.ROLE_ANSWER
+
+    def _stated(self, sender: str, incarnation: int, key: Key, digest: bytes) -> pb.Statement:
+        return pb.Statement(
+            sender=sender,
+            incarnation=incarnation,
+            round=key.round,
+            phase=key.phase,
+            role=pb.Role.Name(key.role),
+            digest=digest,
+        )
+
+    def _note(self, peer: Peer, header: pb.Header, trailer: pb.Trailer, digest: bytes) -> None:
+        """What came was stated as it came, or is not taken."""
+        key = Key(header.round, header.phase, Role(header.role))
+        said = self._stated(header.sender, header.incarnation, key, digest)
+        said.signature = trailer.signature
+        if trailer.digest != digest or not stated(self.circle.contacts[peer].spki, self.circle.terms.run, said):
+            raise Malformed("The payload is not what its sender signed.")
+        if (before := self.statements.note(peer, said)) is not None:
+            self._contradicted(peer, peer, before, said)
+
+    def _compare(self, told_by: Peer, said: Iterable[pb.Statement]) -> None:
+        """What a neighbour heard of others, with what this node heard of them."""
+        for other in said:
+            peer = self.circle.names.get(other.sender, "")
+            here = self.statements.contradicted(peer, other)
+            if here is not None and stated(self.circle.contacts[peer].spki, self.circle.terms.run, other):
+                self._contradicted(peer, told_by, here, other)
+
+    def _contradicted(self, peer: Peer, told_by: Peer, here: pb.Statement, there: pb.Statement) -> None:
+        contact = self.circle.contacts[peer]
+        if not contact.contradicted:
+            contact.contradicted = True
+            self.circle.observer.contradicted(peer, told_by, contact.spki, here, there)
+            self.circle.cut(peer, f"It told this node and {told_by} different things in round {there.round}.")
 
     # phases
 
@@ -217,11 +279,17 @@ class Transfers:
             bytes=0 if withheld else shape.nbytes,
             heard=sorted(self.circle.ids[name] for name in heard),
             withheld=withheld,
+            statements=self._heard_of_others(peer, key),
         )
         link = await self._link(peer)
-        return codec.decode(pb.Verdict, await link.transfer(self._messages(peer, header, payload)))
+        return codec.decode(pb.Verdict, await link.transfer(self._messages(peer, key, header, payload)))
 
-    async def _messages(self, peer: Peer, header: pb.Header, payload: Payload) -> AsyncIterator[bytes]:
+    def _heard_of_others(self, to: Peer, key: Key) -> list[pb.Statement]:
+        """In the round before, as many as a header carries; once a round."""
+        found = self.statements.of_round(key.round - 1, [to]) if key.phase == 0 else []
+        return found if len(found) <= codec.MAX_STATEMENTS else random.sample(found, codec.MAX_STATEMENTS)
+
+    async def _messages(self, peer: Peer, key: Key, header: pb.Header, payload: Payload) -> AsyncIterator[bytes]:
         failpoint("before_send")
         yield codec.encode(header)
         for offset, length in codec.frames(header.bytes):
@@ -229,5 +297,10 @@ class Transfers:
             failpoint("mid_stream")
             self.sent_bytes[peer] += length
             self._count(peer, "sent", header.kind, length)
-        yield codec.encode(pb.Trailer(bytes=header.bytes))
+        trailer = pb.Trailer(bytes=header.bytes)
+        if self.identity is not None and self._is_stated(header.role):
+            trailer.digest = await payload.digest()
+            said = self._stated(header.sender, header.incarnation, key, trailer.digest)
+            trailer.signature = self.identity.sign_statement(header.run, said)
+        yield codec.encode(trailer)
         failpoint("after_send")

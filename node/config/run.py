@@ -132,9 +132,13 @@ class SyncSection(Section):
     train block by block."""
     deadline_s: float = Field(default=10.0, gt=0)
     """Seconds without any progress after which a neighbour is lost. Measures progress, not compute time."""
-    patience_s: float = Field(default=900.0, gt=0)
-    """Seconds after which even a neighbour that shows progress is no longer waited for in one phase; twice as many in
-    all where it waits for others meanwhile."""
+    slowest: float = Field(default=10.0, ge=1)
+    """How many times as long as a round takes the faster half of the neighbours (this node itself, where there is one
+    neighbour only) a neighbour may take. More uses up patience."""
+    patience_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a neighbour that is slower than that, though it shows progress, is waited for before it is
+    lost; each time half of what is left, so twice as many in the whole run. A tenth of the time in which it is on time
+    is given back. Unset: 30 rounds, as long as they take the faster half, from 3 deadlines to 900 s."""
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of live neighbours to wait for in quorum mode."""
     staleness: int = Field(default=2, ge=0)

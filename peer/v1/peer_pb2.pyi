@@ -86,7 +86,7 @@ SENTENCE_FIELD_NUMBER: _ClassVar[int]
 sentence: _descriptor.FieldDescriptor
 
 class Header(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "pull")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "pull", "statements")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class Header(_message.Message):
     HEARD_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
+    STATEMENTS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -123,13 +124,36 @@ class Header(_message.Message):
     heard: _containers.RepeatedScalarFieldContainer[str]
     withheld: bool
     pull: bool
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., pull: _Optional[bool] = ...) -> None: ...
+    statements: _containers.RepeatedCompositeFieldContainer[Statement]
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., pull: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ...) -> None: ...
 
 class Trailer(_message.Message):
-    __slots__ = ("bytes",)
+    __slots__ = ("bytes", "digest", "signature")
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     bytes: int
-    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+    digest: bytes
+    signature: bytes
+    def __init__(self, bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Statement(_message.Message):
+    __slots__ = ("sender", "incarnation", "round", "phase", "role", "digest", "signature")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    sender: str
+    incarnation: int
+    round: int
+    phase: int
+    role: Role
+    digest: bytes
+    signature: bytes
+    def __init__(self, sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("code", "detail", "round")

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
+
 from node import cluster, launch, status
 from node.config import (
     BudgetSection,
@@ -126,9 +128,10 @@ class Cluster:
         cluster.divide(folder, config, homes, cluster.shares(config))
         return cls(config, folder, run, homes, addresses, held)
 
-    def start(self, name: str, *options: str, failpoints: str = "", loop: str = "auto") -> Process:
-        """A daemon in a process of its own."""
-        process = Process.start(self.homes[name], self.run, *options, "--loop", loop, failpoints=failpoints)
+    def start(self, name: str, *options: str, failpoints: str = "", loop: str = "auto", fresh: bool = False) -> Process:
+        """A daemon in a process of its own. `fresh`: one that imports torch itself, which takes seconds."""
+        options = (*options, "--loop", loop)
+        process = Process.start(self.homes[name], self.run, *options, failpoints=failpoints, fresh=fresh)
         self.processes.append(process)
         return process
 
@@ -154,22 +157,32 @@ class Process:
     """One daemon's process."""
 
     home: Path
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Forked
     socket: Path
 
     @classmethod
     def start(
-        cls, home: Path, run: RunConfig, *options: str, failpoints: str = "", inside: Sequence[str] = ()
+        cls,
+        home: Path,
+        run: RunConfig,
+        *options: str,
+        failpoints: str = "",
+        inside: Sequence[str] = (),
+        fresh: bool = False,
     ) -> Process:
         """`inside`: a command that runs the daemon's in its own place, such as ip netns exec NAME."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PEERPOISE_")}
         environ |= {"OMP_NUM_THREADS": "1", "PEERPOISE_FAILPOINTS": failpoints, "PYTHONWARNINGS": ""}
-        command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), *options]
-        command = [*inside, *command]
-        with (home / "daemon.log").open("wb") as log:
-            popen = subprocess.Popen(
-                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+        words = ("run", "--config", str(home / "node.toml"), *options)
+        path = home / "daemon.log"
+        if fresh or inside:
+            command = [*inside, sys.executable, "-P", "-m", "node.cli", *words]
+            with path.open("wb") as log:
+                popen: subprocess.Popen[bytes] | Forked = subprocess.Popen(
+                    command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                )
+        else:
+            popen = Forked(words, environ, path)
         return cls(home, popen, status.place(run.run_id, home.name))
 
     @property

@@ -45,7 +45,7 @@ async def test_health_is_served_before_torch(cluster: Any, held: tuple[Path, Pat
     asked, go = held
     async with cluster(nodes=2) as c:
         began = time.monotonic()
-        n0 = c.start("n0")
+        n0 = c.start("n0", fresh=True)
         assert await health(c, "n0", asker="n1", wait=True) == "NOT_SERVING"
         assert time.monotonic() - began < SECONDS
         await n0.until(asked.exists)

@@ -116,8 +116,8 @@ class Node:
         await self.book.announce(self.session.circle.ids[self.name], await self.transport.serve(self.session))
         keeping = asyncio.create_task(self.session.run())
         try:
-            entered = await self.driver.gather(start or StartSection(timeout_s=20))
-            await self.driver.run(entered)
+            await self.driver.gather(start or StartSection(timeout_s=20))
+            await self.driver.run(first)
             await self.session.goodbye(finished=True)
             await self.driver.linger(5.0)
         finally:

@@ -252,27 +252,36 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
 
 
 async def test_one_neighbour_alone_does_not_say_where_to_enter():
-    """n1 is first to shake hands, and says that it is in the last round but one; honest n2 comes a moment later."""
+    """n1 is first to shake hands, and claims the last round but one; honest n2 and n3 come a moment later."""
     nodes, hoods = cluster(("d-psgd", {}), "full", 5)
     together = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=3))
     victim, said = together["n0"], {"incarnation": 1, "now": 0.0}
     gathering = asyncio.create_task(victim.driver.gather(StartSection(timeout_s=20)))
-    victim.session.membership.agree("n1", live_from=999, round=998, **said)
+    for peer, live_from in (("n1", 999), ("n2", 7)):
+        victim.session.membership.agree(peer, live_from=live_from, round=live_from - 1, **said)
+        victim.session.changed.notify()
+        await asyncio.wait({gathering}, timeout=0.1)
+        assert not gathering.done()
+        assert victim.driver._enter(0) == 0
+    victim.session.membership.agree("n3", live_from=8, round=7, **said)
     victim.session.changed.notify()
-    await asyncio.wait({gathering}, timeout=0.1)
-    assert not gathering.done()
-    victim.session.membership.agree("n2", live_from=7, round=6, **said)
-    victim.session.changed.notify()
-    assert await asyncio.wait_for(gathering, 2) == 7
+    await asyncio.wait_for(gathering, 2)
+    assert victim.driver._enter(0) == 7
 
 
-async def test_who_is_under_way_is_joined_though_the_others_are_gone():
+@pytest.mark.parametrize(("first", "waits"), [(3, False), (0, True)], ids=["played before", "new"])
+async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first, waits):
+    """One neighbour is there, the others are gone. A new node has nothing but this one's word, and waits."""
     nodes, hoods = cluster(("d-psgd", {}), "full", 5)
     late = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
+    late.session.position.first = first
     gathering = asyncio.create_task(late.driver.gather(StartSection(timeout_s=60)))
     late.session.membership.agree("n1", live_from=7, round=6, incarnation=1, now=0.0)
     late.session.changed.notify()
-    assert await asyncio.wait_for(gathering, 5) == 7
+    await asyncio.wait({gathering}, timeout=1.0)
+    assert gathering.done() is not waits
+    assert late.driver._enter(first) == first, "one neighbour's word moves nobody"
+    gathering.cancel()
 
 
 async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
@@ -305,7 +314,7 @@ class Slow(Toy):
 
 async def test_a_ten_times_slower_node_loses_no_edge_in_round_mode():
     nodes, hoods = cluster(("dpdl", {}), "ring", door=lambda i: Slow(i) if i == "n1" else Toy(i))
-    together = mesh(nodes, hoods, 1, sync=SyncSection(deadline_s=1.0), beat_seconds=0.05)
+    together = mesh(nodes, hoods, 1, sync=SyncSection(deadline_s=1.0, patience_s=60.0), beat_seconds=0.05)
     door = nodes["n1"].gradients
     door.chunk, door.breathe = 0.2, together["n1"].compute.breathe
     await play(together)
@@ -443,16 +452,18 @@ def trickling(hoods, rounds, patience, pauses):
 
 async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
     hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    nodes, together = trickling(hoods, 1, 1.2, {("n1", 0): 2.4})
+    nodes, together = trickling(hoods, 1, 1.2, {("n1", 0): 4.8})
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
         nodes["n1"].event.set()
     assert together["n0"].notes.losses == together["n2"].notes.losses == [(0, "n1")]
 
 
-async def test_patience_is_for_each_phase_anew():
-    hoods = neighborhoods("full", ["n0", "n1"])
-    _, together = trickling(hoods, 6, 1.5, {("n1", t): 0.6 for t in range(6)})
+async def test_who_is_slower_by_less_than_slowest_uses_no_patience_up():
+    """Everybody takes a while, n1 several times as long, round after round."""
+    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    pauses = {(name, t): 0.1 for name in ("n0", "n2") for t in range(6)} | {("n1", t): 0.6 for t in range(6)}
+    _, together = trickling(hoods, 6, 0.2, pauses)
     await play(together)
     assert not any(node.notes.losses for node in together.values())
 

@@ -31,6 +31,7 @@ peerpoise_privacy_delta
 peerpoise_privacy_epsilon_limit
 peerpoise_privacy_epsilon_spent scope mode adjacency accountant
 peerpoise_privacy_ledger_errors
+peerpoise_contradictions peer
 peerpoise_rejected peer
 peerpoise_releases recipient
 peerpoise_releases_withheld
@@ -83,6 +84,7 @@ def use(metrics: Metrics) -> None:
     metrics.waited("n1", 0.2)
     metrics.up("n1", True)
     metrics.rejected("n1")
+    metrics.contradicted("n1")
     metrics.rtt("n1", 0.001)
     metrics.weight("n1", 1 / 3)
     metrics.diagnostic("cosine", "n1", -0.01)

@@ -49,7 +49,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
         mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
         insecure ledger attackers attack diverged loss_not_finite
-        complete"""
+        rounds_played complete"""
     assert set(Summary.model_fields) == set(promised.split())
     assert set(summary.Accuracy.model_fields) == {"mean", "min", "per_node"}
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}

@@ -141,27 +141,16 @@ def test_who_was_lost_and_does_nothing_is_not_taken_back_until_it_moves():
     beat(it, "a", now=1.0, progress=5)
     it.lose("a", "stuck", idle=True)
     beat(it, "a", now=2.0, progress=5)
-    assert it.stuck("a")
+    assert it.kept_off("a", 1, 2.0) == "Nothing has moved at the caller since the edge was lost."
+    assert not it.kept_off("a", 2, 2.0), "another process of it"
     beat(it, "a", now=3.0, progress=6)
-    assert not it.stuck("a")
+    assert not it.kept_off("a", 1, 3.0)
 
 
-def test_a_new_process_is_not_stuck():
+def test_who_is_barred_is_not_taken_back_before_its_time_be_it_another_process():
     it = together("a")
-    it.lose("a", "dead", idle=True)
+    it.lose("a", "too slow")
+    it.bar("a", until=12.0)
     beat(it, "a", now=3.0, incarnation=2)
-    assert not it.stuck("a")
-
-
-def test_who_is_behind_is_told_by_a_beat_of_now_and_by_what_came():
-    """Rounds may be faster than beats: then the last beat tells where the neighbour was, not where it is."""
-    it = together("a")
-    beat(it, "a", now=1.0, round=3)
-    assert it.behind("a", 9, since=0.5)
-    assert not it.behind("a", 9, since=1.5), "it may be there by now"
-    it.entered("a", 8)
-    beat(it, "a", now=2.0, round=5)  # one that was overtaken
-    assert it.behind("a", 9, since=1.5)
-    assert not it.behind("a", 8, since=1.5)
-    it.restarted("a", 2)
-    assert not it.behind("a", 9, since=1.5), "nobody knows where a new process will enter"
+    assert it.kept_off("a", 2, 4.0) == "The caller held this node up too often; it is taken back in 8 s."
+    assert not it.kept_off("a", 2, 12.0)

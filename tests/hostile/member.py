@@ -1,0 +1,107 @@
+"""Members gone bad: nodes with valid keys that lie in what they say of themselves. In one process, over memory."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+import torch
+
+from peer import codec
+from peer.circle import Position
+from peer.exchange import Payload
+from peer.mailbox import Key, Role, Shape
+from peer.message import Peer
+from peer.v1 import peer_pb2 as pb
+
+
+class Lie(Enum):
+    """How a member claims to be in another round than it is."""
+
+    AT_THE_START = "in its first handshakes"
+    IN_A_NEW_HANDSHAKE = "in the handshakes after it dropped its edges in the middle of the run"
+    IN_BEATS = "in beats"
+
+
+def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None:
+    """`node` (of the conformance tests' mesh) claims to be in `round`, as soon as `after` is true."""
+    session, due = node.session, after if lie is not Lie.AT_THE_START else lambda: True
+
+    class Ahead(Position):
+        __slots__ = ()
+
+        @property
+        def earliest(self) -> int:
+            return round if lie is not Lie.IN_BEATS and due() else super().earliest
+
+    honest, pulse = session.position, session._pulse
+    session.position = session.circle.position = Ahead(**{it.name: getattr(honest, it.name) for it in fields(honest)})
+    dropped = False
+
+    def beat() -> pb.Beat:
+        nonlocal dropped
+        made: pb.Beat = pulse()
+        if lie is Lie.IN_BEATS and due():
+            made.round = round
+        if lie is Lie.IN_A_NEW_HANDSHAKE and due() and not dropped:
+            dropped = True
+            for peer in session.membership.neighbours:
+                session.lose(peer, "So that there is a new handshake.")
+        return made
+
+    session._pulse = beat
+
+
+class Moved:
+    """A payload of float32, each of whose numbers is moved."""
+
+    def __init__(self, payload: Payload, nbytes: int) -> None:
+        self.payload, self.nbytes = payload, nbytes
+
+    async def frame(self, offset: int, length: int) -> bytes:
+        values = torch.frombuffer(bytearray(await self.payload.frame(offset, length)), dtype=torch.float32)
+        return (values + 0.25).numpy().tobytes()
+
+    async def digest(self) -> bytes:
+        hashed = hashlib.sha256()
+        for offset, length in codec.frames(self.nbytes):
+            hashed.update(await self.frame(offset, length))
+        return hashed.digest()
+
+
+def tells_otherwise(node: Any, to: Peer, roles: frozenset[Role], first: int) -> None:
+    """From round `first` on `node` tells neighbor `to` other things than all the others, properly signed."""
+    transfers = node.session.transfers
+    deliver = transfers.deliver
+
+    async def other(peer: Peer, key: Key, shape: Shape, payload: Payload, **more: Any) -> bool:
+        lie = peer == to and key.role in roles and key.round >= first
+        told: bool = await deliver(peer, key, shape, Moved(payload, shape.nbytes) if lie else payload, **more)
+        return told
+
+    transfers.deliver = other
+
+
+def sends_nothing(node: Any, first: int) -> None:
+    """From round `first` on `node` shows progress in every beat, and sends nothing."""
+    transfers, position = node.session.transfers, node.session.position
+    deliver, done = transfers.deliver, position.work_done
+    beats = 0
+
+    async def never(peer: Peer, key: Key, shape: Shape, payload: Payload, **more: Any) -> bool:
+        if key.round < first:
+            told: bool = await deliver(peer, key, shape, payload, **more)
+            return told
+        await asyncio.Event().wait()
+        return False
+
+    def work_done() -> int:
+        nonlocal beats
+        beats += 1
+        return int(done()) + beats
+
+    transfers.deliver, position.work_done = never, work_done
