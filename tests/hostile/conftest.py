@@ -11,7 +11,7 @@ import pytest
 for kit in ("conformance", "cluster", "wire"):
     sys.path.append(str(Path(__file__).parents[1] / kit))
 
-from harness import Cluster
+from harness import Cluster  # noqa: E402
 
 
 @pytest.fixture
