@@ -50,6 +50,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "partial_mix": "round phase peer offset",
         "refused": "round peer code",
         "rejected": "round peer code",
+        "outlier": "round peer kind times",
         "roster": "round version",
         # the door
         "release": "round recipient",

@@ -103,6 +103,7 @@ class Metrics:
         self._bytes = self._counter("wire_bytes", "Payload bytes.", "peer", "direction", "kind")
         self._errors = self._counter("wire_errors", "Refusals and broken transfers.", "peer", "code")
         self._rejected = self._counter("rejected", "Payloads of a neighbour that were not finite, or broken.", "peer")
+        self._outliers = self._counter("outliers", "Payloads of a neighbor far from where the others' are.", "peer")
         self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbour was lost.", "peer")
         self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbour left halfway.")
         self._insecure = self._gauge(
@@ -157,6 +158,9 @@ class Metrics:
 
     def rejected(self, peer: Peer) -> None:
         self._rejected.labels(self._known(peer)).inc()
+
+    def outlier(self, peer: Peer) -> None:
+        self._outliers.labels(self._known(peer)).inc()
 
     def lost(self, peer: Peer) -> None:
         self._lost.labels(self._known(peer)).inc()

@@ -80,6 +80,9 @@ class PrivacySection(Section):
     """B: the public divisor (in mode none also the size of the batch). Never recomputed from the private n_i."""
     batches: Literal["independent", "shared"] = "independent"
     """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """n: no answer can be larger than one from so many examples, at any node (their sum is held to n·clip); None: B/q.
+    Raise it where a node has many times more. Never the private number of anybody's examples."""
     backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
     """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
     loop at start, else the loop."""
@@ -89,6 +92,11 @@ class PrivacySection(Section):
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None
     """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee and says so."""
+
+    @property
+    def largest_sum(self) -> float:
+        """n·C, the largest norm of a sum of clipped gradients."""
+        return self.clip * (self.max_examples or self.batch / self.rate)
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacySection:
@@ -124,6 +132,14 @@ class MixSection(Section):
     on each side, multi_krum so many vectors, clipping so many neighbours when it takes τ from the others' distances."""
     tau: float | None = Field(default=None, gt=0)
     """clipping: τ, how far a neighbour can pull (a norm); None: the largest distance after the `trim` farthest."""
+
+
+class LimitsSection(Section):
+    """How large a node's payloads may be. What is larger is refused like malformed data."""
+
+    rms: float = Field(default=1e4, gt=0, le=1e9)
+    """Largest root mean square of what is said, mixed, or answered without noise. A node whose own state is beyond it
+    has diverged and stops; neighbors refuse what is."""
 
 
 class SyncSection(Section):
@@ -168,6 +184,7 @@ class RunConfig(Section):
     privacy: PrivacySection
     validation: ValidationSection = ValidationSection()
     mix: MixSection = MixSection()
+    limits: LimitsSection = LimitsSection()
     sync: SyncSection = SyncSection()
     start: StartSection = StartSection()
 

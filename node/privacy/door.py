@@ -274,7 +274,7 @@ class StrictDoor(Door):
         return Released(answer)
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
-        return clipped_sum(
+        total = clipped_sum(
             question.task,
             question.x,
             self._rows(t, to),
@@ -286,6 +286,7 @@ class StrictDoor(Door):
             breathe=self.breathe,
             on_unusable=lambda rows: self._suspects(t, rows, own=to == self.me),
         )
+        return noise.held(total, self.config.largest_sum)
 
     def _rows(self, t: int, to: Peer) -> Tensor:
         """The secret Poisson batch: one per answer, or one a round for all."""
