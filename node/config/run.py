@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,8 +82,9 @@ class PrivacySection(Section):
     batches: Literal["independent", "shared"] = "independent"
     """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
     max_examples: int | None = Field(default=None, ge=1)
-    """n: no answer can be larger than one from so many examples, at any node (their sum is held to n·clip); None: B/q.
-    Raise it where a node has many times more. Never the private number of anybody's examples."""
+    """n: no answer can be larger than one from so many examples, at any node (their sum is held to n·clip), and each
+    takes the time of a batch of qn + 6√(qn); None: B/q. Raise it where a node has more examples, since the time of
+    larger batches shows. Never the private number of anybody's examples."""
     backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
     """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
     loop at start, else the loop."""
@@ -92,6 +94,12 @@ class PrivacySection(Section):
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None
     """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee and says so."""
+
+    @property
+    def largest_batch(self) -> int:
+        """⌈qn + 6√(qn)⌉: examples of which an answer takes the time, however few are in its secret batch."""
+        expected = self.rate * (self.max_examples or self.batch / self.rate)
+        return ceil(expected + 6 * sqrt(expected))
 
     @property
     def largest_sum(self) -> float:

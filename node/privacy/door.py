@@ -7,8 +7,9 @@ PaperDoor    the papers' scheme: one batch a round for all, the own gradient cle
 ClearDoor    plain gradients of public batches. No privacy.
 
 One release per (recipient, round): a repeat gets the stored bytes, another question in the same round is refused. A
-round in which the ledger failed stays without an answer for that recipient. Not covered: the time an answer takes
-depends on the size of the secret batch.
+round in which the ledger failed stays without an answer for that recipient. An answer takes the time of a public number
+of chunks, whatever the size of its secret batch (not covered: batches larger than privacy.largest_batch, and parts of a
+chunk's time that are no gradients).
 """
 
 from __future__ import annotations
@@ -281,6 +282,7 @@ class StrictDoor(Door):
             self.config.clip,
             before=question.before,
             chunk=self.config.chunk,
+            least=self.config.largest_batch,
             backend=question.backend or (self.choice.backend if self.choice else "loop"),
             seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
             breathe=self.breathe,

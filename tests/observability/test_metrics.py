@@ -95,6 +95,7 @@ def use(metrics: Metrics) -> None:
     metrics.wire("n1", "sent", "model", 2600)
     metrics.error("n1", "STALE")
     metrics.lost("n2")
+    metrics.outlier("n2")
     metrics.partial_mixes.inc()
     metrics.insecure("transport", False)
     metrics.insecure("seed", True)
