@@ -19,6 +19,7 @@ peerpoise_consensus_distance
 peerpoise_event_loop_lag_seconds
 peerpoise_insecure what
 peerpoise_lost_edges peer
+peerpoise_outliers peer
 peerpoise_partial_mixes
 peerpoise_peer_calibration_weight_ratio peer
 peerpoise_peer_cosine peer
