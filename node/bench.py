@@ -195,7 +195,8 @@ def _private(task: Task, privacy: PrivacySection, x: Tensor, where: torch.device
     def total() -> Tensor:
         uniform = keys.stream("batch", next(rounds), "bench").uniform(task.examples)
         rows = torch.from_numpy(np.flatnonzero(uniform < privacy.rate))
-        return clipped_sum(task, x, rows, privacy.clip, chunk=privacy.chunk, backend=backend)
+        how = {"chunk": privacy.chunk, "least": privacy.largest_batch, "backend": backend}
+        return clipped_sum(task, x, rows, privacy.clip, **how)  # type: ignore[arg-type]
 
     one = total()
     found = {

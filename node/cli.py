@@ -27,6 +27,7 @@ from peer.errors import (
     EXIT_PIPE,
     BudgetSpent,
     ConfigurationError,
+    Diverged,
     PeerpoiseError,
     StorageError,
     TaskError,
@@ -105,6 +106,8 @@ def simulate(
     summary = launch.simulate(_experiment(experiment, settings, task), folder, quiet=as_json)
     if as_json:
         print_json(summary.model_dump(mode="json"))
+    if set(summary.diverged) - set(summary.attackers):
+        raise typer.Exit(Diverged.exit_code)
 
 
 @app.command()

@@ -32,7 +32,7 @@ from node.watch import Watch
 from peer.addresses import Addresses, own_addresses
 from peer.circle import Circle, Terms
 from peer.discovery import Surroundings
-from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, LedgerError, PeerpoiseError, StorageError
+from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, Diverged, LedgerError, PeerpoiseError, StorageError
 from peer.identity import Identity
 from peer.mailbox import Mailbox
 from peer.membership import Membership, Presence
@@ -142,6 +142,8 @@ class Daemon:
             compute=self.compute,
             sync=self.run.sync,
             mix=self.run.mix,
+            bounds=self.learner.bounds,
+            honest=self.attack is None,
             rounds=self.run.train.rounds,
             watcher=self.watch,
             completed=self._completed,
@@ -151,8 +153,11 @@ class Daemon:
             try:
                 await self._play(driver, first)
             except BaseException as error:
-                self.watch.become("stopping", self._stopping or type(error).__name__)
+                cause = _meant(error) if isinstance(error, BaseExceptionGroup) else error
+                self.watch.become("stopping", self._stopping or type(cause).__name__)
                 await self._leave(session)
+                if isinstance(cause, Diverged):
+                    self._conclude(diverged=True)
                 raise
         if endpoint:
             await endpoint.read_again()
@@ -178,7 +183,8 @@ class Daemon:
         self.compute.stop()
         await self.transport.set_serving(False)
         ended, _ = await asyncio.gather(self.compute.join(STOP_SECONDS), session.goodbye(finished=False))
-        if ended and self.finished >= 0 and getattr(self.learner.algorithm, "whole", True):
+        whole = getattr(self.learner.algorithm, "whole", True) and not self.learner.diverged
+        if ended and self.finished >= 0 and whole:
             self._checkpoint(self.finished)
 
     async def _rest(self) -> None:
@@ -336,6 +342,8 @@ class Daemon:
         train = self.run.train
         due = bool(train.evaluate_every) and (t + 1) % train.evaluate_every == 0
         if (t + 1) % train.checkpoint_every == 0 or t + 1 == train.rounds:
+            if self.learner.diverged and self.attack is None:
+                raise Diverged
             self._checkpoint(t)
         if due or t + 1 == train.rounds:
             self.tested = self._evaluate()
@@ -360,10 +368,10 @@ class Daemon:
     def _bytes_sent(self) -> float:
         return self.sent_before + sum(self.session.transfers.sent_bytes.values())
 
-    def _conclude(self) -> None:
-        """Model and summary of a run that is over."""
+    def _conclude(self, diverged: bool = False) -> None:
+        """Model and summary of a run that is over. `diverged`: it ends so, and there is no model."""
         learner, watch, folder = self.learner, self.watch, self.node.folder
-        tested = self.tested or self._evaluate()
+        tested = {} if diverged else self.tested or self._evaluate()
         found = learner.summarise(
             played=self.played,
             metrics=tested,
@@ -374,13 +382,15 @@ class Daemon:
             wall_seconds=sum(watch.round_seconds),
             insecure=self.insecure,
             ledger="experiment" if self.node.budget.experiment else "data",
+            diverged=diverged,
         )
-        checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
+        if not diverged:
+            checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
         summary.write(folder / "summary.json", found)
         self.watch.note(
             "end",
-            reason="finished",
-            exit_code=self._exit_code(),
+            reason="diverged" if diverged else "finished",
+            exit_code=Diverged.exit_code if diverged else self._exit_code(),
             wall_seconds=time.monotonic() - self._began,
             complete=found.complete,
             params_digest=found.params_digest[self.node.name],

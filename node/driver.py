@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from node.algorithms import Algorithm
+from node.bounds import RMS_ONLY, Bounds, outliers
 from node.compute import Compute
 from node.config import MixSection, StartSection, SyncSection
 from node.exchange import Exchange, Kept
 from node.maths.mixing import Fold, accumulator, agreed, consensus_distance, fold, mixed
-from node.maths.robust import MEAN, is_mean, rule_for
-from node.payload import Said
+from node.maths.robust import MEAN, distance, is_mean, rule_for
+from node.payload import Said, parts_of
 from node.waiting import FAR, Waiting, Watcher
 from peer.codec import frames
-from peer.errors import PeersUnavailable
+from peer.errors import Diverged, PeersUnavailable
 from peer.exchange import Empty
 from peer.failpoint import failpoint
 from peer.mailbox import Key, Role
@@ -45,16 +47,20 @@ class Driver:
         compute: Compute,
         sync: SyncSection,
         mix: MixSection = MEAN,
+        bounds: Bounds = RMS_ONLY,
+        honest: bool = True,
         rounds: int,
         watcher: Watcher | None = None,
         completed: Callable[[int], None] = lambda t: None,
         after_round: Callable[[int], None] = lambda t: None,
     ) -> None:
         """Both callbacks run in the compute thread: `completed` with the very step that makes the state round t's,
-        `after_round` when the round's sending is over too."""
+        `after_round` when the round's sending is over too. `honest`: what this node says is held to the bounds as well,
+        before it leaves; an attacker's lies are not."""
         self.algorithm, self.hood, self.layout = algorithm, hood, layout
         self.session, self.membership, self.compute = session, session.membership, compute
         self.sync, self.mix, self.rounds, self.completed, self.after_round = sync, mix, rounds, completed, after_round
+        self.bounds, self.honest = bounds, honest
         self.watcher = watcher or Watcher()
         self.waiting = Waiting(session, sync, self.watcher)
         self.heard: frozenset[Peer] = frozenset()
@@ -107,7 +113,11 @@ class Driver:
         return sum(self.membership.neighbours[peer].round >= r - 1 >= 0 for peer, r in self.membership.agreed().items())
 
     async def run(self, first: int) -> None:
-        """Plays the rounds first … rounds − 1."""
+        """Plays the rounds first … rounds − 1.
+
+        Raises (in a group of the tasks of a round):
+            Diverged: what this node would say is beyond the bounds; nothing of it has left.
+        """
         async with asyncio.TaskGroup() as self._tasks:
             self._playing = True
             try:
@@ -191,10 +201,11 @@ class Driver:
         exchange = self._exchange(Key(t, phase, Role.SAY), verb, await self._said(verb))
         await self._swap(exchange)
         self.heard = exchange.heard()
+        self._report(t, verb.kind, exchange.norms(self.heard))
         return exchange.received(self.hood.neighbours)
 
     async def _ask(self, t: int, phase: int, verb: Ask[Tensor]) -> Heard[Any]:
-        questions = self._exchange(Key(t, phase, Role.QUESTION), verb, await self._said(verb), finite=False)
+        questions = self._exchange(Key(t, phase, Role.QUESTION), verb, await self._said(verb))
         answers = self._exchange(Key(t, phase, Role.ANSWER), verb)
         computing: set[Peer] = set()
         answered: set[Peer] = set()
@@ -214,7 +225,13 @@ class Driver:
                 self.waiting.refused_by(peer, answers.key)
 
         def compute_answer(peer: Peer, question: Any) -> Said:
-            return Said(verb.answer(peer, question), answers.layout, self.compute)
+            try:
+                most = self._own_most(answers.most)
+                return Said(verb.answer(peer, question), answers.layout, self.compute, most=most)
+            except Diverged:  # at the neighbor's model, so it is not this node that has
+                why = "The gradient at that model is not finite, or beyond limits.rms."
+                self.watcher.withheld(t, peer, why)
+                raise Withheld(why) from None
 
         questions.on_arrival = lambda peer, *asked: self._send(phase, Role.ANSWER, peer, answer(peer, *asked))
         present = self.waiting.present
@@ -226,6 +243,7 @@ class Driver:
         await self.waiting.until(present, both, answers.came, excused)
         self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
+        self._report(t, verb.kind, answers.norms(self.heard))
         return answers.received(self.hood.neighbours)
 
     async def _mix(self, t: int, phase: int, verb: Mix[Tensor]) -> Any:
@@ -238,9 +256,11 @@ class Driver:
         self.heard = came
         weight = self.hood.without(frozenset(self.hood.neighbours) - keep).weight
         failpoint("before_aggregate")
-        reply, distance = await self.compute.own(_mixed, weight, exchange, rule_for(verb.rule, self.mix, self.hood.me))
+        rule = rule_for(verb.rule, self.mix, self.hood.me)
+        reply, consensus, apart = await self.compute.own(_mixed, weight, exchange, rule)
         failpoint("after_aggregate")
-        self.watcher.mixed(t, weight, distance)
+        self._report(t, verb.kind, apart)
+        self.watcher.mixed(t, weight, consensus)
         return reply
 
     async def _stream(self, t: int, phase: int, verb: Mix[Tensor]) -> Tensor:
@@ -270,6 +290,7 @@ class Driver:
         await self.waiting.until(partners, exchange.served.__contains__, exchange.came)
         self._close(exchange)
         self.heard = partners
+        self._report(t, verb.kind, exchange.norms(partners))
         self.watcher.mixed(t, weight, float("nan"))
         return into
 
@@ -285,16 +306,25 @@ class Driver:
     # -------------------------------------------------------------------------------------------- transfers
 
     async def _said(self, verb: Verb) -> Said:
-        said = await self.compute.own(Said, verb.tensors, verb.layout or self.layout, self.compute)
+        layout = verb.layout or self.layout
+        most = self._own_most(self.bounds.norm(parts_of(verb.tensors) * layout.size))
+        said = await self.compute.own(partial(Said, verb.tensors, layout, self.compute, most=most))
         if not said.complete:
             self._spawn(said.fill())
         return said
 
-    def _exchange(
-        self, key: Key, verb: Verb, said: Said | None = None, *, finite: bool = True, streaming: bool = False
-    ) -> Exchange:
+    def _own_most(self, most: float | None) -> float | None:
+        return most if self.honest else None
+
+    def _report(self, t: int, kind: str, distances: Mapping[Peer, float]) -> None:
+        for peer, times in outliers(distances).items():
+            self.watcher.outlier(t, kind, peer, times)
+
+    def _exchange(self, key: Key, verb: Verb, said: Said | None = None, *, streaming: bool = False) -> Exchange:
+        """A question may be anything: the door bounds what its gradient can tell."""
         answer = isinstance(verb, Ask) and key.role is Role.ANSWER
         layout = (verb.answer_layout if isinstance(verb, Ask) and answer else None) or verb.layout or self.layout
+        elements = layout.size * (1 if answer else parts_of(verb.tensors))
         return Exchange(
             self.session.transfers,
             key,
@@ -302,7 +332,7 @@ class Driver:
             layout=layout,
             form=() if answer else verb.tensors,
             said=said,
-            finite=finite,
+            most=None if key.role is Role.QUESTION else self.bounds.norm(elements, key.role),
             streaming=streaming,
             kept=self._kept,
             staleness=self.sync.staleness if self.sync.mode == "async" else None,
@@ -350,12 +380,13 @@ class Driver:
             task.cancel()
 
 
-def _mixed(weight: Mapping[Peer, float], exchange: Exchange, rule: Fold) -> tuple[Any, float]:
-    """The average, and the consensus distance of what was averaged (of the payload's first vector)."""
+def _mixed(weight: Mapping[Peer, float], exchange: Exchange, rule: Fold) -> tuple[Any, float, dict[Peer, float]]:
+    """The average; of the payloads' first vectors the consensus distance, and each neighbor's distance from the own."""
     me = exchange.transfers.circle.me
     payloads = {peer: exchange.own() if peer == me else exchange.take(peer) for peer in weight}
-    parameters = [it[0] if isinstance(it, tuple) else it for it in payloads.values()]
-    return mixed(weight, payloads, rule), consensus_distance(parameters)
+    parameters = {peer: it[0] if isinstance(it, tuple) else it for peer, it in payloads.items()}
+    apart = {peer: float(distance(x, parameters[me])) for peer, x in parameters.items() if peer != me}
+    return mixed(weight, payloads, rule), consensus_distance([*parameters.values()]), apart
 
 
 def _fold_frame(into: Tensor, weight: Mapping[Peer, float], frame: Mapping[Peer, Tensor]) -> None:

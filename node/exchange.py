@@ -25,7 +25,8 @@ taking more memory at a higher degree. Each neighbour has one at least."""
 
 
 class Exchange:
-    """It is the session's `Inbox` for its key. `form` gives the shape of payloads: one vector, or a tuple of them."""
+    """It is the session's `Inbox` for its key. `form` gives the shape of payloads: one vector, or a tuple of them;
+    `most` their largest norm, None where they may be anything."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Exchange:
         layout: Layout,
         form: Payload[Tensor],
         said: Said | None,
-        finite: bool,
+        most: float | None,
         streaming: bool,
         kept: Kept,
         staleness: int | None,
@@ -54,7 +55,7 @@ class Exchange:
         the exchange by itself: that is a ring, which keeps payloads until it is collected."""
         self._slots: dict[Peer, Slot | None] = {}
         self._window = WINDOW
-        self._finite, self._streaming, self._kept, self._staleness = finite, streaming, kept, staleness
+        self.most, self._streaming, self._kept, self._staleness = most, streaming, kept, staleness
 
     # what is sent
 
@@ -98,7 +99,8 @@ class Exchange:
             return Nowhere()
         if self._streaming:
             self.transfers.circle.changed.notify()
-            stream = Stream(peer, self.layout, self.transfers.circle.changed, self._window)
+            assert self.most is not None
+            stream = Stream(peer, self.layout, self.transfers.circle.changed, self._window, most=self.most)
             return self.streams.setdefault(peer, stream)
 
         def arrived() -> None:
@@ -108,7 +110,7 @@ class Exchange:
             self._keep(peer, round, slot)
             self.on_arrival(peer, round, self)
 
-        slot = Slot(self.layout, self.parts, arrived, finite=self._finite)
+        slot = Slot(self.layout, self.parts, arrived, most=self.most)
         return slot
 
     def came(self, peer: Peer) -> bool:
@@ -142,6 +144,11 @@ class Exchange:
         slot = self._slot(peer)
         assert slot is not None, f"nothing came from {peer}"
         return slot.tensors(as_tuple=self.as_tuple)
+
+    def norms(self, peers: Iterable[Peer]) -> dict[Peer, float]:
+        """How long the neighbors' payloads are, as far as they came and were measured."""
+        sizes = {peer: (self.streams.get(peer) or self._slot(peer)) for peer in peers}
+        return {peer: it.size.norm for peer, it in sizes.items() if it is not None and it.size is not None}
 
     def own(self) -> Any:
         """This node's payload as the neighbours get it, in the same form."""

@@ -93,7 +93,9 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
         progress(t + 1, rounds, metrics)
 
     conversations = {name: it.algorithm for name, it in learners.items()}
-    play(conversations, _hoods(learners), rounds, mix=config.mix, after_phase=after_phase, after_round=after_round)
+    bounds = next(iter(learners.values())).bounds
+    how = {"mix": config.mix, "bounds": bounds, "after_phase": after_phase, "after_round": after_round}
+    play(conversations, _hoods(learners), rounds, **how)  # type: ignore[arg-type]
     each = [after - before for before, after in pairwise(seconds)]
     found = {
         name: learner.summarise(
@@ -108,7 +110,9 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
     for name, learner in learners.items():
         checkpoint.save_model(homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters)
         summary.write(homes[name] / "summary.json", found[name])
-        journals[name].write("end", reason="finished", complete=True, params_digest=found[name].params_digest[name])
+        reason = "diverged" if found[name].diverged else "finished"
+        end = {"complete": found[name].complete, "params_digest": found[name].params_digest[name]}
+        journals[name].write("end", reason=reason, **end)
     merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
     honest = {name: it for name, it in learners.items() if not it.attack}
     average = save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})

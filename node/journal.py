@@ -51,6 +51,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "refused": "round peer code",
         "rejected": "round peer code",
         "contradiction": "round phase peer told_by path",
+        "outlier": "round peer kind times",
         "roster": "round version",
         # the door
         "release": "round recipient",

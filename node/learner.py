@@ -21,6 +21,7 @@ from torch import Tensor
 from node import promises, summary
 from node.algorithms import Algorithm, find, without_noise
 from node.attacks import Attack
+from node.bounds import Bounds
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.fit import room_for_blocks, suited
@@ -162,12 +163,20 @@ class Learner:
     start: bytes
     """SHA-256 of the initial parameters."""
     unusable: UnusableRecords
+    bounds: Bounds
+    """What every payload of the run is held to."""
     attack: Attack | None = None
     """What it does to its neighbours."""
 
     @property
     def run(self) -> RunConfig:
         return self.plan.run
+
+    @property
+    def diverged(self) -> bool:
+        """Are the own parameters not finite, or beyond the bounds?"""
+        x = self.algorithm.parameters
+        return not summary.norm(x) <= self.bounds.norm(x.numel())
 
     @property
     def hood(self) -> Neighborhood:
@@ -247,10 +256,12 @@ class Learner:
         metrics: Mapping[str, float],
         bytes_sent: float,
         measured: Mapping[str, float] = MappingProxyType({}),
+        diverged: bool = False,
         **figures: Any,
     ) -> Summary:
         """This node's summary after so many rounds. `measured` goes to `algorithm_metrics`, `figures` are
-        further fields of `Summary`."""
+        further fields of `Summary`. `diverged`: it did so in the round after those."""
+        diverged = diverged or self.diverged
         accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
         return Summary(
             algorithm=self.run.algorithm.name,
@@ -265,7 +276,7 @@ class Learner:
             attack=self.attack.name if self.attack else "",
             privacy=self.privacy(),
             mixing=mixing(self.run),
-            diverged=[] if summary.finite(self.algorithm.parameters) else [self.name],
+            diverged=[self.name] if diverged else [],
             loss_not_finite=[self.name] if self.run.privacy.mode == "none" and self.unusable.rows else [],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
             task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
@@ -273,7 +284,7 @@ class Learner:
             version=code_version(),
             config_digest=self.run.digest,
             rounds_played={self.name: played},
-            complete=played == self.run.train.rounds,
+            complete=played == self.run.train.rounds and not (diverged and self.attack is None),
             bytes_sent=Range(mean=bytes_sent, max=bytes_sent),
             **figures,
         )
@@ -401,6 +412,7 @@ def build(
         sigma=sigma,
         start=digest,
         unusable=unusable,
+        bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
         attack=attack,
     )
 

@@ -106,6 +106,7 @@ class Metrics:
         self._contradictions = self._counter(
             "contradictions", "Neighbors that were proved to tell different neighbors different things.", "peer"
         )
+        self._outliers = self._counter("outliers", "Payloads of a neighbor far from where the others' are.", "peer")
         self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbour was lost.", "peer")
         self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbour left halfway.")
         self._insecure = self._gauge(
@@ -163,6 +164,9 @@ class Metrics:
 
     def contradicted(self, peer: Peer) -> None:
         self._contradictions.labels(self._known(peer)).inc()
+
+    def outlier(self, peer: Peer) -> None:
+        self._outliers.labels(self._known(peer)).inc()
 
     def lost(self, peer: Peer) -> None:
         self._lost.labels(self._known(peer)).inc()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from math import isfinite
+from math import inf, isfinite, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from node.compute import Compute
-from peer.errors import Malformed
+from peer.errors import Diverged, Malformed
 from peer.exchange import Signal
 from peer.mailbox import Shape
 from peer.message import DType, Layout, Payload, Peer
@@ -40,6 +40,24 @@ def as_bytes(flat: Tensor) -> memoryview:
     return memoryview(raw)
 
 
+class Size:
+    """The norm of a payload that comes in pieces, held to a largest one."""
+
+    def __init__(self, most: float = inf) -> None:
+        self.most, self._squares = most, 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Raises Malformed: NaN, infinity, or a norm beyond the largest, or beyond float32."""
+        wide = values.to(torch.float32)
+        self._squares += float(torch.dot(wide, wide))
+        if not isfinite(self._squares) or self.norm > self.most:
+            raise Malformed("The tensor is not finite, or larger than an honest node's can be.", pb.CODE_MALFORMED)
+
+    @property
+    def norm(self) -> float:
+        return sqrt(self._squares)
+
+
 def _nothing() -> None:
     pass
 
@@ -47,16 +65,18 @@ def _nothing() -> None:
 class Slot:
     """A flat buffer for one transfer's payload, with the checks of what arrives. It is a `peer.exchange.Sink`."""
 
-    def __init__(self, layout: Layout, parts: int, done: Callable[[], None], *, finite: bool = True) -> None:
-        self.layout, self.parts, self.finite, self._done = layout, parts, finite, done
+    def __init__(self, layout: Layout, parts: int, done: Callable[[], None], *, most: float | None = inf) -> None:
+        """most: the largest norm; None: it may be anything."""
+        self.layout, self.parts, self._done = layout, parts, done
+        self.size = None if most is None else Size(most)
         self.flat = torch.empty(parts * layout.size, dtype=TORCH[layout.dtype])
         self._bytes = as_bytes(self.flat)
 
     async def write(self, offset: int, frame: memoryview) -> None:
-        """Copies the frame. Refuses what is not finite, or so large that its square is not."""
+        """Copies the frame. Refuses what is not finite, or too large."""
         self._bytes[offset : offset + len(frame)] = frame
-        if self.finite:
-            check_finite(self.flat[offset // self.flat.itemsize : (offset + len(frame)) // self.flat.itemsize])
+        if self.size is not None:
+            self.size.add(self.flat[offset // self.flat.itemsize : (offset + len(frame)) // self.flat.itemsize])
 
     def done(self) -> None:
         self._done()
@@ -68,26 +88,23 @@ class Slot:
         return full.chunk(self.parts) if as_tuple else full
 
 
-def check_finite(values: Tensor) -> None:
-    """One pass over the values: their sum of squares is finite exactly when they are usable.
-
-    Raises:
-        Malformed: NaN, infinity, or a norm beyond float32.
-    """
-    wide = values.to(torch.float32)
-    if not isfinite(float(torch.dot(wide, wide))):
-        raise Malformed("The tensor is not finite.", pb.CODE_MALFORMED)
-
-
 class Said:
     """What a verb says, as one flat buffer that serves all neighbours. It is a `peer.exchange.Payload`.
 
     One that is still being filled is used in place; its steps run in the compute thread, and frames wait for them.
     """
 
-    def __init__(self, tensors: Payload[Tensor], layout: Layout, compute: Compute) -> None:
+    def __init__(
+        self, tensors: Payload[Tensor], layout: Layout, compute: Compute, *, most: float | None = None
+    ) -> None:
+        """most: the largest norm that an honest node may have; None: it may be anything.
+
+        Raises:
+            Diverged: it is larger, or not finite. Nothing of it has left.
+        """
         self.parts = parts_of(tensors)
         self.ready = 0
+        self._size = None if most is None else Size(most)
         self._compute = compute
         self._grown = Signal()
         self._digest: asyncio.Future[bytes] | None = None
@@ -96,6 +113,7 @@ class Said:
             self.flat = torch.cat([piece.detach().reshape(-1).to(TORCH[layout.dtype]) for piece in pieces])
             if self.flat.numel() != self.parts * layout.size:
                 raise AssertionError(f"{self.flat.numel()} elements said, {self.parts} × {layout.size} in the layout")
+            self._hold(self.flat)
             self.ready = self.flat.nbytes
         else:
             self.flat, self._steps = tensors.flat, tensors.steps
@@ -116,7 +134,16 @@ class Said:
     def _next(self) -> int:
         if (more := next(self._steps, None)) is None:
             raise AssertionError(f"filling ends after {self.ready} of {self.flat.nbytes} bytes")
+        start = self.ready // self.flat.itemsize
+        self._hold(self.flat[start : start + more])
         return more
+
+    def _hold(self, values: Tensor) -> None:
+        try:
+            if self._size is not None:
+                self._size.add(values)
+        except Malformed:
+            raise Diverged from None
 
     async def until(self, nbytes: int) -> None:
         while self.ready < nbytes:
@@ -139,9 +166,9 @@ class Said:
 class Stream:
     """One neighbour's part in a streaming mix: a bounded window of frames that wait to be folded."""
 
-    def __init__(self, peer: Peer, layout: Layout, changed: Signal, window: int) -> None:
-        """window: frames the neighbour can be ahead of the slowest one."""
-        self.peer, self.layout, self.changed = peer, layout, changed
+    def __init__(self, peer: Peer, layout: Layout, changed: Signal, window: int, *, most: float = inf) -> None:
+        """window: frames the neighbour can be ahead of the slowest one. most: the largest norm."""
+        self.peer, self.layout, self.changed, self.size = peer, layout, changed, Size(most)
         self.came = 0
         """Bytes that were taken; a transfer that is sent again is ignored up to here."""
         self.ignored = False
@@ -151,7 +178,7 @@ class Stream:
         if self.ignored or offset < self.came:
             return  # not folded, or sent again
         values = torch.frombuffer(bytearray(frame), dtype=TORCH[self.layout.dtype])
-        check_finite(values)
+        self.size.add(values)
         await self._window.put(values)
         if self.ignored:
             self.ignore()

@@ -103,11 +103,11 @@ def _under(folder: Path, path: Path | None) -> Path | None:
 
 def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
     """Writes RUN/summary.json and RUN/model.safetensors (the average of the honest nodes) from what nodes left; None:
-    they left none."""
-    done = [home for home in homes.values() if (home / "summary.json").exists() and (home / MODEL).exists()]
+    they left none. A node that diverged leaves no model."""
+    done = [home for home in homes.values() if (home / "summary.json").exists()]
     if not done:
         return None
-    models = {home.name: checkpoint.load_model(home / MODEL) for home in done}
+    models = {home.name: checkpoint.load_model(home / MODEL) for home in done if (home / MODEL).exists()}
     parameters = {name: x for name, (_, x) in models.items()}
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
     tested: Mapping[str, float] = {}

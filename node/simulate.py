@@ -3,7 +3,7 @@
 It knows the same rules as the daemon's driver (`node.driver`) and folds with the same functions in the same order
 (`node.maths.mixing`), so a run without losses gives the same bits here, over memory and over gRPC.
 
-What the wire would refuse, because it is not finite, is lost here too.
+What the wire would refuse, because it is not finite or too large, is lost here too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from node.algorithms import Algorithm
+from node.bounds import RMS_ONLY, Bounds
 from node.config import MixSection
 from node.maths.mixing import agreed, mixed, whole
 from node.maths.robust import MEAN, rule_for
-from node.payload import check_finite
+from node.payload import Size
 from peer.errors import Malformed
+from peer.mailbox import Role
 from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 
@@ -40,6 +42,7 @@ def simulate(
     *,
     first: int = 0,
     mix: MixSection = MEAN,
+    bounds: Bounds = RMS_ONLY,
     lossy: Lossy | None = None,
     after_phase: Callable[[int, int, str, Mapping[Peer, int]], None] | None = None,
     after_round: Callable[[int], None] | None = None,
@@ -51,13 +54,14 @@ def simulate(
     Args:
         rounds: T, rounds of the whole run.
         mix: how a Mix averages.
+        bounds: how large what a node says may be.
         after_phase: called with t, the phase's number and kind, and the payload bytes each node sent in it.
         after_round: called with t when all nodes have finished round t.
     """
     heard = arrived(algorithms, hoods)
     for t in range(first, rounds):
         talks = {i: algorithms[i].round(t) for i in sorted(algorithms)}
-        heard = _round(t, talks, hoods, heard, mix, lossy, after_phase or _unseen)
+        heard = _round(t, talks, hoods, heard, mix, bounds, lossy, after_phase or _unseen)
         if after_round is not None:
             after_round(t)
 
@@ -72,6 +76,7 @@ def _round(
     hoods: Hoods,
     heard: Contacts,
     mix: MixSection,
+    bounds: Bounds,
     lossy: Lossy | None,
     after_phase: Callable[[int, int, str, Mapping[Peer, int]], None],
 ) -> Contacts:
@@ -81,7 +86,7 @@ def _round(
         assert len(speaking) == len(verbs), f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
         lost = _lost(t, phase, hoods, lossy)
         sent = dict.fromkeys(speaking, 0)
-        replies, heard = _exchange(speaking, hoods, lost, heard, sent, mix)
+        replies, heard = _exchange(speaking, hoods, lost, heard, sent, mix, bounds)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
         verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
         phase += 1
@@ -95,6 +100,7 @@ def exchange(
     heard: Contacts | None = None,
     sent: dict[Peer, int] | None = None,
     mix: MixSection = MEAN,
+    bounds: Bounds = RMS_ONLY,
 ) -> dict[Peer, Any]:
     """One phase: what every node hears for what all of them say.
 
@@ -104,11 +110,12 @@ def exchange(
         heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None: all that are up.
         sent: node -> bytes; what each sends to neighbours that are up is added.
         mix: how a Mix averages.
+        bounds: how large what a node says may be.
 
     Returns:
         `Heard` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
     """
-    return _exchange(verbs, hoods, lost, heard, sent, mix)[0]
+    return _exchange(verbs, hoods, lost, heard, sent, mix, bounds)[0]
 
 
 def _exchange(
@@ -118,12 +125,13 @@ def _exchange(
     heard: Contacts | None,
     sent: dict[Peer, int] | None,
     mix: MixSection,
+    bounds: Bounds,
 ) -> tuple[dict[Peer, Any], Contacts]:
     """What every node hears, and from whom."""
     assert len({_form(verb) for verb in verbs.values()}) <= 1, f"nodes disagree on what is said: {verbs}"
     said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
     answers = {i: _answers(i, verbs, said[i], hoods[i]) for i in said}
-    contacts = arrived(verbs, hoods, {*lost, *_refused(verbs, said, answers, hoods)})
+    contacts = arrived(verbs, hoods, {*lost, *_refused(verbs, said, answers, hoods, bounds)})
     before = arrived(verbs, hoods) if heard is None else heard
     replies = {i: _reply(i, verbs[i], said, answers[i], hoods[i], contacts, before, mix) for i in said}
     for i, verb in verbs.items() if sent is not None else ():
@@ -136,18 +144,25 @@ def _exchange(
 
 
 def _refused(
-    verbs: Mapping[Peer, Verb], said: Mapping[Peer, Any], answers: Mapping[Peer, Mapping[Peer, Any]], hoods: Hoods
+    verbs: Mapping[Peer, Verb],
+    said: Mapping[Peer, Any],
+    answers: Mapping[Peer, Mapping[Peer, Any]],
+    hoods: Hoods,
+    bounds: Bounds,
 ) -> Edges:
-    """What is not finite. A question may be anything: who answers it has to bear that."""
-    broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j])}
+    """What is beyond the bounds. A question may be anything: who answers it has to bear that."""
+    broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j], bounds)}
     found = {(j, i) for j in broken for i in hoods[j].neighbours}
-    return found | {(j, i) for i, each in answers.items() for j, answer in each.items() if not _usable(answer)}
+    wrong = {(j, i) for i, each in answers.items() for j, it in each.items() if not _usable(it, bounds, Role.ANSWER)}
+    return found | wrong
 
 
-def _usable(payload: Any) -> bool:
+def _usable(payload: Any, bounds: Bounds, role: Role | None = None) -> bool:
+    parts = payload if isinstance(payload, tuple) else () if payload is None else (payload,)
+    size = Size(bounds.norm(sum(part.numel() for part in parts), role))
     try:
-        for part in payload if isinstance(payload, tuple) else () if payload is None else (payload,):
-            check_finite(part)
+        for part in parts:
+            size.add(part)
     except Malformed:
         return False
     return True

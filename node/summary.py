@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -149,7 +149,7 @@ class Summary(Part):
     attack: str = ""
     """What they did (docs/poison.md)."""
     diverged: list[str] = []
-    """Nodes whose final parameters are not finite."""
+    """Nodes whose parameters became not finite, or larger than limits.rms allows."""
     loss_not_finite: list[str] = []
     """Nodes with records whose loss is not finite while the parameters are. Of mode none only: else it is private."""
     insecure: bool = False
@@ -159,7 +159,7 @@ class Summary(Part):
     rounds_played: dict[str, int] = {}
     """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbours being further."""
     complete: bool
-    """Every node of the roster finished, and played all rounds."""
+    """Every node of the roster finished, played all rounds, and did not diverge."""
 
 
 def schema() -> str:
@@ -175,9 +175,9 @@ def digest(x: Tensor) -> str:
     return found.hexdigest()
 
 
-def finite(x: Tensor) -> bool:
-    """Are all parameters [d] finite?"""
-    return all(bool(piece.isfinite().all()) for piece in _pieces(x))
+def norm(x: Tensor) -> float:
+    """‖x‖ of the parameters [d], in float64."""
+    return sqrt(sum(float(piece.double().square().sum()) for piece in _pieces(x)))
 
 
 def _pieces(x: Tensor) -> Iterator[Tensor]:
@@ -321,7 +321,9 @@ def _caption(summary: Summary) -> str:
         cause = "take a lower lr"
         if summary.loss_not_finite:
             cause = f"a batch's loss is not finite at {', '.join(summary.loss_not_finite)}: look into the data there"
-        notes.append(f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite; {cause}")
+        notes.append(
+            f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite, or beyond limits.rms; {cause}"
+        )
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")

@@ -135,6 +135,10 @@ class Watch(Watcher, Observer):
         self.distance = distance
         self.metrics.consensus_distance.set(distance)
 
+    def outlier(self, t: int, kind: str, peer: Peer, times: float) -> None:
+        self.metrics.outlier(peer)
+        self._note_of(peer, "outlier", kind=kind, times=times)
+
     def skipped(self, first: int, last: int) -> None:
         self.note("resume", round=last + 1, skipped=[first, last], reason="Most neighbours are that far.")
         self.warn(f"Rounds {first} to {last} are skipped: most neighbours are that far already.")

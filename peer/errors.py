@@ -8,6 +8,7 @@
     ├── LedgerError          73        the privacy ledger can't vouch for what was spent: nothing is released
     ├── IdentityError        77        our key, certificate or roster can't be used
     ├── BudgetSpent           3        the privacy budget is used up (an end by policy, not a fault)
+    ├── Diverged              4        this node's own parameters are not finite, or beyond the run's limits
     ├── PeersUnavailable     69        too few neighbours to start
     ├── TemporaryFailure     75        try again later (port taken, another process holds the lock)
     └── RemoteError                    a neighbour's fault; costs that neighbour's edge, never our run
@@ -74,6 +75,16 @@ class IdentityError(PeerpoiseError):
 
 class BudgetSpent(PeerpoiseError):
     exit_code = 3
+
+
+class Diverged(PeerpoiseError):
+    exit_code = 4
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This node has diverged: its own parameters are not finite, or beyond limits.rms. The last checkpoint "
+            "stands; start a new run with a smaller algorithm.lr, or a larger limits.rms if they are rightly so large."
+        )
 
 
 class PeersUnavailable(PeerpoiseError):

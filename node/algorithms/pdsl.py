@@ -12,6 +12,8 @@ j's release for i at i's model x_i, the own one included; (1) and (2), clipping 
 Deviations
     * Weight decay λ x_i is added to the weighted gradient.
     * A gradient more than ten times as long as the own one is shortened to that, before it is valued.
+    * A neighbor that adds nothing to staying put weighs w_ij at most, one that answers with zeros or with x_i itself
+      nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt. null_players = "paper": so.
 Reconstructions
     * The paper's text was not at hand. Orders are antithetic pairs, R = 10 a round. φ' is max(φ, 0) by default (min-max
       gives the weakest neighbour nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9), since of noised
@@ -100,7 +102,7 @@ class Pdsl:
         c, me, x, eta = self.config, self.hood.me, self.state.x, step_size(t, self.config)
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
         cross = within_reach({**cross, me: self.gradients(x, t, me)}, me)
-        how = {"weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
+        how = {"me": me, "weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
         self.found = weigh(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
         g = weighted_sum(self.found.pi, cross).add_(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=eta)

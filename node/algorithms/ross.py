@@ -11,6 +11,8 @@ Deviations
     * Weight decay λ x_i is added to the weighted gradient.
     * A gradient more than ten times as long as the own one is shortened to that, before it is valued.
     * In mode strict every gradient is noised by the door, as in PDSL, which is the name for that.
+    * A neighbor that adds nothing to staying put weighs w_ij at most, one that answers with zeros or with x_i itself
+      nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt. null_players = "paper": so.
 Reconstructions
     * The paper's text was not at hand. φ' is max(φ, 0) by default: with min-max, the likeliest reading, the weakest
       neighbour always weighs nothing, also an honest one. All φ' zero: π = w.
@@ -95,7 +97,7 @@ class Ross:
         c, me, x, eta = self.config, self.hood.me, self.state.x, step_size(t, self.config)
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
         cross = within_reach({**cross, me: self.gradients(x, t, me)}, me)
-        how = {"weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
+        how = {"me": me, "weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
         self.found = weigh(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
         g = weighted_sum(self.found.pi, cross).add_(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=eta)

@@ -34,6 +34,7 @@ from node.config.node import (
 )
 from node.config.run import (
     AlgorithmSection,
+    LimitsSection,
     MixSection,
     PrivacySection,
     RunConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "IdentitySection",
     "ListenSection",
     "MetricsSection",
+    "LimitsSection",
     "MixSection",
     "NodeConfig",
     "PeersSection",

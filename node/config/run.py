@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,10 @@ class PrivacySection(Section):
     """B: the public divisor (in mode none also the size of the batch). Never recomputed from the private n_i."""
     batches: Literal["independent", "shared"] = "independent"
     """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """n: no answer can be larger than one from so many examples, at any node (their sum is held to n·clip), and each
+    takes the time of a batch of qn + 6√(qn); None: B/q. Raise it where a node has more examples, since the time of
+    larger batches shows. Never the private number of anybody's examples."""
     backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
     """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
     loop at start, else the loop."""
@@ -89,6 +94,17 @@ class PrivacySection(Section):
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None
     """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee and says so."""
+
+    @property
+    def largest_batch(self) -> int:
+        """⌈qn + 6√(qn)⌉: examples of which an answer takes the time, however few are in its secret batch."""
+        expected = self.rate * (self.max_examples or self.batch / self.rate)
+        return ceil(expected + 6 * sqrt(expected))
+
+    @property
+    def largest_sum(self) -> float:
+        """n·C, the largest norm of a sum of clipped gradients."""
+        return self.clip * (self.max_examples or self.batch / self.rate)
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacySection:
@@ -124,6 +140,14 @@ class MixSection(Section):
     on each side, multi_krum so many vectors, clipping so many neighbours when it takes τ from the others' distances."""
     tau: float | None = Field(default=None, gt=0)
     """clipping: τ, how far a neighbour can pull (a norm); None: the largest distance after the `trim` farthest."""
+
+
+class LimitsSection(Section):
+    """How large a node's payloads may be. What is larger is refused like malformed data."""
+
+    rms: float = Field(default=1e4, gt=0, le=1e9)
+    """Largest root mean square of what is said, mixed, or answered without noise. A node whose own state is beyond it
+    has diverged and stops; neighbors refuse what is."""
 
 
 class SyncSection(Section):
@@ -172,6 +196,7 @@ class RunConfig(Section):
     privacy: PrivacySection
     validation: ValidationSection = ValidationSection()
     mix: MixSection = MixSection()
+    limits: LimitsSection = LimitsSection()
     sync: SyncSection = SyncSection()
     start: StartSection = StartSection()
 

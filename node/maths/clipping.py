@@ -104,6 +104,7 @@ def clipped_sum(
     *,
     before: Tensor | None = None,
     chunk: int | None = None,
+    least: int = 0,
     backend: Backend = "vmap",
     seeds: Seeds = PROCESS_SEEDS,
     breathe: Callable[[], None] = _rest,
@@ -118,6 +119,8 @@ def clipped_sum(
     Each record contributes at most clip·(1 + SLACK) whatever the models are; a non-finite gradient contributes zero,
     and `on_unusable` is told its row number (int64 [k]). Backend "loop": while a row's loss is computed, torch's
     generator has its seed of `seeds`. `breathe` is called after every `chunk` examples (None: `chunk_for` the model).
+    `least`: with fewer rows the work of so many is done all the same, by chunks, and dropped, so that the time it takes
+    doesn't tell how many there are.
 
     Raises:
         Impure: the loss changed a tensor that the task holds, so that nothing bounds what one record does.
@@ -148,6 +151,13 @@ def clipped_sum(
             if not bool(usable.all()):
                 on_unusable(part[~usable.cpu()])
             breathe()
+        for part in _dropped(task, len(rows), least, chunk):
+            with device.enough_memory():
+                batch = fetch(task, part, seeds)
+                if backend == "loop" or len(part) == chunk:  # other backends fill a chunk up anyway
+                    _despite_errors(ask, part, batch, hopeless)
+            if len(part) == chunk:
+                breathe()
     for copy, each in zip(copies, given, strict=True):
         if not same(copy.cpu(), each.cpu()):
             raise Impure(CHANGED)
@@ -157,6 +167,16 @@ def clipped_sum(
 
 
 CHANGED = "The loss changes the parameters it is given (as an embedding with max_norm does); leave that out."
+
+
+def _dropped(task: Task, n: int, least: int, chunk: int) -> Iterator[Tensor]:
+    """Rows that are asked beside n others and dropped, int64: up to the end of the last chunk, then chunk by chunk."""
+    if not least or not task.examples:
+        return
+    end = -(-max(n, least) // chunk) * chunk
+    starts = [*([n] if n % chunk else []), *range(-(-n // chunk) * chunk, end, chunk)]
+    for start in starts:
+        yield torch.arange(chunk - start % chunk) % task.examples
 
 
 def _despite_errors(ask: Ask, rows: Tensor, batch: tuple[Tensor, ...], hopeless: Callable[[], bool]) -> Sums:

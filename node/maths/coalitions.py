@@ -5,12 +5,21 @@
     π_ij   = φ'_ij w_ij / Σ_k φ'_ik w_ik                                       w_ij where the sum is 0
 
 φ' is φ made non-negative. Pure functions; the values come from a `Judge`.
+
+Deviation: a neighbor that answers with zeros is no null player of this game. By joining it shortens the others' step,
+and is worth something wherever that step hurts: a free rider had .40 to .93 of the weight so, one that says the model
+itself up to .81. So every player is compared with staying put, that is, with a zero gradient in its place:
+
+    G_ij = max{ v_i(x_i − γ g_{j→i}) − v_i(x_i),  v_i(x_i(N_i)) − v_i(x_i(N_i) + (γ/|N_i|) g_{j→i}) }
+
+A neighbor that adds nothing to that has w_ij at most, and what it had more goes to those who do, or else to the own
+gradient (`null_players` = "paper": it does not). Zeros and echoes of the model don't play at all.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import exp, isfinite
 from statistics import median_low
@@ -22,6 +31,7 @@ from torch import Tensor
 
 from node.config import MixSection, Section
 from node.maths import shapley
+from node.maths.cosine import cosine
 from node.maths.mixing import weighted_sum
 from node.maths.robust import Rule, Vectors
 from node.maths.shapley import EXACT, Estimate
@@ -31,6 +41,10 @@ Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 
 ROUNDING = 1e-12
 """What summing may leave of a φ that is 0. Where nobody else is worth anything, it would get all the weight."""
+NOTHING = 0.01
+"""Share of the largest |φ| up to which G is nothing: a whisper, a thousandth of an honest gradient, is like zeros."""
+ECHO = 0.99
+"""Cosine with the model itself beyond which a gradient tells of no data: a step along it only scales the model."""
 REACH = 10.0
 """Times the own gradient's length that another one may have. Of honest ones 1.3 is usual; one in a thousand was longer
 (classes apart, small batches), to whom it does little. At 30 a liar cost a tenth of the accuracy, at 100 a third."""
@@ -59,6 +73,8 @@ class Coalitions(Section):
     """v: accuracy, or the negative mean loss, on the validation set."""
     normalisation: Literal["relu", "minmax", "softmax"] = "relu"
     """φ': max(φ, 0), or (φ − min φ)/(max φ − min φ), by which the least is always 0, or softmax(φ/temperature)."""
+    null_players: Literal["capped", "paper"] = "capped"
+    """capped: who adds nothing to staying put weighs w at most, zeros and echoes nothing. paper: as φ' says."""
     temperature: float = Field(default=1.0, gt=0)
     """Of softmax, in units of v."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -127,6 +143,7 @@ def weigh(
     x: Tensor,
     cross: Mapping[Peer, Tensor],
     *,
+    me: Peer,
     weight: Mapping[Peer, float],
     before: Mapping[Peer, float],
     step: float,
@@ -138,10 +155,49 @@ def weigh(
         cross: g_{j→i} [d] of those heard, me included. weight: row of W. before: φ̄ of the round before.
         step: γ, the step size. seed: of what is sampled; the same on every machine.
     """
-    phi, _ = worth(options, judge, x, cross, step, seed)
-    phi = {j: value if isfinite(value) else 0.0 for j, value in phi.items()}  # once in φ̄, NaN would never leave it
+    capping = options.null_players == "capped"
+    players = {j: g for j, g in cross.items() if not (capping and adds_nothing(g, x))} or cross
+    found, _ = worth(options, judge, x, players, step, seed)
+    found = {j: value if isfinite(value) else 0.0 for j, value in found.items()}  # once in φ̄, NaN would never leave it
+    phi = {j: found.get(j, 0.0) for j in cross}
     smooth = smoothed(options, before, phi)
-    return Weighed(phi, smooth, shares(options, {j: smooth[j] for j in phi}, weight))
+    pi = shares(options, {j: smooth[j] for j in players}, weight)
+    if capping:
+        least = NOTHING * max(abs(value) for value in found.values())
+        gain = gains(options, judge, x, players, step)
+        pi = capped(pi, weight, {j for j in players if gain[j] > least}, me)
+    return Weighed(phi, smooth, {j: pi.get(j, 0.0) for j in cross})
+
+
+def adds_nothing(g: Tensor, x: Tensor) -> bool:
+    """Is the gradient g [d] zero, or an echo of the model x [d]?"""
+    return not bool(g.any()) or abs(cosine(g, x)) > ECHO
+
+
+def gains(options: Coalitions, judge: Judge, x: Tensor, cross: Mapping[Peer, Tensor], step: float) -> dict[Peer, float]:
+    """G of every player: what it adds to staying put, alone or beside all others. Arguments as `weigh`'s."""
+    peers, k = sorted(cross), len(cross)
+    moves = torch.stack([cross[j] for j in peers])
+    if options.estimator == "first_order":
+        found = (moves @ judge.gradient(x).to(moves.dtype) * step).tolist()
+        return {j: max(slope, slope / k) for j, slope in zip(peers, found, strict=True)}
+    alone, others = torch.eye(k, dtype=moves.dtype), 1 - torch.eye(k, dtype=moves.dtype)
+    both = torch.cat([torch.zeros_like(alone[:1]), torch.ones_like(alone[:1]) / k, alone, others / k])
+    nobody, everybody, *each = judge.around(x, moves, options.value)(-step * both)
+    return {j: max(each[i] - nobody, everybody - each[k + i]) for i, j in enumerate(peers)}
+
+
+def capped(pi: Mapping[Peer, float], weight: Mapping[Peer, float], add: Set[Peer], me: Peer) -> dict[Peer, float]:
+    """π with the neighbors outside of `add`, who add nothing, held to their share of w (over the peers of π). What they
+    had more goes to `add` in proportion to π, and where these have nothing to the own gradient."""
+    whole = sum(weight[j] for j in sorted(pi))
+    share = {j: weight[j] / whole for j in pi}
+    held = {j: min(pi[j], share[j]) for j in pi if j not in add and j != me}
+    to = {j: pi[j] for j in sorted(pi) if j in add and pi[j] > 0} or {j: 1.0 for j in pi if j == me}
+    if not to:
+        return share
+    more = sum(pi[j] - held[j] for j in sorted(held)) / sum(to.values())
+    return {j: held.get(j, pi[j]) + more * to.get(j, 0.0) for j in pi}
 
 
 def worth(

@@ -61,7 +61,7 @@ def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: Mi
     """The mean of the n − trim vectors whose squared distances to their nearest others are smallest in sum."""
     peers = sorted(weight)
     keep = len(peers) - how.trim
-    apart = torch.stack([torch.stack([_distance(vectors[i], vectors[j]) for j in peers]) for i in peers])
+    apart = torch.stack([torch.stack([distance(vectors[i], vectors[j]) for j in peers]) for i in peers])
     apart = apart.square().sort(dim=1).values  # column 0 is the distance to itself
     score = apart[:, : 1 + max(1, keep - 2)].sum(1).tolist()
     total = apart.sum(1).tolist()
@@ -72,11 +72,11 @@ def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: Mi
 def clipping(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
     """x_i + Σ_j w_ij (x_j − x_i)·min{1, τ/‖x_j − x_i‖}."""
     own = vectors[me]
-    apart = {j: float(_distance(vectors[j], own)) for j in sorted(weight) if j != me}
+    apart = {j: float(distance(vectors[j], own)) for j in sorted(weight) if j != me}
     tau = how.tau if how.tau is not None else sorted(apart.values())[-1 - how.trim]
     result = own.clone()
-    for j, distance in apart.items():
-        shrink = min(1.0, tau / distance) if distance else 0.0
+    for j, far in apart.items():
+        shrink = min(1.0, tau / far) if far else 0.0
         result.add_(vectors[j] - own, alpha=weight[j] * shrink)
     return result
 
@@ -135,7 +135,7 @@ def _trimmed(rows: Tensor, trim: int) -> Tensor:
     return torch.cat([block.sort(dim=0).values[kept].mean(0) for block in torch.split(rows, BLOCK, dim=1)])
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """‖a − b‖, in float64."""
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖ of two vectors [d], in float64."""
     apart: Tensor = torch.linalg.vector_norm(a - b, dtype=torch.float64)
     return apart

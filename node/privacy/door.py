@@ -7,8 +7,9 @@ PaperDoor    the papers' scheme: one batch a round for all, the own gradient cle
 ClearDoor    plain gradients of public batches. No privacy.
 
 One release per (recipient, round): a repeat gets the stored bytes, another question in the same round is refused. A
-round in which the ledger failed stays without an answer for that recipient. Not covered: the time an answer takes
-depends on the size of the secret batch.
+round in which the ledger failed stays without an answer for that recipient. An answer takes the time of a public number
+of chunks, whatever the size of its secret batch (not covered: batches larger than privacy.largest_batch, and parts of a
+chunk's time that are no gradients).
 """
 
 from __future__ import annotations
@@ -274,18 +275,20 @@ class StrictDoor(Door):
         return Released(answer)
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
-        return clipped_sum(
+        total = clipped_sum(
             question.task,
             question.x,
             self._rows(t, to),
             self.config.clip,
             before=question.before,
             chunk=self.config.chunk,
+            least=self.config.largest_batch,
             backend=question.backend or (self.choice.backend if self.choice else "loop"),
             seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
             breathe=self.breathe,
             on_unusable=lambda rows: self._suspects(t, rows, own=to == self.me),
         )
+        return noise.held(total, self.config.largest_sum)
 
     def _rows(self, t: int, to: Peer) -> Tensor:
         """The secret Poisson batch: one per answer, or one a round for all."""

@@ -23,6 +23,9 @@ from peer.errors import ConfigurationError
 STEPS = 1 << 20
 """Grid points per standard deviation of the noise."""
 
+TAIL = 6.0
+"""‖z‖ of a standard normal z [d] is beyond √d + t with probability e^(−t²/2) at most."""
+
 _LARGEST = 2.0**62
 """Sums beyond this many grid points are clamped (never within reach of a sane σ): keeps int64 from wrapping."""
 
@@ -52,6 +55,20 @@ def release(total: Tensor, sigma: float, clip: float, divisor: int, stream: Stre
     """g̈ = (Σ_b ĝ_b + z)/B, flat float32 [d]; B is the public divisor."""
     units = torch.from_numpy(noised(total, sigma, clip, stream))
     return units.mul(grid(sigma, clip) / divisor).to(torch.float32)
+
+
+def held(total: Tensor, most: float) -> Tensor:
+    """A sum of clipped gradients, float64 [d], shortened in place to the norm `most`.
+
+    A projection onto a ball moves no two points apart, so one example still changes the sum by C at most.
+    """
+    norm = float(torch.linalg.vector_norm(total))
+    return total if norm <= most else total.mul_(most / norm)
+
+
+def largest(most: float, sigma: float, clip: float, divisor: int, d: int) -> float:
+    """Largest norm of a release of d parameters whose sum was `held` to `most`; one in 10⁸ has a longer noise."""
+    return (most + sigma * clip * (math.sqrt(d) + TAIL)) / divisor
 
 
 def effective(sigma: float, d: int) -> float:

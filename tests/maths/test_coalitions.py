@@ -17,6 +17,9 @@ from golden import EQUATIONS
 from node.config import MixSection
 from node.maths.coalitions import (
     Coalitions,
+    adds_nothing,
+    capped,
+    gains,
     mixing_rule,
     shares,
     smoothed,
@@ -157,6 +160,50 @@ def test_first_order_is_near_for_small_steps():
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
 
 
+def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
+    judge, x, cross, step = (
+        Judge(torch.ones(5, dtype=torch.float64)),
+        torch.zeros(5, dtype=torch.float64),
+        vectors(3),
+        0.3,
+    )
+    found = gains(Coalitions(value="neg_loss"), judge, x, {**cross, "z": torch.zeros_like(x)}, step)
+
+    def value(model):
+        return -float((model - judge.wanted).square().sum())
+
+    total = sum(cross.values())
+    for j, g in cross.items():
+        alone = value(x - step * g) - value(x)
+        beside = value(x - step * total / 4) - value(x - step * (total - g) / 4)
+        assert found[j] == pytest.approx(max(alone, beside), abs=1e-12)
+    assert found["z"] == 0
+    near = gains(Coalitions(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-6)
+    full = gains(Coalitions(value="neg_loss"), judge, x, cross, 1e-6)
+    assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
+
+
+def test_who_adds_nothing_keeps_its_share_and_the_others_have_the_rest():
+    weight = {"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.25}
+    close(capped({"a": 0.1, "b": 0.6, "c": 0.3}, weight, {"a", "c"}, "a"), {"a": 1 / 6, "b": 1 / 3, "c": 1 / 2})
+    close(capped({"a": 0.0, "b": 0.9, "c": 0.1}, weight, {"a"}, "a"), {"a": 1 - 1 / 3 - 0.1, "b": 1 / 3, "c": 0.1})
+    close(capped({"b": 0.9, "c": 0.1}, weight, set(), "a"), {"b": 0.5, "c": 0.5})
+    honest = {"a": 0.2, "b": 0.5, "c": 0.3}
+    assert capped(honest, weight, {"a", "b", "c"}, "a") == honest
+    assert capped({"a": 0.9, "b": 0.1, "c": 0.0}, weight, set(), "a")["a"] == pytest.approx(0.9), "never the own one"
+
+
+def test_zeros_and_echoes_add_nothing():
+    chance = torch.Generator().manual_seed(0)
+    x, g = torch.randn(1000, generator=chance), torch.randn(1000, generator=chance)
+    assert adds_nothing(torch.zeros(1000), x)
+    assert adds_nothing(x, x)
+    assert adds_nothing(-0.01 * x + 1e-4 * g, x)
+    assert not adds_nothing(g, x)
+    assert not adds_nothing(x + g, x)
+    assert not adds_nothing(g, torch.zeros(1000)), "at a start of zeros all is news"
+
+
 def test_smoothing_starts_with_phi_and_keeps_who_is_not_heard():
     how = Coalitions(smoothing=0.75)
     first = smoothed(how, {}, {"a": 1.0, "b": 2.0})
@@ -170,7 +217,15 @@ def test_weights_are_of_those_heard_and_add_up_to_one():
     cross = vectors(2)
     before = {"p02": 9.0}
     found = weigh(
-        Coalitions(), judge, torch.zeros(5, dtype=torch.float64), cross, weight=weight, before=before, step=0.1, seed=""
+        Coalitions(),
+        judge,
+        torch.zeros(5, dtype=torch.float64),
+        cross,
+        weight=weight,
+        before=before,
+        step=0.1,
+        seed="",
+        me="p00",
     )
     assert found.pi.keys() == found.phi.keys() == cross.keys()
     assert sum(found.pi.values()) == pytest.approx(1)
@@ -212,7 +267,7 @@ def test_rounding_earns_nothing(normalisation):
             return lambda shares: [24 / 143] * len(shares)
 
     cross, weight = vectors(5), {"p00": 0.4, "p01": 0.1, "p02": 0.2, "p03": 0.2, "p04": 0.1}
-    how = {"weight": weight, "before": {}, "step": 0.1, "seed": "s"}
+    how = {"weight": weight, "before": {}, "step": 0.1, "seed": "s", "me": "p00"}
     found = weigh(Coalitions(normalisation=normalisation), Unmoved(None), torch.zeros(5), cross, **how)
     assert any(found.phi.values()), "power: rounding leaves something"
     close(found.pi, weight)
@@ -239,7 +294,7 @@ def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
         def around(self, x, moves, kind):
             return lambda shares: [float("nan")] * len(shares)
 
-    how = {"weight": {"a": 0.25, "b": 0.75}, "before": {"a": 1.0}, "step": 0.1, "seed": "s"}
+    how = {"weight": {"a": 0.25, "b": 0.75}, "before": {"a": 1.0}, "step": 0.1, "seed": "s", "me": "p00"}
     for normalisation in ("relu", "minmax", "softmax"):
         options = Coalitions(value="neg_loss", smoothing=0.5, normalisation=normalisation)
         found = weigh(options, Broken(None), torch.zeros(1), {"a": torch.ones(1), "b": torch.ones(1)}, **how)

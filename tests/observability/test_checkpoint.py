@@ -237,7 +237,7 @@ for size in (n >> 10, n):  # the first round loads what is loaded late
     layout, held = Layout((("w", (size,)),)), kib("VmRSS")
     for work in (
         lambda: summary.digest(it.x),
-        lambda: summary.finite(it.x),
+        lambda: summary.norm(it.x),
         lambda: checkpoint.save(folder, 0, it),
         lambda: checkpoint.save_model(folder / "model.safetensors", layout, it.x),
         lambda: save({"x": it.x}),

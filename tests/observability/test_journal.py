@@ -21,6 +21,7 @@ end: complete exit_code params_digest reason round signal wall_seconds
 epsilon: accountant adjacency against batches delta lifetime lifetime_delta link mode round total
 header: configuration cores machine node platform python run seed threads torch version
 lost_edge: peer phase reason round
+outlier: kind peer round times
 partial_mix: offset peer phase round
 peer: peer reason round state
 phase: bytes_received bytes_sent heard kind missing phase round seconds wait_seconds

@@ -19,6 +19,7 @@ peerpoise_consensus_distance
 peerpoise_event_loop_lag_seconds
 peerpoise_insecure what
 peerpoise_lost_edges peer
+peerpoise_outliers peer
 peerpoise_partial_mixes
 peerpoise_peer_calibration_weight_ratio peer
 peerpoise_peer_cosine peer
@@ -97,6 +98,7 @@ def use(metrics: Metrics) -> None:
     metrics.wire("n1", "sent", "model", 2600)
     metrics.error("n1", "STALE")
     metrics.lost("n2")
+    metrics.outlier("n2")
     metrics.partial_mixes.inc()
     metrics.insecure("transport", False)
     metrics.insecure("seed", True)

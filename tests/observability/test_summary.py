@@ -137,7 +137,7 @@ def test_nodes_whose_parameters_are_not_finite_are_named():
     merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"], loss_not_finite=["n0"])])
     assert "a batch's loss is not finite at n0: look into the data there" in printed(merged)
     assert "lr" not in printed(merged)
-    assert "DIVERGED: the parameters of n0, n1 are not finite" in printed(merged)
+    assert "DIVERGED: the parameters of n0, n1 are not finite, or beyond limits.rms" in printed(merged)
     assert "DIVERGED" not in printed(one())
 
 

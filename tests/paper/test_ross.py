@@ -16,7 +16,15 @@ from node.simulate import exchange, simulate
 from peer.message import Ask, Heard, Mix
 
 CENTRE = OPTIMUM.mean(0)
-EXACT = {"value": "neg_loss", "weight_decay": 0.01, "lr": 0.1, "beta": 0.8, "lr_decay": 0.5, "decay_every": 10}
+EXACT = {
+    "value": "neg_loss",
+    "null_players": "paper",
+    "weight_decay": 0.01,
+    "lr": 0.1,
+    "beta": 0.8,
+    "lr_decay": 0.5,
+    "decay_every": 10,
+}
 
 
 def loss(x):
@@ -160,6 +168,34 @@ def test_a_poisonous_gradient_weighs_nothing_and_an_honest_one_its_part():
     assert min(value for j, value in weight.items() if j != liar) > 0.1
     assert node.diagnostics()["shapley"][liar] < 0
     assert sum(weight.values()) <= 1
+
+
+@pytest.mark.parametrize("algorithm", [Ross, Pdsl])
+def test_where_everybody_adds_something_it_is_the_paper_s_form(algorithm):
+    options = {**EXACT, "smoothing": 0.0} | ({"estimator": "exact"} if algorithm is Pdsl else {})
+    for null_players in ("paper", "capped"):
+        close(played(cluster(algorithm, **options | {"null_players": null_players}), 10), reference(10))
+
+
+@pytest.mark.parametrize("null_players", ["capped", "paper"])
+@pytest.mark.parametrize("says", ["zeros", "a whisper", "the model"])
+def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
+    """Where the other's and the own gradients hurt, which is when the paper's form gives it nearly all the weight."""
+    node = cluster(**EXACT | {"null_players": null_players})["3"]
+    talk = node.round(0)
+    next(talk)
+    x = torch.from_numpy(START[3])
+    node.gradients = lambda *given: torch.from_numpy(CENTRE - START[3]) + 0.1 * torch.arange(D)
+    hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in HOODS["3"].neighbours}
+    liar = HOODS["3"].neighbours[0]
+    hurts[liar] = {"zeros": torch.zeros_like(x), "a whisper": 1e-6 * torch.ones_like(x), "the model": x.clone()}[says]
+    talk.send(Heard(hurts.items()))
+    weight = node.diagnostics()["weight"]
+    if null_players == "paper":
+        assert weight[liar] > 0.9, "power"
+    else:
+        assert weight[liar] <= W[3, int(liar)] + 1e-12
+    assert sum(weight.values()) <= 1 + 1e-12
 
 
 def test_the_state_keeps_the_smoothed_values():

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
 from small import Small, door, make_small
-from torch import nn
+from torch import Tensor, nn
 
 from node.data import Examples
 from node.maths import clipping
@@ -71,6 +72,55 @@ def test_ragged_last_chunk_and_breathing(backend: clipping.Backend) -> None:
     parts = clipped_sum(task, task.start(0), rows, 0.5, chunk=16, backend=backend, breathe=lambda: breaths.append(1))
     assert len(breaths) == 3
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("own", [False, True])
+def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
+    monkeypatch: pytest.MonkeyPatch, backend: clipping.Backend, own: bool
+) -> None:
+    """As many chunks, as many calls of the loss and as many examples fetched, also of an own task, which is asked for
+    one example at a time; and the same bits. Without `least` the work tells the size."""
+    task = make_small("mlp", n=50)
+    if not own:
+        task.indexes = True  # type: ignore[attr-defined]
+    batch, looped = task.batch, clipping.looped
+    seen: dict[str, int] = {}
+
+    def count(what: str, much: int) -> None:
+        seen[what] = seen.get(what, 0) + much
+
+    def counted(*given: Any) -> Any:
+        gradients = looped(*given)
+
+        def gradient(model: Any, examples: Any, rows: Any) -> Any:
+            count("looped", len(rows))
+            return gradients(model, examples, rows)
+
+        return gradient
+
+    monkeypatch.setattr(clipping, "looped", counted)
+    monkeypatch.setattr(task, "batch", lambda rows: (count("fetched", len(rows)), batch(rows))[1])
+    ask = clipping._despite_errors
+    monkeypatch.setattr(clipping, "_despite_errors", lambda *given: (count("asked", 1), ask(*given))[1])
+
+    def work(n: int, least: int) -> tuple[dict[str, int], Tensor]:
+        seen.clear()
+        how = {"chunk": 16, "least": least, "backend": backend, "breathe": lambda: count("breaths", 1)}
+        total = clipped_sum(task, task.start(0), torch.arange(n), 0.5, **how)  # type: ignore[arg-type]
+        return dict(seen), total
+
+    sizes = (0, 1, 15, 16, 17, 32, 40)
+    done = [work(n, least=40) for n in sizes]
+    if backend == "loop":  # a last chunk is asked in two parts
+        for each, _ in done:
+            each["asked"] = each["breaths"]
+    assert all(each == done[0][0] for each, _ in done)
+    assert done[0][0] | {"fetched": 0, "looped": 0} == {"asked": 3, "breaths": 3, "fetched": 0, "looped": 0}
+    alone = [work(n, least=0) for n in sizes]
+    assert all(total.equal(same) for (_, total), (_, same) in zip(done, alone, strict=True))
+    assert len({each.get("breaths", 0) for each, _ in alone}) == 4, "power"
+    assert work(49, least=40)[0]["breaths"] == 4
 
 
 @pytest.mark.parametrize(("d", "chunk"), [(1, 128), (650, 128), (28_938, 64), (50_890, 64), (215_000, 16), (10**9, 16)])
