@@ -64,6 +64,8 @@ class Daemon:
             version=code_version(), torch=torch.__version__, python=platform.python_version(), diagnostics=not quiet
         )
         self.watch = Watch(run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget)
+        if self.plan.warning:
+            self.watch.warnings.append(self.plan.warning)
         self.remembered = Remembered(node.folder)
         self.finished = -1
         """The last round that is complete."""
@@ -205,7 +207,7 @@ class Daemon:
             self.node.name,
             self.node.data,
             ledger=ledger,
-            limit=self.node.budget.epsilon,
+            limit=self.node.budget.limit,
             limit_delta=self.node.budget.delta,
             device=self.node.compute.device,
             attack=self.attack,

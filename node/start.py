@@ -50,6 +50,7 @@ def serve(
             f"This node would attack its neighbours ({node.attack.name}), which is for tests of your own federation: "
             "add --i-am-testing, or remove [attack]."
         )
+    node.budget.limit  # noqa: B018 (the owner must have decided before anything is done with the data)
     run = load(RunConfig, [node.run], environ={})
     roster = Roster.load(node.roster, run.run.federation)
     if node.name not in roster.by_name:

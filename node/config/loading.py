@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tomli_w
@@ -78,9 +79,13 @@ def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str]
     return found
 
 
-def write(config: Section, file: Path) -> None:
-    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null)."""
-    file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null). `comments`:
+    section -> what is written above it."""
+    text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    for section, comment in comments.items():
+        text = text.replace(f"[{section}]\n", f"# {comment}\n[{section}]\n")
+    file.write_text(text, encoding="utf-8")
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

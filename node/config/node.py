@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -79,14 +79,29 @@ class ComputeSection(Section):
 
 
 class BudgetSection(Section):
-    epsilon: float | None = Field(default=None, gt=0)
-    """Lifetime ε_total of this data set over all runs; None: only the run's own target holds."""
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["unlimited"] | None = None
+    """Lifetime ε_total of this data set over all runs, or "unlimited". Needed unless the ledger is thrown away:
+    run.toml must not decide what these data give away."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of the lifetime ε."""
     ledger_dir: Path | None = None
     """Where ledgers lie; None: $XDG_STATE_HOME/peerpoise/ledger."""
     experiment: bool = False
     """Throw-away ledger for bundled public data (set by `up` and `simulate`)."""
+
+    @property
+    def limit(self) -> float | None:
+        """Lifetime ε_total; None: there is none, because the owner says so or because the data are public.
+
+        Raises:
+            ConfigurationError: the owner of the data has not decided.
+        """
+        if self.epsilon is None and not self.experiment:
+            raise ConfigurationError(
+                "budget.epsilon is missing in the node's file: write the ε that its data may spend in all runs "
+                'together, or "unlimited"; else whoever writes run.toml would decide it.'
+            )
+        return None if self.epsilon == "unlimited" else self.epsilon
 
     @property
     def folder(self) -> Path:
