@@ -12,7 +12,7 @@ import io
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import closing, redirect_stderr
+from contextlib import closing, redirect_stderr, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -138,10 +138,10 @@ def _taken(address: str) -> str:
 
 
 def _runs(node: NodeConfig, run: RunConfig) -> bool:
-    try:
-        return status.query(status.place(run.run_id, node.name))["node"] == node.name
-    except PeerpoiseError:
-        return False
+    for path in status.places(run.run_id, node.name, node.folder):
+        with suppress(PeerpoiseError):
+            return status.query(path)["node"] == node.name
+    return False
 
 
 def _ledger(node: NodeConfig) -> Iterator[Finding]:

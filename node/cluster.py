@@ -11,10 +11,10 @@ import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node import disk
 from node.config import (
     AlgorithmSection,
     BudgetSection,
@@ -29,10 +29,11 @@ from node.config import (
     RunConfig,
     write,
 )
+from peer import disk
 from peer.codec import NAME
 from peer.endpoint import EVERYWHERE, endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
-from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
+from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256
 from peer.neighborhood import Neighborhood
 from peer.roster import Member, Roster
 
@@ -54,14 +55,10 @@ def make_folder(folder: Path) -> Path:
     """A new folder, readable by its owner only.
 
     Raises:
-        StorageError: it exists and is not empty, or can't be made.
+        StorageError: it exists and is not empty, can't be made, or others can write to it.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
-    except OSError as error:
-        raise StorageError(f"The folder {folder} can't be made: {error.strerror}.") from None
+    if any(disk.made(folder).iterdir()):
+        raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
     return folder
 
 
@@ -83,8 +80,10 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
         if shared is not None:
-            copy = Path(shutil.copyfile(shared, home / f"validation{shared.suffix}").name)
-            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": copy})})
+            copy = home / f"validation{shared.suffix}"
+            with shared.open("rb") as stream:
+                disk.replace(copy, iter(partial(stream.read, 1 << 20), b""))
+            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": Path(copy.name)})})
         members.append(Member(node.name, identity.id, _written_down(node)))
         write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
     roster = Roster(version=1, effective_round=0, members=tuple(members))
@@ -351,8 +350,8 @@ def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str,
         certificate = authority.sign_request(request.read_bytes(), days)
     except OSError as error:
         raise DataError(f"{request} can't be read: {error.strerror}.") from None
-    write_private(out / "node.pem", certificate, 0o644)
-    write_private(out / "ca.pem", authority.pem, 0o644)
+    disk.replace(disk.made(out) / "node.pem", certificate, public=True)
+    disk.replace(out / "ca.pem", authority.pem, public=True)
     return {"folder": str(out), "id": show_certificate(out / "node.pem")["id"]}
 
 

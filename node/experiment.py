@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from node import checkpoint, data, partition, summary, validation
 from node.attacks import Attack
 from node.config import ExperimentConfig, RunConfig
-from node.disk import made
 from node.journal import Journal, header, tested
 from node.learner import Learner, Plan, build
 from node.maths.mixing import consensus_distance
@@ -26,6 +25,7 @@ from node.results import MODEL, metrics_of_average, save_average, with_average
 from node.simulate import Hoods
 from node.simulate import simulate as play
 from node.summary import Summary
+from peer.disk import made
 from peer.errors import ConfigurationError, PeerpoiseError
 from peer.message import Peer
 from peer.topology import neighborhoods

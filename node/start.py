@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node import disk, memory
+from node import memory
 from node.config import NodeConfig, RunConfig, load
 from node.journal import run_of
+from peer import disk
 from peer.errors import ConfigurationError, StorageError
 from peer.identity import Identity
 from peer.roster import Roster

@@ -17,6 +17,7 @@ from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
 from node.config.section import Section
 from node.encoding import NotUtf8, read_text
+from peer import disk
 from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
@@ -81,11 +82,15 @@ def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str]
 
 def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
     """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null). `comments`:
-    section -> what is written above it."""
+    section -> what is written above it.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
     text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
     for section, comment in comments.items():
         text = text.replace(f"[{section}]\n", f"# {comment}\n[{section}]\n")
-    file.write_text(text, encoding="utf-8")
+    disk.replace(file, text.encode())
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

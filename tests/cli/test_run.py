@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
@@ -77,6 +78,21 @@ def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path
     assert (since_start(home, "release"), since_start(home, "withheld")) == ([], [0, 1])
     [withheld, *_] = [it for it in events(home) if it["event"] == "withheld"]
     assert (withheld["recipient"], withheld["reason"]) == ("a", "the privacy budget of the data is spent")
+
+
+def test_another_users_folder_for_sockets_is_no_reason_not_to_start(
+    peerpoise: Call, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TemporaryDirectory(prefix="pp", dir="/tmp") as name:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        monkeypatch.setattr("tempfile.tempdir", name)
+        taken = Path(name) / f"peerpoise-{os.getuid()}"
+        taken.symlink_to(home)
+        result = run(peerpoise, home, "--json", "--set", f"folder={name}/state")
+        assert (result.code, summary(result)["complete"]) == (0, True)
+        assert f"ask peerpoise status {name}/state" in result.err
+        asked = peerpoise("status")
+        assert (asked.code, "peerpoise status ./FOLDER" in asked.err) == (73, True)
 
 
 def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
