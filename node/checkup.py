@@ -53,6 +53,11 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         return
     yield ok("configuration", f"{node.name}, run {run.run_id}")
     yield from _budget(node)
+    try:
+        node.check_task(run.task.name)
+    except PeerpoiseError as error:
+        yield fault("task", str(error), "see docs/own-task.md")
+        return
     yield from _attack(node)
     yield from _identity(node)
     yield from _addresses(node, run)

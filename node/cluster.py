@@ -29,6 +29,7 @@ from node.config import (
     RunConfig,
     write,
 )
+from node.config.task import BUNDLED_TASKS
 from peer import disk
 from peer.codec import NAME
 from peer.endpoint import EVERYWHERE, endpoint
@@ -154,6 +155,7 @@ def local(
             name=name,
             folder=Path(),
             identity=OWN,
+            tasks=own_tasks(config),
             data=DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy")),
             listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
@@ -303,6 +305,7 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig, p
     return NodeConfig(
         name=name,
         identity=OWN,
+        tasks=own_tasks(config),
         data=section,
         listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
         peers=peers,
@@ -321,12 +324,20 @@ def _budget(plan: Plan) -> BudgetSection:
     return BudgetSection(epsilon=planned, delta=privacy.delta)
 
 
+def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
+    """The run's own task, which its nodes must allow."""
+    return () if config.task.name in BUNDLED_TASKS else (config.task.name,)
+
+
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
     path, at = node.data.path, node.listen.advertise
     how = f"Neighbours reach it at {at}" if at else f"Neighbours find it by {', '.join(node.peers.discovery[1:])}"
     limit = "nothing bounds what they give away" if node.budget.limit is None else f"ε_total {node.budget.limit:g}"
     own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
     own += f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n" if path else ""
+    own += "".join(
+        f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n" for task in node.tasks
+    )
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
         f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"

@@ -113,6 +113,7 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
         return Question(run=config, names=_roster(config, file.parent / "roster.json"))
     node = located(load(NodeConfig, [file]), file.parent)
     config = load(ExperimentConfig, [node.run], settings)
+    node.check_task(config.task.name)
     return Question(run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget)
 
 

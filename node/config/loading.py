@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from node import edges
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
-from node.config.section import Section
+from node.config.section import Section, readable
 from node.encoding import NotUtf8, read_text
 from peer import disk
 from peer.errors import ConfigurationError
@@ -159,6 +159,7 @@ def sentence(error: ValidationError, files: Sequence[Path], within: str = "") ->
     """One sentence for pydantic's complaint about what the files say, or what they say `within` a section."""
     first = error.errors(include_url=False)[0]
     where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
+    where = readable(where)
     source = f" ({', '.join(map(str, files))})" if files else ""
     more = error.error_count() - 1
     what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from node.config.section import Device, DiscoveryName, Section
+from node.config.task import BUNDLED_TASKS
 from peer.errors import ConfigurationError
 
 
@@ -135,6 +137,8 @@ class NodeConfig(Section):
 
     name: str
     """This node's name in the roster."""
+    tasks: tuple[str, ...] = ()
+    """Tasks beside ours that run.toml may name (task.name): their code runs here and sees the private data."""
     run: Path = Path("run.toml")
     """The run file; relative paths are relative to this file's folder."""
     roster: Path = Path("roster.json")
@@ -150,3 +154,15 @@ class NodeConfig(Section):
     metrics: MetricsSection = MetricsSection()
     attack: AttackSection | None = None
     """This node attacks its neighbours: for tests of one's own federation."""
+
+    def check_task(self, name: str) -> None:
+        """Asked before anything of the task's is imported.
+
+        Raises:
+            ConfigurationError: it is somebody's own code, which this file does not allow.
+        """
+        if name not in (*BUNDLED_TASKS, *self.tasks):
+            raise ConfigurationError(
+                f"run.toml wants the task {name!r}, whose code would run here and see the data; if you trust it, write "
+                f"it into tasks in the node's file: tasks = [{json.dumps(name)}], above all sections."
+            )

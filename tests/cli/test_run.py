@@ -107,7 +107,7 @@ def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch)
 
 def killed(home: Path, point: str) -> None:
     """A process of this daemon that dies at the failpoint."""
-    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--i-am-testing", "--config", str(home / "node.toml")]
     done = subprocess.run(command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
 

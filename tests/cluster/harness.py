@@ -113,6 +113,7 @@ class Cluster:
                 name=name,
                 folder=Path(),
                 identity=cluster.OWN,
+                tasks=cluster.own_tasks(config),
                 data=DataSection(name=config.task.data, rows=Path("rows.npy")),
                 listen=ListenSection(address=addresses[name], advertise=addresses[name]),
                 budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
@@ -165,6 +166,7 @@ class Process:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PEERPOISE_")}
         environ |= {"OMP_NUM_THREADS": "1", "PEERPOISE_FAILPOINTS": failpoints, "PYTHONWARNINGS": ""}
         command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), *options]
+        command += ["--i-am-testing"] * bool(failpoints)
         command = [*inside, *command]
         with (home / "daemon.log").open("wb") as log:
             popen = subprocess.Popen(

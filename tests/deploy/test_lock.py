@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,6 +21,9 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 IMAGE = [*PROJECT["project"]["dependencies"], *EXTRAS["demo"], *PROJECT["build-system"]["requires"]]
 DEV = [*IMAGE, *(it for name in ("dev", "tables", "images", "report", "llm") for it in EXTRAS[name])]
 TORCH = "torch"
+CLEAN: dict[str, Any] = {"name": "a", "version": "1", "vulns": []}
+SKIPPED: dict[str, Any] = {"name": "b", "skip_reason": "not found"}
+HOLED: dict[str, Any] = {"name": "c", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2", "3"]}]}
 
 
 def locked(name: str) -> dict[str, tuple[str, list[str]]]:
@@ -64,6 +69,23 @@ def test_makefile_and_image_read_torchs_version() -> None:
     command = re.findall(r"RUN (sed .*) > torch.txt", (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8"))
     done = subprocess.run(command[0], shell=True, cwd=ROOT / "deploy", capture_output=True, text=True, check=True)
     assert done.stdout == f"{TORCH}=={version}\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "says"),
+    [
+        ([], 2, "Nothing was audited"),
+        ([SKIPPED], 2, "Nothing was audited"),
+        ([CLEAN], 0, "No vulnerability of the 1 locked packages is known."),
+        ([CLEAN, SKIPPED], 2, "Not audited, as the database does not know them: b."),
+        ([CLEAN, HOLED], 1, "c 1: CVE-1, mended in 2, 3"),
+        ([SKIPPED, HOLED], 1, "c 1: CVE-1"),
+    ],
+)
+def test_what_was_not_audited_is_not_sound(found: list[dict[str, Any]], code: int, says: str) -> None:
+    """pip-audit itself ends with 0 where it could ask nobody."""
+    done = runpy.run_path(str(ROOT / "deploy" / "audit.py"))["judged"](found)
+    assert (done[0], says in "\n".join(done[1])) == (code, True)
 
 
 def test_the_bill_of_materials_is_whole() -> None:

@@ -150,7 +150,9 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from node import checkpoint
+from peer import failpoint
 from tests.observability.test_checkpoint import state
+failpoint.arm()
 checkpoint.save(Path(sys.argv[1]), 2, state(2))
 """
 
