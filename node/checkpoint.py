@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from node import disk
 from node.task import flat, views
+from peer import disk
 from peer.errors import DataError
 from peer.message import Layout
 

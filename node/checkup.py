@@ -12,7 +12,7 @@ import io
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import closing, redirect_stderr
+from contextlib import closing, redirect_stderr, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from node.config import NodeConfig, RunConfig, load
 from node.device import pick
 from node.doctor import Finding, fault, ok, warning
 from node.fit import memory_needed, room_for_blocks, suited
-from node.learner import Plan
+from node.learner import Plan, weak
 from node.memory import available_memory, mib
 from node.privacy.ledger import Ledger
 from node.start import located
@@ -52,6 +52,12 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         yield fault("configuration", str(error), "peerpoise config check FILE, peerpoise config schema node")
         return
     yield ok("configuration", f"{node.name}, run {run.run_id}")
+    yield from _budget(node)
+    try:
+        node.check_task(run.task.name)
+    except PeerpoiseError as error:
+        yield fault("task", str(error), "see docs/own-task.md")
+        return
     yield from _attack(node)
     yield from _identity(node)
     yield from _addresses(node, run)
@@ -65,6 +71,8 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
         return
     yield from _roster(node, roster)
+    if text := weak(plan.epsilon):
+        yield warning("privacy", text, "ask who writes run.toml for more noise, or leave this run")
     yield from _peers(node, plan, roster, dial)
     yield from _task(node, plan)
 
@@ -76,6 +84,17 @@ def _attack(node: NodeConfig) -> Iterator[Finding]:
             yield warning("attack", Attack.of(node.attack).warning, "remove [attack], unless this is a test of yours")
         except PeerpoiseError as error:
             yield fault("attack", str(error), "see docs/poison.md")
+
+
+def _budget(node: NodeConfig) -> Iterator[Finding]:
+    """The owner of the data has said what they may give away."""
+    try:
+        limit = node.budget.limit
+    except PeerpoiseError as error:
+        yield fault("budget", str(error), "see [budget] in docs/configuration.md")
+        return
+    said = "none: a throw-away ledger of public data" if node.budget.experiment else "unlimited"
+    yield ok("budget", said if limit is None else f"ε_total {limit:g} in all runs together, δ = {node.budget.delta:g}")
 
 
 def _identity(node: NodeConfig) -> Iterator[Finding]:
@@ -124,10 +143,10 @@ def _taken(address: str) -> str:
 
 
 def _runs(node: NodeConfig, run: RunConfig) -> bool:
-    try:
-        return status.query(status.place(run.run_id, node.name))["node"] == node.name
-    except PeerpoiseError:
-        return False
+    for path in status.places(run.run_id, node.name, node.folder):
+        with suppress(PeerpoiseError):
+            return status.query(path)["node"] == node.name
+    return False
 
 
 def _ledger(node: NodeConfig) -> Iterator[Finding]:

@@ -175,7 +175,9 @@ def pack(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="Node; all daemons of this user if left out.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|./FOLDER]", help="Node, or its folder; all of this user if left out.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until interrupted.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -190,6 +192,7 @@ def status(
 
 @app.command()
 def health(
+    folder: Annotated[Path | None, typer.Argument(help="A node's folder, if it answers there.")] = None,
     ready: Annotated[bool, typer.Option("--ready", help="It must play rounds, too, as /-/ready has it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -199,7 +202,7 @@ def health(
     """
     from node import health as probe
 
-    found = {each["node"]: each["state"] for each in probe.check(ready=ready)}
+    found = {each["node"]: each["state"] for each in probe.check(ready=ready, folder=folder)}
     if as_json:
         print_json(found, indent=None)
     else:

@@ -6,13 +6,15 @@ Both `up` (all nodes on loopback) and `pack` (one folder per real host) are `pre
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node import disk
 from node.config import (
     AlgorithmSection,
     BudgetSection,
@@ -27,18 +29,25 @@ from node.config import (
     RunConfig,
     write,
 )
+from node.config.task import BUNDLED_TASKS
+from peer import disk
 from peer.codec import NAME
 from peer.endpoint import EVERYWHERE, endpoint
 from peer.errors import ConfigurationError, DataError, StorageError
-from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256, write_private
+from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256
 from peer.neighborhood import Neighborhood
 from peer.roster import Member, Roster
 
 if TYPE_CHECKING:
+    from node.learner import Plan
     from node.partition import Rows
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
+BUDGET_NOTE = {
+    "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote what this run is planned "
+    'to spend; it is for the owner of the data to change. "unlimited": run.toml decides.'
+}
 PORT = 7443
 """Where a packed host listens if nobody says otherwise."""
 
@@ -47,14 +56,10 @@ def make_folder(folder: Path) -> Path:
     """A new folder, readable by its owner only.
 
     Raises:
-        StorageError: it exists and is not empty, or can't be made.
+        StorageError: it exists and is not empty, can't be made, or others can write to it.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
-    except OSError as error:
-        raise StorageError(f"The folder {folder} can't be made: {error.strerror}.") from None
+    if any(disk.made(folder).iterdir()):
+        raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
     return folder
 
 
@@ -76,10 +81,12 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
         if shared is not None:
-            copy = Path(shutil.copyfile(shared, home / f"validation{shared.suffix}").name)
-            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": copy})})
+            copy = home / f"validation{shared.suffix}"
+            with shared.open("rb") as stream:
+                disk.replace(copy, iter(partial(stream.read, 1 << 20), b""))
+            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": Path(copy.name)})})
         members.append(Member(node.name, identity.id, _written_down(node)))
-        write(node, home / "node.toml")
+        write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
         write(sealed, home / "run.toml")
@@ -148,6 +155,7 @@ def local(
             name=name,
             folder=Path(),
             identity=OWN,
+            tasks=own_tasks(config),
             data=DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy")),
             listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
             budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
@@ -217,11 +225,13 @@ def pack(
         raise ConfigurationError(f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.')
     if bundled and own:
         raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
-    homes = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
-    config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(homes)})})
+    hosts_of = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
+    config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(hosts_of)})})
     _check_task(config.task.name)
-    check(config, list(addresses))
+    plan = check(config, list(addresses))
     check_daemons(config)
+    budget = BudgetSection(experiment=True, ledger_dir=Path("ledger")) if bundled else _budget(plan)
+    homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
     parts = shares(config) if bundled else []
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
@@ -295,17 +305,39 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig, p
     return NodeConfig(
         name=name,
         identity=OWN,
+        tasks=own_tasks(config),
         data=section,
         listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
         peers=peers,
-        budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")) if data is None else BudgetSection(),
     )
+
+
+def _budget(plan: Plan) -> BudgetSection:
+    """What own data may spend, until their owner says otherwise: this run, and no second one."""
+    privacy, planned = plan.run.privacy, plan.epsilon
+    if planned is None or not math.isfinite(planned) or privacy.insecure_seed is not None:
+        return BudgetSection(epsilon="unlimited")  # no number could be kept
+    if privacy.epsilon is None:
+        planned *= 1.02  # the grid of the noise
+        digit = 10.0 ** (math.floor(math.log10(planned)) - 2)
+        planned = float(f"{math.ceil(planned / digit) * digit:.6g}")
+    return BudgetSection(epsilon=planned, delta=privacy.delta)
+
+
+def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
+    """The run's own task, which its nodes must allow."""
+    return () if config.task.name in BUNDLED_TASKS else (config.task.name,)
 
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
     path, at = node.data.path, node.listen.advertise
     how = f"Neighbours reach it at {at}" if at else f"Neighbours find it by {', '.join(node.peers.discovery[1:])}"
+    limit = "nothing bounds what they give away" if node.budget.limit is None else f"ε_total {node.budget.limit:g}"
     own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+    own += f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n" if path else ""
+    own += "".join(
+        f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n" for task in node.tasks
+    )
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
         f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"
@@ -329,8 +361,8 @@ def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str,
         certificate = authority.sign_request(request.read_bytes(), days)
     except OSError as error:
         raise DataError(f"{request} can't be read: {error.strerror}.") from None
-    write_private(out / "node.pem", certificate, 0o644)
-    write_private(out / "ca.pem", authority.pem, 0o644)
+    disk.replace(disk.made(out) / "node.pem", certificate, public=True)
+    disk.replace(out / "ca.pem", authority.pem, public=True)
     return {"folder": str(out), "id": show_certificate(out / "node.pem")["id"]}
 
 
@@ -350,8 +382,9 @@ def show_certificate(place: Path) -> dict[str, Any]:
     }
 
 
-def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
+def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
     """All that can be wrong with a run before it starts: topology, algorithm and its options, task, data set, model.
+    A planned ε that promises nothing is a warning on standard error.
 
     `names` take part; where it is not known yet who will, the experiment's nodes, or other hosts that edges name.
 
@@ -360,7 +393,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
     """
     from node.attacks import Attack
     from node.fit import suited
-    from node.learner import Plan
+    from node.learner import Plan, weak
 
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
     players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
@@ -388,6 +421,9 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> None:
             attack.on_task(task, config, attacker)
     else:
         _check_names(config)
+    if text := weak(plan.epsilon):
+        print(f"warning: {text}", file=sys.stderr)
+    return plan
 
 
 def _check_names(config: ExperimentConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from node import checkpoint, data, device, disk, metrics, status, summary
+from node import checkpoint, data, device, metrics, status, summary
 from node.attacks import Attack
 from node.compute import Compute
 from node.config import NodeConfig, RunConfig
@@ -29,6 +29,7 @@ from node.privacy.ledger import Ledger
 from node.remembered import Remembered
 from node.results import MODEL
 from node.watch import Watch
+from peer import disk
 from peer.addresses import Addresses, own_addresses
 from peer.circle import Circle, Terms
 from peer.discovery import Surroundings
@@ -64,6 +65,8 @@ class Daemon:
             version=code_version(), torch=torch.__version__, python=platform.python_version(), diagnostics=not quiet
         )
         self.watch = Watch(run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget)
+        if self.plan.warning:
+            self.watch.warnings.append(self.plan.warning)
         self.remembered = Remembered(node.folder)
         self.finished = -1
         """The last round that is complete."""
@@ -119,7 +122,7 @@ class Daemon:
             endpoint = metrics.serve(self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running")
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
-        stack.enter_context(status.serve(status.place(self.run.run_id, self.node.name), self.watch.snapshot))
+        self._answer_status(stack)
         if ledger := await self.compute.own(self._ledger):
             stack.enter_context(ledger)
         stack.push_async_callback(self._rest)  # the ledger is closed after the compute thread has ended
@@ -193,6 +196,24 @@ class Daemon:
 
     # -- parts, in the order in which they are needed
 
+    def _answer_status(self, stack: contextlib.AsyncExitStack) -> None:
+        """Opens the status socket. That there can't be one is a warning, never a reason not to start.
+
+        Raises:
+            TemporaryFailure: this node runs already.
+        """
+        refusals = []
+        for path in status.places(self.run.run_id, self.node.name, self.node.folder):
+            try:
+                stack.enter_context(status.serve(path, self.watch.snapshot))
+            except StorageError as error:
+                refusals.append(str(error))
+                continue
+            if path.parent == self.node.folder:
+                self.watch.warn(f"The folder for status sockets can't be used; ask peerpoise status {path.parent}.")
+            return
+        self.watch.warn(f"peerpoise status can't ask this node. {' '.join(refusals)}")
+
     def _ledger(self) -> Ledger | None:
         """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
         node = self.node
@@ -202,7 +223,7 @@ class Daemon:
             return None
         if not node.budget.experiment and not node.data.name:
             raise ConfigurationError("data.name is missing in the node's file: the privacy ledger goes by that name.")
-        return Ledger.open(disk.made(node.budget.folder), node.data.name or "experiment")
+        return Ledger.open(node.budget.folder, node.data.name or "experiment")
 
     def _build(self, ledger: Ledger | None) -> Learner:
         self.watch.note("data", digest=data.digest(self.node.data, self.run.task))
@@ -211,7 +232,7 @@ class Daemon:
             self.node.name,
             self.node.data,
             ledger=ledger,
-            limit=self.node.budget.epsilon,
+            limit=self.node.budget.limit,
             limit_delta=self.node.budget.delta,
             device=self.node.compute.device,
             attack=self.attack,
@@ -223,6 +244,7 @@ class Daemon:
     def _resume(self) -> int:
         """Loads the newest checkpoint of this run; the first round that may be entered."""
         learner, run = self.learner, self.run
+        disk.forget_drafts(self.node.folder)
         found = checkpoint.latest(self.node.folder, type(learner.algorithm.state), self.watch.warn)
         at = -1
         if found is not None and found.extra.get("run") == run.run_id:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import errno
-import gzip
 import unicodedata
 import zlib
 from pathlib import Path
 from typing import IO
+
+from node.packing import open_gzip
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
@@ -23,7 +24,7 @@ def opened(file: Path) -> IO[bytes]:
     """A file, unpacked where it is gzipped, whatever its name."""
     with file.open("rb") as stream:
         packed = stream.read(2) == GZIP
-    return gzip.open(file) if packed else file.open("rb")  # type: ignore[return-value]
+    return open_gzip(file) if packed else file.open("rb")
 
 
 def read_text(file: Path) -> str:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from node import checkpoint, data, partition, summary, validation
 from node.attacks import Attack
 from node.config import ExperimentConfig, RunConfig
-from node.disk import made
 from node.journal import Journal, header, tested
-from node.learner import Learner, Plan, build, warning
+from node.learner import Learner, Plan, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.results import MODEL, metrics_of_average, save_average, with_average
 from node.simulate import Hoods
 from node.simulate import simulate as play
 from node.summary import Summary
+from peer.disk import made
 from peer.errors import ConfigurationError, PeerpoiseError
 from peer.message import Peer
 from peer.topology import neighborhoods
@@ -163,7 +163,7 @@ def _journal(home: Path, learner: Learner) -> Journal:
     journal = Journal(home / "journal.jsonl", about)
     if choice := learner.door.choice:
         journal.write("backend", backend=choice.backend, reason=choice.reason)
-    for text in (warning(run.privacy), learner.attack and learner.attack.warning):
+    for text in (learner.plan.warning, learner.attack and learner.attack.warning):
         if text:
             journal.write("warning", text=text)
     return journal

@@ -6,19 +6,22 @@ few seconds after its start, when torch is loaded; give a probe that long.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from node import status
 from node.status import Status
 from peer.errors import PeerpoiseError, TemporaryFailure
 
 
-def check(*, ready: bool) -> list[Status]:
-    """What every daemon of this user says. `ready`: each must also be playing rounds.
+def check(*, ready: bool, folder: Path | None = None) -> list[Status]:
+    """What every daemon of this user says, or those that answer in this folder. `ready`: each must also be playing
+    rounds.
 
     Raises:
         PeerpoiseError: there is none, one does not answer, or one is not ready.
     """
     try:
-        found = [status.query(path) for path in status.find()]
+        found = [status.query(path) for path in status.find(folder)]
     except TemporaryFailure as error:
         raise PeerpoiseError(str(error)) from None
     if not found:

@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from node import disk
+from peer import disk
 from peer.errors import StorageError
 
 EVENTS: Mapping[str, frozenset[str]] = {
@@ -81,7 +81,7 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         try:
-            self._file = path.open("a+b", buffering=0)
+            self._file = os.fdopen(disk.keep(path, os.O_RDWR | os.O_APPEND), "a+b", buffering=0)
             _cut_torn_line(self._file.fileno())
         except OSError as error:
             raise disk.refused(path, error) from None

@@ -17,18 +17,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from node import cluster, disk, present, results, status
+from node import cluster, present, results, status
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
 from node.options import stopping_signals
 from node.present import Progress, Screen
 from node.summary import Summary
+from peer import disk
 from peer.errors import EXIT_FAILURE, EXIT_OK, StorageError, TemporaryFailure
 
 GRACE_S = 6.0
@@ -57,7 +58,7 @@ def up(
             _announce(screen, config, folder)
             for name, home in homes.items():
                 process = _start(home, insecure, loop, attacks=name in config.experiment.attackers)
-                daemons.append(Daemon(name, home, process, status.place(run.run_id, name)))
+                daemons.append(Daemon(name, home, process, status.places(run.run_id, name, home)))
             code = follow(daemons, folder, screen)
     summary = results.merge(folder, homes)
     _conclude(screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None)
@@ -94,8 +95,8 @@ class Daemon:
     name: str
     home: Path
     process: subprocess.Popen[bytes]
-    socket: Path
-    """Of its status."""
+    sockets: Sequence[Path]
+    """Where its status may be asked."""
     seen: Progress = field(default_factory=Progress)
     metrics: str = ""
     _offset: int = 0
@@ -107,7 +108,7 @@ class Daemon:
         for event in self._news():
             self.seen = after(self.seen, event)
         if code is None:
-            self.seen = replace(self.seen, state=present.doing(self.socket) or self.seen.state)
+            self.seen = replace(self.seen, state=present.doing(self.sockets) or self.seen.state)
         elif code == EXIT_OK:
             self.seen = replace(self.seen, state="finished")
         else:
@@ -201,7 +202,7 @@ def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subproces
     command = [sys.executable, "-P", "-m", "node.cli", "run", "--until-eof", "--loop", loop]
     command += ["--config", str(home / "node.toml")]
     command += ["--insecure"] * insecure + ["--i-am-testing"] * attacks
-    with (home / "daemon.log").open("wb") as log:
+    with os.fdopen(disk.keep(home / "daemon.log", os.O_WRONLY | os.O_APPEND), "wb") as log:
         return subprocess.Popen(
             command,
             env={**environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},

@@ -29,7 +29,7 @@ from node.journal import code_version
 from node.maths.coalitions import Coalitions, too_poor
 from node.maths.graph import spectral_gap
 from node.maths.robust import too_small
-from node.privacy.accountant import Mechanism, Spent, epsilon, epsilon_link, epsilon_live
+from node.privacy.accountant import WEAK, Mechanism, Spent, epsilon, epsilon_link, epsilon_live, epsilon_total
 from node.privacy.door import Door, mechanism, noise_multiplier, open_door
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
@@ -128,8 +128,29 @@ class Plan:
                 )
                 for hood in self.hoods.values()
             )
-        largest = max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
-        return noise_multiplier(privacy, d=d, rounds=rounds, releases=largest)
+        return noise_multiplier(privacy, d=d, rounds=rounds, releases=self.releases)
+
+    @property
+    def releases(self) -> int:
+        """|K| of the largest closed neighborhood."""
+        return max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
+
+    @property
+    def epsilon(self) -> float | None:
+        """Planned ε_total (PLD) at the largest neighborhood; None: the mode has none. The grid of the noise, which
+        needs the model, is left out: less than a part in a thousand. Some 0.2 s where σ is given."""
+        privacy, rounds = self.run.privacy, self.run.train.rounds
+        if privacy.mode != "strict" or not self.hoods:
+            return None
+        if privacy.sigma is None:
+            return privacy.epsilon
+        planned = mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
+        return _planned(planned, rounds, privacy.delta)
+
+    @property
+    def warning(self) -> str | None:
+        """What must be said beside everything that is said of this run's privacy."""
+        return warning(self.run.privacy, self.epsilon)
 
 
 def _players(name: str, options: Coalitions, hoods: Mapping[Peer, Neighborhood]) -> None:
@@ -246,7 +267,7 @@ class Learner:
             epsilon=stated,
             public_validation=self.run.validation.public,
             insecure_seed=config.insecure_seed is not None,
-            warning=warning(config),
+            warning=self.plan.warning,
         )
 
     def summarise(
@@ -320,8 +341,23 @@ def _stated(rows: tuple[Any, ...], delta: float) -> float:
     return epsilon(rows, delta)
 
 
-def warning(config: PrivacySection) -> str | None:
-    """What must be said beside everything that is said of privacy."""
+@lru_cache
+def _planned(mechanism: Mechanism, rounds: int, delta: float) -> float:
+    return epsilon_total(mechanism, rounds, delta)
+
+
+def weak(planned: float | None) -> str | None:
+    """What must be said of a planned ε_total that promises next to nothing; None: it does promise something."""
+    if planned is None or planned <= WEAK:
+        return None
+    return (
+        f"The planned ε_total is {planned:.3g}, and above {WEAK:g} it promises next to nothing: what leaves may show "
+        "single records; set privacy.epsilon to 10 or less, or privacy.sigma higher."
+    )
+
+
+def warning(config: PrivacySection, planned: float | None = None) -> str | None:
+    """What must be said beside everything that is said of privacy, where this ε_total is planned."""
     said = [
         text
         for text, applies in (
@@ -331,6 +367,7 @@ def warning(config: PrivacySection) -> str | None:
         )
         if applies
     ]
+    said += [text] if (text := weak(planned)) else []
     return " ".join(said) or None
 
 
@@ -361,7 +398,8 @@ def build(
     if seed is not None and run.privacy.mode != "none" and ledger is not None:
         if limit is not None:
             raise ConfigurationError(
-                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove one of the two."
+                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove the seed, or "
+                'set budget.epsilon = "unlimited".'
             )
         ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
     task = make(run, data, pick(device))

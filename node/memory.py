@@ -1,13 +1,15 @@
-"""The memory of this process: how much there is, and how what was freed is kept."""
+"""The memory of this process: how much there is, how what was freed is kept, and who may read it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from pathlib import Path
 
 MiB = 1 << 20
+PR_SET_DUMPABLE = 4
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 KEPT = {_MMAP_THRESHOLD: 32 * MiB, _TRIM_THRESHOLD: 1024 * MiB, _TOP_PAD: 64 * MiB}
 """glibc's mallopt: what is allocated by mmap of its own, what is given back at the top, what is asked for ahead. The
@@ -23,6 +25,14 @@ def keep() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])
+
+
+def hide() -> None:
+    """Whatever ends this process, no memory of it is written to a file, and no other process of this user reads it:
+    keys and noise are in it. Best effort where there is no prctl."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # core_pattern may be a program, which no limit stops
 
 
 def available_memory() -> int | None:

@@ -6,6 +6,7 @@ What parts of equal size leave over (fewer rows than nodes) belongs to nobody.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from node import data
 from node.config import ExperimentSection
+from peer import disk
 from peer.errors import ConfigurationError
 
 Rows = NDArray[np.int64]
@@ -155,5 +157,6 @@ def histogram(labels: Rows, parts: Sequence[Rows], classes: int) -> NDArray[np.i
 
 def save(path: Path, rows: Rows) -> None:
     """Writes one node's rows as .npy; `node.data.rows` reads and checks them."""
-    with path.open("wb") as stream:
-        np.save(stream, rows, allow_pickle=False)
+    stream = io.BytesIO()
+    np.save(stream, rows, allow_pickle=False)
+    disk.replace(path, stream.getvalue())

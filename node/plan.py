@@ -96,7 +96,7 @@ class Question:
     degree: int | None = None
     """Instead of a graph."""
     data: str = ""
-    budget: BudgetSection = field(default_factory=BudgetSection)
+    budget: BudgetSection = field(default_factory=lambda: BudgetSection(epsilon="unlimited"))
 
 
 def read(file: Path | None, settings: Sequence[str]) -> Question:
@@ -113,6 +113,7 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
         return Question(run=config, names=_roster(config, file.parent / "roster.json"))
     node = located(load(NodeConfig, [file]), file.parent)
     config = load(ExperimentConfig, [node.run], settings)
+    node.check_task(config.task.name)
     return Question(run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget)
 
 
@@ -174,7 +175,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             epsilon=Epsilon(total=own.epsilon, link=epsilon_link(told, rounds, privacy.delta)),
             public_validation=run.validation.public,
             insecure_seed=privacy.insecure_seed is not None,
-            warning=warning(privacy),
+            warning=warning(privacy, own.epsilon),
         ),
         cost=own,
         graphs=tuple(sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))),
@@ -214,20 +215,21 @@ def _up(sigma: float) -> float:
 def _lifetime(question: Question, own: Cost, told: Mechanism) -> Lifetime:
     """Read from the ledger itself, which no daemon may have open."""
     budget, rounds = question.budget, question.run.train.rounds
+    limit = budget.limit
     if not Ledger.exists(budget.folder, question.data):
         raise DataError(f"There is no ledger {question.data} in {budget.folder}: nothing was released from it yet.")
     with Ledger.open(budget.folder, question.data) as ledger:
         rows = ledger.rows()
     left = None
-    if budget.epsilon is not None:
-        units = units_left(rows, told, budget.epsilon, budget.delta, most=told.units(rounds))
+    if limit is not None:
+        units = units_left(rows, told, limit, budget.delta, most=told.units(rounds))
         left = units // max(told.units(1), 1)
     return Lifetime(
         data=question.data,
         ledger=str(budget.folder),
         spent=epsilon(rows, budget.delta),
         delta=budget.delta,
-        limit=budget.epsilon,
+        limit=limit,
         rounds_left=left,
     )
 

@@ -128,8 +128,9 @@ def histogram(screen: Screen, counts: Mapping[str, Sequence[int]]) -> None:
     screen.print(table)
 
 
-def doing(socket: Path) -> str | None:
-    """In a few words what a daemon does and whom it waits for; None while it does not answer."""
+def doing(places: Sequence[Path]) -> str | None:
+    """In a few words what a daemon does and whom it waits for; None while it does not answer at any of the places."""
+    socket = next((path for path in places if path.exists()), places[0])
     try:
         said = sockets.query(socket, timeout=0.5)
     except TemporaryFailure:
@@ -140,7 +141,8 @@ def doing(socket: Path) -> str | None:
 
 
 def status(name: str | None, *, watch: bool, as_json: bool) -> None:
-    """Prints what the daemons of this user do, once or until interrupted (JSON: a list a line).
+    """Prints what the daemons of this user do, once or until interrupted (JSON: a list a line). `name`: of that node,
+    or, with a slash in it, of those that answer in that folder.
 
     Raises:
         PeerpoiseError: none is running, or none of that name.
@@ -169,12 +171,13 @@ def _looks(name: str | None, watch: bool) -> Iterator[list[Status]]:
 
 def _running(name: str | None) -> list[Status]:
     found = []
-    for socket in sockets.find():
+    folder = Path(name) if name and os.sep in name else None
+    for socket in sockets.find(folder):
         try:
             found.append(sockets.query(socket))
         except TemporaryFailure:
             continue  # it ended between the two
-    return [each for each in found if name in (None, each["node"])]
+    return [each for each in found if folder or name in (None, each["node"])]
 
 
 def _render(found: Sequence[Status]) -> Group:

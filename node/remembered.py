@@ -11,7 +11,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from node import disk
+from peer import disk
 from peer.v1.peer_pb2 import LedgerHead
 
 FILE = "remembered.json"

@@ -91,7 +91,9 @@ def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
         if (place / "node.toml").exists():
             node = load(NodeConfig, [place / "node.toml"])
             found = {key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")}
-            return load(RunConfig, [_under(place, node.run) or node.run]), node.data.model_copy(update=found)
+            config = load(RunConfig, [_under(place, node.run) or node.run])
+            node.check_task(config.task.name)
+            return config, node.data.model_copy(update=found)
     import numpy as np
 
     return load(RunConfig, [run / "run.toml"]), np.arange(1)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node import disk, memory
+from node import memory
 from node.config import NodeConfig, RunConfig, load
 from node.journal import run_of
+from peer import disk, failpoint
 from peer.errors import ConfigurationError, StorageError
 from peer.identity import Identity
 from peer.roster import Roster
@@ -39,18 +40,28 @@ def serve(
 ) -> int:
     """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
 
-    `testing`: it may attack its neighbours, if its file says so. `until_eof`: the end of standard input is SIGTERM.
+    `testing`: it may attack its neighbours, if its file says so, and fail where PEERPOISE_FAILPOINTS says.
+    `until_eof`: the end of standard input is SIGTERM.
 
     Raises:
         PeerpoiseError: one sentence; nothing was lost.
     """
+    memory.hide()
+    if testing:
+        failpoint.arm()
+    elif os.environ.get(failpoint.VARIABLE):
+        raise ConfigurationError(
+            f"{failpoint.VARIABLE} is set, which makes a daemon fail, for tests: unset it, or add --i-am-testing."
+        )
     node = located(load(NodeConfig, [file], settings), file.parent)
     if node.attack and not testing:
         raise ConfigurationError(
             f"This node would attack its neighbours ({node.attack.name}), which is for tests of your own federation: "
             "add --i-am-testing, or remove [attack]."
         )
+    node.budget.limit  # noqa: B018 (the owner must have decided before anything is done with the data)
     run = load(RunConfig, [node.run], environ={})
+    node.check_task(run.task.name)
     roster = Roster.load(node.roster, run.run.federation)
     if node.name not in roster.by_name:
         raise ConfigurationError(f"{file} names this node {node.name!r}, who is not in the roster {node.roster}.")

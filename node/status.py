@@ -128,7 +128,7 @@ class Status(TypedDict):
 
 def folder() -> Path:
     """Where sockets lie: $XDG_RUNTIME_DIR/peerpoise, else peerpoise-<uid> among the temporary files ($TMPDIR), or in
-    /tmp where that path is too long for a socket; mode 0700.
+    /tmp where that path is too long for a socket; mode 0700. A daemon that can't have it answers in its own folder.
 
     Raises:
         StorageError: it can't be made, or others could put files there.
@@ -144,7 +144,10 @@ def folder() -> Path:
     except OSError as error:
         raise StorageError(f"The folder {found} for status sockets can't be made: {error.strerror or error}.") from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        raise StorageError(f"{found} must be a folder of this user with mode 0700; remove it and start again.")
+        raise StorageError(
+            f"{found} must be a folder of this user with mode 0700; remove it. Until then daemons answer in their own "
+            "folders: peerpoise status ./FOLDER."
+        )
     return found
 
 
@@ -167,6 +170,14 @@ def place(run_id: str, node: str, among: Path | None = None) -> Path:
     if re.fullmatch(r"[\w.-]+", node) and len(os.fsencode(path)) <= PATH_LIMIT:
         return path
     return among / f"{run_id[:8]}-{hashlib.sha256(node.encode()).hexdigest()[:16]}.sock"
+
+
+def places(run_id: str, node: str, home: Path) -> list[Path]:
+    """Where a node's socket may be, best first: among all of this user's, or in the node's own folder."""
+    found = [place(run_id, node, home)]
+    with suppress(StorageError):
+        found.insert(0, place(run_id, node))
+    return found
 
 
 @contextmanager

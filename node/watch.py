@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from node import disk
 from node.config import BudgetSection, RunConfig
 from node.journal import Journal, code_version, tested
-from node.learner import ADJACENCY, Learner, LiveEpsilon, warning
+from node.learner import ADJACENCY, Learner, LiveEpsilon
 from node.metrics import Metrics
 from node.privacy.door import Door
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
@@ -44,13 +44,13 @@ class Watch(Watcher, Observer):
         self, *, run: RunConfig, name: Peer, journal: Journal, metrics: Metrics, budget: BudgetSection
     ) -> None:
         self.run, self.name, self.journal, self.metrics = run, name, journal, metrics
-        self.limit, self.lifetime_delta = budget.epsilon, budget.delta
+        self.limit, self.lifetime_delta = budget.limit, budget.delta
         self.state = "starting"
         self.round_seconds: list[float] = []
         self.accuracy: float | None = None
         self.perplexity: float | None = None
         self.distance: float | None = None
-        self.warnings: list[str] = [text] if (text := warning(run.privacy)) else []
+        self.warnings: list[str] = []
         self.loop = ""
         self.insecure: list[str] = []
         self.metrics_address: str | None = None

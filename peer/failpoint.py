@@ -1,8 +1,8 @@
 """The fault seam: named points in the code where a test may make the process die or the disk fail.
 
-Off unless PEERPOISE_FAILPOINTS is set, which is read once, at import: "name=kill;other=enospc@3" kills this process
-with SIGKILL at the first hit of `name` and raises OSError(ENOSPC) at the third hit of `other`. Actions: kill, enospc,
-eio. Costs one comparison when off.
+Off unless a program calls `arm`; `peerpoise run` does with --i-am-testing only. PEERPOISE_FAILPOINTS is then
+"name=kill;other=enospc@3", which kills this process with SIGKILL at the first hit of `name` and raises OSError(ENOSPC)
+at the third hit of `other`. Actions: kill, enospc, eio. Costs one comparison when off.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ def _parse(text: str) -> dict[str, _Armed]:
     return armed
 
 
-_ARMED = _parse(os.environ.get(VARIABLE, ""))
+_ARMED: dict[str, _Armed] = {}
+
+
+def arm() -> None:
+    """Arms what the environment says.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    _ARMED.update(_parse(os.environ.get(VARIABLE, "")))
 
 
 def failpoint(name: str) -> None:

@@ -16,7 +16,6 @@ import hmac
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +26,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from peer.errors import IdentityError, Refused, StorageError
+from peer import disk
+from peer.errors import IdentityError, Refused
 from peer.v1 import peer_pb2
 
 DOMAIN = "peerpoise"
@@ -56,38 +56,18 @@ def node_id(public_key: PublicKey) -> str:
     return id_of(spki(public_key))
 
 
-def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Writes a file atomically and durably; it never exists half written or readable by others.
-
-    Raises:
-        StorageError: the folder or disk refuses.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise StorageError(f"{path} can't be written: {error.strerror}.") from None
-
-
 def create_key(path: Path) -> PrivateKey:
     """Makes a new P-256 key and writes it as PEM, mode 0600.
 
     Raises:
         IdentityError: there is a key already; losing it would lose the node's identity.
-        StorageError: the folder or disk refuses.
+        StorageError: the folder or disk refuses, or others can write to the folder.
     """
     if path.exists():
         raise IdentityError(f"{path} exists already; move it away if this node is to get another identity.")
     key = ec.generate_private_key(ec.SECP256R1())
-    write_private(path, key_pem(key))
+    disk.made(path.parent)
+    disk.replace(path, key_pem(key))
     return key
 
 
@@ -97,14 +77,17 @@ def key_pem(key: PrivateKey) -> bytes:
 
 
 def load_key(path: Path) -> PrivateKey:
-    """Reads a private key that nobody else can read.
+    """Reads a private key that nobody else can read or exchange.
 
     Raises:
-        IdentityError: absent, readable by group or others, encrypted, or no P-256 key.
+        IdentityError: absent, readable by group or others, in a folder that they can write to, encrypted, or no P-256
+            key.
     """
     data = _read(path)
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise IdentityError(f"{path} can be read by others; run: chmod 600 {path}")
+    if os.name == "posix" and (text := disk.unsafe(path.parent)):
+        raise IdentityError(text)
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -186,7 +169,7 @@ class CertificateAuthority:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"peerpoise {node_id(key.public_key())[:16]}")])
         builder = _builder(name, name, key.public_key(), days, authority=True)
         certificate = builder.sign(key, hashes.SHA256())
-        write_private(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        disk.replace(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), public=True)
         return cls(key, certificate)
 
     @classmethod
@@ -245,8 +228,8 @@ class CertificateAuthority:
             StorageError: the folder or disk refuses.
         """
         key = create_key(folder / "node.key")
-        write_private(folder / "node.pem", self.issue(key.public_key(), days), 0o644)
-        write_private(folder / "ca.pem", self.pem, 0o644)
+        disk.replace(folder / "node.pem", self.issue(key.public_key(), days), public=True)
+        disk.replace(folder / "ca.pem", self.pem, public=True)
         return Identity.load(folder / "node.key", folder / "node.pem", folder / "ca.pem")
 
 

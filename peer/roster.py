@@ -18,10 +18,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from peer import disk
 from peer.codec import MAX_ROUND, NAME
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError
-from peer.identity import PrivateKey, write_private
+from peer.identity import PrivateKey
 
 FORMAT = "peerpoise roster 1"
 """Signed along, so that no other signature of the federation's key can pass for a roster."""
@@ -80,7 +81,7 @@ class Roster:
         body = asdict(self)
         signature = key.sign(_signed(body), ec.ECDSA(hashes.SHA256()))
         document = {"roster": body, "signature": base64.b64encode(signature).decode()}
-        write_private(path, json.dumps(document, indent=1).encode() + b"\n", 0o644)
+        disk.replace(path, json.dumps(document, indent=1).encode() + b"\n", public=True)
 
     @classmethod
     def load(cls, path: Path, federation: str) -> Roster:

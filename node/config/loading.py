@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tomli_w
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 from node import edges
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
-from node.config.section import Section
+from node.config.section import Section, readable
 from node.encoding import NotUtf8, read_text
+from peer import disk
 from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
@@ -78,9 +80,17 @@ def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str]
     return found
 
 
-def write(config: Section, file: Path) -> None:
-    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null)."""
-    file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null). `comments`:
+    section -> what is written above it.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    for section, comment in comments.items():
+        text = text.replace(f"[{section}]\n", f"# {comment}\n[{section}]\n")
+    disk.replace(file, text.encode())
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,6 +159,7 @@ def sentence(error: ValidationError, files: Sequence[Path], within: str = "") ->
     """One sentence for pydantic's complaint about what the files say, or what they say `within` a section."""
     first = error.errors(include_url=False)[0]
     where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
+    where = readable(where)
     source = f" ({', '.join(map(str, files))})" if files else ""
     more = error.error_count() - 1
     what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from node.config.section import Device, DiscoveryName, Section
+from node.config.task import BUNDLED_TASKS
 from peer.errors import ConfigurationError
 
 
@@ -79,14 +81,29 @@ class ComputeSection(Section):
 
 
 class BudgetSection(Section):
-    epsilon: float | None = Field(default=None, gt=0)
-    """Lifetime ε_total of this data set over all runs; None: only the run's own target holds."""
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["unlimited"] | None = None
+    """Lifetime ε_total of this data set over all runs, or "unlimited". Needed unless the ledger is thrown away:
+    run.toml must not decide what these data give away."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of the lifetime ε."""
     ledger_dir: Path | None = None
     """Where ledgers lie; None: $XDG_STATE_HOME/peerpoise/ledger."""
     experiment: bool = False
     """Throw-away ledger for bundled public data (set by `up` and `simulate`)."""
+
+    @property
+    def limit(self) -> float | None:
+        """Lifetime ε_total; None: there is none, because the owner says so or because the data are public.
+
+        Raises:
+            ConfigurationError: the owner of the data has not decided.
+        """
+        if self.epsilon is None and not self.experiment:
+            raise ConfigurationError(
+                "budget.epsilon is missing in the node's file: write the ε that its data may spend in all runs "
+                'together, or "unlimited"; else whoever writes run.toml would decide it.'
+            )
+        return None if self.epsilon == "unlimited" else self.epsilon
 
     @property
     def folder(self) -> Path:
@@ -120,6 +137,8 @@ class NodeConfig(Section):
 
     name: str
     """This node's name in the roster."""
+    tasks: tuple[str, ...] = ()
+    """Tasks beside ours that run.toml may name (task.name): their code runs here and sees the private data."""
     run: Path = Path("run.toml")
     """The run file; relative paths are relative to this file's folder."""
     roster: Path = Path("roster.json")
@@ -135,3 +154,15 @@ class NodeConfig(Section):
     metrics: MetricsSection = MetricsSection()
     attack: AttackSection | None = None
     """This node attacks its neighbours: for tests of one's own federation."""
+
+    def check_task(self, name: str) -> None:
+        """Asked before anything of the task's is imported.
+
+        Raises:
+            ConfigurationError: it is somebody's own code, which this file does not allow.
+        """
+        if name not in (*BUNDLED_TASKS, *self.tasks):
+            raise ConfigurationError(
+                f"run.toml wants the task {name!r}, whose code would run here and see the data; if you trust it, write "
+                f"it into tasks in the node's file: tasks = [{json.dumps(name)}], above all sections."
+            )

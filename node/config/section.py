@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from peer.discovery import DISCOVERIES
 
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Characters that are printable by their kind, but show nothing."""
+MISLEADING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Controls but tab and line feed, and what turns the direction of the text behind it."""
+
 
 class Section(BaseModel):
+    """No text in any of them may hold what misleads those who read it: other people write these files, too."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        for name, value in self:
+            for text in (name, *_texts(value)):
+                if found := MISLEADING.search(text):
+                    raise ValueError(f"{readable(name)} holds U+{ord(found[0]):04X}, which can't be seen; remove it")
+        return self
+
+
+def readable(text: str) -> str:
+    """The text with ? where something misleads."""
+    return MISLEADING.sub("?", text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in (*value, *value.values()):
+            yield from _texts(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _device(name: str) -> str:
@@ -21,8 +55,8 @@ def _device(name: str) -> str:
 
 
 def _run_name(name: str) -> str:
-    if not re.fullmatch(r"[^/\\\x00-\x1f]{1,80}", name):
-        raise ValueError("1 to 80 characters without slashes are expected, as it names a folder")
+    if not re.fullmatch(r"[^/\\]{1,80}", name) or not name.isprintable() or INVISIBLE.search(name):
+        raise ValueError("1 to 80 characters that can be seen, without slashes, are expected, as it names a folder")
     return name
 
 

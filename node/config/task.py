@@ -11,6 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from node.config.section import Section
 from node.config.templates import fields
 
+BUNDLED_TASKS = ("causal-lm", "classification")
+"""Those whose code is ours."""
+
 
 class TextSection(Section):
     """Of causal-lm: how a row of text becomes tokens, and what of the model is trained (docs/language-models.md)."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from node.data.examples import FLOATS, INTEGERS, Examples
+from node.packing import refuse_bomb
 from peer.errors import ConfigurationError, DataError
 
 DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, MemoryError)
@@ -81,11 +82,15 @@ def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream:
             found = np.load(stream, allow_pickle=False)
-            return {name: found[name] for name in found.files} if hasattr(found, "files") else found
+            if isinstance(found, np.ndarray):
+                return found
+            refuse_bomb(path.stat().st_size, sum(member.file_size for member in found.zip.infolist()))
+            return {name: found[name] for name in found.files}
     except FileNotFoundError:
         raise DataError(f"There is no data file {path}; check data.path and data.rows in the node's file.") from None
     except DAMAGE as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = error.strerror or "" if isinstance(error, OSError) else str(error)
+        text = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
         text = "it holds Python objects, which are never unpickled; save numbers" if "pickle" in text else text
         raise DataError(f"{path} can't be read as numpy data: {text}.") from None
 

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from node.data import unused
 from node.encoding import NotUtf8, composed, opened, refuse_others
+from node.packing import Bomb, refuse_bomb
 from peer.errors import ConfigurationError, DataError
 
 SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -201,8 +202,10 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     except ImportError:
         raise ConfigurationError("Parquet needs pyarrow: pip install 'peerpoise[tables]'.") from None
     try:
+        if not path.is_dir():
+            _refuse_bomb(path)
         table = _folder(path) if path.is_dir() else parquet.ParquetFile(path).read()
-    except (FileNotFoundError, DataError):
+    except (FileNotFoundError, DataError, Bomb):
         raise
     except (pyarrow.ArrowException, ValueError, OSError):
         what = (
@@ -231,6 +234,15 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     return found
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Raises Bomb: by what the file says of itself it unpacks to too much; a cell counts as a byte at least."""
+    from pyarrow import parquet
+
+    about = parquet.read_metadata(path)
+    declared = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
+    refuse_bomb(path.stat().st_size, max(declared, about.num_rows * about.num_columns))
+
+
 def _folder(folder: Path) -> Any:
     """The table in all files of a folder; what the names of its folders say is text."""
     import pyarrow
@@ -240,6 +252,8 @@ def _folder(folder: Path) -> Any:
     if not files:
         raise DataError(f"{folder} has no Parquet files; a table of another kind is one file, no folder.")
     unused.tell(folder, others, "the table is its files of Parquet")
+    for file in files:
+        _refuse_bomb(file)
     parts = [part for file in files for part in file.relative_to(folder).parts[:-1] if "=" in part]
     names = dict.fromkeys(part.partition("=")[0] for part in parts)
     partitioning = dataset.HivePartitioning(pyarrow.schema([(name, pyarrow.string()) for name in names]))

@@ -24,6 +24,10 @@ from node.data.examples import Examples
 from node.encoding import composed
 from peer.errors import ConfigurationError, DataError
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+"""Whatever a file's name says, none of Pillow's other readers is asked."""
+PIXELS = 64_000_000
+"""Width times height of the largest image, 0.2 GB as RGB."""
 KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF, and a value."""
@@ -108,7 +112,11 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
     except ImportError:
         raise ConfigurationError("Folders of images need Pillow: pip install 'peerpoise[images]'.") from None
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise DataError(
+                    f"{path} has more than {PIXELS // 1_000_000} million pixels; scale it down or remove it."
+                )
             image.load()
             with suppress(Exception):  # a damaged EXIF costs no picture
                 ImageOps.exif_transpose(image, in_place=True)
@@ -117,7 +125,9 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"{path} has too many pixels to be unpacked; scale it down or remove it.") from None
+        raise DataError(
+            f"{path} has more than {PIXELS // 1_000_000} million pixels; scale it down or remove it."
+        ) from None
     except Exception:  # SyntaxError, struct.error: Pillow's readers raise anything
         raise DataError(f"{path} can't be read as an image; remove or repair it.") from None
     if deep:

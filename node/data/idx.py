@@ -6,7 +6,6 @@ as a big-endian uint32, then the bytes.
 
 from __future__ import annotations
 
-import gzip
 import json
 import struct
 import zlib
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from node.data.examples import Examples
 from node.data.places import find
+from node.encoding import opened
 from peer.errors import DataError
 
 PARTS = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -67,10 +67,11 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
         DataError: it is damaged, of another kind, shorter or longer than it says.
     """
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with opened(path) as stream:
+            raw = stream.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} can't be read ({error}); fetch it again.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} can't be read ({reason}); fetch it again.") from None
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(f"{path} is no IDX file of unsigned bytes with {dimensions} dimension(s); fetch it again.")

@@ -33,6 +33,9 @@ DISCRETIZATION = 1e-3
 HOPELESS = 100.0
 """Above this Rényi ε it is itself the figure: the exact one would take memory without end and help nobody."""
 
+WEAK = 50.0
+"""An ε_total above this is a warning everywhere: odds may change by e^50, which promises nothing anybody could use."""
+
 MOST_UNITS = 1_000_000
 """`units_left` counts no further unless told to."""
 

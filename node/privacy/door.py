@@ -463,8 +463,8 @@ def open_door(
     """
     if config.mode != "strict" and limit is not None:
         raise ConfigurationError(
-            f'privacy.mode = "{config.mode}" gives no guarantee, so budget.epsilon can\'t be kept; remove it or use '
-            'mode "strict".'
+            f'privacy.mode = "{config.mode}" gives no guarantee, so budget.epsilon can\'t be kept; use mode "strict", '
+            'or set budget.epsilon = "unlimited".'
         )
     if config.mode == "none":
         if ledger is not None:

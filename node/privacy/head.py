@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import struct
 from pathlib import Path
 
+from peer import disk
 from peer.errors import LedgerError, TemporaryFailure
 
 GENESIS = bytes(32)
@@ -37,13 +39,13 @@ class Head:
         Raises:
             OSError: the disk refuses.
         """
-        new = self.path.with_suffix(".head.new")
-        with open(new, "wb", opener=_private) as file:
+        new = self.path.with_name(disk.DRAFT + secrets.token_hex(8))
+        with os.fdopen(disk.create(new), "wb") as file:
             file.write(_record(0, GENESIS).ljust(_SLOT, b"\0") * 2)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self.path)
-        sync_folder(self.path.parent)
+        disk.sync(self.path.parent)
 
     def write(self, sequence: int, digest: bytes) -> None:
         """Replaces the older slot; on disk when this returns.
@@ -51,7 +53,7 @@ class Head:
         Raises:
             OSError: the disk refuses.
         """
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.pwrite(descriptor, _record(sequence, digest), _SLOT * (sequence % 2))
             os.fsync(descriptor)
@@ -95,7 +97,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = disk.keep(path, os.O_RDWR)
         except OSError as error:
             raise LedgerError(f"The ledger's lock {path} can't be made ({error.strerror}); check the folder.") from None
         try:
@@ -116,16 +118,3 @@ class Lock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes new names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Self
 
 from node.privacy.accountant import Mechanism, Mode, Spent
-from node.privacy.head import GENESIS, Head, Lock, sync_folder
-from peer.errors import ConfigurationError, LedgerError
+from node.privacy.head import GENESIS, Head, Lock
+from peer import disk
+from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
 
 SCHEMA = 1
@@ -100,9 +101,9 @@ class Ledger:
         """
         check_name(data_name)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise LedgerError(f"The ledger's folder {folder} can't be made ({error.strerror}).") from None
+            disk.made(folder)
+        except StorageError as error:
+            raise LedgerError(f"The ledger {data_name} can't be used: {error}") from None
         return cls(folder, data_name, clock)
 
     @staticmethod
@@ -352,6 +353,8 @@ class Ledger:
 
 def _connect(path: Path | None) -> sqlite3.Connection:
     """A connection whose commits are on disk; an interrupted predecessor's rows are brought there first."""
+    if path is not None:
+        os.close(disk.keep(path, os.O_RDWR))  # SQLite gives its other files the mode of this one
     db = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
@@ -367,7 +370,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         if busy:
             raise sqlite3.DatabaseError("another program has it open")
         if path is not None:
-            sync_folder(path.parent)
+            disk.sync(path.parent)
     except BaseException:
         db.close()
         raise

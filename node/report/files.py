@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from node import disk
 from node.report.findings import Findings, Line
 from node.sweep.folder import Record
 from node.sweep.results import result
+from peer import disk
 
 Values = dict[str, Any]
 
@@ -64,7 +64,7 @@ def write(findings: Findings, out: Path) -> list[Path]:
         StorageError: the disk refuses.
     """
     made = [out / "results.json"]
-    disk.replace(made[0], json.dumps(document(findings), indent=1, ensure_ascii=False).encode() + b"\n")
+    disk.replace(made[0], json.dumps(document(findings), indent=1, ensure_ascii=False).encode() + b"\n", public=True)
     try:
         import pyarrow
         from pyarrow import parquet
@@ -77,9 +77,8 @@ def write(findings: Findings, out: Path) -> list[Path]:
         ("weights", [row for about, record in known for row in _weights(about, record)]),
     ):
         made.append(out / f"{name}.parquet")
-        part = made[-1].with_suffix(".tmp")
-        parquet.write_table(pyarrow.Table.from_pylist(rows), part)
-        part.replace(made[-1])
+        parquet.write_table(pyarrow.Table.from_pylist(rows), content := pyarrow.BufferOutputStream())
+        disk.replace(made[-1], content.getvalue().to_pybytes(), public=True)
     return made
 
 
@@ -148,4 +147,4 @@ def put(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk.refused(path.parent, error) from None
-    disk.replace(path, content)
+    disk.replace(path, content, public=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
-from html import escape
 
 import tomli_w
 
@@ -61,6 +61,11 @@ def page(all_findings: Sequence[Findings]) -> str:
     )
 
 
+def escape(text: str) -> str:
+    """A line of text as it stands, for HTML."""
+    return html.escape(tables.plain(text))
+
+
 def _contents(all_findings: Sequence[Findings]) -> str:
     links = [
         (_anchor(findings, part), part.title if len(all_findings) == 1 else f"{findings.sweep.title}: {part.title}")
@@ -85,7 +90,7 @@ def _sweep(findings: Findings, *, alone: bool) -> Iterator[str]:
     for part, grid in zip(findings.parts, grids[-len(findings.parts) :], strict=True):
         yield from _part(findings, part, grid, "h2" if alone else "h3")
     told = tomli_w.dumps(without_removed(findings.sweep.source))
-    yield f"<details><summary>Configuration</summary><pre>{escape(told)}</pre></details>\n"
+    yield f"<details><summary>Configuration</summary><pre>{html.escape(told)}</pre></details>\n"
 
 
 def _part(findings: Findings, part: Part, grid: Grid, level: str) -> Iterator[str]:

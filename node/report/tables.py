@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import html
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -203,12 +205,13 @@ def rates(part: Part) -> Grid | None:
 
 def markdown(findings: Findings) -> str:
     """All tables."""
-    said = [f"## {findings.sweep.title}", "", told(findings), ""]
+    said = [f"## {quoted(findings.sweep.title)}", "", quoted(told(findings)), ""]
     for note in findings.notes:
-        said += [note, ""]
+        said += [quoted(note), ""]
     for grid in grids(findings):
-        said += [f"### {grid.title}", "", _row(grid.head), _row(["---"] * len(grid.head)), *map(_row, grid.rows), ""]
-        said += [f"* {note}" for note in grid.notes] + [""]
+        head = [_row(map(quoted, grid.head)), _row(["---"] * len(grid.head))]
+        said += [f"### {quoted(grid.title)}", "", *head, *(_row(map(quoted, row)) for row in grid.rows), ""]
+        said += [f"* {quoted(note)}" for note in grid.notes] + [""]
     return "\n".join(said)
 
 
@@ -220,8 +223,19 @@ def told(findings: Findings) -> str:
     return said + (f" ({'; '.join(versions)})." if versions else ".")
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def plain(text: str) -> str:
+    """A line in which every character can be seen: names and failures come from other people's files and code."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in line)
+
+
+def quoted(text: str) -> str:
+    """Text as it stands, for Markdown: no HTML, link, picture or cell of a table begins in it."""
+    return re.sub(r"([\\`*\[\]|]|^[#+-])", r"\\\1", html.escape(plain(text), quote=False))
 
 
 def rich(grid: Grid) -> Table:
@@ -229,11 +243,11 @@ def rich(grid: Grid) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(grid.title), title_justify="left", box=None)
+    table = Table(title=Text(plain(grid.title)), title_justify="left", box=None)
     for name in grid.head:
-        table.add_column(Text(name))
+        table.add_column(Text(plain(name)))
     for row in grid.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    table.caption = Text("\n".join(grid.notes))
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    table.caption = Text("\n".join(map(plain, grid.notes)))
     table.caption_justify = "left"
     return table

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from node import disk
 from node.config import ExperimentConfig
 from node.sweep import code
 from node.sweep.grid import Cell, Row, Sweep, digest, read
+from peer import disk
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 
 Record = dict[str, Any]
@@ -64,19 +65,19 @@ class Folder:
 
     def keep(self, cell: Cell, record: Record) -> None:
         """Raises StorageError: the disk refuses."""
-        disk.made(self.path / "cells")
+        disk.made(self.path / "cells", public=True)
         key = key_of(cell)
-        disk.replace(self.path / "cells" / f"{key}.json", _bytes(record))
+        disk.replace(self.path / "cells" / f"{key}.json", _bytes(record), public=True)
         self._admit(key, record)
 
     def fail(self, failures: Mapping[str, str]) -> None:
         self.failures = dict(failures)
-        disk.replace(self.path / "failures.json", _bytes(self.failures))
+        disk.replace(self.path / "failures.json", _bytes(self.failures), public=True)
 
     def price(self, row: Row, seconds: float) -> None:
         """Keeps what a cell of this row was measured to take."""
         self.costs[f"{row.setting}/{row.method}"] = seconds
-        disk.replace(self.path / "costs.json", _bytes(self.costs))
+        disk.replace(self.path / "costs.json", _bytes(self.costs), public=True)
 
     def check(self, sweep: Sweep) -> None:
         """Is the folder free for this sweep, or its own?
@@ -109,15 +110,19 @@ class Folder:
             ConfigurationError, StorageError: as `check`; or it can't be made.
         """
         self.check(sweep)
-        disk.made(self.path)
-        with (self.path / "lock").open("w", encoding="utf-8") as file:
+        disk.made(self.path, public=True)
+        try:
+            lock = disk.keep(self.path / "lock", os.O_WRONLY)
+        except OSError as error:
+            raise disk.refused(self.path / "lock", error) from None
+        with os.fdopen(lock, "wb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise TemporaryFailure(
                     f"Another sweep is at work in {self.path}; wait for it, or choose another --out."
                 ) from None
-            disk.replace(self.path / "sweep.json", _bytes(sweep.source))
+            disk.replace(self.path / "sweep.json", _bytes(sweep.source), public=True)
             yield
 
 

@@ -19,6 +19,7 @@ from node.sweep.folder import Folder
 from node.sweep.grid import Cell, Row, Sweep
 from node.sweep.results import choice, result
 from node.sweep.workers import News, Runner
+from peer import disk
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,7 +150,7 @@ def _traced(folder: Path, news: News) -> Path | None:
     if not news.trace:
         return None
     file = folder / f"bug-{news.key[:12]}.txt"
-    file.write_text(news.trace, encoding="utf-8")
+    disk.replace(file, news.trace.encode())
     return file
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from peer import disk
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
@@ -93,7 +95,7 @@ class Workers:
 
     def _made(self) -> subprocess.Popen[str]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PEERPOISE_DEBUG")}
-        with self._log.open("a", encoding="utf-8") as log:
+        with os.fdopen(disk.keep(self._log, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "node.sweep.worker"],
                 env={**environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},

@@ -28,7 +28,8 @@ TASKS: Mapping[str, str] = {
     "causal-lm": "node.tasks.causal_lm:make",
     "classification": "node.tasks.classification:make",
 }
-"""name -> module:function, called with the run and the node's data. A new task: one file, one line here."""
+"""name -> module:function, called with the run and the node's data. A new task: one file, one line here, and its name
+in BUNDLED_TASKS (node/config/task.py)."""
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.device = CPU) -> Task:

@@ -32,7 +32,6 @@ from torch.func import functional_call
 
 from node import data as datasets
 from node import device as devices
-from node import disk
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
@@ -266,8 +265,8 @@ def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> 
         raise DataError(f"What was saved has other tensors than {run.task.model}.")
     _check_model(run.task)
     model = whole(language.model, views(layout, x.to(TYPES[text.dtype])))
-    disk.made(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         language.tokens.save(folder)
     except (OSError, SafetensorError) as error:

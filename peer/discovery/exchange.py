@@ -27,10 +27,10 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from peer import codec
+from peer import codec, disk
 from peer.discovery import Surroundings
 from peer.errors import Malformed, RemoteError, StorageError, Unreachable
-from peer.identity import announced, write_private
+from peer.identity import announced
 from peer.v1 import peer_pb2 as pb
 
 FILE = "peers.json"
@@ -236,7 +236,7 @@ class Exchange:
         many = [base64.b64encode(each.SerializeToString()).decode() for each in self.book.values()]
         document = json.dumps({"format": FORMAT, "announcements": many}, indent=1)
         try:
-            await asyncio.to_thread(write_private, self._path, document.encode())
+            await asyncio.to_thread(disk.replace, self._path, document.encode())
         except StorageError as error:
             self.around.warn(str(error))
 

@@ -52,7 +52,7 @@ def daemon(folder: Path, name: str, program: str, metrics: str = "") -> Daemon:
     write(NodeConfig(name=name, identity=OWN, metrics=MetricsSection(listen=metrics)), home / "node.toml")
     with (home / "daemon.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT)
-    return Daemon(name, home, process, folder / f"{name}.sock")
+    return Daemon(name, home, process, [folder / f"{name}.sock"])
 
 
 def run(folder: Path, programs: dict[str, str]) -> tuple[int, list[Daemon]]:
@@ -174,7 +174,7 @@ def test_nothing_is_asked_of_a_proxy(tmp_path: Path, endpoint: str, monkeypatch:
 def test_a_disk_that_refuses_metrics_is_a_sentence(tmp_path: Path) -> None:
     found = daemon(tmp_path, "n0", QUIET)
     found.metrics = "peerpoise_rounds_total 3\n"
-    (tmp_path / "metrics-n0.txt.tmp").mkdir()
+    (tmp_path / "metrics-n0.txt").mkdir()
     with Screen(1, quiet=True) as screen, pytest.raises(StorageError, match=r"metrics-n0.txt can't be written: "):
         follow([found], tmp_path, screen)
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
@@ -79,6 +80,21 @@ def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path
     assert (withheld["recipient"], withheld["reason"]) == ("a", "the privacy budget of the data is spent")
 
 
+def test_another_users_folder_for_sockets_is_no_reason_not_to_start(
+    peerpoise: Call, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TemporaryDirectory(prefix="pp", dir="/tmp") as name:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        monkeypatch.setattr("tempfile.tempdir", name)
+        taken = Path(name) / f"peerpoise-{os.getuid()}"
+        taken.symlink_to(home)
+        result = run(peerpoise, home, "--json", "--set", f"folder={name}/state")
+        assert (result.code, summary(result)["complete"]) == (0, True)
+        assert f"ask peerpoise status {name}/state" in result.err
+        asked = peerpoise("status")
+        assert (asked.code, "peerpoise status ./FOLDER" in asked.err) == (73, True)
+
+
 def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     uvloop = pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
     assert start._loop("auto") is start._loop("uvloop") is uvloop.new_event_loop
@@ -91,7 +107,7 @@ def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch)
 
 def killed(home: Path, point: str) -> None:
     """A process of this daemon that dies at the failpoint."""
-    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+    command = [sys.executable, "-P", "-m", "node.cli", "run", "--i-am-testing", "--config", str(home / "node.toml")]
     done = subprocess.run(command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
 

@@ -115,6 +115,7 @@ class Cluster:
                 name=name,
                 folder=Path(),
                 identity=cluster.OWN,
+                tasks=cluster.own_tasks(config),
                 data=DataSection(name=config.task.data, rows=Path("rows.npy")),
                 listen=ListenSection(address=addresses[name], advertise=addresses[name]),
                 budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
@@ -173,7 +174,7 @@ class Process:
         """`inside`: a command that runs the daemon's in its own place, such as ip netns exec NAME."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PEERPOISE_")}
         environ |= {"OMP_NUM_THREADS": "1", "PEERPOISE_FAILPOINTS": failpoints, "PYTHONWARNINGS": ""}
-        words = ("run", "--config", str(home / "node.toml"), *options)
+        words = ("run", "--config", str(home / "node.toml"), *options, *["--i-am-testing"] * bool(failpoints))
         path = home / "daemon.log"
         if fresh or inside:
             command = [*inside, sys.executable, "-P", "-m", "node.cli", *words]

@@ -150,7 +150,9 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from node import checkpoint
+from peer import failpoint
 from tests.observability.test_checkpoint import state
+failpoint.arm()
 checkpoint.save(Path(sys.argv[1]), 2, state(2))
 """
 
@@ -170,11 +172,9 @@ def test_a_kill_around_the_rename_leaves_a_whole_checkpoint(tmp_path, point, sur
     assert same(found.state.x, state(survives).x)
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_the_old(tmp_path):
-    """The temporary file is /dev/full: every write to it fails with ENOSPC."""
+def test_a_full_disk_is_one_sentence_and_keeps_the_old(tmp_path, small_files):
     checkpoint.save(tmp_path, 1, state(1))
-    (tmp_path / "checkpoint-2.safetensors.tmp").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match="No space left on device; free space"):
+    with small_files(100), pytest.raises(StorageError, match="File too large; free space"):
         checkpoint.save(tmp_path, 2, state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1.safetensors"]
     checkpoint.save(tmp_path, 2, state(2))

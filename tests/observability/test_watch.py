@@ -20,7 +20,7 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
     about = journal.header({}, node="a", run=run.run_id, seed=0, threads=1)
     written = journal.Journal(tmp_path / "journal.jsonl", about)
     metrics = Metrics(version="1", torch="2", python="3")
-    yield Watch(run=run, name="a", journal=written, metrics=metrics, budget=BudgetSection())
+    yield Watch(run=run, name="a", journal=written, metrics=metrics, budget=BudgetSection(epsilon="unlimited"))
     written.close()
 
 

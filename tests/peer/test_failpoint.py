@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,14 @@ from peer import failpoint
 def test_off_by_default() -> None:
     assert not failpoint._ARMED
     failpoint.failpoint("anything")
+
+
+def test_the_environment_arms_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from peer.failpoint import arm, failpoint; failpoint('a'); print('alive', flush=True); {}; failpoint('a')"
+    monkeypatch.setenv(failpoint.VARIABLE, "a=kill")
+    for then, ends in (("pass", 0), ("arm()", -signal.SIGKILL)):
+        done = subprocess.run([sys.executable, "-c", code.format(then)], capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (ends, b"alive\n")
 
 
 @pytest.mark.parametrize(("action", "code"), [("enospc", errno.ENOSPC), ("eio", errno.EIO)])

@@ -604,6 +604,8 @@ import sys
 from pathlib import Path
 from small import door, make_small
 from node.privacy.ledger import Ledger
+from peer import failpoint
+failpoint.arm()
 task = make_small()
 strict = door(task, Ledger.open(Path(sys.argv[1]), "digits"))
 for round in range(5):

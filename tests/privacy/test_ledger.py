@@ -208,6 +208,8 @@ import sys
 from pathlib import Path
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
+from peer import failpoint
+failpoint.arm()
 ledger = Ledger.open(Path(sys.argv[1]), "digits")
 for round in range(9):
     ledger.debit("run", round, "b", Mechanism(sigma=1.0, rate=0.1))
