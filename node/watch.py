@@ -15,7 +15,6 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from node import disk
 from node.config import BudgetSection, RunConfig
 from node.journal import Journal, code_version, tested
 from node.learner import ADJACENCY, Learner, LiveEpsilon
@@ -23,6 +22,7 @@ from node.metrics import Metrics
 from node.privacy.door import Door
 from node.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
 from node.waiting import Watcher
+from peer import disk
 from peer.addresses import Addresses
 from peer.errors import StorageError
 from peer.exchange import Observer
