@@ -1,4 +1,4 @@
-"""Free riders against ROSS: what a neighbor that answers with zeros or with one's own model weighs, and what it costs."""
+"""Free riders against ROSS: what a neighbor that answers with zeros or with one's own model weighs, and costs."""
 
 from __future__ import annotations
 
