@@ -23,6 +23,7 @@ from node import checkpoint, cluster, data, summary, validation
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
 from node.tasks import make
+from peer.errors import Diverged
 from peer.identity import Identity
 from peer.roster import Roster
 
@@ -243,8 +244,9 @@ def test_a_run_that_ends_in_no_numbers_says_so(peerpoise: Call, experiment: Path
     settings = ["algorithm.name=d-psgd", "algorithm.lr=1e38", "train.rounds=5", "privacy.mode=none", "privacy.epsilon="]
     words = [word for it in settings for word in ("--set", it)]
     result = peerpoise("simulate", experiment, *words, "--folder", tmp_path / "run")
-    assert result.code == 0
+    assert result.code == Diverged.exit_code == 4
     assert "DIVERGED: the parameters" in result.out
+    assert not summary.read(tmp_path / "run" / "summary.json").complete
     found = summary.read(tmp_path / "run" / "summary.json").diverged
     assert found == [n for n in ("n0", "n1", "n2") if not _finite(tmp_path / "run" / "nodes" / n)] != []
 

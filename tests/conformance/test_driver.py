@@ -571,6 +571,7 @@ async def test_a_tensor_that_is_not_finite_is_refused_and_reaches_nobody():
     hoods = neighborhoods("ring", ["n0", "n1", "n2"])
     nodes = {name: (Poisoner if name == "n1" else Streamer)(hood, False) for name, hood in hoods.items()}
     together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0))
+    together["n1"].driver.honest = False  # it lies; who diverges itself stops before it says so
     told = together["n0"].session.circle.observer = Rejections()
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
