@@ -275,8 +275,8 @@ def test_a_table_beside_the_images_is_not_used(tmp_path: Path, capsys: pytest.Ca
 
 def test_an_image_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shade(tmp_path / "cat" / "3.png", 30)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
-    with pytest.raises(DataError, match=r"3\.png has too many pixels to be unpacked"):
+    monkeypatch.setattr("node.data.folders.PIXELS", 9)
+    with pytest.raises(DataError, match=r"3\.png has more than 0 million pixels"):
         data.own(tmp_path, GRAY)
 
 
