@@ -79,7 +79,7 @@ async def _live(
     if until_eof:
         pipe = _standard_input()
         asyncio.get_running_loop().add_reader(pipe, _stop_at_eof, pipe)
-    transport = Grpc(None if insecure else identity, node.listen.address)
+    transport = Grpc(None if insecure else identity, node.listen.address, members=roster.by_id)
     try:
         await transport.listen()
         daemon = await asyncio.to_thread(_daemon, node, run, roster, identity, transport)

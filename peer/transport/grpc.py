@@ -5,12 +5,14 @@ writer gets no further than two or three frames ahead of a reader that stopped. 
 control messages would wait behind bulk.
 
 A listener admits a call in this order: TLS 1.3 with a certificate of the federation, SHA-256(key) == the
-certificate's only name, not revoked, within its identity's quota; only then is anything read. The dialling side is
-shown no certificate by grpc: TLS checks chain and name there, the handshake's signature checks the key (session.py).
+certificate's only name, a token of its caller's bucket (admission.py), a member of the roster, not revoked, within its
+caller's quota of open calls; only then is anything read. The dialling side is shown no certificate by grpc: TLS checks
+chain and name there, the handshake's signature checks the key (session.py).
+
+Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are closed as they come.
 
 Not covered: grpc.aio can't cut a connection, so a revoked peer keeps an idle one on which every call is refused; a
-certificate that expires stays usable on connections made before; silent TCP connections live until the handshake
-timeout.
+certificate that expires stays usable on connections made before; grpc doesn't tell of TLS handshakes that failed.
 """
 
 from __future__ import annotations
@@ -20,15 +22,19 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias, get_args
+from typing import Any, NoReturn, TypeAlias, get_args
+
+from google.protobuf.message import DecodeError
 
 from peer.codec import MAX_MESSAGE, printable
+from peer.codec import sentence as sentence_of
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
 from peer.identity import DOMAIN, Identity, spki_id
 from peer.transport import Method, Service
+from peer.transport.admission import STRANGER, Admission
 from peer.v1 import peer_pb2
 
 CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"
@@ -52,6 +58,13 @@ TRANSFERS_PER_PEER = 8
 """Open transfers of one identity: what a round keeps in flight on an edge, twice over."""
 STREAMS_PER_CONNECTION = 16
 """Calls that one connection may have open at the listener; further ones wait at the sender."""
+CONNECTIONS = 256
+"""Connections that others may have to this listener at a time, each with a descriptor of this process: a neighbor has
+two. More are closed as they come."""
+HANDSHAKE_SECONDS = 2.0
+"""How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
+METADATA = 4096
+"""Bytes of headers that a call may have; an honest one has some 300."""
 REQUEST_SECONDS = 10.0
 """How long a control call may take to deliver its few bytes after it was admitted."""
 WINDOW = 2 << 20
@@ -59,6 +72,8 @@ WINDOW = 2 << 20
 transfer on loopback and is no faster there; over a long fat line (more than 2 MiB of bandwidth × delay) raise it."""
 CONNECT_SECONDS = 10.0
 """How long one attempt to connect may take, TLS handshake on a busy machine included."""
+
+REVOKED = "This node was revoked."
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -85,7 +100,10 @@ def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> 
         *common_options(window),
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS),
         ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
+        ("grpc.max_metadata_size", METADATA),
+        ("grpc.absolute_max_metadata_size", METADATA),
         ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive * 500)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
@@ -115,7 +133,8 @@ class Grpc:
 
     `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs forget idle connections,
     peers answer faster pings with "too many pings"); `reconnect` is the back-off in seconds, (first, longest);
-    `handshake` is how many seconds a new connection has to prove itself; `window` is in bytes.
+    `handshake` is how many seconds a new connection has to prove itself; `window` is in bytes. `members` are the ids
+    that may call, by default all that have a certificate of the CA; it can be changed by `admit`.
 
     Raises:
         ConfigurationError: `listen` is no address, or keepalive is below 20.
@@ -129,8 +148,9 @@ class Grpc:
         max_neighbours: int = 64,
         keepalive: float = 25.0,
         reconnect: tuple[float, float] = (0.1, 3.0),
-        handshake: float = 8.0,
+        handshake: float = HANDSHAKE_SECONDS,
         window: int = WINDOW,
+        members: Collection[str] | None = None,
     ) -> None:
         if keepalive < 20:
             raise ConfigurationError("keepalive must be at least 20 seconds; peers refuse faster pings.")
@@ -149,8 +169,12 @@ class Grpc:
         self._health = health.aio.HealthServicer()
         self._open: dict[tuple[str, int], set[asyncio.Task[Any]]] = {}
         self._links: set[GrpcLink] = set()
+        self._members = None if members is None else frozenset(members)
         self._revoked: set[str] = set()
         self._ids: dict[bytes, str] = {}
+        self._admission = Admission()
+        self.refused: Callable[[str | None, int], None] = lambda caller, code: None
+        """Told of every refusal: by whom the call was (None: nobody of the roster), and the wire's code."""
 
     async def serve(self, service: Service) -> str:
         """Starts listening, unless `listen` has, and gives all calls to `service`; returns the bound "host:port".
@@ -297,6 +321,7 @@ class Grpc:
         return (
             grpc.method_handlers_generic_handler(SERVICE, own),
             grpc.method_handlers_generic_handler(health.SERVICE_NAME, checks),
+            _Anything(grpc.stream_stream_rpc_method_handler(self._unknown)),
         )
 
     def _call(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
@@ -314,7 +339,17 @@ class Grpc:
             aclosing(_messages(context)) as messages,
         ):
             await self._attached.wait()
-            await context.write(await self._service.transfer(caller, messages))
+            verdict = await self._service.transfer(caller, messages)
+            if (code := _code(verdict)) == peer_pb2.CODE_OK:
+                self._admission.give_back(caller or context.peer())
+            elif code is not None:
+                self.refused(caller, code)
+            await context.write(verdict)
+
+    async def _unknown(self, _: Any, context: Context) -> None:
+        """What is no method of ours costs its caller a token all the same."""
+        async with self._admitted(context, CALLS_PER_PEER):
+            raise Malformed("There is no such method.", peer_pb2.CODE_MALFORMED)
 
     def _check(self, watch: bool) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
@@ -335,15 +370,18 @@ class Grpc:
         assert task is not None
         places = self._open.setdefault(key, set())
         if len(places) >= quota:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls of this node are open.")
+            await self._refuse(
+                context, caller, grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls of this node are open."
+            )
         places.add(task)
         try:
             yield caller
         except asyncio.CancelledError:
             if self.revoked(caller):
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "This node was revoked.")
+                await self._refuse(context, caller, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
             raise
         except Malformed as error:
+            self.refused(caller, error.code or peer_pb2.CODE_MALFORMED)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, printable(str(error)))
         except grpc.aio.AbortError:
             raise
@@ -357,18 +395,34 @@ class Grpc:
                 self._open.pop(key, None)
 
     async def _authenticate(self, context: Context) -> str:
-        """The caller's id, from its key and nothing it says; ends the call if anything is amiss."""
+        """The caller's id, from its key and nothing it says, once it has a token; ends the call if anything is amiss."""
+        try:
+            caller = self._certified(context)
+        except IdentityError as error:
+            await self._admission.wait(STRANGER)
+            await self._refuse(context, None, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        member = self._members is None or caller in self._members
+        if not await self._admission.wait(caller if member else STRANGER):
+            await self._refuse(context, caller, grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
+        if self.revoked(caller):
+            await self._refuse(context, caller, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
+        if not member:
+            sentence = sentence_of(peer_pb2.CODE_NOT_A_MEMBER)
+            await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, sentence)
+        return caller
+
+    def _certified(self, context: Context) -> str:
+        """Raises IdentityError: another TLS than 1.3, or no certificate as ours are."""
         shown = context.auth_context()
         if list(shown.get("ssl_tls_version", ())) != [b"TLSv1.3"]:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required.")
+            raise IdentityError("TLS 1.3 is required.")
         pem = next(iter(shown.get("x509_pem_cert", ())), b"")
-        try:
-            caller = self._ids.get(pem) or self._identify(pem)
-        except IdentityError as error:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-        if self.revoked(caller):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "This node was revoked.")
-        return caller
+        return self._ids.get(pem) or self._identify(pem)
+
+    async def _refuse(self, context: Context, caller: str | None, status: grpc.StatusCode, why: str) -> NoReturn:
+        self.refused(caller, _CODES[status])
+        await context.abort(status, why)
+        raise AssertionError("abort raises")
 
     def _identify(self, pem: bytes) -> str:
         own, names = spki_id(pem)
@@ -378,6 +432,24 @@ class Grpc:
             self._ids.clear()
         self._ids[pem] = own
         return own
+
+
+class _Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Whatever is called: grpc would answer what it doesn't know by itself, as often as it is asked."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler) -> None:
+        self._handler = handler
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return self._handler
+
+
+def _code(verdict: bytes) -> int | None:
+    """A verdict's code; None: it is none."""
+    try:
+        return int(peer_pb2.Verdict.FromString(verdict).code)
+    except DecodeError:
+        return None
 
 
 async def _only(context: Context) -> Any:
