@@ -73,10 +73,10 @@ class Driver:
         Raises:
             PeersUnavailable: fewer than `min_neighbours` shook hands until the timeout.
         """
-        around, position = frozenset(self.hood.neighbours), self.session.position
+        position = self.session.position
         end = self.session.now + start.timeout_s
         soon = min(end, self.session.now + self.membership.deadline)
-        while (missing := around - self._settled()) and self.session.now < end:
+        while (missing := (around := self._around()) - self._settled()) and self.session.now < end:
             late, most = self.session.now >= soon, 2 * len(missing) <= len(around)
             if len(around - missing) >= start.min_neighbours and self._expected() and (most or late):
                 break
@@ -89,6 +89,10 @@ class Driver:
                 f"start the others, or lower start.min_neighbours. {self._why(missing)}"
             )
         return max([position.first, min(self.membership.agreed().values(), default=0)])
+
+    def _around(self) -> frozenset[Peer]:
+        """The neighbors, without those that were removed from the roster."""
+        return frozenset(self.hood.neighbours) - self.membership.removed()
 
     def _why(self, missing: frozenset[Peer]) -> str:
         """What kept them away, of the first few."""

@@ -25,7 +25,8 @@ class Head:
     """(sequence, digest) in two alternating slots with checksums, each write fsynced.
 
     Read gives the higher of the valid slots, and keeps the file open: a debit must not depend on whether the system has
-    a descriptor to give. A slot torn in writing leaves the other, older by one debit, whose bytes never left. Not covered: damage to the newer slot together with the loss of exactly the last row.
+    a descriptor to give. A slot torn in writing leaves the other, older by one debit, whose bytes never left. Not
+    covered: damage to the newer slot together with the loss of exactly the last row.
     """
 
     def __init__(self, path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 PER_SECOND = 50.0
@@ -42,17 +43,21 @@ class Bucket:
 class Admission:
     """The buckets of one listener."""
 
-    def __init__(self) -> None:
+    def __init__(self, hangs: Callable[[str], None] = lambda caller: None) -> None:
+        """`hangs` is told of every call that has to wait."""
+        self._hangs = hangs
         self._buckets: dict[str, Bucket] = {}
         self._hanging: Counter[str] = Counter()
 
     async def wait(self, caller: str) -> bool:
         """Until the caller has a token. False: too many of its calls wait already; this one has hung for nothing."""
         if self._hanging[caller] >= HANGING:
+            self._hangs(caller)
             await asyncio.sleep(REFUSED_AFTER)
             return False
         seconds = self._bucket(caller).take(asyncio.get_running_loop().time())
         if seconds > 0:
+            self._hangs(caller)
             self._hanging[caller] += 1
             try:
                 await asyncio.sleep(seconds)

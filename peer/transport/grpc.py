@@ -32,7 +32,7 @@ from peer.codec import MAX_MESSAGE, printable
 from peer.codec import sentence as sentence_of
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
-from peer.identity import DOMAIN, Identity, spki_id
+from peer.identity import DOMAIN, Identity, member_id
 from peer.transport import Method, Service
 from peer.transport.admission import STRANGER, Admission
 from peer.v1 import peer_pb2
@@ -100,6 +100,7 @@ def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> 
         *common_options(window),
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.http.overload_protection", 1),
         ("grpc.max_allowed_incoming_connections", CONNECTIONS),
         ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
         ("grpc.max_metadata_size", METADATA),
@@ -134,7 +135,7 @@ class Grpc:
     `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs forget idle connections,
     peers answer faster pings with "too many pings"); `reconnect` is the back-off in seconds, (first, longest);
     `handshake` is how many seconds a new connection has to prove itself; `window` is in bytes. `members` are the ids
-    that may call, by default all that have a certificate of the CA; it can be changed by `admit`.
+    that may call, by default all that have a certificate of the CA.
 
     Raises:
         ConfigurationError: `listen` is no address, or keepalive is below 20.
@@ -172,9 +173,15 @@ class Grpc:
         self._members = None if members is None else frozenset(members)
         self._revoked: set[str] = set()
         self._ids: dict[bytes, str] = {}
-        self._admission = Admission()
+        self._admission = Admission(lambda caller: self.refused(caller or None, peer_pb2.CODE_BUSY))
         self.refused: Callable[[str | None, int], None] = lambda caller, code: None
-        """Told of every refusal: by whom the call was (None: nobody of the roster), and the wire's code."""
+        """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster), the wire's code."""
+        self.connections = 0
+        """TLS handshakes that were begun with this listener."""
+        self.connections_used = 0
+        """Those of them on which anybody with a certificate ever called."""
+        self._callers: dict[str, None] = {}
+        """The other ends of the newest of them."""
 
     async def serve(self, service: Service) -> str:
         """Starts listening, unless `listen` has, and gives all calls to `service`; returns the bound "host:port".
@@ -197,7 +204,7 @@ class Grpc:
         await self.set_serving(False)
         options = server_options(self._keepalive, self._handshake, self._window)
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._rpcs)
-        server.add_generic_rpc_handlers(self._handlers())
+        self._register(server)
         try:
             port = self._bind(server)
         except RuntimeError:
@@ -233,7 +240,8 @@ class Grpc:
             await self._health.set(name, status)
 
     def rotate(self, identity: Identity) -> None:
-        """Uses a newer certificate of the same id: for new incoming connections, and for links made from now on.
+        """Uses a newer certificate of the same id: for new connections, at once for incoming ones, and for those of a
+        link when nothing is under way on it.
 
         Raises:
             IdentityError: another id, or this transport has no identity.
@@ -241,6 +249,7 @@ class Grpc:
         if self._identity is None or identity.id != self._identity.id:
             raise IdentityError("A running node can't change its identity; stop it first.")
         self._identity = identity
+        self._ids.clear()  # another CA may not have issued them
 
     def revoke(self, node_id: str) -> None:
         """Aborts every open call from and to this id, and refuses new ones."""
@@ -265,6 +274,7 @@ class Grpc:
     def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
         """What grpc asks for at every new connection; None: as before. For a new one it frees what other threads'
         handshakes are in the middle of: given at every connection, it crashed under any storm of them (grpc 1.85.1)."""
+        self.connections += 1
         return None if self._shown is self._identity else self._certificate()
 
     def _certificate(self) -> grpc.ServerCertificateConfiguration:
@@ -291,6 +301,10 @@ class Grpc:
                 ) from None
             raise ConfigurationError(f"{self._listen} can't be listened on: {error.strerror}.") from None
 
+    @property
+    def identity(self) -> Identity | None:
+        return self._identity
+
     def channel(self, node_id: str, address: str) -> grpc.aio.Channel:
         """A new connection-to-be."""
         options = client_options(self._keepalive, self._reconnect, node_id, self._window)
@@ -308,21 +322,18 @@ class Grpc:
 
     # what arrives
 
-    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """All methods are streams for grpc, so that nothing is read before the caller is admitted."""
-        own: dict[str, Any] = {"Transfer": grpc.stream_stream_rpc_method_handler(self._transfer)}
-        for method in METHODS:
-            own[method] = grpc.stream_stream_rpc_method_handler(self._call(method))
+    def _register(self, server: grpc.aio.Server) -> None:
+        """All methods are streams for grpc, so that nothing is read before the caller is admitted. They are registered
+        by name: for a generic handler grpc first makes Python objects of all headers, 16 MiB of them if it comes to the
+        worst (a connection that does not acknowledge our settings is held to none of METADATA)."""
+        stream = grpc.stream_stream_rpc_method_handler
+        own: dict[str, Any] = {method: stream(self._call(method)) for method in METHODS}
+        own["Transfer"] = stream(self._transfer)
         asked, answered = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
-        checks = {
-            name: grpc.stream_stream_rpc_method_handler(self._check(watch), asked, answered)
-            for name, watch in (("Check", False), ("Watch", True))
-        }
-        return (
-            grpc.method_handlers_generic_handler(SERVICE, own),
-            grpc.method_handlers_generic_handler(health.SERVICE_NAME, checks),
-            _Anything(grpc.stream_stream_rpc_method_handler(self._unknown)),
-        )
+        checks = {name: stream(self._check(name == "Watch"), asked, answered) for name in ("Check", "Watch")}
+        server.add_registered_method_handlers(SERVICE, own)
+        server.add_registered_method_handlers(health.SERVICE_NAME, checks)
+        server.add_generic_rpc_handlers((_Anything(stream(self._unknown)),))
 
     def _call(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
@@ -378,7 +389,7 @@ class Grpc:
             yield caller
         except asyncio.CancelledError:
             if self.revoked(caller):
-                await self._refuse(context, caller, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
+                await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
             raise
         except Malformed as error:
             self.refused(caller, error.code or peer_pb2.CODE_MALFORMED)
@@ -395,21 +406,24 @@ class Grpc:
                 self._open.pop(key, None)
 
     async def _authenticate(self, context: Context) -> str:
-        """The caller's id, from its key and nothing it says, once it has a token; ends the call if anything is amiss."""
+        """The caller's id, from its key and nothing it says, once it has a token; ends the call if it may not."""
         try:
             caller = self._certified(context)
         except IdentityError as error:
             await self._admission.wait(STRANGER)
             await self._refuse(context, None, grpc.StatusCode.UNAUTHENTICATED, str(error))
-        member = self._members is None or caller in self._members
-        if not await self._admission.wait(caller if member else STRANGER):
+        if not self._is_member(caller):
+            await self._admission.wait(STRANGER)
+            why = REVOKED if self.revoked(caller) else sentence_of(peer_pb2.CODE_NOT_A_MEMBER)
+            await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, why)
+        if not await self._admission.wait(caller):
             await self._refuse(context, caller, grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
-        if self.revoked(caller):
-            await self._refuse(context, caller, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
-        if not member:
-            sentence = sentence_of(peer_pb2.CODE_NOT_A_MEMBER)
-            await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, sentence)
+        if self.revoked(caller):  # meanwhile
+            await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
         return caller
+
+    def _is_member(self, node_id: str) -> bool:
+        return (self._members is None or node_id in self._members) and not self.revoked(node_id)
 
     def _certified(self, context: Context) -> str:
         """Raises IdentityError: another TLS than 1.3, or no certificate as ours are."""
@@ -417,7 +431,15 @@ class Grpc:
         if list(shown.get("ssl_tls_version", ())) != [b"TLSv1.3"]:
             raise IdentityError("TLS 1.3 is required.")
         pem = next(iter(shown.get("x509_pem_cert", ())), b"")
+        self._note_connection(context.peer())
         return self._ids.get(pem) or self._identify(pem)
+
+    def _note_connection(self, other_end: str) -> None:
+        if other_end not in self._callers:
+            self._callers[other_end] = None
+            self.connections_used += 1
+        if len(self._callers) > 4 * CONNECTIONS:
+            del self._callers[next(iter(self._callers))]
 
     async def _refuse(self, context: Context, caller: str | None, status: grpc.StatusCode, why: str) -> NoReturn:
         self.refused(caller, _CODES[status])
@@ -425,22 +447,21 @@ class Grpc:
         raise AssertionError("abort raises")
 
     def _identify(self, pem: bytes) -> str:
-        own, names = spki_id(pem)
-        if names != (f"{own}.{DOMAIN}",):
-            raise IdentityError("The certificate's name does not belong to its key.")
+        assert self._identity is not None
+        own = member_id(pem, self._identity.ca_pem)
         if len(self._ids) >= 4096:
             self._ids.clear()
         self._ids[pem] = own
         return own
 
 
-class _Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
+class _Anything(grpc.GenericRpcHandler):
     """Whatever is called: grpc would answer what it doesn't know by itself, as often as it is asked."""
 
-    def __init__(self, handler: grpc.RpcMethodHandler) -> None:
+    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         self._handler = handler
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         return self._handler
 
 
@@ -475,8 +496,13 @@ class GrpcLink:
     def __init__(self, transport: Grpc, node_id: str, address: str) -> None:
         self.node_id, self.address = node_id, address
         self._transport = transport
-        self._channels = [transport.channel(node_id, address) for _ in range(2)]
         self._calls: set[Any] = set()
+        self._connect()
+
+    def _connect(self) -> None:
+        """Makes both channels, which dial when they are used."""
+        self._identity = self._transport.identity
+        self._channels = [self._transport.channel(self.node_id, self.address) for _ in range(2)]
         control, bulk = self._channels
         self._control: dict[str, Any] = {m: control.unary_unary(f"/{SERVICE}/{m}") for m in METHODS}
         self._bulk: Any = bulk.stream_stream(f"/{SERVICE}/Transfer")
@@ -499,7 +525,7 @@ class GrpcLink:
         Raises:
             Unreachable: no connection, it broke, or the peer ended the transfer without a verdict.
         """
-        async with self._following(self._bulk) as call:
+        async with self._following(lambda: self._bulk()) as call:
             sending = asyncio.ensure_future(_send(call, messages))
             reading = asyncio.ensure_future(call.read())
             call.add_done_callback(lambda _: sending.cancel())  # or a failing write would hide why the call ended
@@ -534,6 +560,11 @@ class GrpcLink:
         """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with the block."""
         if self._transport.revoked(self.node_id):
             raise Unreachable(f"The node at {self.address} was revoked.", peer_pb2.CODE_IDENTITY)
+        if self._identity is not self._transport.identity and not self._calls:
+            older = self._channels
+            self._connect()
+            for channel in older:
+                await channel.close()
         try:
             call = start()
         except grpc.aio.UsageError:

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from raw import CONTINUATION, RST_STREAM, SERVICE, Raw, again, literal
+
 from peer.identity import Identity
-from raw import RST_STREAM, SERVICE, Raw, again, literal
 
 OPEN = 100
 """Streams it opens before it looks whether any was answered."""
@@ -55,6 +56,19 @@ def small_bombs(raw: Raw, messages: list[bytes]) -> int:
     return _answered(raw, opened)
 
 
+def endless_bombs(method: str) -> Flood:
+    """A block of headers that never ends, from somebody that never acknowledges any settings."""
+
+    def flood(raw: Raw, messages: list[bytes]) -> int:
+        raw.open(SERVICE + method, literal("a", VALUE, indexed=True), ends=False)
+        for _ in range(OPEN):
+            raw.send(CONTINUATION, 0, raw.stream, again() * 12000)
+            raw.drain()
+        return OPEN
+
+    return flood
+
+
 def _answered(raw: Raw, opened: list[int]) -> int:
     """Waits until all are, or for a second."""
     left, end = set(opened), time.monotonic() + 1.0
@@ -71,6 +85,8 @@ FLOODS: dict[str, Flood] = {
     "resets": resets,
     "bombs": bombs,
     "small_bombs": small_bombs,
+    "endless_bombs": endless_bombs("Beat"),
+    "unknown_bombs": endless_bombs("Nothing"),
 }
 
 

@@ -30,7 +30,8 @@ class Raw:
         plain = socket.create_connection((host, int(port)), SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = _context(identity).wrap_socket(plain, server_hostname=f"{node_id}.{DOMAIN}")
-        self._stream = -1
+        self.stream = -1
+        """The last one that was opened."""
         self._read = b""
         self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0))
 
@@ -40,16 +41,17 @@ class Raw:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.socket.close()
 
-    def open(self, path: str, *extra: bytes, end: bool = False) -> int:
-        """Opens a stream with a request's headers and these further ones, encoded; returns its number."""
-        self._stream += 2
+    def open(self, path: str, *extra: bytes, ends: bool = True) -> int:
+        """Opens a stream with a request's headers and these further ones, encoded; returns its number. `ends`: the
+        block of headers does."""
+        self.stream += 2
         block = request(path) + b"".join(extra)
         first, rest = block[:16384], block[16384:]
-        self.send(HEADERS, (END_STREAM if end else 0) | (0 if rest else END_HEADERS), self._stream, first)
+        self.send(HEADERS, 0 if rest or not ends else END_HEADERS, self.stream, first)
         while rest:
             first, rest = rest[:16384], rest[16384:]
-            self.send(CONTINUATION, 0 if rest else END_HEADERS, self._stream, first)
-        return self._stream
+            self.send(CONTINUATION, 0 if rest or not ends else END_HEADERS, self.stream, first)
+        return self.stream
 
     def message(self, stream: int, content: bytes, end: bool = True) -> None:
         """One grpc message."""

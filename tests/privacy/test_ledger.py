@@ -163,7 +163,7 @@ def test_a_debit_needs_no_new_descriptor(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # what is open already stays so
         try:
             with pytest.raises(OSError, match="Too many open files"):
-                open(os.devnull)
+                os.open(os.devnull, os.O_RDONLY)
             for round in range(1, 250):
                 ledger.debit("run", round, "b", STRICT)
         finally:
