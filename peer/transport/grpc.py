@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Coroutine
@@ -58,9 +59,9 @@ TRANSFERS_PER_PEER = 8
 """Open transfers of one identity: what a round keeps in flight on an edge, twice over."""
 STREAMS_PER_CONNECTION = 16
 """Calls that one connection may have open at the listener; further ones wait at the sender."""
-CONNECTIONS = 256
-"""Connections that others may have to this listener at a time, each with a descriptor of this process: a neighbor has
-two. More are closed as they come."""
+CONNECTIONS = 1024
+"""Connections that others may have to this listener at a time, if that is at most a quarter of the descriptors that
+this process may have: a neighbor has two. More are closed as they come. A silent one costs some 70 KiB."""
 HANDSHAKE_SECONDS = 2.0
 """How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
 METADATA = 4096
@@ -101,7 +102,7 @@ def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> 
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         ("grpc.http.overload_protection", 1),
-        ("grpc.max_allowed_incoming_connections", CONNECTIONS),
+        ("grpc.max_allowed_incoming_connections", most_connections()),
         ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
         ("grpc.max_metadata_size", METADATA),
         ("grpc.absolute_max_metadata_size", METADATA),
@@ -110,6 +111,12 @@ def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> 
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
         ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
     ]
+
+
+def most_connections() -> int:
+    """CONNECTIONS, or fewer where descriptors are few."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(CONNECTIONS, soft // 4)
 
 
 def client_options(
@@ -148,7 +155,7 @@ class Grpc:
         *,
         max_neighbours: int = 64,
         keepalive: float = 25.0,
-        reconnect: tuple[float, float] = (0.1, 3.0),
+        reconnect: tuple[float, float] = (0.1, 1.0),
         handshake: float = HANDSHAKE_SECONDS,
         window: int = WINDOW,
         members: Collection[str] | None = None,

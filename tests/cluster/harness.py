@@ -126,9 +126,13 @@ class Cluster:
         cluster.divide(folder, config, homes, cluster.shares(config))
         return cls(config, folder, run, homes, addresses, held)
 
-    def start(self, name: str, *options: str, failpoints: str = "", loop: str = "auto") -> Process:
-        """A daemon in a process of its own."""
-        process = Process.start(self.homes[name], self.run, *options, "--loop", loop, failpoints=failpoints)
+    def start(
+        self, name: str, *options: str, failpoints: str = "", loop: str = "auto", inside: Sequence[str] = ()
+    ) -> Process:
+        """A daemon in a process of its own; `inside` as in `Process.start`."""
+        process = Process.start(
+            self.homes[name], self.run, *options, "--loop", loop, failpoints=failpoints, inside=inside
+        )
         self.processes.append(process)
         return process
 
