@@ -8,7 +8,6 @@ hangs until there is a token. So what a member at full blast costs does not grow
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +16,7 @@ PER_SECOND = 50.0
 BURST = 100
 """Tokens of a full bucket."""
 HANGING = 64
-"""Calls of one caller that wait for their tokens; what comes on top is refused, after REFUSED_AFTER."""
-REFUSED_AFTER = 10.0
-"""Seconds."""
+"""Calls of one caller that may be owed a token; with more its connection is cut."""
 STRANGER = ""
 """All callers that are no members share one bucket."""
 
@@ -30,11 +27,14 @@ class Bucket:
 
     full_at: float = float("-inf")
 
-    def take(self, now: float) -> float:
-        """Seconds until the token is there. Times in seconds of any one monotonic clock."""
-        most = now + (BURST + HANGING) / PER_SECOND  # calls that were given up must not add up to a debt
-        self.full_at = min(most, max(self.full_at, now) + 1 / PER_SECOND)
-        return max(0.0, self.full_at - now - BURST / PER_SECOND)
+    def take(self, now: float) -> float | None:
+        """Seconds until the token is there; None: too many are owed already. Times of any one monotonic clock."""
+        full_at = max(self.full_at, now) + 1 / PER_SECOND
+        wait = full_at - now - BURST / PER_SECOND
+        if wait > HANGING / PER_SECOND:
+            return None
+        self.full_at = full_at
+        return max(0.0, wait)
 
     def give_back(self) -> None:
         self.full_at -= 1 / PER_SECOND
@@ -47,23 +47,16 @@ class Admission:
         """`hangs` is told of every call that has to wait."""
         self._hangs = hangs
         self._buckets: dict[str, Bucket] = {}
-        self._hanging: Counter[str] = Counter()
 
     async def wait(self, caller: str) -> bool:
-        """Until the caller has a token. False: too many of its calls wait already; this one has hung for nothing."""
-        if self._hanging[caller] >= HANGING:
-            self._hangs(caller)
-            await asyncio.sleep(REFUSED_AFTER)
-            return False
+        """Until the caller has a token. False, at once: too many of its calls wait for theirs, or did and were given
+        up."""
         seconds = self._bucket(caller).take(asyncio.get_running_loop().time())
-        if seconds > 0:
+        if seconds != 0:
             self._hangs(caller)
-            self._hanging[caller] += 1
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                self._hanging[caller] -= 1
-        return True
+        if seconds:
+            await asyncio.sleep(seconds)
+        return seconds is not None
 
     def give_back(self, caller: str) -> None:
         """The call was of use."""

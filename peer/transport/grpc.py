@@ -11,8 +11,9 @@ chain and name there, the handshake's signature checks the key (session.py).
 
 Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are closed as they come.
 
-Not covered: grpc.aio can't cut a connection, so a revoked peer keeps an idle one on which every call is refused; a
-certificate that expires stays usable on connections made before; grpc doesn't tell of TLS handshakes that failed.
+Not covered: a certificate that expires stays usable on connections made before; grpc doesn't tell of TLS handshakes
+that failed; whoever has a certificate of the CA, be it a removed member, costs a TLS handshake and a look at its
+headers per connection, however often it comes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryF
 from peer.identity import DOMAIN, Identity, member_id
 from peer.transport import Method, Service
 from peer.transport.admission import STRANGER, Admission
+from peer.transport.sockets import cut
 from peer.v1 import peer_pb2
 
 CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"
@@ -64,6 +66,8 @@ CONNECTIONS = 1024
 this process may have: a neighbor has two. More are closed as they come. A silent one costs some 70 KiB."""
 HANDSHAKE_SECONDS = 2.0
 """How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
+CUT_AFTER = 1.0
+"""Seconds that a revoked node has to read what it is told, until its connections are cut."""
 METADATA = 4096
 """Bytes of headers that a call may have; an honest one has some 300."""
 REQUEST_SECONDS = 10.0
@@ -187,8 +191,8 @@ class Grpc:
         """TLS handshakes that were begun with this listener."""
         self.connections_used = 0
         """Those of them on which anybody with a certificate ever called."""
-        self._callers: dict[str, None] = {}
-        """The other ends of the newest of them."""
+        self._callers: dict[str, str] = {}
+        """The other ends of the newest of them, and which member is there (empty: none)."""
 
     async def serve(self, service: Service) -> str:
         """Starts listening, unless `listen` has, and gives all calls to `service`; returns the bound "host:port".
@@ -259,7 +263,8 @@ class Grpc:
         self._ids.clear()  # another CA may not have issued them
 
     def revoke(self, node_id: str) -> None:
-        """Aborts every open call from and to this id, and refuses new ones."""
+        """Aborts every open call from and to this id, refuses new ones, and cuts its connections when it could read
+        why."""
         self._revoked.add(node_id)
         for (caller, _), tasks in self._open.items():
             if caller == node_id:
@@ -268,6 +273,9 @@ class Grpc:
         for link in self._links:
             if link.node_id == node_id:
                 link.cancel()
+        for other_end, caller in self._callers.items():
+            if caller == node_id:
+                asyncio.get_running_loop().call_later(CUT_AFTER, cut, other_end)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._identity is None:
@@ -417,17 +425,23 @@ class Grpc:
         try:
             caller = self._certified(context)
         except IdentityError as error:
-            await self._admission.wait(STRANGER)
+            await self._turn(context, STRANGER)
             await self._refuse(context, None, grpc.StatusCode.UNAUTHENTICATED, str(error))
         if not self._is_member(caller):
-            await self._admission.wait(STRANGER)
+            await self._turn(context, STRANGER)
             why = REVOKED if self.revoked(caller) else sentence_of(peer_pb2.CODE_NOT_A_MEMBER)
             await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, why)
-        if not await self._admission.wait(caller):
-            await self._refuse(context, caller, grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
+        self._callers[context.peer()] = caller
+        await self._turn(context, caller)
         if self.revoked(caller):  # meanwhile
             await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
         return caller
+
+    async def _turn(self, context: Context, caller: str) -> None:
+        """Waits for the caller's token; who is owed too many is cut off."""
+        if not await self._admission.wait(caller):
+            cut(context.peer())
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
 
     def _is_member(self, node_id: str) -> bool:
         return (self._members is None or node_id in self._members) and not self.revoked(node_id)
@@ -443,7 +457,7 @@ class Grpc:
 
     def _note_connection(self, other_end: str) -> None:
         if other_end not in self._callers:
-            self._callers[other_end] = None
+            self._callers[other_end] = STRANGER
             self.connections_used += 1
         if len(self._callers) > 4 * CONNECTIONS:
             del self._callers[next(iter(self._callers))]
