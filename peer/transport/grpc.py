@@ -239,10 +239,10 @@ class Grpc:
 
     async def close(self, grace: float) -> None:
         """Stops listening; open calls get `grace` seconds, then are aborted. Links are closed by who made them."""
-        if self._server is not None:
+        server, self._server = self._server, None
+        if server is not None:
             await self.set_serving(False)
-            await self._server.stop(grace)
-            self._server = None
+            await server.stop(grace)
 
     async def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers from now on."""
@@ -412,7 +412,7 @@ class Grpc:
         except grpc.aio.AbortError:
             raise
         except Exception:
-            if not context.done():
+            if self._server is not None and not context.done():
                 _log.exception("A call could not be served.")
                 await context.abort(grpc.StatusCode.INTERNAL, "The call met a fault in the node that was called.")
         finally:
