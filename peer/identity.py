@@ -362,6 +362,10 @@ class Identity:
         """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds its key."""
         return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
 
+    def sign_connection(self, nonce: bytes, client_id: str) -> bytes:
+        """The proof that whoever is at the other end of a connection for transfers holds this node's key."""
+        return self._key.sign(_connection(nonce, client_id, self.id), ec.ECDSA(hashes.SHA256()))
+
     def sign_announcement(self, issued: int, addresses: Sequence[str]) -> bytes:
         """What makes it known that this node itself says where it can be dialled."""
         return self._key.sign(_announcement(self.id, issued, addresses), ec.ECDSA(hashes.SHA256()))
@@ -401,6 +405,10 @@ def _welcome(nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
     return _signed("welcome", nonce, client_id.encode(), server_id.encode(), run.encode())
 
 
+def _connection(nonce: bytes, client_id: str, server_id: str) -> bytes:
+    return _signed("connection", nonce, client_id.encode(), server_id.encode())
+
+
 def _announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
     return _signed("announcement", member.encode(), issued.to_bytes(8, "big"), *(each.encode() for each in addresses))
 
@@ -422,6 +430,11 @@ def verify_welcome(
         raise Refused("The peer answered with the key of another node.", peer_pb2.CODE_IDENTITY)
     if not _is_signed(public, signature, _welcome(nonce, client_id, expected_id, run)):
         raise Refused("The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY)
+
+
+def verify_connection(public: bytes, signature: bytes, *, nonce: bytes, client_id: str, expected_id: str) -> bool:
+    """Is `public` (SPKI, DER) the key of `expected_id`, and did it sign for this very connection?"""
+    return id_of(public) == expected_id and _is_signed(public, signature, _connection(nonce, client_id, expected_id))
 
 
 def announced(public: bytes, signature: bytes, *, member: str, issued: int, addresses: Sequence[str]) -> bool:

@@ -85,6 +85,14 @@ ROLE_MIX: Role
 SENTENCE_FIELD_NUMBER: _ClassVar[int]
 sentence: _descriptor.FieldDescriptor
 
+class Proof(_message.Message):
+    __slots__ = ("spki", "signature")
+    SPKI_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    spki: bytes
+    signature: bytes
+    def __init__(self, spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class Header(_message.Message):
     __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "pull")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
