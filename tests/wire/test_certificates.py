@@ -16,6 +16,7 @@ from wire_kit import SECONDS, Federation, Forgery, Recorder, Sender, name_of, ne
 from peer import identity
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
 from peer.identity import CertificateAuthority, Identity, verify_welcome
+from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2
 
@@ -161,6 +162,46 @@ async def test_what_tls_lets_a_listener_pass_with_fails_in_the_handshakes_signat
             assert caught.value.code == peer_pb2.CODE_IDENTITY
         await link.close()
         await listener.close(0)
+
+
+@pytest.mark.parametrize("make", [another_keys_name, two_names], ids=lambda make: make.__name__)
+async def test_nothing_is_sent_on_a_connection_of_bulk_before_its_key_is_proved(
+    make: Making, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nothing_left():
+        forged, service, sender = make(federation, tmp_path), Recorder.open(), Sender(3)
+        listener = Grpc(forged, "127.0.0.1:0")
+        link = Grpc(federation.bob, "127.0.0.1:0").link(federation.carol.id, await listener.serve(service))
+        with pytest.raises(Unreachable, match="could not prove that it holds the key") as caught:
+            await link.transfer(sender())
+        assert caught.value.code == peer_pb2.CODE_IDENTITY
+        assert sender.asked == len(service.callers) == 0
+        monkeypatch.setattr(wire, "verify_connection", lambda *_, **__: True)  # power: TLS alone lets it pass
+        assert await link.transfer(sender()) == sender.digest
+        await link.close()
+        await listener.close(0)
+
+
+async def test_a_connection_of_bulk_that_is_made_anew_is_proved_anew(federation: Federation, tmp_path: Path) -> None:
+    async with nothing_left():
+        honest = Grpc(federation.carol, "127.0.0.1:0")
+        address = await honest.serve(Recorder.open())
+        link = Grpc(federation.bob, "127.0.0.1:0").link(federation.carol.id, address)
+        assert await link.transfer(Sender(1)())
+        await honest.close(0)
+        forged, service = Grpc(another_keys_name(federation, tmp_path), address), Recorder.open()
+        await forged.serve(service)
+        proven = link._proven
+        assert proven is not None
+        await until(proven.done)
+        said = ""
+        while "could not prove" not in said:  # until it is dialed again
+            with pytest.raises(Unreachable) as caught:
+                await link.transfer(Sender(1)())
+            said = str(caught.value)
+        assert not service.callers
+        await link.close()
+        await forged.close(0)
 
 
 async def test_a_dialler_refuses_the_right_federations_wrong_node(federation: Federation) -> None:
