@@ -42,8 +42,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 ca = typer.Typer(help="The federation's certificate authority.", no_args_is_help=True)
+roster = typer.Typer(help="The signed list of members.", no_args_is_help=True)
 config = typer.Typer(help="Look at configuration before it runs.", no_args_is_help=True)
 app.add_typer(ca, name="ca")
+app.add_typer(roster, name="roster")
 app.add_typer(config, name="config")
 app.add_typer(advice.app)
 app.add_typer(experiments.app)
@@ -301,6 +303,32 @@ def ca_show(
     _print_fields(cluster.show_certificate(file), as_json)
 
 
+@roster.command("show")
+def roster_show(
+    file: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")],
+    as_json: Json = False,
+) -> None:
+    """Show a roster: its version, its members, and who was removed."""
+    from node import cluster
+
+    _print_fields(cluster.show_roster(file), as_json)
+
+
+@roster.command("remove")
+def roster_remove(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Members to remove, for good.")],
+    authority: Annotated[
+        Path | None, typer.Option("--ca", help="The CA's folder; federation in FOLDER, by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign the roster's next version, without these members; daemons read it when it is copied over theirs."""
+    from node import cluster
+
+    _print_fields(cluster.remove_members(folder, names, authority or folder / "federation"), as_json)
+
+
 @config.command("show")
 def config_show(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
@@ -423,6 +451,8 @@ def _flushed(out: TextIO, code: int) -> int:
         silence(out)
         if error.errno == errno.EPIPE:
             return EXIT_PIPE
+        if code != EXIT_OK:
+            return code  # it was said already
         print(f"peerpoise: Standard output can't be written: {error.strerror}.", file=sys.stderr)
         return StorageError.exit_code
 

@@ -27,13 +27,14 @@ from node.config import (
     NodeConfig,
     PeersSection,
     RunConfig,
+    load,
     write,
 )
 from node.config.task import BUNDLED_TASKS
 from peer import disk
 from peer.codec import NAME
 from peer.endpoint import EVERYWHERE, endpoint
-from peer.errors import ConfigurationError, DataError, StorageError
+from peer.errors import ConfigurationError, DataError, IdentityError, StorageError
 from peer.identity import CertificateAuthority, load_certificate, names, node_id, p256
 from peer.neighborhood import Neighborhood
 from peer.roster import Member, Roster
@@ -380,6 +381,39 @@ def show_certificate(place: Path) -> dict[str, Any]:
         "valid_from": certificate.not_valid_before_utc.isoformat(),
         "valid_until": certificate.not_valid_after_utc.isoformat(),
     }
+
+
+def show_roster(folder: Path) -> dict[str, Any]:
+    """What the roster in this folder says; run.toml beside it has the key that it must be signed with."""
+    file, roster = _roster_in(folder)
+    return {
+        "file": str(file),
+        "version": roster.version,
+        "members": ", ".join(name for name in roster.names if name not in roster.removed),
+        "removed": ", ".join(roster.removed) or "nobody",
+    }
+
+
+def remove_members(folder: Path, names: Sequence[str], authority: Path) -> dict[str, Any]:
+    """Writes the next version of the roster in this folder, without these members.
+
+    Raises:
+        ConfigurationError: one of them is no member, or none would be left.
+        IdentityError: the CA is not there, or not this run's.
+    """
+    file, roster = _roster_in(folder)
+    newer = roster.without(names)
+    signer = CertificateAuthority.load(authority)
+    if signer.federation != load(RunConfig, [folder / "run.toml"], environ={}).run.federation:
+        raise IdentityError(f"The CA in {authority} is not the one of the run in {folder}.")
+    newer.save(file, signer.key)
+    return show_roster(folder)
+
+
+def _roster_in(folder: Path) -> tuple[Path, Roster]:
+    run = load(RunConfig, [folder / "run.toml"], environ={})
+    file = folder / "roster.json"
+    return file, Roster.load(file, run.run.federation)
 
 
 def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:

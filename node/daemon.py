@@ -26,6 +26,7 @@ from node.journal import Journal, code_version, header, round_seconds
 from node.learner import Learner, Plan, build
 from node.options import stopping_signals
 from node.privacy.ledger import Ledger
+from node.reload import Reload
 from node.remembered import Remembered
 from node.results import MODEL
 from node.watch import Watch
@@ -75,6 +76,7 @@ class Daemon:
         self.tested: dict[str, float] = {}
         self.sent_before = 0.0
         """Payload bytes sent by earlier processes of this node."""
+        self.reload: Reload | None = None
         self._stopping = ""
 
     def _header(self) -> dict[str, Any]:
@@ -152,7 +154,15 @@ class Daemon:
             completed=self._completed,
             after_round=self._after_round,
         )
-        async with _background(session.run(), self.addresses.run(), self.watch.measure_lag()):
+        self.reload = self._reload()
+        work = (
+            session.run(),
+            self.addresses.run(),
+            self.reload.run(),
+            self.watch.measure_lag(),
+            self._count_connections(),
+        )
+        async with _background(*work):
             try:
                 await self._play(driver, first)
             except BaseException as error:
@@ -270,6 +280,7 @@ class Daemon:
             terms=Terms(
                 run=run.run_id,
                 roster=self.roster.version,
+                members=self.roster.digest,
                 layout=learner.task.layout.digest,
                 validation=bytes.fromhex(run.validation.digest),
                 start=learner.start,
@@ -294,9 +305,45 @@ class Daemon:
             exchange=self.addresses.answer,
             version=code_version(),
         )
+        for name in self.roster.removed:
+            session.remove(ids[name])
+        transport.refused = lambda caller, code: self.watch.refused(circle.names.get(caller or "", ""), code)
         session.position.working = lambda: compute.busy
         session.position.work_done = lambda: compute.progress
         return session
+
+    def _reload(self) -> Reload:
+        return Reload(
+            self.node,
+            self.run.run.federation,
+            self.roster,
+            self.identity,
+            adopt=self._adopt,
+            rotate=self._rotate,
+            warn=self.watch.warn,
+        )
+
+    def _adopt(self, roster: Roster, removed: frozenset[str]) -> None:
+        """A newer roster: who is gone is cut at once, and neighbors are told the version."""
+        self.roster = roster
+        for name in sorted(removed):
+            node_id = roster.by_name[name].id
+            self.transport.revoke(node_id)
+            self.session.remove(node_id)
+        self.session.adopt(roster.version)
+        self.watch.note("roster", version=roster.version, round=self.session.position.round)
+        self.watch.adopted(removed)
+
+    def _rotate(self, identity: Identity) -> None:
+        if not self.insecure:
+            self.transport.rotate(identity)
+        self.watch.renewed()
+
+    async def _count_connections(self) -> None:
+        """Now and then, for metrics and warnings."""
+        while True:
+            await asyncio.sleep(1.0)
+            self.watch.connections(self.transport.connections, self.transport.connections_used)
 
     def _addresses(self, circle: Circle, transport: Grpc) -> Addresses:
         peers, neighbours = self.node.peers, circle.membership.neighbours
@@ -421,7 +468,8 @@ class Daemon:
     # -- signals
 
     def _on_signals(self, main: asyncio.Task[Any]) -> None:
-        """SIGTERM, SIGINT and SIGHUP: stop in order; the second one ends the process at once."""
+        """SIGTERM and SIGINT: stop in order; the second one ends the process at once. SIGHUP: where there is a
+        terminal, it has closed, which is the same; a service reads roster and certificate again."""
         loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
@@ -432,6 +480,12 @@ class Daemon:
 
         for number in stopping_signals():
             loop.add_signal_handler(number, stop, number)
+        if signal.SIGHUP in stopping_signals() and not os.isatty(0):
+            loop.add_signal_handler(signal.SIGHUP, self._read_again)
+
+    def _read_again(self) -> None:
+        if self.reload is not None:
+            self.reload.now()
 
     def _mark_insecure(self) -> None:
         watch, privacy = self.watch, self.run.privacy

@@ -81,12 +81,11 @@ class Driver:
         Raises:
             PeersUnavailable: fewer than `min_neighbours` shook hands until the timeout.
         """
-        around, position = frozenset(self.hood.neighbours), self.session.position
+        position = self.session.position
         end = self.session.now + start.timeout_s
         soon = min(end, self.session.now + self.membership.deadline)
-        needed = majority(len(around))
-        while (missing := around - self._settled()) and self.session.now < end:
-            late, there = self.session.now >= soon, len(around - missing)
+        while (missing := (around := self._around()) - self._settled()) and self.session.now < end:
+            late, there, needed = self.session.now >= soon, len(around - missing), majority(len(self.hood.neighbours))
             known = 1 if position.first > 0 else needed
             if there >= start.min_neighbours and self._under_way() >= known and (late or there >= needed):
                 break
@@ -98,6 +97,10 @@ class Driver:
                 f"Only {len(around - missing)} of {len(around)} neighbours shook hands within {start.timeout_s:g} s; "
                 f"start the others, or lower start.min_neighbours. {self._why(missing)}"
             )
+
+    def _around(self) -> frozenset[Peer]:
+        """The neighbors, without those that were removed from the roster."""
+        return frozenset(self.hood.neighbours) - self.membership.removed()
 
     def _why(self, missing: frozenset[Peer]) -> str:
         """What kept them away, of the first few."""

@@ -13,6 +13,7 @@ import socket
 import socketserver
 import threading
 import time
+from collections import Counter as Counter_
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,6 +65,7 @@ class Metrics:
         self._clock = clock
         self._peers: frozenset[Peer] = frozenset()
         self._checkpointed: float | None = None
+        self._connected: Counter_[str] = Counter_()
         self._training()
         self._network()
         self._privacy()
@@ -102,6 +104,15 @@ class Metrics:
         self._rtt = self._gauge("peer_rtt_seconds", "Round trip of the last heartbeat.", "peer")
         self._bytes = self._counter("wire_bytes", "Payload bytes.", "peer", "direction", "kind")
         self._errors = self._counter("wire_errors", "Refusals and broken transfers.", "peer", "code")
+        self._refused = self._counter(
+            "refused",
+            "Calls that were refused, or hang as there are too many; of a neighbor, or: member, stranger.",
+            "peer",
+            "code",
+        )
+        self._connections = self._counter(
+            "connections", "TLS handshakes begun by others; used: somebody with a certificate called on it.", "used"
+        )
         self._rejected = self._counter("rejected", "Payloads of a neighbour that were not finite, or broken.", "peer")
         self._contradictions = self._counter(
             "contradictions", "Neighbors that were proved to tell different neighbors different things.", "peer"
@@ -158,6 +169,17 @@ class Metrics:
     def error(self, peer: Peer, code: str) -> None:
         """`code`: a name of the wire's Code enum."""
         self._errors.labels(self._known(peer), code).inc()
+
+    def refused(self, peer: str, code: str) -> None:
+        """`peer`: a neighbor's name, member or stranger."""
+        self._refused.labels(peer, code).inc()
+
+    def connections(self, begun: int, used: int) -> None:
+        """How many there were so far."""
+        for label, total in (("yes", used), ("no", begun - used)):
+            child = self._connections.labels(label)
+            child.inc(max(0.0, total - self._connected[label]))
+            self._connected[label] = max(total, self._connected[label])
 
     def rejected(self, peer: Peer) -> None:
         self._rejected.labels(self._known(peer)).inc()

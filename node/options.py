@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -58,6 +58,8 @@ def _apart(out: TextIO) -> Iterator[TextIO]:
         try:
             yield documents
         finally:
+            with suppress(OSError):  # of what was printed aside
+                out.flush()
             os.dup2(documents.fileno(), number)
             silence(documents)  # what could not be written was said already
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from node.daemon import Daemon
 
 
+DESCRIPTORS = 8192
+"""Open files, connections included, that a daemon asks the system for; it needs some hundreds."""
 MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 """With these Prometheus's client would keep figures in files that several processes share; a daemon is one process."""
 
@@ -66,15 +70,26 @@ def serve(
     if node.name not in roster.by_name:
         raise ConfigurationError(f"{file} names this node {node.name!r}, who is not in the roster {node.roster}.")
     identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
+    if node.name in roster.removed:
+        raise ConfigurationError(f"{node.name} was removed from the roster (version {roster.version}).")
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
     _claim(node.folder, run)
     for name in MULTIPROCESS:
         os.environ.pop(name, None)
     memory.keep()
+    _raise_descriptors()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
     with asyncio.Runner(loop_factory=chosen) as runner:
         return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure, until_eof))
+
+
+def _raise_descriptors() -> None:
+    """As many open files as this user may have: others' connections must not leave ledger and status without any."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    with suppress(ValueError, OSError):  # macOS has a limit of its own beside an infinite one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _claim(folder: Path, run: RunConfig) -> None:
@@ -90,7 +105,7 @@ async def _live(
     if until_eof:
         pipe = _standard_input()
         asyncio.get_running_loop().add_reader(pipe, _stop_at_eof, pipe)
-    transport = Grpc(None if insecure else identity, node.listen.address)
+    transport = Grpc(None if insecure else identity, node.listen.address, members=roster.ids)
     try:
         await transport.listen()
         daemon = await asyncio.to_thread(_daemon, node, run, roster, identity, transport)

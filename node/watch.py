@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,13 @@ from peer.v1 import peer_pb2 as pb
 UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 PER_ROUND = 16
 """Lines of the journal in a round about what one neighbour did: it could go on and off, or send rubbish, for ever."""
+WARNINGS = 32
+"""Sentences that are kept; the oldest go first."""
+NUMBER = re.compile(r"(?<=checkpoint-)\d+|(?<![\w.:/-])\d+(?![\w:/-])")
+"""What two warnings may differ in and say the same; parts of names and addresses are no numbers."""
+REFUSALS, REFUSALS_S = 200, 10.0
+"""Refused calls of one caller in so many seconds that are a warning: an honest one tries again with growing pauses."""
+NEWER_ROSTER = "{peer} holds version {version} of the roster, this node version {mine}: copy the newest to this node."
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
 
@@ -63,6 +71,10 @@ class Watch(Watcher, Observer):
         self._present: dict[Peer, bool] = {}
         self._refusals: dict[Peer, str] = {}
         """The last code with which each neighbour refused something."""
+        self._strangers = (self._began, 0)
+        """When connections that came to nothing were looked at last, and how many there were so far."""
+        self._refused: dict[str, tuple[float, int]] = {}
+        """Whose calls were refused -> since when they are counted, and how many."""
         self._noted: Counter[Peer] = Counter()
         self._noted_in = -1
 
@@ -79,18 +91,30 @@ class Watch(Watcher, Observer):
         try:
             self.journal.write(event, **fields)
         except StorageError as error:
-            if str(error) not in self.warnings:
-                self.warnings.append(str(error))
+            self._is_news(str(error))
 
     def become(self, state: str, reason: str = "") -> None:
         self.state = state
         self.note("state", state=state, reason=reason or None)
 
     def warn(self, text: str, brief: str = "") -> None:
-        """A sentence that concerns the user: on standard error; in journal and status (as `brief`, if given)."""
-        if (kept := brief or text) not in self.warnings:
-            self.warnings.append(kept)
+        """A sentence that concerns the user: on standard error; in journal and status (as `brief`, if given). One that
+        differs from an earlier one by a number only takes its place."""
+        if self._is_news(kept := brief or text):
             self.announce(text, kept)
+
+    def _is_news(self, text: str) -> bool:
+        """Keeps a warning for the status; False: one like it was kept before."""
+        alike = [before for before in self.warnings if NUMBER.sub("#", before) == NUMBER.sub("#", text)]
+        if alike:
+            self.warnings[self.warnings.index(alike[0])] = text
+        else:
+            self.warnings = [*self.warnings, text][-WARNINGS:]
+        return not alike
+
+    def _withdraw(self, words: str) -> None:
+        """What was warned of in these words is over."""
+        self.warnings = [text for text in self.warnings if words not in text]
 
     def announce(self, text: str, brief: str = "") -> None:
         self.note("warning", text=brief or text)
@@ -228,6 +252,49 @@ class Watch(Watcher, Observer):
             f"{peer} told this node and {told_by} different things in round {other.round} and is cut off; "
             f"both statements, signed by it, are in {path.name}."
         )
+
+    def refused(self, peer: Peer, code: int) -> None:
+        """A member's call was refused, or hangs: it calls too often; peer "": somebody's who is no member."""
+        of = peer if self.session and peer in self.session.circle.contacts else "member" if peer else "stranger"
+        self.metrics.refused(of, _name(code))
+        began, count = self._refused.get(peer, (0.0, 0))
+        now = time.monotonic()
+        self._refused[peer] = (began, count + 1) if now - began < REFUSALS_S else (now, 1)
+        if count + 1 == REFUSALS and now - began < REFUSALS_S:
+            who = f"{peer}, a member of the roster," if peer else "Somebody with a certificate, but not of the roster,"
+            self.warn(
+                f"{who} calls this node too often or in vain: {REFUSALS} calls within {now - began:.0f} s, the last "
+                f"one refused as {_name(code)}; if its owner does not know why, remove it from the roster."
+            )
+
+    def adopted(self, removed: frozenset[Peer]) -> None:
+        """A newer roster is in force."""
+        self._withdraw("of the roster, this node version")
+        self._withdraw("is not used (")
+        if removed:
+            self.warn(f"{', '.join(sorted(removed))}: removed from the roster, and cut; the run goes on without.")
+
+    def renewed(self) -> None:
+        """A newer certificate is in force."""
+        self._withdraw("This node's certificate")
+        self._withdraw("The new certificate is not used")
+
+    def connections(self, begun: int, used: int) -> None:
+        """TLS handshakes begun so far, and those that became the connection of somebody with a certificate."""
+        self.metrics.connections(begun, used)
+        now, strangers = time.monotonic(), begun - used
+        if now - self._strangers[0] >= REFUSALS_S:
+            if (count := strangers - self._strangers[1]) >= REFUSALS:
+                self.warn(
+                    f"Somebody opens connections to this node and shows no certificate of its federation: {count} "
+                    f"within {now - self._strangers[0]:.0f} s; a firewall in front of the port would keep them away."
+                )
+            self._strangers = (now, strangers)
+
+    def newer_roster(self, peer: Peer, version: int) -> None:
+        assert self.session is not None
+        mine = self.session.circle.terms.roster
+        self.warn(NEWER_ROSTER.format(peer=peer, version=version, mine=mine))
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
         self.metrics.rtt(peer, seconds)

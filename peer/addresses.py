@@ -21,6 +21,8 @@ from peer.errors import ConfigurationError, Malformed, Unreachable
 from peer.names import Names, is_ip
 from peer.v1 import peer_pb2 as pb
 
+HEARSAY = ("exchange", "mdns")
+"""Discoveries that pass on what others say; what is written down may lead anywhere."""
 ELSEWHERE = ("192.0.2.1", "2001:db8::1")
 """Addresses of nobody (RFC 5737, 3849). Nothing is sent there; the system is asked by which address it would be."""
 
@@ -32,6 +34,8 @@ class Addresses:
         self.discoveries = {name: discoveries[name] for name in DISCOVERIES if name in discoveries}
         self.names = names or Names()
         self._labels: Mapping[str, str] = {}
+        self._local = False
+        """This node itself announces an address that only its machine can reach: so may the others."""
         self._sources: dict[str, Mapping[str, str]] = {}
         """id -> address -> who gave it, as last asked."""
 
@@ -69,6 +73,9 @@ class Addresses:
                         lacking.append(str(error))
                     case ips:
                         for each in ips:
+                            if name in HEARSAY and _is_loopback(each) and not self._local:
+                                lacking.append(f"{name}: {each} would be this machine itself")
+                                continue
                             found.setdefault(each, name if each == address else f"{name}: {address}")
             if not many:
                 lacking.append(f"{name}: {self.discoveries[name].missing(node_id)}")
@@ -91,6 +98,7 @@ class Addresses:
         return self._sources.get(node_id, {}).get(address, "")
 
     async def announce(self, addresses: Sequence[str]) -> None:
+        self._local = any(_is_loopback(each) for each in addresses)
         for discovery in self.discoveries.values():
             await discovery.announce(addresses)
 
@@ -110,6 +118,13 @@ class Addresses:
         async with asyncio.TaskGroup() as group:
             for name, discovery in self.discoveries.items():
                 group.create_task(discovery.run(), name=f"discovery {name}")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(endpoint(address)[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def own_addresses(bound: str, advertise: str) -> list[str]:

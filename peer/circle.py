@@ -29,7 +29,10 @@ class Terms:
 
     run: str
     roster: int
+    """Version. Two may differ in it: what a version can change, no weight depends on."""
     layout: bytes
+    members: bytes = b""
+    """Digest of the roster's members, removed ones included."""
     validation: bytes = b""
     start: bytes = b""
     """Digest of the initial parameters."""
@@ -45,7 +48,7 @@ class Terms:
         """(code, sentence) of the first thing in which the caller differs; (CODE_OK, "") if nothing does."""
         for same, code, here, there in (
             (hello.run == self.run, pb.CODE_RUN, self.run, hello.run),
-            (hello.roster == self.roster, pb.CODE_ROSTER, f"version {self.roster}", f"version {hello.roster}"),
+            (self._same_members(hello), pb.CODE_ROSTER, f"version {self.roster}", f"version {hello.roster}"),
             (hello.layout == self.layout, pb.CODE_LAYOUT, self.layout.hex()[:12], hello.layout.hex()[:12]),
             (hello.validation == self.validation, pb.CODE_VALIDATION, "one digest", "another"),
             (hello.inputs == self.inputs_digest, pb.CODE_INPUTS, self._fed, "something else"),
@@ -54,6 +57,10 @@ class Terms:
             if not same:
                 return code, codec.printable(f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)")
         return pb.CODE_OK, ""
+
+    def _same_members(self, hello: pb.Hello) -> bool:
+        """Peers of earlier releases say their version only."""
+        return hello.members == self.members if hello.members else hello.roster == self.roster
 
     @property
     def _fed(self) -> str:

@@ -104,6 +104,7 @@ RULES: Mapping[str, Rule] = {
     "validation": _digest,
     "start": _digest,
     "inputs": _digest,
+    "members": _digest,
     "digest": _digest,
     "parts": lambda n: n <= MAX_PARTS,
     "dtype": lambda n: n in peer_pb2.DType.values(),

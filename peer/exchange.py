@@ -61,6 +61,12 @@ class Observer:
 
     def presence(self, peer: Peer, live: bool) -> None: ...
 
+    def refused(self, peer: Peer, code: int) -> None:
+        """A member's call or transfer was refused."""
+
+    def newer_roster(self, peer: Peer, version: int) -> None:
+        """The neighbor holds a higher version than this node."""
+
 
 class Signal:
     """Wakes everybody who waits when something changed. Check your condition, then wait, without awaiting between."""

@@ -34,6 +34,7 @@ DOMAIN = "peerpoise"
 """Names in certificates are `<id>.peerpoise`; no DNS is asked about them."""
 NODE_DAYS = 365
 CA_DAYS = 3650
+BOTH_ENDS = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 SKEW = timedelta(minutes=10)
 """Certificates are valid from this long before they are issued, because clocks differ."""
 
@@ -150,6 +151,41 @@ def spki_id(pem_certificate: bytes) -> tuple[str, tuple[str, ...]]:
     return node_id(key), names(certificate)
 
 
+def member_id(pem_certificate: bytes, ca_pem: bytes) -> str:
+    """The id of the node that showed this certificate, computed from its key.
+
+    Raises:
+        IdentityError: it is not as `CertificateAuthority.issue` makes them.
+    """
+    own, written = spki_id(pem_certificate)
+    if written != (f"{own}.{DOMAIN}",):
+        raise IdentityError("The certificate's name does not belong to its key.")
+    certificate, authority = map(x509.load_pem_x509_certificate, (pem_certificate, ca_pem))
+    if not _is_issued_by(certificate, authority):
+        raise IdentityError("The certificate was not issued by the federation's CA itself.")
+    if not is_leaf(certificate):
+        raise IdentityError("The certificate is not one for both ends of TLS and nothing else.")
+    return own
+
+
+def is_leaf(certificate: x509.Certificate) -> bool:
+    """Is it for both ends of TLS, and no authority of its own?"""
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+    return not constraints.ca and set(usages) == set(BOTH_ENDS)
+
+
+def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class CertificateAuthority:
     """The federation: it alone enrols nodes and signs rosters. Its private key belongs on no node."""
@@ -259,8 +295,7 @@ def _builder(
     )
     if authority:
         return builder
-    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    return builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
+    return builder.add_extension(x509.ExtendedKeyUsage(BOTH_ENDS), critical=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,14 +322,14 @@ class Identity:
         public, expected = private.public_key(), node_id(private.public_key())
         if p256(own) != public:
             raise IdentityError(f"{certificate} was issued for another key than {key}.")
-        try:
-            own.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
-            raise IdentityError(f"{certificate} was not issued by the CA in {ca}.") from None
+        if not _is_issued_by(own, authority):
+            raise IdentityError(f"{certificate} was not issued by the CA in {ca}.")
         for path, it in ((certificate, own), (ca, authority)):
             _check_dates(path, it, now)
         if names(own) != (f"{expected}.{DOMAIN}",):
             raise IdentityError(f"{certificate} does not carry the name that belongs to its key; issue it again.")
+        if not is_leaf(own):
+            raise IdentityError(f"{certificate} is not one for both ends of TLS and nothing else; issue it again.")
         pem = serialization.Encoding.PEM
         return cls(
             id=expected,
@@ -309,6 +344,10 @@ class Identity:
     def sign_welcome(self, nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
         """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds its key."""
         return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
+
+    def sign_connection(self, nonce: bytes, client_id: str) -> bytes:
+        """The proof that whoever is at the other end of a connection for transfers holds this node's key."""
+        return self._key.sign(_connection(nonce, client_id, self.id), ec.ECDSA(hashes.SHA256()))
 
     def sign_announcement(self, issued: int, addresses: Sequence[str]) -> bytes:
         """What makes it known that this node itself says where it can be dialled."""
@@ -353,6 +392,10 @@ def _welcome(nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
     return _signed("welcome", nonce, client_id.encode(), server_id.encode(), run.encode())
 
 
+def _connection(nonce: bytes, client_id: str, server_id: str) -> bytes:
+    return _signed("connection", nonce, client_id.encode(), server_id.encode())
+
+
 def _announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
     return _signed("announcement", member.encode(), issued.to_bytes(8, "big"), *(each.encode() for each in addresses))
 
@@ -379,6 +422,11 @@ def verify_welcome(
         raise Refused("The peer answered with the key of another node.", peer_pb2.CODE_IDENTITY)
     if not _is_signed(public, signature, _welcome(nonce, client_id, expected_id, run)):
         raise Refused("The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY)
+
+
+def verify_connection(public: bytes, signature: bytes, *, nonce: bytes, client_id: str, expected_id: str) -> bool:
+    """Is `public` (SPKI, DER) the key of `expected_id`, and did it sign for this very connection?"""
+    return id_of(public) == expected_id and _is_signed(public, signature, _connection(nonce, client_id, expected_id))
 
 
 def announced(public: bytes, signature: bytes, *, member: str, issued: int, addresses: Sequence[str]) -> bool:

@@ -9,6 +9,8 @@ circle is broken.
     unknown ── agree ──> live ── lose ──> lost ── agree ──> live
                           └──── leave ──> left | finished
 
+A neighbor that is removed from the roster is that for good.
+
 An edge is used from the round on both ends agreed to in the handshake (`live_from`), never before.
 """
 
@@ -42,6 +44,7 @@ class Presence(Enum):
     LOST = "lost"
     LEFT = "left"
     FINISHED = "finished"
+    REMOVED = "removed"
 
 
 @dataclass(slots=True)
@@ -116,6 +119,15 @@ class Membership:
     def finished(self) -> frozenset[Peer]:
         """Neighbours that are done with all rounds."""
         return frozenset(peer for peer, it in self.neighbours.items() if it.presence is Presence.FINISHED)
+
+    def removed(self) -> frozenset[Peer]:
+        """Neighbors that are in the roster no more."""
+        return frozenset(peer for peer, it in self.neighbours.items() if it.presence is Presence.REMOVED)
+
+    def remove(self, peer: Peer) -> None:
+        """The roster dropped the neighbor: its edge is lost for good."""
+        it = self.neighbours[peer]
+        it.presence, it.last_error, it.refusal = Presence.REMOVED, "It was removed from the roster.", ""
 
     def agree(
         self,

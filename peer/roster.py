@@ -1,16 +1,18 @@
 """Who takes part: names, node ids and addresses, signed by the federation's key.
 
-The graph and every mixing weight follow from the sorted names, so all nodes must hold the same roster; a new one has
-a higher version and takes effect from a stated round on. N is its size, also while members are down.
+The graph and every mixing weight follow from the sorted names, so all nodes must hold the same members. N is their
+number, also while some are down. A higher version may remove members: they stay in the list, so that nobody's weights
+change, but their edges are not used any more, and nobody lets them in. Nothing else can change during a run.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,13 @@ class Roster:
     version: int
     effective_round: int
     members: tuple[Member, ...]
+    """All that the run began with, the removed ones too."""
+    removed: tuple[str, ...] = ()
+    """Names."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for a version or round below its minimum, no members, or a name or id twice."""
+        """Raises ConfigurationError for a version or round below its minimum, no members, a name or id twice, or a
+        removed member that never was one."""
         if self.version < 1 or not 0 <= self.effective_round < MAX_ROUND:
             raise ConfigurationError("A roster's version starts at 1 and its effective_round at 0.")
         if not self.members:
@@ -57,7 +63,10 @@ class Roster:
             twice = sorted({value for value in seen if seen.count(value) > 1}) if len(set(seen)) < len(seen) else []
             if twice:
                 raise ConfigurationError(f"The roster has the {what} {twice[0]} twice.")
+        if strangers := sorted(set(self.removed) - {member.name for member in self.members}):
+            raise ConfigurationError(f"The roster removes {strangers[0]}, who is no member.")
         object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda member: member.name)))
+        object.__setattr__(self, "removed", tuple(sorted(self.removed)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,6 +80,44 @@ class Roster:
     @property
     def by_name(self) -> Mapping[str, Member]:
         return {member.name: member for member in self.members}
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Node ids of those who take part: all but the removed ones."""
+        return frozenset(member.id for member in self.members if member.name not in self.removed)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of what graph and weights follow from: the same in every version of one run (32 bytes)."""
+        return hashlib.sha256(json.dumps([(member.name, member.id) for member in self.members]).encode()).digest()
+
+    def without(self, names: Collection[str]) -> Roster:
+        """The next version, with these members removed too.
+
+        Raises:
+            ConfigurationError: one of them is no member, or was removed before, or nobody would be left.
+        """
+        for name in names:
+            if name in self.removed:
+                raise ConfigurationError(f"{name} was removed from the roster before.")
+        removed = {*self.removed, *names}
+        if len(removed) >= len(self.members):
+            raise ConfigurationError("Nobody would be left in the roster; to end a run, stop its nodes.")
+        return replace(self, version=self.version + 1, removed=tuple(removed))
+
+    def gone(self, newer: Roster) -> frozenset[str]:
+        """The names of those whom a newer version removes.
+
+        Raises:
+            ConfigurationError: it is older, or changes something else, which no run can do.
+        """
+        if newer.version <= self.version:
+            raise ConfigurationError(f"it is of version {newer.version}, and version {self.version} is in force")
+        if newer.digest != self.digest:
+            raise ConfigurationError("it adds or changes members, which needs a new run")
+        if back := sorted(set(self.removed) - set(newer.removed)):
+            raise ConfigurationError(f"it takes {back[0]} back, who was removed for good")
+        return frozenset(newer.removed) - frozenset(self.removed)
 
     def save(self, path: Path, key: PrivateKey) -> None:
         """Writes JSON signed with the federation's key (`CertificateAuthority.key`).
@@ -138,7 +185,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], bytes]:
 def _roster(path: Path, body: Mapping[str, Any]) -> Roster:
     try:
         members = tuple(Member(str(m["name"]), str(m["id"]), tuple(map(str, m["addresses"]))) for m in body["members"])
-        return Roster(int(body["version"]), int(body["effective_round"]), members)
+        removed = tuple(map(str, body.get("removed", ())))
+        return Roster(int(body["version"]), int(body["effective_round"]), members, removed)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise

@@ -12,6 +12,7 @@ import random
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from peer import codec
@@ -122,9 +123,26 @@ class Session:
         """Drops the edge until a new handshake."""
         self.circle.lose(peer, why, idle=idle)
 
+    def remove(self, node_id: str) -> None:
+        """A member is in the roster no more: nothing it says counts, and nothing is said to it."""
+        peer = self.circle.names.pop(node_id, None)
+        if peer in self.circle.contacts:
+            self.membership.remove(peer)
+            self.circle.contacts[peer].proven = False
+            self.circle.contacts[peer].poke.notify()
+            self.circle.observer.presence(peer, False)
+        self.changed.notify()
+
+    def adopt(self, version: int) -> None:
+        """This node holds a newer roster: handshakes, which are due now, tell the neighbors so."""
+        self.circle.terms = replace(self.circle.terms, roster=version)
+        for contact in self.circle.contacts.values():
+            contact.proven = False
+            contact.poke.notify()
+
     async def _keep(self, peer: Peer) -> None:
         contact, pause = self.circle.contacts[peer], RETRY_FIRST
-        while True:
+        while self.membership.neighbours[peer].presence is not Presence.REMOVED:
             try:
                 if self._estranged(peer):
                     await self._shake(peer)
@@ -198,6 +216,7 @@ class Session:
             validation=self.circle.terms.validation,
             start=self.circle.terms.start,
             inputs=self.circle.terms.inputs_digest,
+            members=self.circle.terms.members,
             round=self.position.round,
             from_round=self.position.earliest,
             ledger=self._head(),
@@ -256,7 +275,10 @@ class Session:
         reply.code = code  # type: ignore[assignment]
         if code != pb.CODE_OK:
             self._note(peer, detail, code)
+            self.circle.observer.refused(peer, code)
             return reply
+        if hello.roster > self.circle.terms.roster:
+            self.circle.observer.newer_roster(peer, hello.roster)
         if self.identity is not None:
             me, run = self.circle.ids[self.circle.me], self.circle.terms.run
             reply.spki, reply.signature = (

@@ -88,8 +88,6 @@ class Transfers:
             return pb.CODE_STOPPING
         if (header.protocol, header.run) != (codec.PROTOCOL, self.circle.terms.run):
             return pb.CODE_RUN
-        if header.roster != self.circle.terms.roster:
-            return pb.CODE_ROSTER
         if header.receiver != self.circle.ids[self.circle.me]:
             return pb.CODE_IDENTITY
         if header.incarnation != contact.incarnation:

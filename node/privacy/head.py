@@ -26,12 +26,14 @@ _LENGTH = _RECORD.size + 32
 class Head:
     """(sequence, digest) in two alternating slots with checksums, each write fsynced.
 
-    Read gives the higher of the valid slots. A slot torn in writing leaves the other, older by one debit, whose bytes
-    never left. Not covered: damage to the newer slot together with the loss of exactly the last row.
+    Read gives the higher of the valid slots, and keeps the file open: a debit must not depend on whether the system has
+    a descriptor to give. A slot torn in writing leaves the other, older by one debit, whose bytes never left. Not
+    covered: damage to the newer slot together with the loss of exactly the last row.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._descriptor = -1
 
     def create(self) -> None:
         """A head of an empty ledger, on disk when this returns.
@@ -51,14 +53,10 @@ class Head:
         """Replaces the older slot; on disk when this returns.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk refuses, or no head was read.
         """
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.pwrite(descriptor, _record(sequence, digest), _SLOT * (sequence % 2))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.pwrite(self._descriptor, _record(sequence, digest), _SLOT * (sequence % 2))
+        os.fsync(self._descriptor)
 
     def read(self) -> tuple[int, bytes] | None:
         """The head, or None if there is no file or no valid slot in it.
@@ -66,12 +64,20 @@ class Head:
         Raises:
             OSError: the disk refuses.
         """
+        self.close()
         try:
-            content = self.path.read_bytes()
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        content = os.pread(self._descriptor, 2 * _SLOT, 0)
         slots = (_parse(content[start : start + _LENGTH]) for start in (0, _SLOT))
         return max(filter(None, slots), default=None)
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def _record(sequence: int, digest: bytes) -> bytes:

@@ -189,6 +189,8 @@ class Ledger:
         if self._db is not None:
             self._db.close()
         self._db, self._stale = None, True
+        if self._head is not None:
+            self._head.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -298,7 +300,7 @@ class Ledger:
             if self._path.exists() or self._head.path.exists():
                 raise self._distrust("has no readable head beside it")
             self._head.create()
-            return 0, GENESIS
+            head = self._head.read() or (0, GENESIS)
         if head[0] and not self._path.exists():
             raise self._distrust("is gone, though its head is there")
         return head

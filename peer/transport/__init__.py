@@ -6,7 +6,7 @@ call for what arrives, and takes a `Link` per neighbour for what leaves.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Literal, Protocol, TypeAlias
 
 Method: TypeAlias = Literal["Handshake", "Beat", "Leave", "Peers"]
@@ -42,12 +42,23 @@ class Transport(Protocol):
     insecure: bool
     """True: no authentication, no encryption. Shown in logs, status, metrics and summary."""
 
+    refused: Callable[[str | None, int], None]
+    """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster), the wire's code."""
+    connections: int
+    """How many others began, so far."""
+    connections_used: int
+    """Those of them on which anybody with a certificate ever called."""
+
     async def serve(self, service: Service) -> str:
         """Starts listening; returns the bound "host:port"."""
         ...
 
     def link(self, node_id: str, address: str) -> Link:
         """A link to the node with this id at this address ("host:port"); dials lazily and re-dials by itself."""
+        ...
+
+    def revoke(self, node_id: str) -> None:
+        """Aborts every open call from and to this id, and refuses new ones."""
         ...
 
     async def close(self, grace: float) -> None:

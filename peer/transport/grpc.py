@@ -5,12 +5,16 @@ writer gets no further than two or three frames ahead of a reader that stopped. 
 control messages would wait behind bulk.
 
 A listener admits a call in this order: TLS 1.3 with a certificate of the federation, SHA-256(key) == the
-certificate's only name, not revoked, within its identity's quota; only then is anything read. The dialling side is
-shown no certificate by grpc: TLS checks chain and name there, the handshake's signature checks the key (session.py).
+certificate's only name, a token of its caller's bucket (admission.py), a member of the roster, not revoked, within its
+caller's quota of open calls; only then is anything read. The dialling side is shown no certificate by grpc: TLS checks
+chain and name there, the handshake's signature checks the key (session.py); the connection of bulk is asked for a
+signature of its own before anything is sent on it, and again whenever it was made anew.
 
-Not covered: grpc.aio can't cut a connection, so a revoked peer keeps an idle one on which every call is refused; a
-certificate that expires stays usable on connections made before; silent TCP connections live until the handshake
-timeout.
+Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are closed as they come.
+
+Not covered: a certificate that expires stays usable on connections made before; grpc doesn't tell of TLS handshakes
+that failed; whoever has a certificate of the CA, be it a removed member, costs a TLS handshake and a look at its
+headers per connection, however often it comes.
 """
 
 from __future__ import annotations
@@ -18,16 +22,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
+import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias, get_args
+from typing import Any, NoReturn, TypeAlias, get_args
 
-from peer.codec import MAX_MESSAGE, printable
+from google.protobuf.message import DecodeError
+
+from peer.admission import STRANGER, Admission
+from peer.codec import DIGEST, MAX_MESSAGE, printable
+from peer.codec import sentence as sentence_of
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
-from peer.identity import DOMAIN, Identity, spki_id
+from peer.identity import DOMAIN, Identity, member_id, verify_connection
+from peer.sockets import cut
 from peer.transport import Method, Service
 from peer.v1 import peer_pb2
 
@@ -52,6 +63,15 @@ TRANSFERS_PER_PEER = 8
 """Open transfers of one identity: what a round keeps in flight on an edge, twice over."""
 STREAMS_PER_CONNECTION = 16
 """Calls that one connection may have open at the listener; further ones wait at the sender."""
+CONNECTIONS = 1024
+"""Connections that others may have to this listener at a time, if that is at most a quarter of the descriptors that
+this process may have: a neighbor has two. More are closed as they come. A silent one costs some 70 KiB."""
+HANDSHAKE_SECONDS = 2.0
+"""How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
+CUT_AFTER = 1.0
+"""Seconds that a revoked node has to read what it is told, until its connections are cut."""
+METADATA = 4096
+"""Bytes of headers that a call may have; an honest one has some 300."""
 REQUEST_SECONDS = 10.0
 """How long a control call may take to deliver its few bytes after it was admitted."""
 WINDOW = 2 << 20
@@ -59,6 +79,8 @@ WINDOW = 2 << 20
 transfer on loopback and is no faster there; over a long fat line (more than 2 MiB of bandwidth × delay) raise it."""
 CONNECT_SECONDS = 10.0
 """How long one attempt to connect may take, TLS handshake on a busy machine included."""
+
+REVOKED = "This node was revoked."
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -85,12 +107,22 @@ def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> 
         *common_options(window),
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.http.overload_protection", 1),
+        ("grpc.max_allowed_incoming_connections", most_connections()),
         ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
+        ("grpc.max_metadata_size", METADATA),
+        ("grpc.absolute_max_metadata_size", METADATA),
         ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive * 500)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.keepalive_time_ms", int(keepalive * 1000)),
         ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
     ]
+
+
+def most_connections() -> int:
+    """CONNECTIONS, or fewer where descriptors are few."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(CONNECTIONS, soft // 4)
 
 
 def client_options(
@@ -115,7 +147,8 @@ class Grpc:
 
     `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs forget idle connections,
     peers answer faster pings with "too many pings"); `reconnect` is the back-off in seconds, (first, longest);
-    `handshake` is how many seconds a new connection has to prove itself; `window` is in bytes.
+    `handshake` is how many seconds a new connection has to prove itself; `window` is in bytes. `members` are the ids
+    that may call, by default all that have a certificate of the CA.
 
     Raises:
         ConfigurationError: `listen` is no address, or keepalive is below 20.
@@ -128,9 +161,10 @@ class Grpc:
         *,
         max_neighbours: int = 64,
         keepalive: float = 25.0,
-        reconnect: tuple[float, float] = (0.1, 3.0),
-        handshake: float = 8.0,
+        reconnect: tuple[float, float] = (0.1, 1.0),
+        handshake: float = HANDSHAKE_SECONDS,
         window: int = WINDOW,
+        members: Collection[str] | None = None,
     ) -> None:
         if keepalive < 20:
             raise ConfigurationError("keepalive must be at least 20 seconds; peers refuse faster pings.")
@@ -149,8 +183,18 @@ class Grpc:
         self._health = health.aio.HealthServicer()
         self._open: dict[tuple[str, int], set[asyncio.Task[Any]]] = {}
         self._links: set[GrpcLink] = set()
+        self._members = None if members is None else frozenset(members)
         self._revoked: set[str] = set()
         self._ids: dict[bytes, str] = {}
+        self._admission = Admission(lambda caller: self.refused(caller or None, peer_pb2.CODE_BUSY))
+        self.refused: Callable[[str | None, int], None] = lambda caller, code: None
+        """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster), the wire's code."""
+        self.connections = 0
+        """TLS handshakes that were begun with this listener."""
+        self.connections_used = 0
+        """Those of them on which anybody with a certificate ever called."""
+        self._callers: dict[str, str] = {}
+        """The other ends of the newest of them, and which member is there (empty: none)."""
 
     async def serve(self, service: Service) -> str:
         """Starts listening, unless `listen` has, and gives all calls to `service`; returns the bound "host:port".
@@ -173,7 +217,7 @@ class Grpc:
         await self.set_serving(False)
         options = server_options(self._keepalive, self._handshake, self._window)
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._rpcs)
-        server.add_generic_rpc_handlers(self._handlers())
+        self._register(server)
         try:
             port = self._bind(server)
         except RuntimeError:
@@ -197,10 +241,10 @@ class Grpc:
 
     async def close(self, grace: float) -> None:
         """Stops listening; open calls get `grace` seconds, then are aborted. Links are closed by who made them."""
-        if self._server is not None:
+        server, self._server = self._server, None
+        if server is not None:
             await self.set_serving(False)
-            await self._server.stop(grace)
-            self._server = None
+            await server.stop(grace)
 
     async def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers from now on."""
@@ -209,7 +253,8 @@ class Grpc:
             await self._health.set(name, status)
 
     def rotate(self, identity: Identity) -> None:
-        """Uses a newer certificate of the same id: for new incoming connections, and for links made from now on.
+        """Uses a newer certificate of the same id: for new connections, at once for incoming ones, and for those of a
+        link when nothing is under way on it.
 
         Raises:
             IdentityError: another id, or this transport has no identity.
@@ -217,9 +262,11 @@ class Grpc:
         if self._identity is None or identity.id != self._identity.id:
             raise IdentityError("A running node can't change its identity; stop it first.")
         self._identity = identity
+        self._ids.clear()  # another CA may not have issued them
 
     def revoke(self, node_id: str) -> None:
-        """Aborts every open call from and to this id, and refuses new ones."""
+        """Aborts every open call from and to this id, refuses new ones, and cuts its connections when it could read
+        why."""
         self._revoked.add(node_id)
         for (caller, _), tasks in self._open.items():
             if caller == node_id:
@@ -228,6 +275,9 @@ class Grpc:
         for link in self._links:
             if link.node_id == node_id:
                 link.cancel()
+        for other_end, caller in self._callers.items():
+            if caller == node_id:
+                asyncio.get_running_loop().call_later(CUT_AFTER, cut, other_end)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._identity is None:
@@ -241,6 +291,7 @@ class Grpc:
     def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
         """What grpc asks for at every new connection; None: as before. For a new one it frees what other threads'
         handshakes are in the middle of: given at every connection, it crashed under any storm of them (grpc 1.85.1)."""
+        self.connections += 1
         return None if self._shown is self._identity else self._certificate()
 
     def _certificate(self) -> grpc.ServerCertificateConfiguration:
@@ -267,6 +318,10 @@ class Grpc:
                 ) from None
             raise ConfigurationError(f"{self._listen} can't be listened on: {error.strerror}.") from None
 
+    @property
+    def identity(self) -> Identity | None:
+        return self._identity
+
     def channel(self, node_id: str, address: str) -> grpc.aio.Channel:
         """A new connection-to-be."""
         options = client_options(self._keepalive, self._reconnect, node_id, self._window)
@@ -284,20 +339,18 @@ class Grpc:
 
     # what arrives
 
-    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """All methods are streams for grpc, so that nothing is read before the caller is admitted."""
-        own: dict[str, Any] = {"Transfer": grpc.stream_stream_rpc_method_handler(self._transfer)}
-        for method in METHODS:
-            own[method] = grpc.stream_stream_rpc_method_handler(self._call(method))
+    def _register(self, server: grpc.aio.Server) -> None:
+        """All methods are streams for grpc, so that nothing is read before the caller is admitted. They are registered
+        by name: for a generic handler grpc first makes Python objects of all headers, 16 MiB of them if it comes to the
+        worst (a connection that does not acknowledge our settings is held to none of METADATA)."""
+        stream = grpc.stream_stream_rpc_method_handler
+        own: dict[str, Any] = {method: stream(self._call(method)) for method in METHODS}
+        own["Transfer"], own["Prove"] = stream(self._transfer), stream(self._prove)
         asked, answered = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
-        checks = {
-            name: grpc.stream_stream_rpc_method_handler(self._check(watch), asked, answered)
-            for name, watch in (("Check", False), ("Watch", True))
-        }
-        return (
-            grpc.method_handlers_generic_handler(SERVICE, own),
-            grpc.method_handlers_generic_handler(health.SERVICE_NAME, checks),
-        )
+        checks = {name: stream(self._check(name == "Watch"), asked, answered) for name in ("Check", "Watch")}
+        server.add_registered_method_handlers(SERVICE, own)
+        server.add_registered_method_handlers(health.SERVICE_NAME, checks)
+        server.add_generic_rpc_handlers((_Anything(stream(self._unknown)),))
 
     def _call(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
@@ -314,7 +367,25 @@ class Grpc:
             aclosing(_messages(context)) as messages,
         ):
             await self._attached.wait()
-            await context.write(await self._service.transfer(caller, messages))
+            verdict = await self._service.transfer(caller, messages)
+            if (code := _code(verdict)) == peer_pb2.CODE_OK:
+                self._admission.give_back(caller or context.peer())
+            elif code is not None:
+                self.refused(caller, code)
+            await context.write(verdict)
+
+    async def _prove(self, _: Any, context: Context) -> None:
+        async with self._admitted(context, CALLS_PER_PEER) as caller:
+            nonce = await _only(context)
+            if self._identity is None or caller is None or len(nonce) != DIGEST:
+                raise Malformed("There is nothing to prove.", peer_pb2.CODE_MALFORMED)
+            signature = self._identity.sign_connection(nonce, caller)
+            await context.write(peer_pb2.Proof(spki=self._identity.spki, signature=signature).SerializeToString())
+
+    async def _unknown(self, _: Any, context: Context) -> None:
+        """What is no method of ours costs its caller a token all the same."""
+        async with self._admitted(context, CALLS_PER_PEER):
+            raise Malformed("There is no such method.", peer_pb2.CODE_MALFORMED)
 
     def _check(self, watch: bool) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
@@ -335,20 +406,23 @@ class Grpc:
         assert task is not None
         places = self._open.setdefault(key, set())
         if len(places) >= quota:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls of this node are open.")
+            await self._refuse(
+                context, caller, grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls of this node are open."
+            )
         places.add(task)
         try:
             yield caller
         except asyncio.CancelledError:
             if self.revoked(caller):
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "This node was revoked.")
+                await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
             raise
         except Malformed as error:
+            self.refused(caller, error.code or peer_pb2.CODE_MALFORMED)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, printable(str(error)))
         except grpc.aio.AbortError:
             raise
         except Exception:
-            if not context.done():
+            if self._server is not None and not context.done():
                 _log.exception("A call could not be served.")
                 await context.abort(grpc.StatusCode.INTERNAL, "The call met a fault in the node that was called.")
         finally:
@@ -357,27 +431,77 @@ class Grpc:
                 self._open.pop(key, None)
 
     async def _authenticate(self, context: Context) -> str:
-        """The caller's id, from its key and nothing it says; ends the call if anything is amiss."""
-        shown = context.auth_context()
-        if list(shown.get("ssl_tls_version", ())) != [b"TLSv1.3"]:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required.")
-        pem = next(iter(shown.get("x509_pem_cert", ())), b"")
+        """The caller's id, from its key and nothing it says, once it has a token; ends the call if it may not."""
         try:
-            caller = self._ids.get(pem) or self._identify(pem)
+            caller = self._certified(context)
         except IdentityError as error:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-        if self.revoked(caller):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "This node was revoked.")
+            await self._turn(context, STRANGER)
+            await self._refuse(context, None, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        if not self._is_member(caller):
+            await self._turn(context, STRANGER)
+            why = REVOKED if self.revoked(caller) else sentence_of(peer_pb2.CODE_NOT_A_MEMBER)
+            await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, why)
+        self._callers[context.peer()] = caller
+        await self._turn(context, caller)
+        if self.revoked(caller):  # meanwhile
+            await self._refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, REVOKED)
         return caller
 
+    async def _turn(self, context: Context, caller: str) -> None:
+        """Waits for the caller's token; who is owed too many is cut off."""
+        if not await self._admission.wait(caller):
+            cut(context.peer())
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
+
+    def _is_member(self, node_id: str) -> bool:
+        return (self._members is None or node_id in self._members) and not self.revoked(node_id)
+
+    def _certified(self, context: Context) -> str:
+        """Raises IdentityError: another TLS than 1.3, or no certificate as ours are."""
+        shown = context.auth_context()
+        if list(shown.get("ssl_tls_version", ())) != [b"TLSv1.3"]:
+            raise IdentityError("TLS 1.3 is required.")
+        pem = next(iter(shown.get("x509_pem_cert", ())), b"")
+        self._note_connection(context.peer())
+        return self._ids.get(pem) or self._identify(pem)
+
+    def _note_connection(self, other_end: str) -> None:
+        if other_end not in self._callers:
+            self._callers[other_end] = STRANGER
+            self.connections_used += 1
+        if len(self._callers) > 4 * CONNECTIONS:
+            del self._callers[next(iter(self._callers))]
+
+    async def _refuse(self, context: Context, caller: str | None, status: grpc.StatusCode, why: str) -> NoReturn:
+        self.refused(caller, _CODES[status])
+        await context.abort(status, why)
+        raise AssertionError("abort raises")
+
     def _identify(self, pem: bytes) -> str:
-        own, names = spki_id(pem)
-        if names != (f"{own}.{DOMAIN}",):
-            raise IdentityError("The certificate's name does not belong to its key.")
+        assert self._identity is not None
+        own = member_id(pem, self._identity.ca_pem)
         if len(self._ids) >= 4096:
             self._ids.clear()
         self._ids[pem] = own
         return own
+
+
+class _Anything(grpc.GenericRpcHandler):
+    """Whatever is called: grpc would answer what it doesn't know by itself, as often as it is asked."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._handler = handler
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        return self._handler
+
+
+def _code(verdict: bytes) -> int | None:
+    """A verdict's code; None: it is none."""
+    try:
+        return int(peer_pb2.Verdict.FromString(verdict).code)
+    except DecodeError:
+        return None
 
 
 async def _only(context: Context) -> Any:
@@ -403,11 +527,20 @@ class GrpcLink:
     def __init__(self, transport: Grpc, node_id: str, address: str) -> None:
         self.node_id, self.address = node_id, address
         self._transport = transport
-        self._channels = [transport.channel(node_id, address) for _ in range(2)]
         self._calls: set[Any] = set()
+        self._proving = asyncio.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
+        """Makes both channels, which dial when they are used."""
+        self._identity = self._transport.identity
+        self._channels = [self._transport.channel(self.node_id, self.address) for _ in range(2)]
         control, bulk = self._channels
         self._control: dict[str, Any] = {m: control.unary_unary(f"/{SERVICE}/{m}") for m in METHODS}
         self._bulk: Any = bulk.stream_stream(f"/{SERVICE}/Transfer")
+        self._ask_proof: Any = bulk.unary_unary(f"/{SERVICE}/Prove")
+        self._proven: asyncio.Task[None] | None = None
+        """Runs as long as the connection of bulk is the one that was proved."""
 
     async def call(self, method: Method, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
         """One control message and its answer, within `timeout` seconds.
@@ -427,7 +560,8 @@ class GrpcLink:
         Raises:
             Unreachable: no connection, it broke, or the peer ended the transfer without a verdict.
         """
-        async with self._following(self._bulk) as call:
+        await self._prove()
+        async with self._following(lambda: self._bulk()) as call:
             sending = asyncio.ensure_future(_send(call, messages))
             reading = asyncio.ensure_future(call.read())
             call.add_done_callback(lambda _: sending.cancel())  # or a failing write would hide why the call ended
@@ -446,6 +580,31 @@ class GrpcLink:
             raise Unreachable(f"{self.address} ended a transfer without a verdict.")
         return bytes(verdict)
 
+    async def _prove(self) -> None:
+        """Sees to it that the connection of bulk leads to who has the key. Not covered: a connection that breaks and is
+        made anew between this and the next call, within one turn of the event loop.
+
+        Raises:
+            Unreachable: it does not, or there is none.
+        """
+        own = self._identity
+        async with self._proving:
+            if own is None or (self._proven is not None and not self._proven.done()):
+                return
+            nonce = secrets.token_bytes(DIGEST)
+            async with self._following(lambda: self._ask_proof(nonce, timeout=CONNECT_SECONDS)) as call:
+                reply = await call
+            try:
+                proof = peer_pb2.Proof.FromString(reply or b"")
+            except DecodeError:
+                proof = peer_pb2.Proof()
+            if not verify_connection(
+                proof.spki, proof.signature, nonce=nonce, client_id=own.id, expected_id=self.node_id
+            ):
+                what = f"{self.address} could not prove that it holds the key of its id."
+                raise Unreachable(what, peer_pb2.CODE_IDENTITY)
+            self._proven = asyncio.ensure_future(_stays(self._channels[1]))
+
     def cancel(self) -> None:
         """Ends every open call of this link."""
         for call in tuple(self._calls):
@@ -454,14 +613,17 @@ class GrpcLink:
     async def close(self) -> None:
         self._transport.forget(self)
         self.cancel()
-        for channel in self._channels:
-            await channel.close()
+        await _close(self._channels, self._proven)
 
     @asynccontextmanager
     async def _following(self, start: Callable[[], Any]) -> AsyncIterator[Any]:
         """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with the block."""
         if self._transport.revoked(self.node_id):
             raise Unreachable(f"The node at {self.address} was revoked.", peer_pb2.CODE_IDENTITY)
+        if self._identity is not self._transport.identity and not self._calls:
+            older, proven = self._channels, self._proven
+            self._connect()
+            await _close(older, proven)
         try:
             call = start()
         except grpc.aio.UsageError:
@@ -479,6 +641,21 @@ class GrpcLink:
         finally:
             self._calls.discard(call)
             call.cancel()
+
+
+async def _stays(channel: grpc.aio.Channel) -> None:
+    """Until the channel's connection is another one, or none."""
+    ready = grpc.ChannelConnectivity.READY
+    if channel.get_state() is ready:
+        await channel.wait_for_state_change(ready)
+
+
+async def _close(channels: Sequence[grpc.aio.Channel], proven: asyncio.Task[None] | None) -> None:
+    if proven is not None:
+        proven.cancel()
+        await asyncio.wait([proven])
+    for channel in channels:
+        await channel.close()
 
 
 async def _send(call: Any, messages: AsyncIterable[bytes]) -> bool:

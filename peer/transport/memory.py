@@ -137,6 +137,8 @@ class Memory:
 
     def __init__(self, network: Network, node_id: str) -> None:
         self.network, self.node_id = network, node_id
+        self.refused: Callable[[str | None, int], None] = lambda caller, code: None
+        self.connections = self.connections_used = 0
         self._service: Service | None = None
         self._repeats: set[asyncio.Task[None]] = set()
 
@@ -153,6 +155,10 @@ class Memory:
     def link(self, node_id: str, address: str) -> MemoryLink:
         """The way to another node; `address` is not looked at."""
         return MemoryLink(self.network, self.node_id, node_id)
+
+    def revoke(self, node_id: str) -> None:
+        """Nothing passes between the two any more."""
+        self.network.partition((self.node_id,), (node_id,))
 
     async def close(self, grace: float) -> None:
         """Leaves the network; what is under way breaks at once (`grace` is for transports that can be late)."""

@@ -85,6 +85,14 @@ ROLE_MIX: Role
 SENTENCE_FIELD_NUMBER: _ClassVar[int]
 sentence: _descriptor.FieldDescriptor
 
+class Proof(_message.Message):
+    __slots__ = ("spki", "signature")
+    SPKI_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    spki: bytes
+    signature: bytes
+    def __init__(self, spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class Header(_message.Message):
     __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "pull", "statements")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -178,7 +186,7 @@ class LedgerHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose", "order", "start", "inputs")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose", "order", "start", "inputs", "members")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +204,7 @@ class Hello(_message.Message):
     ORDER_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -213,7 +222,8 @@ class Hello(_message.Message):
     order: int
     start: bytes
     inputs: bytes
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ..., start: _Optional[bytes] = ..., inputs: _Optional[bytes] = ...) -> None: ...
+    members: bytes
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ..., start: _Optional[bytes] = ..., inputs: _Optional[bytes] = ..., members: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version", "order")

@@ -168,6 +168,27 @@ def test_authority_issues_for_keys_it_makes_and_for_requests(peerpoise: Call, tm
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"node.pem", "ca.pem"}
 
 
+def test_a_roster_loses_members_for_good(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    """pack makes it, remove signs the next version, and only the run's own CA can."""
+    hosts = [word for name in "abc" for word in ("--host", f"{name}=10.0.0.1:7443")]
+    assert peerpoise("pack", experiment, *hosts, "--out", tmp_path / "out").code == 0
+    shown = json.loads(peerpoise("roster", "remove", tmp_path / "out", "b", "--json").out)
+    assert (shown["version"], shown["members"], shown["removed"]) == (2, "a, c", "b")
+    assert json.loads(peerpoise("roster", "show", tmp_path / "out", "--json").out) == shown
+    for words, code, said in (
+        (("b",), 78, "was removed from the roster before"),
+        (("x",), 78, "who is no member"),
+        (("a", "c"), 78, "Nobody would be left"),
+    ):
+        refused = peerpoise("roster", "remove", tmp_path / "out", *words)
+        assert refused.code == code
+        assert said in refused.err
+    peerpoise("ca", "create", tmp_path / "other")
+    refused = peerpoise("roster", "remove", tmp_path / "out", "a", "--ca", tmp_path / "other")
+    assert refused.code == 77
+    assert json.loads(peerpoise("roster", "show", tmp_path / "out", "--json").out) == shown
+
+
 def test_config_show_says_where_from(peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEERPOISE_TRAIN__SEED", "5")
     call = ("config", "show", experiment, "--set", "privacy.rate=0.5", "--origin")
@@ -290,7 +311,7 @@ def test_every_documented_command_exists(peerpoise: Call) -> None:
     assert len(lines) > 12
     for line in lines:
         words = line.split()[1:]
-        depth = 2 if words[0] in ("ca", "config") else 1
+        depth = 2 if words[0] in ("ca", "config", "roster") else 1
         shown = peerpoise(*words[:depth], "--help")
         assert shown.code == 0, line
         assert all(option in shown.out for option in re.findall(r"--[a-z-]+", line)), line

@@ -45,11 +45,14 @@ def task(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("simulate", "--folder", "out"), ("config", "check")])
-def test_what_an_own_task_prints_is_not_in_the_document(task: Path, experiment: Path, words: tuple[str, ...]) -> None:
+def test_what_an_own_task_prints_is_not_in_the_document(
+    task: Path, experiment: Path, words: tuple[str, ...], unbuffered: str
+) -> None:
     settings = ("task.name=chatty.py:make_task", "experiment.nodes=2", "train.rounds=1", "experiment.partition=iid")
     changes = [word for each in settings for word in ("--set", each)]
-    done = peerpoise_in(task, *words, str(experiment), "--json", *changes)
+    done = peerpoise_in(task, *words, str(experiment), "--json", *changes, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
     for line in ("loading my task", "native code says so", "a program, too", "at the end"):
@@ -107,11 +110,12 @@ def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("algorithms",), ("algorithms", "--json"), ("config", "schema")])
-def test_a_full_disk_is_a_sentence(words: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "node.cli", *words]
+def test_a_full_disk_is_a_sentence(words: tuple[str, ...], unbuffered: str) -> None:
+    command, environ = [sys.executable, "-m", "node.cli", *words], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False)
     assert done.returncode == 73
     assert done.stderr.startswith("peerpoise: ")
     assert done.stderr.endswith(".\n")

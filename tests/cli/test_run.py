@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -154,7 +155,9 @@ def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp
 def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
     journal = home / "state" / "journal.jsonl"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    ends = pty.openpty()
+    streams = {"stdin": ends[1], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **streams) as process:
         try:
             while not journal.exists() or b'"event": "round"' not in journal.read_bytes():
                 assert process.poll() is None
@@ -162,5 +165,7 @@ def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signa
             assert process.wait(60) == 0
         finally:
             process.kill()
+            for end in ends:
+                os.close(end)
     assert since_start(home, "checkpoint")[-1] >= since_start(home, "round")[-1]
     assert events(home)[-1]["signal"] == number.name

@@ -129,10 +129,27 @@ class Cluster:
         cluster.divide(folder, config, homes, cluster.shares(config))
         return cls(config, folder, run, homes, addresses, held)
 
-    def start(self, name: str, *options: str, failpoints: str = "", loop: str = "auto", fresh: bool = False) -> Process:
-        """A daemon in a process of its own. `fresh`: one that imports torch itself, which takes seconds."""
-        options = (*options, "--loop", loop)
-        process = Process.start(self.homes[name], self.run, *options, failpoints=failpoints, fresh=fresh)
+    def start(
+        self,
+        name: str,
+        *options: str,
+        failpoints: str = "",
+        loop: str = "auto",
+        inside: Sequence[str] = (),
+        fresh: bool = False,
+    ) -> Process:
+        """A daemon in a process of its own. `inside` as in `Process.start`; `fresh`: it imports torch itself, which
+        takes seconds."""
+        process = Process.start(
+            self.homes[name],
+            self.run,
+            *options,
+            "--loop",
+            loop,
+            failpoints=failpoints,
+            inside=inside,
+            fresh=fresh,
+        )
         self.processes.append(process)
         return process
 

@@ -168,6 +168,19 @@ async def test_who_has_no_address_gets_a_sentence_with_what_each_discovery_lacks
         await it.addresses(people.id("carol"))
 
 
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("name", ["exchange", "mdns"])
+async def test_hearsay_leads_nobody_to_its_own_loopback(people: People, name: str, local: bool) -> None:
+    """Neither by number nor by a name; but all nodes of one machine may find each other so."""
+    around = Surroundings(roster=people.roster(), me=people.id("alice"))
+    it = Addresses.of([name], around, Names(Table(inside=["127.0.0.2"], outside=["10.0.0.1"])))
+    bob = people.id("bob")
+    it.discoveries[name] = Static({bob: ("[::1]:1", "127.0.0.1:2", "inside:3", "outside:4")})
+    await it.announce(["127.0.0.1:7"] if local else ["10.0.0.7:7"])
+    found = await it.addresses(bob)
+    assert found == (["[::1]:1", "127.0.0.1:2", "127.0.0.2:3", "10.0.0.1:4"] if local else ["10.0.0.1:4"])
+
+
 async def test_all_names_of_a_member_are_looked_up_at_once(people: People) -> None:
     """Whoever runs a silent name server announces as many of its names as there may be."""
     together = threading.Barrier(4)

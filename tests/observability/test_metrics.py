@@ -15,6 +15,7 @@ from peer.errors import ConfigurationError, TemporaryFailure
 GOLDEN = """
 peerpoise_build_info version torch python
 peerpoise_checkpoint_age_seconds
+peerpoise_connections used
 peerpoise_consensus_distance
 peerpoise_event_loop_lag_seconds
 peerpoise_insecure what
@@ -33,6 +34,7 @@ peerpoise_privacy_epsilon_limit
 peerpoise_privacy_epsilon_spent scope mode adjacency accountant
 peerpoise_privacy_ledger_errors
 peerpoise_contradictions peer
+peerpoise_refused peer code
 peerpoise_rejected peer
 peerpoise_releases recipient
 peerpoise_releases_withheld
@@ -86,6 +88,8 @@ def use(metrics: Metrics) -> None:
     metrics.up("n1", True)
     metrics.rejected("n1")
     metrics.contradicted("n1")
+    metrics.refused("stranger", "CODE_NOT_A_MEMBER")
+    metrics.connections(begun=3, used=2)
     metrics.rtt("n1", 0.001)
     metrics.weight("n1", 1 / 3)
     metrics.diagnostic("cosine", "n1", -0.01)

@@ -10,7 +10,7 @@ import pytest
 from node import journal
 from node.config import BudgetSection, RunConfig
 from node.metrics import Metrics
-from node.watch import PER_ROUND, Watch
+from node.watch import PER_ROUND, REFUSALS, WARNINGS, Watch
 from peer.v1 import peer_pb2 as pb
 
 
@@ -57,3 +57,48 @@ def test_no_neighbour_fills_the_disk_with_lines_about_itself(watch: Watch, what:
     watch.presence("c", True)
     about = [(it["event"], it["peer"]) for it in journal.read(watch.journal.path) if "peer" in it]
     assert about == [(what, "b")] * PER_ROUND + [("peer", "c")]
+
+
+def warned(watch: Watch) -> list[str]:
+    return [it["text"] for it in journal.read(watch.journal.path) if it["event"] == "warning"]
+
+
+def test_a_warning_that_differs_by_a_number_takes_the_place_of_the_one_before(watch: Watch) -> None:
+    watch.warnings = []
+    for n in range(1000):
+        watch.warn(f"/run/checkpoint-{n}.safetensors can't be written after {n} rounds.")
+        watch.warn(f"node-{n % 2} at 10.0.0.{n % 2}:7443 is odd.")
+    assert watch.warnings == [
+        "/run/checkpoint-999.safetensors can't be written after 999 rounds.",
+        "node-0 at 10.0.0.0:7443 is odd.",
+        "node-1 at 10.0.0.1:7443 is odd.",
+    ], "parts of names and addresses are no numbers"
+    assert len(warned(watch)) == 3
+
+
+def test_warnings_are_bounded(watch: Watch) -> None:
+    for n in range(1000):
+        watch.warn(f"node-{n} is odd.")
+    assert len(watch.warnings) == WARNINGS
+    assert watch.warnings[-1] == "node-999 is odd."
+
+
+def test_refusals_are_counted_by_kind_of_caller_and_told_above_a_rate(watch: Watch) -> None:
+    for peer, times in (("b", REFUSALS - 1), ("c", REFUSALS), ("", 2 * REFUSALS)):
+        for _ in range(times):
+            watch.refused(peer, pb.CODE_MALFORMED)
+    counted = watch.metrics.registry.get_sample_value
+    for peer, times in (("member", 2 * REFUSALS - 1), ("stranger", 2 * REFUSALS)):
+        assert counted("peerpoise_refused_total", {"peer": peer, "code": "CODE_MALFORMED"}) == times
+    assert [text.split(",")[0] for text in warned(watch)] == ["c", "Somebody with a certificate"]
+
+
+def test_connections_that_come_to_nothing_are_counted(watch: Watch) -> None:
+    for begun, used in ((3, 1), (2, 2), (7, 2)):
+        watch.connections(begun, used)
+    counted = watch.metrics.registry.get_sample_value
+    assert counted("peerpoise_connections_total", {"used": "yes"}) == 2
+    assert counted("peerpoise_connections_total", {"used": "no"}) == 5
+    watch._strangers = (0.0, 0)
+    watch.connections(10 * REFUSALS, 2)
+    assert "shows no certificate of its federation" in watch.warnings[-1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from peer import roster
 from peer.discovery import Surroundings
 from peer.discovery.static import Static
 from peer.endpoint import endpoint
@@ -116,3 +120,38 @@ async def test_static_addresses_put_the_nodes_own_first() -> None:
         Static.of(Surroundings(roster=Roster(1, 0, MEMBERS), static={"c": "10.0.0.9:1"}))
     with pytest.raises(ConfigurationError, match="is not an address"):
         Static({"x": ["nonsense"]})
+
+
+def test_a_next_version_removes_members_and_changes_nothing_else(ca: CertificateAuthority, path: Path) -> None:
+    first = Roster.load(path, ca.federation)
+    second = first.without(["b"])
+    second.save(path, ca.key)
+    assert Roster.load(path, ca.federation) == second
+    assert (second.version, second.names, second.removed, second.ids) == (4, ("a", "b"), ("b",), {"id-a"})
+    assert second.digest == first.digest
+    assert first.gone(second) == {"b"}
+
+
+def test_what_no_run_can_do_is_refused_in_a_sentence() -> None:
+    first = Roster(1, 0, MEMBERS)
+    second = first.without(["b"])
+    for older, newer, said in (
+        (second, first, "of version 1, and version 2 is in force"),
+        (first, Roster(2, 0, (*MEMBERS, Member("c", "id-c"))), "adds or changes members"),
+        (first, Roster(2, 0, (MEMBERS[0], Member("a", "id-x"))), "adds or changes members"),
+        (second, Roster(3, 0, MEMBERS), "takes b back"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            older.gone(newer)
+    for names, said in ((["c"], "who is no member"), (["a", "b"], "Nobody would be left")):
+        with pytest.raises(ConfigurationError, match=said):
+            first.without(names)
+    with pytest.raises(ConfigurationError, match="removed from the roster before"):
+        second.without(["b"])
+
+
+def test_a_roster_of_an_earlier_release_removes_nobody(ca: CertificateAuthority, path: Path) -> None:
+    body = {"version": 1, "effective_round": 0, "members": [{"name": "a", "id": "id-a", "addresses": []}]}
+    signature = ca.key.sign(roster._signed(body), ec.ECDSA(hashes.SHA256()))
+    path.write_text(json.dumps({"roster": body, "signature": base64.b64encode(signature).decode()}), encoding="utf-8")
+    assert Roster.load(path, ca.federation) == Roster(1, 0, (Member("a", "id-a"),))

@@ -24,7 +24,6 @@ PAYLOAD = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
 WRONG = {
     "protocol": 9,
     "run": "another",
-    "roster": 2,
     "sender": "c",
     "receiver": "c",
     "incarnation": 2,

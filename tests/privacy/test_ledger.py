@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -152,6 +153,22 @@ def test_a_debit_is_synced_before_it_returns(tmp_path: Path, monkeypatch: pytest
             with pytest.raises(LedgerError, match="nothing is released"):
                 ledger.debit("run", 0, "b", STRICT)
         ledger.debit("run", 1, "b", STRICT)
+
+
+def test_a_debit_needs_no_new_descriptor(tmp_path: Path) -> None:
+    """Strangers' connections may have taken all of them."""
+    with opened(tmp_path) as ledger:
+        ledger.debit("run", 0, "b", STRICT)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # what is open already stays so
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.open(os.devnull, os.O_RDONLY)
+            for round in range(1, 250):
+                ledger.debit("run", round, "b", STRICT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert ledger.head[0] == 250
 
 
 def debit_until_refused(ledger: Ledger, run: str) -> None:

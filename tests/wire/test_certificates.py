@@ -9,12 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from wire_kit import SECONDS, Federation, Forgery, Recorder, Sender, name_of, new_key, nothing_left, some, until
 
 from peer import identity
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
 from peer.identity import CertificateAuthority, Identity, verify_welcome
+from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2
 
@@ -67,6 +69,33 @@ def swapped_key(federation: Federation, _: Path) -> Identity:
     return replace(Forgery(federation.ca, thief, ()).of(federation.bob), certificate_pem=federation.bob.certificate_pem)
 
 
+def through_an_intermediate(federation: Federation, _: Path) -> Identity:
+    """The federation's CA certified another one, which certified a node and hands both certificates over."""
+    middle = Forgery(federation.ca, new_key(), (), (), authority=True, subject=MIDDLE)
+    key = new_key()
+    leaf = Forgery(CertificateAuthority(middle.key, x509.load_pem_x509_certificate(middle.pem)), key, (name_of(key),))
+    return replace(leaf.of(federation.bob), certificate_pem=leaf.pem + middle.pem)
+
+
+def an_authority_itself(federation: Federation, _: Path) -> Identity:
+    key = new_key()
+    return Forgery(federation.ca, key, (name_of(key),), authority=True).of(federation.bob)
+
+
+def no_usage(federation: Federation, _: Path) -> Identity:
+    key = new_key()
+    return Forgery(federation.ca, key, (name_of(key),), ()).of(federation.bob)
+
+
+def one_usage(federation: Federation, _: Path) -> Identity:
+    """TLS lets a client pass with it."""
+    key = new_key()
+    return Forgery(federation.ca, key, (name_of(key),), (ExtendedKeyUsageOID.CLIENT_AUTH,)).of(federation.bob)
+
+
+MIDDLE = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "middle")])
+ONLY_OURS = [through_an_intermediate, an_authority_itself, no_usage, one_usage]
+"""Chains that TLS takes, and no CA of ours makes."""
 BAD = [other_ca, expired, not_yet_valid, another_keys_name, two_names, no_name, wrong_usage, self_signed, swapped_key]
 Making = Callable[[Federation, Path], Identity]
 
@@ -82,7 +111,7 @@ async def refused(link: object, service: Recorder) -> Unreachable:
     return caught.value
 
 
-@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", BAD + ONLY_OURS, ids=lambda make: make.__name__)
 async def test_a_listener_refuses_a_dialler_with(make: Making, federation: Federation, tmp_path: Path) -> None:
     async with nothing_left():
         service, listener = Recorder.open(), Grpc(federation.alice, "127.0.0.1:0")
@@ -133,6 +162,46 @@ async def test_what_tls_lets_a_listener_pass_with_fails_in_the_handshakes_signat
             assert caught.value.code == peer_pb2.CODE_IDENTITY
         await link.close()
         await listener.close(0)
+
+
+@pytest.mark.parametrize("make", [another_keys_name, two_names], ids=lambda make: make.__name__)
+async def test_nothing_is_sent_on_a_connection_of_bulk_before_its_key_is_proved(
+    make: Making, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nothing_left():
+        forged, service, sender = make(federation, tmp_path), Recorder.open(), Sender(3)
+        listener = Grpc(forged, "127.0.0.1:0")
+        link = Grpc(federation.bob, "127.0.0.1:0").link(federation.carol.id, await listener.serve(service))
+        with pytest.raises(Unreachable, match="could not prove that it holds the key") as caught:
+            await link.transfer(sender())
+        assert caught.value.code == peer_pb2.CODE_IDENTITY
+        assert sender.asked == len(service.callers) == 0
+        monkeypatch.setattr(wire, "verify_connection", lambda *_, **__: True)  # power: TLS alone lets it pass
+        assert await link.transfer(sender()) == sender.digest
+        await link.close()
+        await listener.close(0)
+
+
+async def test_a_connection_of_bulk_that_is_made_anew_is_proved_anew(federation: Federation, tmp_path: Path) -> None:
+    async with nothing_left():
+        honest = Grpc(federation.carol, "127.0.0.1:0")
+        address = await honest.serve(Recorder.open())
+        link = Grpc(federation.bob, "127.0.0.1:0").link(federation.carol.id, address)
+        assert await link.transfer(Sender(1)())
+        await honest.close(0)
+        forged, service = Grpc(another_keys_name(federation, tmp_path), address), Recorder.open()
+        await forged.serve(service)
+        proven = link._proven
+        assert proven is not None
+        await until(proven.done)
+        said = ""
+        while "could not prove" not in said:  # until it is dialed again
+            with pytest.raises(Unreachable) as caught:
+                await link.transfer(Sender(1)())
+            said = str(caught.value)
+        assert not service.callers
+        await link.close()
+        await forged.close(0)
 
 
 async def test_a_dialler_refuses_the_right_federations_wrong_node(federation: Federation) -> None:
@@ -201,6 +270,21 @@ async def test_the_check_of_the_key_is_what_catches_a_careless_ca(
         address = await listener.serve(service)
         forged = another_keys_name(federation, tmp_path)
         link = Grpc(forged, "127.0.0.1:0").link(federation.alice.id, address)
+        assert await link.call("Beat", b"", SECONDS)
+        await link.close()
+        await listener.close(0)
+
+
+@pytest.mark.parametrize("make", ONLY_OURS, ids=lambda make: make.__name__)
+async def test_power_tls_alone_takes(
+    make: Making, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_is_issued_by", lambda *_: True)
+    monkeypatch.setattr(identity, "is_leaf", lambda *_: True)
+    async with nothing_left():
+        listener = Grpc(federation.alice, "127.0.0.1:0")
+        address = await listener.serve(Recorder.open())
+        link = Grpc(make(federation, tmp_path), "127.0.0.1:0").link(federation.alice.id, address)
         assert await link.call("Beat", b"", SECONDS)
         await link.close()
         await listener.close(0)

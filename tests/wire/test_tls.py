@@ -186,6 +186,9 @@ class Shown:
     def auth_context(self) -> dict[str, list[bytes]]:
         return self.shown
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     async def abort(self, code: object, why: str) -> None:
         raise ConnectionAbortedError(why)
 

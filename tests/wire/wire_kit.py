@@ -176,21 +176,25 @@ class Forgery:
     start: timedelta = timedelta(minutes=-10)
     end: timedelta = timedelta(days=1)
     self_signed: bool = False
+    authority: bool = False
+    """It is a CA's certificate too."""
+    subject: x509.Name = x509.Name([])  # noqa: RUF009 (it can't be changed)
 
     @property
     def pem(self) -> bytes:
         now = datetime.now(UTC)
-        subject = x509.Name([])
         builder = (
             x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if self.self_signed else self.ca.certificate.subject)
+            .subject_name(self.subject)
+            .issuer_name(self.subject if self.self_signed else self.ca.certificate.subject)
             .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + self.start)
             .not_valid_after(now + self.end)
-            .add_extension(x509.ExtendedKeyUsage(self.usages), critical=False)
+            .add_extension(x509.BasicConstraints(ca=self.authority, path_length=None), critical=True)
         )
+        if self.usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(self.usages), critical=False)
         if self.names:
             names = x509.SubjectAlternativeName([x509.DNSName(name) for name in self.names])
             builder = builder.add_extension(names, critical=False)

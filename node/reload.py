@@ -1,0 +1,109 @@
+"""Roster and certificate of a running daemon, read again when their files change.
+
+A higher version of the roster may remove members: they are cut at once, and the run goes on without them. Whatever else
+it would change needs a new run, so it is refused in a warning. A new certificate of the same key takes the place of the
+old one; nothing that is under way notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from node.config import NodeConfig
+from peer.errors import ConfigurationError, IdentityError
+from peer.exchange import Signal
+from peer.identity import Identity
+from peer.roster import Roster
+
+EVERY = 2.0
+"""Seconds between two looks at the files."""
+AHEAD = timedelta(days=30)
+"""A certificate that expires within this time is a warning."""
+
+
+class Reload:
+    """`run` watches; `now` makes it look at once."""
+
+    def __init__(
+        self,
+        node: NodeConfig,
+        federation: str,
+        roster: Roster,
+        identity: Identity,
+        *,
+        adopt: Callable[[Roster, frozenset[str]], None],
+        rotate: Callable[[Identity], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """`adopt` gets a newer roster and the names it removes, `rotate` a newer certificate of this node."""
+        self.node, self.federation, self.roster, self.identity = node, federation, roster, identity
+        self.adopt, self.rotate, self.warn = adopt, rotate, warn
+        self._due = Signal()
+        self._seen = self._stamps()
+
+    def now(self) -> None:
+        """Reads both, changed or not."""
+        self._seen = {}
+        self._due.notify()
+
+    async def run(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            IdentityError: a newer roster removes this node itself.
+        """
+        while True:
+            self._warn_of_expiry()
+            await self._due.wait(EVERY)
+            if (stamps := self._stamps()) != self._seen:
+                self._seen = stamps
+                self._read_roster()
+                self._read_identity()
+
+    def _stamps(self) -> dict[Path, tuple[int, int, int]]:
+        """What shows that a file was replaced; a file that is not there just now has none."""
+        own, found = self.node.identity, {}
+        for path in (self.node.roster, own.key, own.certificate, own.ca):
+            try:
+                about = path.stat()
+            except OSError:
+                continue
+            found[path] = (about.st_mtime_ns, about.st_size, about.st_ino)
+        return found
+
+    def _read_roster(self) -> None:
+        try:
+            newer = Roster.load(self.node.roster, self.federation)
+            if newer == self.roster:
+                return
+            removed = self.roster.gone(newer)
+        except (ConfigurationError, IdentityError) as error:
+            self.warn(f"The roster {self.node.roster} is not used ({str(error).rstrip('.')}); the one before stays.")
+            return
+        self.roster = newer
+        if self.node.name in removed:
+            raise IdentityError(f"{self.node.name} was removed from the roster (version {newer.version}).")
+        self.adopt(newer, removed)
+
+    def _read_identity(self) -> None:
+        own = self.node.identity
+        try:
+            newer = Identity.load(own.key, own.certificate, own.ca)
+            if (newer.certificate_pem, newer.ca_pem) == (self.identity.certificate_pem, self.identity.ca_pem):
+                return
+            self.rotate(newer)
+        except IdentityError as error:
+            self.warn(f"The new certificate is not used; the one before stays. {error}")
+            return
+        self.identity = newer
+
+    def _warn_of_expiry(self) -> None:
+        expires, path = self.identity.expires, self.node.identity.certificate
+        left = expires - datetime.now(UTC)
+        if left < AHEAD:
+            self.warn(
+                f"This node's certificate ({path}) or its CA's expires in {left.days} days, on {expires:%Y-%m-%d}: "
+                "put a new one in its place; it is read without a restart."
+            )
