@@ -340,9 +340,9 @@ class Grpc:
     # what arrives
 
     def _register(self, server: grpc.aio.Server) -> None:
-        """All methods are streams for grpc, so that nothing is read before the caller is admitted. They are registered
-        by name: for a generic handler grpc first makes Python objects of all headers, 16 MiB of them if it comes to the
-        worst (a connection that does not acknowledge our settings is held to none of METADATA)."""
+        """All methods are streams for grpc, so that nothing is read before the caller is admitted; all are registered by
+        name. Whoever never acknowledges our settings is held to none of METADATA, and grpc makes Python objects of its
+        headers, up to 16 MiB a call, before we are asked."""
         stream = grpc.stream_stream_rpc_method_handler
         own: dict[str, Any] = {method: stream(self._call(method)) for method in METHODS}
         own["Transfer"], own["Prove"] = stream(self._transfer), stream(self._prove)
