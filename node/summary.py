@@ -177,7 +177,9 @@ def digest(x: Tensor) -> str:
 
 def norm(x: Tensor) -> float:
     """‖x‖ of the parameters [d], in float64."""
-    return sqrt(sum(float(piece.double().square().sum()) for piece in _pieces(x)))
+    import torch
+
+    return sqrt(sum(float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2 for piece in _pieces(x)))
 
 
 def _pieces(x: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import attack, cluster, memory, warns
+from flooded import attack, cluster, memory, warns
 from harness import Cluster, Process, get, identity_of, until
 from wire_kit import Federation, Recorder, nothing_left
 

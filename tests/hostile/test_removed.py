@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from daemons import cluster, state_of, warns
+from flooded import cluster, state_of, warns
 from harness import Cluster, Process, events, identity_of
 from raw import Raw
 

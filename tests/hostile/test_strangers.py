@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from daemons import attack, cluster, state_of
+from flooded import attack, cluster, state_of
 from harness import Process, get
 
 from node.watch import WARNINGS
@@ -51,6 +51,7 @@ def descriptors(process: Process) -> int:
     return len(os.listdir(f"/proc/{process.popen.pid}/fd"))
 
 
+@pytest.mark.cluster
 async def test_a_neighbor_gets_in_among_strangers(tmp_path: Path) -> None:
     """Places come free as strangers are cut; who tries about once a second finds one."""
     ca = CertificateAuthority.create(tmp_path / "ca")

@@ -100,7 +100,7 @@ def test_an_existing_key_is_never_overwritten(folder: Path, ca: CertificateAutho
 
 def test_a_folder_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="can't be written"):
+    with pytest.raises(StorageError, match="can't be made"):
         identity.create_key(tmp_path / "file" / "node.key")
 
 
