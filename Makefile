@@ -39,10 +39,10 @@ demo: $(VENV)/demo.installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
 
 test-extras: $(VENV)/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m extras
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m extras
 
 # Without an index of small builds (TORCH_INDEX=) this Python has no torch, and what needs it is left out.
 OTHER := build/python/bin

@@ -160,7 +160,7 @@ class Said:
 
     async def _hashed(self) -> bytes:
         await self.until(self.flat.nbytes)
-        return await asyncio.to_thread(lambda: hashlib.sha256(self._bytes).digest())
+        return await self._compute.own(lambda: hashlib.sha256(self._bytes).digest())
 
 
 class Stream:

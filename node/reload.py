@@ -7,6 +7,7 @@ old one; nothing that is under way notices.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,7 +58,7 @@ class Reload:
         while True:
             self._warn_of_expiry()
             await self._due.wait(EVERY)
-            if (stamps := self._stamps()) != self._seen:
+            if (stamps := await asyncio.to_thread(self._stamps)) != self._seen:
                 self._seen = stamps
                 self._read_roster()
                 self._read_identity()

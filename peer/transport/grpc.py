@@ -340,7 +340,7 @@ class Grpc:
     # what arrives
 
     def _register(self, server: grpc.aio.Server) -> None:
-        """All methods are streams for grpc, so that nothing is read before the caller is admitted; all are registered by
+        """All methods are streams for grpc, so that nothing is read before the caller is admitted, and registered by
         name. Whoever never acknowledges our settings is held to none of METADATA, and grpc makes Python objects of its
         headers, up to 16 MiB a call, before we are asked."""
         stream = grpc.stream_stream_rpc_method_handler

@@ -77,7 +77,7 @@ def test_marks_of_doctor_are_spelled(encoding: str) -> None:
     assert re.search(r"^ok  python ", printed(encoding, "doctor"), re.MULTILINE)
 
 
-@under("latin-1", "gbk")
+@under("gbk")
 def test_an_experiment_ends_with_its_summary(encoding: str, experiment: Path, tmp_path: Path) -> None:
     text = printed(encoding, "simulate", experiment, "--folder", tmp_path / "run")
     assert ("ε_total" if encoding in GREEK else "eps_total") in text

@@ -462,7 +462,7 @@ async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
 async def test_who_is_slower_by_less_than_slowest_uses_no_patience_up():
     """Everybody takes a while, n1 several times as long, round after round."""
     hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    pauses = {(name, t): 0.1 for name in ("n0", "n2") for t in range(6)} | {("n1", t): 0.6 for t in range(6)}
+    pauses = {(name, t): 0.5 if name == "n1" else 0.2 for name in hoods for t in range(6)}
     _, together = trickling(hoods, 6, 0.2, pauses)
     await play(together)
     assert not any(node.notes.losses for node in together.values())

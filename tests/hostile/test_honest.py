@@ -17,7 +17,7 @@ from peer.exchange import Observer
 from peer.identity import CertificateAuthority, Identity
 from peer.transport.memory import Memory, Network
 
-ROUNDS = 1000 if os.environ.get("HOSTILE") else 60
+ROUNDS = 1000 if os.environ.get("HOSTILE") else 20
 GRAPHS = {"ring": 4, "full": 4, "torus": 9}
 DEADLINE = 4.0
 PAUSE = DEADLINE / 16
@@ -85,7 +85,7 @@ async def test_pauses_and_delays(people: dict[str, Identity], graph: str) -> Non
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", ["ring", "full"])
 async def test_a_restart(people: dict[str, Identity], graph: str) -> None:
     """Who was restarted is taken back by everybody; nobody else is lost, and nobody accused."""
     network = Network(2, delay=(0.0, 0.002))

@@ -35,8 +35,7 @@ def bad(c: Cluster, turn: Callable[[Witness], None]) -> Witness:
     return witness
 
 
-@pytest.mark.parametrize("lie", [Lie.AT_THE_START, Lie.IN_BEATS], ids=lambda lie: lie.name)
-@pytest.mark.parametrize("mode", ["round", "quorum"])
+@pytest.mark.parametrize(("mode", "lie"), [("round", Lie.AT_THE_START), ("quorum", Lie.IN_BEATS)])
 async def test_claims_of_other_rounds(daemons: Any, mode: str, lie: Lie) -> None:
     """They cost no round; in quorum mode, where nobody waits, they bring nobody beyond the other honest node."""
     async with daemons(kind="ring", rounds=ROUNDS, sync={"mode": mode, "deadline_s": 5.0}) as c:

@@ -135,7 +135,7 @@ async def seconds_of(rounds: int, liar: bool, **sync: Any) -> tuple[float, list[
 
 @pytest.mark.cluster
 async def test_who_shows_progress_and_sends_nothing() -> None:
-    rounds, patience = (3000 if LONG else 300), 0.5
+    rounds, patience = (3000 if LONG else 100), 0.5
     sync = {"patience_s": patience, "deadline_s": 5.0}
     rest, none = await seconds_of(rounds, liar=False, **sync)
     took, lost = await seconds_of(rounds, liar=True, **sync)
