@@ -26,7 +26,7 @@ from node.journal import Journal, code_version, header, round_seconds
 from node.learner import Learner, Plan, build
 from node.options import stopping_signals
 from node.privacy.ledger import Ledger
-from node.reload import Reload
+from node.reload import Reload, keep_version
 from node.remembered import Remembered
 from node.results import MODEL
 from node.watch import Watch
@@ -306,6 +306,7 @@ class Daemon:
             version=code_version(),
         )
         for name in self.roster.removed:
+            transport.revoke(ids[name])
             session.remove(ids[name])
         transport.refused = lambda caller, code: self.watch.refused(circle.names.get(caller or "", ""), code)
         session.position.working = lambda: compute.busy
@@ -326,6 +327,7 @@ class Daemon:
     def _adopt(self, roster: Roster, removed: frozenset[str]) -> None:
         """A newer roster: who is gone is cut at once, and neighbors are told the version."""
         self.roster = roster
+        keep_version(self.node.folder, roster)
         for name in sorted(removed):
             node_id = roster.by_name[name].id
             self.transport.revoke(node_id)
@@ -349,7 +351,8 @@ class Daemon:
         peers, neighbours = self.node.peers, circle.membership.neighbours
 
         def missing() -> list[str]:
-            gone = {peer for peer, it in neighbours.items() if it.presence is Presence.FINISHED}
+            over = (Presence.FINISHED, Presence.REMOVED)
+            gone = {peer for peer, it in neighbours.items() if it.presence in over}
             return [it.id for peer, it in circle.contacts.items() if not it.proven and peer not in gone]
 
         around = Surroundings(

@@ -230,7 +230,7 @@ class Driver:
         def compute_answer(peer: Peer, question: Any) -> Said:
             try:
                 most = self._own_most(answers.most)
-                return Said(verb.answer(peer, question), answers.layout, self.compute, most=most)
+                return Said(verb.answer(peer, question), answers.layout, self.compute, most=most, stated=False)
             except Diverged:  # at the neighbor's model, so it is not this node that has
                 why = "The gradient at that model is not finite, or beyond limits.rms."
                 self.watcher.withheld(t, peer, why)

@@ -95,9 +95,16 @@ class Said:
     """
 
     def __init__(
-        self, tensors: Payload[Tensor], layout: Layout, compute: Compute, *, most: float | None = None
+        self,
+        tensors: Payload[Tensor],
+        layout: Layout,
+        compute: Compute,
+        *,
+        most: float | None = None,
+        stated: bool = True,
     ) -> None:
-        """most: the largest norm that an honest node may have; None: it may be anything.
+        """most: the largest norm that an honest node may have; None: it may be anything. stated: its digest will be
+        signed, so it is computed here, in the compute thread: later it would wait behind answers.
 
         Raises:
             Diverged: it is larger, or not finite. Nothing of it has left.
@@ -107,13 +114,13 @@ class Said:
         self._size = None if most is None else Size(most)
         self._compute = compute
         self._grown = Signal()
-        self._digest: asyncio.Future[bytes] | None = None
+        self._hash = hashlib.sha256() if stated else None
         if isinstance(tensors, Tensor | tuple):
             pieces = tensors if isinstance(tensors, tuple) else (tensors,)
             self.flat = torch.cat([piece.detach().reshape(-1).to(TORCH[layout.dtype]) for piece in pieces])
             if self.flat.numel() != self.parts * layout.size:
                 raise AssertionError(f"{self.flat.numel()} elements said, {self.parts} × {layout.size} in the layout")
-            self._hold(self.flat)
+            self._take(self.flat)
             self.ready = self.flat.nbytes
         else:
             self.flat, self._steps = tensors.flat, tensors.steps
@@ -135,15 +142,18 @@ class Said:
         if (more := next(self._steps, None)) is None:
             raise AssertionError(f"filling ends after {self.ready} of {self.flat.nbytes} bytes")
         start = self.ready // self.flat.itemsize
-        self._hold(self.flat[start : start + more])
+        self._take(self.flat[start : start + more])
         return more
 
-    def _hold(self, values: Tensor) -> None:
+    def _take(self, values: Tensor) -> None:
+        """The next values are final."""
         try:
             if self._size is not None:
                 self._size.add(values)
         except Malformed:
             raise Diverged from None
+        if self._hash is not None:
+            self._hash.update(as_bytes(values))
 
     async def until(self, nbytes: int) -> None:
         while self.ready < nbytes:
@@ -154,13 +164,9 @@ class Said:
         return bytes(self._bytes[offset : offset + length])
 
     async def digest(self) -> bytes:
-        if self._digest is None:
-            self._digest = asyncio.ensure_future(self._hashed())
-        return await asyncio.shield(self._digest)
-
-    async def _hashed(self) -> bytes:
         await self.until(self.flat.nbytes)
-        return await self._compute.own(lambda: hashlib.sha256(self._bytes).digest())
+        assert self._hash is not None, "nobody is to sign it"
+        return self._hash.digest()
 
 
 class Stream:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from node.config import NodeConfig
+from peer import disk
 from peer.errors import ConfigurationError, IdentityError
 from peer.exchange import Signal
 from peer.identity import Identity
@@ -22,6 +23,24 @@ EVERY = 2.0
 """Seconds between two looks at the files."""
 AHEAD = timedelta(days=30)
 """A certificate that expires within this time is a warning."""
+
+
+def keep_version(folder: Path, roster: Roster) -> None:
+    """Notes in the state folder which version is in force, for the next start.
+
+    Raises:
+        IdentityError: a higher one was: this one would take back who was removed.
+        StorageError: the disk refuses.
+    """
+    path = folder / "roster.version"
+    try:
+        known = int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = -1
+    if roster.version < known:
+        raise IdentityError(f"The roster is of version {roster.version}, and {known} was in force here; copy that one.")
+    if roster.version > known:
+        disk.replace(path, str(roster.version).encode())
 
 
 class Reload:
@@ -42,7 +61,8 @@ class Reload:
         self.node, self.federation, self.roster, self.identity = node, federation, roster, identity
         self.adopt, self.rotate, self.warn = adopt, rotate, warn
         self._due = Signal()
-        self._seen = self._stamps()
+        self._seen: dict[Path, tuple[int, int, int]] = {}
+        """Nothing yet: the files may have changed since the daemon read them, which is seconds or minutes ago."""
 
     def now(self) -> None:
         """Reads both, changed or not."""
@@ -60,8 +80,8 @@ class Reload:
             await self._due.wait(EVERY)
             if (stamps := await asyncio.to_thread(self._stamps)) != self._seen:
                 self._seen = stamps
-                self._read_roster()
-                self._read_identity()
+                await self._read_roster()
+                await self._read_identity()
 
     def _stamps(self) -> dict[Path, tuple[int, int, int]]:
         """What shows that a file was replaced; a file that is not there just now has none."""
@@ -74,9 +94,9 @@ class Reload:
             found[path] = (about.st_mtime_ns, about.st_size, about.st_ino)
         return found
 
-    def _read_roster(self) -> None:
+    async def _read_roster(self) -> None:
         try:
-            newer = Roster.load(self.node.roster, self.federation)
+            newer = await asyncio.to_thread(Roster.load, self.node.roster, self.federation)
             if newer == self.roster:
                 return
             removed = self.roster.gone(newer)
@@ -88,10 +108,10 @@ class Reload:
             raise IdentityError(f"{self.node.name} was removed from the roster (version {newer.version}).")
         self.adopt(newer, removed)
 
-    def _read_identity(self) -> None:
+    async def _read_identity(self) -> None:
         own = self.node.identity
         try:
-            newer = Identity.load(own.key, own.certificate, own.ca)
+            newer = await asyncio.to_thread(Identity.load, own.key, own.certificate, own.ca)
             if (newer.certificate_pem, newer.ca_pem) == (self.identity.certificate_pem, self.identity.ca_pem):
                 return
             self.rotate(newer)

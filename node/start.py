@@ -9,6 +9,7 @@ import asyncio
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from node import memory
 from node.config import NodeConfig, RunConfig, load
 from node.journal import run_of
+from node.reload import keep_version
 from peer import disk, failpoint
 from peer.errors import ConfigurationError, StorageError
 from peer.identity import Identity
@@ -51,6 +53,7 @@ def serve(
         PeerpoiseError: one sentence; nothing was lost.
     """
     memory.hide()
+    _outlive_reload()
     if testing:
         failpoint.arm()
     elif os.environ.get(failpoint.VARIABLE):
@@ -75,6 +78,7 @@ def serve(
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
     _claim(node.folder, run)
+    keep_version(node.folder, roster)
     for name in MULTIPROCESS:
         os.environ.pop(name, None)
     memory.keep()
@@ -84,10 +88,20 @@ def serve(
         return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure, until_eof))
 
 
+def _outlive_reload() -> None:
+    """SIGHUP asks a service to read its files again, which it has yet to do. (Ignored, it would mean nohup.)"""
+    if threading.current_thread() is not threading.main_thread() or os.isatty(0):
+        return
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
 def _raise_descriptors() -> None:
     """As many open files as this user may have: others' connections must not leave ledger and status without any."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return
     with suppress(ValueError, OSError):  # macOS has a limit of its own beside an infinite one
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 

@@ -117,6 +117,8 @@ class Contact:
     """(incarnation, order) of the last handshake that it began and this node agreed to."""
     spki: bytes = b""
     """The public key (DER) that it showed when it proved its id."""
+    passed_on: int = 0
+    """How many of the statements noted here it was told."""
     contradicted: bool = False
     """It told different neighbours different things."""
     nonce: bytes = b""

@@ -143,6 +143,8 @@ class Membership:
         """The handshake is done: the edge is used from `live_from` on, at both ends. The end that answered does not
         know yet whether its answer came (`confirmed` False); a beat or transfer will tell."""
         it = self.neighbours[peer]
+        if it.presence is Presence.REMOVED:
+            return
         it.confirmed = confirmed
         it._order = max(it._order, order) if incarnation == it.incarnation else order
         it.presence, it.live_from, it.incarnation = Presence.LIVE, live_from, incarnation
@@ -153,6 +155,8 @@ class Membership:
     def restarted(self, peer: Peer, incarnation: int) -> None:
         """Another process of the neighbour speaks: the old edge is over, a new one can be agreed on."""
         it = self.neighbours[peer]
+        if it.presence is Presence.REMOVED:
+            return
         if it.presence is Presence.LIVE:
             self.lose(peer, "It was restarted.")
         it.presence, it.incarnation, it._lost_at, it._order = Presence.UNKNOWN, incarnation, None, 0
@@ -278,6 +282,6 @@ class Membership:
     def leave(self, peer: Peer, *, incarnation: int, finished: bool) -> None:
         """The neighbour said goodbye."""
         it = self.neighbours[peer]
-        if incarnation >= it.incarnation:
+        if incarnation >= it.incarnation and it.presence is not Presence.REMOVED:
             it.presence = Presence.FINISHED if finished else Presence.LEFT
             it.last_error = "" if finished else "It left."

@@ -1,6 +1,6 @@
-"""Cuts a connection of this process that a library holds and has no way to cut, as grpc.aio has none.
+"""Cuts connections of this process that a library holds and has no way to cut, as grpc.aio has none.
 
-The kernel is asked which descriptor leads to the other end. What it names is shut down over a copy of the descriptor,
+The kernel is asked which descriptors lead to the other ends. What it names is shut down over a copy of the descriptor,
 so whatever the library does with its own meanwhile, nothing else can be hit; the library reads an end of file.
 """
 
@@ -9,23 +9,29 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Collection
 from contextlib import suppress
 from urllib.parse import unquote
 
 DESCRIPTORS = "/dev/fd"
 
 
-def cut(other_end: str) -> bool:
-    """Ends the connection to this other end, written as grpc does ("ipv4:10.0.0.1:5" or "ipv6:%5B::1%5D:5"). False:
-    there is none, or this system doesn't say."""
+def cut(other_ends: Collection[str], port: int) -> int:
+    """Ends the connections that came to this port from these other ends, written as grpc does ("ipv4:10.0.0.1:5" or
+    "ipv6:%5B::1%5D:5"); how many there were, as far as this system says. Connections that this process made stay, be
+    they to the same end. It looks at every descriptor, which takes milliseconds where there are many."""
+    wanted = {end for text in other_ends if (end := _parsed(text)) is not None}
+    with suppress(OSError):
+        return sum(_cut_if(int(name), wanted, port) for name in os.listdir(DESCRIPTORS)) if wanted else 0
+    return 0
+
+
+def _parsed(other_end: str) -> tuple[str, int] | None:
     kind, _, where = unquote(other_end).partition(":")
     host, _, port = where.rpartition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return False
-    with suppress(ValueError, OSError):
-        wanted = (_plain(host.strip("[]")), int(port))
-        return any(_cut_if(int(name), wanted) for name in os.listdir(DESCRIPTORS))
-    return False
+    with suppress(ValueError):
+        return (_plain(host.strip("[]")), int(port)) if kind in ("ipv4", "ipv6") else None
+    return None
 
 
 def _plain(host: str) -> str:
@@ -34,7 +40,7 @@ def _plain(host: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def _cut_if(descriptor: int, wanted: tuple[str, int]) -> bool:
+def _cut_if(descriptor: int, wanted: Collection[tuple[str, int]], port: int) -> bool:
     try:
         copy = os.dup(descriptor)
     except OSError:
@@ -42,8 +48,8 @@ def _cut_if(descriptor: int, wanted: tuple[str, int]) -> bool:
     try:
         with socket.socket(fileno=copy) as found:
             copy = -1
-            host, port = found.getpeername()[:2]
-            if (_plain(host), port) == wanted:
+            host, theirs = found.getpeername()[:2]
+            if (_plain(host), theirs) in wanted and found.getsockname()[1] == port:
                 found.shutdown(socket.SHUT_RDWR)
                 return True
     except (OSError, ValueError):  # no socket, not connected, or not to an IP

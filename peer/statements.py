@@ -1,24 +1,24 @@
 """Who tells different neighbors different things is caught by those of them who share an edge.
 
 Whatever a node says to all its neighbors alike (Say, a question, a Mix) ends with a signed digest. Each neighbor passes
-the digests of a round on to its own neighbors in the next one; two that are signed by one node, for one place, and
-differ, are a proof that anybody can check, and that nobody can make up. Where no two neighbors of a liar share an edge
-nobody sees it.
+on what it heard, in the next header to each of its own neighbors; two digests that one node signed for one place, and
+that differ, are a proof that anybody can check, and that nobody can make up. Where no two neighbors of a liar share an
+edge nobody sees it.
 
-A state machine without network: `note` what came, give `latest` to others, `compare` what others give.
+A state machine without network: `note` what came, give `newer` to others, ask what is `contradicted` by what they say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from peer.message import Peer
 from peer.v1 import peer_pb2 as pb
 
-REMEMBERED = 8
-"""Rounds: neighbors in one run differ by one, in quorum and async mode by some."""
+PLACES = 64
+"""Of each neighbor, the newest ones are remembered: some rounds, however it counts them."""
 
 Place: TypeAlias = tuple[int, int, int, int]
 """(incarnation, round, phase, role)."""
@@ -30,24 +30,29 @@ def place(said: pb.Statement) -> Place:
 
 @dataclass(slots=True)
 class Statements:
-    """What each neighbor said, in the last REMEMBERED rounds of its own."""
+    """What each neighbor said, in the order in which it came."""
 
-    _of: dict[Peer, dict[Place, pb.Statement]] = field(default_factory=dict)
+    noted: int = 0
+    """How many there were, ever."""
+    _of: dict[Peer, dict[Place, tuple[int, pb.Statement]]] = field(default_factory=dict)
 
     def note(self, peer: Peer, said: pb.Statement) -> pb.Statement | None:
         """A statement came from the neighbor itself; the one that contradicts it, if another was heard before."""
         heard = self._of.setdefault(peer, {})
-        before = heard.setdefault(place(said), said)
-        oldest = said.round - REMEMBERED
-        self._of[peer] = {where: it for where, it in heard.items() if oldest < where[1]}
-        return before if before.digest != said.digest else None
+        if (known := heard.get(place(said))) is not None:
+            return known[1] if known[1].digest != said.digest else None
+        self.noted += 1
+        heard[place(said)] = (self.noted, said)
+        if len(heard) > PLACES:
+            del heard[next(iter(heard))]
+        return None
 
-    def of_round(self, round: int, but: Iterable[Peer]) -> list[pb.Statement]:
-        """What the neighbors said in that round, without those of `but`."""
-        others = sorted(self._of.keys() - set(but))
-        return [said for peer in others for where, said in sorted(self._of[peer].items()) if where[1] == round]
+    def newer(self, than: int, but: Collection[Peer]) -> list[pb.Statement]:
+        """What came after the first `than` of all, without the neighbors of `but`; the newest last."""
+        found = [it for peer, heard in self._of.items() if peer not in but for it in heard.values() if it[0] > than]
+        return [said for _, said in sorted(found, key=lambda it: it[0])]
 
     def contradicted(self, peer: Peer, said: pb.Statement) -> pb.Statement | None:
         """What the neighbor said here in the very place in which it is said to have said something else."""
-        here = self._of.get(peer, {}).get(place(said))
+        _, here = self._of.get(peer, {}).get(place(said), (0, None))
         return here if here is not None and here.digest != said.digest else None

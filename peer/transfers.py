@@ -84,6 +84,8 @@ class Transfers:
 
     def _refusal(self, peer: Peer, header: pb.Header) -> pb.Code:
         contact = self.circle.contacts[peer]
+        if contact.contradicted:
+            return pb.CODE_NOT_A_NEIGHBOUR
         if self.circle.stopping:
             return pb.CODE_STOPPING
         if (header.protocol, header.run) != (codec.PROTOCOL, self.circle.terms.run):
@@ -179,12 +181,19 @@ class Transfers:
             self._contradicted(peer, peer, before, said)
 
     def _compare(self, told_by: Peer, said: Iterable[pb.Statement]) -> None:
-        """What a neighbour heard of others, with what this node heard of them."""
+        """What a neighbour heard of others, with what this node heard of them.
+
+        Raises:
+            Malformed: it passes on what was never signed, so that it lies itself.
+        """
         for other in said:
             peer = self.circle.names.get(other.sender, "")
             here = self.statements.contradicted(peer, other)
-            if here is not None and stated(self.circle.contacts[peer].spki, self.circle.terms.run, other):
-                self._contradicted(peer, told_by, here, other)
+            if here is None or self.circle.contacts[peer].contradicted:
+                continue
+            if not stated(self.circle.contacts[peer].spki, self.circle.terms.run, other):
+                raise Malformed("A statement is passed on that its sender did not sign.")
+            self._contradicted(peer, told_by, here, other)
 
     def _contradicted(self, peer: Peer, told_by: Peer, here: pb.Statement, there: pb.Statement) -> None:
         contact = self.circle.contacts[peer]
@@ -259,6 +268,7 @@ class Transfers:
         while not contact.proven:
             await self.circle.changed.wait()
         contact.sent += 1
+        noted = self.statements.noted
         header = pb.Header(
             protocol=codec.PROTOCOL,
             run=self.circle.terms.run,
@@ -277,14 +287,17 @@ class Transfers:
             bytes=0 if withheld else shape.nbytes,
             heard=sorted(self.circle.ids[name] for name in heard),
             withheld=withheld,
-            statements=self._heard_of_others(peer, key),
+            statements=self._heard_of_others(peer),
         )
         link = await self._link(peer)
-        return codec.decode(pb.Verdict, await link.transfer(self._messages(peer, key, header, payload)))
+        verdict = codec.decode(pb.Verdict, await link.transfer(self._messages(peer, key, header, payload)))
+        if verdict.code == pb.CODE_OK:
+            contact.passed_on = max(contact.passed_on, noted)
+        return verdict
 
-    def _heard_of_others(self, to: Peer, key: Key) -> list[pb.Statement]:
-        """In the round before, as many as a header carries; once a round."""
-        found = self.statements.of_round(key.round - 1, [to]) if key.phase == 0 else []
+    def _heard_of_others(self, to: Peer) -> list[pb.Statement]:
+        """What this neighbour was not told yet, as much as a header carries."""
+        found = self.statements.newer(self.circle.contacts[to].passed_on, [to])
         return found if len(found) <= codec.MAX_STATEMENTS else random.sample(found, codec.MAX_STATEMENTS)
 
     async def _messages(self, peer: Peer, key: Key, header: pb.Header, payload: Payload) -> AsyncIterator[bytes]:

@@ -42,7 +42,7 @@ Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 ROUNDING = 1e-12
 """What summing may leave of a φ that is 0. Where nobody else is worth anything, it would get all the weight."""
 NOTHING = 0.01
-"""Share of the largest |φ| up to which G is nothing: a whisper, a thousandth of an honest gradient, is like zeros."""
+"""Share of the largest φ up to which G is nothing: a whisper, a thousandth of an honest gradient, is like zeros."""
 ECHO = 0.99
 """Cosine with the model itself beyond which a gradient tells of no data: a step along it only scales the model."""
 REACH = 10.0
@@ -163,7 +163,7 @@ def weigh(
     smooth = smoothed(options, before, phi)
     pi = shares(options, {j: smooth[j] for j in players}, weight)
     if capping:
-        least = NOTHING * max(abs(value) for value in found.values())
+        least = NOTHING * max(0.0, *found.values())
         gain = gains(options, judge, x, players, step)
         pi = capped(pi, weight, {j for j in players if gain[j] > least}, me)
     return Weighed(phi, smooth, {j: pi.get(j, 0.0) for j in cross})

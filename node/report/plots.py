@@ -52,6 +52,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,
 }
 
 

@@ -56,7 +56,7 @@ class Exchange:
     def __init__(self, around: Surroundings) -> None:
         self.around, self.me = around, around.me
         self._path = around.folder / FILE if around.folder else None
-        self.members = {member.id for member in around.roster.members}
+        self.members = set(around.roster.ids)
         self.book: dict[str, pb.Announcement] = {}
         """id -> its newest announcement; this node's own too."""
         self._own: tuple[str, ...] = ()

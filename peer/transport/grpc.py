@@ -26,7 +26,16 @@ import resource
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn, TypeAlias, get_args
 
@@ -69,7 +78,9 @@ this process may have: a neighbor has two. More are closed as they come. A silen
 HANDSHAKE_SECONDS = 2.0
 """How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
 CUT_AFTER = 1.0
-"""Seconds that a revoked node has to read what it is told, until its connections are cut."""
+"""Seconds until a connection is cut, in which its other end can read why."""
+OVERFLOW_SECONDS = 5.0
+"""How long a call of somebody who calls too often hangs, unless its connection is cut before."""
 METADATA = 4096
 """Bytes of headers that a call may have; an honest one has some 300."""
 REQUEST_SECONDS = 10.0
@@ -193,6 +204,8 @@ class Grpc:
         """TLS handshakes that were begun with this listener."""
         self.connections_used = 0
         """Those of them on which anybody with a certificate ever called."""
+        self._due: set[str] = set()
+        """Other ends of connections that are about to be cut."""
         self._callers: dict[str, str] = {}
         """The other ends of the newest of them, and which member is there (empty: none)."""
 
@@ -275,9 +288,7 @@ class Grpc:
         for link in self._links:
             if link.node_id == node_id:
                 link.cancel()
-        for other_end, caller in self._callers.items():
-            if caller == node_id:
-                asyncio.get_running_loop().call_later(CUT_AFTER, cut, other_end)
+        self._cut_soon(other_end for other_end, caller in self._callers.items() if caller == node_id)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._identity is None:
@@ -450,8 +461,20 @@ class Grpc:
     async def _turn(self, context: Context, caller: str) -> None:
         """Waits for the caller's token; who is owed too many is cut off."""
         if not await self._admission.wait(caller):
-            cut(context.peer())
+            self._cut_soon([context.peer()])
+            await asyncio.sleep(OVERFLOW_SECONDS)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
+
+    def _cut_soon(self, other_ends: Iterable[str]) -> None:
+        """Cuts these connections, and those of others who are due, after they could read why. One look for all, as a
+        member can have many."""
+        if not self._due:
+            asyncio.get_running_loop().call_later(CUT_AFTER, self._cut_due)
+        self._due.update(other_ends)
+
+    def _cut_due(self) -> None:
+        due, self._due = self._due, set()
+        cut(due, endpoint(self._bound)[1])
 
     def _is_member(self, node_id: str) -> bool:
         return (self._members is None or node_id in self._members) and not self.revoked(node_id)
@@ -587,8 +610,9 @@ class GrpcLink:
         Raises:
             Unreachable: it does not, or there is none.
         """
-        own = self._identity
         async with self._proving:
+            await self._renew()
+            own = self._identity
             if own is None or (self._proven is not None and not self._proven.done()):
                 return
             nonce = secrets.token_bytes(DIGEST)
@@ -605,6 +629,13 @@ class GrpcLink:
                 raise Unreachable(what, peer_pb2.CODE_IDENTITY)
             self._proven = asyncio.ensure_future(_stays(self._channels[1]))
 
+    async def _renew(self) -> None:
+        """Uses the newest certificate, if this link has an older one and nothing is under way."""
+        if self._identity is not self._transport.identity and not self._calls:
+            older, proven = self._channels, self._proven
+            self._connect()
+            await _close(older, proven)
+
     def cancel(self) -> None:
         """Ends every open call of this link."""
         for call in tuple(self._calls):
@@ -620,10 +651,7 @@ class GrpcLink:
         """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with the block."""
         if self._transport.revoked(self.node_id):
             raise Unreachable(f"The node at {self.address} was revoked.", peer_pb2.CODE_IDENTITY)
-        if self._identity is not self._transport.identity and not self._calls:
-            older, proven = self._channels, self._proven
-            self._connect()
-            await _close(older, proven)
+        await self._renew()
         try:
             call = start()
         except grpc.aio.UsageError:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import health
+
+from node.cluster import remove_members
 
 SECONDS = 3.0
 """From a daemon's start until its health service has answered (here 0.6)."""
@@ -54,3 +57,25 @@ async def test_health_is_served_before_torch(cluster: Any, held: tuple[Path, Pat
         c.witness("n1", limit=0)
         await n0.state("running")
         assert await health(c, "n0", asker="n1") == "SERVING"
+
+
+@pytest.mark.cluster
+async def test_a_roster_that_is_replaced_meanwhile_is_read_and_an_older_one_refused(
+    cluster: Any, held: tuple[Path, Path]
+) -> None:
+    """`systemctl reload` in the first seconds ends nobody; what it was meant to bring is read when torch is there."""
+    asked, go = held
+    async with cluster(nodes=2) as c:
+        older = (c.homes["n0"] / "roster.json").read_bytes()
+        n0 = c.start("n0", fresh=True)
+        await n0.until(asked.exists)
+        remove_members(c.folder, ["n1"], c.folder / "federation")
+        (c.homes["n0"] / "roster.json").write_bytes((c.folder / "roster.json").read_bytes())
+        n0.popen.send_signal(signal.SIGHUP)
+        go.touch()
+        await n0.until(lambda: (seen := n0.status()) and [it["state"] for it in seen["neighbours"]] == ["removed"])
+        n0.kill()
+        (c.homes["n0"] / "roster.json").write_bytes(older)
+        again = c.start("n0")
+        assert await again.ended() == 77
+        assert "The roster is of version 1, and 2 was in force here; copy that one." in again.log

@@ -14,11 +14,12 @@ from mesh import alive, mesh, play
 from toys import cluster
 
 from node.config import SyncSection
+from peer.errors import Malformed
 from peer.exchange import Observer
 from peer.identity import CertificateAuthority, Identity, stated
 from peer.mailbox import Role
 from peer.message import Peer
-from peer.statements import Statements, place
+from peer.statements import PLACES, Statements, place
 from peer.transfers import Transfers
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
@@ -97,7 +98,7 @@ async def test_where_no_two_receivers_share_an_edge_nobody_sees_it(people: dict[
 
 @pytest.mark.cluster
 async def test_power_of_passing_statements_on(people: dict[str, Identity], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Transfers, "_heard_of_others", lambda self, to, key: [])
+    monkeypatch.setattr(Transfers, "_heard_of_others", lambda self, to: [])
     nodes = together(people, "full")
     tells_otherwise(nodes["n1"], "n2", frozenset([Role.MIX]), first=LIES_FROM)
     await play(nodes)
@@ -147,22 +148,32 @@ async def test_a_statement_nobody_signed_proves_nothing(people: dict[str, Identi
     forged = pb.Statement()
     forged.CopyFrom(said)
     forged.digest = b"b" * 32
-    for signature in (said.signature, people["n2"].sign_statement("run", forged), b""):
+    another = people["n1"].sign_statement("another run", forged)
+    for signature in (said.signature, people["n2"].sign_statement("run", forged), another, b""):
         forged.signature = signature
-        transfers._compare("n2", [forged])
+        with pytest.raises(Malformed, match="did not sign"):
+            transfers._compare("n2", [forged])
         assert proofs(node) == []
-    forged.signature = people["n1"].sign_statement("another run", forged)
-    transfers._compare("n2", [forged])
-    assert proofs(node) == []
     forged.signature = people["n1"].sign_statement("run", forged)
     transfers._compare("n2", [forged])
     assert [(liar, told_by) for liar, told_by, *_ in proofs(node)] == [("n1", "n2")]
 
 
-def test_statements_are_forgotten_with_their_rounds() -> None:
+def test_statements_are_remembered_by_their_number_however_rounds_are_counted() -> None:
     statements = Statements()
-    for t in range(100):
+    for t in (5, 1 << 30, *range(6, 200)):
         statements.note("a", pb.Statement(sender="a", round=t, digest=b"d" * 32))
-    assert len(statements._of["a"]) <= 8
-    assert [said.round for said in statements.of_round(99, but=[])] == [99]
-    assert statements.of_round(99, but=["a"]) == []
+    assert len(statements._of["a"]) == PLACES
+    assert [said.round for said in statements.newer(statements.noted - 2, but=[])] == [198, 199]
+    assert statements.newer(0, but=["a"]) == []
+    other = pb.Statement(sender="a", round=199, digest=b"e" * 32)
+    assert statements.contradicted("a", other) is not None
+    assert statements.contradicted("nobody", other) is None
+
+
+def test_a_neighbor_is_told_what_is_new_once_it_took_it() -> None:
+    statements = Statements()
+    for k, peer in enumerate("abab"):
+        statements.note(peer, pb.Statement(sender=peer, round=k, digest=b"d" * 32))
+    assert [said.round for said in statements.newer(1, but=["a"])] == [1, 3]
+    assert [said.round for said in statements.newer(3, but=["c"])] == [3]

@@ -38,10 +38,13 @@ def test_a_connection_is_cut_and_no_other() -> None:
             ours, others = (socket.create_connection(listener.getsockname()[:2], 5) for _ in range(2))
             ends = [listener.accept()[0] for _ in range(2)]
             with ours, others, ends[0], ends[1]:
-                assert not cut(f"{name}:{listener.getsockname()[1] ^ 1}")
-                assert cut(f"{name}:{ours.getsockname()[1]}")
+                port = listener.getsockname()[1]
+                assert cut([f"{name}:{port ^ 1}"], port) == 0
+                assert cut([f"{name}:{ours.getsockname()[1]}"], port ^ 1) == 0, "to that port only"
+                assert cut([f"{name}:{port}"], port) == 0, "not what this process made itself"
+                assert cut([f"{name}:{ours.getsockname()[1]}"], port) == 1
                 assert ours.recv(1) == b""
                 ends[1].send(b"x")
                 assert others.recv(1) == b"x"
     for odd in ("", "unix:/tmp/x", "ipv4:nowhere:1", "ipv4:127.0.0.1:"):
-        assert not cut(odd)
+        assert cut([odd], 1) == 0
