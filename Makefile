@@ -71,7 +71,7 @@ kill-matrix: $(VENV)/dev.installed
 	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py
 
 hostile: $(VENV)/dev.installed
-	HOSTILE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile
+	HOSTILE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile tests/cluster/test_ten_daemons.py
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from peer.identity import CertificateAuthority, Identity
 from peer.transport.memory import Memory, Network
 
 ROUNDS = 1000 if os.environ.get("HOSTILE") else 20
-GRAPHS = {"ring": 4, "full": 4, "torus": 9}
+GRAPHS = {"ring": 4, "full": 4} | ({"torus": 9} if ROUNDS == 1000 else {})
 DEADLINE = 4.0
 PAUSE = DEADLINE / 16
 """Seconds for which a node stands still now and then."""
@@ -52,7 +52,7 @@ class Pausing(Toy):
 def people(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     folder = tmp_path_factory.mktemp("people")
     ca = CertificateAuthority.create(folder / "ca")
-    return {name: ca.enrol(folder / name) for name in (f"n{k}" for k in range(max(GRAPHS.values())))}
+    return {name: ca.enrol(folder / name) for name in (f"n{k}" for k in range(9))}
 
 
 def together(people: dict[str, Identity], graph: str, network: Network, **more: Any) -> dict[str, Node]:
