@@ -19,6 +19,7 @@ from peer.transport.memory import Memory, Network
 
 ROUNDS = 1000 if os.environ.get("HOSTILE") else 20
 GRAPHS = {"ring": 4, "full": 4} | ({"torus": 9} if ROUNDS == 1000 else {})
+pytestmark = pytest.mark.timeout(1800)
 DEADLINE = 4.0
 PAUSE = DEADLINE / 16
 """Seconds for which a node stands still now and then."""
