@@ -327,7 +327,10 @@ class Daemon:
     def _adopt(self, roster: Roster, removed: frozenset[str]) -> None:
         """A newer roster: who is gone is cut at once, and neighbors are told the version."""
         self.roster = roster
-        keep_version(self.node.folder, roster)
+        try:
+            keep_version(self.node.folder, roster)
+        except StorageError as error:  # a full disk costs the note, not the run
+            self.watch.warn(str(error))
         for name in sorted(removed):
             node_id = roster.by_name[name].id
             self.transport.revoke(node_id)

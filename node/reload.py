@@ -11,18 +11,29 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from node.config import NodeConfig
 from peer import disk
-from peer.errors import ConfigurationError, IdentityError
+from peer.errors import IdentityError, PeerpoiseError
 from peer.exchange import Signal
 from peer.identity import Identity
 from peer.roster import Roster
 
 EVERY = 2.0
 """Seconds between two looks at the files."""
+Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
+T = TypeVar("T")
+
 AHEAD = timedelta(days=30)
 """A certificate that expires within this time is a warning."""
+
+
+def _tried(read: Callable[[], T]) -> T | PeerpoiseError:
+    try:
+        return read()
+    except PeerpoiseError as error:
+        return error
 
 
 def keep_version(folder: Path, roster: Roster) -> None:
@@ -61,7 +72,7 @@ class Reload:
         self.node, self.federation, self.roster, self.identity = node, federation, roster, identity
         self.adopt, self.rotate, self.warn = adopt, rotate, warn
         self._due = Signal()
-        self._seen: dict[Path, tuple[int, int, int]] = {}
+        self._seen: Stamps = {}
         """Nothing yet: the files may have changed since the daemon read them, which is seconds or minutes ago."""
 
     def now(self) -> None:
@@ -78,12 +89,21 @@ class Reload:
         while True:
             self._warn_of_expiry()
             await self._due.wait(EVERY)
-            if (stamps := await asyncio.to_thread(self._stamps)) != self._seen:
+            stamps, roster, identity = await asyncio.to_thread(self._look, self._seen)
+            if roster is not None and identity is not None:
                 self._seen = stamps
-                await self._read_roster()
-                await self._read_identity()
+                self._take_roster(roster)
+                self._take_identity(identity)
 
-    def _stamps(self) -> dict[Path, tuple[int, int, int]]:
+    def _look(self, seen: Stamps) -> tuple[Stamps, Roster | PeerpoiseError | None, Identity | PeerpoiseError | None]:
+        """What the files' stamps are; where they changed, what is in them, or why that can't be used. In a thread."""
+        stamps, own = self._stamps(), self.node.identity
+        if stamps == seen:
+            return stamps, None, None
+        roster = _tried(lambda: Roster.load(self.node.roster, self.federation))
+        return stamps, roster, _tried(lambda: Identity.load(own.key, own.certificate, own.ca))
+
+    def _stamps(self) -> Stamps:
         """What shows that a file was replaced; a file that is not there just now has none."""
         own, found = self.node.identity, {}
         for path in (self.node.roster, own.key, own.certificate, own.ca):
@@ -94,13 +114,14 @@ class Reload:
             found[path] = (about.st_mtime_ns, about.st_size, about.st_ino)
         return found
 
-    async def _read_roster(self) -> None:
+    def _take_roster(self, newer: Roster | PeerpoiseError) -> None:
         try:
-            newer = await asyncio.to_thread(Roster.load, self.node.roster, self.federation)
+            if isinstance(newer, PeerpoiseError):
+                raise newer
             if newer == self.roster:
                 return
             removed = self.roster.gone(newer)
-        except (ConfigurationError, IdentityError) as error:
+        except PeerpoiseError as error:
             self.warn(f"The roster {self.node.roster} is not used ({str(error).rstrip('.')}); the one before stays.")
             return
         self.roster = newer
@@ -108,14 +129,14 @@ class Reload:
             raise IdentityError(f"{self.node.name} was removed from the roster (version {newer.version}).")
         self.adopt(newer, removed)
 
-    async def _read_identity(self) -> None:
-        own = self.node.identity
+    def _take_identity(self, newer: Identity | PeerpoiseError) -> None:
         try:
-            newer = await asyncio.to_thread(Identity.load, own.key, own.certificate, own.ca)
+            if isinstance(newer, PeerpoiseError):
+                raise newer
             if (newer.certificate_pem, newer.ca_pem) == (self.identity.certificate_pem, self.identity.ca_pem):
                 return
             self.rotate(newer)
-        except IdentityError as error:
+        except PeerpoiseError as error:
             self.warn(f"The new certificate is not used; the one before stays. {error}")
             return
         self.identity = newer
