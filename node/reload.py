@@ -22,11 +22,12 @@ from peer.roster import Roster
 
 EVERY = 2.0
 """Seconds between two looks at the files."""
-Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
-T = TypeVar("T")
-
 AHEAD = timedelta(days=30)
 """A certificate that expires within this time is a warning."""
+
+Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
+"""file -> what shows that it was replaced."""
+T = TypeVar("T")
 
 
 def _tried(read: Callable[[], T]) -> T | PeerpoiseError:

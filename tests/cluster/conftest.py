@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "wire"))
 
-from harness import Cluster
+from harness import clustered
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Any:
-    """`async with cluster(nodes=3, …) as c`: everything it started is gone afterwards, whatever happened."""
-
-    @asynccontextmanager
-    async def make(**settings: Any) -> AsyncIterator[Cluster]:
-        made = Cluster.make(tmp_path / "cluster", **settings)
-        try:
-            yield made
-        finally:
-            await made.end()
-
-    return make
+    """`async with cluster(nodes=3, …) as c`: see `harness.clustered`."""
+    return partial(clustered, tmp_path / "cluster")

@@ -19,7 +19,7 @@ import traceback
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,16 @@ class Cluster:
         for process in self.processes:
             process.kill()
         self._held.close()
+
+
+@asynccontextmanager
+async def clustered(folder: Path, **settings: Any) -> AsyncIterator[Cluster]:
+    """`Cluster.make` in a folder; everything it started is gone afterwards, whatever happened."""
+    made = Cluster.make(folder, **settings)
+    try:
+        yield made
+    finally:
+        await made.end()
 
 
 @dataclass

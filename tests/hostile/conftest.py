@@ -1,8 +1,9 @@
 """What hostile members are tried on: the conformance tests' meshes, and the cluster tests' daemons."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,10 @@ import pytest
 for kit in ("conformance", "cluster", "wire"):
     sys.path.append(str(Path(__file__).parents[1] / kit))
 
-from harness import Cluster  # noqa: E402
+from harness import clustered  # noqa: E402
 
 
 @pytest.fixture
 def daemons(tmp_path: Path) -> Any:
-    """`async with daemons(nodes=3, …) as c`: everything it started is gone afterwards, whatever happened."""
-
-    @asynccontextmanager
-    async def make(**settings: Any) -> AsyncIterator[Cluster]:
-        made = Cluster.make(tmp_path / "cluster", **settings)
-        try:
-            yield made
-        finally:
-            await made.end()
-
-    return make
+    """`async with daemons(nodes=3, …) as c`: see `harness.clustered`."""
+    return partial(clustered, tmp_path / "cluster")

@@ -7,23 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import Cluster, Process
+from harness import Cluster, Process, clustered
 
 ROOT = Path(__file__).parents[2]
 
 
-@asynccontextmanager
-async def cluster(folder: Path, **settings: Any) -> AsyncIterator[Cluster]:
-    """Everything it started is gone afterwards, whatever happened."""
-    made = Cluster.make(folder / "cluster", **settings)
-    try:
-        yield made
-    finally:
-        await made.end()
+def cluster(folder: Path, **settings: Any) -> AbstractAsyncContextManager[Cluster]:
+    return clustered(folder / "cluster", **settings)
 
 
 @asynccontextmanager
