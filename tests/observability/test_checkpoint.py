@@ -249,11 +249,14 @@ for size in (n >> 10, n):  # the first round loads what is loaded late
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells peaks")
 def test_saving_takes_no_copy_of_the_model(tmp_path):
-    """In units of a model in bfloat16, 64 MiB. Power: the last one is safetensors' own way, in bytes."""
+    """In units of a model in bfloat16, 64 MiB. Power: the last one is safetensors' own way, in bytes.
+
+    A copy would be 1 or more; the pieces and what the allocator keeps of them are about 0.2.
+    """
     command = [sys.executable, "-c", SAVING, str(tmp_path)]
     child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     *ours, theirs = map(float, child.stdout.split()[5:])
-    assert max(ours) < 0.2
+    assert max(ours) < 0.5
     assert theirs > 0.9
 
 
