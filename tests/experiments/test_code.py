@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import ast
 
 import pytest
 
@@ -29,21 +29,47 @@ def test_so_have_tasks():
     assert "node.llm.layers" in code.reached(code.START, "node.tasks.causal_lm")
 
 
-@pytest.mark.parametrize(
-    ("text", "same"),
-    [
-        ('"""Other words."""\nX = 1  # a comment\n\n\ndef f():\n    """More."""\n    return (X)\n', True),
-        ("X = 2\ndef f():\n    return X\n", False),
-        ("X = 1\ndef f():\n    return -X\n", False),
-    ],
-)
-def test_only_what_runs_counts(tmp_path, monkeypatch, text, same):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name, content in (("probe_before", "X = 1\ndef f():\n    return X\n"), ("probe_after", text)):
-        (tmp_path / f"{name}.py").write_text(content)
-        sys.modules.pop(name, None)
-    code._file.cache_clear()
-    code._meaning.cache_clear()
-    assert (code._meaning("probe_before") == code._meaning("probe_after")) is same
-    code._file.cache_clear()
-    code._meaning.cache_clear()
+BEFORE = {
+    "mean": "def mean(x):\n    return sum(x) / len(x)\n\n\ndef spread(x):\n    return max(x) - min(x)\n",
+    "use": "from node.mean import mean, spread\n\nclass Use:\n    def run(self, x):\n        self.x = mean(x)\n",
+}
+SAME = {
+    "words": {
+        "mean": '"""Other words."""\ndef mean(x):\n    """More."""\n    return (sum(x)  # aside\n / len(x))\n'
+        "def spread(x): return max(x) - min(x)\n",
+        "use": BEFORE["use"],
+    },
+    "a moved file": {
+        "use": BEFORE["use"].replace("node.mean", "node.maths.average"), "maths.average": BEFORE["mean"]
+    },
+    "other names": {
+        "mean": BEFORE["mean"].replace("mean", "average").replace("(x", "(values").replace("x)", "values)")
+        .replace("mavalues", "max"),
+        "use": BEFORE["use"].replace("mean", "average").replace("Use", "User").replace("self.x", "self.result"),
+    },
+}  # fmt: skip
+OTHER = {
+    "another function of ours": {**BEFORE, "use": BEFORE["use"].replace("= mean", "= spread")},
+    "another function of Python's": {**BEFORE, "mean": BEFORE["mean"].replace("sum", "max")},
+    "another operator": {**BEFORE, "mean": BEFORE["mean"].replace("/", "*")},
+    "one module more": {**BEFORE, "more": "X = 1\n"},
+}
+
+
+def digest(sources):
+    return code.digest(ast.parse(text) for text in sources.values())
+
+
+@pytest.mark.parametrize("sources", SAME.values(), ids=SAME)
+def test_words_files_and_names_do_not_count(sources):
+    assert digest(sources) == digest(BEFORE)
+
+
+@pytest.mark.parametrize("sources", OTHER.values(), ids=OTHER)
+def test_what_runs_does(sources):
+    assert digest(sources) != digest(BEFORE)
+
+
+def test_what_an_error_says_does_not_count():
+    texts = ("def f():\n    raise ValueError(f'no {x}')\n", "def f():\n    raise ValueError(f'not one {x}')\n")
+    assert len({code.digest([ast.parse(text)]) for text in texts}) == 1
