@@ -23,7 +23,7 @@ def main() -> None:
             do = "give peerpoise a virtual environment of its own, and check PYTHONPATH"
             print(f"peerpoise: {said}; {do}.", file=sys.stderr)
             sys.exit(EXIT_CONFIGURATION)
-    from node.cli import main as command
+    from node.cli.app import main as command
 
     command()
 

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from node import edges
+from node.config import edges
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
 from node.config.section import Section, readable
 from node.encoding import NotUtf8, read_text
-from peer import disk
+from peer import files
 from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
@@ -90,7 +90,7 @@ def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProx
     text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
     for section, comment in comments.items():
         text = text.replace(f"[{section}]\n", f"# {comment}\n[{section}]\n")
-    disk.replace(file, text.encode())
+    files.replace(file, text.encode())
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

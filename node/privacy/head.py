@@ -9,7 +9,7 @@ import secrets
 import struct
 from pathlib import Path
 
-from peer import disk
+from peer import files
 from peer.errors import LedgerError, TemporaryFailure
 
 GENESIS = bytes(32)
@@ -41,13 +41,13 @@ class Head:
         Raises:
             OSError: the disk refuses.
         """
-        new = self.path.with_name(disk.DRAFT + secrets.token_hex(8))
-        with os.fdopen(disk.create(new), "wb") as file:
+        new = self.path.with_name(files.DRAFT + secrets.token_hex(8))
+        with os.fdopen(files.create(new), "wb") as file:
             file.write(_record(0, GENESIS).ljust(_SLOT, b"\0") * 2)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self.path)
-        disk.sync(self.path.parent)
+        files.sync(self.path.parent)
 
     def write(self, sequence: int, digest: bytes) -> None:
         """Replaces the older slot; on disk when this returns.
@@ -103,7 +103,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._descriptor = disk.keep(path, os.O_RDWR)
+            self._descriptor = files.keep(path, os.O_RDWR)
         except OSError as error:
             raise LedgerError(f"The ledger's lock {path} can't be made ({error.strerror}); check the folder.") from None
         try:

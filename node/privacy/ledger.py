@@ -29,7 +29,7 @@ from typing import Self
 
 from node.privacy.accountant import Mechanism, Mode, Spent
 from node.privacy.head import GENESIS, Head, Lock
-from peer import disk
+from peer import files
 from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
 
@@ -101,7 +101,7 @@ class Ledger:
         """
         check_name(data_name)
         try:
-            disk.made(folder)
+            files.made(folder)
         except StorageError as error:
             raise LedgerError(f"The ledger {data_name} can't be used: {error}") from None
         return cls(folder, data_name, clock)
@@ -356,7 +356,7 @@ class Ledger:
 def _connect(path: Path | None) -> sqlite3.Connection:
     """A connection whose commits are on disk; an interrupted predecessor's rows are brought there first."""
     if path is not None:
-        os.close(disk.keep(path, os.O_RDWR))  # SQLite gives its other files the mode of this one
+        os.close(files.keep(path, os.O_RDWR))  # SQLite gives its other files the mode of this one
     db = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
@@ -372,7 +372,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         if busy:
             raise sqlite3.DatabaseError("another program has it open")
         if path is not None:
-            disk.sync(path.parent)
+            files.sync(path.parent)
     except BaseException:
         db.close()
         raise

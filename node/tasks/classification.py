@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from node import data as datasets
 from node import device as devices
-from node import models, validation
+from node import models
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
@@ -25,6 +25,7 @@ from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
 from node.task import flat, views
+from node.tasks import validation
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 

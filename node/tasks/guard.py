@@ -23,8 +23,8 @@ from torch import Tensor
 
 import node
 import peer
-from node.compute import Stopped
 from node.device import CPU
+from node.rounds.compute import Stopped
 from node.task import Task, Wrapper
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line

@@ -2,7 +2,7 @@
 
 A discovery finds *addresses* for node ids of the roster. It decides nothing else: who takes part is the roster's
 business, and who answers at an address proves it by certificate. So a wrong address costs an attempt to connect, never
-more. `peer/addresses.py` puts the discoveries of a node together.
+more. `peer/discovery/addresses.py` puts the discoveries of a node together.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from peer.identity import Identity
-    from peer.roster import Roster
+    from peer.identity.keys import Identity
+    from peer.identity.roster import Roster
     from peer.transport import Transport
     from peer.v1.peer_pb2 import Peers
 
@@ -83,7 +83,7 @@ class Exchanges(Protocol):
 DISCOVERIES: Mapping[str, str] = {
     "static": "peer.discovery.static:Static",
     "dns": "peer.discovery.dns:Dns",
-    "exchange": "peer.discovery.exchange:Exchange",
+    "exchange": "peer.discovery.pex:Exchange",
     "mdns": "peer.discovery.mdns:Mdns",
 }
 """name -> module:class, in the order in which their addresses are tried: the best vouched for first."""

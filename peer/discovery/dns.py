@@ -2,7 +2,7 @@
 
 "{name}.peers.example:7443" is a name per node. "peers.example:7443" is one whose records are all nodes' (a headless
 service): each is dialled in turn until the certificate is the one that is looked for. Names are looked up anew with
-every attempt (`peer/names.py`), so a name may exist later than a node, and change.
+every attempt (`peer/discovery/resolver.py`), so a name may exist later than a node, and change.
 
 Not covered: who can answer DNS can send a node to any address, which then fails for want of the key.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from peer.discovery import Surroundings
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError
-from peer.roster import Roster
+from peer.identity.roster import Roster
 
 
 class Dns:

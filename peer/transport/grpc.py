@@ -41,14 +41,14 @@ from typing import Any, NoReturn, TypeAlias, get_args
 
 from google.protobuf.message import DecodeError
 
-from peer.admission import STRANGER, Admission
 from peer.codec import DIGEST, MAX_MESSAGE, printable
 from peer.codec import sentence as sentence_of
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
-from peer.identity import DOMAIN, Identity, member_id, verify_connection
-from peer.sockets import cut
+from peer.identity.keys import DOMAIN, Identity, member_id, verify_connection
 from peer.transport import Method, Service
+from peer.transport.admission import STRANGER, Admission
+from peer.transport.sockets import cut
 from peer.v1 import peer_pb2
 
 CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"

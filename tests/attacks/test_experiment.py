@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from node import checkpoint
 from node.attacks import Attack
 from node.config import AttackSection, ExperimentConfig
-from node.experiment import simulate
-from node.learner import Plan, build
+from node.experiments.in_process import simulate
+from node.learning.learner import Plan, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
-from node.simulate import simulate as play
+from node.records import checkpoint
+from node.rounds.lockstep import simulate as play
 
 BASE = {
     "algorithm": {"name": "xavg", "lr": 0.2},

@@ -8,7 +8,7 @@ from toys import VARIANTS, D, Listened, Stingy, cluster, lossy, results
 from node.attacks import ATTACKS, Attack
 from node.attacks.liar import Liar, LieConfig
 from node.config import AttackSection, MixSection
-from node.simulate import exchange, simulate
+from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Filling, Mix, Say
 from peer.topology import neighborhoods
 

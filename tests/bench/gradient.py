@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from node import memory
+from node import process
 from node.config import RunConfig
 from node.maths.clipping import chunk_for, clipped_sum, mean_gradient, pick
 from node.privacy import noise
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["auto"], help="privacy.backend: auto, ghost, vmap, loop")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="all of them by default")
     options = parser.parse_args()
-    memory.keep()
+    process.keep()
     torch.set_num_threads(1)
     repetitions = 5 if options.quick else 21
     compared = (benches(model, options.chunks, options.backends) for model in options.models)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from node import memory
+from node import process
 from node.config import RunConfig
 from node.data.places import package
 from node.maths.blocks import divided
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bytes only, two repetitions")
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
-    memory.keep()  # as every daemon does
+    process.keep()  # as every daemon does
     torch.set_num_threads(1)
     found = {
         name: measure(told, 2 if options.quick else options.repetitions)

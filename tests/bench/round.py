@@ -35,12 +35,14 @@ import wire
 from rich.console import Console
 from rich.table import Table
 
-from node import cluster, data, launch, partition
+from node import data, provisioning
 from node.config import ExperimentConfig
+from node.data import partition
 from node.data.places import package
-from node.learner import Learner, Plan, build
+from node.experiments import local_cluster
+from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 
 DPDL: dict[str, Any] = {
     "algorithm": {"name": "dpdl", "lr": 0.3},
@@ -83,8 +85,8 @@ class Daemons:
     """All nodes of an experiment as processes."""
 
     def __init__(self, folder: Path, run: ExperimentConfig, ports: list[int]) -> None:
-        _, self.homes = cluster.local(folder, run, list(zip(ports[::2], ports[1::2], strict=True)))
-        command = [sys.executable, "-P", "-m", "node.cli", "run", "--config"]
+        _, self.homes = provisioning.local(folder, run, list(zip(ports[::2], ports[1::2], strict=True)))
+        command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config"]
         self.processes = [
             subprocess.Popen(
                 [*command, str(home / "node.toml")],
@@ -128,7 +130,7 @@ def daemons(run: ExperimentConfig, cycle: int) -> dict[str, float]:
     """Of one run: CPU and wall milliseconds per round, bytes per round."""
     rounds = run.train.rounds
     most = (rounds - 2 - rounds // 5) // cycle * cycle
-    with tempfile.TemporaryDirectory() as folder, launch._reserved(2 * run.experiment.nodes) as ports:
+    with tempfile.TemporaryDirectory() as folder, local_cluster._reserved(2 * run.experiment.nodes) as ports:
         cohort = Daemons(Path(folder) / "run", run, ports)
         try:
             first, cpu, wall = cohort.after(rounds // 5)

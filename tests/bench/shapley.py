@@ -32,7 +32,7 @@ from node.maths.coalitions import Coalitions, worth
 from node.maths.shapley import exact, permutations, svarm
 from node.task import views
 from node.tasks import make
-from node.validation import Validation
+from node.tasks.validation import Validation
 
 MODELS: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "image_size": 28},

@@ -1,6 +1,7 @@
 """What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring, so every node has two neighbours.
 
-CPU time of `node.simulate` per node and round, everything in it: gradients, noise, ledger in memory, messages, mixing.
+CPU time of `node.rounds.lockstep` per node and round, everything in it: gradients, noise, ledger in memory, messages,
+mixing.
 Every node has as many examples, whatever N. All sizes are measured in turn, and each against N = 4 of the same turn.
 
 cheap    D-PSGD without noise, softmax regression on 8×8 images: next to nothing but the driver itself.
@@ -24,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from node.config import RunConfig
-from node.learner import Learner, Plan, build
+from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 
 SIZES = (4, 8, 16, 32, 64)
 EXAMPLES = 350

@@ -27,9 +27,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from node import memory
+from node import process
 from peer import codec
-from peer.identity import CertificateAuthority, Identity
+from peer.identity.keys import CertificateAuthority, Identity
 from peer.transport.grpc import Grpc
 
 MB = 1_000_000
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--largest", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    memory.keep()  # as every daemon does
+    process.keep()  # as every daemon does
     if options.child:
         asyncio.run(child(options.child, options.largest))
         return

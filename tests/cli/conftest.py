@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from calling import Call, Result
 
-from node.cli import main
+from node.cli.app import main
 
 sys.path.append(str(Path(__file__).parents[1] / "llm"))
 

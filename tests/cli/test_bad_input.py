@@ -28,13 +28,16 @@ import torch
 from calling import Call
 from cryptography import x509
 
-from node import checkpoint, cluster, data, status
+from node import data, provisioning
 from node.config import RunConfig, load
+from node.observability import status
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
-from peer import errors, failpoint, identity
+from node.records import checkpoint
+from peer import errors, failpoint
 from peer.errors import TemporaryFailure
-from peer.identity import CertificateAuthority
+from peer.identity import keys
+from peer.identity.keys import CertificateAuthority
 from peer.message import Layout
 
 Words = list[str | Path]
@@ -253,7 +256,7 @@ def dated(place: Place, shift: timedelta) -> Path:
             return datetime.now(UTC) + shift
 
     with place.monkeypatch.context() as at:
-        at.setattr(identity, "datetime", Elsewhen)
+        at.setattr(keys, "datetime", Elsewhen)
         return place.host()
 
 
@@ -273,7 +276,7 @@ def key_of_another_node(place: Place) -> Words:
 def certificate_of_another_federation(place: Place) -> Words:
     home = place.host()
     stranger = CertificateAuthority.create(place.folder / "stranger")
-    own = identity.load_key(home / "node.key")
+    own = keys.load_key(home / "node.key")
     (home / "node.pem").write_bytes(stranger.issue(own.public_key()))
     assert x509.load_pem_x509_certificate((home / "node.pem").read_bytes())
     return place.run(home)
@@ -355,7 +358,7 @@ PATIENT = """
 import sys
 from pathlib import Path
 from node import start
-from node.driver import Driver
+from node.rounds.driver import Driver
 gather = Driver.gather
 Driver.gather = lambda self, it: gather(self, it.model_copy(update={"timeout_s": 600.0}))
 start.serve(Path(sys.argv[1]))
@@ -472,7 +475,7 @@ def no_daemon(place: Place) -> Words:
 
 
 def request_that_is_none(place: Place) -> Words:
-    cluster.create_authority(place.folder / "ca")
+    provisioning.create_authority(place.folder / "ca")
     (place.folder / "a.csr").write_text("please")
     return ["ca", "issue", place.folder / "ca", "--request", place.folder / "a.csr", "--out", place.folder / "a"]
 

@@ -18,9 +18,9 @@ from calling import Call, Result
 from model_folders import write_model
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, T5Config
 
-from node import fit
 from node.algorithms import find
 from node.config import ExperimentConfig, PrivacySection, load
+from node.learning import requirements
 from node.llm import models
 from node.tasks import causal_lm, make
 
@@ -244,7 +244,7 @@ def test_a_block_larger_than_memory(
     """Just enough for a block of one layer of 2,208 parameters (θ, m, v, gradient, one sum of neighbours), or a byte
     less."""
     layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
-    monkeypatch.setattr(fit, "available_memory", lambda: 5 * 4 * layer - missing)
+    monkeypatch.setattr(requirements, "available_memory", lambda: 5 * 4 * layer - missing)
     result = played(peerpoise, tiny, f"algorithm.layers_per_block={each}")
     if (each, missing) == (1, 0):
         assert result.code == 0, result.err
@@ -261,7 +261,7 @@ def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) ->
     options, d = kind.Config(**({"layers_per_block": 1} if algorithm == "deca" else {})), task.layout.size
     strict = PrivacySection(mode="strict", sigma=1.0, chunk=16)
     runs = (run, run.model_copy(update={"privacy": strict}))
-    need = [fit.memory_needed(kind, options, it, task, 2) - fit.BASE for it in runs]
+    need = [requirements.memory_needed(kind, options, it, task, 2) - requirements.BASE for it in runs]
     assert need[0] == pytest.approx(held * d)
     assert need[1] - need[0] == 4 * 3 * (16 * d / 3 if algorithm == "deca" else 15 * d)
 
@@ -269,7 +269,7 @@ def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) ->
 def test_a_check_of_a_host_knows_blocks_too_large(peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = packed(peerpoise, tiny)
     assert peerpoise("config", "check", home / "node.toml").code == 0
-    monkeypatch.setattr(fit, "available_memory", lambda: 1000)
+    monkeypatch.setattr(requirements, "available_memory", lambda: 1000)
     result = peerpoise("config", "check", home / "node.toml")
     assert result.code == 78
     assert "memory needed: algorithm.layers_per_block = 1" in result.err

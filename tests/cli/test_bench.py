@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from calling import Call
 
-from node import bench, journal
 from node.algorithms import find
+from node.cli import bench
+from node.records import journal
 
 QUICK = 0.001
 

@@ -19,13 +19,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from node import checkpoint, cluster, data, summary, validation
+from node import data, provisioning
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
-from node.tasks import make
+from node.records import checkpoint, summary
+from node.tasks import make, validation
 from peer.errors import Diverged
-from peer.identity import Identity
-from peer.roster import Roster
+from peer.identity.keys import Identity
+from peer.identity.roster import Roster
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ("--host", "a=10.0.0.1:7443", "--host", "b=[fd00::2]:7444", "--host", "c=host-c.example:7445")
@@ -139,8 +140,8 @@ def test_a_held_out_set_is_in_nobodys_rows(peerpoise: Call, experiment: Path, tm
 def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path) -> None:
     """`up` writes what `pack` writes, on loopback, with a throw-away ledger and a CA that is gone."""
     config = load(ExperimentConfig, [experiment], (), {})
-    run, homes = cluster.local(
-        cluster.make_folder(tmp_path / "run"), config, [(7001, 7002), (7003, 7004), (7005, 7006)]
+    run, homes = provisioning.local(
+        provisioning.make_folder(tmp_path / "run"), config, [(7001, 7002), (7003, 7004), (7005, 7006)]
     )
     assert list(homes) == ["n0", "n1", "n2"]
     assert load(RunConfig, [homes["n2"] / "run.toml"], (), {}) == run

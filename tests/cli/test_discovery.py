@@ -11,7 +11,7 @@ import pytest
 from calling import Call
 from test_doctor import examined
 
-from node import cluster
+from node import provisioning
 from node.config import NodeConfig, load
 
 BARE = ("--host", "a", "--host", "b", "--host", "c")
@@ -33,7 +33,7 @@ def test_pack_without_any_address(peerpoise: Call, experiment: Path, tmp_path: P
     assert addresses(tmp_path / "out") == [[], [], []]
     for node in nodes.values():
         assert node.peers.discovery == ("static", "mdns")
-        assert (node.listen.address, node.listen.advertise) == (f"0.0.0.0:{cluster.PORT}", "")
+        assert (node.listen.address, node.listen.advertise) == (f"0.0.0.0:{provisioning.PORT}", "")
     assert "Neighbours find it by mdns" in (tmp_path / "out" / "a" / "README.txt").read_text()
 
 

@@ -16,7 +16,7 @@ import pytest
 from calling import Call
 from PIL import Image
 
-from node import doctor
+from node.cli import doctor
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 

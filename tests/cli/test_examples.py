@@ -15,9 +15,9 @@ import jsonschema
 import pytest
 from calling import Call
 
-from node import checkpoint, summary
 from node.config import ExperimentConfig, load
-from node.learner import Plan
+from node.learning.learner import Plan
+from node.records import checkpoint, summary
 
 ROOT = Path(__file__).parents[2]
 ALL = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
@@ -110,7 +110,7 @@ def test_baseline_stands_beside(peerpoise: Call, tmp_path: Path) -> None:
 def test_status_and_sigterm(peerpoise: Call, tmp_path: Path) -> None:
     """When a tenth of the rounds is done: status tells, SIGTERM to `up` ends it and all daemons in order."""
     quickstart = ROOT / "deploy" / "examples" / "quickstart.toml"
-    command = [sys.executable, "-P", "-m", "node.cli", "up", str(quickstart), "--set", "train.rounds=1000"]
+    command = [sys.executable, "-P", "-m", "peerpoise", "up", str(quickstart), "--set", "train.rounds=1000"]
     command += ["--folder", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

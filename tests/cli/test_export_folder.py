@@ -16,10 +16,10 @@ from calling import Call
 from model_folders import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from node import results
-from node.checkpoint import load_model
 from node.config import RunConfig, load, write
+from node.experiments import run_folder
 from node.llm import models
+from node.records.checkpoint import load_model
 from node.task import views
 from node.tasks import causal_lm, sealed
 
@@ -78,7 +78,7 @@ def test_it_gives_the_logits_of_the_task_s_own_forward(
             found = model(input_ids=ids).logits
         file = run / "nodes" / "n1" / "model.safetensors" if k else run / "model.safetensors"
         layout, x = load_model(file)
-        task = results._task(run, file, layout)
+        task = run_folder._task(run, file, layout)
         with torch.inference_mode():
             expected = task._forward(views(layout, x), ids).logits  # type: ignore[attr-defined]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from node import launch
-from node.cluster import OWN
 from node.config import MetricsSection, NodeConfig, write
-from node.launch import Daemon, after, follow
-from node.options import silence, stopping_signals
-from node.present import Progress, Screen
+from node.experiments import local_cluster
+from node.experiments.local_cluster import Daemon, after, follow
+from node.observability.output import silence
+from node.observability.terminal import Progress, Screen
+from node.process import stopping_signals
+from node.provisioning import OWN
 from peer.errors import StorageError
 
 QUIET = "import sys; sys.exit(0)"
@@ -42,8 +43,8 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "TICK_S", 0.02)
-    monkeypatch.setattr(launch, "GRACE_S", 0.2)
+    monkeypatch.setattr(local_cluster, "TICK_S", 0.02)
+    monkeypatch.setattr(local_cluster, "GRACE_S", 0.2)
 
 
 def daemon(folder: Path, name: str, program: str, metrics: str = "") -> Daemon:
@@ -191,7 +192,7 @@ def test_output_that_fills_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pyt
 
 def test_no_daemon_outlives_an_exception(tmp_path: Path) -> None:
     daemons = [daemon(tmp_path, "n0", DEAF.replace("os.kill", "0 and os.kill")), daemon(tmp_path, "n1", "input()")]
-    with pytest.raises(KeyError), launch._ending(daemons):
+    with pytest.raises(KeyError), local_cluster._ending(daemons):
         raise KeyError
     assert all(each.process.poll() is not None for each in daemons)
 
@@ -207,7 +208,7 @@ def test_metrics_are_kept(tmp_path: Path, endpoint: str) -> None:
 
 
 def test_reserved_ports_are_free_for_daemons_only() -> None:
-    with launch._reserved(4) as ports:
+    with local_cluster._reserved(4) as ports:
         assert len(set(ports)) == 4
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -21,7 +21,7 @@ LOCALES = {
 """Encoding -> a language and its character map, as localedef knows them."""
 GREEK = {"gbk", "C", "POSIX"}
 """Where ε can be printed. Python reads C and POSIX as UTF-8."""
-COMMAND = [sys.executable, "-P", "-m", "node.cli"]
+COMMAND = [sys.executable, "-P", "-m", "peerpoise"]
 
 
 def under(*encodings: str) -> pytest.MarkDecorator:

@@ -13,7 +13,7 @@ import pytest
 from calling import Call, Result
 
 import node.config
-from node.cli import main
+from node.cli.app import main
 from peer import errors
 
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
@@ -308,7 +308,7 @@ def test_every_exit_code_is_documented() -> None:
 
 
 def test_the_process_itself(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "node.cli", "config", "check", str(tmp_path / "none.toml")]
+    command = [sys.executable, "-P", "-m", "peerpoise", "config", "check", str(tmp_path / "none.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.count("\n") == 1

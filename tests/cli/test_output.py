@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from calling import Call
 
-from node.options import documents_only, print_json
+from node.observability.output import documents_only, print_json
 
 CHATTY = """
 import os, subprocess, sys
@@ -31,7 +31,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "own-task.md"
 
 def peerpoise_in(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """A process of its own: what its native code prints is its own, too."""
-    command = [sys.executable, "-m", "node.cli", *words]
+    command = [sys.executable, "-m", "peerpoise", *words]
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True, check=False
     )
@@ -105,7 +105,7 @@ def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered
     environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with os.fdopen(writer, "wb") as gone:
         done = subprocess.run(
-            [sys.executable, "-m", "node.cli", *words], stdout=gone, stderr=subprocess.PIPE, env=environ, check=False
+            [sys.executable, "-m", "peerpoise", *words], stdout=gone, stderr=subprocess.PIPE, env=environ, check=False
         )
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -113,7 +113,7 @@ def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("algorithms",), ("algorithms", "--json"), ("config", "schema")])
 def test_a_full_disk_is_a_sentence(words: tuple[str, ...], unbuffered: str) -> None:
-    command, environ = [sys.executable, "-m", "node.cli", *words], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command, environ = [sys.executable, "-m", "peerpoise", *words], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False)
     assert done.returncode == 73

@@ -90,7 +90,7 @@ def test_the_environment_is_another_programs(experiment: Path, tmp_path: Path, t
         long.mkdir()
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(shared), "TMPDIR": str(long), "OMP_NUM_THREADS": "1"}
     environ.pop("XDG_RUNTIME_DIR", None)
-    words = [sys.executable, "-m", "node.cli", "up", str(experiment), "--folder", str(tmp_path / "out")]
+    words = [sys.executable, "-m", "peerpoise", "up", str(experiment), "--folder", str(tmp_path / "out")]
     options = ("experiment.nodes=2", "privacy.epsilon=", "privacy.sigma=2", "train.rounds=1")
     done = subprocess.run(
         [*words, *(word for each in options for word in ("--set", each))],

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from calling import Call
 
-from node import cluster
+from node import provisioning
 from node.config import BudgetSection, DataSection, ExperimentConfig, NodeConfig, load, write
-from node.learner import Plan
+from node.learning.learner import Plan
 from node.privacy.accountant import Mechanism, Spent, epsilon
 from node.privacy.ledger import Ledger
 from node.tasks import make
@@ -108,7 +108,10 @@ def node(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
     assert peerpoise(*call).code == 0
     home = tmp_path / "out" / "a"
     budget = BudgetSection(epsilon=LIMIT, delta=DELTA, ledger_dir=Path("ledger"))
-    write(NodeConfig(name="a", identity=cluster.OWN, data=DataSection(name="ward"), budget=budget), home / "node.toml")
+    write(
+        NodeConfig(name="a", identity=provisioning.OWN, data=DataSection(name="ward"), budget=budget),
+        home / "node.toml",
+    )
     with Ledger.open(home / "ledger", "ward") as ledger:
         for t in range(30):
             ledger.debit("earlier", t, "b", Mechanism(sigma=2.5, rate=0.25))

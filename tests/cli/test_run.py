@@ -19,7 +19,8 @@ import jsonschema
 import pytest
 from calling import Call, Result
 
-from node import journal, start
+from node.daemon import bootstrap
+from node.records import journal
 from peer.errors import ConfigurationError
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
@@ -98,17 +99,17 @@ def test_another_users_folder_for_sockets_is_no_reason_not_to_start(
 
 def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     uvloop = pytest.importorskip("uvloop", reason="uvloop does not exist on this platform")
-    assert start._loop("auto") is start._loop("uvloop") is uvloop.new_event_loop
-    assert start._loop("asyncio") is asyncio.new_event_loop
+    assert bootstrap._loop("auto") is bootstrap._loop("uvloop") is uvloop.new_event_loop
+    assert bootstrap._loop("asyncio") is asyncio.new_event_loop
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert start._loop("auto") is asyncio.new_event_loop
+    assert bootstrap._loop("auto") is asyncio.new_event_loop
     with pytest.raises(ConfigurationError, match="use --loop asyncio"):
-        start._loop("uvloop")
+        bootstrap._loop("uvloop")
 
 
 def killed(home: Path, point: str) -> None:
     """A process of this daemon that dies at the failpoint."""
-    command = [sys.executable, "-P", "-m", "node.cli", "run", "--i-am-testing", "--config", str(home / "node.toml")]
+    command = [sys.executable, "-P", "-m", "peerpoise", "run", "--i-am-testing", "--config", str(home / "node.toml")]
     done = subprocess.run(command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -153,7 +154,7 @@ def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize("home", [("train.rounds=100000", "train.checkpoint_every=100000")], indirect=True)
 def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-P", "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+    command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
     journal = home / "state" / "journal.jsonl"
     ends = pty.openpty()
     streams = {"stdin": ends[1], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from calling import Call
 
-from node import launch
 from node.config import ExperimentConfig
+from node.experiments import local_cluster
 from peer.errors import StorageError
 
 CONFIG = ExperimentConfig.model_validate({"run": {"name": "small"}, "privacy": {"mode": "none"}})
@@ -18,7 +18,7 @@ CONFIG = ExperimentConfig.model_validate({"run": {"name": "small"}, "privacy": {
 def test_runs_of_one_second_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: launch._run_folder(CONFIG, None), range(16)))
+        folders = list(pool.map(lambda _: local_cluster._run_folder(CONFIG, None), range(16)))
     assert len(set(folders)) == 16
     assert all(folder.name.startswith("small-") for folder in folders)
     assert any(folder.name.endswith("-2") for folder in folders)
@@ -27,7 +27,7 @@ def test_runs_of_one_second_are_numbered(tmp_path: Path, monkeypatch: pytest.Mon
 def test_of_two_that_found_a_folder_empty_one_goes_on(tmp_path: Path) -> None:
     def claim(number: int) -> str:
         try:
-            launch._run_folder(CONFIG, tmp_path / "run")
+            local_cluster._run_folder(CONFIG, tmp_path / "run")
             return "mine"
         except StorageError as error:
             return str(error)
@@ -45,7 +45,7 @@ def test_a_folder_that_can_not_be_is_a_sentence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match=r"runs.* can't be written: "):
-        launch._run_folder(CONFIG, None)
+        local_cluster._run_folder(CONFIG, None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from calling import Call
 
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load
 from node.maths.graph import spectral_gap
-from peer.roster import Roster
+from peer.identity.roster import Roster
 
 STAR = "# a star round n1, with its W\nn1 n0 0.25\n\nn1,n2,0.5  # by commas too\nn0 n0 0.75\n"
 EDGES = (("n1", "n0", 0.25), ("n1", "n2", 0.5), ("n0", "n0", 0.75))

@@ -1,6 +1,6 @@
 """Daemons that start in a second: each is forked from a process that has imported torch, and nothing of ours.
 
-A daemon of its own process, `python -m node.cli`, spends three CPU seconds on imports of libraries, which is most of
+A daemon of its own process, `python -m peerpoise`, spends three CPU seconds on imports of libraries, which is most of
 what these tests would do. What is imported of ours, and all that happens afterwards, is the same.
 """
 
@@ -19,7 +19,7 @@ LIBRARIES = ["pytest", "torch", "torch.func", "pydantic", "cryptography.x509", "
 
 
 def command(words: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
-    """`python -m node.cli WORDS` in this process, with this environment; what it prints goes to the log."""
+    """`python -m peerpoise WORDS` in this process, with this environment; what it prints goes to the log."""
     os.environ.clear()
     os.environ.update(environ)
     nothing, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -27,7 +27,7 @@ def command(words: Sequence[str], environ: Mapping[str, str], log: Path) -> None
         os.dup2(ours, std)
     sys.stdin, sys.stdout, sys.stderr = (open(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
     sys.argv = ["peerpoise", *words]
-    runpy.run_module("node.cli", run_name="__main__")
+    runpy.run_module("node.cli.app", run_name="__main__")
 
 
 class Forked:

@@ -26,7 +26,7 @@ from typing import Any
 
 from forked import Forked
 
-from node import cluster, launch, status
+from node import provisioning
 from node.config import (
     BudgetSection,
     DataSection,
@@ -37,13 +37,15 @@ from node.config import (
     RunConfig,
     load,
 )
-from node.daemon import Daemon
-from node.start import located
-from node.status import Status
+from node.daemon.bootstrap import located
+from node.daemon.daemon import Daemon
+from node.experiments import local_cluster
+from node.observability import status
+from node.observability.status import Status
 from peer import codec
 from peer.errors import TemporaryFailure
-from peer.identity import Identity
-from peer.roster import Roster
+from peer.identity.keys import Identity
+from peer.identity.roster import Roster
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 
@@ -108,14 +110,14 @@ class Cluster:
         """As `peerpoise up` makes it; folder/federation (the CA) is kept for those who forge."""
         config, held = experiment(**settings), ExitStack()
         names = config.experiment.names
-        ports = held.enter_context(launch._reserved(2 * len(names)))
+        ports = held.enter_context(local_cluster._reserved(2 * len(names)))
         addresses = {name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)}
         places = {
             folder / "nodes" / name: NodeConfig(
                 name=name,
                 folder=Path(),
-                identity=cluster.OWN,
-                tasks=cluster.own_tasks(config),
+                identity=provisioning.OWN,
+                tasks=provisioning.own_tasks(config),
                 data=DataSection(name=config.task.data, rows=Path("rows.npy")),
                 listen=ListenSection(address=addresses[name], advertise=addresses[name]),
                 budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
@@ -124,9 +126,9 @@ class Cluster:
             )
             for name, port in zip(names, ports[len(names) :], strict=True)
         }
-        run = cluster.prepare(folder, config, places)
+        run = provisioning.prepare(folder, config, places)
         homes = {home.name: home for home in places}
-        cluster.divide(folder, config, homes, cluster.shares(config))
+        provisioning.divide(folder, config, homes, provisioning.shares(config))
         return cls(config, folder, run, homes, addresses, held)
 
     def start(
@@ -204,7 +206,7 @@ class Process:
         words = ("run", "--config", str(home / "node.toml"), *options, *["--i-am-testing"] * bool(failpoints))
         path = home / "daemon.log"
         if fresh or inside:
-            command = [*inside, sys.executable, "-P", "-m", "node.cli", *words]
+            command = [*inside, sys.executable, "-P", "-m", "peerpoise", *words]
             with path.open("wb") as log:
                 popen: subprocess.Popen[bytes] | Forked = subprocess.Popen(
                     command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

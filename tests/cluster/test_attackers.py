@@ -14,11 +14,12 @@ import uvloop
 from harness import Cluster, events, experiment, get
 from test_same_bits_inprocess import Jittery
 
-from node import checkpoint, results, summary
 from node.algorithms.xavg import Xavg
 from node.attacks import ATTACKS
 from node.attacks.blind import Scaling
-from node.experiment import simulate
+from node.experiments import run_folder
+from node.experiments.in_process import simulate
+from node.records import checkpoint, summary
 from peer.transport.memory import Network
 
 CLEAR = {"algorithm": {"name": "xavg"}, "privacy": {"mode": "none", "sigma": None}}
@@ -42,7 +43,7 @@ def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, c
         monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(network, identity.id))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         homes = runner.run(played(tmp_path / "cluster", **settings))
-    merged = results.merge(tmp_path / "cluster", homes)
+    merged = run_folder.merge(tmp_path / "cluster", homes)
     assert merged is not None
     assert merged.params_digest == simulated.params_digest
     assert (merged.attackers, merged.attack) == (simulated.attackers, simulated.attack)

@@ -64,9 +64,9 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
 @pytest.mark.parametrize("mode", ["none", "strict"])
 async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path: Any, mode: str) -> None:
     """Noised too, where the noise can be computed. What is not guaranteed is said in status, journal and summary."""
-    from node.experiment import simulate
-    from node.learner import NO_PRIVACY, SEED_WARNING
-    from node.summary import read
+    from node.experiments.in_process import simulate
+    from node.learning.learner import NO_PRIVACY, SEED_WARNING
+    from node.records.summary import read
 
     noised = {"mode": "strict", "sigma": 2.2, "insecure_seed": 7}
     settings = SETTINGS if mode == "none" else {**SETTINGS, "rounds": 2 * STEPS + 2, "privacy": noised}
@@ -102,8 +102,8 @@ async def test_stopped_in_mid_round_it_goes_on_as_if_never_stopped(
     cluster: Any, tmp_path: Any, algorithm: dict[str, Any], every: int
 ) -> None:
     """Where moments change in place the last checkpoint stands; elsewhere the last round is kept by the stop."""
-    from node.experiment import simulate
-    from node.summary import read
+    from node.experiments.in_process import simulate
+    from node.records.summary import read
 
     held, train = STEPS - 3, {"checkpoint_every": every}
     settings = {**SETTINGS, "nodes": 2, "rounds": STEPS + 2, "algorithm": algorithm, "train": train}

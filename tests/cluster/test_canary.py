@@ -24,7 +24,7 @@ import torch
 from harness import Cluster
 from torch import Tensor
 
-from node import learner
+from node.learning import learner
 from peer import codec
 from peer.message import Layout
 from peer.transport.memory import Memory, MemoryLink, Network

@@ -13,10 +13,10 @@ import pytest
 from harness import Cluster, Process, health, identity_of, until
 from wire_kit import Forgery, Recorder, name_of, new_key
 
-from node import start
+from node.daemon import bootstrap
 from peer import codec
 from peer.errors import ConfigurationError, IdentityError, PeerpoiseError, Unreachable
-from peer.identity import CertificateAuthority, Identity, load_key
+from peer.identity.keys import CertificateAuthority, Identity, load_key
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 
@@ -164,7 +164,7 @@ def test_a_daemon_does_not_start_with_what_is_not_its_own(
 ) -> None:
     spoil(home)
     with pytest.raises(kind) as refusal:
-        start.serve(home / "node.toml")
+        bootstrap.serve(home / "node.toml")
     assert refusal.value.exit_code == code
     said = str(refusal.value)
     assert "\n" not in said

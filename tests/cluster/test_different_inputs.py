@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node.cluster import pack
 from node.config import ExperimentConfig
+from node.provisioning import pack
 
 SECONDS = 90
 
@@ -51,7 +51,7 @@ def run(homes: list[Path]) -> list[tuple[int, str]]:
     processes = []
     for home in homes:
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(home / "state-home")}
-        command = [sys.executable, "-m", "node.cli", "run", "--config", str(home / "node.toml")]
+        command = [sys.executable, "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
         processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, encoding="utf-8"))
     said = [process.communicate(timeout=SECONDS)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]

@@ -11,7 +11,7 @@ import pytest
 from harness import Cluster, until
 from test_same_bits_inprocess import Jittery
 
-from node import daemon
+from node.daemon import daemon
 from peer.transport.memory import Network
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from harness import events, until
 
-from node import status
 from node.config import RunConfig, load
+from node.observability import status
 from peer.errors import TemporaryFailure
 
 RUN = """
@@ -43,7 +43,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*more: str, **options: Any) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "node.cli", "up", "run.toml", "--folder", "out", *more]
+        words = [sys.executable, "-m", "peerpoise", "up", "run.toml", "--folder", "out", *more]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen(words, cwd=tmp_path, env=environ, **streams))

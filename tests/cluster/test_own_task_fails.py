@@ -79,7 +79,7 @@ def up(tmp_path: Path) -> Up:
         words = ["up", "run.toml", "--task", "./mine.py:make_task", "--folder", "out", "--json"]
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "node.cli", *words], cwd=tmp_path, env=environ, capture_output=True, check=False
+            [sys.executable, "-m", "peerpoise", *words], cwd=tmp_path, env=environ, capture_output=True, check=False
         )
         return done.returncode, done.stderr.decode(), [tmp_path / "out" / "nodes" / name for name in ("n0", "n1")]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness import experiment
 
-from node.experiment import simulate
+from node.experiments.in_process import simulate
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "strict": {"privacy": {"insecure_seed": 7}},

@@ -13,8 +13,8 @@ import uvloop
 from harness import Cluster, events, experiment
 from test_same_bits import SETTINGS
 
-from node import summary
-from node.experiment import simulate
+from node.experiments.in_process import simulate
+from node.records import summary
 from peer.transport.memory import Memory, Network
 
 ONCE: dict[str, dict[str, Any]] = {

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from harness import events
 
-from node import results
 from node.data import places
-from node.summary import Summary, read
+from node.experiments import run_folder
+from node.records.summary import Summary, read
 
 ROUNDS, STEPS, BLOCKS, DEADLINE = 15, 5, 15, 60.0
 NAMES, VICTIM = ["n0", "n1", "n2", "n3"], "n1"
@@ -80,7 +80,7 @@ async def test_four_daemons_fine_tune_smollm2_and_one_is_killed(cluster: Any, tm
         for process in others:
             went_on(process.home)
         returned(c.homes[VICTIM])
-        summary = results.merge(c.folder, c.homes)
+        summary = run_folder.merge(c.folder, c.homes)
         assert summary is not None
         assert summary.complete
         measured(c.homes, summary)
@@ -133,7 +133,7 @@ def measured(homes: dict[str, Path], found: Summary) -> None:
 
 async def exported(run: Path, out: Path) -> None:
     """The average is a folder that transformers reads, and it still speaks."""
-    command = [sys.executable, "-P", "-m", "node.cli", "export", str(run), "--average", "--out", str(out)]
+    command = [sys.executable, "-P", "-m", "peerpoise", "export", str(run), "--average", "--out", str(out)]
     process = await asyncio.create_subprocess_exec(*command)
     assert await process.wait() == 0
     transformers = pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")

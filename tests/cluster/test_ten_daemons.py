@@ -14,7 +14,7 @@ import pytest
 from harness import experiment
 
 from node.config import write
-from node.results import merge
+from node.experiments.run_folder import merge
 
 ROSS = {"name": "ross", "lr": 0.3, "value": "neg_loss", "smoothing": 0.8}
 LIARS = ("n0", "n2", "n5", "n7")
@@ -36,7 +36,7 @@ def played(folder: Path, attack: dict[str, object]) -> dict[str, Path]:
     )
     file = folder / "experiment.toml"
     write(config, file)
-    call = [sys.executable, "-P", "-m", "node.cli", "up", str(file), "--folder", str(folder / "run")]
+    call = [sys.executable, "-P", "-m", "peerpoise", "up", str(file), "--folder", str(folder / "run")]
     ended = subprocess.run(call, capture_output=True, text=True, timeout=380)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     homes = {name: folder / "run" / "nodes" / name for name in config.experiment.names}

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from toys import LAYOUT
 
-from node.compute import Compute
 from node.config import StartSection, SyncSection
-from node.driver import Driver
-from node.waiting import Watcher
-from peer.circle import Circle, Terms
-from peer.mailbox import Mailbox
+from node.rounds.compute import Compute
+from node.rounds.driver import Driver
+from node.rounds.waiting import Watcher
 from peer.membership import Membership
-from peer.session import Session
+from peer.session.mailbox import Mailbox
+from peer.session.peers import Circle, Terms
+from peer.session.session import Session
 from peer.transport.memory import Memory, Network
 
 

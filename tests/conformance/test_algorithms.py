@@ -8,11 +8,11 @@ import pytest
 import torch
 from toys import GOSSIPING, LAYOUT, VARIANTS, D, Listened, Still, Stingy, Toy, cluster, lossy, results, stream
 
-import node.simulate
+import node.rounds.lockstep
 from node.algorithms import find
 from node.algorithms.sgd import Local, SgdConfig
-from node.journal import EVENTS
-from node.simulate import simulate
+from node.records.journal import EVENTS
+from node.rounds.lockstep import simulate
 from peer.errors import ConfigurationError
 from peer.message import Mix
 

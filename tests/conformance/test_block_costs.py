@@ -16,11 +16,11 @@ import torch
 from mesh import mesh, play
 from meter import Meter
 
-from node import fit
 from node.algorithms import find
 from node.config import MixSection, RunConfig, SyncSection
+from node.learning import requirements
 from node.privacy.door import ClearDoor
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from node.tasks import make
 from peer.errors import ConfigurationError
 from peer.message import Layout
@@ -138,9 +138,9 @@ def test_the_trivial_signal_and_mixing_less_often_take_more(monkeypatch, options
     said = needed(**options)
     assert said == m + factor * m / LARGE[0]
     assert said < held < said + FRAMES
-    monkeypatch.setattr(fit, "available_memory", lambda: held - m)
+    monkeypatch.setattr(requirements, "available_memory", lambda: held - m)
     start(options)
-    monkeypatch.setattr(fit, "available_memory", lambda: held - m - FRAMES)
+    monkeypatch.setattr(requirements, "available_memory", lambda: held - m - FRAMES)
     with pytest.raises(ConfigurationError, match="makes blocks that take"):
         start(options)
 
@@ -161,13 +161,13 @@ def beside(policies):
 def start(options, policies=None):
     """As far as a node asks for memory."""
     deca, config, task = host(**options)
-    fit.room_for_blocks(deca, config, beside(policies), task, 2)
+    requirements.room_for_blocks(deca, config, beside(policies), task, 2)
 
 
 def needed(policies=None, **options):
     """What it is said to need."""
     deca, config, task = host(**options)
-    return fit.memory_needed(deca, config, beside(policies), task, 2) - fit.BASE
+    return requirements.memory_needed(deca, config, beside(policies), task, 2) - requirements.BASE
 
 
 @pytest.mark.parametrize("wire", ["float32", "bf16-delta"])
@@ -191,7 +191,7 @@ def test_without_streaming_the_neighbours_blocks_are_held_too(monkeypatch, polic
         gc.enable()
     assert 0.9 < held / needed(policies, wire=wire) < 1.15
     m = 2 * LARGE[0] * LARGE[1]
-    monkeypatch.setattr(fit, "available_memory", lambda: needed(policies, wire=wire) - m - 1)
+    monkeypatch.setattr(requirements, "available_memory", lambda: needed(policies, wire=wire) - m - 1)
     with pytest.raises(ConfigurationError, match="makes blocks that take"):
         start({"wire": wire}, policies)
 
@@ -203,7 +203,7 @@ def test_who_mixes_nothing_asks_for_no_neighbours_blocks(policies):
     deca, config, task = host()
     badam = find("badam")
     alone = badam.Config(layers_per_block=config.layers_per_block)
-    assert fit.memory_needed(badam, alone, beside(policies), task, 2) == fit.memory_needed(
+    assert requirements.memory_needed(badam, alone, beside(policies), task, 2) == requirements.memory_needed(
         deca, config, beside({}), task, 2
     )
 

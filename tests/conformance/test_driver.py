@@ -14,15 +14,15 @@ from mesh import alive, mesh, play
 from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 
 from node.config import MixSection, StartSection, SyncSection
-from node.exchange import WINDOW
 from node.maths.robust import RULES
-from node.payload import Slot
-from node.simulate import simulate
+from node.rounds.buffers import Slot
+from node.rounds.lockstep import simulate
+from node.rounds.phase import WINDOW
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
-from peer.exchange import Observer
-from peer.mailbox import Key, Role
 from peer.message import Filling, Layout, Mix, Say
+from peer.session.interfaces import Observer
+from peer.session.mailbox import Key, Role
 from peer.topology import Wiring, neighborhoods
 from peer.transport.grpc import Grpc
 from peer.transport.memory import Memory, Network

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from node.simulate import exchange, simulate
+from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Filling, Layout, Mix, Say, Withheld
 from peer.topology import neighborhoods
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from node.memory import KEPT
-from node.metrics import Metrics
+from node.observability.metrics import Metrics
+from node.process import KEPT
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -118,6 +118,6 @@ def test_the_unit_starts_nothing_again_in_vain() -> None:
 
 
 def test_the_image_keeps_memory_as_a_daemon_does() -> None:
-    """MALLOC_… in the environment replaces what node/memory.py would do."""
+    """MALLOC_… in the environment replaces what node/process.py would do."""
     found = re.findall(r"MALLOC_\w+_=(\d+)", (DEPLOY / "Dockerfile").read_text())
     assert sorted(map(int, found)) == sorted(KEPT.values())

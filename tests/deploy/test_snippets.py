@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from node.cluster import OWN
 from node.config import ExperimentConfig, NodeConfig, load, write
-from node.sweep import grid
+from node.experiments.sweep import grid
+from node.provisioning import OWN
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("cluster", "
 
 from kit import NAMES, People
 
-from peer.identity import CertificateAuthority
+from peer.identity.keys import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

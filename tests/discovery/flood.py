@@ -21,7 +21,7 @@ from kit import LOOPBACK, an_id
 
 from peer.discovery import Surroundings
 from peer.discovery.mdns import PREFIX, TYPE, Mdns
-from peer.roster import Member, Roster
+from peer.identity.roster import Member, Roster
 
 GROUP = ("224.0.0.251", 5353)
 IDS = {name: an_id(name) for name in ("alice", "bob")}

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peer.addresses import Addresses
-from peer.circle import Circle, Terms
 from peer.discovery import Surroundings
-from peer.identity import Identity
-from peer.mailbox import Mailbox
+from peer.discovery.addresses import Addresses
+from peer.discovery.resolver import Names
+from peer.identity.keys import Identity
+from peer.identity.roster import Member, Roster
 from peer.membership import Membership
-from peer.names import Names
-from peer.roster import Member, Roster
-from peer.session import Session
+from peer.session.mailbox import Mailbox
+from peer.session.peers import Circle, Terms
+from peer.session.session import Session
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 

@@ -16,13 +16,12 @@ from kit import LOOPBACK, NAMES, Node, People, until
 from wire_kit import nothing_left
 
 from node.config import PeersSection
-from peer import addresses, names
-from peer.addresses import Addresses, own_addresses
-from peer.discovery import DISCOVERIES, Surroundings, find
+from peer.discovery import DISCOVERIES, Surroundings, addresses, find, resolver
+from peer.discovery.addresses import Addresses, own_addresses
+from peer.discovery.resolver import Names
 from peer.discovery.static import Static
 from peer.endpoint import endpoint, joined
 from peer.errors import ConfigurationError, Unreachable
-from peer.names import Names
 
 
 class Table:
@@ -102,7 +101,7 @@ async def test_however_many_ask_a_name_is_looked_up_once_at_a_time() -> None:
 
 
 async def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "SECONDS", 0.05)
+    monkeypatch.setattr(resolver, "SECONDS", 0.05)
     go = threading.Event()
     with pytest.raises(Unreachable, match="does not answer"):
         await Names(lambda *_, **__: go.wait() and []).resolve("silent:7")
@@ -110,14 +109,14 @@ async def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch: p
 
 
 async def test_ever_new_names_of_one_node_get_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "SECONDS", 0.01)
+    monkeypatch.setattr(resolver, "SECONDS", 0.01)
     go, before = threading.Event(), threading.active_count()
     it = Names(lambda host, *_, **__: [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" else go.wait() and [])
-    for n in range(2 * names.OPEN):
-        with pytest.raises(Unreachable, match="does not answer" if n < names.OPEN else "8 others of that node's"):
+    for n in range(2 * resolver.OPEN):
+        with pytest.raises(Unreachable, match="does not answer" if n < resolver.OPEN else "8 others of that node's"):
             await it.resolve(f"silent{n}:7", "mallory")
-    assert threading.active_count() - before <= names.OPEN
-    monkeypatch.setattr(names, "SECONDS", 5.0)
+    assert threading.active_count() - before <= resolver.OPEN
+    monkeypatch.setattr(resolver, "SECONDS", 5.0)
     assert await it.resolve("honest:7", "bob") == ["10.0.0.1:7"]
     go.set()
     await until(lambda: threading.active_count() <= before)
@@ -128,10 +127,10 @@ def test_a_process_ends_though_a_look_up_hangs() -> None:
     program = """
 import asyncio, threading
 from peer import names
-names.SECONDS = 0.05
+resolver.SECONDS = 0.05
 async def main():
     try:
-        await names.Names(lambda *_, **__: threading.Event().wait()).resolve("silent:7")
+        await resolver.Names(lambda *_, **__: threading.Event().wait()).resolve("silent:7")
     except Exception as error:
         print(error)
 asyncio.run(main())

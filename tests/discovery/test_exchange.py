@@ -14,12 +14,12 @@ import pytest
 from kit import RUN, Node, People, announcement, until
 from wire_kit import Recorder
 
-from peer import codec, names
-from peer.discovery import Surroundings
-from peer.discovery.exchange import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange
+from peer import codec
+from peer.discovery import Surroundings, resolver
+from peer.discovery.pex import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange
+from peer.discovery.resolver import Names
 from peer.errors import Malformed, Unreachable
-from peer.names import Names
-from peer.roster import Member, Roster
+from peer.identity.roster import Member, Roster
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 
@@ -75,7 +75,7 @@ async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bob announces four names whose name server is silent; only carol, who is no neighbour, knows where dave is."""
-    monkeypatch.setattr(names, "SECONDS", 10 * TURN_SECONDS)
+    monkeypatch.setattr(resolver, "SECONDS", 10 * TURN_SECONDS)
     silent = threading.Event()
     async with AsyncExitStack() as stack:
         stack.callback(silent.set)

@@ -19,9 +19,9 @@ import pytest
 from harness import Process, experiment
 from hosts import NETWORK, Host, switch, why_not
 
-from node import cluster
+from node import provisioning
 from node.config import RunConfig, load
-from peer.discovery.exchange import FILE
+from peer.discovery.pex import FILE
 from peer.v1 import peer_pb2 as pb
 
 ROUNDS = 3
@@ -53,7 +53,7 @@ async def daemons(
 ) -> AsyncIterator[Daemons]:
     """A daemon per host, in a ring, from folders that `pack` made."""
     config = experiment(nodes=len(NODES), rounds=ROUNDS, kind="ring", start={"timeout_s": SECONDS})
-    cluster.pack(config, given, [], folder, discovery)
+    provisioning.pack(config, given, [], folder, discovery)
     started = Daemons()
     try:
         for name, host in zip(NODES, hosts, strict=True):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sweeps import TINY, Here
 
-from node.sweep import loop
-from node.sweep.folder import Folder
-from node.sweep.grid import Sweep, load
+from node.experiments.sweep import loop
+from node.experiments.sweep.folder import Folder
+from node.experiments.sweep.grid import Sweep, load
 
 
 @pytest.fixture

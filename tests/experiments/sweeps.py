@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from node.sweep import code
-from node.sweep.cell import play
-from node.sweep.folder import Folder
-from node.sweep.grid import Cell
-from node.sweep.worker import failure
-from node.sweep.workers import News
+from node.experiments.sweep import code
+from node.experiments.sweep.cell import play
+from node.experiments.sweep.folder import Folder
+from node.experiments.sweep.grid import Cell
+from node.experiments.sweep.worker import failure
+from node.experiments.sweep.workers import News
 
 TINY = """\
 [train]

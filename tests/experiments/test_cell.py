@@ -8,11 +8,13 @@ import statistics
 import pytest
 import torch
 
-from node import data, experiment, journal
+from node import data
 from node.config import ExperimentConfig, TaskSection
+from node.experiments import in_process
+from node.experiments.sweep.cell import figures, play
 from node.privacy.accountant import Mechanism, epsilon_total
 from node.privacy.noise import effective
-from node.sweep.cell import figures, play
+from node.records import journal
 
 CLEAR = {"mode": "none", "batch": 30}
 NOISED = {"mode": "strict", "epsilon": 8.0, "delta": 1e-3, "rate": 0.2, "batch": 50}
@@ -35,7 +37,7 @@ def test_the_same_cell_has_the_same_figures():
 
 
 def test_figures_are_those_of_the_journals(tmp_path):
-    summary = experiment.simulate(config(algorithm={"name": "dpdl"}), tmp_path)
+    summary = in_process.simulate(config(algorithm={"name": "dpdl"}), tmp_path)
     found = figures(tmp_path, summary)
     assert found["rounds"] == [2, 4, 5]
     assert sorted(found["accuracy"]) == ["n0", "n1", "n2", "n3"]
@@ -75,7 +77,7 @@ def test_mode_paper_has_the_accounted_epsilon_of_its_answers():
 
 
 def test_attackers_are_in_no_figure(tmp_path):
-    summary = experiment.simulate(config(algorithm={"name": "dmsgd"}), tmp_path)
+    summary = in_process.simulate(config(algorithm={"name": "dmsgd"}), tmp_path)
     honest = figures(tmp_path, summary)
 
     class Attacked:

@@ -6,16 +6,23 @@ import ast
 
 import pytest
 
-from node.sweep import code
+from node.experiments.sweep import code
 
 
 def test_what_computes_is_in_it_and_what_shows_is_not():
     found = code.reached(code.START, "node.algorithms.dpdl", "node.tasks.classification")
     assert {
-        "node.experiment", "node.maths.mixing", "node.maths.cosine", "node.privacy.door", "node.partition",
+        "node.experiments.in_process", "node.maths.mixing", "node.maths.cosine", "node.privacy.door",
         "node.tasks.classification", "node.models.images", "node.data.idx", "peer.topology", "node.algorithms.dpdl",
+        "node.data.partition",
     } <= found  # fmt: skip
-    assert not found & {"node.algorithms.xavg", "node.journal", "node.config", "node.cli", "node.sweep.loop"}
+    assert not found & {
+        "node.algorithms.xavg",
+        "node.records.journal",
+        "node.config",
+        "node.cli.app",
+        "node.experiments.sweep.loop",
+    }
 
 
 def test_algorithms_have_versions_of_their_own():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sweeps import TINY
 
-from node.sweep.grid import load
+from node.experiments.sweep.grid import load
 from peer.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from sweeps import TINY, Here, keep
 
-from node.sweep import loop
-from node.sweep.folder import Folder, key_of, sweep_of
-from node.sweep.foresight import foreseen, told
-from node.sweep.grid import load
-from node.sweep.results import choice, result
+from node.experiments.sweep import loop
+from node.experiments.sweep.folder import Folder, key_of, sweep_of
+from node.experiments.sweep.foresight import foreseen, told
+from node.experiments.sweep.grid import load
+from node.experiments.sweep.results import choice, result
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 
 

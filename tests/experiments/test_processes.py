@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from sweeps import TINY, Here
 
-from node.sweep import loop
-from node.sweep.folder import Folder
-from node.sweep.grid import load
-from node.sweep.workers import News, Workers
+from node.experiments.sweep import loop
+from node.experiments.sweep.folder import Folder
+from node.experiments.sweep.grid import load
+from node.experiments.sweep.workers import News, Workers
 
 
 def figures(folder):
@@ -43,7 +43,7 @@ def test_two_processes_give_the_figures_of_one(tiny, tmp_path, swept):
 
 
 def command(file, out, *more):
-    return [sys.executable, "-P", "-m", "node.cli", "sweep", str(file), "--out", str(out), *more]
+    return [sys.executable, "-P", "-m", "peerpoise", "sweep", str(file), "--out", str(out), *more]
 
 
 def test_killed_it_goes_on_where_it_was(tiny, tmp_path):

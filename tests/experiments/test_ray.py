@@ -9,10 +9,10 @@ import sys
 import pytest
 from sweeps import TINY
 
-from node.sweep import loop
-from node.sweep.folder import Folder
-from node.sweep.grid import load
-from node.sweep.raycluster import RayCluster
+from node.experiments.sweep import loop
+from node.experiments.sweep.folder import Folder
+from node.experiments.sweep.grid import load
+from node.experiments.sweep.raycluster import RayCluster
 from peer.errors import ConfigurationError
 
 wanted = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def test_a_ray_cluster_gives_the_figures_of_this_process(tiny, tmp_path, swept):
 @wanted
 @pytest.mark.filterwarnings("ignore")
 def test_the_command(tiny, tmp_path):
-    command = [sys.executable, "-P", "-m", "node.cli", "sweep", str(tiny), "--only", "ring/xavg", "--jobs", "2"]
+    command = [sys.executable, "-P", "-m", "peerpoise", "sweep", str(tiny), "--only", "ring/xavg", "--jobs", "2"]
     done = subprocess.run([*command, "--ray", "local", "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "4 cells played, 0 left" in done.stdout

@@ -14,9 +14,9 @@ import pytest
 from pyarrow import parquet
 from sweeps import TINY, keep
 
-from node.report import files, findings, page, plots, tables
-from node.sweep.folder import Folder
-from node.sweep.grid import load
+from node.experiments.report import files, findings, page, plots, tables
+from node.experiments.sweep.folder import Folder
+from node.experiments.sweep.grid import load
 
 SUMMARY = {"algorithm": "dmsgd", "nodes": 4, "rounds": 4, "topology": "ring", "dataset": "digits", "seed": 1,
            "version": "0", "config_digest": "0", "complete": True, "privacy": {"mode": "none"}}  # fmt: skip

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from node.algorithms import ALGORITHMS, find
-from node.checkpoint import load_model
 from node.config import ExperimentConfig, RunConfig
-from node.experiment import simulate
+from node.experiments.in_process import simulate
 from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.records.checkpoint import load_model
 from node.tasks import make
 
 pytestmark = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raw import CONTINUATION, RST_STREAM, SERVICE, Raw, again, literal
 
-from peer.identity import Identity
+from peer.identity.keys import Identity
 
 OPEN = 100
 """Streams it opens before it looks whether any was answered."""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from peer import codec
-from peer.circle import Position
-from peer.exchange import Payload
-from peer.mailbox import Key, Role, Shape
 from peer.message import Peer
+from peer.session.interfaces import Payload
+from peer.session.mailbox import Key, Role, Shape
+from peer.session.peers import Position
 from peer.v1 import peer_pb2 as pb
 
 

@@ -15,12 +15,12 @@ from toys import cluster
 
 from node.config import SyncSection
 from peer.errors import Malformed
-from peer.exchange import Observer
-from peer.identity import CertificateAuthority, Identity, stated
-from peer.mailbox import Role
+from peer.identity.keys import CertificateAuthority, Identity, stated
 from peer.message import Peer
-from peer.statements import PLACES, Statements, place
-from peer.transfers import Transfers
+from peer.session.interfaces import Observer
+from peer.session.mailbox import Role
+from peer.session.statements import PLACES, Statements, place
+from peer.session.transfers import Transfers
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 

@@ -12,8 +12,9 @@ from flooded import attack, cluster, memory, warns
 from harness import Cluster, Process, get, identity_of, until
 from wire_kit import Federation, Recorder, nothing_left
 
-from peer import admission, codec
-from peer.identity import CertificateAuthority
+from peer import codec
+from peer.identity.keys import CertificateAuthority
+from peer.transport import admission
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 

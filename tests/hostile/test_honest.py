@@ -13,8 +13,8 @@ from mesh import Node, alive, mesh
 from toys import Toy, cluster
 
 from node.config import SyncSection
-from peer.exchange import Observer
-from peer.identity import CertificateAuthority, Identity
+from peer.identity.keys import CertificateAuthority, Identity
+from peer.session.interfaces import Observer
 from peer.transport.memory import Memory, Network
 
 ROUNDS = 1000 if os.environ.get("HOSTILE") else 20

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from node import cluster, partition, status
-from node.checkpoint import save_model
+from node import provisioning
 from node.config import NodeConfig, write
-from node.journal import Journal
+from node.data import partition
+from node.observability import status
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
-from node.remembered import Remembered
-from peer import disk
+from node.records.checkpoint import save_model
+from node.records.journal import Journal
+from node.records.peer_heads import Remembered
+from peer import files
 from peer.errors import IdentityError, LedgerError, StorageError
-from peer.identity import CertificateAuthority, create_key, load_key
+from peer.identity.keys import CertificateAuthority, create_key, load_key
 from peer.message import Layout
 from peer.v1.peer_pb2 import LedgerHead
 
@@ -63,7 +65,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "remembered": remembered,
     "model": lambda folder: save_model(folder / "m.safetensors", Layout((("w", (3,)),)), torch.zeros(3)),
     "rows": lambda folder: partition.save(folder / "rows.npy", np.arange(3)),
-    "node.toml": lambda folder: write(NodeConfig(name="a", identity=cluster.OWN), folder / "node.toml"),
+    "node.toml": lambda folder: write(NodeConfig(name="a", identity=provisioning.OWN), folder / "node.toml"),
 }
 """What a node keeps, by what writes it."""
 
@@ -75,7 +77,7 @@ def test_what_a_node_keeps_is_its_own_whatever_the_umask(tmp_path: Path, what: s
     with umask(mask):
         (tmp_path / "open").mkdir()
         (tmp_path / "open").chmod(0o755)
-        for folder in (tmp_path / "open", disk.made(tmp_path / "new" / "folder")):
+        for folder in (tmp_path / "open", files.made(tmp_path / "new" / "folder")):
             WRITERS[what](folder)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "open").iterdir()} == {0o600}
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
@@ -100,7 +102,7 @@ def test_no_name_that_can_be_foretold_is_a_way_into_other_files(tmp_path: Path, 
 def test_a_draft_that_lies_there_already_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if its name could be guessed."""
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
-    planted = tmp_path / f"{disk.DRAFT}guessed"
+    planted = tmp_path / f"{files.DRAFT}guessed"
     planted.touch(mode=0o666)
     planted.chmod(0o666)
     with pytest.raises(StorageError, match="File exists"):
@@ -112,7 +114,7 @@ def test_a_draft_that_lies_there_already_gets_no_key(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("name", ["journal.jsonl", "ward.lock", "ward.sqlite"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "fifo"])
 def test_a_file_that_stays_is_no_link_and_nobody_elses(tmp_path: Path, name: str, kind: str) -> None:
-    home, victim = disk.made(tmp_path / "home"), tmp_path / "victim"
+    home, victim = files.made(tmp_path / "home"), tmp_path / "victim"
     write = journal if name.startswith("journal") else ledger
     write(home)
     (home / name).rename(victim)
@@ -171,9 +173,9 @@ def test_what_is_for_others_keeps_the_umasks_mode(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    os.close(disk.create(tmp_path / f"{disk.DRAFT}0123456789abcdef"))
+    os.close(files.create(tmp_path / f"{files.DRAFT}0123456789abcdef"))
     (tmp_path / "other").touch()
-    disk.forget_drafts(tmp_path)
+    files.forget_drafts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
@@ -195,7 +197,7 @@ def squatted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_taken_folder_for_sockets_moves_them_into_the_nodes_own(squatted: Path) -> None:
     with pytest.raises(StorageError):
         status.folder()
-    home = disk.made(squatted / "home")
+    home = files.made(squatted / "home")
     [path] = status.places("abcdefghijkl", "n0", home)
     assert path.parent == home
     (squatted / f"peerpoise-{os.getuid()}").rmdir()

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from node.config import ExperimentConfig, RunSection, TaskSection
-from node.report import page, tables
-from node.report.tables import Grid
+from node.experiments.report import page, tables
+from node.experiments.report.tables import Grid
 from peer.codec import NAME
 
 HIDDEN = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from node.config import ExperimentConfig
-from node.experiment import simulate
+from node.experiments.in_process import simulate
 
 BASE: dict[str, Any] = {
     "task": {"data": "digits", "model": "mlp", "hidden": 32},

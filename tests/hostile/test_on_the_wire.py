@@ -12,8 +12,8 @@ from google.protobuf.json_format import ParseDict
 from harness import Cluster, Witness
 from member import Lie, claim, tells_otherwise
 
-from peer.identity import stated
-from peer.mailbox import Role
+from peer.identity.keys import stated
+from peer.session.mailbox import Role
 from peer.v1 import peer_pb2 as pb
 
 pytestmark = pytest.mark.cluster

@@ -15,7 +15,7 @@ from mesh import alive, mesh
 from toys import cluster
 
 from node.config import SyncSection
-from node.waiting import GIVEN_BACK, Patience
+from node.rounds.waiting import GIVEN_BACK, Patience
 
 N1 = frozenset({"n1"})
 STEP = 1 / 64

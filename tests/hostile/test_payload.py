@@ -17,9 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "cluster"))
 from harness import Cluster, Witness, events, experiment
 
-from node import checkpoint, results, summary
-from node.bounds import Bounds
-from node.experiment import simulate
+from node.experiments import run_folder
+from node.experiments.in_process import simulate
+from node.records import checkpoint, summary
+from node.rounds.bounds import Bounds
 from peer.errors import Diverged
 
 HUGE = {"name": "gaussian", "std": 3e17, "words": ["answer"]}
@@ -105,7 +106,7 @@ async def test_who_diverged_says_so_and_blames_nobody(tmp_path: Path, monkeypatc
     assert [event["round"] for event in events(home, "checkpoint")] == [2]
     assert all(events(it, "rejected") == [] for it in cluster.homes.values())
     assert all(blamed(it) <= {"n0"} for it in cluster.homes.values())
-    merged = results.merge(tmp_path, cluster.homes)
+    merged = run_folder.merge(tmp_path, cluster.homes)
     assert merged is not None
     assert (merged.diverged, merged.complete) == (["n0"], False)
     assert [*merged.test_accuracy.per_node] == ["n1", "n2", "n3"]

@@ -13,8 +13,8 @@ from flooded import cluster, state_of, warns
 from harness import Cluster, Process, events, identity_of
 from raw import Raw
 
-from node.cluster import remove_members
-from peer.identity import CertificateAuthority, load_key
+from node.provisioning import remove_members
+from peer.identity.keys import CertificateAuthority, load_key
 
 CUT_SECONDS = 5.0
 """From the new roster's arrival to the last byte for whom it removes."""

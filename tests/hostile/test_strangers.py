@@ -13,9 +13,9 @@ import pytest
 from flooded import attack, cluster, state_of
 from harness import Process, get
 
-from node.watch import WARNINGS
+from node.observability.telemetry import WARNINGS
 from peer.errors import Unreachable
-from peer.identity import CertificateAuthority
+from peer.identity.keys import CertificateAuthority
 from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
 

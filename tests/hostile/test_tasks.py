@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from node import cluster, memory
-from node.checkpoint import save_model
+from node import process, provisioning
 from node.config import BudgetSection, ExperimentConfig, NodeConfig, load, write
 from node.config.task import BUNDLED_TASKS
+from node.records.checkpoint import save_model
 from node.tasks import TASKS
 from peer.errors import ConfigurationError
 from peer.failpoint import VARIABLE
@@ -37,13 +37,13 @@ def home(tmp_path: Path) -> Path:
     nodes = {
         tmp_path / name: NodeConfig(
             name=name,
-            identity=cluster.OWN,
+            identity=provisioning.OWN,
             budget=BudgetSection(epsilon="unlimited", ledger_dir=Path("ledger")),
             data={"name": "ward", "path": "data.npz"},  # type: ignore[arg-type]
         )
         for name in "ab"
     }
-    cluster.prepare(tmp_path, ExperimentConfig(**values).run_config, nodes)  # type: ignore[arg-type]
+    provisioning.prepare(tmp_path, ExperimentConfig(**values).run_config, nodes)  # type: ignore[arg-type]
     np.savez(tmp_path / "a" / "data.npz", x=np.zeros((4, 8, 8), np.float32), y=np.arange(4))
     (tmp_path / "evil.py").write_text(CODE)
     text = (tmp_path / "a" / "run.toml").read_text()
@@ -52,7 +52,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def called(home: Path, *words: str | Path, **environment: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "node.cli", *map(str, words)]
+    command = [sys.executable, "-m", "peerpoise", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": f"{home.parent}{os.pathsep}{os.getcwd()}", **environment}
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr + done.stdout
@@ -80,8 +80,8 @@ def test_ours_are_those_of_the_table() -> None:
 
 def test_up_and_pack_name_the_runs_own_task(tmp_path: Path) -> None:
     values = {"privacy": {"sigma": 2.0}, "task": {"name": "a.b:c"}}
-    assert cluster.own_tasks(ExperimentConfig(**values)) == ("a.b:c",)  # type: ignore[arg-type]
-    write(NodeConfig(name="a", identity=cluster.OWN, tasks=("a.b:c",)), tmp_path / "node.toml")
+    assert provisioning.own_tasks(ExperimentConfig(**values)) == ("a.b:c",)  # type: ignore[arg-type]
+    write(NodeConfig(name="a", identity=provisioning.OWN, tasks=("a.b:c",)), tmp_path / "node.toml")
     node = load(NodeConfig, [tmp_path / "node.toml"], environ={})
     node.check_task("a.b:c")
     node.check_task("classification")
@@ -101,8 +101,8 @@ def test_the_environment_makes_no_daemon_fail(home: Path) -> None:
 def test_no_core_dump_holds_a_daemons_memory() -> None:
     ask = "import json, resource, ctypes; print(json.dumps([ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "
     ask += "resource.getrlimit(resource.RLIMIT_CORE)[0] == 0]))"
-    for before, found in (("pass", [1, None]), ("from node import memory; memory.hide()", [0, True])):
+    for before, found in (("pass", [1, None]), ("from node import process; process.hide()", [0, True])):
         done = subprocess.run([sys.executable, "-c", f"{before}\n{ask}"], capture_output=True, text=True, check=True)
         dumpable, limited = json.loads(done.stdout)
         assert [dumpable, found[1] and limited] == found
-    assert memory.PR_SET_DUMPABLE == 4
+    assert process.PR_SET_DUMPABLE == 4

@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from node import checkpoint, experiment
 from node.algorithms.deca import DecaState
 from node.config import ExperimentConfig
-from node.learner import Learner
-from node.simulate import simulate
+from node.experiments import in_process
+from node.learning.learner import Learner
+from node.records import checkpoint
+from node.rounds.lockstep import simulate
 
 Learners: TypeAlias = Callable[[dict[str, Any]], dict[str, Learner]]
 ROUNDS, CUT = 7, 4
@@ -38,7 +39,7 @@ def peers(model: Path, text: Path, algorithm: dict[str, Any]) -> dict[str, Learn
         "privacy": {"mode": "none", "batch": 2},
         "experiment": {"nodes": 3},
     }  # fmt: skip
-    return experiment._learners(ExperimentConfig(**values))  # type: ignore[arg-type]
+    return in_process._learners(ExperimentConfig(**values))  # type: ignore[arg-type]
 
 
 def play(nodes: dict[str, Learner], rounds: int, first: int = 0) -> None:

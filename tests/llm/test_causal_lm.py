@@ -15,10 +15,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
 from node.config import ExperimentConfig
-from node.experiment import simulate
+from node.experiments.in_process import simulate
 from node.llm import models
 from node.maths.clipping import clipped_sum, mean_gradient, probe
-from node.summary import Metric
+from node.records.summary import Metric
 from node.task import flat, views
 from node.tasks import causal_lm, make
 from node.tasks.causal_lm import CausalLM

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from node.config import ExperimentConfig, load
-from node.experiment import simulate
-from node.summary import Summary
+from node.experiments.in_process import simulate
+from node.records.summary import Summary
 
 pytestmark = [pytest.mark.extras, pytest.mark.slow, pytest.mark.timeout(600)]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "deca-tiny.toml"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from node import experiment
 from node.config import ExperimentConfig
+from node.experiments import in_process
 from node.maths.mixing import whole
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from node.task import views
 from node.tasks.causal_lm import save_pretrained
 
@@ -43,16 +43,16 @@ def config(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[[str],
 
 
 def test_only_adapters_travel(config: Callable[[str], ExperimentConfig], tmp_path: Path) -> None:
-    found = experiment.simulate(config("ring"), tmp_path / "run")
+    found = in_process.simulate(config("ring"), tmp_path / "run")
     assert found.algorithm_metrics["bytes_per_step"] == 2 * 4 * ADAPTERS, "to two neighbours"
     assert found.consensus_distance > 0  # type: ignore[operator]
 
 
 def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], ExperimentConfig]) -> None:
     """On a complete graph everybody has the mean of all A and of all B, which is not what the mean of B·A would be."""
-    twins = experiment._learners(config("full"))
+    twins = in_process._learners(config("full"))
     said = torch.stack([whole(next(it.algorithm.round(0)).tensors) for it in twins.values()])  # type: ignore[union-attr]
-    learners = experiment._learners(config("full"))
+    learners = in_process._learners(config("full"))
     simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 1)
     assert said.shape == (4, ADAPTERS)
     assert said.std(0).max() > 0.005, "the peers disagree"
@@ -65,7 +65,7 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
 ) -> None:
     """W + (α/r)·B·A in the layers, all else as it came."""
     run = config("ring")
-    learners = experiment._learners(run)
+    learners = in_process._learners(run)
     simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 3)
     it = learners["n0"]
     save_pretrained(it.run, it.task.layout, it.algorithm.parameters, tmp_path / "merged")

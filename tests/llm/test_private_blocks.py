@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from node import experiment, learner
 from node.config import ExperimentConfig
+from node.experiments import in_process
+from node.learning import learner
 from node.privacy.ledger import Ledger
-from node.summary import read
+from node.records.summary import read
 
 ROUNDS = 3
 """Two in a block, one in the next."""
@@ -34,8 +35,8 @@ def test_one_release_a_round_whatever_the_degree(tmp_path: Path, monkeypatch: py
     """The star's middle has three neighbours, its tips one: as many debits, the same ε."""
     ledgers: list[Ledger] = []
     throwaway = Ledger.throwaway
-    monkeypatch.setattr(experiment.Ledger, "throwaway", lambda: ledgers.append(throwaway()) or ledgers[-1])
-    found = experiment.simulate(config(kind="star"), tmp_path)
+    monkeypatch.setattr(in_process.Ledger, "throwaway", lambda: ledgers.append(throwaway()) or ledgers[-1])
+    found = in_process.simulate(config(kind="star"), tmp_path)
     assert len(ledgers) == 4
     for ledger in ledgers:
         assert (ledger.units, ledger.head[0]) == (ROUNDS, ROUNDS)
@@ -59,7 +60,7 @@ def test_noise_of_sigma_c_over_b_is_on_the_block() -> None:
 
 
 def learners(**privacy: Any) -> dict[str, learner.Learner]:
-    return experiment._learners(config(**privacy))
+    return in_process._learners(config(**privacy))
 
 
 def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:
@@ -80,7 +81,7 @@ def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
     """Mode none is loud: in each node's journal and summary and in the whole run's. Mode strict has nothing to say."""
     for mode, loud in (({"mode": "none", "sigma": None}, True), ({}, False)):
         folder = tmp_path / str(loud)
-        found = experiment.simulate(config(rounds=1, **mode), folder)
+        found = in_process.simulate(config(rounds=1, **mode), folder)
         warned = learner.NO_PRIVACY if loud else None
         assert found.privacy.warning == warned
         for home in sorted((folder / "nodes").iterdir()):

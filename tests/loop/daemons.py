@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node import cluster, journal, launch, status
+from node import provisioning
 from node.config import ExperimentConfig
+from node.experiments import local_cluster
+from node.observability import status
+from node.records import journal
 from peer.errors import TemporaryFailure
 
 WATCHED = Path(__file__).with_name("watched.py")
@@ -78,12 +81,12 @@ def watch(folder: Path, run: ExperimentConfig, loop: str, *spoils: str) -> Watch
     """Plays the run to its end, asking the watched daemon for its status meanwhile."""
     folder.mkdir(exist_ok=True)
     report, before = folder / "report.json", _busy()
-    with launch._reserved(2 * run.experiment.nodes) as ports:
-        sealed, homes = cluster.local(folder / "run", run, list(zip(ports[::2], ports[1::2], strict=True)))
+    with local_cluster._reserved(2 * run.experiment.nodes) as ports:
+        sealed, homes = provisioning.local(folder / "run", run, list(zip(ports[::2], ports[1::2], strict=True)))
         processes = [
             _start(home, [str(WATCHED), str(home / "node.toml"), str(report), loop, *spoils])
             if name == HERE
-            else _start(home, ["-P", "-m", "node.cli", "run", "--config", str(home / "node.toml"), "--loop", loop])
+            else _start(home, ["-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml"), "--loop", loop])
             for name, home in homes.items()
         ]
         try:

@@ -10,8 +10,8 @@ import pytest
 
 WORK = """
 import resource, sys
-from node import memory
-if sys.argv[1] == "keep" and not memory.keep():
+from node import process
+if sys.argv[1] == "keep" and not process.keep():
     sys.exit(3)
 for _ in range(20):
     blocks = [bytes(1 << 20) for _ in range(8)]

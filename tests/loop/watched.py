@@ -20,8 +20,8 @@ from typing import Any
 
 from blockbuster import BlockBuster, BlockBusterFunction
 
-from node import start
-from node.watch import Watch
+from node.daemon import bootstrap
+from node.observability.telemetry import Watch
 from peer.message import Peer
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def main(node: str, to: str, loop: str, *spoils: str) -> None:
     note_blocking(report)
     hear_beats(report, lambda: [again(FAULTS[name]) for name in spoils] and None)
     try:
-        start.serve(Path(node), loop=loop)
+        bootstrap.serve(Path(node), loop=loop)
     finally:
         report.write(Path(to))
 

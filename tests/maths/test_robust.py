@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import AlgorithmSection, MixSection
-from node.learner import Plan, mixing
+from node.learning.learner import Plan, mixing
 from node.maths.mixing import mixed, weighted_sum
 from node.maths.robust import ENOUGH, RULES, rule_for, too_small
-from node.summary import Mixing
+from node.records.summary import Mixing
 from peer.errors import ConfigurationError
 from peer.topology import neighborhoods
 

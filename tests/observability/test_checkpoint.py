@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
-from node import checkpoint
+from node.records import checkpoint
 from peer.errors import DataError, StorageError
 from peer.failpoint import VARIABLE
 from peer.message import Layout

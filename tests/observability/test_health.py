@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from test_status import DOCUMENT
 
-from node import status
+from node.observability import status
 
 PROGRAM = """
 import resource, sys
-from node.cli import main
+from node.cli.app import main
 try:
     main()
 finally:

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from node import journal
-from node.journal import EVENTS, Journal, read
+from node.records import journal
+from node.records.journal import EVENTS, Journal, read
 from peer.errors import StorageError
 
 HEADER = journal.header({"algorithm": {"name": "dpdl"}}, node="n0", run="abc", seed=3, threads=1)

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from node.metrics import Metrics, serve
+from node.observability.metrics import Metrics, serve
 from peer.errors import ConfigurationError, TemporaryFailure
 
 GOLDEN = """

@@ -1,6 +1,6 @@
 """What neighbours told of their ledgers: the highest, of each ledger, across restarts, within bounds."""
 
-from node.remembered import FILE, LEDGERS_PER_NODE, Remembered
+from node.records.peer_heads import FILE, LEDGERS_PER_NODE, Remembered
 from peer.v1.peer_pb2 import LedgerHead
 
 

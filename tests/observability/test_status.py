@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from rich.console import Console
 
-from node import status
+from node.observability import status
 from peer.errors import StorageError, TemporaryFailure
 
 DOCUMENT: status.Status = {

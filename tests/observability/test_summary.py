@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from node import summary
-from node.summary import Epsilon, Metric, Privacy, Range, Seconds, Summary
+from node.records import summary
+from node.records.summary import Epsilon, Metric, Privacy, Range, Seconds, Summary
 from peer.errors import DataError, StorageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from node import journal
 from node.config import BudgetSection, RunConfig
-from node.metrics import Metrics
-from node.watch import PER_ROUND, REFUSALS, WARNINGS, Watch
+from node.observability.metrics import Metrics
+from node.observability.telemetry import PER_ROUND, REFUSALS, WARNINGS, Watch
+from node.records import journal
 from peer.v1 import peer_pb2 as pb
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from golden import EQUATIONS
 
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from peer.message import Layout
 from peer.neighborhood import Neighborhood
 

@@ -11,7 +11,7 @@ import torch
 from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 
 from node.algorithms.cga import Cga, State
-from node.simulate import exchange
+from node.rounds.lockstep import exchange
 from peer.message import Ask, Heard, Mix
 
 OPTIONS = {"lr": 0.2, "beta": 0.8, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}

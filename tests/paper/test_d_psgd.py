@@ -5,7 +5,7 @@ import torch
 from golden import EQUATIONS, close, vector
 
 from node.algorithms.d_psgd import DPsgd, DPsgdConfig
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from peer.message import Layout, Mix
 from peer.neighborhood import Neighborhood
 from peer.topology import neighborhoods

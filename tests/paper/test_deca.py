@@ -12,7 +12,7 @@ from node.algorithms.dsgd_adam import DsgdAdam
 from node.maths.blocks import Tour, divided, visited
 from node.maths.mixing import weighted_sum, whole
 from node.maths.schedule import Course, rate
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from peer.message import DType, Layout
 from peer.neighborhood import Neighborhood
 from peer.topology import neighborhoods

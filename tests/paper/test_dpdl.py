@@ -12,7 +12,7 @@ from golden import EQUATIONS, close, hood, layout, vector, vectors
 from node.algorithms.dpdl import Dpdl, DpdlConfig, State
 from node.maths.clipping import clip_and_sum
 from node.maths.cosine import calibration, cosine
-from node.simulate import exchange, simulate
+from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Heard, Layout, Mix
 from peer.neighborhood import Neighborhood
 from peer.topology import metropolis, neighborhoods

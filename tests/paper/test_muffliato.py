@@ -8,11 +8,11 @@ import torch
 from quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played
 
 from node.algorithms.muffliato import Muffliato, acceleration
-from node.cluster import complete
 from node.config import ExperimentConfig
-from node.learner import Plan
+from node.learning.learner import Plan
 from node.maths.graph import spectral_gap
-from node.simulate import simulate
+from node.provisioning import complete
+from node.rounds.lockstep import simulate
 from peer.errors import ConfigurationError
 from peer.message import Mix
 from peer.topology import neighborhoods

@@ -7,7 +7,7 @@ from quadratics import CURVE, HOODS, LAYOUT, NAMES, OPTIMUM, START, D, Door, N, 
 
 from node.algorithms.d_psgd import DPsgd
 from node.algorithms.net_fleet import NetFleet
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from peer.message import Mix, Withheld
 from peer.topology import neighborhoods
 

@@ -5,9 +5,9 @@ from pydantic import ValidationError
 
 from node.algorithms import ALGORITHMS, NOISED, find
 from node.config import ExperimentConfig
-from node.experiment import simulate
-from node.launch import _baseline
-from node.learner import Plan
+from node.experiments.in_process import simulate
+from node.experiments.local_cluster import _baseline
+from node.learning.learner import Plan
 from peer.errors import ConfigurationError
 
 names = pytest.mark.parametrize("name", sorted(NOISED))

@@ -6,7 +6,7 @@ import torch
 from quadratics import HOODS, LAYOUT, NAMES, START, D, Door, N, W, close, cluster, gradient, played
 
 from node.algorithms.qg_dsgdm import QgDsgdm, State
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from peer.message import Mix
 from peer.topology import neighborhoods
 

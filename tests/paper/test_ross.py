@@ -12,7 +12,7 @@ from quadratics import HOODS, LAYOUT, NAMES, OPTIMUM, START, D, Door, N, W, clos
 
 from node.algorithms.pdsl import Pdsl, PdslConfig
 from node.algorithms.ross import Ross
-from node.simulate import exchange, simulate
+from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Heard, Mix
 
 CENTRE = OPTIMUM.mean(0)

@@ -5,7 +5,7 @@ import torch
 
 from node.algorithms import find
 from node.algorithms.sgd import Centralised, Local, SgdConfig
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 from peer.message import Layout
 from peer.topology import neighborhoods
 

@@ -7,7 +7,7 @@ from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, p
 
 from node.algorithms.dpdl import Dpdl
 from node.algorithms.xavg import Xavg
-from node.simulate import exchange, simulate
+from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Heard, Mix
 from peer.topology import neighborhoods
 

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
-from peer import identity
 from peer.errors import IdentityError, Refused, StorageError
-from peer.identity import CertificateAuthority, Identity
+from peer.identity import keys
+from peer.identity.keys import CertificateAuthority, Identity
 from peer.v1 import peer_pb2
 
 
@@ -42,7 +42,7 @@ def test_the_id_is_the_fingerprint_of_the_key(folder: Path) -> None:
     digest = hashlib.sha256(node.spki).digest()
     assert node.id == base64.b32encode(digest).decode().lower().rstrip("=")
     assert len(node.id) == 52
-    assert identity.spki_id(node.certificate_pem) == (node.id, (f"{node.id}.peerpoise",))
+    assert keys.spki_id(node.certificate_pem) == (node.id, (f"{node.id}.peerpoise",))
 
 
 def test_the_ca_certificate_is_one_and_the_leaf_is_not(ca: CertificateAuthority, folder: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_request_can_ask_for_no_name(ca: CertificateAuthority) -> None:
         .sign(key, hashes.SHA256())
     )
     issued = ca.sign_request(request.public_bytes(serialization.Encoding.PEM))
-    own = identity.node_id(key.public_key())
-    assert identity.spki_id(issued) == (own, (f"{own}.peerpoise",))
+    own = keys.node_id(key.public_key())
+    assert keys.spki_id(issued) == (own, (f"{own}.peerpoise",))
     assert victim.encode() not in issued
 
 
@@ -80,15 +80,15 @@ def test_requests_of_other_kinds_are_refused(ca: CertificateAuthority) -> None:
 def test_private_keys_are_readable_by_their_owner_only(folder: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "node.key").stat().st_mode) == 0o600
     path = tmp_path / "k" / "node.key"
-    identity.create_key(path)
+    keys.create_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["node.key"]
     for mode in (0o640, 0o604, 0o660):
         path.chmod(mode)
         with pytest.raises(IdentityError, match="chmod 600"):
-            identity.load_key(path)
+            keys.load_key(path)
     path.chmod(0o400)
-    identity.load_key(path)
+    keys.load_key(path)
 
 
 def test_an_existing_key_is_never_overwritten(folder: Path, ca: CertificateAuthority) -> None:
@@ -101,7 +101,7 @@ def test_an_existing_key_is_never_overwritten(folder: Path, ca: CertificateAutho
 def test_a_folder_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="can't be made"):
-        identity.create_key(tmp_path / "file" / "node.key")
+        keys.create_key(tmp_path / "file" / "node.key")
 
 
 def test_secrets_do_not_show(ca: CertificateAuthority, folder: Path) -> None:
@@ -122,7 +122,7 @@ def test_each_unusable_file_gives_a_sentence(ca: CertificateAuthority, folder: P
     stranger = CertificateAuthority.create(tmp_path / "stranger")
     stranger.enrol(tmp_path / "other")
     key = ec.generate_private_key(ec.SECP384R1())
-    wide = rewrite(tmp_path / "wide.key", identity.key_pem(key))
+    wide = rewrite(tmp_path / "wide.key", keys.key_pem(key))
     locked = rewrite(
         tmp_path / "locked.key",
         key.private_bytes(
@@ -162,9 +162,9 @@ def test_dates_are_checked(folder: Path) -> None:
 
 
 def test_a_certificate_with_another_name_is_refused(ca: CertificateAuthority, folder: Path, tmp_path: Path) -> None:
-    key = identity.load_key(folder / "node.key").public_key()
+    key = keys.load_key(folder / "node.key").public_key()
     name = x509.Name([])
-    wrong = identity._builder(name, ca.certificate.subject, key, 1, authority=False).add_extension(
+    wrong = keys._builder(name, ca.certificate.subject, key, 1, authority=False).add_extension(
         x509.SubjectAlternativeName([x509.DNSName("other.peerpoise")]), critical=False
     )
     pem = wrong.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -185,7 +185,7 @@ def test_a_welcome_proves_the_key_for_this_call_only(ca: CertificateAuthority, f
     server, other = load(folder), ca.enrol(tmp_path)
     call = {"nonce": bytes(range(32)), "client_id": other.id, "run": "r1"}
     signature = server.sign_welcome(call["nonce"], other.id, server.id, "r1")  # type: ignore[arg-type]
-    identity.verify_welcome(server.spki, signature, expected_id=server.id, **call)  # type: ignore[arg-type]
+    keys.verify_welcome(server.spki, signature, expected_id=server.id, **call)  # type: ignore[arg-type]
     wrong: list[tuple[bytes, bytes, dict[str, object]]] = [
         (other.spki, signature, {}),
         (b"", signature, {}),
@@ -199,7 +199,7 @@ def test_a_welcome_proves_the_key_for_this_call_only(ca: CertificateAuthority, f
     ]
     for spki, signed, changes in wrong:
         with pytest.raises(Refused) as caught:
-            identity.verify_welcome(spki, signed, expected_id=server.id, **(call | changes))  # type: ignore[arg-type]
+            keys.verify_welcome(spki, signed, expected_id=server.id, **(call | changes))  # type: ignore[arg-type]
         assert caught.value.code == peer_pb2.CODE_IDENTITY
     with pytest.raises(Refused):  # a key of the right fingerprint that is none of ours
-        identity.verify_welcome(b"junk", signature, expected_id=identity.id_of(b"junk"), **call)  # type: ignore[arg-type]
+        keys.verify_welcome(b"junk", signature, expected_id=keys.id_of(b"junk"), **call)  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from peer.mailbox import PARKED_PER_PEER, Admission, Key, Mailbox, Role, Shape
 from peer.message import DType
+from peer.session.mailbox import PARKED_PER_PEER, Admission, Key, Mailbox, Role, Shape
 
 SHAPE = Shape(kind="state", layout=bytes(32), parts=1, dtype=DType.FLOAT32, nbytes=40)
 

@@ -10,13 +10,13 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from peer import roster
 from peer.discovery import Surroundings
 from peer.discovery.static import Static
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError
-from peer.identity import CertificateAuthority
-from peer.roster import Member, Roster
+from peer.identity import roster
+from peer.identity.keys import CertificateAuthority
+from peer.identity.roster import Member, Roster
 
 MEMBERS = (Member("b", "id-b", ("10.0.0.2:7443", "[::1]:7443")), Member("a", "id-a"))
 

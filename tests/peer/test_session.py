@@ -9,13 +9,13 @@ import pytest
 from test_codec import mutated
 
 from peer import codec
-from peer.circle import REPLAY_WINDOW, Circle, Contact, Terms
 from peer.discovery.static import Static
 from peer.errors import Malformed, RemoteError
-from peer.identity import CertificateAuthority, verify_welcome
-from peer.mailbox import Mailbox
+from peer.identity.keys import CertificateAuthority, verify_welcome
 from peer.membership import Membership, Presence
-from peer.session import Session
+from peer.session.mailbox import Mailbox
+from peer.session.peers import REPLAY_WINDOW, Circle, Contact, Terms
+from peer.session.session import Session
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from peer import codec
-from peer.circle import Circle, Terms
-from peer.mailbox import Key, Mailbox, Role, Shape
 from peer.membership import Membership
 from peer.message import DType
-from peer.transfers import Transfers
+from peer.session.mailbox import Key, Mailbox, Role, Shape
+from peer.session.peers import Circle, Terms
+from peer.session.transfers import Transfers
 from peer.v1 import peer_pb2 as pb
 
 SIZE = codec.FRAME + 100

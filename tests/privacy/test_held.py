@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import Small, door
 
-from node.bounds import Bounds, outliers
 from node.config import LimitsSection, PrivacySection
-from node.payload import Size
 from node.privacy import noise
 from node.privacy.ledger import Ledger
+from node.rounds.bounds import Bounds, outliers
+from node.rounds.buffers import Size
 from peer.errors import Malformed
-from peer.mailbox import Role
+from peer.session.mailbox import Role
 
 VECTORS = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3).map(lambda it: torch.tensor(it, dtype=torch.float64))
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from node import experiment
 from node.config import ExperimentConfig
-from node.learner import Learner
+from node.experiments import in_process
+from node.learning.learner import Learner
 from node.privacy.accountant import Spent, epsilon_link, epsilon_live
 from node.privacy.ledger import Ledger
-from node.simulate import simulate
+from node.rounds.lockstep import simulate
 
 ROUNDS = 12
 
@@ -21,7 +21,7 @@ ROUNDS = 12
 def learners(**privacy: Any) -> dict[str, Learner]:
     section = {"mode": "strict", "sigma": 1.0, "delta": 1e-3, "rate": 0.05, "batch": 20, **privacy}
     values = {"train": {"rounds": ROUNDS}, "topology": {"kind": "full"}, "experiment": {"nodes": 3}, "privacy": section}
-    return experiment._learners(ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}}))
+    return in_process._learners(ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}}))
 
 
 def play(nodes: dict[str, Learner], first: int, last: int, without: str = "") -> None:

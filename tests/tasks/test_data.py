@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from node import data, partition
+from node import data
 from node.config import TaskSection
-from node.data import arrays
+from node.data import arrays, partition
 from peer.errors import ConfigurationError, DataError
 
 THREE = TaskSection(classes=3)

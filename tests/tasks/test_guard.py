@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from node import cluster, experiment, tasks
 from node import data as datasets
-from node.compute import Stopped
+from node import provisioning, tasks
 from node.config import ExperimentConfig, RunConfig
+from node.experiments import in_process
+from node.rounds.compute import Stopped
 from node.tasks.guard import Guarded, guard
 from peer.errors import (
     BudgetSpent,
@@ -105,7 +106,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         (tmp_path / "mine.py").write_text(TASK.replace(old, new), encoding="utf-8")
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
-        return experiment.simulate(settings(**sections), tmp_path / "run")
+        return in_process.simulate(settings(**sections), tmp_path / "run")
 
     return simulate
 
@@ -244,7 +245,7 @@ def test_what_is_checked_before_daemons_start_blames_what_is_wrong(
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TaskError, match=re.escape(sentence)):
-        cluster.check(settings(task={"name": "mine.py:make_task"}))
+        provisioning.check(settings(task={"name": "mine.py:make_task"}))
 
 
 @pytest.mark.parametrize(

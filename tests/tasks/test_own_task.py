@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node import launch, tasks
+from node import tasks
 from node.config import DataSection, RunConfig
+from node.experiments import local_cluster
 from peer.errors import ConfigurationError
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-task.md"
@@ -63,7 +64,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start(*words: str, path: Path) -> subprocess.Popen[str]:
     environ = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(path / "state")}
-    command = [sys.executable, "-m", "node.cli", *words]
+    command = [sys.executable, "-m", "peerpoise", *words]
     return subprocess.Popen(command, env=environ, cwd=path, stdout=-1, stderr=-1, stdin=subprocess.DEVNULL, text=True)
 
 
@@ -103,7 +104,7 @@ def counts(text: str) -> list[tuple[str, int]]:
 
 def packed(example: Path, task: str, data: str = "digits", own: Sequence[str] = ()) -> dict[str, str]:
     """Standard error of each host of a packed run."""
-    with launch._reserved(len(NODES)) as ports:
+    with local_cluster._reserved(len(NODES)) as ports:
         hosts = [w for name, port in zip(NODES, ports, strict=True) for w in ("--host", f"{name}=127.0.0.1:{port}")]
         run = settings(f"task.name={task}", f"task.data={data}")
         peerpoise("pack", "slope.toml", *run, *hosts, *own, path=example)

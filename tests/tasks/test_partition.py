@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import partition
 from node.config import ExperimentSection
-from node.data import Examples
+from node.data import Examples, partition
 from peer.errors import ConfigurationError
 
 LABELS = np.random.default_rng(3).integers(0, 10, 1438)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from node import promises, tasks
 from node import task as interface
+from node import tasks
 from node.config import RunConfig
+from node.learning import promises
 from node.maths.clipping import clipped_sum, mean_gradient, probe
 from node.task import flat
 from node.tasks.guard import guard

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from node import data, partition
+from node import data
 from node.config import ExperimentSection, TaskSection
-from node.data import columns
+from node.data import columns, partition
 from peer.errors import DataError
 
 TASK = TaskSection(classes=2, features={"age": (50.0, 20.0), "dose": (5.0, 3.0)})

@@ -11,9 +11,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from node import data, partition
+from node import data
 from node.config import ExperimentSection, TaskSection
-from node.data import cookies, read_texts
+from node.data import cookies, partition, read_texts
 from node.data.texts import Texts, pieces, strings
 from peer.errors import ConfigurationError, DataError
 

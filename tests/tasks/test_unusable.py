@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from node.config import ExperimentConfig
-from node.experiment import simulate
-from node.unusable import UnusableRecords
+from node.experiments.in_process import simulate
+from node.learning.unusable import UnusableRecords
 
 TASK = '''
 import torch

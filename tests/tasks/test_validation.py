@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from node import data, journal, partition
+from node import data
 from node.config import DataSection, ExperimentConfig, RunConfig
-from node.data import Examples
-from node.experiment import simulate
+from node.data import Examples, partition
+from node.experiments.in_process import simulate
+from node.records import journal
 from node.task import views
 from node.tasks import make
 from node.tasks.classification import Classification
-from node.validation import BATCH, Validation, held_out, load, sealed
+from node.tasks.validation import BATCH, Validation, held_out, load, sealed
 from peer.errors import ConfigurationError, DataError
 
 NONE = {"mode": "none", "batch": 8}

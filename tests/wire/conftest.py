@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from wire_kit import Federation
 
-from peer.identity import CertificateAuthority
+from peer.identity.keys import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

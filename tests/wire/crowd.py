@@ -13,7 +13,7 @@ from pathlib import Path
 from wire_kit import SECONDS, Sender
 
 from peer.errors import Unreachable
-from peer.identity import Identity
+from peer.identity.keys import Identity
 from peer.transport.grpc import Grpc, GrpcLink
 
 MANY = 24

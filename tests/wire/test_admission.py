@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from peer.admission import BURST, HANGING, PER_SECOND, Bucket
-from peer.sockets import cut
+from peer.transport.admission import BURST, HANGING, PER_SECOND, Bucket
+from peer.transport.sockets import cut
 
 
 def test_a_bucket_has_its_burst_then_its_rate_then_nothing() -> None:

@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from wire_kit import SECONDS, Federation, Forgery, Recorder, Sender, name_of, new_key, nothing_left, some, until
 
-from peer import identity
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
-from peer.identity import CertificateAuthority, Identity, verify_welcome
+from peer.identity import keys
+from peer.identity.keys import CertificateAuthority, Identity, verify_welcome
 from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2
@@ -279,8 +279,8 @@ async def test_the_check_of_the_key_is_what_catches_a_careless_ca(
 async def test_power_tls_alone_takes(
     make: Making, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "_is_issued_by", lambda *_: True)
-    monkeypatch.setattr(identity, "is_leaf", lambda *_: True)
+    monkeypatch.setattr(keys, "_is_issued_by", lambda *_: True)
+    monkeypatch.setattr(keys, "is_leaf", lambda *_: True)
     async with nothing_left():
         listener = Grpc(federation.alice, "127.0.0.1:0")
         address = await listener.serve(Recorder.open())
@@ -338,7 +338,7 @@ async def test_a_revoked_node_is_not_dialled_either(federation: Federation) -> N
 async def test_a_new_certificate_is_used_for_new_connections(federation: Federation, tmp_path: Path) -> None:
     """The listener starts with one that has expired, and comes into its own without a restart."""
     async with nothing_left():
-        key = identity.load_key(_written(tmp_path, federation.alice.key_pem))
+        key = keys.load_key(_written(tmp_path, federation.alice.key_pem))
         start, end = timedelta(days=-9), timedelta(days=-1)
         old = Forgery(federation.ca, key, (name_of(key),), start=start, end=end).of(federation.alice)
         service, listener = Recorder.open(), Grpc(old, "127.0.0.1:0")

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from peer import identity
 from peer.codec import FRAME
 from peer.errors import Malformed
-from peer.identity import CertificateAuthority, Identity, PrivateKey
+from peer.identity import keys
+from peer.identity.keys import CertificateAuthority, Identity, PrivateKey
 from peer.transport import Method
 from peer.transport.grpc import Grpc, GrpcLink
 
@@ -203,12 +203,12 @@ class Forgery:
 
     def of(self, template: Identity) -> Identity:
         """An identity made of this forgery, past every check of `Identity.load`."""
-        own = identity.spki(self.key.public_key())
+        own = keys.spki(self.key.public_key())
         return replace(
             template,
-            id=identity.id_of(own),
+            id=keys.id_of(own),
             spki=own,
-            key_pem=identity.key_pem(self.key),
+            key_pem=keys.key_pem(self.key),
             certificate_pem=self.pem,
             _key=self.key,
         )
@@ -219,4 +219,4 @@ def new_key() -> PrivateKey:
 
 
 def name_of(key: PrivateKey) -> str:
-    return f"{identity.node_id(key.public_key())}.peerpoise"
+    return f"{keys.node_id(key.public_key())}.peerpoise"

@@ -1,0 +1,316 @@
+"""What `doctor --config` and `config check` say of a node: its files, address, neighbours, data, ledger and memory.
+
+Each check is one that the daemon makes too when it starts, here without starting: nothing is written, a ledger is
+opened only if it exists, and a port is bound for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing, redirect_stderr, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from node.attacks import Attack
+from node.cli.doctor import Finding, fault, ok, warning
+from node.config import NodeConfig, RunConfig, load
+from node.daemon.bootstrap import located
+from node.device import pick
+from node.learning.learner import Plan, weak
+from node.learning.requirements import memory_needed, room_for_blocks, suited
+from node.observability import status
+from node.privacy.ledger import Ledger
+from node.process import available_memory, mib
+from node.task import Task
+from node.tasks import make
+from peer.discovery import Surroundings
+from peer.discovery.addresses import Addresses, own_addresses
+from peer.discovery.pex import FILE
+from peer.endpoint import endpoint
+from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError, TemporaryFailure
+from peer.identity.keys import Identity
+from peer.identity.roster import Roster
+
+SOON_DAYS = 30
+"""A certificate that expires sooner is a warning."""
+DIAL_SECONDS = 2.0
+SEEKING = frozenset({"exchange", "mdns"})
+"""Discoveries that ask other nodes."""
+
+
+def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterator[Finding]:
+    """All findings; those that need what is broken are left out. `dial`: neighbours are called, too."""
+    try:
+        node = located(load(NodeConfig, [file], settings), file.parent)
+        run = load(RunConfig, [node.run], environ={})
+    except PeerpoiseError as error:
+        yield fault("configuration", str(error), "peerpoise config check FILE, peerpoise config schema node")
+        return
+    yield ok("configuration", f"{node.name}, run {run.run_id}")
+    yield from _budget(node)
+    try:
+        node.check_task(run.task.name)
+    except PeerpoiseError as error:
+        yield fault("task", str(error), "see docs/own-task.md")
+        return
+    yield from _attack(node)
+    yield from _identity(node)
+    yield from _addresses(node, run)
+    yield from _ledger(node)
+    yield from _writable("run folder", node.folder, str(node.folder))
+    yield from _device(node)
+    try:
+        roster = Roster.load(node.roster, run.run.federation)
+        plan = Plan.of(run, run.neighborhoods(roster.names))
+    except PeerpoiseError as error:
+        yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
+        return
+    yield from _roster(node, roster)
+    if text := weak(plan.epsilon):
+        yield warning("privacy", text, "ask who writes run.toml for more noise, or leave this run")
+    yield from _peers(node, plan, roster, dial)
+    yield from _task(node, plan)
+
+
+def _attack(node: NodeConfig) -> Iterator[Finding]:
+    """A node that is to lie to its neighbours."""
+    if node.attack:
+        try:
+            yield warning("attack", Attack.of(node.attack).warning, "remove [attack], unless this is a test of yours")
+        except PeerpoiseError as error:
+            yield fault("attack", str(error), "see docs/poison.md")
+
+
+def _budget(node: NodeConfig) -> Iterator[Finding]:
+    """The owner of the data has said what they may give away."""
+    try:
+        limit = node.budget.limit
+    except PeerpoiseError as error:
+        yield fault("budget", str(error), "see [budget] in docs/configuration.md")
+        return
+    said = "none: a throw-away ledger of public data" if node.budget.experiment else "unlimited"
+    yield ok("budget", said if limit is None else f"ε_total {limit:g} in all runs together, δ = {node.budget.delta:g}")
+
+
+def _identity(node: NodeConfig) -> Iterator[Finding]:
+    """Key, certificate and CA: they belong together, nobody else can read the key, and the dates fit the clock."""
+    own = node.identity
+    try:
+        identity = Identity.load(own.key, own.certificate, own.ca)
+    except PeerpoiseError as error:
+        yield fault("certificate", str(error), "ask for a new one (peerpoise ca issue), or set the clock")
+        return
+    days = (identity.expires - datetime.now(UTC)).days
+    said = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
+    if days < SOON_DAYS:
+        yield warning("certificate", said, "ask for a new one in time: peerpoise ca issue")
+    else:
+        yield ok("certificate", said)
+
+
+def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
+    """The ports are free, or taken by this very node."""
+    for what, address in (("listen.address", node.listen.address), ("metrics.listen", node.metrics.listen)):
+        try:
+            why = _taken(address) if address else ""
+        except PeerpoiseError as error:
+            yield fault(what, str(error), f"set {what} to host:port")
+            continue
+        if not why:
+            yield ok(what, f"{address} is free" if address else "none")
+        elif _runs(node, run):
+            yield ok(what, f"{address} is this node's own: it is running")
+        else:
+            yield fault(what, f"{address} can't be listened on: {why}", "stop what listens there, or choose another")
+
+
+def _taken(address: str) -> str:
+    """Why nobody can listen there; empty: one can."""
+    host, port = endpoint(address)
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _runs(node: NodeConfig, run: RunConfig) -> bool:
+    for path in status.places(run.run_id, node.name, node.folder):
+        with suppress(PeerpoiseError):
+            return status.query(path)["node"] == node.name
+    return False
+
+
+def _ledger(node: NodeConfig) -> Iterator[Finding]:
+    """Whole, and nobody else's at the moment."""
+    try:
+        name, folder = node.data.name or "experiment", node.budget.folder
+    except ConfigurationError as error:
+        yield fault("ledger", str(error), "set budget.ledger_dir in node.toml, or HOME")
+        return
+    if not Ledger.exists(folder, name):
+        yield from _writable("ledger", folder, f"{folder / name}: nothing was released yet")
+        return
+    try:
+        with closing(Ledger.open(folder, name)) as ledger:
+            yield ok("ledger", f"{folder / name}: {ledger.head[0]} debits, whole")
+    except TemporaryFailure as error:
+        yield warning("ledger", str(error), "nothing, if that is this node's own daemon")
+    except PeerpoiseError as error:
+        yield fault("ledger", str(error), "restore all of its files from one copy, or check the disk")
+
+
+def _device(node: NodeConfig) -> Iterator[Finding]:
+    try:
+        yield ok("device", f"{node.compute.device}: {pick(node.compute.device)}")
+    except PeerpoiseError as error:
+        yield fault("device", str(error), "see gpu, above")
+
+
+def _writable(what: str, folder: Path, said: str) -> Iterator[Finding]:
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        yield ok(what, f"{said}; it can be written")
+    else:
+        yield fault(what, f"{there} can't be written by this user", "choose another folder, or change its owner")
+
+
+def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
+    own = node.identity
+    member = roster.by_name.get(node.name)
+    if member is None:
+        yield fault("roster", f"{node.name!r} is not in {node.roster}", f"name is one of {', '.join(roster.names)}")
+        return
+    try:
+        same = Identity.load(own.key, own.certificate, own.ca).id == member.id
+    except PeerpoiseError:
+        return
+    if same:
+        yield ok("roster", f"version {roster.version}, {len(roster.members)} nodes, signed by the federation")
+    else:
+        yield fault("roster", f"it has another key for {node.name} than {own.key}", "copy this node's own folder again")
+
+
+def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator[Finding]:
+    """How neighbours are found, and whether they are there."""
+    try:
+        written = _written_down(node, roster)
+    except PeerpoiseError as error:
+        yield fault("discovery", str(error), "see [peers] in node.toml and docs/discovery.md")
+        return
+    yield from _discovery(node, roster, written)
+    if dial:
+        yield from _neighbours(node, plan, roster, written)
+
+
+def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator[Finding]:
+    """Others are told an address that they can dial, and exchange has one to begin with."""
+    chosen = node.peers.discovery
+    said = ", ".join(chosen)
+    if SEEKING & {*chosen}:
+        try:
+            said += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
+        except PeerpoiseError as error:
+            yield warning("discovery", str(error), "see listen in node.toml")
+            return
+    others = [member.id for member in roster.members if member.name != node.name]
+    if "exchange" in chosen and "mdns" not in chosen and not (node.folder / FILE).exists():
+        if not any(asyncio.run(each.addresses(it)) for each in written.discoveries.values() for it in others):
+            what = "exchange needs one member's address to begin with"
+            yield warning("discovery", what, "write one into [peers.static], and static into peers.discovery")
+            return
+    yield ok("discovery", said)
+
+
+def _neighbours(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses) -> Iterator[Finding]:
+    """Does anybody listen where they should be? Who it is, the handshake will tell."""
+    hood, seeking = plan.hoods.get(node.name), " and ".join(sorted(SEEKING & {*node.peers.discovery}))
+    for name in hood.neighbours if hood else ():
+        try:
+            found = asyncio.run(written.addresses(roster.by_name[name].id))
+        except PeerpoiseError as error:
+            if seeking:
+                yield ok(
+                    "neighbour", f"{name}: {seeking} will look for it" + (f"; {error}" if written.discoveries else "")
+                )
+            else:
+                yield warning("neighbour", str(error), "see [peers] in node.toml and docs/discovery.md")
+            continue
+        failures = [(address, why) for address in found if (why := _dial(address))]
+        if len(failures) < len(found):
+            yield ok("neighbour", f"{name} listens")
+        else:
+            said = "; ".join(f"{address}: {why}" for address, why in failures)
+            yield warning("neighbour", f"{name} can't be reached ({said})", "start it, or check firewall and address")
+
+
+def _written_down(node: NodeConfig, roster: Roster) -> Addresses:
+    """Those discoveries that know addresses without asking other nodes.
+
+    Raises:
+        ConfigurationError: a mistake in [peers].
+    """
+    peers = node.peers
+    around = Surroundings(roster=roster, static=peers.static, dns=peers.dns)
+    return Addresses.of([name for name in peers.discovery if name not in SEEKING], around)
+
+
+def _dial(address: str) -> str:
+    """Why nobody can be reached there; empty: somebody can."""
+    try:
+        socket.create_connection(endpoint(address), timeout=DIAL_SECONDS).close()
+    except TimeoutError:
+        return "no answer"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _where(error: PeerpoiseError) -> str:
+    """Where what a task refuses is mended."""
+    if isinstance(error, TaskError):
+        return "mend the task's own code"
+    if isinstance(error, DataError):
+        return "see data.path and data.rows in node.toml, and [task] in run.toml"
+    return "see [task] in run.toml"
+
+
+def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
+    """The data are there and fit the task; there is memory for its model."""
+    warnings = io.StringIO()
+    try:
+        with redirect_stderr(warnings):
+            task = make(plan.run, node.data)
+        suited(plan.algorithm, task)
+    except PeerpoiseError as error:
+        yield fault("data", str(error), _where(error))
+        return
+    for line in warnings.getvalue().splitlines():
+        yield warning("data", line.removeprefix("warning: "), "nothing, if that is meant")
+    file = node.data.path if plan.run.task.data == "own" else node.data.rows
+    digest = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file and file.is_file() else ""
+    yield ok("data", f"{plan.run.task.data}: {task.examples} examples, {task.layout.size:,} parameters{digest}")
+    hood = plan.hoods.get(node.name)
+    yield from _memory(plan, task, hood.degree if hood else 0)
+
+
+def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
+    need, free = memory_needed(plan.algorithm, plan.options, plan.run, task, degree), available_memory()
+    said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
+    try:
+        room_for_blocks(plan.algorithm, plan.options, plan.run, task, degree)
+    except PeerpoiseError as error:
+        yield fault("memory needed", str(error), "a smaller model")
+        return
+    if free is not None and need > free:
+        yield warning("memory needed", said, "a smaller model, fewer neighbours, or privacy.chunk")
+    else:
+        yield ok("memory needed", said)

@@ -1,0 +1,118 @@
+"""Commands that advise before anything runs: plan, doctor, bench. Part of the command line (`node/cli/app.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Json, Settings
+from node.observability.output import print_json
+from peer.errors import EXIT_FAILURE, EXIT_OK
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.toml]", help="An experiment, a run.toml, or a node.toml.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Target ε_total: which σ?")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise multiplier: which ε_total?")] = None,
+    delta: Annotated[float | None, typer.Option(help="δ.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="T.")] = None,
+    rate: Annotated[float | None, typer.Option(help="q, with which each example enters a batch.")] = None,
+    graph: Annotated[str | None, typer.Option(help="Graph, of those in topology.kind.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="N.")] = None,
+    degree: Annotated[int | None, typer.Option(min=0, help="Neighbours of a node, instead of a graph.")] = None,
+    data: Annotated[str, typer.Option(help="Name of private data: what its ledger has left.")] = "",
+    limit: Annotated[float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")] = None,
+    settings: Settings = [],  # noqa: B006 (typer copies it)
+    as_json: Json = False,
+) -> None:
+    """Say which noise a target ε takes, or which ε a noise gives, on this and on other graphs.
+
+    Stated by PLD, as a run states it. FILE gives what no option does; a node.toml also names the ledger of its data.
+    """
+    from rich.console import Console
+
+    given = {
+        "privacy.epsilon": epsilon,
+        "privacy.sigma": sigma,
+        "privacy.delta": delta,
+        "train.rounds": rounds,
+        "privacy.rate": rate,
+        "topology.kind": graph,
+        "experiment.nodes": nodes,
+    }
+    told = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if (epsilon is None) != (sigma is None):
+        told.append("privacy.sigma=" if sigma is None else "privacy.epsilon=")
+    console = Console(highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("loading") as progress:
+        from node.cli import plan as planning
+
+        question = planning.read(file, [*told, *settings])
+        question = planning.with_options(question, degree=degree, data=data, limit=limit)
+        outlook = planning.answer(question, progress.update)
+    if as_json:
+        print_json(planning.document(outlook))
+    else:
+        console.print(planning.show(outlook))
+
+
+@app.command()
+def doctor(
+    file: Annotated[
+        Path | None, typer.Option("--config", metavar="NODE.toml", help="Look at this node's files, too.")
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Look at this machine, and at a node's files: what would keep a daemon from running, and what to do about it.
+
+    Exit code 0 when nothing is ✗.
+    """
+    from rich.console import Console
+
+    from node.cli import doctor as examination
+
+    with Console(stderr=True).status("looking"):
+        findings = list(examination.examine())
+        if file is not None:
+            from node.cli import doctor_node
+
+            findings += doctor_node.examine(file, settings)
+    found = examination.document(findings)
+    if as_json:
+        print_json(found)
+    else:
+        Console(highlight=False).print(examination.show(findings))
+    raise typer.Exit(EXIT_OK if found["ok"] else EXIT_FAILURE)
+
+
+@app.command()
+def bench(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.toml]", help="An experiment or a run.toml (else the quickstart's).")
+    ] = None,
+    settings: Settings = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Measure what a node's round costs on this machine: gradients, noise, ledger, wire, steps.
+
+    With --set experiment.device=cuda on the GPU. A floor: nothing is waited for, nothing goes over a network.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("loading") as progress:
+        from node.cli import bench as measuring
+
+        report = measuring.measure(measuring.read(file, settings), progress.update)
+    if as_json:
+        print_json(measuring.document(report))
+    else:
+        console.print(measuring.show(report))

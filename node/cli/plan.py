@@ -1,0 +1,284 @@
+"""`peerpoise plan`: what a run will cost in privacy before it is started, and what it would cost on other graphs.
+
+Every figure comes from the functions that the run itself uses: σ by `door.noise_multiplier`, ε by PLD. σ is the nominal
+multiplier (`privacy.sigma`), rounded up to four digits; where the number of parameters is unknown (own data) the grid
+of the noise is left out of it, which is less than one part in a thousand below a million parameters and σ = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from node.algorithms import find
+from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, kind_of, load
+from node.daemon.bootstrap import located
+from node.learning.learner import warning
+from node.maths.graph import spectral_gap
+from node.privacy.accountant import Mechanism, epsilon, epsilon_link, epsilon_total, units_left
+from node.privacy.door import mechanism, noise_multiplier
+from node.privacy.ledger import Ledger
+from node.records.journal import plain
+from node.records.summary import AGAINST, LINK, Epsilon, Privacy, conditions
+from node.tasks import make
+from peer.errors import ConfigurationError, DataError
+from peer.identity.roster import Roster
+from peer.neighborhood import Neighborhood
+from peer.topology import TOPOLOGIES, neighborhoods
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of one graph: what a node with the most neighbours pays."""
+
+    graph: str
+    """Empty: only the degree was given."""
+    degree: int
+    releases: int
+    """|K|: gradients it releases a round, its own included."""
+    sigma: float
+    epsilon: float
+    """ε_total."""
+    spectral_gap: float | None = None
+    """1 − |λ₂| of its W: how fast models come together; None: only the degree was given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """What a ledger says of its data."""
+
+    data: str
+    ledger: str
+    spent: float
+    """ε_total of all runs so far; inf where one of them was not strict."""
+    delta: float
+    limit: float | None
+    rounds_left: int | None
+    """Rounds of the planned run that the limit still allows, at most all of them; None: there is no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What `plan` answers."""
+
+    algorithm: str
+    nodes: int
+    rounds: int
+    rate: float
+    parameters: int | None
+    target: float | None
+    """ε_total that was asked for; None: σ was given."""
+    privacy: Privacy
+    """Conditions of every ε here, with σ, ε_total and ε_link of `cost`."""
+    cost: Cost
+    graphs: tuple[Cost, ...]
+    """The same on every graph of the table, cheapest first."""
+    impossible: dict[str, str]
+    """Graph -> why it can't be had with so many nodes."""
+    lifetime: Lifetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked: a run, who takes part, and whose ledger it will be written to."""
+
+    run: RunConfig
+    names: Sequence[str]
+    degree: int | None = None
+    """Instead of a graph."""
+    data: str = ""
+    budget: BudgetSection = field(default_factory=lambda: BudgetSection(epsilon="unlimited"))
+
+
+def read(file: Path | None, settings: Sequence[str]) -> Question:
+    """From an experiment, a run.toml (with its roster.json beside it), a node.toml (with all it names), or nothing.
+
+    Raises:
+        ConfigurationError, IdentityError: one sentence.
+    """
+    if file is None:
+        config = load(ExperimentConfig, [], ["task.data=own", "privacy.mode=strict", *settings])
+        return Question(run=config, names=config.experiment.names)
+    if kind_of(file) is ExperimentConfig:
+        config = load(ExperimentConfig, [file], settings)
+        return Question(run=config, names=_roster(config, file.parent / "roster.json"))
+    node = located(load(NodeConfig, [file]), file.parent)
+    config = load(ExperimentConfig, [node.run], settings)
+    node.check_task(config.task.name)
+    return Question(run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget)
+
+
+def _roster(config: ExperimentConfig, roster: Path) -> Sequence[str]:
+    """A sealed run has a roster; an experiment says how many."""
+    sealed = config.run.federation and roster.exists() and "nodes" not in config.experiment.model_fields_set
+    return Roster.load(roster, config.run.federation).names if sealed else config.experiment.names
+
+
+def with_options(question: Question, *, degree: int | None, data: str, limit: float | None) -> Question:
+    """What the command line says beside the settings of a file."""
+    budget = question.budget
+    if limit is not None:
+        budget = budget.model_copy(update={"epsilon": limit})
+    return replace(question, degree=degree, data=data or question.data, budget=budget)
+
+
+def answer(question: Question, say: Callable[[str], None] = lambda text: None) -> Outlook:
+    """Calibrates or accounts, once per |K|; `say` hears what is being computed. Some CPU seconds.
+
+    Raises:
+        ConfigurationError: not mode strict, an unknown algorithm or graph, or no noise reaches the target.
+        DataError, LedgerError, TemporaryFailure: of the ledger.
+    """
+    run, privacy = question.run, question.run.privacy
+    if privacy.mode != "strict":
+        raise ConfigurationError(f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.')
+    algorithm, rounds, d = find(run.algorithm.name), run.train.rounds, _parameters(run)
+
+    @cache
+    def price(releases: int) -> tuple[float, float]:
+        say(f"accounting for {releases} releases a round")
+        sigma = privacy.sigma or _up(noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases))
+        return sigma, epsilon_total(mechanism(privacy, d=d or 0, sigma=sigma, releases=releases), rounds, privacy.delta)
+
+    def cost(degree: int, **graph: Any) -> Cost:
+        sigma, spent = price(releases := algorithm.releases(degree))
+        return Cost(degree=degree, releases=releases, sigma=sigma, epsilon=spent, **graph)
+
+    graphs, impossible = _graphs(run, question.names)
+    if question.degree is not None:
+        own = cost(question.degree, graph="")
+    else:
+        own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
+    told = mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
+    return Outlook(
+        algorithm=run.algorithm.name,
+        nodes=len(question.names),
+        rounds=rounds,
+        rate=privacy.rate,
+        parameters=d,
+        target=privacy.epsilon,
+        privacy=Privacy(
+            mode="strict",
+            batches=privacy.batches,
+            delta=privacy.delta,
+            sigma=own.sigma,
+            accountant="PLD",
+            epsilon=Epsilon(total=own.epsilon, link=epsilon_link(told, rounds, privacy.delta)),
+            public_validation=run.validation.public,
+            insecure_seed=privacy.insecure_seed is not None,
+            warning=warning(privacy, own.epsilon),
+        ),
+        cost=own,
+        graphs=tuple(sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))),
+        impossible=impossible,
+        lifetime=_lifetime(question, own, told) if question.data else None,
+    )
+
+
+def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Facts of every graph of the table over these names, and why others can't be had. Given edges count as one."""
+    facts, impossible = [], {}
+    for kind in sorted(TOPOLOGIES if run.wiring.edges else TOPOLOGIES.keys() - {"edges"}):
+        try:
+            facts.append(_facts(kind, neighborhoods(kind, names, run.wiring)))
+        except ConfigurationError as error:
+            impossible[kind] = str(error)
+    return facts, impossible
+
+
+def _facts(kind: str, hoods: Mapping[str, Neighborhood]) -> dict[str, Any]:
+    gap = spectral_gap({name: hood.weight for name, hood in hoods.items()})
+    return {"graph": kind, "degree": max(hood.degree for hood in hoods.values()), "spectral_gap": gap}
+
+
+def _parameters(run: RunConfig) -> int | None:
+    """d of the model; None where it follows from data that are not here."""
+    if run.task.data == "own":
+        return None
+    return make(run, np.arange(1)).layout.size
+
+
+def _up(sigma: float) -> float:
+    digit = 10.0 ** (math.floor(math.log10(sigma)) - 3)
+    return round(math.ceil(round(sigma / digit, 6)) * digit, 12)
+
+
+def _lifetime(question: Question, own: Cost, told: Mechanism) -> Lifetime:
+    """Read from the ledger itself, which no daemon may have open."""
+    budget, rounds = question.budget, question.run.train.rounds
+    limit = budget.limit
+    if not Ledger.exists(budget.folder, question.data):
+        raise DataError(f"There is no ledger {question.data} in {budget.folder}: nothing was released from it yet.")
+    with Ledger.open(budget.folder, question.data) as ledger:
+        rows = ledger.rows()
+    left = None
+    if limit is not None:
+        units = units_left(rows, told, limit, budget.delta, most=told.units(rounds))
+        left = units // max(told.units(1), 1)
+    return Lifetime(
+        data=question.data,
+        ledger=str(budget.folder),
+        spent=epsilon(rows, budget.delta),
+        delta=budget.delta,
+        limit=limit,
+        rounds_left=left,
+    )
+
+
+def document(outlook: Outlook) -> dict[str, Any]:
+    """For programs; what is not finite is None."""
+    found: dict[str, Any] = plain({**asdict(outlook), "privacy": outlook.privacy.model_dump()})
+    return found
+
+
+def show(outlook: Outlook) -> RenderableType:
+    """For people."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    wanted = "" if outlook.target is None else f" for ε_total ≤ {outlook.target:g}"
+    table = Table(
+        "graph", "degree", "|K|", "σ", "ε_total", "spectral gap", box=None, pad_edge=False, title_justify="left"
+    )
+    table.title = f"What graphs of {outlook.nodes} nodes cost{wanted}, under the same conditions"
+    for it in outlook.graphs:
+        cells = [str(it.degree), str(it.releases), f"{it.sigma:.4g}", f"{it.epsilon:.3g}", f"{it.spectral_gap:.2g}"]
+        table.add_row(it.graph, *cells)
+    lines = [*_headline(outlook), *_lifetime_lines(outlook)]
+    no = [Text(f"not {kind}: {why}") for kind, why in outlook.impossible.items()]
+    return Group(*(Text(line) for line in lines), Text(), table, *no)
+
+
+def _headline(outlook: Outlook) -> Iterator[str]:
+    it, privacy = outlook.cost, outlook.privacy
+    where = f"{it.graph} of {outlook.nodes} nodes" if it.graph else "any graph"
+    yield (
+        f"{outlook.algorithm}, {where}, {it.degree} neighbours at most: |K| = {it.releases} releases a round, "
+        f"{outlook.rounds} rounds, q = {outlook.rate:g}"
+    )
+    yield f"σ = {it.sigma:.4g}: ε_total = {it.epsilon:.3g} ({conditions(privacy)})"
+    yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbour alone, same conditions; {LINK})"
+    if privacy.warning:
+        yield privacy.warning
+
+
+def _lifetime_lines(outlook: Outlook) -> Iterator[str]:
+    it = outlook.lifetime
+    if it is None:
+        return
+    yield (
+        f"The data {it.data} have spent ε_total = {it.spent:.3g} over all runs "
+        f"(add/remove one example, δ = {it.delta:g}, PLD, {AGAINST})"
+    )
+    if it.limit is not None:
+        yield f"Limit {it.limit:g}: {it.rounds_left} of the {outlook.rounds} rounds of this run can release."

@@ -1,0 +1,533 @@
+"""One daemon: THE composition root, the only place where transport and algorithm meet.
+
+`bootstrap.py` has read its files and opened its port. It gathers its neighbours, plays its rounds in the compute thread and
+on the event loop, keeps journal, checkpoints and metrics, and stops within seconds when told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import torch
+
+from node import data, device
+from node.attacks import Attack
+from node.config import NodeConfig, RunConfig
+from node.daemon.reload import Reload, keep_version
+from node.experiments.run_folder import MODEL
+from node.learning.learner import Learner, Plan, build
+from node.observability import metrics, status
+from node.observability.telemetry import Watch
+from node.privacy.ledger import Ledger
+from node.process import stopping_signals
+from node.records import checkpoint, summary
+from node.records.journal import Journal, code_version, header, round_seconds
+from node.records.peer_heads import Remembered
+from node.rounds.compute import Compute
+from node.rounds.driver import Driver
+from peer import files
+from peer.discovery import Surroundings
+from peer.discovery.addresses import Addresses, own_addresses
+from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, Diverged, LedgerError, PeerpoiseError, StorageError
+from peer.identity.keys import Identity
+from peer.identity.roster import Roster
+from peer.membership import Membership, Presence
+from peer.session.mailbox import Mailbox
+from peer.session.peers import Circle, Terms
+from peer.session.session import Session
+from peer.transport.grpc import Grpc
+
+STOP_SECONDS = 4.0
+"""The compute thread ends at its next breath; a daemon that was told to stop waits so long for it, then goes."""
+MAX_INCARNATION = 1 << 63
+"""A message carries no more; the clock gets there in 2262."""
+LINGER_SECONDS = 30.0
+"""After the last round a daemon stays reachable for slower neighbours, at most so long."""
+
+
+class Daemon:
+    """One process's life."""
+
+    def __init__(self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> None:
+        self.node, self.run, self.roster, self.identity, self.transport = node, run, roster, identity, transport
+        self.insecure = transport.insecure
+        self.plan = Plan.of(run, run.neighborhoods(roster.names))
+        if self.plan.algorithm.pooled:
+            raise ConfigurationError(f"{run.algorithm.name} pools all data in one place; it exists in simulate only.")
+        self.attack = Attack.of(node.attack) if node.attack else None
+        self.journal = Journal(node.folder / "journal.jsonl", self._header())
+        quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
+        self.metrics = metrics.Metrics(
+            version=code_version(), torch=torch.__version__, python=platform.python_version(), diagnostics=not quiet
+        )
+        self.watch = Watch(run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget)
+        if self.plan.warning:
+            self.watch.warnings.append(self.plan.warning)
+        self.remembered = Remembered(node.folder)
+        self.finished = -1
+        """The last round that is complete."""
+        self.played = 0
+        """How many are, those of earlier processes included."""
+        self.tested: dict[str, float] = {}
+        self.sent_before = 0.0
+        """Payload bytes sent by earlier processes of this node."""
+        self.reload: Reload | None = None
+        self._stopping = ""
+
+    def _header(self) -> dict[str, Any]:
+        run = self.run
+        return header(
+            run.model_dump(mode="json"),
+            node=self.node.name,
+            run=run.run_id,
+            seed=run.train.seed,
+            threads=self.node.compute.threads,
+        )
+
+    async def live(self) -> int:
+        """From the first file to the last goodbye."""
+        self._began = time.monotonic()
+        self._mark_insecure()
+        self.compute = Compute(self.node.compute.threads)
+        main = asyncio.current_task()
+        assert main is not None
+        self._on_signals(main)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._live(stack)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            if self.watch.state != "finished":
+                self.watch.note("end", reason="stopped", signal=self._stopping, complete=False)
+            return EXIT_OK
+        except BaseExceptionGroup as group:
+            error = _meant(group)
+            raise error from error.__cause__
+        finally:
+            self.compute.stop()
+            self.journal.close()
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        return BudgetSpent.exit_code if self.learner.door.exhausted else EXIT_OK
+
+    async def _live(self, stack: contextlib.AsyncExitStack) -> None:
+        self.watch.loop = type(asyncio.get_running_loop()).__module__.split(".")[0]
+        endpoint = None
+        if self.node.metrics.listen:
+            endpoint = metrics.serve(self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running")
+            stack.callback(endpoint.close)
+            self.watch.metrics_address = endpoint.address
+        self._answer_status(stack)
+        if ledger := await self.compute.own(self._ledger):
+            stack.enter_context(ledger)
+        stack.push_async_callback(self._rest)  # the ledger is closed after the compute thread has ended
+        self.learner = self.watch.learner = await self.compute.own(self._build, ledger)
+        self.watch.computes_by(self.learner.door)
+        first = await self.compute.own(self._resume)
+        incarnation = await self.compute.own(self._incarnation)
+        transport = self.transport
+        self.session = session = self._session(transport, incarnation)
+        session.position.first = first
+        self.watch.attach(self.learner, session, self.addresses)
+        stack.push_async_callback(transport.close, 0.5)
+        stack.push_async_callback(session.close)
+        await self._announce(await transport.serve(session))
+        driver = Driver(
+            algorithm=self.learner.algorithm,
+            hood=self.learner.hood,
+            layout=self.learner.task.layout,
+            session=session,
+            compute=self.compute,
+            sync=self.run.sync,
+            mix=self.run.mix,
+            bounds=self.learner.bounds,
+            honest=self.attack is None,
+            rounds=self.run.train.rounds,
+            watcher=self.watch,
+            completed=self._completed,
+            after_round=self._after_round,
+        )
+        self.reload = self._reload()
+        work = (
+            session.run(),
+            self.addresses.run(),
+            self.reload.run(),
+            self.watch.measure_lag(),
+            self._count_connections(),
+        )
+        async with _background(*work):
+            try:
+                await self._play(driver, first)
+            except BaseException as error:
+                cause = _meant(error) if isinstance(error, BaseExceptionGroup) else error
+                self.watch.become("stopping", self._stopping or type(cause).__name__)
+                await self._leave(session)
+                if isinstance(cause, Diverged):
+                    self._conclude(diverged=True)
+                raise
+        if endpoint:
+            await endpoint.read_again()
+
+    async def _play(self, driver: Driver, first: int) -> None:
+        rounds = self.run.train.rounds
+        if first < rounds:
+            self.watch.become("waiting for peers")
+            await driver.gather(self.run.start)
+            self.watch.become("running")
+            await self.transport.set_serving(True)
+            await driver.run(first)
+            await self.transport.set_serving(False)
+        self.watch.become("lingering")
+        if first < rounds or not (self.node.folder / "summary.json").exists():
+            await self.compute.own(self._conclude)
+        await self.session.goodbye(finished=True)
+        await driver.linger(LINGER_SECONDS)
+        self.watch.become("finished")
+
+    async def _leave(self, session: Session) -> None:
+        """Told to stop, or failed: ends work, keeps the last complete round if its state still stands, says goodbye."""
+        self.compute.stop()
+        await self.transport.set_serving(False)
+        ended, _ = await asyncio.gather(self.compute.join(STOP_SECONDS), session.goodbye(finished=False))
+        whole = getattr(self.learner.algorithm, "whole", True) and not self.learner.diverged
+        if ended and self.finished >= 0 and whole:
+            self._checkpoint(self.finished)
+
+    async def _rest(self) -> None:
+        self.compute.stop()
+        await self.compute.join(0.5)
+
+    # -- parts, in the order in which they are needed
+
+    def _answer_status(self, stack: contextlib.AsyncExitStack) -> None:
+        """Opens the status socket. That there can't be one is a warning, never a reason not to start.
+
+        Raises:
+            TemporaryFailure: this node runs already.
+        """
+        refusals = []
+        for path in status.places(self.run.run_id, self.node.name, self.node.folder):
+            try:
+                stack.enter_context(status.serve(path, self.watch.snapshot))
+            except StorageError as error:
+                refusals.append(str(error))
+                continue
+            if path.parent == self.node.folder:
+                self.watch.warn(f"The folder for status sockets can't be used; ask peerpoise status {path.parent}.")
+            return
+        self.watch.warn(f"peerpoise status can't ask this node. {' '.join(refusals)}")
+
+    def _ledger(self) -> Ledger | None:
+        """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
+        node = self.node
+        if node.budget.experiment and self.run.task.data == "own":
+            raise ConfigurationError("budget.experiment is for bundled public data; own data have a lifetime ledger.")
+        if self.run.privacy.mode == "none" and node.budget.experiment:
+            return None
+        if not node.budget.experiment and not node.data.name:
+            raise ConfigurationError("data.name is missing in the node's file: the privacy ledger goes by that name.")
+        return Ledger.open(node.budget.folder, node.data.name or "experiment")
+
+    def _build(self, ledger: Ledger | None) -> Learner:
+        self.watch.note("data", digest=data.digest(self.node.data, self.run.task))
+        return build(
+            self.plan,
+            self.node.name,
+            self.node.data,
+            ledger=ledger,
+            limit=self.node.budget.limit,
+            limit_delta=self.node.budget.delta,
+            device=self.node.compute.device,
+            attack=self.attack,
+            breathe=self.compute.breathe,
+            on_release=self.watch.released,
+            on_withheld=self.watch.withheld,
+        )
+
+    def _resume(self) -> int:
+        """Loads the newest checkpoint of this run; the first round that may be entered."""
+        learner, run = self.learner, self.run
+        files.forget_drafts(self.node.folder)
+        found = checkpoint.latest(self.node.folder, type(learner.algorithm.state), self.watch.warn)
+        at = -1
+        if found is not None and found.extra.get("run") == run.run_id:
+            learner.algorithm.state = found.state
+            self.finished = at = found.round
+            self.played = int(found.extra.get("played", at + 1))
+            self.sent_before = float(found.extra.get("bytes", 0.0))
+            self.watch.round_seconds = round_seconds(self.journal.path, at + 1)
+        debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
+        if max(at, debited) >= 0:
+            self.watch.note("resume", checkpoint=at, round=1 + max(at, debited))
+        self.watch.spent(max(at, debited), stated=False)
+        return 1 + max(at, debited)
+
+    def _session(self, transport: Grpc, incarnation: int) -> Session:
+        learner, compute = self.learner, self.compute
+        name, hood, run = self.node.name, learner.hood, self.run
+        ids = {member.name: member.id for member in self.roster.members}
+        ledger = learner.ledger
+        circle = Circle(
+            me=name,
+            ids=ids,
+            terms=Terms(
+                run=run.run_id,
+                roster=self.roster.version,
+                members=self.roster.digest,
+                layout=learner.task.layout.digest,
+                validation=bytes.fromhex(run.validation.digest),
+                start=learner.start,
+                inputs=getattr(learner.task, "inputs", {}),
+            ),
+            incarnation=incarnation,
+            membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
+            observer=self.watch,
+        )
+        self.addresses = self._addresses(circle, transport)
+        session = Session(
+            circle,
+            identity=self.identity,
+            transport=transport,
+            mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
+            discovery=self.addresses,
+            beat_seconds=min(1.0, run.sync.deadline_s / 5),
+            ledger_head=(lambda: ledger.head) if ledger else (lambda: (0, b"")),
+            ledger_label=self.identity.label(self.node.data.name) if ledger else b"",
+            remember=lambda peer, head: self.remembered.told(ids[peer], head),
+            check_remembered=self._check_remembered,
+            exchange=self.addresses.answer,
+            version=code_version(),
+        )
+        for name in self.roster.removed:
+            transport.revoke(ids[name])
+            session.remove(ids[name])
+        transport.refused = lambda caller, code: self.watch.refused(circle.names.get(caller or "", ""), code)
+        session.position.working = lambda: compute.busy
+        session.position.work_done = lambda: compute.progress
+        return session
+
+    def _reload(self) -> Reload:
+        return Reload(
+            self.node,
+            self.run.run.federation,
+            self.roster,
+            self.identity,
+            adopt=self._adopt,
+            rotate=self._rotate,
+            warn=self.watch.warn,
+        )
+
+    def _adopt(self, roster: Roster, removed: frozenset[str]) -> None:
+        """A newer roster: who is gone is cut at once, and neighbors are told the version."""
+        self.roster = roster
+        try:
+            keep_version(self.node.folder, roster)
+        except StorageError as error:  # a full disk costs the note, not the run
+            self.watch.warn(str(error))
+        for name in sorted(removed):
+            node_id = roster.by_name[name].id
+            self.transport.revoke(node_id)
+            self.session.remove(node_id)
+        self.session.adopt(roster.version)
+        self.watch.note("roster", version=roster.version, round=self.session.position.round)
+        self.watch.adopted(removed)
+
+    def _rotate(self, identity: Identity) -> None:
+        if not self.insecure:
+            self.transport.rotate(identity)
+        self.watch.renewed()
+
+    async def _count_connections(self) -> None:
+        """Now and then, for metrics and warnings."""
+        while True:
+            await asyncio.sleep(1.0)
+            self.watch.connections(self.transport.connections, self.transport.connections_used)
+
+    def _addresses(self, circle: Circle, transport: Grpc) -> Addresses:
+        peers, neighbours = self.node.peers, circle.membership.neighbours
+
+        def missing() -> list[str]:
+            over = (Presence.FINISHED, Presence.REMOVED)
+            gone = {peer for peer, it in neighbours.items() if it.presence in over}
+            return [it.id for peer, it in circle.contacts.items() if not it.proven and peer not in gone]
+
+        around = Surroundings(
+            roster=self.roster,
+            run=self.run.run_id,
+            me=self.identity.id,
+            static=peers.static,
+            dns=peers.dns,
+            identity=self.identity,
+            transport=transport,
+            folder=self.node.folder,
+            missing=missing,
+            warn=self.watch.warn,
+        )
+        return Addresses.of(peers.discovery, around)
+
+    async def _announce(self, bound: str) -> None:
+        """Lets the discoveries tell others where this node is, if any of them tells."""
+        if not {"exchange", "mdns"} & {*self.node.peers.discovery}:
+            return
+        try:
+            found = await asyncio.to_thread(own_addresses, bound, self.node.listen.advertise)
+            await self.addresses.announce(found)
+        except ConfigurationError as error:
+            self.watch.warn(str(error))
+
+    def _check_remembered(self, sequence: int, digest: bytes) -> None:
+        """Does a neighbour remember more than the ledger holds? Asked before own work, so before more is released."""
+        ledger = self.learner.ledger
+        if ledger is None or sequence == 0:
+            return
+
+        def check() -> None:
+            try:
+                ledger.check_remembered(sequence, digest)
+            except LedgerError as error:
+                self.metrics.ledger_errors.inc()
+                self.watch.warn(str(error))
+
+        self.session.spawn(self.compute.answer(check))
+
+    def _incarnation(self) -> int:
+        """Grows with every process of this node, also when the clock goes back. A damaged file counts as none."""
+        path = self.node.folder / "incarnation"
+        try:
+            before = int(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = 0
+        now = max(before + 1 if before < MAX_INCARNATION else 0, time.time_ns())
+        files.replace(path, str(now).encode())
+        return now
+
+    # -- in the compute thread
+
+    def _completed(self, t: int) -> None:
+        self.finished, self.played = t, self.played + 1
+
+    def _after_round(self, t: int) -> None:
+        train = self.run.train
+        due = bool(train.evaluate_every) and (t + 1) % train.evaluate_every == 0
+        if (t + 1) % train.checkpoint_every == 0 or t + 1 == train.rounds:
+            if self.learner.diverged and self.attack is None:
+                raise Diverged
+            self._checkpoint(t)
+        if due or t + 1 == train.rounds:
+            self.tested = self._evaluate()
+            self.watch.tested(t, self.tested)
+        self.watch.spent(t, stated=due)
+
+    def _evaluate(self) -> dict[str, float]:
+        return self.learner.evaluate(self.compute.breathe, warn=lambda error: self.watch.warn(str(error), error.brief))
+
+    def _checkpoint(self, t: int) -> None:
+        """A full disk costs the checkpoint, not the run; the older ones are untouched."""
+        began = time.monotonic()
+        try:
+            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent()), "played": str(self.played)}
+            path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
+            self.remembered.save()
+        except StorageError as error:
+            self.watch.warn(str(error))
+        else:
+            self.watch.checkpointed(t, path.name, time.monotonic() - began)
+
+    def _bytes_sent(self) -> float:
+        return self.sent_before + sum(self.session.transfers.sent_bytes.values())
+
+    def _conclude(self, diverged: bool = False) -> None:
+        """Model and summary of a run that is over. `diverged`: it ends so, and there is no model."""
+        learner, watch, folder = self.learner, self.watch, self.node.folder
+        tested = {} if diverged else self.tested or self._evaluate()
+        found = learner.summarise(
+            played=self.played,
+            metrics=tested,
+            consensus_distance=watch.distance,
+            bytes_sent=self._bytes_sent(),
+            measured={"peak_memory_bytes": device.peak_memory(getattr(learner.task, "device", device.CPU))},
+            round_seconds=summary.seconds(watch.round_seconds),
+            wall_seconds=sum(watch.round_seconds),
+            insecure=self.insecure,
+            ledger="experiment" if self.node.budget.experiment else "data",
+            diverged=diverged,
+        )
+        if not diverged:
+            checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
+        summary.write(folder / "summary.json", found)
+        self.watch.note(
+            "end",
+            reason="diverged" if diverged else "finished",
+            exit_code=Diverged.exit_code if diverged else self._exit_code(),
+            wall_seconds=time.monotonic() - self._began,
+            complete=found.complete,
+            params_digest=found.params_digest[self.node.name],
+        )
+
+    # -- signals
+
+    def _on_signals(self, main: asyncio.Task[Any]) -> None:
+        """SIGTERM and SIGINT: stop in order; the second one ends the process at once. SIGHUP: where there is a
+        terminal, it has closed, which is the same; a service reads roster and certificate again."""
+        loop = asyncio.get_running_loop()
+
+        def stop(number: signal.Signals) -> None:
+            if self._stopping:
+                os._exit(128 + number)
+            self._stopping = number.name
+            main.cancel()
+
+        for number in stopping_signals():
+            loop.add_signal_handler(number, stop, number)
+        if signal.SIGHUP in stopping_signals() and not os.isatty(0):
+            loop.add_signal_handler(signal.SIGHUP, self._read_again)
+
+    def _read_again(self) -> None:
+        if self.reload is not None:
+            self.reload.now()
+
+    def _mark_insecure(self) -> None:
+        watch, privacy = self.watch, self.run.privacy
+        marks = {
+            "transport": self.insecure,
+            "seed": privacy.insecure_seed is not None,
+            "attack": self.attack is not None,
+            "validation": privacy.mode != "none" and not self.run.validation.public,
+        }
+        watch.insecure = [what for what, on in marks.items() if on]
+        self.metrics.tls.set(not self.insecure)
+        for what, on in marks.items():
+            self.metrics.insecure(what, on)
+        if self.attack:
+            watch.warn(self.attack.warning)
+        if self.insecure:
+            watch.warn("There is no TLS: anybody on the network can read and forge what is exchanged.")
+        for text in watch.warnings:
+            watch.announce(text)
+
+
+@contextlib.asynccontextmanager
+async def _background(*work: Coroutine[Any, Any, None]) -> Any:
+    """Runs the work beside the block; its failure is the block's failure, its end comes with the block's."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a group of errors comes down to: ours if there is one, with its sentence and exit code; else the first."""
+    leaves = [_meant(it) if isinstance(it, BaseExceptionGroup) else it for it in group.exceptions]
+    return next((error for error in leaves if isinstance(error, PeerpoiseError)), leaves[0])

@@ -1,0 +1,172 @@
+"""An experiment in one process: all nodes of `[experiment]` with the plain driver, and their summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from node import data
+from node.attacks import Attack
+from node.config import ExperimentConfig, RunConfig
+from node.data import partition
+from node.experiments.run_folder import MODEL, metrics_of_average, save_average, with_average
+from node.learning.learner import Learner, Plan, build
+from node.maths.mixing import consensus_distance
+from node.privacy.ledger import Ledger
+from node.records import checkpoint, summary
+from node.records.journal import Journal, header, tested
+from node.records.summary import Summary
+from node.rounds.lockstep import Hoods
+from node.rounds.lockstep import simulate as play
+from node.tasks import validation
+from peer.errors import ConfigurationError, PeerpoiseError
+from peer.files import made
+from peer.message import Peer
+from peer.topology import neighborhoods
+
+Progress = Callable[[int, int, Mapping[Peer, Mapping[str, float]]], None]
+"""(rounds finished, rounds, test metrics of each node as last evaluated)."""
+
+
+def _silent(done: int, rounds: int, tested: Mapping[Peer, Mapping[str, float]]) -> None:
+    pass
+
+
+def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
+    """Plays the whole run and writes RUN/summary.json, the average model, and each node's model, summary and journal.
+
+    The consensus distance in the journals is that of all nodes together, where the run is evaluated.
+
+    Ledgers are kept in memory: only bundled public data may be used so.
+
+    Raises:
+        ConfigurationError, DataError: one sentence.
+    """
+    if config.task.data == "own":
+        raise ConfigurationError("simulate divides a bundled data set; own data belong to real nodes (peerpoise pack).")
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        return _simulate(config, folder, progress, stack)
+
+
+def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
+    """As `simulate`; the journals are closed with the stack."""
+    learners = _learners(config)
+    for sentence in sorted({it.door.choice.slow for it in learners.values() if it.door.choice} - {""}):
+        print(f"peerpoise: {sentence}", file=sys.stderr)
+    rounds, every = config.train.rounds, config.train.evaluate_every
+    homes = {name: made(folder / "nodes" / name) for name in learners}
+    journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
+    for journal in journals.values():
+        stack.callback(journal.close)
+    metrics: dict[Peer, dict[str, float]] = {}
+    seconds = [time.perf_counter()]
+    sent = dict.fromkeys(learners, 0)
+
+    def after_phase(t: int, phase: int, kind: str, count: Mapping[Peer, int]) -> None:
+        for name, journal in journals.items():
+            sent[name] += count[name]
+            journal.write("phase", round=t, phase=phase, kind=kind, bytes_sent=count[name])
+
+    def after_round(t: int) -> None:
+        seconds.append(time.perf_counter())
+        apart: dict[str, float] = {}
+        if t + 1 == rounds or (every and (t + 1) % every == 0):
+            honest = [it.algorithm.parameters for it in learners.values() if not it.attack]
+            apart["consensus_distance"] = consensus_distance(honest)
+            for name, learner in learners.items():
+                metrics[name] = learner.evaluate(warn=partial(_warn, journals[name]))
+                if metrics[name]:
+                    journals[name].write("test", round=t, **tested(metrics[name]))
+                if learner.ledger is not None:
+                    live = learner.live_epsilon(config.privacy.delta)
+                    journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
+        for name, learner in learners.items():
+            figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}
+            journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
+        progress(t + 1, rounds, metrics)
+
+    conversations = {name: it.algorithm for name, it in learners.items()}
+    bounds = next(iter(learners.values())).bounds
+    how = {"mix": config.mix, "bounds": bounds, "after_phase": after_phase, "after_round": after_round}
+    play(conversations, _hoods(learners), rounds, **how)  # type: ignore[arg-type]
+    each = [after - before for before, after in pairwise(seconds)]
+    found = {
+        name: learner.summarise(
+            played=rounds,
+            metrics=metrics[name],
+            bytes_sent=sent[name],
+            round_seconds=summary.seconds(each),
+            wall_seconds=seconds[-1] - seconds[0],
+        )
+        for name, learner in learners.items()
+    }
+    for name, learner in learners.items():
+        checkpoint.save_model(homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters)
+        summary.write(homes[name] / "summary.json", found[name])
+        reason = "diverged" if found[name].diverged else "finished"
+        end = {"complete": found[name].complete, "params_digest": found[name].params_digest[name]}
+        journals[name].write("end", reason=reason, **end)
+    merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
+    honest = {name: it for name, it in learners.items() if not it.attack}
+    average = save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
+    task = next(iter(honest.values())).task
+    return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
+
+
+def _warn(journal: Journal, error: PeerpoiseError) -> None:
+    journal.write("warning", text=error.brief)
+    print(f"warning: {error}", file=sys.stderr)
+
+
+def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
+    train, _ = data.public(config.task)
+    run: RunConfig = validation.sealed(config.run_config)
+    shares = partition.divide(config.experiment, train, validation.held_out(run, train.y.numpy()))
+    parts = dict(zip(config.experiment.names, shares, strict=True))
+    pooled = Plan.of(run, {}).algorithm.pooled
+    if pooled:
+        run, parts = _pooled(run, list(parts.values()))
+    plan = Plan.of(run, neighborhoods("full", list(parts)) if pooled else run.neighborhoods(list(parts)))
+    learners: dict[Peer, Learner] = {}
+    sigma = start = None
+    for name, rows in parts.items():
+        ledger = None if run.privacy.mode == "none" else Ledger.throwaway()
+        section = config.experiment.attack_of(name)
+        how = {"ledger": ledger, "sigma": sigma, "start": start, "device": config.experiment.device}
+        attack = Attack.of(section) if section else None
+        learners[name] = it = build(plan, name, rows, attack=attack, **how)  # type: ignore[arg-type]
+        sigma = it.sigma
+        start = it.algorithm.parameters if start is None else start
+    return learners
+
+
+def _pooled(run: RunConfig, parts: list[NDArray[np.int64]]) -> tuple[RunConfig, dict[Peer, NDArray[np.int64]]]:
+    """One node with all data, whose batch is as large as all nodes' together."""
+    privacy = run.privacy.model_copy(update={"batch": run.privacy.batch * len(parts)})
+    return run.model_copy(update={"privacy": privacy}), {"all": partition.union(parts)}
+
+
+def _hoods(learners: Mapping[Peer, Learner]) -> Hoods:
+    return next(iter(learners.values())).plan.hoods
+
+
+def _journal(home: Path, learner: Learner) -> Journal:
+    run = learner.run
+    about = header(run.model_dump(mode="json"), node=learner.name, run=run.run_id, seed=run.train.seed, threads=1)
+    journal = Journal(home / "journal.jsonl", about)
+    if choice := learner.door.choice:
+        journal.write("backend", backend=choice.backend, reason=choice.reason)
+    for text in (learner.plan.warning, learner.attack and learner.attack.warning):
+        if text:
+            journal.write("warning", text=text)
+    return journal

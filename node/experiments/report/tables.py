@@ -1,0 +1,253 @@
+"""Findings as grids of text: one for terminals, Markdown and the page."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from node.experiments.report.findings import Findings, Line, Part, Spread
+from node.records.summary import LINK
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOT_RUN = "not run"
+EDGE = "†"
+EDGE_NOTE = f"{EDGE} the lowest or highest rate that was tried: a better one may lie beyond"
+ACCURACY_NOTE = "Accuracies in percent, mean ± standard deviation over seeds, of the last {late} evaluations of a run"
+PAPER = (
+    "the first figure is the papers' nominal ε, the second ε_total of the noised answers alone as an accountant has "
+    "it (PLD); the own gradient, sent on without noise of its own, is in neither"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A table of text; the first column heads the rows."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def grids(findings: Findings) -> list[Grid]:
+    """An overview where there are several settings, then a table for each."""
+    first = overview(findings) if len(findings.parts) > 1 else None
+    speed = speed_up(findings) if len(findings.parts) > 1 and findings.sweep.section.target_loss else None
+    return [*(it for it in (first, speed) if it), *(setting(part) for part in findings.parts)]
+
+
+def overview(findings: Findings) -> Grid:
+    """Methods × settings: mean of the nodes, and the worst one."""
+    lines = {(part.name, line.method): line for part in findings.parts for line in part.lines}
+
+    def cell(name: str, method: str) -> str:
+        line = lines.get((name, method))
+        if line is None or line.mean is None or line.worst is None:
+            return NOT_RUN if line is None else line.state
+        partial = "" if line.state == "finished" else f" ({line.state})"
+        return f"{percent(line.mean)} / {100 * line.worst.mean:.1f}{partial}"
+
+    rows = [(method, *(cell(part.name, method) for part in findings.parts)) for method in findings.methods]
+    late = findings.sweep.section.late
+    notes = [f"{ACCURACY_NOTE.format(late=late)}; after the stroke the worst node."]
+    return Grid(
+        title="All settings",
+        head=("method", *(part.title for part in findings.parts)),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def speed_up(findings: Findings) -> Grid:
+    """Rounds to the target loss, and how many times fewer than in the first setting."""
+    base = {line.method: line.rounds_to for line in findings.parts[0].lines}
+
+    def cell(part: Part, method: str) -> str:
+        line = next((it for it in part.lines if it.method == method), None)
+        if line is None or not line.records:
+            return NOT_RUN if line is None else line.state
+        if line.rounds_to is None:
+            return "not reached"
+        first = base.get(method)
+        times = "" if first is None else f" (÷ {first.mean / line.rounds_to.mean:.2f})"
+        return f"{spread(line.rounds_to, '{:.0f}')}{times}"
+
+    rows = [(method, *(cell(part, method) for part in findings.parts)) for method in findings.methods]
+    return Grid(
+        title=f"Rounds to a test loss of {findings.sweep.section.target_loss:g}",
+        head=("method", *(part.title for part in findings.parts)),
+        rows=tuple(rows),
+        notes=(f"Mean over nodes, to the next evaluation; ÷: fewer than in {findings.parts[0].title}, so many times.",),
+    )
+
+
+Column = tuple[str, Callable[[Line], str]]
+
+
+def setting(part: Part) -> Grid:
+    """The lines of a setting. Every ε has a letter, and under the table what it is an ε of."""
+    letters: dict[str, str] = {}
+
+    def letter(line: Line) -> str:
+        assert line.conditions
+        told = line.conditions + (f"; {PAPER}" if line.privacy and line.privacy.mode == "paper" else "")
+        return letters.setdefault(told, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
+
+    def total(line: Line) -> str:
+        if line.privacy is None:
+            return ""
+        if line.privacy.mode == "none":
+            return "–"
+        if line.privacy.mode == "paper":
+            nominal, answers = (figure(it, "{:.2f}") for it in (line.nominal, line.accounted))
+            return f"no guarantee: {nominal} / {answers} ({letter(line)})"
+        return f"{figure(line.privacy.epsilon.total, '{:.2f}')} ({letter(line)})"
+
+    def link(line: Line) -> str:
+        if line.privacy is None:
+            return ""
+        known = line.privacy.epsilon.link
+        return "–" if known is None else f"{known:.2f} ({letter(line)}, one link)"
+
+    private = any(line.conditions for line in part.lines)
+    columns: list[Column] = [
+        ("method", lambda line: line.method),
+        ("lr", lambda line: figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")),
+        ("mean of the nodes", lambda line: percent(line.mean) if line.records else line.state),
+        ("worst node", lambda line: percent(line.worst) if line.records else ""),
+    ]
+    if any(line.metric("f1") for line in part.lines):
+        columns += [
+            ("macro-F1", lambda line: percent(line.metric("f1")) if line.records else ""),
+            ("averaged model", lambda line: percent(line.averaged("accuracy")) if line.records else ""),
+        ]
+    if any(line.metric("perplexity") for line in part.lines):
+        columns.append(("perplexity", lambda line: spread(it, "{:.1f}") if (it := line.metric("perplexity")) else ""))
+    if any(line.target_loss for line in part.lines):
+        columns.append(("rounds to loss", lambda line: _reached(line)))
+    columns += [("ε_total", total), ("ε_link", link)] if private else []
+    if any(line.weighed(attackers=True) for line in part.lines):
+        columns.append(("weight of attackers / others, in w", _weights))
+    columns += [
+        ("MB sent per node", lambda line: "" if line.bytes is None else f"{line.bytes / 1e6:,.1f}"),
+        ("seconds", lambda line: "" if line.seconds is None else f"{line.seconds:,.{0 if line.seconds >= 10 else 1}f}"),
+        ("seeds", lambda line: f"{len(line.records)}/{len(line.row.seeds)}"),
+    ]
+    rows = tuple(tuple(show(line) for _, show in columns) for line in part.lines)
+    return Grid(
+        title=part.title,
+        head=tuple(name for name, _ in columns),
+        rows=rows,
+        notes=tuple(_notes(part, letters, private)),
+    )
+
+
+def _weights(line: Line) -> str:
+    means = [it.mean if (it := line.weighed(attackers=liars)) else None for liars in (True, False)]
+    return "" if means == [None, None] else " / ".join(figure(it, "{:.2f}") for it in means)
+
+
+def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:
+    found = [f"{part.about}."] if part.about else []
+    if any(line.records for line in part.lines):
+        found.append(ACCURACY_NOTE.format(late=part.lines[0].late) + ".")
+    if any(line.choice and line.choice.edge for line in part.lines):
+        found.append(f"{EDGE_NOTE}.")
+    found += [f"({letter}) {told}." for told, letter in letters.items()]
+    if private and letters:
+        found.append(f"ε_link: one neighbour's stream of answers alone; {LINK}.")
+    return found + [failure for line in part.lines for failure in line.failures]
+
+
+def _reached(line: Line) -> str:
+    if not line.records:
+        return ""
+    return "not reached" if line.rounds_to is None else spread(line.rounds_to, "{:.0f}")
+
+
+def figure(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def percent(it: Spread | None) -> str:
+    if it is None:
+        return "–"
+    return f"{100 * it.mean:.1f}" + ("" if it.std is None else f" ± {100 * it.std:.1f}")
+
+
+def spread(it: Spread, form: str) -> str:
+    return form.format(it.mean) + ("" if not it.std else f" ± {form.format(it.std)}")
+
+
+def rates(part: Part) -> Grid | None:
+    """What tuning saw: accuracy on held-out training data, rate by rate; None: nothing was tuned."""
+    tried = sorted({lr for line in part.lines if line.choice for lr in line.choice.tried})
+    if not tried:
+        return None
+
+    def cell(line: Line, lr: float) -> str:
+        known = line.choice.tried.get(lr) if line.choice else None
+        mark = " *" if line.choice and line.choice.lr == lr else ""
+        return f"{figure(None if known is None else 100 * known, '{:.1f}')}{mark}"
+
+    return Grid(
+        title=f"{part.title}: learning rates",
+        head=("method", *(f"{lr:g}" for lr in tried)),
+        rows=tuple((line.method, *(cell(line, lr) for lr in tried)) for line in part.lines if line.row.tuned),
+        notes=("Accuracy on held-out training data on the tuning seed, in percent; * was chosen.",),
+    )
+
+
+def markdown(findings: Findings) -> str:
+    """All tables."""
+    said = [f"## {quoted(findings.sweep.title)}", "", quoted(told(findings)), ""]
+    for note in findings.notes:
+        said += [quoted(note), ""]
+    for grid in grids(findings):
+        head = [_row(map(quoted, grid.head)), _row(["---"] * len(grid.head))]
+        said += [f"### {quoted(grid.title)}", "", *head, *(_row(map(quoted, row)) for row in grid.rows), ""]
+        said += [f"* {quoted(note)}" for note in grid.notes] + [""]
+    return "\n".join(said)
+
+
+def told(findings: Findings) -> str:
+    """How far it is, in a sentence."""
+    hours = sum(record["cpu_seconds"] for record in findings.records) / 3600
+    versions = sorted({f"peerpoise {it['version']}, torch {it['torch']}, {it['machine']}" for it in findings.records})
+    said = f"{findings.finished} of {findings.cells} cells are finished, {hours:.2f} core-hours"
+    return said + (f" ({'; '.join(versions)})." if versions else ".")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def plain(text: str) -> str:
+    """A line in which every character can be seen: names and failures come from other people's files and code."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in line)
+
+
+def quoted(text: str) -> str:
+    """Text as it stands, for Markdown: no HTML, link, picture or cell of a table begins in it."""
+    return re.sub(r"([\\`*\[\]|]|^[#+-])", r"\\\1", html.escape(plain(text), quote=False))
+
+
+def rich(grid: Grid) -> Table:
+    """For a terminal; notes are the caption."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(plain(grid.title)), title_justify="left", box=None)
+    for name in grid.head:
+        table.add_column(Text(plain(name)))
+    for row in grid.rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    table.caption = Text("\n".join(map(plain, grid.notes)))
+    table.caption_justify = "left"
+    return table

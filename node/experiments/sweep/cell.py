@@ -1,0 +1,163 @@
+"""One cell: the experiment is simulated, and what tables and plots need is read from its journals and summary.
+
+Everything is plain JSON:
+
+    rounds            rounds finished at each evaluation [e]
+    accuracy          node -> [e], honest nodes only; `metrics`: the same of other test metrics, e.g. loss
+    bytes             payload bytes a node has sent by then, mean over the nodes [e]
+    seconds           of training by then [e]
+    distance          consensus distance √(1/N Σ‖x_i − x̄‖²) [e]
+    epsilon           total and link [e], by Rényi divergence (looser than the summary's), and what an ε is under; null
+                      without privacy
+    weights           kind -> node -> neighbour -> [e], mean over the rounds since the evaluation before; null where it
+                      was never told
+    attackers         nodes that lie, in none of the figures above
+    summary           what `simulate` writes
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from node.config import ExperimentConfig
+from node.experiments import in_process
+from node.experiments.run_folder import MODEL
+from node.experiments.sweep import code
+from node.learning.learner import Plan
+from node.privacy.accountant import epsilon_total
+from node.privacy.door import mechanism
+from node.records import checkpoint, journal
+from node.records.summary import Summary
+from peer.message import Peer
+
+CONDITIONS = ("mode", "batches", "adjacency", "delta", "accountant", "against")
+
+Events = Sequence[Mapping[str, Any]]
+Column = list[float | None]
+Progress = Callable[[float], None]
+"""Of the share of its rounds a cell has finished."""
+
+
+def play(configuration: Mapping[str, Any], progress: Progress = lambda share: None) -> dict[str, Any]:
+    """A cell's record.
+
+    Raises:
+        PeerpoiseError: one sentence; anything else is a bug.
+    """
+    config = ExperimentConfig(**configuration)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory(prefix="peerpoise-cell-") as name:
+        folder = Path(name)
+        summary = in_process.simulate(config, folder, lambda done, rounds, tested: progress(done / rounds))
+        found = figures(folder, summary)
+        if config.privacy.mode == "paper":
+            found["accounted"] = accounted(config, summary, folder / MODEL)
+    return {
+        "configuration": config.model_dump(mode="json"),
+        "code": code.version(config.algorithm.name, config.task.name),
+        "version": journal.code_version(),
+        "torch": journal.code_version("torch"),
+        "machine": platform.machine(),
+        "wall_seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "figures": found,
+    }
+
+
+def figures(folder: Path, summary: Summary) -> dict[str, Any]:
+    """What a run folder of `simulate` says."""
+    told = summary.model_dump(mode="json")
+    attackers = sorted(told.get("attackers") or ())
+    journals = {path.parent.name: journal.read(path) for path in sorted(folder.glob("nodes/*/journal.jsonl"))}
+    honest = {name: events for name, events in journals.items() if name not in attackers} or journals
+    first = next(iter(honest.values()))
+    played = [it for it in first if it["event"] == "round"]
+    rounds = [it["round"] + 1 for it in first if it["event"] == "test"]
+    tests = {name: [it for it in events if it["event"] == "test"] for name, events in honest.items()}
+    metrics = sorted({key for events in tests.values() for it in events for key in it["metrics"]})
+    return {
+        "rounds": rounds,
+        "accuracy": {name: [it.get("accuracy") for it in events] for name, events in tests.items()},
+        "metrics": {key: {name: [it["metrics"].get(key) for it in events] for name, events in tests.items()}
+                    for key in metrics},
+        "bytes": _mean([_sums(events, "phase", "bytes_sent", rounds) for events in honest.values()]),
+        "seconds": _sums(first, "round", "seconds", rounds),
+        "distance": [it.get("consensus_distance") for it in played if it["round"] + 1 in rounds],
+        "epsilon": _epsilon(list(honest.values())),
+        "weights": _weights(honest, rounds),
+        "attackers": attackers,
+        "summary": told,
+    }  # fmt: skip
+
+
+def accounted(config: ExperimentConfig, summary: Summary, model: Path) -> float | None:
+    """Of a run in mode paper: ε_total of its noised answers alone, by PLD. Less than the truth: the own gradient enters
+    what is sent without noise of its own. None: there is none."""
+    run, names = config.run_config, config.experiment.names
+    hoods = run.neighborhoods(names)
+    releases = max(Plan.of(run, hoods).algorithm.releases(hood.degree) for hood in hoods.values())
+    _, x = checkpoint.load_model(model)
+    told = mechanism(run.privacy, d=x.numel(), sigma=summary.privacy.sigma or 0.0, releases=releases)
+    found = epsilon_total(replace(told, mode="strict"), run.train.rounds, run.privacy.delta)
+    return found if found < float("inf") else None
+
+
+def _sums(events: Events, event: str, field: str, rounds: Sequence[int]) -> list[float]:
+    """A field of an event, summed up to each of these rounds."""
+    each = [(it["round"] + 1, it.get(field) or 0) for it in events if it["event"] == event]
+    return [sum(value for t, value in each if t <= until) for until in rounds]
+
+
+def _mean(columns: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in zip(*columns, strict=True)]
+
+
+def _epsilon(journals: Sequence[Events]) -> dict[str, Any] | None:
+    """The largest of all nodes, evaluation by evaluation."""
+    told = [[it for it in events if it["event"] == "epsilon"] for events in journals]
+    if not told or not told[0]:
+        return None
+    worst = {
+        scope: [_largest(it[scope] for it in each) for each in zip(*told, strict=True)] for scope in ("total", "link")
+    }
+    return worst | {key: told[0][-1].get(key) for key in CONDITIONS}
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    """None (not finite) if any of them is."""
+    found = list(values)
+    return None if None in found else max(value for value in found if value is not None)
+
+
+def _weights(journals: Mapping[Peer, Events], rounds: Sequence[int]) -> dict[str, dict[Peer, dict[Peer, Column]]]:
+    """Every figure per neighbour that the rounds of a journal tell."""
+    found: dict[str, dict[Peer, dict[Peer, Column]]] = {}
+    for name, events in journals.items():
+        told: dict[tuple[str, Peer], list[tuple[int, float]]] = {}
+        for it in events:
+            for kind, by_peer in _per_neighbour(it) if it["event"] == "round" else ():
+                for peer, value in by_peer.items():
+                    if value is not None:
+                        told.setdefault((kind, peer), []).append((it["round"] + 1, value))
+        for (kind, peer), values in sorted(told.items()):
+            windows = zip([0, *rounds], rounds, strict=False)
+            column = [[value for t, value in values if low < t <= high] for low, high in windows]
+            means = [statistics.fmean(some) if some else None for some in column]
+            found.setdefault(kind, {}).setdefault(name, {})[peer] = means
+    return found
+
+
+def _per_neighbour(event: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[Peer, Any]]]:
+    """(kind, {neighbour: figure}) of what a round tells, as fields of its own or together in `diagnostics`."""
+    for key, value in event.items():
+        if key == "diagnostics" and isinstance(value, dict):
+            yield from value.items()
+        elif isinstance(value, dict):
+            yield key, value

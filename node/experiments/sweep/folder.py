@@ -1,0 +1,155 @@
+"""What is kept of a sweep: OUT/sweep.json (what was asked for), and a file per finished cell.
+
+    OUT/sweep.json               the file's values, with environment and --set
+    OUT/cells/KEY.json           a finished cell's record (`node.experiments.sweep.cell`), whole or not there
+    OUT/failures.json            label -> the sentence it failed with, of the last call
+    OUT/costs.json               row -> measured seconds of a cell (--measure)
+
+A cell's key is the digest of its full configuration and of the code its figures depend on. One writer at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from node.config import ExperimentConfig
+from node.experiments.sweep import code
+from node.experiments.sweep.grid import Cell, Row, Sweep, digest, read
+from peer import files
+from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
+
+Record = dict[str, Any]
+
+
+class Folder:
+    """A sweep's results, read once and kept in memory."""
+
+    def __init__(self, path: Path, *, any_code: bool = False) -> None:
+        """any_code: cells that other versions of the code finished count as finished."""
+        self.path, self.any_code = path, any_code
+        self.records: dict[str, Record] = {}
+        """key -> record."""
+        self._of: dict[str, Record] = {}
+        """digest of a configuration, as this version reads it -> the record that is shown for it."""
+        self.unread = 0
+        """Records that this version can't read."""
+        for file in sorted((path / "cells").glob("*.json")):
+            self._admit(file.stem, _json(file))
+        self.failures: dict[str, str] = _json(path / "failures.json", {})
+        self.costs: dict[str, float] = _json(path / "costs.json", {})
+
+    def _admit(self, key: str, record: Record) -> None:
+        try:
+            configuration = ExperimentConfig(**record["configuration"]).model_dump(mode="json")
+        except (ValidationError, KeyError, TypeError):
+            self.unread += 1
+            return
+        self.records[key] = record
+        known, now = digest(configuration), code.of(configuration)
+        if known not in self._of or record["code"] == now:
+            self._of[known] = record
+
+    def found(self, cell: Cell) -> Record | None:
+        """The cell's record, if it is finished."""
+        record = self._of.get(cell.digest)
+        current = record is not None and record["code"] == code.of(cell.configuration)
+        return record if self.any_code or current else None
+
+    def keep(self, cell: Cell, record: Record) -> None:
+        """Raises StorageError: the disk refuses."""
+        files.made(self.path / "cells", public=True)
+        key = key_of(cell)
+        files.replace(self.path / "cells" / f"{key}.json", _bytes(record), public=True)
+        self._admit(key, record)
+
+    def fail(self, failures: Mapping[str, str]) -> None:
+        self.failures = dict(failures)
+        files.replace(self.path / "failures.json", _bytes(self.failures), public=True)
+
+    def price(self, row: Row, seconds: float) -> None:
+        """Keeps what a cell of this row was measured to take."""
+        self.costs[f"{row.setting}/{row.method}"] = seconds
+        files.replace(self.path / "costs.json", _bytes(self.costs), public=True)
+
+    def check(self, sweep: Sweep) -> None:
+        """Is the folder free for this sweep, or its own?
+
+        Raises:
+            ConfigurationError: it belongs to another.
+            StorageError: it holds something else.
+        """
+        known = self.path / "sweep.json"
+        if known.exists():
+            other, quick = _json(known), sweep.source["quick"]
+            if (theirs := other["sweep"]["name"]) != sweep.name:
+                raise ConfigurationError(
+                    f"{self.path} holds the sweep {theirs!r}, not {sweep.name!r}; choose another --out."
+                )
+            if other["quick"] != quick:
+                which = ("a full sweep", "a --quick one")
+                raise ConfigurationError(
+                    f"{self.path} holds {which[not quick]}, this is {which[quick]}; choose another --out."
+                )
+        elif self.path.is_dir() and any(it.name != "lock" for it in self.path.iterdir()):
+            raise StorageError(f"{self.path} is not empty and holds no sweep; choose another --out.")
+
+    @contextmanager
+    def claimed(self, sweep: Sweep) -> Iterator[None]:
+        """The folder is this sweep's, and nobody else writes to it meanwhile.
+
+        Raises:
+            TemporaryFailure: another process does.
+            ConfigurationError, StorageError: as `check`; or it can't be made.
+        """
+        self.check(sweep)
+        files.made(self.path, public=True)
+        try:
+            lock = files.keep(self.path / "lock", os.O_WRONLY)
+        except OSError as error:
+            raise files.refused(self.path / "lock", error) from None
+        with os.fdopen(lock, "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise TemporaryFailure(
+                    f"Another sweep is at work in {self.path}; wait for it, or choose another --out."
+                ) from None
+            files.replace(self.path / "sweep.json", _bytes(sweep.source), public=True)
+            yield
+
+
+def key_of(cell: Cell) -> str:
+    """Of the full configuration and the code."""
+    return digest({"configuration": cell.configuration, "code": code.of(cell.configuration)})[:24]
+
+
+def sweep_of(path: Path) -> Sweep:
+    """The sweep whose results lie in a folder.
+
+    Raises:
+        DataError: none do.
+    """
+    if not (path / "sweep.json").exists():
+        raise DataError(f"{path} holds no sweep; name the --out folder of peerpoise sweep.")
+    return read(_json(path / "sweep.json"), path / "sweep.json")
+
+
+def _json(file: Path, missing: Any = None) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return missing
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} can't be read: {error}; remove it, and what it held is made again.") from None
+
+
+def _bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"

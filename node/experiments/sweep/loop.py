@@ -1,0 +1,198 @@
+"""The sweep itself: which cell comes next, and what is shown meanwhile.
+
+Row by row, so that what is stopped early has whole rows: a method's rates on the tuning seed, then its seeds with the
+best of them. A cell is kept the moment it is finished; one that failed is told and left, the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from node.experiments.sweep import code
+from node.experiments.sweep.folder import Folder
+from node.experiments.sweep.grid import Cell, Row, Sweep
+from node.experiments.sweep.results import choice, result
+from node.experiments.sweep.workers import News, Runner
+from peer import files
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    played: int = 0
+    """Cells that were finished by this call."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cell -> one sentence."""
+    left: int = 0
+    """Cells that are not finished."""
+    core_hours: float = 0.0
+    """Of this call."""
+    stopped: str = ""
+    """Why it stopped before the end."""
+
+
+class Agenda:
+    """The cells of a sweep in order, as far as they are known: which come after tuning depends on what it finds."""
+
+    def __init__(self, sweep: Sweep, folder: Folder) -> None:
+        self.sweep, self.folder = sweep, folder
+        self._tuning = [list(row.tuning()) for row in sweep.rows]
+        self._final: dict[tuple[int, float | None], list[Cell]] = {}
+        for k, row in enumerate(sweep.rows):  # also shows mistakes before anything runs
+            self._finals(k, row, row.rates[0])
+
+    def known(self) -> Iterator[Cell]:
+        """Cells that can be said by now, finished or not."""
+        for k, row in enumerate(self.sweep.rows):
+            yield from self._tuning[k]
+            done = all(self.folder.found(it) or it.label in self.folder.failures for it in self._tuning[k])
+            found = choice(row, self.folder, self.sweep.section.late, partial=True) if done else None
+            if found is not None:
+                yield from self._finals(k, row, found.lr)
+
+    def ready(self) -> Iterator[Cell]:
+        """Cells that can be played now."""
+        return (it for it in self.known() if not self.folder.found(it) and it.label not in self.folder.failures)
+
+    def left(self) -> list[Cell]:
+        """Cells that are not finished, with one of the rates standing for the one not chosen yet."""
+        known = list(self.known())
+        rows = {(it.setting, it.method) for it in known if not it.tuning}
+        guess = [
+            cell
+            for k, row in enumerate(self.sweep.rows)
+            if row.tuned and (row.setting, row.method) not in rows
+            for cell in self._finals(k, row, row.rates[0])
+        ]
+        return [it for it in known if not self.folder.found(it)] + guess
+
+    def _finals(self, k: int, row: Row, lr: float | None) -> list[Cell]:
+        if (k, lr) not in self._final:
+            self._final[k, lr] = list(row.final(lr))
+        return self._final[k, lr]
+
+
+def run(
+    sweep: Sweep,
+    folder: Folder,
+    runner: Runner,
+    *,
+    limit: int | None = None,
+    budget: float | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Plays what is not finished.
+
+    Args:
+        limit: at most so many cells.
+        budget: no cell is started after so many core-hours of this call.
+    """
+    folder.fail({})
+    agenda, outcome = Agenda(sweep, folder), Outcome()
+    running: dict[str, Cell] = {}
+    began = 0
+    with Shown(sweep, agenda, quiet=quiet) as shown:
+        try:
+            while True:
+                for cell in list(agenda.ready()) if len(running) < runner.slots else ():
+                    if len(running) >= runner.slots or (limit is not None and began >= limit):
+                        break
+                    if budget is not None and outcome.core_hours >= budget:
+                        outcome.stopped = f"the budget of {budget:g} core-hours is spent"
+                        break
+                    if cell.digest not in running:
+                        running[cell.digest] = cell
+                        runner.start(cell.digest, cell.configuration)
+                        began += 1
+                if not running:
+                    break
+                _take(runner.wait(), running, folder, outcome, shown)
+        finally:
+            runner.close()
+    outcome.left = len(agenda.left())
+    if outcome.left and not outcome.stopped and limit is not None and began >= limit:
+        outcome.stopped = f"--limit {limit} is reached"
+    return outcome
+
+
+def _take(news: News, running: dict[str, Cell], folder: Folder, outcome: Outcome, shown: Shown) -> None:
+    cell = running[news.key]
+    if news.share is not None:
+        shown.moved(cell, news.share)
+        return
+    del running[news.key]
+    error = news.error if news.record is None else "" if folder.any_code else _other_code(cell, news.record)
+    if news.record is None or error:
+        outcome.failed[cell.label] = error
+        folder.fail(outcome.failed)
+        shown.failed(cell, error, _traced(folder.path, news))
+        return
+    folder.keep(cell, dict(news.record))
+    outcome.played += 1
+    outcome.core_hours += news.record["cpu_seconds"] / 3600
+    shown.finished(cell, news.record)
+
+
+def _other_code(cell: Cell, record: Mapping[str, Any]) -> str:
+    """A sentence if the cell was played by code that is not this process's: it would never count as finished."""
+    here = code.of(cell.configuration)
+    if record["code"] == here:
+        return ""
+    return f"It was played by other code ({record['code']}, here {here}): install the same everywhere, and start anew."
+
+
+def _traced(folder: Path, news: News) -> Path | None:
+    if not news.trace:
+        return None
+    file = folder / f"bug-{news.key[:12]}.txt"
+    files.replace(file, news.trace.encode())
+    return file
+
+
+class Shown:
+    """The progress bar, or where there is no terminal a line per cell; a context manager."""
+
+    def __init__(self, sweep: Sweep, agenda: Agenda, *, quiet: bool) -> None:
+        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        self._late = sweep.section.late
+        left = agenda.left()
+        self._total, self._done = sweep.size, sweep.size - len(left)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[cells]} cells"),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._task = self._bar.add_task(sweep.name, total=sum(it.work for it in left) or 1, cells=self._count)
+        self._share: dict[str, float] = {}
+
+    def __enter__(self) -> Shown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    @property
+    def _count(self) -> str:
+        return f"{self._done}/{self._total}"
+
+    def moved(self, cell: Cell, share: float) -> None:
+        before = self._share.get(cell.digest, 0.0)
+        self._share[cell.digest] = share
+        self._bar.advance(self._task, (share - before) * cell.work)
+
+    def finished(self, cell: Cell, record: Mapping[str, Any]) -> None:
+        self.moved(cell, 1.0)
+        self._done += 1
+        self._bar.update(self._task, cells=self._count)
+        found = result(record["figures"], self._late)
+        said = "finished" if found is None else f"{found.mean:.1%}, worst node {found.worst:.1%}"
+        self.console.print(f"{self._count} {cell.label}: {said}, {record['wall_seconds']:.1f} s", markup=False)
+
+    def failed(self, cell: Cell, error: str, trace: Path | None) -> None:
+        self.moved(cell, 1.0)
+        more = f" The traceback is in {trace}." if trace else ""
+        self.console.print(f"failed: {cell.label}: {error}{more}", markup=False)

@@ -1,0 +1,477 @@
+"""One node's learning without a network: its task, its door and its algorithm, put together from a run file.
+
+The daemon plays a `Learner` with `driver.py`, an experiment in one process plays all of them with `lockstep.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from node.algorithms import Algorithm, find, without_noise
+from node.attacks import Attack
+from node.config import DataSection, PrivacySection, RunConfig
+from node.device import pick
+from node.learning import promises
+from node.learning.requirements import room_for_blocks, suited
+from node.learning.unusable import UnusableRecords
+from node.maths.coalitions import Coalitions, too_poor
+from node.maths.graph import spectral_gap
+from node.maths.robust import too_small
+from node.privacy.accountant import WEAK, Mechanism, Spent, epsilon, epsilon_link, epsilon_live, epsilon_total
+from node.privacy.door import Door, mechanism, noise_multiplier, open_door
+from node.privacy.ledger import Ledger
+from node.randomness import Keys
+from node.records import summary
+from node.records.journal import code_version
+from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
+from node.rounds.bounds import Bounds
+from node.task import Task
+from node.tasks import TASKS, make
+from node.tasks.validation import Validation
+from peer.errors import ConfigurationError, PeerpoiseError, TaskError
+from peer.message import Peer
+from peer.neighborhood import Neighborhood
+
+ADJACENCY = "add/remove one example"
+"""What one person's data are in every ε."""
+PAPER_WARNING = (
+    "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
+)
+SEED_WARNING = "privacy.insecure_seed is set: who knows it can compute noise and batches; there is no guarantee."
+NO_PRIVACY = "Mode none: gradients leave without noise; whoever receives them can reconstruct private examples."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What follows from run file and graph alone; the same at every node."""
+
+    run: RunConfig
+    algorithm: type[Algorithm]
+    options: Any
+    """The algorithm's own configuration."""
+    hoods: Mapping[Peer, Neighborhood]
+    spectral_gap: float | None = None
+    """Of W; None: the graph is not known yet."""
+
+    @classmethod
+    def of(cls, run: RunConfig, hoods: Mapping[Peer, Neighborhood]) -> Plan:
+        """Raises ConfigurationError: an algorithm, option or mode that is unknown, or a graph too thin for mix.rule."""
+        algorithm = find(run.algorithm.name)
+        try:
+            options = algorithm.Config(**run.algorithm.options)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+            raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({run.algorithm.name}).") from None
+        if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
+            raise ConfigurationError(
+                f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
+            )
+        if run.privacy.mode == "paper" and not hasattr(algorithm, "paper_sigma"):
+            raise ConfigurationError(
+                f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
+            )
+        if run.sync.mode == "async" and getattr(algorithm, "staged", False):
+            raise ConfigurationError(
+                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different blocks, which have no '
+                'mean; set "round" or "quorum", or take dsgd-adam.'
+            )
+        named, mix = "mix.rule", run.mix
+        if getattr(options, "mix_by", "") == "trimmed_mean":
+            named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
+        if not algorithm.pooled and (node := too_small(hoods, mix)):
+            raise ConfigurationError(
+                f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbours are "
+                f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
+            )
+        if getattr(algorithm, "validates", False):
+            _players(run.algorithm.name, options, hoods)  # type: ignore[arg-type]
+        gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
+        if gap is not None and hasattr(options, "on_graph"):
+            options = options.on_graph(gap, len(hoods))
+        if hasattr(options, "on_run"):
+            options = options.on_run(run.train.rounds)
+        return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
+
+    def sigma(self, d: int) -> float:
+        """The nominal noise multiplier of the run for d parameters, calibrated for the largest neighbourhood.
+
+        Takes a CPU second or two in mode strict with a target ε.
+        """
+        privacy, rounds = self.run.privacy, self.run.train.rounds
+        if privacy.mode == "none":
+            return 0.0
+        if privacy.sigma is not None:
+            return privacy.sigma
+        if privacy.mode == "paper":
+            assert privacy.epsilon is not None
+            formula: Callable[..., float] = self.algorithm.paper_sigma  # type: ignore[attr-defined]
+            return max(
+                formula(
+                    self.options,
+                    hood,
+                    rate=privacy.paper_q or privacy.rate,
+                    rounds=rounds,
+                    epsilon=privacy.epsilon,
+                    delta=privacy.delta,
+                )
+                for hood in self.hoods.values()
+            )
+        return noise_multiplier(privacy, d=d, rounds=rounds, releases=self.releases)
+
+    @property
+    def releases(self) -> int:
+        """|K| of the largest closed neighborhood."""
+        return max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
+
+    @property
+    def epsilon(self) -> float | None:
+        """Planned ε_total (PLD) at the largest neighborhood; None: the mode has none. The grid of the noise, which
+        needs the model, is left out: less than a part in a thousand. Some 0.2 s where σ is given."""
+        privacy, rounds = self.run.privacy, self.run.train.rounds
+        if privacy.mode != "strict" or not self.hoods:
+            return None
+        if privacy.sigma is None:
+            return privacy.epsilon
+        planned = mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
+        return _planned(planned, rounds, privacy.delta)
+
+    @property
+    def warning(self) -> str | None:
+        """What must be said beside everything that is said of this run's privacy."""
+        return warning(self.run.privacy, self.epsilon)
+
+
+def _players(name: str, options: Coalitions, hoods: Mapping[Peer, Neighborhood]) -> None:
+    """Raises ConfigurationError unless everybody has neighbours to value, not too many for the options."""
+    for node, hood in sorted(hoods.items()):
+        if not hood.degree:
+            raise ConfigurationError(f"{name} values neighbours, and {node} has none; take more nodes, or local.")
+        if why := too_poor(options, len(hood.weight)):
+            raise ConfigurationError(f"Configuration: algorithm: {why} ({name}, {node})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveEpsilon:
+    total: float = 0.0
+    link: float = 0.0
+    lifetime: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Learner:
+    """One node's part of a run."""
+
+    name: Peer
+    plan: Plan
+    task: Task
+    algorithm: Algorithm
+    door: Door
+    ledger: Ledger | None
+    mechanism: Mechanism
+    sigma: float
+    start: bytes
+    """SHA-256 of the initial parameters."""
+    unusable: UnusableRecords
+    bounds: Bounds
+    """What every payload of the run is held to."""
+    attack: Attack | None = None
+    """What it does to its neighbours."""
+
+    @property
+    def run(self) -> RunConfig:
+        return self.plan.run
+
+    @property
+    def diverged(self) -> bool:
+        """Are the own parameters not finite, or beyond the bounds?"""
+        x = self.algorithm.parameters
+        return not summary.norm(x) <= self.bounds.norm(x.numel())
+
+    @property
+    def hood(self) -> Neighborhood:
+        return self.plan.hoods[self.name]
+
+    def position(self, t: int) -> Mapping[str, int]:
+        """Where round t is in loops of the algorithm's own; {} where it has none."""
+        found: Mapping[str, int] = getattr(self.algorithm, "position", lambda t: {})(t)
+        return found
+
+    def evaluate(
+        self, breathe: Callable[[], None] = lambda: None, *, warn: Callable[[PeerpoiseError], None]
+    ) -> dict[str, float]:
+        """Public test metrics of the present parameters; a failure costs them, not the run, and `warn` hears of it."""
+        try:
+            return self.task.evaluate(self.algorithm.parameters, breathe)
+        except PeerpoiseError as error:
+            warn(error)
+            return {}
+
+    def live_epsilon(self, lifetime_delta: float) -> LiveEpsilon:
+        """ε of what was released, by Rényi divergence; not above the run's target, which σ was calibrated for."""
+        if self.ledger is None:
+            return LiveEpsilon(total=float("inf"), link=float("inf"), lifetime=float("inf"))
+        delta, rows = self.run.privacy.delta, self.ledger.rows(self.run.run_id)
+        total = epsilon_live(rows, delta)
+        if self.run.privacy.epsilon is not None and total < float("inf") and self.run.privacy.mode == "strict":
+            total = min(total, self.run.privacy.epsilon)
+        alone = replace(self.mechanism, releases=1)
+        longest = self.ledger.longest(self.run.run_id)
+        link = min(total, epsilon_live([Spent(alone, longest)], delta)) if total < float("inf") else total
+        return LiveEpsilon(total=total, link=link, lifetime=epsilon_live(self.ledger.rows(), lifetime_delta))
+
+    def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, Any]:
+        """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
+        config = self.run.privacy
+        guaranteed = "any coalition of other nodes" if config.mode == "strict" else "nobody: no guarantee"
+        return {
+            "round": t,
+            "total": live.total,
+            "link": live.link,
+            "lifetime": live.lifetime,
+            "lifetime_delta": lifetime_delta,
+            "mode": config.mode,
+            "batches": self.mechanism.batches,
+            "adjacency": ADJACENCY,
+            "delta": config.delta,
+            "accountant": "RDP",
+            "against": (guaranteed if config.insecure_seed is None else "VOID: the noise is public")
+            + ("" if self.run.validation.public else f", {summary.UNCOVERED}"),
+        }
+
+    def privacy(self) -> Privacy:
+        """What may be said of this node's privacy; stated by PLD."""
+        config = self.run.privacy
+        stated = Epsilon()
+        if config.mode == "strict" and self.ledger is not None:
+            total = _stated(tuple(self.ledger.rows(self.run.run_id)), config.delta)
+            link = min(total, epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta))
+            stated = Epsilon(total=total, link=link, per_node={self.name: total})
+        return Privacy(
+            mode=config.mode,
+            batches=None if config.mode == "none" else self.mechanism.batches,
+            delta=None if config.mode == "none" else config.delta,
+            sigma=None if config.mode == "none" else self.sigma,
+            accountant="PLD" if config.mode == "strict" else None,
+            epsilon=stated,
+            public_validation=self.run.validation.public,
+            insecure_seed=config.insecure_seed is not None,
+            warning=self.plan.warning,
+        )
+
+    def summarise(
+        self,
+        *,
+        played: int,
+        metrics: Mapping[str, float],
+        bytes_sent: float,
+        measured: Mapping[str, float] = MappingProxyType({}),
+        diverged: bool = False,
+        **figures: Any,
+    ) -> Summary:
+        """This node's summary after so many rounds. `measured` goes to `algorithm_metrics`, `figures` are
+        further fields of `Summary`. `diverged`: it did so in the round after those."""
+        diverged = diverged or self.diverged
+        accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
+        return Summary(
+            algorithm=self.run.algorithm.name,
+            nodes=self.hood.nodes,
+            rounds=self.run.train.rounds,
+            topology=self.run.topology.kind,
+            spectral_gap=self.plan.spectral_gap,
+            dataset=self.run.task.data,
+            seed=self.run.train.seed,
+            test_accuracy=summary.accuracy(accuracy, [self.name] if self.attack else []),
+            attackers=[self.name] if self.attack else [],
+            attack=self.attack.name if self.attack else "",
+            privacy=self.privacy(),
+            mixing=mixing(self.run),
+            diverged=[self.name] if diverged else [],
+            loss_not_finite=[self.name] if self.run.privacy.mode == "none" and self.unusable.rows else [],
+            params_digest={self.name: summary.digest(self.algorithm.parameters)},
+            task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
+            algorithm_metrics={"bytes_per_step": bytes_sent / played if played else None, **measured},
+            version=code_version(),
+            config_digest=self.run.digest,
+            rounds_played={self.name: played},
+            complete=played == self.run.train.rounds and not (diverged and self.attack is None),
+            bytes_sent=Range(mean=bytes_sent, max=bytes_sent),
+            **figures,
+        )
+
+
+def mixing(run: RunConfig) -> Mixing:
+    """What may be said of how the run averages."""
+    by = run.algorithm.options.get("mix_by", "w")  # of ROSS and PDSL
+    if by != "w":
+        return "trimmed_mean" if by == "trimmed_mean" else "row"
+    if run.mix.rule != "mean":
+        return run.mix.rule
+    return "doubly-stochastic" if run.sync.mode == "round" else "row"
+
+
+def more(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The arguments that only some algorithms have: `judge`, which values what is heard, and `stages`.
+
+    Raises:
+        ConfigurationError: the task has no validation set, no layers or no adapters.
+    """
+    suited(algorithm, task)
+    found: dict[str, Any] = {}
+    if getattr(algorithm, "validates", False):
+        found["judge"] = Validation(task, breathe)
+    if getattr(algorithm, "staged", False):
+        found["stages"] = task.stages  # type: ignore[attr-defined]
+    return found
+
+
+@lru_cache
+def _stated(rows: tuple[Any, ...], delta: float) -> float:
+    return epsilon(rows, delta)
+
+
+@lru_cache
+def _planned(mechanism: Mechanism, rounds: int, delta: float) -> float:
+    return epsilon_total(mechanism, rounds, delta)
+
+
+def weak(planned: float | None) -> str | None:
+    """What must be said of a planned ε_total that promises next to nothing; None: it does promise something."""
+    if planned is None or planned <= WEAK:
+        return None
+    return (
+        f"The planned ε_total is {planned:.3g}, and above {WEAK:g} it promises next to nothing: what leaves may show "
+        "single records; set privacy.epsilon to 10 or less, or privacy.sigma higher."
+    )
+
+
+def warning(config: PrivacySection, planned: float | None = None) -> str | None:
+    """What must be said beside everything that is said of privacy, where this ε_total is planned."""
+    said = [
+        text
+        for text, applies in (
+            (PAPER_WARNING, config.mode == "paper"),
+            (NO_PRIVACY, config.mode == "none"),
+            (SEED_WARNING, config.insecure_seed is not None and config.mode != "none"),
+        )
+        if applies
+    ]
+    said += [text] if (text := weak(planned)) else []
+    return " ".join(said) or None
+
+
+def build(
+    plan: Plan,
+    name: Peer,
+    data: DataSection | NDArray[np.int64],
+    *,
+    ledger: Ledger | None,
+    sigma: float | None = None,
+    start: Tensor | None = None,
+    limit: float | None = None,
+    limit_delta: float = 1e-5,
+    device: str = "cpu",
+    attack: Attack | None = None,
+    breathe: Callable[[], None] = lambda: None,
+    on_release: Callable[[int, Peer], None] = lambda t, peer: None,
+    on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
+) -> Learner:
+    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
+    is what `compute.device` says. `attack`: it lies to its neighbours so. The callbacks are those of `open_door`.
+
+    Raises:
+        ConfigurationError, DataError, LedgerError: one sentence.
+    """
+    run = plan.run
+    seed = run.privacy.insecure_seed
+    if seed is not None and run.privacy.mode != "none" and ledger is not None:
+        if limit is not None:
+            raise ConfigurationError(
+                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove the seed, or "
+                'set budget.epsilon = "unlimited".'
+            )
+        ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
+    task = make(run, data, pick(device))
+    x = _initial(task, run, start)
+    if run.task.name not in TASKS:
+        task.evaluate(x, breathe)  # a mistake in it is found before anything is released
+    task = attack.on_task(task, run, name) if attack else task
+    hood = plan.hoods[name]
+    sigma = plan.sigma(task.layout.size) if sigma is None else sigma
+    releases = plan.algorithm.releases(hood.degree)
+    unusable = UnusableRecords(name)
+    door = open_door(
+        run.privacy,
+        task,
+        me=name,
+        run=run.run_id,
+        rounds=run.train.rounds,
+        releases=releases,
+        sigma=sigma,
+        seed=run.train.seed,
+        ledger=ledger,
+        keys=Keys.fresh() if seed is None else Keys.insecure(seed, name),
+        whole=not getattr(plan.algorithm, "staged", False),
+        limit=limit,
+        limit_delta=limit_delta,
+        breathe=breathe,
+        on_release=on_release,
+        on_withheld=on_withheld,
+        on_unusable=unusable,
+        start=lambda: task.start(run.train.seed),
+    )
+    digest = _digest(x)
+    if not getattr(plan.algorithm, "staged", False):
+        x = x.to(torch.float32)
+    arguments = more(plan.algorithm, task, breathe)
+    room_for_blocks(plan.algorithm, plan.options, run, task, hood.degree)
+    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **arguments)
+    algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
+    told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
+    return Learner(
+        name=name,
+        plan=plan,
+        task=task,
+        algorithm=algorithm,
+        door=door,
+        ledger=ledger,
+        mechanism=told,
+        sigma=sigma,
+        start=digest,
+        unusable=unusable,
+        bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
+        attack=attack,
+    )
+
+
+def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
+    """The initial parameters, flat [d]. An own task's promises are tried, and `given` (another node's) must be its own.
+
+    Raises:
+        TaskError: a promise is broken.
+    """
+    if run.task.name in TASKS:
+        return task.start(run.train.seed) if given is None else given
+    x = promises.check(task, run.train.seed)
+    if given is not None and not torch.equal(x.to(given.dtype), given):
+        raise TaskError(
+            "The task's start(seed) gives other values at each node, so they would not learn one model; draw them from "
+            "the seed: torch.manual_seed(seed), within torch.random.fork_rng()."
+        )
+    return x
+
+
+def _digest(x: Tensor) -> bytes:
+    return hashlib.sha256(x.detach().contiguous().view(torch.uint8).numpy().data).digest()

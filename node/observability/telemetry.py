@@ -1,0 +1,408 @@
+"""What a daemon shows of itself: one observer of driver and session that feeds journal, metrics and status."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from math import isfinite, nan
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from node.config import BudgetSection, RunConfig
+from node.learning.learner import ADJACENCY, Learner, LiveEpsilon
+from node.observability.metrics import Metrics
+from node.observability.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
+from node.privacy.door import Door
+from node.records.journal import Journal, code_version, tested
+from node.rounds.waiting import Watcher
+from peer import files
+from peer.discovery.addresses import Addresses
+from peer.errors import StorageError
+from peer.message import Peer
+from peer.session.interfaces import Observer
+from peer.session.session import Session
+from peer.v1 import peer_pb2 as pb
+
+UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
+PER_ROUND = 16
+"""Lines of the journal in a round about what one neighbour did: it could go on and off, or send rubbish, for ever."""
+WARNINGS = 32
+"""Sentences that are kept; the oldest go first."""
+NUMBER = re.compile(r"(?<=checkpoint-)\d+|(?<![\w.:/-])\d+(?![\w:/-])")
+"""What two warnings may differ in and say the same; parts of names and addresses are no numbers."""
+REFUSALS, REFUSALS_S = 200, 10.0
+"""Refused calls of one caller in so many seconds that are a warning: an honest one tries again with growing pauses."""
+NEWER_ROSTER = "{peer} holds version {version} of the roster, this node version {mine}: copy the newest to this node."
+LAG_EVERY = 0.25
+"""Seconds between two measurements of the loop's lag."""
+
+
+class Watch(Watcher, Observer):
+    """Created before the learner (it counts its releases); `attach` gives it the rest."""
+
+    def __init__(
+        self, *, run: RunConfig, name: Peer, journal: Journal, metrics: Metrics, budget: BudgetSection
+    ) -> None:
+        self.run, self.name, self.journal, self.metrics = run, name, journal, metrics
+        self.limit, self.lifetime_delta = budget.limit, budget.delta
+        self.state = "starting"
+        self.round_seconds: list[float] = []
+        self.accuracy: float | None = None
+        self.perplexity: float | None = None
+        self.distance: float | None = None
+        self.warnings: list[str] = []
+        self.loop = ""
+        self.insecure: list[str] = []
+        self.metrics_address: str | None = None
+        self.epsilon_now: LiveEpsilon | None = None
+        self.learner: Learner | None = None
+        self.session: Session | None = None
+        self.addresses: Addresses | None = None
+        self._counted = (0, 0)
+        self._began = time.monotonic()
+        self._present: dict[Peer, bool] = {}
+        self._refusals: dict[Peer, str] = {}
+        """The last code with which each neighbour refused something."""
+        self._strangers = (self._began, 0)
+        """When connections that came to nothing were looked at last, and how many there were so far."""
+        self._refused: dict[str, tuple[float, int]] = {}
+        """Whose calls were refused -> since when they are counted, and how many."""
+        self._noted: Counter[Peer] = Counter()
+        self._noted_in = -1
+
+    def attach(self, learner: Learner, session: Session, addresses: Addresses | None = None) -> None:
+        self.learner, self.session, self.addresses = learner, session, addresses
+        self.metrics.neighbours(learner.hood.neighbours, self.name)
+        self.metrics.delta.set(self.run.privacy.delta)
+        self.metrics.run_rounds.set(self.run.train.rounds)
+        if self.limit is not None:
+            self.metrics.epsilon_limit.set(self.limit)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """A line in the journal. A full disk costs the line, not the run."""
+        try:
+            self.journal.write(event, **fields)
+        except StorageError as error:
+            self._is_news(str(error))
+
+    def become(self, state: str, reason: str = "") -> None:
+        self.state = state
+        self.note("state", state=state, reason=reason or None)
+
+    def warn(self, text: str, brief: str = "") -> None:
+        """A sentence that concerns the user: on standard error; in journal and status (as `brief`, if given). One that
+        differs from an earlier one by a number only takes its place."""
+        if self._is_news(kept := brief or text):
+            self.announce(text, kept)
+
+    def _is_news(self, text: str) -> bool:
+        """Keeps a warning for the status; False: one like it was kept before."""
+        alike = [before for before in self.warnings if NUMBER.sub("#", before) == NUMBER.sub("#", text)]
+        if alike:
+            self.warnings[self.warnings.index(alike[0])] = text
+        else:
+            self.warnings = [*self.warnings, text][-WARNINGS:]
+        return not alike
+
+    def _withdraw(self, words: str) -> None:
+        """What was warned of in these words is over."""
+        self.warnings = [text for text in self.warnings if words not in text]
+
+    def announce(self, text: str, brief: str = "") -> None:
+        self.note("warning", text=brief or text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def computes_by(self, door: Door) -> None:
+        """How per-example gradients are computed; one after another takes so long that it is said."""
+        choice = door.choice
+        if choice is None:
+            return
+        self.note("backend", backend=choice.backend, reason=choice.reason)
+        if choice.slow:
+            print(f"peerpoise: {choice.slow}", file=sys.stderr, flush=True)
+
+    # from the driver (on the loop's thread, or in the compute thread between rounds)
+
+    def phase(self, t: int, phase: int, kind: str, seconds: float) -> None:
+        self.metrics.round.set(t)
+        self.metrics.phase(kind, seconds)
+        self.note("phase", round=t, phase=phase, kind=kind, seconds=seconds)
+
+    def waited(self, peer: Peer, seconds: float) -> None:
+        self.metrics.waited(peer, seconds)
+
+    def lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
+        self.metrics.lost(peer)
+        self.note("lost_edge", round=t, phase=phase, peer=peer, reason=why)
+
+    def dropped(self, t: int, phase: int, peers: frozenset[Peer], after_header: bool) -> None:
+        for peer in sorted(peers):
+            if after_header:
+                self.metrics.partial_mixes.inc()
+                self.note("partial_mix", round=t, phase=phase, peer=peer)
+            else:
+                self.note("lost_edge", round=t, phase=phase, peer=peer, reason="It is not mixed in this round.")
+
+    def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
+        assert self.learner is not None
+        if "weight" not in self.learner.algorithm.diagnostics():  # else the algorithm's own weights are shown
+            for peer in self.learner.hood.neighbours:
+                self.metrics.weight(peer, weight.get(peer, 0.0))
+        self.distance = distance
+        self.metrics.consensus_distance.set(distance)
+
+    def outlier(self, t: int, kind: str, peer: Peer, times: float) -> None:
+        self.metrics.outlier(peer)
+        self._note_of(peer, "outlier", kind=kind, times=times)
+
+    def skipped(self, first: int, last: int) -> None:
+        self.note("resume", round=last + 1, skipped=[first, last], reason="Most neighbours are that far.")
+        self.warn(f"Rounds {first} to {last} are skipped: most neighbours are that far already.")
+
+    def round(self, t: int, seconds: float) -> None:
+        assert self.learner is not None
+        self.round_seconds.append(seconds)
+        self.metrics.round.set(t)
+        self.metrics.rounds.inc()
+        found = self.learner.algorithm.diagnostics()
+        for name, values in found.items():
+            for peer in self.learner.hood.neighbours if name == "weight" else values:
+                self.metrics.diagnostic(name, peer, values.get(peer, 0.0))
+        figures = {**self.learner.position(t), **(found if self.metrics.diagnostics else {})}
+        self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
+
+    # from the compute thread
+
+    def tested(self, t: int, metrics: Mapping[str, float]) -> None:
+        if metrics:
+            self.accuracy, self.perplexity = metrics.get("accuracy"), metrics.get("perplexity")
+            self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
+            self.metrics.test_perplexity.set(metrics.get("perplexity", float("nan")))
+            self.note("test", round=t, **tested(metrics))
+
+    def spent(self, t: int, stated: bool) -> None:
+        """ε after round t (-1: before the first): live figures always, a line in the journal where `stated`."""
+        assert self.learner is not None
+        privacy, door = self.run.privacy, self.learner.door
+        if privacy.mode == "none" or self.learner.ledger is None:
+            return
+        counted, self._counted = self._counted, (door.withheld, door.faults)
+        self.metrics.withheld.inc(door.withheld - counted[0])
+        self.metrics.ledger_errors.inc(door.faults - counted[1])
+        live = self.epsilon_now = self.learner.live_epsilon(self.lifetime_delta)
+        for scope, value in (("total", live.total), ("link", live.link), ("lifetime", live.lifetime)):
+            self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
+        if door.fault:
+            self.warn(door.fault)
+        if door.exhausted:
+            self.warn("The privacy budget of the data is spent: nothing more is released, mixing goes on.")
+        if stated:
+            self.note("epsilon", **self.learner.spent(t, live, self.lifetime_delta))
+
+    def released(self, t: int, recipient: Peer) -> None:
+        self.metrics.release(recipient)
+        self.note("release", round=t, recipient=recipient)
+
+    def withheld(self, t: int, recipient: Peer, why: str) -> None:
+        self.note("withheld", round=t, recipient=recipient, reason=why)
+
+    def checkpointed(self, t: int, path: str, seconds: float) -> None:
+        self.metrics.checkpointed()
+        self.note("checkpoint", round=t, path=path, seconds=seconds)
+
+    # from the session
+
+    def bytes_moved(self, peer: Peer, direction: str, kind: str, count: int) -> None:
+        self.metrics.wire(peer, direction, kind, count)
+
+    def wire_error(self, peer: Peer, code: int) -> None:
+        name = _name(code)
+        self.metrics.error(peer, name)
+        if code and self._refusals.get(peer) != name:  # once, not at every attempt
+            self._refusals[peer] = name
+            self._note_of(peer, "refused", code=name)
+
+    def rejected(self, peer: Peer, code: int) -> None:
+        self.metrics.rejected(peer)
+        self._note_of(peer, "rejected", code=_name(code))
+
+    def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
+        path = self.journal.path.with_name(f"contradiction-{peer}.json")
+        proof = {
+            "node": peer,
+            "run": self.run.run_id,
+            "public_key": base64.b64encode(public).decode(),
+            "statements": [MessageToDict(said, preserving_proto_field_name=True) for said in (one, other)],
+        }
+        try:
+            files.replace(path, json.dumps(proof, indent=2).encode())
+        except StorageError as error:
+            self.warn(str(error))
+        self.metrics.contradicted(peer)
+        self.note("contradiction", round=other.round, phase=other.phase, peer=peer, told_by=told_by, path=path.name)
+        self.warn(
+            f"{peer} told this node and {told_by} different things in round {other.round} and is cut off; "
+            f"both statements, signed by it, are in {path.name}."
+        )
+
+    def refused(self, peer: Peer, code: int) -> None:
+        """A member's call was refused, or hangs: it calls too often; peer "": somebody's who is no member."""
+        of = peer if self.session and peer in self.session.circle.contacts else "member" if peer else "stranger"
+        self.metrics.refused(of, _name(code))
+        began, count = self._refused.get(peer, (0.0, 0))
+        now = time.monotonic()
+        self._refused[peer] = (began, count + 1) if now - began < REFUSALS_S else (now, 1)
+        if count + 1 == REFUSALS and now - began < REFUSALS_S:
+            who = f"{peer}, a member of the roster," if peer else "Somebody with a certificate, but not of the roster,"
+            self.warn(
+                f"{who} calls this node too often or in vain: {REFUSALS} calls within {now - began:.0f} s, the last "
+                f"one refused as {_name(code)}; if its owner does not know why, remove it from the roster."
+            )
+
+    def adopted(self, removed: frozenset[Peer]) -> None:
+        """A newer roster is in force."""
+        self._withdraw("of the roster, this node version")
+        self._withdraw("is not used (")
+        if removed:
+            self.warn(f"{', '.join(sorted(removed))}: removed from the roster, and cut; the run goes on without.")
+
+    def renewed(self) -> None:
+        """A newer certificate is in force."""
+        self._withdraw("This node's certificate")
+        self._withdraw("The new certificate is not used")
+
+    def connections(self, begun: int, used: int) -> None:
+        """TLS handshakes begun so far, and those that became the connection of somebody with a certificate."""
+        self.metrics.connections(begun, used)
+        now, strangers = time.monotonic(), begun - used
+        if now - self._strangers[0] >= REFUSALS_S:
+            if (count := strangers - self._strangers[1]) >= REFUSALS:
+                self.warn(
+                    f"Somebody opens connections to this node and shows no certificate of its federation: {count} "
+                    f"within {now - self._strangers[0]:.0f} s; a firewall in front of the port would keep them away."
+                )
+            self._strangers = (now, strangers)
+
+    def newer_roster(self, peer: Peer, version: int) -> None:
+        assert self.session is not None
+        mine = self.session.circle.terms.roster
+        self.warn(NEWER_ROSTER.format(peer=peer, version=version, mine=mine))
+
+    def round_trip(self, peer: Peer, seconds: float) -> None:
+        self.metrics.rtt(peer, seconds)
+
+    def presence(self, peer: Peer, live: bool) -> None:
+        if self._present.get(peer) is not live:
+            self._present[peer] = live
+            self.metrics.up(peer, live)
+            self._note_of(peer, "peer", state="live" if live else "not live")
+
+    def _note_of(self, peer: Peer, event: str, **fields: Any) -> None:
+        """A line about what a neighbour did, PER_ROUND of them in a round; the metrics count all."""
+        t = self.session.position.round if self.session else -1
+        if t != self._noted_in:
+            self._noted, self._noted_in = Counter(), t
+        self._noted[peer] += 1
+        if self._noted[peer] <= PER_ROUND:
+            self.note(event, peer=peer, round=t, **fields)
+
+    # for people
+
+    async def measure_lag(self) -> None:
+        """How late the loop wakes up, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_EVERY
+            await asyncio.sleep(LAG_EVERY)
+            self.metrics.lag.observe(max(0.0, loop.time() - due))
+
+    def snapshot(self) -> Status:
+        """The status document; called on the loop's thread."""
+        privacy, session = self.run.privacy, self.session
+        live = self.epsilon_now or UNKNOWN
+        epsilon = Epsilon(
+            run=RunEpsilon(total=_finite(live.total), link=_finite(live.link)),
+            lifetime=_finite(live.lifetime),
+            lifetime_delta=self.lifetime_delta,
+            limit=self.limit,
+            mode=privacy.mode,
+            batches=privacy.batches,
+            adjacency=ADJACENCY,
+            delta=privacy.delta,
+            accountant="RDP",
+            guaranteed=privacy.mode == "strict" and privacy.insecure_seed is None,
+        )
+        return Status(
+            node=self.name,
+            run=self.run.run_id,
+            algorithm=self.run.algorithm.name,
+            state=self.state,
+            round=max(0, session.position.round) if session else 0,
+            rounds=self.run.train.rounds,
+            phase=self._phase(session),
+            waiting_for=self._waiting(session),
+            neighbours=self._neighbours(session),
+            epsilon=None if privacy.mode == "none" else epsilon,
+            test_accuracy=self.accuracy,
+            test_perplexity=self.perplexity,
+            loop=self.loop,
+            insecure=self.insecure,
+            metrics=self.metrics_address,
+            warnings=self.warnings,
+            uptime_s=time.monotonic() - self._began,
+            pid=os.getpid(),
+            version=code_version(),
+        )
+
+    def _phase(self, session: Session | None) -> Phase | None:
+        if session is None or not session.position.kind:
+            return None
+        return Phase(kind=session.position.kind, since_s=max(0.0, session.now - session.position.since))
+
+    def _waiting(self, session: Session | None) -> list[Waiting]:
+        if session is None:
+            return []
+        now, at = session.now, session.position
+        gathering = at.round < 0
+        return [
+            Waiting(
+                peer=peer,
+                since_s=max(0.0, now - at.since) if not gathering else time.monotonic() - self._began,
+                until_s=None if gathering else session.membership.until(peer) - now,
+                why="its handshake" if gathering else f"its part of {at.kind!r}",
+            )
+            for peer in sorted(at.waiting_for)
+        ]
+
+    def _neighbours(self, session: Session | None) -> list[Neighbour]:
+        if session is None:
+            return []
+        contacts, found_by = session.circle.contacts, self.addresses.source if self.addresses else lambda *_: ""
+        return [
+            Neighbour(
+                name=peer,
+                state=it.presence.value,
+                address=contacts[peer].address or None,
+                found_by=found_by(contacts[peer].id, contacts[peer].address) or None,
+                round=it.round if it.round >= 0 else None,
+                rtt_ms=None if it.rtt is None else 1000 * it.rtt,
+                last_error=it.trouble or None,
+            )
+            for peer, it in session.membership.neighbours.items()
+        ]
+
+
+def _name(code: int) -> str:
+    return pb.Code.Name(code) if code in pb.Code.values() else "unknown"
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

@@ -1,0 +1,476 @@
+"""A federation on disk: the CA, the signed roster, run.toml, and one folder per node that `peerpoise run` starts from.
+
+Both `up` (all nodes on loopback) and `pack` (one folder per real host) are `prepare` with other addresses and data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.config import (
+    AlgorithmSection,
+    BudgetSection,
+    ComputeSection,
+    DataSection,
+    ExperimentConfig,
+    IdentitySection,
+    ListenSection,
+    MetricsSection,
+    NodeConfig,
+    PeersSection,
+    RunConfig,
+    load,
+    write,
+)
+from node.config.task import BUNDLED_TASKS
+from peer import files
+from peer.codec import NAME
+from peer.endpoint import EVERYWHERE, endpoint
+from peer.errors import ConfigurationError, DataError, IdentityError, StorageError
+from peer.identity.keys import CertificateAuthority, load_certificate, names, node_id, p256
+from peer.identity.roster import Member, Roster
+from peer.neighborhood import Neighborhood
+
+if TYPE_CHECKING:
+    from node.data.partition import Rows
+    from node.learning.learner import Plan
+
+OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
+"""What `CertificateAuthority.enrol` writes, relative to the node's folder."""
+BUDGET_NOTE = {
+    "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote what this run is planned "
+    'to spend; it is for the owner of the data to change. "unlimited": run.toml decides.'
+}
+PORT = 7443
+"""Where a packed host listens if nobody says otherwise."""
+
+
+def make_folder(folder: Path) -> Path:
+    """A new folder, readable by its owner only.
+
+    Raises:
+        StorageError: it exists and is not empty, can't be made, or others can write to it.
+    """
+    if any(files.made(folder).iterdir()):
+        raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
+    return folder
+
+
+def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -> RunConfig:
+    """Writes folder/federation (CA) and each node's folder; returns the run as sealed: with nonce and federation key.
+
+    Raises:
+        ConfigurationError: an unknown topology, a name given twice, a bad address.
+    """
+    hoods = config.neighborhoods([node.name for node in nodes.values()])
+    completed = complete(config, hoods)  # its mistakes are found before anything is written
+    authority = CertificateAuthority.create(make_folder(folder / "federation"))
+    run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
+    sealed = completed.model_copy(update={"run": run})
+    shared = sealed.validation.path
+    if shared is not None:
+        sealed = sealed.model_copy(update={"validation": sealed.validation.model_copy(update={"path": None})})
+    members = []
+    for home, node in nodes.items():
+        identity = authority.enrol(make_folder(home))
+        if shared is not None:
+            copy = home / f"validation{shared.suffix}"
+            with shared.open("rb") as stream:
+                files.replace(copy, iter(partial(stream.read, 1 << 20), b""))
+            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": Path(copy.name)})})
+        members.append(Member(node.name, identity.id, _written_down(node)))
+        write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
+    roster = Roster(version=1, effective_round=0, members=tuple(members))
+    for home in (*nodes, folder):
+        write(sealed, home / "run.toml")
+        roster.save(home / "roster.json", authority.key)
+    return sealed
+
+
+def _written_down(node: NodeConfig) -> tuple[str, ...]:
+    """The address that the roster has; none where the node listens everywhere and advertises nothing."""
+    address = node.listen.advertise or node.listen.address
+    return () if endpoint(address)[0] in EVERYWHERE else (address,)
+
+
+def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
+    """The run with every option of its algorithm, and its validation set, written out: its digest covers defaults too.
+
+    Raises:
+        ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
+    """
+    from node import tasks
+    from node.learning.learner import Plan
+    from node.tasks import validation
+
+    options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
+    fields = {name: getattr(config, name) for name in RunConfig.model_fields}
+    written = AlgorithmSection(name=config.algorithm.name, **options)
+    return tasks.sealed(validation.sealed(RunConfig(**{**fields, "algorithm": written})))
+
+
+def check_local(config: ExperimentConfig) -> None:
+    """`check`, and that the data may be divided here.
+
+    Raises:
+        ConfigurationError: one sentence.
+    """
+    if config.task.data == "own":
+        raise ConfigurationError(
+            'up and simulate divide a bundled data set; task.data = "own" is for real hosts: peerpoise pack.'
+        )
+    check(config, config.experiment.names)
+
+
+def check_daemons(config: ExperimentConfig) -> None:
+    """That the algorithm is one for daemons.
+
+    Raises:
+        ConfigurationError: it wants everybody's data in one place.
+    """
+    from node.algorithms import find
+
+    if find(config.algorithm.name).pooled:
+        raise ConfigurationError(
+            f"{config.algorithm.name} sees everybody's data, which no daemon may; run it with peerpoise simulate."
+        )
+
+
+def local(
+    folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]
+) -> tuple[RunConfig, dict[str, Path]]:
+    """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the run and the folders.
+
+    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data may use.
+    """
+    places = {}
+    for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
+        places[folder / "nodes" / name] = NodeConfig(
+            name=name,
+            folder=Path(),
+            identity=OWN,
+            tasks=own_tasks(config),
+            data=DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy")),
+            listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
+            budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
+            metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
+            compute=ComputeSection(device=config.experiment.device),
+            attack=config.experiment.attack_of(name),
+        )
+    parts = shares(config)
+    sealed = prepare(folder, config, places)
+    shutil.rmtree(folder / "federation")
+    homes = {home.name: home for home in places}
+    divide(folder, config, homes, parts)
+    return sealed, homes
+
+
+def shares(config: ExperimentConfig) -> list[Rows]:
+    """Every node's rows of the public data.
+
+    Raises:
+        ConfigurationError: the data can't be divided so.
+    """
+    from node import data
+    from node.data import partition
+    from node.tasks import validation
+
+    train, _ = data.public(config.task)
+    held_out = validation.held_out(validation.sealed(config.run_config), train.y.numpy())
+    return partition.divide(config.experiment, train, held_out)
+
+
+def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]) -> list[list[int]]:
+    """Writes rows.npy of every node and partition.json; returns the label histogram [nodes][classes] (public data)."""
+    from node import data
+    from node.data import partition
+
+    train, _ = data.public(config.task)
+    for home, rows in zip(homes.values(), parts, strict=True):
+        partition.save(home / "rows.npy", rows)
+    kinds = partition.kinds(config.experiment, train)
+    classes = int(kinds.max()) + 1 if config.experiment.column or config.task.text else config.task.classes
+    histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
+    document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
+    files.replace(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
+    return histogram
+
+
+def pack(
+    config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path, discovery: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the address. `data`:
+    "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts use beside static addresses.
+
+    Bundled data are divided among the hosts as [experiment] says.
+
+    Raises:
+        ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
+        StorageError: `out` is not empty.
+    """
+    if config.experiment.attack:
+        raise ConfigurationError(
+            "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by itself, with "
+            "peerpoise run --attack."
+        )
+    addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
+    peers = _peers(addresses, discovery)
+    bundled = config.task.data != "own"
+    if unknown := sorted(set(own) - set(addresses)):
+        raise ConfigurationError(f"--data names {unknown[0]}, but there is no --host {unknown[0]}=….")
+    if not bundled and (missing := sorted(set(addresses) - set(own))):
+        raise ConfigurationError(f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.')
+    if bundled and own:
+        raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
+    hosts_of = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
+    config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(hosts_of)})})
+    _check_task(config.task.name)
+    plan = check(config, list(addresses))
+    check_daemons(config)
+    budget = BudgetSection(experiment=True, ledger_dir=Path("ledger")) if bundled else _budget(plan)
+    homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
+    parts = shares(config) if bundled else []
+    sealed = prepare(make_folder(out), config, homes)
+    for home, node in homes.items():
+        files.replace(home / "README.txt", _instructions(node, sealed).encode())
+    if bundled:
+        divide(out, config, {home.name: home for home in homes}, parts)
+    return {
+        "run_id": sealed.run_id,
+        "hosts": {home.name: str(home) for home in homes},
+        "federation": str(out / "federation"),
+    }
+
+
+def _check_task(name: str) -> None:
+    """Raises ConfigurationError: the task is named by a file, which is on this machine only."""
+    from node.tasks import is_file
+
+    if is_file(name):
+        raise ConfigurationError(
+            f"task.name = {name!r} names a file of this machine; put it where Python finds it on every host, and name "
+            "the module: package.module:function."
+        )
+
+
+def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSection:
+    """How the hosts find each other.
+
+    Raises:
+        ConfigurationError: an unknown discovery, or nobody would find the hosts without an address.
+    """
+    if unknown := sorted({*discovery} - {"static", "exchange", "mdns"}):
+        raise ConfigurationError(f"--discovery {unknown[0]} is none of static, exchange and mdns.")
+    bare = [name for name, address in addresses.items() if not address]
+    if bare and not {"exchange", "mdns"} & {*discovery}:
+        raise ConfigurationError(
+            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is found, with --discovery "
+            f"exchange or --discovery mdns."
+        )
+    if len(bare) == len(addresses) and "mdns" not in discovery:
+        raise ConfigurationError("Peer exchange needs one address to begin with: write --host NAME=HOST:PORT for one.")
+    return PeersSection(discovery=("static", *(name for name in ("exchange", "mdns") if name in discovery)))
+
+
+def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str, str]:
+    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and (value if equals else bare)):
+            raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
+        if name in found or name == "federation" or not NAME.fullmatch(name):
+            raise ConfigurationError(f"{option} {text!r}: {name!r} is given twice or can't name a host's folder.")
+        found[name] = value
+    return found
+
+
+def _host(name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection) -> NodeConfig:
+    from node.privacy.ledger import check_name
+
+    host, port = endpoint(address or f"0.0.0.0:{PORT}")
+    if port == 0:
+        raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
+    if address and host in EVERYWHERE:
+        raise ConfigurationError(f"--host {name}={address}: write the address at which neighbours dial {name}.")
+    if data is None:
+        section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
+    else:
+        label, _, path = data.partition(":")
+        check_name(label)
+        section = DataSection(name=label, path=Path(path or "FILL-IN.npz"))
+    return NodeConfig(
+        name=name,
+        identity=OWN,
+        tasks=own_tasks(config),
+        data=section,
+        listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
+        peers=peers,
+    )
+
+
+def _budget(plan: Plan) -> BudgetSection:
+    """What own data may spend, until their owner says otherwise: this run, and no second one."""
+    privacy, planned = plan.run.privacy, plan.epsilon
+    if planned is None or not math.isfinite(planned) or privacy.insecure_seed is not None:
+        return BudgetSection(epsilon="unlimited")  # no number could be kept
+    if privacy.epsilon is None:
+        planned *= 1.02  # the grid of the noise
+        digit = 10.0 ** (math.floor(math.log10(planned)) - 2)
+        planned = float(f"{math.ceil(planned / digit) * digit:.6g}")
+    return BudgetSection(epsilon=planned, delta=privacy.delta)
+
+
+def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
+    """The run's own task, which its nodes must allow."""
+    return () if config.task.name in BUNDLED_TASKS else (config.task.name,)
+
+
+def _instructions(node: NodeConfig, run: RunConfig) -> str:
+    path, at = node.data.path, node.listen.advertise
+    how = f"Neighbours reach it at {at}" if at else f"Neighbours find it by {', '.join(node.peers.discovery[1:])}"
+    limit = "nothing bounds what they give away" if node.budget.limit is None else f"ε_total {node.budget.limit:g}"
+    own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+    own += f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n" if path else ""
+    own += "".join(
+        f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n" for task in node.tasks
+    )
+    return (
+        f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
+        f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"
+        f"    peerpoise run --config node.toml\n\n"
+        f"{how}; it listens at {node.listen.address}.\n{own}"
+        f"In another terminal: peerpoise status --watch {node.name}\n"
+    )
+
+
+def create_authority(folder: Path) -> dict[str, Any]:
+    authority = CertificateAuthority.create(make_folder(folder))
+    return {"folder": str(folder), "federation": authority.federation}
+
+
+def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str, Any]:
+    """A node's certificate in `out`; with `request` the key stays where it was made."""
+    authority = CertificateAuthority.load(folder)
+    if request is None:
+        return {"folder": str(out), "id": authority.enrol(out, days).id}
+    try:
+        certificate = authority.sign_request(request.read_bytes(), days)
+    except OSError as error:
+        raise DataError(f"{request} can't be read: {error.strerror}.") from None
+    files.replace(files.made(out) / "node.pem", certificate, public=True)
+    files.replace(out / "ca.pem", authority.pem, public=True)
+    return {"folder": str(out), "id": show_certificate(out / "node.pem")["id"]}
+
+
+def show_certificate(place: Path) -> dict[str, Any]:
+    """What a certificate says; of a folder, its node.pem, otherwise its ca.pem."""
+    if place.is_dir():
+        place = place / ("node.pem" if (place / "node.pem").exists() else "ca.pem")
+    certificate = load_certificate(place)
+    key = p256(certificate)
+    return {
+        "file": str(place),
+        "id": node_id(key) if key else "not a P-256 key",
+        "names": ", ".join(names(certificate)) or "none: a CA",
+        "issuer": certificate.issuer.rfc4514_string(),
+        "valid_from": certificate.not_valid_before_utc.isoformat(),
+        "valid_until": certificate.not_valid_after_utc.isoformat(),
+    }
+
+
+def show_roster(folder: Path) -> dict[str, Any]:
+    """What the roster in this folder says; run.toml beside it has the key that it must be signed with."""
+    file, roster = _roster_in(folder)
+    return {
+        "file": str(file),
+        "version": roster.version,
+        "members": ", ".join(name for name in roster.names if name not in roster.removed),
+        "removed": ", ".join(roster.removed) or "nobody",
+    }
+
+
+def remove_members(folder: Path, names: Sequence[str], authority: Path) -> dict[str, Any]:
+    """Writes the next version of the roster in this folder, without these members.
+
+    Raises:
+        ConfigurationError: one of them is no member, or none would be left.
+        IdentityError: the CA is not there, or not this run's.
+    """
+    file, roster = _roster_in(folder)
+    newer = roster.without(names)
+    signer = CertificateAuthority.load(authority)
+    if signer.federation != load(RunConfig, [folder / "run.toml"], environ={}).run.federation:
+        raise IdentityError(f"The CA in {authority} is not the one of the run in {folder}.")
+    newer.save(file, signer.key)
+    return show_roster(folder)
+
+
+def _roster_in(folder: Path) -> tuple[Path, Roster]:
+    run = load(RunConfig, [folder / "run.toml"], environ={})
+    file = folder / "roster.json"
+    return file, Roster.load(file, run.run.federation)
+
+
+def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
+    """All that can be wrong with a run before it starts: topology, algorithm and its options, task, data set, model.
+    A planned ε that promises nothing is a warning on standard error.
+
+    `names` take part; where it is not known yet who will, the experiment's nodes, or other hosts that edges name.
+
+    Raises:
+        ConfigurationError: one sentence.
+    """
+    from node.attacks import Attack
+    from node.learning.learner import Plan, weak
+    from node.learning.requirements import suited
+
+    hosts = {name for edge in config.topology.edges for name in edge[:2]}
+    players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
+    plan = Plan.of(config, config.neighborhoods(names or players))
+    attacker = next(iter(config.experiment.attackers), "")
+    section = config.experiment.attack_of(attacker)
+    attack = Attack.of(section) if section else None
+    if attack and plan.algorithm.pooled:
+        raise ConfigurationError(
+            f"{config.algorithm.name} is one node with everybody's data: nobody attacks it; remove [experiment.attack]."
+        )
+    if config.task.data != "own":
+        import numpy as np
+
+        from node import data
+        from node.learning import promises
+        from node.tasks import TASKS, make, validation
+
+        train, _ = data.public(config.task)
+        held_out = validation.held_out(config, train.y.numpy())
+        task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
+        suited(plan.algorithm, task)
+        if config.task.name not in TASKS:
+            task.evaluate(promises.checked_start(task, config.train.seed))
+        if attack:
+            attack.on_task(task, config, attacker)
+    else:
+        _check_names(config)
+    if text := weak(plan.epsilon):
+        print(f"warning: {text}", file=sys.stderr)
+    return plan
+
+
+def _check_names(config: ExperimentConfig) -> None:
+    """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far as that is known
+    without the hosts' data."""
+    from node import models, tasks
+    from node.tasks import validation
+
+    tasks.sealed(validation.sealed(config.run_config))
+    if config.task.name == "classification":
+        models.check_name(config.task.model)

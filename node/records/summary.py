@@ -1,0 +1,413 @@
+"""summary.json: what came out of a run. `up`, `run` and `simulate` write the same shape; its JSON schema is
+docs/summary.schema.json. A field that the writer can't know is null (one daemon knows only itself)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from peer import files
+from peer.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+AGAINST = "against any coalition of other nodes"
+UNCOVERED = "the validation set is private and not covered"
+PERPLEXITY = "perplexity"
+"""The task metric that has a line of its own in the final table."""
+PIECE = 1 << 18
+"""Parameters that are looked at at a time: no copy of a large model is made."""
+LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+Mixing: TypeAlias = Literal["doubly-stochastic", "row", "median", "trimmed_mean", "multi_krum", "clipping"]
+Figure = Annotated[float | None, BeforeValidator(_finite)]
+"""A number, or null where it is unknown or not finite."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Accuracy(Part):
+    mean: Figure = None
+    """Mean over the honest nodes, 0 … 1."""
+    min: Figure = None
+    """Worst honest node."""
+    per_node: dict[str, Figure] = {}
+
+
+class Metric(Part):
+    mean: Figure = None
+    """Mean over the honest nodes."""
+    per_node: dict[str, Figure] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_number(cls, value: Any) -> Any:
+        """Older summaries have the mean alone."""
+        return {"mean": value} if value is None or isinstance(value, int | float) else value
+
+
+class Epsilon(Part):
+    total: Figure = None
+    """ε_total: THE guarantee, against any coalition of other nodes; the largest of all nodes."""
+    link: Figure = None
+    """ε_link: what one stream of answers tells alone. A diagnostic, not a guarantee."""
+    per_node: dict[str, Figure] = {}
+    """ε_total of each node (they differ with the degree)."""
+
+
+class Privacy(Part):
+    mode: Literal["strict", "paper", "none"]
+    """strict: standard accounting. paper: the papers' own calibration, not a guarantee. none: no privacy."""
+    batches: Literal["independent", "shared"] | None = None
+    adjacency: str = "add/remove one example"
+    """Which data sets count as neighbours: replacing an example costs about twice the ε."""
+    delta: float | None = None
+    sigma: Figure = None
+    """Noise multiplier: noise of std sigma·C on the sum of clipped gradients."""
+    accountant: str | None = None
+    """Which accountant ε comes from, e.g. PLD."""
+    epsilon: Epsilon = Epsilon()
+    public_validation: bool = True
+    """False: the validation set is private and outside the guarantee."""
+    insecure_seed: bool = False
+    """True: noise and batches can be computed by anybody; there is no guarantee."""
+    warning: str | None = None
+    """What must be said beside every ε of this run."""
+
+
+class Range(Part):
+    mean: Figure = None
+    max: Figure = None
+
+
+class Seconds(Part):
+    median: Figure = None
+    """Of a cluster: the median of the nodes' medians."""
+    p95: Figure = None
+    """Of a cluster: the largest of the nodes' 95th percentiles."""
+
+
+class Summary(Part):
+    """What came out of a run."""
+
+    algorithm: str
+    nodes: int = Field(ge=1)
+    """N, nodes of the roster."""
+    rounds: int = Field(ge=0)
+    """T, rounds the run was asked for; see `complete`."""
+    topology: str
+    spectral_gap: Figure = None
+    """1 − |λ₂| of the mixing matrix W: 1 is full averaging in one round, near 0 the models stay apart."""
+    dataset: str
+    seed: int
+    """train.seed."""
+    test_accuracy: Accuracy = Accuracy()
+    """On the public test set."""
+    consensus_distance: Figure = None
+    """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all honest nodes that finished; of a daemon: over its
+    neighbourhood, as it heard it."""
+    privacy: Privacy
+    mixing: Mixing = "doubly-stochastic"
+    """row: quorum and async promise no agreement on edges, the mean drifts. The name of a robust rule: it isn't linear
+    and keeps no mean at all."""
+    bytes_sent: Range = Range()
+    """Payload bytes sent by a node in the whole run: tensors, without headers, TLS and what was sent again. simulate
+    counts what daemons would send."""
+    round_seconds: Seconds = Seconds()
+    wall_seconds: Figure = None
+    """From the first round to the last; of a cluster the slowest node's."""
+    params_digest: dict[str, str] = {}
+    """node -> SHA-256 of its final float32 parameters."""
+    task_metrics: dict[str, Metric] = {}
+    """All public test metrics: accuracy, loss, f1, perplexity, as far as the task has them."""
+    algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
+    """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a daemon's process held, on a
+    GPU most that torch allocated there. Of a cluster their means, and averaged_model: the test metrics of the average
+    of the honest nodes' models."""
+    version: str
+    config_digest: str
+    """SHA-256 of run.toml's content."""
+    attackers: list[str] = []
+    """Nodes that lied on purpose, to see what it does: not in mean, min, consensus distance and averaged model. Only of
+    attackers of this experiment; who lies in earnest doesn't say so."""
+    attack: str = ""
+    """What they did (docs/poison.md)."""
+    diverged: list[str] = []
+    """Nodes whose parameters became not finite, or larger than limits.rms allows."""
+    loss_not_finite: list[str] = []
+    """Nodes with records whose loss is not finite while the parameters are. Of mode none only: else it is private."""
+    insecure: bool = False
+    """True: the transport had no TLS."""
+    ledger: Literal["experiment", "data"] = "experiment"
+    """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away one."""
+    rounds_played: dict[str, int] = {}
+    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbours being further."""
+    complete: bool
+    """Every node of the roster finished, played all rounds, and did not diverge."""
+
+
+def schema() -> str:
+    """The JSON schema, as it stands in docs/summary.schema.json."""
+    return json.dumps(Summary.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def digest(x: Tensor) -> str:
+    """SHA-256 (hex) of the parameters as little-endian float32."""
+    found = hashlib.sha256()
+    for piece in _pieces(x.detach().cpu()):
+        found.update(piece.float().numpy().astype("<f4", copy=False).tobytes())
+    return found.hexdigest()
+
+
+def norm(x: Tensor) -> float:
+    """‖x‖ of the parameters [d], in float64."""
+    import torch
+
+    return sqrt(sum(float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2 for piece in _pieces(x)))
+
+
+def _pieces(x: Tensor) -> Iterator[Tensor]:
+    return (x[start : start + PIECE] for start in range(0, len(x), PIECE))
+
+
+def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None = None) -> Summary:
+    """The cluster's summary from those of its nodes, and their final parameters where they are at hand.
+
+    Raises:
+        DataError: no summaries, or summaries of different runs.
+    """
+    from node.maths.mixing import consensus_distance
+
+    if not summaries:
+        raise DataError("No node left a summary.")
+    if len({summary.config_digest for summary in summaries}) > 1:
+        raise DataError("These summaries belong to different runs: their config_digest differs.")
+    first = summaries[0]
+    per_node = _union(summary.test_accuracy.per_node for summary in summaries)
+    complete = len(summaries) == first.nodes and all(summary.complete for summary in summaries)
+    attackers = sorted(name for summary in summaries for name in summary.attackers)
+    honest = [summary for summary in summaries if not summary.attackers]
+    xs = [parameters[name] for name in sorted(parameters) if name not in attackers] if parameters else []
+    return first.model_copy(
+        update={
+            "test_accuracy": accuracy(per_node, attackers),
+            "attackers": attackers,
+            "attack": next((summary.attack for summary in summaries if summary.attackers), ""),
+            "diverged": sorted(name for summary in summaries for name in summary.diverged),
+            "loss_not_finite": sorted(name for summary in summaries for name in summary.loss_not_finite),
+            "consensus_distance": consensus_distance(xs) if xs else None,
+            "privacy": _merge_privacy([summary.privacy for summary in summaries]),
+            "bytes_sent": Range(
+                mean=_mean(summary.bytes_sent.mean for summary in summaries),
+                max=_max(summary.bytes_sent.max for summary in summaries),
+            ),
+            "round_seconds": Seconds(
+                median=_median(summary.round_seconds.median for summary in summaries),
+                p95=_max(summary.round_seconds.p95 for summary in summaries),
+            ),
+            "wall_seconds": _max(summary.wall_seconds for summary in summaries),
+            "rounds_played": _union(summary.rounds_played for summary in summaries),
+            "params_digest": _union(summary.params_digest for summary in summaries),
+            "task_metrics": _metrics(summaries, attackers),
+            "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
+            "insecure": any(summary.insecure for summary in summaries),
+            "complete": complete,
+        }
+    )
+
+
+def accuracy(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Accuracy:
+    """Mean and worst of the honest nodes' accuracies."""
+    known = [value for name, value in per_node.items() if value is not None and name not in attackers]
+    return Accuracy(mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items())))
+
+
+def perplexity(summary: Summary) -> float | None:
+    """The nodes' mean; None: the task has none."""
+    return found.mean if (found := summary.task_metrics.get(PERPLEXITY)) else None
+
+
+def seconds(rounds: Sequence[float]) -> Seconds:
+    """Median and 95th percentile of the rounds' seconds."""
+    ordered = sorted(rounds)
+    if not ordered:
+        return Seconds()
+    return Seconds(median=statistics.median(ordered), p95=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))])
+
+
+def write(path: Path, summary: Summary) -> None:
+    """Writes summary.json, whole or not at all.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    files.replace(path, summary.model_dump_json(indent=2).encode() + b"\n", point="summary")
+
+
+def read(path: Path) -> Summary:
+    """Reads summary.json.
+
+    Raises:
+        DataError: the file is missing or no summary.
+    """
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"The summary {path} can't be read: {error.strerror or error}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is no summary of this version: {place}: {first['msg']}.") from None
+
+
+def conditions(privacy: Privacy) -> str:
+    """What must stand beside every ε_total: mode, adjacency, δ, batches, accountant, who colludes, what voids it."""
+    delta = "δ unknown" if privacy.delta is None else f"δ = {privacy.delta:g}"
+    said = [f"mode {privacy.mode}", privacy.adjacency, delta]
+    if privacy.batches:
+        said.append(f"{privacy.batches} batches")
+    said.append(privacy.accountant or "accountant unknown")
+    said.append(AGAINST if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration")
+    if privacy.insecure_seed:
+        said.append("VOID: insecure_seed makes the noise public")
+    if not privacy.public_validation:
+        said.append(UNCOVERED)
+    return ", ".join(said)
+
+
+def table(summary: Summary, baseline: Summary | None = None) -> Table:
+    """The final table; `baseline` (the same run without noise) stands beside it."""
+    from rich.table import Table
+
+    columns = [summary] if baseline is None else [summary, baseline]
+    found = Table("", *(_title(column) for column in columns), title=_caption(summary), title_justify="left")
+    for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
+        if not name.startswith("test ") or any(cell != "–" for cell in cells):
+            found.add_row(name, *cells)
+    return found
+
+
+ROWS = ("test accuracy, mean", "test accuracy, worst node", "test perplexity, mean", "ε_total", "ε_link",
+        "consensus distance", "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
+
+
+def _title(summary: Summary) -> str:
+    privacy = summary.privacy
+    return f"{summary.algorithm}, " + ("without noise" if privacy.mode == "none" else f"privacy mode {privacy.mode}")
+
+
+def _caption(summary: Summary) -> str:
+    gap = "" if summary.spectral_gap is None else f" (spectral gap {summary.spectral_gap:.2g})"
+    graph = f"{summary.topology}{gap}"
+    text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
+    notes = [] if summary.complete else [_incomplete(summary)]
+    if summary.attackers:
+        notes.append(f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes")
+    if summary.diverged:
+        cause = "take a lower lr"
+        if summary.loss_not_finite:
+            cause = f"a batch's loss is not finite at {', '.join(summary.loss_not_finite)}: look into the data there"
+        notes.append(
+            f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite, or beyond limits.rms; {cause}"
+        )
+    notes += ["INSECURE transport: no TLS"] if summary.insecure else []
+    if summary.mixing not in ("doubly-stochastic", "row"):
+        notes.append(f"mixing by {summary.mixing}: not doubly stochastic")
+    notes += [summary.privacy.warning] if summary.privacy.warning else []
+    return "\n".join([text, *notes])
+
+
+def _incomplete(summary: Summary) -> str:
+    fewer = {name: played for name, played in summary.rounds_played.items() if played < summary.rounds}
+    said = [f"{name} played {played} rounds only" for name, played in sorted(fewer.items())]
+    return "INCOMPLETE: " + (", ".join(said) or "not every node finished")
+
+
+def _cells(summary: Summary) -> tuple[str, ...]:
+    epsilon, none = summary.privacy.epsilon, summary.privacy.mode == "none"
+    return (
+        _show(summary.test_accuracy.mean, "{:.1%}"),
+        _show(summary.test_accuracy.min, "{:.1%}"),
+        _show(perplexity(summary), "{:.2f}"),
+        "none: no privacy" if none else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
+        "–" if none or epsilon.link is None else f"{epsilon.link:.2f}\n({_link(summary.privacy)})",
+        _show(summary.consensus_distance, "{:.4g}"),
+        f"{_show(summary.bytes_sent.mean, '{:,.0f}')} (largest {_show(summary.bytes_sent.max, '{:,.0f}')})",
+        f"{_show(summary.round_seconds.median, '{:.3f}')} (p95 {_show(summary.round_seconds.p95, '{:.3f}')})",
+        _show(summary.wall_seconds, "{:.1f}"),
+    )
+
+
+def _link(privacy: Privacy) -> str:
+    return f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one neighbour alone; {LINK}"
+
+
+def _show(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
+    epsilon = Epsilon(
+        total=_max(part.epsilon.total for part in parts),
+        link=_max(part.epsilon.link for part in parts),
+        per_node=_union(part.epsilon.per_node for part in parts),
+    )
+    warning = next((part.warning for part in parts if part.warning), None)
+    insecure = any(part.insecure_seed for part in parts)
+    return parts[0].model_copy(update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure})
+
+
+def _union(parts: Any) -> dict[str, Any]:
+    return dict(sorted((name, value) for part in parts for name, value in part.items()))
+
+
+def _known(values: Any) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Any) -> float | None:
+    known = _known(values)
+    return sum(known) / len(known) if known else None
+
+
+def _median(values: Any) -> float | None:
+    known = _known(values)
+    return statistics.median(known) if known else None
+
+
+def _max(values: Any) -> float | None:
+    return max(_known(values), default=None)
+
+
+def metric(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Metric:
+    """One metric of all nodes, and the honest ones' mean."""
+    known = [value for name, value in per_node.items() if value is not None and name not in attackers]
+    return Metric(mean=_mean(known), per_node=dict(sorted(per_node.items())))
+
+
+def _metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> dict[str, Metric]:
+    names = sorted({name for summary in summaries for name in summary.task_metrics})
+    parts = {name: [it.task_metrics[name] for it in summaries if name in it.task_metrics] for name in names}
+    return {name: metric(_union(it.per_node for it in parts[name]), attackers) for name in names}
+
+
+def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the plain figures."""
+    names = sorted({name for part in parts for name, value in part.items() if not isinstance(value, Mapping)})
+    return {name: _mean(part.get(name) for part in parts) for name in names}

@@ -1,0 +1,257 @@
+"""Peer exchange: members of the roster tell each other where members can be dialled.
+
+One address of one member is enough to begin with. Every member announces its own address, signed with its key, and
+passes on what others announced; the newest announcement of a member counts. Asked and told is only among members of
+the roster, neighbours or not, over the same mutual TLS as everything (`Session.call` checks who speaks). What was
+learnt is kept in a file, the book, and outlives the process.
+
+Nobody can announce for somebody else, nor bring back for long what a member has replaced. A member can lie about its
+own address, which makes others open a TLS connection to a place of its choosing, in vain: whoever answers there has to
+show the certificate of the id that was dialled. A node whose clock was wrong, so that its new announcements look older
+than those before, hears its own old one from others and announces later than that.
+
+Not covered: a member sees the addresses of all members, and so does somebody to whom a careless CA gave a member's name
+(TLS checks that; the key behind it is checked before anything else is sent). No address is ever proved to be of use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from peer import codec, files
+from peer.discovery import Surroundings
+from peer.errors import Malformed, RemoteError, StorageError, Unreachable
+from peer.identity.keys import announced
+from peer.v1 import peer_pb2 as pb
+
+FILE = "peers.json"
+"""The book, in the node's folder."""
+FORMAT = "peerpoise peer book 1"
+MAX_BYTES = 16 << 20
+"""Largest book that is read: some ten thousand members."""
+FANOUT = 2
+"""Neighbours, and other members, asked per turn."""
+TURN_FIRST, TURN_MOST = 0.5, 8.0
+"""Seconds between turns while a neighbour is looked for or nobody ever answered, growing from the first to the most."""
+CALM = 60.0
+"""Seconds between turns otherwise."""
+CALL_SECONDS, TURN_SECONDS = 3.0, 6.0
+"""One question, and all of a turn: members that are gone hold up nobody for long."""
+BURST, PER_SECOND = 8, 2.0
+"""Questions of one member that are answered at once, and later ones: 64 signatures each take 5 ms to check."""
+
+
+class Exchange:
+    """One node's side of it, and its book."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self.around, self.me = around, around.me
+        self._path = around.folder / FILE if around.folder else None
+        self.members = set(around.roster.ids)
+        self.book: dict[str, pb.Announcement] = {}
+        """id -> its newest announcement; this node's own too."""
+        self._own: tuple[str, ...] = ()
+        self._changed = False
+        self._asked: dict[str, tuple[float, float]] = {}
+        """id -> (questions it may ask at once, when that was so)."""
+        self._heard = False
+        """Some member answered, so that others can know of this node."""
+
+    @classmethod
+    def of(cls, around: Surroundings) -> Exchange:
+        return cls(around)
+
+    async def announce(self, addresses: Sequence[str]) -> None:
+        self._own = tuple(addresses)
+        self._issue()
+
+    async def addresses(self, node_id: str) -> Sequence[str]:
+        found = self.book.get(node_id)
+        return tuple(found.addresses) if found is not None and node_id != self.me else ()
+
+    def missing(self, node_id: str) -> str:
+        return "no member that was asked knows one"
+
+    def _issue(self, after: int = 0) -> None:
+        """Signs this node's addresses anew, later than `after`. Without an identity nothing can be announced."""
+        identity = self.around.identity
+        if identity is None or not self._own:
+            return
+        issued = max(after + 1, time.time_ns() // 1_000_000)
+        self.book[self.me] = pb.Announcement(
+            member=self.me,
+            issued=issued,
+            addresses=self._own,
+            spki=identity.spki,
+            signature=identity.sign_announcement(issued, self._own),
+        )
+
+    # what others say
+
+    def take(self, announcements: Iterable[pb.Announcement]) -> None:
+        """Keeps what is newer than what is known, of members of the roster.
+
+        Raises:
+            Malformed: an announcement that its member did not sign; what came after it is not looked at.
+        """
+        for said in announcements:
+            if self._newer(said):
+                if not _signed(said):
+                    raise Malformed("An announcement is not signed by the node it is about.", pb.CODE_IDENTITY)
+                self._keep(said)
+
+    def _newer(self, said: pb.Announcement) -> bool:
+        held = self.book.get(said.member)
+        return said.member in self.members and (held is None or said.issued > held.issued)
+
+    def _keep(self, said: pb.Announcement) -> None:
+        if said.member == self.me:
+            self._issue(after=said.issued)
+        else:
+            self.book[said.member] = pb.Announcement.FromString(said.SerializeToString())
+            self._changed = True
+
+    def answer(self, said: pb.Peers) -> pb.Peers:
+        """What a member that asks is told; who it is was checked.
+
+        Raises:
+            Malformed: it asks too often, or tells what its member did not sign.
+        """
+        if not self._may_ask(said.sender, asyncio.get_running_loop().time()):
+            raise Malformed("Addresses are asked for too often.", pb.CODE_BUSY)
+        self.take(said.known)
+        return self._tell(said.wanted)
+
+    def _may_ask(self, member: str, now: float) -> bool:
+        left, at = self._asked.get(member, (float(BURST), now))
+        left = min(float(BURST), left + PER_SECOND * (now - at))
+        self._asked[member] = (max(0.0, left - 1), now)
+        return left >= 1
+
+    def _tell(self, wanted: Iterable[str]) -> pb.Peers:
+        """This node's own announcement, those that are wanted, and others by chance."""
+        first = [self.me, *(node_id for node_id in wanted if node_id != self.me)]
+        told = {node_id: self.book[node_id] for node_id in first if node_id in self.book}
+        others = [node_id for node_id in self.book if node_id not in told]
+        random.shuffle(others)
+        known = [*told.values(), *(self.book[node_id] for node_id in others)][: codec.MAX_ANNOUNCEMENTS]
+        return pb.Peers(run=self.around.run, sender=self.me, known=known)
+
+    # what is asked
+
+    async def run(self) -> None:
+        for said in await asyncio.to_thread(self._load):
+            if self._newer(said) and said.member != self.me:
+                self.book[said.member] = said
+        pause = TURN_FIRST
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TURN_SECONDS):
+                        await self._turn()
+                await self._save()
+                pause = min(TURN_MOST, pause * 1.5) if self._restless() else TURN_FIRST
+                await self._rest(pause)
+        finally:
+            await self._save()
+
+    def _restless(self) -> bool:
+        return bool(self.around.missing()) or not self._heard
+
+    async def _rest(self, pause: float) -> None:
+        """Until the next turn is due: soon when a neighbour is looked for."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while clock() - began < (pause if self._restless() else CALM):  # noqa: ASYNC110
+            await asyncio.sleep(min(pause, 1.0) * random.uniform(0.5, 1.0))
+
+    async def _turn(self) -> None:
+        """Asks a few neighbours and a few others, chosen by chance among those that can be dialled."""
+        missing = [node_id for node_id in self.around.missing() if node_id in self.members]
+        near = set(missing)
+        async with asyncio.TaskGroup() as group:
+            for candidates in (near, self.members - near):
+                group.create_task(self._ask_some(candidates - {self.me}, missing, group))
+
+    async def _ask_some(self, candidates: Collection[str], wanted: Sequence[str], group: asyncio.TaskGroup) -> None:
+        """A look-up may take most of a turn: neighbours whose names nobody answers for do not keep others waiting."""
+        asked = 0
+        for node_id in random.sample(sorted(candidates), len(candidates)):
+            if asked < FANOUT and (found := await self._known(node_id)):
+                group.create_task(self._ask(node_id, found, wanted))
+                asked += 1
+
+    async def _known(self, node_id: str) -> Sequence[str]:
+        assert self.around.known is not None
+        try:
+            return await self.around.known(node_id)
+        except Unreachable:
+            return ()
+
+    async def _ask(self, node_id: str, addresses: Sequence[str], wanted: Sequence[str]) -> None:
+        """Asks one member, at the first of its addresses where it answers."""
+        assert self.around.transport is not None
+        question = self._tell(())
+        question.wanted.extend(random.sample(wanted, min(len(wanted), codec.MAX_ANNOUNCEMENTS)))
+        request = codec.encode(question)
+        for address in addresses:
+            link = self.around.transport.link(node_id, address)
+            try:
+                reply = codec.decode(pb.Peers, await link.call("Peers", request, CALL_SECONDS))
+                if reply.sender == node_id:
+                    self._heard = True
+                    self.take(reply.known)
+                return
+            except RemoteError:
+                continue
+            finally:
+                await link.close()
+
+    # the book
+
+    def _load(self) -> list[pb.Announcement]:
+        """What the book holds; a damaged one holds nothing. It is checked as if a member told it."""
+        path = self._path
+        if path is None or not path.exists():
+            return []
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, DecodeError, Malformed):
+            self.around.warn(f"{path} is damaged and not used; addresses are learnt anew.")
+            return []
+
+    async def _save(self) -> None:
+        if self._path is None or not self._changed:
+            return
+        self._changed = False
+        many = [base64.b64encode(each.SerializeToString()).decode() for each in self.book.values()]
+        document = json.dumps({"format": FORMAT, "announcements": many}, indent=1)
+        try:
+            await asyncio.to_thread(files.replace, self._path, document.encode())
+        except StorageError as error:
+            self.around.warn(str(error))
+
+
+def _read(path: Path) -> list[pb.Announcement]:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError
+    document = json.loads(path.read_bytes())
+    if document["format"] != FORMAT:
+        raise ValueError
+    many = [codec.decode(pb.Announcement, base64.b64decode(text, validate=True)) for text in document["announcements"]]
+    if not all(map(_signed, many)):
+        raise ValueError
+    return many
+
+
+def _signed(said: pb.Announcement) -> bool:
+    return announced(said.spki, said.signature, member=said.member, issued=said.issued, addresses=said.addresses)

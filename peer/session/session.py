@@ -1,0 +1,438 @@
+"""One node's conversations with its neighbours: handshakes and beats (`transfers.py` has the rest).
+
+Every neighbour is dialled, shaken hands with, and sent a beat about once a second, for ever: a neighbour that comes
+back is taken back. Of two neighbours the one whose name sorts first proposes from which round on the edge is used, the
+other answers with that round or a later one, and both keep to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Protocol
+
+from peer import codec
+from peer.errors import Malformed, Refused, RemoteError, Unreachable
+from peer.identity.keys import Identity, verify_welcome
+from peer.membership import Presence
+from peer.message import Peer
+from peer.session.mailbox import Mailbox
+from peer.session.peers import LASTING, Circle
+from peer.session.transfers import RETRY_FIRST, RETRY_MOST, Transfers
+from peer.transport import Link, Method, Transport
+from peer.v1 import peer_pb2 as pb
+
+TICK = 0.25
+"""Seconds: what others are told of this node's progress is no finer than this."""
+CALL_SECONDS = 5.0
+"""A control call that takes longer has failed; the next one follows."""
+LEAVES, LEAVE_SECONDS = 3, 2.0
+"""Attempts to say that all rounds are done, and each one's time: a neighbour that does not hear it lingers."""
+
+
+class Directory(Protocol):
+    """Who tells where to dial: `peer.discovery.addresses.Addresses`."""
+
+    async def addresses(self, node_id: str) -> Sequence[str]:
+        """Best first; while none is known, empty, or Unreachable with a sentence."""
+        ...
+
+
+def _no_exchange(said: pb.Peers) -> pb.Peers:
+    raise Malformed("This node does not exchange addresses.")
+
+
+class Session:
+    """See the module's docstring. Create it on the event loop's thread; call `run` in a task of its own."""
+
+    def __init__(
+        self,
+        circle: Circle,
+        *,
+        identity: Identity | None,
+        transport: Transport,
+        mailbox: Mailbox,
+        discovery: Directory,
+        beat_seconds: float = 1.0,
+        ledger_head: Callable[[], tuple[int, bytes]] = lambda: (0, b""),
+        ledger_label: bytes = b"",
+        remember: Callable[[Peer, pb.LedgerHead], pb.LedgerHead] = lambda peer, head: pb.LedgerHead(),
+        check_remembered: Callable[[int, bytes], None] = lambda sequence, digest: None,
+        exchange: Callable[[pb.Peers], pb.Peers] = _no_exchange,
+        version: str = "",
+    ) -> None:
+        """`identity` proves this node's key in handshakes; None only on transports that prove nothing.
+
+        `ledger_head` is told to neighbours, signed; `remember(peer, head)` notes theirs and returns the highest so far;
+        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it. `exchange` answers
+        members that ask for addresses.
+        """
+        self.circle, self.identity, self.transport, self.discovery = circle, identity, transport, discovery
+        self.beat_seconds, self.version = beat_seconds, version
+        self.ledger_head, self.remember, self.check_remembered = ledger_head, remember, check_remembered
+        self.exchange = exchange
+        self._told = pb.LedgerHead(label=ledger_label)
+        self.membership, self.position, self.changed = circle.membership, circle.position, circle.changed
+        self.transfers = Transfers(circle, mailbox, self._link, None if transport.insecure else identity)
+        self.transfer = self.transfers.receive
+        self._done, self._done_at, self._ticks = 0, self.now, 0
+        self._order = 0
+
+    # life
+
+    @property
+    def now(self) -> float:
+        return self.circle.now
+
+    async def run(self) -> None:
+        """Keeps contact with every neighbour until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            for peer in self.circle.contacts:
+                self._tasks.create_task(self._keep(peer), name=f"keep {peer}")
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs something beside the session, as long as it runs."""
+        self._tasks.create_task(work)
+
+    async def goodbye(self, finished: bool) -> None:
+        """Tells every neighbour; who can't be told will notice. When all is done there is time to try again."""
+        self.circle.stopping = not finished
+        me, incarnation = self.circle.ids[self.circle.me], self.circle.incarnation
+        leave = pb.Leave(run=self.circle.terms.run, sender=me, incarnation=incarnation, finished=finished)
+
+        async def tell(peer: Peer) -> None:
+            for _ in range(LEAVES if finished else 1):
+                with suppress(RemoteError, TimeoutError):
+                    async with asyncio.timeout(LEAVE_SECONDS):  # a look-up of its name may hang
+                        await (await self._link(peer)).call("Leave", codec.encode(leave), 1.0)
+                    return
+
+        await asyncio.gather(*(tell(peer) for peer in self.circle.contacts))
+
+    async def close(self) -> None:
+        for contact in self.circle.contacts.values():
+            if contact.link is not None:
+                await contact.link.close()
+                contact.link = None
+
+    def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
+        """Drops the edge until a new handshake."""
+        self.circle.lose(peer, why, idle=idle)
+
+    def remove(self, node_id: str) -> None:
+        """A member is in the roster no more: nothing it says counts, and nothing is said to it."""
+        peer = self.circle.names.pop(node_id, None)
+        if peer in self.circle.contacts:
+            self.membership.remove(peer)
+            self.circle.contacts[peer].proven = False
+            self.circle.contacts[peer].poke.notify()
+            self.circle.observer.presence(peer, False)
+        self.changed.notify()
+
+    def adopt(self, version: int) -> None:
+        """This node holds a newer roster: handshakes, which are due now, tell the neighbors so."""
+        self.circle.terms = replace(self.circle.terms, roster=version)
+        for contact in self.circle.contacts.values():
+            contact.proven = False
+            contact.poke.notify()
+
+    async def _keep(self, peer: Peer) -> None:
+        contact, pause = self.circle.contacts[peer], RETRY_FIRST
+        while self.membership.neighbours[peer].presence is not Presence.REMOVED:
+            try:
+                if self._estranged(peer):
+                    await self._shake(peer)
+                if not self._estranged(peer):
+                    await self._beat(peer)
+                pause = RETRY_FIRST
+                contact.tried.clear()
+                await contact.poke.wait(RETRY_FIRST if self._estranged(peer) else self.beat_seconds)
+            except RemoteError as error:
+                self._note(peer, str(error), error.code)
+                self.circle.observer.wire_error(peer, error.code)
+                more = isinstance(error, Unreachable) and await self._redial(peer)
+                pause = RETRY_FIRST if more else min(RETRY_MOST, pause * 2)
+                await contact.poke.wait(pause * random.uniform(0.5, 1.0))
+
+    def _note(self, peer: Peer, why: str, code: int) -> None:
+        neighbour = self.membership.neighbours[peer]
+        neighbour.last_error = why
+        if code in LASTING:
+            neighbour.refusal = why
+
+    def _estranged(self, peer: Peer) -> bool:
+        """A handshake is due: for the proof of identity, or to agree on the edge."""
+        return not self.circle.contacts[peer].proven or self._unagreed(peer)
+
+    def _unagreed(self, peer: Peer) -> bool:
+        """It is mine to propose an edge to this neighbour, and there is none."""
+        it = self.membership.neighbours[peer]
+        none = it.presence in (Presence.UNKNOWN, Presence.LOST)
+        return self.circle.me < peer and none and not self.membership.kept_off(peer, it.incarnation, self.now)
+
+    async def _link(self, peer: Peer) -> Link:
+        contact = self.circle.contacts[peer]
+        if contact.link is None:
+            found = await self.discovery.addresses(contact.id)
+            if not found:
+                raise Unreachable(f"No address is known for {peer}.")
+            if contact.link is None:  # nobody else made one meanwhile
+                contact.address = next((each for each in found if each not in contact.tried), found[0])
+                contact.link = self.transport.link(contact.id, contact.address)
+        return contact.link
+
+    async def _redial(self, peer: Peer) -> bool:
+        """After a failure: prove anew, and try the next address if there is another. True: one that was not tried."""
+        contact = self.circle.contacts[peer]
+        contact.proven = False
+        contact.tried.add(contact.address)
+        known: set[str] = set()
+        with suppress(Unreachable):
+            known = set(await self.discovery.addresses(contact.id))
+        if contact.link is not None and known - {contact.address}:
+            link, contact.link = contact.link, None
+            await link.close()
+        if known <= contact.tried:
+            contact.tried.clear()
+        return bool(contact.tried)
+
+    # handshake
+
+    async def _shake(self, peer: Peer) -> None:
+        contact, nonce, propose = self.circle.contacts[peer], secrets.token_bytes(codec.DIGEST), self._unagreed(peer)
+        hello = pb.Hello(
+            protocol=codec.PROTOCOL,
+            run=self.circle.terms.run,
+            roster=self.circle.terms.roster,
+            sender=self.circle.ids[self.circle.me],
+            receiver=contact.id,
+            incarnation=self.circle.incarnation,
+            nonce=nonce,
+            layout=self.circle.terms.layout,
+            validation=self.circle.terms.validation,
+            start=self.circle.terms.start,
+            inputs=self.circle.terms.inputs_digest,
+            members=self.circle.terms.members,
+            round=self.position.round,
+            from_round=self.position.earliest,
+            ledger=self._head(),
+            version=self.version,
+            propose=propose,
+            order=self._next(),
+        )
+        link = await self._link(peer)
+        welcome = codec.decode(pb.Welcome, await link.call("Handshake", codec.encode(hello), CALL_SECONDS))
+        if welcome.code != pb.CODE_OK:
+            raise Refused(f"{peer} refuses: {welcome.detail or codec.sentence(welcome.code)}", welcome.code)
+        if self.identity is not None and not self.transport.insecure:
+            verify_welcome(
+                welcome.spki,
+                welcome.signature,
+                nonce=nonce,
+                client_id=self.circle.ids[self.circle.me],
+                run=self.circle.terms.run,
+                expected_id=contact.id,
+            )
+        if welcome.incarnation < contact.incarnation:
+            raise Refused(f"{peer} answered as an earlier process of its own.", pb.CODE_INCARNATION)
+        contact.spki = welcome.spki
+        contact.proven = contact.link is link
+        self.changed.notify()
+        if self._did_tell(welcome.remembered):
+            self.check_remembered(welcome.remembered.sequence, welcome.remembered.digest)
+        self.remember(peer, welcome.ledger)
+        if propose and welcome.from_round > self.position.round:
+            self._agree(peer, welcome, welcome.from_round, confirmed=True)
+
+    def _agree(self, peer: Peer, said: pb.Hello | pb.Welcome, live_from: int, *, confirmed: bool) -> None:
+        self.circle.contacts[peer].renew(said.incarnation)
+        self.membership.agree(
+            peer,
+            live_from=live_from,
+            incarnation=said.incarnation,
+            round=said.round,
+            order=said.order,
+            now=self.now,
+            confirmed=confirmed,
+        )
+        self.circle.observer.presence(peer, True)
+        self.changed.notify()
+
+    def _welcome(self, caller: str | None, hello: pb.Hello) -> pb.Welcome:
+        """The answer to a neighbour's handshake. Nothing is signed for anybody else, nor for another run."""
+        peer = self.circle.peer(caller, hello.sender)
+        contact = self.circle.contacts[peer]
+        if hello.nonce == contact.nonce:
+            return contact.welcome  # the same call, delivered twice
+        code, detail = self._compare(hello)
+        if code == pb.CODE_OK:
+            code, detail = self._unready(peer, hello)
+        reply = pb.Welcome(detail=detail, incarnation=self.circle.incarnation, version=self.version)
+        reply.code = code  # type: ignore[assignment]
+        if code != pb.CODE_OK:
+            self._note(peer, detail, code)
+            self.circle.observer.refused(peer, code)
+            return reply
+        if hello.roster > self.circle.terms.roster:
+            self.circle.observer.newer_roster(peer, hello.roster)
+        if self.identity is not None:
+            me, run = self.circle.ids[self.circle.me], self.circle.terms.run
+            reply.spki, reply.signature = (
+                self.identity.spki,
+                self.identity.sign_welcome(hello.nonce, contact.id, me, run),
+            )
+        reply.remembered.CopyFrom(self.remember(peer, hello.ledger))
+        reply.ledger.CopyFrom(self._head())
+        reply.round, reply.order = self.position.round, self._next()
+        reply.from_round = max(hello.from_round, self.position.earliest)
+        it = self.membership.neighbours[peer]
+        if hello.incarnation > it.incarnation:
+            self.membership.restarted(peer, hello.incarnation)
+            self.circle.observer.presence(peer, False)
+            self.changed.notify()
+        if hello.propose and peer < self.circle.me:
+            self._agree(peer, hello, reply.from_round, confirmed=False)
+        if self._estranged(peer):
+            contact.poke.notify()
+        contact.nonce, contact.welcome, contact.asked = hello.nonce, reply, (hello.incarnation, hello.order)
+        return reply
+
+    def _unready(self, peer: Peer, hello: pb.Hello) -> tuple[int, str]:
+        """Why the edge can't be agreed on just now."""
+        known = self.membership.neighbours[peer].incarnation
+        if hello.incarnation < known:
+            return pb.CODE_INCARNATION, codec.sentence(pb.CODE_INCARNATION)
+        if (hello.incarnation, hello.order) <= self.circle.contacts[peer].asked:
+            return pb.CODE_DUPLICATE, "A later handshake of the same process was answered already."
+        if hello.propose and (why := self.membership.kept_off(peer, hello.incarnation, self.now)):
+            return pb.CODE_NOT_READY, why
+        if hello.propose and not self.circle.contacts[peer].proven:
+            self.circle.contacts[peer].poke.notify()
+            return pb.CODE_NOT_READY, "The caller could not be dialled back yet."
+        return pb.CODE_OK, ""
+
+    def _compare(self, hello: pb.Hello) -> tuple[int, str]:
+        """The first thing that keeps the two ends apart, in a sentence."""
+        if self.circle.stopping:
+            return pb.CODE_STOPPING, codec.sentence(pb.CODE_STOPPING)
+        if hello.protocol != codec.PROTOCOL:
+            here, there = f"here {codec.PROTOCOL} ({self.version})", f"there {hello.protocol} ({hello.version})"
+            return pb.CODE_PROTOCOL, f"{codec.sentence(pb.CODE_PROTOCOL)} ({here}, {there})"
+        if hello.receiver != self.circle.ids[self.circle.me]:
+            return pb.CODE_IDENTITY, codec.sentence(pb.CODE_IDENTITY)
+        return self.circle.terms.difference(hello)
+
+    def _head(self) -> pb.LedgerHead:
+        """This node's ledger head, signed once per entry."""
+        sequence, digest = self.ledger_head()
+        if (sequence, digest) != (self._told.sequence, self._told.digest):
+            self._told.sequence, self._told.digest = sequence, digest
+            if self.identity is not None:
+                self._told.signature = self.identity.sign_head(self._told.label, sequence, digest)
+        return self._told
+
+    def _did_tell(self, head: pb.LedgerHead) -> bool:
+        if head.sequence == 0 or head.label != self._told.label or self.identity is None:
+            return False
+        return self.identity.told_head(head.label, head.sequence, head.digest, head.signature)
+
+    # beats
+
+    def _pulse(self) -> pb.Beat:
+        return pb.Beat(
+            run=self.circle.terms.run,
+            sender=self.circle.ids[self.circle.me],
+            incarnation=self.circle.incarnation,
+            round=self.position.round,
+            phase=self.position.phase,
+            progress=self._progress(),
+            working=self.position.working(),
+            waiting_for=[self.circle.ids[peer] for peer in sorted(self.position.waiting_for)],
+            live=[self.circle.ids[peer] for peer in sorted(self.membership.present())],
+            ledger=self._head(),
+            idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
+            order=self._next(),
+        )
+
+    def _next(self) -> int:
+        """The order of a message that is made now."""
+        self._order += 1
+        return self._order
+
+    def _progress(self) -> int:
+        """Grows by one in every TICK in which anything moved, so that nobody can count chunks of work: their number
+        tells the size of a secret batch."""
+        done = self.circle.moved + self.position.work_done()
+        if done != self._done and self.now - self._done_at >= TICK:
+            self._done, self._done_at, self._ticks = done, self.now, self._ticks + 1
+        return self._ticks
+
+    def _idle_ms(self) -> int:
+        """Since there was progress here, or anywhere down the chain of those this node waits for; in whole TICKs."""
+        idle = [self.membership.idle(peer, self.now) for peer in self.position.waiting_for]
+        ticks = int(min([self.now - self._done_at, *idle]) / TICK)
+        return int(1000 * TICK * ticks)
+
+    async def _beat(self, peer: Peer) -> None:
+        request = codec.encode(self._pulse())
+        sent = self.now
+        reply = codec.decode(pb.Beat, await (await self._link(peer)).call("Beat", request, CALL_SECONDS))
+        it = self.membership.neighbours[peer]
+        it.rtt = self.now - sent
+        self.circle.observer.round_trip(peer, it.rtt)
+        if (reply.sender, reply.run) == (self.circle.contacts[peer].id, self.circle.terms.run):
+            self._felt(peer, reply)
+
+    def _felt(self, peer: Peer, beat: pb.Beat) -> None:
+        self.remember(peer, beat.ledger)
+        before = self.membership.neighbours[peer].presence
+        self.membership.beat(
+            peer,
+            incarnation=beat.incarnation,
+            order=beat.order,
+            round=beat.round,
+            phase=beat.phase,
+            progress=beat.progress,
+            waiting_for=self.circle.known(beat.waiting_for),
+            idle=beat.idle_ms / 1000,
+            names_me=self.circle.ids[self.circle.me] in beat.live,
+            now=self.now,
+        )
+        if self.membership.neighbours[peer].presence is not before:
+            self.circle.observer.presence(peer, False)
+            self.circle.contacts[peer].poke.notify()
+        self.changed.notify()
+
+    # service
+
+    async def call(self, caller: str | None, method: Method, request: bytes) -> bytes:
+        """The transport's door for control calls."""
+        if method == "Handshake":
+            return codec.encode(self._welcome(caller, codec.decode(pb.Hello, request)))
+        if method == "Beat":
+            beat = codec.decode(pb.Beat, request)
+            self._felt(self._of_this_run(caller, beat), beat)
+            return codec.encode(self._pulse())
+        if method == "Peers":
+            said = codec.decode(pb.Peers, request)
+            self._check_run(said)
+            self.circle.member(caller, said.sender)
+            return codec.encode(self.exchange(said))
+        leave = codec.decode(pb.Leave, request)
+        peer = self._of_this_run(caller, leave)
+        self.membership.leave(peer, incarnation=leave.incarnation, finished=leave.finished)
+        self.circle.observer.presence(peer, False)
+        self.changed.notify()
+        return codec.encode(leave)
+
+    def _of_this_run(self, caller: str | None, said: pb.Beat | pb.Leave) -> Peer:
+        self._check_run(said)
+        return self.circle.peer(caller, said.sender)
+
+    def _check_run(self, said: pb.Beat | pb.Leave | pb.Peers) -> None:
+        if said.run != self.circle.terms.run:
+            raise Malformed(codec.sentence(pb.CODE_RUN), pb.CODE_RUN)

@@ -1,0 +1,317 @@
+"""Transfers: header, frames, trailer; one verdict. What is let in, what is tried again, and what is counted.
+
+What arrives is checked in this order: identity, run, roster, incarnation, replay, mailbox; only then is anything read,
+into a sink of this node's own choosing. What leaves is sent until it is delivered or refused for good; sending it
+again sends the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+from peer import codec
+from peer.errors import Malformed, RemoteError
+from peer.failpoint import failpoint
+from peer.identity.keys import Identity, stated
+from peer.message import DType, Peer
+from peer.session.interfaces import Inbox, Payload, Sink
+from peer.session.mailbox import Admission, Key, Mailbox, Role, Shape
+from peer.session.peers import Circle
+from peer.session.statements import Statements
+from peer.transport import Link
+from peer.v1 import peer_pb2 as pb
+
+RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+"""Seconds between attempts, doubled with jitter from the first to the most."""
+
+SLOWEST = 32 << 10
+"""Bytes a second: a transfer that comes more slowly, beyond a deadline, is refused as stalled."""
+
+REFUSALS = {
+    Admission.STALE: pb.CODE_STALE,
+    Admission.AHEAD: pb.CODE_AHEAD,
+    Admission.DUPLICATE: pb.CODE_DUPLICATE,
+    Admission.BUSY: pb.CODE_BUSY,
+    Admission.KIND: pb.CODE_KIND,
+    Admission.LAYOUT: pb.CODE_LAYOUT,
+}
+PASSING = frozenset({pb.CODE_BUSY, pb.CODE_AHEAD, pb.CODE_NOT_READY, pb.CODE_INCARNATION, pb.CODE_STALLED})
+"""Refusals that may be gone in a moment."""
+
+
+class Transfers:
+    """All transfers of one node, both ways. `link` gives the way to a neighbour."""
+
+    def __init__(
+        self,
+        circle: Circle,
+        mailbox: Mailbox,
+        link: Callable[[Peer], Awaitable[Link]],
+        identity: Identity | None = None,
+    ) -> None:
+        """`identity` signs what is said to all alike; None where no key proves anything."""
+        self.circle, self.mailbox, self._link, self.identity = circle, mailbox, link, identity
+        self.statements = Statements()
+        self.sent_bytes: Counter[Peer] = Counter()
+        self._inboxes: dict[tuple[int, Role], Inbox] = {}
+
+    # what comes
+
+    async def receive(self, caller: str | None, messages: AsyncIterator[bytes]) -> bytes:
+        """The transport's door for transfers: header, frames, trailer; one verdict."""
+        code: int
+        try:
+            async with asyncio.timeout(self.circle.membership.deadline):
+                header = codec.decode(pb.Header, await anext(messages))
+            peer = self.circle.peer(caller, header.sender)
+            code = self._refusal(peer, header)
+            if code == pb.CODE_OK:
+                self._compare(peer, header.statements)
+                code = await self._receive(peer, header, messages)
+        except StopAsyncIteration:
+            code = pb.CODE_MALFORMED
+        except Malformed as error:
+            code = error.code or pb.CODE_MALFORMED
+        except TimeoutError:
+            code = pb.CODE_STALLED
+        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.circle.position.round))
+        verdict.code = code  # type: ignore[assignment]
+        return codec.encode(verdict)
+
+    def _refusal(self, peer: Peer, header: pb.Header) -> pb.Code:
+        contact = self.circle.contacts[peer]
+        if contact.contradicted:
+            return pb.CODE_NOT_A_NEIGHBOUR
+        if self.circle.stopping:
+            return pb.CODE_STOPPING
+        if (header.protocol, header.run) != (codec.PROTOCOL, self.circle.terms.run):
+            return pb.CODE_RUN
+        if header.receiver != self.circle.ids[self.circle.me]:
+            return pb.CODE_IDENTITY
+        if header.incarnation != contact.incarnation:
+            return pb.CODE_NOT_READY if header.incarnation > contact.incarnation else pb.CODE_INCARNATION
+        return pb.CODE_DUPLICATE if contact.replayed(header.sequence) else pb.CODE_OK
+
+    async def _receive(self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes]) -> pb.Code:
+        key = Key(header.round, header.phase, Role(header.role))
+        shape = Shape(
+            kind=header.kind,
+            layout=header.layout,
+            parts=header.parts,
+            dtype=DType(header.dtype or DType.FLOAT32),
+            nbytes=header.bytes,
+        )
+        try:
+            admission = self.mailbox.offer(peer, key, shape, withheld=header.withheld)
+            while admission is Admission.PARK:
+                await self.circle.changed.wait()
+                admission = self.mailbox.offer(peer, key, shape, withheld=header.withheld, parked=True)
+            if admission is not Admission.ADMIT:
+                return REFUSALS[admission]
+        except asyncio.CancelledError:
+            self.mailbox.broken(peer, key)
+            raise
+        self.circle.membership.entered(peer, key.round, self.circle.now)
+        heard = self.circle.known(header.heard)
+        sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
+        try:
+            await self._read(peer, header, messages, sink)
+        except BaseException as error:
+            self.mailbox.broken(peer, key)
+            if isinstance(error, Malformed) and error.code != pb.CODE_STALLED:
+                self.circle.membership.neighbours[peer].last_error = f"It sent what can't be used: {error}"
+                self.circle.observer.rejected(peer, error.code)
+            raise
+        self.mailbox.delivered(peer, key)
+        sink.done()
+        failpoint("after_recv")
+        self.circle.changed.notify()
+        return pb.CODE_OK
+
+    async def _read(self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes], sink: Sink) -> None:
+        left, hashed = self.circle.membership.deadline + header.bytes / SLOWEST, hashlib.sha256()
+        for offset, length in codec.frames(header.bytes):
+            since = self.circle.now
+            async with asyncio.timeout(min(left, self.circle.membership.deadline)):
+                data = codec.frame(await anext(messages), length)
+            left -= self.circle.now - since
+            if self._is_stated(header.role):
+                hashed.update(data)  # less than a millisecond
+            await sink.write(offset, data)
+            self._count(peer, "received", header.kind, length)
+        async with asyncio.timeout(self.circle.membership.deadline):
+            trailer = codec.decode(pb.Trailer, await anext(messages))
+        if trailer.bytes != header.bytes:
+            raise Malformed("The sender gave up on the way.", pb.CODE_STALLED)
+        if self._is_stated(header.role):
+            self._note(peer, header, trailer, hashed.digest())
+
+    def _count(self, peer: Peer, direction: str, kind: str, count: int) -> None:
+        self.circle.moved += 1
+        self.circle.membership.moved(peer, self.circle.now)
+        self.circle.observer.bytes_moved(peer, direction, kind, count)
+
+    # what is said to all alike
+
+    def _is_stated(self, role: int) -> bool:
+        return self.identity is not None and role != pb.ROLE_ANSWER
+
+    def _stated(self, sender: str, incarnation: int, key: Key, digest: bytes) -> pb.Statement:
+        return pb.Statement(
+            sender=sender,
+            incarnation=incarnation,
+            round=key.round,
+            phase=key.phase,
+            role=pb.Role.Name(key.role),
+            digest=digest,
+        )
+
+    def _note(self, peer: Peer, header: pb.Header, trailer: pb.Trailer, digest: bytes) -> None:
+        """What came was stated as it came, or is not taken."""
+        key = Key(header.round, header.phase, Role(header.role))
+        said = self._stated(header.sender, header.incarnation, key, digest)
+        said.signature = trailer.signature
+        if trailer.digest != digest or not stated(self.circle.contacts[peer].spki, self.circle.terms.run, said):
+            raise Malformed("The payload is not what its sender signed.")
+        if (before := self.statements.note(peer, said)) is not None:
+            self._contradicted(peer, peer, before, said)
+
+    def _compare(self, told_by: Peer, said: Iterable[pb.Statement]) -> None:
+        """What a neighbour heard of others, with what this node heard of them.
+
+        Raises:
+            Malformed: it passes on what was never signed, so that it lies itself.
+        """
+        for other in said:
+            peer = self.circle.names.get(other.sender, "")
+            here = self.statements.contradicted(peer, other)
+            if here is None or self.circle.contacts[peer].contradicted:
+                continue
+            if not stated(self.circle.contacts[peer].spki, self.circle.terms.run, other):
+                raise Malformed("A statement is passed on that its sender did not sign.")
+            self._contradicted(peer, told_by, here, other)
+
+    def _contradicted(self, peer: Peer, told_by: Peer, here: pb.Statement, there: pb.Statement) -> None:
+        contact = self.circle.contacts[peer]
+        if not contact.contradicted:
+            contact.contradicted = True
+            self.circle.observer.contradicted(peer, told_by, contact.spki, here, there)
+            self.circle.cut(peer, f"It told this node and {told_by} different things in round {there.round}.")
+
+    # phases
+
+    def begin(self, round: int) -> None:
+        """Enters a round: transfers of earlier rounds are refused from now on."""
+        self.circle.position.round, self.circle.position.phase = round, 0
+        self.mailbox.begin(round)
+        if self.mailbox.staleness is None:
+            self._inboxes.clear()
+        self.circle.changed.notify()
+
+    def end(self) -> None:
+        """Outside any round: before the first and after the last."""
+        self.circle.position.round, self.circle.position.kind = -1, ""
+        self.circle.changed.notify()
+
+    def open(self, key: Key, shape: Shape, peers: Iterable[Peer], inbox: Inbox) -> None:
+        self._inboxes[key.phase, key.role] = inbox
+        self.mailbox.open(key, shape, peers)
+        if (key.phase, shape.kind) != (self.circle.position.phase, self.circle.position.kind):
+            self.circle.position.since = self.circle.now
+        self.circle.position.phase, self.circle.position.kind = max(self.circle.position.phase, key.phase), shape.kind
+        self.circle.changed.notify()
+
+    def shut(self, key: Key) -> None:
+        self.mailbox.close(key)
+        self.circle.changed.notify()
+
+    # what leaves
+
+    async def deliver(
+        self,
+        peer: Peer,
+        key: Key,
+        shape: Shape,
+        payload: Payload,
+        *,
+        heard: Iterable[Peer] = (),
+        withheld: bool = False,
+    ) -> bool:
+        """Sends one transfer, trying again until it is delivered (True) or refused for good (False).
+
+        Cancel it to give up. A retry sends the same bytes.
+        """
+        pause = RETRY_FIRST
+        while True:
+            try:
+                verdict = await self._send(peer, key, shape, payload, heard, withheld)
+                code, why = verdict.code, verdict.detail
+            except RemoteError as error:
+                code, why = pb.CODE_NOT_READY, str(error)
+            if code in (pb.CODE_OK, pb.CODE_DUPLICATE):
+                return True
+            self.circle.membership.neighbours[peer].last_error = why
+            self.circle.observer.wire_error(peer, code)
+            if code not in PASSING:
+                return False
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(RETRY_MOST, pause * 2)
+
+    async def _send(
+        self, peer: Peer, key: Key, shape: Shape, payload: Payload, heard: Iterable[Peer], withheld: bool
+    ) -> pb.Verdict:
+        contact = self.circle.contacts[peer]
+        while not contact.proven:
+            await self.circle.changed.wait()
+        contact.sent += 1
+        noted = self.statements.noted
+        header = pb.Header(
+            protocol=codec.PROTOCOL,
+            run=self.circle.terms.run,
+            roster=self.circle.terms.roster,
+            sender=self.circle.ids[self.circle.me],
+            receiver=contact.id,
+            incarnation=self.circle.incarnation,
+            sequence=contact.sent,
+            round=key.round,
+            phase=key.phase,
+            role=pb.Role.Name(key.role),
+            kind=shape.kind,
+            layout=shape.layout,
+            parts=shape.parts,
+            dtype=pb.DType.Name(shape.dtype),
+            bytes=0 if withheld else shape.nbytes,
+            heard=sorted(self.circle.ids[name] for name in heard),
+            withheld=withheld,
+            statements=self._heard_of_others(peer),
+        )
+        link = await self._link(peer)
+        verdict = codec.decode(pb.Verdict, await link.transfer(self._messages(peer, key, header, payload)))
+        if verdict.code == pb.CODE_OK:
+            contact.passed_on = max(contact.passed_on, noted)
+        return verdict
+
+    def _heard_of_others(self, to: Peer) -> list[pb.Statement]:
+        """What this neighbour was not told yet, as much as a header carries."""
+        found = self.statements.newer(self.circle.contacts[to].passed_on, [to])
+        return found if len(found) <= codec.MAX_STATEMENTS else random.sample(found, codec.MAX_STATEMENTS)
+
+    async def _messages(self, peer: Peer, key: Key, header: pb.Header, payload: Payload) -> AsyncIterator[bytes]:
+        failpoint("before_send")
+        yield codec.encode(header)
+        for offset, length in codec.frames(header.bytes):
+            yield await payload.frame(offset, length)
+            failpoint("mid_stream")
+            self.sent_bytes[peer] += length
+            self._count(peer, "sent", header.kind, length)
+        trailer = pb.Trailer(bytes=header.bytes)
+        if self.identity is not None and self._is_stated(header.role):
+            trailer.digest = await payload.digest()
+            said = self._stated(header.sender, header.incarnation, key, trailer.digest)
+            trailer.signature = self.identity.sign_statement(header.run, said)
+        yield codec.encode(trailer)
+        failpoint("after_send")
