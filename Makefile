@@ -95,7 +95,7 @@ learning: $(VENV)/dev.installed
 learning-quick: $(VENV)/dev.installed
 	$(FASHION) || exit 0; \
 	$(BIN)/peerpoise sweep docs/results/learning.toml --quick --out build/learning-quick --jobs 2 \
-	  --only few/dpdl --only few/centralised --only few/local --only private-8/dp-dmsgd
+	  --only few/dpdl --only few/centralized --only few/local --only private-8/dp-dmsgd
 
 # What is kept, of whatever version of the code; FRESH= plays it anew.
 FRESH  ?= --any-code

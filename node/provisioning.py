@@ -298,9 +298,9 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig, p
 
     host, port = endpoint(address or f"0.0.0.0:{PORT}")
     if port == 0:
-        raise ConfigurationError(f"--host {name}={address}: neighbours need a port they can dial, 1 to 65535.")
+        raise ConfigurationError(f"--host {name}={address}: neighbors need a port they can dial, 1 to 65535.")
     if address and host in EVERYWHERE:
-        raise ConfigurationError(f"--host {name}={address}: write the address at which neighbours dial {name}.")
+        raise ConfigurationError(f"--host {name}={address}: write the address at which neighbors dial {name}.")
     if data is None:
         section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     else:
@@ -336,7 +336,7 @@ def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
     path, at = node.data.path, node.listen.advertise
-    how = f"Neighbours reach it at {at}" if at else f"Neighbours find it by {', '.join(node.peers.discovery[1:])}"
+    how = f"Neighbors reach it at {at}" if at else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
     limit = "nothing bounds what they give away" if node.budget.limit is None else f"ε_total {node.budget.limit:g}"
     own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
     own += f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n" if path else ""

@@ -72,7 +72,7 @@ _ZEROS = memoryview(bytes(8 * BLOCK))
 
 
 def _box_muller(stream: Stream, out: Floats) -> None:
-    """Fills `out` (at most BLOCK numbers) with √(−2 ln(1−u))·(cos, sin)(2πv). torch's vectorised log, sin and cos."""
+    """Fills `out` (at most BLOCK numbers) with √(−2 ln(1−u))·(cos, sin)(2πv). torch's vectorized log, sin and cos."""
     half = (len(out) + 1) // 2
     uniform = np.empty(2 * half)
     stream._fill(uniform)

@@ -1,7 +1,7 @@
 """What a node learns: the one interface between the daemon and a model with its data.
 
 A task is functional: parameters are an argument, given as one flat float32 vector whose layout both ends agree on, so
-that the gradient of a *neighbour's* model on *our* data (the cross-gradient) is the same call as our own.
+that the gradient of a *neighbor's* model on *our* data (the cross-gradient) is the same call as our own.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ MAX_MESSAGE = 2 << 20
 MAX_CONTROL = 128 << 10
 """Largest protobuf: MAX_PEERS node ids and all other fields fit twice."""
 MAX_PEERS = 1024
-"""Most node ids in one list (`heard`, `live`, `waiting_for`): the largest closed neighbourhood foreseen."""
+"""Most node ids in one list (`heard`, `live`, `waiting_for`): the largest closed neighborhood foreseen."""
 MAX_ROUND = 1 << 31
 """Rounds are below this, so they fit a signed 32-bit number everywhere."""
 MAX_PHASE = 1 << 16
 """Verbs in one round; DECA's longest inner loop has some thousands."""
 MAX_PARTS = 64
-"""Vectors of one layout in one transfer; an optimiser's state has two or three."""
+"""Vectors of one layout in one transfer; an optimizer's state has two or three."""
 MAX_TRANSFER = 1 << 40
 """1 TiB of payload: above any layout, far below where sums of sizes could overflow."""
 MAX_ADDRESSES = 4

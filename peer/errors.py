@@ -9,12 +9,12 @@
     ├── IdentityError        77        our key, certificate or roster can't be used
     ├── BudgetSpent           3        the privacy budget is used up (an end by policy, not a fault)
     ├── Diverged              4        this node's own parameters are not finite, or beyond the run's limits
-    ├── PeersUnavailable     69        too few neighbours to start
+    ├── PeersUnavailable     69        too few neighbors to start
     ├── TemporaryFailure     75        try again later (port taken, another process holds the lock)
-    └── RemoteError                    a neighbour's fault; costs that neighbour's edge, never our run
+    └── RemoteError                    a neighbor's fault; costs that neighbor's edge, never our run
         ├── Unreachable                no connection, or it broke
         ├── Malformed                  bytes that are no message of ours
-        └── Refused                    the neighbour's answer was a code other than OK
+        └── Refused                    the neighbor's answer was a code other than OK
 
 A bug of ours is any other exception: exit code 70. Usage errors (2) are the command line's own.
 """
@@ -96,7 +96,7 @@ class TemporaryFailure(PeerpoiseError):
 
 
 class RemoteError(PeerpoiseError):
-    """A neighbour's fault. `code` is a value of the wire's Code enum, as an int."""
+    """A neighbor's fault. `code` is a value of the wire's Code enum, as an int."""
 
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)

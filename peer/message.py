@@ -1,7 +1,7 @@
 """The vocabulary of a round: three verbs, what is heard, and the layout of what is said.
 
 An algorithm is a conversation: a generator that yields `Say`, `Ask` or `Mix` and receives what it heard.
-The verbs follow MPI's neighbourhood collectives. This module is pure: no network, no clock, no torch; tensors are
+The verbs follow MPI's neighborhood collectives. This module is pure: no network, no clock, no torch; tensors are
 opaque to it (`T`), only the layout that describes them is understood.
 """
 
@@ -80,7 +80,7 @@ Payload: TypeAlias = T | tuple[T, ...] | Filling[T]
 
 @dataclass(frozen=True, slots=True)
 class Say(Generic[T]):
-    """The same to every neighbour. Sends back `Heard`: what each neighbour said."""
+    """The same to every neighbor. Sends back `Heard`: what each neighbor said."""
 
     kind: str
     tensors: Payload[T]
@@ -90,10 +90,10 @@ class Say(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[T]):
-    """A question to every neighbour, each of whom computes its `answer`. Sends back `Heard`: the answers to mine.
+    """A question to every neighbor, each of whom computes its `answer`. Sends back `Heard`: the answers to mine.
 
-    `answer(peer, question)` runs in the compute thread, at most once per neighbour and round, until the round ends.
-    It may raise `Withheld`: the neighbour then hears that there is no answer and goes on without waiting.
+    `answer(peer, question)` runs in the compute thread, at most once per neighbor and round, until the round ends.
+    It may raise `Withheld`: the neighbor then hears that there is no answer and goes on without waiting.
     """
 
     kind: str
@@ -106,7 +106,7 @@ class Ask(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Mix(Generic[T]):
-    """The average over the closed neighbourhood, weighted by W unless another rule is asked for. Sends back the mixed
+    """The average over the closed neighborhood, weighted by W unless another rule is asked for. Sends back the mixed
     tensors, shaped like `tensors`.
 
     Collected (default): whole, checked messages, folded in sorted order.
@@ -132,7 +132,7 @@ class Withheld(Exception):
 
 
 class Heard(dict[Peer, T]):
-    """What was heard, by neighbour in sorted order; `missing` names the neighbours who were not heard."""
+    """What was heard, by neighbor in sorted order; `missing` names the neighbors who were not heard."""
 
     def __init__(self, heard: Iterable[tuple[Peer, T]] = (), missing: Iterable[Peer] = ()) -> None:
         super().__init__(sorted(heard, key=lambda item: item[0]))

@@ -1,4 +1,4 @@
-"""One node's view of the graph: itself, its neighbours and its row of the mixing matrix W."""
+"""One node's view of the graph: itself, its neighbors and its row of the mixing matrix W."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peer.message import Peer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighborhood:
-    """`weight` is row i of W over the closed neighbourhood (me included), as float64; it sums to 1."""
+    """`weight` is row i of W over the closed neighborhood (me included), as float64; it sums to 1."""
 
     me: Peer
     weight: Mapping[Peer, float]
@@ -18,7 +18,7 @@ class Neighborhood:
     """N: all agents of the roster in force, also while some are down."""
 
     @property
-    def neighbours(self) -> tuple[Peer, ...]:
+    def neighbors(self) -> tuple[Peer, ...]:
         return tuple(sorted(peer for peer in self.weight if peer != self.me))
 
     @property
@@ -27,7 +27,7 @@ class Neighborhood:
 
     def without(self, lost: Iterable[Peer]) -> Neighborhood:
         """The row when edges are lost: their weight goes to self, so W stays doubly stochastic if both ends drop."""
-        gone = frozenset(lost) & frozenset(self.neighbours)
+        gone = frozenset(lost) & frozenset(self.neighbors)
         weight = {peer: w for peer, w in self.weight.items() if peer not in gone}
         weight[self.me] += sum(self.weight[peer] for peer in sorted(gone))
         return Neighborhood(me=self.me, weight=weight, nodes=self.nodes)

@@ -18,11 +18,11 @@ from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
 Graph: TypeAlias = Mapping[Peer, frozenset[Peer]]
-"""Open neighbourhoods; undirected, connected, without self-loops."""
+"""Open neighborhoods; undirected, connected, without self-loops."""
 Edge: TypeAlias = tuple[Peer, Peer] | tuple[Peer, Peer, float]
 """Two nodes, and where W is given w_ij; of a node with itself w_ii."""
 Weights: TypeAlias = Mapping[Peer, Mapping[Peer, float]]
-"""Rows of W over closed neighbourhoods, float64."""
+"""Rows of W over closed neighborhoods, float64."""
 
 ATTEMPTS = 1000
 """Erdős–Rényi graphs that are drawn before it is said that none is connected."""
@@ -177,7 +177,7 @@ def graph(kind: str, names: Sequence[Peer], wiring: Wiring = Wiring()) -> Graph:
 
 
 def undirected(names: Sequence[Peer], edges: Edges) -> Graph:
-    """The open neighbourhoods of all names."""
+    """The open neighborhoods of all names."""
     around: dict[Peer, set[Peer]] = {name: set() for name in names}
     for a, b in edges:
         around[a].add(b)
@@ -245,7 +245,7 @@ def refuse(rows: Weights) -> None:
 
 
 def neighborhoods(kind: str, names: Sequence[Peer], wiring: Wiring = Wiring()) -> dict[Peer, Neighborhood]:
-    """Every node's closed neighbourhood with its weights: the given ones, else Metropolis.
+    """Every node's closed neighborhood with its weights: the given ones, else Metropolis.
 
     Raises:
         ConfigurationError: see `graph` and `weighted`.

@@ -41,12 +41,12 @@ PANELS = (
         "histogram_quantile(0.95, sum by (kind, le) (rate(peerpoise_phase_seconds_bucket[1m])))",
     ),
     (
-        "Share of time waited for a neighbour",
+        "Share of time waited for a neighbor",
         "percentunit",
         "{{instance}} for {{peer}}",
         "rate(peerpoise_wait_seconds_sum[1m])",
     ),
-    ("Neighbours in session", "short", "{{instance}}", "sum by (instance) (peerpoise_peer_up)"),
+    ("Neighbors in session", "short", "{{instance}}", "sum by (instance) (peerpoise_peer_up)"),
     ("Round trip of a heartbeat", "s", "{{instance}} to {{peer}}", "peerpoise_peer_rtt_seconds"),
     (
         "Payload sent",

@@ -81,9 +81,9 @@ class Algorithm(Protocol):
 
     @property
     def lone_factor(self) -> float | None:
-        """A node without neighbours is SGD (with momentum β if Config has `beta`) with its gradient times this.
+        """A node without neighbors is SGD (with momentum β if Config has `beta`) with its gradient times this.
 
-        None: alone it is another optimiser, which its docstring names and its paper test shows.
+        None: alone it is another optimizer, which its docstring names and its paper test shows.
         """
         ...
 
@@ -96,7 +96,7 @@ class Algorithm(Protocol):
     # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """Per-neighbour figures of the last round for metrics and journal, e.g. {"cosine": {"b": -0.01}}."""
+        """Per-neighbor figures of the last round for metrics and journal, e.g. {"cosine": {"b": -0.01}}."""
         ...
 
 
@@ -116,7 +116,7 @@ ALGORITHMS: Mapping[str, str] = {
     "dsgd-adam": "node.algorithms.dsgd_adam:DsgdAdam",
     "dec-lora": "node.algorithms.dsgd_adam:DecLora",
     "local": "node.algorithms.sgd:Local",
-    "centralised": "node.algorithms.sgd:Centralised",
+    "centralized": "node.algorithms.sgd:Centralised",
 }
 """name -> module:class. A new algorithm: one file, one line here, one paper test."""
 

@@ -1,9 +1,9 @@
-"""CGA: cross-gradient aggregation, the own gradient projected until it agrees with every neighbour's. Esfandiari, Tan,
+"""CGA: cross-gradient aggregation, the own gradient projected until it agrees with every neighbor's. Esfandiari, Tan,
 Jiang, Balu, Herron, Hegde, Sarkar, "Cross-gradient aggregation for decentralized learning from non-IID data",
 arXiv 2103.02051, algorithm 1.
 
     g_{j→i}  the gradient of j's loss at i's model, computed by j; j ≠ i
-    g̃_i = argmin ½‖g̃ − g_ii‖²  s.t.  ⟨g̃, g_{j→i}⟩ ≥ 0 for every neighbour j          (`node.maths.projection`)
+    g̃_i = argmin ½‖g̃ − g_ii‖²  s.t.  ⟨g̃, g_{j→i}⟩ ≥ 0 for every neighbor j          (`node.maths.projection`)
     v_i ← β v_i − η g̃_i ;  x_i ← Σ_j w_ij x_j + v_i                                   v is not mixed
 
 A step that harms nobody to first order; where all agree it is the own gradient. All gradients are the door's: in mode
@@ -11,9 +11,9 @@ strict they are clipped and noised first (then this is DP-CGA, with deg + 1 rele
 
 Deviations
     * The authors' public code weighs the gradients by w before the programme, asks for multipliers of 0.5 at least (so
-      some of every neighbour's gradient is added always) and solves one per parameter tensor. Here it is the programme
+      some of every neighbor's gradient is added always) and solves one per parameter tensor. Here it is the programme
       as it is written, over the whole vector.
-    * x is sent twice, as the question and to be mixed: 3·d floats per neighbour, not 2·d. A Mix agrees with the other
+    * x is sent twice, as the question and to be mixed: 3·d floats per neighbor, not 2·d. A Mix agrees with the other
       end on lost edges; a question that was answered does not.
     * Weight decay λ x_i is added to g̃ (post-processing).
     * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were made with.
@@ -24,7 +24,7 @@ Not covered
     * v stays at home, so nodes are further apart than with DMSGD, and with noise in v the more so.
     * With strong noise all cosines are ≈ 0: half of the constraints are active by chance, and what the projection takes
       away is noise rather than conflict.
-    * No defence against a neighbour that lies: one answer opposite to the own gradient cancels it.
+    * No defense against a neighbor that lies: one answer opposite to the own gradient cancels it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Cga:
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """An answer to every neighbour, and the own one."""
+        """An answer to every neighbor, and the own one."""
         return degree + 1
 
     @property
@@ -81,7 +81,7 @@ class Cga:
 
     @property
     def lone_factor(self) -> float | None:
-        """Without neighbours it is momentum SGD while η stays; when η decays, v remembers the old η."""
+        """Without neighbors it is momentum SGD while η stays; when η decays, v remembers the old η."""
         return None if self.config.decay_every else 1.0
 
     def round(self, t: int) -> Conversation:
@@ -95,6 +95,6 @@ class Cga:
         self.state = State(x=x.add(v), v=v)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """Of every neighbour heard in the last round: the cosine of its gradient with the own one, and the multiplier
+        """Of every neighbor heard in the last round: the cosine of its gradient with the own one, and the multiplier
         of its constraint (in units of ‖g‖/‖g_j‖; 0: it agreed anyway)."""
         return self.figures

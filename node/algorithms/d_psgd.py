@@ -1,4 +1,4 @@
-"""D-PSGD: decentralised parallel SGD. Lian et al., "Can decentralized algorithms outperform centralized algorithms?",
+"""D-PSGD: decentralized parallel SGD. Lian et al., "Can decentralized algorithms outperform centralized algorithms?",
 arXiv 1705.09056, algorithm 1.
 
     x_i ← Σ_{j∈N_i} w_ij x_j − η g_i(x_i)          g_i at the own x_i before mixing; one exchange
@@ -11,7 +11,7 @@ Deviations
 Reconstructions
     * none.
 Not covered
-    * No defence against a neighbour that lies: it enters with w_ij.
+    * No defense against a neighbor that lies: it enters with w_ij.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DPsgd:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is SGD."""
+        """A node without neighbors is SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:

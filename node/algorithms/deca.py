@@ -1,4 +1,4 @@
-"""DECA: decentralised block-wise Adam with a discrepancy signal, for models that don't fit a full Adam.
+"""DECA: decentralized block-wise Adam with a discrepancy signal, for models that don't fit a full Adam.
 
 Yuan, Li, Wang et al., arXiv 2606.03209 (2 June 2026). One block of layers k is trained at a time, the same one at all
 nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient at θ, r: steps in the block so far.
@@ -19,8 +19,8 @@ nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient 
 
 Moments exist for the active block only and begin at zero in every block. The block is float32 while it is active, the
 others keep the task's type. In memory are the model, and of the block θ, m, v, the gradient (in whose place θ½ is
-written) and one sum of neighbours: M + 10M/B bytes for M bytes of bfloat16 in B blocks. mix_every > 1 takes 2M/B more,
-bf16-delta 3M/B, the trivial signal 4M/B; quorum and `mix.rule` keep the neighbours' blocks, 2M/B each or more.
+written) and one sum of neighbors: M + 10M/B bytes for M bytes of bfloat16 in B blocks. mix_every > 1 takes 2M/B more,
+bf16-delta 3M/B, the trivial signal 4M/B; quorum and `mix.rule` keep the neighbors' blocks, 2M/B each or more.
 
 Deviations
     * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a signal.
@@ -33,7 +33,7 @@ Reconstructions
     * A node that comes back in the middle of a block goes on from its checkpoint's θ, m, v and r if it was in that
       block already, otherwise from its own θ, zero moments and r = 0. h then spans what the others did meanwhile.
 Not covered
-    * A neighbour that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
+    * A neighbor that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
       visit; with bf16-delta what it missed, or quorum left out, stays missing.
 """
 

@@ -1,4 +1,4 @@
-"""DMSGD: decentralised SGD with momentum, which is mixed as well as the model. Yu, Jin, Yang, "On the linear speedup
+"""DMSGD: decentralized SGD with momentum, which is mixed as well as the model. Yu, Jin, Yang, "On the linear speedup
 analysis of communication efficient momentum SGD for distributed non-convex optimization", arXiv 1905.03817.
 
     ṽ_i = β v_i + g_i(x_i) ;  x̃_i = x_i − η ṽ_i           one exchange, of twice the model
@@ -13,7 +13,7 @@ Reconstructions
     * The paper's text was not at hand; papers that use the name differ in what they mix. Here both x and v are mixed in
       every round, as in (7) of DPDL, whose baseline this is.
 Not covered
-    * No defence against a neighbour that lies: it enters with w_ij, its momentum too.
+    * No defense against a neighbor that lies: it enters with w_ij, its momentum too.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Dmsgd:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is momentum SGD."""
+        """A node without neighbors is momentum SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:

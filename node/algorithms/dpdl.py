@@ -1,4 +1,4 @@
-"""DPDL: differentially private decentralised learning with calibrated cross-gradients.
+"""DPDL: differentially private decentralized learning with calibrated cross-gradients.
 
 Yuan, Xiao, Wang, Li, arXiv 2606.04399 (3 June 2026). Equations (3)–(7); (1) and (2), clipping and noise, belong to the
 door at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and noised by j; N_i contains i itself.
@@ -17,10 +17,10 @@ Deviations
     * lr_decay counts rounds, not epochs, and is off by default; the authors' ×0.995 every 3 epochs is decay_every = 30
       with their 10 minibatches an epoch.
 Reconstructions
-    * The paper does not say what happens when a neighbour is not heard: both its terms in (5) are dropped, w and N
+    * The paper does not say what happens when a neighbor is not heard: both its terms in (5) are dropped, w and N
       stay, and "normalized" divides by the sum over those heard. S is 0 (so 𝒞 = 0.5) when a norm is 0.
 Not covered
-    * No defence against a neighbour that lies: 𝒞 only sets how much of the OWN gradient is added for an edge.
+    * No defense against a neighbor that lies: 𝒞 only sets how much of the OWN gradient is added for an edge.
     * At strong privacy the noise is longer than the gradient (‖noise‖ ≈ σC√d/B), the cosine is ≈ 0 and every 𝒞 ≈ 0.5:
       the calibration fades exactly when ε is small. `diagnostics` shows it.
 """
@@ -85,20 +85,20 @@ class Dpdl:
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """An answer to every neighbour, and the own one."""
+        """An answer to every neighbor, and the own one."""
         return degree + 1
 
     @classmethod
     def paper_sigma(
         cls, config: DpdlConfig, hood: Neighborhood, *, rate: float, rounds: int, epsilon: float, delta: float
     ) -> float:
-        """σ_i by the paper's own formula: the multiplier with which i's neighbours (and i) noise what they send TO i.
+        """σ_i by the paper's own formula: the multiplier with which i's neighbors (and i) noise what they send TO i.
 
         σ_i = base·(1/√w_ii + N·α)/√(Σ_{j∈N_i} 1/w_ij) with base = q√(T ln(1/δ))/ε. NOT what an accountant says, see
         the documentation of privacy mode "paper".
 
         Args:
-            hood: the RECEIVER's neighbourhood.
+            hood: the RECEIVER's neighborhood.
             rate: q, the share of the receiver's examples in a batch. rounds: T.
         """
         base = rate * sqrt(rounds * log(1 / delta)) / epsilon
@@ -111,7 +111,7 @@ class Dpdl:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is momentum SGD with its gradient times 1 + α/(1+e) (strict and none: S = 1)."""
+        """A node without neighbors is momentum SGD with its gradient times 1 + α/(1+e) (strict and none: S = 1)."""
         return 1 + self.config.alpha / (1 + e)
 
     def round(self, t: int) -> Conversation:
@@ -142,7 +142,7 @@ class Dpdl:
         return sum(1 / (sqrt(self.hood.weight[j]) * self.hood.nodes) for j in sorted(heard))
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """S and 𝒞 of every neighbour heard in the last round; with granularity "tensor" the mean over tensors."""
+        """S and 𝒞 of every neighbor heard in the last round; with granularity "tensor" the mean over tensors."""
         heard = {j: s for j, s in self.similarity.items() if j != self.hood.me}
         return {
             "cosine": {j: _mean(s) for j, s in heard.items()},

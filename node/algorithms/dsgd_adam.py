@@ -7,7 +7,7 @@ DADAM of Nazari, Tarzanagh, Michailidis, arXiv 1901.09109, in its plain form; th
 Deviations
     * Adam's bias correction, which DADAM leaves out; decoupled weight decay as in AdamW.
 Not covered
-    * Averaging the moments. A neighbour that lies enters with w_ij.
+    * Averaging the moments. A neighbor that lies enters with w_ij.
 
 Dec-LoRA is the same where only low-rank adapters are trained (Hu et al., arXiv 2106.09685): the frozen model never
 travels, and A and B are averaged each for itself, not their product.

@@ -6,7 +6,7 @@ peer-to-peer privacy amplification for decentralized optimization and averaging"
     γ = 2 (1 − √(λ(1−λ/4))) / (1−λ/2)²                  λ: the spectral gap of W;  K = ⌈ln N/√λ⌉
 
 K exchanges of the model a round average the nodes' noise almost entirely before the next gradient is taken, and cost no
-privacy: all is made of one release. Mode none is decentralised SGD with K accelerated gossip rounds.
+privacy: all is made of one release. Mode none is decentralized SGD with K accelerated gossip rounds.
 
 Deviations
     * The gradient is clipped per example, on a Poisson batch; the paper supposes losses with bounded gradients.
@@ -23,7 +23,7 @@ Not covered
       averaging is slower, never worse than none. Lost at one end only, it moves the mean 1/(2−γ) times as far as in a
       plain Mix.
     * With a [mix] rule other than the mean γ extrapolates from what the rule gave; nothing is known of that.
-    * No defence against a neighbour that lies: it enters K times a round.
+    * No defense against a neighbor that lies: it enters K times a round.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Muffliato:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is SGD."""
+        """A node without neighbors is SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:

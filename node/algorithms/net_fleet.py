@@ -25,7 +25,7 @@ Reconstructions
 Not covered
     * Gradient tracking trusts sums: a node that dies, or an edge lost at one end only, leaves its share in Σ y.
     * With dropout the two gradients of a difference have other masks.
-    * No defence against a neighbour that lies: it enters with w_ij, its y too.
+    * No defense against a neighbor that lies: it enters with w_ij, its y too.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class NetFleet:
 
     @property
     def lone_factor(self) -> float | None:
-        """Without neighbours it is SGD if every round restarts, else SGD on a recursive gradient (as in SARAH)."""
+        """Without neighbors it is SGD if every round restarts, else SGD on a recursive gradient (as in SARAH)."""
         return 1.0 if self.config.restart == 1 else None
 
     def round(self, t: int) -> Conversation:

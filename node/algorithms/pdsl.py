@@ -1,4 +1,4 @@
-"""PDSL: privacy-preserved decentralised stochastic learning with Shapley values.
+"""PDSL: privacy-preserved decentralized stochastic learning with Shapley values.
 
 Wang, Yuan, Wang, Li, arXiv 2503.23726 (31 March 2025). As ROSS on gradients that are clipped and noised: g̈_{j→i} is
 j's release for i at i's model x_i, the own one included; (1) and (2), clipping and noise, belong to the door.
@@ -16,9 +16,9 @@ Deviations
       nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt. null_players = "paper": so.
 Reconstructions
     * The paper's text was not at hand. Orders are antithetic pairs, R = 10 a round. φ' is max(φ, 0) by default (min-max
-      gives the weakest neighbour nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9), since of noised
+      gives the weakest neighbor nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9), since of noised
       gradients one round tells little. v is the accuracy; both x and v are mixed; all φ' zero: π = w.
-    * Who is not heard is no player, and w is renormalised over those heard where π falls back to it.
+    * Who is not heard is no player, and w is renormalized over those heard where π falls back to it.
 Not covered
     * The validation set has to be public: x̃_i tells of it, and ε says nothing of that (validation.public).
     * Shapley values filter gradients, not states (mix_by), and cost no privacy: they are post-processing.
@@ -45,7 +45,7 @@ from peer.neighborhood import Neighborhood
 
 class PdslConfig(Schedule, Coalitions):
     smoothing: float = Field(default=0.9, ge=0, lt=1)
-    """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalisation."""
+    """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalization."""
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "permutations"
     """permutations: Monte Carlo, as the paper. auto: exact up to 8 players, permutations above. svarm: stratified, some
     two to four times better for as many evaluations. first_order: one gradient on the validation set (neg_loss)."""
@@ -86,7 +86,7 @@ class Pdsl:
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """An answer to every neighbour, and the own one."""
+        """An answer to every neighbor, and the own one."""
         return degree + 1
 
     @property
@@ -95,7 +95,7 @@ class Pdsl:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is momentum SGD: its own gradient's share is 1."""
+        """A node without neighbors is momentum SGD: its own gradient's share is 1."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
@@ -114,6 +114,6 @@ class Pdsl:
         self.state = State(x=x, v=v, phi=self.found.smooth)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """φ (of the last round alone) and π of every neighbour heard in it."""
+        """φ (of the last round alone) and π of every neighbor heard in it."""
         named = {"shapley": self.found.phi, "weight": self.found.pi}
         return {kind: {j: value for j, value in of.items() if j != self.hood.me} for kind, of in named.items()}

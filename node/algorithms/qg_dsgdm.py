@@ -1,4 +1,4 @@
-"""QG-DSGDm: decentralised SGD whose momentum follows the mixed model (quasi-global). Lin, Karimireddy, Stich, Jaggi,
+"""QG-DSGDm: decentralized SGD whose momentum follows the mixed model (quasi-global). Lin, Karimireddy, Stich, Jaggi,
 "Quasi-global momentum: accelerating decentralized deep learning on heterogeneous data", arXiv 2102.04761, algorithm 1.
 
     m_i  = β m̂_i + g_i(x_i)
@@ -6,7 +6,7 @@
     x_i⁺ = Σ_j w_ij x_j½                              one exchange, of the model alone
     m̂_i ← μ m̂_i + (1−μ) (x_i − x_i⁺)/η
 
-What is remembered is where the neighbourhood went, not where the own data pulled. The gradient is the door's release to
+What is remembered is where the neighborhood went, not where the own data pulled. The gradient is the door's release to
 oneself: in mode strict it is clipped and noised first, one release a round whatever the degree.
 
 Deviations
@@ -15,7 +15,7 @@ Reconstructions
     * The paper's text was not at hand: μ = 0.9 by default, like β. With decay of η, the η of the round is the divisor.
 Not covered
     * m̂ remembers what mixing did: when an edge is lost at one end only, the mean of all x goes on drifting for a while.
-    * No defence against a neighbour that lies: it enters with w_ij, and stays in m̂.
+    * No defense against a neighbor that lies: it enters with w_ij, and stays in m̂.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class QgDsgdm:
 
     @property
     def lone_factor(self) -> float | None:
-        """Without neighbours it is momentum SGD at μ = 0 only; else m̂ ← (μ + (1−μ)β) m̂ + (1−μ) g, quasi-hyperbolic."""
+        """Without neighbors it is momentum SGD at μ = 0 only; else m̂ ← (μ + (1−μ)β) m̂ + (1−μ) g, quasi-hyperbolic."""
         return 1.0 if self.config.mu == 0 else None
 
     def round(self, t: int) -> Conversation:

@@ -1,4 +1,4 @@
-"""ROSS: robust decentralised stochastic learning with Shapley values.
+"""ROSS: robust decentralized stochastic learning with Shapley values.
 
 Wang, Yuan, Li, Duan, arXiv 2411.00365v2 (13 January 2026). g_{j→i} is j's gradient at i's model x_i; N_i contains i.
 
@@ -15,13 +15,13 @@ Deviations
       nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt. null_players = "paper": so.
 Reconstructions
     * The paper's text was not at hand. φ' is max(φ, 0) by default: with min-max, the likeliest reading, the weakest
-      neighbour always weighs nothing, also an honest one. All φ' zero: π = w.
+      neighbor always weighs nothing, also an honest one. All φ' zero: π = w.
     * v is the accuracy by default; both x and v are mixed (mix_momentum); validation set as in [validation].
-    * Who is not heard is no player, and w is renormalised over those heard where π falls back to it.
+    * Who is not heard is no player, and w is renormalized over those heard where π falls back to it.
 Not covered
-    * Shapley values filter gradients, not states: a neighbour that lies in its state still enters with w_ij. mix_by
-      "trimmed_mean" bears some of it; "pi" is no defence, since φ never sees the state.
-    * A neighbour that knows the validation set can please it.
+    * Shapley values filter gradients, not states: a neighbor that lies in its state still enters with w_ij. mix_by
+      "trimmed_mean" bears some of it; "pi" is no defense, since φ never sees the state.
+    * A neighbor that knows the validation set can please it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Ross:
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """An answer to every neighbour, and the own one."""
+        """An answer to every neighbor, and the own one."""
         return degree + 1
 
     @property
@@ -90,7 +90,7 @@ class Ross:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is momentum SGD: its own gradient's share is 1."""
+        """A node without neighbors is momentum SGD: its own gradient's share is 1."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
@@ -109,6 +109,6 @@ class Ross:
         self.state = State(x=x, v=v, phi=self.found.smooth)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """φ (of the last round alone) and π of every neighbour heard in it."""
+        """φ (of the last round alone) and π of every neighbor heard in it."""
         named = {"shapley": self.found.phi, "weight": self.found.pi}
         return {kind: {j: value for j, value in of.items() if j != self.hood.me} for kind, of in named.items()}

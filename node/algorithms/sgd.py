@@ -1,8 +1,8 @@
 """The two lines every comparison is drawn between: SGD without communication, and SGD on everybody's data.
 
-`Local`: each node for itself, on its own data (the lower line). `Centralised`: the same optimiser on the union of the
+`Local`: each node for itself, on its own data (the lower line). `Centralised`: the same optimizer on the union of the
 data (the upper line); `simulate` builds ONE node for it, with all examples and a batch of B·N; a daemon refuses it,
-since it would have to see its neighbours' data.
+since it would have to see its neighbors' data.
 
     v ← β v + g + λ x ;  x ← x − η v          momentum as in torch.optim.SGD (no dampening, no Nesterov)
 
@@ -67,7 +67,7 @@ class Local:
 
     @property
     def lone_factor(self) -> float:
-        """It is the local optimiser."""
+        """It is the local optimizer."""
         return 1.0
 
     def round(self, t: int) -> Conversation:

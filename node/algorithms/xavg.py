@@ -1,4 +1,4 @@
-"""Plain cross-averaging: the W-weighted mean of the neighbours' gradients at one's own model, with momentum.
+"""Plain cross-averaging: the W-weighted mean of the neighbors' gradients at one's own model, with momentum.
 
 The control for DPDL, PDSL and ROSS, which exchange the same things and weigh them: what the mere
 exchange of cross-gradients brings must not be credited to the weights. g_{j→i} is j's gradient at x_i, N_i contains i.
@@ -12,9 +12,9 @@ Every gradient is the door's release, the own one too: in mode strict all are cl
 Deviations
     * Weight decay λ x_i is added to g_i (post-processing).
 Reconstructions
-    * No paper of its own. When a neighbour is not heard, π_ij = w_ij / Σ_{k heard} w_ik, so that g_i stays a mean.
+    * No paper of its own. When a neighbor is not heard, π_ij = w_ij / Σ_{k heard} w_ik, so that g_i stays a mean.
 Not covered
-    * No defence against a neighbour that lies, in its gradient or in its state: both enter with w_ij.
+    * No defense against a neighbor that lies, in its gradient or in its state: both enter with w_ij.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Xavg:
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """An answer to every neighbour, and the own one."""
+        """An answer to every neighbor, and the own one."""
         return degree + 1
 
     @property
@@ -71,7 +71,7 @@ class Xavg:
 
     @property
     def lone_factor(self) -> float:
-        """A node without neighbours is momentum SGD."""
+        """A node without neighbors is momentum SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:

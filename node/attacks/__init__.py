@@ -1,4 +1,4 @@
-"""Attackers, for tests of one's own federation: a daemon that lies to its neighbours, one line in the table each.
+"""Attackers, for tests of one's own federation: a daemon that lies to its neighbors, one line in the table each.
 
 There are two seams and no third. A DATA attack spoils the training examples between task and door; all that follows is
 honest. A WORD attack is asked by `liar.Liar`, which stands between algorithm and driver and passes every word of the
@@ -92,7 +92,7 @@ class Attack:
     @property
     def warning(self) -> str:
         """What the attacker says of itself, to its own people."""
-        return f"This node ATTACKS its neighbours ({self.name}), as it was told to."
+        return f"This node ATTACKS its neighbors ({self.name}), as it was told to."
 
 
 def find(name: str) -> Any:

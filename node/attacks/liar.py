@@ -8,12 +8,12 @@ The first vector of a Mix is taken for the parameters x. What is lied about ther
 last mixing, x̃ − x, as in attacks on gradients: −x itself would be noticed by anybody. All other vectors (gradients,
 momentum) are steps already. `of = "value"` lies about x as it is.
 
-What an attacker knows: what it heard itself, round by round: the answers to its questions, and what each neighbour put
+What an attacker knows: what it heard itself, round by round: the answers to its questions, and what each neighbor put
 into the mixing of the round BEFORE (in this round it speaks before it hears). Nothing of other attackers.
 
 Deviations
-    * `Mix` and `Say` carry the same to all neighbours: an attacker that says different things to different neighbours
-      (equivocation) can't be made of this wrapper. Answers differ by neighbour anyway, and so may lies in them.
+    * `Mix` and `Say` carry the same to all neighbors: an attacker that says different things to different neighbors
+      (equivocation) can't be made of this wrapper. Answers differ by neighbor anyway, and so may lies in them.
     * The honest answer is always made (and debited) first, also by a free rider, who would save itself the work; so
       what an attacker says of its privacy is never too little. A withheld answer stays withheld.
     * What was heard is not in the checkpoint: an attacker that starts again knows nothing in its first round.
@@ -49,7 +49,7 @@ class LieConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     words: tuple[Word, ...] = ("answer", "state")
-    """What is lied about: answers to neighbours, questions (costs only the attacker), state (what is mixed or said)."""
+    """What is lied about: answers to neighbors, questions (costs only the attacker), state (what is mixed or said)."""
     of: Literal["step", "value"] = "step"
     """Parameters in a Mix: lie about their step since the last mixing, or about their value."""
     strength: float = Field(default=1.0, ge=0)

@@ -19,14 +19,14 @@ OUTLIER = 3.0
 
 class EchoConfig(LieConfig):
     of: Literal["step", "value"] = "value"
-    """Parameters in a Mix: repeat the neighbour's step since the last mixing, or its value."""
+    """Parameters in a Mix: repeat the neighbor's step since the last mixing, or its value."""
 
 
 class Echo:
-    """Who asks gets its own model back for a gradient; to all, what the first neighbour said a round ago is said again
+    """Who asks gets its own model back for a gradient; to all, what the first neighbor said a round ago is said again
     (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
 
-    Knows: the model it is asked about; what its first neighbour mixed in the round before.
+    Knows: the model it is asked about; what its first neighbor mixed in the round before.
     Deviations: the paper's attackers all copy one honest node, in the same round; these know nothing of each other.
     """
 
@@ -52,7 +52,7 @@ class Alie:
     """A little is enough: μ − z·σ by coordinate, among the honest values and yet always on one side. Baruch, Baruch,
     Goldberg, arXiv 1902.06635.
 
-    Knows: μ and σ over its own truth and what each neighbour said in the same place the round before.
+    Knows: μ and σ over its own truth and what each neighbor said in the same place the round before.
     Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
     """
 
@@ -76,7 +76,7 @@ class InnerProduct:
     """Inner-product manipulation: −ε·μ, so that what is averaged and the true gradient disagree. Xie, Koyejo, Gupta,
     "Fall of empires", arXiv 1903.03936.
 
-    Knows: μ over its own truth and what each neighbour said in the same place the round before.
+    Knows: μ over its own truth and what each neighbor said in the same place the round before.
     Deviations: as of Alie.
     """
 
@@ -92,17 +92,17 @@ class InnerProduct:
 
 class DissensusConfig(LieConfig):
     epsilon: float = Field(default=1.5, ge=0)
-    """ε: 1 keeps the victim where it is, more drives it away from its neighbours."""
+    """ε: 1 keeps the victim where it is, more drives it away from its neighbors."""
 
 
 class Dissensus:
-    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: what its neighbours k pull it back, b pulls it away. He,
+    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: what its neighbors k pull it back, b pulls it away. He,
     Karimireddy, Jaggi, "Byzantine-robust decentralized learning via ClippedGossip", arXiv 2202.01545, definition of the
     dissensus attack.
 
-    Knows: what each neighbour mixed in the round before, and its own row of W.
-    Deviations: the paper's b says something else to every neighbour, each its victim; here all hear the same, made for
-    one victim, the neighbour farthest from the others. The victim's neighbours and weights are taken to be b's own.
+    Knows: what each neighbor mixed in the round before, and its own row of W.
+    Deviations: the paper's b says something else to every neighbor, each its victim; here all hear the same, made for
+    one victim, the neighbor farthest from the others. The victim's neighbors and weights are taken to be b's own.
     Who is farther from the median of all than OUTLIER times what half of them are is taken for another liar and left
     out: two that amplify each other would soon be beyond all numbers. Nothing but the parameters is lied about.
     """

@@ -24,7 +24,7 @@ class StateOnlyConfig(BaseModel):
 
 
 class StateOnly:
-    """Another attack with words = state: answers are honest, so whoever judges a neighbour by its gradients (DPDL's
+    """Another attack with words = state: answers are honest, so whoever judges a neighbor by its gradients (DPDL's
     cosine, Shapley values of ROSS and PDSL) finds no fault, and mixes the lie with w_ij.
 
     Knows: what that attack knows.

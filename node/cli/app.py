@@ -120,7 +120,7 @@ def run(
     settings: Settings = [],  # noqa: B006
     insecure: Insecure = False,
     loop: Loop = "auto",
-    attack: Annotated[str | None, typer.Option(metavar="NAME", help="Lie to the neighbours (docs/poison.md).")] = None,
+    attack: Annotated[str | None, typer.Option(metavar="NAME", help="Lie to the neighbors (docs/poison.md).")] = None,
     attack_set: Annotated[list[str], typer.Option(metavar="KEY=V", help="Set one key of the attack.")] = [],  # noqa: B006
     testing: Annotated[
         bool, typer.Option("--i-am-testing", help="Needed to attack: the federation is my own.")
@@ -188,7 +188,7 @@ def status(
 ) -> None:
     """Show what each daemon does and waits for.
 
-    Round, phase, whom it waits for, since when, until when, its neighbours, ε of the run and of the data's lifetime.
+    Round, phase, whom it waits for, since when, until when, its neighbors, ε of the run and of the data's lifetime.
     """
     from node.observability import terminal
 

@@ -29,7 +29,7 @@ OUR_NAMES = ("node", "peer")
 """Import names of ours that other packages on PyPI use too."""
 OLDEST_PYTHON = (3, 11)
 FEW_FILES, FILES = 128, 1024
-"""Open files: a daemon has some forty, and six per neighbour."""
+"""Open files: a daemon has some forty, and six per neighbor."""
 LEAST_MEMORY = 600 << 20
 """A daemon with a small model takes about 460 MiB, torch included."""
 CPU_WHEELS = "pip install --index-url https://download.pytorch.org/whl/cpu torch"

@@ -1,4 +1,4 @@
-"""What `doctor --config` and `config check` say of a node: its files, address, neighbours, data, ledger and memory.
+"""What `doctor --config` and `config check` say of a node: its files, address, neighbors, data, ledger and memory.
 
 Each check is one that the daemon makes too when it starts, here without starting: nothing is written, a ledger is
 opened only if it exists, and a port is bound for a moment.
@@ -44,7 +44,7 @@ SEEKING = frozenset({"exchange", "mdns"})
 
 
 def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterator[Finding]:
-    """All findings; those that need what is broken are left out. `dial`: neighbours are called, too."""
+    """All findings; those that need what is broken are left out. `dial`: neighbors are called, too."""
     try:
         node = located(load(NodeConfig, [file], settings), file.parent)
         run = load(RunConfig, [node.run], environ={})
@@ -78,7 +78,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
 
 
 def _attack(node: NodeConfig) -> Iterator[Finding]:
-    """A node that is to lie to its neighbours."""
+    """A node that is to lie to its neighbors."""
     if node.attack:
         try:
             yield warning("attack", Attack.of(node.attack).warning, "remove [attack], unless this is a test of yours")
@@ -200,7 +200,7 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
 
 
 def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator[Finding]:
-    """How neighbours are found, and whether they are there."""
+    """How neighbors are found, and whether they are there."""
     try:
         written = _written_down(node, roster)
     except PeerpoiseError as error:
@@ -208,7 +208,7 @@ def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator
         return
     yield from _discovery(node, roster, written)
     if dial:
-        yield from _neighbours(node, plan, roster, written)
+        yield from _neighbors(node, plan, roster, written)
 
 
 def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator[Finding]:
@@ -230,26 +230,26 @@ def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator
     yield ok("discovery", said)
 
 
-def _neighbours(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses) -> Iterator[Finding]:
+def _neighbors(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses) -> Iterator[Finding]:
     """Does anybody listen where they should be? Who it is, the handshake will tell."""
     hood, seeking = plan.hoods.get(node.name), " and ".join(sorted(SEEKING & {*node.peers.discovery}))
-    for name in hood.neighbours if hood else ():
+    for name in hood.neighbors if hood else ():
         try:
             found = asyncio.run(written.addresses(roster.by_name[name].id))
         except PeerpoiseError as error:
             if seeking:
                 yield ok(
-                    "neighbour", f"{name}: {seeking} will look for it" + (f"; {error}" if written.discoveries else "")
+                    "neighbor", f"{name}: {seeking} will look for it" + (f"; {error}" if written.discoveries else "")
                 )
             else:
-                yield warning("neighbour", str(error), "see [peers] in node.toml and docs/discovery.md")
+                yield warning("neighbor", str(error), "see [peers] in node.toml and docs/discovery.md")
             continue
         failures = [(address, why) for address in found if (why := _dial(address))]
         if len(failures) < len(found):
-            yield ok("neighbour", f"{name} listens")
+            yield ok("neighbor", f"{name} listens")
         else:
             said = "; ".join(f"{address}: {why}" for address, why in failures)
-            yield warning("neighbour", f"{name} can't be reached ({said})", "start it, or check firewall and address")
+            yield warning("neighbor", f"{name} can't be reached ({said})", "start it, or check firewall and address")
 
 
 def _written_down(node: NodeConfig, roster: Roster) -> Addresses:
@@ -311,6 +311,6 @@ def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
         yield fault("memory needed", str(error), "a smaller model")
         return
     if free is not None and need > free:
-        yield warning("memory needed", said, "a smaller model, fewer neighbours, or privacy.chunk")
+        yield warning("memory needed", said, "a smaller model, fewer neighbors, or privacy.chunk")
     else:
         yield ok("memory needed", said)

@@ -26,7 +26,7 @@ def plan(
     rate: Annotated[float | None, typer.Option(help="q, with which each example enters a batch.")] = None,
     graph: Annotated[str | None, typer.Option(help="Graph, of those in topology.kind.")] = None,
     nodes: Annotated[int | None, typer.Option(help="N.")] = None,
-    degree: Annotated[int | None, typer.Option(min=0, help="Neighbours of a node, instead of a graph.")] = None,
+    degree: Annotated[int | None, typer.Option(min=0, help="Neighbors of a node, instead of a graph.")] = None,
     data: Annotated[str, typer.Option(help="Name of private data: what its ledger has left.")] = "",
     limit: Annotated[float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")] = None,
     settings: Settings = [],  # noqa: B006 (typer copies it)

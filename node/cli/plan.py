@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of one graph: what a node with the most neighbours pays."""
+    """Of one graph: what a node with the most neighbors pays."""
 
     graph: str
     """Empty: only the degree was given."""
@@ -263,11 +263,11 @@ def _headline(outlook: Outlook) -> Iterator[str]:
     it, privacy = outlook.cost, outlook.privacy
     where = f"{it.graph} of {outlook.nodes} nodes" if it.graph else "any graph"
     yield (
-        f"{outlook.algorithm}, {where}, {it.degree} neighbours at most: |K| = {it.releases} releases a round, "
+        f"{outlook.algorithm}, {where}, {it.degree} neighbors at most: |K| = {it.releases} releases a round, "
         f"{outlook.rounds} rounds, q = {outlook.rate:g}"
     )
     yield f"σ = {it.sigma:.4g}: ε_total = {it.epsilon:.3g} ({conditions(privacy)})"
-    yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbour alone, same conditions; {LINK})"
+    yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
     if privacy.warning:
         yield privacy.warning
 

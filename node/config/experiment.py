@@ -51,7 +51,7 @@ class ExperimentSection(Section):
         return tuple(sorted(who))
 
     def attack_of(self, name: str) -> AttackSection | None:
-        """What this node does to its neighbours, as its node.toml has it."""
+        """What this node does to its neighbors, as its node.toml has it."""
         if self.attack is None or name not in self.attackers:
             return None
         return AttackSection(name=self.attack.name, **self.attack.options)

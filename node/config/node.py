@@ -56,7 +56,7 @@ class ListenSection(Section):
     address: str = "127.0.0.1:0"
     """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
     advertise: str = ""
-    """host:port neighbours dial; empty: the bound address, or where that is all of them, those of this machine."""
+    """host:port neighbors dial; empty: the bound address, or where that is all of them, those of this machine."""
     insecure: bool = False
     """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and summary."""
 
@@ -129,7 +129,7 @@ class MetricsSection(Section):
     listen: str = "127.0.0.1:0"
     """host:port of /metrics; port 0 takes a free one (see `peerpoise status`); empty: none."""
     diagnostics: bool = False
-    """Exports per-neighbour cosines in paper mode too, where they leak."""
+    """Exports per-neighbor cosines in paper mode too, where they leak."""
 
 
 class NodeConfig(Section):
@@ -153,7 +153,7 @@ class NodeConfig(Section):
     budget: BudgetSection = BudgetSection()
     metrics: MetricsSection = MetricsSection()
     attack: AttackSection | None = None
-    """This node attacks its neighbours: for tests of one's own federation."""
+    """This node attacks its neighbors: for tests of one's own federation."""
 
     def check_task(self, name: str) -> None:
         """Asked before anything of the task's is imported.

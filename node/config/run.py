@@ -67,7 +67,7 @@ class PrivacySection(Section):
     mode: Literal["strict", "paper", "none"] = "strict"
     """strict: all that leaves is noised first. paper: the papers' calibration (NOT a guarantee). none: no privacy."""
     epsilon: float | None = Field(default=None, gt=0)
-    """Target ε_total over the run: σ is calibrated for the largest closed neighbourhood. Excludes sigma."""
+    """Target ε_total over the run: σ is calibrated for the largest closed neighborhood. Excludes sigma."""
     sigma: float | None = Field(default=None, gt=0)
     """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon (paper mode's own
     formula excepted)."""
@@ -130,16 +130,16 @@ class ValidationSection(Section):
 
 
 class MixSection(Section):
-    """How what the neighbours say is averaged, by any algorithm."""
+    """How what the neighbors say is averaged, by any algorithm."""
 
     rule: Literal["mean", "median", "trimmed_mean", "multi_krum", "clipping"] = "mean"
-    """mean: weighted by W. The others bear neighbours that lie, but keep no mean over the nodes (docs/poison.md).
-    clipping: self-centred."""
+    """mean: weighted by W. The others bear neighbors that lie, but keep no mean over the nodes (docs/poison.md).
+    clipping: self-centered."""
     trim: int = Field(default=1, ge=0)
-    """How many liars among a node and its neighbours are borne: trimmed_mean leaves out so many values of a coordinate
-    on each side, multi_krum so many vectors, clipping so many neighbours when it takes τ from the others' distances."""
+    """How many liars among a node and its neighbors are borne: trimmed_mean leaves out so many values of a coordinate
+    on each side, multi_krum so many vectors, clipping so many neighbors when it takes τ from the others' distances."""
     tau: float | None = Field(default=None, gt=0)
-    """clipping: τ, how far a neighbour can pull (a norm); None: the largest distance after the `trim` farthest."""
+    """clipping: τ, how far a neighbor can pull (a norm); None: the largest distance after the `trim` farthest."""
 
 
 class LimitsSection(Section):
@@ -152,28 +152,28 @@ class LimitsSection(Section):
 
 class SyncSection(Section):
     mode: Literal["round", "quorum", "async"] = "round"
-    """round: wait for all live neighbours. quorum: for a share of them. async: never wait, not with algorithms that
+    """round: wait for all live neighbors. quorum: for a share of them. async: never wait, not with algorithms that
     train block by block."""
     deadline_s: float = Field(default=10.0, gt=0)
-    """Seconds without any progress after which a neighbour is lost. Measures progress, not compute time."""
+    """Seconds without any progress after which a neighbor is lost. Measures progress, not compute time."""
     slowest: float = Field(default=10.0, ge=1)
-    """How many times as long as a round takes the faster half of the neighbours (this node itself, where there is one
-    neighbour only) a neighbour may take. More uses up patience."""
+    """How many times as long as a round takes the faster half of the neighbors (this node itself, where there is one
+    neighbor only) a neighbor may take. More uses up patience."""
     patience_s: float | None = Field(default=None, gt=0)
-    """Seconds for which a neighbour that is slower than that, though it shows progress, is waited for before it is
+    """Seconds for which a neighbor that is slower than that, though it shows progress, is waited for before it is
     lost; each time half of what is left, so twice as many in the whole run. A tenth of the time in which it is on time
     is given back. Unset: 30 rounds, as long as they take the faster half, from 3 deadlines to 900 s."""
     quorum: float = Field(default=0.5, gt=0, le=1)
-    """Share of live neighbours to wait for in quorum mode."""
+    """Share of live neighbors to wait for in quorum mode."""
     staleness: int = Field(default=2, ge=0)
     """τ: largest age in rounds of what is used in async mode."""
 
 
 class StartSection(Section):
     timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds to wait for all neighbours before round 0."""
-    min_neighbours: int = Field(default=1, ge=0)
-    """Neighbours needed to start at the timeout."""
+    """Seconds to wait for all neighbors before round 0."""
+    min_neighbors: int = Field(default=1, ge=0)
+    """Neighbors needed to start at the timeout."""
 
 
 class RunSection(Section):
@@ -206,7 +206,7 @@ class RunConfig(Section):
         return Wiring(p=self.topology.p, seed=self.train.seed, edges=self.topology.edges)
 
     def neighborhoods(self, names: Sequence[str]) -> dict[str, Neighborhood]:
-        """Every node's closed neighbourhood on the run's graph over these names.
+        """Every node's closed neighborhood on the run's graph over these names.
 
         Raises:
             ConfigurationError: no such graph over them.

@@ -85,7 +85,7 @@ class TaskSection(Section):
     label: str = "label"
     """A table's column of labels."""
     features: dict[str, tuple[float, float]] = {}
-    """A table's columns to learn from: name = [centre, scale], PUBLIC constants; (value − centre)/scale is learnt."""
+    """A table's columns to learn from: name = [center, scale], PUBLIC constants; (value − center)/scale is learnt."""
     channels: Literal[1, 3] = 3
     """Folders of images: 1 makes them grey."""
     model: str = "softmax"

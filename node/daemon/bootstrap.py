@@ -1,6 +1,6 @@
 """A daemon's first second: its files are checked and its port answers before torch is there.
 
-Importing torch takes seconds. Until then grpc.health.v1 answers NOT_SERVING, and neighbours that call are kept waiting.
+Importing torch takes seconds. Until then grpc.health.v1 answers NOT_SERVING, and neighbors that call are kept waiting.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def serve(
 ) -> int:
     """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
 
-    `testing`: it may attack its neighbours, if its file says so, and fail where PEERPOISE_FAILPOINTS says.
+    `testing`: it may attack its neighbors, if its file says so, and fail where PEERPOISE_FAILPOINTS says.
     `until_eof`: the end of standard input is SIGTERM.
 
     Raises:
@@ -63,7 +63,7 @@ def serve(
     node = located(load(NodeConfig, [file], settings), file.parent)
     if node.attack and not testing:
         raise ConfigurationError(
-            f"This node would attack its neighbours ({node.attack.name}), which is for tests of your own federation: "
+            f"This node would attack its neighbors ({node.attack.name}), which is for tests of your own federation: "
             "add --i-am-testing, or remove [attack]."
         )
     node.budget.limit  # noqa: B018 (the owner must have decided before anything is done with the data)

@@ -1,7 +1,7 @@
 """One daemon: THE composition root, the only place where transport and algorithm meet.
 
-`bootstrap.py` has read its files and opened its port. It gathers its neighbours, plays its rounds in the compute thread and
-on the event loop, keeps journal, checkpoints and metrics, and stops within seconds when told to.
+`bootstrap.py` has read its files and opened its port. It waits for its neighbors, runs its rounds in the compute thread
+and on the event loop, keeps journal, checkpoints and metrics, and stops within seconds when told to.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ STOP_SECONDS = 4.0
 MAX_INCARNATION = 1 << 63
 """A message carries no more; the clock gets there in 2262."""
 LINGER_SECONDS = 30.0
-"""After the last round a daemon stays reachable for slower neighbours, at most so long."""
+"""After the last round a daemon stays reachable for slower neighbors, at most so long."""
 
 
 class Daemon:
@@ -289,7 +289,7 @@ class Daemon:
                 inputs=getattr(learner.task, "inputs", {}),
             ),
             incarnation=incarnation,
-            membership=Membership.of(name, hood.neighbours, run.sync.deadline_s),
+            membership=Membership.of(name, hood.neighbors, run.sync.deadline_s),
             observer=self.watch,
         )
         self.addresses = self._addresses(circle, transport)
@@ -353,11 +353,11 @@ class Daemon:
             self.watch.connections(self.transport.connections, self.transport.connections_used)
 
     def _addresses(self, circle: Circle, transport: Grpc) -> Addresses:
-        peers, neighbours = self.node.peers, circle.membership.neighbours
+        peers, neighbors = self.node.peers, circle.membership.neighbors
 
         def missing() -> list[str]:
             over = (Presence.FINISHED, Presence.REMOVED)
-            gone = {peer for peer, it in neighbours.items() if it.presence in over}
+            gone = {peer for peer, it in neighbors.items() if it.presence in over}
             return [it.id for peer, it in circle.contacts.items() if not it.proven and peer not in gone]
 
         around = Surroundings(
@@ -385,7 +385,7 @@ class Daemon:
             self.watch.warn(str(error))
 
     def _check_remembered(self, sequence: int, digest: bytes) -> None:
-        """Does a neighbour remember more than the ledger holds? Asked before own work, so before more is released."""
+        """Does a neighbor remember more than the ledger holds? Asked before own work, so before more is released."""
         ledger = self.learner.ledger
         if ledger is None or sequence == 0:
             return
@@ -449,7 +449,7 @@ class Daemon:
         """Model and summary of a run that is over. `diverged`: it ends so, and there is no model."""
         learner, watch, folder = self.learner, self.watch, self.node.folder
         tested = {} if diverged else self.tested or self._evaluate()
-        found = learner.summarise(
+        found = learner.summarize(
             played=self.played,
             metrics=tested,
             consensus_distance=watch.distance,

@@ -63,7 +63,7 @@ class Examples:
         x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
         return replace(self, x=x)
 
-    def standardised(self, mean: Sequence[float], std: Sequence[float]) -> Examples:
+    def standardized(self, mean: Sequence[float], std: Sequence[float]) -> Examples:
         """(x − mean)/std, by channel.
 
         Raises:
@@ -75,8 +75,8 @@ class Examples:
             raise ConfigurationError(
                 f"task.mean has {len(mean)} figures, the images have {self.shape[0]} channels; give one for each."
             )
-        centre, scale = (torch.tensor(it).view(1, -1, 1, 1) for it in (mean, std))
-        return replace(self, x=(self.x - centre) / scale)
+        center, scale = (torch.tensor(it).view(1, -1, 1, 1) for it in (mean, std))
+        return replace(self, x=(self.x - center) / scale)
 
     def split(self) -> tuple[Examples, Examples]:
         """(train, test): TEST_SHARE of every class in test."""

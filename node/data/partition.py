@@ -146,7 +146,7 @@ def _size(n: int, nodes: int) -> int:
 
 
 def union(parts: Sequence[Rows]) -> Rows:
-    """All rows of all parts: what `centralised` learns from."""
+    """All rows of all parts: what `centralized` learns from."""
     return np.sort(np.concatenate(parts))
 
 

@@ -1,4 +1,4 @@
-"""Tables (CSV, Parquet): numeric columns, standardised by PUBLIC constants, and a column of labels.
+"""Tables (CSV, Parquet): numeric columns, standardized by PUBLIC constants, and a column of labels.
 
 The constants stand in the run file, equal at all nodes: a mean computed from private rows would be a release that no
 ledger knows.
@@ -42,7 +42,7 @@ QUOTED = 40
 
 
 def table(path: Path, task: TaskSection) -> Examples:
-    """The rows as images of 1 × 1 × features: (value − centre)/scale in the order of `task.features`.
+    """The rows as images of 1 × 1 × features: (value − center)/scale in the order of `task.features`.
 
     Raises:
         ConfigurationError: the run file names no features, or pyarrow is missing.
@@ -50,7 +50,7 @@ def table(path: Path, task: TaskSection) -> Examples:
     """
     if not task.features:
         raise ConfigurationError(
-            "A table needs [task.features] in the run file: column = [centre, scale], public constants of each."
+            "A table needs [task.features] in the run file: column = [center, scale], public constants of each."
         )
     found = columns.read(path, (*task.features, task.label), others=task.data != "own")
     if not (n := len(found[task.label])):
@@ -96,9 +96,9 @@ def _numbered(path: Path, names: Sequence[str], classes: Sequence[str]) -> NDArr
     return np.array(places, np.int64)
 
 
-def _scaled(path: Path, name: str, cells: Sequence[Any], centre: float, scale: float) -> NDArray[np.float32]:
+def _scaled(path: Path, name: str, cells: Sequence[Any], center: float, scale: float) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        values = ((_numbers(path, name, cells) - centre) / scale).astype(np.float32)
+        values = ((_numbers(path, name, cells) - center) / scale).astype(np.float32)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
         raise DataError(f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them before.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 """What systems leave in folders, beside names that begin with a dot."""
-ABOUT = {"readme", "license", "licence", "notice", "changelog"}
+ABOUT = {"readme", "license", "notice", "changelog"}
 """What data sets bring along that people are to read."""
 
 

@@ -101,7 +101,7 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
     play(conversations, _hoods(learners), rounds, **how)  # type: ignore[arg-type]
     each = [after - before for before, after in pairwise(seconds)]
     found = {
-        name: learner.summarise(
+        name: learner.summarize(
             played=rounds,
             metrics=metrics[name],
             bytes_sent=sent[name],

@@ -93,7 +93,7 @@ class Plan:
             named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
         if not algorithm.pooled and (node := too_small(hoods, mix)):
             raise ConfigurationError(
-                f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbours are "
+                f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbors are "
                 f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
             )
         if getattr(algorithm, "validates", False):
@@ -106,7 +106,7 @@ class Plan:
         return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
 
     def sigma(self, d: int) -> float:
-        """The nominal noise multiplier of the run for d parameters, calibrated for the largest neighbourhood.
+        """The nominal noise multiplier of the run for d parameters, calibrated for the largest neighborhood.
 
         Takes a CPU second or two in mode strict with a target ε.
         """
@@ -155,10 +155,10 @@ class Plan:
 
 
 def _players(name: str, options: Coalitions, hoods: Mapping[Peer, Neighborhood]) -> None:
-    """Raises ConfigurationError unless everybody has neighbours to value, not too many for the options."""
+    """Raises ConfigurationError unless everybody has neighbors to value, not too many for the options."""
     for node, hood in sorted(hoods.items()):
         if not hood.degree:
-            raise ConfigurationError(f"{name} values neighbours, and {node} has none; take more nodes, or local.")
+            raise ConfigurationError(f"{name} values neighbors, and {node} has none; take more nodes, or local.")
         if why := too_poor(options, len(hood.weight)):
             raise ConfigurationError(f"Configuration: algorithm: {why} ({name}, {node})")
 
@@ -188,7 +188,7 @@ class Learner:
     bounds: Bounds
     """What every payload of the run is held to."""
     attack: Attack | None = None
-    """What it does to its neighbours."""
+    """What it does to its neighbors."""
 
     @property
     def run(self) -> RunConfig:
@@ -271,7 +271,7 @@ class Learner:
             warning=self.plan.warning,
         )
 
-    def summarise(
+    def summarize(
         self,
         *,
         played: int,
@@ -389,7 +389,7 @@ def build(
     on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
-    is what `compute.device` says. `attack`: it lies to its neighbours so. The callbacks are those of `open_door`.
+    is what `compute.device` says. `attack`: it lies to its neighbors so. The callbacks are those of `open_door`.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.

@@ -16,9 +16,9 @@ from peer.errors import ConfigurationError
 
 BASE = 460 << 20
 """Bytes of a daemon with next to no parameters."""
-OWN, PER_EXAMPLE, PER_NEIGHBOUR = 28, 3, 6
+OWN, PER_EXAMPLE, PER_NEIGHBOR = 28, 3, 6
 """Parameter vectors that are held at once: of a round, gradients of an example in float32 and float64, and what is in
-flight to and from a neighbour. Fitted to peaks of DPDL's daemons (docs/benchmarks.md): without privacy they take 6 to
+flight to and from a neighbor. Fitted to peaks of DPDL's daemons (docs/benchmarks.md): without privacy they take 6 to
 19 % less than said, in mode strict up to 9 % more."""
 
 
@@ -54,7 +54,7 @@ def memory_needed(algorithm: type[Algorithm], options: Any, run: RunConfig, task
     it, and 2M to start with."""
     d, privacy = task.layout.size, run.privacy
     if not getattr(algorithm, "staged", False):
-        return BASE + 4 * d * (OWN + PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOUR * degree)
+        return BASE + 4 * d * (OWN + PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOR * degree)
     block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
     clipped = PER_EXAMPLE * _at_once(privacy, task, block) if privacy.mode != "none" else 0
     return BASE + width * d + max(width * d, _beside(options, run, task, degree) + 4 * block * clipped)
@@ -66,7 +66,7 @@ def _beside(options: Any, run: RunConfig, task: Task, degree: int) -> int:
 
 
 def _collected(options: Any, run: RunConfig, degree: int) -> float:
-    """Blocks that are held where those of neighbours are not folded as they come: these, what came in bfloat16 beside
+    """Blocks that are held where those of neighbors are not folded as they come: these, what came in bfloat16 beside
     it in float32, and tables of all."""
     wire = getattr(options, "wire", None)  # BAdam has none
     if wire is None or (run.mix.rule == "mean" and run.sync.mode != "quorum"):

@@ -36,7 +36,7 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
     is (last norm, head) with the last one. Of tied weights the first name counts: what layers share is the first one's.
 
     Raises:
-        ConfigurationError: no layers are recognised, it does not run with adapters, or nothing is left to train.
+        ConfigurationError: no layers are recognized, it does not run with adapters, or nothing is left to train.
     """
     inside = layers(model, _reached(model))
     named = dict(model.named_parameters())  # each tied parameter once
@@ -73,7 +73,7 @@ def layers(model: nn.Module, reached: Set[nn.Module]) -> list[tuple[str, ...]]:
     }
     if not any(sizes.values()):
         raise ConfigurationError(
-            f"No layers are recognised in {type(model).__name__}: it has no nn.ModuleList that tokens run through."
+            f"No layers are recognized in {type(model).__name__}: it has no nn.ModuleList that tokens run through."
         )
     count = len(lists[max(sizes, key=lambda name: sizes[name])])
     alike = [name for name in sizes if len(lists[name]) == count]

@@ -234,7 +234,7 @@ def _convert(file: Path, into: Path) -> None:
     except Exception as error:
         raise DataError(f"{file} can't be read as a GGUF model: {first_line(error)}.") from None
     config = model.config
-    if hasattr(config, "quantization_config"):  # it is dequantised, but can't be saved while it says otherwise
+    if hasattr(config, "quantization_config"):  # it is dequantized, but can't be saved while it says otherwise
         del config.quantization_config
     with torch.device("meta"):
         plain = library.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

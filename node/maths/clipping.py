@@ -7,7 +7,7 @@ that vmap can't take; over chunks of examples, clipped inside the chunk (memory 
 float64, so that one record moves the sum by at most C(1 + SLACK) plus 1e-15 per record.
 
 That needs every record's gradient, or its factors, to have the same bits whichever other records are in the batch:
-float32 kernels round differently for other lengths, and a neighbour can choose a model (huge weights whose logits
+float32 kernels round differently for other lengths, and a neighbor can choose a model (huge weights whose logits
 cancel) that turns such a rounding into another class and so into 2C. Therefore every chunk is filled up to one fixed
 length, `choose` takes a backend only if its bits don't depend on the place in the chunk, and what a task holds
 may not change while its records are asked (node/maths/purity.py). Not covered: kernels that are not deterministic at
@@ -180,7 +180,7 @@ def _dropped(task: Task, n: int, least: int, chunk: int) -> Iterator[Tensor]:
 
 
 def _despite_errors(ask: Ask, rows: Tensor, batch: tuple[Tensor, ...], hopeless: Callable[[], bool]) -> Sums:
-    """The sum over the rows. A row whose loss raises, which it may do at a neighbour's model, contributes zero: {}.
+    """The sum over the rows. A row whose loss raises, which it may do at a neighbor's model, contributes zero: {}.
 
     Raises:
         whatever the loss raises, if it does so with made-up values too: then it is no model's fault.
@@ -391,7 +391,7 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
     PROBE_ERROR, and whose bits don't depend on a record's place; else "loop".
 
     All is tried on made-up examples and parameters, so that no record has a part in the choice, and no dead unit hides
-    a bit that a neighbour's model could bring to light.
+    a bit that a neighbor's model could bring to light.
 
     Raises:
         Impure: an example's loss depends on what was asked before, whatever the backend.

@@ -1,4 +1,4 @@
-"""What a neighbour's gradient is worth to a node's own model: the game of ROSS and PDSL, and the weights that follow.
+"""What a neighbor's gradient is worth to a node's own model: the game of ROSS and PDSL, and the weights that follow.
 
     x_i(S) = x_i − γ·(1/|S|) Σ_{j∈S} g_{j→i} for a coalition S ⊆ N_i;  x_i(∅) = x_i
     v_i(S) = value of x_i(S) on the validation set
@@ -67,20 +67,20 @@ class Judge(Protocol):
 
 
 class Coalitions(Section):
-    """The part of an algorithm's Config that says how neighbours are valued."""
+    """The part of an algorithm's Config that says how neighbors are valued."""
 
     value: Kind = "accuracy"
     """v: accuracy, or the negative mean loss, on the validation set."""
-    normalisation: Literal["relu", "minmax", "softmax"] = "relu"
+    normalization: Literal["relu", "minmax", "softmax"] = "relu"
     """φ': max(φ, 0), or (φ − min φ)/(max φ − min φ), by which the least is always 0, or softmax(φ/temperature)."""
     null_players: Literal["capped", "paper"] = "capped"
     """capped: who adds nothing to staying put weighs w at most, zeros and echoes nothing. paper: as φ' says."""
     temperature: float = Field(default=1.0, gt=0)
     """Of softmax, in units of v."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalisation. Noise asks for it."""
+    """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalization. Noise asks for it."""
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "auto"
-    """auto: exact up to 8 players (a node and 7 neighbours), permutations above. svarm: stratified, some two to four
+    """auto: exact up to 8 players (a node and 7 neighbors), permutations above. svarm: stratified, some two to four
     times better for as many evaluations. first_order: one gradient on the validation set instead (neg_loss only)."""
     permutations: int = Field(default=10, ge=1)
     """R: orders per round; with `antithetic` a pair of them is an order and its reverse."""
@@ -260,7 +260,7 @@ def shares(options: Coalitions, phi: Mapping[Peer, float], weight: Mapping[Peer,
 def _non_negative(options: Coalitions, phi: Mapping[Peer, float]) -> dict[Peer, float]:
     """φ'."""
     least, most = min(phi.values()), max(phi.values())
-    match options.normalisation:
+    match options.normalization:
         case "relu":
             return {j: value if value > ROUNDING else 0.0 for j, value in phi.items()}
         case "minmax":

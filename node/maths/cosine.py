@@ -1,7 +1,7 @@
 """Cosine similarity S(a, b) and DPDL's calibration 𝒞 (arXiv 2606.04399, equation (4)).
 
 Computed in float64 with torch's own summation, never by BLAS: the last bits of a BLAS dot product depend on where the
-vectors lie in memory, and the simulation and a daemon must weigh their neighbours with the same bits.
+vectors lie in memory, and the simulation and a daemon must weigh their neighbors with the same bits.
 """
 
 from __future__ import annotations

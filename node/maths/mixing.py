@@ -1,4 +1,4 @@
-"""Weighted sums over a neighbourhood, and which edges of it are mixed.
+"""Weighted sums over a neighborhood, and which edges of it are mixed.
 
 `fold` is the one elementary step and sorted peers the one order of summation, for every driver: whole vectors and
 frames of them, folded in this order, give the same bits (each element is a chain of the same operations, wherever it
@@ -61,7 +61,7 @@ def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
 
 
 def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -> frozenset[Peer]:
-    """The neighbours I mix with: those I heard in the phase before, whose header came, and who say they heard me.
+    """The neighbors I mix with: those I heard in the phase before, whose header came, and who say they heard me.
 
     An edge lost at one end would let the mean of x drift; lost at both ends, W stays doubly stochastic (the weight goes
     to self, `Neighborhood.without`) and the mean is kept.

@@ -5,7 +5,7 @@
 The dual is a non-negative least-squares problem, ‖g + Σ_j u_j g_j‖ → min over u ≥ 0, with one row per parameter. All
 that it depends on are the inner products of the k+1 vectors, so it is solved on a root of their matrix: k+1 rows
 instead of d, and one pass over the vectors. The vectors are scaled to length 1 first (a constraint does not depend on
-the length of its g_j), so that the matrix holds cosines and a neighbour's scale can't spoil its condition. Squaring
+the length of its g_j), so that the matrix holds cosines and a neighbor's scale can't spoil its condition. Squaring
 costs half of float64's 16 digits; the gradients are float32 and have 7. Where directions cancel but for rounding, exact
 multipliers are without bound and amplify it: a ridge of RIDGE·‖u‖² keeps g̃ no longer than g.
 
@@ -68,7 +68,7 @@ def project(g: Tensor, others: Mapping[Peer, Tensor]) -> Projection:
 
 
 def _dual(cosines: Matrix) -> Matrix:
-    """u ≥ 0 [k] that minimises ‖ĝ + Σ u_j ĝ_j‖² + RIDGE·‖u‖² for unit vectors with these cosines [k+1, k+1], ĝ last.
+    """u ≥ 0 [k] that minimizes ‖ĝ + Σ u_j ĝ_j‖² + RIDGE·‖u‖² for unit vectors with these cosines [k+1, k+1], ĝ last.
 
     Zeros, so the vector as it is, in the case (never seen) that the solver does not end.
     """

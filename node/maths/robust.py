@@ -1,21 +1,21 @@
-"""How a closed neighbourhood's vectors become one: the W-weighted mean, and rules that bear neighbours who lie.
+"""How a closed neighborhood's vectors become one: the W-weighted mean, and rules that bear neighbors who lie.
 
     mean          Σ_j w_ij x_j
     median        of every coordinate                                    Yin et al., arXiv 1803.01498
     trimmed_mean  of every coordinate, without the `trim` largest and smallest values (the same paper)
     multi_krum    the mean of the n − trim vectors nearest to their n − trim − 2 nearest others
                                                                          Blanchard et al., arXiv 1703.02757
-    clipping      x_i + Σ_j w_ij clip(x_j − x_i, τ), self-centred        He, Karimireddy, Jaggi, arXiv 2202.01545
+    clipping      x_i + Σ_j w_ij clip(x_j − x_i, τ), self-centered        He, Karimireddy, Jaggi, arXiv 2202.01545
 
 All but the mean are pure functions of what one node heard, so W is not doubly stochastic any more: the mean of x over
 the nodes drifts, most where data differ most. median, trimmed_mean and multi_krum don't use W's weights. A tuple (x, v)
-is mixed place by place: a neighbour may be left out of one and not of the other.
+is mixed place by place: a neighbor may be left out of one and not of the other.
 
 Deviations
     * multi_krum scores with at least one nearest other, so that it works on a ring (n = 3, where the paper's n − f − 2
       is 0), and ends ties, which two vectors that are each other's nearest always make then, by the distance to all.
       Its theorem asks for n ≥ 2f + 3.
-    * τ of clipping, where none is given, is the largest distance to a neighbour after the `trim` farthest are left out
+    * τ of clipping, where none is given, is the largest distance to a neighbor after the `trim` farthest are left out
       (with trim = 1 as in the authors' public code); their theory wants distances to honest ones, which nobody knows.
     * Where so few were heard that nothing can be told (`ENOUGH`), the own vector stays.
 """
@@ -34,12 +34,12 @@ from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
 Vectors: TypeAlias = Mapping[Peer, Tensor]
-"""What was heard from each peer of the closed neighbourhood, me included, [d] each."""
+"""What was heard from each peer of the closed neighborhood, me included, [d] each."""
 Rule: TypeAlias = Callable[[Mapping[Peer, float], Vectors, Peer, MixSection], Tensor]
 """(row of W over those heard, their vectors, me, [mix]) -> [d]. The vectors are left as they are."""
 
 BLOCK = 1 << 14
-"""Coordinates sorted at a time: a neighbourhood of ten stays in the cache."""
+"""Coordinates sorted at a time: a neighborhood of ten stays in the cache."""
 
 
 def mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
@@ -97,7 +97,7 @@ ENOUGH: Mapping[str, Callable[[MixSection], int]] = {
     "multi_krum": lambda how: 2 * how.trim + 1,
     "clipping": lambda how: 1 if how.tau is not None else how.trim + 2,
 }
-"""rule -> the smallest closed neighbourhood it can say anything of."""
+"""rule -> the smallest closed neighborhood it can say anything of."""
 
 
 MEAN = MixSection()
@@ -119,7 +119,7 @@ def rule_for(asked: str | Rule, how: MixSection, me: Peer) -> Callable[[Mapping[
 
 
 def too_small(hoods: Mapping[Peer, Neighborhood], how: MixSection) -> Peer | None:
-    """A node whose closed neighbourhood is too small for the run's rule, if there is one."""
+    """A node whose closed neighborhood is too small for the run's rule, if there is one."""
     return next((name for name in sorted(hoods) if len(hoods[name].weight) < ENOUGH[how.rule](how)), None)
 
 

@@ -1,6 +1,6 @@
 """Prometheus metrics of one daemon; the only file that meets Prometheus.
 
-Every name is in the golden list of the tests. Labels are bounded: peers are the neighbours in the graph (anybody else
+Every name is in the golden list of the tests. Labels are bounded: peers are the neighbors in the graph (anybody else
 is "unknown"), kinds and codes come from our own tables. Nothing private is exported: no loss on private data, no batch
 size, no n_i, no share of clipped examples. Not covered: seconds of a phase tell how long this machine computed, which
 grows with the secret batch; keep /metrics on loopback where that matters.
@@ -58,7 +58,7 @@ class Metrics:
         diagnostics: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`diagnostics`: export per-neighbour cosines and calibration weights (off in paper mode, where they are made
+        """`diagnostics`: export per-neighbor cosines and calibration weights (off in paper mode, where they are made
         with the clean gradient, unless the node's file says otherwise). `clock`: seconds, monotonic."""
         self.registry = CollectorRegistry()
         self.diagnostics = diagnostics
@@ -82,17 +82,17 @@ class Metrics:
         self.rounds = self._counter("rounds", "Rounds finished since the start of this process.")
         self._phase = self._histogram("phase_seconds", "Seconds of a phase, waiting included.", PHASE_SECONDS, "kind")
         self._wait = Summary(
-            "peerpoise_wait_seconds", "Seconds waited for a neighbour.", ["peer"], registry=self.registry
+            "peerpoise_wait_seconds", "Seconds waited for a neighbor.", ["peer"], registry=self.registry
         )
         self._weight = self._gauge(
             "peer_weight_ratio",
-            "Weight of a neighbour's gradient where the algorithm weighs it, else in mixing; 0 when lost.",
+            "Weight of a neighbor's gradient where the algorithm weighs it, else in mixing; 0 when lost.",
             "peer",
         )
-        self._shapley = self._gauge("peer_shapley", "Shapley value of a neighbour's gradient.", "peer")
-        self._cosine = self._gauge("peer_cosine", "Cosine of a neighbour's gradient and the own one.", "peer")
+        self._shapley = self._gauge("peer_shapley", "Shapley value of a neighbor's gradient.", "peer")
+        self._cosine = self._gauge("peer_cosine", "Cosine of a neighbor's gradient and the own one.", "peer")
         self._calibration = self._gauge("peer_calibration_weight_ratio", "DPDL's calibration weight.", "peer")
-        self.consensus_distance = self._gauge("consensus_distance", "Over the closed neighbourhood.")
+        self.consensus_distance = self._gauge("consensus_distance", "Over the closed neighborhood.")
         self.test_accuracy = self._gauge("test_accuracy_ratio", "Accuracy on the PUBLIC test set.")
         self.test_perplexity = self._gauge("test_perplexity", "A language model's perplexity on the PUBLIC test set.")
         self.lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes up.", LAG_SECONDS)
@@ -100,7 +100,7 @@ class Metrics:
         age.set_function(self._age)
 
     def _network(self) -> None:
-        self._up = self._gauge("peer_up", "1: the neighbour is in session.", "peer")
+        self._up = self._gauge("peer_up", "1: the neighbor is in session.", "peer")
         self._rtt = self._gauge("peer_rtt_seconds", "Round trip of the last heartbeat.", "peer")
         self._bytes = self._counter("wire_bytes", "Payload bytes.", "peer", "direction", "kind")
         self._errors = self._counter("wire_errors", "Refusals and broken transfers.", "peer", "code")
@@ -113,13 +113,13 @@ class Metrics:
         self._connections = self._counter(
             "connections", "TLS handshakes begun by others; used: somebody with a certificate called on it.", "used"
         )
-        self._rejected = self._counter("rejected", "Payloads of a neighbour that were not finite, or broken.", "peer")
+        self._rejected = self._counter("rejected", "Payloads of a neighbor that were not finite, or broken.", "peer")
         self._contradictions = self._counter(
             "contradictions", "Neighbors that were proved to tell different neighbors different things.", "peer"
         )
         self._outliers = self._counter("outliers", "Payloads of a neighbor far from where the others' are.", "peer")
-        self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbour was lost.", "peer")
-        self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbour left halfway.")
+        self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbor was lost.", "peer")
+        self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbor left halfway.")
         self._insecure = self._gauge(
             "insecure", "1: no TLS, public seed of the noise, an attacker, private validation set.", "what"
         )
@@ -134,8 +134,8 @@ class Metrics:
         self.withheld = self._counter("releases_withheld", "Gradients not released: budget or ledger.")
         self.ledger_errors = self._counter("privacy_ledger_errors", "Debits the ledger could not record.")
 
-    def neighbours(self, peers: Iterable[Peer], me: Peer) -> None:
-        """Whose names may be labels: the neighbours in the graph, and this node as a recipient."""
+    def neighbors(self, peers: Iterable[Peer], me: Peer) -> None:
+        """Whose names may be labels: the neighbors in the graph, and this node as a recipient."""
         self._peers = frozenset(peers) | {me}
         for peer in sorted(self._peers - {me}):
             self.up(peer, False)

@@ -34,7 +34,7 @@ PATH_LIMIT = 100
 SHORT = "/tmp"
 """Where sockets lie if the folder for temporary files has too long a name."""
 DOCUMENT_LIMIT = 128 << 10
-"""Bytes of a document (about 200 per neighbour): less than a socket's buffer, so that answering never waits."""
+"""Bytes of a document (about 200 per neighbor): less than a socket's buffer, so that answering never waits."""
 
 
 class Phase(TypedDict):
@@ -54,7 +54,7 @@ class Waiting(TypedDict):
     """What it owes, e.g. "its answer to our model"."""
 
 
-class Neighbour(TypedDict):
+class Neighbor(TypedDict):
     name: str
     state: str
     """E.g. up, connecting, down, left."""
@@ -106,7 +106,7 @@ class Status(TypedDict):
     """T."""
     phase: Phase | None
     waiting_for: list[Waiting]
-    neighbours: list[Neighbour]
+    neighbors: list[Neighbor]
     epsilon: Epsilon | None
     """None in mode none."""
     test_accuracy: float | None
@@ -234,14 +234,14 @@ def find(among: Path | None = None) -> list[Path]:
 
 
 def render(status: Status) -> RenderableType:
-    """The document for people: one line of what it does, whom it waits for, its neighbours, ε."""
+    """The document for people: one line of what it does, whom it waits for, its neighbors, ε."""
     from rich.console import Group
     from rich.text import Text
 
     lines = [Text(_headline(status), "bold"), *(Text(line) for line in _details(status))]
     lines += [Text(f"INSECURE: {what}", "bold red") for what in status["insecure"]]
     lines += [Text(warning, "yellow") for warning in status["warnings"]]
-    return Group(*lines, _neighbours(status["neighbours"]))
+    return Group(*lines, _neighbors(status["neighbors"]))
 
 
 def _headline(status: Status) -> str:
@@ -285,7 +285,7 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     return [
         f"ε_total {_number(run['total'])} in this run ({said}, {covers}); {_number(epsilon['lifetime'])} in the life "
         f"of these data, limit {limit} (δ = {epsilon['lifetime_delta']:g})",
-        f"ε_link {_number(run['link'])} ({said}, one neighbour alone: a diagnostic, not a guarantee)",
+        f"ε_link {_number(run['link'])} ({said}, one neighbor alone: a diagnostic, not a guarantee)",
     ]
 
 
@@ -293,13 +293,13 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g}"
 
 
-def _neighbours(neighbours: list[Neighbour]) -> Table:
+def _neighbors(neighbors: list[Neighbor]) -> Table:
     """Every cell is Text: rich would read markup in an IPv6 address, or in the sentence with which a peer refuses."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("neighbour", "state", "round", "rtt", "address", "last error", box=None, pad_edge=False)
-    for each in neighbours:
+    table = Table("neighbor", "state", "round", "rtt", "address", "last error", box=None, pad_edge=False)
+    for each in neighbors:
         rtt = "" if each["rtt_ms"] is None else f"{each['rtt_ms']:.1f} ms"
         reached = "" if each["round"] is None else str(each["round"] + 1)
         where = f"{each['address']} ({each['found_by'] or '?'})" if each["address"] else ""

@@ -19,7 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from node.config import BudgetSection, RunConfig
 from node.learning.learner import ADJACENCY, Learner, LiveEpsilon
 from node.observability.metrics import Metrics
-from node.observability.status import Epsilon, Neighbour, Phase, RunEpsilon, Status, Waiting
+from node.observability.status import Epsilon, Neighbor, Phase, RunEpsilon, Status, Waiting
 from node.privacy.door import Door
 from node.records.journal import Journal, code_version, tested
 from node.rounds.waiting import Watcher
@@ -33,7 +33,7 @@ from peer.v1 import peer_pb2 as pb
 
 UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 PER_ROUND = 16
-"""Lines of the journal in a round about what one neighbour did: it could go on and off, or send rubbish, for ever."""
+"""Lines of the journal in a round about what one neighbor did: it could go on and off, or send rubbish, for ever."""
 WARNINGS = 32
 """Sentences that are kept; the oldest go first."""
 NUMBER = re.compile(r"(?<=checkpoint-)\d+|(?<![\w.:/-])\d+(?![\w:/-])")
@@ -70,7 +70,7 @@ class Watch(Watcher, Observer):
         self._began = time.monotonic()
         self._present: dict[Peer, bool] = {}
         self._refusals: dict[Peer, str] = {}
-        """The last code with which each neighbour refused something."""
+        """The last code with which each neighbor refused something."""
         self._strangers = (self._began, 0)
         """When connections that came to nothing were looked at last, and how many there were so far."""
         self._refused: dict[str, tuple[float, int]] = {}
@@ -80,7 +80,7 @@ class Watch(Watcher, Observer):
 
     def attach(self, learner: Learner, session: Session, addresses: Addresses | None = None) -> None:
         self.learner, self.session, self.addresses = learner, session, addresses
-        self.metrics.neighbours(learner.hood.neighbours, self.name)
+        self.metrics.neighbors(learner.hood.neighbors, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
         self.metrics.run_rounds.set(self.run.train.rounds)
         if self.limit is not None:
@@ -154,7 +154,7 @@ class Watch(Watcher, Observer):
     def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
         assert self.learner is not None
         if "weight" not in self.learner.algorithm.diagnostics():  # else the algorithm's own weights are shown
-            for peer in self.learner.hood.neighbours:
+            for peer in self.learner.hood.neighbors:
                 self.metrics.weight(peer, weight.get(peer, 0.0))
         self.distance = distance
         self.metrics.consensus_distance.set(distance)
@@ -164,8 +164,8 @@ class Watch(Watcher, Observer):
         self._note_of(peer, "outlier", kind=kind, times=times)
 
     def skipped(self, first: int, last: int) -> None:
-        self.note("resume", round=last + 1, skipped=[first, last], reason="Most neighbours are that far.")
-        self.warn(f"Rounds {first} to {last} are skipped: most neighbours are that far already.")
+        self.note("resume", round=last + 1, skipped=[first, last], reason="Most neighbors are that far.")
+        self.warn(f"Rounds {first} to {last} are skipped: most neighbors are that far already.")
 
     def round(self, t: int, seconds: float) -> None:
         assert self.learner is not None
@@ -174,7 +174,7 @@ class Watch(Watcher, Observer):
         self.metrics.rounds.inc()
         found = self.learner.algorithm.diagnostics()
         for name, values in found.items():
-            for peer in self.learner.hood.neighbours if name == "weight" else values:
+            for peer in self.learner.hood.neighbors if name == "weight" else values:
                 self.metrics.diagnostic(name, peer, values.get(peer, 0.0))
         figures = {**self.learner.position(t), **(found if self.metrics.diagnostics else {})}
         self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
@@ -306,7 +306,7 @@ class Watch(Watcher, Observer):
             self._note_of(peer, "peer", state="live" if live else "not live")
 
     def _note_of(self, peer: Peer, event: str, **fields: Any) -> None:
-        """A line about what a neighbour did, PER_ROUND of them in a round; the metrics count all."""
+        """A line about what a neighbor did, PER_ROUND of them in a round; the metrics count all."""
         t = self.session.position.round if self.session else -1
         if t != self._noted_in:
             self._noted, self._noted_in = Counter(), t
@@ -349,7 +349,7 @@ class Watch(Watcher, Observer):
             rounds=self.run.train.rounds,
             phase=self._phase(session),
             waiting_for=self._waiting(session),
-            neighbours=self._neighbours(session),
+            neighbors=self._neighbors(session),
             epsilon=None if privacy.mode == "none" else epsilon,
             test_accuracy=self.accuracy,
             test_perplexity=self.perplexity,
@@ -382,12 +382,12 @@ class Watch(Watcher, Observer):
             for peer in sorted(at.waiting_for)
         ]
 
-    def _neighbours(self, session: Session | None) -> list[Neighbour]:
+    def _neighbors(self, session: Session | None) -> list[Neighbor]:
         if session is None:
             return []
         contacts, found_by = session.circle.contacts, self.addresses.source if self.addresses else lambda *_: ""
         return [
-            Neighbour(
+            Neighbor(
                 name=peer,
                 state=it.presence.value,
                 address=contacts[peer].address or None,
@@ -396,7 +396,7 @@ class Watch(Watcher, Observer):
                 rtt_ms=None if it.rtt is None else 1000 * it.rtt,
                 last_error=it.trouble or None,
             )
-            for peer, it in session.membership.neighbours.items()
+            for peer, it in session.membership.neighbors.items()
         ]
 
 

@@ -28,7 +28,7 @@ Mode = Literal["strict", "paper", "none"]
 Batches = Literal["independent", "shared"]
 
 DISCRETIZATION = 1e-3
-"""Step of the discretised privacy loss: 1e-4 moves ε by 0.02 % and takes seven times as long."""
+"""Step of the discretized privacy loss: 1e-4 moves ε by 0.02 % and takes seven times as long."""
 
 HOPELESS = 100.0
 """Above this Rényi ε it is itself the figure: the exact one would take memory without end and help nobody."""
@@ -106,7 +106,7 @@ def epsilon_total(mechanism: Mechanism, rounds: int, delta: float) -> float:
 
 
 def epsilon_link(mechanism: Mechanism, rounds: int, delta: float) -> float:
-    """One stream of answers alone. A diagnostic, NOT a guarantee: the others reach the same neighbour by other ways."""
+    """One stream of answers alone. A diagnostic, NOT a guarantee: the others reach the same neighbor by other ways."""
     return epsilon_total(replace(mechanism, releases=1), rounds, delta)
 
 

@@ -88,7 +88,7 @@ LOOKED_AT = 64
 
 @dataclass(slots=True)
 class _Suspects:
-    """Records whose gradients were not finite, perhaps because of a neighbour's model: each is looked at once."""
+    """Records whose gradients were not finite, perhaps because of a neighbor's model: each is looked at once."""
 
     task: Task
     start: Callable[[], Tensor] | None
@@ -96,7 +96,7 @@ class _Suspects:
     tell: Callable[[int, Tensor], None]
     told: set[int] = field(default_factory=set)
     cleared: set[int] = field(default_factory=set)
-    """Looked at: a neighbour's model was to blame."""
+    """Looked at: a neighbor's model was to blame."""
 
     def __call__(self, t: int, rows: Tensor, *, own: bool) -> None:
         """`own`: they were met at this node's own model; else they have to fail at the start, and at made-up
@@ -404,7 +404,7 @@ def _digest(x: Tensor) -> bytes:
 def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: int) -> float:
     """The nominal σ of a strict run: `config.sigma`, or calibrated so that ε_total ≤ `config.epsilon`.
 
-    `releases` is |K| of the largest closed neighbourhood, d the number of parameters. Takes a CPU second or two.
+    `releases` is |K| of the largest closed neighborhood, d the number of parameters. Takes a CPU second or two.
 
     Raises:
         ConfigurationError: no noise reaches the target.
@@ -455,7 +455,7 @@ def open_door(
     given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
     `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row numbers)` where gradients of
     records are not finite, whatever the model: that is for the data's owner alone;
-    `start`, which gives the initial parameters, helps to tell such records from a neighbour's model that is to blame.
+    `start`, which gives the initial parameters, helps to tell such records from a neighbor's model that is to blame.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.

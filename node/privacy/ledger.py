@@ -7,8 +7,8 @@ Files in one folder, per data set:
                   slot and leaves the other, older by one row, which never left
     NAME.lock     flock, held while open: one process per data set
 
-Opening requires a whole chain and ledger ≥ head; neighbours' memory is compared by `check_remembered`. In doubt
-nothing is released. Not covered: whoever rolls back all files at once is noticed only by neighbours; one who edits rows
+Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by `check_remembered`. In doubt
+nothing is released. Not covered: whoever rolls back all files at once is noticed only by neighbors; one who edits rows
 and recomputes chain and head is not noticed at all.
 """
 
@@ -118,7 +118,7 @@ class Ledger:
 
     @property
     def head(self) -> tuple[int, bytes]:
-        """(sequence, digest of the last row); (0, zeros) when empty. What neighbours are told."""
+        """(sequence, digest of the last row); (0, zeros) when empty. What neighbors are told."""
         return self._sequence, self._digest
 
     @property
@@ -172,16 +172,16 @@ class Ledger:
             self._append(run, MARK, "", Mechanism(sigma=0.0, rate=1.0, mode=mode))
 
     def check_remembered(self, sequence: int, digest: bytes) -> None:
-        """Compares with the highest (sequence, digest) a neighbour was told. A mismatch stops all releases for good.
+        """Compares with the highest (sequence, digest) a neighbor was told. A mismatch stops all releases for good.
 
         Raises:
-            LedgerError: the neighbour remembers more than this ledger holds, or another history.
+            LedgerError: the neighbor remembers more than this ledger holds, or another history.
         """
         with self._guarded() as db:
             found = self._digest_at(sequence, db)
         if found != digest:
             what = "more debits" if found is None else "another history"
-            self._fault = f"A neighbour remembers {what} of the ledger {self._name} than its files hold. {_ADVICE}"
+            self._fault = f"A neighbor remembers {what} of the ledger {self._name} than its files hold. {_ADVICE}"
             raise LedgerError(self._fault)
 
     def close(self) -> None:

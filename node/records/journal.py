@@ -3,7 +3,7 @@
 What may be written is the literal table EVENTS; any other event or field is a bug and raises. Nothing private is in
 it: no loss or accuracy on private data, no drawn batch size, no n_i, no histogram of labels, no vector. (Seconds of a
 phase are in it, as they can be seen on the wire too.) `data` holds the digest of the private file so that a later
-reader can tell whether it changed; whoever guesses the whole file can confirm the guess with it. Figures of neighbours
+reader can tell whether it changed; whoever guesses the whole file can confirm the guess with it. Figures of neighbors
 (weight, shapley, cosine, calibration) are made of releases and of a public validation set; with a private one they tell
 of it too, as all that is sent does.
 """
@@ -44,7 +44,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "test": "round accuracy metrics",
         "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta accountant against",
         "checkpoint": "round path seconds",
-        # neighbours
+        # neighbors
         "peer": "round peer state reason",
         "lost_edge": "round phase peer reason",
         "partial_mix": "round phase peer offset",

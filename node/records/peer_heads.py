@@ -1,6 +1,6 @@
-"""The highest ledger entry each neighbour ever told: how a neighbour's rolled-back ledger is noticed.
+"""The highest ledger entry each neighbor ever told: how a neighbor's rolled-back ledger is noticed.
 
-What is kept is the neighbour's own signed statement; only it can tell whether that was true.
+What is kept is the neighbor's own signed statement; only it can tell whether that was true.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from peer.v1.peer_pb2 import LedgerHead
 
 FILE = "remembered.json"
 LEDGERS_PER_NODE = 8
-"""A node has few data sets; a neighbour that invents more makes this node forget its own oldest ones only."""
+"""A node has few data sets; a neighbor that invents more makes this node forget its own oldest ones only."""
 
 
 class Remembered:
@@ -28,7 +28,7 @@ class Remembered:
         self._changed = False
 
     def told(self, node_id: str, head: LedgerHead) -> LedgerHead:
-        """Notes what the neighbour tells now and returns the highest that it told of that ledger before."""
+        """Notes what the neighbor tells now and returns the highest that it told of that ledger before."""
         ledgers = self._heads.setdefault(node_id, {})
         before = ledgers.get(head.label, LedgerHead())
         if head.sequence > before.sequence:

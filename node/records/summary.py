@@ -26,7 +26,7 @@ PERPLEXITY = "perplexity"
 """The task metric that has a line of its own in the final table."""
 PIECE = 1 << 18
 """Parameters that are looked at at a time: no copy of a large model is made."""
-LINK = "diagnostic, not a guarantee: your other answers reach the same neighbour through other nodes' models"
+LINK = "diagnostic, not a guarantee: your other answers reach the same neighbor through other nodes' models"
 
 
 def _finite(value: Any) -> Any:
@@ -76,7 +76,7 @@ class Privacy(Part):
     """strict: standard accounting. paper: the papers' own calibration, not a guarantee. none: no privacy."""
     batches: Literal["independent", "shared"] | None = None
     adjacency: str = "add/remove one example"
-    """Which data sets count as neighbours: replacing an example costs about twice the ε."""
+    """Which data sets count as neighbors: replacing an example costs about twice the ε."""
     delta: float | None = None
     sigma: Figure = None
     """Noise multiplier: noise of std sigma·C on the sum of clipped gradients."""
@@ -121,7 +121,7 @@ class Summary(Part):
     """On the public test set."""
     consensus_distance: Figure = None
     """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all honest nodes that finished; of a daemon: over its
-    neighbourhood, as it heard it."""
+    neighborhood, as it heard it."""
     privacy: Privacy
     mixing: Mixing = "doubly-stochastic"
     """row: quorum and async promise no agreement on edges, the mean drifts. The name of a robust rule: it isn't linear
@@ -157,7 +157,7 @@ class Summary(Part):
     ledger: Literal["experiment", "data"] = "experiment"
     """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away one."""
     rounds_played: dict[str, int] = {}
-    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbours being further."""
+    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbors being further."""
     complete: bool
     """Every node of the roster finished, played all rounds, and did not diverge."""
 
@@ -355,7 +355,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
 
 
 def _link(privacy: Privacy) -> str:
-    return f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one neighbour alone; {LINK}"
+    return f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one neighbor alone; {LINK}"
 
 
 def _show(value: float | None, form: str) -> str:

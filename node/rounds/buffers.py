@@ -89,7 +89,7 @@ class Slot:
 
 
 class Said:
-    """What a verb says, as one flat buffer that serves all neighbours. It is a `peer.session.interfaces.Payload`.
+    """What a verb says, as one flat buffer that serves all neighbors. It is a `peer.session.interfaces.Payload`.
 
     One that is still being filled is used in place; its steps run in the compute thread, and frames wait for them.
     """
@@ -170,10 +170,10 @@ class Said:
 
 
 class Stream:
-    """One neighbour's part in a streaming mix: a bounded window of frames that wait to be folded."""
+    """One neighbor's part in a streaming mix: a bounded window of frames that wait to be folded."""
 
     def __init__(self, peer: Peer, layout: Layout, changed: Signal, window: int, *, most: float = inf) -> None:
-        """window: frames the neighbour can be ahead of the slowest one. most: the largest norm."""
+        """window: frames the neighbor can be ahead of the slowest one. most: the largest norm."""
         self.peer, self.layout, self.changed, self.size = peer, layout, changed, Size(most)
         self.came = 0
         """Bytes that were taken; a transfer that is sent again is ignored up to here."""

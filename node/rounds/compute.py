@@ -1,6 +1,6 @@
 """The one compute thread of a daemon: all tensor work happens here, so the event loop never waits for arithmetic.
 
-Answers to neighbours go before own work. Own work that takes long calls `breathe` between its chunks (the door and the
+Answers to neighbors go before own work. Own work that takes long calls `breathe` between its chunks (the door and the
 evaluation do): that counts as progress, lets waiting answers run, and ends the work when the daemon is to stop.
 """
 
@@ -46,7 +46,7 @@ class Compute:
         return await self._put(self._own, work, arguments)
 
     async def answer(self, work: Callable[..., R], *arguments: Any) -> R:
-        """The result of work for a neighbour: runs before own work that waits, and between the chunks of such work."""
+        """The result of work for a neighbor: runs before own work that waits, and between the chunks of such work."""
         return await self._put(self._answers, work, arguments)
 
     def breathe(self) -> None:

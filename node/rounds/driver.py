@@ -1,7 +1,7 @@
-"""The daemon's driver: plays one node's conversation with its neighbours over a session.
+"""The daemon's driver: plays one node's conversation with its neighbors over a session.
 
 `lockstep.py` is the same in a plain loop. Here every verb becomes transfers, and waiting is a policy (`[sync]`):
-round (all live neighbours, each with a deadline that measures progress), quorum (a share of them), async (nobody).
+round (all live neighbors, each with a deadline that measures progress), quorum (a share of them), async (nobody).
 All tensor work runs in the compute thread; this file only waits, counts and decides.
 """
 
@@ -75,45 +75,45 @@ class Driver:
     # ------------------------------------------------------------------------------------------------- life
 
     async def gather(self, start: StartSection) -> None:
-        """Waits for the neighbours. A run that is under way is joined without the missing ones: when most are there, or
+        """Waits for the neighbors. A run that is under way is joined without the missing ones: when most are there, or
         at the end of a deadline. That it is under way, this node knows of itself, having played before; or most say so.
 
         Raises:
-            PeersUnavailable: fewer than `min_neighbours` shook hands until the timeout.
+            PeersUnavailable: fewer than `min_neighbors` shook hands until the timeout.
         """
         position = self.session.position
         end = self.session.now + start.timeout_s
         soon = min(end, self.session.now + self.membership.deadline)
         while (missing := (around := self._around()) - self._settled()) and self.session.now < end:
-            late, there, needed = self.session.now >= soon, len(around - missing), majority(len(self.hood.neighbours))
+            late, there, needed = self.session.now >= soon, len(around - missing), majority(len(self.hood.neighbors))
             known = 1 if position.first > 0 else needed
-            if there >= start.min_neighbours and self._under_way() >= known and (late or there >= needed):
+            if there >= start.min_neighbors and self._under_way() >= known and (late or there >= needed):
                 break
             position.waiting_for = missing
             await self.session.changed.wait((end if late else soon) - self.session.now)
         position.waiting_for = frozenset()
-        if len(around - missing) < min(start.min_neighbours, len(around)):
+        if len(around - missing) < min(start.min_neighbors, len(around)):
             raise PeersUnavailable(
-                f"Only {len(around - missing)} of {len(around)} neighbours shook hands within {start.timeout_s:g} s; "
-                f"start the others, or lower start.min_neighbours. {self._why(missing)}"
+                f"Only {len(around - missing)} of {len(around)} neighbors shook hands within {start.timeout_s:g} s; "
+                f"start the others, or lower start.min_neighbors. {self._why(missing)}"
             )
 
     def _around(self) -> frozenset[Peer]:
         """The neighbors, without those that were removed from the roster."""
-        return frozenset(self.hood.neighbours) - self.membership.removed()
+        return frozenset(self.hood.neighbors) - self.membership.removed()
 
     def _why(self, missing: frozenset[Peer]) -> str:
         """What kept them away, of the first few."""
-        errors = {peer: self.membership.neighbours[peer].trouble or "No answer yet." for peer in missing}
+        errors = {peer: self.membership.neighbors[peer].trouble or "No answer yet." for peer in missing}
         return " ".join(f"{peer}: {errors[peer]}" for peer in sorted(errors)[:3])
 
     def _settled(self) -> frozenset[Peer]:
-        """Neighbours with whom an edge is agreed on, or who are done with all their rounds already."""
+        """Neighbors with whom an edge is agreed on, or who are done with all their rounds already."""
         return frozenset(self.membership.agreed()) | self.membership.finished()
 
     def _under_way(self) -> int:
-        """Neighbours that are in a round and will wait for this node in their next."""
-        return sum(self.membership.neighbours[peer].round >= r - 1 >= 0 for peer, r in self.membership.agreed().items())
+        """Neighbors that are in a round and will wait for this node in their next."""
+        return sum(self.membership.neighbors[peer].round >= r - 1 >= 0 for peer, r in self.membership.agreed().items())
 
     async def run(self, first: int) -> None:
         """Plays the rounds first … rounds − 1.
@@ -136,17 +136,17 @@ class Driver:
         self.session.transfers.end()
 
     async def linger(self, seconds: float) -> None:
-        """After the last round: stays reachable until every neighbour is done too, or gone."""
+        """After the last round: stays reachable until every neighbor is done too, or gone."""
         end = self.session.now + seconds
         while around := self.membership.agreed():
-            heard = max(self.membership.neighbours[peer].last_heard for peer in around)
+            heard = max(self.membership.neighbors[peer].last_heard for peer in around)
             left = min(end, heard + self.membership.deadline) - self.session.now
             if left <= 0:
                 break
             await self.session.changed.wait(left)
 
     def _enter(self, t: int) -> int:
-        """t, or the later round at which most neighbours are if this node is behind: it has no edge to use yet, they
+        """t, or the later round at which most neighbors are if this node is behind: it has no edge to use yet, they
         went on without it (quorum), or a partition has healed. Who is behind fewer than that plays its rounds alone,
         which is quick, and is waited for at the round agreed on."""
         quorum = self.sync.mode == "quorum"
@@ -161,7 +161,7 @@ class Driver:
         self.session.transfers.begin(t)
         failpoint("round_start")
         self.waiting.begin(t)
-        newly = frozenset(peer for peer in self.waiting.live if self.membership.neighbours[peer].live_from == t)
+        newly = frozenset(peer for peer in self.waiting.live if self.membership.neighbors[peer].live_from == t)
         self.heard = (self.heard & self.waiting.live) | newly
         talk, phase = self.algorithm.round(t), 0
         verb = await self.compute.own(self._advance, t, talk, None)
@@ -205,7 +205,7 @@ class Driver:
         await self._swap(exchange)
         self.heard = exchange.heard()
         self._report(t, verb.kind, exchange.norms(self.heard))
-        return exchange.received(self.hood.neighbours)
+        return exchange.received(self.hood.neighbors)
 
     async def _ask(self, t: int, phase: int, verb: Ask[Tensor]) -> Heard[Any]:
         questions = self._exchange(Key(t, phase, Role.QUESTION), verb, await self._said(verb))
@@ -247,7 +247,7 @@ class Driver:
         self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
         self._report(t, verb.kind, answers.norms(self.heard))
-        return answers.received(self.hood.neighbours)
+        return answers.received(self.hood.neighbors)
 
     async def _mix(self, t: int, phase: int, verb: Mix[Tensor]) -> Any:
         said = await self._said(verb)
@@ -257,7 +257,7 @@ class Driver:
         came = exchange.heard()
         keep = self._keep(t, phase, came, exchange.their_heard)
         self.heard = came
-        weight = self.hood.without(frozenset(self.hood.neighbours) - keep).weight
+        weight = self.hood.without(frozenset(self.hood.neighbors) - keep).weight
         failpoint("before_aggregate")
         rule = rule_for(verb.rule, self.mix, self.hood.me)
         reply, consensus, apart = await self.compute.own(_mixed, weight, exchange, rule)
@@ -276,7 +276,7 @@ class Driver:
         await self.waiting.until(present, exchange.came, exchange.came)
         partners = self._keep(t, phase, exchange.heard(), exchange.their_heard)
         exchange.ignore(exchange.heard() - partners)
-        weight = dict(self.hood.without(frozenset(self.hood.neighbours) - partners).weight)
+        weight = dict(self.hood.without(frozenset(self.hood.neighbors) - partners).weight)
         into, size = accumulator(said.flat), said.flat.itemsize
         for offset, length in frames(said.flat.nbytes):
             await said.until(offset + length)
@@ -363,7 +363,7 @@ class Driver:
             self._send(exchange.key.phase, exchange.key.role, peer, serve(peer))
 
     def _send(self, phase: int, role: Role, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
-        """In a task of the round. async: a neighbour that is still being sent the previous one is left out. Nothing is
+        """In a task of the round. async: a neighbor that is still being sent the previous one is left out. Nothing is
         sent any more when the last round is over."""
         before = self._sending.get((phase, role, peer))
         busy = self.sync.mode == "async" and before is not None and not before.done()

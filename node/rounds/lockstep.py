@@ -49,7 +49,7 @@ def simulate(
 ) -> None:
     """Plays the rounds first … rounds − 1; the algorithms hold the result.
 
-    Nodes of `hoods` that have no algorithm are down: their neighbours never hear them.
+    Nodes of `hoods` that have no algorithm are down: their neighbors never hear them.
 
     Args:
         rounds: T, rounds of the whole run.
@@ -105,10 +105,10 @@ def exchange(
     """One phase: what every node hears for what all of them say.
 
     Args:
-        verbs: what each node says; all of one type, kind and layout. A neighbour that is not in it is down.
+        verbs: what each node says; all of one type, kind and layout. A neighbor that is not in it is down.
         lost: (sender, receiver): what the sender says to the receiver does not arrive.
         heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None: all that are up.
-        sent: node -> bytes; what each sends to neighbours that are up is added.
+        sent: node -> bytes; what each sends to neighbors that are up is added.
         mix: how a Mix averages.
         bounds: how large what a node says may be.
 
@@ -152,7 +152,7 @@ def _refused(
 ) -> Edges:
     """What is beyond the bounds. A question may be anything: who answers it has to bear that."""
     broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j], bounds)}
-    found = {(j, i) for j in broken for i in hoods[j].neighbours}
+    found = {(j, i) for j in broken for i in hoods[j].neighbors}
     wrong = {(j, i) for i, each in answers.items() for j, it in each.items() if not _usable(it, bounds, Role.ANSWER)}
     return found | wrong
 
@@ -176,7 +176,7 @@ def _nbytes(payload: Any, layout: Layout | None) -> int:
 
 def arrived(up: AbstractSet[Peer] | Mapping[Peer, Any], hoods: Hoods, lost: Edges = frozenset()) -> Contacts:
     """Whom each node that is up hears when `lost` is lost; an answer that is withheld is heard too."""
-    return {i: frozenset(j for j in hoods[i].neighbours if j in up and (j, i) not in lost) for i in sorted(up)}
+    return {i: frozenset(j for j in hoods[i].neighbors if j in up and (j, i) not in lost) for i in sorted(up)}
 
 
 def _reply(
@@ -191,19 +191,19 @@ def _reply(
 ) -> Any:
     if isinstance(verb, Mix):
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
-        weight = hood.without(frozenset(hood.neighbours) - keep).weight
+        weight = hood.without(frozenset(hood.neighbors) - keep).weight
         return mixed(weight, {j: said[j] for j in weight}, rule_for(verb.rule, mix, i))
     if isinstance(verb, Say):
-        return Heard(((j, _copy(said[j])) for j in contacts[i]), frozenset(hood.neighbours) - contacts[i])
+        return Heard(((j, _copy(said[j])) for j in contacts[i]), frozenset(hood.neighbors) - contacts[i])
     got = {j: answer for j, answer in answers.items() if answer is not None and j in contacts[i]}
-    return Heard(got.items(), frozenset(hood.neighbours) - got.keys())
+    return Heard(got.items(), frozenset(hood.neighbors) - got.keys())
 
 
 def _answers(i: Peer, verbs: Mapping[Peer, Verb], question: Any, hood: Neighborhood) -> dict[Peer, Any]:
-    """What each neighbour that is up answers to i's question; None: it is withheld. None at all where nobody asks."""
+    """What each neighbor that is up answers to i's question; None: it is withheld. None at all where nobody asks."""
     if not isinstance(verbs[i], Ask):
         return {}
-    return {j: _answer(verbs[j], i, question) for j in hood.neighbours if j in verbs}
+    return {j: _answer(verbs[j], i, question) for j in hood.neighbors if j in verbs}
 
 
 def _answer(verb: Verb, asker: Peer, question: Any) -> Any:
@@ -227,7 +227,7 @@ def _form(verb: Verb) -> tuple[Any, ...]:
 def _lost(t: int, phase: int, hoods: Hoods, lossy: Lossy | None) -> Edges:
     if lossy is None:
         return frozenset()
-    return {(j, i) for i in sorted(hoods) for j in hoods[i].neighbours if lossy(t, phase, j, i)}
+    return {(j, i) for i in sorted(hoods) for j in hoods[i].neighbors if lossy(t, phase, j, i)}
 
 
 def _send(talk: Conversation, reply: Any) -> Verb | None:

@@ -1,4 +1,4 @@
-"""One phase and role of a round: what comes from each neighbour, and what is sent to each."""
+"""One phase and role of a round: what comes from each neighbor, and what is sent to each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from peer.session.mailbox import Key, Role
 from peer.session.transfers import Transfers
 
 Kept: TypeAlias = dict[tuple[int, Role, Peer], tuple[int, Slot]]
-"""(phase, role, neighbour) -> its newest payload and the round it is of. Read in async mode only."""
+"""(phase, role, neighbor) -> its newest payload and the round it is of. Read in async mode only."""
 
 
 WINDOW = 8
-"""Frames (of 1 MiB) of all neighbours together that may wait to be folded in a streaming mix: they hide jitter, without
-taking more memory at a higher degree. Each neighbour has one at least."""
+"""Frames (of 1 MiB) of all neighbors together that may wait to be folded in a streaming mix: they hide jitter, without
+taking more memory at a higher degree. Each neighbor has one at least."""
 
 
 class Exchange:
@@ -47,11 +47,11 @@ class Exchange:
         self.parts = parts_of(form) if self.as_tuple else 1
         self.shape = shape_of(kind, layout, self.parts)
         self.their_heard: dict[Peer, frozenset[Peer]] = {}
-        """Whom each neighbour says it heard in the phase before; known from its header on."""
+        """Whom each neighbor says it heard in the phase before; known from its header on."""
         self.served: set[Peer] = set()
         self.streams: dict[Peer, Stream] = {}
         self.on_arrival: Callable[[Peer, int, Exchange], None] = lambda peer, round, here: None
-        """Called with the sender's round, and this exchange, when a neighbour's payload is complete. It should not know
+        """Called with the sender's round, and this exchange, when a neighbor's payload is complete. It should not know
         the exchange by itself: that is a ring, which keeps payloads until it is collected."""
         self._slots: dict[Peer, Slot | None] = {}
         self._window = WINDOW
@@ -60,7 +60,7 @@ class Exchange:
     # what is sent
 
     async def serve(self, peer: Peer, heard: frozenset[Peer]) -> bool:
-        """Sends what this node says; False when the neighbour refuses it for good."""
+        """Sends what this node says; False when the neighbor refuses it for good."""
         assert self.said is not None
         if not await self.deliver(peer, self.said, heard=heard):
             return False
@@ -92,7 +92,7 @@ class Exchange:
         self.ignore(self.streams)  # who began too late holds up nobody
 
     def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink:
-        """Where an admitted transfer of this neighbour goes."""
+        """Where an admitted transfer of this neighbor goes."""
         self.their_heard[peer] = heard
         if withheld:
             self._slots[peer] = None
@@ -132,15 +132,15 @@ class Exchange:
 
     def heard(self) -> frozenset[Peer]:
         """Everybody who was heard, withheld answers included; in async mode recently enough."""
-        return frozenset(self._slots) | frozenset(self.streams) | frozenset(filter(self._older, self._neighbours()))
+        return frozenset(self._slots) | frozenset(self.streams) | frozenset(filter(self._older, self._neighbors()))
 
-    def received(self, neighbours: Iterable[Peer]) -> Heard[Any]:
+    def received(self, neighbors: Iterable[Peer]) -> Heard[Any]:
         """The payloads that came."""
         got = {peer for peer in self.heard() if self._slot(peer) is not None}
-        return Heard(((peer, self.take(peer)) for peer in got), frozenset(neighbours) - got)
+        return Heard(((peer, self.take(peer)) for peer in got), frozenset(neighbors) - got)
 
     def take(self, peer: Peer) -> Any:
-        """The neighbour's payload: one vector, or a tuple of them."""
+        """The neighbor's payload: one vector, or a tuple of them."""
         slot = self._slot(peer)
         assert slot is not None, f"nothing came from {peer}"
         return slot.tensors(as_tuple=self.as_tuple)
@@ -151,7 +151,7 @@ class Exchange:
         return {peer: it.size.norm for peer, it in sizes.items() if it is not None and it.size is not None}
 
     def own(self) -> Any:
-        """This node's payload as the neighbours get it, in the same form."""
+        """This node's payload as the neighbors get it, in the same form."""
         assert self.said is not None
         full = self.said.flat.float()
         return full.chunk(self.parts) if self.as_tuple else full
@@ -171,5 +171,5 @@ class Exchange:
         round, slot = self._kept.get((self.key.phase, self.key.role, peer), (None, None))
         return slot if round is not None and self.key.round - round <= self._staleness else None
 
-    def _neighbours(self) -> Iterable[Peer]:
+    def _neighbors(self) -> Iterable[Peer]:
         return {peer for phase, role, peer in self._kept if (phase, role) == (self.key.phase, self.key.role)}

@@ -1,6 +1,6 @@
-"""Waiting for neighbours: how long, for whom, and when one is given up. The policies of `[sync]`.
+"""Waiting for neighbors: how long, for whom, and when one is given up. The policies of `[sync]`.
 
-round    every live neighbour, each with a deadline that measures its progress, and with patience
+round    every live neighbor, each with a deadline that measures its progress, and with patience
 quorum   a share of them; who is ahead or behind is left out of a phase, its edge is kept
 async    nobody
 """
@@ -18,11 +18,11 @@ from peer.session.mailbox import Key
 from peer.session.session import Session
 
 FAR = 20
-"""Rounds: neighbours in one run differ by one round; where they differ by more, a partition has healed."""
+"""Rounds: neighbors in one run differ by one round; where they differ by more, a partition has healed."""
 PATIENCE_ROUNDS, PATIENCE_DEADLINES, PATIENCE_SECONDS = 30, 3, 900.0
 """Patience that is not configured: so many rounds, from so many deadlines to so many seconds."""
 GIVEN_BACK = 0.1
-"""Of the time in which a neighbour is on time, what is taken off that for which it was waited for."""
+"""Of the time in which a neighbor is on time, what is taken off that for which it was waited for."""
 REMEMBERED = 50
 """Rounds whose median is the pace."""
 
@@ -50,11 +50,11 @@ class Watcher:
 
 
 class Patience:
-    """What each neighbour has cost, in seconds, and what it may still cost: a pure account, without a clock.
+    """What each neighbor has cost, in seconds, and what it may still cost: a pure account, without a clock.
 
-    Waiting for a neighbour costs nothing while the slower half of the others is waited for too, nor up to `slowest`
-    times the pace: what a round takes this node and the faster half of its neighbours. What goes beyond is owed. A
-    neighbour may owe half of what twice the patience leaves it: so it costs twice the patience in the whole run at most
+    Waiting for a neighbor costs nothing while the slower half of the others is waited for too, nor up to `slowest`
+    times the pace: what a round takes this node and the faster half of its neighbors. What goes beyond is owed. A
+    neighbor may owe half of what twice the patience leaves it: so it costs twice the patience in the whole run at most
     (and GIVEN_BACK of the time in which it was on time), however often it is lost and taken back.
     """
 
@@ -119,14 +119,14 @@ class Patience:
 
 
 class Waiting:
-    """One node's waiting. `begin` a round, `enter` each phase, then wait `until` its neighbours are done; `end` it."""
+    """One node's waiting. `begin` a round, `enter` each phase, then wait `until` its neighbors are done; `end` it."""
 
     def __init__(self, session: Session, sync: SyncSection, watcher: Watcher) -> None:
         self.session, self.membership, self.sync, self.watcher = session, session.membership, sync, watcher
         self.patience = Patience(sync)
         self.t = self.phase = 0
         self.live: frozenset[Peer] = frozenset()
-        """Neighbours whose edge was in use when the round began."""
+        """Neighbors whose edge was in use when the round began."""
         self._began = 0.0
         self._left_out: frozenset[Peer] = frozenset()
         self._told: frozenset[Peer] = frozenset()
@@ -174,7 +174,7 @@ class Waiting:
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.session.now - began)
                 if peer not in self.membership.live(self.t) and not came(peer):
-                    self._tell(peer, self.membership.neighbours[peer].trouble or "It is gone.")
+                    self._tell(peer, self.membership.neighbors[peer].trouble or "It is gone.")
             waiting = still
             if not waiting or len(peers) - len(waiting) >= enough:
                 break
@@ -192,10 +192,10 @@ class Waiting:
     def _still(
         self, peers: frozenset[Peer], done: Callable[[Peer], bool], came: Callable[[Peer], bool]
     ) -> frozenset[Peer]:
-        """Whom to go on waiting for. Of a neighbour that is in a later round nothing of this one will come."""
+        """Whom to go on waiting for. Of a neighbor that is in a later round nothing of this one will come."""
         still = frozenset(peer for peer in peers & self.membership.live(self.t) if not done(peer))
         for peer in sorted(still):
-            if self.membership.neighbours[peer].round > self.t and not came(peer):
+            if self.membership.neighbors[peer].round > self.t and not came(peer):
                 self._leave_out(peer, "It went on without this node.")
         return still - self._left_out
 
@@ -208,7 +208,7 @@ class Waiting:
             self.lose(peer, f"It held this node up for {spent:.0f} s: see sync.slowest, sync.patience_s.", idle=True)
 
     def _waits_for_others(self, peer: Peer) -> bool:
-        return bool(self.membership.neighbours[peer].waiting_for - {self.membership.me})
+        return bool(self.membership.neighbors[peer].waiting_for - {self.membership.me})
 
     async def _doze(self, waiting: frozenset[Peer]) -> float:
         """Until something changes or the next deadline; the seconds that took. If this node itself stood still
@@ -222,12 +222,12 @@ class Waiting:
         return self.session.now - since
 
     def refused_by(self, peer: Peer, key: Key) -> None:
-        """The neighbour refused what was sent in that round and phase, which may be over."""
+        """The neighbor refused what was sent in that round and phase, which may be over."""
         if (key.round, key.phase) == (self.t, self.phase):
             self._leave_out(peer, "It refused what was sent.")
 
     def _leave_out(self, peer: Peer, why: str) -> None:
-        """round: the edge is lost. Otherwise a neighbour may be ahead; it is left out of this phase only."""
+        """round: the edge is lost. Otherwise a neighbor may be ahead; it is left out of this phase only."""
         self._left_out |= {peer}
         if self.sync.mode == "round":
             self.lose(peer, why)

@@ -33,7 +33,7 @@ in BUNDLED_TASKS (node/config/task.py)."""
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.device = CPU) -> Task:
-    """The run's task on one node's data: row numbers of a public data set (for the node of `centralised`,
+    """The run's task on one node's data: row numbers of a public data set (for the node of `centralized`,
     `partition.union` of all parts), or a daemon's `[data]`. An own task is given row numbers of public data everywhere,
     and `[data]` only where the data are the node's own.
 

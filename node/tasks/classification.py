@@ -50,7 +50,7 @@ class Classification:
         `inputs` says in public what it is fed, whatever the rows are: nodes compare it.
 
         Raises:
-            ConfigurationError: the module has a batch normalisation.
+            ConfigurationError: the module has a batch normalization.
         """
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs: Mapping[str, str] = inputs or {}
@@ -209,7 +209,7 @@ def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
 
 
 def _prepared(examples: Examples, task: TaskSection) -> Examples:
-    return examples.floats().scaled(task.image_size).standardised(task.mean, task.std)
+    return examples.floats().scaled(task.image_size).standardized(task.mean, task.std)
 
 
 Sets = tuple[Examples, Examples | None, Examples | None]

@@ -1,4 +1,4 @@
-"""Where nodes can be dialled: the interface every discovery implements, and the table of them.
+"""Where nodes can be dialed: the interface every discovery implements, and the table of them.
 
 A discovery finds *addresses* for node ids of the roster. It decides nothing else: who takes part is the roster's
 business, and who answers at an address proves it by certificate. So a wrong address costs an attempt to connect, never
@@ -40,7 +40,7 @@ class Surroundings:
     folder: Path | None = None
     """Where what was learnt is kept."""
     missing: Callable[[], Collection[str]] = tuple
-    """Ids that are looked for: neighbours that are not connected."""
+    """Ids that are looked for: neighbors that are not connected."""
     known: Callable[[str], Awaitable[Sequence[str]]] | None = None
     """Addresses of an id by any discovery, with an IP each."""
     resolve: Callable[[str], Awaitable[Sequence[str]]] | None = None

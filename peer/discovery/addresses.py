@@ -1,6 +1,6 @@
 """All discoveries of one node together, and what it can say of its own address.
 
-A session asks here where a member can be dialled and gets IP addresses only: host names are looked up on the way, anew
+A session asks here where a member can be dialed and gets IP addresses only: host names are looked up on the way, anew
 each time.
 """
 

@@ -1,7 +1,7 @@
 """Addresses by a naming scheme: one DNS name per node, or one for all of them.
 
 "{name}.peers.example:7443" is a name per node. "peers.example:7443" is one whose records are all nodes' (a headless
-service): each is dialled in turn until the certificate is the one that is looked for. Names are looked up anew with
+service): each is dialed in turn until the certificate is the one that is looked for. Names are looked up anew with
 every attempt (`peer/discovery/resolver.py`), so a name may exist later than a node, and change.
 
 Not covered: who can answer DNS can send a node to any address, which then fails for want of the key.

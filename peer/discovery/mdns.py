@@ -4,7 +4,7 @@ A node announces one service: the first characters of its id and its port, nothi
 announce anything, so what is heard is a hint: only services named after the id of a member are looked at,
 all other records are dropped from zeroconf's cache at once, few addresses are kept and for a short time, goodbyes are
 not believed, and names are never logged. A node that can't connect otherwise tries the hints in turn; who answers there
-has to show the certificate of the id that was dialled, before anything is said.
+has to show the certificate of the id that was dialed, before anything is said.
 
 Not covered: somebody on the network can keep mDNS from working (by floods under a member's own prefix), and see which
 machines take part. Interfaces that appear later are not used until the node is started again.
@@ -41,7 +41,7 @@ PER_MEMBER, PER_SERVICE = 8, 4
 TTL = 120.0
 """Seconds after which what was not heard again is forgotten, whatever the announcement says."""
 ASK_EVERY = 12.0
-"""Seconds between two series of questions while a neighbour is looked for; a series asks at 0, 1, 5 and 14 s."""
+"""Seconds between two series of questions while a neighbor is looked for; a series asks at 0, 1, 5 and 14 s."""
 TICK = 0.5
 REQUESTS = 8
 """Services at once of which missing records are asked for."""
@@ -122,7 +122,7 @@ class Mdns:
         )
 
     async def _look(self, service: AsyncZeroconf) -> None:
-        """Asks while a neighbour is looked for, in series; listens all the time."""
+        """Asks while a neighbor is looked for, in series; listens all the time."""
         clock = asyncio.get_running_loop().time
         browser, due = None, 0.0
         try:

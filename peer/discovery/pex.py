@@ -1,13 +1,13 @@
-"""Peer exchange: members of the roster tell each other where members can be dialled.
+"""Peer exchange: members of the roster tell each other where members can be dialed.
 
 One address of one member is enough to begin with. Every member announces its own address, signed with its key, and
 passes on what others announced; the newest announcement of a member counts. Asked and told is only among members of
-the roster, neighbours or not, over the same mutual TLS as everything (`Session.call` checks who speaks). What was
+the roster, neighbors or not, over the same mutual TLS as everything (`Session.call` checks who speaks). What was
 learnt is kept in a file, the book, and outlives the process.
 
 Nobody can announce for somebody else, nor bring back for long what a member has replaced. A member can lie about its
 own address, which makes others open a TLS connection to a place of its choosing, in vain: whoever answers there has to
-show the certificate of the id that was dialled. A node whose clock was wrong, so that its new announcements look older
+show the certificate of the id that was dialed. A node whose clock was wrong, so that its new announcements look older
 than those before, hears its own old one from others and announces later than that.
 
 Not covered: a member sees the addresses of all members, and so does somebody to whom a careless CA gave a member's name
@@ -39,9 +39,9 @@ FORMAT = "peerpoise peer book 1"
 MAX_BYTES = 16 << 20
 """Largest book that is read: some ten thousand members."""
 FANOUT = 2
-"""Neighbours, and other members, asked per turn."""
+"""Neighbors, and other members, asked per turn."""
 TURN_FIRST, TURN_MOST = 0.5, 8.0
-"""Seconds between turns while a neighbour is looked for or nobody ever answered, growing from the first to the most."""
+"""Seconds between turns while a neighbor is looked for or nobody ever answered, growing from the first to the most."""
 CALM = 60.0
 """Seconds between turns otherwise."""
 CALL_SECONDS, TURN_SECONDS = 3.0, 6.0
@@ -168,14 +168,14 @@ class Exchange:
         return bool(self.around.missing()) or not self._heard
 
     async def _rest(self, pause: float) -> None:
-        """Until the next turn is due: soon when a neighbour is looked for."""
+        """Until the next turn is due: soon when a neighbor is looked for."""
         clock = asyncio.get_running_loop().time
         began = clock()
         while clock() - began < (pause if self._restless() else CALM):  # noqa: ASYNC110
             await asyncio.sleep(min(pause, 1.0) * random.uniform(0.5, 1.0))
 
     async def _turn(self) -> None:
-        """Asks a few neighbours and a few others, chosen by chance among those that can be dialled."""
+        """Asks a few neighbors and a few others, chosen by chance among those that can be dialed."""
         missing = [node_id for node_id in self.around.missing() if node_id in self.members]
         near = set(missing)
         async with asyncio.TaskGroup() as group:
@@ -183,7 +183,7 @@ class Exchange:
                 group.create_task(self._ask_some(candidates - {self.me}, missing, group))
 
     async def _ask_some(self, candidates: Collection[str], wanted: Sequence[str], group: asyncio.TaskGroup) -> None:
-        """A look-up may take most of a turn: neighbours whose names nobody answers for do not keep others waiting."""
+        """A look-up may take most of a turn: neighbors whose names nobody answers for do not keep others waiting."""
         asked = 0
         for node_id in random.sample(sorted(candidates), len(candidates)):
             if asked < FANOUT and (found := await self._known(node_id)):

@@ -350,15 +350,15 @@ class Identity:
         return self._key.sign(_connection(nonce, client_id, self.id), ec.ECDSA(hashes.SHA256()))
 
     def sign_announcement(self, issued: int, addresses: Sequence[str]) -> bytes:
-        """What makes it known that this node itself says where it can be dialled."""
+        """What makes it known that this node itself says where it can be dialed."""
         return self._key.sign(_announcement(self.id, issued, addresses), ec.ECDSA(hashes.SHA256()))
 
     def sign_head(self, label: bytes, sequence: int, digest: bytes) -> bytes:
-        """What makes a ledger's head, told to neighbours, recognisable when it comes back."""
+        """What makes a ledger's head, told to neighbors, recognizable when it comes back."""
         return self._key.sign(_head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
 
     def told_head(self, label: bytes, sequence: int, digest: bytes, signature: bytes) -> bool:
-        """Was this head told by this node? A neighbour can't make one up."""
+        """Was this head told by this node? A neighbor can't make one up."""
         try:
             self._key.public_key().verify(signature, _head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:

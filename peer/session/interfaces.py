@@ -33,7 +33,7 @@ class Inbox(Protocol):
 
 
 class Payload(Protocol):
-    """What a transfer sends; the same object serves all neighbours."""
+    """What a transfer sends; the same object serves all neighbors."""
 
     async def frame(self, offset: int, length: int) -> bytes:
         """These bytes; waits until they are computed."""
@@ -52,10 +52,10 @@ class Observer:
     def wire_error(self, peer: Peer, code: int) -> None: ...
 
     def rejected(self, peer: Peer, code: int) -> None:
-        """What the neighbour sent was no usable payload: not finite, or broken."""
+        """What the neighbor sent was no usable payload: not finite, or broken."""
 
     def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
-        """The neighbour told different neighbours different things: both statements are signed by its `public` key."""
+        """The neighbor told different neighbors different things: both statements are signed by its `public` key."""
 
     def round_trip(self, peer: Peer, seconds: float) -> None: ...
 

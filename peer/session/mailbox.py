@@ -19,9 +19,9 @@ from enum import Enum, IntEnum
 from peer.message import DType, Peer
 
 ASYNC_AHEAD = 64
-"""Rounds ahead that are let in in async mode, where nobody waits; bounds what one neighbour makes others keep."""
+"""Rounds ahead that are let in in async mode, where nobody waits; bounds what one neighbor makes others keep."""
 ROUNDS_AHEAD = 1
-"""A neighbour that has heard me in every round can be one round ahead, no more."""
+"""A neighbor that has heard me in every round can be one round ahead, no more."""
 REMEMBERED = 2
 """Rounds for which deliveries are remembered: a sender that lost the verdict tries again and must hear "duplicate"."""
 PARKED_PER_PEER = 4
@@ -92,7 +92,7 @@ class Mailbox:
         self._delivered = {it for it in self._delivered if it[1].round >= oldest}
 
     def open(self, key: Key, shape: Shape, peers: Iterable[Peer]) -> None:
-        """From now on these neighbours' transfers of that phase and role are admitted."""
+        """From now on these neighbors' transfers of that phase and role are admitted."""
         self.phase = max(self.phase, key.phase)
         self._open[key.phase, key.role] = (key.round, shape, frozenset(peers))
 

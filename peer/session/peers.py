@@ -1,4 +1,4 @@
-"""A node's circle: who it is, who its neighbours are, what was agreed with each, and where everybody stands."""
+"""A node's circle: who it is, who its neighbors are, what was agreed with each, and where everybody stands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from peer.v1 import peer_pb2 as pb
 LONGEST = 300
 """Characters of what a model is fed, in a refusal."""
 REPLAY_WINDOW = 4096
-"""Sequence numbers per neighbour that are remembered; older ones are refused unseen."""
+"""Sequence numbers per neighbor that are remembered; older ones are refused unseen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Position:
 
 @dataclass(slots=True)
 class Contact:
-    """What the session knows of one neighbour beyond its membership."""
+    """What the session knows of one neighbor beyond its membership."""
 
     id: str
     link: Link | None = None
@@ -120,10 +120,10 @@ class Contact:
     passed_on: int = 0
     """How many of the statements noted here it was told."""
     contradicted: bool = False
-    """It told different neighbours different things."""
+    """It told different neighbors different things."""
     nonce: bytes = b""
     welcome: pb.Welcome = field(default_factory=pb.Welcome)
-    """The neighbour's last handshake and the answer to it."""
+    """The neighbor's last handshake and the answer to it."""
     _seen: set[int] = field(default_factory=set)
     _newest: int = 0
 
@@ -164,7 +164,7 @@ class Circle:
     names: dict[str, Peer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.contacts = {peer: Contact(self.ids[peer]) for peer in sorted(self.membership.neighbours)}
+        self.contacts = {peer: Contact(self.ids[peer]) for peer in sorted(self.membership.neighbors)}
         self.names = {node_id: name for name, node_id in self.ids.items()}
 
     @property
@@ -184,19 +184,19 @@ class Circle:
         self.lose(peer, why)
 
     def peer(self, caller: str | None, sender: str) -> Peer:
-        """The neighbour that speaks. `caller` is what the transport proved, if it proves anything.
+        """The neighbor that speaks. `caller` is what the transport proved, if it proves anything.
 
         Raises:
-            Malformed: it claims another id than its certificate's, or is no neighbour.
+            Malformed: it claims another id than its certificate's, or is no neighbor.
         """
         _check_identity(caller, sender)
         name = self.names.get(sender)
         if name is None or name not in self.contacts:
-            raise Malformed(codec.sentence(pb.CODE_NOT_A_NEIGHBOUR), pb.CODE_NOT_A_NEIGHBOUR)
+            raise Malformed(codec.sentence(pb.CODE_NOT_A_NEIGHBOR), pb.CODE_NOT_A_NEIGHBOR)
         return name
 
     def member(self, caller: str | None, sender: str) -> Peer:
-        """The member of the roster that speaks, neighbour or not: enough to ask for addresses, for nothing else.
+        """The member of the roster that speaks, neighbor or not: enough to ask for addresses, for nothing else.
 
         Raises:
             Malformed: it claims another id than its certificate's, or is not in the roster.

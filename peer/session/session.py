@@ -1,7 +1,7 @@
-"""One node's conversations with its neighbours: handshakes and beats (`transfers.py` has the rest).
+"""One node's conversations with its neighbors: handshakes and beats (`transfers.py` has the rest).
 
-Every neighbour is dialled, shaken hands with, and sent a beat about once a second, for ever: a neighbour that comes
-back is taken back. Of two neighbours the one whose name sorts first proposes from which round on the edge is used, the
+Every neighbor is dialed, shaken hands with, and sent a beat about once a second, for ever: a neighbor that comes
+back is taken back. Of two neighbors the one whose name sorts first proposes from which round on the edge is used, the
 other answers with that round or a later one, and both keep to it.
 """
 
@@ -31,7 +31,7 @@ TICK = 0.25
 CALL_SECONDS = 5.0
 """A control call that takes longer has failed; the next one follows."""
 LEAVES, LEAVE_SECONDS = 3, 2.0
-"""Attempts to say that all rounds are done, and each one's time: a neighbour that does not hear it lingers."""
+"""Attempts to say that all rounds are done, and each one's time: a neighbor that does not hear it lingers."""
 
 
 class Directory(Protocol):
@@ -67,8 +67,8 @@ class Session:
     ) -> None:
         """`identity` proves this node's key in handshakes; None only on transports that prove nothing.
 
-        `ledger_head` is told to neighbours, signed; `remember(peer, head)` notes theirs and returns the highest so far;
-        `check_remembered` gets what a neighbour remembers of this node's, if this node did tell it. `exchange` answers
+        `ledger_head` is told to neighbors, signed; `remember(peer, head)` notes theirs and returns the highest so far;
+        `check_remembered` gets what a neighbor remembers of this node's, if this node did tell it. `exchange` answers
         members that ask for addresses.
         """
         self.circle, self.identity, self.transport, self.discovery = circle, identity, transport, discovery
@@ -89,7 +89,7 @@ class Session:
         return self.circle.now
 
     async def run(self) -> None:
-        """Keeps contact with every neighbour until cancelled."""
+        """Keeps contact with every neighbor until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             for peer in self.circle.contacts:
                 self._tasks.create_task(self._keep(peer), name=f"keep {peer}")
@@ -99,7 +99,7 @@ class Session:
         self._tasks.create_task(work)
 
     async def goodbye(self, finished: bool) -> None:
-        """Tells every neighbour; who can't be told will notice. When all is done there is time to try again."""
+        """Tells every neighbor; who can't be told will notice. When all is done there is time to try again."""
         self.circle.stopping = not finished
         me, incarnation = self.circle.ids[self.circle.me], self.circle.incarnation
         leave = pb.Leave(run=self.circle.terms.run, sender=me, incarnation=incarnation, finished=finished)
@@ -142,7 +142,7 @@ class Session:
 
     async def _keep(self, peer: Peer) -> None:
         contact, pause = self.circle.contacts[peer], RETRY_FIRST
-        while self.membership.neighbours[peer].presence is not Presence.REMOVED:
+        while self.membership.neighbors[peer].presence is not Presence.REMOVED:
             try:
                 if self._estranged(peer):
                     await self._shake(peer)
@@ -159,18 +159,18 @@ class Session:
                 await contact.poke.wait(pause * random.uniform(0.5, 1.0))
 
     def _note(self, peer: Peer, why: str, code: int) -> None:
-        neighbour = self.membership.neighbours[peer]
-        neighbour.last_error = why
+        neighbor = self.membership.neighbors[peer]
+        neighbor.last_error = why
         if code in LASTING:
-            neighbour.refusal = why
+            neighbor.refusal = why
 
     def _estranged(self, peer: Peer) -> bool:
         """A handshake is due: for the proof of identity, or to agree on the edge."""
         return not self.circle.contacts[peer].proven or self._unagreed(peer)
 
     def _unagreed(self, peer: Peer) -> bool:
-        """It is mine to propose an edge to this neighbour, and there is none."""
-        it = self.membership.neighbours[peer]
+        """It is mine to propose an edge to this neighbor, and there is none."""
+        it = self.membership.neighbors[peer]
         none = it.presence in (Presence.UNKNOWN, Presence.LOST)
         return self.circle.me < peer and none and not self.membership.kept_off(peer, it.incarnation, self.now)
 
@@ -263,7 +263,7 @@ class Session:
         self.changed.notify()
 
     def _welcome(self, caller: str | None, hello: pb.Hello) -> pb.Welcome:
-        """The answer to a neighbour's handshake. Nothing is signed for anybody else, nor for another run."""
+        """The answer to a neighbor's handshake. Nothing is signed for anybody else, nor for another run."""
         peer = self.circle.peer(caller, hello.sender)
         contact = self.circle.contacts[peer]
         if hello.nonce == contact.nonce:
@@ -289,7 +289,7 @@ class Session:
         reply.ledger.CopyFrom(self._head())
         reply.round, reply.order = self.position.round, self._next()
         reply.from_round = max(hello.from_round, self.position.earliest)
-        it = self.membership.neighbours[peer]
+        it = self.membership.neighbors[peer]
         if hello.incarnation > it.incarnation:
             self.membership.restarted(peer, hello.incarnation)
             self.circle.observer.presence(peer, False)
@@ -303,7 +303,7 @@ class Session:
 
     def _unready(self, peer: Peer, hello: pb.Hello) -> tuple[int, str]:
         """Why the edge can't be agreed on just now."""
-        known = self.membership.neighbours[peer].incarnation
+        known = self.membership.neighbors[peer].incarnation
         if hello.incarnation < known:
             return pb.CODE_INCARNATION, codec.sentence(pb.CODE_INCARNATION)
         if (hello.incarnation, hello.order) <= self.circle.contacts[peer].asked:
@@ -312,7 +312,7 @@ class Session:
             return pb.CODE_NOT_READY, why
         if hello.propose and not self.circle.contacts[peer].proven:
             self.circle.contacts[peer].poke.notify()
-            return pb.CODE_NOT_READY, "The caller could not be dialled back yet."
+            return pb.CODE_NOT_READY, "The caller could not be dialed back yet."
         return pb.CODE_OK, ""
 
     def _compare(self, hello: pb.Hello) -> tuple[int, str]:
@@ -381,7 +381,7 @@ class Session:
         request = codec.encode(self._pulse())
         sent = self.now
         reply = codec.decode(pb.Beat, await (await self._link(peer)).call("Beat", request, CALL_SECONDS))
-        it = self.membership.neighbours[peer]
+        it = self.membership.neighbors[peer]
         it.rtt = self.now - sent
         self.circle.observer.round_trip(peer, it.rtt)
         if (reply.sender, reply.run) == (self.circle.contacts[peer].id, self.circle.terms.run):
@@ -389,7 +389,7 @@ class Session:
 
     def _felt(self, peer: Peer, beat: pb.Beat) -> None:
         self.remember(peer, beat.ledger)
-        before = self.membership.neighbours[peer].presence
+        before = self.membership.neighbors[peer].presence
         self.membership.beat(
             peer,
             incarnation=beat.incarnation,
@@ -402,7 +402,7 @@ class Session:
             names_me=self.circle.ids[self.circle.me] in beat.live,
             now=self.now,
         )
-        if self.membership.neighbours[peer].presence is not before:
+        if self.membership.neighbors[peer].presence is not before:
             self.circle.observer.presence(peer, False)
             self.circle.contacts[peer].poke.notify()
         self.changed.notify()

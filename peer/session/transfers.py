@@ -44,7 +44,7 @@ PASSING = frozenset({pb.CODE_BUSY, pb.CODE_AHEAD, pb.CODE_NOT_READY, pb.CODE_INC
 
 
 class Transfers:
-    """All transfers of one node, both ways. `link` gives the way to a neighbour."""
+    """All transfers of one node, both ways. `link` gives the way to a neighbor."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Transfers:
     def _refusal(self, peer: Peer, header: pb.Header) -> pb.Code:
         contact = self.circle.contacts[peer]
         if contact.contradicted:
-            return pb.CODE_NOT_A_NEIGHBOUR
+            return pb.CODE_NOT_A_NEIGHBOR
         if self.circle.stopping:
             return pb.CODE_STOPPING
         if (header.protocol, header.run) != (codec.PROTOCOL, self.circle.terms.run):
@@ -123,7 +123,7 @@ class Transfers:
         except BaseException as error:
             self.mailbox.broken(peer, key)
             if isinstance(error, Malformed) and error.code != pb.CODE_STALLED:
-                self.circle.membership.neighbours[peer].last_error = f"It sent what can't be used: {error}"
+                self.circle.membership.neighbors[peer].last_error = f"It sent what can't be used: {error}"
                 self.circle.observer.rejected(peer, error.code)
             raise
         self.mailbox.delivered(peer, key)
@@ -181,7 +181,7 @@ class Transfers:
             self._contradicted(peer, peer, before, said)
 
     def _compare(self, told_by: Peer, said: Iterable[pb.Statement]) -> None:
-        """What a neighbour heard of others, with what this node heard of them.
+        """What a neighbor heard of others, with what this node heard of them.
 
         Raises:
             Malformed: it passes on what was never signed, so that it lies itself.
@@ -254,7 +254,7 @@ class Transfers:
                 code, why = pb.CODE_NOT_READY, str(error)
             if code in (pb.CODE_OK, pb.CODE_DUPLICATE):
                 return True
-            self.circle.membership.neighbours[peer].last_error = why
+            self.circle.membership.neighbors[peer].last_error = why
             self.circle.observer.wire_error(peer, code)
             if code not in PASSING:
                 return False
@@ -296,7 +296,7 @@ class Transfers:
         return verdict
 
     def _heard_of_others(self, to: Peer) -> list[pb.Statement]:
-        """What this neighbour was not told yet, as much as a header carries."""
+        """What this neighbor was not told yet, as much as a header carries."""
         found = self.statements.newer(self.circle.contacts[to].passed_on, [to])
         return found if len(found) <= codec.MAX_STATEMENTS else random.sample(found, codec.MAX_STATEMENTS)
 

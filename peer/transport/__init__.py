@@ -1,7 +1,7 @@
 """How bytes travel: the interface every transport implements, and the table of transports.
 
 A transport moves opaque messages between node ids and knows nothing of rounds. `session.py` gives it a `Service` to
-call for what arrives, and takes a `Link` per neighbour for what leaves.
+call for what arrives, and takes a `Link` per neighbor for what leaves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Service(Protocol):
 
 
 class Link(Protocol):
-    """The way to one neighbour: two connections, control and bulk. All of it raises `errors.Unreachable` on failure."""
+    """The way to one neighbor: two connections, control and bulk. All of it raises `errors.Unreachable` on failure."""
 
     async def call(self, method: Method, request: bytes, timeout: float) -> bytes: ...  # noqa: ASYNC109
 

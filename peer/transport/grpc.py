@@ -170,7 +170,7 @@ class Grpc:
         identity: Identity | None,
         listen: str,
         *,
-        max_neighbours: int = 64,
+        max_neighbors: int = 64,
         keepalive: float = 25.0,
         reconnect: tuple[float, float] = (0.1, 1.0),
         handshake: float = HANDSHAKE_SECONDS,
@@ -186,7 +186,7 @@ class Grpc:
         self._host, self._port = endpoint(listen)
         self._listen = listen
         self._keepalive, self._reconnect, self._handshake, self._window = keepalive, reconnect, handshake, window
-        self._rpcs = (max_neighbours + 8) * (CALLS_PER_PEER + TRANSFERS_PER_PEER)
+        self._rpcs = (max_neighbors + 8) * (CALLS_PER_PEER + TRANSFERS_PER_PEER)
         self._server: grpc.aio.Server | None = None
         self._bound = ""
         self._service: Service

@@ -18,7 +18,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_LAYOUT: _ClassVar[Code]
     CODE_VALIDATION: _ClassVar[Code]
     CODE_IDENTITY: _ClassVar[Code]
-    CODE_NOT_A_NEIGHBOUR: _ClassVar[Code]
+    CODE_NOT_A_NEIGHBOR: _ClassVar[Code]
     CODE_MALFORMED: _ClassVar[Code]
     CODE_STALE: _ClassVar[Code]
     CODE_AHEAD: _ClassVar[Code]
@@ -57,7 +57,7 @@ CODE_ROSTER: Code
 CODE_LAYOUT: Code
 CODE_VALIDATION: Code
 CODE_IDENTITY: Code
-CODE_NOT_A_NEIGHBOUR: Code
+CODE_NOT_A_NEIGHBOR: Code
 CODE_MALFORMED: Code
 CODE_STALE: Code
 CODE_AHEAD: Code

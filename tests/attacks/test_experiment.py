@@ -65,7 +65,7 @@ def test_results_are_those_of_the_honest(tmp_path):
         own = json.loads((tmp_path / "nodes" / name / "summary.json").read_text())
         journal = (tmp_path / "nodes" / name / "journal.jsonl").read_text()
         assert own["attackers"] == ([name] if name in merged.attackers else [])
-        assert ("ATTACKS its neighbours (gaussian)" in journal) == (name in merged.attackers)
+        assert ("ATTACKS its neighbors (gaussian)" in journal) == (name in merged.attackers)
         assert "experiment" not in journal.splitlines()[0], "the run file says nothing of attacks"
 
 
@@ -141,7 +141,7 @@ def test_an_attack_of_strength_zero_changes_no_bit_in_mode_strict():
 
 
 @pytest.mark.parametrize("options", [{}, {"value": "neg_loss"}, {"value": "neg_loss", "estimator": "first_order"}])
-def test_one_neighbour_with_huge_answers_does_not_end_ross(tmp_path, options):
+def test_one_neighbor_with_huge_answers_does_not_end_ross(tmp_path, options):
     """std 1e16 is finite on the wire; one lucky accuracy gave it a share, and everybody's model was lost."""
     attack = {"name": "gaussian", "std": 1e16, "words": ["answer"]}
     algorithm = {"name": "ross", "lr": 0.1, **options}

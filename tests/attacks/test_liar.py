@@ -49,7 +49,7 @@ def spied(variant, spy, kind="full", n=4):
 @every
 @words
 def test_strength_zero_has_the_bits_of_honesty(variant, name):
-    """With the same neighbours lost, too."""
+    """With the same neighbors lost, too."""
     everything = {} if name == "state" else {"words": ("answer", "question", "state")}
     honest, hoods = cluster(variant)
     liars, _ = attacked(variant, name, strength=0.0, **everything)
@@ -69,7 +69,7 @@ def test_at_strength_zero_it_does_not_matter_what_the_lie_would_be():
 
 
 @words
-def test_at_full_strength_it_is_seen_in_the_neighbours(name):
+def test_at_full_strength_it_is_seen_in_the_neighbors(name):
     """Power check of the test above."""
     honest, hoods = cluster(XAVG)
     liars, _ = attacked(XAVG, name)
@@ -141,7 +141,7 @@ def test_strength_goes_from_the_truth_to_the_lie_and_beyond():
 @pytest.mark.parametrize("mix", [MixSection(), MixSection(rule="median"), MixSection(rule="clipping")])
 @pytest.mark.parametrize("variant", [XAVG, DMSGD, DPSGD], ids=lambda v: v[0])
 def test_in_its_own_mixing_an_attacker_believes_itself(variant, mix):
-    """One round of lies in the state: its own model is that of an honest run, its neighbours' are not."""
+    """One round of lies in the state: its own model is that of an honest run, its neighbors' are not."""
     honest, hoods = cluster(variant)
     liars, _ = attacked(variant, "state", lie="scaling", of="value")
     for nodes in (honest, liars):
@@ -158,7 +158,7 @@ def test_state_only_leaves_answers_alone():
 
 
 def test_what_was_mixed_the_round_before_is_known_as_steps():
-    """x counted from what the last mixing gave in that round, v as it is; of every neighbour, in sorted order."""
+    """x counted from what the last mixing gave in that round, v as it is; of every neighbor, in sorted order."""
     spy = Spy()
     nodes, heard, hoods = spied(DMSGD, spy)
     before = {}
@@ -237,7 +237,7 @@ def test_says_pairs_and_slices_are_lied_about_in_their_own_form():
     torch.testing.assert_close(nodes["n1"].x, torch.full((D,), 1.0))
 
 
-async def test_a_liar_that_collects_among_neighbours_that_stream():
+async def test_a_liar_that_collects_among_neighbors_that_stream():
     """It needs whole messages to stay with the truth itself; on the wire nobody sees the difference."""
     hoods = neighborhoods("full", ["n0", "n1", "n2"])
     found = []
@@ -255,7 +255,7 @@ async def test_a_liar_that_collects_among_neighbours_that_stream():
 def test_what_is_withheld_stays_withheld():
     liars, hoods = attacked(XAVG, "zero", door=Stingy)
     heard = exchange({i: next(a.round(0)) for i, a in liars.items()}, hoods)
-    assert all(them.missing == set(hoods[i].neighbours) for i, them in heard.items())
+    assert all(them.missing == set(hoods[i].neighbors) for i, them in heard.items())
 
 
 def test_gaussian_draws_anew_for_every_word_and_repeats_by_seed():
@@ -264,6 +264,6 @@ def test_gaussian_draws_anew_for_every_word_and_repeats_by_seed():
         liars, hoods = attacked(XAVG, "gaussian")
         talk = liars["n1"].round(0)
         verb = next(talk)
-        runs.append([verb.answer(j, liars[j].parameters) for j in hoods["n1"].neighbours])
+        runs.append([verb.answer(j, liars[j].parameters) for j in hoods["n1"].neighbors])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert not torch.equal(*runs[0][:2])

@@ -59,13 +59,13 @@ def test_gaussian_is_noise_without_the_truth(word):
     np.testing.assert_allclose(lie("gaussian", word, std=3.0), 3 * drawn.numpy())
 
 
-def test_echo_gives_the_question_back_and_repeats_the_first_neighbour():
+def test_echo_gives_the_question_back_and_repeats_the_first_neighbor():
     np.testing.assert_array_equal(lie("echo", "answer"), QUESTION)
     np.testing.assert_array_equal(lie("echo", "state"), HEARD["b"])
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 1.5])
-def test_dissensus_undoes_the_pull_of_the_victims_neighbours(epsilon):
+def test_dissensus_undoes_the_pull_of_the_victims_neighbors(epsilon):
     """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib; with ε = 1 the victim's mixing leaves it where it is."""
     middle = np.median(np.stack(list(HEARD.values())), 0)
     victim = max(HEARD, key=lambda peer: np.linalg.norm(HEARD[peer] - middle))

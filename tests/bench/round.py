@@ -5,7 +5,7 @@ round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TL
 compute  the same learners in one warm thread. Strict DPDL: every gradient the round releases (ledger on disk
          included), the algorithm's steps, and the mixing. DECA: BAdam's work, that is the block's gradient and its
          Adam step. Evaluation is off, checkpoints come only at the end, on both sides.
-mixing   DECA: what it takes more than that in the same thread: the neighbours' blocks are folded, and the signal is
+mixing   DECA: what it takes more than that in the same thread: the neighbors' blocks are folded, and the signal is
          worked into the moments. It is not in the floor.
 wire     bytes the round's transfers carry × CPU seconds per byte of the bare transport: 16 MB streamed each way
          between two processes with mutual TLS, as in wire.py.
@@ -77,7 +77,7 @@ def config(task: str, nodes: int, rounds: int) -> ExperimentConfig:
 
 
 def badam(run: ExperimentConfig) -> ExperimentConfig:
-    """The same without neighbours."""
+    """The same without neighbors."""
     return run.model_copy(update={"algorithm": run.algorithm.model_copy(update={"name": "badam"})})
 
 

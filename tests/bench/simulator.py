@@ -1,4 +1,4 @@
-"""What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring, so every node has two neighbours.
+"""What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring, so every node has two neighbors.
 
 CPU time of `node.rounds.lockstep` per node and round, everything in it: gradients, noise, ledger in memory, messages,
 mixing.

@@ -62,8 +62,8 @@ def test_a_data_attack_needs_labels(
     assert not (tmp_path / "run").exists()
 
 
-def test_centralised_has_nobody_who_could_attack(peerpoise: Call, experiment: Path) -> None:
-    options = ("--set", "algorithm.name=centralised", "--set", "experiment.attack.name=zero")
+def test_centralized_has_nobody_who_could_attack(peerpoise: Call, experiment: Path) -> None:
+    options = ("--set", "algorithm.name=centralized", "--set", "experiment.attack.name=zero")
     one_sentence(peerpoise("simulate", experiment, *options), "nobody attacks it")
 
 
@@ -84,7 +84,7 @@ def node(tmp_path: Path) -> Path:
 def test_a_daemon_attacks_only_where_somebody_says_that_it_is_a_test(peerpoise: Call, node: Path) -> None:
     """By option, by [attack] in its file, by --set or by the environment."""
     asked = ("run", "--config", node)
-    said = "would attack its neighbours (alie)", "add --i-am-testing"
+    said = "would attack its neighbors (alie)", "add --i-am-testing"
     one_sentence(peerpoise(*asked, "--attack", "alie"), *said)
     one_sentence(peerpoise(*asked, "--set", "attack.name=alie"), *said)
     one_sentence(peerpoise(*asked, "--attack", "alie", "--i-am-testing"), "run.toml")
@@ -95,7 +95,7 @@ def test_a_daemon_attacks_only_where_somebody_says_that_it_is_a_test(peerpoise: 
 
 def test_the_environment_makes_nobody_an_attacker(peerpoise: Call, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEERPOISE_ATTACK__NAME", "zero")
-    one_sentence(peerpoise("run", "--config", node), "would attack its neighbours (zero)")
+    one_sentence(peerpoise("run", "--config", node), "would attack its neighbors (zero)")
 
 
 def test_options_of_the_attack(peerpoise: Call, node: Path) -> None:
@@ -121,6 +121,6 @@ def test_doctor_names_an_attacker(peerpoise: Call, experiment: Path, tmp_path: P
     node = tmp_path / "out" / "a" / "node.toml"
     assert "ATTACKS" not in peerpoise("doctor", "--config", node).out
     node.write_text(node.read_text() + '\n[attack]\nname = "alie"\n')
-    assert "ATTACKS its neighbours (alie)" in " ".join(peerpoise("doctor", "--config", node).out.split())
+    assert "ATTACKS its neighbors (alie)" in " ".join(peerpoise("doctor", "--config", node).out.split())
     node.write_text(node.read_text() + "y = 1\n")
     assert "attack.y: unknown key (alie)" in peerpoise("config", "check", node).err

@@ -127,7 +127,7 @@ def edges_file_is_not_there(place: Place) -> Words:
     return place.check("topology.kind=edges", "topology.file=none.txt")
 
 
-# -- what values neighbours
+# -- what values neighbors
 
 
 def validated(place: Place) -> Path:
@@ -339,7 +339,7 @@ def too_little_memory(place: Place) -> Words:
     return ["simulate", place.experiment, *words, "--folder", place.folder / "run"]
 
 
-# -- neighbours
+# -- neighbors
 
 
 def unreachable_peers(place: Place) -> Words:
@@ -347,7 +347,7 @@ def unreachable_peers(place: Place) -> Words:
 
 
 def layout_mismatch(place: Place) -> Words:
-    """A neighbour, a real daemon, whose images have another size: its model can't be averaged with ours."""
+    """A neighbor, a real daemon, whose images have another size: its model can't be averaged with ours."""
     home = place.host("start.timeout_s=5", own=True)
     save(home.parent / "b" / "data.npz", size=10)
     place.held.enter_context(daemon(home.parent / "b"))
@@ -367,7 +367,7 @@ start.serve(Path(sys.argv[1]))
 
 @contextmanager
 def daemon(home: Path) -> Iterator[None]:
-    """A daemon in a process of its own that waits for its neighbours, for longer than the run file says: it must not
+    """A daemon in a process of its own that waits for its neighbors, for longer than the run file says: it must not
     be gone before it is asked for the last time."""
     command = [sys.executable, "-c", PATIENT, str(home / "node.toml")]
     at = status.place(load(RunConfig, [home / "run.toml"], environ={}).run_id, home.name)
@@ -500,7 +500,7 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "unknown data set": (lambda it: it.check("task.data=imagenet"), 78, "Unknown data set 'imagenet'"),
     "own task is not there": (own_task_is_not_there, 78, "nowhere"),
     "algorithm that is no protocol": (
-        lambda it: ["up", it.experiment, "--set", "algorithm.name=centralised"], 78, "peerpoise simulate"),
+        lambda it: ["up", it.experiment, "--set", "algorithm.name=centralized"], 78, "peerpoise simulate"),
     "host without a port": (lambda it: ["pack", it.experiment, "--host", "a=10.0.0.1"], 78, "not an address"),
     "attacker without the flag": (lambda it: it.run(it.host(), "attack.name=zero"), 78, "add --i-am-testing"),
     "validation set is missing": (validation_set_is_gone, 66, "can't be read"),
@@ -514,7 +514,7 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "validation set too large": (
         lambda it: ["simulate", it.experiment, "--set", "algorithm.name=pdsl", "--set", "validation.size=1400",
                     "--folder", it.folder / "run"], 78, "lower it"),
-    "neighbourhood of one": (lambda it: it.check("algorithm.name=pdsl", "experiment.nodes=1"), 78, "n0 has none"),
+    "neighborhood of one": (lambda it: it.check("algorithm.name=pdsl", "experiment.nodes=1"), 78, "n0 has none"),
     "budget below one permutation": (
         lambda it: it.check("algorithm.name=pdsl", "algorithm.permutations=0"), 78, "algorithm.permutations: "),
     "budget below what svarm needs": (

@@ -114,7 +114,7 @@ def no_decoder(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "code", "says"),
-    [(no_layers, 78, "No layers are recognised in LlamaForCausalLM"), (no_pad, 78, "has no pad token; set pad_token"),
+    [(no_layers, 78, "No layers are recognized in LlamaForCausalLM"), (no_pad, 78, "has no pad token; set pad_token"),
      (no_order, 78, "is not causal"), (no_decoder, 66, "There is no language model")],
 )  # fmt: skip
 def test_a_model_that_cant_be_trained(
@@ -241,7 +241,7 @@ def test_peers_with_different_models(peerpoise: Call, tiny: Path, model: Path, t
 def test_a_block_larger_than_memory(
     peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch, each: int, missing: int
 ) -> None:
-    """Just enough for a block of one layer of 2,208 parameters (θ, m, v, gradient, one sum of neighbours), or a byte
+    """Just enough for a block of one layer of 2,208 parameters (θ, m, v, gradient, one sum of neighbors), or a byte
     less."""
     layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
     monkeypatch.setattr(requirements, "available_memory", lambda: 5 * 4 * layer - missing)

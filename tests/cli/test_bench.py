@@ -71,7 +71,7 @@ def test_for_people_and_without_a_file(peerpoise: Call, tmp_path: Path) -> None:
     ("settings", "part"),
     [
         (["task.data=own"], "bench divides public data"),
-        (["algorithm.name=centralised"], "peerpoise simulate"),
+        (["algorithm.name=centralized"], "peerpoise simulate"),
         (["experiment.device=mps"], "no GPU of a Mac"),
         (["privacy.rate=2"], "privacy.rate"),
     ],

@@ -34,7 +34,7 @@ def test_pack_without_any_address(peerpoise: Call, experiment: Path, tmp_path: P
     for node in nodes.values():
         assert node.peers.discovery == ("static", "mdns")
         assert (node.listen.address, node.listen.advertise) == (f"0.0.0.0:{provisioning.PORT}", "")
-    assert "Neighbours find it by mdns" in (tmp_path / "out" / "a" / "README.txt").read_text()
+    assert "Neighbors find it by mdns" in (tmp_path / "out" / "a" / "README.txt").read_text()
 
 
 def test_pack_with_one_address_to_begin_with(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_packed_addresses_alone_stay_static(peerpoise: Call, experiment: Path, t
         ((*BARE, "--discovery", "telepathy"), "telepathy is none of"),
         (
             ("--host", "a=0.0.0.0:7443", *BARE[2:], "--discovery", "mdns"),
-            "write the address at which neighbours dial a",
+            "write the address at which neighbors dial a",
         ),
     ],
 )
@@ -71,17 +71,17 @@ def test_hosts_that_nobody_would_find(
     assert not (tmp_path / "out").exists()
 
 
-def test_doctor_says_how_neighbours_are_found(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+def test_doctor_says_how_neighbors_are_found(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     packed(peerpoise, experiment, tmp_path / "out", *BARE, "--discovery", "mdns")
     code, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "listen.advertise=h:1")
     assert code == 0
     [discovery] = found["discovery"]
     assert (discovery["level"], discovery["said"]) == ("ok", "static, mdns; announces h:1")
-    assert [(it["level"], "mdns will look for it" in it["said"]) for it in found["neighbour"]] == [("ok", True)] * 2
+    assert [(it["level"], "mdns will look for it" in it["said"]) for it in found["neighbor"]] == [("ok", True)] * 2
     _, found = examined(
         peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "peers.discovery=['mdns']"
     )
-    assert [it["said"] for it in found["neighbour"]] == ["b: mdns will look for it", "c: mdns will look for it"]
+    assert [it["said"] for it in found["neighbor"]] == ["b: mdns will look for it", "c: mdns will look for it"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_doctor_looks_host_names_up(peerpoise: Call, experiment: Path, tmp_path:
         hosts = ["--host", "a=127.0.0.1:1", "--host", f"b=localhost:{port}", "--host", f"c={'x' * 70}.invalid:7443"]
         packed(peerpoise, experiment, tmp_path / "out", *hosts)
         _, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml")
-    said = {it["level"]: it["said"] for it in found["neighbour"]}
+    said = {it["level"]: it["said"] for it in found["neighbor"]}
     assert said["ok"] == "b listens"
     assert "can't be found" in said["warning"]

@@ -122,7 +122,7 @@ def test_a_healthy_node(peerpoise: Call, home: Path, ports: list[int]) -> None:
         code, found = examined(peerpoise, "--config", home / "node.toml")
     assert code == 0
     levels = {what: [it["level"] for it in them] for what, them in found.items()}
-    assert levels.pop("neighbour") == ["ok", "warning"], "b listens, c does not"
+    assert levels.pop("neighbor") == ["ok", "warning"], "b listens, c does not"
     assert {level for them in levels.values() for level in them} == {"ok"}
     expected = {
         "configuration",
@@ -152,7 +152,7 @@ def forget_first_row(home: Path) -> None:
     (home / "ledger" / "digits.sqlite").unlink()
 
 
-def copy_neighbour(home: Path) -> None:
+def copy_neighbor(home: Path) -> None:
     for name in ("node.key", "node.pem"):
         (home / name).write_bytes((home.parent / "b" / name).read_bytes())
 
@@ -175,7 +175,7 @@ def no_folder(home: Path) -> None:
         ("device", "cuda:99", replace("node.toml", 'device = "auto"', 'device = "cuda:99"')),
         ("roster", "not signed", replace("roster.json", "127.0.0.1", "127.0.0.9")),
         ("roster", "'z' is not in", replace("node.toml", 'name = "a"', 'name = "z"')),
-        ("roster", "another key", copy_neighbour),
+        ("roster", "another key", copy_neighbor),
         ("data", "no data file", lambda home: (home / "rows.npy").unlink()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

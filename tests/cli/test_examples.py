@@ -123,7 +123,7 @@ def test_status_and_sigterm(peerpoise: Call, tmp_path: Path) -> None:
         assert process.wait(timeout=20) == 128 + signal.SIGTERM
     assert "exit code" not in rest, "the daemons left in order"
     assert (seen["node"], seen["state"], seen["rounds"], seen["insecure"]) == ("n2", "running", 1000, [])
-    assert {each["name"] for each in seen["neighbours"]} == {"n1", "n3"}
+    assert {each["name"] for each in seen["neighbors"]} == {"n1", "n3"}
     for home in (tmp_path / "run" / "nodes").iterdir():
         last = json.loads((home / "journal.jsonl").read_text().splitlines()[-1])
         assert (last["event"], last["reason"], last["signal"]) == ("end", "stopped", "SIGTERM")

@@ -165,8 +165,8 @@ def test_own_data_is_for_real_hosts(peerpoise: Call, experiment: Path, tmp_path:
     one_sentence(peerpoise(*call), 78, "peerpoise pack")
 
 
-def test_centralised_is_no_protocol(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    wanted = ("--set", "algorithm.name=centralised")
+def test_centralized_is_no_protocol(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    wanted = ("--set", "algorithm.name=centralized")
     one_sentence(peerpoise("up", experiment, *wanted, "--folder", tmp_path / "run"), 78, "peerpoise simulate")
     call = ("pack", experiment, *wanted, "--host", "a=h:1", "--out", tmp_path / "out")
     one_sentence(peerpoise(*call), 78, "peerpoise simulate")

@@ -51,7 +51,7 @@ def test_packed_runs_carry_the_edges(peerpoise: Call, star: Path, tmp_path: Path
         home = tmp_path / "out" / name
         run = load(RunConfig, [home / load(NodeConfig, [home / "node.toml"], (), {}).run], environ={})
         roster = Roster.load(home / "roster.json", run.run.federation)
-        assert run.neighborhoods(roster.names)["b"].neighbours == ("a", "c")
+        assert run.neighborhoods(roster.names)["b"].neighbors == ("a", "c")
 
 
 def test_a_run_says_its_spectral_gap(peerpoise: Call, star: Path, tmp_path: Path) -> None:

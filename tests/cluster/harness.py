@@ -309,7 +309,7 @@ class Witness(Daemon):
         return witness
 
     limit: int
-    """The round in which it stays: all its work done, its neighbours answered, but not over."""
+    """The round in which it stays: all its work done, its neighbors answered, but not over."""
     transfers: list[Transfer]
     leave_late: threading.Event
     """Cleared: whoever says goodbye waits for an answer."""
@@ -324,16 +324,16 @@ class Witness(Daemon):
         return self.finished == self.limit
 
     def knows(self, peer: str) -> str:
-        """A neighbour's presence."""
-        return self.session.membership.neighbours[peer].presence.value
+        """A neighbor's presence."""
+        return self.session.membership.neighbors[peer].presence.value
 
     def remembers(self, peer: str) -> int:
-        """The highest sequence number of its ledger that this neighbour told."""
+        """The highest sequence number of its ledger that this neighbor told."""
         heads = self.remembered._heads.get(self.roster.by_name[peer].id, {})
         return max((head.sequence for head in heads.values()), default=0)
 
     def released(self, sender: str) -> dict[int, set[bytes]]:
-        """round -> the different answers, whole or cut, that came from this neighbour."""
+        """round -> the different answers, whole or cut, that came from this neighbor."""
         found: dict[int, set[bytes]] = defaultdict(set)
         for it in self.transfers:
             if it.sender == sender and it.role == pb.ROLE_ANSWER and it.payload:

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.mark.parametrize("carrier", ["memory", "grpc"])
 @pytest.mark.parametrize("what", SETTINGS)
 def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, carrier: str) -> None:
-    """Four rounds: what a liar heard, and how its neighbours were moved, is in the later ones."""
+    """Four rounds: what a liar heard, and how its neighbors were moved, is in the later ones."""
     settings = {"kind": "full", "nodes": 4, "rounds": 4, **SETTINGS[what]}
     simulated = simulate(experiment(**settings), tmp_path / "simulated")
     if carrier == "memory":
@@ -67,7 +67,7 @@ async def played(folder: Path, **settings: Any) -> dict[str, Path]:
         await cluster.end()
 
 
-def test_what_an_algorithm_tells_of_its_neighbours_is_kept_and_shown(
+def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All kinds of `diagnostics`, by simulate and by daemons; its weights are what peer_weight_ratio shows."""
@@ -108,19 +108,19 @@ def test_what_an_algorithm_tells_of_its_neighbours_is_kept_and_shown(
 
 @pytest.mark.cluster
 async def test_an_attacker_shows_what_it_is(cluster: Any) -> None:
-    """In its own log, journal, status, metrics and summary; its neighbours know of nothing."""
+    """In its own log, journal, status, metrics and summary; its neighbors know of nothing."""
     async with cluster(nodes=2, rounds=2, **CLEAR) as c:
         honest = c.witness("n1", limit=0)
         n0 = c.start("n0", "--attack", "sign-flip", "--attack-set", "factor=2.0", "--i-am-testing")
         seen = await n0.state("running")
         assert seen["insecure"] == ["attack"]
-        assert any("ATTACKS its neighbours (sign-flip)" in text for text in seen["warnings"])
+        assert any("ATTACKS its neighbors (sign-flip)" in text for text in seen["warnings"])
         assert 'peerpoise_insecure{what="attack"} 1.0' in get(f"http://{seen['metrics']}/metrics")
         assert honest.watch.insecure == []
         honest.limit = 9
         assert await n0.ended() == 0
         assert await honest.task == 0
-        assert "ATTACKS its neighbours (sign-flip)" in n0.log
+        assert "ATTACKS its neighbors (sign-flip)" in n0.log
         assert any("ATTACKS" in event["text"] for event in n0.events("warning"))
         own = json.loads((c.homes["n0"] / "summary.json").read_text())
         assert (own["attackers"], own["attack"], own["test_accuracy"]["mean"]) == (["n0"], "sign-flip", None)

@@ -31,7 +31,7 @@ def since_start(process: Process, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.cluster
 async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: Any) -> None:
-    """Its neighbours go on without it, and wait in a round near the end until it is back."""
+    """Its neighbors go on without it, and wait in a round near the end until it is back."""
     deadline = 8.0
     async with cluster(**SETTINGS, sync={"deadline_s": deadline}) as c:
         others = [c.witness(name, limit=ROUNDS - 6) for name in NAMES if name != VICTIM]

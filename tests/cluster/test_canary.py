@@ -1,4 +1,4 @@
-"""Whole daemons on private data whose one example has a gradient that can be recognised. In mode strict it is in
+"""Whole daemons on private data whose one example has a gradient that can be recognized. In mode strict it is in
 nothing that leaves a node or is written: no frame, no checkpoint, model, journal, metric, ledger or status.
 
 The detector is the direction: √d·cos(tensor, canary) is about N(0, 1) for noise, and √d for the clean gradient. With a

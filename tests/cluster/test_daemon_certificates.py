@@ -76,7 +76,7 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         seen = n0.status()
         assert seen is not None
         assert seen["state"] == "waiting for peers"
-        assert {it["name"] for it in seen["neighbours"] if it["state"] == "live"} == {"n6"}
+        assert {it["name"] for it in seen["neighbors"] if it["state"] == "live"} == {"n6"}
 
         assert await health(c, "n0", asker="n6") == "NOT_SERVING"
 
@@ -91,7 +91,7 @@ def refusals(process: Process, impostors: Iterable[str], expected: Mapping[str, 
     seen = process.status()
     if seen is None:
         return None
-    errors = {it["name"]: it["last_error"] or "" for it in seen["neighbours"] if it["name"] in impostors}
+    errors = {it["name"]: it["last_error"] or "" for it in seen["neighbors"] if it["name"] in impostors}
     return errors if all(errors.values()) and expected.items() <= errors.items() else None
 
 

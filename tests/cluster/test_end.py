@@ -1,4 +1,4 @@
-"""The end of a run: nobody lingers for a goodbye that was lost, or for a neighbour that died instead of saying it."""
+"""The end of a run: nobody lingers for a goodbye that was lost, or for a neighbor that died instead of saying it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ PER_ROUND = {
     "before_checkpoint_rename": 1,
     "after_checkpoint_rename": 1,
 }
-"""Point -> how often a node with two neighbours passes it in a round of DPDL."""
+"""Point -> how often a node with two neighbors passes it in a round of DPDL."""
 NAMES = ["n0", "n1", "n2"]
 FEW = [("mid_stream", "n1"), ("after_ledger_append", "n0"), ("after_ledger_fsync", "n2")]
 MATRIX = list(product(PER_ROUND, NAMES)) if "KILL_MATRIX" in os.environ else FEW

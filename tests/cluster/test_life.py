@@ -36,7 +36,7 @@ async def test_a_life(cluster: Any, tmp_path: Path) -> None:
         n1 = c.start("n1")
         await back(n1, around, pace)
         assert resumed(n1) == {"checkpoint": 2, "round": 1 + max(t for t, _ in before)}
-        sequence = max(before.values())  # neighbours are told once a second, in beats
+        sequence = max(before.values())  # neighbors are told once a second, in beats
         await until(lambda: all(it.remembers("n1") > sequence for it in around))
         await told_twice(n1, around)
         after = debits(home)
@@ -52,7 +52,7 @@ async def test_a_life(cluster: Any, tmp_path: Path) -> None:
 
 
 async def mid_round(process: Process, pace: Witness) -> None:
-    """The opposite node holds its neighbours' next round, and so this node's."""
+    """The opposite node holds its neighbors' next round, and so this node's."""
     await process.until(lambda: pace.held and process.reached(pace.limit))
     waits = await process.until(lambda: (it := process.status()) and it["waiting_for"] and it)
     assert waits["round"] == pace.limit + 1
@@ -84,7 +84,7 @@ async def watched(c: Cluster, process: Process) -> None:
     )
     assert values["peerpoise_tls_enabled",] == 1
     assert values["peerpoise_insecure", "transport"] == 0
-    assert not any(name.startswith("peerpoise_") and "n3" in labels for name, *labels in values), "no neighbour"
+    assert not any(name.startswith("peerpoise_") and "n3" in labels for name, *labels in values), "no neighbor"
     assert get(f"http://{seen['metrics']}/-/ready").startswith("200")
     assert await health(c, "n1", asker="n0") == "SERVING"
 
@@ -102,7 +102,7 @@ async def no_second_daemon_on_its_ledger(folder: Path, home: Path) -> None:
 
 
 async def stopped(process: Process, around: list[Witness], pace: Witness) -> None:
-    """SIGTERM in mid-round: exit 0 in six seconds, and the neighbours go on at once."""
+    """SIGTERM in mid-round: exit 0 in six seconds, and the neighbors go on at once."""
     process.popen.terminate()
     assert await process.ended(6.0) == 0
     last = process.events()[-1]
@@ -121,7 +121,7 @@ def lost(witness: Witness) -> list[Any]:
 
 
 async def back(process: Process, around: list[Witness], pace: Witness) -> None:
-    """The node agrees on its edges with neighbours that the pace-maker holds; then all play a few rounds more."""
+    """The node agrees on its edges with neighbors that the pace-maker holds; then all play a few rounds more."""
     await process.until(lambda: all("n1" in it.session.membership.agreed() for it in around))
     await process.state("running")
     pace.limit += 6
@@ -135,7 +135,7 @@ def resumed(process: Process) -> dict[str, Any]:
 
 
 async def told_twice(process: Process, around: list[Witness]) -> None:
-    """The neighbours let the goodbye wait; the second SIGTERM does not."""
+    """The neighbors let the goodbye wait; the second SIGTERM does not."""
     for witness in around:
         witness.leave_late.clear()
     process.popen.terminate()
@@ -147,11 +147,11 @@ async def told_twice(process: Process, around: list[Witness]) -> None:
 
 
 async def releases_nothing(process: Process, around: list[Witness]) -> None:
-    """The neighbours remember what the ledger's files have forgotten: every answer is withheld, and status says why."""
+    """The neighbors remember what the ledger's files have forgotten: every answer is withheld, and status says why."""
     seen = process.status()
     assert seen is not None
     [said] = [text for text in seen["warnings"] if "ledger" in text]
-    assert said.startswith("A neighbour remembers more debits of the ledger digits than its files hold.")
+    assert said.startswith("A neighbor remembers more debits of the ledger digits than its files hold.")
     for witness in around:
         newest = max(it.incarnation for it in witness.transfers if it.sender == "n1")
         answers = [it for it in witness.transfers if it.incarnation == newest and it.role == pb.ROLE_ANSWER]

@@ -28,7 +28,7 @@ DIES = 6
 BLOCK = 4 * 2 * 3_540_096
 """Bytes of two layers in float32."""
 FRAMES = 2 * -(-BLOCK // (1 << 20))
-"""Of a round, to both neighbours."""
+"""Of a round, to both neighbors."""
 SETTINGS: dict[str, Any] = {
     "nodes": 4,
     "kind": "ring",
@@ -98,7 +98,7 @@ def places(home: Path, first: int = 0) -> None:
 
 
 def went_on(home: Path) -> None:
-    """It played all rounds, and waited for nobody longer than the deadline; neighbours of the killed one noticed."""
+    """It played all rounds, and waited for nobody longer than the deadline; neighbors of the killed one noticed."""
     places(home)
     longest = max(event["seconds"] for event in events(home, "round"))
     assert longest < DEADLINE + 30
@@ -108,7 +108,7 @@ def went_on(home: Path) -> None:
 
 
 def returned(home: Path) -> None:
-    """It goes on from its checkpoint of the round before, where its neighbours are by then."""
+    """It goes on from its checkpoint of the round before, where its neighbors are by then."""
     resumed, *skipped = events(home, "resume")
     assert resumed["checkpoint"] == DIES - 1
     first = skipped[-1]["round"] if skipped else resumed["round"]
@@ -125,9 +125,7 @@ def measured(homes: dict[str, Path], found: Summary) -> None:
         say(
             f"{name}: {len(seconds)} rounds of {statistics.median(seconds):.1f} s (median); {peak / 1e9:.2f} GB at most"
         )
-    say(
-        f"bytes per round and node {found.algorithm_metrics['bytes_per_step']}, of blocks {2 * BLOCK} at two neighbours"
-    )
+    say(f"bytes per round and node {found.algorithm_metrics['bytes_per_step']}, of blocks {2 * BLOCK} at two neighbors")
     say(f"perplexity {found.task_metrics['perplexity']}, of the average {found.algorithm_metrics['averaged_model']}")
 
 

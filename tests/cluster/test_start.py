@@ -73,7 +73,7 @@ async def test_a_roster_that_is_replaced_meanwhile_is_read_and_an_older_one_refu
         (c.homes["n0"] / "roster.json").write_bytes((c.folder / "roster.json").read_bytes())
         n0.popen.send_signal(signal.SIGHUP)
         go.touch()
-        await n0.until(lambda: (seen := n0.status()) and [it["state"] for it in seen["neighbours"]] == ["removed"])
+        await n0.until(lambda: (seen := n0.status()) and [it["state"] for it in seen["neighbors"]] == ["removed"])
         n0.kill()
         (c.homes["n0"] / "roster.json").write_bytes(older)
         again = c.start("n0")

@@ -71,7 +71,7 @@ def test_attackers_weigh_less_than_anybody_honest(tmp_path: Path) -> None:
 @pytest.mark.timeout(420)
 @pytest.mark.skipif("HOSTILE" not in os.environ, reason="make hostile runs it: ten daemons for half a minute")
 def test_among_honest_nodes_nobody_is_persecuted(tmp_path: Path) -> None:
-    """Over the run. (In one round a neighbour whose data say nothing new may weigh nothing, and does.)"""
+    """Over the run. (In one round a neighbor whose data say nothing new may weigh nothing, and does.)"""
     homes = played(tmp_path, {})
     told: dict[str, list[float]] = {name: [] for name in homes}
     for home in homes.values():

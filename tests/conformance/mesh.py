@@ -84,7 +84,7 @@ class Node:
             ids=more.pop("ids", None) or {peer: peer for peer in everybody},
             terms=Terms(run="run", roster=1, layout=layout.digest),
             incarnation=incarnation,
-            membership=Membership.of(name, hood.neighbours, sync.deadline_s),
+            membership=Membership.of(name, hood.neighbors, sync.deadline_s),
         )
         self.session = Session(
             circle,

@@ -69,7 +69,7 @@ def test_the_sequence_of_verbs_is_the_same_when_answers_are_withheld(variant):
 @every
 @kinds
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_it_survives_missing_neighbours(variant, kind, share):
+def test_it_survives_missing_neighbors(variant, kind, share):
     """Finite, and still nearer to the optima than the start."""
     start = torch.full((D,), 20.0)
     nodes, hoods = cluster(variant, kind, n=5, start=start)
@@ -155,7 +155,7 @@ def is_sgd_alone(variant):
 
 
 @of([variant for variant in VARIANTS if is_sgd_alone(variant)])
-def test_a_lone_node_is_the_local_optimiser_up_to_the_declared_factor(variant):
+def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
     nodes, hoods = cluster(variant, n=1)
     lone = nodes["n0"]
     door = Scaled("n0")
@@ -171,7 +171,7 @@ def test_a_lone_node_is_the_local_optimiser_up_to_the_declared_factor(variant):
 @every
 @pytest.mark.parametrize(("n", "kind"), [(1, "full"), (5, "ring"), (5, "full")])
 def test_it_draws_as_many_gradients_as_it_declares(variant, n, kind):
-    """|K|: distinct recipients per round, oneself among them. Only neighbours are served."""
+    """|K|: distinct recipients per round, oneself among them. Only neighbors are served."""
     nodes, hoods = cluster(variant, kind, n)
     simulate(nodes, hoods, 4)
     for i, algorithm in nodes.items():
@@ -252,7 +252,7 @@ def test_an_algorithm_that_only_mixes_drops_the_edge_at_both_ends_in_the_next_ro
 
 @mixing
 def test_a_withheld_answer_costs_no_edge(variant):
-    """The neighbour was heard, if only to say that there is no answer: both still mix."""
+    """The neighbor was heard, if only to say that there is no answer: both still mix."""
     apart = []
     for door in (Still, StillStingy):
         name, options = variant
@@ -336,24 +336,24 @@ def test_its_state_is_a_frozen_dataclass_of_tensors_numbers_and_strings(variant)
 
 
 @every
-def test_its_diagnostics_name_neighbours_only(variant):
+def test_its_diagnostics_name_neighbors_only(variant):
     nodes, hoods = cluster(variant, "ring", n=5)
     simulate(nodes, hoods, 2)
     for i, algorithm in nodes.items():
         for values in algorithm.diagnostics().values():
-            assert set(values) == set(hoods[i].neighbours)
+            assert set(values) == set(hoods[i].neighbors)
             assert all(isfinite(value) for value in values.values())
 
 
 def test_an_unknown_algorithm_is_a_sentence():
     with pytest.raises(
-        ConfigurationError, match="choose one of badam, centralised, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, "
+        ConfigurationError, match="choose one of badam, centralized, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, "
     ):
         find("sgd")
 
 
 @every
-def test_the_journal_has_a_field_for_all_it_tells_of_its_neighbours(variant):
+def test_the_journal_has_a_field_for_all_it_tells_of_its_neighbors(variant):
     nodes, hoods = cluster(variant)
     simulate(nodes, hoods, 2)
     for i, algorithm in nodes.items():

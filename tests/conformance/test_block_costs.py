@@ -154,7 +154,7 @@ def host(**options):
 
 
 def beside(policies):
-    """A run, and two neighbours."""
+    """A run, and two neighbors."""
     return RunConfig(privacy={"mode": "none"}, **(policies or {}))
 
 
@@ -182,7 +182,7 @@ def needed(policies=None, **options):
     ],
     ids=["clipping", "multi_krum", "median", "trimmed_mean", "quorum"],
 )
-def test_without_streaming_the_neighbours_blocks_are_held_too(monkeypatch, policies, wire):
+def test_without_streaming_the_neighbors_blocks_are_held_too(monkeypatch, policies, wire):
     """Of this round, not those of rounds before, and without the collector; and a node asks for room for them."""
     gc.disable()
     try:
@@ -199,7 +199,7 @@ def test_without_streaming_the_neighbours_blocks_are_held_too(monkeypatch, polic
 @pytest.mark.parametrize(
     "policies", [{"mix": MixSection(rule="median")}, {"sync": SyncSection(mode="quorum")}], ids=["median", "quorum"]
 )
-def test_who_mixes_nothing_asks_for_no_neighbours_blocks(policies):
+def test_who_mixes_nothing_asks_for_no_neighbors_blocks(policies):
     deca, config, task = host()
     badam = find("badam")
     alone = badam.Config(layers_per_block=config.layers_per_block)
@@ -214,7 +214,7 @@ def test_a_full_adam_takes_ten_times_the_model():
 
 
 def test_it_does_not_grow_with_the_degree():
-    """Two neighbours, or seven."""
+    """Two neighbors, or seven."""
     two, seven = peak("deca", *SHAPES[0], n=8), peak("deca", *SHAPES[0], "full", 8)
     assert abs(seven / two - 1) < 0.03
 
@@ -245,7 +245,7 @@ class Counting(Memory):
 
 
 @pytest.mark.parametrize(("wire", "width"), [("float32", 4), ("bf16-delta", 2)])
-async def test_a_step_sends_the_block_to_each_neighbour_and_less_than_a_thousandth_more(wire, width):
+async def test_a_step_sends_the_block_to_each_neighbor_and_less_than_a_thousandth_more(wire, width):
     layout = Layout(tuple((f"layer{k}", (1 << 19,)) for k in range(3)))
     hoods, network, count, rounds = neighborhoods("ring", ["n0", "n1", "n2", "n3"]), Network(), [0], 3
     algorithm = find("deca")

@@ -30,7 +30,7 @@ from peer.v1 import peer_pb2 as pb
 
 pytestmark = pytest.mark.cluster  # deadlines are real time
 ROUNDS = 6
-TALKING = [variant for variant in VARIANTS if variant[0] not in ("local", "centralised", "badam")]
+TALKING = [variant for variant in VARIANTS if variant[0] not in ("local", "centralized", "badam")]
 
 
 def simulated(variant, kind, n=4, rounds=ROUNDS, **more):
@@ -110,7 +110,7 @@ async def until(condition):
 
 
 @pytest.mark.parametrize("variant", TALKING[-1:] + TALKING[:1], ids=str)
-async def test_a_dead_neighbour_costs_one_deadline_and_its_edges_at_both_ends(variant):
+async def test_a_dead_neighbor_costs_one_deadline_and_its_edges_at_both_ends(variant):
     nodes, hoods = cluster(variant, "ring")
     network = Network()
     together = mesh(nodes, hoods, 40, network=network, sync=SyncSection(deadline_s=1.5))
@@ -251,7 +251,7 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_one_neighbour_alone_does_not_say_where_to_enter():
+async def test_one_neighbor_alone_does_not_say_where_to_enter():
     """n1 is first to shake hands, and claims the last round but one; honest n2 and n3 come a moment later."""
     nodes, hoods = cluster(("d-psgd", {}), "full", 5)
     together = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=3))
@@ -271,7 +271,7 @@ async def test_one_neighbour_alone_does_not_say_where_to_enter():
 
 @pytest.mark.parametrize(("first", "waits"), [(3, False), (0, True)], ids=["played before", "new"])
 async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first, waits):
-    """One neighbour is there, the others are gone. A new node has nothing but this one's word, and waits."""
+    """One neighbor is there, the others are gone. A new node has nothing but this one's word, and waits."""
     nodes, hoods = cluster(("d-psgd", {}), "full", 5)
     late = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
     late.session.position.first = first
@@ -280,12 +280,12 @@ async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first
     late.session.changed.notify()
     await asyncio.wait({gathering}, timeout=1.0)
     assert gathering.done() is not waits
-    assert late.driver._enter(first) == first, "one neighbour's word moves nobody"
+    assert late.driver._enter(first) == first, "one neighbor's word moves nobody"
     gathering.cancel()
 
 
 async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
-    """What a beat said of a neighbour's round is long out of date then; that its part of each round came is not."""
+    """What a beat said of a neighbor's round is long out of date then; that its part of each round came is not."""
     nodes, hoods = cluster(("d-psgd", {}), "ring")
     together = mesh(nodes, hoods, 400, beat_seconds=0.01)
     async with alive(together) as tasks:
@@ -492,7 +492,7 @@ async def test_who_waited_for_others_is_given_the_whole_patience_for_its_own_wor
 
 
 async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
-    """The whole loop does, longer than patience and deadline, while a neighbour is waited for."""
+    """The whole loop does, longer than patience and deadline, while a neighbor is waited for."""
     hoods = neighborhoods("full", ["n0", "n1"])
     nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 7) for name, hood in hoods.items()}
     together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0, patience_s=1.5))
@@ -501,7 +501,7 @@ async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
         while not (nodes["n1"].halted.is_set() and "n1" in session.position.waiting_for):
             await session.changed.wait(0.01)
         time.sleep(2.0)  # noqa: ASYNC251 (that is the point)
-        for _ in range(10):  # it looks after its neighbours again
+        for _ in range(10):  # it looks after its neighbors again
             session.changed.notify()
             await asyncio.sleep(0)
         nodes["n1"].event.set()
@@ -545,7 +545,7 @@ class Sayer:
         self.parameters = sum(heard.values())
 
 
-async def test_say_hears_every_neighbour_in_sorted_order():
+async def test_say_hears_every_neighbor_in_sorted_order():
     hoods = neighborhoods("full", [f"n{i}" for i in range(5)])
     nodes = {name: Sayer(hood) for name, hood in hoods.items()}
     await play(mesh(nodes, hoods, 2))
@@ -643,7 +643,7 @@ async def test_async_mixes_what_was_heard_last_where_round_would_stream():
     together = mesh(nodes, hoods, 40, sync=SyncSection(mode="async", deadline_s=5.0))
     await play(together)
     mixed = [len(weight) - 1 for node in together.values() for weight in node.notes.weights.values()]
-    assert sum(mixed) > len(mixed), "more than one of two neighbours in the mean"
+    assert sum(mixed) > len(mixed), "more than one of two neighbors in the mean"
 
 
 async def test_async_never_waits_and_uses_nothing_older_than_tau():
@@ -668,11 +668,11 @@ async def test_async_never_waits_and_uses_nothing_older_than_tau():
     assert max(ages) <= 3
 
 
-async def test_too_few_neighbours_at_the_start_is_one_sentence():
+async def test_too_few_neighbors_at_the_start_is_one_sentence():
     nodes, hoods = cluster(("dpdl", {}), "ring")
     lonely = mesh({"n0": nodes["n0"]}, hoods, 2)["n0"]
-    with pytest.raises(PeersUnavailable, match=r"Only 0 of 2 neighbours .* n1: .* n3: "):
-        await lonely.live(start=StartSection(timeout_s=0.3, min_neighbours=1))
+    with pytest.raises(PeersUnavailable, match=r"Only 0 of 2 neighbors .* n1: .* n3: "):
+        await lonely.live(start=StartSection(timeout_s=0.3, min_neighbors=1))
 
 
 async def test_questions_and_models_travel_as_copies():

@@ -24,7 +24,7 @@ def ask(me, *, withheld=(), served=None):
     return Ask("q", X[me], answer=answer)
 
 
-def test_say_is_heard_by_every_neighbour_in_sorted_order():
+def test_say_is_heard_by_every_neighbor_in_sorted_order():
     heard = exchange({i: Say("s", X[i]) for i in reversed(sorted(X))}, THREE)
     assert list(heard["b"]) == ["a", "c"]
     assert torch.equal(heard["b"]["c"], X["c"])

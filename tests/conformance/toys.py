@@ -17,7 +17,7 @@ LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
 STAGES = (("weight",), ("bias",))
 D = LAYOUT.size
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "ross": [{}, {"value": "neg_loss", "normalisation": "minmax", "smoothing": 0.5, "mix_momentum": False}],
+    "ross": [{}, {"value": "neg_loss", "normalization": "minmax", "smoothing": 0.5, "mix_momentum": False}],
     "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
     "qg-dsgdm": [{}, {"mu": 0.0}],
     "net-fleet": [{}, {"restart": 1, "mix_steps": True}, {"restart": 3}],
@@ -89,7 +89,7 @@ class Still(Toy):
 
 
 class Stingy(Toy):
-    """Withholds every answer to a neighbour."""
+    """Withholds every answer to a neighbor."""
 
     __slots__ = ()
 

@@ -56,7 +56,7 @@ class Node:
         self,
         people: People,
         name: str,
-        neighbours: Sequence[str],
+        neighbors: Sequence[str],
         chosen: Sequence[str],
         *,
         roster: Roster | None = None,
@@ -73,7 +73,7 @@ class Node:
             ids={each: people.id(each) for each in NAMES},
             terms=Terms(run=RUN, roster=1, layout=bytes(32)),
             incarnation=time.time_ns(),
-            membership=Membership.of(name, neighbours, 20.0),
+            membership=Membership.of(name, neighbors, 20.0),
         )
         around = Surroundings(
             roster=roster or people.roster(),
@@ -131,7 +131,7 @@ class Node:
         return self.circle.membership.live(1 << 20) >= {*peers}
 
     def error(self, peer: str) -> str:
-        return self.circle.membership.neighbours[peer].trouble
+        return self.circle.membership.neighbors[peer].trouble
 
     def source(self, peer: str) -> str:
         contact = self.circle.contacts[peer]

@@ -40,8 +40,8 @@ def said(people: People, *known: pb.Announcement, by: str = "bob", run: str = RU
 # -- one address is enough
 
 
-async def test_from_one_address_of_a_member_that_is_no_neighbour(people: People) -> None:
-    """alice and bob are neighbours and know carol's address only; carol's neighbour is dave, whom nobody knows."""
+async def test_from_one_address_of_a_member_that_is_no_neighbor(people: People) -> None:
+    """alice and bob are neighbors and know carol's address only; carol's neighbor is dave, whom nobody knows."""
     async with AsyncExitStack() as stack:
         carol = Node(people, "carol", ["dave"], BOTH)
         roster = people.roster(carol=await carol.serve())
@@ -53,10 +53,10 @@ async def test_from_one_address_of_a_member_that_is_no_neighbour(people: People)
         await until(lambda: alice.live("bob") and bob.live("alice"))
         assert alice.circle.contacts["bob"].address == bob.bound
         assert (alice.source("bob"), bob.source("alice")) == ("exchange", "exchange")
-        assert not carol.live("alice"), "who is asked for addresses is no neighbour because of it"
+        assert not carol.live("alice"), "who is asked for addresses is no neighbor because of it"
 
 
-async def test_who_moved_is_found_again_by_its_neighbour(people: People) -> None:
+async def test_who_moved_is_found_again_by_its_neighbor(people: People) -> None:
     async with AsyncExitStack() as stack:
         carol = Node(people, "carol", ["dave"], BOTH)
         roster = people.roster(carol=await carol.serve())
@@ -74,7 +74,7 @@ async def test_who_moved_is_found_again_by_its_neighbour(people: People) -> None
 async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bob announces four names whose name server is silent; only carol, who is no neighbour, knows where dave is."""
+    """bob announces four names whose name server is silent; only carol, who is no neighbor, knows where dave is."""
     monkeypatch.setattr(resolver, "SECONDS", 10 * TURN_SECONDS)
     silent = threading.Event()
     async with AsyncExitStack() as stack:
@@ -133,7 +133,7 @@ async def test_only_members_that_are_who_they_say_are_answered(
     assert caught.value.code == code
 
 
-async def test_a_member_is_answered_though_it_is_no_neighbour(people: People) -> None:
+async def test_a_member_is_answered_though_it_is_no_neighbor(people: People) -> None:
     node = Node(people, "alice", ["dave"], BOTH)
     await node.addresses.announce(["10.0.0.1:7443"])
     reply = codec.decode(pb.Peers, await node.session.call(people.id("bob"), "Peers", codec.encode(said(people))))
@@ -141,7 +141,7 @@ async def test_a_member_is_answered_though_it_is_no_neighbour(people: People) ->
     beat = pb.Beat(run=RUN, sender=people.id("bob"), incarnation=1)
     with pytest.raises(Malformed) as caught:
         await node.session.call(people.id("bob"), "Beat", codec.encode(beat))
-    assert caught.value.code == pb.CODE_NOT_A_NEIGHBOUR, "for anything else it has to be one"
+    assert caught.value.code == pb.CODE_NOT_A_NEIGHBOR, "for anything else it has to be one"
 
 
 async def test_a_stranger_with_a_certificate_learns_nothing_over_the_wire(people: People) -> None:

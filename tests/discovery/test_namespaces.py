@@ -74,7 +74,7 @@ async def test_by_mdns_alone(tmp_path: Path) -> None:
 
 
 async def test_by_one_address_and_peer_exchange(tmp_path: Path) -> None:
-    """n0's address is known, by a host name. In the ring n2 and n3 are no neighbours of it, and learn from it, too."""
+    """n0's address is known, by a host name. In the ring n2 and n3 are no neighbors of it, and learn from it, too."""
     names = tmp_path / "hosts"
     names.write_text(f"127.0.0.1 localhost\n{NETWORK}.1 first.test\n")
     with switch(len(NODES)) as hosts:
@@ -83,8 +83,8 @@ async def test_by_one_address_and_peer_exchange(tmp_path: Path) -> None:
             assert [it["addresses"] for it in roster(tmp_path / "packed")] == [["first.test:7443"], [], [], [], []]
             await started.finish()
             for i, name in enumerate(NODES):
-                neighbours = {NODES[i - 1], NODES[(i + 1) % len(NODES)]} - {"n0"}
-                assert neighbours <= book(tmp_path / "packed" / name)
+                neighbors = {NODES[i - 1], NODES[(i + 1) % len(NODES)]} - {"n0"}
+                assert neighbors <= book(tmp_path / "packed" / name)
     assert nothing_left()
 
 

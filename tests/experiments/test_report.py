@@ -252,7 +252,7 @@ def test_a_heat_map_marks_attackers(tiny, tmp_path):
         keep(folder, cell, 0.5, summary=SUMMARY, weights={"weight": weight}, attackers=["n2"])
     found = findings.collect(sweep, folder)
     [plot] = [it for it in plots.plots(found.parts[0], found.methods) if "weight" in it.name]
-    assert "Means: honest neighbours 0.45, attackers 0.15." in plot.alt
+    assert "Means: honest neighbors 0.45, attackers 0.15." in plot.alt
     assert "n2 ✗" in plot.svg()
     assert "attackers: n2 (accuracies are the honest nodes')" in found.parts[0].about
 

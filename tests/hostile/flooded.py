@@ -51,7 +51,7 @@ def memory(process: Process) -> float:
 def state_of(process: Process, peer: str) -> str:
     """What it says of a neighbor."""
     seen = process.status()
-    return next((it["state"] for it in seen["neighbours"] if it["name"] == peer), "") if seen else ""
+    return next((it["state"] for it in seen["neighbors"] if it["name"] == peer), "") if seen else ""
 
 
 def warns(process: Process, words: str) -> bool:

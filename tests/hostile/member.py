@@ -49,7 +49,7 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
             made.round = round
         if lie is Lie.IN_A_NEW_HANDSHAKE and due() and not dropped:
             dropped = True
-            for peer in session.membership.neighbours:
+            for peer in session.membership.neighbors:
                 session.lose(peer, "So that there is a new handshake.")
         return made
 

@@ -82,7 +82,7 @@ async def test_two_receivers_who_share_an_edge_catch_it_within_two_rounds(
         assert one.digest != other.digest
         assert stated(public, "run", one)
         assert stated(public, "run", other)
-        assert nodes[name].session.membership.neighbours["n1"].barred_until == inf
+        assert nodes[name].session.membership.neighbors["n1"].barred_until == inf
         used = [t for t, weight in nodes[name].notes.weights.items() if "n1" in weight]
         assert max(used) <= LIES_FROM + 2
         assert nodes[name].notes.rounds == list(range(ROUNDS)), "the run goes on"

@@ -105,7 +105,7 @@ async def test_a_restart(people: dict[str, Identity], graph: str) -> None:
         assert {peer for _, peer in node.notes.losses} <= {"n1"}
         assert node.notes.rounds == list(range(ROUNDS))
         assert blameless(node)
-        if "n1" in node.hood.neighbours:
+        if "n1" in node.hood.neighbors:
             assert "n1" in node.notes.weights[ROUNDS - 1]
     assert {peer for _, peer in again.notes.losses} == set()
     assert blameless(again)

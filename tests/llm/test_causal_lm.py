@@ -74,7 +74,7 @@ def test_what_is_given_leaves_room_for_every_label_in_training_and_in_tests(tmp_
     assert learnt.int().argmax(1).tolist() == [40 - 19] * 4, "cut as in tests, however short the answer is"
 
 
-def test_pads_and_neighbours_in_a_batch_reach_no_loss() -> None:
+def test_pads_and_neighbors_in_a_batch_reach_no_loss() -> None:
     it = task(length=300)
     parameters = views(it.layout, it.start(0))
     ids, labels = it.batch(torch.arange(4))

@@ -148,7 +148,7 @@ def test_they_are_the_largest_outermost_list_that_tokens_run_through_and_those_a
 
 def test_a_model_without_layers() -> None:
     for model in (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU()]))):
-        with pytest.raises(ConfigurationError, match="No layers are recognised in Sequential: it has no"):
+        with pytest.raises(ConfigurationError, match="No layers are recognized in Sequential: it has no"):
             layers(model, set(model.modules()))
     odd = Odd()
     with pytest.raises(ConfigurationError, match="that tokens run through"):

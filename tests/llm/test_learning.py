@@ -44,7 +44,7 @@ def perplexities(summary: Summary) -> dict[str, float]:
     return {name: float(value or "nan") for name, value in summary.task_metrics["perplexity"].per_node.items()}
 
 
-def test_a_step_sends_the_block_to_both_neighbours(deca: Summary) -> None:
+def test_a_step_sends_the_block_to_both_neighbors(deca: Summary) -> None:
     parameters = 984_576
     assert deca.algorithm_metrics["bytes_per_step"] == 2 * 4 * parameters / 2, "two blocks in turn, equally often"
 

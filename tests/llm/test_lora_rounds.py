@@ -44,7 +44,7 @@ def config(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[[str],
 
 def test_only_adapters_travel(config: Callable[[str], ExperimentConfig], tmp_path: Path) -> None:
     found = in_process.simulate(config("ring"), tmp_path / "run")
-    assert found.algorithm_metrics["bytes_per_step"] == 2 * 4 * ADAPTERS, "to two neighbours"
+    assert found.algorithm_metrics["bytes_per_step"] == 2 * 4 * ADAPTERS, "to two neighbors"
     assert found.consensus_distance > 0  # type: ignore[operator]
 
 

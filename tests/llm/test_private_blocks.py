@@ -32,7 +32,7 @@ def config(rounds: int = ROUNDS, kind: str = "ring", **privacy: Any) -> Experime
 
 
 def test_one_release_a_round_whatever_the_degree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The star's middle has three neighbours, its tips one: as many debits, the same ε."""
+    """The star's middle has three neighbors, its tips one: as many debits, the same ε."""
     ledgers: list[Ledger] = []
     throwaway = Ledger.throwaway
     monkeypatch.setattr(in_process.Ledger, "throwaway", lambda: ledgers.append(throwaway()) or ledgers[-1])

@@ -31,7 +31,7 @@ NWGI = Path(os.environ.get("NWGI") or "no folder")
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(self: socket.socket, address: object) -> None:
-        raise AssertionError(f"{address} was dialled")
+        raise AssertionError(f"{address} was dialed")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
 

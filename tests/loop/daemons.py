@@ -45,7 +45,7 @@ class Watched:
 
     @property
     def blocking(self) -> dict[str, int]:
-        """ "call < frames" -> how often, while neighbours could be waiting for an answer of this daemon."""
+        """ "call < frames" -> how often, while neighbors could be waiting for an answer of this daemon."""
         found: dict[str, int] = {}
         for entry, count in self.report["blocking"].items():
             state, _, what = entry.partition(": ")

@@ -26,7 +26,7 @@ from peer.message import Peer
 
 ROOT = Path(__file__).parents[2]
 BEAT_SECONDS = 0.02
-"""Between two heartbeats to a neighbour: many samples in a short run."""
+"""Between two heartbeats to a neighbor: many samples in a short run."""
 ALSO = (
     "builtins.open",
     "io.open",

@@ -70,20 +70,20 @@ def test_phi_of_the_golden_game():
     close({str(i): phi for i, phi in enumerate(found.phi)}, SHAPLEY["phi"])
 
 
-@pytest.mark.parametrize("normalisation", ["minmax", "relu", "softmax"])
-def test_pi_of_the_golden_game(normalisation):
-    close(shares(Coalitions(normalisation=normalisation), SHAPLEY["phi"], SHAPLEY["w"]), SHAPLEY[f"pi_{normalisation}"])
+@pytest.mark.parametrize("normalization", ["minmax", "relu", "softmax"])
+def test_pi_of_the_golden_game(normalization):
+    close(shares(Coalitions(normalization=normalization), SHAPLEY["phi"], SHAPLEY["w"]), SHAPLEY[f"pi_{normalization}"])
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "phi", "expected"),
+    ("normalization", "phi", "expected"),
     [
         ("relu", "phi_all_negative", "pi_relu_all_negative"),
         ("minmax", "phi_all_equal", "pi_minmax_all_equal"),
     ],
 )
-def test_where_nothing_is_left_pi_is_w(normalisation, phi, expected):
-    close(shares(Coalitions(normalisation=normalisation), FALLBACKS[phi], FALLBACKS["w"]), FALLBACKS[expected])
+def test_where_nothing_is_left_pi_is_w(normalization, phi, expected):
+    close(shares(Coalitions(normalization=normalization), FALLBACKS[phi], FALLBACKS["w"]), FALLBACKS[expected])
 
 
 def test_pi_falls_back_to_w_over_those_heard():
@@ -93,7 +93,7 @@ def test_pi_falls_back_to_w_over_those_heard():
 
 def test_softmax_is_of_phi_over_the_temperature_and_bears_large_ones():
     phi, w = {"a": 1000.0, "b": 999.0}, {"a": 0.5, "b": 0.5}
-    found = shares(Coalitions(normalisation="softmax", temperature=2.0), phi, w)
+    found = shares(Coalitions(normalization="softmax", temperature=2.0), phi, w)
     assert found["a"] / found["b"] == pytest.approx(np.exp(0.5))
 
 
@@ -258,8 +258,8 @@ def test_what_options_can_not_value_is_a_sentence(options, players, says):
     assert says in found if says else not found
 
 
-@pytest.mark.parametrize("normalisation", ["relu", "minmax"])
-def test_rounding_earns_nothing(normalisation):
+@pytest.mark.parametrize("normalization", ["relu", "minmax"])
+def test_rounding_earns_nothing(normalization):
     """On a validation set that no coalition moves, sums leave 1e-18 here and there; all the weight went there."""
 
     class Unmoved(Judge):
@@ -268,7 +268,7 @@ def test_rounding_earns_nothing(normalisation):
 
     cross, weight = vectors(5), {"p00": 0.4, "p01": 0.1, "p02": 0.2, "p03": 0.2, "p04": 0.1}
     how = {"weight": weight, "before": {}, "step": 0.1, "seed": "s", "me": "p00"}
-    found = weigh(Coalitions(normalisation=normalisation), Unmoved(None), torch.zeros(5), cross, **how)
+    found = weigh(Coalitions(normalization=normalization), Unmoved(None), torch.zeros(5), cross, **how)
     assert any(found.phi.values()), "power: rounding leaves something"
     close(found.pi, weight)
 
@@ -295,8 +295,8 @@ def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
             return lambda shares: [float("nan")] * len(shares)
 
     how = {"weight": {"a": 0.25, "b": 0.75}, "before": {"a": 1.0}, "step": 0.1, "seed": "s", "me": "p00"}
-    for normalisation in ("relu", "minmax", "softmax"):
-        options = Coalitions(value="neg_loss", smoothing=0.5, normalisation=normalisation)
+    for normalization in ("relu", "minmax", "softmax"):
+        options = Coalitions(value="neg_loss", smoothing=0.5, normalization=normalization)
         found = weigh(options, Broken(None), torch.zeros(1), {"a": torch.ones(1), "b": torch.ones(1)}, **how)
         assert found.smooth == {"a": 0.5, "b": 0.0}
         assert sum(found.pi.values()) == pytest.approx(1.0)

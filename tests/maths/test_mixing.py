@@ -32,7 +32,7 @@ def test_the_order_of_arrival_does_not_matter_and_the_order_of_summation_does():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
-    """Streaming and collected Mix: frames of any length, whichever neighbour's frame comes first for another place."""
+    """Streaming and collected Mix: frames of any length, whichever neighbor's frame comes first for another place."""
     chance = random.Random(4)
     for trial in range(40):
         d = chance.randint(1, 3000)

@@ -106,7 +106,7 @@ def test_the_multipliers_make_the_result_and_the_cosines_are_told():
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e6])
-def test_how_long_a_neighbours_gradient_is_does_not_matter(scale):
+def test_how_long_a_neighbors_gradient_is_does_not_matter(scale):
     for seed in range(20):
         g, others = case(seed)
         scaled = {j: row * scale for j, row in others.items()}

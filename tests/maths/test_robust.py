@@ -124,7 +124,7 @@ def test_the_vectors_are_left_as_they_are(rule):
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-def test_neighbours_that_agree_with_me_change_nothing(rule):
+def test_neighbors_that_agree_with_me_change_nothing(rule):
     x = torch.randn(30, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(by(rule, dict.fromkeys(("n0", "n1", "n2", "n3"), x)), x)
 
@@ -169,7 +169,7 @@ def test_a_graph_that_is_too_thin_for_the_rule_is_one_sentence(run_of):
     for rule in RULES:
         Plan.of(run_of(rule=rule), ring)
         assert too_small(ring, MixSection(rule=rule)) is None
-    with pytest.raises(ConfigurationError, match=r"mix.rule = median can tell nothing .* n1 and its neighbours are 2"):
+    with pytest.raises(ConfigurationError, match=r"mix.rule = median can tell nothing .* n1 and its neighbors are 2"):
         Plan.of(run_of(rule="median"), star)
     with pytest.raises(ConfigurationError, match=r"lower mix\.trim"):
         Plan.of(run_of(rule="trimmed_mean", trim=2), ring)

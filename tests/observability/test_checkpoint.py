@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from safetensors.torch import save as serialised
+from safetensors.torch import save as serialized
 
 from node.records import checkpoint
 from peer.errors import DataError, StorageError
@@ -216,7 +216,7 @@ def test_a_model_is_the_file_that_safetensors_writes(tmp_path, dtype):
     checkpoint.save_model(tmp_path / "model.safetensors", layout, x)
     parts = {"b": x[:-7], "a": x[-7:-1].view(2, 3), "scalar": x[-1], "c": x[:0]}
     copies = {name: part.float().clone() for name, part in parts.items()}
-    assert (tmp_path / "model.safetensors").read_bytes() == serialised(copies, {"layout": '["b", "a", "scalar", "c"]'})
+    assert (tmp_path / "model.safetensors").read_bytes() == serialized(copies, {"layout": '["b", "a", "scalar", "c"]'})
 
 
 SAVING = """

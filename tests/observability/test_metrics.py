@@ -59,7 +59,7 @@ process_virtual_memory_bytes
 @pytest.fixture
 def metrics():
     made = Metrics(version="0.1.0", torch="2.13", python="3.11")
-    made.neighbours(["n1", "n2"], me="n0")
+    made.neighbors(["n1", "n2"], me="n0")
     return made
 
 
@@ -166,7 +166,7 @@ def test_strangers_never_become_labels(metrics):
 
 def test_cosines_are_not_exported_where_they_leak():
     quiet = Metrics(version="0", torch="0", python="0", diagnostics=False)
-    quiet.neighbours(["n1"], me="n0")
+    quiet.neighbors(["n1"], me="n0")
     use(quiet)
     names = {sample.name for family in quiet.registry.collect() for sample in family.samples}
     assert "peerpoise_peer_up" in names

@@ -1,4 +1,4 @@
-"""What neighbours told of their ledgers: the highest, of each ledger, across restarts, within bounds."""
+"""What neighbors told of their ledgers: the highest, of each ledger, across restarts, within bounds."""
 
 from node.records.peer_heads import FILE, LEDGERS_PER_NODE, Remembered
 from peer.v1.peer_pb2 import LedgerHead

@@ -27,7 +27,7 @@ DOCUMENT: status.Status = {
     "rounds": 100,
     "phase": {"kind": "model", "since_s": 0.25},
     "waiting_for": [{"peer": "n2", "since_s": 0.25, "until_s": 9.75, "why": "its answer to our model"}],
-    "neighbours": [
+    "neighbors": [
         {
             "name": "n1",
             "state": "up",
@@ -103,11 +103,11 @@ def test_on_uvloop(short):
 
 
 async def test_what_is_not_finite_is_null_and_a_large_document_arrives_whole(short):
-    many = [{**DOCUMENT["neighbours"][0], "name": f"n{k}"} for k in range(900)]
-    big = {**DOCUMENT, "neighbours": many, "test_accuracy": float("nan")}
+    many = [{**DOCUMENT["neighbors"][0], "name": f"n{k}"} for k in range(900)]
+    big = {**DOCUMENT, "neighbors": many, "test_accuracy": float("nan")}
     with status.serve(short / "a.sock", lambda: big):
         found = await ask(short / "a.sock")
-    assert len(found["neighbours"]) == 900
+    assert len(found["neighbors"]) == 900
     assert found["test_accuracy"] is None
 
 
@@ -324,7 +324,7 @@ def test_what_people_see_when_something_is_wrong():
     uncovered = printed({**DOCUMENT, "insecure": ["validation"]})
     for figure in ("ε_total", "ε_link"):
         assert "the validation set is private and not covered" in uncovered.split(figure)[1].split("\n")[0]
-    empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbours": [], "epsilon": None,
+    empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbors": [], "epsilon": None,
                      "test_accuracy": None, "test_perplexity": 12.34, "metrics": None})  # fmt: skip
     assert "no privacy (mode none)" in empty
     assert "test perplexity 12.3" in empty
@@ -346,5 +346,5 @@ def test_asking_needs_no_torch_and_the_document_is_json(short):
     ],
 )
 def test_what_peers_say_is_no_markup(field: str, text: str) -> None:
-    neighbour = status.Neighbour(**{**DOCUMENT["neighbours"][0], field: text})
-    assert text in printed(status.Status(**{**DOCUMENT, "neighbours": [neighbour]}))
+    neighbor = status.Neighbor(**{**DOCUMENT["neighbors"][0], field: text})
+    assert text in printed(status.Status(**{**DOCUMENT, "neighbors": [neighbor]}))

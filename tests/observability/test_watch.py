@@ -1,4 +1,4 @@
-"""What neighbours do to a node is written down: once, with the code's name."""
+"""What neighbors do to a node is written down: once, with the code's name."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_a_refusal_is_written_once_and_counted_every_time(watch: Watch) -> None:
 
 
 def test_an_unusable_payload_is_written_and_counted_against_its_sender(watch: Watch) -> None:
-    watch.metrics.neighbours(["b"], "a")
+    watch.metrics.neighbors(["b"], "a")
     watch.rejected("b", pb.CODE_MALFORMED)
     assert noted(watch) == [("rejected", "b", "CODE_MALFORMED")]
     assert watch.metrics.registry.get_sample_value("peerpoise_rejected_total", {"peer": "b"}) == 1
 
 
 @pytest.mark.parametrize("what", ["peer", "refused", "rejected"])
-def test_no_neighbour_fills_the_disk_with_lines_about_itself(watch: Watch, what: str) -> None:
+def test_no_neighbor_fills_the_disk_with_lines_about_itself(watch: Watch, what: str) -> None:
     """It comes and goes, refuses with ever another code, or sends rubbish, a thousand times a second if it likes."""
     for n in range(1000):
         match what:

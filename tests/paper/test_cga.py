@@ -15,7 +15,7 @@ from node.rounds.lockstep import exchange
 from peer.message import Ask, Heard, Mix
 
 OPTIONS = {"lr": 0.2, "beta": 0.8, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}
-NEIGHBOURS = {i: [int(j) for j in HOODS[str(i)].neighbours] for i in range(N)}
+NEIGHBORS = {i: [int(j) for j in HOODS[str(i)].neighbors] for i in range(N)}
 
 
 def nearest(g, rows):
@@ -35,7 +35,7 @@ def reference(rounds, project=True):
         for i in range(N):
             g = gradient(i, x[i])
             if project:
-                g = nearest(g, [gradient(j, x[i]) for j in NEIGHBOURS[i]])
+                g = nearest(g, [gradient(j, x[i]) for j in NEIGHBORS[i]])
             v[i] = 0.8 * v[i] - lr * (g + 0.01 * x[i])
         x = W @ x + v
     return x
@@ -49,7 +49,7 @@ def test_it_is_the_reference():
 
 
 def test_the_model_goes_out_gradients_come_back_and_the_model_alone_is_mixed():
-    """3·d floats per neighbour in three exchanges; deg + 1 releases, the own one among them."""
+    """3·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them."""
     nodes = cluster(Cga)
     talks = {i: nodes[i].round(0) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
@@ -76,7 +76,7 @@ def after(answers, missing=(), **options):
 
 
 OWN = gradient(3, START[3])
-AGREES = {j: torch.from_numpy(OWN + 0.01) for j in HOODS["3"].neighbours}
+AGREES = {j: torch.from_numpy(OWN + 0.01) for j in HOODS["3"].neighbors}
 
 
 def test_where_all_agree_it_is_momentum_on_the_own_gradient():

@@ -57,7 +57,7 @@ def test_the_gradient_is_taken_at_the_own_model_before_mixing():
 
 
 def test_the_mixed_model_goes_out_unstepped_and_is_all_that_is_said():
-    """d floats per neighbour; the gradient enters what the neighbours see one round later."""
+    """d floats per neighbor; the gradient enters what the neighbors see one round later."""
     nodes, _ = six()
     talk = nodes["0"].round(0)
     verb = next(talk)

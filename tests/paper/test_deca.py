@@ -78,7 +78,7 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
     half = whole(verb.tensors)
     close(half, found["theta_half"])
     assert verb.streaming
-    mixed = weighted_sum(CASE["w"], {"self": half, **vectors(CASE["theta_half_neighbours"])})
+    mixed = weighted_sum(CASE["w"], {"self": half, **vectors(CASE["theta_half_neighbors"])})
     close(mixed, found["theta_next"])
     with pytest.raises(StopIteration):
         talk.send(mixed)
@@ -152,13 +152,13 @@ def test_it_is_the_naive_one_on_a_ring(bma, name):
 
 def torch_adam(start, wanted, rounds, share=lambda t: 1.0, norm=1e9, **options):
     x = start.clone().requires_grad_()
-    optimiser = torch.optim.AdamW([x], **{"weight_decay": 0.0, **options})
-    course = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
+    optimizer = torch.optim.AdamW([x], **{"weight_decay": 0.0, **options})
+    course = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     for _ in range(rounds):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (0.5 * (x - wanted).square().sum()).backward()
         torch.nn.utils.clip_grad_norm_([x], norm)
-        optimiser.step()
+        optimizer.step()
         course.step()
     return x.detach()
 
@@ -178,7 +178,7 @@ def rising_and_falling(t):
     ids=["plain", "decay", "course", "clipped"],
 )
 @pytest.mark.parametrize("kind", [Deca, Badam, DsgdAdam])
-def test_without_a_signal_and_without_neighbours_it_is_torch_adam(kind, options, theirs):
+def test_without_a_signal_and_without_neighbors_it_is_torch_adam(kind, options, theirs):
     tour = {"steps": 1000, "layers_per_block": 3} if kind is not DsgdAdam else {}
     one = node(kind, lr=0.05, **options, **tour, **({"bma": "none"} if kind is Deca else {}))
     start = one.parameters.clone()

@@ -17,7 +17,7 @@ from peer.message import Ask, Heard, Layout, Mix
 from peer.neighborhood import Neighborhood
 from peer.topology import metropolis, neighborhoods
 
-CASES = ("dpdl", "dpdl_missing_neighbour", "dpdl_zero_answer")
+CASES = ("dpdl", "dpdl_missing_neighbor", "dpdl_zero_answer")
 VARIANTS = tuple(product(CASES, ("strict", "paper"), ("vector", "tensor"), ("paper", "normalized")))
 SMALL = Layout((("w", (2, 2)), ("b", (3,))))
 
@@ -129,7 +129,7 @@ def test_equation_5_aggregate_and_weight_decay(name, mode, granularity, scale):
 
 @pytest.mark.parametrize(("name", "mode", "granularity", "scale"), VARIANTS)
 def test_equation_6_momentum_and_tentative_model(name, mode, granularity, scale):
-    """With both terms of a missing neighbour dropped, w and N unchanged."""
+    """With both terms of a missing neighbor dropped, w and N unchanged."""
     node, case, expected = golden(name, mode, granularity, scale)
     mix, _ = played(node, case)
     x, v = mix.tensors
@@ -205,8 +205,8 @@ def test_the_first_term_uses_the_noised_own_gradient_in_both_modes():
     torch.testing.assert_close(results[0][1], expected, rtol=0, atol=1e-12)
 
 
-def test_a_neighbours_gradient_weighs_the_same_whatever_its_direction():
-    """The sigmoid weighs how much of the OWN gradient is added for an edge, not the neighbour's gradient."""
+def test_a_neighbors_gradient_weighs_the_same_whatever_its_direction():
+    """The sigmoid weighs how much of the OWN gradient is added for an edge, not the neighbor's gradient."""
     node, case, _ = golden("dpdl", "strict", "vector", "paper")
     cross, own = vectors(case["cross"]), vector(case["cross"]["1"])
     for other in (own, -own):
@@ -236,8 +236,8 @@ def test_the_tentative_model_uses_the_new_momentum_and_the_rounds_step_size():
 
 
 def test_normalized_divides_by_the_sum_over_those_heard():
-    """Power: the vector of the missing neighbour's case is missed when w of all four is summed."""
-    node, case, _ = golden("dpdl_missing_neighbour", "strict", "vector", "normalized")
+    """Power: the vector of the missing neighbor's case is missed when w of all four is summed."""
+    node, case, _ = golden("dpdl_missing_neighbor", "strict", "vector", "normalized")
     assert node.scale(case["cross"]) == pytest.approx(3 * 2 / 6)
     assert node.scale(case["w"]) == pytest.approx(4 * 2 / 6)
 
@@ -253,7 +253,7 @@ def test_the_effective_step_depends_on_the_topology():
 
 
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
-    """Three exchanges and 4·d floats per neighbour: x_i to all; g_{j→i} at MY model; (x̃, ṽ) to all."""
+    """Three exchanges and 4·d floats per neighbor: x_i to all; g_{j→i} at MY model; (x̃, ṽ) to all."""
     nodes, hoods, doors = cluster(n=3)
     asked = {}
     for k, (i, node) in enumerate(nodes.items()):
@@ -285,7 +285,7 @@ def test_an_agent_makes_degree_plus_one_gradients_a_round(kind, degree):
 
 @pytest.mark.parametrize("options", [{}, {"granularity": "tensor"}, {"scale": "normalized"}], ids=str)
 def test_a_cluster_finds_the_optimum_of_the_sum_of_its_losses(options):
-    """Neighbours' optima are 0, 1, 2, 3: the mean of their losses is least at 1.5."""
+    """Neighbors' optima are 0, 1, 2, 3: the mean of their losses is least at 1.5."""
     nodes, hoods, _ = cluster(n=4, lr=0.02, weight_decay=0, alpha=0, **options)
     simulate(nodes, hoods, 200)
     for node in nodes.values():
@@ -303,7 +303,7 @@ def test_at_strong_privacy_the_cosine_vanishes_and_the_calibration_fades():
     assert calibration(cosine(signal, signal)) == pytest.approx(1 / (1 + e))
 
 
-def test_a_lone_node_is_the_local_optimiser_up_to_its_factor():
+def test_a_lone_node_is_the_local_optimizer_up_to_its_factor():
     """Σ over N_i = {i}, w = 1, N = 1, S = 1: g̃ = g·(1 + α/(1+e)). Oracle: torch.optim.SGD."""
     node = cluster(n=1, alpha=1.5, beta=0.9, lr=0.01, weight_decay=5e-4)[0]["n0"]
     node.gradients.c = torch.arange(7.0)
@@ -345,7 +345,7 @@ def test_paper_sigma_is_the_formula():
     [pytest.param(0.0512, 0.61, 2.18, id="true q"), pytest.param(0.00512, 13.9, 707, id="the authors' q")],
 )
 def test_what_an_accountant_says_of_paper_sigma(rate, link, colluders):
-    """Nominal ε = 1 on a full graph of ten: one neighbour, and nine that collude on one shared minibatch (σ/√9)."""
+    """Nominal ε = 1 on a full graph of ten: one neighbor, and nine that collude on one shared minibatch (σ/√9)."""
     sigma = paper_sigma(rate=rate)
     assert accounted(sigma) == pytest.approx(link, rel=6e-3)
     assert accounted(sigma / 3) == pytest.approx(colluders, rel=6e-3)

@@ -127,7 +127,7 @@ def test_pdsl_samples_and_smooths_by_default():
 
 @pytest.mark.parametrize("algorithm", [Ross, Pdsl])
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed(algorithm):
-    """4·d floats per neighbour in three exchanges; deg + 1 releases, the own one among them and through the same door
+    """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them and through the same door
     as all (in PDSL j = i is noised)."""
     nodes = cluster(algorithm)
     talks = {i: nodes[i].round(0) for i in NAMES}
@@ -145,7 +145,7 @@ def test_who_is_not_heard_is_no_player():
     node = cluster(**EXACT)["3"]
     talk = node.round(0)
     next(talk)
-    there = [j for j in HOODS["3"].neighbours if j != "4"]
+    there = [j for j in HOODS["3"].neighbors if j != "4"]
     mix = talk.send(Heard(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"}))
     g = {j: gradient(j, START[3]) for j in (3, *map(int, there))}
     raised = {j: max(phi, 0) * W[3, j] for j, phi in phi_of(START[3], g, 0.1).items()}
@@ -159,8 +159,8 @@ def test_a_poisonous_gradient_weighs_nothing_and_an_honest_one_its_part():
     node = cluster(**EXACT)["3"]
     talk = node.round(0)
     next(talk)
-    liar = HOODS["3"].neighbours[0]
-    towards = {j: torch.from_numpy(START[3] - CENTRE) for j in HOODS["3"].neighbours}
+    liar = HOODS["3"].neighbors[0]
+    towards = {j: torch.from_numpy(START[3] - CENTRE) for j in HOODS["3"].neighbors}
     towards[liar] = -towards[liar]
     talk.send(Heard(towards.items()))
     weight = node.diagnostics()["weight"]
@@ -186,8 +186,8 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
     next(talk)
     x = torch.from_numpy(START[3])
     node.gradients = lambda *given: torch.from_numpy(CENTRE - START[3]) + 0.1 * torch.arange(D)
-    hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in HOODS["3"].neighbours}
-    liar = HOODS["3"].neighbours[0]
+    hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in HOODS["3"].neighbors}
+    liar = HOODS["3"].neighbors[0]
     hurts[liar] = {"zeros": torch.zeros_like(x), "a whisper": 1e-6 * torch.ones_like(x), "the model": x.clone()}[says]
     talk.send(Heard(hurts.items()))
     weight = node.diagnostics()["weight"]

@@ -1,4 +1,4 @@
-"""Local and centralised SGD against torch.optim.SGD."""
+"""Local and centralized SGD against torch.optim.SGD."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_its_steps_have_the_bits_of_torch(algorithm, options):
 
 
 def test_local_says_nothing_and_hears_nothing():
-    """Two neighbours: each ends where it would have ended alone."""
+    """Two neighbors: each ends where it would have ended alone."""
     pair, lone = neighborhoods("full", ["a", "b"]), neighborhoods("full", ["a"])
     ends = []
     for hoods in (pair, lone):
@@ -67,6 +67,6 @@ def test_local_says_nothing_and_hears_nothing():
     )
 
 
-def test_only_centralised_is_pooled():
-    pooled = {name: find(name).pooled for name in ("local", "centralised", "dpdl", "d-psgd")}
-    assert pooled == {"local": False, "centralised": True, "dpdl": False, "d-psgd": False}
+def test_only_centralized_is_pooled():
+    pooled = {name: find(name).pooled for name in ("local", "centralized", "dpdl", "d-psgd")}
+    assert pooled == {"local": False, "centralized": True, "dpdl": False, "d-psgd": False}

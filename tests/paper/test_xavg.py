@@ -29,14 +29,14 @@ def reference(rounds, cross=True):
 
 
 def test_it_is_the_reference():
-    """Power: gradients of the neighbours at their own models lead elsewhere."""
+    """Power: gradients of the neighbors at their own models lead elsewhere."""
     found = played(cluster(Xavg, **OPTIONS), 50)
     close(found, reference(50))
     assert np.abs(found - reference(50, cross=False)).max() > 1e-3
 
 
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
-    """4·d floats per neighbour in three exchanges; deg + 1 releases, the own one among them."""
+    """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them."""
     nodes = cluster(Xavg)
     talks = {i: nodes[i].round(0) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
@@ -57,11 +57,11 @@ def test_the_gradient_is_the_mean_by_w():
 
 
 def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
-    """Also in the round: with one answer missing the step is that of the weights renormalised."""
+    """Also in the round: with one answer missing the step is that of the weights renormalized."""
     node = cluster(Xavg, **OPTIONS)["3"]
     talk = node.round(0)
     next(talk)
-    there = [j for j in HOODS["3"].neighbours if j != "4"]
+    there = [j for j in HOODS["3"].neighbors if j != "4"]
     mix = talk.send(Heard(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"}))
     weight = {j: W[3, j] for j in (3, *map(int, there))}
     g = sum(w * gradient(j, START[3]) for j, w in weight.items()) / sum(weight.values())

@@ -125,7 +125,7 @@ def test_async_admits_up_to_tau_rounds_old_and_no_more():
 
 
 class MailboxMachine(RuleBasedStateMachine):
-    """Random neighbours against one mailbox; the oracle is a plain record of what was admitted."""
+    """Random neighbors against one mailbox; the oracle is a plain record of what was admitted."""
 
     def __init__(self) -> None:
         super().__init__()

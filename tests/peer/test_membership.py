@@ -19,7 +19,7 @@ def together(*peers: str) -> Membership:
 def beat(it: Membership, peer: str, now: float, **changes: Any) -> None:
     standing: dict[str, Any] = {
         "incarnation": 1,
-        "order": it.neighbours[peer]._order + 1,
+        "order": it.neighbors[peer]._order + 1,
         "round": 0,
         "phase": 0,
         "progress": 0,
@@ -104,7 +104,7 @@ def test_beats_that_were_overtaken_do_no_harm():
     for stale in (2, 3, 4, 5):
         beat(it, "a", now=2.0, order=stale, names_me=False, round=99)
     assert it.live(0) == {"a"}
-    assert it.neighbours["a"].round == 0
+    assert it.neighbors["a"].round == 0
 
 
 def test_beats_made_before_the_edge_was_agreed_on_say_nothing_of_it():
@@ -119,10 +119,10 @@ def test_beats_made_before_the_edge_was_agreed_on_say_nothing_of_it():
 def test_a_new_process_ends_the_old_edge_and_old_beats_are_ignored():
     it = together("a")
     beat(it, "a", now=1.0, incarnation=2)
-    assert it.neighbours["a"].presence is Presence.LOST
+    assert it.neighbors["a"].presence is Presence.LOST
     it.agree("a", live_from=7, incarnation=2, round=5, now=2.0)
     beat(it, "a", now=3.0, incarnation=1, names_me=False, round=99)
-    assert it.neighbours["a"].round == 5
+    assert it.neighbors["a"].round == 5
     assert it.live(7) == {"a"}
 
 
@@ -130,7 +130,7 @@ def test_a_goodbye_is_not_a_loss_and_a_late_one_of_an_old_process_is_ignored():
     it = together("a", "b")
     it.leave("a", incarnation=1, finished=True)
     it.lose("a", "late")
-    assert it.neighbours["a"].presence is Presence.FINISHED
+    assert it.neighbors["a"].presence is Presence.FINISHED
     it.agree("b", live_from=4, incarnation=2, round=1, now=0.0)
     it.leave("b", incarnation=1, finished=False)
     assert it.live(4) == {"b"}

@@ -1,4 +1,4 @@
-"""Handshakes and beats against neighbours that lie; real keys, one session, no network."""
+"""Handshakes and beats against neighbors that lie; real keys, one session, no network."""
 
 import asyncio
 import random
@@ -36,7 +36,7 @@ def asked():
 
 @pytest.fixture
 async def session(people, asked):
-    """b's, whose only neighbour is a."""
+    """b's, whose only neighbor is a."""
     circle = Circle(
         me="b",
         ids={name: identity.id for name, identity in people.items()},
@@ -81,7 +81,7 @@ async def greet(session, message, caller=None):
     return codec.decode(pb.Welcome, await session.call(caller or message.sender, "Handshake", codec.encode(message)))
 
 
-async def test_a_neighbour_is_welcomed_with_a_proof_and_an_edge(session, people):
+async def test_a_neighbor_is_welcomed_with_a_proof_and_an_edge(session, people):
     welcome = await greet(session, hello(people))
     assert welcome.code == pb.CODE_OK
     verify_welcome(
@@ -118,7 +118,7 @@ async def test_a_refusal_says_what_differs_and_signs_nothing(session, people, ch
 
 
 async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
-    """A task of somebody's own may say anything; a neighbour could not decode it otherwise."""
+    """A task of somebody's own may say anything; a neighbor could not decode it otherwise."""
     terms = Terms(run="run", roster=1, layout=bytes(32), inputs={"unit": "\x1b[31m" + "mg\n" * 400})
     code, detail = terms.difference(pb.Hello(run="run", roster=1, layout=bytes(32), inputs=b"x" * 32))
     reply = pb.Welcome(detail=detail)
@@ -127,7 +127,7 @@ async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
     assert "task.value_range" in detail
 
 
-async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbour(session, people):
+async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbor(session, people):
     for message, caller in (
         (hello(people), people["stranger"].id),
         (hello(people, sender=people["stranger"].id), people["stranger"].id),
@@ -136,7 +136,7 @@ async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbour(se
             await greet(session, message, caller)
 
 
-async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialled_back(session, people):
+async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialed_back(session, people):
     session.circle.contacts["a"].proven = False
     assert (await greet(session, hello(people))).code == pb.CODE_NOT_READY
     assert session.membership.live(0) == frozenset()
@@ -168,7 +168,7 @@ async def test_inside_a_round_the_edge_begins_two_rounds_later(session, people):
 async def test_a_newer_process_replaces_an_older_one_never_the_other_way(session, people):
     await greet(session, hello(people))
     await greet(session, hello(people, incarnation=2, propose=False, nonce=b"m" * 32))
-    assert session.membership.neighbours["a"].presence is Presence.UNKNOWN
+    assert session.membership.neighbors["a"].presence is Presence.UNKNOWN
     old = await greet(session, hello(people, incarnation=1, nonce=b"o" * 32))
     assert old.code == pb.CODE_INCARNATION
 
@@ -226,7 +226,7 @@ async def test_beats_do_not_count_chunks_of_work(session):
 
 
 async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_memory_stays_flat(session, people):
-    """Through both doors a neighbour has: what it says is garbled, who it is is not."""
+    """Through both doors a neighbor has: what it says is garbled, who it is is not."""
     a, head, rng = people["a"].id, {"sequence": 2, "digest": bytes(32), "label": bytes(32)}, random.Random(11)
     usual = {"run": "run", "sender": a, "incarnation": 1}
     transfer = {"protocol": codec.PROTOCOL, "roster": 1, "receiver": people["b"].id, "role": pb.ROLE_MIX, "parts": 1}

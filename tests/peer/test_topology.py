@@ -254,7 +254,7 @@ def test_who_is_unreachable(n, p, seed):
 
 
 def test_a_ring_in_another_order_of_names_is_another_ring():
-    """The names decide who is whose neighbour; so they are sorted first, everywhere."""
+    """The names decide who is whose neighbor; so they are sorted first, everywhere."""
     shuffled = random.Random(1).sample(names(8), 8)
     assert graph("ring", shuffled) == graph("ring", names(8))
     assert all(b in graph("ring", shuffled)[a] for a, b in pairwise(names(8)))

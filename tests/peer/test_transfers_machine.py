@@ -1,4 +1,4 @@
-"""Transfers against a neighbour that says anything: headers, frames and trailers, right and wrong, in any order.
+"""Transfers against a neighbor that says anything: headers, frames and trailers, right and wrong, in any order.
 
 Whatever comes, the answer is one verdict; what is delivered is exactly what was sent, once; nothing is left half-open.
 """

@@ -297,7 +297,7 @@ def test_a_loss_that_is_constant_for_a_batch_has_no_gradient() -> None:
 
 
 def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A neighbour's model that makes all of them raise costs no more than that."""
+    """A neighbor's model that makes all of them raise costs no more than that."""
     task = Picky(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
     asked: list[int] = []
     monkeypatch.setattr("node.maths.clipping._raises", lambda task: bool(asked.append(1)))
@@ -305,7 +305,7 @@ def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPat
     assert len(asked) == 1
 
 
-def test_a_row_cleared_at_a_neighbours_model_is_told_at_one_s_own() -> None:
+def test_a_row_cleared_at_a_neighbors_model_is_told_at_one_s_own() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
     told: list[list[int]] = []
     suspects = door._Suspects(task, lambda: task.start(0), lambda t, rows: told.append(rows.tolist()))

@@ -316,7 +316,7 @@ def moved_by_one_record(difference: bool, backend: clipping.Backend) -> float:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("difference", [False, True])
-def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbour_sends(
+def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbor_sends(
     difference: bool, backend: clipping.Backend
 ) -> None:
     assert moved_by_one_record(difference, backend) <= 1 + clipping.SLACK

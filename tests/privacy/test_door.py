@@ -1,4 +1,4 @@
-"""The door: what leaves is clipped, noised, debited, and leaves once. Each defence is missed when off."""
+"""The door: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when off."""
 
 from __future__ import annotations
 
@@ -410,7 +410,7 @@ def test_clear_gradients_are_plain_public_and_free(task: Small) -> None:
     torch.testing.assert_close(whole, clipping.mean_gradient(task, x, torch.arange(task.examples)))
 
 
-def test_calibrated_noise_covers_the_largest_neighbourhood() -> None:
+def test_calibrated_noise_covers_the_largest_neighborhood() -> None:
     config = door_module.PrivacySection(epsilon=8.0, delta=1e-4, rate=0.0512)
     sigma = noise_multiplier(config, d=650, rounds=1000, releases=3)
     assert sigma == pytest.approx(1.68, rel=0.01)

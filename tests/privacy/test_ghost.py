@@ -66,7 +66,7 @@ def test_a_norm_is_that_of_the_whole_gradient() -> None:
 
 
 def test_where_auto_takes_ghost_a_records_factors_have_the_same_bits_in_any_batch() -> None:
-    """Even if a neighbour's model magnifies a last bit. Widths whose kernels round by place are left to the loop."""
+    """Even if a neighbor's model magnifies a last bit. Widths whose kernels round by place are left to the loop."""
     generator, taken = torch.Generator().manual_seed(0), 0
     for seed in range(12):
         task = network(seed)
@@ -114,7 +114,7 @@ NOT_LINEAR = {
     "a flatten that mixes examples": nn.Sequential(nn.Flatten(0), nn.Linear(4, 4)),
     "a convolution": nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 1, 1), nn.Flatten(), LINEAR),
     "a parameter elsewhere": nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.PReLU()),
-    "a normalisation": nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False)),
+    "a normalization": nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False)),
     "used twice": nn.Sequential(nn.Flatten(), LINEAR, nn.ReLU(), LINEAR),
     "a shared weight": nn.Sequential(nn.Flatten(), LINEAR, nn.ReLU(), SHARED),
     "a weight of two": nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(4, 4))),

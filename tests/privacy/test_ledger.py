@@ -371,7 +371,7 @@ def test_a_newer_schema_is_refused(crashed: Path) -> None:
         opened(crashed)
 
 
-def test_neighbours_notice_a_rollback_of_everything(tmp_path: Path) -> None:
+def test_neighbors_notice_a_rollback_of_everything(tmp_path: Path) -> None:
     with opened(tmp_path / "live") as ledger:
         ledger.check_remembered(0, GENESIS)
         ledger.debit("run", 0, "b", STRICT)
@@ -457,7 +457,7 @@ class LedgerMachine(RuleBasedStateMachine):
             shutil.copy(self.folder / "digits.head", trial)
         found = vouched(trial)
         if head_too:
-            assert found == rows  # only a neighbour can tell
+            assert found == rows  # only a neighbor can tell
         else:
             assert found is None or found >= self.ledger.head[0]
 

@@ -77,7 +77,7 @@ def test_sums_are_multiples_of_the_grid_whatever_the_input() -> None:
     )  # same noise: only the rounded sum differs
 
 
-def test_released_values_do_not_tell_neighbouring_inputs_apart_by_their_low_bits() -> None:
+def test_released_values_do_not_tell_neighboring_inputs_apart_by_their_low_bits() -> None:
     """With plain floating-point noise the low bits of a release depend on the input; on the grid they can't."""
     a, b = torch.zeros(10_000, dtype=torch.float64), torch.full((10_000,), 0.1234567, dtype=torch.float64)
     step = noise.grid(1.0, 1.0)
@@ -88,7 +88,7 @@ def test_released_values_do_not_tell_neighbouring_inputs_apart_by_their_low_bits
     assert not (floating % step == 0).all()
 
 
-def test_rounding_moves_neighbouring_sums_by_no_more_than_the_accounted_sensitivity() -> None:
+def test_rounding_moves_neighboring_sums_by_no_more_than_the_accounted_sensitivity() -> None:
     generator = torch.Generator().manual_seed(0)
     sigma, clip, d = 3.0, 1.0, 2000
     step = noise.grid(sigma, clip)

@@ -46,7 +46,7 @@ def test_sizes_of_the_small_models():
     assert tasks.make(run(model="mlp", hidden=5), ROWS).layout.size == 64 * 5 + 5 + 5 * 10 + 10
 
 
-def test_start_is_the_modules_own_initialisation_and_leaves_the_global_generator_alone(task):
+def test_start_is_the_modules_own_initialization_and_leaves_the_global_generator_alone(task):
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
     x = task.start(7)
@@ -78,7 +78,7 @@ def test_start_is_the_same_while_other_threads_start(task):
     assert all(torch.equal(x, started[0]) for x in started)
 
 
-def test_images_are_standardised_by_public_constants():
+def test_images_are_standardized_by_public_constants():
     plain, scaled = (tasks.make(run(**section), ROWS) for section in ({}, {"mean": [0.3], "std": [0.25]}))
     (x, _), (z, _) = (it.batch(torch.arange(9)) for it in (plain, scaled))
     torch.testing.assert_close(z, (x - 0.3) / 0.25)
@@ -190,7 +190,7 @@ def test_learning_works():
     assert task.evaluate(x)["accuracy"] > 0.85
 
 
-def test_batch_normalisation_is_refused():
+def test_batch_normalization_is_refused():
     """It mixes the examples of a batch: one record's influence would have no bound."""
     train, test = data.digits()
     with pytest.raises(ConfigurationError, match="BatchNorm2d"):

@@ -70,8 +70,8 @@ def test_own_data_of_both_shapes_and_types(tmp_path):
     mine = data.own(saved(tmp_path), THREE)
     assert mine.shape == (1, 6, 5)
     assert mine.y.tolist() == [0, 1, 2, 2]
-    colour = np.full((4, 3, 6, 5), 255, np.uint8)
-    mine = data.own(saved(tmp_path, x=colour, y=np.zeros(4, np.uint8)), THREE)
+    color = np.full((4, 3, 6, 5), 255, np.uint8)
+    mine = data.own(saved(tmp_path, x=color, y=np.zeros(4, np.uint8)), THREE)
     assert mine.shape == (3, 6, 5)
     assert mine.floats().x.unique().tolist() == [1.0]
 

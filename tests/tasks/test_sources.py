@@ -180,7 +180,7 @@ def table(folder: Path, text: str = CSV, name: str = "mine.csv") -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
-def test_a_table_is_standardised_by_the_run_files_constants(tmp_path: Path, kind: str) -> None:
+def test_a_table_is_standardized_by_the_run_files_constants(tmp_path: Path, kind: str) -> None:
     path = table(tmp_path, CSV.replace(",", "\t"), "mine.tsv") if kind == "tsv" else table(tmp_path)
     if kind == "parquet":
         from pyarrow import csv, parquet
@@ -233,10 +233,10 @@ PICTURES = TaskSection(classes=2, labels=("cat", "dog"), image_size=8)
 
 
 def pictures(folder: Path) -> Path:
-    for label, colour in (("cat", (255, 0, 0)), ("dog", (0, 0, 255))):
+    for label, color in (("cat", (255, 0, 0)), ("dog", (0, 0, 255))):
         (folder / label).mkdir()
         for k in range(2):
-            Image.new("RGB", (10 + k, 12), colour).save(folder / label / f"{k}.png")
+            Image.new("RGB", (10 + k, 12), color).save(folder / label / f"{k}.png")
     return folder
 
 

@@ -318,7 +318,7 @@ async def test_revoking_aborts_what_is_open_and_refuses_what_is_new(federation: 
         await listener.close(0)
 
 
-async def test_a_revoked_node_is_not_dialled_either(federation: Federation) -> None:
+async def test_a_revoked_node_is_not_dialed_either(federation: Federation) -> None:
     async with nothing_left():
         service, listener = Recorder(), Grpc(federation.alice, "127.0.0.1:0")
         address = await listener.serve(service)

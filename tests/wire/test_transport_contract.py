@@ -221,7 +221,7 @@ async def test_a_listener_that_stops_breaks_what_is_open(world: World) -> None:
     await link.close()
 
 
-async def test_a_listener_that_comes_back_is_dialled_again_by_the_same_link(world: World) -> None:
+async def test_a_listener_that_comes_back_is_dialed_again_by_the_same_link(world: World) -> None:
     listener, address, link = await world.serve(Recorder.open())
     await link.call("Beat", b"before", SECONDS)
     await listener.close(0)

@@ -2,7 +2,7 @@
 
 cells.parquet        a row per finished cell
 evaluations.parquet  a row per cell, evaluation and node
-weights.parquet      a row per cell, evaluation, node, neighbour and kind
+weights.parquet      a row per cell, evaluation, node, neighbor and kind
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def write(findings: Findings, out: Path) -> list[Path]:
         from pyarrow import parquet
     except ImportError:
         return made
-    known = list(_labelled(findings))
+    known = list(_labeled(findings))
     for name, rows in (
         ("cells", [_cell(about, record) for about, record in known]),
         ("evaluations", [row for about, record in known for row in _evaluations(about, record)]),
@@ -82,7 +82,7 @@ def write(findings: Findings, out: Path) -> list[Path]:
     return made
 
 
-def _labelled(findings: Findings) -> Iterator[tuple[Values, Record]]:
+def _labeled(findings: Findings) -> Iterator[tuple[Values, Record]]:
     for part in findings.parts:
         for line in part.lines:
             for record in line.records:

@@ -142,8 +142,8 @@ class Line:
         return sorted({name for figures in self.figures for name in figures["attackers"]})
 
     def weighed(self, *, attackers: bool) -> Spread | None:
-        """What honest nodes give a neighbour that attacks, or one that doesn't: its weight in multiples of w_ij, mean
-        over the whole run. None: the algorithm weighs nobody, or there is no such neighbour."""
+        """What honest nodes give a neighbor that attacks, or one that doesn't: its weight in multiples of w_ij, mean
+        over the whole run. None: the algorithm weighs nobody, or there is no such neighbor."""
         return Spread.of([it for record in self.records if (it := _weight(record, attackers=attackers)) is not None])
 
 
@@ -162,7 +162,7 @@ class Part:
         if not told:
             return ""
         first = next(line for line in self.lines if line.records).records[0]["configuration"]
-        many = ", ".join(str(n) for n in sorted({it.nodes for it in told if it.algorithm != "centralised"})) or "1"
+        many = ", ".join(str(n) for n in sorted({it.nodes for it in told if it.algorithm != "centralized"})) or "1"
         rounds = ", ".join(str(n) for n in sorted({it.rounds for it in told}))
         divided = first["experiment"]["partition"]
         if divided.startswith("dirichlet"):
@@ -189,7 +189,7 @@ class Findings:
 
     @property
     def methods(self) -> list[str]:
-        """In the file's order: a method has the same colour everywhere."""
+        """In the file's order: a method has the same color everywhere."""
         return list(dict.fromkeys(line.method for part in self.parts for line in part.lines))
 
 
@@ -236,7 +236,7 @@ def _line(sweep: Sweep, row: Row, folder: Folder) -> Line:
 
 
 def _weight(record: Record, *, attackers: bool) -> float | None:
-    """Of one run: mean of π_ij/w_ij over honest i, their neighbours j of that kind, and time."""
+    """Of one run: mean of π_ij/w_ij over honest i, their neighbors j of that kind, and time."""
     config, liars = ExperimentConfig(**record["configuration"]), set(record["figures"]["attackers"])
     told = record["figures"]["weights"].get("weight", {})
     found = [

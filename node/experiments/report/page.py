@@ -94,7 +94,7 @@ def _sweep(findings: Findings, *, alone: bool) -> Iterator[str]:
 
 
 def _part(findings: Findings, part: Part, grid: Grid, level: str) -> Iterator[str]:
-    yield f'<section aria-labelledby="{_anchor(findings, part)}">\n'
+    yield f'<section aria-labeledby="{_anchor(findings, part)}">\n'
     yield f'<{level} id="{_anchor(findings, part)}">{escape(part.title)}</{level}>\n'
     yield _table(grid, headed=True)
     if tried := tables.rates(part):

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#123456"
-"""Text and frames; the page shows it in its own colour of text."""
+"""Text and frames; the page shows it in its own color of text."""
 COLOURS = ("#0060a8", "#c44e00", "#00785a", "#a83279", "#7a5cb8", "#8a6d00", "#c0392b", "#4a5560")
-"""Told apart by the colour-blind together with MARKERS and dashes; the page has brighter ones for dark screens."""
+"""Told apart by the color-blind together with MARKERS and dashes; the page has brighter ones for dark screens."""
 MARKERS = "os^Dv<P>"
 DASHES = ("-", "--", ":")
 KINDS = ("weight", "calibration", "shapley", "cosine")
-"""Which figure per neighbour is drawn: the first of these a method has."""
+"""Which figure per neighbor is drawn: the first of these a method has."""
 NUMBERS = 12
 """Up to so many nodes a heat map has its values written in it."""
 MANY = 2e10
@@ -70,14 +70,14 @@ class Plot:
         return _saved(self.figure, "svg", facecolor="white").decode()
 
     def inline(self) -> str:
-        """An element for a page: no header, no metadata, colours of the page's own."""
+        """An element for a page: no header, no metadata, colors of the page's own."""
         text = _saved(self.figure, "svg", transparent=True).decode()
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         text = re.sub(
             r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
         )
-        for number, colour in enumerate(COLOURS):
-            text = text.replace(colour, f"var(--c{number})")
+        for number, color in enumerate(COLOURS):
+            text = text.replace(color, f"var(--c{number})")
         return re.sub(r"^\s+", "", text.replace(INK, "currentColor"), flags=re.MULTILINE)
 
     def png(self) -> bytes:
@@ -85,7 +85,7 @@ class Plot:
 
 
 def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
-    """Of one setting: accuracy against rounds, bytes and ε, consensus distance, and weights per neighbour.
+    """Of one setting: accuracy against rounds, bytes and ε, consensus distance, and weights per neighbor.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -179,25 +179,25 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
         axes.set_xticks([k + 0.5 for k in range(len(nodes))], names, rotation=45 if len(nodes) > 8 else 0)
         axes.set_yticks([k + 0.5 for k in range(len(rows))], rows)
         axes.invert_yaxis()
-        axes.set_xlabel("neighbour" + (" (✗: attacker)" if liars else ""))
+        axes.set_xlabel("neighbor" + (" (✗: attacker)" if liars else ""))
         axes.set_ylabel("node")
         figure.colorbar(mesh, ax=axes, label=kind)
         if len(nodes) <= NUMBERS:
             for (node, peer), value in found.items():
                 share = (value - low) / ((high - low) or 1.0)
-                colour = "black" if share > 0.55 else "white"
+                color = "black" if share > 0.55 else "white"
                 place = nodes.index(peer) + 0.5, rows.index(node) + 0.5
                 axes.text(
-                    *place, f"{value:.2f}".replace("0.", ".", 1), ha="center", va="center", color=colour, fontsize=8
+                    *place, f"{value:.2f}".replace("0.", ".", 1), ha="center", va="center", color=color, fontsize=8
                 )
     told = [
         statistics.fmean(v for (i, j), v in found.items() if i != j and (j in liars) is lies)
         for lies in _kinds(found, liars)
     ]
-    words = [f"honest neighbours {told[0]:.3g}", *(f"attackers {it:.3g}" for it in told[1:])]
-    alt = f"{kind} each node gives its neighbours, {line.method}, setting {part.title}. Means: {', '.join(words)}."
+    words = [f"honest neighbors {told[0]:.3g}", *(f"attackers {it:.3g}" for it in told[1:])]
+    alt = f"{kind} each node gives its neighbors, {line.method}, setting {part.title}. Means: {', '.join(words)}."
     name = f"{slug(part.name)}-{kind}-{slug(line.method)}"
-    return Plot(name=name, title=f"{line.method}: {kind} per neighbour", alt=alt, figure=figure)
+    return Plot(name=name, title=f"{line.method}: {kind} per neighbor", alt=alt, figure=figure)
 
 
 def _kinds(found: Mapping[tuple[str, str], float], liars: set[str]) -> list[bool]:
@@ -205,7 +205,7 @@ def _kinds(found: Mapping[tuple[str, str], float], liars: set[str]) -> list[bool
 
 
 def _late_weights(line: Line, kind: str) -> dict[tuple[str, str], float]:
-    """(node, neighbour) -> mean over late evaluations and seeds."""
+    """(node, neighbor) -> mean over late evaluations and seeds."""
     told: dict[tuple[str, str], list[float]] = {}
     for figures in line.figures:
         for node, by_peer in figures["weights"].get(kind, {}).items():

@@ -160,7 +160,7 @@ def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:
         found.append(f"{EDGE_NOTE}.")
     found += [f"({letter}) {told}." for told, letter in letters.items()]
     if private and letters:
-        found.append(f"ε_link: one neighbour's stream of answers alone; {LINK}.")
+        found.append(f"ε_link: one neighbor's stream of answers alone; {LINK}.")
     return found + [failure for line in part.lines for failure in line.failures]
 
 

@@ -9,7 +9,7 @@ Everything is plain JSON:
     distance          consensus distance √(1/N Σ‖x_i − x̄‖²) [e]
     epsilon           total and link [e], by Rényi divergence (looser than the summary's), and what an ε is under; null
                       without privacy
-    weights           kind -> node -> neighbour -> [e], mean over the rounds since the evaluation before; null where it
+    weights           kind -> node -> neighbor -> [e], mean over the rounds since the evaluation before; null where it
                       was never told
     attackers         nodes that lie, in none of the figures above
     summary           what `simulate` writes
@@ -137,12 +137,12 @@ def _largest(values: Iterable[float | None]) -> float | None:
 
 
 def _weights(journals: Mapping[Peer, Events], rounds: Sequence[int]) -> dict[str, dict[Peer, dict[Peer, Column]]]:
-    """Every figure per neighbour that the rounds of a journal tell."""
+    """Every figure per neighbor that the rounds of a journal tell."""
     found: dict[str, dict[Peer, dict[Peer, Column]]] = {}
     for name, events in journals.items():
         told: dict[tuple[str, Peer], list[tuple[int, float]]] = {}
         for it in events:
-            for kind, by_peer in _per_neighbour(it) if it["event"] == "round" else ():
+            for kind, by_peer in _per_neighbor(it) if it["event"] == "round" else ():
                 for peer, value in by_peer.items():
                     if value is not None:
                         told.setdefault((kind, peer), []).append((it["round"] + 1, value))
@@ -154,8 +154,8 @@ def _weights(journals: Mapping[Peer, Events], rounds: Sequence[int]) -> dict[str
     return found
 
 
-def _per_neighbour(event: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[Peer, Any]]]:
-    """(kind, {neighbour: figure}) of what a round tells, as fields of its own or together in `diagnostics`."""
+def _per_neighbor(event: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[Peer, Any]]]:
+    """(kind, {neighbor: figure}) of what a round tells, as fields of its own or together in `diagnostics`."""
     for key, value in event.items():
         if key == "diagnostics" and isinstance(value, dict):
             yield from value.items()
