@@ -1,7 +1,7 @@
 """The command `peerpoise`, also `python -m peerpoise`.
 
-Other packages on PyPI use the import names `node` and `peer`, too. Where one of them would be imported instead of ours,
-this says so in one sentence.
+Other packages on PyPI use the import names `node` and `peer`, too. Where one of them would be
+imported instead of ours, this says so in one sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def main() -> None:
         found = find_spec(name)
         place = Path(found.origin).parent if found and found.origin else None
         if place is None or place.parent != Path(__file__).parent:
-            said = f"The package {name!r} is found in {place or 'no folder'}, which is not peerpoise's"
+            said = (
+                f"The package {name!r} is found in {place or 'no folder'}, which is not peerpoise's"
+            )
             do = "give peerpoise a virtual environment of its own, and check PYTHONPATH"
             print(f"peerpoise: {said}; {do}.", file=sys.stderr)
             sys.exit(EXIT_CONFIGURATION)

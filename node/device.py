@@ -1,11 +1,11 @@
 """Where gradients are computed: on the CPU, on an NVIDIA GPU, or on Apple's.
 
-Only the task's arithmetic goes there: gradients, clipping, evaluation. Noise is drawn on the CPU and bytes leave from
-the CPU, so states, mixing and all that is sent stay there too; an answer moves the model to the GPU (4d bytes, from
-pinned memory) and the clipped sum back (8d).
+Only the task's arithmetic goes there: gradients, clipping, evaluation. Noise is drawn on the CPU
+and bytes leave from the CPU, so states, mixing and all that is sent stay there too; an answer moves
+the model to the GPU (4d bytes, from pinned memory) and the clipped sum back (8d).
 
-Not covered: bits. A GPU's differ from a CPU's and from another GPU's; kernels that are not deterministic are refused
-where torch offers the choice. Never run on Apple's.
+Not covered: bits. A GPU's differ from a CPU's and from another GPU's; kernels that are not
+deterministic are refused where torch offers the choice. Never run on Apple's.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ def pick(name: str) -> torch.device:
         ConfigurationError: it is asked for and not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigurationError('compute.device = "mps", but torch can use no GPU of a Mac here; use "auto".')
+        raise ConfigurationError(
+            'compute.device = "mps", but torch can use no GPU of a Mac here; use "auto".'
+        )
     device = torch.device(name)
     if device.type == "cuda":
         _check_cuda(name, device.index or 0)
@@ -97,4 +105,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

@@ -1,4 +1,6 @@
-"""Packed files of one's own: how much they may unpack to, so that two megabytes don't take all of the memory."""
+"""Packed files of one's own: how much they may unpack to, so that two megabytes don't take all of
+the memory.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,14 @@ from pathlib import Path
 from typing import IO
 
 RATIO = 100
-"""Times its size that a packed file may unpack to. Real data are far below; DEFLATE and RLE get to 1,000 and more."""
+"""Times its size that a packed file may unpack to. Real data are far below; DEFLATE and RLE get to
+1,000 and more.
+"""
 FREE = 64 << 20
 """Bytes that any file may unpack to."""
-TOO_LARGE = f"it would unpack to more than {RATIO} times its size; save it unpacked, if that is meant"
+TOO_LARGE = (
+    f"it would unpack to more than {RATIO} times its size; save it unpacked, if that is meant"
+)
 
 
 class Bomb(OSError):

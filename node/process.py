@@ -1,4 +1,6 @@
-"""This process: how much memory there is, how what was freed is kept, who may read it, and which signals stop it."""
+"""This process: how much memory there is, how what was freed is kept, who may read it, and which
+signals stop it.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +15,50 @@ MiB = 1 << 20
 PR_SET_DUMPABLE = 4
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 KEPT = {_MMAP_THRESHOLD: 32 * MiB, _TRIM_THRESHOLD: 1024 * MiB, _TOP_PAD: 64 * MiB}
-"""glibc's mallopt: what is allocated by mmap of its own, what is given back at the top, what is asked for ahead. The
-defaults give each megabyte back to the kernel as soon as it is free and pay page faults for the next one: a third of
-the CPU time of a transfer, and of a round of a large model. 32 MiB is the most that mallopt takes."""
+"""glibc's mallopt: what is allocated by mmap of its own, what is given back at the top, what is
+asked for ahead. The defaults give each megabyte back to the kernel as soon as it is free and pay
+page faults for the next one: a third of the CPU time of a transfer, and of a round of a large
+model. 32 MiB is the most that mallopt takes."""
 
 
-def keep() -> bool:
+def retain_freed_memory() -> bool:
     """Freed blocks of model and frame size are used again by this process, not given back.
 
     False where there is no glibc, or its user set this (MALLOC_… in the environment)."""
-    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+    if not sys.platform.startswith("linux") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])
 
 
 def hide() -> None:
-    """Whatever ends this process, no memory of it is written to a file, and no other process of this user reads it:
-    keys and noise are in it. Best effort where there is no prctl."""
+    """Whatever ends this process, no memory of it is written to a file, and no other process of
+    this user reads it: keys and noise are in it. Best effort where there is no prctl."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # core_pattern may be a program, which no limit stops
+        ctypes.CDLL(None).prctl(
+            PR_SET_DUMPABLE, 0, 0, 0, 0
+        )  # core_pattern may be a program, which no limit stops
 
 
 def available_memory() -> int | None:
-    """Bytes that could be used now, within this process's cgroup; None where the system does not say."""
+    """Bytes that could be used now, within this process's cgroup; None where the system does not
+    say.
+    """
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        lines = dict(
+            line.split(":")
+            for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        )
     except OSError:
         return None
     free = 1024 * int(lines["MemAvailable"].split()[0])
     try:
         most, used = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current")
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip()
+            for name in ("max", "current")
         )
     except OSError:
         return free
@@ -57,6 +70,8 @@ def mib(size: int) -> str:
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """What tells a program to stop in order: SIGTERM, SIGINT, and SIGHUP unless it is ignored, as under nohup."""
+    """What tells a program to stop in order: SIGTERM, SIGINT, and SIGHUP unless it is ignored, as
+    under nohup.
+    """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]

@@ -1,6 +1,8 @@
-"""A federation on disk: the CA, the signed roster, run.toml, and one folder per node that `peerpoise run` starts from.
+"""A federation on disk: the CA, the signed roster, run.toml, and one folder per node that
+`peerpoise run` starts from.
 
-Both `up` (all nodes on loopback) and `pack` (one folder per real host) are `prepare` with other addresses and data.
+Both `up` (all nodes on loopback) and `pack` (one folder per real host) are `prepare` with other
+addresses and data.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from node.config import (
 from node.config.task import BUNDLED_TASKS
 from peer import files
 from peer.codec import NAME
-from peer.endpoint import EVERYWHERE, endpoint
+from peer.endpoint import WILDCARD_HOSTS, endpoint
 from peer.errors import ConfigurationError, DataError, IdentityError, StorageError
 from peer.identity.keys import CertificateAuthority, load_certificate, names, node_id, p256
 from peer.identity.roster import Member, Roster
@@ -59,33 +61,42 @@ def make_folder(folder: Path) -> Path:
     Raises:
         StorageError: it exists and is not empty, can't be made, or others can write to it.
     """
-    if any(files.made(folder).iterdir()):
-        raise StorageError(f"{folder} exists and is not empty; choose another folder or move it away.")
+    if any(files.ensure_dir(folder).iterdir()):
+        raise StorageError(
+            f"{folder} exists and is not empty; choose another folder or move it away."
+        )
     return folder
 
 
 def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -> RunConfig:
-    """Writes folder/federation (CA) and each node's folder; returns the run as sealed: with nonce and federation key.
+    """Writes folder/federation (CA) and each node's folder; returns the run as sealed: with nonce
+    and federation key.
 
     Raises:
         ConfigurationError: an unknown topology, a name given twice, a bad address.
     """
-    hoods = config.neighborhoods([node.name for node in nodes.values()])
-    completed = complete(config, hoods)  # its mistakes are found before anything is written
+    neighborhoods = config.neighborhoods([node.name for node in nodes.values()])
+    completed = complete(config, neighborhoods)  # its mistakes are found before anything is written
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
-    run = config.run.model_copy(update={"nonce": secrets.token_hex(16), "federation": authority.federation})
+    run = config.run.model_copy(
+        update={"nonce": secrets.token_hex(16), "federation": authority.federation}
+    )
     sealed = completed.model_copy(update={"run": run})
     shared = sealed.validation.path
     if shared is not None:
-        sealed = sealed.model_copy(update={"validation": sealed.validation.model_copy(update={"path": None})})
+        sealed = sealed.model_copy(
+            update={"validation": sealed.validation.model_copy(update={"path": None})}
+        )
     members = []
     for home, node in nodes.items():
         identity = authority.enrol(make_folder(home))
         if shared is not None:
             copy = home / f"validation{shared.suffix}"
             with shared.open("rb") as stream:
-                files.replace(copy, iter(partial(stream.read, 1 << 20), b""))
-            node = node.model_copy(update={"data": node.data.model_copy(update={"validation": Path(copy.name)})})
+                files.atomic_write(copy, iter(partial(stream.read, 1 << 20), b""))
+            node = node.model_copy(
+                update={"data": node.data.model_copy(update={"validation": Path(copy.name)})}
+            )
         members.append(Member(node.name, identity.id, _written_down(node)))
         write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
     roster = Roster(version=1, effective_round=0, members=tuple(members))
@@ -96,13 +107,16 @@ def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -
 
 
 def _written_down(node: NodeConfig) -> tuple[str, ...]:
-    """The address that the roster has; none where the node listens everywhere and advertises nothing."""
+    """The address that the roster has; none where the node listens everywhere and advertises
+    nothing.
+    """
     address = node.listen.advertise or node.listen.address
-    return () if endpoint(address)[0] in EVERYWHERE else (address,)
+    return () if endpoint(address)[0] in WILDCARD_HOSTS else (address,)
 
 
-def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
-    """The run with every option of its algorithm, and its validation set, written out: its digest covers defaults too.
+def complete(config: RunConfig, neighborhoods: Mapping[str, Neighborhood]) -> RunConfig:
+    """The run with every option of its algorithm, and its validation set, written out: its digest
+    covers defaults too.
 
     Raises:
         ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
@@ -111,7 +125,7 @@ def complete(config: RunConfig, hoods: Mapping[str, Neighborhood]) -> RunConfig:
     from node.learning.learner import Plan
     from node.tasks import validation
 
-    options = Plan.of(config, hoods).options.model_dump(mode="json", exclude_none=True)
+    options = Plan.of(config, neighborhoods).options.model_dump(mode="json", exclude_none=True)
     fields = {name: getattr(config, name) for name in RunConfig.model_fields}
     written = AlgorithmSection(name=config.algorithm.name, **options)
     return tasks.sealed(validation.sealed(RunConfig(**{**fields, "algorithm": written})))
@@ -147,9 +161,11 @@ def check_daemons(config: ExperimentConfig) -> None:
 def local(
     folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]
 ) -> tuple[RunConfig, dict[str, Path]]:
-    """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the run and the folders.
+    """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the
+    run and the folders.
 
-    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data may use.
+    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data
+    may use.
     """
     places = {}
     for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
@@ -188,8 +204,12 @@ def shares(config: ExperimentConfig) -> list[Rows]:
     return partition.divide(config.experiment, train, held_out)
 
 
-def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]) -> list[list[int]]:
-    """Writes rows.npy of every node and partition.json; returns the label histogram [nodes][classes] (public data)."""
+def divide(
+    folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]
+) -> list[list[int]]:
+    """Writes rows.npy of every node and partition.json; returns the label histogram
+    [nodes][classes] (public data).
+    """
     from node import data
     from node.data import partition
 
@@ -197,18 +217,30 @@ def divide(folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], pa
     for home, rows in zip(homes.values(), parts, strict=True):
         partition.save(home / "rows.npy", rows)
     kinds = partition.kinds(config.experiment, train)
-    classes = int(kinds.max()) + 1 if config.experiment.column or config.task.text else config.task.classes
+    classes = (
+        int(kinds.max()) + 1
+        if config.experiment.column or config.task.text
+        else config.task.classes
+    )
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
-    document = {**config.experiment.model_dump(), "histogram": dict(zip(homes, histogram, strict=True))}
-    files.replace(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
+    document = {
+        **config.experiment.model_dump(),
+        "histogram": dict(zip(homes, histogram, strict=True)),
+    }
+    files.atomic_write(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
     return histogram
 
 
 def pack(
-    config: ExperimentConfig, hosts: Sequence[str], data: Sequence[str], out: Path, discovery: Sequence[str] = ()
+    config: ExperimentConfig,
+    hosts: Sequence[str],
+    data: Sequence[str],
+    out: Path,
+    discovery: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the address. `data`:
-    "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts use beside static addresses.
+    """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the
+    address. `data`: "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts
+    use beside static addresses.
 
     Bundled data are divided among the hosts as [experiment] says.
 
@@ -225,13 +257,24 @@ def pack(
     peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
     if unknown := sorted(set(own) - set(addresses)):
-        raise ConfigurationError(f"--data names {unknown[0]}, but there is no --host {unknown[0]}=….")
+        raise ConfigurationError(
+            f"--data names {unknown[0]}, but there is no --host {unknown[0]}=…."
+        )
     if not bundled and (missing := sorted(set(addresses) - set(own))):
-        raise ConfigurationError(f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.')
+        raise ConfigurationError(
+            f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.'
+        )
     if bundled and own:
-        raise ConfigurationError(f'--data needs task.data = "own"; the file says {config.task.data!r}.')
-    hosts_of = {out / name: _host(name, address, own.get(name), config, peers) for name, address in addresses.items()}
-    config = config.model_copy(update={"experiment": config.experiment.model_copy(update={"nodes": len(hosts_of)})})
+        raise ConfigurationError(
+            f'--data needs task.data = "own"; the file says {config.task.data!r}.'
+        )
+    hosts_of = {
+        out / name: _host(name, address, own.get(name), config, peers)
+        for name, address in addresses.items()
+    }
+    config = config.model_copy(
+        update={"experiment": config.experiment.model_copy(update={"nodes": len(hosts_of)})}
+    )
     _check_task(config.task.name)
     plan = check(config, list(addresses))
     check_daemons(config)
@@ -240,7 +283,7 @@ def pack(
     parts = shares(config) if bundled else []
     sealed = prepare(make_folder(out), config, homes)
     for home, node in homes.items():
-        files.replace(home / "README.txt", _instructions(node, sealed).encode())
+        files.atomic_write(home / "README.txt", _instructions(node, sealed).encode())
     if bundled:
         divide(out, config, {home.name: home for home in homes}, parts)
     return {
@@ -276,8 +319,12 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
             f"exchange or --discovery mdns."
         )
     if len(bare) == len(addresses) and "mdns" not in discovery:
-        raise ConfigurationError("Peer exchange needs one address to begin with: write --host NAME=HOST:PORT for one.")
-    return PeersSection(discovery=("static", *(name for name in ("exchange", "mdns") if name in discovery)))
+        raise ConfigurationError(
+            "Peer exchange needs one address to begin with: write --host NAME=HOST:PORT for one."
+        )
+    return PeersSection(
+        discovery=("static", *(name for name in ("exchange", "mdns") if name in discovery))
+    )
 
 
 def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str, str]:
@@ -288,19 +335,27 @@ def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str
         if not (name and (value if equals else bare)):
             raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
         if name in found or name == "federation" or not NAME.fullmatch(name):
-            raise ConfigurationError(f"{option} {text!r}: {name!r} is given twice or can't name a host's folder.")
+            raise ConfigurationError(
+                f"{option} {text!r}: {name!r} is given twice or can't name a host's folder."
+            )
         found[name] = value
     return found
 
 
-def _host(name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection) -> NodeConfig:
+def _host(
+    name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection
+) -> NodeConfig:
     from node.privacy.ledger import check_name
 
     host, port = endpoint(address or f"0.0.0.0:{PORT}")
     if port == 0:
-        raise ConfigurationError(f"--host {name}={address}: neighbors need a port they can dial, 1 to 65535.")
-    if address and host in EVERYWHERE:
-        raise ConfigurationError(f"--host {name}={address}: write the address at which neighbors dial {name}.")
+        raise ConfigurationError(
+            f"--host {name}={address}: neighbors need a port they can dial, 1 to 65535."
+        )
+    if address and host in WILDCARD_HOSTS:
+        raise ConfigurationError(
+            f"--host {name}={address}: write the address at which neighbors dial {name}."
+        )
     if data is None:
         section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     else:
@@ -312,7 +367,9 @@ def _host(name: str, address: str, data: str | None, config: ExperimentConfig, p
         identity=OWN,
         tasks=own_tasks(config),
         data=section,
-        listen=ListenSection(address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address),
+        listen=ListenSection(
+            address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address
+        ),
         peers=peers,
     )
 
@@ -336,12 +393,27 @@ def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
     path, at = node.data.path, node.listen.advertise
-    how = f"Neighbors reach it at {at}" if at else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
-    limit = "nothing bounds what they give away" if node.budget.limit is None else f"ε_total {node.budget.limit:g}"
-    own = f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
-    own += f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n" if path else ""
+    how = (
+        f"Neighbors reach it at {at}"
+        if at
+        else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
+    )
+    limit = (
+        "nothing bounds what they give away"
+        if node.budget.limit is None
+        else f"ε_total {node.budget.limit:g}"
+    )
+    own = (
+        f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+    )
+    own += (
+        f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n"
+        if path
+        else ""
+    )
     own += "".join(
-        f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n" for task in node.tasks
+        f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n"
+        for task in node.tasks
     )
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
@@ -366,8 +438,8 @@ def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str,
         certificate = authority.sign_request(request.read_bytes(), days)
     except OSError as error:
         raise DataError(f"{request} can't be read: {error.strerror}.") from None
-    files.replace(files.made(out) / "node.pem", certificate, public=True)
-    files.replace(out / "ca.pem", authority.pem, public=True)
+    files.atomic_write(files.ensure_dir(out) / "node.pem", certificate, public=True)
+    files.atomic_write(out / "ca.pem", authority.pem, public=True)
     return {"folder": str(out), "id": show_certificate(out / "node.pem")["id"]}
 
 
@@ -388,7 +460,9 @@ def show_certificate(place: Path) -> dict[str, Any]:
 
 
 def show_roster(folder: Path) -> dict[str, Any]:
-    """What the roster in this folder says; run.toml beside it has the key that it must be signed with."""
+    """What the roster in this folder says; run.toml beside it has the key that it must be signed
+    with.
+    """
     file, roster = _roster_in(folder)
     return {
         "file": str(file),
@@ -421,17 +495,18 @@ def _roster_in(folder: Path) -> tuple[Path, Roster]:
 
 
 def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
-    """All that can be wrong with a run before it starts: topology, algorithm and its options, task, data set, model.
-    A planned ε that promises nothing is a warning on standard error.
+    """All that can be wrong with a run before it starts: topology, algorithm and its options, task,
+    data set, model. A planned ε that promises nothing is a warning on standard error.
 
-    `names` take part; where it is not known yet who will, the experiment's nodes, or other hosts that edges name.
+    `names` take part; where it is not known yet who will, the experiment's nodes, or other hosts
+    that edges name.
 
     Raises:
         ConfigurationError: one sentence.
     """
     from node.attacks import Attack
     from node.learning.learner import Plan, weak
-    from node.learning.requirements import suited
+    from node.learning.requirements import check_compatible
 
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
     players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
@@ -453,7 +528,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
         train, _ = data.public(config.task)
         held_out = validation.held_out(config, train.y.numpy())
         task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
-        suited(plan.algorithm, task)
+        check_compatible(plan.algorithm, task)
         if config.task.name not in TASKS:
             task.evaluate(promises.checked_start(task, config.train.seed))
         if attack:
@@ -466,8 +541,8 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
 
 
 def _check_names(config: ExperimentConfig) -> None:
-    """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far as that is known
-    without the hosts' data."""
+    """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far
+    as that is known without the hosts' data."""
     from node import models, tasks
     from node.tasks import validation
 

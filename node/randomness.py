@@ -1,9 +1,11 @@
-"""Randomness: secret streams for batches and noise, public generators for all that every node may know.
+"""Randomness: secret streams for batches and noise, public generators for all that every node may
+know.
 
-Secret: AES-256-CTR (`cryptography`) under 32 bytes from the operating system, fresh at every process start and never
-stored; each (purpose, round, recipient) has a stream of its own, so draws don't depend on the order of answers. The
-global seeds of torch and numpy touch nothing here. `Keys.insecure` replaces the bytes by a public seed, for
-reproduction only. Not covered: whoever reads this process's memory reads the key.
+Secret: AES-256-CTR (`cryptography`) under 32 bytes from the operating system, fresh at every
+process start and never stored; each (purpose, round, recipient) has a stream of its own, so draws
+don't depend on the order of answers. The global seeds of torch and numpy touch nothing here.
+`Keys.insecure` replaces the bytes by a public seed, for reproduction only. Not covered: whoever
+reads this process's memory reads the key.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 Floats = npt.NDArray[np.float64]
 
 BLOCK = 1 << 15
-"""Numbers drawn at a time: 256 KiB of float64 stays in the cache (1.9 × the time of torch.randn, 3.9 × unblocked)."""
+"""Numbers drawn at a time: 256 KiB of float64 stays in the cache (1.9 × the time of torch.randn,
+3.9 × unblocked).
+"""
 
 
 class Stream:
-    """Pseudo-random numbers of one purpose. It only runs forward and can't be copied: it serves one gradient."""
+    """Pseudo-random numbers of one purpose. It only runs forward and can't be copied: it serves one
+    gradient.
+    """
 
     __slots__ = ("_bits", "_encrypt", "_raw")
 
@@ -65,14 +71,18 @@ class Stream:
         return "Stream(secret)"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a random stream is never copied or stored: the same numbers would be drawn twice")
+        raise TypeError(
+            "a random stream is never copied or stored: the same numbers would be drawn twice"
+        )
 
 
 _ZEROS = memoryview(bytes(8 * BLOCK))
 
 
 def _box_muller(stream: Stream, out: Floats) -> None:
-    """Fills `out` (at most BLOCK numbers) with √(−2 ln(1−u))·(cos, sin)(2πv). torch's vectorized log, sin and cos."""
+    """Fills `out` (at most BLOCK numbers) with √(−2 ln(1−u))·(cos, sin)(2πv). torch's vectorized
+    log, sin and cos.
+    """
     half = (len(out) + 1) // 2
     uniform = np.empty(2 * half)
     stream._fill(uniform)
@@ -85,12 +95,16 @@ def _box_muller(stream: Stream, out: Floats) -> None:
 
 
 class Keys:
-    """The secret key of one process and the streams made from it. Not shown, copied, pickled or compared."""
+    """The secret key of one process and the streams made from it. Not shown, copied, pickled or
+    compared.
+    """
 
     __slots__ = ("_key", "_last", "insecure_seed")
 
     insecure_seed: int | None
-    """Not None: the key is public, and so is every draw. No privacy at all; to be shown wherever ε is shown."""
+    """Not None: the key is public, and so is every draw. No privacy at all; to be shown wherever ε
+    is shown.
+    """
 
     def __init__(self, key: bytes, insecure_seed: int | None = None) -> None:
         if len(key) != 32:
@@ -113,7 +127,8 @@ class Keys:
         """The stream of (purpose, round, recipient), handed out once: rounds only go forward.
 
         Raises:
-            RuntimeError: this or a later round's stream was handed out before (a bug: noise would be drawn twice).
+            RuntimeError: this or a later round's stream was handed out before (a bug: noise would
+            be drawn twice).
         """
         if round <= self._last.get((purpose, recipient), -1):
             raise RuntimeError(f"the {purpose} stream of round {round} was used before")
@@ -121,7 +136,11 @@ class Keys:
         return Stream(hmac.digest(self._key, _label(purpose, round, recipient), "sha256"))
 
     def __repr__(self) -> str:
-        return "Keys(secret)" if self.insecure_seed is None else f"Keys(insecure_seed={self.insecure_seed})"
+        return (
+            "Keys(secret)"
+            if self.insecure_seed is None
+            else f"Keys(insecure_seed={self.insecure_seed})"
+        )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("keys are never copied or stored")
@@ -144,12 +163,16 @@ def _digest(*parts: object) -> bytes:
 
 
 _MODULES = threading.Lock()
-"""Modules draw their parameters from torch's one generator, which all threads of a process share."""
+"""Modules draw their parameters from torch's one generator, which all threads of a process
+share.
+"""
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Modules made inside draw their parameters from this seed; torch's own generator is as before afterwards."""
+    """Modules made inside draw their parameters from this seed; torch's own generator is as before
+    afterwards.
+    """
     with _MODULES, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,8 +1,9 @@
 """Messages to bytes and back, with limits: what arrives is checked before anybody looks at it.
 
-Control messages and a transfer's header and trailer are protobufs (peer.proto); frames are raw bytes, whose sizes
-both ends compute from the header's total. A peer chooses no shapes: it only says how many bytes follow, and the
-receiver compares that with its own layout. Nothing here unpickles, evaluates or allocates by a peer's number.
+Control messages and a transfer's header and trailer are protobufs (peer.proto); frames are raw
+bytes, whose sizes both ends compute from the header's total. A peer chooses no shapes: it only says
+how many bytes follow, and the receiver compares that with its own layout. Nothing here unpickles,
+evaluates or allocates by a peer's number.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from peer.v1 import peer_pb2
 PROTOCOL = 2
 """Version of the wire. Both ends must have the same one; the handshake says so in a sentence."""
 FRAME = 1 << 20
-"""Bytes of payload per frame: the best CPU per byte that keeps a heartbeat's p99 at 25 ms (4 MiB: 67 ms)."""
+"""Bytes of payload per frame: the best CPU per byte that keeps a heartbeat's p99 at 25 ms (4 MiB:
+67 ms).
+"""
 MAX_MESSAGE = 2 << 20
-"""Largest message a transport accepts: a frame and room to spare; also caps what a compressed bomb unpacks to."""
+"""Largest message a transport accepts: a frame and room to spare; also caps what a compressed bomb
+unpacks to.
+"""
 MAX_CONTROL = 128 << 10
 """Largest protobuf: MAX_PEERS node ids and all other fields fit twice."""
 MAX_PEERS = 1024
-"""Most node ids in one list (`heard`, `live`, `waiting_for`): the largest closed neighborhood foreseen."""
+"""Most node ids in one list (`heard`, `live`, `waiting_for`): the largest closed neighborhood
+foreseen.
+"""
 MAX_ROUND = 1 << 31
 """Rounds are below this, so they fit a signed 32-bit number everywhere."""
 MAX_PHASE = 1 << 16
@@ -52,7 +59,9 @@ MAX_SPKI = 256
 MAX_SIGNATURE = 80
 """Bytes of an ECDSA signature in DER; P-256 needs at most 72."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Node ids (52 characters of base32 where there are certificates), names, run ids, kinds: safe to print and log."""
+"""Node ids (52 characters of base32 where there are certificates), names, run ids, kinds: safe to
+print and log.
+"""
 
 M = TypeVar("M", bound=Message)
 Rule: TypeAlias = Callable[[Any], bool]
@@ -69,7 +78,12 @@ def _names(texts: Any) -> bool:
 def is_address(text: str) -> bool:
     """May a message carry it as an address: "host:port" in ASCII, not too long, with a port?"""
     try:
-        return len(text) <= MAX_ADDRESS and text.isascii() and text.isprintable() and endpoint(text)[1] > 0
+        return (
+            len(text) <= MAX_ADDRESS
+            and text.isascii()
+            and text.isprintable()
+            and endpoint(text)[1] > 0
+        )
     except ConfigurationError:
         return False
 
@@ -143,7 +157,11 @@ def _broken(message: Message) -> str | None:
     for field in message.DESCRIPTOR.fields:
         if not RULES[field.name](getattr(message, field.name)):
             return field.name
-    if isinstance(message, peer_pb2.Header) and message.bytes and not (message.dtype and message.parts):
+    if (
+        isinstance(message, peer_pb2.Header)
+        and message.bytes
+        and not (message.dtype and message.parts)
+    ):
         return "dtype"
     return None
 
@@ -151,7 +169,9 @@ def _broken(message: Message) -> str | None:
 def _check(message: M) -> M:
     field = _broken(message)
     if field is not None:
-        raise Malformed(f"A {message.DESCRIPTOR.name} has an unusable {field}.", peer_pb2.CODE_MALFORMED)
+        raise Malformed(
+            f"A {message.DESCRIPTOR.name} has an unusable {field}.", peer_pb2.CODE_MALFORMED
+        )
     return message
 
 
@@ -162,11 +182,15 @@ def decode(cls: type[M], data: bytes) -> M:
         Malformed: too long, not such a protobuf, or a field outside its limits.
     """
     if len(data) > MAX_CONTROL:
-        raise Malformed(f"A {cls.DESCRIPTOR.name} of {len(data)} bytes is too long.", peer_pb2.CODE_MALFORMED)
+        raise Malformed(
+            f"A {cls.DESCRIPTOR.name} of {len(data)} bytes is too long.", peer_pb2.CODE_MALFORMED
+        )
     try:
         message = cls.FromString(data)
     except (DecodeError, UnicodeDecodeError):
-        raise Malformed(f"The bytes are no {cls.DESCRIPTOR.name}.", peer_pb2.CODE_MALFORMED) from None
+        raise Malformed(
+            f"The bytes are no {cls.DESCRIPTOR.name}.", peer_pb2.CODE_MALFORMED
+        ) from None
     return _check(message)
 
 
@@ -179,14 +203,21 @@ def encode(message: Message) -> bytes:
     try:
         data = _check(message).SerializeToString()
     except EncodeError:
-        raise Malformed(f"The {message.DESCRIPTOR.name} can't be encoded.", peer_pb2.CODE_MALFORMED) from None
+        raise Malformed(
+            f"The {message.DESCRIPTOR.name} can't be encoded.", peer_pb2.CODE_MALFORMED
+        ) from None
     if len(data) > MAX_CONTROL:
-        raise Malformed(f"A {message.DESCRIPTOR.name} of {len(data)} bytes is too long.", peer_pb2.CODE_MALFORMED)
+        raise Malformed(
+            f"A {message.DESCRIPTOR.name} of {len(data)} bytes is too long.",
+            peer_pb2.CODE_MALFORMED,
+        )
     return data
 
 
 def frames(total: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each frame of a payload of `total` bytes, in order; all but the last have FRAME bytes."""
+    """(offset, length) of each frame of a payload of `total` bytes, in order; all but the last have
+    FRAME bytes.
+    """
     for offset in range(0, total, FRAME):
         yield offset, min(FRAME, total - offset)
 
@@ -198,17 +229,23 @@ def frame(data: bytes, length: int) -> memoryview:
         Malformed: another length.
     """
     if len(data) != length:
-        raise Malformed(f"A frame has {len(data)} bytes instead of {length}.", peer_pb2.CODE_MALFORMED)
+        raise Malformed(
+            f"A frame has {len(data)} bytes instead of {length}.", peer_pb2.CODE_MALFORMED
+        )
     return memoryview(data)
 
 
 def sentence(code: int) -> str:
-    """What the person in front of the machine reads for this code; a code of a newer peer reads as "no reason"."""
+    """What the person in front of the machine reads for this code; a code of a newer peer reads as
+    "no reason".
+    """
     values = peer_pb2.Code.DESCRIPTOR.values_by_number
     value = values.get(code, values[peer_pb2.CODE_UNSPECIFIED])
     return str(value.GetOptions().Extensions[peer_pb2.sentence])  # type: ignore[index]  # protoc's .pyi is too coarse
 
 
 def printable(text: str) -> str:
-    """`text` as a `detail` may hold it: one line, at most MAX_TEXT characters, no terminal escapes."""
+    """`text` as a `detail` may hold it: one line, at most MAX_TEXT characters, no terminal
+    escapes.
+    """
     return "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT])

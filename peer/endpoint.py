@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peer.errors import ConfigurationError
 
-EVERYWHERE = ("0.0.0.0", "::")
+WILDCARD_HOSTS = ("0.0.0.0", "::")
 """Hosts to listen at, not to dial."""
 
 
@@ -16,13 +16,20 @@ def endpoint(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not bare or (":" in bare) != (bare != host) or any(c.isspace() or c in "[]/" for c in bare):
-        raise ConfigurationError(f"{address!r} is not an address; write host:port, or [v6]:port for IPv6.")
+    if (
+        not colon
+        or not bare
+        or (":" in bare) != (bare != host)
+        or any(c.isspace() or c in "[]/" for c in bare)
+    ):
+        raise ConfigurationError(
+            f"{address!r} is not an address; write host:port, or [v6]:port for IPv6."
+        )
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"{address!r} has no port between 0 and 65535 after the colon.")
     return bare, int(port)
 
 
-def joined(host: str, port: int) -> str:
+def format_endpoint(host: str, port: int) -> str:
     """The reverse of `endpoint`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

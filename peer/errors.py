@@ -45,8 +45,9 @@ class ConfigurationError(PeerpoiseError, ValueError):
 
 
 class TaskError(ConfigurationError):
-    """A mistake in the code of an own task. `str(error)` has what it raised, whose words may quote private data and are
-    for the terminal of the data's owner; `brief` has only its kind and place."""
+    """A mistake in the code of an own task. `str(error)` has what it raised, whose words may quote
+    private data and are for the terminal of the data's owner; `brief` has only its kind and
+    place."""
 
     def __init__(self, message: str, brief: str = "") -> None:
         super().__init__(message)

@@ -1,8 +1,9 @@
 """The fault seam: named points in the code where a test may make the process die or the disk fail.
 
-Off unless a program calls `arm`; `peerpoise run` does with --i-am-testing only. PEERPOISE_FAILPOINTS is then
-"name=kill;other=enospc@3", which kills this process with SIGKILL at the first hit of `name` and raises OSError(ENOSPC)
-at the third hit of `other`. Actions: kill, enospc, eio. Costs one comparison when off.
+Off unless a program calls `arm`; `peerpoise run` does with --i-am-testing only.
+PEERPOISE_FAILPOINTS is then "name=kill;other=enospc@3", which kills this process with SIGKILL at
+the first hit of `name` and raises OSError(ENOSPC) at the third hit of `other`. Actions: kill,
+enospc, eio. Costs one comparison when off.
 """
 
 from __future__ import annotations

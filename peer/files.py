@@ -1,7 +1,9 @@
-"""The disk seam: files that are either whole or the old ones, and that no other user can read, prepare or redirect.
+"""The disk seam: files that are either whole or the old ones, and that no other user can read,
+prepare or redirect.
 
-New files are made under random names, exclusively and following no link, and get their mode before their content. What
-is private has mode 0600 (folders: 0700) whatever the umask; what is `public` leaves that to the umask.
+New files are made under random names, exclusively and following no link, and get their mode before
+their content. What is private has mode 0600 (folders: 0700) whatever the umask; what is `public`
+leaves that to the umask.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ DRAFT = ".draft-"
 """How files begin that are not finished."""
 
 
-def replace(path: Path, data: bytes | Iterable[bytes | memoryview], point: str = "", *, public: bool = False) -> None:
-    """Writes `path` through a draft: write, fsync, rename, fsync of the folder. Pieces of it are asked for as they are
-    written.
+def atomic_write(
+    path: Path, data: bytes | Iterable[bytes | memoryview], point: str = "", *, public: bool = False
+) -> None:
+    """Writes `path` through a draft: write, fsync, rename, fsync of the folder. Pieces of it are
+    asked for as they are written.
 
     `point` names the failpoints before_<point>_rename and after_<point>_rename.
 
@@ -34,7 +38,7 @@ def replace(path: Path, data: bytes | Iterable[bytes | memoryview], point: str =
     try:
         descriptor = create(draft, public=public)
     except OSError as error:
-        raise refused(path, error) from None
+        raise storage_error(path, error) from None
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.writelines((data,) if isinstance(data, bytes) else data)
@@ -47,7 +51,7 @@ def replace(path: Path, data: bytes | Iterable[bytes | memoryview], point: str =
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise refused(path, error) from None
+        raise storage_error(path, error) from None
 
 
 def create(path: Path, *, public: bool = False) -> int:
@@ -69,7 +73,9 @@ def keep(path: Path, flags: int) -> int:
     Raises:
         OSError: it is a link, another user's, no regular file, or the disk refuses.
     """
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+    )
     try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink > 1:
@@ -82,11 +88,12 @@ def keep(path: Path, flags: int) -> int:
     return descriptor
 
 
-def made(folder: Path, *, public: bool = False) -> Path:
+def ensure_dir(folder: Path, *, public: bool = False) -> Path:
     """A folder, made with its parents if need be.
 
     Raises:
-        StorageError: it can't be made; or it is to be private, and others can exchange what is in it.
+        StorageError: it can't be made; or it is to be private, and others can exchange what is in
+        it.
     """
     try:
         for each in [*reversed(folder.parents), folder]:
@@ -96,14 +103,17 @@ def made(folder: Path, *, public: bool = False) -> Path:
                     each.chmod(0o700)
         text = "" if public else unsafe(folder)
     except OSError as error:
-        raise StorageError(f"The folder {folder} can't be made: {error.strerror or error}.") from None
+        raise StorageError(
+            f"The folder {folder} can't be made: {error.strerror or error}."
+        ) from None
     if text:
         raise StorageError(text)
     return folder
 
 
 def unsafe(folder: Path) -> str:
-    """Why other users can exchange what is in this folder, and what to do about it; empty: they can't.
+    """Why other users can exchange what is in this folder, and what to do about it; empty: they
+    can't.
 
     Raises:
         OSError: it can't be looked at.
@@ -128,7 +138,7 @@ def forget_drafts(folder: Path) -> None:
         for draft in folder.glob(f"{DRAFT}*"):
             draft.unlink()
     except OSError as error:
-        raise refused(folder, error) from None
+        raise storage_error(folder, error) from None
 
 
 def sync(folder: Path) -> None:
@@ -140,6 +150,8 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def refused(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError) -> StorageError:
     """The sentence for a disk that refuses to write `path`."""
-    return StorageError(f"{path} can't be written: {error.strerror or error}; free space or check permissions.")
+    return StorageError(
+        f"{path} can't be written: {error.strerror or error}; free space or check permissions."
+    )

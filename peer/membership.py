@@ -1,10 +1,11 @@
-"""Who of my neighbors is there: a state machine without clock or network; `now` (seconds, monotonic) is an argument.
+"""Who of my neighbors is there: a state machine without clock or network; `now` (seconds,
+monotonic) is an argument.
 
-Slow is not dead. A neighbor is excused as long as it shows progress: its counter of work done moves, bytes of its
-transfers arrive, it still gathers its neighbors before its first round, or it waits for somebody other than me who
-shows progress. Only who shows none of that for a whole deadline is lost. How long ago there was progress anywhere down
-the chain of waiting travels in the beats (`idle`), and grows in a circle of nodes that wait for each other, so such a
-circle is broken.
+Slow is not dead. A neighbor is excused as long as it shows progress: its counter of work done
+moves, bytes of its transfers arrive, it still gathers its neighbors before its first round, or it
+waits for somebody other than me who shows progress. Only who shows none of that for a whole
+deadline is lost. How long ago there was progress anywhere down the chain of waiting travels in the
+beats (`idle`), and grows in a circle of nodes that wait for each other, so such a circle is broken.
 
     unknown ── agree ──> live ── lose ──> lost ── agree ──> live
                           └──── leave ──> left | finished
@@ -24,17 +25,19 @@ from math import inf
 from peer.message import Peer
 
 PATIENCE = 4
-"""Deadlines without progress anywhere down the chain after which waiting for others is no excuse any more: whoever is
-to blame has been lost by its own neighbors by then."""
+"""Deadlines without progress anywhere down the chain after which waiting for others is no excuse
+any more: whoever is to blame has been lost by its own neighbors by then."""
 FASTER = 10
-"""How many times as fast as this node's quickest round a neighbor's rounds may be while nobody holds it up."""
+"""How many times as fast as this node's quickest round a neighbor's rounds may be while nobody
+holds it up.
+"""
 MISSED_BEATS = 2
 """Consecutive beats that do not name me before I believe that the other end dropped the edge."""
 
 
 def majority(degree: int) -> int:
-    """How many of `degree` graph neighbors have to say a thing before it moves this node: more than half of all, be
-    they there or not, and never one alone."""
+    """How many of `degree` graph neighbors have to say a thing before it moves this node: more than
+    half of all, be they there or not, and never one alone."""
     return max(2, degree // 2 + 1)
 
 
@@ -55,7 +58,9 @@ class Neighbor:
     """Both ends know that the edge was agreed on: the answer to the proposal may have been lost."""
     incarnation: int = 0
     round: int = -1
-    """Round the neighbor is inside, -1 outside, as its last beat said: many fast rounds may have passed since."""
+    """Round the neighbor is inside, -1 outside, as its last beat said: many fast rounds may have
+    passed since.
+    """
     reached: int = -1
     """The latest round it is known to have entered, by beats and by what came of it."""
     phase: int = 0
@@ -73,7 +78,9 @@ class Neighbor:
     barred_until: float = float("-inf")
     """It is not taken back before."""
     shown: tuple[int, float] | None = None
-    """The last round of which a transfer came, and when: what the neighbor says beside that has to be plausible."""
+    """The last round of which a transfer came, and when: what the neighbor says beside that has to
+    be plausible.
+    """
     _order: int = 0
     """Of the newest thing it said: beats overtake each other, and an agreement on the edge."""
     _idle_since: float = float("-inf")
@@ -84,7 +91,9 @@ class Neighbor:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with it, if anything: that it left, or does not answer any more, says less than a refusal."""
+        """What is wrong with it, if anything: that it left, or does not answer any more, says less
+        than a refusal.
+        """
         return self.refusal or self.last_error
 
 
@@ -103,12 +112,18 @@ class Membership:
     def live(self, round: int) -> frozenset[Peer]:
         """The neighbors whose edge is in use in this round."""
         return frozenset(
-            peer for peer, it in self.neighbors.items() if it.presence is Presence.LIVE and it.live_from <= round
+            peer
+            for peer, it in self.neighbors.items()
+            if it.presence is Presence.LIVE and it.live_from <= round
         )
 
     def agreed(self) -> dict[Peer, int]:
         """live_from of every edge that is or will be in use, as both ends know."""
-        stands = {p: it for p, it in self.neighbors.items() if it.presence is Presence.LIVE and it.confirmed}
+        stands = {
+            p: it
+            for p, it in self.neighbors.items()
+            if it.presence is Presence.LIVE and it.confirmed
+        }
         return {peer: it.live_from for peer, it in stands.items()}
 
     def present(self) -> frozenset[Peer]:
@@ -118,16 +133,24 @@ class Membership:
 
     def finished(self) -> frozenset[Peer]:
         """Neighbors that are done with all rounds."""
-        return frozenset(peer for peer, it in self.neighbors.items() if it.presence is Presence.FINISHED)
+        return frozenset(
+            peer for peer, it in self.neighbors.items() if it.presence is Presence.FINISHED
+        )
 
     def removed(self) -> frozenset[Peer]:
         """Neighbors that are in the roster no more."""
-        return frozenset(peer for peer, it in self.neighbors.items() if it.presence is Presence.REMOVED)
+        return frozenset(
+            peer for peer, it in self.neighbors.items() if it.presence is Presence.REMOVED
+        )
 
     def remove(self, peer: Peer) -> None:
         """The roster dropped the neighbor: its edge is lost for good."""
         it = self.neighbors[peer]
-        it.presence, it.last_error, it.refusal = Presence.REMOVED, "It was removed from the roster.", ""
+        it.presence, it.last_error, it.refusal = (
+            Presence.REMOVED,
+            "It was removed from the roster.",
+            "",
+        )
 
     def agree(
         self,
@@ -140,8 +163,9 @@ class Membership:
         now: float,
         confirmed: bool = True,
     ) -> None:
-        """The handshake is done: the edge is used from `live_from` on, at both ends. The end that answered does not
-        know yet whether its answer came (`confirmed` False); a beat or transfer will tell."""
+        """The handshake is done: the edge is used from `live_from` on, at both ends. The end that
+        answered does not know yet whether its answer came (`confirmed` False); a beat or transfer
+        will tell."""
         it = self.neighbors[peer]
         if it.presence is Presence.REMOVED:
             return
@@ -153,7 +177,9 @@ class Membership:
         it.waiting_for, it.last_error, it.refusal, it._unnamed = frozenset(), "", "", 0
 
     def restarted(self, peer: Peer, incarnation: int) -> None:
-        """Another process of the neighbor speaks: the old edge is over, a new one can be agreed on."""
+        """Another process of the neighbor speaks: the old edge is over, a new one can be agreed
+        on.
+        """
         it = self.neighbors[peer]
         if it.presence is Presence.REMOVED:
             return
@@ -180,19 +206,20 @@ class Membership:
         it.reached = max(it.reached, round)
         it.shown = (round, now)
 
-    def most_have_reached(self, now: float, *, quickest: float | None, beats: bool) -> int:
-        """The latest round that a strict majority of all neighbors, and two at least, claim to be at; -1 if none. So
-        one neighbor alone moves this node nowhere, whatever it says.
+    def most_have_reached(self, now: float, *, quickest: float | None, heartbeats: bool) -> int:
+        """The latest round that a strict majority of all neighbors, and two at least, claim to be
+        at; -1 if none. So one neighbor alone moves this node nowhere, whatever it says.
 
-        A claim is the round from which its edge is used, with `beats` also the one after that which it is in. It counts
-        as far as it is plausible: rounds that can have passed since its last transfer, none of them FASTER times as
-        quick as `quickest` (seconds; None: nothing is known of how long rounds take).
+        A claim is the round from which its edge is used, with `heartbeats` also the one after that
+        which it is in. It counts as far as it is plausible: rounds that can have passed since its
+        last transfer, none of them FASTER times as quick as `quickest` (seconds; None: nothing is
+        known of how long rounds take).
         """
         claims = []
         for it in self.neighbors.values():
             if it.presence is not Presence.LIVE or not it.confirmed:
                 continue
-            claim = max(it.live_from, it.reached + 1) if beats else it.live_from
+            claim = max(it.live_from, it.reached + 1) if heartbeats else it.live_from
             if it.shown is not None and quickest:
                 since_round, since = it.shown
                 claim = min(claim, since_round + 2 + int((now - since) * FASTER / quickest))
@@ -200,7 +227,7 @@ class Membership:
         needed = majority(len(self.neighbors))
         return sorted(claims)[-needed] if len(claims) >= needed else -1
 
-    def beat(
+    def heartbeat(
         self,
         peer: Peer,
         *,
@@ -214,10 +241,11 @@ class Membership:
         names_me: bool,
         now: float,
     ) -> None:
-        """A sign of life. Beats of an earlier process, and overtaken ones, are ignored; those of a later one end the
-        edge.
+        """A sign of life. Beats of an earlier process, and overtaken ones, are ignored; those of a
+        later one end the edge.
 
-        `idle`: seconds since the last progress of the neighbor or of anybody it waits for, as it says.
+        `idle`: seconds since the last progress of the neighbor or of anybody it waits for, as it
+        says.
         """
         it = self.neighbors[peer]
         if incarnation < it.incarnation:
@@ -235,7 +263,9 @@ class Membership:
         if progress != it._progress or (round, phase) != (it.round, it.phase):
             it.last_work = it.last_excuse = now
         gathering = round < 0 and bool(waiting_for)
-        if gathering or (waiting_for and self.me not in waiting_for and idle < PATIENCE * self.deadline):
+        if gathering or (
+            waiting_for and self.me not in waiting_for and idle < PATIENCE * self.deadline
+        ):
             it.last_excuse = now
         it._idle_since = now if gathering else now - idle
         it._progress, it.round, it.phase, it.waiting_for = progress, round, phase, waiting_for
@@ -245,7 +275,9 @@ class Membership:
             self.lose(peer, "It no longer uses this edge.")
 
     def idle(self, peer: Peer, now: float) -> float:
-        """Seconds since the last progress of this neighbor, or of anybody down the chain it waits for."""
+        """Seconds since the last progress of this neighbor, or of anybody down the chain it waits
+        for.
+        """
         it = self.neighbors[peer]
         return now - max(it.last_work, it._idle_since)
 
@@ -261,7 +293,11 @@ class Membership:
         """The edge is lost until a new handshake; `idle`: and until the neighbor moves."""
         it = self.neighbors[peer]
         if it.presence in (Presence.LIVE, Presence.UNKNOWN):
-            it.presence, it.last_error, it._lost_at = Presence.LOST, why, it._progress if idle else None
+            it.presence, it.last_error, it._lost_at = (
+                Presence.LOST,
+                why,
+                it._progress if idle else None,
+            )
 
     def bar(self, peer: Peer, until: float) -> None:
         """It is not taken back before, be it another process by then."""
@@ -269,9 +305,15 @@ class Membership:
         it.barred_until = max(it.barred_until, until)
 
     def kept_off(self, peer: Peer, incarnation: int, now: float) -> str:
-        """Why no edge is agreed on with this process of it yet, in a sentence; empty if nothing speaks against it."""
+        """Why no edge is agreed on with this process of it yet, in a sentence; empty if nothing
+        speaks against it.
+        """
         it = self.neighbors[peer]
-        if it.presence is Presence.LOST and incarnation == it.incarnation and it._lost_at == it._progress:
+        if (
+            it.presence is Presence.LOST
+            and incarnation == it.incarnation
+            and it._lost_at == it._progress
+        ):
             return "Nothing has moved at the caller since the edge was lost."
         if it.barred_until == inf:
             return "The caller told its neighbors different things."

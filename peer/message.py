@@ -1,8 +1,8 @@
 """The vocabulary of a round: three verbs, what is heard, and the layout of what is said.
 
-An algorithm is a conversation: a generator that yields `Say`, `Ask` or `Mix` and receives what it heard.
-The verbs follow MPI's neighborhood collectives. This module is pure: no network, no clock, no torch; tensors are
-opaque to it (`T`), only the layout that describes them is understood.
+An algorithm is a conversation: a generator that yields `Say`, `Ask` or `Mix` and receives what it
+heard. The verbs follow MPI's neighborhood collectives. This module is pure: no network, no clock,
+no torch; tensors are opaque to it (`T`), only the layout that describes them is understood.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Peer: TypeAlias = str
-"""A node's name in the roster. Peers are always visited in sorted order, so sums have one order everywhere."""
+"""A node's name in the roster. Peers are always visited in sorted order, so sums have one order
+everywhere.
+"""
 
 
 class DType(IntEnum):
@@ -66,21 +68,25 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Filling(Generic[T]):
+class IncrementalPayload(Generic[T]):
     """A flat vector that is filled from the front while its beginning is being sent already."""
 
     flat: T
     steps: Iterator[int]
-    """Each step fills some more elements, in the compute thread, and says how many; in the end all of them."""
+    """Each step fills some more elements, in the compute thread, and says how many; in the end all
+    of them.
+    """
 
 
-Payload: TypeAlias = T | tuple[T, ...] | Filling[T]
-"""One flat vector, a tuple of them (each of the verb's layout), or one that is still being filled."""
+Payload: TypeAlias = T | tuple[T, ...] | IncrementalPayload[T]
+"""One flat vector, a tuple of them (each of the verb's layout), or one that is still being
+filled.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Say(Generic[T]):
-    """The same to every neighbor. Sends back `Heard`: what each neighbor said."""
+    """The same to every neighbor. Sends back `Replies`: what each neighbor said."""
 
     kind: str
     tensors: Payload[T]
@@ -90,10 +96,12 @@ class Say(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[T]):
-    """A question to every neighbor, each of whom computes its `answer`. Sends back `Heard`: the answers to mine.
+    """A question to every neighbor, each of whom computes its `answer`. Sends back `Replies`: the
+    answers to mine.
 
-    `answer(peer, question)` runs in the compute thread, at most once per neighbor and round, until the round ends.
-    It may raise `Withheld`: the neighbor then hears that there is no answer and goes on without waiting.
+    `answer(peer, question)` runs in the compute thread, at most once per neighbor and round, until
+    the round ends. It may raise `Withheld`: the neighbor then hears that there is no answer and
+    goes on without waiting.
     """
 
     kind: str
@@ -106,19 +114,19 @@ class Ask(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Mix(Generic[T]):
-    """The average over the closed neighborhood, weighted by W unless another rule is asked for. Sends back the mixed
-    tensors, shaped like `tensors`.
+    """The average over the closed neighborhood, weighted by W unless another rule is asked for.
+    Sends back the mixed tensors, shaped like `tensors`.
 
-    Collected (default): whole, checked messages, folded in sorted order.
-    Streaming: frames are added in sorted order into one accumulator as they arrive; for blocks. Other rules than the
-    mean need whole messages, and so does who doesn't wait for all: they are collected all the same.
+    Collected (default): whole, checked messages, folded in sorted order. Streaming: frames are
+    added in sorted order into one accumulator as they arrive; for blocks. Other rules than the mean
+    need whole messages, and so does who doesn't wait for all: they are collected all the same.
     """
 
     kind: str
     tensors: Payload[T]
     rule: str | Callable[..., T] = "mean"
-    """mean: by W, or as the run's `[mix]` says. Another name of node.maths.robust, or a function like those there: so,
-    whatever the run says."""
+    """mean: by W, or as the run's `[mix]` says. Another name of node.maths.robust, or a function
+    like those there: so, whatever the run says."""
     streaming: bool = False
     layout: Layout | None = None
 
@@ -128,11 +136,15 @@ Conversation: TypeAlias = Generator[Verb, Any, None]
 
 
 class Withheld(Exception):
-    """Raised by an answer that is not given: the budget is spent, or the ledger can't record the debit."""
+    """Raised by an answer that is not given: the budget is spent, or the ledger can't record the
+    debit.
+    """
 
 
-class Heard(dict[Peer, T]):
-    """What was heard, by neighbor in sorted order; `missing` names the neighbors who were not heard."""
+class Replies(dict[Peer, T]):
+    """What was heard, by neighbor in sorted order; `missing` names the neighbors who were not
+    heard.
+    """
 
     def __init__(self, heard: Iterable[tuple[Peer, T]] = (), missing: Iterable[Peer] = ()) -> None:
         super().__init__(sorted(heard, key=lambda item: item[0]))

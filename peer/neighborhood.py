@@ -10,7 +10,9 @@ from peer.message import Peer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighborhood:
-    """`weight` is row i of W over the closed neighborhood (me included), as float64; it sums to 1."""
+    """`weight` is row i of W over the closed neighborhood (me included), as float64; it sums to
+    1.
+    """
 
     me: Peer
     weight: Mapping[Peer, float]
@@ -26,7 +28,9 @@ class Neighborhood:
         return len(self.weight) - 1
 
     def without(self, lost: Iterable[Peer]) -> Neighborhood:
-        """The row when edges are lost: their weight goes to self, so W stays doubly stochastic if both ends drop."""
+        """The row when edges are lost: their weight goes to self, so W stays doubly stochastic if
+        both ends drop.
+        """
         gone = frozenset(lost) & frozenset(self.neighbors)
         weight = {peer: w for peer, w in self.weight.items() if peer not in gone}
         weight[self.me] += sum(self.weight[peer] for peer in sorted(gone))

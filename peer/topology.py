@@ -1,7 +1,7 @@
 """Graphs over the sorted names of a roster, and the mixing matrix W on them.
 
-The graph is a function of the roster and the run file, never of membership views: views differ between nodes and W
-would lose its symmetry. Failure detection only masks edges.
+The graph is a function of the roster and the run file, never of membership views: views differ
+between nodes and W would lose its symmetry. Failure detection only masks edges.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ Weights: TypeAlias = Mapping[Peer, Mapping[Peer, float]]
 ATTEMPTS = 1000
 """Erdős–Rényi graphs that are drawn before it is said that none is connected."""
 TOLERANCE = 1e-5
-"""What the sums of a given W may miss 1 by: six decimals of it were written down. The diagonal then takes the rest."""
+"""What the sums of a given W may miss 1 by: six decimals of it were written down. The diagonal then
+takes the rest.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
+class GraphOptions:
     """What some graphs need beside the names."""
 
     p: float = 0.3
@@ -46,31 +48,31 @@ Edges: TypeAlias = Iterable[tuple[Peer, Peer]]
 """In any order and direction, also twice; of a node with itself they don't count."""
 
 
-def ring(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def ring(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     yield from pairwise([*names, names[0]])
 
 
-def full(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def full(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     yield from combinations(names, 2)
 
 
-def star(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def star(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """The first name is the hub."""
     yield from product(names[:1], names)
 
 
-def bipartite(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def bipartite(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """Complete: every even name with every odd one."""
     yield from product(names[::2], names[1::2])
 
 
-def grid(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def grid(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """Row by row in a rectangle as square as N allows."""
     for line in (*_rows(names), *zip(*_rows(names), strict=True)):
         yield from pairwise(line)
 
 
-def torus(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def torus(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """A grid whose rows and columns are rings."""
     for line in (*_rows(names), *zip(*_rows(names), strict=True)):
         yield from ring(line, wiring)
@@ -80,11 +82,13 @@ def _rows(names: Sequence[Peer]) -> list[Sequence[Peer]]:
     n = len(names)
     rows = next(r for r in range(isqrt(n), 0, -1) if n % r == 0)
     if rows == 1 and n > 2:
-        raise ConfigurationError(f"{n} nodes can't be laid out in rows and columns; take {n - 1} or {n + 1}.")
+        raise ConfigurationError(
+            f"{n} nodes can't be laid out in rows and columns; take {n - 1} or {n + 1}."
+        )
     return [names[start : start + n // rows] for start in range(0, n, n // rows)]
 
 
-def hypercube(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def hypercube(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """Numbers that differ in one bit."""
     bits = len(names).bit_length() - 1
     if len(names) != 1 << bits:
@@ -95,14 +99,14 @@ def hypercube(names: Sequence[Peer], wiring: Wiring) -> Edges:
         yield names[i], names[i ^ 1 << k]
 
 
-def exponential(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def exponential(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """i and i ± 2^k for all 2^k < N, counted round the ring."""
     n = len(names)
     for i, k in product(range(n), range((n - 1).bit_length())):
         yield names[i], names[(i + (1 << k)) % n]
 
 
-def erdos_renyi(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def erdos_renyi(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """Every edge with probability p; drawn again until the graph is connected.
 
     Raises:
@@ -119,7 +123,7 @@ def erdos_renyi(names: Sequence[Peer], wiring: Wiring) -> Edges:
     )
 
 
-def given(names: Sequence[Peer], wiring: Wiring) -> Edges:
+def given(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """The edges of the run file.
 
     Raises:
@@ -141,7 +145,7 @@ def _some(names: Sequence[Peer]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-TOPOLOGIES: Mapping[str, Callable[[Sequence[Peer], Wiring], Edges]] = {
+TOPOLOGIES: Mapping[str, Callable[[Sequence[Peer], GraphOptions], Edges]] = {
     "ring": ring,
     "full": full,
     "star": star,
@@ -156,15 +160,18 @@ TOPOLOGIES: Mapping[str, Callable[[Sequence[Peer], Wiring], Edges]] = {
 """A new graph: one function and one line here."""
 
 
-def graph(kind: str, names: Sequence[Peer], wiring: Wiring = Wiring()) -> Graph:
+def graph(kind: str, names: Sequence[Peer], wiring: GraphOptions = GraphOptions()) -> Graph:
     """The graph of this kind over `names`, which are sorted first.
 
     Raises:
-        ConfigurationError: unknown kind; no names, or a name given twice; not to be had with so many nodes; not
+        ConfigurationError: unknown kind; no names, or a name given twice; not to be had with so
+        many nodes; not
             connected.
     """
     if kind not in TOPOLOGIES:
-        raise ConfigurationError(f"Unknown topology {kind!r}; choose one of {', '.join(sorted(TOPOLOGIES))}.")
+        raise ConfigurationError(
+            f"Unknown topology {kind!r}; choose one of {', '.join(sorted(TOPOLOGIES))}."
+        )
     if not names or len(set(names)) != len(names):
         raise ConfigurationError("A topology needs at least one node, each with a name of its own.")
     names = sorted(names)
@@ -197,7 +204,9 @@ def unreachable(edges: Graph) -> set[Peer]:
 
 
 def metropolis(edges: Graph) -> dict[Peer, dict[Peer, float]]:
-    """W: w_ij = 1/(1 + max(deg_i, deg_j)) on edges, the diagonal takes the rest. Symmetric, doubly stochastic."""
+    """W: w_ij = 1/(1 + max(deg_i, deg_j)) on edges, the diagonal takes the rest. Symmetric, doubly
+    stochastic.
+    """
     return {
         i: _row(i, {j: 1.0 / (1 + max(len(around), len(edges[j]))) for j in sorted(around)})
         for i, around in sorted(edges.items())
@@ -218,18 +227,28 @@ def weighted(names: Sequence[Peer], edges: Sequence[Edge]) -> dict[Peer, dict[Pe
     rows: dict[Peer, dict[Peer, float]] = {name: {} for name in names}
     for edge in edges:
         if len(edge) == 2:
-            raise ConfigurationError(f"topology.edges gives {'–'.join(edge)} no weight; give all edges one, or none.")
+            raise ConfigurationError(
+                f"topology.edges gives {'–'.join(edge)} no weight; give all edges one, or none."
+            )
         a, b, w = edge
-        if abs(rows[a].setdefault(b, w) - w) > TOLERANCE or abs(rows[b].setdefault(a, w) - w) > TOLERANCE:
-            raise ConfigurationError(f"topology.edges gives {a}–{b} two weights; W must be symmetric.")
+        if (
+            abs(rows[a].setdefault(b, w) - w) > TOLERANCE
+            or abs(rows[b].setdefault(a, w) - w) > TOLERANCE
+        ):
+            raise ConfigurationError(
+                f"topology.edges gives {a}–{b} two weights; W must be symmetric."
+            )
     for i, row in rows.items():
         row.setdefault(i, 1.0 - sum(row.values()))
     refuse(rows)
-    return {i: _row(i, {j: row[j] for j in sorted(row) if j != i}) for i, row in sorted(rows.items())}
+    return {
+        i: _row(i, {j: row[j] for j in sorted(row) if j != i}) for i, row in sorted(rows.items())
+    }
 
 
 def refuse(rows: Weights) -> None:
-    """Lets a W pass that is symmetric, doubly stochastic and positive on its graph and on the diagonal.
+    """Lets a W pass that is symmetric, doubly stochastic and positive on its graph and on the
+    diagonal.
 
     Raises:
         ConfigurationError: one sentence.
@@ -237,14 +256,22 @@ def refuse(rows: Weights) -> None:
     for i, row in rows.items():
         for j, w in row.items():
             if not 0 < w <= 1:
-                raise ConfigurationError(f"W has {w:g} for {i}–{j}; on edges and on the diagonal it must be above 0.")
+                raise ConfigurationError(
+                    f"W has {w:g} for {i}–{j}; on edges and on the diagonal it must be above 0."
+                )
             if abs(rows[j].get(i, 0.0) - w) > TOLERANCE:
-                raise ConfigurationError(f"W is not symmetric: {w:g} for {i}–{j}, but {rows[j].get(i, 0.0):g} back.")
+                raise ConfigurationError(
+                    f"W is not symmetric: {w:g} for {i}–{j}, but {rows[j].get(i, 0.0):g} back."
+                )
         if abs(sum(row.values()) - 1) > TOLERANCE:
-            raise ConfigurationError(f"The weights of {i} in W add up to {sum(row.values()):g}; each row must give 1.")
+            raise ConfigurationError(
+                f"The weights of {i} in W add up to {sum(row.values()):g}; each row must give 1."
+            )
 
 
-def neighborhoods(kind: str, names: Sequence[Peer], wiring: Wiring = Wiring()) -> dict[Peer, Neighborhood]:
+def make_neighborhoods(
+    kind: str, names: Sequence[Peer], wiring: GraphOptions = GraphOptions()
+) -> dict[Peer, Neighborhood]:
     """Every node's closed neighborhood with its weights: the given ones, else Metropolis.
 
     Raises:

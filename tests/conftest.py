@@ -1,4 +1,6 @@
-"""What holds on a quiet machine holds on a slow or busy one: hypothesis sets no deadline for an example."""
+"""What holds on a quiet machine holds on a slow or busy one: hypothesis sets no deadline for an
+example.
+"""
 
 from __future__ import annotations
 

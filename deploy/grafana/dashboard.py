@@ -1,4 +1,5 @@
-"""Writes peerpoise.json, the Grafana dashboard, from the table of its panels; with --check, fails if it is another.
+"""Writes peerpoise.json, the Grafana dashboard, from the table of its panels; with --check, fails
+if it is another.
 
 Two panels a row. `make docs` runs this.
 """
@@ -18,7 +19,12 @@ WIDTH, HEIGHT = 12, 8
 PANELS = (
     # title, unit, legend, expression
     ("Round", "short", "{{instance}}", "peerpoise_round + 1"),
-    ("Accuracy on the public test set", "percentunit", "{{instance}}", "peerpoise_test_accuracy_ratio"),
+    (
+        "Accuracy on the public test set",
+        "percentunit",
+        "{{instance}}",
+        "peerpoise_test_accuracy_ratio",
+    ),
     ("Perplexity on the public test set", "short", "{{instance}}", "peerpoise_test_perplexity"),
     ("Rounds a minute", "short", "{{instance}}", "60 * rate(peerpoise_rounds_total[1m])"),
     ("Consensus distance", "short", "{{instance}}", "peerpoise_consensus_distance"),
@@ -61,7 +67,12 @@ PANELS = (
         "histogram_quantile(0.99, sum by (instance, le) (rate(peerpoise_event_loop_lag_seconds_bucket[1m])))",
     ),
     ("Memory", "bytes", "{{instance}}", 'process_resident_memory_bytes{job="peerpoise"}'),
-    ("CPU cores in use", "short", "{{instance}}", 'rate(process_cpu_seconds_total{job="peerpoise"}[1m])'),
+    (
+        "CPU cores in use",
+        "short",
+        "{{instance}}",
+        'rate(process_cpu_seconds_total{job="peerpoise"}[1m])',
+    ),
 )
 
 
@@ -85,7 +96,9 @@ def panel(place: int, title: str, unit: str, legend: str, expression: str) -> di
         "datasource": SOURCE,
         "gridPos": {"x": place % 2 * WIDTH, "y": place // 2 * HEIGHT, "w": WIDTH, "h": HEIGHT},
         "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
-        "targets": [{"refId": "A", "datasource": SOURCE, "expr": expression, "legendFormat": legend}],
+        "targets": [
+            {"refId": "A", "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+        ],
     }
 
 

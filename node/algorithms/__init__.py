@@ -1,7 +1,8 @@
 """The algorithms: one file each, one line in the table each.
 
-An algorithm is a conversation (`peer.message`). It touches no network, no clock, no global randomness and no event
-loop, and never sees the task's gradients: it asks `gradients`, the door at the data (`privacy.door`).
+An algorithm is a conversation (`peer.message`). It touches no network, no clock, no global
+randomness and no event loop, and never sees the task's gradients: it asks `gradients`, the door at
+the data (`privacy.door`).
 """
 
 from __future__ import annotations
@@ -23,21 +24,27 @@ class Gradients(Protocol):
     """The door as an algorithm sees it. All vectors are flat float32 [d]."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
-        """The gradient of this node's loss at x as it may leave for `to` in round t (strict: clipped, noised, debited).
+        """The gradient of this node's loss at x as it may leave for `to` in round t (strict:
+        clipped, noised, debited).
 
         Raises:
-            peer.message.Withheld: nothing may be released to `to`; for `to` = me a zero vector is returned instead.
+            peer.message.Withheld: nothing may be released to `to`; for `to` = me a zero vector is
+            returned instead.
         """
         ...
 
     def own(self, x: Tensor, t: int) -> Tensor:
-        """The own gradient at x in round t. strict: the noised release as for me; paper: clipped only; none: plain."""
+        """The own gradient at x in round t. strict: the noised release as for me; paper: clipped
+        only; none: plain.
+        """
         ...
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
-        """∇f(x) − ∇f(before), both of the same examples, in round t: a release for me, instead of the gradient at x.
+        """∇f(x) − ∇f(before), both of the same examples, in round t: a release for me, instead of
+        the gradient at x.
 
-        strict: each example's difference is clipped, and the sum noised and debited like a gradient.
+        strict: each example's difference is clipped, and the sum noised and debited like a
+        gradient.
 
         Raises:
             peer.message.Withheld: nothing may be released.
@@ -45,33 +52,49 @@ class Gradients(Protocol):
         ...
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
-        """(θ, t) -> the gradient of round t with respect to one block, flat float32 [block], at the model x [d] with θ
-        [block] in the block's place. x is read now; as a release for me."""
+        """(θ, t) -> the gradient of round t with respect to one block, flat float32 [block], at the
+        model x [d] with θ [block] in the block's place. x is read now; as a release for me."""
         ...
 
 
 class Algorithm(Protocol):
-    """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings, complete after `round`."""
+    """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings,
+    complete after `round`.
+    """
 
     Config: ClassVar[type[BaseModel]]
-    """Hyper-parameters: a frozen pydantic model with `extra="forbid"`, a docstring (unit, effect) under each field."""
+    """Hyper-parameters: a frozen pydantic model with `extra="forbid"`, a docstring (unit, effect)
+    under each field.
+    """
 
     pooled: ClassVar[bool]
-    """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses it."""
+    """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses
+    it.
+    """
 
-    # A ClassVar that is True makes an algorithm be given one more argument: `validates` the validation set, `judge`;
-    # `staged` the names of the layout layer by layer, `stages`, and x in the task's type; its Config is a BadamConfig.
+    # A ClassVar that is True makes an algorithm be given one more argument: `validates` the
+    # validation set, `judge`;
+    # `staged` the names of the layout layer by layer, `stages`, and x in the task's type; its
+    # Config is a BadamConfig.
     # `adapted`: it needs adapters.
 
     state: Any
 
     def __init__(
-        self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: Any,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None: ...
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """|K|: gradients released per round by a node of this degree in strict mode (answers and the own one)."""
+        """|K|: gradients released per round by a node of this degree in strict mode (answers and
+        the own one).
+        """
         ...
 
     @property
@@ -80,8 +103,9 @@ class Algorithm(Protocol):
         ...
 
     @property
-    def lone_factor(self) -> float | None:
-        """A node without neighbors is SGD (with momentum β if Config has `beta`) with its gradient times this.
+    def local_sgd_scale(self) -> float | None:
+        """A node without neighbors is SGD (with momentum β if Config has `beta`) with its gradient
+        times this.
 
         None: alone it is another optimizer, which its docstring names and its paper test shows.
         """
@@ -91,12 +115,16 @@ class Algorithm(Protocol):
         """One round. The sequence of verbs is a function of configuration and t only."""
         ...
 
-    # `whole`, a bool, where a round changes tensors of the state in place: False meanwhile, when it is no checkpoint.
+    # `whole`, a bool, where a round changes tensors of the state in place: False meanwhile, when it
+    # is no checkpoint.
     # `place(t)`, a method: which of the parameters round t trains, where it is a part of them.
-    # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}
+    # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0,
+    # "block": 3, "step": 7}
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """Per-neighbor figures of the last round for metrics and journal, e.g. {"cosine": {"b": -0.01}}."""
+        """Per-neighbor figures of the last round for metrics and journal, e.g. {"cosine": {"b":
+        -0.01}}.
+        """
         ...
 
 
@@ -127,8 +155,8 @@ NOISED: Mapping[str, str] = {
     "dp-cga": "cga",
     "dp-net-fleet": "net-fleet",
 }
-"""Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for bit; under the second
-name, by which papers compare, a run in any other mode is refused."""
+"""Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for
+bit; under the second name, by which papers compare, a run in any other mode is refused."""
 
 PRIVATE: Mapping[str, str] = {"pdsl": "ross"}
 """Algorithm that is refused in any mode but strict -> what it is without noise."""

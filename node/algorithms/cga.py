@@ -1,28 +1,34 @@
-"""CGA: cross-gradient aggregation, the own gradient projected until it agrees with every neighbor's. Esfandiari, Tan,
-Jiang, Balu, Herron, Hegde, Sarkar, "Cross-gradient aggregation for decentralized learning from non-IID data",
-arXiv 2103.02051, algorithm 1.
+"""CGA: cross-gradient aggregation, the own gradient projected until it agrees with every
+neighbor's. Esfandiari, Tan, Jiang, Balu, Herron, Hegde, Sarkar, "Cross-gradient aggregation for
+decentralized learning from non-IID data", arXiv 2103.02051, algorithm 1.
 
     g_{j→i}  the gradient of j's loss at i's model, computed by j; j ≠ i
     g̃_i = argmin ½‖g̃ − g_ii‖²  s.t.  ⟨g̃, g_{j→i}⟩ ≥ 0 for every neighbor j          (`node.maths.projection`)
     v_i ← β v_i − η g̃_i ;  x_i ← Σ_j w_ij x_j + v_i                                   v is not mixed
 
-A step that harms nobody to first order; where all agree it is the own gradient. All gradients are the door's: in mode
-strict they are clipped and noised first (then this is DP-CGA, with deg + 1 releases a round).
+A step that harms nobody to first order; where all agree it is the own gradient. All gradients are
+the door's: in mode strict they are clipped and noised first (then this is DP-CGA, with deg + 1
+releases a round).
 
 Deviations
-    * The authors' public code weighs the gradients by w before the programme, asks for multipliers of 0.5 at least (so
-      some of every neighbor's gradient is added always) and solves one per parameter tensor. Here it is the programme
-      as it is written, over the whole vector.
-    * x is sent twice, as the question and to be mixed: 3·d floats per neighbor, not 2·d. A Mix agrees with the other
+    * The authors' public code weighs the gradients by w before the programme, asks for multipliers
+      of 0.5 at least (so
+      some of every neighbor's gradient is added always) and solves one per parameter tensor. Here
+      it is the programme as it is written, over the whole vector.
+    * x is sent twice, as the question and to be mixed: 3·d floats per neighbor, not 2·d. A Mix
+      agrees with the other
       end on lost edges; a question that was answered does not.
     * Weight decay λ x_i is added to g̃ (post-processing).
-    * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were made with.
+    * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were
+      made with.
 Reconstructions
-    * The paper's text was not at hand: the programme is as others state it, the deviations are from the authors' code.
+    * The paper's text was not at hand: the programme is as others state it, the deviations are from
+      the authors' code.
     * Who is not heard constrains nothing. So does a gradient that is zero.
 Not covered
     * v stays at home, so nodes are further apart than with DMSGD, and with noise in v the more so.
-    * With strong noise all cosines are ≈ 0: half of the constraints are active by chance, and what the projection takes
+    * With strong noise all cosines are ≈ 0: half of the constraints are active by chance, and what
+      the projection takes
       away is noise rather than conflict.
     * No defense against a neighbor that lies: one answer opposite to the own gradient cancels it.
 """
@@ -64,9 +70,15 @@ class Cga:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: CgaConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: CgaConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone(), v=torch.zeros_like(start))
         self.figures: Mapping[str, Mapping[Peer, float]] = {}
 
@@ -80,14 +92,16 @@ class Cga:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float | None:
-        """Without neighbors it is momentum SGD while η stays; when η decays, v remembers the old η."""
+    def local_sgd_scale(self) -> float | None:
+        """Without neighbors it is momentum SGD while η stays; when η decays, v remembers the old
+        η.
+        """
         return None if self.config.decay_every else 1.0
 
     def round(self, t: int) -> Conversation:
         c, x = self.config, self.state.x
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        found = project(self.gradients(x, t, self.hood.me), cross)
+        found = project(self.gradients(x, t, self.neighborhood.me), cross)
         self.figures = {"cosine": found.cosine, "multiplier": found.multiplier}
         g = found.vector.add_(x, alpha=c.weight_decay)
         v = self.state.v.mul(c.beta).add_(g, alpha=-step_size(t, c))
@@ -95,6 +109,6 @@ class Cga:
         self.state = State(x=x.add(v), v=v)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """Of every neighbor heard in the last round: the cosine of its gradient with the own one, and the multiplier
-        of its constraint (in units of ‖g‖/‖g_j‖; 0: it agreed anyway)."""
+        """Of every neighbor heard in the last round: the cosine of its gradient with the own one,
+        and the multiplier of its constraint (in units of ‖g‖/‖g_j‖; 0: it agreed anyway)."""
         return self.figures

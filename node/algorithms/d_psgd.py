@@ -1,13 +1,14 @@
-"""D-PSGD: decentralized parallel SGD. Lian et al., "Can decentralized algorithms outperform centralized algorithms?",
-arXiv 1705.09056, algorithm 1.
+"""D-PSGD: decentralized parallel SGD. Lian et al., "Can decentralized algorithms outperform
+centralized algorithms?", arXiv 1705.09056, algorithm 1.
 
     x_i ← Σ_{j∈N_i} w_ij x_j − η g_i(x_i)          g_i at the own x_i before mixing; one exchange
 
-The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then this is DP-D-PSGD,
-with one release a round whatever the degree).
+The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then
+this is DP-D-PSGD, with one release a round whatever the degree).
 
 Deviations
-    * Weight decay λ x_i is added to g_i (post-processing); off by default, as in the paper. No momentum.
+    * Weight decay λ x_i is added to g_i (post-processing); off by default, as in the paper. No
+      momentum.
 Reconstructions
     * none.
 Not covered
@@ -45,9 +46,15 @@ class DPsgd:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: DPsgdConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: DPsgdConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone())
 
     @classmethod
@@ -60,13 +67,13 @@ class DPsgd:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
+    def local_sgd_scale(self) -> float:
         """A node without neighbors is SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
         c, x = self.config, self.state.x
-        g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
         x = yield Mix("model", x)
         self.state = State(x=x.add(g, alpha=-step_size(t, c)))
 

@@ -1,7 +1,9 @@
-"""DECA: decentralized block-wise Adam with a discrepancy signal, for models that don't fit a full Adam.
+"""DECA: decentralized block-wise Adam with a discrepancy signal, for models that don't fit a full
+Adam.
 
-Yuan, Li, Wang et al., arXiv 2606.03209 (2 June 2026). One block of layers k is trained at a time, the same one at all
-nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient at θ, r: steps in the block so far.
+Yuan, Li, Wang et al., arXiv 2606.03209 (2 June 2026). One block of layers k is trained at a time,
+the same one at all nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient
+at θ, r: steps in the block so far.
 
     m½ = a₁m + (1 − a₁)g ;  v½ = a₂v + (1 − a₂)g²                                     (4)
     m̂ = m½/(1 − a₁^{r+1}) ;  v̂ = v½/(1 − a₂^{r+1})                                    (5)
@@ -17,23 +19,31 @@ nodes; a round is ONE inner step. θ: the block's parameters, g: their gradient 
                h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1). The paper's ablation.
     none       without (8) and (9).
 
-Moments exist for the active block only and begin at zero in every block. The block is float32 while it is active, the
-others keep the task's type. In memory are the model, and of the block θ, m, v, the gradient (in whose place θ½ is
-written) and one sum of neighbors: M + 10M/B bytes for M bytes of bfloat16 in B blocks. mix_every > 1 takes 2M/B more,
-bf16-delta 3M/B, the trivial signal 4M/B; quorum and `mix.rule` keep the neighbors' blocks, 2M/B each or more.
+Moments exist for the active block only and begin at zero in every block. The block is float32 while
+it is active, the others keep the task's type. In memory are the model, and of the block θ, m, v,
+the gradient (in whose place θ½ is written) and one sum of neighbors: M + 10M/B bytes for M bytes of
+bfloat16 in B blocks. mix_every > 1 takes 2M/B more, bf16-delta 3M/B, the trivial signal 4M/B;
+quorum and `mix.rule` keep the neighbors' blocks, 2M/B each or more.
 
 Deviations
-    * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a signal.
-    * mix_every = s: steps without mixing have m = m½, v = v½; h then spans s steps (scaled: γ is their sum).
-    * The gradient's norm is bounded by `clip_norm` (the authors' trainer does so too); in mode strict the noised one's.
-    * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds the mean to its own
-      θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as the own part is
-      rounded like the sent one.
+    * (5) keeps Adam's correction although (9) changes m: published so. It is not unbiased with a
+      signal.
+    * mix_every = s: steps without mixing have m = m½, v = v½; h then spans s steps (scaled: γ is
+      their sum).
+    * The gradient's norm is bounded by `clip_norm` (the authors' trainer does so too); in mode
+      strict the noised one's.
+    * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds
+      the mean to its own
+      θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as
+      the own part is rounded like the sent one.
 Reconstructions
-    * A node that comes back in the middle of a block goes on from its checkpoint's θ, m, v and r if it was in that
-      block already, otherwise from its own θ, zero moments and r = 0. h then spans what the others did meanwhile.
+    * A node that comes back in the middle of a block goes on from its checkpoint's θ, m, v and r if
+      it was in that
+      block already, otherwise from its own θ, zero moments and r = 0. h then spans what the others
+      did meanwhile.
 Not covered
-    * A neighbor that lies in its block enters with w_ij. Blocks trained while a node was away reach it at their next
+    * A neighbor that lies in its block enters with w_ij. Blocks trained while a node was away reach
+      it at their next
       visit; with bf16-delta what it missed, or quorum left out, stays missing.
 """
 
@@ -48,10 +58,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.adam import PIECE, Moments, adam_steps, bounded, exhaust, widened
-from node.maths.blocks import Block, Tour, divided, visited
-from node.maths.schedule import Course, rate
-from peer.message import Conversation, DType, Filling, Layout, Mix, Peer
+from node.maths.adam import PIECE, AdamConfig, adam_steps, clip_norm_, drain, upcast
+from node.maths.blocks import Block, BlockSchedule, divided, visited
+from node.maths.schedule import WarmupDecay, rate
+from peer.message import Conversation, DType, IncrementalPayload, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
 
 B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999)}
@@ -62,7 +72,7 @@ UNBOUND: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: the
 """No visit, and no door."""
 
 
-class BadamConfig(Tour, Moments, Course):
+class BadamConfig(BlockSchedule, AdamConfig, WarmupDecay):
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the block's gradient; a longer one is shortened to it. None: as it is."""
 
@@ -79,7 +89,9 @@ def _nothing() -> Tensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     x: Tensor
-    """The whole model, flat [d], in the task's type; the active block's place as it is after the last round."""
+    """The whole model, flat [d], in the task's type; the active block's place as it is after the
+    last round.
+    """
     visit: int = -1
     """How many blocks were entered before this one; -1: none is entered."""
     taken: int = 0
@@ -91,7 +103,9 @@ class State:
 
 
 class Badam:
-    """BAdam: block-wise Adam, every node for itself (Luo, Yu, Li, arXiv 2404.02827). (4) to (6), and θ ← θ½."""
+    """BAdam: block-wise Adam, every node for itself (Luo, Yu, Li, arXiv 2404.02827). (4) to (6),
+    and θ ← θ½.
+    """
 
     Config: ClassVar[type[BaseModel]] = BadamConfig
     State: ClassVar[type[State]] = State
@@ -102,14 +116,14 @@ class Badam:
         self,
         config: Any,
         *,
-        hood: Neighborhood,
+        neighborhood: Neighborhood,
         layout: Layout,
         gradients: Gradients,
         start: Tensor,
         stages: Sequence[Sequence[str]],
     ) -> None:
         """stages: the layout's names layer by layer."""
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.blocks = divided(layout, stages, config.layers_per_block)
         self.state: Any = self.State(x=start.clone())
         self.whole = True
@@ -126,14 +140,14 @@ class Badam:
         return self.state.x  # type: ignore[no-any-return]
 
     @property
-    def lone_factor(self) -> None:
+    def local_sgd_scale(self) -> None:
         """Alone it is block-wise Adam."""
         return None
 
     def round(self, t: int) -> Conversation:
         state = self.entered(t)
         half, steps = self.stepping(t, state)
-        exhaust(steps)
+        drain(steps)
         self.keep(replace(state, theta=half, taken=state.taken + 1))
         yield from ()
 
@@ -146,28 +160,46 @@ class Badam:
         return self.block(t // self.config.steps).place
 
     def position(self, t: int) -> Mapping[str, int]:
-        """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner step r."""
+        """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner
+        step r.
+        """
         visit, step = divmod(t, self.config.steps)
-        return {"cycle": visit // len(self.blocks), "block": self.blocks.index(self.block(visit)), "step": step}
+        return {
+            "cycle": visit // len(self.blocks),
+            "block": self.blocks.index(self.block(visit)),
+            "step": step,
+        }
 
     def entered(self, t: int) -> Any:
-        """The state in round t's block: as the last round left it, or θ and zero moments where the visit begins."""
+        """The state in round t's block: as the last round left it, or θ and zero moments where the
+        visit begins.
+        """
         state, visit = self.state, t // self.config.steps
         if visit != state.visit:
             state = self.state = self.State(x=state.x)  # what the last block needed goes first
-            theta = widened(state.x[self.block(visit).place])
-            return self.State(x=state.x, visit=visit, theta=theta, m=torch.zeros_like(theta), v=torch.zeros_like(theta))
+            theta = upcast(state.x[self.block(visit).place])
+            return self.State(
+                x=state.x,
+                visit=visit,
+                theta=theta,
+                m=torch.zeros_like(theta),
+                v=torch.zeros_like(theta),
+            )
         return state
 
     def stepping(self, t: int, state: Any) -> tuple[Tensor, Iterator[int]]:
-        """θ½, and the steps that fill it (`node.maths.adam`); m and v of the state become m½ and v½ by them."""
+        """θ½, and the steps that fill it (`node.maths.adam`); m and v of the state become m½ and v½
+        by them.
+        """
         if self._within[0] != state.visit:
             self._within = UNBOUND  # on a GPU it holds the model
             self._within = (state.visit, self.gradients.within(state.x, self.block(state.visit)))
-        g = bounded(self._within[1](state.theta, t), self.config.clip_norm)
+        g = clip_norm_(self._within[1](state.theta, t), self.config.clip_norm)
         self.whole = state is not self.state
         lr = rate(t, self.config)
-        return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, taken=state.taken)
+        return g, adam_steps(
+            self.config, state.theta, state.m, state.v, g, lr=lr, taken=state.taken
+        )
 
     def keep(self, state: Any) -> None:
         state.x[self.block(state.visit).place] = state.theta
@@ -187,12 +219,21 @@ class DecaConfig(BadamConfig):
     mix_every: int = Field(default=1, ge=1)
     """s: the block is mixed in every s-th step of a visit, and in its last."""
     wire: Literal["float32", "bf16-delta"] = "float32"
-    """float32: θ½. bf16-delta: what the step changed, in half the bytes; what rounding left over goes with the next."""
+    """float32: θ½. bf16-delta: what the step changed, in half the bytes; what rounding left over
+    goes with the next.
+    """
 
     @property
     def vectors(self) -> float:
-        """θ as it was mixed last; what is sent, and what rounding left over; m and v as they were."""
-        return 5 + (self.mix_every > 1) + 1.5 * (self.wire == "bf16-delta") + 2 * (self.bma == "trivial")
+        """θ as it was mixed last; what is sent, and what rounding left over; m and v as they
+        were.
+        """
+        return (
+            5
+            + (self.mix_every > 1)
+            + 1.5 * (self.wire == "bf16-delta")
+            + 2 * (self.bma == "trivial")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,24 +258,32 @@ class Deca(Badam):
         half, steps = self.stepping(t, state)
         state = replace(state, taken=state.taken + 1, rates=state.rates + rate(t, c))
         if (t % c.steps + 1) % c.mix_every and (t + 1) % c.steps:
-            exhaust(steps)
+            drain(steps)
             self.keep(replace(state, theta=half, since=before))
             return
         if c.wire == "float32":
-            theta = yield Mix("block", Filling(half, steps), streaming=True, layout=layout)
+            theta = yield Mix(
+                "block", IncrementalPayload(half, steps), streaming=True, layout=layout
+            )
         else:
             left = torch.zeros_like(half) if state.left is None else state.left
             change = torch.empty_like(half, dtype=torch.bfloat16)
             rounding = rounded(change, left, half, before, steps)
             narrow = Layout(layout.fields, DType.BFLOAT16)
-            theta = (yield Mix("block", Filling(change, rounding), streaming=True, layout=narrow)).add_(before)
+            theta = (
+                yield Mix(
+                    "block", IncrementalPayload(change, rounding), streaming=True, layout=narrow
+                )
+            ).add_(before)
             state = replace(state, left=left)
         signal(c, state, before, theta, carried)
         since = theta if c.mix_every > 1 else None
         self.keep(replace(state, theta=theta, m=carried[0], v=carried[1], since=since, rates=0.0))
 
 
-def rounded(change: Tensor, left: Tensor, half: Tensor, before: Tensor, steps: Iterator[int]) -> Iterator[int]:
+def rounded(
+    change: Tensor, left: Tensor, half: Tensor, before: Tensor, steps: Iterator[int]
+) -> Iterator[int]:
     """Fills change [n, bfloat16] with θ½ − θ + left; left becomes what rounding it leaves over."""
     start = 0
     for done in steps:
@@ -246,9 +295,11 @@ def rounded(change: Tensor, left: Tensor, half: Tensor, before: Tensor, steps: I
         yield done
 
 
-def signal(c: DecaConfig, state: DecaState, before: Tensor, theta: Tensor, carried: tuple[Tensor, Tensor]) -> None:
-    """(8) and (9) in place, all flat [n]: `before`, θ when it was mixed last, becomes h, and `carried` (m½ and v½, or m
-    and v for the trivial signal) what is carried on. theta: θ⁺."""
+def signal(
+    c: DecaConfig, state: DecaState, before: Tensor, theta: Tensor, carried: tuple[Tensor, Tensor]
+) -> None:
+    """(8) and (9) in place, all flat [n]: `before`, θ when it was mixed last, becomes h, and
+    `carried` (m½ and v½, or m and v for the trivial signal) what is carried on. theta: θ⁺."""
     if c.bma == "none" or (c.bma == "scaled" and not state.rates):
         return
     b1, b2 = B.get(c.bma, (c.a1, c.a2))

@@ -1,16 +1,18 @@
-"""DMSGD: decentralized SGD with momentum, which is mixed as well as the model. Yu, Jin, Yang, "On the linear speedup
-analysis of communication efficient momentum SGD for distributed non-convex optimization", arXiv 1905.03817.
+"""DMSGD: decentralized SGD with momentum, which is mixed as well as the model. Yu, Jin, Yang, "On
+the linear speedup analysis of communication efficient momentum SGD for distributed non-convex
+optimization", arXiv 1905.03817.
 
     ṽ_i = β v_i + g_i(x_i) ;  x̃_i = x_i − η ṽ_i           one exchange, of twice the model
     v_i ← Σ_j w_ij ṽ_j ;  x_i ← Σ_j w_ij x̃_j
 
-The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then this is DP-DMSGD,
-with one release a round whatever the degree).
+The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then
+this is DP-DMSGD, with one release a round whatever the degree).
 
 Deviations
     * Weight decay λ x_i is added to g_i (post-processing).
 Reconstructions
-    * The paper's text was not at hand; papers that use the name differ in what they mix. Here both x and v are mixed in
+    * The paper's text was not at hand; papers that use the name differ in what they mix. Here both
+      x and v are mixed in
       every round, as in (7) of DPDL, whose baseline this is.
 Not covered
     * No defense against a neighbor that lies: it enters with w_ij, its momentum too.
@@ -53,9 +55,15 @@ class Dmsgd:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: DmsgdConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: DmsgdConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone(), v=torch.zeros_like(start))
 
     @classmethod
@@ -68,13 +76,13 @@ class Dmsgd:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
+    def local_sgd_scale(self) -> float:
         """A node without neighbors is momentum SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
         c, x = self.config, self.state.x
-        g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))
         x, v = yield Mix("state", (x, v))
         self.state = State(x=x, v=v)

@@ -1,7 +1,8 @@
 """DPDL: differentially private decentralized learning with calibrated cross-gradients.
 
-Yuan, Xiao, Wang, Li, arXiv 2606.04399 (3 June 2026). Equations (3)–(7); (1) and (2), clipping and noise, belong to the
-door at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and noised by j; N_i contains i itself.
+Yuan, Xiao, Wang, Li, arXiv 2606.04399 (3 June 2026). Equations (3)–(7); (1) and (2), clipping and
+noise, belong to the door at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and noised
+by j; N_i contains i itself.
 
     (4) 𝒞_ij = 1/(1 + exp S(g̈_{j→i}, own))
     (5) g̃_i  = Σ_{j∈N_i} g̈_{j→i}/(√w_ij·N) + α·w_ij·𝒞_ij·own        then  g̃_i += λ x_i
@@ -9,19 +10,28 @@ door at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and nois
     (7) v_i ← Σ_j w_ij ṽ_j ;  x_i ← Σ_j w_ij x̃_j
 
 Deviations
-    * own is the clean ĝ_ii in the paper. Here that is privacy mode "paper"; in "strict" (the default) it is the noised
-      release g̈_ii, so that all that is sent later is post-processing. The first term of (5) is noised in both.
-    * granularity "vector" is the paper's text; the authors' public code computes (4)–(5) per parameter tensor.
-    * scale "normalized" divides g̃ (α part included) by Σ 1/(N√w_ij), which under "paper" is √N on a uniform full graph
+    * own is the clean ĝ_ii in the paper. Here that is privacy mode "paper"; in "strict" (the
+      default) it is the noised
+      release g̈_ii, so that all that is sent later is post-processing. The first term of (5) is
+      noised in both.
+    * granularity "vector" is the paper's text; the authors' public code computes (4)–(5) per
+      parameter tensor.
+    * scale "normalized" divides g̃ (α part included) by Σ 1/(N√w_ij), which under "paper" is √N on
+      a uniform full graph
       and 0.52 on a ring of ten: with it a learning rate carries over between topologies.
-    * lr_decay counts rounds, not epochs, and is off by default; the authors' ×0.995 every 3 epochs is decay_every = 30
+    * lr_decay counts rounds, not epochs, and is off by default; the authors' ×0.995 every 3 epochs
+      is decay_every = 30
       with their 10 minibatches an epoch.
 Reconstructions
-    * The paper does not say what happens when a neighbor is not heard: both its terms in (5) are dropped, w and N
-      stay, and "normalized" divides by the sum over those heard. S is 0 (so 𝒞 = 0.5) when a norm is 0.
+    * The paper does not say what happens when a neighbor is not heard: both its terms in (5) are
+      dropped, w and N
+      stay, and "normalized" divides by the sum over those heard. S is 0 (so 𝒞 = 0.5) when a norm is
+      0.
 Not covered
-    * No defense against a neighbor that lies: 𝒞 only sets how much of the OWN gradient is added for an edge.
-    * At strong privacy the noise is longer than the gradient (‖noise‖ ≈ σC√d/B), the cosine is ≈ 0 and every 𝒞 ≈ 0.5:
+    * No defense against a neighbor that lies: 𝒞 only sets how much of the OWN gradient is added for
+      an edge.
+    * At strong privacy the noise is longer than the gradient (‖noise‖ ≈ σC√d/B), the cosine is ≈ 0
+      and every 𝒞 ≈ 0.5:
       the calibration fades exactly when ε is small. `diagnostics` shows it.
 """
 
@@ -48,15 +58,21 @@ class DpdlConfig(Schedule):
     """Defaults are those of the authors' public code."""
 
     alpha: float = Field(default=1.5, ge=0)
-    """α: weight of the own gradient added per edge in (5). 0 leaves plain cross-averaging by 1/√w."""
+    """α: weight of the own gradient added per edge in (5). 0 leaves plain cross-averaging by
+    1/√w.
+    """
     beta: float = Field(default=0.9, ge=0, lt=1)
     """β: momentum."""
     lr: float = Field(default=0.1, gt=0)
     """η: step size in round 0. With scale "paper" a full graph needs one √N smaller than a ring."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """λ: λ·x is added to g̃ after (5), never before clipping (post-processing: it costs no privacy)."""
+    """λ: λ·x is added to g̃ after (5), never before clipping (post-processing: it costs no
+    privacy).
+    """
     granularity: Literal["vector", "tensor"] = "vector"
-    """S and 𝒞 over the whole vector (the paper), or per parameter tensor, weight and bias apart (the authors' code)."""
+    """S and 𝒞 over the whole vector (the paper), or per parameter tensor, weight and bias apart
+    (the authors' code).
+    """
     scale: Literal["paper", "normalized"] = "paper"
     """paper: g̃ as in (5). normalized: g̃ divided by Σ_j 1/(N√w_ij) over those heard."""
 
@@ -74,9 +90,15 @@ class Dpdl:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: DpdlConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: DpdlConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone(), v=torch.zeros_like(start))
         self.places = [slice(None)]
         if config.granularity == "tensor":
@@ -90,33 +112,47 @@ class Dpdl:
 
     @classmethod
     def paper_sigma(
-        cls, config: DpdlConfig, hood: Neighborhood, *, rate: float, rounds: int, epsilon: float, delta: float
+        cls,
+        config: DpdlConfig,
+        neighborhood: Neighborhood,
+        *,
+        rate: float,
+        rounds: int,
+        epsilon: float,
+        delta: float,
     ) -> float:
-        """σ_i by the paper's own formula: the multiplier with which i's neighbors (and i) noise what they send TO i.
+        """σ_i by the paper's own formula: the multiplier with which i's neighbors (and i) noise
+        what they send TO i.
 
-        σ_i = base·(1/√w_ii + N·α)/√(Σ_{j∈N_i} 1/w_ij) with base = q√(T ln(1/δ))/ε. NOT what an accountant says, see
-        the documentation of privacy mode "paper".
+        σ_i = base·(1/√w_ii + N·α)/√(Σ_{j∈N_i} 1/w_ij) with base = q√(T ln(1/δ))/ε. NOT what an
+        accountant says, see the documentation of privacy mode "paper".
 
         Args:
             hood: the RECEIVER's neighborhood.
             rate: q, the share of the receiver's examples in a batch. rounds: T.
         """
         base = rate * sqrt(rounds * log(1 / delta)) / epsilon
-        swing = 1 / sqrt(hood.weight[hood.me]) + hood.nodes * config.alpha
-        return base * swing / sqrt(sum(1 / hood.weight[j] for j in sorted(hood.weight)))
+        swing = 1 / sqrt(neighborhood.weight[neighborhood.me]) + neighborhood.nodes * config.alpha
+        return (
+            base
+            * swing
+            / sqrt(sum(1 / neighborhood.weight[j] for j in sorted(neighborhood.weight)))
+        )
 
     @property
     def parameters(self) -> Tensor:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
-        """A node without neighbors is momentum SGD with its gradient times 1 + α/(1+e) (strict and none: S = 1)."""
+    def local_sgd_scale(self) -> float:
+        """A node without neighbors is momentum SGD with its gradient times 1 + α/(1+e) (strict and
+        none: S = 1).
+        """
         return 1 + self.config.alpha / (1 + e)
 
     def round(self, t: int) -> Conversation:
         """The whole paper."""
-        c, me, x = self.config, self.hood.me, self.state.x
+        c, me, x = self.config, self.neighborhood.me, self.state.x
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
         cross = {**cross, me: self.gradients(x, t, me)}
         own = self.gradients.own(x, t)
@@ -128,25 +164,33 @@ class Dpdl:
 
     def aggregate(self, cross: Mapping[Peer, Tensor], own: Tensor) -> Tensor:
         """g̃ [d] of (5) over those heard, me included; their cosines are kept for `diagnostics`."""
-        weight = self.hood.weight
-        self.similarity = {j: [cosine(cross[j][place], own[place]) for place in self.places] for j in sorted(cross)}
+        weight = self.neighborhood.weight
+        self.similarity = {
+            j: [cosine(cross[j][place], own[place]) for place in self.places] for j in sorted(cross)
+        }
         g = accumulator(own)
         for j, similarities in self.similarity.items():
-            fold(g, cross[j], 1 / (sqrt(weight[j]) * self.hood.nodes))
+            fold(g, cross[j], 1 / (sqrt(weight[j]) * self.neighborhood.nodes))
             for place, s in zip(self.places, similarities, strict=True):
                 fold(g[place], own[place], self.config.alpha * weight[j] * calibration(s))
         return g if self.config.scale == "paper" else g.div_(self.scale(cross))
 
     def scale(self, heard: Mapping[Peer, Tensor]) -> float:
         """Σ_{j heard} 1/(N√w_ij), by which the effective step depends on the topology."""
-        return sum(1 / (sqrt(self.hood.weight[j]) * self.hood.nodes) for j in sorted(heard))
+        return sum(
+            1 / (sqrt(self.neighborhood.weight[j]) * self.neighborhood.nodes) for j in sorted(heard)
+        )
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """S and 𝒞 of every neighbor heard in the last round; with granularity "tensor" the mean over tensors."""
-        heard = {j: s for j, s in self.similarity.items() if j != self.hood.me}
+        """S and 𝒞 of every neighbor heard in the last round; with granularity "tensor" the mean
+        over tensors.
+        """
+        heard = {j: s for j, s in self.similarity.items() if j != self.neighborhood.me}
         return {
             "cosine": {j: _mean(s) for j, s in heard.items()},
-            "calibration": {j: _mean([calibration(value) for value in s]) for j, s in heard.items()},
+            "calibration": {
+                j: _mean([calibration(value) for value in s]) for j, s in heard.items()
+            },
         }
 
 

@@ -1,16 +1,18 @@
-"""DSGD-Adam: every node steps with its own full Adam, and the models are averaged. The baseline of DECA that needs 9M.
+"""DSGD-Adam: every node steps with its own full Adam, and the models are averaged. The baseline of
+DECA that needs 9M.
 
     x̃_i = x_i − γ m̂_i/(√v̂_i + ε) of Adam at x_i ;  x_i ← Σ_j w_ij x̃_j          one exchange of the model
 
-DADAM of Nazari, Tarzanagh, Michailidis, arXiv 1901.09109, in its plain form; the moments stay at home.
+DADAM of Nazari, Tarzanagh, Michailidis, arXiv 1901.09109, in its plain form; the moments stay at
+home.
 
 Deviations
     * Adam's bias correction, which DADAM leaves out; decoupled weight decay as in AdamW.
 Not covered
     * Averaging the moments. A neighbor that lies enters with w_ij.
 
-Dec-LoRA is the same where only low-rank adapters are trained (Hu et al., arXiv 2106.09685): the frozen model never
-travels, and A and B are averaged each for itself, not their product.
+Dec-LoRA is the same where only low-rank adapters are trained (Hu et al., arXiv 2106.09685): the
+frozen model never travels, and A and B are averaged each for itself, not their product.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.adam import Moments, adam_steps, bounded, widened
-from node.maths.schedule import Course, rate
-from peer.message import Conversation, Filling, Layout, Mix, Peer
+from node.maths.adam import AdamConfig, adam_steps, clip_norm_, upcast
+from node.maths.schedule import WarmupDecay, rate
+from peer.message import Conversation, IncrementalPayload, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
 
 
-class DsgdAdamConfig(Moments, Course):
+class DsgdAdamConfig(AdamConfig, WarmupDecay):
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; a longer one is shortened to it. None: as it is."""
 
@@ -49,9 +51,17 @@ class DsgdAdam:
     Config: ClassVar[type[BaseModel]] = DsgdAdamConfig
     pooled: ClassVar[bool] = False
 
-    def __init__(self, config: Any, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
-        self.state = State(x=(x := widened(start)), m=torch.zeros_like(x), v=torch.zeros_like(x))
+    def __init__(
+        self,
+        config: Any,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
+    ) -> None:
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
+        self.state = State(x=(x := upcast(start)), m=torch.zeros_like(x), v=torch.zeros_like(x))
         self.whole = True
 
     @classmethod
@@ -64,16 +74,16 @@ class DsgdAdam:
         return self.state.x
 
     @property
-    def lone_factor(self) -> None:
+    def local_sgd_scale(self) -> None:
         """Alone it is torch.optim.AdamW."""
         return None
 
     def round(self, t: int) -> Conversation:
         c, s = self.config, self.state
-        half = bounded(self.gradients(s.x, t, self.hood.me), c.clip_norm)
+        half = clip_norm_(self.gradients(s.x, t, self.neighborhood.me), c.clip_norm)
         self.whole = False
         steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), taken=s.taken)
-        x = yield Mix("state", Filling(half, steps), streaming=True)
+        x = yield Mix("state", IncrementalPayload(half, steps), streaming=True)
         self.state, self.whole = State(x=x, m=s.m, v=s.v, taken=s.taken + 1), True
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:

@@ -1,28 +1,37 @@
-"""Muffliato: noise once, then several rounds of accelerated gossip. Cyffers, Even, Bellet, Massoulié, "Muffliato:
-peer-to-peer privacy amplification for decentralized optimization and averaging", arXiv 2206.05091: Muffliato-SGD.
+"""Muffliato: noise once, then several rounds of accelerated gossip. Cyffers, Even, Bellet,
+Massoulié, "Muffliato: peer-to-peer privacy amplification for decentralized optimization and
+averaging", arXiv 2206.05091: Muffliato-SGD.
 
     x_i^0 = x_i − η g_i(x_i)                            g_i is the door's: in mode strict clipped and noised, once
     x_i^{k+1} = γ Σ_j w_ij x_j^k + (1−γ) x_i^{k−1}      k = 0 … K−1, with x_i^1 = Σ_j w_ij x_j^0
     γ = 2 (1 − √(λ(1−λ/4))) / (1−λ/2)²                  λ: the spectral gap of W;  K = ⌈ln N/√λ⌉
 
-K exchanges of the model a round average the nodes' noise almost entirely before the next gradient is taken, and cost no
-privacy: all is made of one release. Mode none is decentralized SGD with K accelerated gossip rounds.
+K exchanges of the model a round average the nodes' noise almost entirely before the next gradient
+is taken, and cost no privacy: all is made of one release. Mode none is decentralized SGD with K
+accelerated gossip rounds.
 
 Deviations
-    * The gradient is clipped per example, on a Poisson batch; the paper supposes losses with bounded gradients.
-    * The paper's K also grows with how different the nodes' data are, which nobody knows: the part ln N is kept.
+    * The gradient is clipped per example, on a Poisson batch; the paper supposes losses with
+      bounded gradients.
+    * The paper's K also grows with how different the nodes' data are, which nobody knows: the part
+      ln N is kept.
     * W is the run's (Metropolis), one for the whole run; the paper allows another in every round.
-    * Weight decay λ x_i is added to g_i (post-processing); off by default. No momentum, as in the paper.
+    * Weight decay λ x_i is added to g_i (post-processing); off by default. No momentum, as in the
+      paper.
 Reconstructions
-    * The paper's text was not at hand. γ and the recurrence are those of the authors' public code: a constant weight,
+    * The paper's text was not at hand. γ and the recurrence are those of the authors' public code:
+      a constant weight,
       which is the limit of Chebyshev's changing ones, after a first step that is a plain average.
 Not covered
-    * The paper's own gain, that nodes far away learn less (pairwise network privacy), is not claimed: ε holds against
+    * The paper's own gain, that nodes far away learn less (pairwise network privacy), is not
+      claimed: ε holds against
       any coalition of other nodes.
-    * γ stays when edges are lost. If both ends lose one the mean is kept, and if it is away for the whole round the
-      averaging is slower, never worse than none. Lost at one end only, it moves the mean 1/(2−γ) times as far as in a
-      plain Mix.
-    * With a [mix] rule other than the mean γ extrapolates from what the rule gave; nothing is known of that.
+    * γ stays when edges are lost. If both ends lose one the mean is kept, and if it is away for the
+      whole round the
+      averaging is slower, never worse than none. Lost at one end only, it moves the mean 1/(2−γ)
+      times as far as in a plain Mix.
+    * With a [mix] rule other than the mean γ extrapolates from what the rule gave; nothing is known
+      of that.
     * No defense against a neighbor that lies: it enters K times a round.
 """
 
@@ -45,14 +54,17 @@ from peer.neighborhood import Neighborhood
 
 class MuffliatoConfig(Schedule):
     gossip: int | None = Field(default=None, ge=1)
-    """K: exchanges in a round, each of the whole model; on a full graph one is exact. None: ⌈ln N/√λ⌉ of the graph."""
+    """K: exchanges in a round, each of the whole model; on a full graph one is exact. None: ⌈ln
+    N/√λ⌉ of the graph.
+    """
     spectral_gap: float | None = Field(default=None, gt=0, le=1)
     """λ: 1 − the second largest modulus of W's eigenvalues. None: of the run's graph."""
     weight_decay: float = Field(default=0.0, ge=0)
     """λ: λ·x is added to the gradient after clipping and noise."""
 
     def on_graph(self, spectral_gap: float, nodes: int) -> Self:
-        """What is None, filled in for a graph; six digits of the gap, so that every machine finds the same.
+        """What is None, filled in for a graph; six digits of the gap, so that every machine finds
+        the same.
 
         Raises:
             ConfigurationError: gossip on that graph does not average.
@@ -64,7 +76,10 @@ class MuffliatoConfig(Schedule):
                 "topology.edges other weights, or another topology.kind."
             )
         return self.model_copy(
-            update={"spectral_gap": gap, "gossip": self.gossip or max(1, ceil(log(nodes) / sqrt(gap)))}
+            update={
+                "spectral_gap": gap,
+                "gossip": self.gossip or max(1, ceil(log(nodes) / sqrt(gap))),
+            }
         )
 
 
@@ -84,9 +99,15 @@ class Muffliato:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: MuffliatoConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: MuffliatoConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone())
 
     @classmethod
@@ -99,7 +120,7 @@ class Muffliato:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
+    def local_sgd_scale(self) -> float:
         """A node without neighbors is SGD."""
         return 1.0
 
@@ -107,7 +128,7 @@ class Muffliato:
         c, x = self.config, self.state.x
         assert c.gossip, "Plan.of fills it in"
         gamma = acceleration(c.spectral_gap or 1.0)
-        g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
         last = x.add(g, alpha=-step_size(t, c))
         x = yield Mix("gossip", last)
         for _ in range(c.gossip - 1):

@@ -1,29 +1,37 @@
-"""NET-FLEET: gradient tracking with recursive corrections. Zhang, Fang, Liu, Yang, Liu, Zhu, "NET-FLEET: achieving
-linear convergence speedup for fully decentralized federated learning with heterogeneous data", arXiv 2208.08490.
+"""NET-FLEET: gradient tracking with recursive corrections. Zhang, Fang, Liu, Yang, Liu, Zhu,
+"NET-FLEET: achieving linear convergence speedup for fully decentralized federated learning with
+heterogeneous data", arXiv 2208.08490.
 
     s_i ← s_i + ∇f_i(x_i^t; ξ) − ∇f_i(x_i^{t−1}; ξ)       both on the batch ξ of round t; s_i = ∇f_i(x_i; ξ) at first
     y_i ← y_i + what s_i gained                           so Σ_i y_i = Σ_i s_i: y_i tracks the mean gradient of all
     x_i ← Σ_j w_ij x_j − η y_i ;  y_i ← Σ_j w_ij y_j      one exchange, of twice the model; the step takes y before it
 
-What differs between the nodes' data cancels in y, so a constant η leads to one point. In mode strict (DP-NET-FLEET)
-the difference is ONE release: what an example's clipped gradient gained is clipped to C again, and the sum is noised
-and debited like that of gradients.
+What differs between the nodes' data cancels in y, so a constant η leads to one point. In mode
+strict (DP-NET-FLEET) the difference is ONE release: what an example's clipped gradient gained is
+clipped to C again, and the sum is noised and debited like that of gradients.
 
 Deviations
-    * Noising both gradients would take two answers on one batch, σ/√2 to the accountant, and bring twice the noise.
-    * restart, off by default: every so many rounds s_i is a fresh gradient. The noise of batches and of privacy adds up
-      in s_i like a random walk, and nothing else takes it out: without restarts a strict run learns next to nothing
-      (with the quickstart's data and ε), and a long one without noise gets worse again. 1 is gradient tracking proper.
-    * mix_steps, off by default: steps are mixed too. As written above, η must be several times smaller than for D-PSGD
+    * Noising both gradients would take two answers on one batch, σ/√2 to the accountant, and bring
+      twice the noise.
+    * restart, off by default: every so many rounds s_i is a fresh gradient. The noise of batches
+      and of privacy adds up
+      in s_i like a random walk, and nothing else takes it out: without restarts a strict run learns
+      next to nothing (with the quickstart's data and ε), and a long one without noise gets worse
+      again. 1 is gradient tracking proper.
+    * mix_steps, off by default: steps are mixed too. As written above, η must be several times
+      smaller than for D-PSGD
       where W has small or negative eigenvalues.
-    * A release that is withheld takes s_i out of y_i: a node without budget is one without a gradient. Left in, its
+    * A release that is withheld takes s_i out of y_i: a node without budget is one without a
+      gradient. Left in, its
       last gradient would push everybody on for ever.
     * Weight decay: the step is η (y_i + λ x_i), off by default. No momentum.
 Reconstructions
-    * The paper's text was not at hand, only its abstract ("a recursive gradient correction"). It takes several local
+    * The paper's text was not at hand, only its abstract ("a recursive gradient correction"). It
+      takes several local
       steps between exchanges; here there is one, as every local step would be a release of its own.
 Not covered
-    * Gradient tracking trusts sums: a node that dies, or an edge lost at one end only, leaves its share in Σ y.
+    * Gradient tracking trusts sums: a node that dies, or an edge lost at one end only, leaves its
+      share in Σ y.
     * With dropout the two gradients of a difference have other masks.
     * No defense against a neighbor that lies: it enters with w_ij, its y too.
 """
@@ -46,9 +54,13 @@ from peer.neighborhood import Neighborhood
 
 class NetFleetConfig(Schedule):
     restart: int = Field(default=0, ge=0)
-    """Rounds between fresh gradients in the place of differences; 0: only the first. 1: gradient tracking."""
+    """Rounds between fresh gradients in the place of differences; 0: only the first. 1: gradient
+    tracking.
+    """
     mix_steps: bool = False
-    """True: the step is taken before mixing, x_i ← Σ_j w_ij (x_j − η y_j). It bears several times as large an η."""
+    """True: the step is taken before mixing, x_i ← Σ_j w_ij (x_j − η y_j). It bears several times
+    as large an η.
+    """
     weight_decay: float = Field(default=0.0, ge=0)
     """λ: λ·x is added to y in the step, after clipping and noise."""
 
@@ -70,9 +82,15 @@ class NetFleet:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: NetFleetConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: NetFleetConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         zero = torch.zeros_like(start)
         self.state = State(x=start.clone(), before=start.clone(), y=zero, s=zero)
 
@@ -86,8 +104,10 @@ class NetFleet:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float | None:
-        """Without neighbors it is SGD if every round restarts, else SGD on a recursive gradient (as in SARAH)."""
+    def local_sgd_scale(self) -> float | None:
+        """Without neighbors it is SGD if every round restarts, else SGD on a recursive gradient (as
+        in SARAH).
+        """
         return 1.0 if self.config.restart == 1 else None
 
     def round(self, t: int) -> Conversation:
@@ -101,7 +121,7 @@ class NetFleet:
         """s_i of this round less that of the last [d]."""
         c, it = self.config, self.state
         if not it.s.any() or (c.restart and t % c.restart == 0):
-            return self.gradients(it.x, t, self.hood.me).sub(it.s)
+            return self.gradients(it.x, t, self.neighborhood.me).sub(it.s)
         try:
             return self.gradients.difference(it.x, it.before, t)
         except Withheld:

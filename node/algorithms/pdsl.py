@@ -1,9 +1,11 @@
 """PDSL: privacy-preserved decentralized stochastic learning with Shapley values.
 
-Wang, Yuan, Wang, Li, arXiv 2503.23726 (31 March 2025). As ROSS on gradients that are clipped and noised: g̈_{j→i} is
-j's release for i at i's model x_i, the own one included; (1) and (2), clipping and noise, belong to the door.
+Wang, Yuan, Wang, Li, arXiv 2503.23726 (31 March 2025). As ROSS on gradients that are clipped and
+noised: g̈_{j→i} is j's release for i at i's model x_i, the own one included; (1) and (2), clipping
+and noise, belong to the door.
 
-    φ_ij = Shapley value of j in the game v_i(S) = value of x_i − γ·mean_{j∈S} g̈_{j→i} on the validation set, by
+    φ_ij = Shapley value of j in the game v_i(S) = value of x_i − γ·mean_{j∈S} g̈_{j→i} on the
+    validation set, by
            Monte Carlo
     π_ij = φ'_ij w_ij / Σ_k φ'_ik w_ik                                      (node.maths.coalitions)
     ṽ_i  = β v_i + Σ_{j∈N_i} π_ij g̈_{j→i} ;  x̃_i = x_i − γ ṽ_i
@@ -11,17 +13,25 @@ j's release for i at i's model x_i, the own one included; (1) and (2), clipping 
 
 Deviations
     * Weight decay λ x_i is added to the weighted gradient.
-    * A gradient more than ten times as long as the own one is shortened to that, before it is valued.
-    * A neighbor that adds nothing to staying put weighs w_ij at most, one that answers with zeros or with x_i itself
-      nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt. null_players = "paper": so.
+    * A gradient more than ten times as long as the own one is shortened to that, before it is
+      valued.
+    * A neighbor that adds nothing to staying put weighs w_ij at most, one that answers with zeros
+      or with x_i itself
+      nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt.
+      null_players = "paper": so.
 Reconstructions
-    * The paper's text was not at hand. Orders are antithetic pairs, R = 10 a round. φ' is max(φ, 0) by default (min-max
-      gives the weakest neighbor nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9), since of noised
-      gradients one round tells little. v is the accuracy; both x and v are mixed; all φ' zero: π = w.
-    * Who is not heard is no player, and w is renormalized over those heard where π falls back to it.
+    * The paper's text was not at hand. Orders are antithetic pairs, R = 10 a round. φ' is max(φ, 0)
+      by default (min-max
+      gives the weakest neighbor nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9),
+      since of noised gradients one round tells little. v is the accuracy; both x and v are mixed;
+      all φ' zero: π = w.
+    * Who is not heard is no player, and w is renormalized over those heard where π falls back to
+      it.
 Not covered
-    * The validation set has to be public: x̃_i tells of it, and ε says nothing of that (validation.public).
-    * Shapley values filter gradients, not states (mix_by), and cost no privacy: they are post-processing.
+    * The validation set has to be public: x̃_i tells of it, and ε says nothing of that
+      (validation.public).
+    * Shapley values filter gradients, not states (mix_by), and cost no privacy: they are
+      post-processing.
 """
 
 from __future__ import annotations
@@ -35,7 +45,14 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Gradients
-from node.maths.coalitions import Coalitions, Judge, Weighed, mixing_rule, weigh, within_reach
+from node.maths.coalitions import (
+    ShapleyConfig,
+    ShapleyWeights,
+    UtilityOracle,
+    clip_relative_norms,
+    mixing_rule,
+    shapley_weights,
+)
 from node.maths.mixing import weighted_sum
 from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
@@ -43,12 +60,13 @@ from peer.message import Ask, Conversation, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
 
 
-class PdslConfig(Schedule, Coalitions):
+class PdslConfig(Schedule, ShapleyConfig):
     smoothing: float = Field(default=0.9, ge=0, lt=1)
     """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalization."""
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "permutations"
-    """permutations: Monte Carlo, as the paper. auto: exact up to 8 players, permutations above. svarm: stratified, some
-    two to four times better for as many evaluations. first_order: one gradient on the validation set (neg_loss)."""
+    """permutations: Monte Carlo, as the paper. auto: exact up to 8 players, permutations above.
+    svarm: stratified, some two to four times better for as many evaluations. first_order: one
+    gradient on the validation set (neg_loss)."""
     beta: float = Field(default=0.9, ge=0, lt=1)
     """β: momentum."""
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -74,15 +92,20 @@ class Pdsl:
         self,
         config: PdslConfig,
         *,
-        hood: Neighborhood,
+        neighborhood: Neighborhood,
         layout: Layout,
         gradients: Gradients,
         start: Tensor,
-        judge: Judge,
+        judge: UtilityOracle,
     ) -> None:
-        self.config, self.hood, self.gradients, self.judge = config, hood, gradients, judge
+        self.config, self.neighborhood, self.gradients, self.judge = (
+            config,
+            neighborhood,
+            gradients,
+            judge,
+        )
         self.state = State(x=start.clone(), v=torch.zeros_like(start))
-        self.found = Weighed({}, {}, {})
+        self.found = ShapleyWeights({}, {}, {})
 
     @classmethod
     def releases(cls, degree: int) -> int:
@@ -94,16 +117,22 @@ class Pdsl:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
+    def local_sgd_scale(self) -> float:
         """A node without neighbors is momentum SGD: its own gradient's share is 1."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
-        c, me, x, eta = self.config, self.hood.me, self.state.x, step_size(t, self.config)
+        c, me, x, eta = self.config, self.neighborhood.me, self.state.x, step_size(t, self.config)
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        cross = within_reach({**cross, me: self.gradients(x, t, me)}, me)
-        how = {"me": me, "weight": self.hood.weight, "before": self.state.phi, "step": eta, "seed": f"{me} {t}"}
-        self.found = weigh(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
+        cross = clip_relative_norms({**cross, me: self.gradients(x, t, me)}, me)
+        how = {
+            "me": me,
+            "weight": self.neighborhood.weight,
+            "before": self.state.phi,
+            "step": eta,
+            "seed": f"{me} {t}",
+        }
+        self.found = shapley_weights(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
         g = weighted_sum(self.found.pi, cross).add_(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=eta)
         rule = mixing_rule(c, self.found.pi)
@@ -116,4 +145,7 @@ class Pdsl:
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         """φ (of the last round alone) and π of every neighbor heard in it."""
         named = {"shapley": self.found.phi, "weight": self.found.pi}
-        return {kind: {j: value for j, value in of.items() if j != self.hood.me} for kind, of in named.items()}
+        return {
+            kind: {j: value for j, value in of.items() if j != self.neighborhood.me}
+            for kind, of in named.items()
+        }

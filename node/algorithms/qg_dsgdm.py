@@ -1,20 +1,24 @@
-"""QG-DSGDm: decentralized SGD whose momentum follows the mixed model (quasi-global). Lin, Karimireddy, Stich, Jaggi,
-"Quasi-global momentum: accelerating decentralized deep learning on heterogeneous data", arXiv 2102.04761, algorithm 1.
+"""QG-DSGDm: decentralized SGD whose momentum follows the mixed model (quasi-global). Lin,
+Karimireddy, Stich, Jaggi, "Quasi-global momentum: accelerating decentralized deep learning on
+heterogeneous data", arXiv 2102.04761, algorithm 1.
 
     m_i  = β m̂_i + g_i(x_i)
     x_i½ = x_i − η m_i
     x_i⁺ = Σ_j w_ij x_j½                              one exchange, of the model alone
     m̂_i ← μ m̂_i + (1−μ) (x_i − x_i⁺)/η
 
-What is remembered is where the neighborhood went, not where the own data pulled. The gradient is the door's release to
-oneself: in mode strict it is clipped and noised first, one release a round whatever the degree.
+What is remembered is where the neighborhood went, not where the own data pulled. The gradient is
+the door's release to oneself: in mode strict it is clipped and noised first, one release a round
+whatever the degree.
 
 Deviations
     * Weight decay λ x_i is added to g_i (post-processing).
 Reconstructions
-    * The paper's text was not at hand: μ = 0.9 by default, like β. With decay of η, the η of the round is the divisor.
+    * The paper's text was not at hand: μ = 0.9 by default, like β. With decay of η, the η of the
+      round is the divisor.
 Not covered
-    * m̂ remembers what mixing did: when an edge is lost at one end only, the mean of all x goes on drifting for a while.
+    * m̂ remembers what mixing did: when an edge is lost at one end only, the mean of all x goes on
+      drifting for a while.
     * No defense against a neighbor that lies: it enters with w_ij, and stays in m̂.
 """
 
@@ -57,9 +61,15 @@ class QgDsgdm:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: QgDsgdmConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: QgDsgdmConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone(), m=torch.zeros_like(start))
 
     @classmethod
@@ -72,13 +82,15 @@ class QgDsgdm:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float | None:
-        """Without neighbors it is momentum SGD at μ = 0 only; else m̂ ← (μ + (1−μ)β) m̂ + (1−μ) g, quasi-hyperbolic."""
+    def local_sgd_scale(self) -> float | None:
+        """Without neighbors it is momentum SGD at μ = 0 only; else m̂ ← (μ + (1−μ)β) m̂ + (1−μ) g,
+        quasi-hyperbolic.
+        """
         return 1.0 if self.config.mu == 0 else None
 
     def round(self, t: int) -> Conversation:
         c, x, eta = self.config, self.state.x, step_size(t, self.config)
-        g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
         half, _ = momentum_step(x, self.state.m, g, beta=c.beta, lr=eta)
         mixed = yield Mix("model", half)
         m = self.state.m.mul(c.mu).add_(x.sub(mixed).div_(eta), alpha=1 - c.mu)

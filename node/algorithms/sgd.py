@@ -1,12 +1,14 @@
-"""The two lines every comparison is drawn between: SGD without communication, and SGD on everybody's data.
+"""The two lines every comparison is drawn between: SGD without communication, and SGD on
+everybody's data.
 
-`Local`: each node for itself, on its own data (the lower line). `Centralised`: the same optimizer on the union of the
-data (the upper line); `simulate` builds ONE node for it, with all examples and a batch of B·N; a daemon refuses it,
-since it would have to see its neighbors' data.
+`Local`: each node for itself, on its own data (the lower line). `Centralised`: the same optimizer
+on the union of the data (the upper line); `simulate` builds ONE node for it, with all examples and
+a batch of B·N; a daemon refuses it, since it would have to see its neighbors' data.
 
     v ← β v + g + λ x ;  x ← x − η v          momentum as in torch.optim.SGD (no dampening, no Nesterov)
 
-The gradient is the door's release to oneself: clipped and noised in the modes strict and paper (then this is DP-SGD).
+The gradient is the door's release to oneself: clipped and noised in the modes strict and paper
+(then this is DP-SGD).
 
 Deviations
     * none of substance: with g from the plain loss the steps have the bits of torch.optim.SGD.
@@ -51,9 +53,15 @@ class Local:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: SgdConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: SgdConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone(), v=torch.zeros_like(start))
 
     @classmethod
@@ -66,14 +74,14 @@ class Local:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
+    def local_sgd_scale(self) -> float:
         """It is the local optimizer."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
         """One step; nothing is said."""
         c, x = self.config, self.state.x
-        g = self.gradients(x, t, self.hood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))
         self.state = State(x=x, v=v)
         yield from ()

@@ -1,20 +1,25 @@
-"""Plain cross-averaging: the W-weighted mean of the neighbors' gradients at one's own model, with momentum.
+"""Plain cross-averaging: the W-weighted mean of the neighbors' gradients at one's own model, with
+momentum.
 
 The control for DPDL, PDSL and ROSS, which exchange the same things and weigh them: what the mere
-exchange of cross-gradients brings must not be credited to the weights. g_{j→i} is j's gradient at x_i, N_i contains i.
+exchange of cross-gradients brings must not be credited to the weights. g_{j→i} is j's gradient at
+x_i, N_i contains i.
 
     g_i = Σ_{j∈N_i} π_ij g_{j→i} with π_ij = w_ij
     ṽ_i = β v_i + g_i ;  x̃_i = x_i − η ṽ_i
     v_i ← Σ_j w_ij ṽ_j ;  x_i ← Σ_j w_ij x̃_j
 
-Every gradient is the door's release, the own one too: in mode strict all are clipped and noised first (DP-xavg).
+Every gradient is the door's release, the own one too: in mode strict all are clipped and noised
+first (DP-xavg).
 
 Deviations
     * Weight decay λ x_i is added to g_i (post-processing).
 Reconstructions
-    * No paper of its own. When a neighbor is not heard, π_ij = w_ij / Σ_{k heard} w_ik, so that g_i stays a mean.
+    * No paper of its own. When a neighbor is not heard, π_ij = w_ij / Σ_{k heard} w_ik, so that g_i
+      stays a mean.
 Not covered
-    * No defense against a neighbor that lies, in its gradient or in its state: both enter with w_ij.
+    * No defense against a neighbor that lies, in its gradient or in its state: both enter with
+      w_ij.
 """
 
 from __future__ import annotations
@@ -55,9 +60,15 @@ class Xavg:
     pooled: ClassVar[bool] = False
 
     def __init__(
-        self, config: XavgConfig, *, hood: Neighborhood, layout: Layout, gradients: Gradients, start: Tensor
+        self,
+        config: XavgConfig,
+        *,
+        neighborhood: Neighborhood,
+        layout: Layout,
+        gradients: Gradients,
+        start: Tensor,
     ) -> None:
-        self.config, self.hood, self.gradients = config, hood, gradients
+        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
         self.state = State(x=start.clone(), v=torch.zeros_like(start))
 
     @classmethod
@@ -70,12 +81,12 @@ class Xavg:
         return self.state.x
 
     @property
-    def lone_factor(self) -> float:
+    def local_sgd_scale(self) -> float:
         """A node without neighbors is momentum SGD."""
         return 1.0
 
     def round(self, t: int) -> Conversation:
-        c, me, x = self.config, self.hood.me, self.state.x
+        c, me, x = self.config, self.neighborhood.me, self.state.x
         cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
         cross = {**cross, me: self.gradients(x, t, me)}
         g = self.mean(cross).add_(x, alpha=c.weight_decay)
@@ -85,8 +96,8 @@ class Xavg:
 
     def mean(self, cross: Mapping[Peer, Tensor]) -> Tensor:
         """Σ_j π_ij g_{j→i} [d] over those heard, me included."""
-        heard = sum(self.hood.weight[j] for j in sorted(cross))
-        return weighted_sum({j: self.hood.weight[j] / heard for j in cross}, cross)
+        heard = sum(self.neighborhood.weight[j] for j in sorted(cross))
+        return weighted_sum({j: self.neighborhood.weight[j] / heard for j in cross}, cross)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         return {}

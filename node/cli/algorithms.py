@@ -1,7 +1,7 @@
 """What the algorithms say of themselves, read from their source: importing them would load torch.
 
-A module's docstring starts with one sentence, names the paper, and lists what it did its own way under the lines
-"Deviations", "Reconstructions" and "Not covered".
+A module's docstring starts with one sentence, names the paper, and lists what it did its own way
+under the lines "Deviations", "Reconstructions" and "Not covered".
 """
 
 from __future__ import annotations
@@ -17,17 +17,27 @@ SECTIONS = ("Deviations", "Reconstructions", "Not covered")
 
 
 def algorithms() -> list[dict[str, Any]]:
-    """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the tables, sorted."""
+    """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the
+    tables, sorted.
+    """
     found = {name: _describe(name, place) for name, place in table("ALGORITHMS").items()}
     for name, own in table("NOISED").items():
-        found[name] = {**found[own], "name": name, "summary": f"{own} that never runs without noise (mode strict only)"}
+        found[name] = {
+            **found[own],
+            "name": name,
+            "summary": f"{own} that never runs without noise (mode strict only)",
+        }
     return [found[name] for name in sorted(found)]
 
 
 def table(name: str) -> dict[str, str]:
     """A table of `node.algorithms`, without importing it."""
     for statement in ast.parse((FOLDER / "__init__.py").read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name and statement.value:
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and ast.unparse(statement.target) == name
+            and statement.value
+        ):
             found: dict[str, str] = ast.literal_eval(statement.value)
             return found
     raise LookupError(f"node/algorithms/__init__.py has no table {name}")
@@ -56,6 +66,8 @@ def _summary(text: str, kind: str) -> str:
 def _bullets(text: str, section: str) -> list[str]:
     """The items of one list: indented "* …" lines until the next line that is not indented."""
     after = re.search(rf"^{section}\n((?:[ \t]+.*\n?|\n)*)", text, re.MULTILINE)
-    items = re.split(r"^\s*\* ", inspect.cleandoc(after[1]), flags=re.MULTILINE)[1:] if after else []
+    items = (
+        re.split(r"^\s*\* ", inspect.cleandoc(after[1]), flags=re.MULTILINE)[1:] if after else []
+    )
     found = [" ".join(item.split()) for item in items]
     return [item for item in found if item != "none."]

@@ -1,8 +1,9 @@
 """The command line: `peerpoise COMMAND`.
 
-Nothing heavy is imported at the top (the help must come at once): a command imports what it needs when it runs.
-Every mistake of a user ends in one sentence on standard error and an exit code of docs/exit-codes.md; with `--json`
-also in `{"error": …, "exit_code": …}` on standard output. Any other exception is a bug of ours: exit code 70.
+Nothing heavy is imported at the top (the help must come at once): a command imports what it needs
+when it runs. Every mistake of a user ends in one sentence on standard error and an exit code of
+docs/exit-codes.md; with `--json` also in `{"error": …, "exit_code": …}` on standard output. Any
+other exception is a bug of ours: exit code 70.
 """
 
 from __future__ import annotations
@@ -51,20 +52,34 @@ app.add_typer(config, name="config")
 app.add_typer(inspect.app)
 app.add_typer(experiments.app)
 
-Experiment = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")]
-Task = Annotated[
-    str | None, typer.Option("--task", metavar="FILE.py:FUNCTION", help="Your own task; also MODULE:FUNCTION.")
+Experiment = Annotated[
+    Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")
 ]
-Folder = Annotated[Path | None, typer.Option("--folder", help="Run folder to make (default runs/NAME-TIME).")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS. One machine, experiments only; shown everywhere.")]
-Loop = Annotated[Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", metavar="FILE.py:FUNCTION", help="Your own task; also MODULE:FUNCTION."),
+]
+Folder = Annotated[
+    Path | None, typer.Option("--folder", help="Run folder to make (default runs/NAME-TIME).")
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="No TLS. One machine, experiments only; shown everywhere."),
+]
+Loop = Annotated[
+    Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Node = Annotated[str | None, typer.Option("--node", help="This node's model.")]
-Average = Annotated[bool, typer.Option("--average", help="The average of all nodes' models (the default).")]
+Average = Annotated[
+    bool, typer.Option("--average", help="The average of all nodes' models (the default).")
+]
 
 
 @app.callback(invoke_without_command=True)
-def peerpoise(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def peerpoise(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         from importlib.metadata import version as installed
 
@@ -80,7 +95,9 @@ def up(
     folder: Folder = None,
     insecure: Insecure = False,
     loop: Loop = "auto",
-    baseline: Annotated[bool, typer.Option("--baseline", help="Afterwards train without noise, to compare.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Afterwards train without noise, to compare.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a local cluster, one daemon per node, and follow it to its end."""
@@ -89,10 +106,19 @@ def up(
 
     doctor.refuse_clashes()
     summary, code = local_cluster.up(
-        _experiment(experiment, settings, task), folder, insecure=insecure, loop=loop, baseline=baseline, quiet=as_json
+        _experiment(experiment, settings, task),
+        folder,
+        insecure=insecure,
+        loop=loop,
+        baseline=baseline,
+        quiet=as_json,
     )
     if as_json:
-        print_json(summary.model_dump(mode="json") if summary else {"error": "No node finished.", "exit_code": code})
+        print_json(
+            summary.model_dump(mode="json")
+            if summary
+            else {"error": "No node finished.", "exit_code": code}
+        )
     raise typer.Exit(code)
 
 
@@ -116,49 +142,80 @@ def simulate(
 
 @app.command()
 def run(
-    file: Annotated[Path | None, typer.Option("--config", metavar="NODE.toml", help="The node's own file.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--config", metavar="NODE.toml", help="The node's own file.")
+    ] = None,
     settings: Settings = [],  # noqa: B006
     insecure: Insecure = False,
     loop: Loop = "auto",
-    attack: Annotated[str | None, typer.Option(metavar="NAME", help="Lie to the neighbors (docs/poison.md).")] = None,
-    attack_set: Annotated[list[str], typer.Option(metavar="KEY=V", help="Set one key of the attack.")] = [],  # noqa: B006
+    attack: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Lie to the neighbors (docs/poison.md).")
+    ] = None,
+    attack_set: Annotated[
+        list[str], typer.Option(metavar="KEY=V", help="Set one key of the attack.")
+    ] = [],  # noqa: B006
     testing: Annotated[
         bool, typer.Option("--i-am-testing", help="Needed to attack: the federation is my own.")
     ] = False,
     until_eof: Annotated[
-        bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input ends: with `up`.")
+        bool,
+        typer.Option("--until-eof", hidden=True, help="Stop when standard input ends: with `up`."),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one daemon until its last round.
 
-    Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml, /etc/peerpoise/node.toml.
+    Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml,
+    /etc/peerpoise/node.toml.
     """
     file = file or _node_file()
-    settings = [*settings, *([f"attack.name={attack}"] if attack else []), *(f"attack.{it}" for it in attack_set)]
+    settings = [
+        *settings,
+        *([f"attack.name={attack}"] if attack else []),
+        *(f"attack.{it}" for it in attack_set),
+    ]
     from node.cli import doctor
     from node.daemon import bootstrap
 
     doctor.refuse_clashes()
-    code = bootstrap.serve(file, settings=settings, loop=loop, insecure=insecure, testing=testing, until_eof=until_eof)
+    code = bootstrap.serve(
+        file, settings=settings, loop=loop, insecure=insecure, testing=testing, until_eof=until_eof
+    )
     if code == BudgetSpent.exit_code:
-        typer.echo("peerpoise: The privacy budget of the data is spent: nothing more may be released.", err=True)
+        typer.echo(
+            "peerpoise: The privacy budget of the data is spent: nothing more may be released.",
+            err=True,
+        )
     if as_json:
         from node.config import NodeConfig, load
 
         summary = file.parent / load(NodeConfig, [file], settings).folder / "summary.json"
-        print_json(json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {"exit_code": code})
+        print_json(
+            json.loads(summary.read_text(encoding="utf-8"))
+            if summary.exists()
+            else {"exit_code": code}
+        )
     raise typer.Exit(code)
 
 
 @app.command()
 def pack(
-    file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")],
-    host: Annotated[list[str], typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable).")],
+    file: Annotated[
+        Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")
+    ],
+    host: Annotated[
+        list[str],
+        typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable)."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
-    data: Annotated[list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")] = [],  # noqa: B006
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")
+    ] = [],  # noqa: B006
     discovery: Annotated[
-        list[str], typer.Option("--discovery", metavar="exchange|mdns", help="Finds hosts without an address.")
+        list[str],
+        typer.Option(
+            "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
+        ),
     ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
@@ -175,20 +232,28 @@ def pack(
     )
     for name, home in packed["hosts"].items():
         typer.echo(f"  {name}  {home}")
-    typer.echo(f"Keep {packed['federation']} to yourself: its key can let any machine into this federation.")
+    typer.echo(
+        f"Keep {packed['federation']} to yourself: its key can let any machine into this federation."
+    )
 
 
 @app.command()
 def status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|./FOLDER]", help="Node, or its folder; all of this user if left out.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME|./FOLDER]", help="Node, or its folder; all of this user if left out."
+        ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until interrupted.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep showing it until interrupted.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what each daemon does and waits for.
 
-    Round, phase, whom it waits for, since when, until when, its neighbors, ε of the run and of the data's lifetime.
+    Round, phase, whom it waits for, since when, until when, its neighbors, ε of the run and of the
+    data's lifetime.
     """
     from node.observability import terminal
 
@@ -197,11 +262,16 @@ def status(
 
 @app.command()
 def health(
-    folder: Annotated[Path | None, typer.Argument(help="A node's folder, if it answers there.")] = None,
-    ready: Annotated[bool, typer.Option("--ready", help="It must play rounds, too, as /-/ready has it.")] = False,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A node's folder, if it answers there.")
+    ] = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="It must play rounds, too, as /-/ready has it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether the daemon is alive: exit code 0 if it answers, 1 if not. For health checks of containers.
+    """Say whether the daemon is alive: exit code 0 if it answers, 1 if not. For health checks of
+    containers.
 
     Of several daemons of this user each has to answer.
     """
@@ -218,7 +288,8 @@ def health(
 def algorithms(as_json: Json = False) -> None:
     """List the algorithms.
 
-    With their papers and what in them is reconstructed; --json adds deviations and what they don't cover.
+    With their papers and what in them is reconstructed; --json adds deviations and what they don't
+    cover.
     """
     from node.cli import algorithms
 
@@ -227,7 +298,10 @@ def algorithms(as_json: Json = False) -> None:
         print_json(found)
         return
     for entry in found:
-        typer.echo(f"{entry['name']:<12} {entry['summary']}" + (f" ({entry['paper']})" if entry["paper"] else ""))
+        typer.echo(
+            f"{entry['name']:<12} {entry['summary']}"
+            + (f" ({entry['paper']})" if entry["paper"] else "")
+        )
         for mark in entry["reconstructions"]:
             typer.echo(f"{'':<12} reconstruction: {mark}")
 
@@ -258,22 +332,31 @@ def export(
 
 
 @app.command("eval")
-def evaluate(folder: Run, node: Node = None, average: Average = False, as_json: Json = False) -> None:
+def evaluate(
+    folder: Run, node: Node = None, average: Average = False, as_json: Json = False
+) -> None:
     """Test a trained model on the public test set."""
     from node.experiments import run_folder
 
     metrics = run_folder.evaluate(folder, run_folder.model_file(folder, node, average))
     if as_json:
-        print_json({key: value if isfinite(value) else None for key, value in metrics.items()}, indent=None)
+        print_json(
+            {key: value if isfinite(value) else None for key, value in metrics.items()}, indent=None
+        )
     else:
         typer.echo(
-            "\n".join(f"{key} {value:.4f}" if isfinite(value) else f"{key} n/a" for key, value in metrics.items())
+            "\n".join(
+                f"{key} {value:.4f}" if isfinite(value) else f"{key} n/a"
+                for key, value in metrics.items()
+            )
         )
 
 
 @ca.command("create")
 def ca_create(
-    folder: Annotated[Path, typer.Argument(help="Folder to make for the CA's key and certificate.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to make for the CA's key and certificate.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Make a federation's certificate authority."""
@@ -285,12 +368,18 @@ def ca_create(
 @ca.command("issue")
 def ca_issue(
     folder: Annotated[Path, typer.Argument(help="The CA's folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for key.pem, certificate.pem and ca.pem.")],
-    request: Annotated[Path | None, typer.Option("--request", help="A signing request (PEM); no key is made.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for key.pem, certificate.pem and ca.pem.")
+    ],
+    request: Annotated[
+        Path | None, typer.Option("--request", help="A signing request (PEM); no key is made.")
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="Days of validity.")] = 365,
     as_json: Json = False,
 ) -> None:
-    """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its host."""
+    """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its
+    host.
+    """
     from node import provisioning
 
     _print_fields(provisioning.issue(folder, out, request, days), as_json)
@@ -298,7 +387,8 @@ def ca_issue(
 
 @ca.command("show")
 def ca_show(
-    file: Annotated[Path, typer.Argument(help="A certificate (PEM) or a folder that holds one.")], as_json: Json = False
+    file: Annotated[Path, typer.Argument(help="A certificate (PEM) or a folder that holds one.")],
+    as_json: Json = False,
 ) -> None:
     """Show a certificate: node id, validity, issuer."""
     from node import provisioning
@@ -308,7 +398,9 @@ def ca_show(
 
 @roster.command("show")
 def roster_show(
-    file: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show a roster: its version, its members, and who was removed."""
@@ -319,39 +411,54 @@ def roster_show(
 
 @roster.command("remove")
 def roster_remove(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")],
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Members to remove, for good.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")
+    ],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help="Members to remove, for good.")
+    ],
     authority: Annotated[
         Path | None, typer.Option("--ca", help="The CA's folder; federation in FOLDER, by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Sign the roster's next version, without these members; daemons read it when it is copied over theirs."""
+    """Sign the roster's next version, without these members; daemons read it when it is copied over
+    theirs.
+    """
     from node import provisioning
 
-    _print_fields(provisioning.remove_members(folder, names, authority or folder / "federation"), as_json)
+    _print_fields(
+        provisioning.remove_members(folder, names, authority or folder / "federation"), as_json
+    )
 
 
 @config.command("show")
 def config_show(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
     settings: Settings = [],  # noqa: B006
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    origin: Annotated[
+        bool, typer.Option("--origin", help="Say where each value comes from.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show every value in force: files, environment, --set and defaults together."""
     from node import config as schema
 
-    model = schema.kind_of(file)
-    values = schema.leaves(schema.load(model, [file], settings).model_dump(mode="json"))
+    model = schema.detect_config(file)
+    values = schema.flatten(schema.load(model, [file], settings).model_dump(mode="json"))
     origins = schema.origins(model, [file], settings) if origin else {}
     if as_json:
         print_json(
-            {k: {"value": v, "origin": origins.get(k, "default")} for k, v in values.items()} if origin else values
+            {k: {"value": v, "origin": origins.get(k, "default")} for k, v in values.items()}
+            if origin
+            else values
         )
         return
     for key, value in values.items():
-        typer.echo(f"{key} = {json.dumps(value, ensure_ascii=False)}" + (f"  # {origins.get(key, 'default')}" * origin))
+        typer.echo(
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            + (f"  # {origins.get(key, 'default')}" * origin)
+        )
 
 
 @config.command("check")
@@ -360,14 +467,18 @@ def config_check(
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Check a run, experiment or node file without running it; of a node also the files it names."""
+    """Check a run, experiment or node file without running it; of a node also the files it
+    names.
+    """
     from node import config as schema
 
-    loaded = schema.load(schema.kind_of(file), [file], settings)
+    loaded = schema.load(schema.detect_config(file), [file], settings)
     if isinstance(loaded, schema.NodeConfig):
         from node.cli import doctor_node
 
-        faults = [it for it in doctor_node.examine(file, settings, dial=False) if it.level == "fault"]
+        faults = [
+            it for it in doctor_node.examine(file, settings, dial=False) if it.level == "fault"
+        ]
         if faults:
             for it in faults:
                 typer.echo(f"{it.what}: {it.said.rstrip('.')}; {it.do}.", err=True)
@@ -386,12 +497,17 @@ def config_check(
 
 @config.command("schema")
 def config_schema(
-    which: Annotated[Literal["run", "experiment", "node"], typer.Argument()] = "experiment", as_json: Json = False
+    which: Annotated[Literal["run", "experiment", "node"], typer.Argument()] = "experiment",
+    as_json: Json = False,
 ) -> None:
     """Print the JSON schema of run.toml, an experiment file or node.toml."""
     from node import config as schema
 
-    models: tuple[type[schema.Section], ...] = (schema.RunConfig, schema.ExperimentConfig, schema.NodeConfig)
+    models: tuple[type[schema.Section], ...] = (
+        schema.RunConfig,
+        schema.ExperimentConfig,
+        schema.NodeConfig,
+    )
     print_json(models[("run", "experiment", "node").index(which)].model_json_schema())
 
 
@@ -406,13 +522,19 @@ def _node_file() -> Path:
 
     if named := os.environ.get("PEERPOISE_CONFIG"):
         return Path(named)
-    places = [Path("node.toml"), Path("/etc/peerpoise/node.toml"), site_config_path("peerpoise") / "node.toml"]
+    places = [
+        Path("node.toml"),
+        Path("/etc/peerpoise/node.toml"),
+        site_config_path("peerpoise") / "node.toml",
+    ]
     with suppress(RuntimeError):  # this user has no home folder
         places.insert(1, user_config_path("peerpoise") / "node.toml")
     for place in places:
         if place.exists():
             return place
-    raise ConfigurationError(f"There is no node file; name one with --config, or put it at {places[0]} or {places[1]}.")
+    raise ConfigurationError(
+        f"There is no node file; name one with --config, or put it at {places[0]} or {places[1]}."
+    )
 
 
 def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
@@ -446,7 +568,9 @@ def _command() -> int:
 
 
 def _flushed(out: TextIO, code: int) -> int:
-    """The exit code when all is written. That the reader of a pipe has gone is worth no word: it has read enough."""
+    """The exit code when all is written. That the reader of a pipe has gone is worth no word: it
+    has read enough.
+    """
     try:
         out.flush()
         return EXIT_PIPE if code == EXIT_FAILURE and unread(out) else code
@@ -477,16 +601,26 @@ def _with_traceback(error: TaskError) -> str:
 
 
 def _other(error: Exception) -> tuple[str, int]:
-    """Sentence and exit code of what we did not raise: too little memory, a full disk, a missing package, or a bug."""
+    """Sentence and exit code of what we did not raise: too little memory, a full disk, a missing
+    package, or a bug.
+    """
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         said = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
         return said, TemporaryFailure.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         said = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
         return said, StorageError.exit_code
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for a path that begins with ~
-        return "This user has no home folder: set HOME, or write paths without ~.", ConfigurationError.exit_code
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("node", "peer"):
+    if isinstance(error, RuntimeError) and "home directory" in str(
+        error
+    ):  # of pathlib, for a path that begins with ~
+        return (
+            "This user has no home folder: set HOME, or write paths without ~.",
+            ConfigurationError.exit_code,
+        )
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in (
+        "node",
+        "peer",
+    ):
         said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
         return said, ConfigurationError.exit_code
     if isinstance(error, UnicodeEncodeError):  # names of files, which may be the run's
@@ -505,7 +639,9 @@ def _bug(error: Exception) -> str:
 
 
 def _traceback(prefix: str) -> str:
-    """The file with the traceback; empty where none can be written, or with PEERPOISE_DEBUG=1, which prints it."""
+    """The file with the traceback; empty where none can be written, or with PEERPOISE_DEBUG=1,
+    which prints it.
+    """
     import tempfile
     import traceback
 
@@ -513,7 +649,9 @@ def _traceback(prefix: str) -> str:
         traceback.print_exc()
         return ""
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=prefix, suffix=".txt", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix=prefix, suffix=".txt", delete=False
+        ) as file:
             traceback.print_exc(file=file)
     except OSError:
         return ""

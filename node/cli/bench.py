@@ -1,7 +1,7 @@
 """`peerpoise bench`: what a node's round costs on this machine, and where the time goes.
 
-Each part is measured alone, as often as it takes for a steady median of seconds on the wall, and counted as often as a
-node with the most neighbors does it in a round:
+Each part is measured alone, as often as it takes for a steady median of seconds on the wall, and
+counted as often as a node with the most neighbors does it in a round:
 
 gradient  the gradients of one secret batch, clipped one by one and summed (mode none: the plain gradient of a batch)
 noise     Gaussian noise on the grid for one answer
@@ -9,8 +9,8 @@ debit     one entry of the privacy ledger, on the disk of the working directory
 wire      one model over loopback with mutual TLS; both ends are in this process, as a node sends and receives alike
 steps     the algorithm's own arithmetic and the averaging
 
-Their sum is a floor: it has no network in it, no waiting for neighbors, no evaluation, no checkpoint, and each of a
-machine's daemons needs a core of its own for it.
+Their sum is a floor: it has no network in it, no waiting for neighbors, no evaluation, no
+checkpoint, and each of a machine's daemons needs a core of its own for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 from node.provisioning import check, check_daemons, shares
 from node.randomness import Keys
-from node.rounds.buffers import Slot, as_bytes
+from node.rounds.buffers import ReceiveBuffer, as_bytes
 from node.rounds.lockstep import simulate
 from node.task import Task
 from node.tasks import make
@@ -108,29 +108,38 @@ def read(file: Path | None, settings: Sequence[str]) -> ExperimentConfig:
     Raises:
         ConfigurationError: one sentence.
     """
-    return load(ExperimentConfig, [file] if file else [], settings if file else [*QUICKSTART, *settings])
+    return load(
+        ExperimentConfig, [file] if file else [], settings if file else [*QUICKSTART, *settings]
+    )
 
 
 def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: None) -> Report:
-    """Measures every part; `say` hears what is being measured. Ten seconds or so, more for a large model.
+    """Measures every part; `say` hears what is being measured. Ten seconds or so, more for a large
+    model.
 
     Raises:
         ConfigurationError, DataError: the run can't be.
         StorageError: nothing can be written in the working directory.
     """
     if config.task.data == "own":
-        raise ConfigurationError("bench divides public data; set task.data to a set with examples like yours.")
+        raise ConfigurationError(
+            "bench divides public data; set task.data to a set with examples like yours."
+        )
     check_daemons(config)
     check(config, config.experiment.names)
     torch.set_num_threads(1)  # as in daemons
     config = config.model_copy(update={"validation": sealed(config.run_config).validation})
     plan = Plan.of(config.run_config, config.neighborhoods(config.experiment.names))
-    degree = max(hood.degree for hood in plan.hoods.values())
+    degree = max(neighborhood.degree for neighborhood in plan.neighborhoods.values())
     where = devices.pick(config.experiment.device)
     task = make(config, max(shares(config), key=len), where)
     privacy, d = config.privacy, task.layout.size
-    batch = min(task.examples, privacy.batch) if privacy.mode == "none" else round(privacy.rate * task.examples)
-    releases, x = plan.algorithm.releases(degree), task.start(config.train.seed)
+    batch = (
+        min(task.num_examples, privacy.batch)
+        if privacy.mode == "none"
+        else round(privacy.rate * task.num_examples)
+    )
+    releases, x = plan.algorithm.releases(degree), task.initial_parameters(config.train.seed)
 
     say("gradients")
     plain = _median(lambda: mean_gradient(task, x, torch.arange(batch)), where)
@@ -138,12 +147,17 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
     if privacy.mode == "none":
         parts["gradient"] = Cost(times=releases, seconds=plain)
     else:
-        parts |= {name: Cost(times=releases, seconds=it) for name, it in _private(task, privacy, x, where).items()}
+        parts |= {
+            name: Cost(times=releases, seconds=it)
+            for name, it in _private(task, privacy, x, where).items()
+        }
     say("steps")
     steps, sent = _steps(plan, task, x)
     parts["steps"] = Cost(times=1, seconds=steps)
     say("wire")
-    parts["wire"] = Cost(times=sent / task.layout.nbytes, seconds=asyncio.run(_wire(task.layout, x)) if sent else 0.0)
+    parts["wire"] = Cost(
+        times=sent / task.layout.nbytes, seconds=asyncio.run(_wire(task.layout, x)) if sent else 0.0
+    )
     whole = sum(it.times * it.seconds for it in parts.values())
     private = parts["gradient"].seconds + parts["noise"].seconds if "noise" in parts else None
     return Report(
@@ -154,7 +168,7 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
         device=torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
         torch=torch.__version__,
         cores=os.cpu_count() or 1,
-        nodes=len(plan.hoods),
+        nodes=len(plan.neighborhoods),
         rounds=config.train.rounds,
         batch=batch,
         releases=releases,
@@ -187,13 +201,15 @@ def _finish(where: torch.device) -> None:
         torch.cuda.synchronize(where)
 
 
-def _private(task: Task, privacy: PrivacySection, x: Tensor, where: torch.device) -> dict[str, float]:
+def _private(
+    task: Task, privacy: PrivacySection, x: Tensor, where: torch.device
+) -> dict[str, float]:
     """Seconds of what the door does for one answer, each for a new round."""
     keys, rounds = Keys.fresh(), count()
     backend = pick(privacy.backend, task)
 
     def total() -> Tensor:
-        uniform = keys.stream("batch", next(rounds), "bench").uniform(task.examples)
+        uniform = keys.stream("batch", next(rounds), "bench").uniform(task.num_examples)
         rows = torch.from_numpy(np.flatnonzero(uniform < privacy.rate))
         how = {"chunk": privacy.chunk, "least": privacy.largest_batch, "backend": backend}
         return clipped_sum(task, x, rows, privacy.clip, **how)  # type: ignore[arg-type]
@@ -203,24 +219,36 @@ def _private(task: Task, privacy: PrivacySection, x: Tensor, where: torch.device
         "gradient": _median(total, where),
         "noise": _median(
             lambda: noise.release(
-                one, privacy.sigma or 1.0, privacy.clip, privacy.batch, keys.stream("noise", next(rounds), "bench")
+                one,
+                privacy.sigma or 1.0,
+                privacy.clip,
+                privacy.batch,
+                keys.stream("noise", next(rounds), "bench"),
             )
         ),
     }
     told = Mechanism(sigma=1.0, rate=privacy.rate, batches="independent")
     with _scratch() as folder, Ledger.open(folder, "bench") as ledger:
-        return {**found, "debit": _median(lambda: ledger.debit("bench", next(rounds), "bench", told))}
+        return {
+            **found,
+            "debit": _median(lambda: ledger.debit("bench", next(rounds), "bench", told)),
+        }
 
 
 def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
-    """(seconds of a node's own arithmetic in a round, bytes that the node which sends most sends in it): all nodes in
-    lockstep, with gradients that cost nothing."""
-    sent = dict.fromkeys(plan.hoods, 0)
+    """(seconds of a node's own arithmetic in a round, bytes that the node which sends most sends in
+    it): all nodes in lockstep, with gradients that cost nothing."""
+    sent = dict.fromkeys(plan.neighborhoods, 0)
     nodes = {
         name: plan.algorithm(
-            plan.options, hood=hood, layout=task.layout, gradients=_Given(), start=x, **more(plan.algorithm, task)
+            plan.options,
+            neighborhood=neighborhood,
+            layout=task.layout,
+            gradients=_Given(),
+            start=x,
+            **more(plan.algorithm, task),
         )
-        for name, hood in plan.hoods.items()
+        for name, neighborhood in plan.neighborhoods.items()
     }
     rounds = count()
 
@@ -230,7 +258,7 @@ def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
 
     def play() -> None:
         t = next(rounds)
-        simulate(nodes, plan.hoods, t + 1, first=t, mix=plan.run.mix, after_phase=phase)
+        simulate(nodes, plan.neighborhoods, t + 1, first=t, mix=plan.run.mix, after_phase=phase)
 
     seconds = _median(play)
     return seconds / len(nodes), max(sent.values()) // next(rounds)
@@ -253,8 +281,10 @@ class _Given:
 
 
 async def _wire(layout: Layout, x: Tensor) -> float:
-    """Seconds in which one model goes from one end of a connection to the other, with what a daemon does to it."""
-    end, slot = _End(), Slot(layout, 1, lambda: None)
+    """Seconds in which one model goes from one end of a connection to the other, with what a daemon
+    does to it.
+    """
+    end, slot = _End(), ReceiveBuffer(layout, 1, lambda: None)
     content = as_bytes(x.to(slot.flat.dtype))
 
     async def messages() -> AsyncIterator[bytes]:
@@ -283,7 +313,7 @@ async def _wire(layout: Layout, x: Tensor) -> float:
 class _End:
     """`peer.transport.Service` that takes models."""
 
-    slot: Slot
+    slot: ReceiveBuffer
 
     async def call(self, caller: str | None, method: Method, request: bytes) -> bytes:
         return request
@@ -303,7 +333,9 @@ def _scratch() -> Iterator[Path]:
         folder = TemporaryDirectory(prefix=".peerpoise-bench-", dir=".")
     except OSError as error:
         here = Path.cwd()
-        raise StorageError(f"{here} can't be written: {error.strerror}; bench needs to, to try the disk.") from None
+        raise StorageError(
+            f"{here} can't be written: {error.strerror}; bench needs to, to try the disk."
+        ) from None
     with folder as name:
         yield Path(name)
 
@@ -330,12 +362,18 @@ def show(report: Report) -> RenderableType:
         each, times = 1000 * it.seconds, f"{it.times:.3g}"
         table.add_row(name, times, f"{each:.3g}", f"{each * it.times:.3g}", f"{it.share:.0%}")
     table.add_row("all", "", "", f"{1000 * report.round_seconds:.3g}", "")
-    said = [f"A plain backward pass of {report.batch} examples: {1000 * report.plain_seconds:.3g} ms"]
+    said = [
+        f"A plain backward pass of {report.batch} examples: {1000 * report.plain_seconds:.3g} ms"
+    ]
     if report.private_over_plain is not None:
         said[0] += f"; a private gradient: {report.private_over_plain:.1f} times that"
     said.append(f"{report.bytes_sent:,} bytes sent and received by a node in a round")
     run = report.rounds * report.round_seconds
-    said.append(f"{report.rounds} rounds: at least {run:.3g} s on {report.nodes} machines like this one")
+    said.append(
+        f"{report.rounds} rounds: at least {run:.3g} s on {report.nodes} machines like this one"
+    )
     here = run * max(1.0, report.nodes / report.cores)
-    said[-1] += f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting comes on top"
+    said[-1] += (
+        f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting comes on top"
+    )
     return Group(Text(head, "bold"), table, *(Text(line + ".") for line in said))

@@ -1,7 +1,7 @@
 """`peerpoise doctor`: is this machine fit to run a node? (Are a node's files? See `checkup`.)
 
-Every finding is ok (✓), a warning (!) or a fault (✗) that would stop a daemon, with what to do about it. Nothing is
-changed, and nothing heavy is imported but torch itself, which is looked at.
+Every finding is ok (✓), a warning (!) or a fault (✗) that would stop a daemon, with what to do
+about it. Nothing is changed, and nothing heavy is imported but torch itself, which is looked at.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _python() -> Iterator[Finding]:
     if sys.version_info[:2] < OLDEST_PYTHON:
         yield fault("python", said, "install Python 3.11 or newer")
     elif sys.prefix == sys.base_prefix:
-        yield warning("python", f"{said}: no virtual environment", "make one: python3 -m venv .venv")
+        yield warning(
+            "python", f"{said}: no virtual environment", "make one: python3 -m venv .venv"
+        )
     else:
         yield ok("python", said)
 
@@ -94,10 +96,15 @@ def _packages() -> Iterator[Finding]:
     found = clashes()
     for name, others in found.items():
         said = f"the package {', '.join(others)} brings the import name {name!r} too, which peerpoise uses"
-        again = f"pip uninstall {' '.join(others)} && pip install --force-reinstall --no-deps peerpoise"
+        again = (
+            f"pip uninstall {' '.join(others)} && pip install --force-reinstall --no-deps peerpoise"
+        )
         yield fault("packages", said, f"give peerpoise an environment of its own, or: {again}")
     if not found:
-        yield ok("packages", f"nobody else brings {' or '.join(OUR_NAMES)}; peerpoise {_version('peerpoise')}")
+        yield ok(
+            "packages",
+            f"nobody else brings {' or '.join(OUR_NAMES)}; peerpoise {_version('peerpoise')}",
+        )
 
 
 def _torch() -> Iterator[Finding]:
@@ -108,7 +115,9 @@ def _torch() -> Iterator[Finding]:
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     said = f"{torch.__version__}, {build} build, {torch.get_num_threads()} threads"
-    wanted = next((need for need in requires("peerpoise") or () if need.startswith("torch")), "torch")
+    wanted = next(
+        (need for need in requires("peerpoise") or () if need.startswith("torch")), "torch"
+    )
     if _satisfied(wanted, torch.__version__):
         yield ok("torch", said)
     else:
@@ -124,11 +133,21 @@ def _gpu(torch: Any) -> Iterator[Finding]:
     elif torch.backends.mps.is_available():
         yield ok("gpu", "mps")
     elif driver and torch.version.cuda is None:
-        yield warning("gpu", f"driver {driver}, but this torch is the CPU build", "pip install torch, the CUDA build")
+        yield warning(
+            "gpu",
+            f"driver {driver}, but this torch is the CPU build",
+            "pip install torch, the CUDA build",
+        )
     elif driver:
-        yield warning("gpu", f"driver {driver}, but torch sees no device", "is the driver as new as torch's CUDA?")
+        yield warning(
+            "gpu",
+            f"driver {driver}, but torch sees no device",
+            "is the driver as new as torch's CUDA?",
+        )
     elif torch.version.cuda:
-        yield warning("gpu", "none, though torch is the CUDA build", f"gigabytes smaller: {CPU_WHEELS}")
+        yield warning(
+            "gpu", "none, though torch is the CUDA build", f"gigabytes smaller: {CPU_WHEELS}"
+        )
     else:
         yield ok("gpu", "none")
 
@@ -164,11 +183,17 @@ def _open_files() -> Iterator[Finding]:
 
 
 def _clock() -> Iterator[Finding]:
-    """The wall clock is used for certificates and log lines only; rounds go by the monotonic one."""
+    """The wall clock is used for certificates and log lines only; rounds go by the monotonic
+    one.
+    """
     installed = Path(__file__).stat().st_mtime
     if time.time() < installed - 86400:
         said = f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC is before peerpoise was installed"
-        yield fault("clock", said, "set the clock (timedatectl set-ntp true), or certificates count as not yet valid")
+        yield fault(
+            "clock",
+            said,
+            "set the clock (timedatectl set-ntp true), or certificates count as not yet valid",
+        )
     else:
         yield ok("clock", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
@@ -178,7 +203,11 @@ def _memory() -> Iterator[Finding]:
     if free is None:
         yield ok("memory", "unknown on this system")
     elif free < LEAST_MEMORY:
-        yield warning("memory", f"{mib(free)} available", f"a daemon takes {mib(LEAST_MEMORY)} with a small model")
+        yield warning(
+            "memory",
+            f"{mib(free)} available",
+            f"a daemon takes {mib(LEAST_MEMORY)} with a small model",
+        )
     else:
         yield ok("memory", f"{mib(free)} available")
 
@@ -192,7 +221,10 @@ def _satisfied(requirement: str, installed: str) -> bool:
     """Does a version fit "torch<2.14,>=2.11"? As far as its first two numbers go."""
     have = tuple(map(int, installed.split(".")[:2]))
     compare = {">=": have.__ge__, "<": have.__lt__}
-    return all(compare[how]((int(a), int(b))) for how, a, b in re.findall(r"(>=|<)(\d+)\.(\d+)", requirement))
+    return all(
+        compare[how]((int(a), int(b)))
+        for how, a, b in re.findall(r"(>=|<)(\d+)\.(\d+)", requirement)
+    )
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,8 @@
-"""What `doctor --config` and `config check` say of a node: its files, address, neighbors, data, ledger and memory.
+"""What `doctor --config` and `config check` say of a node: its files, address, neighbors, data,
+ledger and memory.
 
-Each check is one that the daemon makes too when it starts, here without starting: nothing is written, a ledger is
-opened only if it exists, and a port is bound for a moment.
+Each check is one that the daemon makes too when it starts, here without starting: nothing is
+written, a ledger is opened only if it exists, and a port is bound for a moment.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from pathlib import Path
 from node.attacks import Attack
 from node.cli.doctor import Finding, fault, ok, warning
 from node.config import NodeConfig, RunConfig, load
-from node.daemon.bootstrap import located
+from node.daemon.bootstrap import resolve_paths
 from node.device import pick
 from node.learning.learner import Plan, weak
-from node.learning.requirements import memory_needed, room_for_blocks, suited
+from node.learning.requirements import check_compatible, memory_needed, room_for_blocks
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.process import available_memory, mib
 from node.task import Task
 from node.tasks import make
-from peer.discovery import Surroundings
-from peer.discovery.addresses import Addresses, own_addresses
+from peer.discovery import DiscoveryContext
+from peer.discovery.addresses import AddressBook, own_addresses
 from peer.discovery.pex import FILE
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError, TemporaryFailure
@@ -44,12 +45,16 @@ SEEKING = frozenset({"exchange", "mdns"})
 
 
 def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterator[Finding]:
-    """All findings; those that need what is broken are left out. `dial`: neighbors are called, too."""
+    """All findings; those that need what is broken are left out. `dial`: neighbors are called,
+    too.
+    """
     try:
-        node = located(load(NodeConfig, [file], settings), file.parent)
+        node = resolve_paths(load(NodeConfig, [file], settings), file.parent)
         run = load(RunConfig, [node.run], environ={})
     except PeerpoiseError as error:
-        yield fault("configuration", str(error), "peerpoise config check FILE, peerpoise config schema node")
+        yield fault(
+            "configuration", str(error), "peerpoise config check FILE, peerpoise config schema node"
+        )
         return
     yield ok("configuration", f"{node.name}, run {run.run_id}")
     yield from _budget(node)
@@ -81,7 +86,11 @@ def _attack(node: NodeConfig) -> Iterator[Finding]:
     """A node that is to lie to its neighbors."""
     if node.attack:
         try:
-            yield warning("attack", Attack.of(node.attack).warning, "remove [attack], unless this is a test of yours")
+            yield warning(
+                "attack",
+                Attack.of(node.attack).warning,
+                "remove [attack], unless this is a test of yours",
+            )
         except PeerpoiseError as error:
             yield fault("attack", str(error), "see docs/poison.md")
 
@@ -94,16 +103,25 @@ def _budget(node: NodeConfig) -> Iterator[Finding]:
         yield fault("budget", str(error), "see [budget] in docs/configuration.md")
         return
     said = "none: a throw-away ledger of public data" if node.budget.experiment else "unlimited"
-    yield ok("budget", said if limit is None else f"ε_total {limit:g} in all runs together, δ = {node.budget.delta:g}")
+    yield ok(
+        "budget",
+        said
+        if limit is None
+        else f"ε_total {limit:g} in all runs together, δ = {node.budget.delta:g}",
+    )
 
 
 def _identity(node: NodeConfig) -> Iterator[Finding]:
-    """Key, certificate and CA: they belong together, nobody else can read the key, and the dates fit the clock."""
+    """Key, certificate and CA: they belong together, nobody else can read the key, and the dates
+    fit the clock.
+    """
     own = node.identity
     try:
         identity = Identity.load(own.key, own.certificate, own.ca)
     except PeerpoiseError as error:
-        yield fault("certificate", str(error), "ask for a new one (peerpoise ca issue), or set the clock")
+        yield fault(
+            "certificate", str(error), "ask for a new one (peerpoise ca issue), or set the clock"
+        )
         return
     days = (identity.expires - datetime.now(UTC)).days
     said = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
@@ -115,7 +133,10 @@ def _identity(node: NodeConfig) -> Iterator[Finding]:
 
 def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
     """The ports are free, or taken by this very node."""
-    for what, address in (("listen.address", node.listen.address), ("metrics.listen", node.metrics.listen)):
+    for what, address in (
+        ("listen.address", node.listen.address),
+        ("metrics.listen", node.metrics.listen),
+    ):
         try:
             why = _taken(address) if address else ""
         except PeerpoiseError as error:
@@ -126,7 +147,11 @@ def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
         elif _runs(node, run):
             yield ok(what, f"{address} is this node's own: it is running")
         else:
-            yield fault(what, f"{address} can't be listened on: {why}", "stop what listens there, or choose another")
+            yield fault(
+                what,
+                f"{address} can't be listened on: {why}",
+                "stop what listens there, or choose another",
+            )
 
 
 def _taken(address: str) -> str:
@@ -165,7 +190,9 @@ def _ledger(node: NodeConfig) -> Iterator[Finding]:
     except TemporaryFailure as error:
         yield warning("ledger", str(error), "nothing, if that is this node's own daemon")
     except PeerpoiseError as error:
-        yield fault("ledger", str(error), "restore all of its files from one copy, or check the disk")
+        yield fault(
+            "ledger", str(error), "restore all of its files from one copy, or check the disk"
+        )
 
 
 def _device(node: NodeConfig) -> Iterator[Finding]:
@@ -180,23 +207,38 @@ def _writable(what: str, folder: Path, said: str) -> Iterator[Finding]:
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         yield ok(what, f"{said}; it can be written")
     else:
-        yield fault(what, f"{there} can't be written by this user", "choose another folder, or change its owner")
+        yield fault(
+            what,
+            f"{there} can't be written by this user",
+            "choose another folder, or change its owner",
+        )
 
 
 def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
     own = node.identity
     member = roster.by_name.get(node.name)
     if member is None:
-        yield fault("roster", f"{node.name!r} is not in {node.roster}", f"name is one of {', '.join(roster.names)}")
+        yield fault(
+            "roster",
+            f"{node.name!r} is not in {node.roster}",
+            f"name is one of {', '.join(roster.names)}",
+        )
         return
     try:
         same = Identity.load(own.key, own.certificate, own.ca).id == member.id
     except PeerpoiseError:
         return
     if same:
-        yield ok("roster", f"version {roster.version}, {len(roster.members)} nodes, signed by the federation")
+        yield ok(
+            "roster",
+            f"version {roster.version}, {len(roster.members)} nodes, signed by the federation",
+        )
     else:
-        yield fault("roster", f"it has another key for {node.name} than {own.key}", "copy this node's own folder again")
+        yield fault(
+            "roster",
+            f"it has another key for {node.name} than {own.key}",
+            "copy this node's own folder again",
+        )
 
 
 def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator[Finding]:
@@ -211,7 +253,7 @@ def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator
         yield from _neighbors(node, plan, roster, written)
 
 
-def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator[Finding]:
+def _discovery(node: NodeConfig, roster: Roster, written: AddressBook) -> Iterator[Finding]:
     """Others are told an address that they can dial, and exchange has one to begin with."""
     chosen = node.peers.discovery
     said = ", ".join(chosen)
@@ -223,44 +265,63 @@ def _discovery(node: NodeConfig, roster: Roster, written: Addresses) -> Iterator
             return
     others = [member.id for member in roster.members if member.name != node.name]
     if "exchange" in chosen and "mdns" not in chosen and not (node.folder / FILE).exists():
-        if not any(asyncio.run(each.addresses(it)) for each in written.discoveries.values() for it in others):
+        if not any(
+            asyncio.run(each.addresses(it))
+            for each in written.discoveries.values()
+            for it in others
+        ):
             what = "exchange needs one member's address to begin with"
-            yield warning("discovery", what, "write one into [peers.static], and static into peers.discovery")
+            yield warning(
+                "discovery", what, "write one into [peers.static], and static into peers.discovery"
+            )
             return
     yield ok("discovery", said)
 
 
-def _neighbors(node: NodeConfig, plan: Plan, roster: Roster, written: Addresses) -> Iterator[Finding]:
+def _neighbors(
+    node: NodeConfig, plan: Plan, roster: Roster, written: AddressBook
+) -> Iterator[Finding]:
     """Does anybody listen where they should be? Who it is, the handshake will tell."""
-    hood, seeking = plan.hoods.get(node.name), " and ".join(sorted(SEEKING & {*node.peers.discovery}))
-    for name in hood.neighbors if hood else ():
+    neighborhood, seeking = (
+        plan.neighborhoods.get(node.name),
+        " and ".join(sorted(SEEKING & {*node.peers.discovery})),
+    )
+    for name in neighborhood.neighbors if neighborhood else ():
         try:
             found = asyncio.run(written.addresses(roster.by_name[name].id))
         except PeerpoiseError as error:
             if seeking:
                 yield ok(
-                    "neighbor", f"{name}: {seeking} will look for it" + (f"; {error}" if written.discoveries else "")
+                    "neighbor",
+                    f"{name}: {seeking} will look for it"
+                    + (f"; {error}" if written.discoveries else ""),
                 )
             else:
-                yield warning("neighbor", str(error), "see [peers] in node.toml and docs/discovery.md")
+                yield warning(
+                    "neighbor", str(error), "see [peers] in node.toml and docs/discovery.md"
+                )
             continue
         failures = [(address, why) for address in found if (why := _dial(address))]
         if len(failures) < len(found):
             yield ok("neighbor", f"{name} listens")
         else:
             said = "; ".join(f"{address}: {why}" for address, why in failures)
-            yield warning("neighbor", f"{name} can't be reached ({said})", "start it, or check firewall and address")
+            yield warning(
+                "neighbor",
+                f"{name} can't be reached ({said})",
+                "start it, or check firewall and address",
+            )
 
 
-def _written_down(node: NodeConfig, roster: Roster) -> Addresses:
+def _written_down(node: NodeConfig, roster: Roster) -> AddressBook:
     """Those discoveries that know addresses without asking other nodes.
 
     Raises:
         ConfigurationError: a mistake in [peers].
     """
     peers = node.peers
-    around = Surroundings(roster=roster, static=peers.static, dns=peers.dns)
-    return Addresses.of([name for name in peers.discovery if name not in SEEKING], around)
+    around = DiscoveryContext(roster=roster, static=peers.static, dns=peers.dns)
+    return AddressBook.of([name for name in peers.discovery if name not in SEEKING], around)
 
 
 def _dial(address: str) -> str:
@@ -289,21 +350,31 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
     try:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
-        suited(plan.algorithm, task)
+        check_compatible(plan.algorithm, task)
     except PeerpoiseError as error:
         yield fault("data", str(error), _where(error))
         return
     for line in warnings.getvalue().splitlines():
         yield warning("data", line.removeprefix("warning: "), "nothing, if that is meant")
     file = node.data.path if plan.run.task.data == "own" else node.data.rows
-    digest = f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file and file.is_file() else ""
-    yield ok("data", f"{plan.run.task.data}: {task.examples} examples, {task.layout.size:,} parameters{digest}")
-    hood = plan.hoods.get(node.name)
-    yield from _memory(plan, task, hood.degree if hood else 0)
+    digest = (
+        f", sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+        if file and file.is_file()
+        else ""
+    )
+    yield ok(
+        "data",
+        f"{plan.run.task.data}: {task.num_examples} examples, {task.layout.size:,} parameters{digest}",
+    )
+    neighborhood = plan.neighborhoods.get(node.name)
+    yield from _memory(plan, task, neighborhood.degree if neighborhood else 0)
 
 
 def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
-    need, free = memory_needed(plan.algorithm, plan.options, plan.run, task, degree), available_memory()
+    need, free = (
+        memory_needed(plan.algorithm, plan.options, plan.run, task, degree),
+        available_memory(),
+    )
     said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
     try:
         room_for_blocks(plan.algorithm, plan.options, plan.run, task, degree)

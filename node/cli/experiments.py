@@ -23,20 +23,32 @@ WIDE = 160
 """Columns of a table that goes to a file."""
 
 Only = Annotated[
-    list[str], typer.Option("--only", metavar="NAME", help="This setting or method, or SETTING/METHOD (repeatable).")
+    list[str],
+    typer.Option(
+        "--only", metavar="NAME", help="This setting or method, or SETTING/METHOD (repeatable)."
+    ),
 ]
 
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="An experiment and [sweep]: docs/sweeps.md.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="SWEEP.toml", help="An experiment and [sweep]: docs/sweeps.md."),
+    ],
     settings: Settings = [],  # noqa: B006 (typer copies it)
-    out: Annotated[Path | None, typer.Option(help="Folder of the results (default runs/sweep-NAME).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results (default runs/sweep-NAME).")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a core each.")] = 1,
     only: Only = [],  # noqa: B006
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cells.")] = None,
-    budget: Annotated[float | None, typer.Option(min=0, help="Start no cell after so many core-hours.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Ten rounds, two rates, one seed: does it run?")] = False,
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="Start no cell after so many core-hours.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Ten rounds, two rates, one seed: does it run?")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which cells there are and what they take.")
     ] = False,
@@ -47,7 +59,10 @@ def sweep(
         bool, typer.Option("--any-code", help="Keep finished cells of other versions of the code.")
     ] = False,
     ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="On a Ray cluster: local, auto or host:port.")
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="On a Ray cluster: local, auto or host:port."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -71,17 +86,23 @@ def sweep(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="--out folders of sweeps.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="--out folders of sweeps.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The page (default FOLDER/report.html).")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also the tables as Markdown.")] = None,
-    plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also each plot, as SVG and PNG.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also each plot, as SVG and PNG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one HTML file of the results of one or more sweeps: tables, plots, configuration; nothing outside of it."""
-    from node.experiments.report import files, findings, page, tables
+    """Make one HTML file of the results of one or more sweeps: tables, plots, configuration;
+    nothing outside of it.
+    """
+    from node.experiments.report import aggregate, files, page, tables
     from node.experiments.report import plots as drawing
 
-    found = [findings.find(folder) for folder in folders]
+    found = [aggregate.find(folder) for folder in folders]
     made = {out or folders[0] / "report.html": page.page(found).encode()}
     if markdown:
         made[markdown] = "\n".join(tables.markdown(it) for it in found).encode()
@@ -98,42 +119,59 @@ def report(
     for path, content in made.items():
         files.put(path, content)
     if as_json:
-        print_json({"files": [str(path) for path in made], "sweeps": [files.document(it) for it in found]})
+        print_json(
+            {"files": [str(path) for path in made], "sweeps": [files.document(it) for it in found]}
+        )
     else:
         typer.echo("\n".join(str(path) for path in made))
 
 
 def _play(
-    known: Sweep, folder: Folder, *, jobs: int, limit: int | None, budget: float | None, ray: str | None, quiet: bool
+    known: Sweep,
+    folder: Folder,
+    *,
+    jobs: int,
+    limit: int | None,
+    budget: float | None,
+    ray: str | None,
+    quiet: bool,
 ) -> Outcome:
     from node import provisioning
-    from node.experiments.report import files, findings
+    from node.experiments.report import aggregate, files
     from node.experiments.sweep import loop
     from node.experiments.sweep.raycluster import RayCluster
     from node.experiments.sweep.workers import Runner, Workers
 
     for row in known.rows:
-        cell = row.cell(row.rates[0], row.seeds[0], tuning=False)
+        trial = row.trial(row.rates[0], row.seeds[0], tuning=False)
         try:
-            provisioning.check(cell.config)
+            provisioning.check(trial.config)
         except ConfigurationError as error:
             said = str(error).rstrip(".")
-            raise ConfigurationError(f"{said} (setting {row.setting}, method {row.method}).") from None
+            raise ConfigurationError(
+                f"{said} (setting {row.setting}, method {row.method})."
+            ) from None
     with folder.claimed(known):
-        runner: Runner = RayCluster(ray, jobs) if ray else Workers(jobs, folder.path / "workers.log")
+        runner: Runner = (
+            RayCluster(ray, jobs) if ray else Workers(jobs, folder.path / "workers.log")
+        )
         outcome = loop.run(known, folder, runner, limit=limit, budget=budget, quiet=quiet)
-        files.write(findings.collect(known, folder), folder.path)
+        files.write(aggregate.collect(known, folder), folder.path)
     return outcome
 
 
 def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> None:
     from rich.console import Console
 
-    from node.experiments.report import files, findings, tables
+    from node.experiments.report import aggregate, files, tables
 
-    found = findings.collect(known, folder)
+    found = aggregate.collect(known, folder)
     how: dict[str, Any] = {"played": outcome.played, "failed": outcome.failed, "left": outcome.left}
-    how |= {"core_hours": outcome.core_hours, "stopped": outcome.stopped or None, "folder": str(folder.path)}
+    how |= {
+        "core_hours": outcome.core_hours,
+        "stopped": outcome.stopped or None,
+        "folder": str(folder.path),
+    }
     if as_json:
         print_json(files.document(found) | how)
         return
@@ -146,23 +184,25 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
         console.print(note, markup=False)
     more = f" Stopped: {outcome.stopped}." if outcome.stopped else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    console.print(f"{outcome.played} cells played{failed}, {outcome.left} left.{more}", markup=False)
+    console.print(
+        f"{outcome.played} cells played{failed}, {outcome.left} left.{more}", markup=False
+    )
     console.print(f"peerpoise report {folder.path}", markup=False, soft_wrap=True)
 
 
 def _foresee(known: Sweep, folder: Folder, *, measure: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from node.experiments.sweep import foresight
+    from node.experiments.sweep import estimate
 
     folder.check(known)
     if measure:
         with folder.claimed(known):
-            foresight.measure(known, folder, quiet=as_json)
-    outlook = foresight.foreseen(known, folder)
+            estimate.measure(known, folder, quiet=as_json)
+    outlook = estimate.estimated(known, folder)
     if as_json:
-        print_json(foresight.document(outlook, known, folder))
+        print_json(estimate.document(outlook, known, folder))
     else:
         console = Console(highlight=False, soft_wrap=True)
-        for line in foresight.told(outlook):
+        for line in estimate.told(outlook):
             console.print(line, markup=False)

@@ -1,7 +1,8 @@
-"""`peerpoise health`: are this user's daemons alive? For a container's HEALTHCHECK and other probes.
+"""`peerpoise health`: are this user's daemons alive? For a container's HEALTHCHECK and other
+probes.
 
-Asks their status sockets, which the event loop answers: no network, no certificate, no torch. A daemon has its socket a
-few seconds after its start, when torch is loaded; give a probe that long.
+Asks their status sockets, which the event loop answers: no network, no certificate, no torch. A
+daemon has its socket a few seconds after its start, when torch is loaded; give a probe that long.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from peer.errors import PeerpoiseError, TemporaryFailure
 
 
 def check(*, ready: bool, folder: Path | None = None) -> list[Status]:
-    """What every daemon of this user says, or those that answer in this folder. `ready`: each must also be playing
-    rounds.
+    """What every daemon of this user says, or those that answer in this folder. `ready`: each must
+    also be playing rounds.
 
     Raises:
         PeerpoiseError: there is none, one does not answer, or one is not ready.

@@ -1,4 +1,6 @@
-"""Commands that advise before anything runs: plan, doctor, bench. Part of the command line (`node/cli/app.py`)."""
+"""Commands that advise before anything runs: plan, doctor, bench. Part of the command line
+(`node/cli/app.py`).
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,32 @@ app = typer.Typer()
 @app.command()
 def plan(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.toml]", help="An experiment, a run.toml, or a node.toml.")
+        Path | None,
+        typer.Argument(metavar="[FILE.toml]", help="An experiment, a run.toml, or a node.toml."),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Target ε_total: which σ?")] = None,
     sigma: Annotated[float | None, typer.Option(help="Noise multiplier: which ε_total?")] = None,
     delta: Annotated[float | None, typer.Option(help="δ.")] = None,
     rounds: Annotated[int | None, typer.Option(help="T.")] = None,
-    rate: Annotated[float | None, typer.Option(help="q, with which each example enters a batch.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="q, with which each example enters a batch.")
+    ] = None,
     graph: Annotated[str | None, typer.Option(help="Graph, of those in topology.kind.")] = None,
     nodes: Annotated[int | None, typer.Option(help="N.")] = None,
-    degree: Annotated[int | None, typer.Option(min=0, help="Neighbors of a node, instead of a graph.")] = None,
+    degree: Annotated[
+        int | None, typer.Option(min=0, help="Neighbors of a node, instead of a graph.")
+    ] = None,
     data: Annotated[str, typer.Option(help="Name of private data: what its ledger has left.")] = "",
-    limit: Annotated[float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")
+    ] = None,
     settings: Settings = [],  # noqa: B006 (typer copies it)
     as_json: Json = False,
 ) -> None:
     """Say which noise a target ε takes, or which ε a noise gives, on this and on other graphs.
 
-    Stated by PLD, as a run states it. FILE gives what no option does; a node.toml also names the ledger of its data.
+    Stated by PLD, as a run states it. FILE gives what no option does; a node.toml also names the
+    ledger of its data.
     """
     from rich.console import Console
 
@@ -66,12 +76,14 @@ def plan(
 @app.command()
 def doctor(
     file: Annotated[
-        Path | None, typer.Option("--config", metavar="NODE.toml", help="Look at this node's files, too.")
+        Path | None,
+        typer.Option("--config", metavar="NODE.toml", help="Look at this node's files, too."),
     ] = None,
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Look at this machine, and at a node's files: what would keep a daemon from running, and what to do about it.
+    """Look at this machine, and at a node's files: what would keep a daemon from running, and what
+    to do about it.
 
     Exit code 0 when nothing is ✗.
     """
@@ -96,14 +108,18 @@ def doctor(
 @app.command()
 def bench(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.toml]", help="An experiment or a run.toml (else the quickstart's).")
+        Path | None,
+        typer.Argument(
+            metavar="[FILE.toml]", help="An experiment or a run.toml (else the quickstart's)."
+        ),
     ] = None,
     settings: Settings = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Measure what a node's round costs on this machine: gradients, noise, ledger, wire, steps.
 
-    With --set experiment.device=cuda on the GPU. A floor: nothing is waited for, nothing goes over a network.
+    With --set experiment.device=cuda on the GPU. A floor: nothing is waited for, nothing goes over
+    a network.
     """
     from rich.console import Console
 

@@ -8,5 +8,8 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Settings = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=V", help="Set one key of the file (repeatable); empty V removes it.")
+    list[str],
+    typer.Option(
+        "--set", metavar="A.B=V", help="Set one key of the file (repeatable); empty V removes it."
+    ),
 ]

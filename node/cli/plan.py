@@ -1,8 +1,10 @@
-"""`peerpoise plan`: what a run will cost in privacy before it is started, and what it would cost on other graphs.
+"""`peerpoise plan`: what a run will cost in privacy before it is started, and what it would cost on
+other graphs.
 
-Every figure comes from the functions that the run itself uses: σ by `door.noise_multiplier`, ε by PLD. σ is the nominal
-multiplier (`privacy.sigma`), rounded up to four digits; where the number of parameters is unknown (own data) the grid
-of the noise is left out of it, which is less than one part in a thousand below a million parameters and σ = 1.
+Every figure comes from the functions that the run itself uses: σ by `door.noise_multiplier`, ε by
+PLD. σ is the nominal multiplier (`privacy.sigma`), rounded up to four digits; where the number of
+parameters is unknown (own data) the grid of the noise is left out of it, which is less than one
+part in a thousand below a million parameters and σ = 1.
 """
 
 from __future__ import annotations
@@ -17,12 +19,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from node.algorithms import find
-from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, kind_of, load
-from node.daemon.bootstrap import located
+from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, detect_config, load
+from node.daemon.bootstrap import resolve_paths
 from node.learning.learner import warning
 from node.maths.graph import spectral_gap
-from node.privacy.accountant import Mechanism, epsilon, epsilon_link, epsilon_total, units_left
-from node.privacy.door import mechanism, noise_multiplier
+from node.privacy.accountant import (
+    Mechanism,
+    epsilon,
+    epsilon_link,
+    epsilon_total,
+    remaining_compositions,
+)
+from node.privacy.gate import mechanism, noise_multiplier
 from node.privacy.ledger import Ledger
 from node.records.journal import plain
 from node.records.summary import AGAINST, LINK, Epsilon, Privacy, conditions
@@ -30,7 +38,7 @@ from node.tasks import make
 from peer.errors import ConfigurationError, DataError
 from peer.identity.roster import Roster
 from peer.neighborhood import Neighborhood
-from peer.topology import TOPOLOGIES, neighborhoods
+from peer.topology import TOPOLOGIES, make_neighborhoods
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,7 +71,9 @@ class Lifetime:
     delta: float
     limit: float | None
     rounds_left: int | None
-    """Rounds of the planned run that the limit still allows, at most all of them; None: there is no limit."""
+    """Rounds of the planned run that the limit still allows, at most all of them; None: there is no
+    limit.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +110,8 @@ class Question:
 
 
 def read(file: Path | None, settings: Sequence[str]) -> Question:
-    """From an experiment, a run.toml (with its roster.json beside it), a node.toml (with all it names), or nothing.
+    """From an experiment, a run.toml (with its roster.json beside it), a node.toml (with all it
+    names), or nothing.
 
     Raises:
         ConfigurationError, IdentityError: one sentence.
@@ -108,22 +119,30 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
     if file is None:
         config = load(ExperimentConfig, [], ["task.data=own", "privacy.mode=strict", *settings])
         return Question(run=config, names=config.experiment.names)
-    if kind_of(file) is ExperimentConfig:
+    if detect_config(file) is ExperimentConfig:
         config = load(ExperimentConfig, [file], settings)
         return Question(run=config, names=_roster(config, file.parent / "roster.json"))
-    node = located(load(NodeConfig, [file]), file.parent)
+    node = resolve_paths(load(NodeConfig, [file]), file.parent)
     config = load(ExperimentConfig, [node.run], settings)
     node.check_task(config.task.name)
-    return Question(run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget)
+    return Question(
+        run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget
+    )
 
 
 def _roster(config: ExperimentConfig, roster: Path) -> Sequence[str]:
     """A sealed run has a roster; an experiment says how many."""
-    sealed = config.run.federation and roster.exists() and "nodes" not in config.experiment.model_fields_set
+    sealed = (
+        config.run.federation
+        and roster.exists()
+        and "nodes" not in config.experiment.model_fields_set
+    )
     return Roster.load(roster, config.run.federation).names if sealed else config.experiment.names
 
 
-def with_options(question: Question, *, degree: int | None, data: str, limit: float | None) -> Question:
+def with_options(
+    question: Question, *, degree: int | None, data: str, limit: float | None
+) -> Question:
     """What the command line says beside the settings of a file."""
     budget = question.budget
     if limit is not None:
@@ -135,19 +154,25 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
     """Calibrates or accounts, once per |K|; `say` hears what is being computed. Some CPU seconds.
 
     Raises:
-        ConfigurationError: not mode strict, an unknown algorithm or graph, or no noise reaches the target.
-        DataError, LedgerError, TemporaryFailure: of the ledger.
+        ConfigurationError: not mode strict, an unknown algorithm or graph, or no noise reaches the
+        target. DataError, LedgerError, TemporaryFailure: of the ledger.
     """
     run, privacy = question.run, question.run.privacy
     if privacy.mode != "strict":
-        raise ConfigurationError(f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.')
+        raise ConfigurationError(
+            f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.'
+        )
     algorithm, rounds, d = find(run.algorithm.name), run.train.rounds, _parameters(run)
 
     @cache
     def price(releases: int) -> tuple[float, float]:
         say(f"accounting for {releases} releases a round")
-        sigma = privacy.sigma or _up(noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases))
-        return sigma, epsilon_total(mechanism(privacy, d=d or 0, sigma=sigma, releases=releases), rounds, privacy.delta)
+        sigma = privacy.sigma or _up(
+            noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases)
+        )
+        return sigma, epsilon_total(
+            mechanism(privacy, d=d or 0, sigma=sigma, releases=releases), rounds, privacy.delta
+        )
 
     def cost(degree: int, **graph: Any) -> Cost:
         sigma, spent = price(releases := algorithm.releases(degree))
@@ -178,26 +203,34 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             warning=warning(privacy, own.epsilon),
         ),
         cost=own,
-        graphs=tuple(sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))),
+        graphs=tuple(
+            sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))
+        ),
         impossible=impossible,
         lifetime=_lifetime(question, own, told) if question.data else None,
     )
 
 
 def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Facts of every graph of the table over these names, and why others can't be had. Given edges count as one."""
+    """Facts of every graph of the table over these names, and why others can't be had. Given edges
+    count as one.
+    """
     facts, impossible = [], {}
     for kind in sorted(TOPOLOGIES if run.wiring.edges else TOPOLOGIES.keys() - {"edges"}):
         try:
-            facts.append(_facts(kind, neighborhoods(kind, names, run.wiring)))
+            facts.append(_facts(kind, make_neighborhoods(kind, names, run.wiring)))
         except ConfigurationError as error:
             impossible[kind] = str(error)
     return facts, impossible
 
 
-def _facts(kind: str, hoods: Mapping[str, Neighborhood]) -> dict[str, Any]:
-    gap = spectral_gap({name: hood.weight for name, hood in hoods.items()})
-    return {"graph": kind, "degree": max(hood.degree for hood in hoods.values()), "spectral_gap": gap}
+def _facts(kind: str, neighborhoods: Mapping[str, Neighborhood]) -> dict[str, Any]:
+    gap = spectral_gap({name: neighborhood.weight for name, neighborhood in neighborhoods.items()})
+    return {
+        "graph": kind,
+        "degree": max(neighborhood.degree for neighborhood in neighborhoods.values()),
+        "spectral_gap": gap,
+    }
 
 
 def _parameters(run: RunConfig) -> int | None:
@@ -217,13 +250,17 @@ def _lifetime(question: Question, own: Cost, told: Mechanism) -> Lifetime:
     budget, rounds = question.budget, question.run.train.rounds
     limit = budget.limit
     if not Ledger.exists(budget.folder, question.data):
-        raise DataError(f"There is no ledger {question.data} in {budget.folder}: nothing was released from it yet.")
+        raise DataError(
+            f"There is no ledger {question.data} in {budget.folder}: nothing was released from it yet."
+        )
     with Ledger.open(budget.folder, question.data) as ledger:
         rows = ledger.rows()
     left = None
     if limit is not None:
-        units = units_left(rows, told, limit, budget.delta, most=told.units(rounds))
-        left = units // max(told.units(1), 1)
+        compositions = remaining_compositions(
+            rows, told, limit, budget.delta, most=told.compositions(rounds)
+        )
+        left = compositions // max(told.compositions(1), 1)
     return Lifetime(
         data=question.data,
         ledger=str(budget.folder),
@@ -248,11 +285,25 @@ def show(outlook: Outlook) -> RenderableType:
 
     wanted = "" if outlook.target is None else f" for ε_total ≤ {outlook.target:g}"
     table = Table(
-        "graph", "degree", "|K|", "σ", "ε_total", "spectral gap", box=None, pad_edge=False, title_justify="left"
+        "graph",
+        "degree",
+        "|K|",
+        "σ",
+        "ε_total",
+        "spectral gap",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
     )
     table.title = f"What graphs of {outlook.nodes} nodes cost{wanted}, under the same conditions"
     for it in outlook.graphs:
-        cells = [str(it.degree), str(it.releases), f"{it.sigma:.4g}", f"{it.epsilon:.3g}", f"{it.spectral_gap:.2g}"]
+        cells = [
+            str(it.degree),
+            str(it.releases),
+            f"{it.sigma:.4g}",
+            f"{it.epsilon:.3g}",
+            f"{it.spectral_gap:.2g}",
+        ]
         table.add_row(it.graph, *cells)
     lines = [*_headline(outlook), *_lifetime_lines(outlook)]
     no = [Text(f"not {kind}: {why}") for kind, why in outlook.impossible.items()]

@@ -8,8 +8,29 @@ import sys
 import unicodedata
 
 SPELLED = str.maketrans(
-    {"ε": "eps", "δ": "delta", "σ": "sigma", "π": "pi", "Σ": "sum", "✓": "ok", "✗": "x", "†": "*", "→": "->"}
-    | {"≤": "<=", "≥": ">=", "≠": "!=", "±": "+/-", "×": "x", "÷": "/", "·": "-", "–": "-", "—": "-", "━": "="}
+    {
+        "ε": "eps",
+        "δ": "delta",
+        "σ": "sigma",
+        "π": "pi",
+        "Σ": "sum",
+        "✓": "ok",
+        "✗": "x",
+        "†": "*",
+        "→": "->",
+    }
+    | {
+        "≤": "<=",
+        "≥": ">=",
+        "≠": "!=",
+        "±": "+/-",
+        "×": "x",
+        "÷": "/",
+        "·": "-",
+        "–": "-",
+        "—": "-",
+        "━": "=",
+    }
     | {"…": "...", "„": '"', "“": '"', "”": '"', "‘": "'", "’": "'"}
 )
 """How what we print reads in ASCII."""
@@ -17,7 +38,9 @@ ERRORS = "peerpoise-spelled"
 
 
 def spell() -> None:
-    """From now on, what the encodings of standard output and error lack is spelled in ASCII, and never an error."""
+    """From now on, what the encodings of standard output and error lack is spelled in ASCII, and
+    never an error.
+    """
     codecs.register_error(ERRORS, _spelled)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

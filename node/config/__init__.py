@@ -1,8 +1,8 @@
-"""Configuration: what is the same everywhere (`RunConfig`, run.toml), what is one node's own (`NodeConfig`, node.toml),
-and what only `up` and `simulate` read (`[experiment]`).
+"""Configuration: what is the same everywhere (`RunConfig`, run.toml), what is one node's own
+(`NodeConfig`, node.toml), and what only `up` and `simulate` read (`[experiment]`).
 
-Frozen pydantic models; an unknown key is an error. `load` reads TOML files, applies environment and `--set`, and turns
-every mistake into one sentence. run_id is the digest of the run file's content.
+Frozen pydantic models; an unknown key is an error. `load` reads TOML files, applies environment and
+`--set`, and turns every mistake into one sentence. run_id is the digest of the run file's content.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from node.config.experiment import Attackers, ExperimentConfig, ExperimentSection
 from node.config.loading import (
     ENVIRONMENT_PREFIX,
-    kind_of,
+    detect_config,
+    drop_none,
+    flatten,
     layers,
-    leaves,
     load,
     merge,
     nested,
     origins,
     sentence,
-    without_removed,
     write,
 )
 from node.config.node import (
@@ -79,14 +79,14 @@ __all__ = [
     "TopologySection",
     "TrainSection",
     "ValidationSection",
-    "kind_of",
+    "detect_config",
     "layers",
-    "leaves",
+    "flatten",
     "load",
     "merge",
     "nested",
     "origins",
     "sentence",
-    "without_removed",
+    "drop_none",
     "write",
 ]

@@ -1,10 +1,11 @@
-"""A graph from a file: one edge a line, two names and, where W is given, its weight; # starts a comment.
+"""A graph from a file: one edge a line, two names and, where W is given, its weight; # starts a
+comment.
 
     n0 n1 0.25      or  n0,n1,0.25       weights for all edges, or for none
     n0 n0 0.5       w_00, which may be left out: the diagonal takes the rest
 
-The edges go into the run file itself: every node has to compute the same W, so they belong to what its digest covers,
-and a file beside it would have to travel, and be checked, by itself.
+The edges go into the run file itself: every node has to compute the same W, so they belong to what
+its digest covers, and a file beside it would have to travel, and be checked, by itself.
 """
 
 from __future__ import annotations
@@ -40,8 +41,13 @@ def read(file: Path) -> list[tuple[str | float, ...]]:
     except NotUtf8 as error:
         raise ConfigurationError(f"topology.file: {file} {error}.") from None
     except OSError:
-        raise ConfigurationError(f"topology.file: {file} can't be read as text; check the path.") from None
-    split = [(number, line.partition("#")[0].replace(",", " ").split()) for number, line in enumerate(lines, 1)]
+        raise ConfigurationError(
+            f"topology.file: {file} can't be read as text; check the path."
+        ) from None
+    split = [
+        (number, line.partition("#")[0].replace(",", " ").split())
+        for number, line in enumerate(lines, 1)
+    ]
     return [_edge(words, f"{file}, line {number}") for number, words in split if words]
 
 
@@ -52,4 +58,6 @@ def _edge(words: list[str], place: str) -> tuple[str | float, ...]:
         return (words[0], words[1], *map(float, words[2:]))
     except ValueError:
         said = " ".join(words)
-        raise ConfigurationError(f"{place}: an edge is two names and perhaps a weight, not {said!r}.") from None
+        raise ConfigurationError(
+            f"{place}: an edge is two names and perhaps a weight, not {said!r}."
+        ) from None

@@ -12,10 +12,14 @@ from node.config.section import Device, Section
 
 
 class Attackers(AttackSection):
-    """`[experiment.attack]`: some nodes of the experiment attack. Every other key is the attack's own."""
+    """`[experiment.attack]`: some nodes of the experiment attack. Every other key is the attack's
+    own.
+    """
 
     nodes: int | tuple[str, ...] = 1
-    """Who attacks: names, or how many, which are spread evenly over the sorted names, from the first on."""
+    """Who attacks: names, or how many, which are spread evenly over the sorted names, from the
+    first on.
+    """
 
 
 class ExperimentSection(Section):
@@ -24,20 +28,24 @@ class ExperimentSection(Section):
     nodes: int = Field(default=4, ge=1)
     """Number of nodes, named n0, n1, … (zero-padded)."""
     partition: Literal["iid", "dirichlet", "dirichlet-unequal", "shards", "column"] = "dirichlet"
-    """How the public data set is divided. dirichlet: each node draws class priors, all get equally many rows (the
-    papers). dirichlet-unequal: each class is shared out by a Dirichlet draw. shards: rows sorted by label are cut, each
-    node gets `shards` pieces. column: the values of `column` are dealt to the nodes."""
+    """How the public data set is divided. dirichlet: each node draws class priors, all get equally
+    many rows (the papers). dirichlet-unequal: each class is shared out by a Dirichlet draw. shards:
+    rows sorted by label are cut, each node gets `shards` pieces. column: the values of `column` are
+    dealt to the nodes."""
     alpha: float = Field(default=0.25, gt=0)
     """Dirichlet concentration; small is very non-IID."""
     shards: int = Field(default=2, ge=1)
     """Pieces per node."""
     column: str = ""
-    """A table's column, or an array [n] of the .npz, e.g. who wrote a digit; of texts also `language` or `file`. The
-    other partitions divide by its values too, in place of the labels, where it is given."""
+    """A table's column, or an array [n] of the .npz, e.g. who wrote a digit; of texts also
+    `language` or `file`. The other partitions divide by its values too, in place of the labels,
+    where it is given."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the partition."""
     device: Device = "cpu"
-    """Where gradients are computed (see compute.device). Small models are faster on the CPU, bits repeat only there."""
+    """Where gradients are computed (see compute.device). Small models are faster on the CPU, bits
+    repeat only there.
+    """
     attack: Attackers | None = None
     """Some of the nodes attack the others; run.toml never says so."""
 
@@ -62,14 +70,20 @@ class ExperimentSection(Section):
             return self
         who = self.attack.nodes
         if not isinstance(who, int) and (unknown := sorted(set(who) - set(self.names))):
-            raise ValueError(f"attack.nodes names {unknown[0]}, but the nodes are {self.names[0]} … {self.names[-1]}")
+            raise ValueError(
+                f"attack.nodes names {unknown[0]}, but the nodes are {self.names[0]} … {self.names[-1]}"
+            )
         count = who if isinstance(who, int) else len(who)
         if not isinstance(who, int) and len(set(who)) < count:
             raise ValueError("attack.nodes names a node twice")
         if count < 1 or count > self.nodes:
-            raise ValueError(f"attack.nodes = {count} of {self.nodes} nodes; 1 to {self.nodes - 1} can attack")
+            raise ValueError(
+                f"attack.nodes = {count} of {self.nodes} nodes; 1 to {self.nodes - 1} can attack"
+            )
         if count == self.nodes:
-            raise ValueError(f"all {count} nodes attack and nobody is left who is honest; lower attack.nodes")
+            raise ValueError(
+                f"all {count} nodes attack and nobody is left who is honest; lower attack.nodes"
+            )
         return self
 
     @property

@@ -27,10 +27,14 @@ C = TypeVar("C", bound=Section)
 
 
 def load(
-    model: type[C], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    model: type[C],
+    files: Sequence[Path],
+    settings: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
 ) -> C:
-    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an empty value removes
-    the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
+    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an
+    empty value removes the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier
+    files > defaults.
 
     Raises:
         ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
@@ -40,13 +44,14 @@ def load(
         merge(merged, values)
     edges.inline(merged, files[-1].parent if files else Path())
     try:
-        return model(**without_removed(merged))
+        return model(**drop_none(merged))
     except ValidationError as error:
         raise ConfigurationError(sentence(error, files)) from None
 
 
-def kind_of(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
-    """What a file is to be read as: one that names an identity is a node's, anything else is a run or an experiment.
+def detect_config(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
+    """What a file is to be read as: one that names an identity is a node's, anything else is a run
+    or an experiment.
 
     Raises:
         ConfigurationError: as `load`.
@@ -55,9 +60,14 @@ def kind_of(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
 
 
 def layers(
-    model: type[Section], files: Sequence[Path], settings: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    model: type[Section],
+    files: Sequence[Path],
+    settings: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """(where from, nested values) of everything that is set, lowest precedence first. A removed key's value is None."""
+    """(where from, nested values) of everything that is set, lowest precedence first. A removed
+    key's value is None.
+    """
     found = [(str(file), _read(file)) for file in files]
     for name, value in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
@@ -72,17 +82,21 @@ def layers(
     return found
 
 
-def origins(model: type[Section], files: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, str]:
-    """section.key -> where its value comes from, for everything that is set; what is not in it is a default."""
+def origins(
+    model: type[Section], files: Sequence[Path], settings: Sequence[str] = ()
+) -> dict[str, str]:
+    """section.key -> where its value comes from, for everything that is set; what is not in it is a
+    default.
+    """
     found: dict[str, str] = {}
     for origin, values in layers(model, files, settings):
-        found |= dict.fromkeys(leaves(values), origin)
+        found |= dict.fromkeys(flatten(values), origin)
     return found
 
 
 def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no null). `comments`:
-    section -> what is written above it.
+    """Writes a configuration as TOML that `load` reads back equal (None is left out: TOML has no
+    null). `comments`: section -> what is written above it.
 
     Raises:
         StorageError: the disk refuses.
@@ -90,19 +104,23 @@ def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProx
     text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
     for section, comment in comments.items():
         text = text.replace(f"[{section}]\n", f"# {comment}\n[{section}]\n")
-    files.replace(file, text.encode())
+    files.atomic_write(file, text.encode())
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values as {"section.key": value}."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return found
 
 
 def _all_sections() -> set[str]:
-    """The environment is one for both files: a section that belongs to the other file is passed over."""
+    """The environment is one for both files: a section that belongs to the other file is passed
+    over.
+    """
     return {*ExperimentConfig.model_fields, *NodeConfig.model_fields}
 
 
@@ -114,15 +132,21 @@ def _read(file: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise ConfigurationError(f"{file} is a folder; name the TOML file in it.") from None
     except PermissionError:
-        raise ConfigurationError(f"{file} may not be read by this user; check its permissions.") from None
+        raise ConfigurationError(
+            f"{file} may not be read by this user; check its permissions."
+        ) from None
     except OSError as error:
-        raise ConfigurationError(f"{file} can't be read ({error.strerror or error}); check the path.") from None
+        raise ConfigurationError(
+            f"{file} can't be read ({error.strerror or error}); check the path."
+        ) from None
     except NotUtf8 as error:
         raise ConfigurationError(f"{file} is not valid TOML: it {error}.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{file} is not valid TOML: {error}.") from None
     except (ValueError, RecursionError):  # of Python: thousands of digits or of brackets
-        raise ConfigurationError(f"{file} has a number that is too long, or lists too deep in one another.") from None
+        raise ConfigurationError(
+            f"{file} has a number that is too long, or lists too deep in one another."
+        ) from None
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -149,18 +173,28 @@ def _value(text: str) -> Any:
         return text
 
 
-def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+def drop_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without the keys that were set to None."""
-    kept = {key: without_removed(value) if isinstance(value, dict) else value for key, value in values.items()}
+    kept = {
+        key: drop_none(value) if isinstance(value, dict) else value for key, value in values.items()
+    }
     return {key: value for key, value in kept.items() if value is not None}
 
 
 def sentence(error: ValidationError, files: Sequence[Path], within: str = "") -> str:
-    """One sentence for pydantic's complaint about what the files say, or what they say `within` a section."""
+    """One sentence for pydantic's complaint about what the files say, or what they say `within` a
+    section.
+    """
     first = error.errors(include_url=False)[0]
     where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
     where = readable(where)
     source = f" ({', '.join(map(str, files))})" if files else ""
     more = error.error_count() - 1
-    what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-    return f"Configuration{source}: {where}: {what}." + (f" ({more} more mistakes follow.)" if more else "")
+    what = (
+        "unknown key"
+        if first["type"] == "extra_forbidden"
+        else first["msg"].removeprefix("Value error, ")
+    )
+    return f"Configuration{source}: {where}: {what}." + (
+        f" ({more} more mistakes follow.)" if more else ""
+    )

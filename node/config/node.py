@@ -15,14 +15,14 @@ from peer.errors import ConfigurationError
 
 
 class AttackSection(Section):
-    """`[attack]`, needs `--i-am-testing`: what this node lies about (docs/poison.md). Every other key is the attack's
-    own."""
+    """`[attack]`, needs `--i-am-testing`: what this node lies about (docs/poison.md). Every other
+    key is the attack's own."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     name: str
-    """label-flip | feature-noise | sign-flip | scaling | gaussian | zero | echo | alie | inner-product | dissensus |
-    state."""
+    """label-flip | feature-noise | sign-flip | scaling | gaussian | zero | echo | alie |
+    inner-product | dissensus | state."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -42,12 +42,14 @@ class DataSection(Section):
     name: str = ""
     """Name of the private data set: its ledger's name. Required for own data."""
     path: Path | None = None
-    """Own data: an .npz with arrays x (float or uint8) and y (integers), a table (.csv, .tsv, .parquet), or a folder
-    of images in sub-folders."""
+    """Own data: an .npz with arrays x (float or uint8) and y (integers), a table (.csv, .tsv,
+    .parquet), or a folder of images in sub-folders."""
     test: Path | None = None
     """Own public test set, same form; None: no accuracy is reported."""
     validation: Path | None = None
-    """The validation set, same form, where the algorithm needs one; its SHA-256 is validation.digest in run.toml."""
+    """The validation set, same form, where the algorithm needs one; its SHA-256 is
+    validation.digest in run.toml.
+    """
     rows: Path | None = None
     """Public data: .npy with this node's row numbers (written by `up`)."""
 
@@ -56,19 +58,25 @@ class ListenSection(Section):
     address: str = "127.0.0.1:0"
     """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
     advertise: str = ""
-    """host:port neighbors dial; empty: the bound address, or where that is all of them, those of this machine."""
+    """host:port neighbors dial; empty: the bound address, or where that is all of them, those of
+    this machine.
+    """
     insecure: bool = False
-    """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and summary."""
+    """No TLS at all. For experiments on one machine only; shown in logs, status, metrics and
+    summary.
+    """
 
 
 class PeersSection(Section):
     static: dict[str, str] = {}
     """name -> host:port of members; these come before the roster's addresses."""
     discovery: tuple[DiscoveryName, ...] = ("static",)
-    """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members tell each other) |
-    mdns (the local network); docs/discovery.md."""
+    """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members
+    tell each other) | mdns (the local network); docs/discovery.md."""
     dns: str = ""
-    """dns: host:port; with {name} in it a DNS name per node, else one whose records are all nodes'."""
+    """dns: host:port; with {name} in it a DNS name per node, else one whose records are all
+    nodes'.
+    """
 
 
 class ComputeSection(Section):
@@ -82,8 +90,8 @@ class ComputeSection(Section):
 
 class BudgetSection(Section):
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["unlimited"] | None = None
-    """Lifetime ε_total of this data set over all runs, or "unlimited". Needed unless the ledger is thrown away:
-    run.toml must not decide what these data give away."""
+    """Lifetime ε_total of this data set over all runs, or "unlimited". Needed unless the ledger is
+    thrown away: run.toml must not decide what these data give away."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of the lifetime ε."""
     ledger_dir: Path | None = None
@@ -93,7 +101,8 @@ class BudgetSection(Section):
 
     @property
     def limit(self) -> float | None:
-        """Lifetime ε_total; None: there is none, because the owner says so or because the data are public.
+        """Lifetime ε_total; None: there is none, because the owner says so or because the data are
+        public.
 
         Raises:
             ConfigurationError: the owner of the data has not decided.
@@ -116,7 +125,9 @@ class BudgetSection(Section):
             return self.ledger_dir
         try:
             state = (
-                os.environ.get("XDG_STATE_HOME") or os.environ.get("STATE_DIRECTORY") or Path.home() / ".local/state"
+                os.environ.get("XDG_STATE_HOME")
+                or os.environ.get("STATE_DIRECTORY")
+                or Path.home() / ".local/state"
             )
         except RuntimeError:
             raise ConfigurationError(
@@ -138,7 +149,9 @@ class NodeConfig(Section):
     name: str
     """This node's name in the roster."""
     tasks: tuple[str, ...] = ()
-    """Tasks beside ours that run.toml may name (task.name): their code runs here and sees the private data."""
+    """Tasks beside ours that run.toml may name (task.name): their code runs here and sees the
+    private data.
+    """
     run: Path = Path("run.toml")
     """The run file; relative paths are relative to this file's folder."""
     roster: Path = Path("roster.json")

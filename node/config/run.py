@@ -15,11 +15,13 @@ from pydantic import ConfigDict, Field, model_validator
 from node.config.section import RunName, Section
 from node.config.task import TaskSection
 from peer.neighborhood import Neighborhood
-from peer.topology import Wiring, neighborhoods
+from peer.topology import GraphOptions, make_neighborhoods
 
 
 class AlgorithmSection(Section):
-    """`[algorithm]`: the name; every other key belongs to the algorithm's own Config, which checks it."""
+    """`[algorithm]`: the name; every other key belongs to the algorithm's own Config, which checks
+    it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -32,22 +34,30 @@ class AlgorithmSection(Section):
 
 
 class TopologySection(Section):
-    """The graph over the sorted names of the roster. W is Metropolis', unless edges with weights give it."""
+    """The graph over the sorted names of the roster. W is Metropolis', unless edges with weights
+    give it.
+    """
 
     kind: str = "ring"
-    """ring | full | star | bipartite (even–odd, complete) | grid | torus | hypercube | exponential (i ± 2^k) |
-    erdos-renyi | edges."""
+    """ring | full | star | bipartite (even–odd, complete) | grid | torus | hypercube | exponential
+    (i ± 2^k) | erdos-renyi | edges."""
     p: float = Field(default=0.3, gt=0, le=1)
     """erdos-renyi: probability of each edge; drawn from train.seed until the graph is connected."""
     file: str = ""
-    """edges: a file of them, "NAME NAME" or "NAME NAME WEIGHT" a line, beside this one; read into `edges`."""
+    """edges: a file of them, "NAME NAME" or "NAME NAME WEIGHT" a line, beside this one; read into
+    `edges`.
+    """
     edges: tuple[tuple[str, str] | tuple[str, str, float], ...] = ()
-    """edges: [name, name] or [name, name, weight] each. With weights they are W (symmetric, rows of sum 1)."""
+    """edges: [name, name] or [name, name, weight] each. With weights they are W (symmetric, rows of
+    sum 1).
+    """
 
     @model_validator(mode="after")
     def _edges_are_used(self) -> TopologySection:
         if (self.file or self.edges) and self.kind != "edges":
-            raise ValueError(f'file and edges belong to kind = "edges"; remove them, or "{self.kind}"')
+            raise ValueError(
+                f'file and edges belong to kind = "edges"; remove them, or "{self.kind}"'
+            )
         return self
 
 
@@ -55,22 +65,28 @@ class TrainSection(Section):
     rounds: int = Field(default=100, ge=1, lt=2**31)
     """T, rounds of the whole run."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of everything that is public: initial parameters, Erdős–Rényi graphs, batches in mode none."""
+    """Seed of everything that is public: initial parameters, Erdős–Rényi graphs, batches in mode
+    none.
+    """
     evaluate_every: int = Field(default=10, ge=0)
     """Rounds between evaluations on the public test set; 0: only at the end."""
     checkpoint_every: int = Field(default=10, ge=1)
-    """Rounds between checkpoints: the most that a crash undoes, and of deca, dsgd-adam and dec-lora, whose moments
-    change in place, a stop in mid-round."""
+    """Rounds between checkpoints: the most that a crash undoes, and of deca, dsgd-adam and
+    dec-lora, whose moments change in place, a stop in mid-round."""
 
 
 class PrivacySection(Section):
     mode: Literal["strict", "paper", "none"] = "strict"
-    """strict: all that leaves is noised first. paper: the papers' calibration (NOT a guarantee). none: no privacy."""
+    """strict: all that leaves is noised first. paper: the papers' calibration (NOT a guarantee).
+    none: no privacy.
+    """
     epsilon: float | None = Field(default=None, gt=0)
-    """Target ε_total over the run: σ is calibrated for the largest closed neighborhood. Excludes sigma."""
+    """Target ε_total over the run: σ is calibrated for the largest closed neighborhood. Excludes
+    sigma.
+    """
     sigma: float | None = Field(default=None, gt=0)
-    """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon (paper mode's own
-    formula excepted)."""
+    """Noise multiplier: noise of std sigma·clip on the SUM of clipped gradients. Excludes epsilon
+    (paper mode's own formula excepted)."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of every ε that is shown."""
     clip: float = Field(default=1.0, gt=0)
@@ -78,26 +94,35 @@ class PrivacySection(Section):
     rate: float = Field(default=0.05, gt=0, le=1)
     """q: probability with which each example enters a batch. Public, equal at all nodes."""
     batch: int = Field(default=64, ge=1)
-    """B: the public divisor (in mode none also the size of the batch). Never recomputed from the private n_i."""
+    """B: the public divisor (in mode none also the size of the batch). Never recomputed from the
+    private n_i.
+    """
     batches: Literal["independent", "shared"] = "independent"
-    """independent: a fresh secret batch for each answer. shared: one batch a round for all (accounted as such)."""
+    """independent: a fresh secret batch for each answer. shared: one batch a round for all
+    (accounted as such).
+    """
     max_examples: int | None = Field(default=None, ge=1)
-    """n: no answer can be larger than one from so many examples, at any node (their sum is held to n·clip), and each
-    takes the time of a batch of qn + 6√(qn); None: B/q. Raise it where a node has more examples, since the time of
-    larger batches shows. Never the private number of anybody's examples."""
+    """n: no answer can be larger than one from so many examples, at any node (their sum is held to
+    n·clip), and each takes the time of a batch of qn + 6√(qn); None: B/q. Raise it where a node has
+    more examples, since the time of larger batches shows. Never the private number of anybody's
+    examples."""
     backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
-    """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap that agrees with the
-    loop at start, else the loop."""
+    """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap
+    that agrees with the loop at start, else the loop."""
     chunk: int | None = Field(default=None, ge=1)
     """Examples per chunk; None: 16 to 128, for vmap fewer with larger models."""
     paper_q: float | None = Field(default=None, gt=0)
     """paper mode: the q the authors' code uses in its formula instead of `rate`."""
     insecure_seed: int | None = None
-    """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the guarantee and says so."""
+    """Replaces the secret noise and batch keys by public ones, for reproduction. Destroys the
+    guarantee and says so.
+    """
 
     @property
     def largest_batch(self) -> int:
-        """⌈qn + 6√(qn)⌉: examples of which an answer takes the time, however few are in its secret batch."""
+        """⌈qn + 6√(qn)⌉: examples of which an answer takes the time, however few are in its secret
+        batch.
+        """
         expected = self.rate * (self.max_examples or self.batch / self.rate)
         return ceil(expected + 6 * sqrt(expected))
 
@@ -116,15 +141,22 @@ class PrivacySection(Section):
 
 
 class ValidationSection(Section):
-    """The examples on which ROSS and PDSL value what they hear; the same at all nodes, never sent."""
+    """The examples on which ROSS and PDSL value what they hear; the same at all nodes, never
+    sent.
+    """
 
     size: int | None = Field(default=None, ge=1)
-    """Public data sets: so many training examples, of all classes alike, are held out before the data are divided,
-    whatever the algorithm. None: 500 (a tenth, if that is less) where the algorithm needs them."""
+    """Public data sets: so many training examples, of all classes alike, are held out before the
+    data are divided, whatever the algorithm. None: 500 (a tenth, if that is less) where the
+    algorithm needs them."""
     path: Path | None = None
-    """Own data: a file like data.path; `pack` gives every host a copy (data.validation in its node.toml)."""
+    """Own data: a file like data.path; `pack` gives every host a copy (data.validation in its
+    node.toml).
+    """
     digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """SHA-256 (hex) of that file, or of the examples held out; written by `up` and `pack`, compared in handshakes."""
+    """SHA-256 (hex) of that file, or of the examples held out; written by `up` and `pack`, compared
+    in handshakes.
+    """
     public: bool = True
     """False: the validation set is private and outside the guarantee; said beside every ε."""
 
@@ -133,36 +165,42 @@ class MixSection(Section):
     """How what the neighbors say is averaged, by any algorithm."""
 
     rule: Literal["mean", "median", "trimmed_mean", "multi_krum", "clipping"] = "mean"
-    """mean: weighted by W. The others bear neighbors that lie, but keep no mean over the nodes (docs/poison.md).
-    clipping: self-centered."""
-    trim: int = Field(default=1, ge=0)
-    """How many liars among a node and its neighbors are borne: trimmed_mean leaves out so many values of a coordinate
-    on each side, multi_krum so many vectors, clipping so many neighbors when it takes τ from the others' distances."""
+    """mean: weighted by W. The others bear neighbors that lie, but keep no mean over the nodes
+    (docs/poison.md). clipping: self-centered."""
+    byzantine: int = Field(default=1, ge=0)
+    """How many liars among a node and its neighbors are borne: trimmed_mean leaves out so many
+    values of a coordinate on each side, multi_krum so many vectors, clipping so many neighbors when
+    it takes τ from the others' distances."""
     tau: float | None = Field(default=None, gt=0)
-    """clipping: τ, how far a neighbor can pull (a norm); None: the largest distance after the `trim` farthest."""
+    """clipping: τ, how far a neighbor can pull (a norm); None: the largest distance after the
+    `byzantine` farthest.
+    """
 
 
 class LimitsSection(Section):
     """How large a node's payloads may be. What is larger is refused like malformed data."""
 
     rms: float = Field(default=1e4, gt=0, le=1e9)
-    """Largest root mean square of what is said, mixed, or answered without noise. A node whose own state is beyond it
-    has diverged and stops; neighbors refuse what is."""
+    """Largest root mean square of what is said, mixed, or answered without noise. A node whose own
+    state is beyond it has diverged and stops; neighbors refuse what is."""
 
 
 class SyncSection(Section):
     mode: Literal["round", "quorum", "async"] = "round"
-    """round: wait for all live neighbors. quorum: for a share of them. async: never wait, not with algorithms that
-    train block by block."""
+    """round: wait for all live neighbors. quorum: for a share of them. async: never wait, not with
+    algorithms that train block by block."""
     deadline_s: float = Field(default=10.0, gt=0)
-    """Seconds without any progress after which a neighbor is lost. Measures progress, not compute time."""
+    """Seconds without any progress after which a neighbor is lost. Measures progress, not compute
+    time.
+    """
     slowest: float = Field(default=10.0, ge=1)
-    """How many times as long as a round takes the faster half of the neighbors (this node itself, where there is one
-    neighbor only) a neighbor may take. More uses up patience."""
+    """How many times as long as a round takes the faster half of the neighbors (this node itself,
+    where there is one neighbor only) a neighbor may take. More uses up patience."""
     patience_s: float | None = Field(default=None, gt=0)
-    """Seconds for which a neighbor that is slower than that, though it shows progress, is waited for before it is
-    lost; each time half of what is left, so twice as many in the whole run. A tenth of the time in which it is on time
-    is given back. Unset: 30 rounds, as long as they take the faster half, from 3 deadlines to 900 s."""
+    """Seconds for which a neighbor that is slower than that, though it shows progress, is waited
+    for before it is lost; each time half of what is left, so twice as many in the whole run. A
+    tenth of the time in which it is on time is given back. Unset: 30 rounds, as long as they take
+    the faster half, from 3 deadlines to 900 s."""
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of live neighbors to wait for in quorum mode."""
     staleness: int = Field(default=2, ge=0)
@@ -201,9 +239,9 @@ class RunConfig(Section):
     start: StartSection = StartSection()
 
     @property
-    def wiring(self) -> Wiring:
+    def wiring(self) -> GraphOptions:
         """What the graph needs beside its kind and the names."""
-        return Wiring(p=self.topology.p, seed=self.train.seed, edges=self.topology.edges)
+        return GraphOptions(p=self.topology.p, seed=self.train.seed, edges=self.topology.edges)
 
     def neighborhoods(self, names: Sequence[str]) -> dict[str, Neighborhood]:
         """Every node's closed neighborhood on the run's graph over these names.
@@ -211,12 +249,14 @@ class RunConfig(Section):
         Raises:
             ConfigurationError: no such graph over them.
         """
-        return neighborhoods(self.topology.kind, names, self.wiring)
+        return make_neighborhoods(self.topology.kind, names, self.wiring)
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical content."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+        ).hexdigest()
 
     @property
     def run_id(self) -> str:

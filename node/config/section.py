@@ -19,7 +19,9 @@ MISLEADING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 
 
 class Section(BaseModel):
-    """No text in any of them may hold what misleads those who read it: other people write these files, too."""
+    """No text in any of them may hold what misleads those who read it: other people write these
+    files, too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -28,7 +30,9 @@ class Section(BaseModel):
         for name, value in self:
             for text in (name, *_texts(value)):
                 if found := MISLEADING.search(text):
-                    raise ValueError(f"{readable(name)} holds U+{ord(found[0]):04X}, which can't be seen; remove it")
+                    raise ValueError(
+                        f"{readable(name)} holds U+{ord(found[0]):04X}, which can't be seen; remove it"
+                    )
         return self
 
 
@@ -56,7 +60,9 @@ def _device(name: str) -> str:
 
 def _run_name(name: str) -> str:
     if not re.fullmatch(r"[^/\\]{1,80}", name) or not name.isprintable() or INVISIBLE.search(name):
-        raise ValueError("1 to 80 characters that can be seen, without slashes, are expected, as it names a folder")
+        raise ValueError(
+            "1 to 80 characters that can be seen, without slashes, are expected, as it names a folder"
+        )
     return name
 
 

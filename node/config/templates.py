@@ -1,4 +1,5 @@
-"""Templates of prompts: a text with {column} fields; {{ stands for a brace, and so does the }} that belongs to it.
+"""Templates of prompts: a text with {column} fields; {{ stands for a brace, and so does the }} that
+belongs to it.
 
 Other braces are left alone, so that JSON can be written as it is.
 """

@@ -1,6 +1,7 @@
 """A daemon's first second: its files are checked and its port answers before torch is there.
 
-Importing torch takes seconds. Until then grpc.health.v1 answers NOT_SERVING, and neighbors that call are kept waiting.
+Importing torch takes seconds. Until then grpc.health.v1 answers NOT_SERVING, and neighbors that
+call are kept waiting.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 DESCRIPTORS = 8192
 """Open files, connections included, that a daemon asks the system for; it needs some hundreds."""
 MULTIPROCESS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-"""With these Prometheus's client would keep figures in files that several processes share; a daemon is one process."""
+"""With these Prometheus's client would keep figures in files that several processes share; a daemon
+is one process.
+"""
 
 
 def serve(
@@ -44,10 +47,11 @@ def serve(
     testing: bool = False,
     until_eof: bool = False,
 ) -> int:
-    """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit code.
+    """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit
+    code.
 
-    `testing`: it may attack its neighbors, if its file says so, and fail where PEERPOISE_FAILPOINTS says.
-    `until_eof`: the end of standard input is SIGTERM.
+    `testing`: it may attack its neighbors, if its file says so, and fail where PEERPOISE_FAILPOINTS
+    says. `until_eof`: the end of standard input is SIGTERM.
 
     Raises:
         PeerpoiseError: one sentence; nothing was lost.
@@ -60,7 +64,7 @@ def serve(
         raise ConfigurationError(
             f"{failpoint.VARIABLE} is set, which makes a daemon fail, for tests: unset it, or add --i-am-testing."
         )
-    node = located(load(NodeConfig, [file], settings), file.parent)
+    node = resolve_paths(load(NodeConfig, [file], settings), file.parent)
     if node.attack and not testing:
         raise ConfigurationError(
             f"This node would attack its neighbors ({node.attack.name}), which is for tests of your own federation: "
@@ -71,25 +75,35 @@ def serve(
     node.check_task(run.task.name)
     roster = Roster.load(node.roster, run.run.federation)
     if node.name not in roster.by_name:
-        raise ConfigurationError(f"{file} names this node {node.name!r}, who is not in the roster {node.roster}.")
+        raise ConfigurationError(
+            f"{file} names this node {node.name!r}, who is not in the roster {node.roster}."
+        )
     identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
     if node.name in roster.removed:
-        raise ConfigurationError(f"{node.name} was removed from the roster (version {roster.version}).")
+        raise ConfigurationError(
+            f"{node.name} was removed from the roster (version {roster.version})."
+        )
     if roster.by_name[node.name].id != identity.id:
-        raise ConfigurationError(f"The roster has another key for {node.name} than {node.identity.key}.")
+        raise ConfigurationError(
+            f"The roster has another key for {node.name} than {node.identity.key}."
+        )
     _claim(node.folder, run)
     keep_version(node.folder, roster)
     for name in MULTIPROCESS:
         os.environ.pop(name, None)
-    process.keep()
+    process.retain_freed_memory()
     _raise_descriptors()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
     with asyncio.Runner(loop_factory=chosen) as runner:
-        return runner.run(_live(node, run, roster, identity, insecure or node.listen.insecure, until_eof))
+        return runner.run(
+            _live(node, run, roster, identity, insecure or node.listen.insecure, until_eof)
+        )
 
 
 def _outlive_reload() -> None:
-    """SIGHUP asks a service to read its files again, which it has yet to do. (Ignored, it would mean nohup.)"""
+    """SIGHUP asks a service to read its files again, which it has yet to do. (Ignored, it would
+    mean nohup.)
+    """
     if threading.current_thread() is not threading.main_thread() or os.isatty(0):
         return
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
@@ -97,7 +111,9 @@ def _outlive_reload() -> None:
 
 
 def _raise_descriptors() -> None:
-    """As many open files as this user may have: others' connections must not leave ledger and status without any."""
+    """As many open files as this user may have: others' connections must not leave ledger and
+    status without any.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= most:
@@ -108,13 +124,20 @@ def _raise_descriptors() -> None:
 
 def _claim(folder: Path, run: RunConfig) -> None:
     """A run folder serves one run: what another one left there would be forgotten bit by bit."""
-    other = run_of(files.made(folder) / "journal.jsonl")
+    other = run_of(files.ensure_dir(folder) / "journal.jsonl")
     if other not in (None, run.run_id):
-        raise StorageError(f"{folder} holds another run ({other}); move it away, or set folder in the node's file.")
+        raise StorageError(
+            f"{folder} holds another run ({other}); move it away, or set folder in the node's file."
+        )
 
 
 async def _live(
-    node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, insecure: bool, until_eof: bool
+    node: NodeConfig,
+    run: RunConfig,
+    roster: Roster,
+    identity: Identity,
+    insecure: bool,
+    until_eof: bool,
 ) -> int:
     if until_eof:
         pipe = _standard_input()
@@ -142,7 +165,9 @@ def _stop_at_eof(pipe: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _daemon(node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> Daemon:
+def _daemon(
+    node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc
+) -> Daemon:
     from node.daemon.daemon import Daemon
 
     return Daemon(node, run, roster, identity, transport)
@@ -154,14 +179,16 @@ def _loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
             import uvloop
         except ImportError:
             if name == "uvloop":
-                raise ConfigurationError("uvloop is not installed; install it or use --loop asyncio.") from None
+                raise ConfigurationError(
+                    "uvloop is not installed; install it or use --loop asyncio."
+                ) from None
         else:
             factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
             return factory
     return asyncio.new_event_loop
 
 
-def located(node: NodeConfig, folder: Path) -> NodeConfig:
+def resolve_paths(node: NodeConfig, folder: Path) -> NodeConfig:
     """Relative paths are relative to the file's folder."""
     here = folder.absolute()
 
@@ -174,8 +201,12 @@ def located(node: NodeConfig, folder: Path) -> NodeConfig:
             "run": at(node.run),
             "roster": at(node.roster),
             "folder": at(node.folder),
-            "identity": identity.model_copy(update={k: at(getattr(identity, k)) for k in ("key", "certificate", "ca")}),
-            "data": data.model_copy(update={k: at(getattr(data, k)) for k in ("path", "test", "rows", "validation")}),
+            "identity": identity.model_copy(
+                update={k: at(getattr(identity, k)) for k in ("key", "certificate", "ca")}
+            ),
+            "data": data.model_copy(
+                update={k: at(getattr(data, k)) for k in ("path", "test", "rows", "validation")}
+            ),
             "budget": budget.model_copy(update={"ledger_dir": at(budget.ledger_dir)}),
         }
     )

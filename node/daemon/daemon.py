@@ -1,7 +1,8 @@
 """One daemon: THE composition root, the only place where transport and algorithm meet.
 
-`bootstrap.py` has read its files and opened its port. It waits for its neighbors, runs its rounds in the compute thread
-and on the event loop, keeps journal, checkpoints and metrics, and stops within seconds when told to.
+`bootstrap.py` has read its files and opened its port. It waits for its neighbors, runs its rounds
+in the compute thread and on the event loop, keeps journal, checkpoints and metrics, and stops
+within seconds when told to.
 """
 
 from __future__ import annotations
@@ -24,28 +25,38 @@ from node.daemon.reload import Reload, keep_version
 from node.experiments.run_folder import MODEL
 from node.learning.learner import Learner, Plan, build
 from node.observability import metrics, status
-from node.observability.telemetry import Watch
+from node.observability.telemetry import Telemetry
 from node.privacy.ledger import Ledger
 from node.process import stopping_signals
 from node.records import checkpoint, summary
 from node.records.journal import Journal, code_version, header, round_seconds
-from node.records.peer_heads import Remembered
+from node.records.peer_heads import NeighborLedgerHeads
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver
 from peer import files
-from peer.discovery import Surroundings
-from peer.discovery.addresses import Addresses, own_addresses
-from peer.errors import EXIT_OK, BudgetSpent, ConfigurationError, Diverged, LedgerError, PeerpoiseError, StorageError
+from peer.discovery import DiscoveryContext
+from peer.discovery.addresses import AddressBook, own_addresses
+from peer.errors import (
+    EXIT_OK,
+    BudgetSpent,
+    ConfigurationError,
+    Diverged,
+    LedgerError,
+    PeerpoiseError,
+    StorageError,
+)
 from peer.identity.keys import Identity
 from peer.identity.roster import Roster
 from peer.membership import Membership, Presence
 from peer.session.mailbox import Mailbox
-from peer.session.peers import Circle, Terms
+from peer.session.peers import PeerTable, RunParameters
 from peer.session.session import Session
 from peer.transport.grpc import Grpc
 
 STOP_SECONDS = 4.0
-"""The compute thread ends at its next breath; a daemon that was told to stop waits so long for it, then goes."""
+"""The compute thread ends at its next breath; a daemon that was told to stop waits so long for it,
+then goes.
+"""
 MAX_INCARNATION = 1 << 63
 """A message carries no more; the clock gets there in 2262."""
 LINGER_SECONDS = 30.0
@@ -55,22 +66,37 @@ LINGER_SECONDS = 30.0
 class Daemon:
     """One process's life."""
 
-    def __init__(self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc) -> None:
-        self.node, self.run, self.roster, self.identity, self.transport = node, run, roster, identity, transport
+    def __init__(
+        self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc
+    ) -> None:
+        self.node, self.run, self.roster, self.identity, self.transport = (
+            node,
+            run,
+            roster,
+            identity,
+            transport,
+        )
         self.insecure = transport.insecure
         self.plan = Plan.of(run, run.neighborhoods(roster.names))
         if self.plan.algorithm.pooled:
-            raise ConfigurationError(f"{run.algorithm.name} pools all data in one place; it exists in simulate only.")
+            raise ConfigurationError(
+                f"{run.algorithm.name} pools all data in one place; it exists in simulate only."
+            )
         self.attack = Attack.of(node.attack) if node.attack else None
         self.journal = Journal(node.folder / "journal.jsonl", self._header())
         quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
         self.metrics = metrics.Metrics(
-            version=code_version(), torch=torch.__version__, python=platform.python_version(), diagnostics=not quiet
+            version=code_version(),
+            torch=torch.__version__,
+            python=platform.python_version(),
+            diagnostics=not quiet,
         )
-        self.watch = Watch(run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget)
+        self.watch = Telemetry(
+            run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget
+        )
         if self.plan.warning:
             self.watch.warnings.append(self.plan.warning)
-        self.remembered = Remembered(node.folder)
+        self.remembered = NeighborLedgerHeads(node.folder)
         self.finished = -1
         """The last round that is complete."""
         self.played = 0
@@ -106,7 +132,7 @@ class Daemon:
             if not self._stopping:
                 raise
             if self.watch.state != "finished":
-                self.watch.note("end", reason="stopped", signal=self._stopping, complete=False)
+                self.watch.log_event("end", reason="stopped", signal=self._stopping, complete=False)
             return EXIT_OK
         except BaseExceptionGroup as group:
             error = _meant(group)
@@ -117,21 +143,25 @@ class Daemon:
         return self._exit_code()
 
     def _exit_code(self) -> int:
-        return BudgetSpent.exit_code if self.learner.door.exhausted else EXIT_OK
+        return BudgetSpent.exit_code if self.learner.gate.exhausted else EXIT_OK
 
     async def _live(self, stack: contextlib.AsyncExitStack) -> None:
         self.watch.loop = type(asyncio.get_running_loop()).__module__.split(".")[0]
         endpoint = None
         if self.node.metrics.listen:
-            endpoint = metrics.serve(self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running")
+            endpoint = metrics.serve(
+                self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running"
+            )
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
         self._answer_status(stack)
         if ledger := await self.compute.own(self._ledger):
             stack.enter_context(ledger)
-        stack.push_async_callback(self._rest)  # the ledger is closed after the compute thread has ended
+        stack.push_async_callback(
+            self._rest
+        )  # the ledger is closed after the compute thread has ended
         self.learner = self.watch.learner = await self.compute.own(self._build, ledger)
-        self.watch.computes_by(self.learner.door)
+        self.watch.computes_by(self.learner.gate)
         first = await self.compute.own(self._resume)
         incarnation = await self.compute.own(self._incarnation)
         transport = self.transport
@@ -143,7 +173,7 @@ class Daemon:
         await self._announce(await transport.serve(session))
         driver = Driver(
             algorithm=self.learner.algorithm,
-            hood=self.learner.hood,
+            neighborhood=self.learner.neighborhood,
             layout=self.learner.task.layout,
             session=session,
             compute=self.compute,
@@ -169,7 +199,7 @@ class Daemon:
                 await self._play(driver, first)
             except BaseException as error:
                 cause = _meant(error) if isinstance(error, BaseExceptionGroup) else error
-                self.watch.become("stopping", self._stopping or type(cause).__name__)
+                self.watch.set_state("stopping", self._stopping or type(cause).__name__)
                 await self._leave(session)
                 if isinstance(cause, Diverged):
                     self._conclude(diverged=True)
@@ -180,24 +210,28 @@ class Daemon:
     async def _play(self, driver: Driver, first: int) -> None:
         rounds = self.run.train.rounds
         if first < rounds:
-            self.watch.become("waiting for peers")
-            await driver.gather(self.run.start)
-            self.watch.become("running")
+            self.watch.set_state("waiting for peers")
+            await driver.wait_for_neighbors(self.run.start)
+            self.watch.set_state("running")
             await self.transport.set_serving(True)
             await driver.run(first)
             await self.transport.set_serving(False)
-        self.watch.become("lingering")
+        self.watch.set_state("lingering")
         if first < rounds or not (self.node.folder / "summary.json").exists():
             await self.compute.own(self._conclude)
         await self.session.goodbye(finished=True)
         await driver.linger(LINGER_SECONDS)
-        self.watch.become("finished")
+        self.watch.set_state("finished")
 
     async def _leave(self, session: Session) -> None:
-        """Told to stop, or failed: ends work, keeps the last complete round if its state still stands, says goodbye."""
+        """Told to stop, or failed: ends work, keeps the last complete round if its state still
+        stands, says goodbye.
+        """
         self.compute.stop()
         await self.transport.set_serving(False)
-        ended, _ = await asyncio.gather(self.compute.join(STOP_SECONDS), session.goodbye(finished=False))
+        ended, _ = await asyncio.gather(
+            self.compute.join(STOP_SECONDS), session.goodbye(finished=False)
+        )
         whole = getattr(self.learner.algorithm, "whole", True) and not self.learner.diverged
         if ended and self.finished >= 0 and whole:
             self._checkpoint(self.finished)
@@ -209,7 +243,8 @@ class Daemon:
     # -- parts, in the order in which they are needed
 
     def _answer_status(self, stack: contextlib.AsyncExitStack) -> None:
-        """Opens the status socket. That there can't be one is a warning, never a reason not to start.
+        """Opens the status socket. That there can't be one is a warning, never a reason not to
+        start.
 
         Raises:
             TemporaryFailure: this node runs already.
@@ -222,7 +257,9 @@ class Daemon:
                 refusals.append(str(error))
                 continue
             if path.parent == self.node.folder:
-                self.watch.warn(f"The folder for status sockets can't be used; ask peerpoise status {path.parent}.")
+                self.watch.warn(
+                    f"The folder for status sockets can't be used; ask peerpoise status {path.parent}."
+                )
             return
         self.watch.warn(f"peerpoise status can't ask this node. {' '.join(refusals)}")
 
@@ -230,15 +267,19 @@ class Daemon:
         """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
         node = self.node
         if node.budget.experiment and self.run.task.data == "own":
-            raise ConfigurationError("budget.experiment is for bundled public data; own data have a lifetime ledger.")
+            raise ConfigurationError(
+                "budget.experiment is for bundled public data; own data have a lifetime ledger."
+            )
         if self.run.privacy.mode == "none" and node.budget.experiment:
             return None
         if not node.budget.experiment and not node.data.name:
-            raise ConfigurationError("data.name is missing in the node's file: the privacy ledger goes by that name.")
+            raise ConfigurationError(
+                "data.name is missing in the node's file: the privacy ledger goes by that name."
+            )
         return Ledger.open(node.budget.folder, node.data.name or "experiment")
 
     def _build(self, ledger: Ledger | None) -> Learner:
-        self.watch.note("data", digest=data.digest(self.node.data, self.run.task))
+        self.watch.log_event("data", digest=data.digest(self.node.data, self.run.task))
         return build(
             self.plan,
             self.node.name,
@@ -248,7 +289,7 @@ class Daemon:
             limit_delta=self.node.budget.delta,
             device=self.node.compute.device,
             attack=self.attack,
-            breathe=self.compute.breathe,
+            yield_point=self.compute.yield_point,
             on_release=self.watch.released,
             on_withheld=self.watch.withheld,
         )
@@ -265,21 +306,25 @@ class Daemon:
             self.played = int(found.extra.get("played", at + 1))
             self.sent_before = float(found.extra.get("bytes", 0.0))
             self.watch.round_seconds = round_seconds(self.journal.path, at + 1)
-        debited = learner.ledger.last_round(run.run_id) if learner.ledger and run.privacy.mode != "none" else -1
+        debited = (
+            learner.ledger.last_round(run.run_id)
+            if learner.ledger and run.privacy.mode != "none"
+            else -1
+        )
         if max(at, debited) >= 0:
-            self.watch.note("resume", checkpoint=at, round=1 + max(at, debited))
+            self.watch.log_event("resume", checkpoint=at, round=1 + max(at, debited))
         self.watch.spent(max(at, debited), stated=False)
         return 1 + max(at, debited)
 
     def _session(self, transport: Grpc, incarnation: int) -> Session:
         learner, compute = self.learner, self.compute
-        name, hood, run = self.node.name, learner.hood, self.run
+        name, neighborhood, run = self.node.name, learner.neighborhood, self.run
         ids = {member.name: member.id for member in self.roster.members}
         ledger = learner.ledger
-        circle = Circle(
+        peer_table = PeerTable(
             me=name,
             ids=ids,
-            terms=Terms(
+            terms=RunParameters(
                 run=run.run_id,
                 roster=self.roster.version,
                 members=self.roster.digest,
@@ -289,12 +334,12 @@ class Daemon:
                 inputs=getattr(learner.task, "inputs", {}),
             ),
             incarnation=incarnation,
-            membership=Membership.of(name, hood.neighbors, run.sync.deadline_s),
+            membership=Membership.of(name, neighborhood.neighbors, run.sync.deadline_s),
             observer=self.watch,
         )
-        self.addresses = self._addresses(circle, transport)
+        self.addresses = self._addresses(peer_table, transport)
         session = Session(
-            circle,
+            peer_table,
             identity=self.identity,
             transport=transport,
             mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
@@ -310,7 +355,9 @@ class Daemon:
         for name in self.roster.removed:
             transport.revoke(ids[name])
             session.remove(ids[name])
-        transport.refused = lambda caller, code: self.watch.refused(circle.names.get(caller or "", ""), code)
+        transport.refused = lambda caller, code: self.watch.refused(
+            peer_table.names.get(caller or "", ""), code
+        )
         session.position.working = lambda: compute.busy
         session.position.work_done = lambda: compute.progress
         return session
@@ -338,7 +385,7 @@ class Daemon:
             self.transport.revoke(node_id)
             self.session.remove(node_id)
         self.session.adopt(roster.version)
-        self.watch.note("roster", version=roster.version, round=self.session.position.round)
+        self.watch.log_event("roster", version=roster.version, round=self.session.position.round)
         self.watch.adopted(removed)
 
     def _rotate(self, identity: Identity) -> None:
@@ -352,15 +399,19 @@ class Daemon:
             await asyncio.sleep(1.0)
             self.watch.connections(self.transport.connections, self.transport.connections_used)
 
-    def _addresses(self, circle: Circle, transport: Grpc) -> Addresses:
-        peers, neighbors = self.node.peers, circle.membership.neighbors
+    def _addresses(self, peer_table: PeerTable, transport: Grpc) -> AddressBook:
+        peers, neighbors = self.node.peers, peer_table.membership.neighbors
 
         def missing() -> list[str]:
             over = (Presence.FINISHED, Presence.REMOVED)
             gone = {peer for peer, it in neighbors.items() if it.presence in over}
-            return [it.id for peer, it in circle.contacts.items() if not it.proven and peer not in gone]
+            return [
+                it.id
+                for peer, it in peer_table.contacts.items()
+                if not it.proven and peer not in gone
+            ]
 
-        around = Surroundings(
+        around = DiscoveryContext(
             roster=self.roster,
             run=self.run.run_id,
             me=self.identity.id,
@@ -372,7 +423,7 @@ class Daemon:
             missing=missing,
             warn=self.watch.warn,
         )
-        return Addresses.of(peers.discovery, around)
+        return AddressBook.of(peers.discovery, around)
 
     async def _announce(self, bound: str) -> None:
         """Lets the discoveries tell others where this node is, if any of them tells."""
@@ -385,7 +436,9 @@ class Daemon:
             self.watch.warn(str(error))
 
     def _check_remembered(self, sequence: int, digest: bytes) -> None:
-        """Does a neighbor remember more than the ledger holds? Asked before own work, so before more is released."""
+        """Does a neighbor remember more than the ledger holds? Asked before own work, so before
+        more is released.
+        """
         ledger = self.learner.ledger
         if ledger is None or sequence == 0:
             return
@@ -400,14 +453,16 @@ class Daemon:
         self.session.spawn(self.compute.answer(check))
 
     def _incarnation(self) -> int:
-        """Grows with every process of this node, also when the clock goes back. A damaged file counts as none."""
+        """Grows with every process of this node, also when the clock goes back. A damaged file
+        counts as none.
+        """
         path = self.node.folder / "incarnation"
         try:
             before = int(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = 0
         now = max(before + 1 if before < MAX_INCARNATION else 0, time.time_ns())
-        files.replace(path, str(now).encode())
+        files.atomic_write(path, str(now).encode())
         return now
 
     # -- in the compute thread
@@ -428,13 +483,19 @@ class Daemon:
         self.watch.spent(t, stated=due)
 
     def _evaluate(self) -> dict[str, float]:
-        return self.learner.evaluate(self.compute.breathe, warn=lambda error: self.watch.warn(str(error), error.brief))
+        return self.learner.evaluate(
+            self.compute.yield_point, warn=lambda error: self.watch.warn(str(error), error.brief)
+        )
 
     def _checkpoint(self, t: int) -> None:
         """A full disk costs the checkpoint, not the run; the older ones are untouched."""
         began = time.monotonic()
         try:
-            about = {"run": self.run.run_id, "bytes": str(self._bytes_sent()), "played": str(self.played)}
+            about = {
+                "run": self.run.run_id,
+                "bytes": str(self._bytes_sent()),
+                "played": str(self.played),
+            }
             path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
             self.remembered.save()
         except StorageError as error:
@@ -446,7 +507,9 @@ class Daemon:
         return self.sent_before + sum(self.session.transfers.sent_bytes.values())
 
     def _conclude(self, diverged: bool = False) -> None:
-        """Model and summary of a run that is over. `diverged`: it ends so, and there is no model."""
+        """Model and summary of a run that is over. `diverged`: it ends so, and there is no
+        model.
+        """
         learner, watch, folder = self.learner, self.watch, self.node.folder
         tested = {} if diverged else self.tested or self._evaluate()
         found = learner.summarize(
@@ -454,7 +517,9 @@ class Daemon:
             metrics=tested,
             consensus_distance=watch.distance,
             bytes_sent=self._bytes_sent(),
-            measured={"peak_memory_bytes": device.peak_memory(getattr(learner.task, "device", device.CPU))},
+            measured={
+                "peak_memory_bytes": device.peak_memory(getattr(learner.task, "device", device.CPU))
+            },
             round_seconds=summary.seconds(watch.round_seconds),
             wall_seconds=sum(watch.round_seconds),
             insecure=self.insecure,
@@ -464,7 +529,7 @@ class Daemon:
         if not diverged:
             checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
         summary.write(folder / "summary.json", found)
-        self.watch.note(
+        self.watch.log_event(
             "end",
             reason="diverged" if diverged else "finished",
             exit_code=Diverged.exit_code if diverged else self._exit_code(),
@@ -476,8 +541,9 @@ class Daemon:
     # -- signals
 
     def _on_signals(self, main: asyncio.Task[Any]) -> None:
-        """SIGTERM and SIGINT: stop in order; the second one ends the process at once. SIGHUP: where there is a
-        terminal, it has closed, which is the same; a service reads roster and certificate again."""
+        """SIGTERM and SIGINT: stop in order; the second one ends the process at once. SIGHUP: where
+        there is a terminal, it has closed, which is the same; a service reads roster and
+        certificate again."""
         loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
@@ -510,14 +576,18 @@ class Daemon:
         if self.attack:
             watch.warn(self.attack.warning)
         if self.insecure:
-            watch.warn("There is no TLS: anybody on the network can read and forge what is exchanged.")
+            watch.warn(
+                "There is no TLS: anybody on the network can read and forge what is exchanged."
+            )
         for text in watch.warnings:
             watch.announce(text)
 
 
 @contextlib.asynccontextmanager
 async def _background(*work: Coroutine[Any, Any, None]) -> Any:
-    """Runs the work beside the block; its failure is the block's failure, its end comes with the block's."""
+    """Runs the work beside the block; its failure is the block's failure, its end comes with the
+    block's.
+    """
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each) for each in work]
         try:
@@ -528,6 +598,8 @@ async def _background(*work: Coroutine[Any, Any, None]) -> Any:
 
 
 def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a group of errors comes down to: ours if there is one, with its sentence and exit code; else the first."""
+    """What a group of errors comes down to: ours if there is one, with its sentence and exit code;
+    else the first.
+    """
     leaves = [_meant(it) if isinstance(it, BaseExceptionGroup) else it for it in group.exceptions]
     return next((error for error in leaves if isinstance(error, PeerpoiseError)), leaves[0])

@@ -1,8 +1,8 @@
 """Roster and certificate of a running daemon, read again when their files change.
 
-A higher version of the roster may remove members: they are cut at once, and the run goes on without them. Whatever else
-it would change needs a new run, so it is refused in a warning. A new certificate of the same key takes the place of the
-old one; nothing that is under way notices.
+A higher version of the roster may remove members: they are cut at once, and the run goes on without
+them. Whatever else it would change needs a new run, so it is refused in a warning. A new
+certificate of the same key takes the place of the old one; nothing that is under way notices.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ def keep_version(folder: Path, roster: Roster) -> None:
     except (OSError, ValueError):
         known = -1
     if roster.version < known:
-        raise IdentityError(f"The roster is of version {roster.version}, and {known} was in force here; copy that one.")
+        raise IdentityError(
+            f"The roster is of version {roster.version}, and {known} was in force here; copy that one."
+        )
     if roster.version > known:
-        files.replace(path, str(roster.version).encode())
+        files.atomic_write(path, str(roster.version).encode())
 
 
 class Reload:
@@ -69,12 +71,16 @@ class Reload:
         rotate: Callable[[Identity], None],
         warn: Callable[[str], None],
     ) -> None:
-        """`adopt` gets a newer roster and the names it removes, `rotate` a newer certificate of this node."""
+        """`adopt` gets a newer roster and the names it removes, `rotate` a newer certificate of
+        this node.
+        """
         self.node, self.federation, self.roster, self.identity = node, federation, roster, identity
         self.adopt, self.rotate, self.warn = adopt, rotate, warn
         self._due = Signal()
         self._seen: Stamps = {}
-        """Nothing yet: the files may have changed since the daemon read them, which is seconds or minutes ago."""
+        """Nothing yet: the files may have changed since the daemon read them, which is seconds or
+        minutes ago.
+        """
 
     def now(self) -> None:
         """Reads both, changed or not."""
@@ -96,8 +102,12 @@ class Reload:
                 self._take_roster(roster)
                 self._take_identity(identity)
 
-    def _look(self, seen: Stamps) -> tuple[Stamps, Roster | PeerpoiseError | None, Identity | PeerpoiseError | None]:
-        """What the files' stamps are; where they changed, what is in them, or why that can't be used. In a thread."""
+    def _look(
+        self, seen: Stamps
+    ) -> tuple[Stamps, Roster | PeerpoiseError | None, Identity | PeerpoiseError | None]:
+        """What the files' stamps are; where they changed, what is in them, or why that can't be
+        used. In a thread.
+        """
         stamps, own = self._stamps(), self.node.identity
         if stamps == seen:
             return stamps, None, None
@@ -123,18 +133,25 @@ class Reload:
                 return
             removed = self.roster.gone(newer)
         except PeerpoiseError as error:
-            self.warn(f"The roster {self.node.roster} is not used ({str(error).rstrip('.')}); the one before stays.")
+            self.warn(
+                f"The roster {self.node.roster} is not used ({str(error).rstrip('.')}); the one before stays."
+            )
             return
         self.roster = newer
         if self.node.name in removed:
-            raise IdentityError(f"{self.node.name} was removed from the roster (version {newer.version}).")
+            raise IdentityError(
+                f"{self.node.name} was removed from the roster (version {newer.version})."
+            )
         self.adopt(newer, removed)
 
     def _take_identity(self, newer: Identity | PeerpoiseError) -> None:
         try:
             if isinstance(newer, PeerpoiseError):
                 raise newer
-            if (newer.certificate_pem, newer.ca_pem) == (self.identity.certificate_pem, self.identity.ca_pem):
+            if (newer.certificate_pem, newer.ca_pem) == (
+                self.identity.certificate_pem,
+                self.identity.ca_pem,
+            ):
                 return
             self.rotate(newer)
         except PeerpoiseError as error:

@@ -1,7 +1,8 @@
 """Data sets: one file each kind, one line in a table each.
 
-Nothing here is random: a set that comes whole is split into train and test the same way everywhere, for ever, so that
-row numbers mean the same on every node. Nothing here is ever unpickled, except by torchvision's own readers.
+Nothing here is random: a set that comes whole is split into train and test the same way everywhere,
+for ever, so that row numbers mean the same on every node. Nothing here is ever unpickled, except by
+torchvision's own readers.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from node.config import DataSection, TaskSection
 from node.data import columns
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
-from node.data.cookies import fortunes
 from node.data.examples import STANDARDIZED, Examples
 from node.data.folders import images
+from node.data.fortunes import fortunes
 from node.data.idx import fashion_mnist, mnist
 from node.data.tables import table
 from node.data.texts import Texts
 from node.data.texts import public as public_texts
 from node.data.texts import read as read_texts
-from node.data.vision import torchvision
+from node.data.torchvision import torchvision
 from peer.errors import ConfigurationError, DataError
 
 BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
@@ -43,8 +44,8 @@ Rows: TypeAlias = Examples | Texts
 
 
 def public(task: TaskSection) -> tuple[Rows, Rows]:
-    """The training and the public test set of a data set that `up` and `simulate` may divide. With `task.held_out` both
-    are parts of the training set.
+    """The training and the public test set of a data set that `up` and `simulate` may divide. With
+    `task.held_out` both are parts of the training set.
 
     Raises:
         ConfigurationError: there is none of that name, or what carries it is not installed.
@@ -67,7 +68,9 @@ def _whole(task: TaskSection) -> tuple[Rows, Rows]:
         return public_texts(task)
     if task.data == "file":
         if task.path is None:
-            raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')
+            raise ConfigurationError(
+                'task.data = "file" needs task.path: a public file or folder to divide.'
+            )
         return own(task.path, task).split()
     if task.data.startswith("torchvision:"):
         train, test = torchvision(task.data.removeprefix("torchvision:"))
@@ -99,7 +102,9 @@ def _read(path: Path, task: TaskSection) -> Examples:
         return table(path, task)
     if path.suffix.lower() == ".npz" or not path.exists():
         return npz(path, task.classes)
-    raise DataError(f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected.")
+    raise DataError(
+        f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected."
+    )
 
 
 def _within_range(examples: Examples, task: TaskSection, source: str) -> Examples:
@@ -117,11 +122,17 @@ def _within_range(examples: Examples, task: TaskSection, source: str) -> Example
     names = [*task.features] if examples.values == STANDARDIZED else []
     what = f"column {names[int(outside.nonzero()[0])]!r}, centered and scaled," if names else "x"
     if task.value_range:
-        raise DataError(f"{source}: {what} has values outside of task.value_range = [{low:g}, {high:g}]; scale them.")
+        raise DataError(
+            f"{source}: {what} has values outside of task.value_range = [{low:g}, {high:g}]; scale them."
+        )
     likely = (
-        "see its center and scale in task.features" if names else "if they are 0 … 255, divide by 255 or save uint8"
+        "see its center and scale in task.features"
+        if names
+        else "if they are 0 … 255, divide by 255 or save uint8"
     )
-    raise DataError(f"{source}: {what} has values beyond ±{FAR}; {likely}, or else declare task.value_range.")
+    raise DataError(
+        f"{source}: {what} has values beyond ±{FAR}; {likely}, or else declare task.value_range."
+    )
 
 
 def digest(node: DataSection, task: TaskSection) -> str:
@@ -133,15 +144,31 @@ def digest(node: DataSection, task: TaskSection) -> str:
     found = hashlib.sha256(task.data.encode())
     try:
         for path in (node.path, node.rows):
-            for file in sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []:
+            for file in (
+                sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
+            ):
                 if file.is_file():
                     found.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
                     with file.open("rb") as stream:
                         while block := stream.read(1 << 20):
                             found.update(block)
     except OSError as error:
-        raise DataError(f"{error.filename} can't be read ({error.strerror}); check [data] of the node.") from None
+        raise DataError(
+            f"{error.filename} can't be read ({error.strerror}); check [data] of the node."
+        ) from None
     return found.hexdigest()
 
 
-__all__ = ["BUNDLED", "TEXTS", "Examples", "Rows", "Texts", "digest", "digits", "own", "public", "read_texts", "rows"]
+__all__ = [
+    "BUNDLED",
+    "TEXTS",
+    "Examples",
+    "Rows",
+    "Texts",
+    "digest",
+    "digits",
+    "own",
+    "public",
+    "read_texts",
+    "rows",
+]

@@ -1,4 +1,6 @@
-"""numpy's files: images and labels in an .npz, row numbers in an .npy; and the digits of scikit-learn."""
+"""numpy's files: images and labels in an .npz, row numbers in an .npy; and the digits of
+scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,27 @@ from node.data.examples import FLOATS, INTEGERS, Examples
 from node.packing import refuse_bomb
 from peer.errors import ConfigurationError, DataError
 
-DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, MemoryError)
-"""What numpy and zipfile raise on a file that is cut, damaged, encrypted, or holds Python objects."""
+DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+)
+"""What numpy and zipfile raise on a file that is cut, damaged, encrypted, or holds Python
+objects.
+"""
 
 CHANNELS = (1, 3, 4)
 """Gray, colors, and with transparency."""
 
 
 def digits() -> tuple[Examples, Examples]:
-    """1,797 handwritten digits of 8×8 pixels in [0, 1] from scikit-learn: (train, test), balanced over the classes.
+    """1,797 handwritten digits of 8×8 pixels in [0, 1] from scikit-learn: (train, test), balanced
+    over the classes.
 
     Raises:
         ConfigurationError: scikit-learn is not installed.
@@ -42,8 +56,9 @@ def digits() -> tuple[Examples, Examples]:
 
 
 def npz(path: Path, classes: int) -> Examples:
-    """An .npz with x [n, height, width] or [n, channels, height, width] (uint8 is divided by 255 later) and
-    y [n] (integers 0 … classes − 1); further arrays [n] are columns. Nothing in it is ever unpickled.
+    """An .npz with x [n, height, width] or [n, channels, height, width] (uint8 is divided by 255
+    later) and y [n] (integers 0 … classes − 1); further arrays [n] are columns. Nothing in it is
+    ever unpickled.
 
     Raises:
         DataError: one sentence that says what is wrong with the file.
@@ -52,9 +67,13 @@ def npz(path: Path, classes: int) -> Examples:
     if not isinstance(found, dict):
         raise DataError(f"{path} is a single array; an .npz with the arrays x and y is expected.")
     if missing := {"x", "y"} - set(found):
-        raise DataError(f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected.")
+        raise DataError(
+            f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected."
+        )
     x, y = found["x"], found["y"]
-    columns = {name: it for name, it in found.items() if name not in ("x", "y") and it.shape == x.shape[:1]}
+    columns = {
+        name: it for name, it in found.items() if name not in ("x", "y") and it.shape == x.shape[:1]
+    }
     values = INTEGERS if x.dtype == np.uint8 else FLOATS
     return Examples(_images(path, x), _labels(path, y, len(x), classes), columns, values)
 
@@ -63,17 +82,24 @@ def rows(path: Path, limit: int) -> NDArray[np.int64]:
     """A node's row numbers of a bundled data set with `limit` training rows, from an .npy.
 
     Raises:
-        DataError: the file is missing, damaged, empty, or names rows twice or outside 0 … limit − 1.
+        DataError: the file is missing, damaged, empty, or names rows twice or outside 0 … limit −
+        1.
     """
     found = _load(path)
     if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
-        raise DataError(f"{path} is no one-dimensional .npy of row numbers; write it again with peerpoise up.")
+        raise DataError(
+            f"{path} is no one-dimensional .npy of row numbers; write it again with peerpoise up."
+        )
     if len(found) == 0:
         raise DataError(f"{path} names no rows: this node would have nothing to learn from.")
     if found.min() < 0 or found.max() >= limit:
-        raise DataError(f"{path} names rows outside 0 … {limit - 1}; it belongs to another data set.")
+        raise DataError(
+            f"{path} names rows outside 0 … {limit - 1}; it belongs to another data set."
+        )
     if len(np.unique(found)) != len(found):
-        raise DataError(f"{path} names a row twice; one example counted twice would cost twice the privacy.")
+        raise DataError(
+            f"{path} names a row twice; one example counted twice would cost twice the privacy."
+        )
     return found.astype(np.int64)
 
 
@@ -84,14 +110,22 @@ def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
             found = np.load(stream, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found
-            refuse_bomb(path.stat().st_size, sum(member.file_size for member in found.zip.infolist()))
+            refuse_bomb(
+                path.stat().st_size, sum(member.file_size for member in found.zip.infolist())
+            )
             return {name: found[name] for name in found.files}
     except FileNotFoundError:
-        raise DataError(f"There is no data file {path}; check data.path and data.rows in the node's file.") from None
+        raise DataError(
+            f"There is no data file {path}; check data.path and data.rows in the node's file."
+        ) from None
     except DAMAGE as error:
         said = error.strerror or "" if isinstance(error, OSError) else str(error)
         text = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
-        text = "it holds Python objects, which are never unpickled; save numbers" if "pickle" in text else text
+        text = (
+            "it holds Python objects, which are never unpickled; save numbers"
+            if "pickle" in text
+            else text
+        )
         raise DataError(f"{path} can't be read as numpy data: {text}.") from None
 
 
@@ -110,7 +144,9 @@ def _images(path: Path, x: NDArray[Any]) -> Tensor:
             "save np.moveaxis(x, -1, 1)."
         )
     if x.dtype == np.uint8 and x.max() == 1:
-        raise DataError(f"{path}: x is uint8 (0 … 255), but nothing in it is above 1; save it as floats.")
+        raise DataError(
+            f"{path}: x is uint8 (0 … 255), but nothing in it is above 1; save it as floats."
+        )
     with np.errstate(over="ignore"):
         values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
     if not np.isfinite(values).all():
@@ -119,15 +155,26 @@ def _images(path: Path, x: NDArray[Any]) -> Tensor:
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:
-    """Images that end with 1, 3 or 4 channels, as most viewers want them. [n, channels, 1, 1] are none."""
-    return len(shape) == 4 and shape[3] in CHANNELS and shape[1] not in CHANNELS and shape[2:] != (1, 1)
+    """Images that end with 1, 3 or 4 channels, as most viewers want them. [n, channels, 1, 1] are
+    none.
+    """
+    return (
+        len(shape) == 4
+        and shape[3] in CHANNELS
+        and shape[1] not in CHANNELS
+        and shape[2:] != (1, 1)
+    )
 
 
 def _labels(path: Path, y: NDArray[Any], n: int, classes: int) -> Tensor:
     if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise DataError(f"{path}: y has shape {y.shape} and type {y.dtype}; one integer per image is expected.")
+        raise DataError(
+            f"{path}: y has shape {y.shape} and type {y.dtype}; one integer per image is expected."
+        )
     if len(y) != n:
         raise DataError(f"{path}: x has {n} images but y has {len(y)} labels.")
     if y.min() < 0 or y.max() >= classes:
-        raise DataError(f"{path}: labels go from {y.min()} to {y.max()}; 0 … {classes - 1} is expected (task.classes).")
+        raise DataError(
+            f"{path}: labels go from {y.min()} to {y.max()}; 0 … {classes - 1} is expected (task.classes)."
+        )
     return torch.from_numpy(y.astype(np.int64))

@@ -1,4 +1,6 @@
-"""CIFAR-10 from its binary version (cifar-10-binary.tar.gz, unpacked). The Python version is pickles, never opened."""
+"""CIFAR-10 from its binary version (cifar-10-binary.tar.gz, unpacked). The Python version is
+pickles, never opened.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 
 from node.data.examples import Examples
-from node.data.places import find
+from node.data.paths import find
 from peer.errors import DataError
 
 RECORD = 1 + 3 * 32 * 32
@@ -21,9 +23,13 @@ def cifar_10() -> tuple[Examples, Examples]:
     Raises:
         ConfigurationError, DataError: the files are missing or damaged.
     """
-    folder = find("cifar-10", "unpack cifar-10-binary.tar.gz (the binary version, no pickle) into it")
+    folder = find(
+        "cifar-10", "unpack cifar-10-binary.tar.gz (the binary version, no pickle) into it"
+    )
     inner = next((path.parent for path in sorted(folder.rglob("test_batch.bin"))), folder)
-    return read([inner / f"data_batch_{k}.bin" for k in range(1, 6)]), read([inner / "test_batch.bin"])
+    return read([inner / f"data_batch_{k}.bin" for k in range(1, 6)]), read(
+        [inner / "test_batch.bin"]
+    )
 
 
 def read(paths: list[Path]) -> Examples:
@@ -37,7 +43,9 @@ def read(paths: list[Path]) -> Examples:
         try:
             raw = np.fromfile(path, np.uint8)
         except OSError as error:
-            raise DataError(f"{path} can't be read ({error.strerror}); unpack cifar-10-binary.tar.gz again.") from None
+            raise DataError(
+                f"{path} can't be read ({error.strerror}); unpack cifar-10-binary.tar.gz again."
+            ) from None
         if len(raw) == 0 or len(raw) % RECORD or raw[::RECORD].max() > 9:
             raise DataError(
                 f"{path} is not a whole CIFAR-10 batch (binary version); unpack cifar-10-binary.tar.gz again."

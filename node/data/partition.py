@@ -1,7 +1,7 @@
 """How a public data set is divided among nodes for experiments: disjoint parts, none empty.
 
-Row numbers are int64, sorted. The same arguments give the same parts with the same numpy; `up` writes them to files.
-What parts of equal size leave over (fewer rows than nodes) belongs to nobody.
+Row numbers are int64, sorted. The same arguments give the same parts with the same numpy; `up`
+writes them to files. What parts of equal size leave over (fewer rows than nodes) belongs to nobody.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from peer.errors import ConfigurationError
 Rows = NDArray[np.int64]
 
 
-def divide(experiment: ExperimentSection, examples: data.Rows, held_out: Rows | None = None) -> list[Rows]:
+def divide(
+    experiment: ExperimentSection, examples: data.Rows, held_out: Rows | None = None
+) -> list[Rows]:
     """The parts of all nodes as `[experiment]` asks, of the rows that are not held out.
 
     Raises:
@@ -45,7 +47,8 @@ def divide(experiment: ExperimentSection, examples: data.Rows, held_out: Rows | 
 
 
 def kinds(experiment: ExperimentSection, examples: data.Rows) -> Rows:
-    """By what the rows are divided, int64 [n]: the values of `experiment.column`, numbered in order, or the labels.
+    """By what the rows are divided, int64 [n]: the values of `experiment.column`, numbered in
+    order, or the labels.
 
     Raises:
         ConfigurationError: no such column.
@@ -54,7 +57,9 @@ def kinds(experiment: ExperimentSection, examples: data.Rows) -> Rows:
         return examples.y.numpy()
     if experiment.column not in examples.columns:
         known = ", ".join(sorted(examples.columns)) or "none"
-        raise ConfigurationError(f"experiment.column = {experiment.column!r} is no column of the data; it has {known}.")
+        raise ConfigurationError(
+            f"experiment.column = {experiment.column!r} is no column of the data; it has {known}."
+        )
     return np.unique(examples.columns[experiment.column], return_inverse=True)[1].astype(np.int64)
 
 
@@ -66,13 +71,17 @@ def iid(n: int, nodes: int, seed: int) -> list[Rows]:
 
 
 def dirichlet(labels: Rows, nodes: int, alpha: float, seed: int) -> list[Rows]:
-    """The papers' split: every node draws class priors from Dirichlet(alpha), all nodes get the same number of rows.
+    """The papers' split: every node draws class priors from Dirichlet(alpha), all nodes get the
+    same number of rows.
 
-    Rows are handed out one by one to nodes in random order; each takes a row of a class drawn from its priors among
-    the classes that are left, so late rows stray from the priors when a class runs out. labels: int64 [n].
+    Rows are handed out one by one to nodes in random order; each takes a row of a class drawn from
+    its priors among the classes that are left, so late rows stray from the priors when a class runs
+    out. labels: int64 [n].
     """
     size, generator = _size(len(labels), nodes), np.random.default_rng(seed)
-    stock = [list(generator.permutation(np.flatnonzero(labels == label))) for label in np.unique(labels)]
+    stock = [
+        list(generator.permutation(np.flatnonzero(labels == label))) for label in np.unique(labels)
+    ]
     priors = generator.dirichlet(np.full(len(stock), alpha), nodes)
     left = np.array([len(rows) for rows in stock], dtype=np.float64)
     parts: list[list[int]] = [[] for _ in range(nodes)]
@@ -85,15 +94,18 @@ def dirichlet(labels: Rows, nodes: int, alpha: float, seed: int) -> list[Rows]:
 
 
 def dirichlet_unequal(labels: Rows, nodes: int, alpha: float, seed: int) -> list[Rows]:
-    """Each class is shared out among the nodes by a draw from Dirichlet(alpha) over nodes, so sizes differ too; every
-    row belongs to somebody. A node that got nothing is given a row of the largest part (of many where alpha is tiny).
+    """Each class is shared out among the nodes by a draw from Dirichlet(alpha) over nodes, so sizes
+    differ too; every row belongs to somebody. A node that got nothing is given a row of the largest
+    part (of many where alpha is tiny).
     """
     _size(len(labels), nodes)
     generator = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in range(nodes)]
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        ends = np.round(np.cumsum(generator.dirichlet(np.full(nodes, alpha)))[:-1] * len(rows)).astype(np.int64)
+        ends = np.round(
+            np.cumsum(generator.dirichlet(np.full(nodes, alpha)))[:-1] * len(rows)
+        ).astype(np.int64)
         for part, share in zip(parts, np.split(rows, ends), strict=True):
             part += share.tolist()
     for part in parts:
@@ -103,8 +115,8 @@ def dirichlet_unequal(labels: Rows, nodes: int, alpha: float, seed: int) -> list
 
 
 def shards(labels: Rows, nodes: int, each: int, seed: int) -> list[Rows]:
-    """Rows sorted by label are cut into nodes·each pieces of one size; every node gets `each` of them at random
-    (McMahan et al., arXiv 1602.05629, section 3)."""
+    """Rows sorted by label are cut into nodes·each pieces of one size; every node gets `each` of
+    them at random (McMahan et al., arXiv 1602.05629, section 3)."""
     size, generator = _size(len(labels), nodes * each), np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")][: nodes * each * size]
@@ -114,15 +126,17 @@ def shards(labels: Rows, nodes: int, each: int, seed: int) -> list[Rows]:
 
 
 def by_column(column: NDArray[np.generic], nodes: int, seed: int) -> list[Rows]:
-    """All rows with one value of the column go to one node; values are dealt in random order, the next one to the node
-    with the fewest rows.
+    """All rows with one value of the column go to one node; values are dealt in random order, the
+    next one to the node with the fewest rows.
 
     Raises:
         ConfigurationError: more nodes than values.
     """
     values, number = np.unique(column, return_inverse=True)
     if nodes > len(values):
-        raise ConfigurationError(f"experiment.nodes = {nodes} is more than the {len(values)} values of the column.")
+        raise ConfigurationError(
+            f"experiment.nodes = {nodes} is more than the {len(values)} values of the column."
+        )
     parts: list[list[int]] = [[] for _ in range(nodes)]
     for value in np.random.default_rng(seed).permutation(len(values)):
         min(parts, key=len).extend(np.flatnonzero(number == value).tolist())
@@ -130,7 +144,9 @@ def by_column(column: NDArray[np.generic], nodes: int, seed: int) -> list[Rows]:
 
 
 def _choose(prior: NDArray[np.float64], left: NDArray[np.float64], draw: float) -> int:
-    """A class with rows left, drawn from the prior; from what is left where the prior excludes all of it."""
+    """A class with rows left, drawn from the prior; from what is left where the prior excludes all
+    of it.
+    """
     weights = np.where(left > 0, prior, 0.0)
     if not weights.sum() > 0:
         weights = left
@@ -141,7 +157,9 @@ def _choose(prior: NDArray[np.float64], left: NDArray[np.float64], draw: float) 
 
 def _size(n: int, nodes: int) -> int:
     if nodes > n:
-        raise ConfigurationError(f"{nodes} parts (experiment.nodes) are more than the {n} examples there are to share.")
+        raise ConfigurationError(
+            f"{nodes} parts (experiment.nodes) are more than the {n} examples there are to share."
+        )
     return n // nodes
 
 
@@ -151,12 +169,16 @@ def union(parts: Sequence[Rows]) -> Rows:
 
 
 def histogram(labels: Rows, parts: Sequence[Rows], classes: int) -> NDArray[np.int64]:
-    """Examples per node and class, int64 [nodes, classes]. Of public data sets only: on private ones it is private."""
-    return np.array([np.bincount(labels[rows], minlength=classes) for rows in parts], dtype=np.int64)
+    """Examples per node and class, int64 [nodes, classes]. Of public data sets only: on private
+    ones it is private.
+    """
+    return np.array(
+        [np.bincount(labels[rows], minlength=classes) for rows in parts], dtype=np.int64
+    )
 
 
 def save(path: Path, rows: Rows) -> None:
     """Writes one node's rows as .npy; `node.data.rows` reads and checks them."""
     stream = io.BytesIO()
     np.save(stream, rows, allow_pickle=False)
-    files.replace(path, stream.getvalue())
+    files.atomic_write(path, stream.getvalue())

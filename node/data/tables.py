@@ -1,7 +1,7 @@
 """Tables (CSV, Parquet): numeric columns, standardized by PUBLIC constants, and a column of labels.
 
-The constants stand in the run file, equal at all nodes: a mean computed from private rows would be a release that no
-ledger knows.
+The constants stand in the run file, equal at all nodes: a mean computed from private rows would be
+a release that no ledger knows.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ QUOTED = 40
 
 
 def table(path: Path, task: TaskSection) -> Examples:
-    """The rows as images of 1 × 1 × features: (value − center)/scale in the order of `task.features`.
+    """The rows as images of 1 × 1 × features: (value − center)/scale in the order of
+    `task.features`.
 
     Raises:
-        ConfigurationError: the run file names no features, or pyarrow is missing.
-        DataError: the file is missing, damaged, lacks a column, or holds what is no number or no label.
+        ConfigurationError: the run file names no features, or pyarrow is missing. DataError: the
+        file is missing, damaged, lacks a column, or holds what is no number or no label.
     """
     if not task.features:
         raise ConfigurationError(
@@ -58,11 +59,14 @@ def table(path: Path, task: TaskSection) -> Examples:
     values = [_scaled(path, name, found[name], *task.features[name]) for name in task.features]
     x = torch.from_numpy(np.stack(values, axis=1)).view(n, 1, 1, len(values))
     others = {name: _array(column) for name, column in found.items() if name not in task.features}
-    return Examples(x, torch.from_numpy(labels(path, found[task.label], task)), others, STANDARDIZED)
+    return Examples(
+        x, torch.from_numpy(labels(path, found[task.label], task)), others, STANDARDIZED
+    )
 
 
 def labels(path: Path, found: Sequence[Any], task: TaskSection) -> NDArray[np.int64]:
-    """Labels as 0 … classes − 1: places in `task.labels`, or the integers themselves where that is empty.
+    """Labels as 0 … classes − 1: places in `task.labels`, or the integers themselves where that is
+    empty.
 
     Raises:
         DataError: something is no label.
@@ -73,9 +77,14 @@ def labels(path: Path, found: Sequence[Any], task: TaskSection) -> NDArray[np.in
     if task.labels:
         return _numbered(path, names, task.labels)
     try:
-        numbers = np.array([int(whole[1]) if (whole := INTEGER.fullmatch(name)) else None for name in names], np.int64)
+        numbers = np.array(
+            [int(whole[1]) if (whole := INTEGER.fullmatch(name)) else None for name in names],
+            np.int64,
+        )
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{path}: labels are not integers; name the classes in task.labels.") from None
+        raise DataError(
+            f"{path}: labels are not integers; name the classes in task.labels."
+        ) from None
     if numbers.min() < 0 or numbers.max() >= task.classes:
         span = f"{numbers.min()} to {numbers.max()}"
         raise DataError(f"{path}: labels go from {span}; 0 … {task.classes - 1} is expected.")
@@ -92,32 +101,48 @@ def _numbered(path: Path, names: Sequence[str], classes: Sequence[str]) -> NDArr
     if None in places:
         row = places.index(None)
         what = repr(names[row]) if len(names[row]) <= QUOTED else "a long text"
-        raise DataError(f"{path}, row {row + 1}: {what} is none of task.labels ({', '.join(classes)}).")
+        raise DataError(
+            f"{path}, row {row + 1}: {what} is none of task.labels ({', '.join(classes)})."
+        )
     return np.array(places, np.int64)
 
 
-def _scaled(path: Path, name: str, cells: Sequence[Any], center: float, scale: float) -> NDArray[np.float32]:
+def _scaled(
+    path: Path, name: str, cells: Sequence[Any], center: float, scale: float
+) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         values = ((_numbers(path, name, cells) - center) / scale).astype(np.float32)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
-        raise DataError(f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them before.")
+        raise DataError(
+            f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them before."
+        )
     return values
 
 
 def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]:
-    """The cells as numbers, NaN where there is nothing; with decimal commas where they can be nothing else.
+    """The cells as numbers, NaN where there is nothing; with decimal commas where they can be
+    nothing else.
 
     Raises:
         DataError: something is no number, or all commas may separate thousands as well.
     """
     mark = _decimal_mark(cells)
     if mark is None:
-        row, why = _first_comma(cells), "all commas of the column may separate thousands or decimals"
-        raise DataError(f"{path}: column {name!r} is not numeric in row {row}: {why}; write numbers with a point.")
-    values = [_number(_pointed(cell) if mark == "," and isinstance(cell, str) else cell) for cell in cells]
+        row, why = (
+            _first_comma(cells),
+            "all commas of the column may separate thousands or decimals",
+        )
+        raise DataError(
+            f"{path}: column {name!r} is not numeric in row {row}: {why}; write numbers with a point."
+        )
+    values = [
+        _number(_pointed(cell) if mark == "," and isinstance(cell, str) else cell) for cell in cells
+    ]
     if (bad := next((k for k, value in enumerate(values) if value is None), None)) is not None:
-        raise DataError(f"{path}: column {name!r} is not numeric in row {bad + 1}: {_why(cells[bad])}.")
+        raise DataError(
+            f"{path}: column {name!r} is not numeric in row {bad + 1}: {_why(cells[bad])}."
+        )
     return np.array(values, np.float64)
 
 
@@ -145,8 +170,8 @@ def _first_comma(cells: Sequence[Any]) -> int:
 
 
 def _decimal_mark(cells: Sequence[Any]) -> str | None:
-    """Comma or point, as most cells say that have a mark and can be read in one way only. None: no cell says it, and
-    there are commas that may separate thousands or decimals."""
+    """Comma or point, as most cells say that have a mark and can be read in one way only. None: no
+    cell says it, and there are commas that may separate thousands or decimals."""
     texts = [cell for cell in cells if isinstance(cell, str)]
     with_comma = [cell for cell in texts if "," in cell]
     if not with_comma:
@@ -158,7 +183,9 @@ def _decimal_mark(cells: Sequence[Any]) -> str | None:
 
 
 def _mark(cell: str) -> str:
-    """What separates a cell's decimals; empty where nothing does, or it may as well separate thousands."""
+    """What separates a cell's decimals; empty where nothing does, or it may as well separate
+    thousands.
+    """
     if EITHER.fullmatch(cell):
         return ""
     if found := DECIMAL.fullmatch(cell):
@@ -187,6 +214,8 @@ def _why(cell: Any) -> str:
 def _array(cells: Sequence[Any]) -> NDArray[Any]:
     """A column by which a set can be divided: integers in their order, or else text."""
     try:
-        return np.array([int(cell) if isinstance(cell, (int, str)) else None for cell in cells], np.int64)
+        return np.array(
+            [int(cell) if isinstance(cell, (int, str)) else None for cell in cells], np.int64
+        )
     except (TypeError, ValueError, OverflowError):
         return np.array([columns.text(cell) for cell in cells], dtype=object)

@@ -37,8 +37,8 @@ Part: TypeAlias = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Columns of strings [n], and y, int64 [n]: labels where the run names some, else the number of a row's language
-    or file, by which a set is split and divided."""
+    """Columns of strings [n], and y, int64 [n]: labels where the run names some, else the number of
+    a row's language or file, by which a set is split and divided."""
 
     y: Tensor
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -47,7 +47,10 @@ class Texts:
         return len(self.y)
 
     def take(self, rows: NDArray[np.int64]) -> Texts:
-        return Texts(self.y[torch.from_numpy(rows)], {name: column[rows] for name, column in self.columns.items()})
+        return Texts(
+            self.y[torch.from_numpy(rows)],
+            {name: column[rows] for name, column in self.columns.items()},
+        )
 
     def split(self) -> tuple[Texts, Texts]:
         """(train, test): a fifth of every kind in test."""
@@ -80,28 +83,35 @@ def public(task: TaskSection) -> tuple[Texts, Texts]:
     """
     assert task.text is not None
     if task.path is None:
-        raise ConfigurationError('task.data = "file" needs task.path: a public file or folder to divide.')
+        raise ConfigurationError(
+            'task.data = "file" needs task.path: a public file or folder to divide.'
+        )
     found = read(task.path, task)
     if task.text.test:
         return found, read(task.text.test, task)
     train, test = found.split()
     if not len(test):
-        raise DataError(f"{task.path} has so few rows that a fifth of a kind is none to test on; name task.text.test.")
+        raise DataError(
+            f"{task.path} has so few rows that a fifth of a kind is none to test on; name task.text.test."
+        )
     return train, test
 
 
 def read(path: Path, task: TaskSection) -> Texts:
-    """The rows of a file, or of all files of a folder, which then have a column `file`, unless it is theirs.
+    """The rows of a file, or of all files of a folder, which then have a column `file`, unless it
+    is theirs.
 
     Raises:
-        ConfigurationError: pyarrow is missing.
-        DataError: it is missing, damaged, empty, of no known kind, a column that the run names is not there, or a row
+        ConfigurationError: pyarrow is missing. DataError: it is missing, damaged, empty, of no
+        known kind, a column that the run names is not there, or a row
             has nothing to learn.
     """
     assert task.text is not None
     files = _files(path)
     if not files:
-        raise DataError(f"{path} holds no text: files that end in {', '.join(READERS)} are expected.")
+        raise DataError(
+            f"{path} holds no text: files that end in {', '.join(READERS)} are expected."
+        )
     parts = [_file(file, task) for file in files]
     if missing := [name for name in _named(task) if any(name not in part for part in parts)]:
         known = ", ".join(sorted(set.intersection(*map(set, parts)))) or "none"
@@ -113,7 +123,9 @@ def read(path: Path, task: TaskSection) -> Texts:
         raise DataError(f"{path} has no rows: there is nothing to learn from or to test on.")
     shared = set.intersection(*map(set, parts))
     if any(before_answer(task.text.answer) in {*part} - shared for part in parts):
-        raise DataError(f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them.")
+        raise DataError(
+            f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them."
+        )
     found = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
     kinds = np.repeat(np.arange(len(files)), sizes)
     if path.is_dir() and "file" not in found:
@@ -130,10 +142,16 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     inside = sorted(file for file in path.iterdir() if not unused.is_clutter(file.name))
-    files = [file for file in inside if ending(file) in READERS and file.is_file() and not unused.is_about(file)]
+    files = [
+        file
+        for file in inside
+        if ending(file) in READERS and file.is_file() and not unused.is_about(file)
+    ]
     if not files and columns.is_dataset(path):
         return [path]
-    unused.tell(path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}")
+    unused.tell(
+        path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}"
+    )
     return files
 
 
@@ -154,21 +172,47 @@ def _make_text(file: Path, part: Part, text: TextSection) -> None:
     Raises:
         DataError: a cell of a column that the run names is no text, or there is nothing to learn.
     """
-    shown = [name for name in dict.fromkeys([*text.prompt, text.answer, *fields(text.template)]) if name in part]
+    shown = [
+        name
+        for name in dict.fromkeys([*text.prompt, text.answer, *fields(text.template)])
+        if name in part
+    ]
     for name in shown:
         part[name] = strings([*map(conversations.parsed, part[name])])
-        _refuse(file, name, part[name], lambda cell: not columns.is_unicode(cell), "is no Unicode text; repair it")
-        _refuse(file, name, part[name], conversations.is_python, "holds a list as Python prints it; save it as JSON")
+        _refuse(
+            file,
+            name,
+            part[name],
+            lambda cell: not columns.is_unicode(cell),
+            "is no Unicode text; repair it",
+        )
+        _refuse(
+            file,
+            name,
+            part[name],
+            conversations.is_python,
+            "holds a list as Python prints it; save it as JSON",
+        )
         what = "has a turn whose content is no text, or that calls tools; leave it out"
         _refuse(file, name, part[name], conversations.is_broken, what)
     _divide_conversations(file, part, text.answer)
     for name in shown:
-        _refuse(file, name, part[name], _is_nested, "holds a list or an object; take what is needed as text")
+        _refuse(
+            file,
+            name,
+            part[name],
+            _is_nested,
+            "holds a list or an object; take what is needed as text",
+        )
     if len(empty := np.flatnonzero([not cell.strip() for cell in part[text.answer]])):
-        raise DataError(f"{file}, row {empty[0] + 1}, has nothing in the column {text.answer!r}; leave it out.")
+        raise DataError(
+            f"{file}, row {empty[0] + 1}, has nothing in the column {text.answer!r}; leave it out."
+        )
 
 
-def _refuse(file: Path, name: str, cells: Iterable[str], wrong: Callable[[str], bool], what: str) -> None:
+def _refuse(
+    file: Path, name: str, cells: Iterable[str], wrong: Callable[[str], bool], what: str
+) -> None:
     if row := next((row for row, cell in enumerate(cells, 1) if wrong(cell)), None):
         raise DataError(f"{file}, row {row}: the column {name!r} {what}.")
 
@@ -179,7 +223,8 @@ def _is_nested(cell: str) -> bool:
 
 
 def _divide_conversations(file: Path, part: Part, answer: str) -> None:
-    """Puts a conversation's last turn of the assistant in its place, and what was said before in a column of its own.
+    """Puts a conversation's last turn of the assistant in its place, and what was said before in a
+    column of its own.
 
     Raises:
         DataError: a row is something else.
@@ -201,11 +246,15 @@ def _divide_conversations(file: Path, part: Part, answer: str) -> None:
 def _file(file: Path, task: TaskSection) -> Part:
     reader = _table if file.is_dir() else READERS.get(ending(file))
     if reader is None:
-        raise DataError(f"{file} is of no known kind; a folder or a file in {', '.join(READERS)} is expected.")
+        raise DataError(
+            f"{file} is of no known kind; a folder or a file in {', '.join(READERS)} is expected."
+        )
     try:
         return reader(file, task)
     except FileNotFoundError:
-        raise DataError(f"There is no data file {file}; check task.path, or data.path in the node's file.") from None
+        raise DataError(
+            f"There is no data file {file}; check task.path, or data.path in the node's file."
+        ) from None
     except NotUtf8 as error:
         raise DataError(f"{file} {error}.") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -231,7 +280,9 @@ def _listed(file: Path, text: str) -> list[dict[str, Any]]:
     try:
         rows: list[Any] = json.loads(text)
     except (ValueError, RecursionError):
-        raise DataError(f"{file} is no JSON; a list of objects, or one object on each line, is expected.") from None
+        raise DataError(
+            f"{file} is no JSON; a list of objects, or one object on each line, is expected."
+        ) from None
     for number, row in enumerate(rows, 1):
         _refuse_others(f"{file}, item {number}", row)
     return rows
@@ -243,7 +294,9 @@ def _lines(file: Path, text: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
-            raise DataError(f"{file}, line {number}, is no JSON; an object on each line is expected.") from None
+            raise DataError(
+                f"{file}, line {number}, is no JSON; an object on each line is expected."
+            ) from None
         _refuse_others(f"{file}, line {number}", row)
         rows += [row] if row else []
     return rows

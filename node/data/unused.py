@@ -25,7 +25,11 @@ def tell(folder: Path, files: Sequence[Path], used: str) -> None:
     """One sentence on standard error, if there are any; `used` says which would be used."""
     if files:
         counted = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(map(_kind, files)).items()))
-        print(f"warning: {folder} has files that are not used ({counted}); {used}.", file=sys.stderr, flush=True)
+        print(
+            f"warning: {folder} has files that are not used ({counted}); {used}.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _kind(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""An experiment in one process: all nodes of `[experiment]` with the plain driver, and their summary."""
+"""An experiment in one process: all nodes of `[experiment]` with the plain driver, and their
+summary.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,9 @@ from node.rounds.lockstep import Hoods
 from node.rounds.lockstep import simulate as play
 from node.tasks import validation
 from peer.errors import ConfigurationError, PeerpoiseError
-from peer.files import made
+from peer.files import ensure_dir
 from peer.message import Peer
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 Progress = Callable[[int, int, Mapping[Peer, Mapping[str, float]]], None]
 """(rounds finished, rounds, test metrics of each node as last evaluated)."""
@@ -42,9 +44,11 @@ def _silent(done: int, rounds: int, tested: Mapping[Peer, Mapping[str, float]]) 
 
 
 def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
-    """Plays the whole run and writes RUN/summary.json, the average model, and each node's model, summary and journal.
+    """Plays the whole run and writes RUN/summary.json, the average model, and each node's model,
+    summary and journal.
 
-    The consensus distance in the journals is that of all nodes together, where the run is evaluated.
+    The consensus distance in the journals is that of all nodes together, where the run is
+    evaluated.
 
     Ledgers are kept in memory: only bundled public data may be used so.
 
@@ -52,19 +56,25 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
         ConfigurationError, DataError: one sentence.
     """
     if config.task.data == "own":
-        raise ConfigurationError("simulate divides a bundled data set; own data belong to real nodes (peerpoise pack).")
+        raise ConfigurationError(
+            "simulate divides a bundled data set; own data belong to real nodes (peerpoise pack)."
+        )
     torch.set_num_threads(1)
     with ExitStack() as stack:
         return _simulate(config, folder, progress, stack)
 
 
-def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
+def _simulate(
+    config: ExperimentConfig, folder: Path, progress: Progress, stack: ExitStack
+) -> Summary:
     """As `simulate`; the journals are closed with the stack."""
     learners = _learners(config)
-    for sentence in sorted({it.door.choice.slow for it in learners.values() if it.door.choice} - {""}):
+    for sentence in sorted(
+        {it.gate.choice.slow for it in learners.values() if it.gate.choice} - {""}
+    ):
         print(f"peerpoise: {sentence}", file=sys.stderr)
     rounds, every = config.train.rounds, config.train.evaluate_every
-    homes = {name: made(folder / "nodes" / name) for name in learners}
+    homes = {name: ensure_dir(folder / "nodes" / name) for name in learners}
     journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
     for journal in journals.values():
         stack.callback(journal.close)
@@ -92,12 +102,19 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
             figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}
-            journals[name].write("round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures)
+            journals[name].write(
+                "round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures
+            )
         progress(t + 1, rounds, metrics)
 
     conversations = {name: it.algorithm for name, it in learners.items()}
     bounds = next(iter(learners.values())).bounds
-    how = {"mix": config.mix, "bounds": bounds, "after_phase": after_phase, "after_round": after_round}
+    how = {
+        "mix": config.mix,
+        "bounds": bounds,
+        "after_phase": after_phase,
+        "after_round": after_round,
+    }
     play(conversations, _hoods(learners), rounds, **how)  # type: ignore[arg-type]
     each = [after - before for before, after in pairwise(seconds)]
     found = {
@@ -111,14 +128,20 @@ def _simulate(config: ExperimentConfig, folder: Path, progress: Progress, stack:
         for name, learner in learners.items()
     }
     for name, learner in learners.items():
-        checkpoint.save_model(homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters)
+        checkpoint.save_model(
+            homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters
+        )
         summary.write(homes[name] / "summary.json", found[name])
         reason = "diverged" if found[name].diverged else "finished"
         end = {"complete": found[name].complete, "params_digest": found[name].params_digest[name]}
         journals[name].write("end", reason=reason, **end)
-    merged = summary.merge(list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()})
+    merged = summary.merge(
+        list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()}
+    )
     honest = {name: it for name, it in learners.items() if not it.attack}
-    average = save_average(folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()})
+    average = save_average(
+        folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()}
+    )
     task = next(iter(honest.values())).task
     return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
 
@@ -136,11 +159,13 @@ def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     pooled = Plan.of(run, {}).algorithm.pooled
     if pooled:
         run, parts = _pooled(run, list(parts.values()))
-    plan = Plan.of(run, neighborhoods("full", list(parts)) if pooled else run.neighborhoods(list(parts)))
+    plan = Plan.of(
+        run, make_neighborhoods("full", list(parts)) if pooled else run.neighborhoods(list(parts))
+    )
     learners: dict[Peer, Learner] = {}
     sigma = start = None
     for name, rows in parts.items():
-        ledger = None if run.privacy.mode == "none" else Ledger.throwaway()
+        ledger = None if run.privacy.mode == "none" else Ledger.in_memory()
         section = config.experiment.attack_of(name)
         how = {"ledger": ledger, "sigma": sigma, "start": start, "device": config.experiment.device}
         attack = Attack.of(section) if section else None
@@ -150,21 +175,29 @@ def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     return learners
 
 
-def _pooled(run: RunConfig, parts: list[NDArray[np.int64]]) -> tuple[RunConfig, dict[Peer, NDArray[np.int64]]]:
+def _pooled(
+    run: RunConfig, parts: list[NDArray[np.int64]]
+) -> tuple[RunConfig, dict[Peer, NDArray[np.int64]]]:
     """One node with all data, whose batch is as large as all nodes' together."""
     privacy = run.privacy.model_copy(update={"batch": run.privacy.batch * len(parts)})
     return run.model_copy(update={"privacy": privacy}), {"all": partition.union(parts)}
 
 
 def _hoods(learners: Mapping[Peer, Learner]) -> Hoods:
-    return next(iter(learners.values())).plan.hoods
+    return next(iter(learners.values())).plan.neighborhoods
 
 
 def _journal(home: Path, learner: Learner) -> Journal:
     run = learner.run
-    about = header(run.model_dump(mode="json"), node=learner.name, run=run.run_id, seed=run.train.seed, threads=1)
+    about = header(
+        run.model_dump(mode="json"),
+        node=learner.name,
+        run=run.run_id,
+        seed=run.train.seed,
+        threads=1,
+    )
     journal = Journal(home / "journal.jsonl", about)
-    if choice := learner.door.choice:
+    if choice := learner.gate.choice:
         journal.write("backend", backend=choice.backend, reason=choice.reason)
     for text in (learner.plan.warning, learner.attack and learner.attack.warning):
         if text:

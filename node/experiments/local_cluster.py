@@ -1,7 +1,8 @@
 """`up` and `simulate`: one experiment in its run folder, as processes or in this one.
 
-RUN/run.toml partition.json summary.json model.safetensors metrics-NODE.txt, and nodes/NODE/ with what the daemon of
-that node keeps (journal.jsonl, checkpoints, summary.json, model.safetensors) and its output, daemon.log.
+RUN/run.toml partition.json summary.json model.safetensors metrics-NODE.txt, and nodes/NODE/ with
+what the daemon of that node keeps (journal.jsonl, checkpoints, summary.json, model.safetensors) and
+its output, daemon.log.
 """
 
 from __future__ import annotations
@@ -41,20 +42,31 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 GONE = (errno.EPIPE, errno.EIO)
 """Why the screen can't be written: the reader of a pipe, or the terminal, has gone."""
 TICK_S = 0.4
-"""Between two looks at the daemons: often enough for the eye, cheap beside training on the same cores."""
+"""Between two looks at the daemons: often enough for the eye, cheap beside training on the same
+cores.
+"""
 
 
 def up(
-    config: ExperimentConfig, folder: Path | None, *, insecure: bool, loop: str, baseline: bool, quiet: bool
+    config: ExperimentConfig,
+    folder: Path | None,
+    *,
+    insecure: bool,
+    loop: str,
+    baseline: bool,
+    quiet: bool,
 ) -> tuple[Summary | None, int]:
-    """Runs the experiment as one daemon per node. Returns the merged summary (None where no node finished) and the
-    exit code: 0; that of the daemons that failed, if they agree, else 1; 128 + signal when stopped."""
+    """Runs the experiment as one daemon per node. Returns the merged summary (None where no node
+    finished) and the exit code: 0; that of the daemons that failed, if they agree, else 1; 128 +
+    signal when stopped."""
     config = _by_whole_path(config)
     provisioning.check_local(config)
     provisioning.check_daemons(config)
     folder = _run_folder(config, folder)
     with _reserved(2 * config.experiment.nodes) as ports:
-        run, homes = provisioning.local(folder, config, list(zip(ports[::2], ports[1::2], strict=True)))
+        run, homes = provisioning.local(
+            folder, config, list(zip(ports[::2], ports[1::2], strict=True))
+        )
         daemons: list[Daemon] = []
         with Screen(config.train.rounds, quiet=quiet) as screen, _ending(daemons):
             _announce(screen, config, folder)
@@ -63,7 +75,9 @@ def up(
                 daemons.append(Daemon(name, home, process, status.places(run.run_id, name, home)))
             code = follow(daemons, folder, screen)
     summary = run_folder.merge(folder, homes)
-    _conclude(screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None)
+    _conclude(
+        screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None
+    )
     return summary, code
 
 
@@ -114,7 +128,11 @@ class Daemon:
         elif code == EXIT_OK:
             self.seen = replace(self.seen, state="finished")
         else:
-            how = f"ended with exit code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+            how = (
+                f"ended with exit code {code}"
+                if code > 0
+                else f"was killed by {signal.Signals(-code).name}"
+            )
             how = "was stopped before it could begin" if code == -signal.SIGTERM else how
             self.seen = replace(self.seen, state=f"{how}: {_last_line(self.home / 'daemon.log')}")
         return self.seen
@@ -146,7 +164,9 @@ def after(seen: Progress, event: Mapping[str, Any]) -> Progress:
             return replace(seen, round=t + 1)
         case {"event": "test"}:
             found = {"accuracy": event.get("accuracy"), **(event.get("metrics") or {})}
-            return _tested(seen, {name: value for name, value in found.items() if value is not None})
+            return _tested(
+                seen, {name: value for name, value in found.items() if value is not None}
+            )
         case {"event": "epsilon", "total": float(epsilon)}:
             return replace(seen, epsilon=epsilon)
         case {"event": "state", "state": str(state)}:
@@ -155,13 +175,16 @@ def after(seen: Progress, event: Mapping[str, Any]) -> Progress:
 
 
 def _tested(seen: Progress, metrics: Mapping[str, float]) -> Progress:
-    accuracy, perplexity = metrics.get("accuracy", seen.accuracy), metrics.get("perplexity", seen.perplexity)
+    accuracy, perplexity = (
+        metrics.get("accuracy", seen.accuracy),
+        metrics.get("perplexity", seen.perplexity),
+    )
     return replace(seen, accuracy=accuracy, perplexity=perplexity)
 
 
 def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
-    """Shows the daemons until the last has ended. A signal stops them all, and so does a screen that can't be written;
-    a second signal kills them.
+    """Shows the daemons until the last has ended. A signal stops them all, and so does a screen
+    that can't be written; a second signal kills them.
 
     Raises:
         StorageError: output or metrics can't be written; the daemons' own results stand.
@@ -186,21 +209,32 @@ def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
         screen.show({daemon.name: daemon.look() for daemon in daemons})
     for daemon in daemons:
         if daemon.metrics:
-            files.replace(folder / f"metrics-{daemon.name}.txt", daemon.metrics.encode())
+            files.atomic_write(folder / f"metrics-{daemon.name}.txt", daemon.metrics.encode())
         if daemon.process.returncode:
             screen.say(f"{daemon.name} {daemon.seen.state}")
     if screen.fault and screen.fault.errno not in GONE:
-        raise StorageError(f"The output can't be written: {screen.fault.strerror}; free space, or write it elsewhere.")
+        raise StorageError(
+            f"The output can't be written: {screen.fault.strerror}; free space, or write it elsewhere."
+        )
     failed = {daemon.process.returncode for daemon in daemons} - {EXIT_OK}
     if caught:
         return 128 + caught[0]
-    return EXIT_OK if not failed else failed.pop() if len(failed) == 1 and min(failed) > 0 else EXIT_FAILURE
+    return (
+        EXIT_OK
+        if not failed
+        else failed.pop()
+        if len(failed) == 1 and min(failed) > 0
+        else EXIT_FAILURE
+    )
 
 
 def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subprocess.Popen[bytes]:
-    """Settings from the environment were applied to the run already; a session of its own keeps Ctrl-C with us. Its
-    standard input is a pipe from this process, which ends with it, however it ends."""
-    environ = {k: v for k, v in os.environ.items() if not (k.startswith(ENVIRONMENT_PREFIX) and "__" in k)}
+    """Settings from the environment were applied to the run already; a session of its own keeps
+    Ctrl-C with us. Its standard input is a pipe from this process, which ends with it, however it
+    ends."""
+    environ = {
+        k: v for k, v in os.environ.items() if not (k.startswith(ENVIRONMENT_PREFIX) and "__" in k)
+    }
     command = [sys.executable, "-P", "-m", "peerpoise", "run", "--until-eof", "--loop", loop]
     command += ["--config", str(home / "node.toml")]
     command += ["--insecure"] * insecure + ["--i-am-testing"] * attacks
@@ -223,7 +257,9 @@ def _tell(daemons: list[Daemon], number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def _ending(daemons: list[Daemon]) -> Iterator[None]:
-    """However the block is left, the daemons have ended then: told to stop, or killed where they don't."""
+    """However the block is left, the daemons have ended then: told to stop, or killed where they
+    don't.
+    """
     try:
         yield
     finally:
@@ -241,7 +277,9 @@ def _ending(daemons: list[Daemon]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) instead of dying of them."""
+    """Collects SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) instead of dying
+    of them.
+    """
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -257,14 +295,17 @@ def _signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _reserved(count: int) -> Iterator[list[int]]:
-    """Free loopback ports. On Linux they are held, bound but not listening, so that nobody else (outgoing connections
-    among them) is given one before its daemon listens there; elsewhere that would shut the daemon out."""
+    """Free loopback ports. On Linux they are held, bound but not listening, so that nobody else
+    (outgoing connections among them) is given one before its daemon listens there; elsewhere that
+    would shut the daemon out."""
     with contextlib.ExitStack() as held:
         try:
             sockets = [held.enter_context(_bound()) for _ in range(count)]
         except OSError as error:
             why = error.strerror
-            raise TemporaryFailure(f"{count} ports can't be had: {why}; see ulimit -n, or use fewer nodes.") from None
+            raise TemporaryFailure(
+                f"{count} ports can't be had: {why}; see ulimit -n, or use fewer nodes."
+            ) from None
         ports = [each.getsockname()[1] for each in sockets]
         if sys.platform != "linux":
             held.close()
@@ -281,7 +322,8 @@ def _bound() -> socket.socket:
 
 
 def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
-    """A new run folder; of two runs that want one at the same time the second is given another, or refused.
+    """A new run folder; of two runs that want one at the same time the second is given another, or
+    refused.
 
     Raises:
         StorageError: it exists and is not empty, or can't be made.
@@ -290,9 +332,11 @@ def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
     try:
         (made / "nodes").mkdir(mode=0o700)
     except FileExistsError:
-        raise StorageError(f"{made} belongs to another run that was just started; choose another folder.") from None
+        raise StorageError(
+            f"{made} belongs to another run that was just started; choose another folder."
+        ) from None
     except OSError as error:
-        raise files.refused(made, error) from None
+        raise files.storage_error(made, error) from None
     return made
 
 
@@ -308,7 +352,7 @@ def _named_by_time(name: str) -> Path:
                 return folder
             number += 1
     except OSError as error:
-        raise files.refused(runs, error) from None
+        raise files.storage_error(runs, error) from None
 
 
 def _by_whole_path(config: ExperimentConfig) -> ExperimentConfig:
@@ -332,10 +376,10 @@ def _baseline(config: ExperimentConfig, folder: Path) -> Summary:
 def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
     from node.maths.graph import spectral_gap
 
-    hoods = config.neighborhoods(config.experiment.names)
-    gap = spectral_gap({name: hood.weight for name, hood in hoods.items()})
+    neighborhoods = config.neighborhoods(config.experiment.names)
+    gap = spectral_gap({name: neighborhood.weight for name, neighborhood in neighborhoods.items()})
     screen.say(
-        f"{len(hoods)} daemons, {config.topology.kind} (spectral gap {gap:.2g}), {config.algorithm.name}, "
+        f"{len(neighborhoods)} daemons, {config.topology.kind} (spectral gap {gap:.2g}), {config.algorithm.name}, "
         f"{config.task.data}, privacy mode {config.privacy.mode}; run folder {folder}"
     )
     _announce_attack(screen, config)
@@ -347,7 +391,9 @@ def _announce_attack(screen: Screen, config: ExperimentConfig) -> None:
         screen.say(f"ATTACKED by {', '.join(config.experiment.attackers)}: {attack.name}")
 
 
-def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: Summary | None = None) -> None:
+def _conclude(
+    screen: Screen, folder: Path, summary: Summary | None, baseline: Summary | None = None
+) -> None:
     from node.records.summary import table
 
     if summary:
@@ -359,7 +405,9 @@ def _conclude(screen: Screen, folder: Path, summary: Summary | None, baseline: S
             f"it goes on with peerpoise run --config {folder}/nodes/NAME/node.toml."
         )
     else:
-        screen.say(f"No node finished, and there is no checkpoint; logs: {folder}/nodes/NAME/daemon.log.")
+        screen.say(
+            f"No node finished, and there is no checkpoint; logs: {folder}/nodes/NAME/daemon.log."
+        )
 
 
 def _last_line(log: Path) -> str:

@@ -1,4 +1,6 @@
-"""What lies in a run folder after a run: models, summaries; `export`, `eval` and the merging of `up`."""
+"""What lies in a run folder after a run: models, summaries; `export`, `eval` and the merging of
+`up`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ MODEL = "model.safetensors"
 
 
 def model_file(run: Path, node: str | None, average: bool) -> Path:
-    """RUN/nodes/NODE/model.safetensors, or RUN/model.safetensors: the average (of a daemon's own folder: its model).
+    """RUN/nodes/NODE/model.safetensors, or RUN/model.safetensors: the average (of a daemon's own
+    folder: its model).
 
     Raises:
         ConfigurationError: both were asked for.
@@ -36,13 +39,17 @@ def model_file(run: Path, node: str | None, average: bool) -> Path:
     file = run / MODEL if node is None else run / "nodes" / node / MODEL
     if not file.exists():
         known = sorted(path.parent.name for path in run.glob(f"nodes/*/{MODEL}"))
-        raise DataError(f"There is no model {file}" + (f"; nodes with a model: {', '.join(known)}." if known else "."))
+        raise DataError(
+            f"There is no model {file}"
+            + (f"; nodes with a model: {', '.join(known)}." if known else ".")
+        )
     return file
 
 
 def export(run: Path, model: Path, out: Path) -> str:
-    """Copies a model, after checking that it is one; returns the digest of its parameters. OUT.safetensors has what was
-    learnt; any other name is a folder as transformers reads it, with all of a language model.
+    """Copies a model, after checking that it is one; returns the digest of its parameters.
+    OUT.safetensors has what was learnt; any other name is a folder as transformers reads it, with
+    all of a language model.
 
     Raises:
         ConfigurationError: a folder, but no language model.
@@ -56,7 +63,9 @@ def export(run: Path, model: Path, out: Path) -> str:
 
     config, _ = _run_and_data(run)
     if (written := exporter(config)) is None:
-        raise ConfigurationError(f"{out} does not end in .safetensors; only a language model is written as a folder.")
+        raise ConfigurationError(
+            f"{out} does not end in .safetensors; only a language model is written as a folder."
+        )
     written(config, layout, x, out)
     return summary.digest(x)
 
@@ -71,7 +80,9 @@ def evaluate(run: Path, model: Path) -> dict[str, float]:
     layout, x = checkpoint.load_model(model)
     metrics = _task(run, model, layout).evaluate(x)
     if not metrics:
-        raise ConfigurationError("There is no public test set: name one as data.test in the node's file.")
+        raise ConfigurationError(
+            "There is no public test set: name one as data.test in the node's file."
+        )
     return metrics
 
 
@@ -86,11 +97,15 @@ def _task(run: Path, model: Path, layout: Layout) -> Task:
 
 
 def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
-    """The run of a folder of `up` or `simulate`, or of a daemon's own (its node.toml is there or one above)."""
+    """The run of a folder of `up` or `simulate`, or of a daemon's own (its node.toml is there or
+    one above).
+    """
     for place in (run, run.parent):
         if (place / "node.toml").exists():
             node = load(NodeConfig, [place / "node.toml"])
-            found = {key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")}
+            found = {
+                key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")
+            }
             config = load(RunConfig, [_under(place, node.run) or node.run])
             node.check_task(config.task.name)
             return config, node.data.model_copy(update=found)
@@ -104,12 +119,14 @@ def _under(folder: Path, path: Path | None) -> Path | None:
 
 
 def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
-    """Writes RUN/summary.json and RUN/model.safetensors (the average of the honest nodes) from what nodes left; None:
-    they left none. A node that diverged leaves no model."""
+    """Writes RUN/summary.json and RUN/model.safetensors (the average of the honest nodes) from what
+    nodes left; None: they left none. A node that diverged leaves no model."""
     done = [home for home in homes.values() if (home / "summary.json").exists()]
     if not done:
         return None
-    models = {home.name: checkpoint.load_model(home / MODEL) for home in done if (home / MODEL).exists()}
+    models = {
+        home.name: checkpoint.load_model(home / MODEL) for home in done if (home / MODEL).exists()
+    }
     parameters = {name: x for name, (_, x) in models.items()}
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
     tested: Mapping[str, float] = {}
@@ -129,7 +146,9 @@ def metrics_of_average(evaluate: Callable[[], Mapping[str, float]]) -> Mapping[s
 
 
 def with_average(run: Path, merged: Summary, tested: Mapping[str, float]) -> Summary:
-    """The summary with the test metrics of the averaged model, as it is written to RUN/summary.json."""
+    """The summary with the test metrics of the averaged model, as it is written to
+    RUN/summary.json.
+    """
     if tested:
         figures = {**merged.algorithm_metrics, "averaged_model": dict(tested)}
         merged = merged.model_copy(update={"algorithm_metrics": figures})
@@ -138,16 +157,22 @@ def with_average(run: Path, merged: Summary, tested: Mapping[str, float]) -> Sum
 
 
 def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> Tensor:
-    """Writes and returns x̄, the mean of these nodes' parameters, flat float32 [d]; in float64, in sorted order."""
+    """Writes and returns x̄, the mean of these nodes' parameters, flat float32 [d]; in float64, in
+    sorted order.
+    """
     layout = next(iter(models.values()))[0]
     average = torch.empty(layout.size)
     for start in range(0, layout.size, BLOCK):
         here = slice(start, start + BLOCK)
-        average[here] = torch.stack([models[name][1][here].double() for name in sorted(models)]).mean(0)
+        average[here] = torch.stack(
+            [models[name][1][here].double() for name in sorted(models)]
+        ).mean(0)
     checkpoint.save_model(file, layout, average)
     return average
 
 
 def partition_histogram(run: Path) -> dict[str, Sequence[int]]:
-    found: dict[str, Sequence[int]] = json.loads((run / "partition.json").read_text(encoding="utf-8"))["histogram"]
+    found: dict[str, Sequence[int]] = json.loads(
+        (run / "partition.json").read_text(encoding="utf-8")
+    )["histogram"]
     return found

@@ -1,6 +1,8 @@
-"""One node's learning without a network: its task, its door and its algorithm, put together from a run file.
+"""One node's learning without a network: its task, its door and its algorithm, put together from a
+run file.
 
-The daemon plays a `Learner` with `driver.py`, an experiment in one process plays all of them with `lockstep.py`.
+The daemon plays a `Learner` with `driver.py`, an experiment in one process plays all of them with
+`lockstep.py`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,21 @@ from node.attacks import Attack
 from node.config import DataSection, PrivacySection, RunConfig
 from node.device import pick
 from node.learning import promises
-from node.learning.requirements import room_for_blocks, suited
+from node.learning.requirements import check_compatible, room_for_blocks
 from node.learning.unusable import UnusableRecords
-from node.maths.coalitions import Coalitions, too_poor
+from node.maths.coalitions import ShapleyConfig, unsupported_reason
 from node.maths.graph import spectral_gap
-from node.maths.robust import too_small
-from node.privacy.accountant import WEAK, Mechanism, Spent, epsilon, epsilon_link, epsilon_live, epsilon_total
-from node.privacy.door import Door, mechanism, noise_multiplier, open_door
+from node.maths.robust import undersized_neighborhood
+from node.privacy.accountant import (
+    WEAK,
+    Mechanism,
+    Spent,
+    epsilon,
+    epsilon_link,
+    epsilon_rdp,
+    epsilon_total,
+)
+from node.privacy.gate import GradientGate, make_gate, mechanism, noise_multiplier
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.records import summary
@@ -38,16 +48,14 @@ from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.rounds.bounds import Bounds
 from node.task import Task
 from node.tasks import TASKS, make
-from node.tasks.validation import Validation
+from node.tasks.validation import ValidationScorer
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
 ADJACENCY = "add/remove one example"
 """What one person's data are in every ε."""
-PAPER_WARNING = (
-    "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
-)
+PAPER_WARNING = "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
 SEED_WARNING = "privacy.insecure_seed is set: who knows it can compute noise and batches; there is no guarantee."
 NO_PRIVACY = "Mode none: gradients leave without noise; whoever receives them can reconstruct private examples."
 
@@ -60,13 +68,15 @@ class Plan:
     algorithm: type[Algorithm]
     options: Any
     """The algorithm's own configuration."""
-    hoods: Mapping[Peer, Neighborhood]
+    neighborhoods: Mapping[Peer, Neighborhood]
     spectral_gap: float | None = None
     """Of W; None: the graph is not known yet."""
 
     @classmethod
-    def of(cls, run: RunConfig, hoods: Mapping[Peer, Neighborhood]) -> Plan:
-        """Raises ConfigurationError: an algorithm, option or mode that is unknown, or a graph too thin for mix.rule."""
+    def of(cls, run: RunConfig, neighborhoods: Mapping[Peer, Neighborhood]) -> Plan:
+        """Raises ConfigurationError: an algorithm, option or mode that is unknown, or a graph too
+        thin for mix.rule.
+        """
         algorithm = find(run.algorithm.name)
         try:
             options = algorithm.Config(**run.algorithm.options)
@@ -74,7 +84,9 @@ class Plan:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
             what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-            raise ConfigurationError(f"Configuration: algorithm.{key}: {what} ({run.algorithm.name}).") from None
+            raise ConfigurationError(
+                f"Configuration: algorithm.{key}: {what} ({run.algorithm.name})."
+            ) from None
         if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
             raise ConfigurationError(
                 f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
@@ -91,22 +103,35 @@ class Plan:
         named, mix = "mix.rule", run.mix
         if getattr(options, "mix_by", "") == "trimmed_mean":
             named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
-        if not algorithm.pooled and (node := too_small(hoods, mix)):
+        if not algorithm.pooled and (node := undersized_neighborhood(neighborhoods, mix)):
             raise ConfigurationError(
                 f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbors are "
-                f"{len(hoods[node].weight)}; lower mix.trim, take more edges, or another rule."
+                f"{len(neighborhoods[node].weight)}; lower mix.byzantine, take more edges, or another rule."
             )
         if getattr(algorithm, "validates", False):
-            _players(run.algorithm.name, options, hoods)  # type: ignore[arg-type]
-        gap = spectral_gap({name: hood.weight for name, hood in hoods.items()}) if hoods else None
+            _players(run.algorithm.name, options, neighborhoods)  # type: ignore[arg-type]
+        gap = (
+            spectral_gap(
+                {name: neighborhood.weight for name, neighborhood in neighborhoods.items()}
+            )
+            if neighborhoods
+            else None
+        )
         if gap is not None and hasattr(options, "on_graph"):
-            options = options.on_graph(gap, len(hoods))
+            options = options.on_graph(gap, len(neighborhoods))
         if hasattr(options, "on_run"):
             options = options.on_run(run.train.rounds)
-        return cls(run=run, algorithm=algorithm, options=options, hoods=hoods, spectral_gap=gap)
+        return cls(
+            run=run,
+            algorithm=algorithm,
+            options=options,
+            neighborhoods=neighborhoods,
+            spectral_gap=gap,
+        )
 
     def sigma(self, d: int) -> float:
-        """The nominal noise multiplier of the run for d parameters, calibrated for the largest neighborhood.
+        """The nominal noise multiplier of the run for d parameters, calibrated for the largest
+        neighborhood.
 
         Takes a CPU second or two in mode strict with a target ε.
         """
@@ -121,27 +146,31 @@ class Plan:
             return max(
                 formula(
                     self.options,
-                    hood,
+                    neighborhood,
                     rate=privacy.paper_q or privacy.rate,
                     rounds=rounds,
                     epsilon=privacy.epsilon,
                     delta=privacy.delta,
                 )
-                for hood in self.hoods.values()
+                for neighborhood in self.neighborhoods.values()
             )
         return noise_multiplier(privacy, d=d, rounds=rounds, releases=self.releases)
 
     @property
     def releases(self) -> int:
         """|K| of the largest closed neighborhood."""
-        return max(self.algorithm.releases(hood.degree) for hood in self.hoods.values())
+        return max(
+            self.algorithm.releases(neighborhood.degree)
+            for neighborhood in self.neighborhoods.values()
+        )
 
     @property
     def epsilon(self) -> float | None:
-        """Planned ε_total (PLD) at the largest neighborhood; None: the mode has none. The grid of the noise, which
-        needs the model, is left out: less than a part in a thousand. Some 0.2 s where σ is given."""
+        """Planned ε_total (PLD) at the largest neighborhood; None: the mode has none. The grid of
+        the noise, which needs the model, is left out: less than a part in a thousand. Some 0.2 s
+        where σ is given."""
         privacy, rounds = self.run.privacy, self.run.train.rounds
-        if privacy.mode != "strict" or not self.hoods:
+        if privacy.mode != "strict" or not self.neighborhoods:
             return None
         if privacy.sigma is None:
             return privacy.epsilon
@@ -154,12 +183,16 @@ class Plan:
         return warning(self.run.privacy, self.epsilon)
 
 
-def _players(name: str, options: Coalitions, hoods: Mapping[Peer, Neighborhood]) -> None:
-    """Raises ConfigurationError unless everybody has neighbors to value, not too many for the options."""
-    for node, hood in sorted(hoods.items()):
-        if not hood.degree:
-            raise ConfigurationError(f"{name} values neighbors, and {node} has none; take more nodes, or local.")
-        if why := too_poor(options, len(hood.weight)):
+def _players(name: str, options: ShapleyConfig, neighborhoods: Mapping[Peer, Neighborhood]) -> None:
+    """Raises ConfigurationError unless everybody has neighbors to value, not too many for the
+    options.
+    """
+    for node, neighborhood in sorted(neighborhoods.items()):
+        if not neighborhood.degree:
+            raise ConfigurationError(
+                f"{name} values neighbors, and {node} has none; take more nodes, or local."
+            )
+        if why := unsupported_reason(options, len(neighborhood.weight)):
             raise ConfigurationError(f"Configuration: algorithm: {why} ({name}, {node})")
 
 
@@ -178,7 +211,7 @@ class Learner:
     plan: Plan
     task: Task
     algorithm: Algorithm
-    door: Door
+    gate: GradientGate
     ledger: Ledger | None
     mechanism: Mechanism
     sigma: float
@@ -201,8 +234,8 @@ class Learner:
         return not summary.norm(x) <= self.bounds.norm(x.numel())
 
     @property
-    def hood(self) -> Neighborhood:
-        return self.plan.hoods[self.name]
+    def neighborhood(self) -> Neighborhood:
+        return self.plan.neighborhoods[self.name]
 
     def position(self, t: int) -> Mapping[str, int]:
         """Where round t is in loops of the algorithm's own; {} where it has none."""
@@ -210,32 +243,51 @@ class Learner:
         return found
 
     def evaluate(
-        self, breathe: Callable[[], None] = lambda: None, *, warn: Callable[[PeerpoiseError], None]
+        self,
+        yield_point: Callable[[], None] = lambda: None,
+        *,
+        warn: Callable[[PeerpoiseError], None],
     ) -> dict[str, float]:
-        """Public test metrics of the present parameters; a failure costs them, not the run, and `warn` hears of it."""
+        """Public test metrics of the present parameters; a failure costs them, not the run, and
+        `warn` hears of it.
+        """
         try:
-            return self.task.evaluate(self.algorithm.parameters, breathe)
+            return self.task.evaluate(self.algorithm.parameters, yield_point)
         except PeerpoiseError as error:
             warn(error)
             return {}
 
     def live_epsilon(self, lifetime_delta: float) -> LiveEpsilon:
-        """ε of what was released, by Rényi divergence; not above the run's target, which σ was calibrated for."""
+        """ε of what was released, by Rényi divergence; not above the run's target, which σ was
+        calibrated for.
+        """
         if self.ledger is None:
             return LiveEpsilon(total=float("inf"), link=float("inf"), lifetime=float("inf"))
         delta, rows = self.run.privacy.delta, self.ledger.rows(self.run.run_id)
-        total = epsilon_live(rows, delta)
-        if self.run.privacy.epsilon is not None and total < float("inf") and self.run.privacy.mode == "strict":
+        total = epsilon_rdp(rows, delta)
+        if (
+            self.run.privacy.epsilon is not None
+            and total < float("inf")
+            and self.run.privacy.mode == "strict"
+        ):
             total = min(total, self.run.privacy.epsilon)
         alone = replace(self.mechanism, releases=1)
         longest = self.ledger.longest(self.run.run_id)
-        link = min(total, epsilon_live([Spent(alone, longest)], delta)) if total < float("inf") else total
-        return LiveEpsilon(total=total, link=link, lifetime=epsilon_live(self.ledger.rows(), lifetime_delta))
+        link = (
+            min(total, epsilon_rdp([Spent(alone, longest)], delta))
+            if total < float("inf")
+            else total
+        )
+        return LiveEpsilon(
+            total=total, link=link, lifetime=epsilon_rdp(self.ledger.rows(), lifetime_delta)
+        )
 
     def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, Any]:
         """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
         config = self.run.privacy
-        guaranteed = "any coalition of other nodes" if config.mode == "strict" else "nobody: no guarantee"
+        guaranteed = (
+            "any coalition of other nodes" if config.mode == "strict" else "nobody: no guarantee"
+        )
         return {
             "round": t,
             "total": live.total,
@@ -257,7 +309,10 @@ class Learner:
         stated = Epsilon()
         if config.mode == "strict" and self.ledger is not None:
             total = _stated(tuple(self.ledger.rows(self.run.run_id)), config.delta)
-            link = min(total, epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta))
+            link = min(
+                total,
+                epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta),
+            )
             stated = Epsilon(total=total, link=link, per_node={self.name: total})
         return Privacy(
             mode=config.mode,
@@ -281,13 +336,14 @@ class Learner:
         diverged: bool = False,
         **figures: Any,
     ) -> Summary:
-        """This node's summary after so many rounds. `measured` goes to `algorithm_metrics`, `figures` are
-        further fields of `Summary`. `diverged`: it did so in the round after those."""
+        """This node's summary after so many rounds. `measured` goes to `algorithm_metrics`,
+        `figures` are further fields of `Summary`. `diverged`: it did so in the round after
+        those."""
         diverged = diverged or self.diverged
         accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
         return Summary(
             algorithm=self.run.algorithm.name,
-            nodes=self.hood.nodes,
+            nodes=self.neighborhood.nodes,
             rounds=self.run.train.rounds,
             topology=self.run.topology.kind,
             spectral_gap=self.plan.spectral_gap,
@@ -299,10 +355,15 @@ class Learner:
             privacy=self.privacy(),
             mixing=mixing(self.run),
             diverged=[self.name] if diverged else [],
-            loss_not_finite=[self.name] if self.run.privacy.mode == "none" and self.unusable.rows else [],
+            loss_not_finite=[self.name]
+            if self.run.privacy.mode == "none" and self.unusable.rows
+            else [],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
             task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
-            algorithm_metrics={"bytes_per_step": bytes_sent / played if played else None, **measured},
+            algorithm_metrics={
+                "bytes_per_step": bytes_sent / played if played else None,
+                **measured,
+            },
             version=code_version(),
             config_digest=self.run.digest,
             rounds_played={self.name: played},
@@ -322,16 +383,19 @@ def mixing(run: RunConfig) -> Mixing:
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
 
 
-def more(algorithm: type[Algorithm], task: Task, breathe: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """The arguments that only some algorithms have: `judge`, which values what is heard, and `stages`.
+def more(
+    algorithm: type[Algorithm], task: Task, yield_point: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The arguments that only some algorithms have: `judge`, which values what is heard, and
+    `stages`.
 
     Raises:
         ConfigurationError: the task has no validation set, no layers or no adapters.
     """
-    suited(algorithm, task)
+    check_compatible(algorithm, task)
     found: dict[str, Any] = {}
     if getattr(algorithm, "validates", False):
-        found["judge"] = Validation(task, breathe)
+        found["judge"] = ValidationScorer(task, yield_point)
     if getattr(algorithm, "staged", False):
         found["stages"] = task.stages  # type: ignore[attr-defined]
     return found
@@ -348,7 +412,9 @@ def _planned(mechanism: Mechanism, rounds: int, delta: float) -> float:
 
 
 def weak(planned: float | None) -> str | None:
-    """What must be said of a planned ε_total that promises next to nothing; None: it does promise something."""
+    """What must be said of a planned ε_total that promises next to nothing; None: it does promise
+    something.
+    """
     if planned is None or planned <= WEAK:
         return None
     return (
@@ -358,7 +424,9 @@ def weak(planned: float | None) -> str | None:
 
 
 def warning(config: PrivacySection, planned: float | None = None) -> str | None:
-    """What must be said beside everything that is said of privacy, where this ε_total is planned."""
+    """What must be said beside everything that is said of privacy, where this ε_total is
+    planned.
+    """
     said = [
         text
         for text, applies in (
@@ -384,12 +452,13 @@ def build(
     limit_delta: float = 1e-5,
     device: str = "cpu",
     attack: Attack | None = None,
-    breathe: Callable[[], None] = lambda: None,
+    yield_point: Callable[[], None] = lambda: None,
     on_release: Callable[[int, Peer], None] = lambda t, peer: None,
     on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
 ) -> Learner:
-    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are not given; `device`
-    is what `compute.device` says. `attack`: it lies to its neighbors so. The callbacks are those of `open_door`.
+    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are
+    not given; `device` is what `compute.device` says. `attack`: it lies to its neighbors so. The
+    callbacks are those of `make_gate`.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
@@ -406,13 +475,13 @@ def build(
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
     if run.task.name not in TASKS:
-        task.evaluate(x, breathe)  # a mistake in it is found before anything is released
+        task.evaluate(x, yield_point)  # a mistake in it is found before anything is released
     task = attack.on_task(task, run, name) if attack else task
-    hood = plan.hoods[name]
+    neighborhood = plan.neighborhoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
-    releases = plan.algorithm.releases(hood.degree)
+    releases = plan.algorithm.releases(neighborhood.degree)
     unusable = UnusableRecords(name)
-    door = open_door(
+    gate = make_gate(
         run.privacy,
         task,
         me=name,
@@ -426,26 +495,35 @@ def build(
         whole=not getattr(plan.algorithm, "staged", False),
         limit=limit,
         limit_delta=limit_delta,
-        breathe=breathe,
+        yield_point=yield_point,
         on_release=on_release,
         on_withheld=on_withheld,
         on_unusable=unusable,
-        start=lambda: task.start(run.train.seed),
+        start=lambda: task.initial_parameters(run.train.seed),
     )
     digest = _digest(x)
     if not getattr(plan.algorithm, "staged", False):
         x = x.to(torch.float32)
-    arguments = more(plan.algorithm, task, breathe)
-    room_for_blocks(plan.algorithm, plan.options, run, task, hood.degree)
-    algorithm = plan.algorithm(plan.options, hood=hood, layout=task.layout, gradients=door, start=x, **arguments)
-    algorithm = attack.on_algorithm(algorithm, hood, run.train.seed) if attack else algorithm
+    arguments = more(plan.algorithm, task, yield_point)
+    room_for_blocks(plan.algorithm, plan.options, run, task, neighborhood.degree)
+    algorithm = plan.algorithm(
+        plan.options,
+        neighborhood=neighborhood,
+        layout=task.layout,
+        gradients=gate,
+        start=x,
+        **arguments,
+    )
+    algorithm = (
+        attack.on_algorithm(algorithm, neighborhood, run.train.seed) if attack else algorithm
+    )
     told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
     return Learner(
         name=name,
         plan=plan,
         task=task,
         algorithm=algorithm,
-        door=door,
+        gate=gate,
         ledger=ledger,
         mechanism=told,
         sigma=sigma,
@@ -457,17 +535,18 @@ def build(
 
 
 def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
-    """The initial parameters, flat [d]. An own task's promises are tried, and `given` (another node's) must be its own.
+    """The initial parameters, flat [d]. An own task's promises are tried, and `given` (another
+    node's) must be its own.
 
     Raises:
         TaskError: a promise is broken.
     """
     if run.task.name in TASKS:
-        return task.start(run.train.seed) if given is None else given
+        return task.initial_parameters(run.train.seed) if given is None else given
     x = promises.check(task, run.train.seed)
     if given is not None and not torch.equal(x.to(given.dtype), given):
         raise TaskError(
-            "The task's start(seed) gives other values at each node, so they would not learn one model; draw them from "
+            "The task's initial_parameters(seed) gives other values at each node, so they would not learn one model; draw them from "
             "the seed: torch.manual_seed(seed), within torch.random.fork_rng()."
         )
     return x

@@ -1,7 +1,9 @@
-"""What a task promises (node/task.py) is tried before anything is spent: on made-up examples wherever values matter.
+"""What a task promises (node/task.py) is tried before anything is spent: on made-up examples
+wherever values matter.
 
-Of the node's own examples only shapes are looked at, and whether `mean_loss` is the mean of `loss` over a few of them:
-lengths and weights can't be made up. That can refuse the task, and changes nothing else.
+Of the node's own examples only shapes are looked at, and whether `mean_loss` is the mean of `loss`
+over a few of them: lengths and weights can't be made up. That can refuse the task, and changes
+nothing else.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ from torch import Tensor, nn
 from node.device import CPU
 from node.maths.per_example import device_of, scalar
 from node.maths.purity import State
-from node.maths.rehearsal import Rehearsal, Values, admissible
+from node.maths.synthetic import SyntheticTask, Values, admissible
 from node.task import Task, views
 from peer.errors import TaskError
 
 COMPARED = 6
 """Examples whose mean loss is compared."""
 LARGE = 10_000_000
-"""Parameters from which on a loss takes so long that it is compared with two examples at one point."""
+"""Parameters from which on a loss takes so long that it is compared with two examples at one
+point.
+"""
 TOLERANCE = 0.02
 """Between `mean_loss` and the mean of `loss`, relative: bfloat16 rounds by 0.008."""
 TIMES = 3
-"""Parameters at which they are compared, and how often a loss is asked again whether it draws random numbers."""
+"""Parameters at which they are compared, and how often a loss is asked again whether it draws
+random numbers.
+"""
 LONGEST = 4096
 """Characters of a name or a word of `inputs`."""
 
@@ -64,9 +70,13 @@ def checked_start(task: Task, seed: int) -> Tensor:
 
 def _check_layout(task: Task) -> None:
     if not task.layout.fields:
-        raise TaskError("The task's layout has no parameters; name those that are to be learned (node.task.layout_of).")
+        raise TaskError(
+            "The task's layout has no parameters; name those that are to be learned (node.task.layout_of)."
+        )
     if empty := [name for name, shape in task.layout.fields if 0 in tuple(shape)]:
-        raise TaskError(f"The parameter {empty[0]!r} in the task's layout has no elements; leave it out.")
+        raise TaskError(
+            f"The parameter {empty[0]!r} in the task's layout has no elements; leave it out."
+        )
 
 
 def _check_inputs(inputs: object) -> None:
@@ -88,18 +98,20 @@ def _check_device(device: torch.device) -> None:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TaskError(f"The task's device is {str(device)!r}, on which nothing can be computed here.") from error
+        raise TaskError(
+            f"The task's device is {str(device)!r}, on which nothing can be computed here."
+        ) from error
 
 
 def _check_examples(task: Task) -> None:
-    n = task.examples
+    n = task.num_examples
     if n < 1:
-        raise TaskError("The task's examples is 0: this node would have nothing to learn from.")
+        raise TaskError("The task's num_examples is 0: this node would have nothing to learn from.")
     try:
         batch = task.batch(torch.tensor([0, n - 1]))
     except TaskError as error:
         task.batch(torch.tensor([0]))
-        raise TaskError("The task's examples counts more rows than batch(rows) has.") from error
+        raise TaskError("The task's num_examples counts more rows than batch(rows) has.") from error
     if not batch or not all(column.dim() and len(column) == 2 for column in batch):
         raise TaskError(
             "The task's batch(rows) gives not one entry for each of the rows in every tensor; index them by rows."
@@ -107,17 +119,17 @@ def _check_examples(task: Task) -> None:
 
 
 def _check_start(task: Task, seed: int) -> Tensor:
-    x, again = task.start(seed), task.start(seed)
+    x, again = task.initial_parameters(seed), task.initial_parameters(seed)
     if not _is_vector(x, task.layout.size):
         raise TaskError(
-            f"The task's start(seed) gives {_kind(x)}; a flat, dense vector of {task.layout.size} floats on the CPU is "
+            f"The task's initial_parameters(seed) gives {_kind(x)}; a flat, dense vector of {task.layout.size} floats on the CPU is "
             "expected, as its layout says."
         )
     if not bool(x.isfinite().all()):
-        raise TaskError("The task's start(seed) has values that are not finite.")
+        raise TaskError("The task's initial_parameters(seed) has values that are not finite.")
     if not torch.equal(x, again):
         raise TaskError(
-            "The task's start(seed) gives other values when it is asked again; draw them from the seed: "
+            "The task's initial_parameters(seed) gives other values when it is asked again; draw them from the seed: "
             "torch.manual_seed(seed), within torch.random.fork_rng()."
         )
     return x
@@ -138,17 +150,20 @@ def _kind(x: object) -> str:
 
 def _losses(rehearsal: Task, x: Tensor, rows: Tensor) -> list[Tensor]:
     parameters = {
-        name: it.clone().requires_grad_() for name, it in views(rehearsal.layout, x.to(device_of(rehearsal))).items()
+        name: it.clone().requires_grad_()
+        for name, it in views(rehearsal.layout, x.to(device_of(rehearsal))).items()
     }
     batch = rehearsal.batch(rows)
     return [scalar(rehearsal.loss(parameters, tuple(one))) for one in zip(*batch, strict=True)]
 
 
 def _check_loss(task: Task, values: Values) -> None:
-    rehearsal = Rehearsal(task, COMPARED, values)
-    losses = _losses(rehearsal, rehearsal.start(0), torch.arange(COMPARED))
+    rehearsal = SyntheticTask(task, COMPARED, values)
+    losses = _losses(rehearsal, rehearsal.initial_parameters(0), torch.arange(COMPARED))
     if not any(loss.requires_grad for loss in losses):
-        raise TaskError("The task's loss does not depend on the parameters that it is given; compute it from them.")
+        raise TaskError(
+            "The task's loss does not depend on the parameters that it is given; compute it from them."
+        )
 
 
 def _check_frozen(task: Task) -> None:
@@ -165,7 +180,9 @@ def _check_frozen(task: Task) -> None:
 
 
 def _named(task: Task) -> Mapping[str, list[nn.Parameter]]:
-    """The modules' parameters that stand in the layout; a frozen teacher's may have the names of its student's."""
+    """The modules' parameters that stand in the layout; a frozen teacher's may have the names of
+    its student's.
+    """
     shapes = {name: tuple(shape) for name, shape in task.layout.fields}
     named = defaultdict(list)
     for name, parameter in State.of(task).parameters():
@@ -175,9 +192,11 @@ def _named(task: Task) -> Mapping[str, list[nn.Parameter]]:
 
 
 def _random(task: Task, values: Values) -> bool:
-    """Does the loss draw random numbers, from whichever generator? Then its mean is another one each time."""
-    rehearsal = Rehearsal(task, COMPARED, values)
-    x, rows = rehearsal.start(0), torch.arange(COMPARED)
+    """Does the loss draw random numbers, from whichever generator? Then its mean is another one
+    each time.
+    """
+    rehearsal = SyntheticTask(task, COMPARED, values)
+    x, rows = rehearsal.initial_parameters(0), torch.arange(COMPARED)
     first = torch.stack(_losses(rehearsal, x, rows)).detach()
     again = (torch.stack(_losses(rehearsal, x, rows)).detach() for _ in range(TIMES))
     return not all(torch.allclose(first, losses, equal_nan=True) for losses in again)
@@ -186,19 +205,20 @@ def _random(task: Task, values: Values) -> bool:
 def _check_mean(task: Task, start: Tensor, values: Values) -> None:
     large = task.layout.size >= LARGE
     compared, times = (2, 1) if large else (COMPARED, TIMES)
-    made_up = Rehearsal(task, compared, values)
-    own = Rehearsal(task, min(compared, task.examples), replace(values, source="own"))
-    points = [made_up.start(seed) for seed in range(times)] + [start.to(torch.float32)]
+    made_up = SyntheticTask(task, compared, values)
+    own = SyntheticTask(task, min(compared, task.num_examples), replace(values, source="own"))
+    points = [made_up.initial_parameters(seed) for seed in range(times)] + [start.to(torch.float32)]
     for rehearsal in (made_up, own):
         for x in points:
             _compare(rehearsal, x)
 
 
-def _compare(rehearsal: Rehearsal, x: Tensor) -> None:
-    rows = torch.arange(rehearsal.examples)
+def _compare(rehearsal: SyntheticTask, x: Tensor) -> None:
+    rows = torch.arange(rehearsal.num_examples)
     each = torch.stack([loss.detach().double() for loss in _losses(rehearsal, x, rows)])
     parameters = {
-        name: it.clone().requires_grad_() for name, it in views(rehearsal.layout, x.to(rehearsal.device)).items()
+        name: it.clone().requires_grad_()
+        for name, it in views(rehearsal.layout, x.to(rehearsal.device)).items()
     }
     loss = scalar(rehearsal.mean_loss(parameters, rehearsal.batch(rows)), "mean_loss")
     if not loss.requires_grad:

@@ -17,23 +17,32 @@ from peer.errors import ConfigurationError
 BASE = 460 << 20
 """Bytes of a daemon with next to no parameters."""
 OWN, PER_EXAMPLE, PER_NEIGHBOR = 28, 3, 6
-"""Parameter vectors that are held at once: of a round, gradients of an example in float32 and float64, and what is in
-flight to and from a neighbor. Fitted to peaks of DPDL's daemons (docs/benchmarks.md): without privacy they take 6 to
-19 % less than said, in mode strict up to 9 % more."""
+"""Parameter vectors that are held at once: of a round, gradients of an example in float32 and
+float64, and what is in flight to and from a neighbor. Fitted to peaks of DPDL's daemons
+(docs/benchmarks.md): without privacy they take 6 to 19 % less than said, in mode strict up to 9 %
+more."""
 
 
-def suited(algorithm: type[Algorithm], task: Task) -> None:
-    """Raises ConfigurationError: the task has no layers to train one after another, or no adapters."""
+def check_compatible(algorithm: type[Algorithm], task: Task) -> None:
+    """Raises ConfigurationError: the task has no layers to train one after another, or no
+    adapters.
+    """
     if getattr(algorithm, "staged", False) and not getattr(task, "stages", ()):
-        raise ConfigurationError("The task names no layers (stages), so they can't be trained block by block.")
+        raise ConfigurationError(
+            "The task names no layers (stages), so they can't be trained block by block."
+        )
     if getattr(algorithm, "adapted", False) and not getattr(task, "adapted", False):
         raise ConfigurationError(
             'dec-lora averages adapters; set task.text.lora_rank (task.name = "causal-lm"), or take dsgd-adam.'
         )
 
 
-def room_for_blocks(algorithm: type[Algorithm], options: Any, run: RunConfig, task: Task, degree: int) -> None:
-    """Raises ConfigurationError: the largest block of a block-wise algorithm does not fit beside the model."""
+def room_for_blocks(
+    algorithm: type[Algorithm], options: Any, run: RunConfig, task: Task, degree: int
+) -> None:
+    """Raises ConfigurationError: the largest block of a block-wise algorithm does not fit beside
+    the model.
+    """
     if not getattr(algorithm, "staged", False):
         return
     need, free = _beside(options, run, task, degree), available_memory()
@@ -49,15 +58,21 @@ def largest(options: Any, task: Task) -> int:
     return max(block.size for block in divided(task.layout, task.stages, options.layers_per_block))  # type: ignore[attr-defined]
 
 
-def memory_needed(algorithm: type[Algorithm], options: Any, run: RunConfig, task: Task, degree: int) -> int:
-    """About how many bytes a daemon takes, without activations: block by block M + 10M/B, or what the options make of
-    it, and 2M to start with."""
+def memory_needed(
+    algorithm: type[Algorithm], options: Any, run: RunConfig, task: Task, degree: int
+) -> int:
+    """About how many bytes a daemon takes, without activations: block by block M + 10M/B, or what
+    the options make of it, and 2M to start with."""
     d, privacy = task.layout.size, run.privacy
     if not getattr(algorithm, "staged", False):
-        return BASE + 4 * d * (OWN + PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOR * degree)
+        return BASE + 4 * d * (
+            OWN + PER_EXAMPLE * _at_once(privacy, task, d) + PER_NEIGHBOR * degree
+        )
     block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
     clipped = PER_EXAMPLE * _at_once(privacy, task, block) if privacy.mode != "none" else 0
-    return BASE + width * d + max(width * d, _beside(options, run, task, degree) + 4 * block * clipped)
+    return (
+        BASE + width * d + max(width * d, _beside(options, run, task, degree) + 4 * block * clipped)
+    )
 
 
 def _beside(options: Any, run: RunConfig, task: Task, degree: int) -> int:
@@ -66,8 +81,8 @@ def _beside(options: Any, run: RunConfig, task: Task, degree: int) -> int:
 
 
 def _collected(options: Any, run: RunConfig, degree: int) -> float:
-    """Blocks that are held where those of neighbors are not folded as they come: these, what came in bfloat16 beside
-    it in float32, and tables of all."""
+    """Blocks that are held where those of neighbors are not folded as they come: these, what came
+    in bfloat16 beside it in float32, and tables of all."""
     wire = getattr(options, "wire", None)  # BAdam has none
     if wire is None or (run.mix.rule == "mean" and run.sync.mode != "quorum"):
         return 0
@@ -76,8 +91,8 @@ def _collected(options: Any, run: RunConfig, degree: int) -> float:
 
 
 def _at_once(privacy: PrivacySection, task: Task, d: int) -> int:
-    """Gradients of d parameters that are held at a time: a chunk of single examples where they are clipped and can't be
-    had as factors."""
+    """Gradients of d parameters that are held at a time: a chunk of single examples where they are
+    clipped and can't be had as factors."""
     factors = getattr(task, "factors", lambda: None)()
     if privacy.mode == "none" or (factors is not None and privacy.backend in ("auto", "ghost")):
         return 1

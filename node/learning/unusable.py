@@ -1,7 +1,7 @@
 """Records whose loss or gradient is not finite, told to the data's owner and to nobody else.
 
-In mode strict they are private: standard error is the owner's; journal, status, metrics and summary, which others may
-read, don't have them. They contribute nothing to any release.
+In mode strict they are private: standard error is the owner's; journal, status, metrics and
+summary, which others may read, don't have them. They contribute nothing to any release.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def _on_standard_error(sentence: str) -> None:
 
 @dataclass(slots=True)
 class UnusableRecords:
-    """Collects their row numbers; says so at the first, and again whenever their number has doubled."""
+    """Collects their row numbers; says so at the first, and again whenever their number has
+    doubled.
+    """
 
     node: Peer
     tell: Callable[[str], None] = _on_standard_error
@@ -39,7 +41,9 @@ class UnusableRecords:
             self.tell(self.sentence(t))
 
     def sentence(self, t: int) -> str:
-        shown = ", ".join(map(str, sorted(self.rows)[:SHOWN])) + (", …" if len(self.rows) > SHOWN else "")
+        shown = ", ".join(map(str, sorted(self.rows)[:SHOWN])) + (
+            ", …" if len(self.rows) > SHOWN else ""
+        )
         count = f"{len(self.rows)} record{'s' * (len(self.rows) > 1)}"
         return (
             f"{self.node}, round {t}: the loss or gradient of {count} (row {shown}) is not finite, so they can't be "

@@ -1,4 +1,6 @@
-"""Language models: where they come from, what of them is trained, how text becomes tokens, how answers are judged.
+"""Language models: where they come from, what of them is trained, how text becomes tokens, how
+answers are judged.
 
-The only package that meets transformers and peft, and only inside functions: everything else works without them.
+The only package that meets transformers and peft, and only inside functions: everything else works
+without them.
 """

@@ -1,8 +1,8 @@
 """What of a model is trained: its layers, found by structure, and how they are grouped.
 
-The layers are the members of the largest `nn.ModuleList` (by parameters) that tokens run through and that is in no
-other, as a layer's experts are; no list of names. Lists as long beside it hold parts of the same layers: XLM keeps
-attention and feed-forward apart.
+The layers are the members of the largest `nn.ModuleList` (by parameters) that tokens run through
+and that is in no other, as a layer's experts are; no list of names. Lists as long beside it hold
+parts of the same layers: XLM keeps attention and feed-forward apart.
 """
 
 from __future__ import annotations
@@ -18,25 +18,29 @@ import torch
 from torch import Tensor, nn
 
 from node.config import TextSection
-from node.llm.quiet import peft
+from node.llm.optional import peft
 from peer.errors import ConfigurationError, first_line
 from peer.message import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Names of the parameters that are trained, one group for each layer, in the order of the layers."""
+    """Names of the parameters that are trained, one group for each layer, in the order of the
+    layers.
+    """
 
     stages: tuple[tuple[str, ...], ...]
     layout: Layout
 
 
 def trained(model: nn.Module, text: TextSection) -> Trained:
-    """Where what stands outside of the layers is trained as well, embeddings come with the first layer, what else there
-    is (last norm, head) with the last one. Of tied weights the first name counts: what layers share is the first one's.
+    """Where what stands outside of the layers is trained as well, embeddings come with the first
+    layer, what else there is (last norm, head) with the last one. Of tied weights the first name
+    counts: what layers share is the first one's.
 
     Raises:
-        ConfigurationError: no layers are recognized, it does not run with adapters, or nothing is left to train.
+        ConfigurationError: no layers are recognized, it does not run with adapters, or nothing is
+        left to train.
     """
     inside = layers(model, _reached(model))
     named = dict(model.named_parameters())  # each tied parameter once
@@ -50,7 +54,9 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
         stages[0], stages[-1] = first + stages[0], stages[-1] + last
     kept = tuple(stage for stage in stages if stage)
     if not kept:
-        raise ConfigurationError("Nothing of the model would be trained; see task.text.lora_rank and embeddings.")
+        raise ConfigurationError(
+            "Nothing of the model would be trained; see task.text.lora_rank and embeddings."
+        )
     fields = tuple((name, tuple(named[name].shape)) for stage in kept for name in stage)
     return Trained(kept, Layout(fields))
 
@@ -102,7 +108,8 @@ def _embeddings(model: nn.Module) -> set[str]:
 
 
 def adapted(model: nn.Module, text: TextSection) -> nn.Module:
-    """The model with LoRA adapters beside the linear maps of its layers; it shares the model's weights.
+    """The model with LoRA adapters beside the linear maps of its layers; it shares the model's
+    weights.
 
     Raises:
         ConfigurationError: peft has none for such a model.
@@ -117,12 +124,18 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
     )
     with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names of before
         try:
-            found: nn.Module = library.get_peft_model(twin(model), how)
+            found: nn.Module = library.get_peft_model(share_weights(model), how)
         except ValueError as error:
             name, reason = type(model).__name__, str(error).split(". ")[0].rstrip(".")
-            raise ConfigurationError(f"{name} takes no adapters (task.text.lora_rank): {reason}.") from None
-    bases: list[Any] = [it.base_layer for it in found.modules() if hasattr(it, "base_layer")]  # some in each other
-    adapting = [id(w) for it in bases if not hasattr(it, "base_layer") for w in it.parameters(recurse=False)]
+            raise ConfigurationError(
+                f"{name} takes no adapters (task.text.lora_rank): {reason}."
+            ) from None
+    bases: list[Any] = [
+        it.base_layer for it in found.modules() if hasattr(it, "base_layer")
+    ]  # some in each other
+    adapting = [
+        id(w) for it in bases if not hasattr(it, "base_layer") for w in it.parameters(recurse=False)
+    ]
     if len(set(adapting)) < len(adapting):
         raise ConfigurationError(
             f"{type(model).__name__} takes no adapters (task.text.lora_rank): they can't be merged into weights that "
@@ -132,24 +145,36 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
 
 
 def without(model: nn.Module, names: Collection[str]) -> nn.Module:
-    """Other modules with the same tensors but for these parameters, which keep their shapes only."""
-    empty = {id(it): nn.Parameter(it.to("meta"), requires_grad=False) for it in map(model.get_parameter, names)}
+    """Other modules with the same tensors but for these parameters, which keep their shapes
+    only.
+    """
+    empty = {
+        id(it): nn.Parameter(it.to("meta"), requires_grad=False)
+        for it in map(model.get_parameter, names)
+    }
     return _copied(model, empty)
 
 
 def whole(model: nn.Module, learnt: Mapping[str, Tensor]) -> Any:
     """The same with these parameters in place, as a transformers model; adapters are merged."""
-    put = {id(model.get_parameter(name)): nn.Parameter(it.clone(), requires_grad=False) for name, it in learnt.items()}
+    put = {
+        id(model.get_parameter(name)): nn.Parameter(it.clone(), requires_grad=False)
+        for name, it in learnt.items()
+    }
     made: Any = _copied(model, put)
     return copy.deepcopy(made).merge_and_unload() if hasattr(made, "merge_and_unload") else made
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """Other modules with the same tensors, so that `functional_call` in one thread does not meet another's."""
+def share_weights(model: nn.Module) -> nn.Module:
+    """Other modules with the same tensors, so that `functional_call` in one thread does not meet
+    another's.
+    """
     return _copied(model, {})
 
 
 def _copied(model: nn.Module, instead: Mapping[int, nn.Parameter]) -> nn.Module:
-    """Other modules with the same tensors, or those that stand instead of one (by its id), tied where they were."""
+    """Other modules with the same tensors, or those that stand instead of one (by its id), tied
+    where they were.
+    """
     kept = {id(it): it for it in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, {**kept, **instead})

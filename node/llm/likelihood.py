@@ -1,8 +1,9 @@
 """What a language model is worth on a test set: perplexity, and the label it finds likeliest.
 
-A label's loss is that of the example which has it as its answer: the mean negative log-likelihood of its tokens and
-the end, so that long labels are at no disadvantage. The model's answer is the label with the lowest loss. What is given
-runs through the model once, and its keys and values serve all labels; with every label where they can't be repeated.
+A label's loss is that of the example which has it as its answer: the mean negative log-likelihood
+of its tokens and the end, so that long labels are at no disadvantage. The model's answer is the
+label with the lowest loss. What is given runs through the model once, and its keys and values serve
+all labels; with every label where they can't be repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Questions = Sequence[tuple[list[int], list[list[int]]]]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Of k answers to each of n rows: summed negative log-likelihoods and their numbers of tokens, float64 [n, k]."""
+    """Of k answers to each of n rows: summed negative log-likelihoods and their numbers of tokens,
+    float64 [n, k].
+    """
 
     nll: Tensor
     tokens: Tensor
@@ -40,8 +43,8 @@ class Judged:
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each label [n, length] by the logits [n, length, size] that predict it, float32
-    [n, length]; 0 where it is masked."""
+    """Negative log-likelihood of each label [n, length] by the logits [n, length, size] that
+    predict it, float32 [n, length]; 0 where it is masked."""
     flat = functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="none"
     )
@@ -53,14 +56,16 @@ def shifted(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=MASKED)
 
 
-def sequences(forward: Forward, rows: Sequences, breathe: Callable[[], None]) -> Judged:
+def sequences(forward: Forward, rows: Sequences, yield_point: Callable[[], None]) -> Judged:
     """Of the answers that the rows have, [n, 1]."""
     parts = []
     for start in range(0, len(rows), CHUNK):
         if start:
-            breathe()
+            yield_point()
         ids, labels = (it[start : start + CHUNK].long() for it in (rows.ids, rows.labels))
-        longest = int((labels != MASKED).nonzero()[:, 1].max()) + 1  # what is after the last label changes nothing
+        longest = (
+            int((labels != MASKED).nonzero()[:, 1].max()) + 1
+        )  # what is after the last label changes nothing
         losses = token_losses(forward(ids[:, :longest]).logits, shifted(labels[:, :longest]))
         parts.append(torch.stack([losses.double().sum(1), (labels != MASKED).double().sum(1)]))
     nll, tokens = torch.cat(parts, 1).cpu().unsqueeze(2)
@@ -68,46 +73,70 @@ def sequences(forward: Forward, rows: Sequences, breathe: Callable[[], None]) ->
 
 
 def answers(
-    forward: Forward, questions: Questions, device: torch.device, breathe: Callable[[], None], **last: Tensor
+    forward: Forward,
+    questions: Questions,
+    device: torch.device,
+    yield_point: Callable[[], None],
+    **last: Tensor,
 ) -> Judged:
-    """Of all labels as answers, [n, k]. `last` are arguments that ask for the last token's logits only."""
+    """Of all labels as answers, [n, k]. `last` are arguments that ask for the last token's logits
+    only.
+    """
     k = len(questions[0][1])
     found = torch.zeros(2, len(questions), k, dtype=torch.float64)
     for number, rows in enumerate(_alike(questions, max(1, 4 * CHUNK // k))):
         if number:
-            breathe()
+            yield_point()
         found[:, rows] = _together(forward, [questions[row] for row in rows], device, last).cpu()
     return Judged(found[0], found[1])
 
 
-def answers_anew(forward: Forward, questions: Questions, device: torch.device, breathe: Callable[[], None]) -> Judged:
+def score_without_cache(
+    forward: Forward, questions: Questions, device: torch.device, yield_point: Callable[[], None]
+) -> Judged:
     """The same for models whose cache can't be repeated: what is given runs with every label."""
     rows = [(given, label) for given, labels in questions for label in labels]
     ids = pad_sequence([torch.tensor(given + label) for given, label in rows], True)
-    labels = pad_sequence([torch.tensor([MASKED] * len(given) + label) for given, label in rows], True, MASKED)
-    judged = sequences(forward, Sequences(ids, labels).to(device), breathe)
+    labels = pad_sequence(
+        [torch.tensor([MASKED] * len(given) + label) for given, label in rows], True, MASKED
+    )
+    judged = sequences(forward, Sequences(ids, labels).to(device), yield_point)
     return Judged(*(it.view(len(questions), -1) for it in (judged.nll, judged.tokens)))
 
 
 def _alike(questions: Questions, most: int) -> list[list[int]]:
-    """Row numbers, together where as many tokens are given: then nothing needs to be padded before the answers."""
+    """Row numbers, together where as many tokens are given: then nothing needs to be padded before
+    the answers.
+    """
     order = sorted(range(len(questions)), key=lambda row: (len(questions[row][0]), row))
     groups: list[list[int]] = []
     for row in order:
-        if groups and len(groups[-1]) < most and len(questions[groups[-1][0]][0]) == len(questions[row][0]):
+        if (
+            groups
+            and len(groups[-1]) < most
+            and len(questions[groups[-1][0]][0]) == len(questions[row][0])
+        ):
             groups[-1].append(row)
         else:
             groups.append([row])
     return groups
 
 
-def _together(forward: Forward, questions: Questions, device: torch.device, last: dict[str, Tensor]) -> Tensor:
-    """[2, n, k]: negative log-likelihoods and numbers of tokens of all labels, for rows with equally long prompts."""
+def _together(
+    forward: Forward, questions: Questions, device: torch.device, last: dict[str, Tensor]
+) -> Tensor:
+    """[2, n, k]: negative log-likelihoods and numbers of tokens of all labels, for rows with
+    equally long prompts.
+    """
     n, k = len(questions), len(questions[0][1])
     longest = max(len(label) for _, labels in questions for label in labels)
-    ids = torch.tensor([[label + [MASKED] * (longest - len(label)) for label in labels] for _, labels in questions])
+    ids = torch.tensor(
+        [[label + [MASKED] * (longest - len(label)) for label in labels] for _, labels in questions]
+    )
     ids = ids.view(n * k, longest).to(device)
-    given = forward(torch.tensor([given for given, _ in questions], device=device), use_cache=True, **last)
+    given = forward(
+        torch.tensor([given for given, _ in questions], device=device), use_cache=True, **last
+    )
     given.cache.batch_repeat_interleave(k)
     first = given.logits[:, -1:].repeat_interleave(k, 0)
     rest = forward(ids[:, :-1].clamp(min=0), cache=given.cache, use_cache=True).logits

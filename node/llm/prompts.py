@@ -1,4 +1,6 @@
-"""Rows of text to sequences of tokens: what is given, and the answer, whose tokens alone are labels."""
+"""Rows of text to sequences of tokens: what is given, and the answer, whose tokens alone are
+labels.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Token ids and labels, int32 [n, length], right-padded; labels[k] belongs to ids[k], which ids[: k] predict."""
+    """Token ids and labels, int32 [n, length], right-padded; labels[k] belongs to ids[k], which
+    ids[: k] predict.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -41,15 +45,21 @@ class Encoder:
     """The run's template with the model's tokens."""
 
     def __init__(self, text: TextSection, tokens: Tokens, labels: Sequence[str] = ()) -> None:
-        """Raises ConfigurationError: no such template, or a label without tokens or with too many."""
+        """Raises ConfigurationError: no such template, or a label without tokens or with too
+        many.
+        """
         if text.template not in NAMED and not fields(text.template):
             raise ConfigurationError(
                 f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text with a {{column}}."
             )
         self.text, self.tokens, self.labels = text, tokens, tuple(labels)
         if empty := [it for it in labels if not self.answer("", it)]:
-            raise ConfigurationError(f"The label {empty[0]!r} of task.labels has no tokens; give it a word.")
-        self.reserved = max((len(self.answer(start, it)) for it in labels for start in ("", "word")), default=0)
+            raise ConfigurationError(
+                f"The label {empty[0]!r} of task.labels has no tokens; give it a word."
+            )
+        self.reserved = max(
+            (len(self.answer(start, it)) for it in labels for start in ("", "word")), default=0
+        )
         if self.reserved > text.length // 2:
             raise ConfigurationError(
                 f"A label has {self.reserved} tokens, more than half of task.text.length = {text.length}; raise that."
@@ -64,14 +74,20 @@ class Encoder:
         length, ids, labels = self.text.length, [], []
         for k, (given, answer) in enumerate(self.pairs(rows)):
             if not answer:
-                raise DataError(f"Row {k} has nothing in the column {self.text.answer!r} to learn; leave it out.")
+                raise DataError(
+                    f"Row {k} has nothing in the column {self.text.answer!r} to learn; leave it out."
+                )
             room = length - len(given) - len(answer)
             ids.append(np.array([*given, *answer, *[self.tokens.pad] * room], np.int32))
             labels.append(np.array([*[MASKED] * len(given), *answer, *[MASKED] * room], np.int32))
-        return Sequences(*(torch.from_numpy(np.array(it, np.int32).reshape(-1, length)) for it in (ids, labels)))
+        return Sequences(
+            *(torch.from_numpy(np.array(it, np.int32).reshape(-1, length)) for it in (ids, labels))
+        )
 
     def pairs(self, rows: Texts) -> Iterator[tuple[list[int], list[int]]]:
-        """(what is given, answer with its end) of each row: at least one token each, together at most `length`."""
+        """(what is given, answer with its end) of each row: at least one token each, together at
+        most `length`.
+        """
         begin = self._begin(rows)
         for given, text in zip(self.givens(rows), rows.columns[self.text.answer], strict=True):
             yield self.cut(given, self.answer(given, str(text)), begin)
@@ -80,7 +96,10 @@ class Encoder:
         """(what is given, every label as its answer) of each row."""
         begin = self._begin(rows)
         for given in self.givens(rows):
-            yield self.cut(given, [], begin)[0], [self.answer(given, label) for label in self.labels]
+            yield (
+                self.cut(given, [], begin)[0],
+                [self.answer(given, label) for label in self.labels],
+            )
 
     def _begin(self, rows: Texts) -> Sequence[int]:
         """A chat template brings its own."""
@@ -101,7 +120,11 @@ class Encoder:
         prompts = [rows.columns[name] for name in self.text.prompt]
         if self.text.template == "chat" and len(prompts) == 1:
             return [self.tokens.chat(turns(cell) or _asked(str(cell))) for cell in prompts[0]]
-        asked = ["\n".join(map(shown, row)) for row in zip(*prompts, strict=True)] if prompts else [""] * len(rows)
+        asked = (
+            ["\n".join(map(shown, row)) for row in zip(*prompts, strict=True)]
+            if prompts
+            else [""] * len(rows)
+        )
         match self.text.template:
             case "instruction":
                 return [INSTRUCTION.format(it) for it in asked]
@@ -110,7 +133,9 @@ class Encoder:
         return [f"{it}\n" if it else "" for it in asked]
 
     def _conversations(self, cells: Iterable[str]) -> list[str]:
-        """What was said before the answer, in the model's own chat template, or else as `plain` has it."""
+        """What was said before the answer, in the model's own chat template, or else as `plain` has
+        it.
+        """
         if self.text.prompt or self.text.template not in ("plain", "chat"):
             raise ConfigurationError(
                 f"task.text.answer = {self.text.answer!r} holds conversations, which are given as they are: leave out "
@@ -118,7 +143,9 @@ class Encoder:
             )
         if self.tokens.has_chat or self.text.template == "chat":
             return [self.tokens.chat(turns(cell)) for cell in cells]
-        return [plain([*turns(cell), Turn(role="assistant", content="")]).rstrip() for cell in cells]
+        return [
+            plain([*turns(cell), Turn(role="assistant", content="")]).rstrip() for cell in cells
+        ]
 
     def answer(self, given: str, answer: str) -> list[int]:
         """An answer's tokens and the end; after a word it begins with a space."""
@@ -126,11 +153,15 @@ class Encoder:
         found = self.tokens.encode(between + answer) if answer else []
         return [*found, self.tokens.end] if found else []
 
-    def cut(self, given: str, answer: list[int], begin: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Both as tokens, together at most `length`: the answer loses its end, but keeps half of the length anyway;
-        then what is given loses its beginning."""
+    def cut(
+        self, given: str, answer: list[int], begin: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Both as tokens, together at most `length`: the answer loses its end, but keeps half of
+        the length anyway; then what is given loses its beginning."""
         tokens, length = self.tokens.encode(given) if given else [], self.text.length
-        begin = list(begin) or [self.tokens.end][: not tokens]  # something has to predict the first token
+        begin = (
+            list(begin) or [self.tokens.end][: not tokens]
+        )  # something has to predict the first token
         answer = answer[: max(length - len(begin) - len(tokens), length // 2)]
         room = length - len(begin) - max(len(answer), self.reserved)
         return [*begin, *tokens[max(0, len(tokens) - room) :]], answer
@@ -142,7 +173,9 @@ def _asked(question: str) -> list[Turn]:
 
 def _filled(template: str, rows: Texts) -> list[str]:
     if missing := [name for name in fields(template) if name not in rows.columns]:
-        raise DataError(f"task.text.template names the column {missing[0]!r}; there are {', '.join(rows.columns)}.")
+        raise DataError(
+            f"task.text.template names the column {missing[0]!r}; there are {', '.join(rows.columns)}."
+        )
 
     def at(row: int) -> str:
         return filled(template, lambda name: shown(rows.columns[name][row]))

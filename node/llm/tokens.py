@@ -51,7 +51,9 @@ class Bytes:
         return list(text.encode())
 
     def chat(self, turns: Sequence[Turn]) -> str:
-        raise ConfigurationError('The model bytes has no chat template; take template = "instruction", or "plain".')
+        raise ConfigurationError(
+            'The model bytes has no chat template; take template = "instruction", or "plain".'
+        )
 
     def save(self, folder: Path) -> None:
         """Nothing: there is no such tokenizer."""
@@ -64,10 +66,20 @@ class Pretrained:
         """Raises ConfigurationError: it has no end of sequence, or nothing to pad with."""
         pad, end, begin = tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id
         if end is None:
-            raise ConfigurationError(f"The tokenizer of {name} has no end token; set eos_token in its configuration.")
+            raise ConfigurationError(
+                f"The tokenizer of {name} has no end token; set eos_token in its configuration."
+            )
         if pad is None:
-            raise ConfigurationError(f"The tokenizer of {name} has no pad token; set pad_token, say to its eos_token.")
-        self.tokenizer, self.name, self.pad, self.end, self.size = tokenizer, name, pad, end, len(tokenizer)
+            raise ConfigurationError(
+                f"The tokenizer of {name} has no pad token; set pad_token, say to its eos_token."
+            )
+        self.tokenizer, self.name, self.pad, self.end, self.size = (
+            tokenizer,
+            name,
+            pad,
+            end,
+            len(tokenizer),
+        )
         self.has_chat = bool(tokenizer.chat_template)
         starts = tokenizer("a").input_ids[:1] == [begin]
         self.begin: tuple[int, ...] = (begin,) if starts else ()
@@ -80,9 +92,13 @@ class Pretrained:
         from jinja2 import TemplateError
 
         if not self.has_chat:
-            raise ConfigurationError(f'The model {self.name} has no chat template; take template = "instruction".')
+            raise ConfigurationError(
+                f'The model {self.name} has no chat template; take template = "instruction".'
+            )
         try:
-            text: str = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+            text: str = self.tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=True
+            )
         except TemplateError:
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(

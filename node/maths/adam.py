@@ -1,5 +1,5 @@
-"""Adam's step, in place and piece by piece: Kingma, Ba, arXiv 1412.6980; with decoupled decay Loshchilov, Hutter, arXiv
-1711.05101. To rounding what torch.optim.Adam and AdamW do."""
+"""Adam's step, in place and piece by piece: Kingma, Ba, arXiv 1412.6980; with decoupled decay
+Loshchilov, Hutter, arXiv 1711.05101. To rounding what torch.optim.Adam and AdamW do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIECE = 1 << 16
 """Elements stepped at a time, 256 KiB of float32."""
 
 
-class Moments(Section):
+class AdamConfig(Section):
     """Adam's part of an algorithm's Config."""
 
     a1: float = Field(default=0.9, ge=0, lt=1)
@@ -28,9 +28,11 @@ class Moments(Section):
     """λ: parameters are multiplied by 1 − ηλ in each step (AdamW)."""
 
 
-def adam_steps(c: Moments, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr: float, taken: int) -> Iterator[int]:
-    """One step, all vectors flat [d]: m and v become m½ and v½, g becomes θ½; θ stays. Yields after every piece how
-    many elements it has. `taken`: steps before this one."""
+def adam_steps(
+    c: AdamConfig, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr: float, taken: int
+) -> Iterator[int]:
+    """One step, all vectors flat [d]: m and v become m½ and v½, g becomes θ½; θ stays. Yields after
+    every piece how many elements it has. `taken`: steps before this one."""
     first, second = 1 - c.a1 ** (taken + 1), 1 - c.a2 ** (taken + 1)
     for start in range(0, len(g), PIECE):
         here = slice(start, start + PIECE)
@@ -42,19 +44,19 @@ def adam_steps(c: Moments, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr
         yield len(g[here])
 
 
-def bounded(g: Tensor, norm: float | None) -> Tensor:
+def clip_norm_(g: Tensor, norm: float | None) -> Tensor:
     """g [d], shortened in place to that norm where it is longer."""
     if norm is not None and (length := float(torch.linalg.vector_norm(g))) > norm:
         g.mul_(norm / length)
     return g
 
 
-def exhaust(steps: Iterator[int]) -> None:
+def drain(steps: Iterator[int]) -> None:
     """All of them, now."""
     for _ in steps:
         pass
 
 
-def widened(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """A copy of x, in float32 if it is narrower: steps are too small for bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)

@@ -1,19 +1,22 @@
-"""What a neighbor's gradient is worth to a node's own model: the game of ROSS and PDSL, and the weights that follow.
+"""What a neighbor's gradient is worth to a node's own model: the game of ROSS and PDSL, and the
+weights that follow.
 
     x_i(S) = x_i − γ·(1/|S|) Σ_{j∈S} g_{j→i} for a coalition S ⊆ N_i;  x_i(∅) = x_i
     v_i(S) = value of x_i(S) on the validation set
     π_ij   = φ'_ij w_ij / Σ_k φ'_ik w_ik                                       w_ij where the sum is 0
 
-φ' is φ made non-negative. Pure functions; the values come from a `Judge`.
+φ' is φ made non-negative. Pure functions; the values come from a `UtilityOracle`.
 
-Deviation: a neighbor that answers with zeros is no null player of this game. By joining it shortens the others' step,
-and is worth something wherever that step hurts: a free rider had .40 to .93 of the weight so, one that says the model
-itself up to .81. So every player is compared with staying put, that is, with a zero gradient in its place:
+Deviation: a neighbor that answers with zeros is no null player of this game. By joining it shortens
+the others' step, and is worth something wherever that step hurts: a free rider had .40 to .93 of
+the weight so, one that says the model itself up to .81. So every player is compared with staying
+put, that is, with a zero gradient in its place:
 
     G_ij = max{ v_i(x_i − γ g_{j→i}) − v_i(x_i),  v_i(x_i(N_i)) − v_i(x_i(N_i) + (γ/|N_i|) g_{j→i}) }
 
-A neighbor that adds nothing to that has w_ij at most, and what it had more goes to those who do, or else to the own
-gradient (`null_players` = "paper": it does not). Zeros and echoes of the model don't play at all.
+A neighbor that adds nothing to that has w_ij at most, and what it had more goes to those who do, or
+else to the own gradient (`null_players` = "paper": it does not). Zeros and echoes of the model
+don't play at all.
 """
 
 from __future__ import annotations
@@ -40,21 +43,30 @@ from peer.message import Peer
 Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 
 ROUNDING = 1e-12
-"""What summing may leave of a φ that is 0. Where nobody else is worth anything, it would get all the weight."""
+"""What summing may leave of a φ that is 0. Where nobody else is worth anything, it would get all
+the weight.
+"""
 NOTHING = 0.01
-"""Share of the largest φ up to which G is nothing: a whisper, a thousandth of an honest gradient, is like zeros."""
+"""Share of the largest φ up to which G is nothing: a whisper, a thousandth of an honest gradient,
+is like zeros.
+"""
 ECHO = 0.99
-"""Cosine with the model itself beyond which a gradient tells of no data: a step along it only scales the model."""
-REACH = 10.0
-"""Times the own gradient's length that another one may have. Of honest ones 1.3 is usual; one in a thousand was longer
-(classes apart, small batches), to whom it does little. At 30 a liar cost a tenth of the accuracy, at 100 a third."""
+"""Cosine with the model itself beyond which a gradient tells of no data: a step along it only
+scales the model.
+"""
+MAX_NORM_RATIO = 10.0
+"""Times the own gradient's length that another one may have. Of honest ones 1.3 is usual; one in a
+thousand was longer (classes apart, small batches), to whom it does little. At 30 a liar cost a
+tenth of the accuracy, at 100 a third."""
 
 
-class Judge(Protocol):
+class UtilityOracle(Protocol):
     """The shared validation set, as an algorithm sees it."""
 
     def around(self, x: Tensor, moves: Tensor, kind: Kind) -> Callable[[Tensor], Sequence[float]]:
-        """shares [m, k] -> what each of the m models x + shares[r]·moves is worth; x [d], moves [k, d]."""
+        """shares [m, k] -> what each of the m models x + shares[r]·moves is worth; x [d], moves [k,
+        d].
+        """
         ...
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -66,22 +78,27 @@ class Judge(Protocol):
         ...
 
 
-class Coalitions(Section):
+class ShapleyConfig(Section):
     """The part of an algorithm's Config that says how neighbors are valued."""
 
     value: Kind = "accuracy"
     """v: accuracy, or the negative mean loss, on the validation set."""
     normalization: Literal["relu", "minmax", "softmax"] = "relu"
-    """φ': max(φ, 0), or (φ − min φ)/(max φ − min φ), by which the least is always 0, or softmax(φ/temperature)."""
+    """φ': max(φ, 0), or (φ − min φ)/(max φ − min φ), by which the least is always 0, or
+    softmax(φ/temperature).
+    """
     null_players: Literal["capped", "paper"] = "capped"
-    """capped: who adds nothing to staying put weighs w at most, zeros and echoes nothing. paper: as φ' says."""
+    """capped: who adds nothing to staying put weighs w at most, zeros and echoes nothing. paper: as
+    φ' says.
+    """
     temperature: float = Field(default=1.0, gt=0)
     """Of softmax, in units of v."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalization. Noise asks for it."""
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "auto"
-    """auto: exact up to 8 players (a node and 7 neighbors), permutations above. svarm: stratified, some two to four
-    times better for as many evaluations. first_order: one gradient on the validation set instead (neg_loss only)."""
+    """auto: exact up to 8 players (a node and 7 neighbors), permutations above. svarm: stratified,
+    some two to four times better for as many evaluations. first_order: one gradient on the
+    validation set instead (neg_loss only)."""
     permutations: int = Field(default=10, ge=1)
     """R: orders per round; with `antithetic` a pair of them is an order and its reverse."""
     antithetic: bool = True
@@ -91,42 +108,57 @@ class Coalitions(Section):
     evaluations: int | None = Field(default=None, ge=1)
     """svarm: coalitions per round; None: as many as the permutations would take."""
     seconds: float | None = Field(default=None, gt=0)
-    """Time for the estimate of a round, after which no further sample is drawn. Runs then don't repeat bit for bit."""
+    """Time for the estimate of a round, after which no further sample is drawn. Runs then don't
+    repeat bit for bit.
+    """
 
     mix_momentum: bool = True
     """Whether v is mixed as x is; otherwise every node keeps its own."""
     mix_by: Literal["w", "trimmed_mean", "pi"] = "w"
-    """How states are mixed: by W (or as [mix] says), by the trimmed mean whatever [mix] rule says, or by π."""
+    """How states are mixed: by W (or as [mix] says), by the trimmed mean whatever [mix] rule says,
+    or by π.
+    """
 
     def sampled(self, players: int) -> bool:
         """Is φ estimated from a sample, for so many players?"""
-        return self.estimator in ("permutations", "svarm") or (self.estimator == "auto" and players > EXACT)
+        return self.estimator in ("permutations", "svarm") or (
+            self.estimator == "auto" and players > EXACT
+        )
 
 
-def too_poor(options: Coalitions, players: int) -> str:
-    """What keeps these options from valuing so many players, in a sentence; empty if nothing does."""
+def unsupported_reason(options: ShapleyConfig, players: int) -> str:
+    """What keeps these options from valuing so many players, in a sentence; empty if nothing
+    does.
+    """
     if options.estimator == "first_order" and options.value != "neg_loss":
         return 'estimator = "first_order" values the loss; set value = "neg_loss".'
     if options.estimator == "exact" and players > 2 * EXACT:
         return f'estimator = "exact" would value 2^{players} coalitions a round; take "svarm" or "permutations".'
-    if options.estimator == "svarm" and (least := shapley.svarm_least(players)) > _budget(options, players):
+    if options.estimator == "svarm" and (least := shapley.svarm_least(players)) > _budget(
+        options, players
+    ):
         return f"evaluations = {_budget(options, players)} is too few for {players} players; svarm needs {least}."
     return ""
 
 
-def within_reach(cross: Mapping[Peer, Tensor], me: Peer) -> dict[Peer, Tensor]:
-    """The gradients [d] of those heard, me included, with those longer than REACH times the own one shortened to that.
+def clip_relative_norms(cross: Mapping[Peer, Tensor], me: Peer) -> dict[Peer, Tensor]:
+    """The gradients [d] of those heard, me included, with those longer than REACH times the own one
+    shortened to that.
 
-    An accuracy says nothing of a length: by luck on a few examples anything is worth something, and one step along 1e16
-    ends a model. Where the own gradient is zero (no budget is left) the others' lower median counts.
+    An accuracy says nothing of a length: by luck on a few examples anything is worth something, and
+    one step along 1e16 ends a model. Where the own gradient is zero (no budget is left) the others'
+    lower median counts.
     """
     length = {j: float(torch.linalg.vector_norm(g, dtype=torch.float64)) for j, g in cross.items()}
     usual = length[me] or median_low([it for it in length.values() if it] or [0.0])
-    return {j: g if length[j] <= REACH * usual else g * (REACH * usual / length[j]) for j, g in cross.items()}
+    return {
+        j: g if length[j] <= MAX_NORM_RATIO * usual else g * (MAX_NORM_RATIO * usual / length[j])
+        for j, g in cross.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class ShapleyWeights:
     """What a round found of the players, the peers heard and me."""
 
     phi: Mapping[Peer, float]
@@ -137,9 +169,9 @@ class Weighed:
     """π_ij; they add up to 1."""
 
 
-def weigh(
-    options: Coalitions,
-    judge: Judge,
+def shapley_weights(
+    options: ShapleyConfig,
+    judge: UtilityOracle,
     x: Tensor,
     cross: Mapping[Peer, Tensor],
     *,
@@ -148,25 +180,27 @@ def weigh(
     before: Mapping[Peer, float],
     step: float,
     seed: str,
-) -> Weighed:
+) -> ShapleyWeights:
     """From the gradients that were heard to their weights.
 
     Args:
-        cross: g_{j→i} [d] of those heard, me included. weight: row of W. before: φ̄ of the round before.
-        step: γ, the step size. seed: of what is sampled; the same on every machine.
+        cross: g_{j→i} [d] of those heard, me included. weight: row of W. before: φ̄ of the round
+        before. step: γ, the step size. seed: of what is sampled; the same on every machine.
     """
     capping = options.null_players == "capped"
     players = {j: g for j, g in cross.items() if not (capping and adds_nothing(g, x))} or cross
-    found, _ = worth(options, judge, x, players, step, seed)
-    found = {j: value if isfinite(value) else 0.0 for j, value in found.items()}  # once in φ̄, NaN would never leave it
+    found, _ = shapley_values(options, judge, x, players, step, seed)
+    found = {
+        j: value if isfinite(value) else 0.0 for j, value in found.items()
+    }  # once in φ̄, NaN would never leave it
     phi = {j: found.get(j, 0.0) for j in cross}
     smooth = smoothed(options, before, phi)
-    pi = shares(options, {j: smooth[j] for j in players}, weight)
+    pi = aggregation_weights(options, {j: smooth[j] for j in players}, weight)
     if capping:
         least = NOTHING * max(0.0, *found.values())
         gain = gains(options, judge, x, players, step)
         pi = capped(pi, weight, {j for j in players if gain[j] > least}, me)
-    return Weighed(phi, smooth, {j: pi.get(j, 0.0) for j in cross})
+    return ShapleyWeights(phi, smooth, {j: pi.get(j, 0.0) for j in cross})
 
 
 def adds_nothing(g: Tensor, x: Tensor) -> bool:
@@ -174,22 +208,35 @@ def adds_nothing(g: Tensor, x: Tensor) -> bool:
     return not bool(g.any()) or abs(cosine(g, x)) > ECHO
 
 
-def gains(options: Coalitions, judge: Judge, x: Tensor, cross: Mapping[Peer, Tensor], step: float) -> dict[Peer, float]:
-    """G of every player: what it adds to staying put, alone or beside all others. Arguments as `weigh`'s."""
+def gains(
+    options: ShapleyConfig,
+    judge: UtilityOracle,
+    x: Tensor,
+    cross: Mapping[Peer, Tensor],
+    step: float,
+) -> dict[Peer, float]:
+    """G of every player: what it adds to staying put, alone or beside all others. Arguments as
+    `shapley_weights`'s.
+    """
     peers, k = sorted(cross), len(cross)
     moves = torch.stack([cross[j] for j in peers])
     if options.estimator == "first_order":
         found = (moves @ judge.gradient(x).to(moves.dtype) * step).tolist()
         return {j: max(slope, slope / k) for j, slope in zip(peers, found, strict=True)}
     alone, others = torch.eye(k, dtype=moves.dtype), 1 - torch.eye(k, dtype=moves.dtype)
-    both = torch.cat([torch.zeros_like(alone[:1]), torch.ones_like(alone[:1]) / k, alone, others / k])
+    both = torch.cat(
+        [torch.zeros_like(alone[:1]), torch.ones_like(alone[:1]) / k, alone, others / k]
+    )
     nobody, everybody, *each = judge.around(x, moves, options.value)(-step * both)
     return {j: max(each[i] - nobody, everybody - each[k + i]) for i, j in enumerate(peers)}
 
 
-def capped(pi: Mapping[Peer, float], weight: Mapping[Peer, float], add: Set[Peer], me: Peer) -> dict[Peer, float]:
-    """π with the neighbors outside of `add`, who add nothing, held to their share of w (over the peers of π). What they
-    had more goes to `add` in proportion to π, and where these have nothing to the own gradient."""
+def capped(
+    pi: Mapping[Peer, float], weight: Mapping[Peer, float], add: Set[Peer], me: Peer
+) -> dict[Peer, float]:
+    """π with the neighbors outside of `add`, who add nothing, held to their share of w (over the
+    peers of π). What they had more goes to `add` in proportion to π, and where these have nothing
+    to the own gradient."""
     whole = sum(weight[j] for j in sorted(pi))
     share = {j: weight[j] / whole for j in pi}
     held = {j: min(pi[j], share[j]) for j in pi if j not in add and j != me}
@@ -200,10 +247,17 @@ def capped(pi: Mapping[Peer, float], weight: Mapping[Peer, float], add: Set[Peer
     return {j: held.get(j, pi[j]) + more * to.get(j, 0.0) for j in pi}
 
 
-def worth(
-    options: Coalitions, judge: Judge, x: Tensor, cross: Mapping[Peer, Tensor], step: float, seed: str
+def shapley_values(
+    options: ShapleyConfig,
+    judge: UtilityOracle,
+    x: Tensor,
+    cross: Mapping[Peer, Tensor],
+    step: float,
+    seed: str,
 ) -> tuple[dict[Peer, float], Estimate]:
-    """φ of every player, the peers of `cross` in sorted order, and the estimate it is from. Arguments as `weigh`'s."""
+    """φ of every player, the peers of `cross` in sorted order, and the estimate it is from.
+    Arguments as `shapley_weights`'s.
+    """
     peers, draw = sorted(cross), random.Random(seed)
     moves = torch.stack([cross[j] for j in peers])
     players = len(peers)
@@ -215,8 +269,11 @@ def worth(
     valued = judge.around(x, moves, options.value)
 
     def values(coalitions: Sequence[int]) -> Sequence[float]:
-        shares = [[step * -(mask >> i & 1) / max(1, mask.bit_count()) for i in range(players)] for mask in coalitions]
-        return valued(torch.tensor(shares, dtype=moves.dtype))
+        aggregation_weights = [
+            [step * -(mask >> i & 1) / max(1, mask.bit_count()) for i in range(players)]
+            for mask in coalitions
+        ]
+        return valued(torch.tensor(aggregation_weights, dtype=moves.dtype))
 
     end = None if options.seconds is None else judge.now() + options.seconds
 
@@ -226,29 +283,45 @@ def worth(
     if not options.sampled(players):
         found = shapley.exact(players, values)
     elif options.estimator == "svarm":
-        found = shapley.svarm(players, values, budget=_budget(options, players), draw=draw, enough=enough)
+        found = shapley.svarm(
+            players, values, budget=_budget(options, players), draw=draw, enough=enough
+        )
     else:
-        how = {"count": options.permutations, "antithetic": options.antithetic, "truncation": options.truncation}
+        how = {
+            "count": options.permutations,
+            "antithetic": options.antithetic,
+            "truncation": options.truncation,
+        }
         found = shapley.permutations(players, values, draw=draw, enough=enough, **how)  # type: ignore[arg-type]
     return dict(zip(peers, found.phi, strict=True)), found
 
 
-def _budget(options: Coalitions, players: int) -> int:
+def _budget(options: ShapleyConfig, players: int) -> int:
     """Coalitions svarm may value: those asked for, or what the permutations would take at most."""
     return options.evaluations or options.permutations * (players - 1) + 2
 
 
-def smoothed(options: Coalitions, before: Mapping[Peer, float], phi: Mapping[Peer, float]) -> dict[Peer, float]:
-    """φ̄ after this round: ρφ̄ + (1 − ρ)φ of those heard (φ where there is no φ̄ yet), the others' as it was."""
+def smoothed(
+    options: ShapleyConfig, before: Mapping[Peer, float], phi: Mapping[Peer, float]
+) -> dict[Peer, float]:
+    """φ̄ after this round: ρφ̄ + (1 − ρ)φ of those heard (φ where there is no φ̄ yet), the others'
+    as it was.
+    """
     rho = options.smoothing
-    return {**before, **{j: rho * before.get(j, value) + (1 - rho) * value for j, value in phi.items()}}
+    return {
+        **before,
+        **{j: rho * before.get(j, value) + (1 - rho) * value for j, value in phi.items()},
+    }
 
 
-def shares(options: Coalitions, phi: Mapping[Peer, float], weight: Mapping[Peer, float]) -> dict[Peer, float]:
+def aggregation_weights(
+    options: ShapleyConfig, phi: Mapping[Peer, float], weight: Mapping[Peer, float]
+) -> dict[Peer, float]:
     """π_ij of the peers of `phi`; they add up to 1.
 
     Args:
-        weight: row of W; w of the peers of `phi` is looked at, and made to add up to 1 where all φ'w are 0.
+        weight: row of W; w of the peers of `phi` is looked at, and made to add up to 1 where all
+        φ'w are 0.
     """
     raised = {j: value * weight[j] for j, value in _non_negative(options, phi).items()}
     total = sum(raised[j] for j in sorted(raised))
@@ -257,19 +330,22 @@ def shares(options: Coalitions, phi: Mapping[Peer, float], weight: Mapping[Peer,
     return {j: raised[j] / total for j in raised}
 
 
-def _non_negative(options: Coalitions, phi: Mapping[Peer, float]) -> dict[Peer, float]:
+def _non_negative(options: ShapleyConfig, phi: Mapping[Peer, float]) -> dict[Peer, float]:
     """φ'."""
     least, most = min(phi.values()), max(phi.values())
     match options.normalization:
         case "relu":
             return {j: value if value > ROUNDING else 0.0 for j, value in phi.items()}
         case "minmax":
-            return {j: (value - least) / (most - least) if most - least > ROUNDING else 0.0 for j, value in phi.items()}
+            return {
+                j: (value - least) / (most - least) if most - least > ROUNDING else 0.0
+                for j, value in phi.items()
+            }
         case "softmax":
             return {j: exp((value - most) / options.temperature) for j, value in phi.items()}
 
 
-def mixing_rule(options: Coalitions, pi: Mapping[Peer, float]) -> str | Rule:
+def mixing_rule(options: ShapleyConfig, pi: Mapping[Peer, float]) -> str | Rule:
     """What `mix_by` means for a Mix."""
 
     def by_pi(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:

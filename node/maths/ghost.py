@@ -1,14 +1,16 @@
-"""Ghost clipping: gradients that are outer products are clipped and summed without being written down.
+"""Ghost clipping: gradients that are outer products are clipped and summed without being written
+down.
 
-Where every parameter belongs to a linear layer that sees one vector a_b per example, example b's gradient is
-∂ℓ_b/∂W = δ_b a_bᵀ and ∂ℓ_b/∂bias = δ_b, where δ_b = ∂ℓ_b/∂(the layer's output). So, summed over the parameters,
+Where every parameter belongs to a linear layer that sees one vector a_b per example, example b's
+gradient is ∂ℓ_b/∂W = δ_b a_bᵀ and ∂ℓ_b/∂bias = δ_b, where δ_b = ∂ℓ_b/∂(the layer's output). So,
+summed over the parameters,
 
     ‖g_b‖² = Σ ‖δ_b‖²‖a_b‖²,   ⟨g_b, g′_b⟩ = Σ (δ_b·δ′_b)(a_b·a′_b),   and for each   Σ_b f_b g_b = δᵀ diag(f) a.
 
-Norms: Goodfellow, arXiv 1510.01799; ghost clipping: Li et al., arXiv 2110.05679, who go backwards once more for the
-sum. δ and a are float32, as the model computes them; all that follows is float64, where their products can't overflow:
-a gradient too large for float32, which the other backends leave out, is clipped like any other. One whose δ or a is not
-finite itself contributes zero.
+Norms: Goodfellow, arXiv 1510.01799; ghost clipping: Li et al., arXiv 2110.05679, who go backwards
+once more for the sum. δ and a are float32, as the model computes them; all that follows is float64,
+where their products can't overflow: a gradient too large for float32, which the other backends
+leave out, is clipped like any other. One whose δ or a is not finite itself contributes zero.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from node.task import Task
 from peer.errors import ConfigurationError
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""Parameter -> (δ [n, out], a [n, in]): example b's gradient is δ_b a_bᵀ in the parameter's shape. A bias has a = 1."""
+"""Parameter -> (δ [n, out], a [n, in]): example b's gradient is δ_b a_bᵀ in the parameter's shape.
+A bias has a = 1.
+"""
 
 Factored = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Factors]
 """(parameters, a stacked batch) -> its factors."""
@@ -34,7 +38,8 @@ ELEMENTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn
 
 
 def factored(task: Task) -> Factored:
-    """What gives the task's gradients as factors: its method `factors()`, optional, None where they are none.
+    """What gives the task's gradients as factors: its method `factors()`, optional, None where they
+    are none.
 
     Raises:
         ConfigurationError: there are none.
@@ -49,12 +54,18 @@ def factored(task: Task) -> Factored:
 
 
 def is_linear(module: nn.Module, parameters: Collection[str]) -> bool:
-    """Is it an nn.Sequential of a Flatten and then linear and element-wise layers that own all of the `parameters`?"""
+    """Is it an nn.Sequential of a Flatten and then linear and element-wise layers that own all of
+    the `parameters`?
+    """
     if type(module) is not nn.Sequential or not len(module):
         return False
     first, *rest = module.named_children()
-    linear = {name: layer for name, layer in rest if type(layer) is nn.Linear}  # a subclass may do anything
-    own = [f"{name}.{inner}" for name, layer in linear.items() for inner, _ in layer.named_parameters()]
+    linear = {
+        name: layer for name, layer in rest if type(layer) is nn.Linear
+    }  # a subclass may do anything
+    own = [
+        f"{name}.{inner}" for name, layer in linear.items() for inner, _ in layer.named_parameters()
+    ]
     return (
         isinstance(first[1], nn.Flatten)
         and (first[1].start_dim, first[1].end_dim) == (1, -1)
@@ -71,8 +82,8 @@ def _elementwise(layer: nn.Module) -> bool:
 def factors(
     layers: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> Factors:
-    """Of an `is_linear` module on a batch x [n, …]. `loss` is the SUM over the rows of the module's output of a loss of
-    each, so that the rows of its gradient are the examples' own."""
+    """Of an `is_linear` module on a batch x [n, …]. `loss` is the SUM over the rows of the module's
+    output of a loss of each, so that the rows of its gradient are the examples' own."""
     inputs, outputs = {}, {}
     for name, layer in layers.named_children():
         if isinstance(layer, nn.Linear):
@@ -82,7 +93,9 @@ def factors(
         else:
             x = layer(x)
     found: Factors = {}
-    for name, delta in zip(outputs, torch.autograd.grad(loss(x), list(outputs.values())), strict=True):
+    for name, delta in zip(
+        outputs, torch.autograd.grad(loss(x), list(outputs.values())), strict=True
+    ):
         found[f"{name}.weight"] = delta, inputs[name]
         if f"{name}.bias" in parameters:
             found[f"{name}.bias"] = delta, delta.new_ones(len(delta), 1)
@@ -90,21 +103,27 @@ def factors(
 
 
 def clip_and_sum(models: Sequence[Factors], clip: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Σ_b clip(g_b), or for the factors at two models Σ_b clip(clip(g_b) − clip(g′_b)): {parameter: float64 [out, in]},
-    and which examples were finite, bool [n].
+    """Σ_b clip(g_b), or for the factors at two models Σ_b clip(clip(g_b) − clip(g′_b)): {parameter:
+    float64 [out, in]}, and which examples were finite, bool [n].
 
     Examples whose norm is not finite at one of the models are left out.
     """
-    models = [{name: (delta.double(), a.double()) for name, (delta, a) in each.items()} for each in models]
+    models = [
+        {name: (delta.double(), a.double()) for name, (delta, a) in each.items()} for each in models
+    ]
     norms = torch.stack([_inner(each, each).sqrt() for each in models])
     usable = norms.isfinite().all(0)
     if not bool(usable.all()):
-        models = [{name: (delta[usable], a[usable]) for name, (delta, a) in each.items()} for each in models]
+        models = [
+            {name: (delta[usable], a[usable]) for name, (delta, a) in each.items()}
+            for each in models
+        ]
         norms = norms[:, usable]
     factor = (clip / norms).clamp(max=1.0)
     if len(models) == 2:
         (f, g), (norm, other) = factor, factor * norms
-        # rounding of the squares is 1e-15·C², so it can't be seen where the norm is C or more, and matters nowhere else
+        # rounding of the squares is 1e-15·C², so it can't be seen where the norm is C or more, and
+        # matters nowhere else
         apart = (norm.square() + other.square() - 2 * f * g * _inner(*models)).clamp(min=0.0).sqrt()
         factor = torch.stack([f, -g]) * (clip / apart).clamp(max=1.0)
     sums = [_weighted_sum(f, each) for f, each in zip(factor, models, strict=True)]
@@ -114,7 +133,10 @@ def clip_and_sum(models: Sequence[Factors], clip: float) -> tuple[dict[str, Tens
 
 def _inner(here: Factors, there: Factors) -> Tensor:
     """⟨g_b, g′_b⟩ of every example: [n]."""
-    parts = [(here[name][0] * there[name][0]).sum(1) * (here[name][1] * there[name][1]).sum(1) for name in here]
+    parts = [
+        (here[name][0] * there[name][0]).sum(1) * (here[name][1] * there[name][1]).sum(1)
+        for name in here
+    ]
     return torch.stack(parts).sum(0)
 
 

@@ -10,10 +10,11 @@ from peer.message import Peer
 
 
 def spectral_gap(rows: Mapping[Peer, Mapping[Peer, float]]) -> float:
-    """1 − |λ₂|, λ₂ the eigenvalue of the symmetric W [N, N] with the second largest modulus; 1 for a single node.
+    """1 − |λ₂|, λ₂ the eigenvalue of the symmetric W [N, N] with the second largest modulus; 1 for
+    a single node.
 
-    One mixing brings the nodes' distance from their mean down to |λ₂| of it at most: 1 is full averaging in one round,
-    near 0 (long rings) models stay apart.
+    One mixing brings the nodes' distance from their mean down to |λ₂| of it at most: 1 is full
+    averaging in one round, near 0 (long rings) models stay apart.
     """
     names = sorted(rows)
     if len(names) == 1:

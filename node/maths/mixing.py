@@ -1,8 +1,9 @@
 """Weighted sums over a neighborhood, and which edges of it are mixed.
 
-`fold` is the one elementary step and sorted peers the one order of summation, for every driver: whole vectors and
-frames of them, folded in this order, give the same bits (each element is a chain of the same operations, wherever it
-lies in a frame). Bits may differ between processors of different kinds (fused multiply-add), never between drivers.
+`fold` is the one elementary step and sorted peers the one order of summation, for every driver:
+whole vectors and frames of them, folded in this order, give the same bits (each element is a chain
+of the same operations, wherever it lies in a frame). Bits may differ between processors of
+different kinds (fused multiply-add), never between drivers.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from peer.message import Filling, Payload, Peer
+from peer.message import IncrementalPayload, Payload, Peer
 
 BLOCK = 1 << 15
 """Elements of each vector that are converted to float64 at a time, 256 KiB."""
 
 M = TypeVar("M", Tensor, tuple[Tensor, ...])
-Fold: TypeAlias = Callable[[Mapping[Peer, float], Mapping[Peer, Tensor]], Tensor]
+AggregationRule: TypeAlias = Callable[[Mapping[Peer, float], Mapping[Peer, Tensor]], Tensor]
 """(row of W over those heard, their vectors [d]) -> [d]."""
 
 
 def accumulator(like: Tensor) -> Tensor:
-    """Zeros to fold into, shaped like `like`: float32 (also for half-width types), or float64 if `like` is."""
+    """Zeros to fold into, shaped like `like`: float32 (also for half-width types), or float64 if
+    `like` is.
+    """
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
@@ -35,15 +38,21 @@ def fold(into: Tensor, x: Tensor, weight: float) -> None:
 
 
 def weighted_sum(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -> Tensor:
-    """Σ_j w_j x_j over the peers of `weight`, in sorted order; every x_j is [d]. The vectors are left as they are."""
+    """Σ_j w_j x_j over the peers of `weight`, in sorted order; every x_j is [d]. The vectors are
+    left as they are.
+    """
     acc = accumulator(next(iter(vectors.values())))
     for peer in sorted(weight):
         fold(acc, vectors[peer], weight[peer])
     return acc
 
 
-def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: Fold = weighted_sum) -> M:
-    """The payloads by the rule (`node.maths.robust`): one vector each, or a tuple of vectors each, place by place."""
+def mixed(
+    weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: AggregationRule = weighted_sum
+) -> M:
+    """The payloads by the rule (`node.maths.robust`): one vector each, or a tuple of vectors each,
+    place by place.
+    """
     first = next(iter(payloads.values()))
     if isinstance(first, Tensor):
         return rule(weight, payloads)
@@ -53,7 +62,7 @@ def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: Fold =
 
 def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
     """The payload, filled to the end."""
-    if not isinstance(payload, Filling):
+    if not isinstance(payload, IncrementalPayload):
         return payload
     done = sum(payload.steps)
     assert done == payload.flat.numel(), f"{done} of {payload.flat.numel()} elements were filled"
@@ -61,17 +70,21 @@ def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
 
 
 def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -> frozenset[Peer]:
-    """The neighbors I mix with: those I heard in the phase before, whose header came, and who say they heard me.
+    """The neighbors I mix with: those I heard in the phase before, whose header came, and who say
+    they heard me.
 
-    An edge lost at one end would let the mean of x drift; lost at both ends, W stays doubly stochastic (the weight goes
-    to self, `Neighborhood.without`) and the mean is kept.
+    An edge lost at one end would let the mean of x drift; lost at both ends, W stays doubly
+    stochastic (the weight goes to self, `Neighborhood.without`) and the mean is kept.
 
     Args:
-        heard: whom I heard in the phase before this Mix (an answer withheld is heard); before the first phase, and on
+        heard: whom I heard in the phase before this Mix (an answer withheld is heard); before the
+        first phase, and on
             return, who shook hands. It is what my own header says.
         headers: sender -> the `heard` of the header that came from it for this Mix.
     """
-    return frozenset(j for j, heard_by_j in headers.items() if j in heard and me in frozenset(heard_by_j))
+    return frozenset(
+        j for j, heard_by_j in headers.items() if j in heard and me in frozenset(heard_by_j)
+    )
 
 
 def consensus_distance(vectors: Sequence[Tensor]) -> float:

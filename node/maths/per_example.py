@@ -1,7 +1,7 @@
 """Gradients of single examples, one after another or by `torch.func.vmap`.
 
-Deviations from plain autograd: randomness comes from a seed per row in the loop and is refused by vmap; sparse
-gradients (nn.Embedding(sparse=True)) are made dense.
+Deviations from plain autograd: randomness comes from a seed per row in the loop and is refused by
+vmap; sparse gradients (nn.Embedding(sparse=True)) are made dense.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from peer.errors import PeerpoiseError, TaskError, first_line
 
 Parameters = Mapping[str, Tensor]
 Gradients = Callable[[Parameters, tuple[Tensor, ...], Tensor], dict[str, Tensor]]
-"""(parameters, a stacked batch, its row numbers) -> the gradient of every example, {name: [n, *shape]}."""
+"""(parameters, a stacked batch, its row numbers) -> the gradient of every example, {name: [n,
+*shape]}.
+"""
 
 
 def device_of(task: Task) -> torch.device:
@@ -35,7 +37,9 @@ def vmapped(task: Task) -> Gradients:
     def loss(parameters: Parameters, *example: Tensor) -> Tensor:
         return scalar(task.loss(parameters, example))
 
-    def gradients(parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor) -> dict[str, Tensor]:
+    def gradients(
+        parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor
+    ) -> dict[str, Tensor]:
         each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)), randomness="error")
         with warnings.catch_warnings(), seeded_rows(device_of(task)):
             warnings.filterwarnings("ignore", "There is a performance drop")
@@ -46,8 +50,9 @@ def vmapped(task: Task) -> Gradients:
 
 
 def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
-    """The examples of `rows` (int64 [n], n > 0), stacked. Nothing of one may depend on which others are asked for, so a
-    task that may do more than index is asked row by row, with torch's generator seeded for each.
+    """The examples of `rows` (int64 [n], n > 0), stacked. Nothing of one may depend on which others
+    are asked for, so a task that may do more than index is asked row by row, with torch's generator
+    seeded for each.
 
     Raises:
         TaskError: rows have other shapes than each other, or more than one entry.
@@ -60,26 +65,38 @@ def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
             seed(seeds(row))
             single[row] = tuple(column.detach() for column in task.batch(torch.tensor([row])))
     if any(column.shape[:1] != (1,) for example in single.values() for column in example):
-        raise TaskError("The task's batch(rows) gives tensors without one entry for each row; index each by rows.")
+        raise TaskError(
+            "The task's batch(rows) gives tensors without one entry for each row; index each by rows."
+        )
     try:
-        return tuple(torch.cat(column) for column in zip(*(single[row] for row in rows.tolist()), strict=True))
+        return tuple(
+            torch.cat(column)
+            for column in zip(*(single[row] for row in rows.tolist()), strict=True)
+        )
     except (RuntimeError, ValueError):
-        raise TaskError("The task's batch(rows) gives other shapes for other rows; pad them to one length.") from None
+        raise TaskError(
+            "The task's batch(rows) gives other shapes for other rows; pad them to one length."
+        ) from None
 
 
 def looped(task: Task, seeds: Seeds) -> Gradients:
-    """One after another, each with torch's generator seeded for its row and with parameters of its own.
+    """One after another, each with torch's generator seeded for its row and with parameters of its
+    own.
 
     Raises:
         TaskError: the loss is no scalar, or can't be differentiated.
         Impure: it changes the parameters.
     """
 
-    def gradients(parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor) -> dict[str, Tensor]:
+    def gradients(
+        parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor
+    ) -> dict[str, Tensor]:
         each = []
         with seeded_rows(device_of(task)) as seed, torch.enable_grad():
             for row, *example in zip(rows.tolist(), *batch, strict=True):
-                leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+                leaves = {
+                    name: value.clone().requires_grad_() for name, value in parameters.items()
+                }
                 seed(seeds(row))
                 # a copy of its own: kernels may round by how the memory is aligned
                 each.append(_gradient(task, leaves, tuple(it.clone() for it in example)))
@@ -100,7 +117,9 @@ def _gradient(task: Task, leaves: Parameters, example: tuple[Tensor, ...]) -> di
 
 
 def backward(loss: Tensor, leaves: Sequence[Tensor]) -> None:
-    """Adds the gradient of a scalar to the leaves' `grad`. Raises TaskError: it can't be computed."""
+    """Adds the gradient of a scalar to the leaves' `grad`. Raises TaskError: it can't be
+    computed.
+    """
     with _differentiable():
         torch.autograd.backward(loss, inputs=leaves)
 
@@ -126,11 +145,17 @@ def scalar(loss: object, name: str = "loss") -> Tensor:
         TaskError: it is something else.
     """
     if not isinstance(loss, Tensor):
-        raise TaskError(f"The task's {name} gave a {type(loss).__name__}; a scalar tensor is expected (no .item()).")
+        raise TaskError(
+            f"The task's {name} gave a {type(loss).__name__}; a scalar tensor is expected (no .item())."
+        )
     if loss.numel() != 1:
-        raise TaskError(f"The task's {name} gave a tensor of shape {list(loss.shape)}; a scalar is expected.")
+        raise TaskError(
+            f"The task's {name} gave a tensor of shape {list(loss.shape)}; a scalar is expected."
+        )
     if not loss.is_floating_point():
-        raise TaskError(f"The task's {name} gave a tensor of type {loss.dtype}; a real scalar is expected.")
+        raise TaskError(
+            f"The task's {name} gave a tensor of type {loss.dtype}; a real scalar is expected."
+        )
     return loss.reshape(())
 
 

@@ -1,15 +1,18 @@
-"""The vector nearest to one's own gradient that agrees with all others: the quadratic programme of CGA.
+"""The vector nearest to one's own gradient that agrees with all others: the quadratic programme of
+CGA.
 
     g̃ = argmin ½‖g̃ − g‖²  s.t.  ⟨g̃, g_j⟩ ≥ 0 for every j        g̃ = g + Σ_j u_j g_j with the dual's u ≥ 0
 
-The dual is a non-negative least-squares problem, ‖g + Σ_j u_j g_j‖ → min over u ≥ 0, with one row per parameter. All
-that it depends on are the inner products of the k+1 vectors, so it is solved on a root of their matrix: k+1 rows
-instead of d, and one pass over the vectors. The vectors are scaled to length 1 first (a constraint does not depend on
-the length of its g_j), so that the matrix holds cosines and a neighbor's scale can't spoil its condition. Squaring
-costs half of float64's 16 digits; the gradients are float32 and have 7. Where directions cancel but for rounding, exact
+The dual is a non-negative least-squares problem, ‖g + Σ_j u_j g_j‖ → min over u ≥ 0, with one row
+per parameter. All that it depends on are the inner products of the k+1 vectors, so it is solved on
+a root of their matrix: k+1 rows instead of d, and one pass over the vectors. The vectors are scaled
+to length 1 first (a constraint does not depend on the length of its g_j), so that the matrix holds
+cosines and a neighbor's scale can't spoil its condition. Squaring costs half of float64's 16
+digits; the gradients are float32 and have 7. Where directions cancel but for rounding, exact
 multipliers are without bound and amplify it: a ridge of RIDGE·‖u‖² keeps g̃ no longer than g.
 
-Inner products are sums, never BLAS, whose last bits depend on where vectors lie in memory (see `cosine`).
+Inner products are sums, never BLAS, whose last bits depend on where vectors lie in memory (see
+`cosine`).
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from peer.message import Peer
 Matrix = npt.NDArray[np.float64]
 
 RIDGE = 1e-12
-"""Multipliers of unit vectors end at 5e5, where float32's rounding (1e-7) is felt; a constraint gives 5e-7 at most."""
+"""Multipliers of unit vectors end at 5e5, where float32's rounding (1e-7) is felt; a constraint
+gives 5e-7 at most.
+"""
 SHORTEST = 1e-12
 """A gradient so much shorter than one's own, or longer, has no direction: it is taken for zero."""
 
@@ -39,15 +44,19 @@ class Projection:
     vector: Tensor
     """g̃ [d], of g's type; g itself (a copy) where it agrees with all."""
     multiplier: Mapping[Peer, float]
-    """u_j·‖g_j‖/‖g‖ ≥ 0: how hard j's constraint pulls. 0 where it is inactive or the vector is zero or not finite."""
+    """u_j·‖g_j‖/‖g‖ ≥ 0: how hard j's constraint pulls. 0 where it is inactive or the vector is
+    zero or not finite.
+    """
     cosine: Mapping[Peer, float]
     """⟨g, g_j⟩/(‖g‖‖g_j‖), in [−1, 1]; 0 where a vector is zero or not finite."""
 
 
 def project(g: Tensor, others: Mapping[Peer, Tensor]) -> Projection:
-    """The projection of g [d] onto the cone of all that agrees with the others ([d] each, any number of them).
+    """The projection of g [d] onto the cone of all that agrees with the others ([d] each, any
+    number of them).
 
-    Vectors that are zero, not finite, or SHORTEST of the other's length constrain nothing; if g is such, it stays.
+    Vectors that are zero, not finite, or SHORTEST of the other's length constrain nothing; if g is
+    such, it stays.
     """
     peers = sorted(others)
     products = _inner_products([others[j] for j in peers] + [g])
@@ -56,7 +65,11 @@ def project(g: Tensor, others: Mapping[Peer, Tensor]) -> Projection:
         ratio = lengths / lengths[-1]
     usable = [k for k, r in enumerate(ratio[:-1]) if SHORTEST < r < 1 / SHORTEST]
     kept = [*usable, len(peers)]
-    cosines = products[np.ix_(kept, kept)] / np.outer(lengths[kept], lengths[kept]) if usable else np.ones((1, 1))
+    cosines = (
+        products[np.ix_(kept, kept)] / np.outer(lengths[kept], lengths[kept])
+        if usable
+        else np.ones((1, 1))
+    )
     pull = _dual(cosines)
     multiplier, cosine = dict.fromkeys(peers, 0.0), dict.fromkeys(peers, 0.0)
     projected = g.clone() if not pull.any() else g.to(torch.float64, copy=True)
@@ -68,7 +81,8 @@ def project(g: Tensor, others: Mapping[Peer, Tensor]) -> Projection:
 
 
 def _dual(cosines: Matrix) -> Matrix:
-    """u ≥ 0 [k] that minimizes ‖ĝ + Σ u_j ĝ_j‖² + RIDGE·‖u‖² for unit vectors with these cosines [k+1, k+1], ĝ last.
+    """u ≥ 0 [k] that minimizes ‖ĝ + Σ u_j ĝ_j‖² + RIDGE·‖u‖² for unit vectors with these cosines
+    [k+1, k+1], ĝ last.
 
     Zeros, so the vector as it is, in the case (never seen) that the solver does not end.
     """

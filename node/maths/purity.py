@@ -1,12 +1,14 @@
-"""Is a loss a pure function of (parameters, example)? Clipping bounds what one record changes only if it is.
+"""Is a loss a pure function of (parameters, example)? Clipping bounds what one record changes only
+if it is.
 
-A layer that updates a buffer as it runs (running mean, power iteration, codebook) carries a record over into the
-gradients of all records after it, by any distance. So buffers, and every other tensor that the task or its modules
-hold, are watched whenever gradients of private records are computed (`State.unchanged`). What can't be seen that way
-(a Python counter, a generator of its own) is looked for by asking the same questions twice (`clipping.choose`).
+A layer that updates a buffer as it runs (running mean, power iteration, codebook) carries a record
+over into the gradients of all records after it, by any distance. So buffers, and every other tensor
+that the task or its modules hold, are watched whenever gradients of private records are computed
+(`State.unchanged`). What can't be seen that way (a Python counter, a generator of its own) is
+looked for by asking the same questions twice (`clipping.choose`).
 
-Random numbers of torch's own generator are allowed in a loss where each record has a seed of its own (`Seeds`): then
-one record's draws are the same whichever other records there are.
+Random numbers of torch's own generator are allowed in a loss where each record has a seed of its
+own (`Seeds`): then one record's draws are the same whichever other records there are.
 """
 
 from __future__ import annotations
@@ -36,9 +38,13 @@ Seeds = Callable[[int], int]
 """Row number -> the 63-bit seed of torch's generator while that row's loss is computed."""
 
 SMALL = 1 << 20
-"""Elements of a tensor that is compared by value. Of a larger one the version is, which `.data` leaves as it was."""
+"""Elements of a tensor that is compared by value. Of a larger one the version is, which `.data`
+leaves as it was.
+"""
 FEW = 1 << 14
-"""Elements of a parameter that is watched. Adapters (peft) change and restore larger ones as they run."""
+"""Elements of a parameter that is watched. Adapters (peft) change and restore larger ones as they
+run.
+"""
 MOST = 256
 """Items of a container that are looked at: a data set in a list is no state."""
 DEEPEST = 8
@@ -48,7 +54,9 @@ KEPT = "_peerpoise_state"
 
 
 def keyed_seeds(key: bytes) -> Seeds:
-    """A row's seed is HMAC-SHA-256 of its number under `key`: another row's presence changes nothing."""
+    """A row's seed is HMAC-SHA-256 of its number under `key`: another row's presence changes
+    nothing.
+    """
 
     def seed(row: int) -> int:
         return int.from_bytes(hmac.digest(key, row.to_bytes(8, "big"), "sha256")[:8], "big") >> 1
@@ -62,7 +70,9 @@ PROCESS_SEEDS = keyed_seeds(os.urandom(32))
 
 @contextmanager
 def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
-    """Gives a function that seeds torch's generator for one row. Afterwards the generator is as it was before."""
+    """Gives a function that seeds torch's generator for one row. Afterwards the generator is as it
+    was before.
+    """
     cuda = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
 
@@ -86,8 +96,8 @@ class Impure(TaskError):
 class State:
     """The tensors that a task and its modules hold.
 
-    Modules are found from the task's attributes and, since a task may keep them in a thread, a closure or a global, by
-    noting which ones run the first time.
+    Modules are found from the task's attributes and, since a task may keep them in a thread, a
+    closure or a global, by noting which ones run the first time.
     """
 
     def __init__(self, task: object) -> None:
@@ -95,21 +105,27 @@ class State:
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._roots: list[nn.Module] = []
         self.check: Callable[[], None] = _nothing
-        """Asks a made-up example again, and raises Impure if its gradient is another one than at the start."""
+        """Asks a made-up example again, and raises Impure if its gradient is another one than at
+        the start.
+        """
         self.task = id(task)
         self._traced = False
         self._walk(task, "", DEEPEST, set())
 
     @classmethod
     def of(cls, task: object) -> State:
-        """The task's state, looked for once if it has attributes; of what wraps a task, that of the task."""
+        """The task's state, looked for once if it has attributes; of what wraps a task, that of the
+        task.
+        """
         while isinstance(task, Wrapper):
             task = vars(task)["_task"]
         attributes = getattr(task, "__dict__", None)
         if not isinstance(attributes, dict):
             return cls(task)
         state: State | None = attributes.get(KEPT)
-        if state is None or state.task != id(task):  # a copy of the task has the state of the other one
+        if state is None or state.task != id(
+            task
+        ):  # a copy of the task has the state of the other one
             state = attributes[KEPT] = cls(task)
         return state
 
@@ -144,7 +160,9 @@ class State:
         return tensors
 
     def _tracer(self, before: list[_Held]) -> Callable[[nn.Module, Any], None]:
-        """A hook that adds each new module to those that are watched, before it runs for the first time."""
+        """A hook that adds each new module to those that are watched, before it runs for the first
+        time.
+        """
 
         thread = threading.get_ident()
 
@@ -213,7 +231,12 @@ def _version(tensor: Tensor) -> int:
 
 def _value(tensor: Tensor) -> Tensor | None:
     """A copy of a small tensor of a usual kind."""
-    odd = tensor.is_meta or tensor.is_nested or tensor.is_quantized or is_functorch_wrapped_tensor(tensor)
+    odd = (
+        tensor.is_meta
+        or tensor.is_nested
+        or tensor.is_quantized
+        or is_functorch_wrapped_tensor(tensor)
+    )
     if odd or tensor.layout != torch.strided or tensor.numel() > SMALL:
         return None
     return tensor.detach().clone()
@@ -221,7 +244,9 @@ def _value(tensor: Tensor) -> Tensor | None:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Are they equal? NaN is equal to NaN."""
-    return torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+    return torch.equal(a, b) or (
+        a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    )
 
 
 def _title(path: str, module: nn.Module) -> str:
@@ -229,13 +254,21 @@ def _title(path: str, module: nn.Module) -> str:
 
 
 def _of_module(path: str, module: nn.Module, *, swapped: bool = False) -> list[_Held]:
-    """The module's own buffers, tensors and (unless `functional_call` has swapped them) parameters."""
+    """The module's own buffers, tensors and (unless `functional_call` has swapped them)
+    parameters.
+    """
     layer = _title(path, module)
     places = None if swapped else module._buffers
-    held = [_Held(name, it, layer, places) for name, it in module._buffers.items() if it is not None]
+    held = [
+        _Held(name, it, layer, places) for name, it in module._buffers.items() if it is not None
+    ]
     held += [_Held(name, it, layer) for name, it in vars(module).items() if isinstance(it, Tensor)]
     if not swapped:
-        few = {name: it for name, it in module._parameters.items() if it is not None and it.numel() <= FEW}
+        few = {
+            name: it
+            for name, it in module._parameters.items()
+            if it is not None and it.numel() <= FEW
+        }
         held += [_Held(name, it, layer) for name, it in few.items()]
     return held
 
@@ -262,7 +295,9 @@ def _containers(module: nn.Module) -> list[tuple[str, Any]]:
     """Plain lists and mappings of all its layers, which may hold further layers."""
     kinds = (list, tuple, set, deque, dict)
     every = [item for part in module.modules() for item in vars(part).items()]
-    return [(key, value) for key, value in every if not key.startswith("_") and isinstance(value, kinds)]
+    return [
+        (key, value) for key, value in every if not key.startswith("_") and isinstance(value, kinds)
+    ]
 
 
 def _filled(cell: CellType) -> bool:
@@ -287,7 +322,9 @@ TRACES = 8
 
 
 def culprit(ask: Callable[[], object], between: Callable[[], object]) -> str:
-    """The layer that answers the same inputs otherwise when `ask` is called again, after `between`; "" if none does."""
+    """The layer that answers the same inputs otherwise when `ask` is called again, after `between`;
+    "" if none does.
+    """
     for _ in range(TRACES):
         first = _traced(ask)
         between()
@@ -302,7 +339,9 @@ class _Call:
 
     layer: str
     around: str
-    """Whose hook or code made its inputs, if they are others: the layer before it in an nn.Sequential, or around it."""
+    """Whose hook or code made its inputs, if they are others: the layer before it in an
+    nn.Sequential, or around it.
+    """
     ends: bool
     values: list[Tensor]
     """Its inputs, or its outputs."""
@@ -347,7 +386,11 @@ def _traced(ask: Callable[[], object]) -> list[_Call]:
 def _copies(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value.detach().clone()]
-    return [copy for item in value for copy in _copies(item)] if isinstance(value, tuple | list) else []
+    return (
+        [copy for item in value for copy in _copies(item)]
+        if isinstance(value, tuple | list)
+        else []
+    )
 
 
 def refuse_batchnorm(module: nn.Module) -> None:

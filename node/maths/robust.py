@@ -1,22 +1,28 @@
-"""How a closed neighborhood's vectors become one: the W-weighted mean, and rules that bear neighbors who lie.
+"""How a closed neighborhood's vectors become one: the W-weighted mean, and rules that bear
+neighbors who lie.
 
     mean          Σ_j w_ij x_j
     median        of every coordinate                                    Yin et al., arXiv 1803.01498
-    trimmed_mean  of every coordinate, without the `trim` largest and smallest values (the same paper)
-    multi_krum    the mean of the n − trim vectors nearest to their n − trim − 2 nearest others
-                                                                         Blanchard et al., arXiv 1703.02757
+    trimmed_mean  of every coordinate, without the `byzantine` largest and smallest values (the same paper)
+    multi_krum    the mean of the n − byzantine vectors nearest to their n − byzantine − 2 nearest others
+                                                                         Blanchard et al., arXiv
+                                                                         1703.02757
     clipping      x_i + Σ_j w_ij clip(x_j − x_i, τ), self-centered        He, Karimireddy, Jaggi, arXiv 2202.01545
 
-All but the mean are pure functions of what one node heard, so W is not doubly stochastic any more: the mean of x over
-the nodes drifts, most where data differ most. median, trimmed_mean and multi_krum don't use W's weights. A tuple (x, v)
-is mixed place by place: a neighbor may be left out of one and not of the other.
+All but the mean are pure functions of what one node heard, so W is not doubly stochastic any more:
+the mean of x over the nodes drifts, most where data differ most. median, trimmed_mean and
+multi_krum don't use W's weights. A tuple (x, v) is mixed place by place: a neighbor may be left out
+of one and not of the other.
 
 Deviations
-    * multi_krum scores with at least one nearest other, so that it works on a ring (n = 3, where the paper's n − f − 2
-      is 0), and ends ties, which two vectors that are each other's nearest always make then, by the distance to all.
-      Its theorem asks for n ≥ 2f + 3.
-    * τ of clipping, where none is given, is the largest distance to a neighbor after the `trim` farthest are left out
-      (with trim = 1 as in the authors' public code); their theory wants distances to honest ones, which nobody knows.
+    * multi_krum scores with at least one nearest other, so that it works on a ring (n = 3, where
+      the paper's n − f − 2
+      is 0), and ends ties, which two vectors that are each other's nearest always make then, by the
+      distance to all. Its theorem asks for n ≥ 2f + 3.
+    * τ of clipping, where none is given, is the largest distance to a neighbor after the `byzantine`
+      farthest are left out
+      (with byzantine = 1 as in the authors' public code); their theory wants distances to honest ones,
+      which nobody knows.
     * Where so few were heard that nothing can be told (`ENOUGH`), the own vector stays.
 """
 
@@ -36,7 +42,9 @@ from peer.neighborhood import Neighborhood
 Vectors: TypeAlias = Mapping[Peer, Tensor]
 """What was heard from each peer of the closed neighborhood, me included, [d] each."""
 Rule: TypeAlias = Callable[[Mapping[Peer, float], Vectors, Peer, MixSection], Tensor]
-"""(row of W over those heard, their vectors, me, [mix]) -> [d]. The vectors are left as they are."""
+"""(row of W over those heard, their vectors, me, [mix]) -> [d]. The vectors are left as they
+are.
+"""
 
 BLOCK = 1 << 14
 """Coordinates sorted at a time: a neighborhood of ten stays in the cache."""
@@ -52,16 +60,22 @@ def median(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSec
     return _trimmed(_rows(weight, vectors), (len(weight) - 1) // 2)
 
 
-def trimmed_mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
-    """Of every coordinate, without the `trim` largest and the `trim` smallest values."""
-    return _trimmed(_rows(weight, vectors), how.trim)
+def trimmed_mean(
+    weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection
+) -> Tensor:
+    """Of every coordinate, without the `byzantine` largest and the `byzantine` smallest values."""
+    return _trimmed(_rows(weight, vectors), how.byzantine)
 
 
 def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
-    """The mean of the n − trim vectors whose squared distances to their nearest others are smallest in sum."""
+    """The mean of the n − byzantine vectors whose squared distances to their nearest others are smallest
+    in sum.
+    """
     peers = sorted(weight)
-    keep = len(peers) - how.trim
-    apart = torch.stack([torch.stack([distance(vectors[i], vectors[j]) for j in peers]) for i in peers])
+    keep = len(peers) - how.byzantine
+    apart = torch.stack(
+        [torch.stack([distance(vectors[i], vectors[j]) for j in peers]) for i in peers]
+    )
     apart = apart.square().sort(dim=1).values  # column 0 is the distance to itself
     score = apart[:, : 1 + max(1, keep - 2)].sum(1).tolist()
     total = apart.sum(1).tolist()
@@ -73,7 +87,7 @@ def clipping(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixS
     """x_i + Σ_j w_ij (x_j − x_i)·min{1, τ/‖x_j − x_i‖}."""
     own = vectors[me]
     apart = {j: float(distance(vectors[j], own)) for j in sorted(weight) if j != me}
-    tau = how.tau if how.tau is not None else sorted(apart.values())[-1 - how.trim]
+    tau = how.tau if how.tau is not None else sorted(apart.values())[-1 - how.byzantine]
     result = own.clone()
     for j, far in apart.items():
         shrink = min(1.0, tau / far) if far else 0.0
@@ -88,14 +102,16 @@ RULES: Mapping[str, Rule] = {
     "multi_krum": multi_krum,
     "clipping": clipping,
 }
-"""`[mix] rule`, or a Mix's own rule -> function. A new rule: one function, one line here, one in ENOUGH."""
+"""`[mix] rule`, or a Mix's own rule -> function. A new rule: one function, one line here, one in
+ENOUGH.
+"""
 
 ENOUGH: Mapping[str, Callable[[MixSection], int]] = {
     "mean": lambda how: 1,
     "median": lambda how: 3,
-    "trimmed_mean": lambda how: 2 * how.trim + 1,
-    "multi_krum": lambda how: 2 * how.trim + 1,
-    "clipping": lambda how: 1 if how.tau is not None else how.trim + 2,
+    "trimmed_mean": lambda how: 2 * how.byzantine + 1,
+    "multi_krum": lambda how: 2 * how.byzantine + 1,
+    "clipping": lambda how: 1 if how.tau is not None else how.byzantine + 2,
 }
 """rule -> the smallest closed neighborhood it can say anything of."""
 
@@ -109,18 +125,33 @@ def is_mean(asked: str | Rule, how: MixSection) -> bool:
     return asked == how.rule == "mean"
 
 
-def rule_for(asked: str | Rule, how: MixSection, me: Peer) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
-    """What a Mix that asks for a rule folds with at this node; "mean" gives way to the run's `[mix] rule`."""
+def rule_for(
+    asked: str | Rule, how: MixSection, me: Peer
+) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
+    """What a Mix that asks for a rule folds with at this node; "mean" gives way to the run's `[mix]
+    rule`.
+    """
     if not isinstance(asked, str):
         return lambda weight, vectors: asked(weight, vectors, me, how)
     name = how.rule if asked == "mean" else asked
     rule, enough = RULES[name], ENOUGH[name](how)
-    return lambda weight, vectors: rule(weight, vectors, me, how) if len(weight) >= enough else vectors[me].clone()
+    return lambda weight, vectors: (
+        rule(weight, vectors, me, how) if len(weight) >= enough else vectors[me].clone()
+    )
 
 
-def too_small(hoods: Mapping[Peer, Neighborhood], how: MixSection) -> Peer | None:
+def undersized_neighborhood(
+    neighborhoods: Mapping[Peer, Neighborhood], how: MixSection
+) -> Peer | None:
     """A node whose closed neighborhood is too small for the run's rule, if there is one."""
-    return next((name for name in sorted(hoods) if len(hoods[name].weight) < ENOUGH[how.rule](how)), None)
+    return next(
+        (
+            name
+            for name in sorted(neighborhoods)
+            if len(neighborhoods[name].weight) < ENOUGH[how.rule](how)
+        ),
+        None,
+    )
 
 
 def _rows(weight: Mapping[Peer, float], vectors: Vectors) -> Tensor:
@@ -129,10 +160,14 @@ def _rows(weight: Mapping[Peer, float], vectors: Vectors) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def _trimmed(rows: Tensor, trim: int) -> Tensor:
-    """The mean over dimension 0 of [n, d], without the `trim` largest and smallest of every column."""
-    kept = slice(trim, len(rows) - trim)
-    return torch.cat([block.sort(dim=0).values[kept].mean(0) for block in torch.split(rows, BLOCK, dim=1)])
+def _trimmed(rows: Tensor, byzantine: int) -> Tensor:
+    """The mean over dimension 0 of [n, d], without the `byzantine` largest and smallest of every
+    column.
+    """
+    kept = slice(byzantine, len(rows) - byzantine)
+    return torch.cat(
+        [block.sort(dim=0).values[kept].mean(0) for block in torch.split(rows, BLOCK, dim=1)]
+    )
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:

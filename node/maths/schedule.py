@@ -11,7 +11,9 @@ from node.config import Section
 
 
 class Schedule(Section):
-    """The step size's part of an algorithm's Config: η in round t is lr·lr_decay^⌊t/decay_every⌋."""
+    """The step size's part of an algorithm's Config: η in round t is
+    lr·lr_decay^⌊t/decay_every⌋.
+    """
 
     lr: float = Field(default=0.1, gt=0)
     """η: step size in round 0."""
@@ -27,28 +29,34 @@ def step_size(t: int, schedule: Schedule) -> float:
     return schedule.lr * schedule.lr_decay ** (t // every) if every else schedule.lr
 
 
-class Course(Section):
-    """The step size's part of a Config that warms up and falls: η in round t is `lr` times what `share` says."""
+class WarmupDecay(Section):
+    """The step size's part of a Config that warms up and falls: η in round t is `lr` times what
+    `share` says.
+    """
 
     lr: float = Field(default=5e-5, gt=0)
     """γ: the largest step size."""
     warmup: int = Field(default=0, ge=0)
     """Rounds in which it rises to `lr`, linearly."""
-    falls: Literal["no", "linear", "cosine"] = "no"
+    decay: Literal["no", "linear", "cosine"] = "no"
     """How it falls to 0 afterwards."""
-    until: int | None = Field(default=None, ge=1)
+    decay_until: int | None = Field(default=None, ge=1)
     """Round at which it has fallen to 0; None: when the run ends."""
 
     def on_run(self, rounds: int) -> Self:
         """With what follows from the run's rounds."""
-        return self if self.until is not None else self.model_copy(update={"until": rounds})
+        return (
+            self
+            if self.decay_until is not None
+            else self.model_copy(update={"decay_until": rounds})
+        )
 
 
-def rate(t: int, c: Course) -> float:
+def rate(t: int, c: WarmupDecay) -> float:
     """γ in round t."""
     if t < c.warmup:
         return c.lr * (t + 1) / (c.warmup + 1)
-    if c.falls == "no" or c.until is None:
+    if c.decay == "no" or c.decay_until is None:
         return c.lr
-    gone = min(1.0, (t - c.warmup) / max(1, c.until - c.warmup))
-    return c.lr * (1 - gone if c.falls == "linear" else (1 + cos(pi * gone)) / 2)
+    gone = min(1.0, (t - c.warmup) / max(1, c.decay_until - c.warmup))
+    return c.lr * (1 - gone if c.decay == "linear" else (1 + cos(pi * gone)) / 2)

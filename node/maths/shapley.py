@@ -4,20 +4,23 @@
 
 exact          all 2^k coalitions
 permutations   the mean marginal contribution along random orders of the players (Castro, Gómez, Tejada 2009),
-               antithetic (an order and its reverse), truncated where the rest adds less than τ (TMC of Ghorbani, Zou,
-               arXiv 1904.02868)
+               antithetic (an order and its reverse), truncated where the rest adds less than τ (TMC
+               of Ghorbani, Zou, arXiv 1904.02868)
 svarm          stratified by player and size: each coalition's value serves all k players at once (Stratified SVARM+ of
                Kolpaczki, Bengs, Muschalik, Hüllermeier, arXiv 2302.00736)
 first_order    in closed form, for games whose v(S) is v(∅) + the mean of a number per player
 
-A coalition is a bitmask: bit i stands for player i. `values` is asked for several coalitions at once and never twice
-for the same one; it is what costs. All estimates share v(K) − v(∅) among the players without rest (efficiency), up to
-1e-12·max(1, |v|); that of svarm by spreading what is left over equally.
+A coalition is a bitmask: bit i stands for player i. `values` is asked for several coalitions at
+once and never twice for the same one; it is what costs. All estimates share v(K) − v(∅) among the
+players without rest (efficiency), up to 1e-12·max(1, |v|); that of svarm by spreading what is left
+over equally.
 
 Deviations
-    * svarm measures the strata of the empty, the single, the all-but-one and the full coalitions exactly, as its
+    * svarm measures the strata of the empty, the single, the all-but-one and the full coalitions
+      exactly, as its
       authors do, and draws sizes in between uniformly, not by their harmonic weights.
-    * A truncated order shares what is left equally among the players left, instead of giving them nothing.
+    * A truncated order shares what is left equally among the players left, instead of giving them
+      nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from statistics import fmean, stdev
 from typing import TypeAlias
 
 Values: TypeAlias = Callable[[Sequence[int]], Sequence[float]]
-"""Coalitions (bitmasks) -> what each is worth."""
+"""ShapleyConfig (bitmasks) -> what each is worth."""
 Enough: TypeAlias = Callable[[], bool]
 """Asked between samples: is the time up? One sample is always made."""
 
@@ -70,9 +73,9 @@ class Game:
 def exact(players: int, values: Values) -> Estimate:
     """From all 2^k coalitions."""
     game = Game(players, values)
-    worth = game(*range(game.full + 1))
+    shapley_values = game(*range(game.full + 1))
     phi = [0.0] * players
-    for mask, v in enumerate(worth):
+    for mask, v in enumerate(shapley_values):
         size = mask.bit_count()
         joined = 1 / (players * comb(players - 1, size - 1)) if size else 0.0
         left = 1 / (players * comb(players - 1, size)) if size < players else 0.0
@@ -91,7 +94,8 @@ def permutations(
     truncation: float = 0.0,
     enough: Enough = lambda: False,
 ) -> Estimate:
-    """The mean over `count` random orders; with `antithetic` every second one is the reverse of the one before.
+    """The mean over `count` random orders; with `antithetic` every second one is the reverse of the
+    one before.
 
     Args:
         truncation: τ; an order ends where |v(K) − v(those so far)| < τ. 0: never.
@@ -103,7 +107,11 @@ def permutations(
         samples.append(_marginals(game, order, truncation))
         if enough():
             break
-    pairs = [samples[k : k + 2] for k in range(0, len(samples), 2)] if antithetic else [[one] for one in samples]
+    pairs = (
+        [samples[k : k + 2] for k in range(0, len(samples), 2)]
+        if antithetic
+        else [[one] for one in samples]
+    )
     columns = [[fmean(one[i] for one in pair) for pair in pairs] for i in range(players)]
     phi = tuple(fmean(one[i] for one in samples) for i in range(players))
     return Estimate(phi, tuple(_error(column) for column in columns), game.evaluations)
@@ -134,12 +142,19 @@ def _marginals(game: Game, order: Sequence[int], truncation: float) -> list[floa
 
 
 def svarm(
-    players: int, values: Values, *, budget: int, draw: random.Random, enough: Enough = lambda: False
+    players: int,
+    values: Values,
+    *,
+    budget: int,
+    draw: random.Random,
+    enough: Enough = lambda: False,
 ) -> Estimate:
     """From at most `budget` coalitions (no fewer than `svarm_least` are used)."""
     game = Game(players, values)
     strata = _Strata(players)
-    strata.add(game, [mask for mask in range(game.full + 1) if not 1 < mask.bit_count() < players - 1])
+    strata.add(
+        game, [mask for mask in range(game.full + 1) if not 1 < mask.bit_count() < players - 1]
+    )
     strata.add(game, _warm_up(players, draw))
     inner = range(2, players - 1)
     while inner and game.evaluations < min(budget, 1 << players) and not enough():
@@ -154,7 +169,9 @@ def svarm(
 def svarm_least(players: int) -> int:
     """Coalitions that svarm values at least, an upper bound: every stratum needs one."""
     border = 2 * players + 2
-    return border + sum(-(-players // size) + -(-players // (players - size)) for size in range(2, players - 1))
+    return border + sum(
+        -(-players // size) + -(-players // (players - size)) for size in range(2, players - 1)
+    )
 
 
 class _Strata:
@@ -176,7 +193,9 @@ class _Strata:
                 (self._with if mask >> i & 1 else self._without)[i][size].append(v)
 
     def combined(self, empty: float) -> tuple[list[float], list[float]]:
-        """(φ, standard errors): φ_i is the mean over sizes s of mean v(with i, s + 1) − mean v(without i, s)."""
+        """(φ, standard errors): φ_i is the mean over sizes s of mean v(with i, s + 1) − mean
+        v(without i, s).
+        """
         phi, error, k = [], [], self.players
         for i in range(k):
             joined = [self._with[i][size + 1] for size in range(k)]
@@ -189,19 +208,28 @@ class _Strata:
 
 
 def _stratum(sample: Sequence[float], population: int) -> float:
-    """Variance of the mean of a stratum: 0 where all of it was seen, infinite where one value stands for many."""
+    """Variance of the mean of a stratum: 0 where all of it was seen, infinite where one value
+    stands for many.
+    """
     if len(sample) >= population:
         return 0.0
-    return inf if len(sample) < 2 else stdev(sample) ** 2 / len(sample) * (1 - len(sample) / population)
+    return (
+        inf
+        if len(sample) < 2
+        else stdev(sample) ** 2 / len(sample) * (1 - len(sample) / population)
+    )
 
 
 def _warm_up(players: int, draw: random.Random) -> list[int]:
-    """Coalitions that give every stratum between the borders a value: the players in blocks of each size, and what
-    such blocks leave."""
+    """Coalitions that give every stratum between the borders a value: the players in blocks of each
+    size, and what such blocks leave."""
     found = []
     for size in range(2, players - 1):
         found += [sum(1 << i for i in block) for block in _blocks(players, size, draw)]
-        found += [(1 << players) - 1 - sum(1 << i for i in block) for block in _blocks(players, players - size, draw)]
+        found += [
+            (1 << players) - 1 - sum(1 << i for i in block)
+            for block in _blocks(players, players - size, draw)
+        ]
     return found
 
 
@@ -214,7 +242,8 @@ def _blocks(players: int, size: int, draw: random.Random) -> list[list[int]]:
 
 
 def first_order(slopes: Sequence[float]) -> Estimate:
-    """Of the game v(S) = v(∅) + mean_{i∈S} a_i, in closed form: φ_i = [a_i + (a_i − ā_{−i})(H_k − 1)]/k.
+    """Of the game v(S) = v(∅) + mean_{i∈S} a_i, in closed form: φ_i = [a_i + (a_i − ā_{−i})(H_k −
+    1)]/k.
 
     Args:
         slopes: a_i, what player i alone adds to first order.
@@ -222,7 +251,9 @@ def first_order(slopes: Sequence[float]) -> Estimate:
     k, total = len(slopes), sum(slopes)
     harmonic = sum(1 / s for s in range(1, k + 1))
     others = [(total - a) / (k - 1) if k > 1 else 0.0 for a in slopes]
-    phi = tuple((a + (a - mean) * (harmonic - 1)) / k for a, mean in zip(slopes, others, strict=True))
+    phi = tuple(
+        (a + (a - mean) * (harmonic - 1)) / k for a, mean in zip(slopes, others, strict=True)
+    )
     return Estimate(phi, (inf,) * k, 0)
 
 

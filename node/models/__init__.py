@@ -1,4 +1,6 @@
-"""Models: functions from a task's section and an image's shape to an `nn.Module` that gives logits [n, classes]."""
+"""Models: functions from a task's section and an image's shape to an `nn.Module` that gives logits
+[n, classes].
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ MODELS: Mapping[str, str] = {
 def check_name(name: str) -> None:
     """Raises ConfigurationError: no model of that name."""
     if name not in MODELS:
-        raise ConfigurationError(f"Unknown model {name!r}; choose one of {', '.join(sorted(MODELS))}.")
+        raise ConfigurationError(
+            f"Unknown model {name!r}; choose one of {', '.join(sorted(MODELS))}."
+        )
 
 
 def build(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:

@@ -18,20 +18,25 @@ def softmax(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
 def mlp(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     """One hidden layer of `task.hidden` rectified units."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(prod(shape), task.hidden), nn.ReLU(), nn.Linear(task.hidden, task.classes)
+        nn.Flatten(),
+        nn.Linear(prod(shape), task.hidden),
+        nn.ReLU(),
+        nn.Linear(task.hidden, task.classes),
     )
 
 
 def lenet(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
-    """LeNet-5 with rectified units and max pooling, after LeCun et al. 1998; 61,706 parameters for 1×28×28 and ten
-    classes.
+    """LeNet-5 with rectified units and max pooling, after LeCun et al. 1998; 61,706 parameters for
+    1×28×28 and ten classes.
 
     Raises:
         ConfigurationError: the images are smaller than 16×16.
     """
     channels, height, width = shape
     if min(height, width) < 16:
-        raise ConfigurationError("The model lenet needs images of at least 16×16; set task.image_size = 28.")
+        raise ConfigurationError(
+            "The model lenet needs images of at least 16×16; set task.image_size = 28."
+        )
     padding = 2 if min(height, width) < 32 else 0  # LeNet was made for 32×32
     after = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, width)]
     return nn.Sequential(
@@ -43,7 +48,8 @@ def lenet(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def cnn(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
-    """The papers' CNN for MNIST: conv5×5-16, pool, conv5×5-32, pool, fc 1568-10; 28,938 parameters for ten classes.
+    """The papers' CNN for MNIST: conv5×5-16, pool, conv5×5-32, pool, fc 1568-10; 28,938 parameters
+    for ten classes.
 
     Raises:
         ConfigurationError: the images are not 1×28×28.
@@ -57,8 +63,8 @@ def cnn(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def cnn_cifar(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
-    """The papers' CNN for CIFAR: conv3×3-16, pool, conv3×3-32, pool, fc 2048-512-10 with dropout; 1,059,306 parameters
-    for ten classes. `task.dropout` is 0 by default, the authors' code has 0.4.
+    """The papers' CNN for CIFAR: conv3×3-16, pool, conv3×3-32, pool, fc 2048-512-10 with dropout;
+    1,059,306 parameters for ten classes. `task.dropout` is 0 by default, the authors' code has 0.4.
 
     Raises:
         ConfigurationError: the images are not 3×32×32.

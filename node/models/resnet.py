@@ -1,5 +1,6 @@
-"""ResNet-8 with GroupNorm: residual blocks of He et al., arXiv 1512.03385, in the size of their CIFAR networks (6n + 2
-layers, n = 1). Batch normalization would mix examples, so their gradients could not be clipped one by one."""
+"""ResNet-8 with GroupNorm: residual blocks of He et al., arXiv 1512.03385, in the size of their
+CIFAR networks (6n + 2 layers, n = 1). Batch normalization would mix examples, so their gradients
+could not be clipped one by one."""
 
 from __future__ import annotations
 

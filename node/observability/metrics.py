@@ -1,9 +1,10 @@
 """Prometheus metrics of one daemon; the only file that meets Prometheus.
 
-Every name is in the golden list of the tests. Labels are bounded: peers are the neighbors in the graph (anybody else
-is "unknown"), kinds and codes come from our own tables. Nothing private is exported: no loss on private data, no batch
-size, no n_i, no share of clipped examples. Not covered: seconds of a phase tell how long this machine computed, which
-grows with the secret batch; keep /metrics on loopback where that matters.
+Every name is in the golden list of the tests. Labels are bounded: peers are the neighbors in the
+graph (anybody else is "unknown"), kinds and codes come from our own tables. Nothing private is
+exported: no loss on private data, no batch size, no n_i, no share of clipped examples. Not covered:
+seconds of a phase tell how long this machine computed, which grows with the secret batch; keep
+/metrics on loopback where that matters.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Metrics:
         diagnostics: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`diagnostics`: export per-neighbor cosines and calibration weights (off in paper mode, where they are made
-        with the clean gradient, unless the node's file says otherwise). `clock`: seconds, monotonic."""
+        """`diagnostics`: export per-neighbor cosines and calibration weights (off in paper mode,
+        where they are made with the clean gradient, unless the node's file says otherwise).
+        `clock`: seconds, monotonic."""
         self.registry = CollectorRegistry()
         self.diagnostics = diagnostics
         self._clock = clock
@@ -70,7 +72,13 @@ class Metrics:
         self._network()
         self._privacy()
         tested = (self.test_accuracy, self.test_perplexity)
-        for unknown in (self.consensus_distance, *tested, self.epsilon_limit, self.delta, self.run_rounds):
+        for unknown in (
+            self.consensus_distance,
+            *tested,
+            self.epsilon_limit,
+            self.delta,
+            self.run_rounds,
+        ):
             unknown.set(float("nan"))
         info = Info("peerpoise_build", "Version of the program.", registry=self.registry)
         info.info({"version": version, "torch": torch, "python": python})
@@ -80,30 +88,49 @@ class Metrics:
         self.round = self._gauge("round", "Round this node is in.")
         self.run_rounds = self._gauge("run_rounds", "T, rounds of the whole run.")
         self.rounds = self._counter("rounds", "Rounds finished since the start of this process.")
-        self._phase = self._histogram("phase_seconds", "Seconds of a phase, waiting included.", PHASE_SECONDS, "kind")
+        self._phase = self._histogram(
+            "phase_seconds", "Seconds of a phase, waiting included.", PHASE_SECONDS, "kind"
+        )
         self._wait = Summary(
-            "peerpoise_wait_seconds", "Seconds waited for a neighbor.", ["peer"], registry=self.registry
+            "peerpoise_wait_seconds",
+            "Seconds waited for a neighbor.",
+            ["peer"],
+            registry=self.registry,
         )
         self._weight = self._gauge(
             "peer_weight_ratio",
             "Weight of a neighbor's gradient where the algorithm weighs it, else in mixing; 0 when lost.",
             "peer",
         )
-        self._shapley = self._gauge("peer_shapley", "Shapley value of a neighbor's gradient.", "peer")
-        self._cosine = self._gauge("peer_cosine", "Cosine of a neighbor's gradient and the own one.", "peer")
-        self._calibration = self._gauge("peer_calibration_weight_ratio", "DPDL's calibration weight.", "peer")
+        self._shapley = self._gauge(
+            "peer_shapley", "Shapley value of a neighbor's gradient.", "peer"
+        )
+        self._cosine = self._gauge(
+            "peer_cosine", "Cosine of a neighbor's gradient and the own one.", "peer"
+        )
+        self._calibration = self._gauge(
+            "peer_calibration_weight_ratio", "DPDL's calibration weight.", "peer"
+        )
         self.consensus_distance = self._gauge("consensus_distance", "Over the closed neighborhood.")
         self.test_accuracy = self._gauge("test_accuracy_ratio", "Accuracy on the PUBLIC test set.")
-        self.test_perplexity = self._gauge("test_perplexity", "A language model's perplexity on the PUBLIC test set.")
-        self.lag = self._histogram("event_loop_lag_seconds", "How late the event loop wakes up.", LAG_SECONDS)
-        age = self._gauge("checkpoint_age_seconds", "Seconds since the last checkpoint; NaN before the first.")
+        self.test_perplexity = self._gauge(
+            "test_perplexity", "A language model's perplexity on the PUBLIC test set."
+        )
+        self.lag = self._histogram(
+            "event_loop_lag_seconds", "How late the event loop wakes up.", LAG_SECONDS
+        )
+        age = self._gauge(
+            "checkpoint_age_seconds", "Seconds since the last checkpoint; NaN before the first."
+        )
         age.set_function(self._age)
 
     def _network(self) -> None:
         self._up = self._gauge("peer_up", "1: the neighbor is in session.", "peer")
         self._rtt = self._gauge("peer_rtt_seconds", "Round trip of the last heartbeat.", "peer")
         self._bytes = self._counter("wire_bytes", "Payload bytes.", "peer", "direction", "kind")
-        self._errors = self._counter("wire_errors", "Refusals and broken transfers.", "peer", "code")
+        self._errors = self._counter(
+            "wire_errors", "Refusals and broken transfers.", "peer", "code"
+        )
         self._refused = self._counter(
             "refused",
             "Calls that were refused, or hang as there are too many; of a neighbor, or: member, stranger.",
@@ -111,28 +138,50 @@ class Metrics:
             "code",
         )
         self._connections = self._counter(
-            "connections", "TLS handshakes begun by others; used: somebody with a certificate called on it.", "used"
+            "connections",
+            "TLS handshakes begun by others; used: somebody with a certificate called on it.",
+            "used",
         )
-        self._rejected = self._counter("rejected", "Payloads of a neighbor that were not finite, or broken.", "peer")
+        self._rejected = self._counter(
+            "rejected", "Payloads of a neighbor that were not finite, or broken.", "peer"
+        )
         self._contradictions = self._counter(
-            "contradictions", "Neighbors that were proved to tell different neighbors different things.", "peer"
+            "contradictions",
+            "Neighbors that were proved to tell different neighbors different things.",
+            "peer",
         )
-        self._outliers = self._counter("outliers", "Payloads of a neighbor far from where the others' are.", "peer")
-        self._lost = self._counter("lost_edges", "Rounds in which the edge to a neighbor was lost.", "peer")
+        self._outliers = self._counter(
+            "outliers", "Payloads of a neighbor far from where the others' are.", "peer"
+        )
+        self._lost = self._counter(
+            "lost_edges", "Rounds in which the edge to a neighbor was lost.", "peer"
+        )
         self.partial_mixes = self._counter("partial_mixes", "Mixes that a neighbor left halfway.")
         self._insecure = self._gauge(
-            "insecure", "1: no TLS, public seed of the noise, an attacker, private validation set.", "what"
+            "insecure",
+            "1: no TLS, public seed of the noise, an attacker, private validation set.",
+            "what",
         )
         self.tls = self._gauge("tls_enabled", "1: every connection is mutual TLS.")
 
     def _privacy(self) -> None:
         spent = ("scope", "mode", "adjacency", "accountant")
-        self._epsilon = self._gauge("privacy_epsilon_spent", "ε so far; total is the guarantee, link is not.", *spent)
-        self.epsilon_limit = self._gauge("privacy_epsilon_limit", "Limit of the lifetime ε of these data.")
+        self._epsilon = self._gauge(
+            "privacy_epsilon_spent", "ε so far; total is the guarantee, link is not.", *spent
+        )
+        self.epsilon_limit = self._gauge(
+            "privacy_epsilon_limit", "Limit of the lifetime ε of these data."
+        )
         self.delta = self._gauge("privacy_delta", "δ of every ε.")
-        self._releases = self._counter("releases", "Gradients released; the own one too.", "recipient")
-        self.withheld = self._counter("releases_withheld", "Gradients not released: budget or ledger.")
-        self.ledger_errors = self._counter("privacy_ledger_errors", "Debits the ledger could not record.")
+        self._releases = self._counter(
+            "releases", "Gradients released; the own one too.", "recipient"
+        )
+        self.withheld = self._counter(
+            "releases_withheld", "Gradients not released: budget or ledger."
+        )
+        self.ledger_errors = self._counter(
+            "privacy_ledger_errors", "Debits the ledger could not record."
+        )
 
     def neighbors(self, peers: Iterable[Peer], me: Peer) -> None:
         """Whose names may be labels: the neighbors in the graph, and this node as a recipient."""
@@ -156,7 +205,9 @@ class Metrics:
         self._weight.labels(self._known(peer)).set(ratio)
 
     def diagnostic(self, name: str, peer: Peer, value: float) -> None:
-        """One of `Algorithm.diagnostics()`: weight, shapley, cosine or calibration; others have no metric."""
+        """One of `Algorithm.diagnostics()`: weight, shapley, cosine or calibration; others have no
+        metric.
+        """
         gauges = {"weight": self._weight, "shapley": self._shapley, "cosine": self._cosine}
         gauge = {**gauges, "calibration": self._calibration}.get(name)
         if gauge is not None and self.diagnostics:
@@ -196,7 +247,9 @@ class Metrics:
     def release(self, recipient: Peer) -> None:
         self._releases.labels(self._known(recipient)).inc()
 
-    def epsilon(self, scope: str, value: float, *, mode: str, adjacency: str, accountant: str) -> None:
+    def epsilon(
+        self, scope: str, value: float, *, mode: str, adjacency: str, accountant: str
+    ) -> None:
         """`scope`: total | link | lifetime."""
         self._epsilon.labels(scope, mode, adjacency, accountant).set(value)
 
@@ -219,14 +272,20 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"peerpoise_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
         return Histogram(f"peerpoise_{name}", text, labels, registry=self.registry, buckets=buckets)
 
 
 class Endpoint:
-    """/metrics, /-/healthy (the process answers) and /-/ready (it takes part) over HTTP, in threads of its own."""
+    """/metrics, /-/healthy (the process answers) and /-/ready (it takes part) over HTTP, in threads
+    of its own.
+    """
 
-    def __init__(self, metrics: Metrics, listen: str, ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, metrics: Metrics, listen: str, ready: Callable[[], bool] = lambda: True
+    ) -> None:
         """Binds `listen` (host:port, port 0 takes a free one) and serves until `close`.
 
         Raises:
@@ -239,10 +298,16 @@ class Endpoint:
             self._server = kind((host, port), _Handler)
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
-            raise TemporaryFailure(f"metrics.listen = {listen} can't be bound: {why}; choose another port.") from None
+            raise TemporaryFailure(
+                f"metrics.listen = {listen} can't be bound: {why}; choose another port."
+            ) from None
         self._reads: deque[float] = deque(maxlen=2)
-        self._server.set_app(_application(metrics.registry, ready, lambda: self._reads.append(time.monotonic())))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+        self._server.set_app(
+            _application(metrics.registry, ready, lambda: self._reads.append(time.monotonic()))
+        )
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -252,8 +317,13 @@ class Endpoint:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def read_again(self) -> None:
-        """Returns when whoever reads /metrics at intervals has read it once more; at once where nobody does."""
-        if len(self._reads) < 2 or (interval := self._reads[1] - self._reads[0]) > READ_AGAIN_SECONDS:
+        """Returns when whoever reads /metrics at intervals has read it once more; at once where
+        nobody does.
+        """
+        if (
+            len(self._reads) < 2
+            or (interval := self._reads[1] - self._reads[0]) > READ_AGAIN_SECONDS
+        ):
             return
         last, patience = self._reads[1], min(READ_AGAIN_SECONDS, 1.5 * interval + 0.5)
         began = time.monotonic()
@@ -272,7 +342,9 @@ def serve(metrics: Metrics, listen: str, ready: Callable[[], bool] = lambda: Tru
     return Endpoint(metrics, listen, ready)
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool], read: Callable[[], None]) -> Any:
+def _application(
+    registry: CollectorRegistry, ready: Callable[[], bool], read: Callable[[], None]
+) -> Any:
     metrics = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -301,7 +373,10 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def server_bind(self) -> None:
         """As HTTPServer's, without its reverse DNS look-up, which can block for seconds."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.server_name, self.server_port = (
+            str(self.server_address[0]),
+            int(self.server_address[1]),
+        )
         self.setup_environ()
 
 

@@ -22,8 +22,8 @@ def print_json(value: Any, indent: int | None = 2) -> None:
 
 @contextmanager
 def documents_only() -> Iterator[None]:
-    """Within it standard output carries documents alone: what else is printed, by native code too, goes to standard
-    error."""
+    """Within it standard output carries documents alone: what else is printed, by native code too,
+    goes to standard error."""
     out = sys.stdout
     out.flush()
     with _apart(out) as documents:
@@ -38,7 +38,9 @@ def documents_only() -> Iterator[None]:
 
 @contextmanager
 def _apart(out: TextIO) -> Iterator[TextIO]:
-    """A stream to where `out` goes, of which nobody else has the number; `out` itself where it has none."""
+    """A stream to where `out` goes, of which nobody else has the number; `out` itself where it has
+    none.
+    """
     try:
         number = out.fileno()
     except (OSError, ValueError):

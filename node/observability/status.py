@@ -1,8 +1,8 @@
 """`peerpoise status`: a daemon says over a Unix socket what it does and whom it waits for.
 
-One JSON document (`Status`) per connection, then the daemon closes. The socket's file has mode 0600 from the moment it
-exists and lies in a folder of mode 0700: only this user can ask. The document tells nothing private: ε is a function of
-public numbers, accuracy is that on the public test set.
+One JSON document (`Status`) per connection, then the daemon closes. The socket's file has mode 0600
+from the moment it exists and lies in a folder of mode 0700: only this user can ask. The document
+tells nothing private: ε is a function of public numbers, accuracy is that on the public test set.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ PATH_LIMIT = 100
 SHORT = "/tmp"
 """Where sockets lie if the folder for temporary files has too long a name."""
 DOCUMENT_LIMIT = 128 << 10
-"""Bytes of a document (about 200 per neighbor): less than a socket's buffer, so that answering never waits."""
+"""Bytes of a document (about 200 per neighbor): less than a socket's buffer, so that answering
+never waits.
+"""
 
 
 class Phase(TypedDict):
@@ -49,7 +51,9 @@ class Waiting(TypedDict):
     since_s: float
     """Seconds it has been waited for."""
     until_s: float | None
-    """Seconds until it is given up, unless it makes progress; None: it is waited for without end."""
+    """Seconds until it is given up, unless it makes progress; None: it is waited for without
+    end.
+    """
     why: str
     """What it owes, e.g. "its answer to our model"."""
 
@@ -116,7 +120,9 @@ class Status(TypedDict):
     loop: str
     """uvloop | asyncio."""
     insecure: list[str]
-    """What voids security or privacy: transport, seed, attack, validation (it is private). Empty: nothing."""
+    """What voids security or privacy: transport, seed, attack, validation (it is private). Empty:
+    nothing.
+    """
     metrics: str | None
     """host:port of /metrics."""
     warnings: list[str]
@@ -127,8 +133,9 @@ class Status(TypedDict):
 
 
 def folder() -> Path:
-    """Where sockets lie: $XDG_RUNTIME_DIR/peerpoise, else peerpoise-<uid> among the temporary files ($TMPDIR), or in
-    /tmp where that path is too long for a socket; mode 0700. A daemon that can't have it answers in its own folder.
+    """Where sockets lie: $XDG_RUNTIME_DIR/peerpoise, else peerpoise-<uid> among the temporary files
+    ($TMPDIR), or in /tmp where that path is too long for a socket; mode 0700. A daemon that can't
+    have it answers in its own folder.
 
     Raises:
         StorageError: it can't be made, or others could put files there.
@@ -142,7 +149,9 @@ def folder() -> Path:
         found.mkdir(mode=0o700, exist_ok=True)
         about = found.lstat()
     except OSError as error:
-        raise StorageError(f"The folder {found} for status sockets can't be made: {error.strerror or error}.") from None
+        raise StorageError(
+            f"The folder {found} for status sockets can't be made: {error.strerror or error}."
+        ) from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
         raise StorageError(
             f"{found} must be a folder of this user with mode 0700; remove it. Until then daemons answer in their own "
@@ -164,7 +173,9 @@ def _is_short(folder: str) -> bool:
 
 
 def place(run_id: str, node: str, among: Path | None = None) -> Path:
-    """The socket of a node of a run: <run_id[:8]>-<node>.sock; a name that is too long or odd is hashed."""
+    """The socket of a node of a run: <run_id[:8]>-<node>.sock; a name that is too long or odd is
+    hashed.
+    """
     among = folder() if among is None else among
     path = among / f"{run_id[:8]}-{node}.sock"
     if re.fullmatch(r"[\w.-]+", node) and len(os.fsencode(path)) <= PATH_LIMIT:
@@ -173,7 +184,9 @@ def place(run_id: str, node: str, among: Path | None = None) -> Path:
 
 
 def places(run_id: str, node: str, home: Path) -> list[Path]:
-    """Where a node's socket may be, best first: among all of this user's, or in the node's own folder."""
+    """Where a node's socket may be, best first: among all of this user's, or in the node's own
+    folder.
+    """
     found = [place(run_id, node, home)]
     with suppress(StorageError):
         found.insert(0, place(run_id, node))
@@ -182,7 +195,8 @@ def places(run_id: str, node: str, home: Path) -> list[Path]:
 
 @contextmanager
 def serve(path: Path, snapshot: Callable[[], Status]) -> Iterator[None]:
-    """Answers every connection with `snapshot()`, on the running event loop, until the block is left.
+    """Answers every connection with `snapshot()`, on the running event loop, until the block is
+    left.
 
     Raises:
         TemporaryFailure: another daemon answers there.
@@ -222,9 +236,13 @@ def query(path: Path, timeout: float = 2.0) -> Status:
         ) from None
     except OSError as error:
         text = error.strerror or error
-        raise TemporaryFailure(f"No daemon answers at {path} ({text}); is it running, and as this user?") from None
+        raise TemporaryFailure(
+            f"No daemon answers at {path} ({text}); is it running, and as this user?"
+        ) from None
     except ValueError:
-        raise TemporaryFailure(f"What answers at {path} is no daemon of this version, or is just ending.") from None
+        raise TemporaryFailure(
+            f"What answers at {path} is no daemon of this version, or is just ending."
+        ) from None
 
 
 def find(among: Path | None = None) -> list[Path]:
@@ -266,13 +284,17 @@ def _details(status: Status) -> list[str]:
 
 def _wait(waiting: Waiting) -> str:
     until = "without end" if waiting["until_s"] is None else f"for {waiting['until_s']:.1f} s more"
-    return f"waits for {waiting['peer']} since {waiting['since_s']:.1f} s, {until}: {waiting['why']}"
+    return (
+        f"waits for {waiting['peer']} since {waiting['since_s']:.1f} s, {until}: {waiting['why']}"
+    )
 
 
 def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     if epsilon is None:
         return ["ε: no privacy (mode none)"]
-    covers = "against any coalition of other nodes" if epsilon["mode"] == "strict" else "NOT a guarantee"
+    covers = (
+        "against any coalition of other nodes" if epsilon["mode"] == "strict" else "NOT a guarantee"
+    )
     covers = "VOID: insecure_seed makes the noise public" if "seed" in insecure else covers
     said = (
         f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['batches']} batches, "
@@ -294,11 +316,15 @@ def _number(value: float | None) -> str:
 
 
 def _neighbors(neighbors: list[Neighbor]) -> Table:
-    """Every cell is Text: rich would read markup in an IPv6 address, or in the sentence with which a peer refuses."""
+    """Every cell is Text: rich would read markup in an IPv6 address, or in the sentence with which
+    a peer refuses.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("neighbor", "state", "round", "rtt", "address", "last error", box=None, pad_edge=False)
+    table = Table(
+        "neighbor", "state", "round", "rtt", "address", "last error", box=None, pad_edge=False
+    )
     for each in neighbors:
         rtt = "" if each["rtt_ms"] is None else f"{each['rtt_ms']:.1f} ms"
         reached = "" if each["round"] is None else str(each["round"] + 1)
@@ -324,15 +350,21 @@ def _bind(path: Path) -> socket.socket:
     try:
         unborn.unlink(missing_ok=True)
         with suppress(OSError):
-            os.fchmod(listener.fileno(), 0o600)  # on Linux the file is born with it; elsewhere the folder guards it
+            os.fchmod(
+                listener.fileno(), 0o600
+            )  # on Linux the file is born with it; elsewhere the folder guards it
         listener.bind(str(unborn))
         unborn.chmod(0o600)
         listener.listen()
         listener.setblocking(False)
-        unborn.rename(path)  # only now may `find` see it: one that does not listen yet would be taken for dead
+        unborn.rename(
+            path
+        )  # only now may `find` see it: one that does not listen yet would be taken for dead
     except OSError as error:
         listener.close()
-        raise StorageError(f"The status socket {path} can't be made: {error.strerror or error}.") from None
+        raise StorageError(
+            f"The status socket {path} can't be made: {error.strerror or error}."
+        ) from None
     return listener
 
 

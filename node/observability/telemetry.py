@@ -1,4 +1,6 @@
-"""What a daemon shows of itself: one observer of driver and session that feeds journal, metrics and status."""
+"""What a daemon shows of itself: one observer of driver and session that feeds journal, metrics and
+status.
+"""
 
 from __future__ import annotations
 
@@ -20,36 +22,46 @@ from node.config import BudgetSection, RunConfig
 from node.learning.learner import ADJACENCY, Learner, LiveEpsilon
 from node.observability.metrics import Metrics
 from node.observability.status import Epsilon, Neighbor, Phase, RunEpsilon, Status, Waiting
-from node.privacy.door import Door
+from node.privacy.gate import GradientGate
 from node.records.journal import Journal, code_version, tested
-from node.rounds.waiting import Watcher
+from node.rounds.waiting import RoundObserver
 from peer import files
-from peer.discovery.addresses import Addresses
+from peer.discovery.addresses import AddressBook
 from peer.errors import StorageError
 from peer.message import Peer
-from peer.session.interfaces import Observer
+from peer.session.interfaces import SessionObserver
 from peer.session.session import Session
 from peer.v1 import peer_pb2 as pb
 
 UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 PER_ROUND = 16
-"""Lines of the journal in a round about what one neighbor did: it could go on and off, or send rubbish, for ever."""
+"""Lines of the journal in a round about what one neighbor did: it could go on and off, or send
+rubbish, for ever.
+"""
 WARNINGS = 32
 """Sentences that are kept; the oldest go first."""
 NUMBER = re.compile(r"(?<=checkpoint-)\d+|(?<![\w.:/-])\d+(?![\w:/-])")
 """What two warnings may differ in and say the same; parts of names and addresses are no numbers."""
 REFUSALS, REFUSALS_S = 200, 10.0
-"""Refused calls of one caller in so many seconds that are a warning: an honest one tries again with growing pauses."""
+"""Refused calls of one caller in so many seconds that are a warning: an honest one tries again with
+growing pauses.
+"""
 NEWER_ROSTER = "{peer} holds version {version} of the roster, this node version {mine}: copy the newest to this node."
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
 
 
-class Watch(Watcher, Observer):
+class Telemetry(RoundObserver, SessionObserver):
     """Created before the learner (it counts its releases); `attach` gives it the rest."""
 
     def __init__(
-        self, *, run: RunConfig, name: Peer, journal: Journal, metrics: Metrics, budget: BudgetSection
+        self,
+        *,
+        run: RunConfig,
+        name: Peer,
+        journal: Journal,
+        metrics: Metrics,
+        budget: BudgetSection,
     ) -> None:
         self.run, self.name, self.journal, self.metrics = run, name, journal, metrics
         self.limit, self.lifetime_delta = budget.limit, budget.delta
@@ -65,47 +77,53 @@ class Watch(Watcher, Observer):
         self.epsilon_now: LiveEpsilon | None = None
         self.learner: Learner | None = None
         self.session: Session | None = None
-        self.addresses: Addresses | None = None
+        self.addresses: AddressBook | None = None
         self._counted = (0, 0)
         self._began = time.monotonic()
         self._present: dict[Peer, bool] = {}
         self._refusals: dict[Peer, str] = {}
         """The last code with which each neighbor refused something."""
         self._strangers = (self._began, 0)
-        """When connections that came to nothing were looked at last, and how many there were so far."""
+        """When connections that came to nothing were looked at last, and how many there were so
+        far.
+        """
         self._refused: dict[str, tuple[float, int]] = {}
         """Whose calls were refused -> since when they are counted, and how many."""
         self._noted: Counter[Peer] = Counter()
         self._noted_in = -1
 
-    def attach(self, learner: Learner, session: Session, addresses: Addresses | None = None) -> None:
+    def attach(
+        self, learner: Learner, session: Session, addresses: AddressBook | None = None
+    ) -> None:
         self.learner, self.session, self.addresses = learner, session, addresses
-        self.metrics.neighbors(learner.hood.neighbors, self.name)
+        self.metrics.neighbors(learner.neighborhood.neighbors, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
         self.metrics.run_rounds.set(self.run.train.rounds)
         if self.limit is not None:
             self.metrics.epsilon_limit.set(self.limit)
 
-    def note(self, event: str, **fields: Any) -> None:
+    def log_event(self, event: str, **fields: Any) -> None:
         """A line in the journal. A full disk costs the line, not the run."""
         try:
             self.journal.write(event, **fields)
         except StorageError as error:
             self._is_news(str(error))
 
-    def become(self, state: str, reason: str = "") -> None:
+    def set_state(self, state: str, reason: str = "") -> None:
         self.state = state
-        self.note("state", state=state, reason=reason or None)
+        self.log_event("state", state=state, reason=reason or None)
 
     def warn(self, text: str, brief: str = "") -> None:
-        """A sentence that concerns the user: on standard error; in journal and status (as `brief`, if given). One that
-        differs from an earlier one by a number only takes its place."""
+        """A sentence that concerns the user: on standard error; in journal and status (as `brief`,
+        if given). One that differs from an earlier one by a number only takes its place."""
         if self._is_news(kept := brief or text):
             self.announce(text, kept)
 
     def _is_news(self, text: str) -> bool:
         """Keeps a warning for the status; False: one like it was kept before."""
-        alike = [before for before in self.warnings if NUMBER.sub("#", before) == NUMBER.sub("#", text)]
+        alike = [
+            before for before in self.warnings if NUMBER.sub("#", before) == NUMBER.sub("#", text)
+        ]
         if alike:
             self.warnings[self.warnings.index(alike[0])] = text
         else:
@@ -117,15 +135,17 @@ class Watch(Watcher, Observer):
         self.warnings = [text for text in self.warnings if words not in text]
 
     def announce(self, text: str, brief: str = "") -> None:
-        self.note("warning", text=brief or text)
+        self.log_event("warning", text=brief or text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
-    def computes_by(self, door: Door) -> None:
-        """How per-example gradients are computed; one after another takes so long that it is said."""
-        choice = door.choice
+    def computes_by(self, gate: GradientGate) -> None:
+        """How per-example gradients are computed; one after another takes so long that it is
+        said.
+        """
+        choice = gate.choice
         if choice is None:
             return
-        self.note("backend", backend=choice.backend, reason=choice.reason)
+        self.log_event("backend", backend=choice.backend, reason=choice.reason)
         if choice.slow:
             print(f"peerpoise: {choice.slow}", file=sys.stderr, flush=True)
 
@@ -134,27 +154,35 @@ class Watch(Watcher, Observer):
     def phase(self, t: int, phase: int, kind: str, seconds: float) -> None:
         self.metrics.round.set(t)
         self.metrics.phase(kind, seconds)
-        self.note("phase", round=t, phase=phase, kind=kind, seconds=seconds)
+        self.log_event("phase", round=t, phase=phase, kind=kind, seconds=seconds)
 
     def waited(self, peer: Peer, seconds: float) -> None:
         self.metrics.waited(peer, seconds)
 
     def lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
         self.metrics.lost(peer)
-        self.note("lost_edge", round=t, phase=phase, peer=peer, reason=why)
+        self.log_event("lost_edge", round=t, phase=phase, peer=peer, reason=why)
 
     def dropped(self, t: int, phase: int, peers: frozenset[Peer], after_header: bool) -> None:
         for peer in sorted(peers):
             if after_header:
                 self.metrics.partial_mixes.inc()
-                self.note("partial_mix", round=t, phase=phase, peer=peer)
+                self.log_event("partial_mix", round=t, phase=phase, peer=peer)
             else:
-                self.note("lost_edge", round=t, phase=phase, peer=peer, reason="It is not mixed in this round.")
+                self.log_event(
+                    "lost_edge",
+                    round=t,
+                    phase=phase,
+                    peer=peer,
+                    reason="It is not mixed in this round.",
+                )
 
     def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
         assert self.learner is not None
-        if "weight" not in self.learner.algorithm.diagnostics():  # else the algorithm's own weights are shown
-            for peer in self.learner.hood.neighbors:
+        if (
+            "weight" not in self.learner.algorithm.diagnostics()
+        ):  # else the algorithm's own weights are shown
+            for peer in self.learner.neighborhood.neighbors:
                 self.metrics.weight(peer, weight.get(peer, 0.0))
         self.distance = distance
         self.metrics.consensus_distance.set(distance)
@@ -164,7 +192,9 @@ class Watch(Watcher, Observer):
         self._note_of(peer, "outlier", kind=kind, times=times)
 
     def skipped(self, first: int, last: int) -> None:
-        self.note("resume", round=last + 1, skipped=[first, last], reason="Most neighbors are that far.")
+        self.log_event(
+            "resume", round=last + 1, skipped=[first, last], reason="Most neighbors are that far."
+        )
         self.warn(f"Rounds {first} to {last} are skipped: most neighbors are that far already.")
 
     def round(self, t: int, seconds: float) -> None:
@@ -174,10 +204,12 @@ class Watch(Watcher, Observer):
         self.metrics.rounds.inc()
         found = self.learner.algorithm.diagnostics()
         for name, values in found.items():
-            for peer in self.learner.hood.neighbors if name == "weight" else values:
+            for peer in self.learner.neighborhood.neighbors if name == "weight" else values:
                 self.metrics.diagnostic(name, peer, values.get(peer, 0.0))
         figures = {**self.learner.position(t), **(found if self.metrics.diagnostics else {})}
-        self.note("round", round=t, seconds=seconds, consensus_distance=self.distance, **figures)
+        self.log_event(
+            "round", round=t, seconds=seconds, consensus_distance=self.distance, **figures
+        )
 
     # from the compute thread
 
@@ -186,37 +218,47 @@ class Watch(Watcher, Observer):
             self.accuracy, self.perplexity = metrics.get("accuracy"), metrics.get("perplexity")
             self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
             self.metrics.test_perplexity.set(metrics.get("perplexity", float("nan")))
-            self.note("test", round=t, **tested(metrics))
+            self.log_event("test", round=t, **tested(metrics))
 
     def spent(self, t: int, stated: bool) -> None:
-        """ε after round t (-1: before the first): live figures always, a line in the journal where `stated`."""
+        """ε after round t (-1: before the first): live figures always, a line in the journal where
+        `stated`.
+        """
         assert self.learner is not None
-        privacy, door = self.run.privacy, self.learner.door
+        privacy, gate = self.run.privacy, self.learner.gate
         if privacy.mode == "none" or self.learner.ledger is None:
             return
-        counted, self._counted = self._counted, (door.withheld, door.faults)
-        self.metrics.withheld.inc(door.withheld - counted[0])
-        self.metrics.ledger_errors.inc(door.faults - counted[1])
+        counted, self._counted = self._counted, (gate.withheld, gate.faults)
+        self.metrics.withheld.inc(gate.withheld - counted[0])
+        self.metrics.ledger_errors.inc(gate.faults - counted[1])
         live = self.epsilon_now = self.learner.live_epsilon(self.lifetime_delta)
-        for scope, value in (("total", live.total), ("link", live.link), ("lifetime", live.lifetime)):
-            self.metrics.epsilon(scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP")
-        if door.fault:
-            self.warn(door.fault)
-        if door.exhausted:
-            self.warn("The privacy budget of the data is spent: nothing more is released, mixing goes on.")
+        for scope, value in (
+            ("total", live.total),
+            ("link", live.link),
+            ("lifetime", live.lifetime),
+        ):
+            self.metrics.epsilon(
+                scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP"
+            )
+        if gate.fault:
+            self.warn(gate.fault)
+        if gate.exhausted:
+            self.warn(
+                "The privacy budget of the data is spent: nothing more is released, mixing goes on."
+            )
         if stated:
-            self.note("epsilon", **self.learner.spent(t, live, self.lifetime_delta))
+            self.log_event("epsilon", **self.learner.spent(t, live, self.lifetime_delta))
 
     def released(self, t: int, recipient: Peer) -> None:
         self.metrics.release(recipient)
-        self.note("release", round=t, recipient=recipient)
+        self.log_event("release", round=t, recipient=recipient)
 
     def withheld(self, t: int, recipient: Peer, why: str) -> None:
-        self.note("withheld", round=t, recipient=recipient, reason=why)
+        self.log_event("withheld", round=t, recipient=recipient, reason=why)
 
     def checkpointed(self, t: int, path: str, seconds: float) -> None:
         self.metrics.checkpointed()
-        self.note("checkpoint", round=t, path=path, seconds=seconds)
+        self.log_event("checkpoint", round=t, path=path, seconds=seconds)
 
     # from the session
 
@@ -234,34 +276,57 @@ class Watch(Watcher, Observer):
         self.metrics.rejected(peer)
         self._note_of(peer, "rejected", code=_name(code))
 
-    def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
+    def contradicted(
+        self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement
+    ) -> None:
         path = self.journal.path.with_name(f"contradiction-{peer}.json")
         proof = {
             "node": peer,
             "run": self.run.run_id,
             "public_key": base64.b64encode(public).decode(),
-            "statements": [MessageToDict(said, preserving_proto_field_name=True) for said in (one, other)],
+            "statements": [
+                MessageToDict(said, preserving_proto_field_name=True) for said in (one, other)
+            ],
         }
         try:
-            files.replace(path, json.dumps(proof, indent=2).encode())
+            files.atomic_write(path, json.dumps(proof, indent=2).encode())
         except StorageError as error:
             self.warn(str(error))
         self.metrics.contradicted(peer)
-        self.note("contradiction", round=other.round, phase=other.phase, peer=peer, told_by=told_by, path=path.name)
+        self.log_event(
+            "contradiction",
+            round=other.round,
+            phase=other.phase,
+            peer=peer,
+            told_by=told_by,
+            path=path.name,
+        )
         self.warn(
             f"{peer} told this node and {told_by} different things in round {other.round} and is cut off; "
             f"both statements, signed by it, are in {path.name}."
         )
 
     def refused(self, peer: Peer, code: int) -> None:
-        """A member's call was refused, or hangs: it calls too often; peer "": somebody's who is no member."""
-        of = peer if self.session and peer in self.session.circle.contacts else "member" if peer else "stranger"
+        """A member's call was refused, or hangs: it calls too often; peer "": somebody's who is no
+        member.
+        """
+        of = (
+            peer
+            if self.session and peer in self.session.peer_table.contacts
+            else "member"
+            if peer
+            else "stranger"
+        )
         self.metrics.refused(of, _name(code))
         began, count = self._refused.get(peer, (0.0, 0))
         now = time.monotonic()
         self._refused[peer] = (began, count + 1) if now - began < REFUSALS_S else (now, 1)
         if count + 1 == REFUSALS and now - began < REFUSALS_S:
-            who = f"{peer}, a member of the roster," if peer else "Somebody with a certificate, but not of the roster,"
+            who = (
+                f"{peer}, a member of the roster,"
+                if peer
+                else "Somebody with a certificate, but not of the roster,"
+            )
             self.warn(
                 f"{who} calls this node too often or in vain: {REFUSALS} calls within {now - began:.0f} s, the last "
                 f"one refused as {_name(code)}; if its owner does not know why, remove it from the roster."
@@ -272,7 +337,9 @@ class Watch(Watcher, Observer):
         self._withdraw("of the roster, this node version")
         self._withdraw("is not used (")
         if removed:
-            self.warn(f"{', '.join(sorted(removed))}: removed from the roster, and cut; the run goes on without.")
+            self.warn(
+                f"{', '.join(sorted(removed))}: removed from the roster, and cut; the run goes on without."
+            )
 
     def renewed(self) -> None:
         """A newer certificate is in force."""
@@ -280,7 +347,9 @@ class Watch(Watcher, Observer):
         self._withdraw("The new certificate is not used")
 
     def connections(self, begun: int, used: int) -> None:
-        """TLS handshakes begun so far, and those that became the connection of somebody with a certificate."""
+        """TLS handshakes begun so far, and those that became the connection of somebody with a
+        certificate.
+        """
         self.metrics.connections(begun, used)
         now, strangers = time.monotonic(), begun - used
         if now - self._strangers[0] >= REFUSALS_S:
@@ -293,7 +362,7 @@ class Watch(Watcher, Observer):
 
     def newer_roster(self, peer: Peer, version: int) -> None:
         assert self.session is not None
-        mine = self.session.circle.terms.roster
+        mine = self.session.peer_table.terms.roster
         self.warn(NEWER_ROSTER.format(peer=peer, version=version, mine=mine))
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
@@ -312,7 +381,7 @@ class Watch(Watcher, Observer):
             self._noted, self._noted_in = Counter(), t
         self._noted[peer] += 1
         if self._noted[peer] <= PER_ROUND:
-            self.note(event, peer=peer, round=t, **fields)
+            self.log_event(event, peer=peer, round=t, **fields)
 
     # for people
 
@@ -365,7 +434,9 @@ class Watch(Watcher, Observer):
     def _phase(self, session: Session | None) -> Phase | None:
         if session is None or not session.position.kind:
             return None
-        return Phase(kind=session.position.kind, since_s=max(0.0, session.now - session.position.since))
+        return Phase(
+            kind=session.position.kind, since_s=max(0.0, session.now - session.position.since)
+        )
 
     def _waiting(self, session: Session | None) -> list[Waiting]:
         if session is None:
@@ -375,7 +446,9 @@ class Watch(Watcher, Observer):
         return [
             Waiting(
                 peer=peer,
-                since_s=max(0.0, now - at.since) if not gathering else time.monotonic() - self._began,
+                since_s=max(0.0, now - at.since)
+                if not gathering
+                else time.monotonic() - self._began,
                 until_s=None if gathering else session.membership.until(peer) - now,
                 why="its handshake" if gathering else f"its part of {at.kind!r}",
             )
@@ -385,7 +458,10 @@ class Watch(Watcher, Observer):
     def _neighbors(self, session: Session | None) -> list[Neighbor]:
         if session is None:
             return []
-        contacts, found_by = session.circle.contacts, self.addresses.source if self.addresses else lambda *_: ""
+        contacts, found_by = (
+            session.peer_table.contacts,
+            self.addresses.source if self.addresses else lambda *_: "",
+        )
         return [
             Neighbor(
                 name=peer,

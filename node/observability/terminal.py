@@ -1,7 +1,7 @@
 """What people see: live progress of a local cluster, the histogram of a partition, `status`.
 
-Everything goes to one console: standard output, or standard error where standard output carries JSON. Where that is
-no terminal, a line is printed per tenth of the run instead of a live table.
+Everything goes to one console: standard output, or standard error where standard output carries
+JSON. Where that is no terminal, a line is printed per tenth of the run instead of a live table.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class _Console(Console):
 
 
 class Screen:
-    """Live progress of all nodes; a context manager. Once it can't be written, nothing more is shown: `fault` says
-    why."""
+    """Live progress of all nodes; a context manager. Once it can't be written, nothing more is
+    shown: `fault` says why."""
 
     def __init__(self, rounds: int, *, quiet: bool) -> None:
         self.console = _Console(stderr=quiet, highlight=False)
@@ -91,7 +91,9 @@ class Screen:
 
 
 def _brief(name: str, node: Progress, rounds: int) -> str:
-    return f"{name} {node.round}/{rounds} {_tested(node)}".rstrip() + ("" if node.round else f" {node.state}")
+    return f"{name} {node.round}/{rounds} {_tested(node)}".rstrip() + (
+        "" if node.round else f" {node.state}"
+    )
 
 
 def _tested(node: Progress) -> str:
@@ -101,7 +103,9 @@ def _tested(node: Progress) -> str:
 
 
 def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
-    table = Table("node", "round", "", "test", "ε_total so far*", "what it does", box=None, pad_edge=False)
+    table = Table(
+        "node", "round", "", "test", "ε_total so far*", "what it does", box=None, pad_edge=False
+    )
     for name, node in nodes.items():
         done = round(20 * node.round / rounds)
         table.add_row(
@@ -129,7 +133,9 @@ def histogram(screen: Screen, counts: Mapping[str, Sequence[int]]) -> None:
 
 
 def doing(places: Sequence[Path]) -> str | None:
-    """In a few words what a daemon does and whom it waits for; None while it does not answer at any of the places."""
+    """In a few words what a daemon does and whom it waits for; None while it does not answer at any
+    of the places.
+    """
     socket = next((path for path in places if path.exists()), places[0])
     try:
         said = sockets.query(socket, timeout=0.5)
@@ -141,8 +147,8 @@ def doing(places: Sequence[Path]) -> str | None:
 
 
 def status(name: str | None, *, watch: bool, as_json: bool) -> None:
-    """Prints what the daemons of this user do, once or until interrupted (JSON: a list a line). `name`: of that node,
-    or, with a slash in it, of those that answer in that folder.
+    """Prints what the daemons of this user do, once or until interrupted (JSON: a list a line).
+    `name`: of that node, or, with a slash in it, of those that answer in that folder.
 
     Raises:
         PeerpoiseError: none is running, or none of that name.
@@ -162,7 +168,9 @@ def _looks(name: str | None, watch: bool) -> Iterator[list[Status]]:
     while True:
         found = _running(name)
         if not found:
-            raise PeerpoiseError(f"No daemon {name} of this user is running." if name else "No daemon is running.")
+            raise PeerpoiseError(
+                f"No daemon {name} of this user is running." if name else "No daemon is running."
+            )
         yield found
         if not watch:
             return

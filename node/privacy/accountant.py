@@ -1,13 +1,15 @@
-"""What was spent means this much: ε of composed Poisson-subsampled Gaussians, add/remove one example.
+"""What was spent means this much: ε of composed Poisson-subsampled Gaussians, add/remove one
+example.
 
-The stated figure is by privacy loss distributions (dp-accounting PLD, an upper bound), the live gauge by cached Rényi
-vectors (looser, 0.2 ms). What is composed are *units*:
+The stated figure is by privacy loss distributions (dp-accounting PLD, an upper bound), the live
+gauge by cached Rényi vectors (looser, 0.2 ms). What is composed are *units*:
 
     independent batches    every debit is one subsampled Gaussian at σ
     shared batch           every round is ONE subsampled Gaussian at σ/√|K|, however many of its |K| answers were made
 
-Counting a shared batch's answers as independent under-reports (σ = 2, q = 250/6000, 4 × 1000 answers: 6.60 for 8.90).
-σ is always the effective multiplier (`noise.effective`). dp_accounting is imported on first use: it costs a CPU second.
+Counting a shared batch's answers as independent under-reports (σ = 2, q = 250/6000, 4 × 1000
+answers: 6.60 for 8.90). σ is always the effective multiplier (`noise.effective`). dp_accounting is
+imported on first use: it costs a CPU second.
 """
 
 from __future__ import annotations
@@ -30,14 +32,18 @@ Batches = Literal["independent", "shared"]
 DISCRETIZATION = 1e-3
 """Step of the discretized privacy loss: 1e-4 moves ε by 0.02 % and takes seven times as long."""
 
-HOPELESS = 100.0
-"""Above this Rényi ε it is itself the figure: the exact one would take memory without end and help nobody."""
+PLD_CUTOFF = 100.0
+"""Above this Rényi ε it is itself the figure: the exact one would take memory without end and help
+nobody.
+"""
 
 WEAK = 50.0
-"""An ε_total above this is a warning everywhere: odds may change by e^50, which promises nothing anybody could use."""
+"""An ε_total above this is a warning everywhere: odds may change by e^50, which promises nothing
+anybody could use.
+"""
 
 MOST_UNITS = 1_000_000
-"""`units_left` counts no further unless told to."""
+"""`remaining_compositions` counts no further unless told to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,7 @@ class Mechanism:
         """Multiplier of one unit: σ, or σ/√|K| for a shared batch's whole round."""
         return self.sigma / math.sqrt(self.releases) if self.batches == "shared" else self.sigma
 
-    def units(self, rounds: int) -> int:
+    def compositions(self, rounds: int) -> int:
         """Units of a run in which every answer is made."""
         return rounds if self.batches == "shared" else rounds * self.releases
 
@@ -73,47 +79,60 @@ class Spent:
     """A run-length coded part of a ledger."""
 
     mechanism: Mechanism
-    units: int
+    compositions: int
 
 
 def epsilon(rows: Iterable[Spent], delta: float) -> float:
-    """ε of everything in `rows` together, by PLD. inf: there is no guarantee, or none at this δ; never an exception."""
-    spent = [row for row in rows if row.units > 0]
-    rough = epsilon_live(spent, delta)
-    if not spent or rough > HOPELESS:
+    """ε of everything in `rows` together, by PLD. inf: there is no guarantee, or none at this δ;
+    never an exception.
+    """
+    spent = [row for row in rows if row.compositions > 0]
+    rough = epsilon_rdp(spent, delta)
+    if not spent or rough > PLD_CUTOFF:
         return rough
     accountant = _dp().pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
     for row in spent:
-        accountant.compose(_event(row.mechanism.unit_sigma, row.mechanism.rate), row.units)
+        accountant.compose(_event(row.mechanism.unit_sigma, row.mechanism.rate), row.compositions)
     return float(accountant.get_epsilon(delta))
 
 
-def epsilon_live(rows: Iterable[Spent], delta: float) -> float:
+def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
     """As `epsilon`, by Rényi divergence: 8–17 % larger, 0.2 ms once σ and q have been seen."""
-    spent = [row for row in rows if row.units > 0]
+    spent = [row for row in rows if row.compositions > 0]
     if not all(row.mechanism.guaranteed for row in spent):
         return math.inf
     if not spent:
         return 0.0
-    total = sum(row.units * _renyi(row.mechanism.unit_sigma, row.mechanism.rate) for row in spent)
+    total = sum(
+        row.compositions * _renyi(row.mechanism.unit_sigma, row.mechanism.rate) for row in spent
+    )
     found, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
     return float(found) if not math.isnan(found) else math.inf
 
 
 def epsilon_total(mechanism: Mechanism, rounds: int, delta: float) -> float:
     """THE guarantee of a run: all |K| answers of every round, against any coalition."""
-    return epsilon([Spent(mechanism, mechanism.units(rounds))], delta)
+    return epsilon([Spent(mechanism, mechanism.compositions(rounds))], delta)
 
 
 def epsilon_link(mechanism: Mechanism, rounds: int, delta: float) -> float:
-    """One stream of answers alone. A diagnostic, NOT a guarantee: the others reach the same neighbor by other ways."""
+    """One stream of answers alone. A diagnostic, NOT a guarantee: the others reach the same
+    neighbor by other ways.
+    """
     return epsilon_total(replace(mechanism, releases=1), rounds, delta)
 
 
 def calibrate(
-    target: float, delta: float, *, rate: float, rounds: int, releases: int = 1, batches: Batches = "independent"
+    target: float,
+    delta: float,
+    *,
+    rate: float,
+    rounds: int,
+    releases: int = 1,
+    batches: Batches = "independent",
 ) -> float:
-    """The smallest effective σ (four digits, rounded up) with which a run of `rounds` has ε_total ≤ target (PLD).
+    """The smallest effective σ (four digits, rounded up) with which a run of `rounds` has ε_total ≤
+    target (PLD).
 
     Raises:
         ConfigurationError: no σ up to a million reaches the target at this δ.
@@ -121,14 +140,18 @@ def calibrate(
 
     def reaches(sigma: float, figure: Callable[[Iterable[Spent], float], float]) -> bool:
         mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=releases)
-        return figure([Spent(mechanism, mechanism.units(rounds))], delta) <= target
+        return figure([Spent(mechanism, mechanism.compositions(rounds))], delta) <= target
 
     high = 1.0
-    while not reaches(high, epsilon_live):
+    while not reaches(high, epsilon_rdp):
         high *= 2.0
         if high > 1e6:
-            raise ConfigurationError(f"No noise reaches ε = {target:g} at δ = {delta:g}; choose a larger ε or δ.")
-    high = _bisect(lambda sigma: reaches(sigma, epsilon_live), high / 2 if high > 1 else 1e-2, high, 1.01)
+            raise ConfigurationError(
+                f"No noise reaches ε = {target:g} at δ = {delta:g}; choose a larger ε or δ."
+            )
+    high = _bisect(
+        lambda sigma: reaches(sigma, epsilon_rdp), high / 2 if high > 1 else 1e-2, high, 1.01
+    )
     return _refine(lambda sigma: reaches(sigma, epsilon), high)
 
 
@@ -154,21 +177,26 @@ def _bisect(good: Callable[[float], bool], low: float, high: float, ratio: float
     return high
 
 
-def units_left(rows: Iterable[Spent], mechanism: Mechanism, limit: float, delta: float, most: int = MOST_UNITS) -> int:
+def remaining_compositions(
+    rows: Iterable[Spent], mechanism: Mechanism, limit: float, delta: float, most: int = MOST_UNITS
+) -> int:
     """How many more units, up to `most`, keep ε(rows and they) ≤ limit, by PLD.
 
-    A unit is a debit with independent batches, a round with a shared one. 0 when the rows alone exceed the limit.
+    A unit is a debit with independent batches, a round with a shared one. 0 when the rows alone
+    exceed the limit.
     """
     past = list(rows)
 
-    def affordable(units: int, figure: Callable[[Iterable[Spent], float], float] = epsilon) -> bool:
-        return figure([*past, Spent(mechanism, units)], delta) <= limit
+    def affordable(
+        compositions: int, figure: Callable[[Iterable[Spent], float], float] = epsilon
+    ) -> bool:
+        return figure([*past, Spent(mechanism, compositions)], delta) <= limit
 
     if not mechanism.guaranteed or most < 1:
         return 0
     if affordable(most):
         return most
-    low = _last_good(lambda units: affordable(units, epsilon_live), 0, most)
+    low = _last_good(lambda compositions: affordable(compositions, epsilon_rdp), 0, most)
     while low > 0 and not affordable(low):
         low //= 2
     high = low + max(low // 8, 1)
@@ -207,7 +235,9 @@ def _event(sigma: float, rate: float) -> Any:
 
 @lru_cache(maxsize=1)
 def _dp() -> Any:
-    """dp_accounting, without its log lines about Rényi orders that don't converge (they are left out, harmlessly)."""
+    """dp_accounting, without its log lines about Rényi orders that don't converge (they are left
+    out, harmlessly).
+    """
     import dp_accounting
     import dp_accounting.pld  # noqa: F401 (submodules, reached through the package)
     import dp_accounting.rdp  # noqa: F401

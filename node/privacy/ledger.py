@@ -3,13 +3,14 @@
 Files in one folder, per data set:
     NAME.sqlite   rows chained by SHA-256 (WAL, synchronous = FULL: a commit is on disk when it returns)
     NAME.head     (sequence, digest) of the last commit, fsynced apart, in two alternating slots with checksums:
-                  SQLite alone silently forgets committed rows when its WAL is cut; a write torn by a crash spoils one
-                  slot and leaves the other, older by one row, which never left
+                  SQLite alone silently forgets committed rows when its WAL is cut; a write torn by
+                  a crash spoils one slot and leaves the other, older by one row, which never left
     NAME.lock     flock, held while open: one process per data set
 
-Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by `check_remembered`. In doubt
-nothing is released. Not covered: whoever rolls back all files at once is noticed only by neighbors; one who edits rows
-and recomputes chain and head is not noticed at all.
+Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by
+`check_remembered`. In doubt nothing is released. Not covered: whoever rolls back all files at once
+is noticed only by neighbors; one who edits rows and recomputes chain and head is not noticed at
+all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Self
 
 from node.privacy.accountant import Mechanism, Mode, Spent
-from node.privacy.head import GENESIS, Head, Lock
+from node.privacy.ledger_head import GENESIS, Head, Lock
 from peer import files
 from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
@@ -45,7 +46,9 @@ CREATE TABLE debit (
     sigma REAL NOT NULL, rate REAL NOT NULL, batches TEXT NOT NULL, releases INTEGER NOT NULL, time TEXT NOT NULL,
     previous BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (run, round, recipient))
 """
-_COLUMNS = "seq, run, round, recipient, mode, sigma, rate, batches, releases, time, previous, digest"
+_COLUMNS = (
+    "seq, run, round, recipient, mode, sigma, rate, batches, releases, time, previous, digest"
+)
 _INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 _SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
 
@@ -70,9 +73,13 @@ def check_name(data_name: str) -> None:
 
 
 class Ledger:
-    """The debits of one data set. One process (the lock), one thread at a time. Close it, or use it with `with`."""
+    """The debits of one data set. One process (the lock), one thread at a time. Close it, or use it
+    with `with`.
+    """
 
-    def __init__(self, folder: Path | None, name: str, clock: Callable[[], str] = wall_clock) -> None:
+    def __init__(
+        self, folder: Path | None, name: str, clock: Callable[[], str] = wall_clock
+    ) -> None:
         self._name, self._clock = name, clock
         self._fault = ""
         self._stale = True
@@ -101,7 +108,7 @@ class Ledger:
         """
         check_name(data_name)
         try:
-            files.made(folder)
+            files.ensure_dir(folder)
         except StorageError as error:
             raise LedgerError(f"The ledger {data_name} can't be used: {error}") from None
         return cls(folder, data_name, clock)
@@ -112,8 +119,10 @@ class Ledger:
         return any(os.path.exists(folder / f"{data_name}.{part}") for part in ("sqlite", "head"))
 
     @classmethod
-    def throwaway(cls) -> Self:
-        """A ledger in memory, for experiments on public data within one process: the same rules, gone at the end."""
+    def in_memory(cls) -> Self:
+        """A ledger in memory, for experiments on public data within one process: the same rules,
+        gone at the end.
+        """
         return cls(None, "throwaway")
 
     @property
@@ -122,21 +131,26 @@ class Ledger:
         return self._sequence, self._digest
 
     @property
-    def units(self) -> int:
+    def compositions(self) -> int:
         """Units spent so far (see `accountant`), all mechanisms together."""
         return sum(self._spent.values())
 
     def rows(self, run: str | None = None) -> list[Spent]:
-        """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one unit."""
+        """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one
+        unit.
+        """
         total: dict[Mechanism, int] = {}
-        for (of, mechanism), units in self._spent.items():
+        for (of, mechanism), compositions in self._spent.items():
             if run is None or of == run:
-                total[mechanism] = total.get(mechanism, 0) + units
-        return [Spent(mechanism, units) for mechanism, units in total.items()]
+                total[mechanism] = total.get(mechanism, 0) + compositions
+        return [Spent(mechanism, compositions) for mechanism, compositions in total.items()]
 
     def longest(self, run: str) -> int:
         """The most debits of this run for one recipient: the longest stream of answers."""
-        return max((count for (of, recipient), count in self._told.items() if of == run and recipient), default=0)
+        return max(
+            (count for (of, recipient), count in self._told.items() if of == run and recipient),
+            default=0,
+        )
 
     def last_round(self, run: str, recipient: str | None = None) -> int:
         """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
@@ -152,10 +166,12 @@ class Ledger:
         return self._one("SELECT COUNT(*) FROM debit WHERE run = ? AND round = ?", run, round)
 
     def debit(self, run: str, round: int, recipient: str, mechanism: Mechanism) -> int:
-        """Writes one debit and returns its sequence number when it is on disk. Only then may the bytes leave.
+        """Writes one debit and returns its sequence number when it is on disk. Only then may the
+        bytes leave.
 
         Raises:
-            LedgerError: there is already a debit for (run, round, recipient), or it can't be recorded. The row may
+            LedgerError: there is already a debit for (run, round, recipient), or it can't be
+            recorded. The row may
                 stand all the same: it is then spent without a release. A later debit tries again.
         """
         if round < 0:
@@ -163,7 +179,8 @@ class Ledger:
         return self._append(run, round, recipient, mechanism)
 
     def mark(self, run: str, mode: Mode) -> None:
-        """Records, once per run, that `run` uses this data in mode none or paper: every later lifetime ε is inf.
+        """Records, once per run, that `run` uses this data in mode none or paper: every later
+        lifetime ε is inf.
 
         Raises:
             LedgerError: it can't be recorded.
@@ -172,7 +189,8 @@ class Ledger:
             self._append(run, MARK, "", Mechanism(sigma=0.0, rate=1.0, mode=mode))
 
     def check_remembered(self, sequence: int, digest: bytes) -> None:
-        """Compares with the highest (sequence, digest) a neighbor was told. A mismatch stops all releases for good.
+        """Compares with the highest (sequence, digest) a neighbor was told. A mismatch stops all
+        releases for good.
 
         Raises:
             LedgerError: the neighbor remembers more than this ledger holds, or another history.
@@ -200,7 +218,7 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- writing -------------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def _append(self, run: str, round: int, recipient: str, m: Mechanism) -> int:
         with self._guarded() as db:
@@ -229,8 +247,12 @@ class Ledger:
             self._take(run, recipient, m, repeated, digest)
             return self._sequence
 
-    def _take(self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes) -> None:
-        """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid for."""
+    def _take(
+        self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes
+    ) -> None:
+        """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid
+        for.
+        """
         key = (run, replace(mechanism, sigma=float(mechanism.sigma), rate=float(mechanism.rate)))
         self._spent[key] = self._spent.get(key, 0) + (not repeated)
         self._told[run, recipient] += 1
@@ -238,7 +260,9 @@ class Ledger:
 
     @contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
-        """Turns what the disk and SQLite raise into LedgerError, after which memory is read from the disk anew."""
+        """Turns what the disk and SQLite raise into LedgerError, after which memory is read from
+        the disk anew.
+        """
         if self._fault:
             raise LedgerError(self._fault)
         db = self._connection()
@@ -246,18 +270,22 @@ class Ledger:
             yield db
         except sqlite3.IntegrityError:
             self._reread()
-            raise LedgerError(f"The ledger {self._name} already holds this run's debit of that round.") from None
+            raise LedgerError(
+                f"The ledger {self._name} already holds this run's debit of that round."
+            ) from None
         except (sqlite3.Error, OSError) as error:
             self._reread()
             raise self._refusal(error) from None
 
     def _reread(self) -> None:
-        """After a failure: what stands on the disk counts. If it can't be read now, the next use tries again."""
+        """After a failure: what stands on the disk counts. If it can't be read now, the next use
+        tries again.
+        """
         self._stale = True
         with suppress(LedgerError):
             self._recover()
 
-    # -- reading -------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def _connection(self) -> sqlite3.Connection:
         if self._stale:
@@ -272,7 +300,8 @@ class Ledger:
         return self._db
 
     def _recover(self) -> None:
-        """Connects and reads everything, so that memory holds what the disk holds; brings the head up to date.
+        """Connects and reads everything, so that memory holds what the disk holds; brings the head
+        up to date.
 
         Raises:
             LedgerError: chain, head and files disagree, or the disk refuses.
@@ -282,27 +311,31 @@ class Ledger:
             self._connect()
             self._read_all()
             if self._digest_at(head[0], self._connected) != head[1]:
-                raise self._distrust("is older than the head that was written beside it, or of another history")
+                raise self._integrity_error(
+                    "is older than the head that was written beside it, or of another history"
+                )
             if self._head is not None and head != self.head:
                 self._head.write(*self.head)
         except (sqlite3.OperationalError, OSError) as error:
             raise self._refusal(error) from None
         except (sqlite3.Error, TypeError, ValueError) as error:
-            raise self._distrust(f"can't be read ({error})") from None
+            raise self._integrity_error(f"can't be read ({error})") from None
         self._stale = False
 
     def _expected_head(self) -> tuple[int, bytes]:
-        """The head on disk. Files are made in one order, the head first: a missing one is a loss, never a crash."""
+        """The head on disk. Files are made in one order, the head first: a missing one is a loss,
+        never a crash.
+        """
         if self._head is None or self._path is None:
             return 0, GENESIS
         head = self._head.read()
         if head is None:
             if self._path.exists() or self._head.path.exists():
-                raise self._distrust("has no readable head beside it")
+                raise self._integrity_error("has no readable head beside it")
             self._head.create()
             head = self._head.read() or (0, GENESIS)
         if head[0] and not self._path.exists():
-            raise self._distrust("is gone, though its head is there")
+            raise self._integrity_error("is gone, though its head is there")
         return head
 
     def _connect(self) -> None:
@@ -320,11 +353,13 @@ class Ledger:
         shared: set[tuple[str, int]] = set()
         for sequence, *values, previous, digest in self._connected.execute(_SELECT):
             if (sequence, previous) != (self._sequence + 1, self._digest):
-                raise self._distrust(f"has a gap before row {sequence}")
+                raise self._integrity_error(f"has a gap before row {sequence}")
             if digest != _digest(sequence, values, previous):
-                raise self._distrust(f"was changed at row {sequence}")
+                raise self._integrity_error(f"was changed at row {sequence}")
             run, round, recipient, mode, sigma, rate, batches, releases, _ = values
-            mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode)
+            mechanism = Mechanism(
+                sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode
+            )
             self._take(run, recipient, mechanism, (run, round) in shared, digest)
             if batches == "shared":
                 shared.add((run, round))
@@ -349,15 +384,19 @@ class Ledger:
             "space and permissions: it is tried again by itself."
         )
 
-    def _distrust(self, why: str) -> LedgerError:
+    def _integrity_error(self, why: str) -> LedgerError:
         return LedgerError(f"The ledger {self._name} {why}. {_ADVICE}")
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
-    """A connection whose commits are on disk; an interrupted predecessor's rows are brought there first."""
+    """A connection whose commits are on disk; an interrupted predecessor's rows are brought there
+    first.
+    """
     if path is not None:
         os.close(files.keep(path, os.O_RDWR))  # SQLite gives its other files the mode of this one
-    db = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(
+        path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False
+    )
     try:
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
             db.execute(f"PRAGMA {pragma}")

@@ -1,11 +1,13 @@
-"""Checkpoints and models as safetensors files. No pickle, and never a random generator's state or noise.
+"""Checkpoints and models as safetensors files. No pickle, and never a random generator's state or
+noise.
 
-A checkpoint holds an algorithm's `state`: a dataclass of tensors, numbers, strings, None, and tuples and dicts of
-those. Tensors go to safetensors tensors, everything else and the shape of it all to the file's JSON metadata, with a
-SHA-256 over both. Each file is whole or absent; the last two are kept.
+A checkpoint holds an algorithm's `state`: a dataclass of tensors, numbers, strings, None, and
+tuples and dicts of those. Tensors go to safetensors tensors, everything else and the shape of it
+all to the file's JSON metadata, with a SHA-256 over both. Each file is whole or absent; the last
+two are kept.
 
-Files are written piece by piece from where tensors lie. safetensors' `save_file` would want the whole model in float32
-first, twice what it takes in bfloat16, and no tensors that share memory.
+Files are written piece by piece from where tensors lie. safetensors' `save_file` would want the
+whole model in float32 first, twice what it takes in bfloat16, and no tensors that share memory.
 """
 
 from __future__ import annotations
@@ -57,48 +59,63 @@ class Checkpoint(Generic[S]):
     extra: Mapping[str, str]
 
 
-class Foreign(ValueError):
+class IncompatibleState(ValueError):
     """The file is whole, but its state has other fields."""
 
 
 def save(folder: Path, round: int, state: Any, extra: Mapping[str, str] | None = None) -> Path:
-    """Writes checkpoint-<round>.safetensors durably and forgets all but the last two. `extra`: e.g. the run's id. The
-    tensors are read where they lie: nobody may write to them meanwhile.
+    """Writes checkpoint-<round>.safetensors durably and forgets all but the last two. `extra`: e.g.
+    the run's id. The tensors are read where they lie: nobody may write to them meanwhile.
 
     Raises:
         StorageError: the disk is full or refuses; older checkpoints are untouched.
         TypeError: the state holds something that has no place in a checkpoint (a bug).
     """
     tensors: dict[str, Tensor] = {}
-    tree = {field.name: _pack(getattr(state, field.name), field.name, tensors) for field in fields(state)}
+    tree = {
+        field.name: _pack(getattr(state, field.name), field.name, tensors)
+        for field in fields(state)
+    }
     about = json.dumps({"round": round, "state": tree, "extra": dict(extra or {})}, sort_keys=True)
     metadata = {"peerpoise": about, "sha256": _digest(about, tensors)}
     path = folder / f"checkpoint-{round}.safetensors"
-    files.replace(path, _written(tensors, metadata), point="checkpoint")
+    files.atomic_write(path, _written(tensors, metadata), point="checkpoint")
     _forget(folder, path)
     return path
 
 
-def latest(folder: Path, kind: type[S], warn: Callable[[str], None] = lambda text: None) -> Checkpoint[S] | None:
-    """The newest checkpoint that is whole, its state as `kind`; None: there is none. `warn` gets a sentence for every
-    file that was passed over: damaged, or with another state."""
+def latest(
+    folder: Path, kind: type[S], warn: Callable[[str], None] = lambda text: None
+) -> Checkpoint[S] | None:
+    """The newest checkpoint that is whole, its state as `kind`; None: there is none. `warn` gets a
+    sentence for every file that was passed over: damaged, or with another state."""
     for path in _newest_first(folder):
         try:
             return _read(path, kind)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            what = "of another version or algorithm" if isinstance(error, Foreign) else "damaged"
-            warn(f"The checkpoint {path.name} is {what} ({error}); the one before it is used, if there is one.")
+            what = (
+                "of another version or algorithm"
+                if isinstance(error, IncompatibleState)
+                else "damaged"
+            )
+            warn(
+                f"The checkpoint {path.name} is {what} ({error}); the one before it is used, if there is one."
+            )
     return None
 
 
 def save_model(path: Path, layout: Layout, x: Tensor) -> None:
-    """Writes the flat parameters x [d] as named float32 tensors, for any program that reads safetensors.
+    """Writes the flat parameters x [d] as named float32 tensors, for any program that reads
+    safetensors.
 
     Raises:
         StorageError: the disk is full or refuses; the old file is untouched.
     """
-    tensors, order = views(layout, x.detach().cpu()), json.dumps([name for name, _ in layout.fields])
-    files.replace(path, _written(tensors, {"layout": order}, torch.float32), point="model")
+    tensors, order = (
+        views(layout, x.detach().cpu()),
+        json.dumps([name for name, _ in layout.fields]),
+    )
+    files.atomic_write(path, _written(tensors, {"layout": order}, torch.float32), point="model")
 
 
 def load_model(path: Path) -> tuple[Layout, Tensor]:
@@ -109,7 +126,9 @@ def load_model(path: Path) -> tuple[Layout, Tensor]:
     """
     try:
         metadata, tensors = _open(path)
-        layout = Layout(tuple((name, tuple(tensors[name].shape)) for name in json.loads(metadata["layout"])))
+        layout = Layout(
+            tuple((name, tuple(tensors[name].shape)) for name in json.loads(metadata["layout"]))
+        )
         return layout, flat(layout, tensors)
     except FileNotFoundError:
         raise DataError(f"There is no model {path}.") from None
@@ -126,9 +145,15 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case tuple():
-            return {"tuple": [_pack(inner, f"{place}.{k}", tensors) for k, inner in enumerate(value)]}
+            return {
+                "tuple": [_pack(inner, f"{place}.{k}", tensors) for k, inner in enumerate(value)]
+            }
         case dict() if all(isinstance(key, str) for key in value):
-            return {"dict": {key: _pack(inner, f"{place}.{key}", tensors) for key, inner in value.items()}}
+            return {
+                "dict": {
+                    key: _pack(inner, f"{place}.{key}", tensors) for key, inner in value.items()
+                }
+            }
     kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
     raise TypeError(f"a checkpoint can't hold {kind} at {place}")
 
@@ -153,12 +178,14 @@ def _read(path: Path, kind: type[S]) -> Checkpoint[S]:
     try:
         return Checkpoint(round=about["round"], state=kind(**state), extra=about["extra"])
     except TypeError as error:
-        raise Foreign(str(error)) from None
+        raise IncompatibleState(str(error)) from None
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {}), {name: file.get_tensor(name).clone() for name in file.keys()}
+        return dict(file.metadata() or {}), {
+            name: file.get_tensor(name).clone() for name in file.keys()
+        }
 
 
 def _written(
@@ -166,7 +193,9 @@ def _written(
 ) -> Iterator[bytes | memoryview]:
     """The safetensors file of these dense tensors, piece by piece; in this type, or their own."""
     types = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-types[name].itemsize, name))  # so that all lie aligned
+    order = sorted(
+        tensors, key=lambda name: (-types[name].itemsize, name)
+    )  # so that all lie aligned
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in order:
@@ -197,7 +226,11 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("checkpoint-*")
+        if (match := NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 

@@ -1,11 +1,12 @@
 """The run's journal: JSON lines, a header at every start, then one line per event.
 
-What may be written is the literal table EVENTS; any other event or field is a bug and raises. Nothing private is in
-it: no loss or accuracy on private data, no drawn batch size, no n_i, no histogram of labels, no vector. (Seconds of a
-phase are in it, as they can be seen on the wire too.) `data` holds the digest of the private file so that a later
-reader can tell whether it changed; whoever guesses the whole file can confirm the guess with it. Figures of neighbors
-(weight, shapley, cosine, calibration) are made of releases and of a public validation set; with a private one they tell
-of it too, as all that is sent does.
+What may be written is the literal table EVENTS; any other event or field is a bug and raises.
+Nothing private is in it: no loss or accuracy on private data, no drawn batch size, no n_i, no
+histogram of labels, no vector. (Seconds of a phase are in it, as they can be seen on the wire too.)
+`data` holds the digest of the private file so that a later reader can tell whether it changed;
+whoever guesses the whole file can confirm the guess with it. Figures of neighbors (weight, shapley,
+cosine, calibration) are made of releases and of a public validation set; with a private one they
+tell of it too, as all that is sent does.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "end": "round reason signal exit_code wall_seconds complete params_digest",
     }.items()
 }
-"""event -> the fields it may have. `accuracy` and the other `metrics` of "test" are those of the PUBLIC test set."""
+"""event -> the fields it may have. `accuracy` and the other `metrics` of "test" are those of the
+PUBLIC test set.
+"""
 
 
 def tested(metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -70,7 +73,9 @@ def tested(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 class Journal:
-    """Appends events to a file; every line is one write, so a crash tears at most the last one. Thread-safe."""
+    """Appends events to a file; every line is one write, so a crash tears at most the last one.
+    Thread-safe.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """Opens or continues the journal and writes the header (see `header`).
@@ -84,7 +89,7 @@ class Journal:
             self._file = os.fdopen(files.keep(path, os.O_RDWR | os.O_APPEND), "a+b", buffering=0)
             _cut_torn_line(self._file.fileno())
         except OSError as error:
-            raise files.refused(path, error) from None
+            raise files.storage_error(path, error) from None
         self.write("header", **header)
 
     def write(self, event: str, **fields: Any) -> None:
@@ -94,9 +99,15 @@ class Journal:
             ValueError: an event or field that is not in EVENTS.
             StorageError: the disk is full or refuses; the journal is left whole.
         """
-        entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        entry = {
+            "event": event,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **fields,
+        }
         if unknown := entry.keys() - EVENTS.get(event, frozenset()):
-            raise ValueError(f"the journal's event {event!r} has no field {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"the journal's event {event!r} has no field {', '.join(sorted(unknown))}"
+            )
         line = json.dumps(plain(entry), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with self._lock:
             end = os.fstat(self._file.fileno()).st_size
@@ -105,15 +116,19 @@ class Journal:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 os.ftruncate(self._file.fileno(), end)
-                raise files.refused(self.path, error) from None
+                raise files.storage_error(self.path, error) from None
 
     def close(self) -> None:
         with self._lock:
             self._file.close()
 
 
-def header(configuration: Mapping[str, Any], *, node: str, run: str, seed: int, threads: int) -> dict[str, Any]:
-    """What a reader needs to repeat the run: its configuration (run.toml, never node.toml), code, seed and machine."""
+def header(
+    configuration: Mapping[str, Any], *, node: str, run: str, seed: int, threads: int
+) -> dict[str, Any]:
+    """What a reader needs to repeat the run: its configuration (run.toml, never node.toml), code,
+    seed and machine.
+    """
     return {
         "node": node,
         "run": run,
@@ -139,7 +154,9 @@ def code_version(package: str = "peerpoise") -> str:
 
 
 def run_of(path: Path) -> str | None:
-    """The run whose header opens this journal; None: there is no journal, or its first line is damaged."""
+    """The run whose header opens this journal; None: there is no journal, or its first line is
+    damaged.
+    """
     try:
         with path.open("rb") as file:
             found: str = json.loads(file.readline())["run"]
@@ -157,7 +174,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise StorageError(f"The journal {path} can't be read: {error.strerror or error}.") from None
+        raise StorageError(
+            f"The journal {path} can't be read: {error.strerror or error}."
+        ) from None
     try:
         return [json.loads(line) for line in lines[:-1]]
     except ValueError as error:
@@ -165,12 +184,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def round_seconds(path: Path, first: int) -> list[float]:
-    """Seconds of every round before `first`, as often as it was finished; [] where the journal can't be read."""
+    """Seconds of every round before `first`, as often as it was finished; [] where the journal
+    can't be read.
+    """
     try:
         events = read(path)
     except StorageError:
         return []
-    return [it["seconds"] for it in events if it["event"] == "round" and it["round"] < first and it.get("seconds")]
+    return [
+        it["seconds"]
+        for it in events
+        if it["event"] == "round" and it["round"] < first and it.get("seconds")
+    ]
 
 
 def plain(value: Any) -> Any:

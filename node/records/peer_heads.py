@@ -16,11 +16,15 @@ from peer.v1.peer_pb2 import LedgerHead
 
 FILE = "remembered.json"
 LEDGERS_PER_NODE = 8
-"""A node has few data sets; a neighbor that invents more makes this node forget its own oldest ones only."""
+"""A node has few data sets; a neighbor that invents more makes this node forget its own oldest ones
+only.
+"""
 
 
-class Remembered:
-    """node id -> label of a ledger -> its highest head; kept in the node's folder. A damaged file counts as none."""
+class NeighborLedgerHeads:
+    """node id -> label of a ledger -> its highest head; kept in the node's folder. A damaged file
+    counts as none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
@@ -28,7 +32,9 @@ class Remembered:
         self._changed = False
 
     def told(self, node_id: str, head: LedgerHead) -> LedgerHead:
-        """Notes what the neighbor tells now and returns the highest that it told of that ledger before."""
+        """Notes what the neighbor tells now and returns the highest that it told of that ledger
+        before.
+        """
         ledgers = self._heads.setdefault(node_id, {})
         before = ledgers.get(head.label, LedgerHead())
         if head.sequence > before.sequence:
@@ -47,10 +53,13 @@ class Remembered:
         """
         if self._changed:
             encoded = {
-                node_id: [base64.b64encode(head.SerializeToString()).decode() for head in list(ledgers.values())]
+                node_id: [
+                    base64.b64encode(head.SerializeToString()).decode()
+                    for head in list(ledgers.values())
+                ]
                 for node_id, ledgers in list(self._heads.items())
             }
-            files.replace(self._path, json.dumps(encoded).encode())
+            files.atomic_write(self._path, json.dumps(encoded).encode())
             self._changed = False
 
     def _read(self) -> dict[str, dict[bytes, LedgerHead]]:

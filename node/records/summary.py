@@ -1,5 +1,6 @@
-"""summary.json: what came out of a run. `up`, `run` and `simulate` write the same shape; its JSON schema is
-docs/summary.schema.json. A field that the writer can't know is null (one daemon knows only itself)."""
+"""summary.json: what came out of a run. `up`, `run` and `simulate` write the same shape; its JSON
+schema is docs/summary.schema.json. A field that the writer can't know is null (one daemon knows
+only itself)."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-Mixing: TypeAlias = Literal["doubly-stochastic", "row", "median", "trimmed_mean", "multi_krum", "clipping"]
+Mixing: TypeAlias = Literal[
+    "doubly-stochastic", "row", "median", "trimmed_mean", "multi_krum", "clipping"
+]
 Figure = Annotated[float | None, BeforeValidator(_finite)]
 """A number, or null where it is unknown or not finite."""
 
@@ -73,7 +76,9 @@ class Epsilon(Part):
 
 class Privacy(Part):
     mode: Literal["strict", "paper", "none"]
-    """strict: standard accounting. paper: the papers' own calibration, not a guarantee. none: no privacy."""
+    """strict: standard accounting. paper: the papers' own calibration, not a guarantee. none: no
+    privacy.
+    """
     batches: Literal["independent", "shared"] | None = None
     adjacency: str = "add/remove one example"
     """Which data sets count as neighbors: replacing an example costs about twice the ε."""
@@ -113,22 +118,24 @@ class Summary(Part):
     """T, rounds the run was asked for; see `complete`."""
     topology: str
     spectral_gap: Figure = None
-    """1 − |λ₂| of the mixing matrix W: 1 is full averaging in one round, near 0 the models stay apart."""
+    """1 − |λ₂| of the mixing matrix W: 1 is full averaging in one round, near 0 the models stay
+    apart.
+    """
     dataset: str
     seed: int
     """train.seed."""
     test_accuracy: Accuracy = Accuracy()
     """On the public test set."""
     consensus_distance: Figure = None
-    """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all honest nodes that finished; of a daemon: over its
-    neighborhood, as it heard it."""
+    """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all honest nodes that finished; of a daemon:
+    over its neighborhood, as it heard it."""
     privacy: Privacy
     mixing: Mixing = "doubly-stochastic"
-    """row: quorum and async promise no agreement on edges, the mean drifts. The name of a robust rule: it isn't linear
-    and keeps no mean at all."""
+    """row: quorum and async promise no agreement on edges, the mean drifts. The name of a robust
+    rule: it isn't linear and keeps no mean at all."""
     bytes_sent: Range = Range()
-    """Payload bytes sent by a node in the whole run: tensors, without headers, TLS and what was sent again. simulate
-    counts what daemons would send."""
+    """Payload bytes sent by a node in the whole run: tensors, without headers, TLS and what was
+    sent again. simulate counts what daemons would send."""
     round_seconds: Seconds = Seconds()
     wall_seconds: Figure = None
     """From the first round to the last; of a cluster the slowest node's."""
@@ -137,27 +144,33 @@ class Summary(Part):
     task_metrics: dict[str, Metric] = {}
     """All public test metrics: accuracy, loss, f1, perplexity, as far as the task has them."""
     algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
-    """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a daemon's process held, on a
-    GPU most that torch allocated there. Of a cluster their means, and averaged_model: the test metrics of the average
-    of the honest nodes' models."""
+    """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a
+    daemon's process held, on a GPU most that torch allocated there. Of a cluster their means, and
+    averaged_model: the test metrics of the average of the honest nodes' models."""
     version: str
     config_digest: str
     """SHA-256 of run.toml's content."""
     attackers: list[str] = []
-    """Nodes that lied on purpose, to see what it does: not in mean, min, consensus distance and averaged model. Only of
-    attackers of this experiment; who lies in earnest doesn't say so."""
+    """Nodes that lied on purpose, to see what it does: not in mean, min, consensus distance and
+    averaged model. Only of attackers of this experiment; who lies in earnest doesn't say so."""
     attack: str = ""
     """What they did (docs/poison.md)."""
     diverged: list[str] = []
     """Nodes whose parameters became not finite, or larger than limits.rms allows."""
     loss_not_finite: list[str] = []
-    """Nodes with records whose loss is not finite while the parameters are. Of mode none only: else it is private."""
+    """Nodes with records whose loss is not finite while the parameters are. Of mode none only: else
+    it is private.
+    """
     insecure: bool = False
     """True: the transport had no TLS."""
     ledger: Literal["experiment", "data"] = "experiment"
-    """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away one."""
+    """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away
+    one.
+    """
     rounds_played: dict[str, int] = {}
-    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbors being further."""
+    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbors being
+    further.
+    """
     complete: bool
     """Every node of the roster finished, played all rounds, and did not diverge."""
 
@@ -179,7 +192,11 @@ def norm(x: Tensor) -> float:
     """‖x‖ of the parameters [d], in float64."""
     import torch
 
-    return sqrt(sum(float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2 for piece in _pieces(x)))
+    return sqrt(
+        sum(
+            float(torch.linalg.vector_norm(piece, dtype=torch.float64)) ** 2 for piece in _pieces(x)
+        )
+    )
 
 
 def _pieces(x: Tensor) -> Iterator[Tensor]:
@@ -187,7 +204,8 @@ def _pieces(x: Tensor) -> Iterator[Tensor]:
 
 
 def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None = None) -> Summary:
-    """The cluster's summary from those of its nodes, and their final parameters where they are at hand.
+    """The cluster's summary from those of its nodes, and their final parameters where they are at
+    hand.
 
     Raises:
         DataError: no summaries, or summaries of different runs.
@@ -203,14 +221,20 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
     complete = len(summaries) == first.nodes and all(summary.complete for summary in summaries)
     attackers = sorted(name for summary in summaries for name in summary.attackers)
     honest = [summary for summary in summaries if not summary.attackers]
-    xs = [parameters[name] for name in sorted(parameters) if name not in attackers] if parameters else []
+    xs = (
+        [parameters[name] for name in sorted(parameters) if name not in attackers]
+        if parameters
+        else []
+    )
     return first.model_copy(
         update={
             "test_accuracy": accuracy(per_node, attackers),
             "attackers": attackers,
             "attack": next((summary.attack for summary in summaries if summary.attackers), ""),
             "diverged": sorted(name for summary in summaries for name in summary.diverged),
-            "loss_not_finite": sorted(name for summary in summaries for name in summary.loss_not_finite),
+            "loss_not_finite": sorted(
+                name for summary in summaries for name in summary.loss_not_finite
+            ),
             "consensus_distance": consensus_distance(xs) if xs else None,
             "privacy": _merge_privacy([summary.privacy for summary in summaries]),
             "bytes_sent": Range(
@@ -234,8 +258,12 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
 
 def accuracy(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Accuracy:
     """Mean and worst of the honest nodes' accuracies."""
-    known = [value for name, value in per_node.items() if value is not None and name not in attackers]
-    return Accuracy(mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items())))
+    known = [
+        value for name, value in per_node.items() if value is not None and name not in attackers
+    ]
+    return Accuracy(
+        mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items()))
+    )
 
 
 def perplexity(summary: Summary) -> float | None:
@@ -248,7 +276,10 @@ def seconds(rounds: Sequence[float]) -> Seconds:
     ordered = sorted(rounds)
     if not ordered:
         return Seconds()
-    return Seconds(median=statistics.median(ordered), p95=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))])
+    return Seconds(
+        median=statistics.median(ordered),
+        p95=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+    )
 
 
 def write(path: Path, summary: Summary) -> None:
@@ -257,7 +288,7 @@ def write(path: Path, summary: Summary) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    files.replace(path, summary.model_dump_json(indent=2).encode() + b"\n", point="summary")
+    files.atomic_write(path, summary.model_dump_json(indent=2).encode() + b"\n", point="summary")
 
 
 def read(path: Path) -> Summary:
@@ -277,13 +308,17 @@ def read(path: Path) -> Summary:
 
 
 def conditions(privacy: Privacy) -> str:
-    """What must stand beside every ε_total: mode, adjacency, δ, batches, accountant, who colludes, what voids it."""
+    """What must stand beside every ε_total: mode, adjacency, δ, batches, accountant, who colludes,
+    what voids it.
+    """
     delta = "δ unknown" if privacy.delta is None else f"δ = {privacy.delta:g}"
     said = [f"mode {privacy.mode}", privacy.adjacency, delta]
     if privacy.batches:
         said.append(f"{privacy.batches} batches")
     said.append(privacy.accountant or "accountant unknown")
-    said.append(AGAINST if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration")
+    said.append(
+        AGAINST if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration"
+    )
     if privacy.insecure_seed:
         said.append("VOID: insecure_seed makes the noise public")
     if not privacy.public_validation:
@@ -296,7 +331,9 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     from rich.table import Table
 
     columns = [summary] if baseline is None else [summary, baseline]
-    found = Table("", *(_title(column) for column in columns), title=_caption(summary), title_justify="left")
+    found = Table(
+        "", *(_title(column) for column in columns), title=_caption(summary), title_justify="left"
+    )
     for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
         if not name.startswith("test ") or any(cell != "–" for cell in cells):
             found.add_row(name, *cells)
@@ -309,7 +346,9 @@ ROWS = ("test accuracy, mean", "test accuracy, worst node", "test perplexity, me
 
 def _title(summary: Summary) -> str:
     privacy = summary.privacy
-    return f"{summary.algorithm}, " + ("without noise" if privacy.mode == "none" else f"privacy mode {privacy.mode}")
+    return f"{summary.algorithm}, " + (
+        "without noise" if privacy.mode == "none" else f"privacy mode {privacy.mode}"
+    )
 
 
 def _caption(summary: Summary) -> str:
@@ -318,7 +357,9 @@ def _caption(summary: Summary) -> str:
     text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
     notes = [] if summary.complete else [_incomplete(summary)]
     if summary.attackers:
-        notes.append(f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes")
+        notes.append(
+            f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes"
+        )
     if summary.diverged:
         cause = "take a lower lr"
         if summary.loss_not_finite:
@@ -334,7 +375,9 @@ def _caption(summary: Summary) -> str:
 
 
 def _incomplete(summary: Summary) -> str:
-    fewer = {name: played for name, played in summary.rounds_played.items() if played < summary.rounds}
+    fewer = {
+        name: played for name, played in summary.rounds_played.items() if played < summary.rounds
+    }
     said = [f"{name} played {played} rounds only" for name, played in sorted(fewer.items())]
     return "INCOMPLETE: " + (", ".join(said) or "not every node finished")
 
@@ -345,7 +388,9 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         _show(summary.test_accuracy.mean, "{:.1%}"),
         _show(summary.test_accuracy.min, "{:.1%}"),
         _show(perplexity(summary), "{:.2f}"),
-        "none: no privacy" if none else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
+        "none: no privacy"
+        if none
+        else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
         "–" if none or epsilon.link is None else f"{epsilon.link:.2f}\n({_link(summary.privacy)})",
         _show(summary.consensus_distance, "{:.4g}"),
         f"{_show(summary.bytes_sent.mean, '{:,.0f}')} (largest {_show(summary.bytes_sent.max, '{:,.0f}')})",
@@ -370,7 +415,9 @@ def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
     )
     warning = next((part.warning for part in parts if part.warning), None)
     insecure = any(part.insecure_seed for part in parts)
-    return parts[0].model_copy(update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure})
+    return parts[0].model_copy(
+        update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure}
+    )
 
 
 def _union(parts: Any) -> dict[str, Any]:
@@ -397,17 +444,24 @@ def _max(values: Any) -> float | None:
 
 def metric(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Metric:
     """One metric of all nodes, and the honest ones' mean."""
-    known = [value for name, value in per_node.items() if value is not None and name not in attackers]
+    known = [
+        value for name, value in per_node.items() if value is not None and name not in attackers
+    ]
     return Metric(mean=_mean(known), per_node=dict(sorted(per_node.items())))
 
 
 def _metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> dict[str, Metric]:
     names = sorted({name for summary in summaries for name in summary.task_metrics})
-    parts = {name: [it.task_metrics[name] for it in summaries if name in it.task_metrics] for name in names}
+    parts = {
+        name: [it.task_metrics[name] for it in summaries if name in it.task_metrics]
+        for name in names
+    }
     return {name: metric(_union(it.per_node for it in parts[name]), attackers) for name in names}
 
 
 def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of the plain figures."""
-    names = sorted({name for part in parts for name, value in part.items() if not isinstance(value, Mapping)})
+    names = sorted(
+        {name for part in parts for name, value in part.items() if not isinstance(value, Mapping)}
+    )
     return {name: _mean(part.get(name) for part in parts) for name in names}

@@ -1,8 +1,8 @@
 """How large an honest node's payload can be: the public bounds to which every receiver holds it.
 
-An answer in a noised mode is a release, which `node.privacy.noise.largest` bounds at every node. Everything else, also
-an answer without noise, has a root mean square of at most [limits] rms. A node whose own state is beyond that has
-diverged.
+An answer in a noised mode is a release, which `node.privacy.noise.largest` bounds at every node.
+Everything else, also an answer without noise, has a root mean square of at most [limits] rms. A
+node whose own state is beyond that has diverged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Bounds:
         """Args: sigma: the nominal noise multiplier of the run; d: its parameters."""
         if privacy.mode == "none":
             return cls(limits.rms)
-        return cls(limits.rms, noise.largest(privacy.largest_sum, sigma, privacy.clip, privacy.batch, d))
+        return cls(
+            limits.rms, noise.largest(privacy.largest_sum, sigma, privacy.clip, privacy.batch, d)
+        )
 
     def norm(self, elements: int, role: Role | None = None) -> float:
         """Largest norm of a payload of so many elements."""
@@ -48,7 +50,7 @@ RMS_ONLY = Bounds()
 
 
 def outliers(distances: Mapping[Peer, float]) -> dict[Peer, float]:
-    """Whose distance is more than OUTLIER times the (lower) median of all, and how many times that is. Of two that
-    differ so much nobody can say which is odd: it is the farther one."""
+    """Whose distance is more than OUTLIER times the (lower) median of all, and how many times that
+    is. Of two that differ so much nobody can say which is odd: it is the farther one."""
     usual = median_low(distances.values()) if distances else 0.0
     return {peer: it / usual for peer, it in sorted(distances.items()) if it > OUTLIER * usual > 0}

@@ -1,4 +1,6 @@
-"""Tensors as payloads: what a verb says becomes bytes to send, and what comes becomes tensors. All wire arithmetic."""
+"""Tensors as payloads: what a verb says becomes bytes to send, and what comes becomes tensors. All
+wire arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ TORCH: Mapping[DType, torch.dtype] = {
 
 
 def shape_of(kind: str, layout: Layout, parts: int) -> Shape:
-    return Shape(kind=kind, layout=layout.digest, parts=parts, dtype=layout.dtype, nbytes=parts * layout.nbytes)
+    return Shape(
+        kind=kind,
+        layout=layout.digest,
+        parts=parts,
+        dtype=layout.dtype,
+        nbytes=parts * layout.nbytes,
+    )
 
 
 def parts_of(tensors: Payload[Tensor]) -> int:
@@ -51,7 +59,10 @@ class Size:
         wide = values.to(torch.float32)
         self._squares += float(torch.dot(wide, wide))
         if not isfinite(self._squares) or self.norm > self.most:
-            raise Malformed("The tensor is not finite, or larger than an honest node's can be.", pb.CODE_MALFORMED)
+            raise Malformed(
+                "The tensor is not finite, or larger than an honest node's can be.",
+                pb.CODE_MALFORMED,
+            )
 
     @property
     def norm(self) -> float:
@@ -62,10 +73,14 @@ def _nothing() -> None:
     pass
 
 
-class Slot:
-    """A flat buffer for one transfer's payload, with the checks of what arrives: a `peer.session.interfaces.Sink`."""
+class ReceiveBuffer:
+    """A flat buffer for one transfer's payload, with the checks of what arrives: a
+    `peer.session.interfaces.Sink`.
+    """
 
-    def __init__(self, layout: Layout, parts: int, done: Callable[[], None], *, most: float | None = inf) -> None:
+    def __init__(
+        self, layout: Layout, parts: int, done: Callable[[], None], *, most: float | None = inf
+    ) -> None:
         """most: the largest norm; None: it may be anything."""
         self.layout, self.parts, self._done = layout, parts, done
         self.size = None if most is None else Size(most)
@@ -76,11 +91,17 @@ class Slot:
         """Copies the frame. Refuses what is not finite, or too large."""
         self._bytes[offset : offset + len(frame)] = frame
         if self.size is not None:
-            self.size.add(self.flat[offset // self.flat.itemsize : (offset + len(frame)) // self.flat.itemsize])
+            self.size.add(
+                self.flat[
+                    offset // self.flat.itemsize : (offset + len(frame)) // self.flat.itemsize
+                ]
+            )
 
     def done(self) -> None:
         self._done()
-        self._done = _nothing  # it knows the slot: a ring, which keeps the payload until it is collected
+        self._done = (
+            _nothing  # it knows the slot: a ring, which keeps the payload until it is collected
+        )
 
     def tensors(self, *, as_tuple: bool) -> Tensor | tuple[Tensor, ...]:
         """The payload in float32: one vector, or a tuple of them."""
@@ -88,10 +109,12 @@ class Slot:
         return full.chunk(self.parts) if as_tuple else full
 
 
-class Said:
-    """What a verb says, as one flat buffer that serves all neighbors. It is a `peer.session.interfaces.Payload`.
+class SendBuffer:
+    """What a verb says, as one flat buffer that serves all neighbors. It is a
+    `peer.session.interfaces.Payload`.
 
-    One that is still being filled is used in place; its steps run in the compute thread, and frames wait for them.
+    One that is still being filled is used in place; its steps run in the compute thread, and frames
+    wait for them.
     """
 
     def __init__(
@@ -103,8 +126,9 @@ class Said:
         most: float | None = None,
         stated: bool = True,
     ) -> None:
-        """most: the largest norm that an honest node may have; None: it may be anything. stated: its digest will be
-        signed, so it is computed here, in the compute thread: later it would wait behind answers.
+        """most: the largest norm that an honest node may have; None: it may be anything. stated:
+        its digest will be signed, so it is computed here, in the compute thread: later it would
+        wait behind answers.
 
         Raises:
             Diverged: it is larger, or not finite. Nothing of it has left.
@@ -117,15 +141,21 @@ class Said:
         self._hash = hashlib.sha256() if stated else None
         if isinstance(tensors, Tensor | tuple):
             pieces = tensors if isinstance(tensors, tuple) else (tensors,)
-            self.flat = torch.cat([piece.detach().reshape(-1).to(TORCH[layout.dtype]) for piece in pieces])
+            self.flat = torch.cat(
+                [piece.detach().reshape(-1).to(TORCH[layout.dtype]) for piece in pieces]
+            )
             if self.flat.numel() != self.parts * layout.size:
-                raise AssertionError(f"{self.flat.numel()} elements said, {self.parts} × {layout.size} in the layout")
+                raise AssertionError(
+                    f"{self.flat.numel()} elements said, {self.parts} × {layout.size} in the layout"
+                )
             self._take(self.flat)
             self.ready = self.flat.nbytes
         else:
             self.flat, self._steps = tensors.flat, tensors.steps
             if (self.flat.dtype, self.flat.numel()) != (TORCH[layout.dtype], layout.size):
-                raise AssertionError(f"{self.flat.numel()} of {self.flat.dtype} are filled, not {layout.size}")
+                raise AssertionError(
+                    f"{self.flat.numel()} of {self.flat.dtype} are filled, not {layout.size}"
+                )
         self._bytes = as_bytes(self.flat)
 
     @property
@@ -169,10 +199,12 @@ class Said:
         return self._hash.digest()
 
 
-class Stream:
+class FrameQueue:
     """One neighbor's part in a streaming mix: a bounded window of frames that wait to be folded."""
 
-    def __init__(self, peer: Peer, layout: Layout, changed: Signal, window: int, *, most: float = inf) -> None:
+    def __init__(
+        self, peer: Peer, layout: Layout, changed: Signal, window: int, *, most: float = inf
+    ) -> None:
         """window: frames the neighbor can be ahead of the slowest one. most: the largest norm."""
         self.peer, self.layout, self.changed, self.size = peer, layout, changed, Size(most)
         self.came = 0

@@ -1,7 +1,9 @@
-"""The one compute thread of a daemon: all tensor work happens here, so the event loop never waits for arithmetic.
+"""The one compute thread of a daemon: all tensor work happens here, so the event loop never waits
+for arithmetic.
 
-Answers to neighbors go before own work. Own work that takes long calls `breathe` between its chunks (the door and the
-evaluation do): that counts as progress, lets waiting answers run, and ends the work when the daemon is to stop.
+Answers to neighbors go before own work. Own work that takes long calls `yield_point` between its
+chunks (the door and the evaluation do): that counts as progress, lets waiting answers run, and ends
+the work when the daemon is to stop.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ R = TypeVar("R")
 
 
 class Stopped(BaseException):
-    """Ends the work in the compute thread: the daemon is stopping. Not an Exception, so no algorithm swallows it."""
+    """Ends the work in the compute thread: the daemon is stopping. Not an Exception, so no
+    algorithm swallows it.
+    """
 
 
 class Compute:
@@ -46,10 +50,12 @@ class Compute:
         return await self._put(self._own, work, arguments)
 
     async def answer(self, work: Callable[..., R], *arguments: Any) -> R:
-        """The result of work for a neighbor: runs before own work that waits, and between the chunks of such work."""
+        """The result of work for a neighbor: runs before own work that waits, and between the
+        chunks of such work.
+        """
         return await self._put(self._answers, work, arguments)
 
-    def breathe(self) -> None:
+    def yield_point(self) -> None:
         """Called between chunks of work, in the compute thread.
 
         Raises:
@@ -68,7 +74,9 @@ class Compute:
             self._wake.notify()
 
     async def join(self, seconds: float) -> bool:
-        """Waits for the thread's end; False when it did not come in time (it dies with the process)."""
+        """Waits for the thread's end; False when it did not come in time (it dies with the
+        process).
+        """
         await asyncio.to_thread(self._thread.join, seconds)
         return not self._thread.is_alive()
 
@@ -87,7 +95,9 @@ class Compute:
                 return None
             return self._answers.popleft() if self._answers else self._own.popleft()
 
-    async def _put(self, queue: deque[Callable[[], None]], work: Callable[..., R], arguments: tuple[Any, ...]) -> R:
+    async def _put(
+        self, queue: deque[Callable[[], None]], work: Callable[..., R], arguments: tuple[Any, ...]
+    ) -> R:
         future: asyncio.Future[R] = self._loop.create_future()
 
         def settle(set_it: Callable[[Any], None], value: Any) -> None:

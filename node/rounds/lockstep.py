@@ -1,7 +1,9 @@
-"""The plain driver: N conversations in lockstep in one process, no clock, no threads; a debugger works.
+"""The plain driver: N conversations in lockstep in one process, no clock, no threads; a debugger
+works.
 
-It knows the same rules as the daemon's driver (`node.rounds.driver`) and folds with the same functions in the same
-order (`node.maths.mixing`), so a run without losses gives the same bits here, over memory and over gRPC.
+It knows the same rules as the daemon's driver (`node.rounds.driver`) and folds with the same
+functions in the same order (`node.maths.mixing`), so a run without losses gives the same bits here,
+over memory and over gRPC.
 
 What the wire would refuse, because it is not finite or too large, is lost here too.
 """
@@ -21,7 +23,7 @@ from node.maths.robust import MEAN, rule_for
 from node.rounds.bounds import RMS_ONLY, Bounds
 from node.rounds.buffers import Size
 from peer.errors import Malformed
-from peer.message import Ask, Conversation, Heard, Layout, Mix, Peer, Say, Verb, Withheld
+from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld
 from peer.neighborhood import Neighborhood
 from peer.session.mailbox import Role
 
@@ -31,13 +33,13 @@ Hoods: TypeAlias = Mapping[Peer, Neighborhood]
 Contacts: TypeAlias = Mapping[Peer, frozenset[Peer]]
 """Node -> whom it heard in a phase."""
 Lossy: TypeAlias = Callable[[int, int, Peer, Peer], bool]
-"""(round, phase, sender, receiver) -> is lost what the sender says to the receiver in that phase? Of an Ask the answer
-is lost, not the question: the sender has released it in vain."""
+"""(round, phase, sender, receiver) -> is lost what the sender says to the receiver in that phase?
+Of an Ask the answer is lost, not the question: the sender has released it in vain."""
 
 
 def simulate(
     algorithms: Mapping[Peer, Algorithm],
-    hoods: Hoods,
+    neighborhoods: Hoods,
     rounds: int,
     *,
     first: int = 0,
@@ -49,19 +51,17 @@ def simulate(
 ) -> None:
     """Plays the rounds first … rounds − 1; the algorithms hold the result.
 
-    Nodes of `hoods` that have no algorithm are down: their neighbors never hear them.
+    Nodes of `neighborhoods` that have no algorithm are down: their neighbors never hear them.
 
     Args:
-        rounds: T, rounds of the whole run.
-        mix: how a Mix averages.
-        bounds: how large what a node says may be.
-        after_phase: called with t, the phase's number and kind, and the payload bytes each node sent in it.
-        after_round: called with t when all nodes have finished round t.
+        rounds: T, rounds of the whole run. mix: how a Mix averages. bounds: how large what a node
+        says may be. after_phase: called with t, the phase's number and kind, and the payload bytes
+        each node sent in it. after_round: called with t when all nodes have finished round t.
     """
-    heard = arrived(algorithms, hoods)
+    heard = arrived(algorithms, neighborhoods)
     for t in range(first, rounds):
         talks = {i: algorithms[i].round(t) for i in sorted(algorithms)}
-        heard = _round(t, talks, hoods, heard, mix, bounds, lossy, after_phase or _unseen)
+        heard = _round(t, talks, neighborhoods, heard, mix, bounds, lossy, after_phase or _unseen)
         if after_round is not None:
             after_round(t)
 
@@ -73,7 +73,7 @@ def _unseen(t: int, phase: int, kind: str, sent: Mapping[Peer, int]) -> None:
 def _round(
     t: int,
     talks: Mapping[Peer, Conversation],
-    hoods: Hoods,
+    neighborhoods: Hoods,
     heard: Contacts,
     mix: MixSection,
     bounds: Bounds,
@@ -83,10 +83,12 @@ def _round(
     verbs = {i: next(talk, None) for i, talk in talks.items()}
     phase = 0
     while speaking := {i: verb for i, verb in verbs.items() if verb is not None}:
-        assert len(speaking) == len(verbs), f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
-        lost = _lost(t, phase, hoods, lossy)
+        assert len(speaking) == len(verbs), (
+            f"round {t}, phase {phase}: only {sorted(speaking)} still speak"
+        )
+        lost = _lost(t, phase, neighborhoods, lossy)
         sent = dict.fromkeys(speaking, 0)
-        replies, heard = _exchange(speaking, hoods, lost, heard, sent, mix, bounds)
+        replies, heard = _exchange(speaking, neighborhoods, lost, heard, sent, mix, bounds)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
         verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
         phase += 1
@@ -95,7 +97,7 @@ def _round(
 
 def exchange(
     verbs: Mapping[Peer, Verb],
-    hoods: Hoods,
+    neighborhoods: Hoods,
     lost: Edges = frozenset(),
     heard: Contacts | None = None,
     sent: dict[Peer, int] | None = None,
@@ -105,22 +107,21 @@ def exchange(
     """One phase: what every node hears for what all of them say.
 
     Args:
-        verbs: what each node says; all of one type, kind and layout. A neighbor that is not in it is down.
-        lost: (sender, receiver): what the sender says to the receiver does not arrive.
-        heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None: all that are up.
-        sent: node -> bytes; what each sends to neighbors that are up is added.
-        mix: how a Mix averages.
-        bounds: how large what a node says may be.
+        verbs: what each node says; all of one type, kind and layout. A neighbor that is not in it
+        is down. lost: (sender, receiver): what the sender says to the receiver does not arrive.
+        heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None:
+        all that are up. sent: node -> bytes; what each sends to neighbors that are up is added.
+        mix: how a Mix averages. bounds: how large what a node says may be.
 
     Returns:
-        `Heard` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
+        `Replies` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
     """
-    return _exchange(verbs, hoods, lost, heard, sent, mix, bounds)[0]
+    return _exchange(verbs, neighborhoods, lost, heard, sent, mix, bounds)[0]
 
 
 def _exchange(
     verbs: Mapping[Peer, Verb],
-    hoods: Hoods,
+    neighborhoods: Hoods,
     lost: Edges,
     heard: Contacts | None,
     sent: dict[Peer, int] | None,
@@ -128,15 +129,22 @@ def _exchange(
     bounds: Bounds,
 ) -> tuple[dict[Peer, Any], Contacts]:
     """What every node hears, and from whom."""
-    assert len({_form(verb) for verb in verbs.values()}) <= 1, f"nodes disagree on what is said: {verbs}"
+    assert len({_form(verb) for verb in verbs.values()}) <= 1, (
+        f"nodes disagree on what is said: {verbs}"
+    )
     said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
-    answers = {i: _answers(i, verbs, said[i], hoods[i]) for i in said}
-    contacts = arrived(verbs, hoods, {*lost, *_refused(verbs, said, answers, hoods, bounds)})
-    before = arrived(verbs, hoods) if heard is None else heard
-    replies = {i: _reply(i, verbs[i], said, answers[i], hoods[i], contacts, before, mix) for i in said}
+    answers = {i: _answers(i, verbs, said[i], neighborhoods[i]) for i in said}
+    contacts = arrived(
+        verbs, neighborhoods, {*lost, *_refused(verbs, said, answers, neighborhoods, bounds)}
+    )
+    before = arrived(verbs, neighborhoods) if heard is None else heard
+    replies = {
+        i: _reply(i, verbs[i], said, answers[i], neighborhoods[i], contacts, before, mix)
+        for i in said
+    }
     for i, verb in verbs.items() if sent is not None else ():
         assert sent is not None
-        sent[i] += _nbytes(said[i], verb.layout) * len(arrived(verbs, hoods)[i])
+        sent[i] += _nbytes(said[i], verb.layout) * len(arrived(verbs, neighborhoods)[i])
         if isinstance(verb, Ask):
             for j, answer in replies[i].items():
                 sent[j] += _nbytes(answer, verb.answer_layout or verb.layout)
@@ -147,13 +155,18 @@ def _refused(
     verbs: Mapping[Peer, Verb],
     said: Mapping[Peer, Any],
     answers: Mapping[Peer, Mapping[Peer, Any]],
-    hoods: Hoods,
+    neighborhoods: Hoods,
     bounds: Bounds,
 ) -> Edges:
     """What is beyond the bounds. A question may be anything: who answers it has to bear that."""
     broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j], bounds)}
-    found = {(j, i) for j in broken for i in hoods[j].neighbors}
-    wrong = {(j, i) for i, each in answers.items() for j, it in each.items() if not _usable(it, bounds, Role.ANSWER)}
+    found = {(j, i) for j in broken for i in neighborhoods[j].neighbors}
+    wrong = {
+        (j, i)
+        for i, each in answers.items()
+        for j, it in each.items()
+        if not _usable(it, bounds, Role.ANSWER)
+    }
     return found | wrong
 
 
@@ -171,12 +184,21 @@ def _usable(payload: Any, bounds: Bounds, role: Role | None = None) -> bool:
 def _nbytes(payload: Any, layout: Layout | None) -> int:
     """Bytes of a payload on the wire."""
     size = 4 if layout is None else layout.nbytes // layout.size
-    return size * sum(int(part.numel()) for part in (payload if isinstance(payload, tuple) else (payload,)))
+    return size * sum(
+        int(part.numel()) for part in (payload if isinstance(payload, tuple) else (payload,))
+    )
 
 
-def arrived(up: AbstractSet[Peer] | Mapping[Peer, Any], hoods: Hoods, lost: Edges = frozenset()) -> Contacts:
-    """Whom each node that is up hears when `lost` is lost; an answer that is withheld is heard too."""
-    return {i: frozenset(j for j in hoods[i].neighbors if j in up and (j, i) not in lost) for i in sorted(up)}
+def arrived(
+    up: AbstractSet[Peer] | Mapping[Peer, Any], neighborhoods: Hoods, lost: Edges = frozenset()
+) -> Contacts:
+    """Whom each node that is up hears when `lost` is lost; an answer that is withheld is heard
+    too.
+    """
+    return {
+        i: frozenset(j for j in neighborhoods[i].neighbors if j in up and (j, i) not in lost)
+        for i in sorted(up)
+    }
 
 
 def _reply(
@@ -184,26 +206,33 @@ def _reply(
     verb: Verb,
     said: Mapping[Peer, Any],
     answers: Mapping[Peer, Any],
-    hood: Neighborhood,
+    neighborhood: Neighborhood,
     contacts: Contacts,
     before: Contacts,
     mix: MixSection,
 ) -> Any:
     if isinstance(verb, Mix):
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
-        weight = hood.without(frozenset(hood.neighbors) - keep).weight
+        weight = neighborhood.without(frozenset(neighborhood.neighbors) - keep).weight
         return mixed(weight, {j: said[j] for j in weight}, rule_for(verb.rule, mix, i))
     if isinstance(verb, Say):
-        return Heard(((j, _copy(said[j])) for j in contacts[i]), frozenset(hood.neighbors) - contacts[i])
+        return Replies(
+            ((j, _copy(said[j])) for j in contacts[i]),
+            frozenset(neighborhood.neighbors) - contacts[i],
+        )
     got = {j: answer for j, answer in answers.items() if answer is not None and j in contacts[i]}
-    return Heard(got.items(), frozenset(hood.neighbors) - got.keys())
+    return Replies(got.items(), frozenset(neighborhood.neighbors) - got.keys())
 
 
-def _answers(i: Peer, verbs: Mapping[Peer, Verb], question: Any, hood: Neighborhood) -> dict[Peer, Any]:
-    """What each neighbor that is up answers to i's question; None: it is withheld. None at all where nobody asks."""
+def _answers(
+    i: Peer, verbs: Mapping[Peer, Verb], question: Any, neighborhood: Neighborhood
+) -> dict[Peer, Any]:
+    """What each neighbor that is up answers to i's question; None: it is withheld. None at all
+    where nobody asks.
+    """
     if not isinstance(verbs[i], Ask):
         return {}
-    return {j: _answer(verbs[j], i, question) for j in hood.neighbors if j in verbs}
+    return {j: _answer(verbs[j], i, question) for j in neighborhood.neighbors if j in verbs}
 
 
 def _answer(verb: Verb, asker: Peer, question: Any) -> Any:
@@ -216,7 +245,9 @@ def _answer(verb: Verb, asker: Peer, question: Any) -> Any:
 
 def _copy(payload: Any) -> Any:
     """What travels is a copy, never a reference."""
-    return payload.clone() if isinstance(payload, Tensor) else tuple(part.clone() for part in payload)
+    return (
+        payload.clone() if isinstance(payload, Tensor) else tuple(part.clone() for part in payload)
+    )
 
 
 def _form(verb: Verb) -> tuple[Any, ...]:
@@ -224,10 +255,15 @@ def _form(verb: Verb) -> tuple[Any, ...]:
     return type(verb), verb.kind, verb.layout, getattr(verb, "answer_layout", None), streaming
 
 
-def _lost(t: int, phase: int, hoods: Hoods, lossy: Lossy | None) -> Edges:
+def _lost(t: int, phase: int, neighborhoods: Hoods, lossy: Lossy | None) -> Edges:
     if lossy is None:
         return frozenset()
-    return {(j, i) for i in sorted(hoods) for j in hoods[i].neighbors if lossy(t, phase, j, i)}
+    return {
+        (j, i)
+        for i in sorted(neighborhoods)
+        for j in neighborhoods[i].neighbors
+        if lossy(t, phase, j, i)
+    }
 
 
 def _send(talk: Conversation, reply: Any) -> Verb | None:

@@ -18,17 +18,23 @@ from peer.session.mailbox import Key
 from peer.session.session import Session
 
 FAR = 20
-"""Rounds: neighbors in one run differ by one round; where they differ by more, a partition has healed."""
+"""Rounds: neighbors in one run differ by one round; where they differ by more, a partition has
+healed.
+"""
 PATIENCE_ROUNDS, PATIENCE_DEADLINES, PATIENCE_SECONDS = 30, 3, 900.0
 """Patience that is not configured: so many rounds, from so many deadlines to so many seconds."""
 GIVEN_BACK = 0.1
-"""Of the time in which a neighbor is on time, what is taken off that for which it was waited for."""
+"""Of the time in which a neighbor is on time, what is taken off that for which it was waited
+for.
+"""
 REMEMBERED = 50
 """Rounds whose median is the pace."""
 
 
-class Watcher:
-    """What the driver tells whoever watches. Every method does nothing; the daemon overrides them."""
+class RoundObserver:
+    """What the driver tells whoever watches. Every method does nothing; the daemon overrides
+    them.
+    """
 
     def phase(self, t: int, phase: int, kind: str, seconds: float) -> None: ...
 
@@ -50,12 +56,14 @@ class Watcher:
 
 
 class Patience:
-    """What each neighbor has cost, in seconds, and what it may still cost: a pure account, without a clock.
+    """What each neighbor has cost, in seconds, and what it may still cost: a pure account, without
+    a clock.
 
-    Waiting for a neighbor costs nothing while the slower half of the others is waited for too, nor up to `slowest`
-    times the pace: what a round takes this node and the faster half of its neighbors. What goes beyond is owed. A
-    neighbor may owe half of what twice the patience leaves it: so it costs twice the patience in the whole run at most
-    (and GIVEN_BACK of the time in which it was on time), however often it is lost and taken back.
+    Waiting for a neighbor costs nothing while the slower half of the others is waited for too, nor
+    up to `slowest` times the pace: what a round takes this node and the faster half of its
+    neighbors. What goes beyond is owed. A neighbor may owe half of what twice the patience leaves
+    it: so it costs twice the patience in the whole run at most (and GIVEN_BACK of the time in which
+    it was on time), however often it is lost and taken back.
     """
 
     def __init__(self, sync: SyncSection) -> None:
@@ -64,27 +72,28 @@ class Patience:
         self._losses: Counter[Peer] = Counter()
         self._round: dict[Peer, float] = defaultdict(float)
         """Seconds of this round in which it was waited for, beyond the faster half."""
-        self._blamed: dict[Peer, float] = defaultdict(float)
+        self._charged_seconds: dict[Peer, float] = defaultdict(float)
         """Those of them in which it did not say that it waits for others."""
         self._beyond = 0.0
         """Seconds of this round in which anybody was."""
         self._paces: deque[float] = deque(maxlen=REMEMBERED)
 
-    def wait(self, seconds: float, debtors: frozenset[Peer], blamed: frozenset[Peer]) -> None:
+    def wait(self, seconds: float, pending: frozenset[Peer], blamed: frozenset[Peer]) -> None:
         """The faster half is done, and these were waited for."""
         self._beyond += seconds
-        for counted, peers in ((self._round, debtors), (self._blamed, blamed)):
+        for counted, peers in ((self._round, pending), (self._charged_seconds, blamed)):
             for peer in peers:
                 counted[peer] += seconds
 
     def pace(self, so_far: float) -> float:
-        """Seconds of a round without those who are late: the last or the median one, as it includes evaluations or not.
-        `so_far`: what this round has taken, which has to do before the first is over."""
+        """Seconds of a round without those who are late: the last or the median one, as it includes
+        evaluations or not. `so_far`: what this round has taken, which has to do before the first is
+        over."""
         return max(median(self._paces), self._paces[-1]) if self._paces else so_far - self._beyond
 
     def spent(self, peer: Peer, so_far: float) -> float:
         """What it costs in this round."""
-        waited = max(self._blamed[peer], self._round[peer] / 2)
+        waited = max(self._charged_seconds[peer], self._round[peer] / 2)
         return max(0.0, waited - self.sync.slowest * self.pace(so_far))
 
     def left(self, peer: Peer, so_far: float) -> float:
@@ -92,10 +101,14 @@ class Patience:
         return (2 * self._most(so_far) - self.owed[peer]) / 2
 
     def lost(self, peer: Peer) -> float:
-        """An edge was lost; the seconds until it is taken back: at once the first time, then after a deadline, twice
-        that, … until it was on time for as long as makes up for what it owes."""
+        """An edge was lost; the seconds until it is taken back: at once the first time, then after
+        a deadline, twice that, … until it was on time for as long as makes up for what it owes."""
         self._losses[peer] += 1
-        return self.sync.deadline_s * 2.0 ** min(self._losses[peer] - 2, 32) if self._losses[peer] > 1 else 0.0
+        return (
+            self.sync.deadline_s * 2.0 ** min(self._losses[peer] - 2, 32)
+            if self._losses[peer] > 1
+            else 0.0
+        )
 
     def round(self, seconds: float, present: frozenset[Peer]) -> None:
         """A round of so many seconds is over; `present`: whose edges still stand."""
@@ -108,7 +121,7 @@ class Patience:
                 del self.owed[peer], self._losses[peer]
         self._paces.append(max(0.0, seconds - self._beyond))
         self._round.clear()
-        self._blamed.clear()
+        self._charged_seconds.clear()
         self._beyond = 0.0
 
     def _most(self, so_far: float) -> float:
@@ -119,10 +132,17 @@ class Patience:
 
 
 class Waiting:
-    """One node's waiting. `begin` a round, `enter` each phase, then wait `until` its neighbors are done; `end` it."""
+    """One node's waiting. `begin` a round, `enter` each phase, then wait `until` its neighbors are
+    done; `end` it.
+    """
 
-    def __init__(self, session: Session, sync: SyncSection, watcher: Watcher) -> None:
-        self.session, self.membership, self.sync, self.watcher = session, session.membership, sync, watcher
+    def __init__(self, session: Session, sync: SyncSection, watcher: RoundObserver) -> None:
+        self.session, self.membership, self.sync, self.watcher = (
+            session,
+            session.membership,
+            sync,
+            watcher,
+        )
         self.patience = Patience(sync)
         self.t = self.phase = 0
         self.live: frozenset[Peer] = frozenset()
@@ -132,7 +152,12 @@ class Waiting:
         self._told: frozenset[Peer] = frozenset()
 
     def begin(self, t: int) -> None:
-        self.t, self.live, self._told, self._began = t, self.membership.live(t), frozenset(), self.session.now
+        self.t, self.live, self._told, self._began = (
+            t,
+            self.membership.live(t),
+            frozenset(),
+            self.session.now,
+        )
 
     def enter(self, phase: int) -> None:
         self.phase, self._left_out = phase, frozenset()
@@ -158,10 +183,11 @@ class Waiting:
         came: Callable[[Peer], bool],
         excused: Callable[[Peer], bool] = lambda peer: False,
     ) -> None:
-        """Until every peer is done, or lost; by the policy of `[sync]` until enough are, or not at all.
+        """Until every peer is done, or lost; by the policy of `[sync]` until enough are, or not at
+        all.
 
-        `came`: what the peer owes is here (it may still have to take what this node owes it). `excused`: it is this
-        node's own work that keeps the peer from being done.
+        `came`: what the peer owes is here (it may still have to take what this node owes it).
+        `excused`: it is this node's own work that keeps the peer from being done.
         """
         if self.sync.mode == "async":
             return
@@ -178,41 +204,50 @@ class Waiting:
             waiting = still
             if not waiting or len(peers) - len(waiting) >= enough:
                 break
-            position.waiting_for = debtors = frozenset(peer for peer in waiting if not excused(peer))
-            self.membership.start_waiting(waiting - debtors, self.session.now)
-            for peer in sorted(debtors):
-                self._judge(peer)
+            position.waiting_for = pending = frozenset(
+                peer for peer in waiting if not excused(peer)
+            )
+            self.membership.start_waiting(waiting - pending, self.session.now)
+            for peer in sorted(pending):
+                self._check_deadline(peer)
             half = len(peers) - len(waiting) >= len(peers) // 2
-            blamed = frozenset(peer for peer in debtors if not self._waits_for_others(peer))
-            dozed = await self._doze(waiting)
+            blamed = frozenset(peer for peer in pending if not self._waits_for_others(peer))
+            dozed = await self._wait_for_change(waiting)
             if half:
-                self.patience.wait(dozed, debtors, blamed)
+                self.patience.wait(dozed, pending, blamed)
         position.waiting_for = frozenset()
 
     def _still(
         self, peers: frozenset[Peer], done: Callable[[Peer], bool], came: Callable[[Peer], bool]
     ) -> frozenset[Peer]:
-        """Whom to go on waiting for. Of a neighbor that is in a later round nothing of this one will come."""
+        """Whom to go on waiting for. Of a neighbor that is in a later round nothing of this one
+        will come.
+        """
         still = frozenset(peer for peer in peers & self.membership.live(self.t) if not done(peer))
         for peer in sorted(still):
             if self.membership.neighbors[peer].round > self.t and not came(peer):
                 self._leave_out(peer, "It went on without this node.")
         return still - self._left_out
 
-    def _judge(self, peer: Peer) -> None:
+    def _check_deadline(self, peer: Peer) -> None:
         """Is it to be given up?"""
         spent = self.patience.spent(peer, self._so_far)
         if self.membership.overdue(peer, self.session.now):
             self.lose(peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
         elif spent > self.patience.left(peer, self._so_far):
-            self.lose(peer, f"It held this node up for {spent:.0f} s: see sync.slowest, sync.patience_s.", idle=True)
+            self.lose(
+                peer,
+                f"It held this node up for {spent:.0f} s: see sync.slowest, sync.patience_s.",
+                idle=True,
+            )
 
     def _waits_for_others(self, peer: Peer) -> bool:
         return bool(self.membership.neighbors[peer].waiting_for - {self.membership.me})
 
-    async def _doze(self, waiting: frozenset[Peer]) -> float:
-        """Until something changes or the next deadline; the seconds that took. If this node itself stood still
-        meanwhile, what the others said is not read yet, they get their time anew, and it is nobody's."""
+    async def _wait_for_change(self, waiting: frozenset[Peer]) -> float:
+        """Until something changes or the next deadline; the seconds that took. If this node itself
+        stood still meanwhile, what the others said is not read yet, they get their time anew, and
+        it is nobody's."""
         since = self.session.now
         due = max(since + 0.001, min(self.membership.until(peer) for peer in waiting) + 0.001)
         await self.session.changed.wait(due - since)
@@ -227,7 +262,9 @@ class Waiting:
             self._leave_out(peer, "It refused what was sent.")
 
     def _leave_out(self, peer: Peer, why: str) -> None:
-        """round: the edge is lost. Otherwise a neighbor may be ahead; it is left out of this phase only."""
+        """round: the edge is lost. Otherwise a neighbor may be ahead; it is left out of this phase
+        only.
+        """
         self._left_out |= {peer}
         if self.sync.mode == "round":
             self.lose(peer, why)

@@ -28,18 +28,18 @@ TASKS: Mapping[str, str] = {
     "causal-lm": "node.tasks.causal_lm:make",
     "classification": "node.tasks.classification:make",
 }
-"""name -> module:function, called with the run and the node's data. A new task: one file, one line here, and its name
-in BUNDLED_TASKS (node/config/task.py)."""
+"""name -> module:function, called with the run and the node's data. A new task: one file, one line
+here, and its name in BUNDLED_TASKS (node/config/task.py)."""
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.device = CPU) -> Task:
-    """The run's task on one node's data: row numbers of a public data set (for the node of `centralized`,
-    `partition.union` of all parts), or a daemon's `[data]`. An own task is given row numbers of public data everywhere,
-    and `[data]` only where the data are the node's own.
+    """The run's task on one node's data: row numbers of a public data set (for the node of
+    `centralized`, `partition.union` of all parts), or a daemon's `[data]`. An own task is given row
+    numbers of public data everywhere, and `[data]` only where the data are the node's own.
 
     Raises:
-        ConfigurationError: no task, data set or model of that name, or a combination that does not fit.
-        DataError: the node's files are missing, damaged or not what the task expects.
+        ConfigurationError: no task, data set or model of that name, or a combination that does not
+        fit. DataError: the node's files are missing, damaged or not what the task expects.
         TaskError: the code of an own task made a mistake.
     """
     name = run.task.name
@@ -63,14 +63,16 @@ def _public_rows(run: RunConfig, data: DataSection | NDArray[np.int64]) -> NDArr
     if not isinstance(data, DataSection):
         return data
     if data.path is not None:
-        raise ConfigurationError(f"data.path is set, but the run learns {run.task.data}; set task.data to own.")
+        raise ConfigurationError(
+            f"data.path is set, but the run learns {run.task.data}; set task.data to own."
+        )
     count = len(datasets.public(run.task)[0])
     return datasets.rows(data.rows, count) if data.rows else np.arange(count)
 
 
 def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Task]:
-    """The function of a name in the table, of an installed entry point, of "package.module:function", or of
-    "FILE.py:function"; guarded, but for those in the table.
+    """The function of a name in the table, of an installed entry point, of
+    "package.module:function", or of "FILE.py:function"; guarded, but for those in the table.
 
     Raises:
         ConfigurationError: there is none.
@@ -88,7 +90,9 @@ def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Ta
             "or FILE.py:function."
         )
     if not function:
-        raise ConfigurationError(f"task.name = {name!r} names no function; write package.module:function.")
+        raise ConfigurationError(
+            f"task.name = {name!r} names no function; write package.module:function."
+        )
     own: object = getattr(guarded(load, name, "import")(module, path), function, None)
     if not callable(own):
         raise ConfigurationError(f"task.name = {name!r}: {module} has no function {function!r}.")
@@ -96,7 +100,8 @@ def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Ta
 
 
 def sealed(run: RunConfig) -> RunConfig:
-    """The run with what its task needs to be the same at all nodes written out, where its module says so (`seal`).
+    """The run with what its task needs to be the same at all nodes written out, where its module
+    says so (`seal`).
 
     Raises:
         ConfigurationError, DataError, TaskError: as `make`.
@@ -106,14 +111,22 @@ def sealed(run: RunConfig) -> RunConfig:
 
 
 def exporter(run: RunConfig) -> Callable[[RunConfig, Layout, Tensor, Path], None] | None:
-    """What writes a whole model of the run's task as a folder, where its module can (`save_pretrained`)."""
+    """What writes a whole model of the run's task as a folder, where its module can
+    (`save_pretrained`).
+    """
     return _beside(run, "save_pretrained")
 
 
 def _beside(run: RunConfig, name: str) -> Callable[..., Any] | None:
     """A function of the module that the task comes from."""
-    function: Callable[..., Any] | None = getattr(getmodule(unwrap(find(run.task.name))), name, None)
-    return function if function is None or run.task.name in TASKS else guarded(function, run.task.name, name)
+    function: Callable[..., Any] | None = getattr(
+        getmodule(unwrap(find(run.task.name))), name, None
+    )
+    return (
+        function
+        if function is None or run.task.name in TASKS
+        else guarded(function, run.task.name, name)
+    )
 
 
 __all__ = ["TASKS", "absolute", "exporter", "find", "is_file", "make", "sealed"]

@@ -1,11 +1,14 @@
-"""Language models: every row of text is an example, whose loss is the mean negative log-likelihood of its label tokens.
+"""Language models: every row of text is an example, whose loss is the mean negative log-likelihood
+of its label tokens.
 
-Parameters are those of the model's layers (found by structure), or LoRA adapters beside them; everything else is frozen
-and shared by all tasks of a process. Right-padded to one fixed length and causal, so that neither pads nor the other
-examples of a batch reach an example's loss; no attention mask is needed.
+Parameters are those of the model's layers (found by structure), or LoRA adapters beside them;
+everything else is frozen and shared by all tasks of a process. Right-padded to one fixed length and
+causal, so that neither pads nor the other examples of a batch reach an example's loss; no attention
+mask is needed.
 
 Deviations
-  * A batch's loss is the mean over its examples, not over its tokens: clipping example by example, gradients that are
+  * A batch's loss is the mean over its examples, not over its tokens: clipping example by example,
+    gradients that are
     accumulated and batches of any size then mean the same.
   * Models run in evaluation mode: no dropout.
 Not covered
@@ -35,7 +38,7 @@ from node import device as devices
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
-from node.llm.layers import Trained, adapted, trained, twin, whole, without
+from node.llm.layers import Trained, adapted, share_weights, trained, whole, without
 from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
 from node.task import views
@@ -57,13 +60,15 @@ class Tested:
 
 
 class CausalLM:
-    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
+    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments,
+    examples never change.
+    """
 
     indexes = True
 
     def __init__(
         self,
-        language: models.Language,
+        language: models.LanguageModel,
         found: Trained,
         text: TextSection,
         train: Sequences,
@@ -71,11 +76,15 @@ class CausalLM:
         again: Callable[[int], nn.Module],
         inputs: Mapping[str, str] | None = None,
     ) -> None:
-        """`language` without the weights that are trained; `again` makes or reads it with them, for a seed. `inputs`
-        says in public what it is fed, whatever the rows are: nodes compare it."""
+        """`language` without the weights that are trained; `again` makes or reads it with them, for
+        a seed. `inputs` says in public what it is fed, whatever the rows are: nodes compare it."""
         self.inputs: Mapping[str, str] = inputs or {}
         self.text, self._train, self._test, self._again = text, train, test, again
-        self.device, self.at_once, self.adapted = devices.CPU, text.micro_batch, bool(text.lora_rank)
+        self.device, self.micro_batch, self.adapted = (
+            devices.CPU,
+            text.micro_batch,
+            bool(text.lora_rank),
+        )
         self.dtype, self._model = TYPES[text.dtype], language.model
         self.layout: Layout = found.layout
         self.stages: tuple[tuple[str, ...], ...] = found.stages
@@ -84,17 +93,19 @@ class CausalLM:
         self._local = threading.local()
 
     @property
-    def examples(self) -> int:
+    def num_examples(self) -> int:
         return len(self._train)
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         """The weights the model comes with, or drawn from the seed, flat [d] in the task's type."""
         model = self._again(seed)
         if self.text.lora_rank:
             with seeded(seed):
                 model = adapted(model, self.text)
         named = dict(model.named_parameters())
-        return torch.cat([named[name].detach().reshape(-1).to(self.dtype) for name, _ in self.layout.fields])
+        return torch.cat(
+            [named[name].detach().reshape(-1).to(self.dtype) for name, _ in self.layout.fields]
+        )
 
     def to(self, device: torch.device) -> None:
         self.device, self._train = device, self._train.to(device)
@@ -109,24 +120,34 @@ class CausalLM:
         return _mean(self._forward(parameters, ids).logits, likelihood.shifted(labels))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        """Parameters of any float type; those that ask for a gradient get it in their own. A bfloat16 model computes
-        under autocast on an NVIDIA GPU."""
+        """Parameters of any float type; those that ask for a gradient get it in their own. A
+        bfloat16 model computes under autocast on an NVIDIA GPU."""
         ids, labels = batch[0], likelihood.shifted(batch[1])
         more: dict[str, Any] = {}
         places = (labels != MASKED).any(0).nonzero()[:, 0]
         longest = int(places[-1]) + 1  # what is after the last label changes nothing
         ids, labels = ids[:, :longest], labels[:, :longest]
-        if self._chooses:  # the head is a fifth of SmolLM2's work, and few positions predict an answer
+        if (
+            self._chooses
+        ):  # the head is a fifth of SmolLM2's work, and few positions predict an answer
             more["logits_to_keep"] = places
             labels = labels[:, places]
-        kind, mixed = self.device.type, self.dtype == torch.bfloat16 and self.device.type in AUTOCAST
-        with torch.autocast(kind, torch.bfloat16, enabled=mixed, cache_enabled=False):  # a weight is used once
+        kind, mixed = (
+            self.device.type,
+            self.dtype == torch.bfloat16 and self.device.type in AUTOCAST,
+        )
+        with torch.autocast(
+            kind, torch.bfloat16, enabled=mixed, cache_enabled=False
+        ):  # a weight is used once
             logits = self._forward(parameters, ids, **more).logits
         return _mean(logits, labels)
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """loss (mean over the examples) and perplexity (over all label tokens) on the PUBLIC test set; where the run
-        names labels accuracy in [0, 1] and macro-F1 too. {} where there is no test set."""
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """loss (mean over the examples) and perplexity (over all label tokens) on the PUBLIC test
+        set; where the run names labels accuracy in [0, 1] and macro-F1 too. {} where there is no
+        test set."""
         if self._test is None:
             return {}
         parameters = views(self.layout, devices.onto(x.detach().to(self.dtype), self.device))
@@ -136,14 +157,20 @@ class CausalLM:
                 return self._forward(parameters, ids, **more)
 
         if not self._test.questions:
-            judged = likelihood.sequences(forward, self._test.rows.to(self.device), breathe)
+            judged = likelihood.sequences(forward, self._test.rows.to(self.device), yield_point)
             return _figures(judged.nll[:, 0], judged.tokens[:, 0])
         if self._repeats:
-            final = torch.tensor([-1], device=self.device)  # 1 would do, but leaves a view that the head is copied for
+            final = torch.tensor(
+                [-1], device=self.device
+            )  # 1 would do, but leaves a view that the head is copied for
             last = {"logits_to_keep": final} if self._chooses else {}
-            judged = likelihood.answers(forward, self._test.questions, self.device, breathe, **last)
+            judged = likelihood.answers(
+                forward, self._test.questions, self.device, yield_point, **last
+            )
         else:
-            judged = likelihood.answers_anew(forward, self._test.questions, self.device, breathe)
+            judged = likelihood.score_without_cache(
+                forward, self._test.questions, self.device, yield_point
+            )
         right, truth = torch.arange(len(self._test.truth)), self._test.truth
         found = judged.loss.argmin(1)
         return {
@@ -152,16 +179,20 @@ class CausalLM:
             **_figures(judged.nll[right, truth], judged.tokens[right, truth]),
         }
 
-    def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any) -> Any:
+    def _forward(
+        self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any
+    ) -> Any:
         if not torch.is_autocast_enabled(self.device.type):  # which casts where it wants to
             parameters = {name: value.to(self.dtype) for name, value in parameters.items()}
         arguments = {"input_ids": ids, "use_cache": use_cache, **more}
-        return functional_call(self._module(), {**_tensors(self._model, self.device), **parameters}, (), arguments)
+        return functional_call(
+            self._module(), {**_tensors(self._model, self.device), **parameters}, (), arguments
+        )
 
     def _module(self) -> nn.Module:
         """This thread's own modules: functional_call swaps tensors inside them while it runs."""
         if not hasattr(self._local, "module"):
-            self._local.module = twin(self._model)
+            self._local.module = share_weights(self._model)
         module: nn.Module = self._local.module
         return module
 
@@ -172,7 +203,10 @@ def _mean(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _figures(nll: Tensor, tokens: Tensor) -> dict[str, float]:
-    return {"loss": float((nll / tokens).mean()), "perplexity": float((nll.sum() / tokens.sum()).exp())}
+    return {
+        "loss": float((nll / tokens).mean()),
+        "perplexity": float((nll.sum() / tokens.sum()).exp()),
+    }
 
 
 @lru_cache(maxsize=2)
@@ -191,14 +225,18 @@ def _attention(run: RunConfig) -> str | None:
     return None if run.privacy.mode == "none" else "eager"  # vmap knows all of eager's kernels
 
 
-def _model(run: RunConfig) -> tuple[models.Language, Trained]:
-    """What all tasks of a process share: the model without the weights that are trained, and which those are."""
+def _model(run: RunConfig) -> tuple[models.LanguageModel, Trained]:
+    """What all tasks of a process share: the model without the weights that are trained, and which
+    those are.
+    """
     text = (run.task.text or TextSection()).model_copy(update={"digest": ""})
     return _shared(run.task.model, text, _attention(run), run.train.seed)
 
 
 @lru_cache(maxsize=2)
-def _shared(name: str, text: TextSection, attention: str | None, seed: int) -> tuple[models.Language, Trained]:
+def _shared(
+    name: str, text: TextSection, attention: str | None, seed: int
+) -> tuple[models.LanguageModel, Trained]:
     language = models.checked(models.load(name, TYPES[text.dtype], attention, seed), name)
     model = language.model
     if text.lora_rank:
@@ -229,10 +267,12 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         test = _tested(encoder, own_test) if own_test else None
     else:
         train, test = _public(task, data), _public_test(language, task.model_dump_json())
-    return CausalLM(language, found, text, encoder.sequences(train), test, again, _inputs(task, text, language))
+    return CausalLM(
+        language, found, text, encoder.sequences(train), test, again, _inputs(task, text, language)
+    )
 
 
-def _inputs(task: TaskSection, text: TextSection, language: models.Language) -> dict[str, str]:
+def _inputs(task: TaskSection, text: TextSection, language: models.LanguageModel) -> dict[str, str]:
     """What the model is fed: from the run file and the kind of its tokens, never from the texts."""
     return {
         "template": text.template,
@@ -248,12 +288,14 @@ def _check_model(task: TaskSection) -> None:
     """Raises DataError: it is not the one that `seal` saw."""
     known = task.text.digest if task.text else ""
     if known and not known.startswith(models.identity(task.model)):
-        raise DataError(f"This copy of {task.model} is not the one the run was made with; install the same.")
+        raise DataError(
+            f"This copy of {task.model} is not the one the run was made with; install the same."
+        )
 
 
 def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> None:
-    """Writes the run's whole model with parameters x [d] and its tokenizer, if it has one, as transformers reads them;
-    adapters are merged into the layers. Texts are not needed.
+    """Writes the run's whole model with parameters x [d] and its tokenizer, if it has one, as
+    transformers reads them; adapters are merged into the layers. Texts are not needed.
 
     Raises:
         ConfigurationError: there is no such model.
@@ -270,10 +312,12 @@ def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> 
         model.save_pretrained(folder)
         language.tokens.save(folder)
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{folder} can't be written: {error}; free space or check permissions.") from None
+        raise StorageError(
+            f"{folder} can't be written: {error}; free space or check permissions."
+        ) from None
 
 
-def _encoder(language: models.Language, task: TaskSection) -> Encoder:
+def _encoder(language: models.LanguageModel, task: TaskSection) -> Encoder:
     """Raises ConfigurationError: the model is for shorter sequences, or no such template."""
     text = task.text or TextSection()
     if language.longest is not None and text.length > language.longest:
@@ -290,14 +334,16 @@ def _tested(encoder: Encoder, rows: Texts) -> Tested:
 
 
 @lru_cache(maxsize=2)
-def _public_test(language: models.Language, section: str) -> Tested:
+def _public_test(language: models.LanguageModel, section: str) -> Tested:
     """Read and encoded once for all nodes of a process."""
     task = TaskSection.model_validate_json(section)
     return _tested(_encoder(language, task), _texts(task)[1])
 
 
 def seal(run: RunConfig) -> RunConfig:
-    """The run with the digest of its model and public texts, which every node compares with its own copies."""
+    """The run with the digest of its model and public texts, which every node compares with its own
+    copies.
+    """
     text = run.task.text or TextSection()
     digest = f"{models.identity(run.task.model)}:{_texts_digest(run.task.model_dump_json())}"
     task = run.task.model_copy(update={"text": text.model_copy(update={"digest": digest})})
@@ -313,11 +359,17 @@ def _texts_digest(section: str) -> str:
 
 def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Texts, Texts | None]:
     if not isinstance(data, DataSection):
-        raise ConfigurationError("task.data = own needs real nodes: up and simulate divide public texts only.")
+        raise ConfigurationError(
+            "task.data = own needs real nodes: up and simulate divide public texts only."
+        )
     if data.path is None:
-        raise ConfigurationError("task.data = own needs data.path in the node's file: a table, .jsonl, .txt or folder.")
+        raise ConfigurationError(
+            "task.data = own needs data.path in the node's file: a table, .jsonl, .txt or folder."
+        )
     if not data.name:
-        raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
+        raise ConfigurationError(
+            "Own data needs data.name in the node's file: its privacy ledger goes by that name."
+        )
     test = datasets.read_texts(data.test, task) if data.test else None
     return datasets.read_texts(data.path, task), test
 
@@ -327,7 +379,9 @@ def _public(task: TaskSection, data: DataSection | NDArray[np.int64]) -> Texts:
     if not isinstance(data, DataSection):
         return train.take(data)
     if data.path is not None:
-        raise ConfigurationError(f"data.path is set, but the run learns {task.data}; set task.data to own.")
+        raise ConfigurationError(
+            f"data.path is set, but the run learns {task.data}; set task.data to own."
+        )
     return train.take(datasets.rows(data.rows, len(train))) if data.rows else train
 
 

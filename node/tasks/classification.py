@@ -1,4 +1,6 @@
-"""Image classification: cross-entropy of an `nn.Module`'s logits, evaluated on a public test set."""
+"""Image classification: cross-entropy of an `nn.Module`'s logits, evaluated on a public test
+set.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ EVALUATION_CHUNK = 256
 
 
 class Classification:
-    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments, examples never change."""
+    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments,
+    examples never change.
+    """
 
     indexes = True
 
@@ -46,8 +50,9 @@ class Classification:
         validation: Examples | None = None,
         inputs: Mapping[str, str] | None = None,
     ) -> None:
-        """`build` makes a module without buffers that maps images [n, channels, height, width] to logits [n, classes].
-        `inputs` says in public what it is fed, whatever the rows are: nodes compare it.
+        """`build` makes a module without buffers that maps images [n, channels, height, width] to
+        logits [n, classes]. `inputs` says in public what it is fed, whatever the rows are: nodes
+        compare it.
 
         Raises:
             ConfigurationError: the module has a batch normalization.
@@ -58,17 +63,23 @@ class Classification:
         with torch.device("meta"):
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
-        self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters()))
+        self.layout = Layout(
+            tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters())
+        )
         modules = dict.fromkeys(name.split(".")[0] for name, _ in self.layout.fields)
-        self.stages = tuple(tuple(n for n, _ in self.layout.fields if n.split(".")[0] == it) for it in modules)
-        """Names of the layout, one group for each module at the top that has parameters: what is trained by itself."""
+        self.stages = tuple(
+            tuple(n for n, _ in self.layout.fields if n.split(".")[0] == it) for it in modules
+        )
+        """Names of the layout, one group for each module at the top that has parameters: what is
+        trained by itself.
+        """
         self._local = threading.local()
 
     @property
-    def examples(self) -> int:
+    def num_examples(self) -> int:
         return len(self._train)
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         with seeded(seed):
             return flat(self.layout, dict(self._build().named_parameters()))
 
@@ -90,7 +101,9 @@ class Classification:
         return functional.cross_entropy(self._logits(parameters, x), y)
 
     def factors(self) -> ghost.Factored | None:
-        """What gives the gradients as outer products (node/maths/ghost.py); None where they are none."""
+        """What gives the gradients as outer products (node/maths/ghost.py); None where they are
+        none.
+        """
         if not ghost.is_linear(self._skeleton, [name for name, _ in self.layout.fields]):
             return None
 
@@ -101,18 +114,23 @@ class Classification:
 
         return found
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none. `breathe` is called between
-        chunks."""
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none.
+        `yield_point` is called between chunks."""
         if self._test is None:
             return {}
         right, loss, n, x = 0, 0.0, len(self._test), devices.onto(x, self.device)
         for start in range(0, n, EVALUATION_CHUNK):
             if start:
-                breathe()
+                yield_point()
             place = slice(start, start + EVALUATION_CHUNK)
             with torch.inference_mode():
-                y, logits = self._test.y[place], self._logits(views(self.layout, x), self._test.x[place], train=False)
+                y, logits = (
+                    self._test.y[place],
+                    self._logits(views(self.layout, x), self._test.x[place], train=False),
+                )
                 right += int((logits.argmax(1) == y).sum())
                 loss += float(functional.cross_entropy(logits, y, reduction="sum"))
         return {"accuracy": right / n, "loss": loss / n}
@@ -122,21 +140,30 @@ class Classification:
         """Is there a validation set?"""
         return self._validation is not None
 
-    def validate(self, parameters: Mapping[str, Tensor], kind: Literal["accuracy", "neg_loss"]) -> Tensor:
+    def validate(
+        self, parameters: Mapping[str, Tensor], kind: Literal["accuracy", "neg_loss"]
+    ) -> Tensor:
         """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""
         assert self._validation is not None
-        return _value(self._logits(parameters, self._validation.x, train=False), self._validation.y, kind)
+        return _value(
+            self._logits(parameters, self._validation.x, train=False), self._validation.y, kind
+        )
 
     def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, str], Tensor] | None:
-        """(share [k], kind) -> value of x + share·moves on the validation set, without its first layer's product, which
-        is linear in the parameters: it is made once for x and for every move [k, d]. None: that layer is not linear."""
+        """(share [k], kind) -> value of x + share·moves on the validation set, without its first
+        layer's product, which is linear in the parameters: it is made once for x and for every move
+        [k, d]. None: that layer is not linear."""
         module = self._module().train(False)
         layers = list(module.named_children()) if isinstance(module, nn.Sequential) else []
         while layers and isinstance(layers[0][1], nn.Flatten):
             layers = layers[1:]
         if self._validation is None or not layers or not isinstance(layers[0][1], nn.Linear):
             return None
-        first, rest, y = layers[0][0], nn.Sequential(*(layer for _, layer in layers[1:])), self._validation.y
+        first, rest, y = (
+            layers[0][0],
+            nn.Sequential(*(layer for _, layer in layers[1:])),
+            self._validation.y,
+        )
         inputs = self._validation.x.flatten(1)
         all_of = torch.cat([x.unsqueeze(0), moves])
         products = torch.stack([_linear(views(self.layout, it), first, inputs) for it in all_of])
@@ -147,7 +174,9 @@ class Classification:
         def value(share: Tensor, kind: str) -> Tensor:
             hidden = torch.addmv(ready, steps, share).view(products.shape[1:])
             parameters = views(self.layout, torch.addmv(x, moves.t(), share)) if names else {}
-            logits = functional_call(rest, {mine: parameters[name] for mine, name in names.items()}, (hidden,))
+            logits = functional_call(
+                rest, {mine: parameters[name] for mine, name in names.items()}, (hidden,)
+            )
             return _value(logits, y, kind)
 
         return value
@@ -157,7 +186,9 @@ class Classification:
         return logits
 
     def _module(self) -> nn.Module:
-        """This thread's own parameterless module: functional_call swaps parameters inside it while it runs."""
+        """This thread's own parameterless module: functional_call swaps parameters inside it while
+        it runs.
+        """
         if not hasattr(self._local, "module"):
             self._local.module = copy.deepcopy(self._skeleton)
         module: nn.Module = self._local.module
@@ -180,7 +211,9 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     train, test, judged = _own(run, data) if task.data == "own" else _bundled(run, data)
     train = _prepared(train, task)
     if test and test.shape != train.shape:
-        raise DataError(f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size.")
+        raise DataError(
+            f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size."
+        )
     for what, other in (("Test", test), ("Validation", judged)):
         if other and _inputs(other, task)["values"] != _inputs(train, task)["values"]:
             raise DataError(
@@ -188,13 +221,22 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
                 "task.value_range = [0, 1]."
             )
     judged = _prepared(judged, task) if judged else None
-    return Classification(lambda: models.build(task, train.shape), train, test, judged, _inputs(train, task))
+    return Classification(
+        lambda: models.build(task, train.shape), train, test, judged, _inputs(train, task)
+    )
 
 
 def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
-    """What the model is fed: from the run file, and from shape and type of the node's data, never from their values."""
-    values = f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values
-    if task.value_range and task.value_range != (0, 1):  # integers over their largest fill 0 … 1 and nothing else
+    """What the model is fed: from the run file, and from shape and type of the node's data, never
+    from their values.
+    """
+    values = (
+        f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values
+    )
+    if task.value_range and task.value_range != (
+        0,
+        1,
+    ):  # integers over their largest fill 0 … 1 and nothing else
         values = f"{examples.values}, {values}"
     found = {
         "shape": "×".join(map(str, examples.shape)),
@@ -202,7 +244,9 @@ def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
         "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
     }
     if examples.values == STANDARDIZED:
-        found["features"] = ", ".join(f"{name} ({center}, {scale})" for name, (center, scale) in task.features.items())
+        found["features"] = ", ".join(
+            f"{name} ({center}, {scale})" for name, (center, scale) in task.features.items()
+        )
     if task.mean:
         found["mean"], found["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
     return found
@@ -226,18 +270,26 @@ def _public_test(section: str) -> Examples:
 def _images(task: TaskSection) -> tuple[Examples, Examples]:
     train, test = datasets.public(task)
     if not isinstance(train, Examples) or not isinstance(test, Examples):
-        raise ConfigurationError(f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.')
+        raise ConfigurationError(
+            f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.'
+        )
     return train, test
 
 
 def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     task = run.task
     if not isinstance(data, DataSection):
-        raise ConfigurationError("task.data = own needs real nodes: up and simulate divide bundled data sets only.")
+        raise ConfigurationError(
+            "task.data = own needs real nodes: up and simulate divide bundled data sets only."
+        )
     if data.path is None:
-        raise ConfigurationError("task.data = own needs data.path in the node's file: .npz, table or folder of images.")
+        raise ConfigurationError(
+            "task.data = own needs data.path in the node's file: .npz, table or folder of images."
+        )
     if not data.name:
-        raise ConfigurationError("Own data needs data.name in the node's file: its privacy ledger goes by that name.")
+        raise ConfigurationError(
+            "Own data needs data.name in the node's file: its privacy ledger goes by that name."
+        )
     train = datasets.own(data.path, task)
     test = _prepared(datasets.own(data.test, task), task) if data.test else None
     return train, test, validation.load(run, data, train)
@@ -251,6 +303,8 @@ def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     if not isinstance(data, DataSection):
         return train.take(data), test, validation.load(run, data, train)
     if data.path is not None:
-        raise ConfigurationError(f"data.path is set, but the run learns {task.data}; set task.data to own.")
+        raise ConfigurationError(
+            f"data.path is set, but the run learns {task.data}; set task.data to own."
+        )
     judged = validation.load(run, data, train)
     return (train.take(datasets.rows(data.rows, len(train))) if data.rows else train), test, judged

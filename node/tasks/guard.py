@@ -1,8 +1,9 @@
-"""The border to somebody's own task: whatever its code raises becomes one sentence that names the file and the line.
+"""The border to somebody's own task: whatever its code raises becomes one sentence that names the
+file and the line.
 
-A thin proxy: what a task has, it has, and what it lacks, it lacks. What our code raised passes, and so does the end of
-a daemon (`Stopped`) or of a program in the terminal (Ctrl-C). A model goes in and out as a copy, and torch's switches
-stay as they were.
+A thin proxy: what a task has, it has, and what it lacks, it lacks. What our code raised passes, and
+so does the end of a daemon (`Stopped`) or of a program in the terminal (Ctrl-C). A model goes in
+and out as a copy, and torch's switches stay as they were.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
 from peer.message import DType, Layout
 
-OURS = tuple(f"{Path(package.__file__).parent}/" for package in (torch, node, peer) if package.__file__)
+OURS = tuple(
+    f"{Path(package.__file__).parent}/" for package in (torch, node, peer) if package.__file__
+)
 """Whose lines are no mistake of a task."""
 INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")})
 """Where a mistake is looked for only if the task itself is installed."""
 SLACK = 1e-6
 """What rounding may add to an accuracy of 1."""
-ATTRIBUTES = ("layout", "examples")
-METHODS = ("start", "batch", "loss", "mean_loss", "evaluate")
+ATTRIBUTES = ("layout", "num_examples")
+METHODS = ("initial_parameters", "batch", "loss", "mean_loss", "evaluate")
 """What `node.task.Task` asks for, but `device` and `to`."""
 OPTIONAL_METHODS = ("to", "example", "validate", "factors")
 """What is no function is as good as absent."""
-COLD = ("start", "evaluate", "to", "example", "validate")
+COLD = ("initial_parameters", "evaluate", "to", "example", "validate")
 """Called seldom enough to look at torch's switches each time."""
 _MISSING = object()
 
@@ -54,10 +57,16 @@ def guard(made: object, name: str) -> Task:
         TaskError: its code raised.
     """
     if isinstance(made, type):
-        raise ConfigurationError(f"task.name = {name!r} made the class {made.__name__}, not an object; call it there.")
+        raise ConfigurationError(
+            f"task.name = {name!r} made the class {made.__name__}, not an object; call it there."
+        )
     missing = [attribute for attribute in ATTRIBUTES if _read(made, attribute, name) is _MISSING]
-    if missing := missing + [method for method in METHODS if not callable(_read(made, method, name))]:
-        raise ConfigurationError(f"task.name = {name!r} made something without {', '.join(missing)}: no Task.")
+    if missing := missing + [
+        method for method in METHODS if not callable(_read(made, method, name))
+    ]:
+        raise ConfigurationError(
+            f"task.name = {name!r} made something without {', '.join(missing)}: no Task."
+        )
     if not _is_layout(_read(made, "layout", name)):
         raise ConfigurationError(
             f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes (docs/own-task.md)."
@@ -72,7 +81,9 @@ class Guarded(Wrapper):
 
     def __init__(self, task: object, name: str) -> None:
         self._task, self._name = task, name
-        self._start, self._batch, self._loss, self._mean_loss, self._evaluate = map(self.__getattr__, METHODS)
+        self._start, self._batch, self._loss, self._mean_loss, self._evaluate = map(
+            self.__getattr__, METHODS
+        )
         self._patient = _takes_two(self._evaluate)
 
     def __getattr__(self, attribute: str) -> Any:
@@ -86,20 +97,24 @@ class Guarded(Wrapper):
         return self._validating(call) if attribute == "validate" else call
 
     @property
-    def examples(self) -> int:
-        count = _read(self._task, "examples", self._name)
+    def num_examples(self) -> int:
+        count = _read(self._task, "num_examples", self._name)
         if not _is_count(count):
-            raise self._refusal("examples is no number of examples; make it a property that gives one")
+            raise self._refusal(
+                "num_examples is no number of examples; make it a property that gives one"
+            )
         return int(count)
 
     @property
-    def at_once(self) -> int | None:
+    def micro_batch(self) -> int | None:
         """None where the task sets no limit."""
-        count = _read(self._task, "at_once", self._name)
+        count = _read(self._task, "micro_batch", self._name)
         if count is _MISSING or count is None:
             return None
         if not _is_count(count):
-            raise self._refusal("at_once is no number of examples; leave it out where a batch may have any size")
+            raise self._refusal(
+                "micro_batch is no number of examples; leave it out where a batch may have any size"
+            )
         return int(count)
 
     @property
@@ -109,21 +124,29 @@ class Guarded(Wrapper):
         if value is _MISSING or value is None:
             return CPU
         if not isinstance(value, str | torch.device):
-            raise self._refusal(f'device is {_kind(value)}; a torch.device or its name is expected, such as "cpu"')
+            raise self._refusal(
+                f'device is {_kind(value)}; a torch.device or its name is expected, such as "cpu"'
+            )
         try:
             return torch.device(value)
         except (RuntimeError, ValueError):
-            raise self._refusal('device is no name of a device; "cpu" and "cuda:0" are some') from None
+            raise self._refusal(
+                'device is no name of a device; "cpu" and "cuda:0" are some'
+            ) from None
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         """The initial parameters as a copy of the task's own."""
-        x: Tensor = self._start(seed)
+        x: Tensor = self._initial_parameters(seed)
         return x.detach().clone() if isinstance(x, Tensor) else x
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         columns = self._batch(rows)
-        if not isinstance(columns, tuple | list) or not all(isinstance(column, Tensor) for column in columns):
-            raise self._refusal("batch gives no tuple of tensors; return one, such as (self.x[rows], self.y[rows])")
+        if not isinstance(columns, tuple | list) or not all(
+            isinstance(column, Tensor) for column in columns
+        ):
+            raise self._refusal(
+                "batch gives no tuple of tensors; return one, such as (self.x[rows], self.y[rows])"
+            )
         if not all(map(_is_plain, columns)):
             raise self._refusal(
                 "batch gives a sparse, nested or quantized tensor; make it dense, with to_dense(), "
@@ -137,10 +160,14 @@ class Guarded(Wrapper):
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         return self._scalar("mean_loss", self._mean_loss(parameters, batch))
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """Test metrics as plain numbers, whichever kind of number the task has them in."""
         x = x.clone()
-        metrics = self._evaluate(x, _with_gradients(breathe)) if self._patient else self._evaluate(x)
+        metrics = (
+            self._evaluate(x, _with_gradients(yield_point)) if self._patient else self._evaluate(x)
+        )
         if not isinstance(metrics, Mapping):
             raise self._refusal(
                 f"evaluate gives {_kind(metrics)}; names with a number each are expected, such as "
@@ -157,13 +184,17 @@ class Guarded(Wrapper):
 
     def _scalar(self, what: str, value: object) -> Tensor:
         if not isinstance(value, Tensor):
-            raise self._refusal(f"{what} gives {_kind(value)}; a tensor that gradients can be taken of is expected")
+            raise self._refusal(
+                f"{what} gives {_kind(value)}; a tensor that gradients can be taken of is expected"
+            )
         if value.is_nested:
             raise self._refusal(f"{what} gives {_kind(value)}; one number is expected")
         if value.dim() and value.numel() == 1:
             return value.reshape(())
         if value.dim():
-            raise self._refusal(f"{what} gives a tensor of shape {tuple(value.shape)}; one number is expected")
+            raise self._refusal(
+                f"{what} gives a tensor of shape {tuple(value.shape)}; one number is expected"
+            )
         return value
 
     def _metric_name(self, key: object) -> str:
@@ -176,7 +207,9 @@ class Guarded(Wrapper):
         if number is None:
             raise self._refusal(f"evaluate gives {_kind(value)} as {key!r}; one number is expected")
         if key == "accuracy" and (number < 0 or number > 1 + SLACK):
-            raise self._refusal("evaluate gives an 'accuracy' outside of 0 … 1; return a share, not a percentage")
+            raise self._refusal(
+                "evaluate gives an 'accuracy' outside of 0 … 1; return a share, not a percentage"
+            )
         return min(number, 1.0) if key == "accuracy" else number
 
     def _refusal(self, reason: str) -> TaskError:
@@ -185,7 +218,9 @@ class Guarded(Wrapper):
 
 
 def guarded(function: Callable[..., Any], name: str, what: str) -> Callable[..., Any]:
-    """The function of the task `name`, and what it gives if that is a function, with errors that are sentences."""
+    """The function of the task `name`, and what it gives if that is a function, with errors that
+    are sentences.
+    """
 
     @wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -207,28 +242,37 @@ def _keeping_switches(function: Callable[..., Any], name: str) -> Callable[..., 
     return call
 
 
-def _with_gradients(breathe: Callable[[], None]) -> Callable[[], None]:
-    """Neighbors are answered with gradients meanwhile, also where the task breathes within `torch.no_grad()`."""
+def _with_gradients(yield_point: Callable[[], None]) -> Callable[[], None]:
+    """Neighbors are answered with gradients meanwhile, also where the task breathes within
+    `torch.no_grad()`.
+    """
 
     def call() -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            breathe()
+            yield_point()
 
     return call
 
 
 def _read(task: object, attribute: str, name: str) -> Any:
-    """The attribute; _MISSING where there is none. An AttributeError out of a property of that name is a mistake."""
+    """The attribute; _MISSING where there is none. An AttributeError out of a property of that name
+    is a mistake.
+    """
     try:
         return getattr(task, attribute)
     except BaseException as error:
-        if isinstance(error, AttributeError) and inspect.getattr_static(task, attribute, _MISSING) is _MISSING:
+        if (
+            isinstance(error, AttributeError)
+            and inspect.getattr_static(task, attribute, _MISSING) is _MISSING
+        ):
             return _MISSING
         _blame(error, name, attribute)
 
 
 def _blame(error: BaseException, name: str, what: str) -> NoReturn:
-    """Raises TaskError in place of what the task's code raised, or that itself where it is no mistake of the task."""
+    """Raises TaskError in place of what the task's code raised, or that itself where it is no
+    mistake of the task.
+    """
     if _passes(error):
         raise error
     place = _place(error)
@@ -254,7 +298,11 @@ def _is_ours(error: BaseException) -> bool:
 
 def _place(error: BaseException) -> str:
     """The innermost line that is the task's own, in brackets; empty: there is none."""
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).suffix in all_suffixes():
+    if (
+        isinstance(error, SyntaxError)
+        and error.filename
+        and Path(error.filename).suffix in all_suffixes()
+    ):
         return f" ({Path(error.filename).name}, line {error.lineno})"
     lines = [(frame.f_code.co_filename, number) for frame, number in walk_tb(error.__traceback__)]
     others = [line for line in lines if not line[0].startswith(("<", *OURS))]
@@ -283,7 +331,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _takes_two(evaluate: Callable[..., Any]) -> bool:
-    """Does it take `breathe` beside the parameters?"""
+    """Does it take `yield_point` beside the parameters?"""
     try:
         inspect.signature(evaluate).bind(None, None)
     except TypeError:

@@ -18,7 +18,9 @@ def is_file(name: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """A name that says a file, written from the root, so that it means the same in every working folder."""
+    """A name that says a file, written from the root, so that it means the same in every working
+    folder.
+    """
     place, _, function = name.rpartition(":")
     return f"{Path(place).expanduser().absolute()}:{function}" if is_file(name) else name
 
@@ -53,7 +55,9 @@ def _hint(module: str, function: str) -> str:
 
 
 def _from_file(file: Path, name: str) -> ModuleType:
-    """The file as a module, once per process; what lies beside it can be imported, as of a script."""
+    """The file as a module, once per process; what lies beside it can be imported, as of a
+    script.
+    """
     if not file.is_file():
         raise ConfigurationError(f"task.name = {name!r}: there is no file {file}.")
     title = file.stem if _is_at(sys.modules.get(file.stem), file) else str(file)
@@ -61,7 +65,9 @@ def _from_file(file: Path, name: str) -> ModuleType:
         return sys.modules[title]
     spec = spec_from_file_location(title, file)
     if spec is None or spec.loader is None:
-        raise ConfigurationError(f"task.name = {name!r}: {file} is no Python file; its name must end in .py.")
+        raise ConfigurationError(
+            f"task.name = {name!r}: {file} is no Python file; its name must end in .py."
+        )
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     module = sys.modules[title] = module_from_spec(spec)

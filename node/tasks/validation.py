@@ -1,8 +1,9 @@
-"""The validation set Q, on which ROSS and PDSL value what they hear: where it comes from, and the judge made of it.
+"""The validation set Q, on which ROSS and PDSL value what they hear: where it comes from, and the
+judge made of it.
 
-Q is public, or declared not to be (`validation.public`), the same at all nodes, and never travels. Of a public data set
-it is held out of the training examples before they are divided; with own data it is a file of which every host has a
-copy. Handshakes compare its digest.
+Q is public, or declared not to be (`validation.public`), the same at all nodes, and never travels.
+Of a public data set it is held out of the training examples before they are divided; with own data
+it is a file of which every host has a copy. Handshakes compare its digest.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from node.task import Task, flat, views
 from peer.errors import ConfigurationError, DataError
 
 DEFAULT, DEFAULT_SHARE = 500, 10
-"""validation.size where an algorithm needs a set and the file says nothing: so many, at most one in ten."""
+"""validation.size where an algorithm needs a set and the file says nothing: so many, at most one in
+ten.
+"""
 SEED = 20241101
 """Of the draw of Q. Changing it changes which rows are held out everywhere."""
 BATCH = 16
@@ -39,7 +42,8 @@ Rows: TypeAlias = NDArray[np.int64]
 
 
 def held_out(run: RunConfig, labels: Rows) -> Rows:
-    """Row numbers, sorted, of the public training set that belong to Q; none where the run holds none out.
+    """Row numbers, sorted, of the public training set that belong to Q; none where the run holds
+    none out.
 
     Raises:
         ConfigurationError: a class has too few examples.
@@ -61,8 +65,8 @@ def held_out(run: RunConfig, labels: Rows) -> Rows:
 
 
 def sealed(run: RunConfig) -> RunConfig:
-    """The run with the size and the digest of its validation set written out, where its algorithm needs one or the file
-    asks for one.
+    """The run with the size and the digest of its validation set written out, where its algorithm
+    needs one or the file asks for one.
 
     Raises:
         ConfigurationError, DataError: there is none, or it is not what is expected.
@@ -72,11 +76,15 @@ def sealed(run: RunConfig) -> RunConfig:
     if section.path is not None:
         found = file_digest(section.path)
         if section.digest not in ("", found):
-            raise ConfigurationError(f"{section.path} is not the file whose digest validation.digest is.")
+            raise ConfigurationError(
+                f"{section.path} is not the file whose digest validation.digest is."
+            )
         return _with(run, digest=found)
     if run.task.data == "own":
         if needs and not section.digest:
-            raise ConfigurationError(f"{run.algorithm.name} needs validation.path: a file that all nodes may know.")
+            raise ConfigurationError(
+                f"{run.algorithm.name} needs validation.path: a file that all nodes may know."
+            )
         return run
     if section.size is None and not needs:
         return run
@@ -93,31 +101,43 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
     """Q as a node of this run sees it; None where the run has none.
 
     Args:
-        train: what this node learns from if its data are its own, otherwise the whole public training set.
+        train: what this node learns from if its data are its own, otherwise the whole public
+        training set.
 
     Raises:
-        ConfigurationError, DataError: it is missing, another one, of another shape, or overlaps the training data.
+        ConfigurationError, DataError: it is missing, another one, of another shape, or overlaps the
+        training data.
     """
     section = run.validation
     path = data.validation if isinstance(data, DataSection) and data.validation else section.path
     if path is not None:
         if file_digest(path) != section.digest != "":
-            raise DataError(f"{path} is not the validation set of this run; copy the file that pack was given.")
+            raise DataError(
+                f"{path} is not the validation set of this run; copy the file that pack was given."
+            )
         found = datasets.own(path, run.task)
         mine = train if run.task.data == "own" else train.take(_rows(data, len(train)))
         if shared := _shared(found, mine):
-            raise DataError(f"{path} overlaps the training data ({shared} examples); validate on others.")
+            raise DataError(
+                f"{path} overlaps the training data ({shared} examples); validate on others."
+            )
     elif section.size is not None and run.task.data != "own":
         rows = held_out(run, train.y.numpy())
         if len(np.intersect1d(rows, _rows(data, len(train)))):
-            raise DataError("data.rows overlaps the validation set that validation.size holds out; divide anew.")
+            raise DataError(
+                "data.rows overlaps the validation set that validation.size holds out; divide anew."
+            )
         found = train.take(rows)
         if section.digest and found.digest() != section.digest:
-            raise DataError(f"This copy of {run.task.data} is not the one the run was made with; install the same.")
+            raise DataError(
+                f"This copy of {run.task.data} is not the one the run was made with; install the same."
+            )
     else:
         return None
     if found.shape != train.shape:
-        raise DataError(f"Validation examples have shape {found.shape}, training examples {train.shape}.")
+        raise DataError(
+            f"Validation examples have shape {found.shape}, training examples {train.shape}."
+        )
     return found
 
 
@@ -146,23 +166,25 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"The validation set {path} can't be read ({error.strerror}); a file is expected.") from None
+        raise DataError(
+            f"The validation set {path} can't be read ({error.strerror}); a file is expected."
+        ) from None
 
 
 class Validated(Protocol):
     """What a task offers beside `node.task.Task` where its models can be valued."""
 
     def validate(self, parameters: Any, kind: Kind) -> Tensor:
-        """Scalar value of these parameters (name -> tensor) on Q: accuracy, or the negative mean loss, then
-        differentiable."""
+        """Scalar value of these parameters (name -> tensor) on Q: accuracy, or the negative mean
+        loss, then differentiable."""
         ...
 
 
-class Validation:
-    """A `node.maths.coalitions.Judge` on a task's Q."""
+class ValidationScorer:
+    """A `node.maths.coalitions.UtilityOracle` on a task's Q."""
 
-    def __init__(self, task: Task, breathe: Callable[[], None] = lambda: None) -> None:
-        """`breathe` is called between evaluations.
+    def __init__(self, task: Task, yield_point: Callable[[], None] = lambda: None) -> None:
+        """`yield_point` is called between evaluations.
 
         Raises:
             ConfigurationError: the task has no validation set.
@@ -172,16 +194,18 @@ class Validation:
                 "The algorithm values what it hears on a validation set, and there is none: set validation.size, or "
                 "with own data validation.path before pack (data.validation in a node's file)."
             )
-        self.task, self.breathe = task, breathe
+        self.task, self.yield_point = task, yield_point
         self._where: torch.device = getattr(task, "device", devices.CPU)
         self._batched: bool | None = None if self._where.type == "cuda" else False
-        """Are many models valued at once? On the CPU never: it is 1.2 to 4 times slower there. None: to be tried."""
+        """Are many models valued at once? On the CPU never: it is 1.2 to 4 times slower there.
+        None: to be tried.
+        """
 
     now = staticmethod(time.monotonic)
 
     def around(self, x: Tensor, moves: Tensor, kind: Kind) -> Callable[[Tensor], list[float]]:
-        """See `Judge`. One forward pass each; a first layer that is linear is multiplied with Q once per move, not once
-        per model."""
+        """See `UtilityOracle`. One forward pass each; a first layer that is linear is multiplied
+        with Q once per move, not once per model."""
         x, moves = (devices.onto(it.detach(), self._where) for it in (x, moves))
         with torch.inference_mode(), devices.enough_memory():
             found = getattr(self.task, "linear_first", lambda x, moves: None)(x, moves)
@@ -215,7 +239,7 @@ class Validation:
         for part in torch.split(shares, BATCH):
             models = torch.addmm(x, part, moves)
             found += vmap(lambda model: self._value(model, kind))(models).tolist()
-            self.breathe()
+            self.yield_point()
         return found
 
     def _in_turn(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
@@ -225,11 +249,13 @@ class Validation:
         found = []
         for share in shares:
             found.append(float(value(share)))
-            self.breathe()
+            self.yield_point()
         return found
 
     def _faster(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> bool:
-        """Whether many models at once beat one after the other, here and now; both are warmed up first."""
+        """Whether many models at once beat one after the other, here and now; both are warmed up
+        first.
+        """
         took = []
         for way in (self._together, self._in_turn):
             way(x, moves, shares, kind)

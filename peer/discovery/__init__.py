@@ -1,8 +1,9 @@
 """Where nodes can be dialed: the interface every discovery implements, and the table of them.
 
-A discovery finds *addresses* for node ids of the roster. It decides nothing else: who takes part is the roster's
-business, and who answers at an address proves it by certificate. So a wrong address costs an attempt to connect, never
-more. `peer/discovery/addresses.py` puts the discoveries of a node together.
+A discovery finds *addresses* for node ids of the roster. It decides nothing else: who takes part is
+the roster's business, and who answers at an address proves it by certificate. So a wrong address
+costs an attempt to connect, never more. `peer/discovery/addresses.py` puts the discoveries of a
+node together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class DiscoveryContext:
     """What a discovery may need; each takes what it needs of it."""
 
     roster: Roster
@@ -50,12 +51,14 @@ class Surroundings:
 
 class Discovery(Protocol):
     @classmethod
-    def of(cls, around: Surroundings) -> Discovery:
+    def of(cls, around: DiscoveryContext) -> Discovery:
         """Raises ConfigurationError for settings it can't work with."""
         ...
 
     async def announce(self, addresses: Sequence[str]) -> None:
-        """Lets others know from now on that this node is reached at these ("host:port", best first); may do nothing."""
+        """Lets others know from now on that this node is reached at these ("host:port", best
+        first); may do nothing.
+        """
         ...
 
     async def addresses(self, node_id: str) -> Sequence[str]:
@@ -86,7 +89,9 @@ DISCOVERIES: Mapping[str, str] = {
     "exchange": "peer.discovery.pex:Exchange",
     "mdns": "peer.discovery.mdns:Mdns",
 }
-"""name -> module:class, in the order in which their addresses are tried: the best vouched for first."""
+"""name -> module:class, in the order in which their addresses are tried: the best vouched for
+first.
+"""
 
 
 def find(name: str) -> type[Discovery]:
@@ -96,7 +101,9 @@ def find(name: str) -> type[Discovery]:
         ConfigurationError: there is none of that name.
     """
     if name not in DISCOVERIES:
-        raise ConfigurationError(f"There is no discovery {name!r}; choose among {', '.join(DISCOVERIES)}.")
+        raise ConfigurationError(
+            f"There is no discovery {name!r}; choose among {', '.join(DISCOVERIES)}."
+        )
     module, _, attribute = DISCOVERIES[name].partition(":")
     found: type[Discovery] = getattr(import_module(module), attribute)
     return found

@@ -1,7 +1,7 @@
 """All discoveries of one node together, and what it can say of its own address.
 
-A session asks here where a member can be dialed and gets IP addresses only: host names are looked up on the way, anew
-each time.
+A session asks here where a member can be dialed and gets IP addresses only: host names are looked
+up on the way, anew each time.
 """
 
 from __future__ import annotations
@@ -15,32 +15,38 @@ from dataclasses import replace
 import ifaddr
 
 from peer.codec import MAX_ADDRESSES, is_address
-from peer.discovery import DISCOVERIES, Discovery, Exchanges, Surroundings, find
-from peer.discovery.resolver import Names, is_ip
-from peer.endpoint import EVERYWHERE, endpoint, joined
+from peer.discovery import DISCOVERIES, Discovery, DiscoveryContext, Exchanges, find
+from peer.discovery.resolver import Resolver, is_ip
+from peer.endpoint import WILDCARD_HOSTS, endpoint, format_endpoint
 from peer.errors import ConfigurationError, Malformed, Unreachable
 from peer.v1 import peer_pb2 as pb
 
 HEARSAY = ("exchange", "mdns")
 """Discoveries that pass on what others say; what is written down may lead anywhere."""
-ELSEWHERE = ("192.0.2.1", "2001:db8::1")
-"""Addresses of nobody (RFC 5737, 3849). Nothing is sent there; the system is asked by which address it would be."""
+DOCUMENTATION_ADDRESSES = ("192.0.2.1", "2001:db8::1")
+"""Addresses of nobody (RFC 5737, 3849). Nothing is sent there; the system is asked by which address
+it would be.
+"""
 
 
-class Addresses:
+class AddressBook:
     """What the chosen discoveries know, in the order of DISCOVERIES."""
 
-    def __init__(self, discoveries: Mapping[str, Discovery], names: Names | None = None) -> None:
+    def __init__(self, discoveries: Mapping[str, Discovery], names: Resolver | None = None) -> None:
         self.discoveries = {name: discoveries[name] for name in DISCOVERIES if name in discoveries}
-        self.names = names or Names()
+        self.names = names or Resolver()
         self._labels: Mapping[str, str] = {}
         self._local = False
-        """This node itself announces an address that only its machine can reach: so may the others."""
+        """This node itself announces an address that only its machine can reach: so may the
+        others.
+        """
         self._sources: dict[str, Mapping[str, str]] = {}
         """id -> address -> who gave it, as last asked."""
 
     @classmethod
-    def of(cls, chosen: Collection[str], around: Surroundings, names: Names | None = None) -> Addresses:
+    def of(
+        cls, chosen: Collection[str], around: DiscoveryContext, names: Resolver | None = None
+    ) -> AddressBook:
         """The discoveries of these names.
 
         Raises:
@@ -59,10 +65,16 @@ class Addresses:
         Raises:
             Unreachable: none is known; one sentence says what each discovery lacks.
         """
-        given = {name: await discovery.addresses(node_id) for name, discovery in self.discoveries.items()}
+        given = {
+            name: await discovery.addresses(node_id) for name, discovery in self.discoveries.items()
+        }
         written = {address for many in given.values() for address in many}
         looked_up = dict(
-            zip(written, await asyncio.gather(*(self._look_up(each, node_id) for each in written)), strict=True)
+            zip(
+                written,
+                await asyncio.gather(*(self._look_up(each, node_id) for each in written)),
+                strict=True,
+            )
         )
         found: dict[str, str] = {}
         lacking = []
@@ -76,18 +88,24 @@ class Addresses:
                             if name in HEARSAY and _is_loopback(each) and not self._local:
                                 lacking.append(f"{name}: {each} would be this machine itself")
                                 continue
-                            found.setdefault(each, name if each == address else f"{name}: {address}")
+                            found.setdefault(
+                                each, name if each == address else f"{name}: {address}"
+                            )
             if not many:
                 lacking.append(f"{name}: {self.discoveries[name].missing(node_id)}")
         if found:
             self._sources[node_id] = found
         else:
             who = self._labels.get(node_id, node_id)
-            raise Unreachable(f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)}).")
+            raise Unreachable(
+                f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)})."
+            )
         return list(found)
 
     async def _look_up(self, address: str, owner: str) -> Sequence[str] | Unreachable:
-        """All names are looked up at once, so that one whose name server is silent costs a look-up's time, not more."""
+        """All names are looked up at once, so that one whose name server is silent costs a
+        look-up's time, not more.
+        """
         try:
             return await self.names.resolve(address, owner)
         except Unreachable as error:
@@ -128,15 +146,18 @@ def _is_loopback(address: str) -> bool:
 
 
 def own_addresses(bound: str, advertise: str) -> list[str]:
-    """What a node that listens at `bound` may announce: what its owner advertises, else where it listens, else, where
-    that is every address of this machine, those of its interfaces, the one towards the default route first.
+    """What a node that listens at `bound` may announce: what its owner advertises, else where it
+    listens, else, where that is every address of this machine, those of its interfaces, the one
+    towards the default route first.
 
     Raises:
         ConfigurationError: nobody else could dial any of it; the sentence says what to set.
     """
     host, port = endpoint(advertise or bound)
-    if advertise and (port == 0 or host in EVERYWHERE):
-        raise ConfigurationError(f"listen.advertise {advertise} needs the host and the port that others dial.")
+    if advertise and (port == 0 or host in WILDCARD_HOSTS):
+        raise ConfigurationError(
+            f"listen.advertise {advertise} needs the host and the port that others dial."
+        )
     if not is_address(advertise or bound):
         raise ConfigurationError(
             f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII (xn--…) or an IP."
@@ -151,7 +172,7 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
         )
     if not address.is_unspecified:
         return [bound]
-    found = [joined(each, port) for each in _interfaces(v6=address.version == 6)]
+    found = [format_endpoint(each, port) for each in _interfaces(v6=address.version == 6)]
     if not found:
         raise ConfigurationError(
             f"This node listens at {bound}, but this machine has no address that others could dial; set "
@@ -161,23 +182,40 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
 
 
 def _interfaces(*, v6: bool) -> list[str]:
-    """This machine's addresses; those of its containers' bridges come after the one towards the default route."""
+    """This machine's addresses; those of its containers' bridges come after the one towards the
+    default route.
+    """
     try:
-        mine = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for each in ifaddr.get_adapters() for ip in each.ips]
+        mine = [
+            ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            for each in ifaddr.get_adapters()
+            for ip in each.ips
+        ]
     except OSError:  # a sandbox without AF_NETLINK
         return []
-    sorted_out = {each: None for each in (*map(_towards, ELSEWHERE), *mine) if each in mine and _public(each)}
+    sorted_out = {
+        each: None
+        for each in (*map(_source_address_for, DOCUMENTATION_ADDRESSES), *mine)
+        if each in mine and _public(each)
+    }
     return [each for each in sorted_out if v6 or ":" not in each]
 
 
 def _public(ip: str) -> bool:
     address = ipaddress.ip_address(ip)
-    return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
+    return not (
+        address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+    )
 
 
-def _towards(ip: str) -> str:
+def _source_address_for(ip: str) -> str:
     """The address of this machine that a packet to `ip` would carry; empty: there is no way."""
-    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(
+        socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM
+    ) as probe:
         try:
             probe.connect((ip, 9))
         except OSError:

@@ -1,13 +1,16 @@
-"""Addresses on the local network by multicast DNS (RFC 6762, 6763); the only file that meets zeroconf. Opt-in.
+"""Addresses on the local network by multicast DNS (RFC 6762, 6763); the only file that meets
+zeroconf. Opt-in.
 
-A node announces one service: the first characters of its id and its port, nothing else. Whoever is on the network can
-announce anything, so what is heard is a hint: only services named after the id of a member are looked at,
-all other records are dropped from zeroconf's cache at once, few addresses are kept and for a short time, goodbyes are
-not believed, and names are never logged. A node that can't connect otherwise tries the hints in turn; who answers there
-has to show the certificate of the id that was dialed, before anything is said.
+A node announces one service: the first characters of its id and its port, nothing else. Whoever is
+on the network can announce anything, so what is heard is a hint: only services named after the id
+of a member are looked at, all other records are dropped from zeroconf's cache at once, few
+addresses are kept and for a short time, goodbyes are not believed, and names are never logged. A
+node that can't connect otherwise tries the hints in turn; who answers there has to show the
+certificate of the id that was dialed, before anything is said.
 
-Not covered: somebody on the network can keep mDNS from working (by floods under a member's own prefix), and see which
-machines take part. Interfaces that appear later are not used until the node is started again.
+Not covered: somebody on the network can keep mDNS from working (by floods under a member's own
+prefix), and see which machines take part. Interfaces that appear later are not used until the node
+is started again.
 """
 
 from __future__ import annotations
@@ -25,15 +28,17 @@ from zeroconf import Error, InterfaceChoice, IPVersion, RecordUpdateListener
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from peer.codec import printable
-from peer.discovery import Surroundings
-from peer.endpoint import endpoint, joined
+from peer.discovery import DiscoveryContext
+from peer.endpoint import endpoint, format_endpoint
 from peer.errors import Unreachable
 
 TYPE = "_peerpoise._tcp.local."
 PREFIX = 16
 """Characters of the id that are told: 80 bits, enough to find it in a roster."""
 OURS = re.compile(rf"[a-z2-7]{{{PREFIX}}}-[0-9a-f]{{8}}\.({re.escape(TYPE)}|local\.)")
-"""Names of our services and their hosts, which are made of the id and chance: safe to handle and print."""
+"""Names of our services and their hosts, which are made of the id and chance: safe to handle and
+print.
+"""
 ADDRESSES = 256
 """Addresses remembered at once; a further one takes the place of the one heard longest ago."""
 PER_MEMBER, PER_SERVICE = 8, 4
@@ -41,7 +46,9 @@ PER_MEMBER, PER_SERVICE = 8, 4
 TTL = 120.0
 """Seconds after which what was not heard again is forgotten, whatever the announcement says."""
 ASK_EVERY = 12.0
-"""Seconds between two series of questions while a neighbor is looked for; a series asks at 0, 1, 5 and 14 s."""
+"""Seconds between two series of questions while a neighbor is looked for; a series asks at 0, 1, 5
+and 14 s.
+"""
 TICK = 0.5
 REQUESTS = 8
 """Services at once of which missing records are asked for."""
@@ -52,14 +59,14 @@ GOODBYE_SECONDS = 1.0
 class Mdns:
     """One node's mDNS."""
 
-    def __init__(self, around: Surroundings, interfaces: Collection[str] = ()) -> None:
+    def __init__(self, around: DiscoveryContext, interfaces: Collection[str] = ()) -> None:
         """`interfaces`: IP addresses of those to use; none: all of this machine."""
         self.around, self.interfaces = around, interfaces
-        self.heard = Heard({member.id for member in around.roster.members} - {around.me})
+        self.heard = HintCache({member.id for member in around.roster.members} - {around.me})
         self._own: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, around: Surroundings) -> Mdns:
+    def of(cls, around: DiscoveryContext) -> Mdns:
         return cls(around)
 
     async def announce(self, addresses: Sequence[str]) -> None:
@@ -76,14 +83,17 @@ class Mdns:
             await self._run()
         except (OSError, Error) as error:
             why = printable(getattr(error, "strerror", None) or str(error))
-            self.around.warn(f"mDNS can't be used on this machine ({why}); take mdns out of peers.discovery.")
+            self.around.warn(
+                f"mDNS can't be used on this machine ({why}); take mdns out of peers.discovery."
+            )
 
     async def _run(self) -> None:
         service = self._open()
-        ear = Ear(service, self.heard)
+        ear = RecordListener(service, self.heard)
         try:
             if info := await self._info():
-                # nobody is asked whether the name is free: it is drawn by chance, and whoever says no could be lying
+                # nobody is asked whether the name is free: it is drawn by chance, and whoever says
+                # no could be lying
                 await (await service.async_register_service(info, cooperating_responders=True))
             await self._look(service)
         finally:
@@ -143,11 +153,13 @@ class Mdns:
 
 
 def _nothing(**_: Any) -> None:
-    """A browser only asks here; `Ear` hears the answers."""
+    """A browser only asks here; `RecordListener` hears the answers."""
 
 
-class Heard:
-    """What was announced of members, within limits: state without network; `now` in seconds of any one clock."""
+class HintCache:
+    """What was announced of members, within limits: state without network; `now` in seconds of any
+    one clock.
+    """
 
     def __init__(self, members: Collection[str]) -> None:
         self._ids = {node_id[:PREFIX]: node_id for node_id in members}
@@ -158,22 +170,26 @@ class Heard:
         return len(self._until)
 
     def member(self, name: str) -> str | None:
-        """Whose service, or whose host, has this name, as it says; names of any other form are nobody's."""
+        """Whose service, or whose host, has this name, as it says; names of any other form are
+        nobody's.
+        """
         return self._ids.get(name[:PREFIX]) if OURS.fullmatch(name) else None
 
     def note(self, name: str, port: int, hosts: Sequence[str], now: float) -> None:
-        """A service was heard. What was heard before stays: it may be the honest one, under the very same name."""
+        """A service was heard. What was heard before stays: it may be the honest one, under the
+        very same name.
+        """
         node_id = self.member(name)
         if node_id is None or not 0 < port < 1 << 16:
             return
         for host in reversed([each for each in hosts if _dialable(each)][:PER_SERVICE]):
-            self._until.pop((node_id, joined(host, port)), None)
+            self._until.pop((node_id, format_endpoint(host, port)), None)
             of_it = [key for key in self._until if key[0] == node_id]
             if len(of_it) >= PER_MEMBER:
                 del self._until[of_it[0]]
             elif len(self._until) >= ADDRESSES:
                 self._until.popitem(last=False)
-            self._until[node_id, joined(host, port)] = now + TTL
+            self._until[node_id, format_endpoint(host, port)] = now + TTL
 
     def addresses(self, node_id: str, now: float) -> Sequence[str]:
         """The newest first."""
@@ -190,10 +206,12 @@ def _dialable(host: str) -> bool:
     return not (address.is_multicast or address.is_unspecified or address.is_link_local)
 
 
-class Ear(RecordUpdateListener):
-    """Hears all that zeroconf hears, notes services of members, and makes zeroconf forget all others."""
+class RecordListener(RecordUpdateListener):
+    """Hears all that zeroconf hears, notes services of members, and makes zeroconf forget all
+    others.
+    """
 
-    def __init__(self, service: AsyncZeroconf, heard: Heard) -> None:
+    def __init__(self, service: AsyncZeroconf, heard: HintCache) -> None:
         super().__init__()
         self.zc, self.heard = service.zeroconf, heard
         self._names: dict[str, None] = {}
@@ -223,7 +241,9 @@ class Ear(RecordUpdateListener):
         names, self._names = list(self._names)[:ADDRESSES], {}
         foreign, self._foreign = self._foreign, []
         cache = self.zc.cache
-        cache.async_remove_records([record for record in foreign if cache.async_get_unique(record) is not None])
+        cache.async_remove_records(
+            [record for record in foreign if cache.async_get_unique(record) is not None]
+        )
         for name in names:
             info = AsyncServiceInfo(TYPE, name)
             if info.load_from_cache(self.zc):
@@ -246,7 +266,9 @@ class Ear(RecordUpdateListener):
             self.heard.note(info.name, info.port, info.parsed_addresses(), now)
 
     def _bound(self) -> None:
-        """Of members, too, zeroconf keeps no more than there can be; answers that it knows it would not get again."""
+        """Of members, too, zeroconf keeps no more than there can be; answers that it knows it would
+        not get again.
+        """
         cache = self.zc.cache
         known = [record for many in list(cache.cache.values()) for record in many]
         pointers = [record for record in known if hasattr(record, "alias")]

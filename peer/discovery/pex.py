@@ -1,17 +1,20 @@
 """Peer exchange: members of the roster tell each other where members can be dialed.
 
-One address of one member is enough to begin with. Every member announces its own address, signed with its key, and
-passes on what others announced; the newest announcement of a member counts. Asked and told is only among members of
-the roster, neighbors or not, over the same mutual TLS as everything (`Session.call` checks who speaks). What was
-learnt is kept in a file, the book, and outlives the process.
+One address of one member is enough to begin with. Every member announces its own address, signed
+with its key, and passes on what others announced; the newest announcement of a member counts. Asked
+and told is only among members of the roster, neighbors or not, over the same mutual TLS as
+everything (`Session.call` checks who speaks). What was learnt is kept in a file, the book, and
+outlives the process.
 
-Nobody can announce for somebody else, nor bring back for long what a member has replaced. A member can lie about its
-own address, which makes others open a TLS connection to a place of its choosing, in vain: whoever answers there has to
-show the certificate of the id that was dialed. A node whose clock was wrong, so that its new announcements look older
-than those before, hears its own old one from others and announces later than that.
+Nobody can announce for somebody else, nor bring back for long what a member has replaced. A member
+can lie about its own address, which makes others open a TLS connection to a place of its choosing,
+in vain: whoever answers there has to show the certificate of the id that was dialed. A node whose
+clock was wrong, so that its new announcements look older than those before, hears its own old one
+from others and announces later than that.
 
-Not covered: a member sees the addresses of all members, and so does somebody to whom a careless CA gave a member's name
-(TLS checks that; the key behind it is checked before anything else is sent). No address is ever proved to be of use.
+Not covered: a member sees the addresses of all members, and so does somebody to whom a careless CA
+gave a member's name (TLS checks that; the key behind it is checked before anything else is sent).
+No address is ever proved to be of use.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from peer import codec, files
-from peer.discovery import Surroundings
+from peer.discovery import DiscoveryContext
 from peer.errors import Malformed, RemoteError, StorageError, Unreachable
 from peer.identity.keys import announced
 from peer.v1 import peer_pb2 as pb
@@ -41,19 +44,23 @@ MAX_BYTES = 16 << 20
 FANOUT = 2
 """Neighbors, and other members, asked per turn."""
 TURN_FIRST, TURN_MOST = 0.5, 8.0
-"""Seconds between turns while a neighbor is looked for or nobody ever answered, growing from the first to the most."""
+"""Seconds between turns while a neighbor is looked for or nobody ever answered, growing from the
+first to the most.
+"""
 CALM = 60.0
 """Seconds between turns otherwise."""
 CALL_SECONDS, TURN_SECONDS = 3.0, 6.0
 """One question, and all of a turn: members that are gone hold up nobody for long."""
 BURST, PER_SECOND = 8, 2.0
-"""Questions of one member that are answered at once, and later ones: 64 signatures each take 5 ms to check."""
+"""Questions of one member that are answered at once, and later ones: 64 signatures each take 5 ms
+to check.
+"""
 
 
 class Exchange:
     """One node's side of it, and its book."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: DiscoveryContext) -> None:
         self.around, self.me = around, around.me
         self._path = around.folder / FILE if around.folder else None
         self.members = set(around.roster.ids)
@@ -67,7 +74,7 @@ class Exchange:
         """Some member answered, so that others can know of this node."""
 
     @classmethod
-    def of(cls, around: Surroundings) -> Exchange:
+    def of(cls, around: DiscoveryContext) -> Exchange:
         return cls(around)
 
     async def announce(self, addresses: Sequence[str]) -> None:
@@ -82,7 +89,9 @@ class Exchange:
         return "no member that was asked knows one"
 
     def _issue(self, after: int = 0) -> None:
-        """Signs this node's addresses anew, later than `after`. Without an identity nothing can be announced."""
+        """Signs this node's addresses anew, later than `after`. Without an identity nothing can be
+        announced.
+        """
         identity = self.around.identity
         if identity is None or not self._own:
             return
@@ -101,12 +110,15 @@ class Exchange:
         """Keeps what is newer than what is known, of members of the roster.
 
         Raises:
-            Malformed: an announcement that its member did not sign; what came after it is not looked at.
+            Malformed: an announcement that its member did not sign; what came after it is not
+            looked at.
         """
         for said in announcements:
             if self._newer(said):
                 if not _signed(said):
-                    raise Malformed("An announcement is not signed by the node it is about.", pb.CODE_IDENTITY)
+                    raise Malformed(
+                        "An announcement is not signed by the node it is about.", pb.CODE_IDENTITY
+                    )
                 self._keep(said)
 
     def _newer(self, said: pb.Announcement) -> bool:
@@ -143,7 +155,9 @@ class Exchange:
         told = {node_id: self.book[node_id] for node_id in first if node_id in self.book}
         others = [node_id for node_id in self.book if node_id not in told]
         random.shuffle(others)
-        known = [*told.values(), *(self.book[node_id] for node_id in others)][: codec.MAX_ANNOUNCEMENTS]
+        known = [*told.values(), *(self.book[node_id] for node_id in others)][
+            : codec.MAX_ANNOUNCEMENTS
+        ]
         return pb.Peers(run=self.around.run, sender=self.me, known=known)
 
     # what is asked
@@ -175,15 +189,21 @@ class Exchange:
             await asyncio.sleep(min(pause, 1.0) * random.uniform(0.5, 1.0))
 
     async def _turn(self) -> None:
-        """Asks a few neighbors and a few others, chosen by chance among those that can be dialed."""
+        """Asks a few neighbors and a few others, chosen by chance among those that can be
+        dialed.
+        """
         missing = [node_id for node_id in self.around.missing() if node_id in self.members]
         near = set(missing)
         async with asyncio.TaskGroup() as group:
             for candidates in (near, self.members - near):
                 group.create_task(self._ask_some(candidates - {self.me}, missing, group))
 
-    async def _ask_some(self, candidates: Collection[str], wanted: Sequence[str], group: asyncio.TaskGroup) -> None:
-        """A look-up may take most of a turn: neighbors whose names nobody answers for do not keep others waiting."""
+    async def _ask_some(
+        self, candidates: Collection[str], wanted: Sequence[str], group: asyncio.TaskGroup
+    ) -> None:
+        """A look-up may take most of a turn: neighbors whose names nobody answers for do not keep
+        others waiting.
+        """
         asked = 0
         for node_id in random.sample(sorted(candidates), len(candidates)):
             if asked < FANOUT and (found := await self._known(node_id)):
@@ -219,7 +239,9 @@ class Exchange:
     # the book
 
     def _load(self) -> list[pb.Announcement]:
-        """What the book holds; a damaged one holds nothing. It is checked as if a member told it."""
+        """What the book holds; a damaged one holds nothing. It is checked as if a member told
+        it.
+        """
         path = self._path
         if path is None or not path.exists():
             return []
@@ -236,7 +258,7 @@ class Exchange:
         many = [base64.b64encode(each.SerializeToString()).decode() for each in self.book.values()]
         document = json.dumps({"format": FORMAT, "announcements": many}, indent=1)
         try:
-            await asyncio.to_thread(files.replace, self._path, document.encode())
+            await asyncio.to_thread(files.atomic_write, self._path, document.encode())
         except StorageError as error:
             self.around.warn(str(error))
 
@@ -247,11 +269,16 @@ def _read(path: Path) -> list[pb.Announcement]:
     document = json.loads(path.read_bytes())
     if document["format"] != FORMAT:
         raise ValueError
-    many = [codec.decode(pb.Announcement, base64.b64decode(text, validate=True)) for text in document["announcements"]]
+    many = [
+        codec.decode(pb.Announcement, base64.b64decode(text, validate=True))
+        for text in document["announcements"]
+    ]
     if not all(map(_signed, many)):
         raise ValueError
     return many
 
 
 def _signed(said: pb.Announcement) -> bool:
-    return announced(said.spki, said.signature, member=said.member, issued=said.issued, addresses=said.addresses)
+    return announced(
+        said.spki, said.signature, member=said.member, issued=said.issued, addresses=said.addresses
+    )

@@ -1,7 +1,8 @@
-"""Host names to IP addresses, while others work: each look-up has a thread that nobody waits for at the end.
+"""Host names to IP addresses, while others work: each look-up has a thread that nobody waits for at
+the end.
 
-gRPC could look names up itself, but waits half a minute or more before it does so again, tells people little when it
-fails, and keeps to itself which address it tried.
+gRPC could look names up itself, but waits half a minute or more before it does so again, tells
+people little when it fails, and keeps to itself which address it tried.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peer.codec import printable
-from peer.endpoint import endpoint, joined
+from peer.endpoint import endpoint, format_endpoint
 from peer.errors import Unreachable
 
 SECONDS = 5.0
@@ -23,7 +24,9 @@ SECONDS = 5.0
 MOST = 16
 """Addresses of one name that are used."""
 OPEN = 8
-"""Look-ups for one node at a time: one that announces ever new names of a silent name server gets no more threads."""
+"""Look-ups for one node at a time: one that announces ever new names of a silent name server gets
+no more threads.
+"""
 
 
 def is_ip(host: str) -> bool:
@@ -34,7 +37,7 @@ def is_ip(host: str) -> bool:
     return True
 
 
-class Names:
+class Resolver:
     """One look-up of a name at a time, however many ask."""
 
     def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
@@ -43,10 +46,12 @@ class Names:
         self._of: Counter[str] = Counter()
 
     async def resolve(self, address: str, owner: str = "") -> Sequence[str]:
-        """The address with every IP of its host, in the order in which the system gives them. `owner`: whose it is.
+        """The address with every IP of its host, in the order in which the system gives them.
+        `owner`: whose it is.
 
         Raises:
-            Unreachable: the name can't be found now, or too many of its owner's are looked up; a sentence says so.
+            Unreachable: the name can't be found now, or too many of its owner's are looked up; a
+            sentence says so.
         """
         host, port = endpoint(address)
         if is_ip(host):
@@ -56,31 +61,43 @@ class Names:
             async with asyncio.timeout(SECONDS):
                 found = await asyncio.shield(future)
         except TimeoutError:
-            raise Unreachable(f"The name {host} can't be looked up: the name server does not answer.") from None
+            raise Unreachable(
+                f"The name {host} can't be looked up: the name server does not answer."
+            ) from None
         except OSError as error:
             why = printable(error.strerror or str(error))
             raise Unreachable(f"The name {host} can't be found ({why}).") from None
-        return [joined(ip, port) for ip in found]
+        return [format_endpoint(ip, port) for ip in found]
 
     def _begin(self, host: str, owner: str) -> asyncio.Future[list[str]]:
         if self._of[owner] >= OPEN:
-            raise Unreachable(f"The name {host} is not looked up: {OPEN} others of that node's still are.")
+            raise Unreachable(
+                f"The name {host} is not looked up: {OPEN} others of that node's still are."
+            )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[str]] = loop.create_future()
         future.add_done_callback(lambda _: self._open.pop(host, None))
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits any more
+        future.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # seen, if nobody waits any more
         future.add_done_callback(lambda _: self._of.subtract([owner]))
         self._open[host] = future
         self._of[owner] += 1
 
         def told(found: list[str] | OSError) -> None:
             if not future.done():
-                future.set_exception(found) if isinstance(found, OSError) else future.set_result(found)
+                future.set_exception(found) if isinstance(found, OSError) else future.set_result(
+                    found
+                )
 
         def work() -> None:
             found: list[str] | OSError
             try:
-                found = list(dict.fromkeys(each[4][0] for each in self._look_up(host, None, type=socket.SOCK_STREAM)))
+                found = list(
+                    dict.fromkeys(
+                        each[4][0] for each in self._look_up(host, None, type=socket.SOCK_STREAM)
+                    )
+                )
             except OSError as error:
                 found = error
             except UnicodeError:

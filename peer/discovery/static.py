@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peer.discovery import Surroundings
+from peer.discovery import DiscoveryContext
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError
 
@@ -18,11 +18,12 @@ class Static:
         self._addresses = {node_id: tuple(many) for node_id, many in addresses.items()}
 
     @classmethod
-    def of(cls, around: Surroundings) -> Static:
+    def of(cls, around: DiscoveryContext) -> Static:
         """The roster's addresses; [peers.static] (name -> address) come before them.
 
         Raises:
-            ConfigurationError: an address for a name that the roster lacks, or something that is no address.
+            ConfigurationError: an address for a name that the roster lacks, or something that is no
+            address.
         """
         roster = around.roster
         for name in around.static:

@@ -1,11 +1,14 @@
-"""Who a node is: a P-256 key, whose fingerprint is the node's id, and a certificate of the federation's CA.
+"""Who a node is: a P-256 key, whose fingerprint is the node's id, and a certificate of the
+federation's CA.
 
-id = base32 of SHA-256 of the public key (SPKI, DER), lower case, unpadded: 52 characters, one DNS label. The
-certificate carries `<id>.peerpoise` as its only name, computed by the CA from the key: a request can't ask for one.
-TLS then checks the chain and that name; that the key itself belongs to the id is checked on top (`spki_id` by the
-listening side on every call, `verify_welcome` by the dialling side in the handshake).
+id = base32 of SHA-256 of the public key (SPKI, DER), lower case, unpadded: 52 characters, one DNS
+label. The certificate carries `<id>.peerpoise` as its only name, computed by the CA from the key: a
+request can't ask for one. TLS then checks the chain and that name; that the key itself belongs to
+the id is checked on top (`spki_id` by the listening side on every call, `verify_welcome` by the
+dialling side in the handshake).
 
-Not covered: a stolen key (it is the node until the roster drops its id), and the CA's own key, which can enrol anybody.
+Not covered: a stolen key (it is the node until the roster drops its id), and the CA's own key,
+which can enrol anybody.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ PrivateKey = ec.EllipticCurvePrivateKey
 
 def spki(public_key: PublicKey) -> bytes:
     """The public key as DER SubjectPublicKeyInfo (91 bytes)."""
-    return public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return public_key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def id_of(der: bytes) -> str:
@@ -65,10 +70,12 @@ def create_key(path: Path) -> PrivateKey:
         StorageError: the folder or disk refuses, or others can write to the folder.
     """
     if path.exists():
-        raise IdentityError(f"{path} exists already; move it away if this node is to get another identity.")
+        raise IdentityError(
+            f"{path} exists already; move it away if this node is to get another identity."
+        )
     key = ec.generate_private_key(ec.SECP256R1())
-    files.made(path.parent)
-    files.replace(path, key_pem(key))
+    files.ensure_dir(path.parent)
+    files.atomic_write(path, key_pem(key))
     return key
 
 
@@ -81,7 +88,8 @@ def load_key(path: Path) -> PrivateKey:
     """Reads a private key that nobody else can read or exchange.
 
     Raises:
-        IdentityError: absent, readable by group or others, in a folder that they can write to, encrypted, or no P-256
+        IdentityError: absent, readable by group or others, in a folder that they can write to,
+        encrypted, or no P-256
             key.
     """
     data = _read(path)
@@ -136,7 +144,8 @@ def names(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def spki_id(pem_certificate: bytes) -> tuple[str, tuple[str, ...]]:
-    """(id computed from the key, DNS names written in the certificate): equal only if the CA did its work.
+    """(id computed from the key, DNS names written in the certificate): equal only if the CA did
+    its work.
 
     Raises:
         IdentityError: no certificate, or another kind of key.
@@ -188,7 +197,9 @@ def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) ->
 
 @dataclass(frozen=True, slots=True)
 class CertificateAuthority:
-    """The federation: it alone enrols nodes and signs rosters. Its private key belongs on no node."""
+    """The federation: it alone enrols nodes and signs rosters. Its private key belongs on no
+    node.
+    """
 
     key: PrivateKey = field(repr=False)
     certificate: x509.Certificate
@@ -202,10 +213,14 @@ class CertificateAuthority:
             StorageError: the folder or disk refuses.
         """
         key = create_key(folder / "ca.key")
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"peerpoise {node_id(key.public_key())[:16]}")])
+        name = x509.Name(
+            [x509.NameAttribute(NameOID.COMMON_NAME, f"peerpoise {node_id(key.public_key())[:16]}")]
+        )
         builder = _builder(name, name, key.public_key(), days, authority=True)
         certificate = builder.sign(key, hashes.SHA256())
-        files.replace(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), public=True)
+        files.atomic_write(
+            folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), public=True
+        )
         return cls(key, certificate)
 
     @classmethod
@@ -234,13 +249,16 @@ class CertificateAuthority:
         own = node_id(public_key)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, own)])
         builder = _builder(subject, self.certificate.subject, public_key, days, authority=False)
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(f"{own}.{DOMAIN}")]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(f"{own}.{DOMAIN}")]), critical=False
+        )
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         certificate = builder.add_extension(issuer, critical=False).sign(self.key, hashes.SHA256())
         return certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign_request(self, request_pem: bytes, days: int = NODE_DAYS) -> bytes:
-        """A certificate (PEM) for the key of a PKCS#10 request; every name in the request is ignored.
+        """A certificate (PEM) for the key of a PKCS#10 request; every name in the request is
+        ignored.
 
         Raises:
             IdentityError: no request, not signed by its own key, or another kind of key than P-256.
@@ -264,8 +282,8 @@ class CertificateAuthority:
             StorageError: the folder or disk refuses.
         """
         key = create_key(folder / "node.key")
-        files.replace(folder / "node.pem", self.issue(key.public_key(), days), public=True)
-        files.replace(folder / "ca.pem", self.pem, public=True)
+        files.atomic_write(folder / "node.pem", self.issue(key.public_key(), days), public=True)
+        files.atomic_write(folder / "ca.pem", self.pem, public=True)
         return Identity.load(folder / "node.key", folder / "node.pem", folder / "ca.pem")
 
 
@@ -289,7 +307,9 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SKEW)
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+        .add_extension(
+            x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True
+        )
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
@@ -300,7 +320,9 @@ def _builder(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One node's key and certificate, checked against each other and against the federation's CA."""
+    """One node's key and certificate, checked against each other and against the federation's
+    CA.
+    """
 
     id: str
     spki: bytes = field(repr=False)
@@ -311,7 +333,9 @@ class Identity:
     _key: PrivateKey = field(repr=False)
 
     @classmethod
-    def load(cls, key: Path, certificate: Path, ca: Path, *, now: datetime | None = None) -> Identity:
+    def load(
+        cls, key: Path, certificate: Path, ca: Path, *, now: datetime | None = None
+    ) -> Identity:
         """Reads the three files of `[identity]`; `now` is the time at which they have to be valid.
 
         Raises:
@@ -327,9 +351,13 @@ class Identity:
         for path, it in ((certificate, own), (ca, authority)):
             _check_dates(path, it, now)
         if names(own) != (f"{expected}.{DOMAIN}",):
-            raise IdentityError(f"{certificate} does not carry the name that belongs to its key; issue it again.")
+            raise IdentityError(
+                f"{certificate} does not carry the name that belongs to its key; issue it again."
+            )
         if not is_leaf(own):
-            raise IdentityError(f"{certificate} is not one for both ends of TLS and nothing else; issue it again.")
+            raise IdentityError(
+                f"{certificate} is not one for both ends of TLS and nothing else; issue it again."
+            )
         pem = serialization.Encoding.PEM
         return cls(
             id=expected,
@@ -342,11 +370,15 @@ class Identity:
         )
 
     def sign_welcome(self, nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
-        """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds its key."""
+        """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds
+        its key.
+        """
         return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
 
     def sign_connection(self, nonce: bytes, client_id: str) -> bytes:
-        """The proof that whoever is at the other end of a connection for transfers holds this node's key."""
+        """The proof that whoever is at the other end of a connection for transfers holds this
+        node's key.
+        """
         return self._key.sign(_connection(nonce, client_id, self.id), ec.ECDSA(hashes.SHA256()))
 
     def sign_announcement(self, issued: int, addresses: Sequence[str]) -> bytes:
@@ -357,10 +389,12 @@ class Identity:
         """What makes a ledger's head, told to neighbors, recognizable when it comes back."""
         return self._key.sign(_head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
 
-    def told_head(self, label: bytes, sequence: int, digest: bytes, signature: bytes) -> bool:
+    def verify_own_head(self, label: bytes, sequence: int, digest: bytes, signature: bytes) -> bool:
         """Was this head told by this node? A neighbor can't make one up."""
         try:
-            self._key.public_key().verify(signature, _head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
+            self._key.public_key().verify(
+                signature, _head(label, sequence, digest), ec.ECDSA(hashes.SHA256())
+            )
         except InvalidSignature:
             return False
         return True
@@ -381,7 +415,9 @@ def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> No
             f"{path} is valid only from {since} UTC on; is this clock right, which says {now:%Y-%m-%d %H:%M}?"
         )
     if now > certificate.not_valid_after_utc:
-        raise IdentityError(f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it again.")
+        raise IdentityError(
+            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it again."
+        )
 
 
 def _head(label: bytes, sequence: int, digest: bytes) -> bytes:
@@ -397,23 +433,39 @@ def _connection(nonce: bytes, client_id: str, server_id: str) -> bytes:
 
 
 def _announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
-    return _signed("announcement", member.encode(), issued.to_bytes(8, "big"), *(each.encode() for each in addresses))
+    return _signed(
+        "announcement",
+        member.encode(),
+        issued.to_bytes(8, "big"),
+        *(each.encode() for each in addresses),
+    )
 
 
 def _statement(run: str, said: peer_pb2.Statement) -> bytes:
     place = (said.incarnation, said.round, said.phase, said.role)
-    return _signed("statement", run.encode(), said.sender.encode(), *(n.to_bytes(8, "big") for n in place), said.digest)
+    return _signed(
+        "statement",
+        run.encode(),
+        said.sender.encode(),
+        *(n.to_bytes(8, "big") for n in place),
+        said.digest,
+    )
 
 
 def _signed(purpose: str, *parts: bytes) -> bytes:
-    """What is signed: a purpose, then each part behind its length, so that no two tuples give the same bytes."""
-    return f"peerpoise {purpose} 1\0".encode() + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    """What is signed: a purpose, then each part behind its length, so that no two tuples give the
+    same bytes.
+    """
+    return f"peerpoise {purpose} 1\0".encode() + b"".join(
+        len(part).to_bytes(4, "big") + part for part in parts
+    )
 
 
 def verify_welcome(
     public: bytes, signature: bytes, *, nonce: bytes, client_id: str, run: str, expected_id: str
 ) -> None:
-    """Checks the handshake's reply: `public` (SPKI, DER) is the key of `expected_id`, and it signed for this very call.
+    """Checks the handshake's reply: `public` (SPKI, DER) is the key of `expected_id`, and it signed
+    for this very call.
 
     Raises:
         Refused: (CODE_IDENTITY) another key, or a signature over something else.
@@ -421,22 +473,40 @@ def verify_welcome(
     if id_of(public) != expected_id:
         raise Refused("The peer answered with the key of another node.", peer_pb2.CODE_IDENTITY)
     if not _is_signed(public, signature, _welcome(nonce, client_id, expected_id, run)):
-        raise Refused("The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY)
+        raise Refused(
+            "The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY
+        )
 
 
-def verify_connection(public: bytes, signature: bytes, *, nonce: bytes, client_id: str, expected_id: str) -> bool:
-    """Is `public` (SPKI, DER) the key of `expected_id`, and did it sign for this very connection?"""
-    return id_of(public) == expected_id and _is_signed(public, signature, _connection(nonce, client_id, expected_id))
+def verify_connection(
+    public: bytes, signature: bytes, *, nonce: bytes, client_id: str, expected_id: str
+) -> bool:
+    """Is `public` (SPKI, DER) the key of `expected_id`, and did it sign for this very
+    connection?
+    """
+    return id_of(public) == expected_id and _is_signed(
+        public, signature, _connection(nonce, client_id, expected_id)
+    )
 
 
-def announced(public: bytes, signature: bytes, *, member: str, issued: int, addresses: Sequence[str]) -> bool:
-    """Did the member itself announce these addresses? `public` (SPKI, DER) must be the key of its id."""
-    return id_of(public) == member and _is_signed(public, signature, _announcement(member, issued, addresses))
+def announced(
+    public: bytes, signature: bytes, *, member: str, issued: int, addresses: Sequence[str]
+) -> bool:
+    """Did the member itself announce these addresses? `public` (SPKI, DER) must be the key of its
+    id.
+    """
+    return id_of(public) == member and _is_signed(
+        public, signature, _announcement(member, issued, addresses)
+    )
 
 
 def stated(public: bytes, run: str, said: peer_pb2.Statement) -> bool:
-    """Did its sender sign this statement? `public` (SPKI, DER) must be the key of the sender's id."""
-    return id_of(public) == said.sender and _is_signed(public, said.signature, _statement(run, said))
+    """Did its sender sign this statement? `public` (SPKI, DER) must be the key of the sender's
+    id.
+    """
+    return id_of(public) == said.sender and _is_signed(
+        public, said.signature, _statement(run, said)
+    )
 
 
 def _is_signed(public: bytes, signature: bytes, data: bytes) -> bool:

@@ -1,8 +1,9 @@
 """Who takes part: names, node ids and addresses, signed by the federation's key.
 
-The graph and every mixing weight follow from the sorted names, so all nodes must hold the same members. N is their
-number, also while some are down. A higher version may remove members: they stay in the list, so that nobody's weights
-change, but their edges are not used any more, and nobody lets them in. Nothing else can change during a run.
+The graph and every mixing weight follow from the sorted names, so all nodes must hold the same
+members. N is their number, also while some are down. A higher version may remove members: they stay
+in the list, so that nobody's weights change, but their edges are not used any more, and nobody lets
+them in. Nothing else can change during a run.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Roster:
     """Names."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for a version or round below its minimum, no members, a name or id twice, or a
-        removed member that never was one."""
+        """Raises ConfigurationError for a version or round below its minimum, no members, a name or
+        id twice, or a removed member that never was one."""
         if self.version < 1 or not 0 <= self.effective_round < MAX_ROUND:
             raise ConfigurationError("A roster's version starts at 1 and its effective_round at 0.")
         if not self.members:
@@ -60,12 +61,18 @@ class Roster:
             _check(member)
         for what in ("name", "id"):
             seen = [getattr(member, what) for member in self.members]
-            twice = sorted({value for value in seen if seen.count(value) > 1}) if len(set(seen)) < len(seen) else []
+            twice = (
+                sorted({value for value in seen if seen.count(value) > 1})
+                if len(set(seen)) < len(seen)
+                else []
+            )
             if twice:
                 raise ConfigurationError(f"The roster has the {what} {twice[0]} twice.")
         if strangers := sorted(set(self.removed) - {member.name for member in self.members}):
             raise ConfigurationError(f"The roster removes {strangers[0]}, who is no member.")
-        object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda member: member.name)))
+        object.__setattr__(
+            self, "members", tuple(sorted(self.members, key=lambda member: member.name))
+        )
         object.__setattr__(self, "removed", tuple(sorted(self.removed)))
 
     @property
@@ -88,21 +95,28 @@ class Roster:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of what graph and weights follow from: the same in every version of one run (32 bytes)."""
-        return hashlib.sha256(json.dumps([(member.name, member.id) for member in self.members]).encode()).digest()
+        """SHA-256 of what graph and weights follow from: the same in every version of one run (32
+        bytes).
+        """
+        return hashlib.sha256(
+            json.dumps([(member.name, member.id) for member in self.members]).encode()
+        ).digest()
 
     def without(self, names: Collection[str]) -> Roster:
         """The next version, with these members removed too.
 
         Raises:
-            ConfigurationError: one of them is no member, or was removed before, or nobody would be left.
+            ConfigurationError: one of them is no member, or was removed before, or nobody would be
+            left.
         """
         for name in names:
             if name in self.removed:
                 raise ConfigurationError(f"{name} was removed from the roster before.")
         removed = {*self.removed, *names}
         if len(removed) >= len(self.members):
-            raise ConfigurationError("Nobody would be left in the roster; to end a run, stop its nodes.")
+            raise ConfigurationError(
+                "Nobody would be left in the roster; to end a run, stop its nodes."
+            )
         return replace(self, version=self.version + 1, removed=tuple(removed))
 
     def gone(self, newer: Roster) -> frozenset[str]:
@@ -112,7 +126,9 @@ class Roster:
             ConfigurationError: it is older, or changes something else, which no run can do.
         """
         if newer.version <= self.version:
-            raise ConfigurationError(f"it is of version {newer.version}, and version {self.version} is in force")
+            raise ConfigurationError(
+                f"it is of version {newer.version}, and version {self.version} is in force"
+            )
         if newer.digest != self.digest:
             raise ConfigurationError("it adds or changes members, which needs a new run")
         if back := sorted(set(self.removed) - set(newer.removed)):
@@ -128,7 +144,7 @@ class Roster:
         body = asdict(self)
         signature = key.sign(_signed(body), ec.ECDSA(hashes.SHA256()))
         document = {"roster": body, "signature": base64.b64encode(signature).decode()}
-        files.replace(path, json.dumps(document, indent=1).encode() + b"\n", public=True)
+        files.atomic_write(path, json.dumps(document, indent=1).encode() + b"\n", public=True)
 
     @classmethod
     def load(cls, path: Path, federation: str) -> Roster:
@@ -142,7 +158,9 @@ class Roster:
         try:
             key = serialization.load_der_public_key(base64.b64decode(federation, validate=True))
         except (ValueError, binascii.Error, UnsupportedAlgorithm):
-            raise ConfigurationError("run.federation is not a public key; copy it from the federation's CA.") from None
+            raise ConfigurationError(
+                "run.federation is not a public key; copy it from the federation's CA."
+            ) from None
         try:
             if not isinstance(key, ec.EllipticCurvePublicKey):
                 raise InvalidSignature
@@ -184,10 +202,15 @@ def _parse(path: Path) -> tuple[dict[str, Any], bytes]:
 
 def _roster(path: Path, body: Mapping[str, Any]) -> Roster:
     try:
-        members = tuple(Member(str(m["name"]), str(m["id"]), tuple(map(str, m["addresses"]))) for m in body["members"])
+        members = tuple(
+            Member(str(m["name"]), str(m["id"]), tuple(map(str, m["addresses"])))
+            for m in body["members"]
+        )
         removed = tuple(map(str, body.get("removed", ())))
         return Roster(int(body["version"]), int(body["effective_round"]), members, removed)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(f"{path} is signed but lacks what a roster needs; update peerpoise.") from None
+        raise ConfigurationError(
+            f"{path} is signed but lacks what a roster needs; update peerpoise."
+        ) from None

@@ -1,4 +1,6 @@
-"""The small interfaces between a session (bytes) and whoever does the arithmetic (the node's driver)."""
+"""The small interfaces between a session (bytes) and whoever does the arithmetic (the node's
+driver).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ class Payload(Protocol):
         ...
 
 
-class Observer:
+class SessionObserver:
     """What a session tells whoever watches. Every method does nothing; metrics override them."""
 
     def bytes_moved(self, peer: Peer, direction: str, kind: str, count: int) -> None: ...
@@ -54,8 +56,12 @@ class Observer:
     def rejected(self, peer: Peer, code: int) -> None:
         """What the neighbor sent was no usable payload: not finite, or broken."""
 
-    def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
-        """The neighbor told different neighbors different things: both statements are signed by its `public` key."""
+    def contradicted(
+        self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement
+    ) -> None:
+        """The neighbor told different neighbors different things: both statements are signed by its
+        `public` key.
+        """
 
     def round_trip(self, peer: Peer, seconds: float) -> None: ...
 
@@ -69,7 +75,9 @@ class Observer:
 
 
 class Signal:
-    """Wakes everybody who waits when something changed. Check your condition, then wait, without awaiting between."""
+    """Wakes everybody who waits when something changed. Check your condition, then wait, without
+    awaiting between.
+    """
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -88,7 +96,7 @@ class Signal:
             pass
 
 
-class Empty:
+class NoPayload:
     """The payload of a withheld answer."""
 
     async def frame(self, offset: int, length: int) -> bytes:
@@ -98,7 +106,7 @@ class Empty:
         raise AssertionError("a withheld answer has no payload")
 
 
-class Nowhere:
+class DiscardSink:
     """The sink of a withheld answer: nothing follows."""
 
     async def write(self, offset: int, frame: memoryview) -> None:

@@ -19,11 +19,15 @@ from enum import Enum, IntEnum
 from peer.message import DType, Peer
 
 ASYNC_AHEAD = 64
-"""Rounds ahead that are let in in async mode, where nobody waits; bounds what one neighbor makes others keep."""
+"""Rounds ahead that are let in in async mode, where nobody waits; bounds what one neighbor makes
+others keep.
+"""
 ROUNDS_AHEAD = 1
 """A neighbor that has heard me in every round can be one round ahead, no more."""
 REMEMBERED = 2
-"""Rounds for which deliveries are remembered: a sender that lost the verdict tries again and must hear "duplicate"."""
+"""Rounds for which deliveries are remembered: a sender that lost the verdict tries again and must
+hear "duplicate".
+"""
 PARKED_PER_PEER = 4
 """A question, an answer, a Say and a Mix can wait at a time; more is a flood."""
 
@@ -73,9 +77,13 @@ class Mailbox:
         self.round = -1
         self.phase = 0
         self.staleness = staleness
-        """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an open phase (async)."""
+        """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an
+        open phase (async).
+        """
         self._open: dict[tuple[int, Role], tuple[int, Shape, frozenset[Peer]]] = {}
-        """(phase, role) -> the round it was opened in, what is expected, of whom. In async they outlive their round."""
+        """(phase, role) -> the round it was opened in, what is expected, of whom. In async they
+        outlive their round.
+        """
         self._left: set[Key] = set()
         self._receiving: set[tuple[Peer, Key]] = set()
         self._delivered: set[tuple[Peer, Key]] = set()
@@ -101,8 +109,12 @@ class Mailbox:
         self._open.pop((key.phase, key.role), None)
         self._left.add(key)
 
-    def offer(self, peer: Peer, key: Key, shape: Shape, *, withheld: bool = False, parked: bool = False) -> Admission:
-        """What to do with a transfer whose header came. `parked`: it is offered again after waiting."""
+    def offer(
+        self, peer: Peer, key: Key, shape: Shape, *, withheld: bool = False, parked: bool = False
+    ) -> Admission:
+        """What to do with a transfer whose header came. `parked`: it is offered again after
+        waiting.
+        """
         this = (peer, key)
         if parked:
             self._parked.discard(this)
@@ -110,7 +122,9 @@ class Mailbox:
             return Admission.DUPLICATE
         if this in self._receiving or this in self._parked:
             return Admission.BUSY
-        round, expected, peers = self._open.get((key.phase, key.role), (-1, shape, frozenset[Peer]()))
+        round, expected, peers = self._open.get(
+            (key.phase, key.role), (-1, shape, frozenset[Peer]())
+        )
         if round < 0 or (key.round != round and not self._timeless(key)):
             return self._unopened(this)
         if peer not in peers:
@@ -135,7 +149,10 @@ class Mailbox:
         self._parked.discard((peer, key))
 
     def _timeless(self, key: Key) -> bool:
-        return self.staleness is not None and self.round - self.staleness <= key.round <= self.round + ASYNC_AHEAD
+        return (
+            self.staleness is not None
+            and self.round - self.staleness <= key.round <= self.round + ASYNC_AHEAD
+        )
 
     def _unopened(self, this: tuple[Peer, Key]) -> Admission:
         peer, key = this
@@ -145,7 +162,10 @@ class Mailbox:
             return Admission.AHEAD
         if key.role is Role.ANSWER:
             return Admission.STALE if key.round == self.round else Admission.KIND
-        if any(key.round == round and key.phase == phase for (phase, _), (round, _, _) in self._open.items()):
+        if any(
+            key.round == round and key.phase == phase
+            for (phase, _), (round, _, _) in self._open.items()
+        ):
             return Admission.KIND
         if sum(1 for other, _ in self._parked if other == peer) >= PARKED_PER_PEER:
             return Admission.BUSY

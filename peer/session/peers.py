@@ -1,4 +1,6 @@
-"""A node's circle: who it is, who its neighbors are, what was agreed with each, and where everybody stands."""
+"""A node's circle: who it is, who its neighbors are, what was agreed with each, and where everybody
+stands.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from peer import codec
 from peer.errors import Malformed
 from peer.membership import Membership
 from peer.message import Peer
-from peer.session.interfaces import Observer, Signal
+from peer.session.interfaces import SessionObserver, Signal
 from peer.transport import Link
 from peer.v1 import peer_pb2 as pb
 
@@ -24,7 +26,7 @@ REPLAY_WINDOW = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class RunParameters:
     """What both ends must have in common; compared in the handshake."""
 
     run: str
@@ -42,20 +44,43 @@ class Terms:
     @property
     def inputs_digest(self) -> bytes:
         """SHA-256, empty where nothing is said."""
-        return hashlib.sha256(json.dumps(dict(self.inputs), sort_keys=True).encode()).digest() if self.inputs else b""
+        return (
+            hashlib.sha256(json.dumps(dict(self.inputs), sort_keys=True).encode()).digest()
+            if self.inputs
+            else b""
+        )
 
     def difference(self, hello: pb.Hello) -> tuple[int, str]:
-        """(code, sentence) of the first thing in which the caller differs; (CODE_OK, "") if nothing does."""
+        """(code, sentence) of the first thing in which the caller differs; (CODE_OK, "") if nothing
+        does.
+        """
         for same, code, here, there in (
             (hello.run == self.run, pb.CODE_RUN, self.run, hello.run),
-            (self._same_members(hello), pb.CODE_ROSTER, f"version {self.roster}", f"version {hello.roster}"),
-            (hello.layout == self.layout, pb.CODE_LAYOUT, self.layout.hex()[:12], hello.layout.hex()[:12]),
+            (
+                self._same_members(hello),
+                pb.CODE_ROSTER,
+                f"version {self.roster}",
+                f"version {hello.roster}",
+            ),
+            (
+                hello.layout == self.layout,
+                pb.CODE_LAYOUT,
+                self.layout.hex()[:12],
+                hello.layout.hex()[:12],
+            ),
             (hello.validation == self.validation, pb.CODE_VALIDATION, "one digest", "another"),
             (hello.inputs == self.inputs_digest, pb.CODE_INPUTS, self._fed, "something else"),
-            (hello.start == self.start, pb.CODE_START, self.start.hex()[:12], hello.start.hex()[:12]),
+            (
+                hello.start == self.start,
+                pb.CODE_START,
+                self.start.hex()[:12],
+                hello.start.hex()[:12],
+            ),
         ):
             if not same:
-                return code, codec.printable(f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)")
+                return code, codec.printable(
+                    f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)"
+                )
         return pb.CODE_OK, ""
 
     def _same_members(self, hello: pb.Hello) -> bool:
@@ -64,18 +89,28 @@ class Terms:
 
     @property
     def _fed(self) -> str:
-        text = ", ".join(f"{name} {value}" for name, value in self.inputs.items()) or "nothing is said"
+        text = (
+            ", ".join(f"{name} {value}" for name, value in self.inputs.items()) or "nothing is said"
+        )
         return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 LASTING = frozenset(
-    (pb.CODE_PROTOCOL, pb.CODE_RUN, pb.CODE_ROSTER, pb.CODE_LAYOUT, pb.CODE_VALIDATION, pb.CODE_INPUTS, pb.CODE_START)
+    (
+        pb.CODE_PROTOCOL,
+        pb.CODE_RUN,
+        pb.CODE_ROSTER,
+        pb.CODE_LAYOUT,
+        pb.CODE_VALIDATION,
+        pb.CODE_INPUTS,
+        pb.CODE_START,
+    )
 )
 """Refusals that time does not mend."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Position:
+class LocalProgress:
     """Where this node stands; the driver writes it, beats carry it."""
 
     round: int = -1
@@ -97,7 +132,7 @@ class Position:
 
 
 @dataclass(slots=True)
-class Contact:
+class PeerState:
     """What the session knows of one neighbor beyond its membership."""
 
     id: str
@@ -112,7 +147,7 @@ class Contact:
     """Of the process with which the edge was agreed on."""
     sent: int = 0
     """Sequence number of the last transfer to it."""
-    poke: Signal = field(default_factory=Signal)
+    wake: Signal = field(default_factory=Signal)
     asked: tuple[int, int] = (0, 0)
     """(incarnation, order) of the last handshake that it began and this node agreed to."""
     spki: bytes = b""
@@ -144,27 +179,29 @@ class Contact:
 
 
 @dataclass(slots=True, kw_only=True)
-class Circle:
+class PeerTable:
     """Shared by the session (handshakes, beats) and its transfers."""
 
     me: Peer
     ids: Mapping[Peer, str]
     """Node ids of the whole roster, by name."""
-    terms: Terms
+    terms: RunParameters
     incarnation: int
     membership: Membership
-    observer: Observer = field(default_factory=Observer)
-    position: Position = field(default_factory=Position)
+    observer: SessionObserver = field(default_factory=SessionObserver)
+    position: LocalProgress = field(default_factory=LocalProgress)
     changed: Signal = field(default_factory=Signal)
     """Something happened that a waiting driver may wait for."""
     stopping: bool = False
     moved: int = 0
     """Frames sent and received."""
-    contacts: dict[Peer, Contact] = field(init=False)
+    contacts: dict[Peer, PeerState] = field(init=False)
     names: dict[str, Peer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.contacts = {peer: Contact(self.ids[peer]) for peer in sorted(self.membership.neighbors)}
+        self.contacts = {
+            peer: PeerState(self.ids[peer]) for peer in sorted(self.membership.neighbors)
+        }
         self.names = {node_id: name for name, node_id in self.ids.items()}
 
     @property
@@ -175,7 +212,7 @@ class Circle:
         """Drops the edge until a new handshake."""
         self.membership.lose(peer, why, idle=idle)
         self.observer.presence(peer, False)
-        self.contacts[peer].poke.notify()
+        self.contacts[peer].wake.notify()
         self.changed.notify()
 
     def cut(self, peer: Peer, why: str) -> None:
@@ -196,7 +233,8 @@ class Circle:
         return name
 
     def member(self, caller: str | None, sender: str) -> Peer:
-        """The member of the roster that speaks, neighbor or not: enough to ask for addresses, for nothing else.
+        """The member of the roster that speaks, neighbor or not: enough to ask for addresses, for
+        nothing else.
 
         Raises:
             Malformed: it claims another id than its certificate's, or is not in the roster.

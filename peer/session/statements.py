@@ -1,11 +1,12 @@
 """Who tells different neighbors different things is caught by those of them who share an edge.
 
-Whatever a node says to all its neighbors alike (Say, a question, a Mix) ends with a signed digest. Each neighbor passes
-on what it heard, in the next header to each of its own neighbors; two digests that one node signed for one place, and
-that differ, are a proof that anybody can check, and that nobody can make up. Where no two neighbors of a liar share an
-edge nobody sees it.
+Whatever a node says to all its neighbors alike (Say, a question, a Mix) ends with a signed digest.
+Each neighbor passes on what it heard, in the next header to each of its own neighbors; two digests
+that one node signed for one place, and that differ, are a proof that anybody can check, and that
+nobody can make up. Where no two neighbors of a liar share an edge nobody sees it.
 
-A state machine without network: `note` what came, give `newer` to others, ask what is `contradicted` by what they say.
+A state machine without network: `note` what came, give `newer` to others, ask what is
+`contradicted` by what they say.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Statements:
     _of: dict[Peer, dict[Place, tuple[int, pb.Statement]]] = field(default_factory=dict)
 
     def note(self, peer: Peer, said: pb.Statement) -> pb.Statement | None:
-        """A statement came from the neighbor itself; the one that contradicts it, if another was heard before."""
+        """A statement came from the neighbor itself; the one that contradicts it, if another was
+        heard before.
+        """
         heard = self._of.setdefault(peer, {})
         if (known := heard.get(place(said))) is not None:
             return known[1] if known[1].digest != said.digest else None
@@ -48,11 +51,21 @@ class Statements:
         return None
 
     def newer(self, than: int, but: Collection[Peer]) -> list[pb.Statement]:
-        """What came after the first `than` of all, without the neighbors of `but`; the newest last."""
-        found = [it for peer, heard in self._of.items() if peer not in but for it in heard.values() if it[0] > than]
+        """What came after the first `than` of all, without the neighbors of `but`; the newest
+        last.
+        """
+        found = [
+            it
+            for peer, heard in self._of.items()
+            if peer not in but
+            for it in heard.values()
+            if it[0] > than
+        ]
         return [said for _, said in sorted(found, key=lambda it: it[0])]
 
     def contradicted(self, peer: Peer, said: pb.Statement) -> pb.Statement | None:
-        """What the neighbor said here in the very place in which it is said to have said something else."""
+        """What the neighbor said here in the very place in which it is said to have said something
+        else.
+        """
         _, here = self._of.get(peer, {}).get(place(said), (0, None))
         return here if here is not None and here.digest != said.digest else None

@@ -1,8 +1,9 @@
-"""Transfers: header, frames, trailer; one verdict. What is let in, what is tried again, and what is counted.
+"""Transfers: header, frames, trailer; one verdict. What is let in, what is tried again, and what is
+counted.
 
-What arrives is checked in this order: identity, run, roster, incarnation, replay, mailbox; only then is anything read,
-into a sink of this node's own choosing. What leaves is sent until it is delivered or refused for good; sending it
-again sends the same bytes.
+What arrives is checked in this order: identity, run, roster, incarnation, replay, mailbox; only
+then is anything read, into a sink of this node's own choosing. What leaves is sent until it is
+delivered or refused for good; sending it again sends the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from peer.identity.keys import Identity, stated
 from peer.message import DType, Peer
 from peer.session.interfaces import Inbox, Payload, Sink
 from peer.session.mailbox import Admission, Key, Mailbox, Role, Shape
-from peer.session.peers import Circle
+from peer.session.peers import PeerTable
 from peer.session.statements import Statements
 from peer.transport import Link
 from peer.v1 import peer_pb2 as pb
@@ -39,7 +40,9 @@ REFUSALS = {
     Admission.KIND: pb.CODE_KIND,
     Admission.LAYOUT: pb.CODE_LAYOUT,
 }
-PASSING = frozenset({pb.CODE_BUSY, pb.CODE_AHEAD, pb.CODE_NOT_READY, pb.CODE_INCARNATION, pb.CODE_STALLED})
+PASSING = frozenset(
+    {pb.CODE_BUSY, pb.CODE_AHEAD, pb.CODE_NOT_READY, pb.CODE_INCARNATION, pb.CODE_STALLED}
+)
 """Refusals that may be gone in a moment."""
 
 
@@ -48,13 +51,18 @@ class Transfers:
 
     def __init__(
         self,
-        circle: Circle,
+        peer_table: PeerTable,
         mailbox: Mailbox,
         link: Callable[[Peer], Awaitable[Link]],
         identity: Identity | None = None,
     ) -> None:
         """`identity` signs what is said to all alike; None where no key proves anything."""
-        self.circle, self.mailbox, self._link, self.identity = circle, mailbox, link, identity
+        self.peer_table, self.mailbox, self._link, self.identity = (
+            peer_table,
+            mailbox,
+            link,
+            identity,
+        )
         self.statements = Statements()
         self.sent_bytes: Counter[Peer] = Counter()
         self._inboxes: dict[tuple[int, Role], Inbox] = {}
@@ -65,9 +73,9 @@ class Transfers:
         """The transport's door for transfers: header, frames, trailer; one verdict."""
         code: int
         try:
-            async with asyncio.timeout(self.circle.membership.deadline):
+            async with asyncio.timeout(self.peer_table.membership.deadline):
                 header = codec.decode(pb.Header, await anext(messages))
-            peer = self.circle.peer(caller, header.sender)
+            peer = self.peer_table.peer(caller, header.sender)
             code = self._refusal(peer, header)
             if code == pb.CODE_OK:
                 self._compare(peer, header.statements)
@@ -78,25 +86,33 @@ class Transfers:
             code = error.code or pb.CODE_MALFORMED
         except TimeoutError:
             code = pb.CODE_STALLED
-        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.circle.position.round))
+        verdict = pb.Verdict(
+            detail=codec.sentence(code), round=max(0, self.peer_table.position.round)
+        )
         verdict.code = code  # type: ignore[assignment]
         return codec.encode(verdict)
 
     def _refusal(self, peer: Peer, header: pb.Header) -> pb.Code:
-        contact = self.circle.contacts[peer]
+        contact = self.peer_table.contacts[peer]
         if contact.contradicted:
             return pb.CODE_NOT_A_NEIGHBOR
-        if self.circle.stopping:
+        if self.peer_table.stopping:
             return pb.CODE_STOPPING
-        if (header.protocol, header.run) != (codec.PROTOCOL, self.circle.terms.run):
+        if (header.protocol, header.run) != (codec.PROTOCOL, self.peer_table.terms.run):
             return pb.CODE_RUN
-        if header.receiver != self.circle.ids[self.circle.me]:
+        if header.receiver != self.peer_table.ids[self.peer_table.me]:
             return pb.CODE_IDENTITY
         if header.incarnation != contact.incarnation:
-            return pb.CODE_NOT_READY if header.incarnation > contact.incarnation else pb.CODE_INCARNATION
+            return (
+                pb.CODE_NOT_READY
+                if header.incarnation > contact.incarnation
+                else pb.CODE_INCARNATION
+            )
         return pb.CODE_DUPLICATE if contact.replayed(header.sequence) else pb.CODE_OK
 
-    async def _receive(self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes]) -> pb.Code:
+    async def _receive(
+        self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes]
+    ) -> pb.Code:
         key = Key(header.round, header.phase, Role(header.role))
         shape = Shape(
             kind=header.kind,
@@ -108,42 +124,51 @@ class Transfers:
         try:
             admission = self.mailbox.offer(peer, key, shape, withheld=header.withheld)
             while admission is Admission.PARK:
-                await self.circle.changed.wait()
-                admission = self.mailbox.offer(peer, key, shape, withheld=header.withheld, parked=True)
+                await self.peer_table.changed.wait()
+                admission = self.mailbox.offer(
+                    peer, key, shape, withheld=header.withheld, parked=True
+                )
             if admission is not Admission.ADMIT:
                 return REFUSALS[admission]
         except asyncio.CancelledError:
             self.mailbox.broken(peer, key)
             raise
-        self.circle.membership.entered(peer, key.round, self.circle.now)
-        heard = self.circle.known(header.heard)
+        self.peer_table.membership.entered(peer, key.round, self.peer_table.now)
+        heard = self.peer_table.known(header.heard)
         sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
         try:
             await self._read(peer, header, messages, sink)
         except BaseException as error:
             self.mailbox.broken(peer, key)
             if isinstance(error, Malformed) and error.code != pb.CODE_STALLED:
-                self.circle.membership.neighbors[peer].last_error = f"It sent what can't be used: {error}"
-                self.circle.observer.rejected(peer, error.code)
+                self.peer_table.membership.neighbors[
+                    peer
+                ].last_error = f"It sent what can't be used: {error}"
+                self.peer_table.observer.rejected(peer, error.code)
             raise
         self.mailbox.delivered(peer, key)
         sink.done()
         failpoint("after_recv")
-        self.circle.changed.notify()
+        self.peer_table.changed.notify()
         return pb.CODE_OK
 
-    async def _read(self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes], sink: Sink) -> None:
-        left, hashed = self.circle.membership.deadline + header.bytes / SLOWEST, hashlib.sha256()
+    async def _read(
+        self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes], sink: Sink
+    ) -> None:
+        left, hashed = (
+            self.peer_table.membership.deadline + header.bytes / SLOWEST,
+            hashlib.sha256(),
+        )
         for offset, length in codec.frames(header.bytes):
-            since = self.circle.now
-            async with asyncio.timeout(min(left, self.circle.membership.deadline)):
+            since = self.peer_table.now
+            async with asyncio.timeout(min(left, self.peer_table.membership.deadline)):
                 data = codec.frame(await anext(messages), length)
-            left -= self.circle.now - since
+            left -= self.peer_table.now - since
             if self._is_stated(header.role):
                 hashed.update(data)  # less than a millisecond
             await sink.write(offset, data)
             self._count(peer, "received", header.kind, length)
-        async with asyncio.timeout(self.circle.membership.deadline):
+        async with asyncio.timeout(self.peer_table.membership.deadline):
             trailer = codec.decode(pb.Trailer, await anext(messages))
         if trailer.bytes != header.bytes:
             raise Malformed("The sender gave up on the way.", pb.CODE_STALLED)
@@ -151,9 +176,9 @@ class Transfers:
             self._note(peer, header, trailer, hashed.digest())
 
     def _count(self, peer: Peer, direction: str, kind: str, count: int) -> None:
-        self.circle.moved += 1
-        self.circle.membership.moved(peer, self.circle.now)
-        self.circle.observer.bytes_moved(peer, direction, kind, count)
+        self.peer_table.moved += 1
+        self.peer_table.membership.moved(peer, self.peer_table.now)
+        self.peer_table.observer.bytes_moved(peer, direction, kind, count)
 
     # what is said to all alike
 
@@ -175,7 +200,9 @@ class Transfers:
         key = Key(header.round, header.phase, Role(header.role))
         said = self._stated(header.sender, header.incarnation, key, digest)
         said.signature = trailer.signature
-        if trailer.digest != digest or not stated(self.circle.contacts[peer].spki, self.circle.terms.run, said):
+        if trailer.digest != digest or not stated(
+            self.peer_table.contacts[peer].spki, self.peer_table.terms.run, said
+        ):
             raise Malformed("The payload is not what its sender signed.")
         if (before := self.statements.note(peer, said)) is not None:
             self._contradicted(peer, peer, before, said)
@@ -187,47 +214,57 @@ class Transfers:
             Malformed: it passes on what was never signed, so that it lies itself.
         """
         for other in said:
-            peer = self.circle.names.get(other.sender, "")
+            peer = self.peer_table.names.get(other.sender, "")
             here = self.statements.contradicted(peer, other)
-            if here is None or self.circle.contacts[peer].contradicted:
+            if here is None or self.peer_table.contacts[peer].contradicted:
                 continue
-            if not stated(self.circle.contacts[peer].spki, self.circle.terms.run, other):
+            if not stated(self.peer_table.contacts[peer].spki, self.peer_table.terms.run, other):
                 raise Malformed("A statement is passed on that its sender did not sign.")
             self._contradicted(peer, told_by, here, other)
 
-    def _contradicted(self, peer: Peer, told_by: Peer, here: pb.Statement, there: pb.Statement) -> None:
-        contact = self.circle.contacts[peer]
+    def _contradicted(
+        self, peer: Peer, told_by: Peer, here: pb.Statement, there: pb.Statement
+    ) -> None:
+        contact = self.peer_table.contacts[peer]
         if not contact.contradicted:
             contact.contradicted = True
-            self.circle.observer.contradicted(peer, told_by, contact.spki, here, there)
-            self.circle.cut(peer, f"It told this node and {told_by} different things in round {there.round}.")
+            self.peer_table.observer.contradicted(peer, told_by, contact.spki, here, there)
+            self.peer_table.cut(
+                peer, f"It told this node and {told_by} different things in round {there.round}."
+            )
 
     # phases
 
     def begin(self, round: int) -> None:
         """Enters a round: transfers of earlier rounds are refused from now on."""
-        self.circle.position.round, self.circle.position.phase = round, 0
+        self.peer_table.position.round, self.peer_table.position.phase = round, 0
         self.mailbox.begin(round)
         if self.mailbox.staleness is None:
             self._inboxes.clear()
-        self.circle.changed.notify()
+        self.peer_table.changed.notify()
 
     def end(self) -> None:
         """Outside any round: before the first and after the last."""
-        self.circle.position.round, self.circle.position.kind = -1, ""
-        self.circle.changed.notify()
+        self.peer_table.position.round, self.peer_table.position.kind = -1, ""
+        self.peer_table.changed.notify()
 
     def open(self, key: Key, shape: Shape, peers: Iterable[Peer], inbox: Inbox) -> None:
         self._inboxes[key.phase, key.role] = inbox
         self.mailbox.open(key, shape, peers)
-        if (key.phase, shape.kind) != (self.circle.position.phase, self.circle.position.kind):
-            self.circle.position.since = self.circle.now
-        self.circle.position.phase, self.circle.position.kind = max(self.circle.position.phase, key.phase), shape.kind
-        self.circle.changed.notify()
+        if (key.phase, shape.kind) != (
+            self.peer_table.position.phase,
+            self.peer_table.position.kind,
+        ):
+            self.peer_table.position.since = self.peer_table.now
+        self.peer_table.position.phase, self.peer_table.position.kind = (
+            max(self.peer_table.position.phase, key.phase),
+            shape.kind,
+        )
+        self.peer_table.changed.notify()
 
     def shut(self, key: Key) -> None:
         self.mailbox.close(key)
-        self.circle.changed.notify()
+        self.peer_table.changed.notify()
 
     # what leaves
 
@@ -241,7 +278,8 @@ class Transfers:
         heard: Iterable[Peer] = (),
         withheld: bool = False,
     ) -> bool:
-        """Sends one transfer, trying again until it is delivered (True) or refused for good (False).
+        """Sends one transfer, trying again until it is delivered (True) or refused for good
+        (False).
 
         Cancel it to give up. A retry sends the same bytes.
         """
@@ -254,28 +292,34 @@ class Transfers:
                 code, why = pb.CODE_NOT_READY, str(error)
             if code in (pb.CODE_OK, pb.CODE_DUPLICATE):
                 return True
-            self.circle.membership.neighbors[peer].last_error = why
-            self.circle.observer.wire_error(peer, code)
+            self.peer_table.membership.neighbors[peer].last_error = why
+            self.peer_table.observer.wire_error(peer, code)
             if code not in PASSING:
                 return False
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(RETRY_MOST, pause * 2)
 
     async def _send(
-        self, peer: Peer, key: Key, shape: Shape, payload: Payload, heard: Iterable[Peer], withheld: bool
+        self,
+        peer: Peer,
+        key: Key,
+        shape: Shape,
+        payload: Payload,
+        heard: Iterable[Peer],
+        withheld: bool,
     ) -> pb.Verdict:
-        contact = self.circle.contacts[peer]
+        contact = self.peer_table.contacts[peer]
         while not contact.proven:
-            await self.circle.changed.wait()
+            await self.peer_table.changed.wait()
         contact.sent += 1
         noted = self.statements.noted
         header = pb.Header(
             protocol=codec.PROTOCOL,
-            run=self.circle.terms.run,
-            roster=self.circle.terms.roster,
-            sender=self.circle.ids[self.circle.me],
+            run=self.peer_table.terms.run,
+            roster=self.peer_table.terms.roster,
+            sender=self.peer_table.ids[self.peer_table.me],
             receiver=contact.id,
-            incarnation=self.circle.incarnation,
+            incarnation=self.peer_table.incarnation,
             sequence=contact.sent,
             round=key.round,
             phase=key.phase,
@@ -285,22 +329,30 @@ class Transfers:
             parts=shape.parts,
             dtype=pb.DType.Name(shape.dtype),
             bytes=0 if withheld else shape.nbytes,
-            heard=sorted(self.circle.ids[name] for name in heard),
+            heard=sorted(self.peer_table.ids[name] for name in heard),
             withheld=withheld,
             statements=self._heard_of_others(peer),
         )
         link = await self._link(peer)
-        verdict = codec.decode(pb.Verdict, await link.transfer(self._messages(peer, key, header, payload)))
+        verdict = codec.decode(
+            pb.Verdict, await link.transfer(self._messages(peer, key, header, payload))
+        )
         if verdict.code == pb.CODE_OK:
             contact.passed_on = max(contact.passed_on, noted)
         return verdict
 
     def _heard_of_others(self, to: Peer) -> list[pb.Statement]:
         """What this neighbor was not told yet, as much as a header carries."""
-        found = self.statements.newer(self.circle.contacts[to].passed_on, [to])
-        return found if len(found) <= codec.MAX_STATEMENTS else random.sample(found, codec.MAX_STATEMENTS)
+        found = self.statements.newer(self.peer_table.contacts[to].passed_on, [to])
+        return (
+            found
+            if len(found) <= codec.MAX_STATEMENTS
+            else random.sample(found, codec.MAX_STATEMENTS)
+        )
 
-    async def _messages(self, peer: Peer, key: Key, header: pb.Header, payload: Payload) -> AsyncIterator[bytes]:
+    async def _messages(
+        self, peer: Peer, key: Key, header: pb.Header, payload: Payload
+    ) -> AsyncIterator[bytes]:
         failpoint("before_send")
         yield codec.encode(header)
         for offset, length in codec.frames(header.bytes):

@@ -1,7 +1,7 @@
 """How bytes travel: the interface every transport implements, and the table of transports.
 
-A transport moves opaque messages between node ids and knows nothing of rounds. `session.py` gives it a `Service` to
-call for what arrives, and takes a `Link` per neighbor for what leaves.
+A transport moves opaque messages between node ids and knows nothing of rounds. `session.py` gives
+it a `Service` to call for what arrives, and takes a `Link` per neighbor for what leaves.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ Method: TypeAlias = Literal["Handshake", "Beat", "Leave", "Peers"]
 
 
 class Service(Protocol):
-    """What arrives. `caller` is the authenticated node id, or None on a transport without authentication.
+    """What arrives. `caller` is the authenticated node id, or None on a transport without
+    authentication.
 
-    Both raise `errors.Malformed` for bytes that are no message; the transport then ends that call and nothing else.
+    Both raise `errors.Malformed` for bytes that are no message; the transport then ends that call
+    and nothing else.
     """
 
     async def call(self, caller: str | None, method: Method, request: bytes) -> bytes: ...
@@ -27,12 +29,16 @@ class Service(Protocol):
 
 
 class Link(Protocol):
-    """The way to one neighbor: two connections, control and bulk. All of it raises `errors.Unreachable` on failure."""
+    """The way to one neighbor: two connections, control and bulk. All of it raises
+    `errors.Unreachable` on failure.
+    """
 
     async def call(self, method: Method, request: bytes, timeout: float) -> bytes: ...  # noqa: ASYNC109
 
     async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:
-        """Sends header, frames, trailer with true back-pressure; an early verdict stops it. Returns the verdict."""
+        """Sends header, frames, trailer with true back-pressure; an early verdict stops it. Returns
+        the verdict.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -43,7 +49,9 @@ class Transport(Protocol):
     """True: no authentication, no encryption. Shown in logs, status, metrics and summary."""
 
     refused: Callable[[str | None, int], None]
-    """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster), the wire's code."""
+    """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster), the
+    wire's code.
+    """
     connections: int
     """How many others began, so far."""
     connections_used: int
@@ -54,7 +62,9 @@ class Transport(Protocol):
         ...
 
     def link(self, node_id: str, address: str) -> Link:
-        """A link to the node with this id at this address ("host:port"); dials lazily and re-dials by itself."""
+        """A link to the node with this id at this address ("host:port"); dials lazily and re-dials
+        by itself.
+        """
         ...
 
     def revoke(self, node_id: str) -> None:
@@ -66,5 +76,8 @@ class Transport(Protocol):
         ...
 
 
-TRANSPORTS: Mapping[str, str] = {"grpc": "peer.transport.grpc:Grpc", "memory": "peer.transport.memory:Memory"}
+TRANSPORTS: Mapping[str, str] = {
+    "grpc": "peer.transport.grpc:Grpc",
+    "memory": "peer.transport.memory:Memory",
+}
 """name -> module:class."""

@@ -1,8 +1,9 @@
 """How often who may call: a token bucket per caller, asked before anything of a call is read.
 
-Every call costs a token, whatever becomes of it; a transfer that was delivered gives its token back, since a round asks
-for so many and no more. Who has none left is not refused, which it could take for an invitation to try again: its call
-hangs until there is a token. So what a member at full blast costs does not grow with its blast.
+Every call costs a token, whatever becomes of it; a transfer that was delivered gives its token
+back, since a round asks for so many and no more. Who has none left is not refused, which it could
+take for an invitation to try again: its call hangs until there is a token. So what a member at full
+blast costs does not grow with its blast.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PER_SECOND = 50.0
-"""Tokens; a neighbor needs one or two for its heartbeats, and some for transfers that come too early."""
+"""Tokens; a neighbor needs one or two for its heartbeats, and some for transfers that come too
+early.
+"""
 BURST = 100
 """Tokens of a full bucket."""
 HANGING = 64
@@ -28,7 +31,9 @@ class Bucket:
     full_at: float = float("-inf")
 
     def take(self, now: float) -> float | None:
-        """Seconds until the token is there; None: too many are owed already. Times of any one monotonic clock."""
+        """Seconds until the token is there; None: too many are owed already. Times of any one
+        monotonic clock.
+        """
         full_at = max(self.full_at, now) + 1 / PER_SECOND
         wait = full_at - now - BURST / PER_SECOND
         if wait > HANGING / PER_SECOND:
@@ -49,8 +54,8 @@ class Admission:
         self._buckets: dict[str, Bucket] = {}
 
     async def wait(self, caller: str) -> bool:
-        """Until the caller has a token. False, at once: too many of its calls wait for theirs, or did and were given
-        up."""
+        """Until the caller has a token. False, at once: too many of its calls wait for theirs, or
+        did and were given up."""
         seconds = self._bucket(caller).take(asyncio.get_running_loop().time())
         if seconds != 0:
             self._hangs(caller)

@@ -1,20 +1,22 @@
 """Bytes over gRPC on one mutually authenticated TLS 1.3 port; the only file that meets grpc.
 
-Frames are raw bytes on a generic stream-stream method, written and read one at a time, so back-pressure is true: a
-writer gets no further than two or three frames ahead of a reader that stopped. Each link has two connections, or
-control messages would wait behind bulk.
+Frames are raw bytes on a generic stream-stream method, written and read one at a time, so
+back-pressure is true: a writer gets no further than two or three frames ahead of a reader that
+stopped. Each link has two connections, or control messages would wait behind bulk.
 
-A listener admits a call in this order: TLS 1.3 with a certificate of the federation, SHA-256(key) == the
-certificate's only name, a token of its caller's bucket (admission.py), a member of the roster, not revoked, within its
-caller's quota of open calls; only then is anything read. The dialling side is shown no certificate by grpc: TLS checks
-chain and name there, the handshake's signature checks the key (session.py); the connection of bulk is asked for a
-signature of its own before anything is sent on it, and again whenever it was made anew.
+A listener admits a call in this order: TLS 1.3 with a certificate of the federation, SHA-256(key)
+== the certificate's only name, a token of its caller's bucket (admission.py), a member of the
+roster, not revoked, within its caller's quota of open calls; only then is anything read. The
+dialling side is shown no certificate by grpc: TLS checks chain and name there, the handshake's
+signature checks the key (session.py); the connection of bulk is asked for a signature of its own
+before anything is sent on it, and again whenever it was made anew.
 
-Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are closed as they come.
+Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are
+closed as they come.
 
-Not covered: a certificate that expires stays usable on connections made before; grpc doesn't tell of TLS handshakes
-that failed; whoever has a certificate of the CA, be it a removed member, costs a TLS handshake and a look at its
-headers per connection, however often it comes.
+Not covered: a certificate that expires stays usable on connections made before; grpc doesn't tell
+of TLS handshakes that failed; whoever has a certificate of the CA, be it a removed member, costs a
+TLS handshake and a look at its headers per connection, however often it comes.
 """
 
 from __future__ import annotations
@@ -52,13 +54,18 @@ from peer.transport.sockets import cut
 from peer.v1 import peer_pb2
 
 CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"
-"""grpc has no switch for the TLS version. This one suite of TLS 1.2 fits no certificate, so 1.2 can't be negotiated,
-while the suites of 1.3 are not affected. grpc reads it once: it has to stand before the first import."""
+"""grpc has no switch for the TLS version. This one suite of TLS 1.2 fits no certificate, so 1.2
+can't be negotiated, while the suites of 1.3 are not affected. grpc reads it once: it has to stand
+before the first import."""
 
 if "grpc" in sys.modules and os.environ.get("GRPC_SSL_CIPHER_SUITES") != CIPHERS:
-    raise ConfigurationError("grpc was imported before peer.transport.grpc, which must first forbid it TLS 1.2.")
+    raise ConfigurationError(
+        "grpc was imported before peer.transport.grpc, which must first forbid it TLS 1.2."
+    )
 os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHERS
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # failed handshakes reach people as sentences, not as C++ log lines
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # failed handshakes reach people as sentences, not as C++ log lines
 
 import grpc  # noqa: E402
 import grpc.aio  # noqa: E402
@@ -67,14 +74,17 @@ from grpc_health.v1 import health, health_pb2  # noqa: E402
 SERVICE = "peerpoise.peer.v1.Peer"
 METHODS: tuple[Method, ...] = get_args(Method)
 CALLS_PER_PEER = 8
-"""Open control calls of one identity; a well-behaved one has a beat and now and then a handshake."""
+"""Open control calls of one identity; a well-behaved one has a beat and now and then a
+handshake.
+"""
 TRANSFERS_PER_PEER = 8
 """Open transfers of one identity: what a round keeps in flight on an edge, twice over."""
 STREAMS_PER_CONNECTION = 16
 """Calls that one connection may have open at the listener; further ones wait at the sender."""
 CONNECTIONS = 1024
-"""Connections that others may have to this listener at a time, if that is at most a quarter of the descriptors that
-this process may have: a neighbor has two. More are closed as they come. A silent one costs some 70 KiB."""
+"""Connections that others may have to this listener at a time, if that is at most a quarter of the
+descriptors that this process may have: a neighbor has two. More are closed as they come. A silent
+one costs some 70 KiB."""
 HANDSHAKE_SECONDS = 2.0
 """How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
 CUT_AFTER = 1.0
@@ -86,8 +96,9 @@ METADATA = 4096
 REQUEST_SECONDS = 10.0
 """How long a control call may take to deliver its few bytes after it was admitted."""
 WINDOW = 2 << 20
-"""Bytes a writer may be ahead of its reader, two frames. grpc's own adaptive window costs 5 to 31 MiB per stalled
-transfer on loopback and is no faster there; over a long fat line (more than 2 MiB of bandwidth × delay) raise it."""
+"""Bytes a writer may be ahead of its reader, two frames. grpc's own adaptive window costs 5 to 31
+MiB per stalled transfer on loopback and is no faster there; over a long fat line (more than 2 MiB
+of bandwidth × delay) raise it."""
 CONNECT_SECONDS = 10.0
 """How long one attempt to connect may take, TLS handshake on a busy machine included."""
 
@@ -99,7 +110,9 @@ _log = logging.getLogger(__name__)
 
 
 def common_options(window: int) -> list[tuple[str, Any]]:
-    """What both ends set: message limits, no compression (noise does not shrink, bombs grow), no hidden retries."""
+    """What both ends set: message limits, no compression (noise does not shrink, bombs grow), no
+    hidden retries.
+    """
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -112,8 +125,12 @@ def common_options(window: int) -> list[tuple[str, Any]]:
     ]
 
 
-def server_options(keepalive: float, handshake: float, window: int = WINDOW) -> list[tuple[str, Any]]:
-    """Half the client's interval is tolerated, so that clocks and jitter never look like "too many pings"."""
+def server_options(
+    keepalive: float, handshake: float, window: int = WINDOW
+) -> list[tuple[str, Any]]:
+    """Half the client's interval is tolerated, so that clocks and jitter never look like "too many
+    pings".
+    """
     return [
         *common_options(window),
         ("grpc.so_reuseport", 0),
@@ -139,7 +156,9 @@ def most_connections() -> int:
 def client_options(
     keepalive: float, reconnect: tuple[float, float], node_id: str, window: int = WINDOW
 ) -> list[tuple[str, Any]]:
-    """Every channel has a connection of its own and expects the certificate of exactly `node_id`."""
+    """Every channel has a connection of its own and expects the certificate of exactly
+    `node_id`.
+    """
     return [
         *common_options(window),
         ("grpc.use_local_subchannel_pool", 1),
@@ -154,12 +173,14 @@ def client_options(
 
 
 class Grpc:
-    """Implements `peer.transport.Transport`. Without an identity it is insecure: no encryption, callers are None.
+    """Implements `peer.transport.Transport`. Without an identity it is insecure: no encryption,
+    callers are None.
 
-    `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs forget idle connections,
-    peers answer faster pings with "too many pings"); `reconnect` is the back-off in seconds, (first, longest);
-    `handshake` is how many seconds a new connection has to prove itself; `window` is in bytes. `members` are the ids
-    that may call, by default all that have a certificate of the CA.
+    `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs
+    forget idle connections, peers answer faster pings with "too many pings"); `reconnect` is the
+    back-off in seconds, (first, longest); `handshake` is how many seconds a new connection has to
+    prove itself; `window` is in bytes. `members` are the ids that may call, by default all that
+    have a certificate of the CA.
 
     Raises:
         ConfigurationError: `listen` is no address, or keepalive is below 20.
@@ -178,14 +199,21 @@ class Grpc:
         members: Collection[str] | None = None,
     ) -> None:
         if keepalive < 20:
-            raise ConfigurationError("keepalive must be at least 20 seconds; peers refuse faster pings.")
+            raise ConfigurationError(
+                "keepalive must be at least 20 seconds; peers refuse faster pings."
+            )
         self.insecure = identity is None
         self._identity = identity
         self._shown: Identity | None = None
         """Whose certificate grpc has."""
         self._host, self._port = endpoint(listen)
         self._listen = listen
-        self._keepalive, self._reconnect, self._handshake, self._window = keepalive, reconnect, handshake, window
+        self._keepalive, self._reconnect, self._handshake, self._window = (
+            keepalive,
+            reconnect,
+            handshake,
+            window,
+        )
         self._rpcs = (max_neighbors + 8) * (CALLS_PER_PEER + TRANSFERS_PER_PEER)
         self._server: grpc.aio.Server | None = None
         self._bound = ""
@@ -199,7 +227,9 @@ class Grpc:
         self._ids: dict[bytes, str] = {}
         self._admission = Admission(lambda caller: self.refused(caller or None, peer_pb2.CODE_BUSY))
         self.refused: Callable[[str | None, int], None] = lambda caller, code: None
-        """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster), the wire's code."""
+        """Told of every call that is refused, or hangs: whose it is (None: nobody of the roster),
+        the wire's code.
+        """
         self.connections = 0
         """TLS handshakes that were begun with this listener."""
         self.connections_used = 0
@@ -210,7 +240,8 @@ class Grpc:
         """The other ends of the newest of them, and which member is there (empty: none)."""
 
     async def serve(self, service: Service) -> str:
-        """Starts listening, unless `listen` has, and gives all calls to `service`; returns the bound "host:port".
+        """Starts listening, unless `listen` has, and gives all calls to `service`; returns the
+        bound "host:port".
 
         Raises:
             TemporaryFailure: the port is taken.
@@ -221,7 +252,8 @@ class Grpc:
         return await self.listen()
 
     async def listen(self) -> str:
-        """Opens the port: health is answered from now on (NOT_SERVING until told otherwise), calls wait for `serve`.
+        """Opens the port: health is answered from now on (NOT_SERVING until told otherwise), calls
+        wait for `serve`.
 
         Raises as `serve`.
         """
@@ -236,7 +268,9 @@ class Grpc:
         except RuntimeError:
             await server.stop(None)
             self._explain()
-            raise TemporaryFailure(f"{self._listen} can't be listened on; try again or choose another.") from None
+            raise TemporaryFailure(
+                f"{self._listen} can't be listened on; try again or choose another."
+            ) from None
         self._server, self._bound = server, f"{self._listen.rpartition(':')[0]}:{port}"
         await server.start()
         return self._bound
@@ -253,7 +287,9 @@ class Grpc:
         return link
 
     async def close(self, grace: float) -> None:
-        """Stops listening; open calls get `grace` seconds, then are aborted. Links are closed by who made them."""
+        """Stops listening; open calls get `grace` seconds, then are aborted. Links are closed by
+        who made them.
+        """
         server, self._server = self._server, None
         if server is not None:
             await self.set_serving(False)
@@ -261,13 +297,17 @@ class Grpc:
 
     async def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers from now on."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
     def rotate(self, identity: Identity) -> None:
-        """Uses a newer certificate of the same id: for new connections, at once for incoming ones, and for those of a
-        link when nothing is under way on it.
+        """Uses a newer certificate of the same id: for new connections, at once for incoming ones,
+        and for those of a link when nothing is under way on it.
 
         Raises:
             IdentityError: another id, or this transport has no identity.
@@ -278,8 +318,8 @@ class Grpc:
         self._ids.clear()  # another CA may not have issued them
 
     def revoke(self, node_id: str) -> None:
-        """Aborts every open call from and to this id, refuses new ones, and cuts its connections when it could read
-        why."""
+        """Aborts every open call from and to this id, refuses new ones, and cuts its connections
+        when it could read why."""
         self._revoked.add(node_id)
         for (caller, _), tasks in self._open.items():
             if caller == node_id:
@@ -288,7 +328,9 @@ class Grpc:
         for link in self._links:
             if link.node_id == node_id:
                 link.cancel()
-        self._cut_soon(other_end for other_end, caller in self._callers.items() if caller == node_id)
+        self._cut_soon(
+            other_end for other_end, caller in self._callers.items() if caller == node_id
+        )
 
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._identity is None:
@@ -300,8 +342,9 @@ class Grpc:
         return server.add_secure_port(self._listen, credentials)
 
     def _changed_certificate(self) -> grpc.ServerCertificateConfiguration | None:
-        """What grpc asks for at every new connection; None: as before. For a new one it frees what other threads'
-        handshakes are in the middle of: given at every connection, it crashed under any storm of them (grpc 1.85.1)."""
+        """What grpc asks for at every new connection; None: as before. For a new one it frees what
+        other threads' handshakes are in the middle of: given at every connection, it crashed under
+        any storm of them (grpc 1.85.1)."""
         self.connections += 1
         return None if self._shown is self._identity else self._certificate()
 
@@ -309,25 +352,35 @@ class Grpc:
         assert self._identity is not None
         self._shown = self._identity
         pair = (self._identity.key_pem, self._identity.certificate_pem)
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=self._identity.ca_pem)
+        return grpc.ssl_server_certificate_configuration(
+            [pair], root_certificates=self._identity.ca_pem
+        )
 
     def _explain(self) -> None:
         """Raises what the operating system says about binding to `listen`, if it still says so."""
         try:
-            family, _, _, _, where = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
+            family, _, _, _, where = socket.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM
+            )[0]
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.bind(where)
                 probe.listen()
         except socket.gaierror:
-            raise ConfigurationError(f"{self._listen}: this machine can't find that host name.") from None
+            raise ConfigurationError(
+                f"{self._listen}: this machine can't find that host name."
+            ) from None
         except PermissionError:
-            raise ConfigurationError(f"{self._listen}: this user may not listen there; use a port ≥ 1024.") from None
+            raise ConfigurationError(
+                f"{self._listen}: this user may not listen there; use a port ≥ 1024."
+            ) from None
         except OSError as error:
             if error.errno == 98 or error.errno == 48:
                 raise TemporaryFailure(
                     f"{self._listen} is taken by another process; stop it or choose another."
                 ) from None
-            raise ConfigurationError(f"{self._listen} can't be listened on: {error.strerror}.") from None
+            raise ConfigurationError(
+                f"{self._listen} can't be listened on: {error.strerror}."
+            ) from None
 
     @property
     def identity(self) -> Identity | None:
@@ -351,14 +404,20 @@ class Grpc:
     # what arrives
 
     def _register(self, server: grpc.aio.Server) -> None:
-        """All methods are streams for grpc, so that nothing is read before the caller is admitted, and registered by
-        name. Whoever never acknowledges our settings is held to none of METADATA, and grpc makes Python objects of its
-        headers, up to 16 MiB a call, before we are asked."""
+        """All methods are streams for grpc, so that nothing is read before the caller is admitted,
+        and registered by name. Whoever never acknowledges our settings is held to none of METADATA,
+        and grpc makes Python objects of its headers, up to 16 MiB a call, before we are asked."""
         stream = grpc.stream_stream_rpc_method_handler
         own: dict[str, Any] = {method: stream(self._call(method)) for method in METHODS}
         own["Transfer"], own["Prove"] = stream(self._transfer), stream(self._prove)
-        asked, answered = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
-        checks = {name: stream(self._check(name == "Watch"), asked, answered) for name in ("Check", "Watch")}
+        asked, answered = (
+            health_pb2.HealthCheckRequest.FromString,
+            health_pb2.HealthCheckResponse.SerializeToString,
+        )
+        checks = {
+            name: stream(self._check(name == "Watch"), asked, answered)
+            for name in ("Check", "Watch")
+        }
         server.add_registered_method_handlers(SERVICE, own)
         server.add_registered_method_handlers(health.SERVICE_NAME, checks)
         server.add_generic_rpc_handlers((_Anything(stream(self._unknown)),))
@@ -391,7 +450,9 @@ class Grpc:
             if self._identity is None or caller is None or len(nonce) != DIGEST:
                 raise Malformed("There is nothing to prove.", peer_pb2.CODE_MALFORMED)
             signature = self._identity.sign_connection(nonce, caller)
-            await context.write(peer_pb2.Proof(spki=self._identity.spki, signature=signature).SerializeToString())
+            await context.write(
+                peer_pb2.Proof(spki=self._identity.spki, signature=signature).SerializeToString()
+            )
 
     async def _unknown(self, _: Any, context: Context) -> None:
         """What is no method of ours costs its caller a token all the same."""
@@ -410,15 +471,22 @@ class Grpc:
         return handle
 
     @asynccontextmanager
-    async def _admitted(self, context: Context, quota: int, lane: int = 0) -> AsyncIterator[str | None]:
-        """Who calls, if they may; holds their place in the quota, and turns what goes wrong inside into a status."""
+    async def _admitted(
+        self, context: Context, quota: int, lane: int = 0
+    ) -> AsyncIterator[str | None]:
+        """Who calls, if they may; holds their place in the quota, and turns what goes wrong inside
+        into a status.
+        """
         caller = None if self.insecure else await self._authenticate(context)
         key, task = (caller or context.peer(), lane), asyncio.current_task()
         assert task is not None
         places = self._open.setdefault(key, set())
         if len(places) >= quota:
             await self._refuse(
-                context, caller, grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls of this node are open."
+                context,
+                caller,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "Too many calls of this node are open.",
             )
         places.add(task)
         try:
@@ -435,14 +503,18 @@ class Grpc:
         except Exception:
             if self._server is not None and not context.done():
                 _log.exception("A call could not be served.")
-                await context.abort(grpc.StatusCode.INTERNAL, "The call met a fault in the node that was called.")
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, "The call met a fault in the node that was called."
+                )
         finally:
             places.discard(task)
             if not places:
                 self._open.pop(key, None)
 
     async def _authenticate(self, context: Context) -> str:
-        """The caller's id, from its key and nothing it says, once it has a token; ends the call if it may not."""
+        """The caller's id, from its key and nothing it says, once it has a token; ends the call if
+        it may not.
+        """
         try:
             caller = self._certified(context)
         except IdentityError as error:
@@ -466,8 +538,8 @@ class Grpc:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "This node calls too often.")
 
     def _cut_soon(self, other_ends: Iterable[str]) -> None:
-        """Cuts these connections, and those of others who are due, after they could read why. One look for all, as a
-        member can have many."""
+        """Cuts these connections, and those of others who are due, after they could read why. One
+        look for all, as a member can have many."""
         if not self._due:
             asyncio.get_running_loop().call_later(CUT_AFTER, self._cut_due)
         self._due.update(other_ends)
@@ -495,7 +567,9 @@ class Grpc:
         if len(self._callers) > 4 * CONNECTIONS:
             del self._callers[next(iter(self._callers))]
 
-    async def _refuse(self, context: Context, caller: str | None, status: grpc.StatusCode, why: str) -> NoReturn:
+    async def _refuse(
+        self, context: Context, caller: str | None, status: grpc.StatusCode, why: str
+    ) -> NoReturn:
         self.refused(caller, _CODES[status])
         await context.abort(status, why)
         raise AssertionError("abort raises")
@@ -510,12 +584,16 @@ class Grpc:
 
 
 class _Anything(grpc.GenericRpcHandler):
-    """Whatever is called: grpc would answer what it doesn't know by itself, as often as it is asked."""
+    """Whatever is called: grpc would answer what it doesn't know by itself, as often as it is
+    asked.
+    """
 
     def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         self._handler = handler
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         return self._handler
 
 
@@ -574,11 +652,14 @@ class GrpcLink:
         async with self._following(lambda: self._control[method](request, timeout=timeout)) as call:
             reply: bytes | None = await call
             if reply is None:  # grpc.aio's reading of "ended well, without a message"
-                raise Unreachable("The peer ended the call without an answer.", peer_pb2.CODE_MALFORMED)
+                raise Unreachable(
+                    "The peer ended the call without an answer.", peer_pb2.CODE_MALFORMED
+                )
             return reply
 
     async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:
-        """Sends the messages one after another as the receiver takes them; a verdict before the last stops the sending.
+        """Sends the messages one after another as the receiver takes them; a verdict before the
+        last stops the sending.
 
         Raises:
             Unreachable: no connection, it broke, or the peer ended the transfer without a verdict.
@@ -587,14 +668,18 @@ class GrpcLink:
         async with self._following(lambda: self._bulk()) as call:
             sending = asyncio.ensure_future(_send(call, messages))
             reading = asyncio.ensure_future(call.read())
-            call.add_done_callback(lambda _: sending.cancel())  # or a failing write would hide why the call ended
+            call.add_done_callback(
+                lambda _: sending.cancel()
+            )  # or a failing write would hide why the call ended
             try:
                 await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_COMPLETED)
                 if sending.done() and not sending.cancelled():
                     sending.result()
                 verdict: Any = await reading
                 if sending.done() and not sending.cancelled() and sending.result():
-                    await call.read()  # the end of the call, so that it is not cancelled for nothing
+                    await (
+                        call.read()
+                    )  # the end of the call, so that it is not cancelled for nothing
             finally:
                 for task in (sending, reading):
                     task.cancel()
@@ -604,8 +689,9 @@ class GrpcLink:
         return bytes(verdict)
 
     async def _prove(self) -> None:
-        """Sees to it that the connection of bulk leads to who has the key. Not covered: a connection that breaks and is
-        made anew between this and the next call, within one turn of the event loop.
+        """Sees to it that the connection of bulk leads to who has the key. Not covered: a
+        connection that breaks and is made anew between this and the next call, within one turn of
+        the event loop.
 
         Raises:
             Unreachable: it does not, or there is none.
@@ -616,7 +702,9 @@ class GrpcLink:
             if own is None or (self._proven is not None and not self._proven.done()):
                 return
             nonce = secrets.token_bytes(DIGEST)
-            async with self._following(lambda: self._ask_proof(nonce, timeout=CONNECT_SECONDS)) as call:
+            async with self._following(
+                lambda: self._ask_proof(nonce, timeout=CONNECT_SECONDS)
+            ) as call:
                 reply = await call
             try:
                 proof = peer_pb2.Proof.FromString(reply or b"")
@@ -648,7 +736,9 @@ class GrpcLink:
 
     @asynccontextmanager
     async def _following(self, start: Callable[[], Any]) -> AsyncIterator[Any]:
-        """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with the block."""
+        """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with
+        the block.
+        """
         if self._transport.revoked(self.node_id):
             raise Unreachable(f"The node at {self.address} was revoked.", peer_pb2.CODE_IDENTITY)
         await self._renew()

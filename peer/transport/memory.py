@@ -1,9 +1,10 @@
-"""Bytes within one process, over a network that fails on demand: product code, for simulation and for every fault test.
+"""Bytes within one process, over a network that fails on demand: product code, for simulation and
+for every fault test.
 
-Faults are drawn from one seeded stream per (sender, receiver, method), so two runs of one seed meet the same ones as
-far as asyncio's order allows. Callers are authenticated by construction. What a real connection does when it breaks
-happens here too: the sender gets `Unreachable`, the receiver's handler is cancelled, and neither knows how far the
-other came.
+Faults are drawn from one seeded stream per (sender, receiver, method), so two runs of one seed meet
+the same ones as far as asyncio's order allows. Callers are authenticated by construction. What a
+real connection does when it breaks happens here too: the sender gets `Unreachable`, the receiver's
+handler is cancelled, and neither knows how far the other came.
 """
 
 from __future__ import annotations
@@ -30,16 +31,22 @@ _log = logging.getLogger(__name__)
 class Network:
     """What lies between nodes. Faults can be changed at any time.
 
-    seed: of all that is drawn. drop: probability that a call is lost (the question or the answer) or a transfer breaks
-    (at a message drawn from the first few, or after the last). delay: (least, most) seconds each message takes.
-    duplicate: probability that a call or transfer is delivered a second time, whose outcome nobody hears.
+    seed: of all that is drawn. drop: probability that a call is lost (the question or the answer)
+    or a transfer breaks (at a message drawn from the first few, or after the last). delay: (least,
+    most) seconds each message takes. duplicate: probability that a call or transfer is delivered a
+    second time, whose outcome nobody hears.
 
     Raises:
         ConfigurationError: a probability outside 0 … 1, or a delay that is negative or upside down.
     """
 
     def __init__(
-        self, seed: int = 0, *, drop: float = 0.0, delay: tuple[float, float] = (0.0, 0.0), duplicate: float = 0.0
+        self,
+        seed: int = 0,
+        *,
+        drop: float = 0.0,
+        delay: tuple[float, float] = (0.0, 0.0),
+        duplicate: float = 0.0,
     ) -> None:
         if not (0 <= drop <= 1 and 0 <= duplicate <= 1):
             raise ConfigurationError("drop and duplicate are probabilities between 0 and 1.")
@@ -53,7 +60,9 @@ class Network:
         self._open: dict[asyncio.Future[Any], tuple[str, str]] = {}
 
     def cut(self, sources: Iterable[str], targets: Iterable[str]) -> None:
-        """One way: nothing from any of `sources` reaches any of `targets`; what is under way breaks."""
+        """One way: nothing from any of `sources` reaches any of `targets`; what is under way
+        breaks.
+        """
         self._cuts |= set(product(sources, targets))
         self._break(lambda source, target: (source, target) in self._cuts)
 
@@ -161,7 +170,9 @@ class Memory:
         self.network.partition((self.node_id,), (node_id,))
 
     async def close(self, grace: float) -> None:
-        """Leaves the network; what is under way breaks at once (`grace` is for transports that can be late)."""
+        """Leaves the network; what is under way breaks at once (`grace` is for transports that can
+        be late).
+        """
         self.network.detach(self)
         repeats = tuple(self._repeats)
         for task in repeats:
@@ -178,7 +189,9 @@ class Memory:
         try:
             return bytes(await work(self._service))
         except Malformed as error:
-            raise Unreachable(f"{self.node_id} refused the call: {error}", peer_pb2.CODE_MALFORMED) from None
+            raise Unreachable(
+                f"{self.node_id} refused the call: {error}", peer_pb2.CODE_MALFORMED
+            ) from None
         except Exception:
             _log.exception("A call could not be served.")
             raise Unreachable(f"{self.node_id} has a fault of its own.") from None
@@ -211,13 +224,19 @@ class MemoryLink:
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self.network.under_way(self.source, self.node_id, self._call(method, bytes(request)))
+                return await self.network.under_way(
+                    self.source, self.node_id, self._call(method, bytes(request))
+                )
         except TimeoutError:
             raise Unreachable(f"{self.node_id} gave no answer in time.") from None
 
     async def _call(self, method: Method, request: bytes) -> bytes:
         network, rng = self.network, self.network.draw(self.source, self.node_id, method)
-        lost, first, twice = rng.random() < network.drop, rng.random() < 0.5, rng.random() < network.duplicate
+        lost, first, twice = (
+            rng.random() < network.drop,
+            rng.random() < 0.5,
+            rng.random() < network.duplicate,
+        )
         await network.hop(self.source, self.node_id, rng)
         if lost and first:
             raise Unreachable(f"A call to {self.node_id} was lost.")
@@ -235,7 +254,8 @@ class MemoryLink:
         return reply
 
     async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:
-        """Sends the messages as the receiver takes them; a verdict before the last stops the sending.
+        """Sends the messages as the receiver takes them; a verdict before the last stops the
+        sending.
 
         Raises:
             Unreachable: it broke, or the peer refused the call.

@@ -1,7 +1,9 @@
-"""Cuts connections of this process that a library holds and has no way to cut, as grpc.aio has none.
+"""Cuts connections of this process that a library holds and has no way to cut, as grpc.aio has
+none.
 
-The kernel is asked which descriptors lead to the other ends. What it names is shut down over a copy of the descriptor,
-so whatever the library does with its own meanwhile, nothing else can be hit; the library reads an end of file.
+The kernel is asked which descriptors lead to the other ends. What it names is shut down over a copy
+of the descriptor, so whatever the library does with its own meanwhile, nothing else can be hit; the
+library reads an end of file.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ DESCRIPTORS = "/dev/fd"
 
 
 def cut(other_ends: Collection[str], port: int) -> int:
-    """Ends the connections that came to this port from these other ends, written as grpc does ("ipv4:10.0.0.1:5" or
-    "ipv6:%5B::1%5D:5"); how many there were, as far as this system says. Connections that this process made stay, be
-    they to the same end. It looks at every descriptor, which takes milliseconds where there are many."""
+    """Ends the connections that came to this port from these other ends, written as grpc does
+    ("ipv4:10.0.0.1:5" or "ipv6:%5B::1%5D:5"); how many there were, as far as this system says.
+    Connections that this process made stay, be they to the same end. It looks at every descriptor,
+    which takes milliseconds where there are many."""
     wanted = {end for text in other_ends if (end := _parsed(text)) is not None}
     with suppress(OSError):
-        return sum(_cut_if(int(name), wanted, port) for name in os.listdir(DESCRIPTORS)) if wanted else 0
+        return (
+            sum(_cut_if(int(name), wanted, port) for name in os.listdir(DESCRIPTORS))
+            if wanted
+            else 0
+        )
     return 0
 
 

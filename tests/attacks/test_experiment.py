@@ -1,4 +1,6 @@
-"""Attackers in a whole experiment: what they cost, what the results say of them, and that the door stays the door."""
+"""Attackers in a whole experiment: what they cost, what the results say of them, and that the door
+stays the door.
+"""
 
 import json
 
@@ -26,19 +28,25 @@ BASE = {
 
 def experiment(attack=None, **settings):
     values = {section: {**BASE[section], **settings.get(section, {})} for section in BASE}
-    return ExperimentConfig.model_validate({**values, "experiment": {**values["experiment"], "attack": attack}})
+    return ExperimentConfig.model_validate(
+        {**values, "experiment": {**values["experiment"], "attack": attack}}
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["xavg", "dmsgd"])
 def test_flipped_labels_at_four_of_ten_nodes_hurt_plain_averaging(tmp_path, algorithm):
-    """By more than ten points, on average over the last evaluations; otherwise the attack would be broken."""
+    """By more than ten points, on average over the last evaluations; otherwise the attack would be
+    broken.
+    """
     found = {}
     for nodes in (0, 4):
         attack = {"name": "label-flip", "nodes": nodes} if nodes else None
         simulate(experiment(attack, algorithm={"name": algorithm}), tmp_path / str(nodes))
         tests = [
             json.loads(line)["accuracy"]
-            for line in (tmp_path / str(nodes) / "nodes" / "n1" / "journal.jsonl").read_text().splitlines()
+            for line in (tmp_path / str(nodes) / "nodes" / "n1" / "journal.jsonl")
+            .read_text()
+            .splitlines()
             if '"test"' in line
         ]
         found[nodes] = sum(tests[-3:]) / 3
@@ -48,14 +56,23 @@ def test_flipped_labels_at_four_of_ten_nodes_hurt_plain_averaging(tmp_path, algo
 
 def test_results_are_those_of_the_honest(tmp_path):
     merged = simulate(
-        experiment({"name": "gaussian", "nodes": 2}, train={"rounds": 3}, experiment={"nodes": 4}), tmp_path
+        experiment({"name": "gaussian", "nodes": 2}, train={"rounds": 3}, experiment={"nodes": 4}),
+        tmp_path,
     )
-    assert (merged.attackers, merged.attack, merged.nodes, merged.complete) == (["n0", "n2"], "gaussian", 4, True)
+    assert (merged.attackers, merged.attack, merged.nodes, merged.complete) == (
+        ["n0", "n2"],
+        "gaussian",
+        4,
+        True,
+    )
     each = merged.test_accuracy.per_node
     assert list(each) == ["n0", "n1", "n2", "n3"]
     assert merged.test_accuracy.mean == pytest.approx((each["n1"] + each["n3"]) / 2)
     assert merged.test_accuracy.min == min(each["n1"], each["n3"])
-    models = {name: checkpoint.load_model(tmp_path / "nodes" / name / "model.safetensors")[1] for name in each}
+    models = {
+        name: checkpoint.load_model(tmp_path / "nodes" / name / "model.safetensors")[1]
+        for name in each
+    }
     honest = [models["n1"], models["n3"]]
     assert merged.consensus_distance == pytest.approx(consensus_distance(honest))
     average = checkpoint.load_model(tmp_path / "model.safetensors")[1]
@@ -88,20 +105,24 @@ def test_so_many_are_spread_evenly(count, nodes, who):
 class Noted:
     """A door that keeps what it released."""
 
-    def __init__(self, door):
-        self.door, self.released = door, {}
+    def __init__(self, gate):
+        self.gate, self.released = gate, {}
 
     def __call__(self, x, t, to):
-        self.released[t, to] = found = self.door(x, t, to)
+        self.released[t, to] = found = self.gate(x, t, to)
         return found
 
     def own(self, x, t):
-        return self.door.own(x, t)
+        return self.gate.own(x, t)
 
 
 def strict(attack, rounds=3):
-    """(releases by node, debits by node, models) of three nodes in mode strict, n1 with the attack."""
-    settings = {"privacy": {"mode": "strict", "sigma": 2.0, "delta": 1e-3, "rate": 0.1, "insecure_seed": 7}}
+    """(releases by node, debits by node, models) of three nodes in mode strict, n1 with the
+    attack.
+    """
+    settings = {
+        "privacy": {"mode": "strict", "sigma": 2.0, "delta": 1e-3, "rate": 0.1, "insecure_seed": 7}
+    }
     config = experiment(train={"rounds": rounds}, experiment={"nodes": 3}, **settings)
     names = config.experiment.names
     plan = Plan.of(config.run_config, config.neighborhoods(names))
@@ -109,19 +130,27 @@ def strict(attack, rounds=3):
     for k, name in enumerate(names):
         how = Attack.of(attack) if attack and name == "n1" else None
         rows = torch.arange(300 * k, 300 * k + 300).numpy()
-        learners[name] = build(plan, name, rows, ledger=Ledger.throwaway(), attack=how)
-    doors = {}
+        learners[name] = build(plan, name, rows, ledger=Ledger.in_memory(), attack=how)
+    gates = {}
     for name, learner in learners.items():
         honest = getattr(learner.algorithm, "_algorithm", learner.algorithm)
-        doors[name] = honest.gradients = Noted(honest.gradients)
-    play({name: it.algorithm for name, it in learners.items()}, plan.hoods, rounds)
-    debits = {name: [it.ledger.count(plan.run.run_id, t) for t in range(rounds)] for name, it in learners.items()}
-    return {n: d.released for n, d in doors.items()}, debits, {n: it.algorithm.parameters for n, it in learners.items()}
+        gates[name] = honest.gradients = Noted(honest.gradients)
+    play({name: it.algorithm for name, it in learners.items()}, plan.neighborhoods, rounds)
+    debits = {
+        name: [it.ledger.count(plan.run.run_id, t) for t in range(rounds)]
+        for name, it in learners.items()
+    }
+    return (
+        {n: d.released for n, d in gates.items()},
+        debits,
+        {n: it.algorithm.parameters for n, it in learners.items()},
+    )
 
 
 def test_lies_change_no_release():
-    """Strict: the same debits at all, and as long as the questions are the same (round 0) the same released bytes, the
-    attacker's own among them. From round 1 on the honest are asked about models that the lies have moved."""
+    """Strict: the same debits at all, and as long as the questions are the same (round 0) the same
+    released bytes, the attacker's own among them. From round 1 on the honest are asked about models
+    that the lies have moved."""
     honest, debits, _ = strict(None)
     assert debits == {name: [3, 3, 3] for name in debits}
     for name in ("scaling", "zero", "alie", "echo"):
@@ -130,19 +159,27 @@ def test_lies_change_no_release():
         assert found.keys() == honest.keys()
         for node, released in found.items():
             assert released.keys() == honest[node].keys()
-            assert all(torch.equal(released[t, to], x) for (t, to), x in honest[node].items() if t == 0)
+            assert all(
+                torch.equal(released[t, to], x) for (t, to), x in honest[node].items() if t == 0
+            )
         assert not torch.equal(found["n0"][2, "n0"], honest["n0"][2, "n0"]), "power"
 
 
 def test_an_attack_of_strength_zero_changes_no_bit_in_mode_strict():
     honest, lied = strict(None), strict(AttackSection(name="inner-product", strength=0.0))
-    assert all(torch.equal(honest[0][n][key], lied[0][n][key]) for n in honest[0] for key in honest[0][n])
+    assert all(
+        torch.equal(honest[0][n][key], lied[0][n][key]) for n in honest[0] for key in honest[0][n]
+    )
     assert all(torch.equal(honest[2][n], lied[2][n]) for n in honest[2])
 
 
-@pytest.mark.parametrize("options", [{}, {"value": "neg_loss"}, {"value": "neg_loss", "estimator": "first_order"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"value": "neg_loss"}, {"value": "neg_loss", "estimator": "first_order"}]
+)
 def test_one_neighbor_with_huge_answers_does_not_end_ross(tmp_path, options):
-    """std 1e16 is finite on the wire; one lucky accuracy gave it a share, and everybody's model was lost."""
+    """std 1e16 is finite on the wire; one lucky accuracy gave it a share, and everybody's model was
+    lost.
+    """
     attack = {"name": "gaussian", "std": 1e16, "words": ["answer"]}
     algorithm = {"name": "ross", "lr": 0.1, **options}
     settings = {"train": {"rounds": 25}, "experiment": {"nodes": 5}, "algorithm": algorithm}

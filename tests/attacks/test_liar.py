@@ -6,33 +6,37 @@ from mesh import mesh, play
 from toys import VARIANTS, D, Listened, Stingy, cluster, lossy, results
 
 from node.attacks import ATTACKS, Attack
-from node.attacks.liar import Liar, LieConfig
+from node.attacks.byzantine import ByzantineAlgorithm, MessageAttackConfig
 from node.config import AttackSection, MixSection
 from node.rounds.lockstep import exchange, simulate
-from peer.message import Ask, Filling, Mix, Say
-from peer.topology import neighborhoods
+from peer.message import Ask, IncrementalPayload, Mix, Say
+from peer.topology import make_neighborhoods
 
 XAVG, DMSGD, DPSGD = ("xavg", {}), ("dmsgd", {}), ("d-psgd", {})
 WORDS = [name for name in sorted(ATTACKS) if name not in ("label-flip", "feature-noise")]
-every = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0])
+every = pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0]
+)
 words = pytest.mark.parametrize("name", WORDS)
 
 
-def attacked(variant, name, kind="full", n=4, who=("n1",), door=None, **options):
+def attacked(variant, name, kind="full", n=4, who=("n1",), gate=None, **options):
     """(nodes, hoods), some of them liars."""
-    nodes, hoods = cluster(variant, kind, n, **({"door": door} if door else {}))
+    nodes, neighborhoods = cluster(variant, kind, n, **({"door": gate} if gate else {}))
     attack = Attack.of(AttackSection(name=name, **options))
-    return {i: attack.on_algorithm(a, hoods[i], 1) if i in who else a for i, a in nodes.items()}, hoods
+    return {
+        i: attack.on_algorithm(a, neighborhoods[i], 1) if i in who else a for i, a in nodes.items()
+    }, neighborhoods
 
 
 class Spy:
     """Says the truth plus `more`, and keeps what it was told."""
 
-    Config = LieConfig
+    Config = MessageAttackConfig
     listens = True
 
     def __init__(self, more=0.0, **options):
-        self.more, self.config, self.seen = more, LieConfig(**options), []
+        self.more, self.config, self.seen = more, MessageAttackConfig(**options), []
 
     def lie(self, said):
         self.seen.append(said)
@@ -41,9 +45,13 @@ class Spy:
 
 def spied(variant, spy, kind="full", n=4):
     """(nodes with the spy as n1 and everybody's words noted, hoods)."""
-    nodes, hoods = cluster(variant, kind, n)
+    nodes, neighborhoods = cluster(variant, kind, n)
     heard = {i: Listened(a) for i, a in nodes.items()}
-    return heard | {"n1": Liar(heard["n1"], spy, hoods["n1"], 1)}, heard, hoods
+    return (
+        heard | {"n1": ByzantineAlgorithm(heard["n1"], spy, neighborhoods["n1"], 1)},
+        heard,
+        neighborhoods,
+    )
 
 
 @every
@@ -51,10 +59,10 @@ def spied(variant, spy, kind="full", n=4):
 def test_strength_zero_has_the_bits_of_honesty(variant, name):
     """With the same neighbors lost, too."""
     everything = {} if name == "state" else {"words": ("answer", "question", "state")}
-    honest, hoods = cluster(variant)
+    honest, neighborhoods = cluster(variant)
     liars, _ = attacked(variant, name, strength=0.0, **everything)
     for nodes in (honest, liars):
-        simulate(nodes, hoods, 5, lossy=lossy(1))
+        simulate(nodes, neighborhoods, 5, lossy=lossy(1))
     assert torch.equal(results(honest), results(liars))
 
 
@@ -64,25 +72,29 @@ def test_at_strength_zero_it_does_not_matter_what_the_lie_would_be():
         talker = Talker(truth)
         talker.round = lambda t, truth=truth: (yield Mix("m", truth))
         spy = Spy(more=float("inf"), strength=0.0)
-        said = next(Liar(talker, spy, neighborhoods("full", ["n0", "n1"])["n1"], 1).round(0)).tensors
+        said = next(
+            ByzantineAlgorithm(
+                talker, spy, make_neighborhoods("full", ["n0", "n1"])["n1"], 1
+            ).round(0)
+        ).tensors
         assert said.numpy().tobytes() == truth.numpy().tobytes()
 
 
 @words
 def test_at_full_strength_it_is_seen_in_the_neighbors(name):
     """Power check of the test above."""
-    honest, hoods = cluster(XAVG)
+    honest, neighborhoods = cluster(XAVG)
     liars, _ = attacked(XAVG, name)
     for nodes in (honest, liars):
-        simulate(nodes, hoods, 5)
+        simulate(nodes, neighborhoods, 5)
     assert not torch.equal(honest["n0"].parameters, liars["n0"].parameters)
 
 
 @every
 def test_the_sequence_of_verbs_is_the_honest_one(variant):
-    liars, hoods = attacked(variant, "sign-flip")
+    liars, neighborhoods = attacked(variant, "sign-flip")
     heard = {i: Listened(a) for i, a in liars.items()}
-    simulate(heard, hoods, 4)
+    simulate(heard, neighborhoods, 4)
     assert heard["n1"].verbs == heard["n0"].verbs
 
 
@@ -93,19 +105,22 @@ def test_the_state_and_all_else_are_the_honest_algorithms():
     assert type(liar.state) is type(honest.state)
     liar.state = honest.state
     assert torch.equal(liar.parameters, honest.parameters)
-    assert (liar.lone_factor, liar.diagnostics(), liar.releases(3)) == (1.0, {}, 4)
+    assert (liar.local_sgd_scale, liar.diagnostics(), liar.releases(3)) == (1.0, {}, 4)
 
 
 def test_answers_and_states_are_lies_questions_are_not():
     """One round by hand: sign flips, of the parameters' step."""
-    honest, hoods = cluster(XAVG)
+    honest, neighborhoods = cluster(XAVG)
     liars, _ = attacked(XAVG, "sign-flip", who=tuple(honest))
     asked = {}
     for nodes in (honest, liars):
         talks = {i: a.round(0) for i, a in nodes.items()}
         verbs = {i: next(talk) for i, talk in talks.items()}
-        assert all(type(verb) is Ask and torch.equal(verb.tensors, nodes[i].parameters) for i, verb in verbs.items())
-        heard = exchange(verbs, hoods)
+        assert all(
+            type(verb) is Ask and torch.equal(verb.tensors, nodes[i].parameters)
+            for i, verb in verbs.items()
+        )
+        heard = exchange(verbs, neighborhoods)
         states = {i: talks[i].send({j: g for j, g in heard[i].items()}) for i in talks}
         asked[nodes is liars] = heard, states
     (true, _), (false, states) = asked[False], asked[True]
@@ -113,7 +128,9 @@ def test_answers_and_states_are_lies_questions_are_not():
         assert all(torch.equal(false[i][j], -g) for j, g in true[i].items())
         truth, x = liars[i], honest[i].parameters
         said_x, said_v = states[i].tensors
-        g = sum(hoods[i].weight[j] * -true[i][j] for j in true[i]) + hoods[i].weight[i] * honest[i].gradients(x, 0, i)
+        g = sum(neighborhoods[i].weight[j] * -true[i][j] for j in true[i]) + neighborhoods[
+            i
+        ].weight[i] * honest[i].gradients(x, 0, i)
         v = g + truth.config.weight_decay * x
         torch.testing.assert_close(said_v, -v, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(said_x, x + truth.config.lr * v, rtol=1e-5, atol=1e-6)
@@ -138,33 +155,42 @@ def test_strength_goes_from_the_truth_to_the_lie_and_beyond():
         torch.testing.assert_close(said, factor * truth)
 
 
-@pytest.mark.parametrize("mix", [MixSection(), MixSection(rule="median"), MixSection(rule="clipping")])
+@pytest.mark.parametrize(
+    "mix", [MixSection(), MixSection(rule="median"), MixSection(rule="clipping")]
+)
 @pytest.mark.parametrize("variant", [XAVG, DMSGD, DPSGD], ids=lambda v: v[0])
 def test_in_its_own_mixing_an_attacker_believes_itself(variant, mix):
-    """One round of lies in the state: its own model is that of an honest run, its neighbors' are not."""
-    honest, hoods = cluster(variant)
+    """One round of lies in the state: its own model is that of an honest run, its neighbors' are
+    not.
+    """
+    honest, neighborhoods = cluster(variant)
     liars, _ = attacked(variant, "state", lie="scaling", of="value")
     for nodes in (honest, liars):
-        simulate(nodes, hoods, 1, mix=mix)
+        simulate(nodes, neighborhoods, 1, mix=mix)
     assert torch.equal(liars["n1"].parameters, honest["n1"].parameters)
     assert not torch.equal(liars["n0"].parameters, honest["n0"].parameters)
 
 
 def test_state_only_leaves_answers_alone():
-    nodes, hoods = attacked(XAVG, "state", lie="zero")
+    nodes, neighborhoods = attacked(XAVG, "state", lie="zero")
     honest, _ = cluster(XAVG)
-    heard = [exchange({i: next(a.round(0)) for i, a in run.items()}, hoods)["n0"]["n1"] for run in (nodes, honest)]
+    heard = [
+        exchange({i: next(a.round(0)) for i, a in run.items()}, neighborhoods)["n0"]["n1"]
+        for run in (nodes, honest)
+    ]
     assert torch.equal(*heard)
 
 
 def test_what_was_mixed_the_round_before_is_known_as_steps():
-    """x counted from what the last mixing gave in that round, v as it is; of every neighbor, in sorted order."""
+    """x counted from what the last mixing gave in that round, v as it is; of every neighbor, in
+    sorted order.
+    """
     spy = Spy()
-    nodes, heard, hoods = spied(DMSGD, spy)
+    nodes, heard, neighborhoods = spied(DMSGD, spy)
     before = {}
     for t in range(3):
         before[t] = nodes["n1"].parameters
-        simulate(nodes, hoods, t + 1, first=t)
+        simulate(nodes, neighborhoods, t + 1, first=t)
     for t, (x, v) in enumerate(zip(spy.seen[::2], spy.seen[1::2], strict=True)):
         assert (x.word, x.parameters, v.parameters, list(x.heard)) == (
             "state",
@@ -179,10 +205,12 @@ def test_what_was_mixed_the_round_before_is_known_as_steps():
 
 
 def test_the_step_of_an_algorithm_that_mixes_first_is_that_of_the_round_before():
-    """D-PSGD says the x that its last step led to: counted from what the last mixing gave, it is −η g."""
+    """D-PSGD says the x that its last step led to: counted from what the last mixing gave, it is −η
+    g.
+    """
     spy = Spy()
-    nodes, _, hoods = spied(DPSGD, spy)
-    simulate(nodes, hoods, 3)
+    nodes, _, neighborhoods = spied(DPSGD, spy)
+    simulate(nodes, neighborhoods, 3)
     lr = nodes["n1"].config.lr
     assert not spy.seen[0].truth.any(), "before its first step there is none"
     for t in (1, 2):
@@ -194,10 +222,12 @@ def test_the_step_of_an_algorithm_that_mixes_first_is_that_of_the_round_before()
 def test_the_step_of_a_block_is_counted_from_that_block(wire):
     """Not from the one before it, of which nothing is remembered; a change is a step already."""
     spy, steps = Spy(), 2
-    nodes, heard, hoods = spied(("deca", {"lr": 0.01, "steps": steps, "layers_per_block": 1, "wire": wire}), spy)
+    nodes, heard, neighborhoods = spied(
+        ("deca", {"lr": 0.01, "steps": steps, "layers_per_block": 1, "wire": wire}), spy
+    )
     for t in range(3 * steps):
         before = nodes["n1"].parameters[nodes["n1"].place(t)].clone()
-        simulate(nodes, hoods, t + 1, first=t)
+        simulate(nodes, neighborhoods, t + 1, first=t)
         said = heard["n1"].said[t]
         assert torch.equal(spy.seen[t].truth, said - before if wire == "float32" else said)
         assert list(spy.seen[t].heard) == ["n0", "n2", "n3"] * (t % steps)
@@ -206,8 +236,8 @@ def test_the_step_of_a_block_is_counted_from_that_block(wire):
 def test_answers_heard_are_those_of_the_round_before_whoever_asks_first():
     """Else it would depend on the network what an attacker says."""
     spy = Spy(words=("answer", "question"))
-    nodes, _, hoods = spied(XAVG, spy)
-    simulate(nodes, hoods, 3)
+    nodes, _, neighborhoods = spied(XAVG, spy)
+    simulate(nodes, neighborhoods, 3)
     answers = [said for said in spy.seen if said.word == "answer"]
     questions = [said for said in spy.seen if said.word == "question"]
     assert [list(said.heard) for said in answers] == [[]] * 3 + [["n0", "n2", "n3"]] * 6
@@ -224,46 +254,55 @@ class Talker:
 
     def round(self, t):
         self.heard = yield Say("pair", (self.x, 2 * self.x))
-        self.x = yield Mix("slices", Filling(self.x, iter([3, D - 3])), streaming=True)
+        self.x = yield Mix("slices", IncrementalPayload(self.x, iter([3, D - 3])), streaming=True)
 
 
 def test_says_pairs_and_slices_are_lied_about_in_their_own_form():
-    hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(hoods)}
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
+    nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
     spy = Spy(more=100.0)
-    simulate({**nodes, "n1": Liar(nodes["n1"], spy, hoods["n1"], 1)}, hoods, 1)
+    simulate(
+        {**nodes, "n1": ByzantineAlgorithm(nodes["n1"], spy, neighborhoods["n1"], 1)},
+        neighborhoods,
+        1,
+    )
     assert torch.equal(nodes["n0"].heard["n1"][1], torch.full((D,), 102.0))
     torch.testing.assert_close(nodes["n0"].x, torch.full((D,), 1 + 100 / 3))
     torch.testing.assert_close(nodes["n1"].x, torch.full((D,), 1.0))
 
 
 async def test_a_liar_that_collects_among_neighbors_that_stream():
-    """It needs whole messages to stay with the truth itself; on the wire nobody sees the difference."""
-    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    """It needs whole messages to stay with the truth itself; on the wire nobody sees the
+    difference.
+    """
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
     found = []
     for driver in ("simulate", "mesh"):
-        nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(hoods)}
-        talking = {**nodes, "n1": Liar(nodes["n1"], Spy(more=100.0), hoods["n1"], 1)}
+        nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
+        talking = {
+            **nodes,
+            "n1": ByzantineAlgorithm(nodes["n1"], Spy(more=100.0), neighborhoods["n1"], 1),
+        }
         if driver == "simulate":
-            simulate(talking, hoods, 3)
+            simulate(talking, neighborhoods, 3)
         else:
-            await play(mesh(talking, hoods, 3))
+            await play(mesh(talking, neighborhoods, 3))
         found.append(torch.stack([node.x for node in nodes.values()]))
     assert torch.equal(*found)
 
 
 def test_what_is_withheld_stays_withheld():
-    liars, hoods = attacked(XAVG, "zero", door=Stingy)
-    heard = exchange({i: next(a.round(0)) for i, a in liars.items()}, hoods)
-    assert all(them.missing == set(hoods[i].neighbors) for i, them in heard.items())
+    liars, neighborhoods = attacked(XAVG, "zero", gate=Stingy)
+    heard = exchange({i: next(a.round(0)) for i, a in liars.items()}, neighborhoods)
+    assert all(them.missing == set(neighborhoods[i].neighbors) for i, them in heard.items())
 
 
 def test_gaussian_draws_anew_for_every_word_and_repeats_by_seed():
     runs = []
     for _ in range(2):
-        liars, hoods = attacked(XAVG, "gaussian")
+        liars, neighborhoods = attacked(XAVG, "gaussian")
         talk = liars["n1"].round(0)
         verb = next(talk)
-        runs.append([verb.answer(j, liars[j].parameters) for j in hoods["n1"].neighbors])
+        runs.append([verb.answer(j, liars[j].parameters) for j in neighborhoods["n1"].neighbors])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert not torch.equal(*runs[0][:2])

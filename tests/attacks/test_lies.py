@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from node.attacks import ATTACKS, Attack
-from node.attacks.liar import Lie, Saying
+from node.attacks.byzantine import MessageAttack, OutgoingVector
 from node.config import AttackSection
 from node.randomness import public_generator
 
@@ -18,7 +18,7 @@ ALL = np.stack([TRUTH, *HEARD.values()])
 
 def lie(name, word="state", parameters=True, heard=HEARD, weight=WEIGHT, **options):
     """What the attacker a says."""
-    said = Saying(
+    said = OutgoingVector(
         word=word,
         parameters=parameters,
         truth=torch.from_numpy(TRUTH.copy()),
@@ -95,6 +95,20 @@ def test_who_heard_nothing_yet_says_the_truth(name):
 
 
 def test_every_word_attack_has_a_formula_here():
-    words = {name for name in ATTACKS if isinstance(Attack.of(AttackSection(name=name)).how, Lie)}
+    words = {
+        name
+        for name in ATTACKS
+        if isinstance(Attack.of(AttackSection(name=name)).how, MessageAttack)
+    }
     assert words == set(ATTACKS) - {"label-flip", "feature-noise"}
-    assert words == {"sign-flip", "scaling", "zero", "gaussian", "echo", "alie", "inner-product", "dissensus", "state"}
+    assert words == {
+        "sign-flip",
+        "scaling",
+        "zero",
+        "gaussian",
+        "echo",
+        "alie",
+        "inner-product",
+        "dissensus",
+        "state",
+    }

@@ -9,7 +9,9 @@ from node.config import AttackSection, RunConfig
 from node.tasks import make
 from peer.errors import ConfigurationError
 
-RUN = RunConfig.model_validate({"task": {"data": "digits"}, "train": {"seed": 3}, "privacy": {"mode": "none"}})
+RUN = RunConfig.model_validate(
+    {"task": {"data": "digits"}, "train": {"seed": 3}, "privacy": {"mode": "none"}}
+)
 ROWS = torch.arange(50)
 
 
@@ -39,7 +41,9 @@ def test_a_share_of_the_labels_is_flipped_always_the_same(task):
     assert 15 < int(flipped.sum()) < 35
     one_by_one = torch.stack([some.batch(row.view(1))[1][0] for row in ROWS.flip(0)]).flip(0)
     assert torch.equal(one_by_one, some.batch(ROWS)[1])
-    assert not torch.equal(some.batch(ROWS)[1], spoilt(task, "label-flip", "n2", share=0.5).batch(ROWS)[1])
+    assert not torch.equal(
+        some.batch(ROWS)[1], spoilt(task, "label-flip", "n2", share=0.5).batch(ROWS)[1]
+    )
     assert torch.equal(spoilt(task, "label-flip", share=0.0).batch(ROWS)[1], y)
 
 
@@ -59,9 +63,13 @@ def test_feature_noise(task):
 def test_all_else_is_the_honest_tasks(task):
     """Also what is measured: on true test images."""
     found = spoilt(task, "label-flip")
-    x = task.start(3)
-    assert torch.equal(found.start(3), x)
-    assert (found.examples, found.layout, found.device) == (200, task.layout, torch.device("cpu"))
+    x = task.initial_parameters(3)
+    assert torch.equal(found.initial_parameters(3), x)
+    assert (found.num_examples, found.layout, found.device) == (
+        200,
+        task.layout,
+        torch.device("cpu"),
+    )
     assert found.evaluate(x) == task.evaluate(x)
     assert [part.shape[0] for part in found.batch(ROWS[:0])] == [0, 0], "an empty batch is one too"
 
@@ -87,9 +95,14 @@ class Points:
     ],
 )
 def test_what_has_no_labels_or_features_is_refused(name, parts):
-    with pytest.raises(ConfigurationError, match=f"The attack {name} can't spoil the examples of classification: the"):
+    with pytest.raises(
+        ConfigurationError,
+        match=f"The attack {name} can't spoil the examples of classification: the",
+    ):
         spoilt(Points(*parts), name)
 
 
 def test_features_without_labels_can_be_noised():
-    assert not torch.equal(spoilt(Points(torch.ones(3)), "feature-noise").batch(ROWS[:3])[0], torch.ones(3))
+    assert not torch.equal(
+        spoilt(Points(torch.ones(3)), "feature-noise").batch(ROWS[:3])[0], torch.ones(3)
+    )

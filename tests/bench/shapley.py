@@ -1,4 +1,5 @@
-"""Exact Shapley values against forward passes: what valuing all 2^k coalitions of k players costs, on 128 images.
+"""Exact Shapley values against forward passes: what valuing all 2^k coalitions of k players costs,
+on 128 images.
 
 one forward  the value of one given model on the validation set
 loop         2^k coalitions, each model made in one flat buffer, one forward pass each
@@ -28,11 +29,11 @@ from rich.table import Table
 
 from node.config import RunConfig
 from node.device import pick
-from node.maths.coalitions import Coalitions, worth
+from node.maths.coalitions import ShapleyConfig, shapley_values
 from node.maths.shapley import exact, permutations, svarm
 from node.task import views
 from node.tasks import make
-from node.tasks.validation import Validation
+from node.tasks.validation import ValidationScorer
 
 MODELS: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "image_size": 28},
@@ -46,21 +47,29 @@ class Bench:
     """k random gradients, and the judge of a model."""
 
     def __init__(self, model: str, k: int, device: str) -> None:
-        run = RunConfig(task={"data": "digits", **MODELS[model]}, privacy={"sigma": 1.0}, validation={"size": 128})  # type: ignore[arg-type]
+        run = RunConfig(
+            task={"data": "digits", **MODELS[model]},
+            privacy={"sigma": 1.0},
+            validation={"size": 128},
+        )  # type: ignore[arg-type]
         self.task, self.device = make(run, np.array([], dtype=np.int64), pick(device)), device
-        self.x, chance = self.task.start(1), torch.Generator().manual_seed(k)
-        self.cross = {f"{j:02}": torch.randn(self.task.layout.size, generator=chance) for j in range(k)}
-        self.judge = Validation(self.task)
+        self.x, chance = self.task.initial_parameters(1), torch.Generator().manual_seed(k)
+        self.cross = {
+            f"{j:02}": torch.randn(self.task.layout.size, generator=chance) for j in range(k)
+        }
+        self.judge = ValidationScorer(self.task)
         self.judge._batched = False
-        self.looped = Validation(_Plain(self.task))  # type: ignore[arg-type]
+        self.looped = ValidationScorer(_Plain(self.task))  # type: ignore[arg-type]
         self.looped._batched = False
 
     def forward(self) -> None:
         with torch.inference_mode():
             float(self.task.validate(views(self.task.layout, self.x.to(self.device)), "neg_loss"))  # type: ignore[attr-defined]
 
-    def exact(self, judge: Validation) -> Callable[[], None]:
-        return lambda: void(worth(Coalitions(value="neg_loss"), judge, self.x, self.cross, 0.01, ""))
+    def exact(self, judge: ValidationScorer) -> Callable[[], None]:
+        return lambda: void(
+            shapley_values(ShapleyConfig(value="neg_loss"), judge, self.x, self.cross, 0.01, "")
+        )
 
     def together(self) -> None:
         self.looped._batched = True
@@ -72,7 +81,12 @@ class _Plain:
     """A task whose first layer nobody knows."""
 
     def __init__(self, task: Any) -> None:
-        self.layout, self.device, self.validate, self.validates = task.layout, task.device, task.validate, True
+        self.layout, self.device, self.validate, self.validates = (
+            task.layout,
+            task.device,
+            task.validate,
+            True,
+        )
 
 
 def void(_: Any) -> None:
@@ -90,7 +104,11 @@ def seconds(work: Callable[[], None], device: str) -> float:
 
 def measure(model: str, k: int, device: str, repetitions: int) -> dict[str, Any]:
     bench = Bench(model, k, device)
-    ways = {"loop": bench.exact(bench.looped), "linear": bench.exact(bench.judge), "together": bench.together}
+    ways = {
+        "loop": bench.exact(bench.looped),
+        "linear": bench.exact(bench.judge),
+        "together": bench.together,
+    }
     took: dict[str, list[float]] = {name: [] for name in ("forward", *ways)}
     for repetition in range(repetitions + 1):
         for _ in range(5):
@@ -130,11 +148,18 @@ def main() -> None:
     cases = [(model, k) for model in MODELS for k in (4, 6, 8)]
     if options.quick:
         cases = [("cnn", 4), ("mlp", 4), ("mlp", 6)]
-    rows = [measure(model, k, options.device, 2 if options.quick else options.repetitions) for model, k in cases]
-    table = Table("model", "players", "one forward", f"loop (aim ≤ {AIM})", "first layer once", "together")
+    rows = [
+        measure(model, k, options.device, 2 if options.quick else options.repetitions)
+        for model, k in cases
+    ]
+    table = Table(
+        "model", "players", "one forward", f"loop (aim ≤ {AIM})", "first layer once", "together"
+    )
     for row in rows:
         ways = [f"{row[name]:.2f}" for name in ("loop", "linear", "together")]
-        table.add_row(row["model"], str(row["players"]), f"{1e3 * row['forward_seconds']:.1f} ms", *ways)
+        table.add_row(
+            row["model"], str(row["players"]), f"{1e3 * row['forward_seconds']:.1f} ms", *ways
+        )
     console, errors = Console(stderr=True), estimates(20 if options.quick else 100)
     console.print(table)
     console.print("cost ÷ (2^k forward passes)")

@@ -1,8 +1,9 @@
-"""What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring, so every node has two neighbors.
+"""What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring, so every node
+has two neighbors.
 
-CPU time of `node.rounds.lockstep` per node and round, everything in it: gradients, noise, ledger in memory, messages,
-mixing.
-Every node has as many examples, whatever N. All sizes are measured in turn, and each against N = 4 of the same turn.
+CPU time of `node.rounds.lockstep` per node and round, everything in it: gradients, noise, ledger in
+memory, messages, mixing. Every node has as many examples, whatever N. All sizes are measured in
+turn, and each against N = 4 of the same turn.
 
 cheap    D-PSGD without noise, softmax regression on 8×8 images: next to nothing but the driver itself.
 private  strict DPDL, the same model: cross-gradients, noise, debits.
@@ -38,7 +39,11 @@ NONE, STRICT = {"mode": "none", "batch": 32}, {"sigma": 2.2, "rate": 0.1, "batch
 SETTINGS: dict[str, dict[str, Any]] = {
     "cheap": {"algorithm": {"name": "d-psgd"}, "privacy": NONE},
     "private": {"algorithm": {"name": "dpdl", "lr": 0.1}, "privacy": STRICT},
-    "large": {"algorithm": {"name": "d-psgd"}, "privacy": NONE, "task": {"model": "mlp", "image_size": 28}},
+    "large": {
+        "algorithm": {"name": "d-psgd"},
+        "privacy": NONE,
+        "task": {"model": "mlp", "image_size": 28},
+    },
 }
 
 
@@ -49,12 +54,12 @@ class Nodes:
         run = RunConfig(train={"rounds": ROUNDS}, **SETTINGS[setting])  # type: ignore[arg-type]
         self.n, self.t = n, 0
         self.plan = Plan.of(run, run.neighborhoods([f"n{i:02}" for i in range(n)]))
-        self.learners = {name: self._learner(name) for name in self.plan.hoods}
+        self.learners = {name: self._learner(name) for name in self.plan.neighborhoods}
         self.milliseconds(2)
 
     def _learner(self, name: str) -> Learner:
         rows = np.random.default_rng(int(name[1:])).permutation(1400)[:EXAMPLES]
-        ledger = None if self.plan.run.privacy.mode == "none" else Ledger.throwaway()
+        ledger = None if self.plan.run.privacy.mode == "none" else Ledger.in_memory()
         return build(self.plan, name, rows, ledger=ledger)
 
     def milliseconds(self, rounds: int) -> float:
@@ -62,7 +67,7 @@ class Nodes:
         start, self.t = self.t, self.t + rounds
         algorithms = {name: it.algorithm for name, it in self.learners.items()}
         began = time.thread_time()
-        simulate(algorithms, self.plan.hoods, self.t, first=start)
+        simulate(algorithms, self.plan.neighborhoods, self.t, first=start)
         return 1000 * (time.thread_time() - began) / rounds / self.n
 
 
@@ -76,7 +81,9 @@ def measure(setting: str, turns: int, node_rounds: int) -> list[dict[str, Any]]:
             "nodes": n,
             "cpu_ms": statistics.median(turn[k] for turn in found),
             "ratio": statistics.median(turn[k] / turn[0] for turn in found),
-            "ratio_quartiles": [float(np.quantile([turn[k] / turn[0] for turn in found], q)) for q in (0.25, 0.75)],
+            "ratio_quartiles": [
+                float(np.quantile([turn[k] / turn[0] for turn in found], q)) for q in (0.25, 0.75)
+            ],
         }
         for k, n in enumerate(SIZES)
     ]
@@ -97,7 +104,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     turns = 3 if options.quick else 9
-    rows = [row for setting in SETTINGS for row in measure(setting, turns, 128 if options.quick else 256)]
+    rows = [
+        row
+        for setting in SETTINGS
+        for row in measure(setting, turns, 128 if options.quick else 256)
+    ]
     show(rows)
     print(json.dumps({"benchmark": "simulator", "rows": rows}))
 

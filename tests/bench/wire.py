@@ -1,8 +1,10 @@
-"""The wire against sockets: gRPC in clear against raw TCP, gRPC with mutual TLS against Python's TLS 1.3 sockets.
+"""The wire against sockets: gRPC in clear against raw TCP, gRPC with mutual TLS against Python's
+TLS 1.3 sockets.
 
-Two processes over loopback, both directions at once on kept connections, the four kinds interleaved. CPU seconds per
-GB (both processes, both directions) are the steady figure; wall time is noisy on a busy machine. Both sides of every
-comparison do the same work: send from one buffer, receive into one preallocated slot.
+Two processes over loopback, both directions at once on kept connections, the four kinds
+interleaved. CPU seconds per GB (both processes, both directions) are the steady figure; wall time
+is noisy on a busy machine. Both sides of every comparison do the same work: send from one buffer,
+receive into one preallocated slot.
 
     python tests/bench/wire.py [--quick]     table on stderr, JSON on stdout
 """
@@ -35,10 +37,12 @@ from peer.transport.grpc import Grpc
 MB = 1_000_000
 KINDS = ("tcp", "grpc", "tls", "grpc+mtls")
 PAIRS = {"grpc": ("tcp", 16, 2.5, 1.5), "grpc+mtls": ("tls", 100, 1.3, 1.2)}
-"""kind -> (what it is compared with, from how many MB on the aims hold, largest CPU ratio, largest wall ratio)."""
+"""kind -> (what it is compared with, from how many MB on the aims hold, largest CPU ratio, largest
+wall ratio).
+"""
 
 
-class Slot:
+class ReceiveBuffer:
     """A service that writes each transfer into its preallocated slot."""
 
     def __init__(self, slot: memoryview) -> None:
@@ -61,16 +65,24 @@ class End:
 
     def __init__(self, folder: Path, name: str, other: str, largest: int) -> None:
         self.files = {part: folder / name / part for part in ("node.key", "node.pem", "ca.pem")}
-        self.identity = Identity.load(self.files["node.key"], self.files["node.pem"], self.files["ca.pem"])
+        self.identity = Identity.load(
+            self.files["node.key"], self.files["node.pem"], self.files["ca.pem"]
+        )
         self.peer_id = Identity.load(*(folder / other / part for part in self.files)).id
         self.data, self.slot = memoryview(bytes(largest)), memoryview(bytearray(largest))
-        self.grpc = {"grpc": Grpc(None, "127.0.0.1:0"), "grpc+mtls": Grpc(self.identity, "127.0.0.1:0")}
-        self.services = {kind: Slot(self.slot) for kind in self.grpc}
+        self.grpc = {
+            "grpc": Grpc(None, "127.0.0.1:0"),
+            "grpc+mtls": Grpc(self.identity, "127.0.0.1:0"),
+        }
+        self.services = {kind: ReceiveBuffer(self.slot) for kind in self.grpc}
         self.links: dict[str, Any] = {}
         self.sockets: dict[str, list[socket.socket]] = {}
 
     async def listen(self) -> dict[str, str]:
-        return {kind: await transport.serve(self.services[kind]) for kind, transport in self.grpc.items()}
+        return {
+            kind: await transport.serve(self.services[kind])
+            for kind, transport in self.grpc.items()
+        }
 
     def dial(self, addresses: dict[str, str]) -> None:
         for kind, transport in self.grpc.items():
@@ -133,7 +145,9 @@ async def child(folder: Path, largest: int) -> None:
     context = end.tls(server=True)
     for kind, listener in listeners.items():
         pair = [listener.accept()[0] for _ in range(2)]
-        end.sockets[kind] = [context.wrap_socket(one, server_side=True) for one in pair] if kind == "tls" else pair
+        end.sockets[kind] = (
+            [context.wrap_socket(one, server_side=True) for one in pair] if kind == "tls" else pair
+        )
         listener.close()
     while line := await asyncio.to_thread(sys.stdin.readline):
         say(await end.exchange(**json.loads(line)))
@@ -152,7 +166,9 @@ async def measure(sizes: list[int], repetitions: int) -> list[dict[str, Any]]:
         for node in ("a", "b"):
             authority.enrol(folder / node)
         command = [sys.executable, __file__, "--child", name, "--largest", str(largest)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )  # noqa: ASYNC220
         assert process.stdin is not None
         assert process.stdout is not None
         with process:
@@ -163,7 +179,11 @@ async def measure(sizes: list[int], repetitions: int) -> list[dict[str, Any]]:
             context = end.tls(server=False)
             for kind, port in there["ports"].items():
                 pair = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)][::-1]
-                end.sockets[kind] = [context.wrap_socket(one) for one in pair[::-1]][::-1] if kind == "tls" else pair
+                end.sockets[kind] = (
+                    [context.wrap_socket(one) for one in pair[::-1]][::-1]
+                    if kind == "tls"
+                    else pair
+                )
             rows = [await one_size(end, process, size, repetitions) for size in sizes]
             await end.close()
             process.stdin.close()
@@ -202,12 +222,16 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         cpu = row["cpu_seconds_per_gb"] / of["cpu_seconds_per_gb"]
         wall = row["wall_seconds"] / of["wall_seconds"]
         aims = {"cpu_aim": cpu_aim, "wall_aim": wall_aim} if mb >= least else {}
-        ratios.append({"mb": mb, "kind": kind, "against": base, "cpu_ratio": cpu, "wall_ratio": wall, **aims})
+        ratios.append(
+            {"mb": mb, "kind": kind, "against": base, "cpu_ratio": cpu, "wall_ratio": wall, **aims}
+        )
     return ratios
 
 
 def show(rows: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> None:
-    table = Table("MB each way", "kind", "CPU s/GB", "wall ms", "CPU ratio", "wall ratio", title="the wire")
+    table = Table(
+        "MB each way", "kind", "CPU s/GB", "wall ms", "CPU ratio", "wall ratio", title="the wire"
+    )
     by = {(r["mb"], r["kind"]): r for r in ratios}
     for row in rows:
         ratio = by.get((row["mb"], row["kind"]), {})
@@ -225,11 +249,13 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--largest", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    process.keep()  # as every daemon does
+    process.retain_freed_memory()  # as every daemon does
     if options.child:
         asyncio.run(child(options.child, options.largest))
         return
-    rows = asyncio.run(measure([1, 16] if options.quick else [1, 16, 100], 2 if options.quick else 5))
+    rows = asyncio.run(
+        measure([1, 16] if options.quick else [1, 16, 100], 2 if options.quick else 5)
+    )
     ratios = compare(rows)
     show(rows, ratios)
     print(json.dumps({"benchmark": "wire", "rows": rows, "ratios": ratios}))

@@ -1,7 +1,9 @@
-"""Bad input, in one table: one sentence that names the culprit, a documented exit code, no traceback, nothing lost.
+"""Bad input, in one table: one sentence that names the culprit, a documented exit code, no
+traceback, nothing lost.
 
-Nothing lost: every file that was there is there, with the bytes it had. Which spelling of a key is refused, and how, is
-`test_mistakes.py`'s; here is everything else that can be wrong, from the command line to the disk.
+Nothing lost: every file that was there is there, with the bytes it had. Which spelling of a key is
+refused, and how, is `test_mistakes.py`'s; here is everything else that can be wrong, from the
+command line to the disk.
 """
 
 from __future__ import annotations
@@ -57,13 +59,25 @@ class Place:
     """Given back when the command has run."""
 
     def check(self, *settings: str) -> Words:
-        return ["config", "check", self.experiment, *(word for it in settings for word in ("--set", it))]
+        return [
+            "config",
+            "check",
+            self.experiment,
+            *(word for it in settings for word in ("--set", it)),
+        ]
 
     def run(self, home: Path, *settings: str) -> Words:
-        return ["run", "--config", home / "node.toml", *(word for it in settings for word in ("--set", it))]
+        return [
+            "run",
+            "--config",
+            home / "node.toml",
+            *(word for it in settings for word in ("--set", it)),
+        ]
 
     def host(self, *settings: str, own: bool = False) -> Path:
-        """The first of three hosts on loopback; `own`: with an .npz of its own each, 20 images of 8×8."""
+        """The first of three hosts on loopback; `own`: with an .npz of its own each, 20 images of
+        8×8.
+        """
         words = [word for name in NAMES for word in ("--host", f"{name}=127.0.0.1:{free_port()}")]
         if own:
             words += [word for name in NAMES for word in ("--data", f"{name}=ward:data.npz")]
@@ -120,7 +134,14 @@ def environment_typo(place: Place) -> Words:
 
 
 def own_task_is_not_there(place: Place) -> Words:
-    return ["simulate", place.experiment, "--task", "nowhere.mine:make", "--folder", place.folder / "run"]
+    return [
+        "simulate",
+        place.experiment,
+        "--task",
+        "nowhere.mine:make",
+        "--folder",
+        place.folder / "run",
+    ]
 
 
 def edges_file_is_not_there(place: Place) -> Words:
@@ -174,7 +195,9 @@ def interrupted_download(place: Place) -> Words:
     folder = place.folder / "mnist"
     folder.mkdir()
     shape = (60, 28, 28)
-    whole = gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape) + os.urandom(60 * 28 * 28))
+    whole = gzip.compress(
+        bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape) + os.urandom(60 * 28 * 28)
+    )
     (folder / "train-images-idx3-ubyte.gz").write_bytes(whole[: len(whole) // 2])
     place.monkeypatch.setenv("PEERPOISE_DATA", str(place.folder))
     return place.check("task.data=mnist")
@@ -239,7 +262,9 @@ def rows_of_another_set(place: Place) -> Words:
 
 
 def clock_is_behind(place: Place) -> Words:
-    """What a machine whose clock is an hour slow sees: certificates that are valid from later on."""
+    """What a machine whose clock is an hour slow sees: certificates that are valid from later
+    on.
+    """
     return place.run(dated(place, timedelta(hours=1)))
 
 
@@ -334,7 +359,12 @@ def clashing_package(place: Place) -> Words:
 
 def too_little_memory(place: Place) -> Words:
     """An MLP of 256 TB."""
-    settings = ["privacy.mode=none", "privacy.epsilon=", "task.model=mlp", "task.hidden=1000000000000"]
+    settings = [
+        "privacy.mode=none",
+        "privacy.epsilon=",
+        "task.model=mlp",
+        "task.hidden=1000000000000",
+    ]
     words = [word for it in settings for word in ("--set", it)]
     return ["simulate", place.experiment, *words, "--folder", place.folder / "run"]
 
@@ -347,7 +377,9 @@ def unreachable_peers(place: Place) -> Words:
 
 
 def layout_mismatch(place: Place) -> Words:
-    """A neighbor, a real daemon, whose images have another size: its model can't be averaged with ours."""
+    """A neighbor, a real daemon, whose images have another size: its model can't be averaged with
+    ours.
+    """
     home = place.host("start.timeout_s=5", own=True)
     save(home.parent / "b" / "data.npz", size=10)
     place.held.enter_context(daemon(home.parent / "b"))
@@ -367,8 +399,8 @@ start.serve(Path(sys.argv[1]))
 
 @contextmanager
 def daemon(home: Path) -> Iterator[None]:
-    """A daemon in a process of its own that waits for its neighbors, for longer than the run file says: it must not
-    be gone before it is asked for the last time."""
+    """A daemon in a process of its own that waits for its neighbors, for longer than the run file
+    says: it must not be gone before it is asked for the last time."""
     command = [sys.executable, "-c", PATIENT, str(home / "node.toml")]
     at = status.place(load(RunConfig, [home / "run.toml"], environ={}).run_id, home.name)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -399,7 +431,9 @@ def full_disk(place: Place) -> Words:
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a disk: run pytest as root, in a container with CAP_SYS_ADMIN")
+        pytest.skip(
+            "this user may not mount a disk: run pytest as root, in a container with CAP_SYS_ADMIN"
+        )
     place.held.callback(subprocess.run, ["umount", "-l", str(disk)], check=True)
     (disk / "filler").write_bytes(bytes(60 * 1024))
     return ["export", trained(place), "--out", disk / "model.safetensors"]
@@ -409,7 +443,9 @@ def disk_gets_full_in_writing(place: Place) -> Words:
     """The new model's bytes are written, and its name can't be: the old file has to stay."""
     folder = trained(place)
     shutil.copy(folder / "model.safetensors", place.folder / "kept.safetensors")
-    place.monkeypatch.setitem(failpoint._ARMED, "before_model_rename", failpoint._Armed("enospc", 1))
+    place.monkeypatch.setitem(
+        failpoint._ARMED, "before_model_rename", failpoint._Armed("enospc", 1)
+    )
     return ["export", folder, "--out", place.folder / "kept.safetensors"]
 
 
@@ -417,7 +453,9 @@ def trained(place: Place) -> Path:
     """A run folder with a model of 40 KB."""
     folder = place.folder / "run"
     folder.mkdir()
-    checkpoint.save_model(folder / "model.safetensors", Layout((("w", (100, 100)),)), torch.ones(10_000))
+    checkpoint.save_model(
+        folder / "model.safetensors", Layout((("w", (100, 100)),)), torch.ones(10_000)
+    )
     return folder
 
 
@@ -469,7 +507,9 @@ def ledger_is_rolled_back(place: Place) -> Words:
 
 
 def no_daemon(place: Place) -> Words:
-    runtime = place.held.enter_context(TemporaryDirectory(prefix="pp", dir="/tmp"))  # short enough for sockets
+    runtime = place.held.enter_context(
+        TemporaryDirectory(prefix="pp", dir="/tmp")
+    )  # short enough for sockets
     place.monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
     return ["health"]
 
@@ -477,7 +517,15 @@ def no_daemon(place: Place) -> Words:
 def request_that_is_none(place: Place) -> Words:
     provisioning.create_authority(place.folder / "ca")
     (place.folder / "a.csr").write_text("please")
-    return ["ca", "issue", place.folder / "ca", "--request", place.folder / "a.csr", "--out", place.folder / "a"]
+    return [
+        "ca",
+        "issue",
+        place.folder / "ca",
+        "--request",
+        place.folder / "a.csr",
+        "--out",
+        place.folder / "a",
+    ]
 
 
 Prepare = Callable[[Place], Words]
@@ -560,7 +608,9 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "ledger rolled back": (ledger_is_rolled_back, 73, "ledger"),
     "no daemon": (no_daemon, 1, "No daemon of this user is running"),
 }  # fmt: skip
-"""What is wrong -> how it comes about and the command that meets it, its exit code, and what the sentence says."""
+"""What is wrong -> how it comes about and the command that meets it, its exit code, and what the
+sentence says.
+"""
 
 
 def test_the_table_is_large_and_every_documented_code_of_a_mistake_is_in_it() -> None:
@@ -572,7 +622,9 @@ def test_the_table_is_large_and_every_documented_code_of_a_mistake_is_in_it() ->
 
 
 @pytest.fixture
-def place(peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(
+    peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
     data._public.cache_clear()
     monkeypatch.chdir(tmp_path)
     with ExitStack() as held:
@@ -597,5 +649,9 @@ def test_bad_input(place: Place, mistake: str) -> None:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     """Every file's bytes, but those of a daemon that goes on."""
-    files = [path for path in folder.rglob("*") if path.is_file() and "state" not in path.relative_to(folder).parts[:3]]
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "state" not in path.relative_to(folder).parts[:3]
+    ]
     return {path: path.read_bytes() for path in files}

@@ -1,4 +1,6 @@
-"""Bad input to language models and to algorithms that train block by block: one sentence and its exit code."""
+"""Bad input to language models and to algorithms that train block by block: one sentence and its
+exit code.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    lines = [f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the film was a film"] * 5]
+    lines = [
+        f'{{"text": "{row}"}}'
+        for row in ["the film was good", "a bad film", "the film was a film"] * 5
+    ]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     return tmp_path / "text.jsonl"
 
@@ -87,7 +92,11 @@ def packed(peerpoise: Call, tiny: Path, *words: str) -> Path:
     with ExitStack() as held:
         probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in "abc"]
         ports = [probe.getsockname()[1] for probe in probes]
-    hosts = [word for name, port in zip("abc", ports, strict=True) for word in ("--host", f"{name}=127.0.0.1:{port}")]
+    hosts = [
+        word
+        for name, port in zip("abc", ports, strict=True)
+        for word in ("--host", f"{name}=127.0.0.1:{port}")
+    ]
     result = peerpoise("pack", tiny, *hosts, *words, "--out", tiny.parent / "packed")
     assert result.code == 0, result.err
     return tiny.parent / "packed" / "a"
@@ -97,7 +106,10 @@ def packed(peerpoise: Call, tiny: Path, *words: str) -> Path:
 
 
 def no_layers(folder: Path) -> None:
-    write_model(folder, LlamaConfig(vocab_size=16, hidden_size=16, num_hidden_layers=0, num_attention_heads=2))
+    write_model(
+        folder,
+        LlamaConfig(vocab_size=16, hidden_size=16, num_hidden_layers=0, num_attention_heads=2),
+    )
 
 
 def no_pad(folder: Path) -> None:
@@ -105,7 +117,10 @@ def no_pad(folder: Path) -> None:
 
 
 def no_order(folder: Path) -> None:
-    write_model(folder, BertConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+    write_model(
+        folder,
+        BertConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
+    )
 
 
 def no_decoder(folder: Path) -> None:
@@ -129,21 +144,35 @@ def test_a_model_that_cant_be_trained(
     ("settings", "code", "says"),
     [
         (["task.text.length=65"], 78, "task.text.length = 65, but"),
-        ([f"task.text.digest={64 * 'a'}"], 78, "it is of another version of peerpoise; write run.toml anew"),
+        (
+            [f"task.text.digest={64 * 'a'}"],
+            78,
+            "it is of another version of peerpoise; write run.toml anew",
+        ),
         (["algorithm.name=dec-lora"], 78, "unknown key"),
         (["algorithm.layers_per_block=0"], 78, "algorithm.layers_per_block: "),
         (["algorithm.order=upwards"], 78, "algorithm.order: "),
         (["algorithm.bma=signal"], 78, "algorithm.bma: "),
         (["algorithm.wire=bfloat16"], 78, "algorithm.wire: "),
-        (["privacy.mode=paper", "privacy.sigma=1"], 78, 'privacy.mode = "paper" is not defined for deca'),
+        (
+            ["privacy.mode=paper", "privacy.sigma=1"],
+            78,
+            'privacy.mode = "paper" is not defined for deca',
+        ),
     ],
 )
-def test_a_run_that_cant_be(peerpoise: Call, tiny: Path, settings: list[str], code: int, says: str) -> None:
+def test_a_run_that_cant_be(
+    peerpoise: Call, tiny: Path, settings: list[str], code: int, says: str
+) -> None:
     refused(played(peerpoise, tiny, *settings), code, says)
 
 
-def test_adapters_are_averaged_only_where_there_are_some(peerpoise: Call, tiny: Path, tmp_path: Path) -> None:
-    bare = tiny.read_text(encoding="utf-8").replace('"deca"\nsteps = 2\nlayers_per_block = 1', '"dec-lora"')
+def test_adapters_are_averaged_only_where_there_are_some(
+    peerpoise: Call, tiny: Path, tmp_path: Path
+) -> None:
+    bare = tiny.read_text(encoding="utf-8").replace(
+        '"deca"\nsteps = 2\nlayers_per_block = 1', '"dec-lora"'
+    )
     tiny.write_text(bare, encoding="utf-8")
     says = "dec-lora averages adapters; set task.text.lora_rank"
     refused(played(peerpoise, tiny), 78, says)
@@ -153,16 +182,28 @@ def test_adapters_are_averaged_only_where_there_are_some(peerpoise: Call, tiny: 
 
 def flat(run, data):  # type: ignore[no-untyped-def]
     """A task of one's own that names no layers."""
-    task = make(run.model_copy(update={"task": run.task.model_copy(update={"name": "classification"})}), data)
+    task = make(
+        run.model_copy(update={"task": run.task.model_copy(update={"name": "classification"})}),
+        data,
+    )
     del task.stages  # type: ignore[attr-defined]
     return task
 
 
-def test_a_task_that_names_no_layers(peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_names_no_layers(
+    peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    settings = ["algorithm.name=deca", "task.name=test_bad_language:flat", "privacy.mode=none", "privacy.epsilon="]
+    settings = [
+        "algorithm.name=deca",
+        "task.name=test_bad_language:flat",
+        "privacy.mode=none",
+        "privacy.epsilon=",
+    ]
     words = [word for it in settings for word in ("--set", it)]
-    refused(peerpoise("config", "check", experiment, *words), 78, "The task names no layers (stages)")
+    refused(
+        peerpoise("config", "check", experiment, *words), 78, "The task names no layers (stages)"
+    )
     run = ["simulate", experiment, *words, "--folder", experiment.parent / "run"]
     refused(peerpoise(*run), 78, "The task names no layers (stages)")
 
@@ -222,11 +263,17 @@ def test_a_node_with_an_empty_file_of_its_own(peerpoise: Call, tiny: Path) -> No
 # ----------------------------------------------------------------------------------------------- what does not agree
 
 
-def test_peers_with_different_models(peerpoise: Call, tiny: Path, model: Path, tmp_path: Path) -> None:
-    """The other host's folder of the same name holds another model of the same shape. The right one is let in."""
+def test_peers_with_different_models(
+    peerpoise: Call, tiny: Path, model: Path, tmp_path: Path
+) -> None:
+    """The other host's folder of the same name holds another model of the same shape. The right one
+    is let in.
+    """
     home, right = packed(peerpoise, tiny), tmp_path / "right"
     shutil.copytree(model, right)
-    AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(model).config).save_pretrained(model)
+    AutoModelForCausalLM.from_config(
+        AutoModelForCausalLM.from_pretrained(model).config
+    ).save_pretrained(model)
     for code, says in ((66, "is not the one the run was made with"), (69, "b: ")):
         for cached in (models.identity, causal_lm._shared):  # a daemon is a process of its own
             cached.cache_clear()
@@ -241,8 +288,8 @@ def test_peers_with_different_models(peerpoise: Call, tiny: Path, model: Path, t
 def test_a_block_larger_than_memory(
     peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch, each: int, missing: int
 ) -> None:
-    """Just enough for a block of one layer of 2,208 parameters (θ, m, v, gradient, one sum of neighbors), or a byte
-    less."""
+    """Just enough for a block of one layer of 2,208 parameters (θ, m, v, gradient, one sum of
+    neighbors), or a byte less."""
     layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
     monkeypatch.setattr(requirements, "available_memory", lambda: 5 * 4 * layer - missing)
     result = played(peerpoise, tiny, f"algorithm.layers_per_block={each}")
@@ -252,21 +299,30 @@ def test_a_block_larger_than_memory(
         refused(result, 78, f"algorithm.layers_per_block = {each} makes blocks that take")
 
 
-@pytest.mark.parametrize(("algorithm", "held"), [("deca", 2 + 20 / 3), ("dsgd-adam", 4 * (28 + 3 + 6 * 2))])
+@pytest.mark.parametrize(
+    ("algorithm", "held"), [("deca", 2 + 20 / 3), ("dsgd-adam", 4 * (28 + 3 + 6 * 2))]
+)
 def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) -> None:
-    """M + 10M/B of a model in bfloat16 with B = 3 blocks, whatever the degree; without privacy no chunk of gradients.
-    With it a chunk of the block's."""
+    """M + 10M/B of a model in bfloat16 with B = 3 blocks, whatever the degree; without privacy no
+    chunk of gradients. With it a chunk of the block's."""
     run = load(ExperimentConfig, [tiny], ["task.text.dtype=bfloat16"], environ={})
     task, kind = make(run, np.arange(4)), find(algorithm)
-    options, d = kind.Config(**({"layers_per_block": 1} if algorithm == "deca" else {})), task.layout.size
+    options, d = (
+        kind.Config(**({"layers_per_block": 1} if algorithm == "deca" else {})),
+        task.layout.size,
+    )
     strict = PrivacySection(mode="strict", sigma=1.0, chunk=16)
     runs = (run, run.model_copy(update={"privacy": strict}))
-    need = [requirements.memory_needed(kind, options, it, task, 2) - requirements.BASE for it in runs]
+    need = [
+        requirements.memory_needed(kind, options, it, task, 2) - requirements.BASE for it in runs
+    ]
     assert need[0] == pytest.approx(held * d)
     assert need[1] - need[0] == 4 * 3 * (16 * d / 3 if algorithm == "deca" else 15 * d)
 
 
-def test_a_check_of_a_host_knows_blocks_too_large(peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_of_a_host_knows_blocks_too_large(
+    peerpoise: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = packed(peerpoise, tiny)
     assert peerpoise("config", "check", home / "node.toml").code == 0
     monkeypatch.setattr(requirements, "available_memory", lambda: 1000)

@@ -34,20 +34,37 @@ def measured(peerpoise: Call, *arguments: str | Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "kind"), [("dpdl", "ring"), ("dpdl", "star"), ("dmsgd", "ring"), ("local", "star")])
-def test_it_counts_what_a_run_counts(peerpoise: Call, experiment: Path, tmp_path: Path, name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("dpdl", "ring"), ("dpdl", "star"), ("dmsgd", "ring"), ("local", "star")]
+)
+def test_it_counts_what_a_run_counts(
+    peerpoise: Call, experiment: Path, tmp_path: Path, name: str, kind: str
+) -> None:
     """Bytes and releases of the node that has most of them."""
     settings = [f"algorithm.name={name}", f"topology.kind={kind}", "experiment.nodes=4"]
-    options = [word for it in (*settings, "privacy.epsilon=", "privacy.sigma=2.2") for word in ("--set", it)]
+    options = [
+        word
+        for it in (*settings, "privacy.epsilon=", "privacy.sigma=2.2")
+        for word in ("--set", it)
+    ]
     found = measured(peerpoise, experiment, *options)
     ran = peerpoise("simulate", experiment, *options, "--folder", tmp_path / "run", "--json")
     rounds = found["rounds"]
     assert rounds * found["bytes_sent"] == json.loads(ran.out)["bytes_sent"]["max"]
-    journals = [journal.read(home / "journal.jsonl") for home in (tmp_path / "run" / "nodes").iterdir()]
+    journals = [
+        journal.read(home / "journal.jsonl") for home in (tmp_path / "run" / "nodes").iterdir()
+    ]
     phases = [[it["bytes_sent"] for it in events if it["event"] == "phase"] for events in journals]
-    assert max(sum(each) for each in phases) == rounds * found["bytes_sent"], "simulate's lines say the same"
+    assert max(sum(each) for each in phases) == rounds * found["bytes_sent"], (
+        "simulate's lines say the same"
+    )
     most = find(name).releases({"ring": 2, "star": 3}[kind])
-    assert most == found["releases"] == found["parts"]["gradient"]["times"] == found["parts"]["debit"]["times"]
+    assert (
+        most
+        == found["releases"]
+        == found["parts"]["gradient"]["times"]
+        == found["parts"]["debit"]["times"]
+    )
     assert found["parts"]["wire"]["times"] * 4 * found["parameters"] == found["bytes_sent"]
 
 
@@ -62,7 +79,15 @@ def test_without_privacy_there_is_no_noise_and_no_debit(peerpoise: Call, experim
 
 def test_for_people_and_without_a_file(peerpoise: Call, tmp_path: Path) -> None:
     said = peerpoise("bench").out
-    for part in ("gradient", "noise", "debit", "steps", "wire", "A plain backward pass", "waiting comes on top"):
+    for part in (
+        "gradient",
+        "noise",
+        "debit",
+        "steps",
+        "wire",
+        "A plain backward pass",
+        "waiting comes on top",
+    ):
         assert part in said
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
@@ -79,4 +104,6 @@ def test_for_people_and_without_a_file(peerpoise: Call, tmp_path: Path) -> None:
 def test_mistakes(peerpoise: Call, experiment: Path, settings: list[str], part: str) -> None:
     options = [word for it in settings for word in ("--set", it)]
     result = peerpoise("bench", experiment, *options)
-    assert (result.code, part in result.err, len(result.err.splitlines())) == (78, True, 1), result.err
+    assert (result.code, part in result.err, len(result.err.splitlines())) == (78, True, 1), (
+        result.err
+    )

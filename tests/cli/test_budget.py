@@ -1,4 +1,6 @@
-"""What data may give away is their owner's decision, in node.toml; and a planned ε that promises nothing is said."""
+"""What data may give away is their owner's decision, in node.toml; and a planned ε that promises
+nothing is said.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def options(*settings: str) -> list[str]:
 def packed(peerpoise: Call, experiment: Path, out: Path, *settings: str) -> Path:
     """A federation of one with data of its own: 20 images of 8×8."""
     host = ("--host", "a=127.0.0.1:7443", "--data", "a=ward:data.npz", "--out", out)
-    result = peerpoise("pack", experiment, *host, *options("task.data=own", "start.timeout_s=0.2", *settings))
+    result = peerpoise(
+        "pack", experiment, *host, *options("task.data=own", "start.timeout_s=0.2", *settings)
+    )
     assert result.code == 0, result.err
     np.savez(out / "a" / "data.npz", x=np.full((20, 8, 8), 0.5, np.float32), y=np.arange(20) % 10)
     return out / "a"
@@ -36,27 +40,39 @@ def run(peerpoise: Call, home: Path, *settings: str) -> tuple[int, str]:
     return result.code, result.err
 
 
-@pytest.mark.parametrize("mode", [WEAK_RUN, HARMLESS, ("privacy.epsilon=", "privacy.mode=none")], ids=str)
+@pytest.mark.parametrize(
+    "mode", [WEAK_RUN, HARMLESS, ("privacy.epsilon=", "privacy.mode=none")], ids=str
+)
 def test_own_data_need_a_budget_or_the_word_unlimited(
     peerpoise: Call, experiment: Path, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
-    """Whoever writes run.toml would decide otherwise. Nothing is made or marked before the owner has spoken."""
+    """Whoever writes run.toml would decide otherwise. Nothing is made or marked before the owner
+    has spoken.
+    """
     home = packed(peerpoise, experiment, tmp_path / "out", *mode)
     code, said = run(peerpoise, home, "budget.epsilon=")
     assert (code, said.count("\n")) == (78, 1)
     assert "budget.epsilon is missing in the node's file" in said
     assert not (home / "ledger").exists()
     assert not (home / "state").exists()
-    result = peerpoise("config", "check", home / "node.toml", *options("budget.epsilon=", "metrics.listen="))
+    result = peerpoise(
+        "config", "check", home / "node.toml", *options("budget.epsilon=", "metrics.listen=")
+    )
     assert (result.code, "budget.epsilon is missing" in result.err) == (78, True)
-    assert run(peerpoise, home, 'budget.epsilon="unlimited"')[0] == 0, "the power check: the owner may say so"
+    assert run(peerpoise, home, 'budget.epsilon="unlimited"')[0] == 0, (
+        "the power check: the owner may say so"
+    )
 
 
-def test_what_pack_writes_allows_this_run_and_no_second_one(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+def test_what_pack_writes_allows_this_run_and_no_second_one(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
     home = packed(peerpoise, experiment, tmp_path / "out", *HARMLESS)
     node = load(NodeConfig, [home / "node.toml"], environ={})
     assert isinstance(node.budget.epsilon, float)
-    assert "# epsilon: what these data may ever give away" in (home / "node.toml").read_text(encoding="utf-8")
+    assert "# epsilon: what these data may ever give away" in (home / "node.toml").read_text(
+        encoding="utf-8"
+    )
     assert f"ε_total {node.budget.epsilon:g}" in (home / "README.txt").read_text(encoding="utf-8")
     assert run(peerpoise, home)[0] == 0
     found = json.loads((home / "state" / "summary.json").read_text())["privacy"]["epsilon"]["total"]
@@ -67,11 +83,15 @@ def test_what_pack_writes_allows_this_run_and_no_second_one(peerpoise: Call, exp
 
 
 def test_a_target_is_what_pack_writes(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    node = load(NodeConfig, [packed(peerpoise, experiment, tmp_path / "out") / "node.toml"], environ={})
+    node = load(
+        NodeConfig, [packed(peerpoise, experiment, tmp_path / "out") / "node.toml"], environ={}
+    )
     assert (node.budget.limit, node.budget.delta) == (8.0, 1e-3)
 
 
-@pytest.mark.parametrize("settings", [("privacy.mode=none", "privacy.epsilon="), ("privacy.insecure_seed=1",)], ids=str)
+@pytest.mark.parametrize(
+    "settings", [("privacy.mode=none", "privacy.epsilon="), ("privacy.insecure_seed=1",)], ids=str
+)
 def test_where_no_number_can_be_kept_pack_writes_the_word(
     peerpoise: Call, experiment: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
@@ -79,11 +99,15 @@ def test_where_no_number_can_be_kept_pack_writes_the_word(
     assert load(NodeConfig, [home / "node.toml"], environ={}).budget.epsilon == "unlimited"
     assert "nothing bounds what they give away" in (home / "README.txt").read_text(encoding="utf-8")
     code, said = run(peerpoise, home, "budget.epsilon=8")
-    assert (code, 'set budget.epsilon = "unlimited"' in said) == (78, True), "a number is never passed over"
+    assert (code, 'set budget.epsilon = "unlimited"' in said) == (78, True), (
+        "a number is never passed over"
+    )
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "0", "-1", '"all"'])
-def test_only_a_positive_number_or_the_word(peerpoise: Call, experiment: Path, tmp_path: Path, value: str) -> None:
+def test_only_a_positive_number_or_the_word(
+    peerpoise: Call, experiment: Path, tmp_path: Path, value: str
+) -> None:
     home = packed(peerpoise, experiment, tmp_path / "out")
     code, said = run(peerpoise, home, f"budget.epsilon={value}")
     assert (code, "budget.epsilon" in said) == (78, True)

@@ -29,7 +29,14 @@ from peer.identity.keys import Identity
 from peer.identity.roster import Roster
 
 ROOT = Path(__file__).parents[2]
-HOSTS = ("--host", "a=10.0.0.1:7443", "--host", "b=[fd00::2]:7444", "--host", "c=host-c.example:7445")
+HOSTS = (
+    "--host",
+    "a=10.0.0.1:7443",
+    "--host",
+    "b=[fd00::2]:7444",
+    "--host",
+    "c=host-c.example:7445",
+)
 
 
 def test_help_is_cheap() -> None:
@@ -48,7 +55,9 @@ print(heavy, usage.ru_utime + usage.ru_stime, file=sys.stderr)
 """
     seconds = []
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+        )
         heavy, spent = done.stderr.strip().rsplit(" ", 1)
         assert heavy == "[]"
         seconds.append(float(spent))
@@ -65,7 +74,16 @@ def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     said = json.loads(result.out)
     assert said["hosts"] == {name: str(out / name) for name in "abc"}
-    expected = {"node.toml", "run.toml", "roster.json", "node.key", "node.pem", "ca.pem", "rows.npy", "README.txt"}
+    expected = {
+        "node.toml",
+        "run.toml",
+        "roster.json",
+        "node.key",
+        "node.pem",
+        "ca.pem",
+        "rows.npy",
+        "README.txt",
+    }
     for name in "abc":
         home = out / name
         assert {path.name for path in home.iterdir()} == expected
@@ -94,13 +112,25 @@ def test_packed_rows_are_disjoint(peerpoise: Call, experiment: Path, tmp_path: P
     assert sum(map(sum, counts.values())) == len(rows)
 
 
-def test_two_packs_of_one_file_are_two_runs(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    said = [json.loads(peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / n, "--json").out) for n in "xy"]
+def test_two_packs_of_one_file_are_two_runs(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    said = [
+        json.loads(peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / n, "--json").out)
+        for n in "xy"
+    ]
     assert said[0]["run_id"] != said[1]["run_id"]
 
 
 def test_pack_own_data(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    data = ("--data", "a=ward7:/srv/x.npz", "--data", "b=ward8:/srv/y.npz", "--data", "c=ward9:/srv/z.npz")
+    data = (
+        "--data",
+        "a=ward7:/srv/x.npz",
+        "--data",
+        "b=ward8:/srv/y.npz",
+        "--data",
+        "c=ward9:/srv/z.npz",
+    )
     call = ("pack", experiment, *HOSTS, *data, "--set", "task.data=own", "--out", tmp_path / "out")
     assert peerpoise(*call).code == 0
     node = load(NodeConfig, [tmp_path / "out" / "a" / "node.toml"], (), {})
@@ -110,26 +140,50 @@ def test_pack_own_data(peerpoise: Call, experiment: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out" / "a" / "rows.npy").exists()
 
 
-def test_pack_gives_every_host_the_validation_set(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    """A copy beside node.toml, its digest in run.toml; the path it came from is nobody's business."""
+def test_pack_gives_every_host_the_validation_set(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    """A copy beside node.toml, its digest in run.toml; the path it came from is nobody's
+    business.
+    """
     shared = tmp_path / "public.npz"
     np.savez(shared, x=np.zeros((4, 8, 8), np.float32), y=np.arange(4))
     theirs = [part for name in "abc" for part in ("--data", f"{name}=w{name}:/srv/x.npz")]
     own = ("--set", "task.data=own", "--set", "algorithm.name=pdsl")
     refused = peerpoise("pack", experiment, *HOSTS, *theirs, *own, "--out", tmp_path / "none")
     assert (refused.code, "validation.path" in refused.err) == (78, True)
-    call = ("pack", experiment, *HOSTS, *theirs, *own, "--set", f"validation.path={shared}", "--out", tmp_path / "out")
+    call = (
+        "pack",
+        experiment,
+        *HOSTS,
+        *theirs,
+        *own,
+        "--set",
+        f"validation.path={shared}",
+        "--out",
+        tmp_path / "out",
+    )
     assert peerpoise(*call).code == 0
     run = load(RunConfig, [tmp_path / "out" / "a" / "run.toml"], (), {})
-    assert (run.validation.path, run.validation.digest) == (None, hashlib.sha256(shared.read_bytes()).hexdigest())
+    assert (run.validation.path, run.validation.digest) == (
+        None,
+        hashlib.sha256(shared.read_bytes()).hexdigest(),
+    )
     for name in "abc":
         node = load(NodeConfig, [tmp_path / "out" / name / "node.toml"], (), {})
         assert node.data.validation is not None
         assert (tmp_path / "out" / name / node.data.validation).read_bytes() == shared.read_bytes()
 
 
-def test_a_held_out_set_is_in_nobodys_rows(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    assert peerpoise("pack", experiment, *HOSTS, "--set", "algorithm.name=pdsl", "--out", tmp_path / "out").code == 0
+def test_a_held_out_set_is_in_nobodys_rows(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    assert (
+        peerpoise(
+            "pack", experiment, *HOSTS, "--set", "algorithm.name=pdsl", "--out", tmp_path / "out"
+        ).code
+        == 0
+    )
     run = load(RunConfig, [tmp_path / "out" / "run.toml"], (), {})
     held = validation.held_out(run, data.public(run.task)[0].y.numpy())
     assert len(held) == run.validation.size
@@ -138,10 +192,14 @@ def test_a_held_out_set_is_in_nobodys_rows(peerpoise: Call, experiment: Path, tm
 
 
 def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path) -> None:
-    """`up` writes what `pack` writes, on loopback, with a throw-away ledger and a CA that is gone."""
+    """`up` writes what `pack` writes, on loopback, with a throw-away ledger and a CA that is
+    gone.
+    """
     config = load(ExperimentConfig, [experiment], (), {})
     run, homes = provisioning.local(
-        provisioning.make_folder(tmp_path / "run"), config, [(7001, 7002), (7003, 7004), (7005, 7006)]
+        provisioning.make_folder(tmp_path / "run"),
+        config,
+        [(7001, 7002), (7003, 7004), (7005, 7006)],
     )
     assert list(homes) == ["n0", "n1", "n2"]
     assert load(RunConfig, [homes["n2"] / "run.toml"], (), {}) == run
@@ -152,19 +210,39 @@ def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path
     assert node.budget.ledger_dir == Path("ledger"), "in the node's folder, gone with the run"
 
 
-def test_authority_issues_for_keys_it_makes_and_for_requests(peerpoise: Call, tmp_path: Path) -> None:
+def test_authority_issues_for_keys_it_makes_and_for_requests(
+    peerpoise: Call, tmp_path: Path
+) -> None:
     made = peerpoise("ca", "create", tmp_path / "ca", "--json")
     assert json.loads(made.out)["folder"] == str(tmp_path / "ca")
-    issued = json.loads(peerpoise("ca", "issue", tmp_path / "ca", "--out", tmp_path / "a", "--json").out)
-    identity = Identity.load(*(tmp_path / "a" / name for name in ("node.key", "node.pem", "ca.pem")))
+    issued = json.loads(
+        peerpoise("ca", "issue", tmp_path / "ca", "--out", tmp_path / "a", "--json").out
+    )
+    identity = Identity.load(
+        *(tmp_path / "a" / name for name in ("node.key", "node.pem", "ca.pem"))
+    )
     assert issued["id"] == identity.id
     shown = json.loads(peerpoise("ca", "show", tmp_path / "a", "--json").out)
     assert shown["names"] == f"{identity.id}.peerpoise"
 
     key = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .sign(key, hashes.SHA256())
+    )
     (tmp_path / "b.csr").write_bytes(request.public_bytes(serialization.Encoding.PEM))
-    call = ("ca", "issue", tmp_path / "ca", "--request", tmp_path / "b.csr", "--out", tmp_path / "b", "--days", "7")
+    call = (
+        "ca",
+        "issue",
+        tmp_path / "ca",
+        "--request",
+        tmp_path / "b.csr",
+        "--out",
+        tmp_path / "b",
+        "--days",
+        "7",
+    )
     assert peerpoise(*call).code == 0
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"node.pem", "ca.pem"}
 
@@ -190,7 +268,9 @@ def test_a_roster_loses_members_for_good(peerpoise: Call, experiment: Path, tmp_
     assert json.loads(peerpoise("roster", "show", tmp_path / "out", "--json").out) == shown
 
 
-def test_config_show_says_where_from(peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_show_says_where_from(
+    peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PEERPOISE_TRAIN__SEED", "5")
     call = ("config", "show", experiment, "--set", "privacy.rate=0.5", "--origin")
     shown = json.loads(peerpoise(*call, "--json").out)
@@ -203,13 +283,17 @@ def test_config_show_says_where_from(peerpoise: Call, experiment: Path, monkeypa
 
 def test_config_knows_node_files(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
-    shown = json.loads(peerpoise("config", "show", tmp_path / "out" / "a" / "node.toml", "--json").out)
+    shown = json.loads(
+        peerpoise("config", "show", tmp_path / "out" / "a" / "node.toml", "--json").out
+    )
     assert shown["listen.advertise"] == "10.0.0.1:7443"
     assert peerpoise("config", "check", tmp_path / "out" / "a" / "node.toml").code == 0
     assert peerpoise("config", "check", tmp_path / "out" / "a" / "run.toml").code == 0
 
 
-def test_config_check_looks_at_what_a_node_file_names(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+def test_config_check_looks_at_what_a_node_file_names(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
     """All mistakes, not the first only."""
     assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
     home = tmp_path / "out" / "a"
@@ -258,19 +342,33 @@ def run(experiment: Path, tmp_path: Path) -> Path:
     write(config.run_config, folder / "run.toml")
     for name, seed in (("nodes/n0", 0), ("nodes/n1", 1), (".", 2)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        checkpoint.save_model(folder / name / "model.safetensors", task.layout, task.start(seed))
+        checkpoint.save_model(
+            folder / name / "model.safetensors", task.layout, task.initial_parameters(seed)
+        )
     return folder
 
 
-def test_a_run_that_ends_in_no_numbers_says_so(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    settings = ["algorithm.name=d-psgd", "algorithm.lr=1e38", "train.rounds=5", "privacy.mode=none", "privacy.epsilon="]
+def test_a_run_that_ends_in_no_numbers_says_so(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    settings = [
+        "algorithm.name=d-psgd",
+        "algorithm.lr=1e38",
+        "train.rounds=5",
+        "privacy.mode=none",
+        "privacy.epsilon=",
+    ]
     words = [word for it in settings for word in ("--set", it)]
     result = peerpoise("simulate", experiment, *words, "--folder", tmp_path / "run")
     assert result.code == Diverged.exit_code == 4
     assert "DIVERGED: the parameters" in result.out
     assert not summary.read(tmp_path / "run" / "summary.json").complete
     found = summary.read(tmp_path / "run" / "summary.json").diverged
-    assert found == [n for n in ("n0", "n1", "n2") if not _finite(tmp_path / "run" / "nodes" / n)] != []
+    assert (
+        found
+        == [n for n in ("n0", "n1", "n2") if not _finite(tmp_path / "run" / "nodes" / n)]
+        != []
+    )
 
 
 def _finite(home: Path) -> bool:
@@ -306,7 +404,9 @@ def test_the_configuration_page_is_current() -> None:
 
 
 def test_every_documented_command_exists(peerpoise: Call) -> None:
-    """What follows `peerpoise` in a code block or in backticks is a command, and its options exist."""
+    """What follows `peerpoise` in a code block or in backticks is a command, and its options
+    exist.
+    """
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     lines = [line for page in pages for line in _commands(page.read_text())]
     assert len(lines) > 12
@@ -320,6 +420,13 @@ def test_every_documented_command_exists(peerpoise: Call) -> None:
 
 def _commands(text: str) -> list[str]:
     blocks = "\n".join(re.findall(r"^ *```\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL))
-    in_blocks = [line.split("#")[0].strip() for line in blocks.splitlines() if line.strip().startswith("peerpoise ")]
+    in_blocks = [
+        line.split("#")[0].strip()
+        for line in blocks.splitlines()
+        if line.strip().startswith("peerpoise ")
+    ]
     prose = re.sub(r"^ *```\n.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [*in_blocks, *(span for span in re.findall(r"`(peerpoise [^`]+)`", prose) if "COMMAND" not in span)]
+    return [
+        *in_blocks,
+        *(span for span in re.findall(r"`(peerpoise [^`]+)`", prose) if "COMMAND" not in span),
+    ]

@@ -23,8 +23,14 @@ def file(tmp_path: Path) -> Path:
 def test_precedence(file: Path, tmp_path: Path) -> None:
     later = tmp_path / "later.toml"
     later.write_text("[train]\nrounds = 8\nseed = 3\n")
-    environ = {"PEERPOISE_TRAIN__SEED": "4", "PEERPOISE_TRAIN__EVALUATE_EVERY": "5", "PEERPOISE_DEBUG": "1"}
-    config = load(ExperimentConfig, [file, later], ["train.evaluate_every=6", "run.name=two words"], environ)
+    environ = {
+        "PEERPOISE_TRAIN__SEED": "4",
+        "PEERPOISE_TRAIN__EVALUATE_EVERY": "5",
+        "PEERPOISE_DEBUG": "1",
+    }
+    config = load(
+        ExperimentConfig, [file, later], ["train.evaluate_every=6", "run.name=two words"], environ
+    )
     assert (config.train.rounds, config.train.seed, config.train.evaluate_every) == (8, 4, 6)
     assert config.train.checkpoint_every == 10
     assert config.run.name == "two words"
@@ -106,7 +112,9 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, say
     ],
     ids=["workbook", "zeros", "cut", "deep", "long"],
 )
-def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+def test_what_is_no_configuration_is_one_sentence(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
     (tmp_path / "run.toml").write_bytes(content)
     with pytest.raises(ConfigurationError, match=says):
         load(ExperimentConfig, [tmp_path / "run.toml"], (), {})

@@ -1,4 +1,6 @@
-"""Hosts whose addresses are not known beforehand: `pack` prepares them, `doctor` says how they will be found."""
+"""Hosts whose addresses are not known beforehand: `pack` prepares them, `doctor` says how they will
+be found.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def packed(peerpoise: Call, experiment: Path, out: Path, *options: str) -> dict[
 
 
 def addresses(out: Path) -> list[list[str]]:
-    members: list[dict[str, Any]] = json.loads((out / "roster.json").read_text())["roster"]["members"]
+    members: list[dict[str, Any]] = json.loads((out / "roster.json").read_text())["roster"][
+        "members"
+    ]
     return [member["addresses"] for member in members]
 
 
@@ -37,14 +41,26 @@ def test_pack_without_any_address(peerpoise: Call, experiment: Path, tmp_path: P
     assert "Neighbors find it by mdns" in (tmp_path / "out" / "a" / "README.txt").read_text()
 
 
-def test_pack_with_one_address_to_begin_with(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    options = ("--host", "a=host-a.example:7000", *BARE[2:], "--discovery", "mdns", "--discovery", "exchange")
+def test_pack_with_one_address_to_begin_with(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--host",
+        "a=host-a.example:7000",
+        *BARE[2:],
+        "--discovery",
+        "mdns",
+        "--discovery",
+        "exchange",
+    )
     nodes = packed(peerpoise, experiment, tmp_path / "out", *options)
     assert addresses(tmp_path / "out") == [["host-a.example:7000"], [], []]
     assert {node.peers.discovery for node in nodes.values()} == {("static", "exchange", "mdns")}
 
 
-def test_packed_addresses_alone_stay_static(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+def test_packed_addresses_alone_stay_static(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
     hosts = [word for name in "abc" for word in ("--host", f"{name}=10.0.0.1:7443")]
     nodes = packed(peerpoise, experiment, tmp_path / "out", *hosts)
     assert {node.peers.discovery for node in nodes.values()} == {("static",)}
@@ -71,17 +87,30 @@ def test_hosts_that_nobody_would_find(
     assert not (tmp_path / "out").exists()
 
 
-def test_doctor_says_how_neighbors_are_found(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+def test_doctor_says_how_neighbors_are_found(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
     packed(peerpoise, experiment, tmp_path / "out", *BARE, "--discovery", "mdns")
-    code, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "listen.advertise=h:1")
+    code, found = examined(
+        peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "listen.advertise=h:1"
+    )
     assert code == 0
     [discovery] = found["discovery"]
     assert (discovery["level"], discovery["said"]) == ("ok", "static, mdns; announces h:1")
-    assert [(it["level"], "mdns will look for it" in it["said"]) for it in found["neighbor"]] == [("ok", True)] * 2
+    assert [(it["level"], "mdns will look for it" in it["said"]) for it in found["neighbor"]] == [
+        ("ok", True)
+    ] * 2
     _, found = examined(
-        peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "peers.discovery=['mdns']"
+        peerpoise,
+        "--config",
+        tmp_path / "out" / "a" / "node.toml",
+        "--set",
+        "peers.discovery=['mdns']",
     )
-    assert [it["said"] for it in found["neighbor"]] == ["b: mdns will look for it", "c: mdns will look for it"]
+    assert [it["said"] for it in found["neighbor"]] == [
+        "b: mdns will look for it",
+        "c: mdns will look for it",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +119,11 @@ def test_doctor_says_how_neighbors_are_found(peerpoise: Call, experiment: Path, 
         (["listen.address=127.0.0.1:7443"], "warning", "only this machine reaches it"),
         (["peers.discovery=['exchange']"], "warning", "one member's address to begin with"),
         (["peers.discovery=['dns']"], "fault", "set peers.dns"),
-        (["peers.discovery=['static', 'dns']", "peers.dns={name}.invalid"], "fault", "is not an address"),
+        (
+            ["peers.discovery=['static', 'dns']", "peers.dns={name}.invalid"],
+            "fault",
+            "is not an address",
+        ),
         (["peers.static.z='h:1'"], "fault", "not in the roster"),
     ],
 )
@@ -100,14 +133,24 @@ def test_doctor_says_what_is_missing(
     packed(peerpoise, experiment, tmp_path / "out", *BARE, "--discovery", "mdns")
     options = [word for each in settings for word in ("--set", each)]
     code, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", *options)
-    assert (found["discovery"][0]["level"], part in found["discovery"][0]["said"]) == (level, True), found["discovery"]
+    assert (found["discovery"][0]["level"], part in found["discovery"][0]["said"]) == (
+        level,
+        True,
+    ), found["discovery"]
     assert code == (level == "fault")
 
 
 def test_doctor_looks_host_names_up(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        hosts = ["--host", "a=127.0.0.1:1", "--host", f"b=localhost:{port}", "--host", f"c={'x' * 70}.invalid:7443"]
+        hosts = [
+            "--host",
+            "a=127.0.0.1:1",
+            "--host",
+            f"b=localhost:{port}",
+            "--host",
+            f"c={'x' * 70}.invalid:7443",
+        ]
         packed(peerpoise, experiment, tmp_path / "out", *hosts)
         _, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml")
     said = {it["level"]: it["said"] for it in found["neighbor"]}

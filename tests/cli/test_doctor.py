@@ -1,4 +1,6 @@
-"""`peerpoise doctor`: what would keep a daemon from running is found before it runs, and nothing is changed."""
+"""`peerpoise doctor`: what would keep a daemon from running is found before it runs, and nothing is
+changed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,16 @@ def examined(peerpoise: Call, *arguments: str | Path) -> tuple[int, dict[str, li
 def test_a_machine(peerpoise: Call) -> None:
     code, found = examined(peerpoise)
     assert code == 0
-    assert found.keys() == {"python", "packages", "torch", "gpu", "event loop", "open files", "clock", "memory"}
+    assert found.keys() == {
+        "python",
+        "packages",
+        "torch",
+        "gpu",
+        "event loop",
+        "open files",
+        "clock",
+        "memory",
+    }
     assert sys.version.split()[0] in found["python"][0]["said"]
 
 
@@ -65,7 +76,10 @@ def test_a_clashing_package(peerpoise: Call, experiment: Path, tmp_path: Path) -
     assert (code, finding["level"]) == (1, "fault")
     assert "nodeworks" in finding["said"]
     assert "pip uninstall nodeworks" in finding["do"]
-    for command in (["up", experiment, "--folder", tmp_path / "run"], ["run", "--config", experiment]):
+    for command in (
+        ["up", experiment, "--folder", tmp_path / "run"],
+        ["run", "--config", experiment],
+    ):
         result = peerpoise(*command)
         assert (result.code, "nodeworks" in result.err, result.err.count("\n")) == (78, True, 1)
     assert not (tmp_path / "run").exists()
@@ -82,7 +96,8 @@ def test_too_few_open_files(peerpoise: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "fits"), [("2.11.0", True), ("2.13.1+cpu", True), ("2.14.0", False), ("2.9", False), ("3.0", False)]
+    ("installed", "fits"),
+    [("2.11.0", True), ("2.13.1+cpu", True), ("2.14.0", False), ("2.9", False), ("3.0", False)],
 )
 def test_the_version_of_torch(installed: str, fits: bool) -> None:
     assert doctor._satisfied("torch<2.14,>=2.11", installed) is fits
@@ -104,7 +119,11 @@ def ports() -> list[int]:
 @pytest.fixture
 def home(peerpoise: Call, experiment: Path, tmp_path: Path, ports: list[int]) -> Path:
     """A host's folder as packed, with a ledger that has been used."""
-    hosts = [word for name, port in zip("abc", ports, strict=True) for word in ("--host", f"{name}=127.0.0.1:{port}")]
+    hosts = [
+        word
+        for name, port in zip("abc", ports, strict=True)
+        for word in ("--host", f"{name}=127.0.0.1:{port}")
+    ]
     assert peerpoise("pack", experiment, *hosts, "--out", tmp_path / "packed").code == 0
     home = tmp_path / "packed" / "a"
     with Ledger.open(home / "ledger", "digits") as ledger:
@@ -227,12 +246,16 @@ def test_an_unreadable_folder(peerpoise: Call, home: Path) -> None:
 
 
 @pytest.fixture
-def with_own_data(peerpoise: Call, experiment: Path, tmp_path: Path, ports: list[int]) -> Callable[..., Path]:
+def with_own_data(
+    peerpoise: Call, experiment: Path, tmp_path: Path, ports: list[int]
+) -> Callable[..., Path]:
     """Packs a host whose data are this file or folder, with settings of the run."""
 
     def packed(path: Path, *settings: str) -> Path:
         words = [
-            word for name, port in zip("ab", ports, strict=False) for word in ("--host", f"{name}=127.0.0.1:{port}")
+            word
+            for name, port in zip("ab", ports, strict=False)
+            for word in ("--host", f"{name}=127.0.0.1:{port}")
         ]
         words += [word for name in "ab" for word in ("--data", f"{name}=mine:{path}")]
         words += [word for it in ("task.data=own", *settings) for word in ("--set", it)]
@@ -250,10 +273,15 @@ def test_files_that_are_not_used_are_counted(
         (pictures / label).mkdir(parents=True)
         Image.new("L", (8, 8), value).save(pictures / label / "a.png")
         (pictures / label / "b.heic").write_bytes(b"?")
-    file = with_own_data(pictures, 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8")
+    file = with_own_data(
+        pictures, 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8"
+    )
     code, found = examined(peerpoise, "--config", file)
     assert code == 0
-    assert [(it["level"], "2 .heic" in it["said"]) for it in found["data"]] == [("warning", True), ("ok", False)]
+    assert [(it["level"], "2 .heic" in it["said"]) for it in found["data"]] == [
+        ("warning", True),
+        ("ok", False),
+    ]
 
 
 def test_a_class_without_images_is_remarked(
@@ -261,7 +289,9 @@ def test_a_class_without_images_is_remarked(
 ) -> None:
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "pets" / "cat" / "a.png")
-    file = with_own_data(tmp_path / "pets", 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8")
+    file = with_own_data(
+        tmp_path / "pets", 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8"
+    )
     code, found = examined(peerpoise, "--config", file)
     assert code == 0
     assert [(it["level"], "no images of 'dog'" in it["said"]) for it in found["data"]] == [
@@ -272,7 +302,10 @@ def test_a_class_without_images_is_remarked(
 
 @pytest.mark.parametrize(
     ("x", "says"),
-    [(np.full((20, 8, 8), 255.0), "divide by 255"), (np.zeros((20, 8, 8, 3)), "np.moveaxis(x, -1, 1)")],
+    [
+        (np.full((20, 8, 8), 255.0), "divide by 255"),
+        (np.zeros((20, 8, 8, 3)), "np.moveaxis(x, -1, 1)"),
+    ],
 )
 def test_values_and_axes_that_can_not_be_right(
     peerpoise: Call, tmp_path: Path, with_own_data: Callable[..., Path], x: np.ndarray, says: str

@@ -1,5 +1,5 @@
-"""Every example runs, as one process and as a cluster; both give the same bits and the same shape. Of those that need
-more than a test has, the configuration is read."""
+"""Every example runs, as one process and as a cluster; both give the same bits and the same shape.
+Of those that need more than a test has, the configuration is read."""
 
 from __future__ import annotations
 
@@ -36,34 +36,51 @@ FEWER = {
     "private": [*FOUR, "--set", "privacy.batch=60", "--set", "privacy.rate=0.004"],
 }
 """Ten daemons take a minute to start."""
-SHORT = ["--set", "train.rounds=3", "--set", "train.evaluate_every=1", "--set", "privacy.insecure_seed=7"]
+SHORT = [
+    "--set",
+    "train.rounds=3",
+    "--set",
+    "train.evaluate_every=1",
+    "--set",
+    "privacy.insecure_seed=7",
+]
 
 
 def marks(example: Path) -> list[pytest.MarkDecorator]:
     """Those whose data Debian may bring."""
     text = example.read_text(encoding="utf-8")
-    return [pytest.mark.extras] if 'data = "fashion-mnist"' in text or 'data = "fortunes"' in text else []
+    return (
+        [pytest.mark.extras]
+        if 'data = "fashion-mnist"' in text or 'data = "fortunes"' in text
+        else []
+    )
 
 
 def test_there_are_examples() -> None:
-    assert {"quickstart", "full", "non-iid", "poisoned", "private", *TOO_LARGE} <= {path.stem for path in ALL}
+    assert {"quickstart", "full", "non-iid", "poisoned", "private", *TOO_LARGE} <= {
+        path.stem for path in ALL
+    }
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_an_example_that_is_too_large_is_in_order(name: str) -> None:
     config = load(ExperimentConfig, [ROOT / "deploy" / "examples" / f"{name}.toml"], environ={})
-    hoods = config.neighborhoods(config.experiment.names)
-    plan = Plan.of(config.run_config, hoods)
+    neighborhoods = config.neighborhoods(config.experiment.names)
+    plan = Plan.of(config.run_config, neighborhoods)
     assert plan.options.layers_per_block == 2
-    assert plan.options.until == config.train.rounds
-    assert set(hoods) == set(config.experiment.names)
+    assert plan.options.decay_until == config.train.rounds
+    assert set(neighborhoods) == set(config.experiment.names)
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("example", [pytest.param(path, id=path.stem, marks=marks(path)) for path in EXAMPLES])
+@pytest.mark.parametrize(
+    "example", [pytest.param(path, id=path.stem, marks=marks(path)) for path in EXAMPLES]
+)
 def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
     settings = [*SHORT, *FEWER.get(example.stem, [])]
-    simulated = peerpoise("simulate", example, *settings, "--folder", tmp_path / "simulated", "--json")
+    simulated = peerpoise(
+        "simulate", example, *settings, "--folder", tmp_path / "simulated", "--json"
+    )
     if "fashion-mnist is not here" in simulated.err:
         pytest.skip(simulated.err.strip())
     assert simulated.code == 0, simulated.err
@@ -73,7 +90,11 @@ def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
     for found in (one, other):
         jsonschema.validate(found, SCHEMA)
         assert found["complete"]
-        tested = found["test_accuracy"] if "deca" not in example.stem else found["task_metrics"]["perplexity"]
+        tested = (
+            found["test_accuracy"]
+            if "deca" not in example.stem
+            else found["task_metrics"]["perplexity"]
+        )
         assert tested["mean"] is not None
     assert one["params_digest"] == other["params_digest"]
     assert one["consensus_distance"] == pytest.approx(other["consensus_distance"])
@@ -87,12 +108,15 @@ def assert_folder(folder: Path, found: dict[str, Any]) -> None:
     """Models are those the summary vouches for, and the average is theirs."""
     assert json.loads((folder / "summary.json").read_text()) == found
     models = [
-        checkpoint.load_model(folder / "nodes" / name / "model.safetensors")[1] for name in found["params_digest"]
+        checkpoint.load_model(folder / "nodes" / name / "model.safetensors")[1]
+        for name in found["params_digest"]
     ]
     assert [summary.digest(x) for x in models] == list(found["params_digest"].values())
     average = checkpoint.load_model(folder / "model.safetensors")[1].double()
     honest = [
-        x.double() for name, x in zip(found["params_digest"], models, strict=True) if name not in found["attackers"]
+        x.double()
+        for name, x in zip(found["params_digest"], models, strict=True)
+        if name not in found["attackers"]
     ]
     assert (average - sum(honest) / len(honest)).abs().max() < 1e-6
 
@@ -103,26 +127,47 @@ def test_baseline_stands_beside(peerpoise: Call, tmp_path: Path) -> None:
     result = peerpoise("up", quickstart, *SHORT, "--folder", tmp_path / "run", "--baseline")
     assert result.code == 0, result.err
     assert "without noise" in result.out
-    assert json.loads((tmp_path / "run" / "baseline" / "summary.json").read_text())["privacy"]["mode"] == "none"
+    assert (
+        json.loads((tmp_path / "run" / "baseline" / "summary.json").read_text())["privacy"]["mode"]
+        == "none"
+    )
 
 
 @pytest.mark.cluster
 def test_status_and_sigterm(peerpoise: Call, tmp_path: Path) -> None:
-    """When a tenth of the rounds is done: status tells, SIGTERM to `up` ends it and all daemons in order."""
+    """When a tenth of the rounds is done: status tells, SIGTERM to `up` ends it and all daemons in
+    order.
+    """
     quickstart = ROOT / "deploy" / "examples" / "quickstart.toml"
-    command = [sys.executable, "-P", "-m", "peerpoise", "up", str(quickstart), "--set", "train.rounds=1000"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "peerpoise",
+        "up",
+        str(quickstart),
+        "--set",
+        "train.rounds=1000",
+    ]
     command += ["--folder", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:  # without a terminal: a line per tenth of the run
             if re.search(r"n0 [1-9]\d*/1000", line):
                 break
-        [seen] = [it for it in json.loads(peerpoise("status", "n2", "--json").out) if it["rounds"] == 1000]
+        [seen] = [
+            it for it in json.loads(peerpoise("status", "n2", "--json").out) if it["rounds"] == 1000
+        ]
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
         assert process.wait(timeout=20) == 128 + signal.SIGTERM
     assert "exit code" not in rest, "the daemons left in order"
-    assert (seen["node"], seen["state"], seen["rounds"], seen["insecure"]) == ("n2", "running", 1000, [])
+    assert (seen["node"], seen["state"], seen["rounds"], seen["insecure"]) == (
+        "n2",
+        "running",
+        1000,
+        [],
+    )
     assert {each["name"] for each in seen["neighbors"]} == {"n1", "n3"}
     for home in (tmp_path / "run" / "nodes").iterdir():
         last = json.loads((home / "journal.jsonl").read_text().splitlines()[-1])

@@ -1,4 +1,6 @@
-"""`peerpoise export --out FOLDER`: a language model as transformers reads it, with what was learnt in it."""
+"""`peerpoise export --out FOLDER`: a language model as transformers reads it, with what was learnt
+in it.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,23 @@ nodes = 3
 """
 
 
-def trained(peerpoise: Call, folder: Path, algorithm: str, rank: int = 0, dtype: str = "float32") -> Path:
+def trained(
+    peerpoise: Call, folder: Path, algorithm: str, rank: int = 0, dtype: str = "float32"
+) -> Path:
     """A run folder of three peers on a tiny Llama."""
     text = folder / "text.jsonl"
-    text.write_text("\n".join(f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10))
-    about = {"algorithm": algorithm, "model": write_model(folder / "model"), "text": text, "rank": rank, "dtype": dtype}
+    text.write_text(
+        "\n".join(
+            f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10
+        )
+    )
+    about = {
+        "algorithm": algorithm,
+        "model": write_model(folder / "model"),
+        "text": text,
+        "rank": rank,
+        "dtype": dtype,
+    }
     (folder / "run.toml").write_text(EXPERIMENT.format(**about))
     result = peerpoise("simulate", folder / "run.toml", "--folder", folder / "run")
     assert result.code == 0, result.err
@@ -60,7 +74,8 @@ def trained(peerpoise: Call, folder: Path, algorithm: str, rank: int = 0, dtype:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "rank", "dtype"), [("deca", 0, "float32"), ("deca", 0, "bfloat16"), ("dec-lora", 2, "float32")]
+    ("algorithm", "rank", "dtype"),
+    [("deca", 0, "float32"), ("deca", 0, "bfloat16"), ("dec-lora", 2, "float32")],
 )
 def test_it_gives_the_logits_of_the_task_s_own_forward(
     peerpoise: Call, tmp_path: Path, algorithm: str, rank: int, dtype: str
@@ -68,7 +83,9 @@ def test_it_gives_the_logits_of_the_task_s_own_forward(
     """The average, and a node's; neither is the model that was trained from."""
     run = trained(peerpoise, tmp_path, algorithm, rank, dtype)
     ids = torch.randint(3, 9, (2, 12), generator=torch.Generator().manual_seed(0))
-    seen = [AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)(input_ids=ids).logits]
+    seen = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)(input_ids=ids).logits
+    ]
     for k, words in enumerate((["--average"], ["--node", "n1"])):
         out = tmp_path / f"exported{k}"
         assert peerpoise("export", run, *words, "--out", out).code == 0
@@ -88,15 +105,26 @@ def test_it_gives_the_logits_of_the_task_s_own_forward(
         assert not [name for name in model.state_dict() if "lora" in name]
 
 
-def test_the_texts_may_be_gone_or_others_but_the_model_must_be_the_same(peerpoise: Call, tmp_path: Path) -> None:
+def test_the_texts_may_be_gone_or_others_but_the_model_must_be_the_same(
+    peerpoise: Call, tmp_path: Path
+) -> None:
     run, text = trained(peerpoise, tmp_path, "deca"), tmp_path / "text.jsonl"
     write(sealed(load(RunConfig, [run / "run.toml"])), run / "run.toml")
     text.write_text('{"text": "others"}')
     assert peerpoise("export", run, "--out", tmp_path / "exported").code == 0
     text.unlink()
     assert peerpoise("export", run, "--out", tmp_path / "exported").code == 0
-    wider = LlamaConfig(vocab_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24)
-    for config, says in ((None, "is not the one the run was made with"), (wider, "has other tensors than")):
+    wider = LlamaConfig(
+        vocab_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
+    for config, says in (
+        (None, "is not the one the run was made with"),
+        (wider, "has other tensors than"),
+    ):
         write_model(tmp_path / "model", config)
         for cached in (models.identity, causal_lm._shared):  # a command is a process of its own
             cached.cache_clear()
@@ -126,13 +154,17 @@ def full(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a disk: run pytest as root, in a container with CAP_SYS_ADMIN")
+        pytest.skip(
+            "this user may not mount a disk: run pytest as root, in a container with CAP_SYS_ADMIN"
+        )
     (disk / "filler").write_bytes(bytes(56 * 1024))
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_and_a_file_in_the_way_are_a_sentence(peerpoise: Call, tmp_path: Path, full: Path) -> None:
+def test_a_full_disk_and_a_file_in_the_way_are_a_sentence(
+    peerpoise: Call, tmp_path: Path, full: Path
+) -> None:
     run = trained(peerpoise, tmp_path, "deca")
     (tmp_path / "file").write_text("mine")
     for out in (full / "model", tmp_path / "file", tmp_path / "file" / "model"):

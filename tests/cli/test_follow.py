@@ -1,6 +1,7 @@
 """`up` over its processes: what is shown of them, how they are stopped, which exit code remains.
 
-The processes are small programs: a daemon that ignores SIGTERM or dies on command is none of the real one's habits.
+The processes are small programs: a daemon that ignores SIGTERM or dies on command is none of the
+real one's habits.
 """
 
 from __future__ import annotations
@@ -50,9 +51,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def daemon(folder: Path, name: str, program: str, metrics: str = "") -> Daemon:
     home = folder / name
     home.mkdir()
-    write(NodeConfig(name=name, identity=OWN, metrics=MetricsSection(listen=metrics)), home / "node.toml")
+    write(
+        NodeConfig(name=name, identity=OWN, metrics=MetricsSection(listen=metrics)),
+        home / "node.toml",
+    )
     with (home / "daemon.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT
+        )
     return Daemon(name, home, process, [folder / f"{name}.sock"])
 
 
@@ -80,7 +86,9 @@ def test_the_exit_code_is_the_daemons(tmp_path: Path, programs: list[str], code:
     assert run(tmp_path, {f"n{i}": program for i, program in enumerate(programs)})[0] == code
 
 
-def test_a_dead_daemon_is_shown_with_its_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_daemon_is_shown_with_its_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, {"n0": QUIET, "n1": fails(78)})
     said = capsys.readouterr()
     assert "n1 ended with exit code 78: peerpoise: it is all wrong." in said.err
@@ -102,7 +110,9 @@ def test_who_does_not_stop_is_killed(tmp_path: Path) -> None:
 
 
 def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
-    program = POLITE.replace("SIGTERM, lambda", "SIGINT, lambda").replace("signal.SIGINT)", "signal.SIGHUP)")
+    program = POLITE.replace("SIGTERM, lambda", "SIGINT, lambda").replace(
+        "signal.SIGINT)", "signal.SIGHUP)"
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         code, _ = run(tmp_path, {"n0": program.replace("time.sleep(60)", "")})
@@ -112,13 +122,20 @@ def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
     assert signal.SIGHUP in stopping_signals()
     (tmp_path / "again").mkdir()
-    assert run(tmp_path / "again", {"n0": program.replace("time.sleep(60)", "time.sleep(1)")})[0] == 129
+    assert (
+        run(tmp_path / "again", {"n0": program.replace("time.sleep(60)", "time.sleep(1)")})[0]
+        == 129
+    )
 
 
 def test_the_journal_is_read_line_by_line(tmp_path: Path) -> None:
     found = daemon(tmp_path, "n0", QUIET)
     assert found.process.wait() == 0
-    lines = [{"event": "round", "round": 0}, {"event": "test", "accuracy": 0.5}, {"event": "epsilon", "total": 1.5}]
+    lines = [
+        {"event": "round", "round": 0},
+        {"event": "test", "accuracy": 0.5},
+        {"event": "epsilon", "total": 1.5},
+    ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     journal = tmp_path / "n0" / "journal.jsonl"
     journal.write_text(text + '{"event": "round", "rou')
@@ -157,7 +174,9 @@ def endpoint() -> Iterator[str]:
         thread.join()
 
 
-def test_nothing_is_asked_of_a_proxy(tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_asked_of_a_proxy(
+    tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would take requests and answer none."""
     with socket.create_server(("127.0.0.1", 0)) as hole:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -176,11 +195,16 @@ def test_a_disk_that_refuses_metrics_is_a_sentence(tmp_path: Path) -> None:
     found = daemon(tmp_path, "n0", QUIET)
     found.metrics = "peerpoise_rounds_total 3\n"
     (tmp_path / "metrics-n0.txt").mkdir()
-    with Screen(1, quiet=True) as screen, pytest.raises(StorageError, match=r"metrics-n0.txt can't be written: "):
+    with (
+        Screen(1, quiet=True) as screen,
+        pytest.raises(StorageError, match=r"metrics-n0.txt can't be written: "),
+    ):
         follow([found], tmp_path, screen)
 
 
-def test_output_that_fills_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_fills_a_disk_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full, Screen(1, quiet=False) as screen:
         screen.console.file = full
         found = daemon(tmp_path, "n0", "import time; time.sleep(60)")
@@ -191,7 +215,10 @@ def test_output_that_fills_a_disk_is_a_sentence(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_daemon_outlives_an_exception(tmp_path: Path) -> None:
-    daemons = [daemon(tmp_path, "n0", DEAF.replace("os.kill", "0 and os.kill")), daemon(tmp_path, "n1", "input()")]
+    daemons = [
+        daemon(tmp_path, "n0", DEAF.replace("os.kill", "0 and os.kill")),
+        daemon(tmp_path, "n1", "input()"),
+    ]
     with pytest.raises(KeyError), local_cluster._ending(daemons):
         raise KeyError
     assert all(each.process.poll() is not None for each in daemons)

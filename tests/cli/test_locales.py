@@ -1,4 +1,6 @@
-"""Commands under other locales than UTF-8 end 0, print in the locale's encoding and write files in UTF-8."""
+"""Commands under other locales than UTF-8 end 0, print in the locale's encoding and write files in
+UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def under(*encodings: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def encoding(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def encoding(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """Commands that start from here on have a locale with this encoding."""
     for name in ("PYTHONIOENCODING", "PYTHONUTF8"):
         monkeypatch.delenv(name, raising=False)
@@ -48,12 +52,16 @@ def made(folder: Path, language: str, characters: str) -> dict[str, str]:
     command = ["localedef", "-f", characters, "-i", language, f"./{name}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     if done.returncode:
-        pytest.skip("the sources of locales are not on this machine; on Debian: apt-get install locales")
+        pytest.skip(
+            "the sources of locales are not on this machine; on Debian: apt-get install locales"
+        )
     return {"LOCPATH": str(folder), "LC_ALL": name}
 
 
 def printed(encoding: str, *words: str | Path) -> str:
-    """What a command says on standard output; it ends 0 and has nothing to say on standard error."""
+    """What a command says on standard output; it ends 0 and has nothing to say on standard
+    error.
+    """
     done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode(encoding if encoding in LOCALES else "utf-8")
@@ -68,7 +76,9 @@ def test_our_sources_are_read_as_utf_8(encoding: str) -> None:
 
 @under("latin-1", "gbk")
 def test_a_table_is_printed(encoding: str) -> None:
-    text = printed(encoding, "plan", "--epsilon", "8", "--rounds", "100", "--rate", "0.05", "--nodes", "4")
+    text = printed(
+        encoding, "plan", "--epsilon", "8", "--rounds", "100", "--rate", "0.05", "--nodes", "4"
+    )
     assert ("ε" if encoding in GREEK else "eps") in text
 
 
@@ -78,14 +88,18 @@ def test_marks_of_doctor_are_spelled(encoding: str) -> None:
 
 
 @under("gbk")
-def test_an_experiment_ends_with_its_summary(encoding: str, experiment: Path, tmp_path: Path) -> None:
+def test_an_experiment_ends_with_its_summary(
+    encoding: str, experiment: Path, tmp_path: Path
+) -> None:
     text = printed(encoding, "simulate", experiment, "--folder", tmp_path / "run")
     assert ("ε_total" if encoding in GREEK else "eps_total") in text
     assert (tmp_path / "run" / "summary.json").read_bytes().decode("utf-8")
 
 
 @under("latin-1")
-def test_a_name_that_the_locale_lacks_is_a_sentence(encoding: str, experiment: Path, tmp_path: Path) -> None:
+def test_a_name_that_the_locale_lacks_is_a_sentence(
+    encoding: str, experiment: Path, tmp_path: Path
+) -> None:
     """In names of folders nothing is replaced: they would not be found again."""
     text = experiment.read_text(encoding="utf-8").replace('"test"', '"任"')
     experiment.write_text(text, encoding="utf-8")
@@ -131,5 +145,7 @@ def test_a_sweep_and_its_report(encoding: str, tmp_path: Path) -> None:
     file, out = tmp_path / "small.toml", tmp_path / "out"
     file.write_text(test_sweep.SWEEP, encoding="utf-8")
     assert "xavg" in printed(encoding, "sweep", file, "--out", out)
-    assert str(out / "report.html") in printed(encoding, "report", out, "--markdown", tmp_path / "page.md")
+    assert str(out / "report.html") in printed(
+        encoding, "report", out, "--markdown", tmp_path / "page.md"
+    )
     assert (out / "report.html").read_bytes().decode("utf-8").startswith("<!DOCTYPE html>")

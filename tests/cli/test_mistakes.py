@@ -1,4 +1,6 @@
-"""Every mistake of a user: one sentence that names the culprit, the documented exit code, no traceback."""
+"""Every mistake of a user: one sentence that names the culprit, the documented exit code, no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,9 @@ def test_no_such_file(peerpoise: Call, tmp_path: Path, command: str) -> None:
         (["a b=h:1"], "can't name"),
     ],
 )
-def test_hosts(peerpoise: Call, experiment: Path, tmp_path: Path, hosts: list[str], part: str) -> None:
+def test_hosts(
+    peerpoise: Call, experiment: Path, tmp_path: Path, hosts: list[str], part: str
+) -> None:
     options = [word for host in hosts for word in ("--host", host)]
     one_sentence(peerpoise("pack", experiment, *options, "--out", tmp_path / "out"), 78, part)
     assert not (tmp_path / "out").exists(), "a refused pack leaves nothing behind"
@@ -124,15 +128,34 @@ def test_own_data_needs_names(peerpoise: Call, experiment: Path, tmp_path: Path)
     pack = ("pack", experiment, "--host", "a=h:1", "--host", "b=h:2", "--out", tmp_path / "out")
     one_sentence(peerpoise(*pack, "--set", "task.data=own"), 78, "--data a=NAME:PATH")
     one_sentence(peerpoise(*pack, "--data", "a=ward:x.npz"), 78, "task.data")
-    one_sentence(peerpoise(*pack, "--set", "task.data=own", "--data", "c=ward:x.npz"), 78, "there is no --host c")
+    one_sentence(
+        peerpoise(*pack, "--set", "task.data=own", "--data", "c=ward:x.npz"),
+        78,
+        "there is no --host c",
+    )
 
 
-@pytest.mark.parametrize("name", ["../../etc", "ward b/7", "", ".hidden", "a$b", "über", "x" * 65, "a\nb", "-rf"])
+@pytest.mark.parametrize(
+    "name", ["../../etc", "ward b/7", "", ".hidden", "a$b", "über", "x" * 65, "a\nb", "-rf"]
+)
 def test_a_name_that_run_would_refuse_is_refused_by_pack(
     peerpoise: Call, experiment: Path, tmp_path: Path, name: str
 ) -> None:
-    call = ("pack", experiment, "--set", "task.data=own", "--host", "a=h:1", "--out", tmp_path / "out")
-    one_sentence(peerpoise(*call, "--data", f"a={name}:x.npz"), 78, "letters, digits, dots, dashes or underscores")
+    call = (
+        "pack",
+        experiment,
+        "--set",
+        "task.data=own",
+        "--host",
+        "a=h:1",
+        "--out",
+        tmp_path / "out",
+    )
+    one_sentence(
+        peerpoise(*call, "--data", f"a={name}:x.npz"),
+        78,
+        "letters, digits, dots, dashes or underscores",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +175,17 @@ def test_what_is_known_without_the_hosts_data_is_said_by_pack(
     peerpoise: Call, experiment: Path, tmp_path: Path, settings: list[str], part: str
 ) -> None:
     changes = [word for each in ("task.data=own", *settings) for word in ("--set", each)]
-    call = ("pack", experiment, *changes, "--host", "a=h:1", "--data", "a=ward:x.npz", "--out", tmp_path / "out")
+    call = (
+        "pack",
+        experiment,
+        *changes,
+        "--host",
+        "a=h:1",
+        "--data",
+        "a=ward:x.npz",
+        "--out",
+        tmp_path / "out",
+    )
     result = peerpoise(*call)
     assert result.code in (66, 78)
     one_sentence(result, result.code, part)
@@ -160,31 +193,43 @@ def test_what_is_known_without_the_hosts_data_is_said_by_pack(
 
 
 @pytest.mark.parametrize("command", ["up", "simulate"])
-def test_own_data_is_for_real_hosts(peerpoise: Call, experiment: Path, tmp_path: Path, command: str) -> None:
+def test_own_data_is_for_real_hosts(
+    peerpoise: Call, experiment: Path, tmp_path: Path, command: str
+) -> None:
     call = (command, experiment, "--set", "task.data=own", "--folder", tmp_path / "run")
     one_sentence(peerpoise(*call), 78, "peerpoise pack")
 
 
 def test_centralized_is_no_protocol(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     wanted = ("--set", "algorithm.name=centralized")
-    one_sentence(peerpoise("up", experiment, *wanted, "--folder", tmp_path / "run"), 78, "peerpoise simulate")
+    one_sentence(
+        peerpoise("up", experiment, *wanted, "--folder", tmp_path / "run"), 78, "peerpoise simulate"
+    )
     call = ("pack", experiment, *wanted, "--host", "a=h:1", "--out", tmp_path / "out")
     one_sentence(peerpoise(*call), 78, "peerpoise simulate")
 
 
 @pytest.mark.parametrize("command", ["up", "simulate"])
-def test_a_run_folder_is_never_overwritten(peerpoise: Call, experiment: Path, tmp_path: Path, command: str) -> None:
+def test_a_run_folder_is_never_overwritten(
+    peerpoise: Call, experiment: Path, tmp_path: Path, command: str
+) -> None:
     (tmp_path / "kept").write_text("")
     one_sentence(peerpoise(command, experiment, "--folder", tmp_path), 73, "not empty")
-    one_sentence(peerpoise(command, experiment, "--folder", tmp_path / "kept" / "run"), 73, "can't be made")
+    one_sentence(
+        peerpoise(command, experiment, "--folder", tmp_path / "kept" / "run"), 73, "can't be made"
+    )
 
 
 def test_models(peerpoise: Call, tmp_path: Path) -> None:
     one_sentence(peerpoise("eval", tmp_path / "none"), 66, "no run folder")
     one_sentence(peerpoise("eval", tmp_path), 66, "no model")
-    one_sentence(peerpoise("export", tmp_path, "--node", "a", "--out", tmp_path / "x"), 66, "no model")
+    one_sentence(
+        peerpoise("export", tmp_path, "--node", "a", "--out", tmp_path / "x"), 66, "no model"
+    )
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    one_sentence(peerpoise("export", tmp_path, "--out", tmp_path / "x"), 66, "no model of peerpoise")
+    one_sentence(
+        peerpoise("export", tmp_path, "--out", tmp_path / "x"), 66, "no model of peerpoise"
+    )
     both = peerpoise("export", tmp_path, "--node", "a", "--average", "--out", tmp_path / "x")
     one_sentence(both, 78, "either --node or --average")
 
@@ -196,15 +241,30 @@ def test_authority(peerpoise: Call, tmp_path: Path) -> None:
     one_sentence(peerpoise("ca", "create", folder), 73, "not empty")
     one_sentence(peerpoise("ca", "show", folder / "ca.key"), 77, "not a certificate")
     request = ("--request", folder / "ca.pem")
-    one_sentence(peerpoise("ca", "issue", folder, "--out", tmp_path / "a", *request), 77, "certificate request")
-    one_sentence(peerpoise("ca", "issue", folder, "--out", tmp_path / "a", "--request", tmp_path / "x"), 66, "read")
+    one_sentence(
+        peerpoise("ca", "issue", folder, "--out", tmp_path / "a", *request),
+        77,
+        "certificate request",
+    )
+    one_sentence(
+        peerpoise("ca", "issue", folder, "--out", tmp_path / "a", "--request", tmp_path / "x"),
+        66,
+        "read",
+    )
     (folder / "ca.key").chmod(0o644)
     one_sentence(peerpoise("ca", "issue", folder, "--out", tmp_path / "a"), 77, "chmod 600")
 
 
 def packed(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
     out = tmp_path / "packed"
-    hosts = ("--host", "a=127.0.0.1:7443", "--host", "b=127.0.0.1:7444", "--host", "c=127.0.0.1:7445")
+    hosts = (
+        "--host",
+        "a=127.0.0.1:7443",
+        "--host",
+        "b=127.0.0.1:7444",
+        "--host",
+        "c=127.0.0.1:7445",
+    )
     assert peerpoise("pack", experiment, *hosts, "--out", out).code == 0
     return out / "a"
 
@@ -236,7 +296,12 @@ def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
          "listen", "no-rows", "bad-rows"],
 )  # fmt: skip
 def test_run(
-    peerpoise: Call, experiment: Path, tmp_path: Path, spoil: Callable[[Path], None], code: int, part: str
+    peerpoise: Call,
+    experiment: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    code: int,
+    part: str,
 ) -> None:
     home = packed(peerpoise, experiment, tmp_path)
     spoil(home)
@@ -255,10 +320,15 @@ def test_no_node_file(peerpoise: Call, tmp_path: Path, monkeypatch: pytest.Monke
 def test_json_errors_are_objects(peerpoise: Call, tmp_path: Path) -> None:
     result = peerpoise("config", "check", tmp_path / "none.toml", "--json")
     assert result.code == 78
-    assert json.loads(result.out) == {"error": result.err.strip().removeprefix("peerpoise: "), "exit_code": 78}
+    assert json.loads(result.out) == {
+        "error": result.err.strip().removeprefix("peerpoise: "),
+        "exit_code": 78,
+    }
 
 
-@pytest.mark.parametrize("words", [["nonsense"], ["up"], ["up", "x.toml", "--nonsense"], ["config", "schema", "moon"]])
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["up"], ["up", "x.toml", "--nonsense"], ["config", "schema", "moon"]]
+)
 def test_usage(peerpoise: Call, words: list[str]) -> None:
     result = peerpoise(*words)
     assert result.code == 2
@@ -274,7 +344,9 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_bug_is_one_sentence_and_a_file(peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_sentence_and_a_file(
+    peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PEERPOISE_DEBUG", raising=False)
     result = peerpoise("config", "check", experiment)
     one_sentence(result, 70, "bug", "KeyError")
@@ -301,14 +373,28 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, experiment: Path) -> Non
 def test_every_exit_code_is_documented() -> None:
     page = PAGE.read_text()
     public = vars(errors)
-    kinds = [kind for kind in public.values() if isinstance(kind, type) and issubclass(kind, errors.PeerpoiseError)]
-    codes = {kind.exit_code for kind in kinds} | {value for name, value in public.items() if name.startswith("EXIT_")}
+    kinds = [
+        kind
+        for kind in public.values()
+        if isinstance(kind, type) and issubclass(kind, errors.PeerpoiseError)
+    ]
+    codes = {kind.exit_code for kind in kinds} | {
+        value for name, value in public.items() if name.startswith("EXIT_")
+    }
     assert len(codes) > 8
     assert [code for code in sorted(codes) if f"\n| {code} |" not in page] == []
 
 
 def test_the_process_itself(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "peerpoise", "config", "check", str(tmp_path / "none.toml")]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "peerpoise",
+        "config",
+        "check",
+        str(tmp_path / "none.toml"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.count("\n") == 1

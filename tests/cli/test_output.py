@@ -33,7 +33,12 @@ def peerpoise_in(folder: Path, *words: str, **environ: str) -> subprocess.Comple
     """A process of its own: what its native code prints is its own, too."""
     command = [sys.executable, "-m", "peerpoise", *words]
     return subprocess.run(
-        command, cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -50,9 +55,16 @@ def task(tmp_path: Path) -> Path:
 def test_what_an_own_task_prints_is_not_in_the_document(
     task: Path, experiment: Path, words: tuple[str, ...], unbuffered: str
 ) -> None:
-    settings = ("task.name=chatty.py:make_task", "experiment.nodes=2", "train.rounds=1", "experiment.partition=iid")
+    settings = (
+        "task.name=chatty.py:make_task",
+        "experiment.nodes=2",
+        "train.rounds=1",
+        "experiment.partition=iid",
+    )
     changes = [word for each in settings for word in ("--set", each)]
-    done = peerpoise_in(task, *words, str(experiment), "--json", *changes, PYTHONUNBUFFERED=unbuffered)
+    done = peerpoise_in(
+        task, *words, str(experiment), "--json", *changes, PYTHONUNBUFFERED=unbuffered
+    )
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
     for line in ("loading my task", "native code says so", "a program, too", "at the end"):
@@ -61,11 +73,22 @@ def test_what_an_own_task_prints_is_not_in_the_document(
 
 def test_a_mistake_is_a_document_too(task: Path, experiment: Path) -> None:
     (task / "chatty.py").write_text("print('loading')\nimport nothing_like_it\n", encoding="utf-8")
-    words = ("simulate", str(experiment), "--task", "./chatty.py:make_task", "--json", "--folder", "out")
+    words = (
+        "simulate",
+        str(experiment),
+        "--task",
+        "./chatty.py:make_task",
+        "--json",
+        "--folder",
+        "out",
+    )
     done = peerpoise_in(task, *words)
     document = json.loads(done.stdout)
     assert (done.returncode, document["exit_code"]) == (78, 78)
-    assert "No module named 'nothing_like_it' (chatty.py, line 2). The traceback is in " in document["error"]
+    assert (
+        "No module named 'nothing_like_it' (chatty.py, line 2). The traceback is in "
+        in document["error"]
+    )
     traceback = Path(document["error"].rpartition(" in ")[2].rstrip("."))
     assert "import nothing_like_it" in traceback.read_text(encoding="utf-8")
     traceback.unlink()
@@ -97,7 +120,12 @@ def test_in_a_captured_call_there_is_only_the_document(peerpoise: Call) -> None:
 
 @pytest.mark.parametrize(
     ("words", "unbuffered"),
-    [(("algorithms",), ""), (("algorithms",), "1"), (("algorithms", "--json"), ""), (("--help",), "1")],
+    [
+        (("algorithms",), ""),
+        (("algorithms",), "1"),
+        (("algorithms", "--json"), ""),
+        (("--help",), "1"),
+    ],
 )
 def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered: str) -> None:
     reader, writer = os.pipe()
@@ -105,7 +133,11 @@ def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered
     environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with os.fdopen(writer, "wb") as gone:
         done = subprocess.run(
-            [sys.executable, "-m", "peerpoise", *words], stdout=gone, stderr=subprocess.PIPE, env=environ, check=False
+            [sys.executable, "-m", "peerpoise", *words],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            env=environ,
+            check=False,
         )
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -113,9 +145,14 @@ def test_a_reader_that_has_gone_hears_no_word(words: tuple[str, ...], unbuffered
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("algorithms",), ("algorithms", "--json"), ("config", "schema")])
 def test_a_full_disk_is_a_sentence(words: tuple[str, ...], unbuffered: str) -> None:
-    command, environ = [sys.executable, "-m", "peerpoise", *words], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command, environ = (
+        [sys.executable, "-m", "peerpoise", *words],
+        {**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, check=False
+        )
     assert done.returncode == 73
     assert done.stderr.startswith("peerpoise: ")
     assert done.stderr.endswith(".\n")

@@ -1,4 +1,6 @@
-"""`simulate` on pictures whose class can be learned only if they are read as a viewer shows them."""
+"""`simulate` on pictures whose class can be learned only if they are read as a viewer shows
+them.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +47,22 @@ def accuracy(peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "run.toml").write_text(EXPERIMENT.format(path=tmp_path / "pictures"))
 
     def simulated(channels: int) -> float:
-        result = peerpoise("simulate", "run.toml", "--set", f"task.channels={channels}", "--folder", "out")
+        result = peerpoise(
+            "simulate", "run.toml", "--set", f"task.channels={channels}", "--folder", "out"
+        )
         assert (result.code, result.err) == (0, "")
-        found: float = json.loads((tmp_path / "out" / "summary.json").read_text())["test_accuracy"]["mean"]
+        found: float = json.loads((tmp_path / "out" / "summary.json").read_text())["test_accuracy"][
+            "mean"
+        ]
         return found
 
     return simulated
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_scans_of_16_bits_are_told_by_their_brightness(accuracy: Accuracy, tmp_path: Path, channels: int) -> None:
+def test_scans_of_16_bits_are_told_by_their_brightness(
+    accuracy: Accuracy, tmp_path: Path, channels: int
+) -> None:
     for label, low, high in (("one", 300, 9000), ("two", 15_000, 65_000)):
         for k in range(EACH):
             pixels = RANDOM.integers(low, high, (14, 12)).astype(np.uint16)
@@ -63,14 +71,20 @@ def test_scans_of_16_bits_are_told_by_their_brightness(accuracy: Accuracy, tmp_p
     assert accuracy(channels) == 1.0
 
 
-def test_photos_are_told_apart_though_phones_were_held_in_all_ways(accuracy: Accuracy, tmp_path: Path) -> None:
-    """A light band above, or at the left; stored turned by a quarter, a half or three, as EXIF says."""
+def test_photos_are_told_apart_though_phones_were_held_in_all_ways(
+    accuracy: Accuracy, tmp_path: Path
+) -> None:
+    """A light band above, or at the left; stored turned by a quarter, a half or three, as EXIF
+    says.
+    """
     for label, turned in (("one", False), ("two", True)):
         for k in range(EACH):
             exif = Image.Exif()
             exif[0x0112] = (1, 6, 3, 8)[k % 4]
             stored = np.rot90(band(turned), k % 4)
-            Image.fromarray(stored.copy()).save(tmp_path / "pictures" / label / f"{k}.jpg", exif=exif, quality=95)
+            Image.fromarray(stored.copy()).save(
+                tmp_path / "pictures" / label / f"{k}.jpg", exif=exif, quality=95
+            )
     assert accuracy(3) == 1.0
 
 

@@ -1,4 +1,6 @@
-"""Machines without a home folder, with other folders for temporary files, or with another program's environment."""
+"""Machines without a home folder, with other folders for temporary files, or with another program's
+environment.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def unknown(user: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {user}")
 
-    for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "STATE_DIRECTORY", "PEERPOISE_CONFIG"):
+    for name in (
+        "HOME",
+        "XDG_STATE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "STATE_DIRECTORY",
+        "PEERPOISE_CONFIG",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.chdir(tmp_path)
@@ -36,18 +45,29 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def packed(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
     digits = load_digits()
     np.savez(tmp_path / "ward.npz", x=(digits.images / 16).astype(np.float32), y=digits.target)
-    words = ("--host", "a=127.0.0.1:7462", "--data", f"a=ward:{tmp_path / 'ward.npz'}", "--out", tmp_path / "packed")
+    words = (
+        "--host",
+        "a=127.0.0.1:7462",
+        "--data",
+        f"a=ward:{tmp_path / 'ward.npz'}",
+        "--out",
+        tmp_path / "packed",
+    )
     settings = ("--set", "task.data=own", "--set", "start.timeout_s=0.2")
     result = peerpoise("pack", experiment, *settings, *words)
     assert result.code == 0, result.err
     return tmp_path / "packed" / "a"
 
 
-def test_a_ledger_without_a_home_is_a_sentence(homeless: None, peerpoise: Call, packed: Path) -> None:
+def test_a_ledger_without_a_home_is_a_sentence(
+    homeless: None, peerpoise: Call, packed: Path
+) -> None:
     result = peerpoise("doctor", "--config", packed / "node.toml", "--json")
     assert "set budget.ledger_dir in the node's file, or HOME" in result.out
     assert "own: 1797 examples" in result.out, "the other findings are there"
-    with pytest.raises(ConfigurationError, match=r"set budget\.ledger_dir in the node's file, or HOME\."):
+    with pytest.raises(
+        ConfigurationError, match=r"set budget\.ledger_dir in the node's file, or HOME\."
+    ):
         BudgetSection().folder  # noqa: B018
 
 
@@ -58,7 +78,9 @@ def test_with_a_ledger_folder_no_home_is_needed(
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib")
     assert BudgetSection().folder == Path("/var/lib/peerpoise/ledger")
     monkeypatch.delenv("XDG_STATE_HOME")
-    result = peerpoise("doctor", "--config", packed / "node.toml", "--set", "budget.ledger_dir=ledger", "--json")
+    result = peerpoise(
+        "doctor", "--config", packed / "node.toml", "--set", "budget.ledger_dir=ledger", "--json"
+    )
     assert result.code == 0, result.out
 
 
@@ -66,18 +88,26 @@ def test_a_node_file_is_looked_for_without_a_home(
     homeless: None, peerpoise: Call, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = peerpoise("run")
-    assert (result.code, "There is no node file; name one with --config" in result.err) == (78, True)
+    assert (result.code, "There is no node file; name one with --config" in result.err) == (
+        78,
+        True,
+    )
     monkeypatch.chdir(packed)
     assert "set budget.ledger_dir" in peerpoise("run").err, "node.toml of this folder was read"
 
 
-@pytest.mark.parametrize("setting", ["data.path=~/ward.npz", "data.test=~/test.npz", "run=~/run.toml"])
+@pytest.mark.parametrize(
+    "setting", ["data.path=~/ward.npz", "data.test=~/test.npz", "run=~/run.toml"]
+)
 def test_a_path_from_home_without_one_is_a_sentence(
     homeless: None, peerpoise: Call, packed: Path, setting: str
 ) -> None:
     result = peerpoise("run", "--config", packed / "node.toml", "--set", setting)
     assert result.code == 78
-    assert result.err == "peerpoise: This user has no home folder: set HOME, or write paths without ~.\n"
+    assert (
+        result.err
+        == "peerpoise: This user has no home folder: set HOME, or write paths without ~.\n"
+    )
 
 
 @pytest.mark.cluster
@@ -88,9 +118,22 @@ def test_the_environment_is_another_programs(experiment: Path, tmp_path: Path, t
     if there:
         shared.mkdir()
         long.mkdir()
-    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(shared), "TMPDIR": str(long), "OMP_NUM_THREADS": "1"}
+    environ = {
+        **os.environ,
+        "PROMETHEUS_MULTIPROC_DIR": str(shared),
+        "TMPDIR": str(long),
+        "OMP_NUM_THREADS": "1",
+    }
     environ.pop("XDG_RUNTIME_DIR", None)
-    words = [sys.executable, "-m", "peerpoise", "up", str(experiment), "--folder", str(tmp_path / "out")]
+    words = [
+        sys.executable,
+        "-m",
+        "peerpoise",
+        "up",
+        str(experiment),
+        "--folder",
+        str(tmp_path / "out"),
+    ]
     options = ("experiment.nodes=2", "privacy.epsilon=", "privacy.sigma=2", "train.rounds=1")
     done = subprocess.run(
         [*words, *(word for each in options for word in ("--set", each))],

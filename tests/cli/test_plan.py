@@ -16,7 +16,7 @@ from node.learning.learner import Plan
 from node.privacy.accountant import Mechanism, Spent, epsilon
 from node.privacy.ledger import Ledger
 from node.tasks import make
-from peer.topology import TOPOLOGIES, neighborhoods
+from peer.topology import TOPOLOGIES, make_neighborhoods
 
 STUDY = ("--rounds", "1000", "--rate", "0.0512", "--delta", "1e-4", "--nodes", "10")
 """Setting of the specification's table (section 7)."""
@@ -50,7 +50,7 @@ def test_epsilon_for_a_sigma_is_the_way_back(peerpoise: Call) -> None:
 
 def test_it_is_what_the_run_will_use(peerpoise: Call, experiment: Path) -> None:
     config = load(ExperimentConfig, [experiment], (), {})
-    plan = Plan.of(config, neighborhoods(config.topology.kind, config.experiment.names))
+    plan = Plan.of(config, make_neighborhoods(config.topology.kind, config.experiment.names))
     d = make(config, np.arange(1)).layout.size
     found = planned(peerpoise, experiment)
     assert found["parameters"] == d
@@ -59,7 +59,9 @@ def test_it_is_what_the_run_will_use(peerpoise: Call, experiment: Path) -> None:
 
 def test_every_graph_of_the_table_is_there(peerpoise: Call) -> None:
     found = planned(peerpoise, "--sigma", "2", "--nodes", "7")
-    assert {it["graph"] for it in found["graphs"]} | found["impossible"].keys() == TOPOLOGIES.keys() - {"edges"}
+    assert {it["graph"] for it in found["graphs"]} | found[
+        "impossible"
+    ].keys() == TOPOLOGIES.keys() - {"edges"}
     gaps = {it["graph"]: it["spectral_gap"] for it in found["graphs"]}
     assert (gaps["full"], gaps["star"]) == pytest.approx((1, 1 / 7))
 
@@ -77,7 +79,15 @@ def test_one_release_a_round_costs_the_same_everywhere(peerpoise: Call) -> None:
 
 
 def test_no_epsilon_without_its_conditions(peerpoise: Call) -> None:
-    result = peerpoise("plan", "--sigma", "2", "--set", "privacy.insecure_seed=1", "--set", "privacy.batches=shared")
+    result = peerpoise(
+        "plan",
+        "--sigma",
+        "2",
+        "--set",
+        "privacy.insecure_seed=1",
+        "--set",
+        "privacy.batches=shared",
+    )
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     [total] = [line for line in lines if "ε_total = " in line]
@@ -103,13 +113,32 @@ def node(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
     """The node.toml of a host whose data have a ledger with a past and a limit."""
     hosts = [word for name in "abcde" for word in ("--host", f"{name}={name}:1")]
     own = [word for name in "abcde" for word in ("--data", f"{name}=ward:x.npz")]
-    settings = ["--set", "task.data=own", "--set", "privacy.epsilon=", "--set", "privacy.sigma=2.0", "--set"]
-    call = ("pack", experiment, *hosts, *own, *settings, "train.rounds=40", "--out", tmp_path / "out")
+    settings = [
+        "--set",
+        "task.data=own",
+        "--set",
+        "privacy.epsilon=",
+        "--set",
+        "privacy.sigma=2.0",
+        "--set",
+    ]
+    call = (
+        "pack",
+        experiment,
+        *hosts,
+        *own,
+        *settings,
+        "train.rounds=40",
+        "--out",
+        tmp_path / "out",
+    )
     assert peerpoise(*call).code == 0
     home = tmp_path / "out" / "a"
     budget = BudgetSection(epsilon=LIMIT, delta=DELTA, ledger_dir=Path("ledger"))
     write(
-        NodeConfig(name="a", identity=provisioning.OWN, data=DataSection(name="ward"), budget=budget),
+        NodeConfig(
+            name="a", identity=provisioning.OWN, data=DataSection(name="ward"), budget=budget
+        ),
         home / "node.toml",
     )
     with Ledger.open(home / "ledger", "ward") as ledger:
@@ -126,7 +155,11 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     fits = [t for t in range(41) if epsilon([*past, Spent(told, told.units(t))], DELTA) <= LIMIT]
     assert 0 < max(fits) < 40
     lifetime = found["lifetime"]
-    assert (lifetime["data"], lifetime["limit"], lifetime["rounds_left"]) == ("ward", LIMIT, max(fits))
+    assert (lifetime["data"], lifetime["limit"], lifetime["rounds_left"]) == (
+        "ward",
+        LIMIT,
+        max(fits),
+    )
     assert lifetime["spent"] == pytest.approx(epsilon(past, DELTA))
     said = peerpoise("plan", node).out
     assert f"{max(fits)} of the 40 rounds" in said
@@ -155,4 +188,6 @@ def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
 )
 def test_mistakes(peerpoise: Call, arguments: list[str], part: str) -> None:
     result = peerpoise("plan", *arguments)
-    assert (result.code, part in result.err, len(result.err.splitlines())) == (78, True, 1), result.err
+    assert (result.code, part in result.err, len(result.err.splitlines())) == (78, True, 1), (
+        result.err
+    )

@@ -1,4 +1,6 @@
-"""`peerpoise run`: one daemon from its files to its summary, here alone, so that it needs nobody."""
+"""`peerpoise run`: one daemon from its files to its summary, here alone, so that it needs
+nobody.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,24 @@ def home(peerpoise: Call, experiment: Path, tmp_path: Path, request: pytest.Fixt
     """A federation of one; with these settings, if a test has any."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = ("privacy.epsilon=", "privacy.sigma=2.0", "start.timeout_s=0.2", *getattr(request, "param", ()))
+    settings = (
+        "privacy.epsilon=",
+        "privacy.sigma=2.0",
+        "start.timeout_s=0.2",
+        *getattr(request, "param", ()),
+    )
     options = [word for it in settings for word in ("--set", it)]
-    result = peerpoise("pack", experiment, *options, "--host", f"a=127.0.0.1:{port}", "--out", tmp_path / "packed")
+    result = peerpoise(
+        "pack", experiment, *options, "--host", f"a=127.0.0.1:{port}", "--out", tmp_path / "packed"
+    )
     assert result.code == 0, result.err
     return tmp_path / "packed" / "a"
 
 
 def run(peerpoise: Call, home: Path, *options: str) -> Result:
-    return peerpoise("run", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0", *options)
+    return peerpoise(
+        "run", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0", *options
+    )
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -69,17 +80,25 @@ def test_a_damaged_incarnation_counts_as_none(peerpoise: Call, home: Path, conte
 
 def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path) -> None:
     """The run goes to its end without releasing more, and what it learnt is there."""
-    result = run(peerpoise, home, "--json", "--set", "budget.epsilon=0.001", "--set", "budget.delta=1e-3")
+    result = run(
+        peerpoise, home, "--json", "--set", "budget.epsilon=0.001", "--set", "budget.delta=1e-3"
+    )
     assert result.code == 3
     said = result.err.splitlines()
-    assert said[-1] == "peerpoise: The privacy budget of the data is spent: nothing more may be released."
+    assert (
+        said[-1]
+        == "peerpoise: The privacy budget of the data is spent: nothing more may be released."
+    )
     assert all(line.startswith("warning: ") for line in said[:-1])
     found = summary(result)
     assert found["privacy"]["epsilon"]["total"] == 0
     assert (home / "state" / "model.safetensors").exists()
     assert (since_start(home, "release"), since_start(home, "withheld")) == ([], [0, 1])
     [withheld, *_] = [it for it in events(home) if it["event"] == "withheld"]
-    assert (withheld["recipient"], withheld["reason"]) == ("a", "the privacy budget of the data is spent")
+    assert (withheld["recipient"], withheld["reason"]) == (
+        "a",
+        "the privacy budget of the data is spent",
+    )
 
 
 def test_another_users_folder_for_sockets_is_no_reason_not_to_start(
@@ -109,8 +128,19 @@ def test_the_default_loop_is_uvloop_where_it_is(monkeypatch: pytest.MonkeyPatch)
 
 def killed(home: Path, point: str) -> None:
     """A process of this daemon that dies at the failpoint."""
-    command = [sys.executable, "-P", "-m", "peerpoise", "run", "--i-am-testing", "--config", str(home / "node.toml")]
-    done = subprocess.run(command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "peerpoise",
+        "run",
+        "--i-am-testing",
+        "--config",
+        str(home / "node.toml"),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "PEERPOISE_FAILPOINTS": point}, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -138,7 +168,9 @@ def test_a_round_that_was_debited_is_not_played_again(peerpoise: Call, home: Pat
 
 
 @pytest.mark.parametrize("home", [(*LONG, "privacy.mode=none", "privacy.sigma=")], indirect=True)
-def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp_path: Path) -> None:
+def test_without_noise_a_restart_changes_no_bit(
+    peerpoise: Call, home: Path, tmp_path: Path
+) -> None:
     shutil.copytree(home, tmp_path / "straight")
     straight = summary(run(peerpoise, tmp_path / "straight", "--json"))
     killed(home, "round_start=kill@4")
@@ -152,7 +184,9 @@ def test_without_noise_a_restart_changes_no_bit(peerpoise: Call, home: Path, tmp
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-@pytest.mark.parametrize("home", [("train.rounds=100000", "train.checkpoint_every=100000")], indirect=True)
+@pytest.mark.parametrize(
+    "home", [("train.rounds=100000", "train.checkpoint_every=100000")], indirect=True
+)
 def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
     journal = home / "state" / "journal.jsonl"

@@ -41,7 +41,9 @@ def test_of_two_that_found_a_folder_empty_one_goes_on(tmp_path: Path) -> None:
         (tmp_path / "run" / "nodes").rmdir()
 
 
-def test_a_folder_that_can_not_be_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_can_not_be_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match=r"runs.* can't be written: "):
@@ -49,7 +51,8 @@ def test_a_folder_that_can_not_be_is_a_sentence(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "name", ["a$b", "$HOME", "`id`", "[bold]x", "%s {x}", "a b", "-x", "~", "läuft jetzt", "..", "a:b"]
+    "name",
+    ["a$b", "$HOME", "`id`", "[bold]x", "%s {x}", "a b", "-x", "~", "läuft jetzt", "..", "a:b"],
 )
 def test_odd_names_are_folders(
     peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

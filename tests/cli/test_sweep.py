@@ -45,7 +45,13 @@ def test_a_sweep_and_its_report(peerpoise: Call, file: Path, tmp_path: Path) -> 
     [row] = told["settings"][0]["rows"]
     assert (row["method"], row["state"], row["lr"]) == ("xavg", "finished", 0.1)
     made = peerpoise(
-        "report", out, "--markdown", tmp_path / "page" / "small.md", "--plots", tmp_path / "plots", "--json"
+        "report",
+        out,
+        "--markdown",
+        tmp_path / "page" / "small.md",
+        "--plots",
+        tmp_path / "plots",
+        "--json",
     )
     assert made.code == 0, made.err
     names = {Path(it).name for it in json.loads(made.out)["files"]}
@@ -61,7 +67,8 @@ def test_settings_whose_names_differ_in_punctuation_have_plots_and_anchors_of_th
     peerpoise: Call, file: Path, tmp_path: Path
 ) -> None:
     file.write_text(
-        SWEEP.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n', encoding="utf-8"
+        SWEEP.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n',
+        encoding="utf-8",
     )
     peerpoise("sweep", file, "--out", tmp_path / "out")
     made = peerpoise("report", tmp_path / "out", "--plots", tmp_path / "plots")
@@ -78,7 +85,9 @@ def test_a_dry_run_writes_nothing(peerpoise: Call, file: Path, tmp_path: Path) -
     assert "xavg: lr 0.1, seeds 1, 2: 2 cells, 2 left" in result.out
     assert "2 cells are unmeasured (--measure)" in result.out
     assert not (tmp_path / "out").exists()
-    told = json.loads(peerpoise("sweep", file, "--out", tmp_path / "out", "--dry-run", "--json").out)
+    told = json.loads(
+        peerpoise("sweep", file, "--out", tmp_path / "out", "--dry-run", "--json").out
+    )
     assert (told["cells"], told["left"]) == (2, 2)
     assert told["left_now"] == ["small, xavg, lr 0.1, seed 1", "small, xavg, lr 0.1, seed 2"]
 
@@ -127,7 +136,9 @@ def test_mistakes_are_a_sentence(
     assert part in result.err
 
 
-def test_the_folder_of_another_sweep_is_left_alone(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+def test_the_folder_of_another_sweep_is_left_alone(
+    peerpoise: Call, file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     assert peerpoise("sweep", file, "--out", out, "--limit", "1").code == 0
     other = tmp_path / "other.toml"
@@ -140,7 +151,9 @@ def test_the_folder_of_another_sweep_is_left_alone(peerpoise: Call, file: Path, 
     )
 
 
-def test_plots_need_matplotlib(peerpoise: Call, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_need_matplotlib(
+    peerpoise: Call, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert peerpoise("sweep", file, "--out", tmp_path / "out", "--limit", "1").code == 0
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = peerpoise("report", tmp_path / "out")

@@ -1,7 +1,8 @@
 """Clusters of real daemons, each a process of its own, over gRPC with mTLS on loopback.
 
-A `Witness` is a daemon of the same cluster that lives in the test's process: the same code on the same wire, but it
-keeps every byte that it is sent, and it stays in a round until it is told to go on. Waiting is polling with a deadline.
+A `Witness` is a daemon of the same cluster that lives in the test's process: the same code on the
+same wire, but it keeps every byte that it is sent, and it stays in a round until it is told to go
+on. Waiting is polling with a deadline.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from node.config import (
     RunConfig,
     load,
 )
-from node.daemon.bootstrap import located
+from node.daemon.bootstrap import resolve_paths
 from node.daemon.daemon import Daemon
 from node.experiments import local_cluster
 from node.observability import status
@@ -71,17 +72,23 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
 
 
 def experiment(**settings: Any) -> ExperimentConfig:
-    """EXPERIMENT with changes: a section by name, or nodes, rounds, kind for short; None removes a key."""
+    """EXPERIMENT with changes: a section by name, or nodes, rounds, kind for short; None removes a
+    key.
+    """
     short = {"nodes": "experiment", "rounds": "train", "kind": "topology"}
     values = {name: dict(section) for name, section in EXPERIMENT.items()}
     for key, value in settings.items():
         change = {key: value} if key in short else value
         section = values.setdefault(short.get(key, key), {})
         section |= change
-    return ExperimentConfig(**{name: {k: v for k, v in it.items() if v is not None} for name, it in values.items()})
+    return ExperimentConfig(
+        **{name: {k: v for k, v in it.items() if v is not None} for name, it in values.items()}
+    )
 
 
-async def until(condition: Callable[[], Any], seconds: float = SECONDS, what: Callable[[], Any] = lambda: "") -> Any:
+async def until(
+    condition: Callable[[], Any], seconds: float = SECONDS, what: Callable[[], Any] = lambda: ""
+) -> Any:
     """The condition's first true value. `what`: is said when it does not come."""
     try:
         async with asyncio.timeout(seconds):
@@ -140,8 +147,8 @@ class Cluster:
         inside: Sequence[str] = (),
         fresh: bool = False,
     ) -> Process:
-        """A daemon in a process of its own. `inside` as in `Process.start`; `fresh`: it imports torch itself, which
-        takes seconds."""
+        """A daemon in a process of its own. `inside` as in `Process.start`; `fresh`: it imports
+        torch itself, which takes seconds."""
         process = Process.start(
             self.homes[name],
             self.run,
@@ -163,10 +170,16 @@ class Cluster:
 
     async def end(self) -> None:
         for witness in self.witnesses.values():
-            if witness.task.done() and not witness.task.cancelled() and (error := witness.task.exception()):
+            if (
+                witness.task.done()
+                and not witness.task.cancelled()
+                and (error := witness.task.exception())
+            ):
                 print(f"witness {witness.node.name}:", *traceback.format_exception(error))
             witness.task.cancel()
-        await asyncio.gather(*(witness.task for witness in self.witnesses.values()), return_exceptions=True)
+        await asyncio.gather(
+            *(witness.task for witness in self.witnesses.values()), return_exceptions=True
+        )
         for process in self.processes:
             process.kill()
         self._held.close()
@@ -200,16 +213,32 @@ class Process:
         inside: Sequence[str] = (),
         fresh: bool = False,
     ) -> Process:
-        """`inside`: a command that runs the daemon's in its own place, such as ip netns exec NAME."""
+        """`inside`: a command that runs the daemon's in its own place, such as ip netns exec
+        NAME.
+        """
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PEERPOISE_")}
-        environ |= {"OMP_NUM_THREADS": "1", "PEERPOISE_FAILPOINTS": failpoints, "PYTHONWARNINGS": ""}
-        words = ("run", "--config", str(home / "node.toml"), *options, *["--i-am-testing"] * bool(failpoints))
+        environ |= {
+            "OMP_NUM_THREADS": "1",
+            "PEERPOISE_FAILPOINTS": failpoints,
+            "PYTHONWARNINGS": "",
+        }
+        words = (
+            "run",
+            "--config",
+            str(home / "node.toml"),
+            *options,
+            *["--i-am-testing"] * bool(failpoints),
+        )
         path = home / "daemon.log"
         if fresh or inside:
             command = [*inside, sys.executable, "-P", "-m", "peerpoise", *words]
             with path.open("wb") as log:
                 popen: subprocess.Popen[bytes] | Forked = subprocess.Popen(
-                    command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                    command,
+                    env=environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
         else:
             popen = Forked(words, environ, path)
@@ -250,12 +279,18 @@ class Process:
 
     async def state(self, state: str) -> Status:
         """Its status once it is in this state."""
-        found: Status = await self.until(lambda: (it := self.status()) and it["state"] == state and it)
+        found: Status = await self.until(
+            lambda: (it := self.status()) and it["state"] == state and it
+        )
         return found
 
     async def ended(self, seconds: float = SECONDS) -> int:
         """Its exit code; a signal is negative."""
-        await until(lambda: self.code is not None, seconds, lambda: f"{self.home.name}: {self.status()} {self.log}")
+        await until(
+            lambda: self.code is not None,
+            seconds,
+            lambda: f"{self.home.name}: {self.status()} {self.log}",
+        )
         assert self.code is not None
         return self.code
 
@@ -296,7 +331,7 @@ class Witness(Daemon):
     @classmethod
     def of(cls, home: Path, limit: int = NEVER, insecure: bool = False) -> Witness:
         file = home / "node.toml"
-        node = located(load(NodeConfig, [file], environ={}), home)
+        node = resolve_paths(load(NodeConfig, [file], environ={}), home)
         run = load(RunConfig, [node.run], environ={})
         identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
         roster, transport = (
@@ -344,7 +379,9 @@ class Witness(Daemon):
         """They belong to the test's process."""
 
     def _build(self, *given: Any) -> Any:
-        """One after the other: initial parameters are drawn from torch's generator, which a process has one of."""
+        """One after the other: initial parameters are drawn from torch's generator, which a process
+        has one of.
+        """
         with BUILDING:
             return super()._build(*given)
 
@@ -352,7 +389,7 @@ class Witness(Daemon):
         super()._after_round(t)
         while t >= self.limit:
             threading.Event().wait(0.02)
-            self.compute.breathe()
+            self.compute.yield_point()
 
     def _session(self, *given: Any) -> Any:
         session = super()._session(*given)
@@ -373,10 +410,18 @@ class Witness(Daemon):
         return session
 
     async def _note(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        names, first = {member.id: member.name for member in self.roster.members}, await anext(messages)
+        names, first = (
+            {member.id: member.name for member in self.roster.members},
+            await anext(messages),
+        )
         header = codec.decode(pb.Header, first)
         note = Transfer(
-            names[header.sender], header.round, header.role, header.kind, header.incarnation, header.withheld
+            names[header.sender],
+            header.round,
+            header.role,
+            header.kind,
+            header.incarnation,
+            header.withheld,
         )
         self.transfers.append(note)
         yield first
@@ -399,7 +444,9 @@ def identity_of(c: Cluster, name: str) -> Identity:
 
 
 async def health(c: Cluster, name: str, *, asker: str, wait: bool = False) -> str:
-    """What grpc's health service says to a member of the federation; `wait`: until somebody listens."""
+    """What grpc's health service says to a member of the federation; `wait`: until somebody
+    listens.
+    """
     own, server = identity_of(c, asker), identity_of(c, name)
     async with Grpc(own, "127.0.0.1:0").channel(server.id, c.addresses[name]) as channel:
         reply = await health_pb2_grpc.HealthStub(channel).Check(
@@ -409,7 +456,9 @@ async def health(c: Cluster, name: str, *, asker: str, wait: bool = False) -> st
 
 
 def debits(home: Path) -> dict[tuple[int, str], int]:
-    """(round, recipient) -> sequence number in the ledger, read from a copy: nobody else is disturbed."""
+    """(round, recipient) -> sequence number in the ledger, read from a copy: nobody else is
+    disturbed.
+    """
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(home / "ledger", copy, dirs_exist_ok=True)
         [file] = Path(copy).glob("*.sqlite")
@@ -420,7 +469,9 @@ def debits(home: Path) -> dict[tuple[int, str], int]:
     return {(round, recipient): sequence for round, recipient, sequence in rows}
 
 
-def faults(sender: str, witnesses: Iterable[Witness], spent: dict[tuple[int, str], int]) -> list[str]:
+def faults(
+    sender: str, witnesses: Iterable[Witness], spent: dict[tuple[int, str], int]
+) -> list[str]:
     """What the witnesses saw of this node that its ledger does not vouch for."""
     found = []
     for witness in witnesses:

@@ -1,4 +1,6 @@
-"""Attackers as daemons: every attack over memory and over gRPC has the bits of `simulate`, and shows what it is."""
+"""Attackers as daemons: every attack over memory and over gRPC has the bits of `simulate`, and
+shows what it is.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from test_same_bits_inprocess import Jittery
 
 from node.algorithms.xavg import Xavg
 from node.attacks import ATTACKS
-from node.attacks.blind import Scaling
+from node.attacks.oblivious import Scaling
 from node.experiments import run_folder
 from node.experiments.in_process import simulate
 from node.records import checkpoint, summary
@@ -27,14 +29,19 @@ STRICT = {"privacy": {"insecure_seed": 7}}
 SETTINGS: dict[str, Any] = {
     **{name: {**CLEAR, "experiment": {"attack": {"name": name}}} for name in ATTACKS},
     "two liars in mode strict": {**STRICT, "experiment": {"attack": {"name": "alie", "nodes": 2}}},
-    "said of all": {**CLEAR, "experiment": {"attack": {"name": "alie", "words": ["answer", "question", "state"]}}},
+    "said of all": {
+        **CLEAR,
+        "experiment": {"attack": {"name": "alie", "words": ["answer", "question", "state"]}},
+    },
     "robust": {**CLEAR, "mix": {"rule": "median"}, "experiment": {"attack": {"name": "dissensus"}}},
 }
 
 
 @pytest.mark.parametrize("carrier", ["memory", "grpc"])
 @pytest.mark.parametrize("what", SETTINGS)
-def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, carrier: str) -> None:
+def test_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, carrier: str
+) -> None:
     """Four rounds: what a liar heard, and how its neighbors were moved, is in the later ones."""
     settings = {"kind": "full", "nodes": 4, "rounds": 4, **SETTINGS[what]}
     simulated = simulate(experiment(**settings), tmp_path / "simulated")
@@ -49,7 +56,10 @@ def test_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, c
     assert (merged.attackers, merged.attack) == (simulated.attackers, simulated.attack)
     assert merged.test_accuracy == simulated.test_accuracy
     assert merged.consensus_distance == simulated.consensus_distance
-    averages = [checkpoint.load_model(tmp_path / made / "model.safetensors")[1] for made in ("simulated", "cluster")]
+    averages = [
+        checkpoint.load_model(tmp_path / made / "model.safetensors")[1]
+        for made in ("simulated", "cluster")
+    ]
     assert torch.equal(*averages)
 
 
@@ -60,7 +70,10 @@ async def played(folder: Path, **settings: Any) -> dict[str, Path]:
         nodes = [cluster.witness(name) for name in cluster.homes]
         async with asyncio.timeout(60):
             assert await asyncio.gather(*(node.task for node in nodes)) == [0] * len(nodes)
-        unquiet = [events(home, "lost_edge", "partial_mix", "resume", "withheld") for home in cluster.homes.values()]
+        unquiet = [
+            events(home, "lost_edge", "partial_mix", "resume", "withheld")
+            for home in cluster.homes.values()
+        ]
         assert unquiet == [[]] * len(nodes)
         return cluster.homes
     finally:
@@ -70,9 +83,15 @@ async def played(folder: Path, **settings: Any) -> dict[str, Path]:
 def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All kinds of `diagnostics`, by simulate and by daemons; its weights are what peer_weight_ratio shows."""
+    """All kinds of `diagnostics`, by simulate and by daemons; its weights are what
+    peer_weight_ratio shows.
+    """
     told = {"weight": {"n1": 0.25}, "shapley": {"n1": -0.5}}
-    monkeypatch.setattr(Xavg, "diagnostics", lambda self: {k: v for k, v in told.items() if self.hood.me == "n0"})
+    monkeypatch.setattr(
+        Xavg,
+        "diagnostics",
+        lambda self: {k: v for k, v in told.items() if self.neighborhood.me == "n0"},
+    )
     settings = {"kind": "full", "nodes": 3, "rounds": 2, **CLEAR}
     simulate(experiment(**settings), tmp_path / "simulated")
     shown: dict[str, float] = {}
@@ -83,10 +102,14 @@ def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
             nodes = {name: cluster.witness(name) for name in cluster.homes}
             async with asyncio.timeout(60):
                 await asyncio.gather(*(node.task for node in nodes.values()))
-            nodes["n0"].watch.mixed(2, dict.fromkeys(cluster.homes, 1 / 3), 0.0)  # within a round, too
+            nodes["n0"].watch.mixed(
+                2, dict.fromkeys(cluster.homes, 1 / 3), 0.0
+            )  # within a round, too
             for of, metric in (("n0", "weight_ratio"), ("n0", "shapley"), ("n1", "weight_ratio")):
                 for peer in cluster.homes:
-                    found = nodes[of].metrics.registry.get_sample_value(f"peerpoise_peer_{metric}", {"peer": peer})
+                    found = nodes[of].metrics.registry.get_sample_value(
+                        f"peerpoise_peer_{metric}", {"peer": peer}
+                    )
                     if found is not None:
                         shown[f"{of} {metric} {peer}"] = found
             return cluster.homes["n0"]
@@ -123,7 +146,11 @@ async def test_an_attacker_shows_what_it_is(cluster: Any) -> None:
         assert "ATTACKS its neighbors (sign-flip)" in n0.log
         assert any("ATTACKS" in event["text"] for event in n0.events("warning"))
         own = json.loads((c.homes["n0"] / "summary.json").read_text())
-        assert (own["attackers"], own["attack"], own["test_accuracy"]["mean"]) == (["n0"], "sign-flip", None)
+        assert (own["attackers"], own["attack"], own["test_accuracy"]["mean"]) == (
+            ["n0"],
+            "sign-flip",
+            None,
+        )
         theirs = summary.read(c.homes["n1"] / "summary.json")
         assert (theirs.attackers, theirs.attack) == ([], "")
 
@@ -141,7 +168,9 @@ async def test_a_daemon_is_not_made_an_attacker_by_its_file_alone(cluster: Any) 
 def test_an_answer_that_is_no_gradient_breaks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, kind: str
 ) -> None:
-    """ROSS by its loss, where one such value would be in all the Shapley values: the honest end, and with numbers."""
+    """ROSS by its loss, where one such value would be in all the Shapley values: the honest end,
+    and with numbers.
+    """
     monkeypatch.setattr(Scaling, "lie", lambda self, said: torch.full_like(said.truth, value))
     monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(network, identity.id))
     network = Network(seed=1, delay=(0.0, 0.002))
@@ -172,8 +201,12 @@ def test_an_answer_that_is_no_gradient_breaks_nobody(
 
 @pytest.mark.cluster
 async def test_a_private_validation_set_shows_where_the_epsilon_does(cluster: Any) -> None:
-    async with cluster(nodes=2, rounds=2, algorithm={"name": "pdsl"}, validation={"public": False}) as c:
+    async with cluster(
+        nodes=2, rounds=2, algorithm={"name": "pdsl"}, validation={"public": False}
+    ) as c:
         c.witness("n1", limit=0)
         seen = await c.start("n0").state("running")
         assert seen["insecure"] == ["validation"]
-        assert 'peerpoise_insecure{what="validation"} 1.0' in get(f"http://{seen['metrics']}/metrics")
+        assert 'peerpoise_insecure{what="validation"} 1.0' in get(
+            f"http://{seen['metrics']}/metrics"
+        )

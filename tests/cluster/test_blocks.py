@@ -41,18 +41,29 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
         assert died % STEPS not in (0, STEPS - 1), "in the middle"
         again = c.start(VICTIM)
         around = [it for it in others if it.node.name in ("n0", "n2")]
-        await again.until(lambda: all(it.held and VICTIM in it.session.membership.agreed() for it in around))
+        await again.until(
+            lambda: all(it.held and VICTIM in it.session.membership.agreed() for it in around)
+        )
         for witness in others:
             witness.limit = 1 << 30
         assert await again.ended() == 0
         for witness in others:
             assert await witness.task == 0
-            rounds = [event for event in Process(c.homes[witness.node.name], first.popen, first.socket).events("round")]
+            rounds = [
+                event
+                for event in Process(c.homes[witness.node.name], first.popen, first.socket).events(
+                    "round"
+                )
+            ]
             assert [event["round"] for event in rounds] == list(range(ROUNDS)), "it never stopped"
-            assert max(event["seconds"] for event in rounds if event["round"] < ROUNDS - 7) < deadline + 5
+            assert (
+                max(event["seconds"] for event in rounds if event["round"] < ROUNDS - 7)
+                < deadline + 5
+            )
         assert since_start(again, "resume")[0]["checkpoint"] == died - 1
         places = [
-            (event["round"], event["cycle"], event["block"], event["step"]) for event in since_start(again, "round")
+            (event["round"], event["cycle"], event["block"], event["step"])
+            for event in since_start(again, "round")
         ]
         assert places[-1][0] == ROUNDS - 1
         for t, cycle, block, step in places:
@@ -62,14 +73,20 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("mode", ["none", "strict"])
-async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path: Any, mode: str) -> None:
-    """Noised too, where the noise can be computed. What is not guaranteed is said in status, journal and summary."""
+async def test_a_cluster_gives_the_bits_of_the_simulation(
+    cluster: Any, tmp_path: Any, mode: str
+) -> None:
+    """Noised too, where the noise can be computed. What is not guaranteed is said in status,
+    journal and summary.
+    """
     from node.experiments.in_process import simulate
     from node.learning.learner import NO_PRIVACY, SEED_WARNING
     from node.records.summary import read
 
     noised = {"mode": "strict", "sigma": 2.2, "insecure_seed": 7}
-    settings = SETTINGS if mode == "none" else {**SETTINGS, "rounds": 2 * STEPS + 2, "privacy": noised}
+    settings = (
+        SETTINGS if mode == "none" else {**SETTINGS, "rounds": 2 * STEPS + 2, "privacy": noised}
+    )
     async with cluster(**settings) as c:
         live = [c.witness(name, limit=0) for name in NAMES[1:]]
         process = c.start(NAMES[0])
@@ -81,7 +98,9 @@ async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path
             assert await witness.task == 0
         simulated = simulate(c.config, tmp_path / "simulated")
         found = {name: read(home / "summary.json") for name, home in c.homes.items()}
-        assert {name: it.params_digest[name] for name, it in found.items()} == simulated.params_digest
+        assert {
+            name: it.params_digest[name] for name, it in found.items()
+        } == simulated.params_digest
         said = NO_PRIVACY if mode == "none" else SEED_WARNING
         assert said in seen["warnings"]
         assert said in [event["text"] for event in process.events("warning")]
@@ -89,19 +108,27 @@ async def test_a_cluster_gives_the_bits_of_the_simulation(cluster: Any, tmp_path
         if mode == "strict":
             for home in c.homes.values():
                 mine = [(t, recipient) for t, recipient in debits(home) if t >= 0]
-                assert mine == [(t, home.name) for t in range(c.config.train.rounds)], "one a round, for oneself"
+                assert mine == [(t, home.name) for t in range(c.config.train.rounds)], (
+                    "one a round, for oneself"
+                )
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("algorithm", "every"),
-    [(SETTINGS["algorithm"], 1), ({"name": "dsgd-adam", "lr": 0.01}, 1), ({"name": "d-psgd", "lr": 0.1}, NEVER)],
+    [
+        (SETTINGS["algorithm"], 1),
+        ({"name": "dsgd-adam", "lr": 0.01}, 1),
+        ({"name": "d-psgd", "lr": 0.1}, NEVER),
+    ],
     ids=["deca", "dsgd-adam", "d-psgd"],
 )
 async def test_stopped_in_mid_round_it_goes_on_as_if_never_stopped(
     cluster: Any, tmp_path: Any, algorithm: dict[str, Any], every: int
 ) -> None:
-    """Where moments change in place the last checkpoint stands; elsewhere the last round is kept by the stop."""
+    """Where moments change in place the last checkpoint stands; elsewhere the last round is kept by
+    the stop.
+    """
     from node.experiments.in_process import simulate
     from node.records.summary import read
 
@@ -109,7 +136,9 @@ async def test_stopped_in_mid_round_it_goes_on_as_if_never_stopped(
     settings = {**SETTINGS, "nodes": 2, "rounds": STEPS + 2, "algorithm": algorithm, "train": train}
     async with cluster(**settings) as c:
         other, process = c.witness("n1", limit=held), c.start("n0")
-        await process.until(lambda: (it := process.status()) and it["round"] == held + 1 and it["waiting_for"])
+        await process.until(
+            lambda: (it := process.status()) and it["round"] == held + 1 and it["waiting_for"]
+        )
         process.popen.terminate()
         assert await process.ended() == 0
         other.task.cancel()

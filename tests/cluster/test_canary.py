@@ -1,8 +1,10 @@
-"""Whole daemons on private data whose one example has a gradient that can be recognized. In mode strict it is in
-nothing that leaves a node or is written: no frame, no checkpoint, model, journal, metric, ledger or status.
+"""Whole daemons on private data whose one example has a gradient that can be recognized. In mode
+strict it is in nothing that leaves a node or is written: no frame, no checkpoint, model, journal,
+metric, ledger or status.
 
-The detector is the direction: √d·cos(tensor, canary) is about N(0, 1) for noise, and √d for the clean gradient. With a
-large α DPDL's frames are mostly `own`: noised in strict, clean in the paper; that and mode none are the power checks.
+The detector is the direction: √d·cos(tensor, canary) is about N(0, 1) for noise, and √d for the
+clean gradient. With a large α DPDL's frames are mostly `own`: noised in strict, clean in the paper;
+that and mode none are the power checks.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ class Secret:
     """A task with one example, whose gradient is the canary whatever the model is."""
 
     layout = Layout((("weight", (64, 64)),))
-    examples = 1
+    num_examples = 1
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         return torch.zeros(D)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -59,7 +61,7 @@ class Secret:
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         return (parameters["weight"] * batch[0].mean(0)).sum()
 
-    def evaluate(self, x: Tensor, breathe: Any = None) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Any = None) -> dict[str, float]:
         return {}
 
 
@@ -92,7 +94,9 @@ class TappedLink(MemoryLink):
                 header = codec.decode(pb.Header, message)
             elif len(payload) < header.bytes:
                 payload += message
-                parts = torch.frombuffer(bytearray(payload), dtype=torch.float32).chunk(header.parts)
+                parts = torch.frombuffer(bytearray(payload), dtype=torch.float32).chunk(
+                    header.parts
+                )
                 self.tap.tensors.setdefault(pb.Role.Name(header.role), []).extend(parts)
             yield message
 
@@ -131,7 +135,12 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             return made
 
         monkeypatch.setattr(harness, "Grpc", transport)
-        privacy = {"mode": mode, "sigma": None if mode == "none" else SIGMA, "rate": 1.0, "batch": 1}
+        privacy = {
+            "mode": mode,
+            "sigma": None if mode == "none" else SIGMA,
+            "rate": 1.0,
+            "batch": 1,
+        }
         dpdl = {"alpha": ALPHA, "lr": 0.01}
         c = Cluster.make(tmp_path / mode, rounds=ROUNDS, algorithm=dpdl, privacy=privacy)
         try:
@@ -139,11 +148,17 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             async with asyncio.timeout(60):
                 await asyncio.gather(*(node.task for node in nodes))
             texts = [json.dumps(node.watch.snapshot()) for node in nodes]
-            texts += [prometheus_client.generate_latest(node.metrics.registry).decode() for node in nodes]
+            texts += [
+                prometheus_client.generate_latest(node.metrics.registry).decode() for node in nodes
+            ]
         finally:
             await c.end()
         files = {path: path.read_bytes() for path in (tmp_path / mode).rglob("*") if path.is_file()}
-        texts += [content.decode() for path, content in files.items() if path.suffix in (".json", ".jsonl", ".toml")]
+        texts += [
+            content.decode()
+            for path, content in files.items()
+            if path.suffix in (".json", ".jsonl", ".toml")
+        ]
         return Seen(tap, texts, files)
 
     return play
@@ -163,7 +178,10 @@ def scores(seen: Seen) -> dict[str, float]:
         if path.suffix == ".safetensors"
         for name, tensor in safetensors.torch.load(content).items()
     }
-    found = {role: max(abs(score(tensor)) for tensor in tensors) for role, tensors in seen.wire.tensors.items()}
+    found = {
+        role: max(abs(score(tensor)) for tensor in tensors)
+        for role, tensors in seen.wire.tensors.items()
+    }
     return found | {name: abs(score(tensor)) for name, tensor in kept.items()}
 
 
@@ -172,7 +190,9 @@ def written(seen: Seen) -> list[str]:
     bits = [clean[:4].numpy().tobytes() for clean in CLEAN]
     found = [str(path) for path, content in seen.files.items() if any(it in content for it in bits)]
     found += ["wire" for message in seen.wire.messages if any(it in message for it in bits)]
-    secrets = [float(value) for clean in CLEAN for value in (*clean[:8], clean.sum())] + [float(canary.norm())]
+    secrets = [float(value) for clean in CLEAN for value in (*clean[:8], clean.sum())] + [
+        float(canary.norm())
+    ]
     for text in seen.texts:
         for number in map(float, re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text)):
             if any(abs(number - secret) <= 1e-6 * abs(secret) for secret in secrets):
@@ -180,7 +200,14 @@ def written(seen: Seen) -> list[str]:
     return found
 
 
-PLACES = {"ROLE_QUESTION", "ROLE_ANSWER", "ROLE_MIX", "checkpoint x", "checkpoint v", "model.safetensors weight"}
+PLACES = {
+    "ROLE_QUESTION",
+    "ROLE_ANSWER",
+    "ROLE_MIX",
+    "checkpoint x",
+    "checkpoint v",
+    "model.safetensors weight",
+}
 
 
 async def test_in_mode_strict_the_canary_is_nowhere(played: Any) -> None:

@@ -1,4 +1,6 @@
-"""A daemon among impostors: it refuses them, they learn nothing, and its status says why in a sentence each."""
+"""A daemon among impostors: it refuses them, they learn nothing, and its status says why in a
+sentence each.
+"""
 
 from __future__ import annotations
 
@@ -33,24 +35,36 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
             "n1": None,
             "n2": strangers.enrol(tmp_path / "stranger"),
             "n3": Forgery(
-                federation, load_key(c.homes["n3"] / "node.key"), (f"{own['n3'].id}.peerpoise",), **expired
+                federation,
+                load_key(c.homes["n3"] / "node.key"),
+                (f"{own['n3'].id}.peerpoise",),
+                **expired,
             ).of(own["n3"]),
             "n4": Forgery(federation, key, (name_of(key),)).of(own["n4"]),
             "n5": own["n1"],
         }
         listening = {name: Recorder.open() for name in impostors}
-        transports = {name: Grpc(identity, c.addresses[name]) for name, identity in impostors.items()}
+        transports = {
+            name: Grpc(identity, c.addresses[name]) for name, identity in impostors.items()
+        }
         for name, transport in transports.items():
             await transport.serve(listening[name])
             stack.push_async_callback(transport.close, 0)
         honest = c.witness("n6")
         n0 = c.start("n0")
 
-        await n0.until(lambda: honest.knows("n0") == "live" if hasattr(honest, "session") else False)
+        await n0.until(
+            lambda: honest.knows("n0") == "live" if hasattr(honest, "session") else False
+        )
         address = c.addresses
-        expected = {name: f"{address[name]} showed the certificate of another node." for name in ("n4", "n5")}
+        expected = {
+            name: f"{address[name]} showed the certificate of another node."
+            for name in ("n4", "n5")
+        }
         for name in ("n2", "n3"):
-            expected[name] = f"{address[name]} and this node do not accept each other's certificate or TLS version."
+            expected[name] = (
+                f"{address[name]} and this node do not accept each other's certificate or TLS version."
+            )
         errors = await n0.until(lambda: refusals(n0, impostors, expected))
         assert address["n1"] in errors["n1"]
         for name, error in errors.items():
@@ -62,14 +76,21 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         for name, transport in transports.items():
             link = transport.link(own["n0"].id, address["n0"])
             claimed = own[name].id
-            with pytest.raises(Unreachable) as refusal:  # also n5: a federation's key that speaks for another
+            with pytest.raises(
+                Unreachable
+            ) as refusal:  # also n5: a federation's key that speaks for another
                 await link.call("Handshake", hello(c, own, claimed, propose=True), 5.0)
             await link.close()
             said = str(refusal.value)
             assert address["n0"] in said
             assert said.endswith(".")
-        link = transports["n5"].link(own["n0"].id, address["n0"])  # the power check: n1's key, for n1
-        reply = codec.decode(pb.Welcome, await link.call("Handshake", hello(c, own, own["n1"].id, propose=False), 5.0))
+        link = transports["n5"].link(
+            own["n0"].id, address["n0"]
+        )  # the power check: n1's key, for n1
+        reply = codec.decode(
+            pb.Welcome,
+            await link.call("Handshake", hello(c, own, own["n1"].id, propose=False), 5.0),
+        )
         await link.close()
         assert reply.code == pb.CODE_LAYOUT
         assert not reply.signature, "nothing is signed for who is refused"
@@ -86,12 +107,18 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         assert "Traceback" not in n0.log
 
 
-def refusals(process: Process, impostors: Iterable[str], expected: Mapping[str, str]) -> dict[str, str] | None:
-    """What status says of the impostors, once it is what is expected: on a busy machine a call may be late first."""
+def refusals(
+    process: Process, impostors: Iterable[str], expected: Mapping[str, str]
+) -> dict[str, str] | None:
+    """What status says of the impostors, once it is what is expected: on a busy machine a call may
+    be late first.
+    """
     seen = process.status()
     if seen is None:
         return None
-    errors = {it["name"]: it["last_error"] or "" for it in seen["neighbors"] if it["name"] in impostors}
+    errors = {
+        it["name"]: it["last_error"] or "" for it in seen["neighbors"] if it["name"] in impostors
+    }
     return errors if all(errors.values()) and expected.items() <= errors.items() else None
 
 
@@ -122,7 +149,9 @@ def home(tmp_path: Path) -> Path:
 def expire(home: Path) -> None:
     federation = CertificateAuthority.load(home.parents[1] / "federation")
     key = load_key(home / "node.key")
-    forged = Forgery(federation, key, (name_of(key),), start=timedelta(days=-9), end=timedelta(days=-1))
+    forged = Forgery(
+        federation, key, (name_of(key),), start=timedelta(days=-9), end=timedelta(days=-1)
+    )
     (home / "node.pem").write_bytes(forged.pem)
 
 

@@ -1,4 +1,6 @@
-"""Hosts that feed the model different things don't train together: real daemons, own data, mutual TLS."""
+"""Hosts that feed the model different things don't train together: real daemons, own data, mutual
+TLS.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def run(homes: list[Path]) -> list[tuple[int, str]]:
     for home in homes:
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(home / "state-home")}
         command = [sys.executable, "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
-        processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, encoding="utf-8"))
+        processes.append(
+            subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, encoding="utf-8")
+        )
     said = [process.communicate(timeout=SECONDS)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 

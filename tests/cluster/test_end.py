@@ -1,4 +1,6 @@
-"""The end of a run: nobody lingers for a goodbye that was lost, or for a neighbor that died instead of saying it."""
+"""The end of a run: nobody lingers for a goodbye that was lost, or for a neighbor that died instead
+of saying it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 
 
 def make(folder: Path) -> Any:
-    return Cluster.make(folder / "cluster", rounds=2, privacy={"mode": "none", "sigma": None}, sync={"deadline_s": 2.0})
+    return Cluster.make(
+        folder / "cluster",
+        rounds=2,
+        privacy={"mode": "none", "sigma": None},
+        sync={"deadline_s": 2.0},
+    )
 
 
 async def test_a_lost_goodbye_is_said_again(tmp_path: Path, network: Network) -> None:

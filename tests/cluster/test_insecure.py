@@ -34,7 +34,9 @@ async def test_with_and_without_tls_do_not_meet(cluster: Any) -> None:
     async with cluster(nodes=2, rounds=2) as c:
         c.witness("n1", insecure=True)
         n0 = c.start("n0")
-        await n0.until(lambda: (it := n0.status()) and it["neighbors"] and it["neighbors"][0]["last_error"])
+        await n0.until(
+            lambda: (it := n0.status()) and it["neighbors"] and it["neighbors"][0]["last_error"]
+        )
         seen = n0.status()
         assert seen is not None
         assert (seen["state"], seen["insecure"]) == ("waiting for peers", [])

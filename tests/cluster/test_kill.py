@@ -1,7 +1,8 @@
-"""kill -9 in mid-round: the others go on, the node comes back, and nothing left it that its ledger does not know.
+"""kill -9 in mid-round: the others go on, the node comes back, and nothing left it that its ledger
+does not know.
 
-By default four points; all of them at every place in the order of names, which decides who proposes an edge:
-`make kill-matrix`.
+By default four points; all of them at every place in the order of names, which decides who proposes
+an edge: `make kill-matrix`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ CASES = [(point, victim, "") for point, victim in MATRIX] + [("round_start", "n0
 """The last: one of the others is a process too."""
 ROUNDS = 12
 HOLD = 5
-"""The others stay in this round until the killed node is back. It may by then be one round ahead of one of them, and an
-edge is used from two rounds later at most."""
+"""The others stay in this round until the killed node is back. It may by then be one round ahead of
+one of them, and an edge is used from two rounds later at most."""
 
 
 @pytest.mark.cluster
@@ -70,11 +71,15 @@ async def test_kill(cluster: Any, point: str, victim: str, process: str) -> None
         if real:
             assert await real.ended() == 0
             assert [event["round"] for event in real.events("round")] == list(range(ROUNDS))
-            assert victim in {event["peer"] for event in real.events("peer") if event["state"] == "not live"}
+            assert victim in {
+                event["peer"] for event in real.events("peer") if event["state"] == "not live"
+            }
         assert await again.ended() == 0
         entered = min(event["round"] for event in since_start(again, "phase"))
         assert entered >= resumed(again)
-        assert [event["round"] for event in since_start(again, "round")] == list(range(entered, ROUNDS))
+        assert [event["round"] for event in since_start(again, "round")] == list(
+            range(entered, ROUNDS)
+        )
         spent_now = debits(c.homes[victim])
         assert spent.items() <= spent_now.items()
         assert faults(victim, others, spent_now) == []
@@ -85,10 +90,14 @@ async def test_kill(cluster: Any, point: str, victim: str, process: str) -> None
 
 
 async def came_back(process: Process, others: list[Witness], victim: str) -> None:
-    """All others stay in their round meanwhile: they did not wait for the dead one, and wait for nobody now."""
+    """All others stay in their round meanwhile: they did not wait for the dead one, and wait for
+    nobody now.
+    """
 
     def back() -> bool:
-        return all(witness.held and victim in witness.session.membership.agreed() for witness in others)
+        return all(
+            witness.held and victim in witness.session.membership.agreed() for witness in others
+        )
 
     await process.until(lambda: (it := process.status()) and it["state"] == "running" and back())
 

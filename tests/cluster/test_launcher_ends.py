@@ -1,4 +1,6 @@
-"""Whatever ends `peerpoise up`, its daemons end with it, in order, and keep their last complete round."""
+"""Whatever ends `peerpoise up`, its daemons end with it, in order, and keep their last complete
+round.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
     def start(*more: str, **options: Any) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "peerpoise", "up", "run.toml", "--folder", "out", *more]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.PIPE,
+        } | options
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen(words, cwd=tmp_path, env=environ, **streams))
         return started[-1]
@@ -100,7 +106,9 @@ async def test_a_terminal_that_closes_is_sigterm(up: Up, tmp_path: Path) -> None
 
 @pytest.mark.cluster
 async def test_a_reader_that_goes_ends_it_without_a_word(up: Up, tmp_path: Path) -> None:
-    launcher = up("--set", "train.rounds=2000", stdout=subprocess.PIPE)  # a line is shown at each tenth
+    launcher = up(
+        "--set", "train.rounds=2000", stdout=subprocess.PIPE
+    )  # a line is shown at each tenth
     assert launcher.stdout
     assert launcher.stderr
     await playing(tmp_path / "out")

@@ -1,5 +1,6 @@
-"""One daemon's life, from process to process: watched, told to stop, back from its checkpoint, told twice, and with a
-ledger that somebody rolled back. The other three of its ring live in the test's process; n3, opposite, sets the pace.
+"""One daemon's life, from process to process: watched, told to stop, back from its checkpoint, told
+twice, and with a ledger that somebody rolled back. The other three of its ring live in the test's
+process; n3, opposite, sets the pace.
 """
 
 from __future__ import annotations
@@ -80,11 +81,15 @@ async def watched(c: Cluster, process: Process) -> None:
     for recipient in ("n0", "n1", "n2"):
         assert values["peerpoise_releases_total", recipient] >= 3
     assert (
-        0 < values["peerpoise_privacy_epsilon_spent", "total"] <= values["peerpoise_privacy_epsilon_spent", "lifetime"]
+        0
+        < values["peerpoise_privacy_epsilon_spent", "total"]
+        <= values["peerpoise_privacy_epsilon_spent", "lifetime"]
     )
     assert values["peerpoise_tls_enabled",] == 1
     assert values["peerpoise_insecure", "transport"] == 0
-    assert not any(name.startswith("peerpoise_") and "n3" in labels for name, *labels in values), "no neighbor"
+    assert not any(name.startswith("peerpoise_") and "n3" in labels for name, *labels in values), (
+        "no neighbor"
+    )
     assert get(f"http://{seen['metrics']}/-/ready").startswith("200")
     assert await health(c, "n1", asker="n0") == "SERVING"
 
@@ -121,7 +126,9 @@ def lost(witness: Witness) -> list[Any]:
 
 
 async def back(process: Process, around: list[Witness], pace: Witness) -> None:
-    """The node agrees on its edges with neighbors that the pace-maker holds; then all play a few rounds more."""
+    """The node agrees on its edges with neighbors that the pace-maker holds; then all play a few
+    rounds more.
+    """
     await process.until(lambda: all("n1" in it.session.membership.agreed() for it in around))
     await process.state("running")
     pace.limit += 6
@@ -147,14 +154,20 @@ async def told_twice(process: Process, around: list[Witness]) -> None:
 
 
 async def releases_nothing(process: Process, around: list[Witness]) -> None:
-    """The neighbors remember what the ledger's files have forgotten: every answer is withheld, and status says why."""
+    """The neighbors remember what the ledger's files have forgotten: every answer is withheld, and
+    status says why.
+    """
     seen = process.status()
     assert seen is not None
     [said] = [text for text in seen["warnings"] if "ledger" in text]
-    assert said.startswith("A neighbor remembers more debits of the ledger digits than its files hold.")
+    assert said.startswith(
+        "A neighbor remembers more debits of the ledger digits than its files hold."
+    )
     for witness in around:
         newest = max(it.incarnation for it in witness.transfers if it.sender == "n1")
-        answers = [it for it in witness.transfers if it.incarnation == newest and it.role == pb.ROLE_ANSWER]
+        answers = [
+            it for it in witness.transfers if it.incarnation == newest and it.role == pb.ROLE_ANSWER
+        ]
         assert answers
         assert all(it.withheld and not it.payload for it in answers)
     metrics = get(f"http://{seen['metrics']}/metrics")

@@ -1,4 +1,6 @@
-"""Real daemons with an own task that goes wrong after releases were made: nothing that was paid for is lost."""
+"""Real daemons with an own task that goes wrong after releases were made: nothing that was paid for
+is lost.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,10 @@ class Task:
         self.x, self.tests = torch.linspace(-1, 1, 2000)[rows], 0
 
     @property
-    def examples(self):
+    def num_examples(self):
         return len(self.x)
 
-    def start(self, seed):
+    def initial_parameters(self, seed):
         return torch.zeros(4)
 
     def batch(self, rows):
@@ -79,9 +81,17 @@ def up(tmp_path: Path) -> Up:
         words = ["up", "run.toml", "--task", "./mine.py:make_task", "--folder", "out", "--json"]
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "peerpoise", *words], cwd=tmp_path, env=environ, capture_output=True, check=False
+            [sys.executable, "-m", "peerpoise", *words],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            check=False,
         )
-        return done.returncode, done.stderr.decode(), [tmp_path / "out" / "nodes" / name for name in ("n0", "n1")]
+        return (
+            done.returncode,
+            done.stderr.decode(),
+            [tmp_path / "out" / "nodes" / name for name in ("n0", "n1")],
+        )
 
     return start
 
@@ -91,8 +101,14 @@ def test_an_evaluation_that_breaks_costs_the_metrics_only(up: Up) -> None:
     code, output, homes = up(tests=3)
     assert code == 0, output
     for home in homes:
-        order = [event["event"] for event in events(home) if event["event"] in ("checkpoint", "test", "warning")]
-        assert order == ["test", "checkpoint", "warning", "checkpoint"], "once before, in round 2, and no more"
+        order = [
+            event["event"]
+            for event in events(home)
+            if event["event"] in ("checkpoint", "test", "warning")
+        ]
+        assert order == ["test", "checkpoint", "warning", "checkpoint"], (
+            "once before, in round 2, and no more"
+        )
         summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
         assert (summary["complete"], summary["task_metrics"]) == (True, {})
         assert "warning: task.name = " in (home / "daemon.log").read_text(encoding="utf-8")
@@ -104,7 +120,9 @@ def test_an_evaluation_that_breaks_costs_the_metrics_only(up: Up) -> None:
 def test_code_that_raises_in_a_round_costs_that_round_only(up: Up) -> None:
     code, output, homes = up(gone=2)
     assert code == 78, output
-    sentence = "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 20)."
+    sentence = (
+        "batch raised OSError: the drive with the scans of Jane Doe is gone (mine.py, line 20)."
+    )
     assert f"{sentence} The traceback is in " in output
     for file in re.findall(r"The traceback is in (\S+)\.$", output, re.MULTILINE):
         assert 'raise OSError("the drive' in Path(file).read_text(encoding="utf-8")
@@ -113,4 +131,6 @@ def test_code_that_raises_in_a_round_costs_that_round_only(up: Up) -> None:
         journal = (home / "journal.jsonl").read_text(encoding="utf-8")
         assert "Jane Doe" not in journal, "what an exception says may be private"
         assert {t for t, _ in debits(home)} >= {0, 1}
-        assert [event["round"] for event in events(home, "checkpoint")] == [1], "not one that is due"
+        assert [event["round"] for event in events(home, "checkpoint")] == [1], (
+            "not one that is due"
+        )

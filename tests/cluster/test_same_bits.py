@@ -1,4 +1,6 @@
-"""The same bits, whatever carries them: `simulate` against daemons, each a process of its own, on either event loop."""
+"""The same bits, whatever carries them: `simulate` against daemons, each a process of its own, on
+either event loop.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "strict": {"privacy": {"insecure_seed": 7}},
     "paper": {"privacy": {"mode": "paper", "insecure_seed": 7}},
     "d-psgd": {"algorithm": {"name": "d-psgd"}, "privacy": {"mode": "none", "sigma": None}},
-    "ross": {"algorithm": {"name": "ross", "value": "neg_loss"}, "privacy": {"mode": "none", "sigma": None}},
+    "ross": {
+        "algorithm": {"name": "ross", "value": "neg_loss"},
+        "privacy": {"mode": "none", "sigma": None},
+    },
     "pdsl": {"algorithm": {"name": "pdsl"}, "privacy": {"insecure_seed": 7}},
 }
 CLUSTERS = [
@@ -38,7 +43,9 @@ async def test_daemons_give_the_bits_of_simulate(
         processes = {name: c.start(name, loop=loop) for name in c.homes}
         simulated = simulate(experiment(**settings), tmp_path / "simulated")
         expected = simulated.params_digest
-        assert len(set(expected.values())) == (1 if kind == "full" else nodes), "a full graph mixes to one model"
+        assert len(set(expected.values())) == (1 if kind == "full" else nodes), (
+            "a full graph mixes to one model"
+        )
         for process in processes.values():
             seen = await process.until(process.status)
             assert seen["loop"] == loop
@@ -47,5 +54,7 @@ async def test_daemons_give_the_bits_of_simulate(
             found = json.loads((c.homes[name] / "summary.json").read_text())
             assert found["params_digest"] == {name: expected[name]}
             assert found["complete"]
-            assert found["bytes_sent"]["mean"] == simulated.bytes_sent.mean, "all send equally much here"
+            assert found["bytes_sent"]["mean"] == simulated.bytes_sent.mean, (
+                "all send equally much here"
+            )
             assert process.events("lost_edge", "partial_mix") == []

@@ -1,5 +1,6 @@
-"""The same bits over memory with random jitter and over gRPC with mTLS, real learners in whole daemons, on uvloop and
-asyncio, for everything that draws secretly (with a public seed), by formula, or not at all."""
+"""The same bits over memory with random jitter and over gRPC with mTLS, real learners in whole
+daemons, on uvloop and asyncio, for everything that draws secretly (with a public seed), by formula,
+or not at all."""
 
 from __future__ import annotations
 
@@ -19,10 +20,15 @@ from peer.transport.memory import Memory, Network
 
 ONCE: dict[str, dict[str, Any]] = {
     "cga": {"algorithm": {"name": "dp-cga", "lr": 0.3}, "privacy": {"insecure_seed": 7}},
-    "net-fleet": {"algorithm": {"name": "dp-net-fleet", "lr": 0.1, "restart": 3}, "privacy": {"insecure_seed": 7}},
+    "net-fleet": {
+        "algorithm": {"name": "dp-net-fleet", "lr": 0.1, "restart": 3},
+        "privacy": {"insecure_seed": 7},
+    },
     "muffliato": {"algorithm": {"name": "muffliato", "lr": 0.3}, "privacy": {"insecure_seed": 7}},
 }
-"""Algorithms with arithmetic, questions to the door or figures of the graph of their own; one way each is enough."""
+"""Algorithms with arithmetic, questions to the door or figures of the graph of their own; one way
+each is enough.
+"""
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 ROUNDS = 4
@@ -54,7 +60,13 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("kind", ["ring", "full"])
 @pytest.mark.parametrize("what", SETTINGS)
 def test_same_bits(
-    expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, kind: str, carrier: str, loop: str
+    expected: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    kind: str,
+    carrier: str,
+    loop: str,
 ) -> None:
     if carrier == "memory":
         network = Network(seed=len(what) + len(kind), delay=(0.0, 0.004), duplicate=0.2)
@@ -73,13 +85,20 @@ def test_same_bits_of_the_other_algorithms(expected: Any, tmp_path: Path, what: 
 
 
 async def digests(folder: Path, kind: str, what: str) -> dict[str, str]:
-    cluster = Cluster.make(folder / "cluster", kind=kind, nodes=4, rounds=ROUNDS, **{**SETTINGS, **ONCE}[what])
+    cluster = Cluster.make(
+        folder / "cluster", kind=kind, nodes=4, rounds=ROUNDS, **{**SETTINGS, **ONCE}[what]
+    )
     try:
         nodes = {name: cluster.witness(name) for name in cluster.homes}
         async with asyncio.timeout(60):
             assert await asyncio.gather(*(node.task for node in nodes.values())) == [0, 0, 0, 0]
-        unquiet = [events(home, "lost_edge", "partial_mix", "resume", "withheld") for home in cluster.homes.values()]
+        unquiet = [
+            events(home, "lost_edge", "partial_mix", "resume", "withheld")
+            for home in cluster.homes.values()
+        ]
         assert unquiet == [[], [], [], []]
-        return {name: summary.digest(node.learner.algorithm.parameters) for name, node in nodes.items()}
+        return {
+            name: summary.digest(node.learner.algorithm.parameters) for name, node in nodes.items()
+        }
     finally:
         await cluster.end()

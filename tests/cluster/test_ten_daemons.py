@@ -1,4 +1,6 @@
-"""Ten real daemons, four of which learn from flipped labels, weigh each other by Shapley values: what /metrics says."""
+"""Ten real daemons, four of which learn from flipped labels, weigh each other by Shapley values:
+what /metrics says.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,24 @@ def played(folder: Path, attack: dict[str, object]) -> dict[str, Path]:
     )
     file = folder / "experiment.toml"
     write(config, file)
-    call = [sys.executable, "-P", "-m", "peerpoise", "up", str(file), "--folder", str(folder / "run")]
+    call = [
+        sys.executable,
+        "-P",
+        "-m",
+        "peerpoise",
+        "up",
+        str(file),
+        "--folder",
+        str(folder / "run"),
+    ]
     ended = subprocess.run(call, capture_output=True, text=True, timeout=380)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     homes = {name: folder / "run" / "nodes" / name for name in config.experiment.names}
     found = merge(folder / "run", homes)
     assert found is not None
-    assert found.complete, f"{sorted(set(homes) - set(found.params_digest))} did not finish: {ended.stdout[-2000:]}"
+    assert found.complete, (
+        f"{sorted(set(homes) - set(found.params_digest))} did not finish: {ended.stdout[-2000:]}"
+    )
     assert found.attackers == list(config.experiment.attackers)
     return homes
 
@@ -52,7 +65,9 @@ def gauges(folder: Path, name: str) -> dict[str, float]:
     text = (folder / "run" / f"metrics-{name}.txt").read_text()
     return {
         peer: float(value)
-        for peer, value in re.findall(r'^peerpoise_peer_weight_ratio\{peer="(n\d)"\} (\S+)', text, re.M)
+        for peer, value in re.findall(
+            r'^peerpoise_peer_weight_ratio\{peer="(n\d)"\} (\S+)', text, re.M
+        )
     }
 
 
@@ -69,9 +84,13 @@ def test_attackers_weigh_less_than_anybody_honest(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.timeout(420)
-@pytest.mark.skipif("HOSTILE" not in os.environ, reason="make hostile runs it: ten daemons for half a minute")
+@pytest.mark.skipif(
+    "HOSTILE" not in os.environ, reason="make hostile runs it: ten daemons for half a minute"
+)
 def test_among_honest_nodes_nobody_is_persecuted(tmp_path: Path) -> None:
-    """Over the run. (In one round a neighbor whose data say nothing new may weigh nothing, and does.)"""
+    """Over the run. (In one round a neighbor whose data say nothing new may weigh nothing, and
+    does.)
+    """
     homes = played(tmp_path, {})
     told: dict[str, list[float]] = {name: [] for name in homes}
     for home in homes.values():

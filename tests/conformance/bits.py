@@ -1,4 +1,5 @@
-"""A digest of what every example and every algorithm of the table computes: a change of the house must not change one.
+"""A digest of what every example and every algorithm of the table computes: a change of the house
+must not change one.
 
     python tests/conformance/bits.py > before.txt
     python tests/conformance/bits.py | diff before.txt -    # after the change
@@ -38,8 +39,8 @@ def example(path: Path) -> str:
 
 def conformance(variant: tuple[str, dict[str, object]]) -> str:
     """SHA-256 of the nodes' parameters after six rounds in which messages are lost."""
-    nodes, hoods = cluster(variant, "ring")
-    simulate(nodes, hoods, 6, lossy=lossy(4))
+    nodes, neighborhoods = cluster(variant, "ring")
+    simulate(nodes, neighborhoods, 6, lossy=lossy(4))
     return hashlib.sha256(results(nodes).numpy().tobytes()).hexdigest()
 
 

@@ -9,10 +9,10 @@ from toys import LAYOUT
 from node.config import StartSection, SyncSection
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver
-from node.rounds.waiting import Watcher
+from node.rounds.waiting import RoundObserver
 from peer.membership import Membership
 from peer.session.mailbox import Mailbox
-from peer.session.peers import Circle, Terms
+from peer.session.peers import PeerTable, RunParameters
 from peer.session.session import Session
 from peer.transport.memory import Memory, Network
 
@@ -34,7 +34,7 @@ class Book:
 
 
 @dataclass
-class Notes(Watcher):
+class Notes(RoundObserver):
     """What the driver told."""
 
     losses: list = field(default_factory=list)
@@ -66,7 +66,7 @@ class Node:
         self,
         name,
         algorithm,
-        hood,
+        neighborhood,
         *,
         transport,
         book,
@@ -78,16 +78,22 @@ class Node:
         **more,
     ):
         staleness = sync.staleness if sync.mode == "async" else None
-        self.name, self.hood, self.transport, self.book, self.rounds = name, hood, transport, book, rounds
-        circle = Circle(
+        self.name, self.neighborhood, self.transport, self.book, self.rounds = (
+            name,
+            neighborhood,
+            transport,
+            book,
+            rounds,
+        )
+        peer_table = PeerTable(
             me=name,
             ids=more.pop("ids", None) or {peer: peer for peer in everybody},
-            terms=Terms(run="run", roster=1, layout=layout.digest),
+            terms=RunParameters(run="run", roster=1, layout=layout.digest),
             incarnation=incarnation,
-            membership=Membership.of(name, hood.neighbors, sync.deadline_s),
+            membership=Membership.of(name, neighborhood.neighbors, sync.deadline_s),
         )
         self.session = Session(
-            circle,
+            peer_table,
             identity=more.pop("identity", None),
             transport=transport,
             mailbox=Mailbox(staleness),
@@ -100,7 +106,7 @@ class Node:
         self.session.position.working = lambda: self.compute.busy
         self.driver = Driver(
             algorithm=algorithm,
-            hood=hood,
+            neighborhood=neighborhood,
             layout=layout,
             session=self.session,
             compute=self.compute,
@@ -113,10 +119,12 @@ class Node:
     async def live(self, first=0, start=None):
         """From listening to the last round; leaves nothing behind, also when cancelled."""
         self.session.position.first = first
-        await self.book.announce(self.session.circle.ids[self.name], await self.transport.serve(self.session))
+        await self.book.announce(
+            self.session.peer_table.ids[self.name], await self.transport.serve(self.session)
+        )
         keeping = asyncio.create_task(self.session.run())
         try:
-            await self.driver.gather(start or StartSection(timeout_s=20))
+            await self.driver.wait_for_neighbors(start or StartSection(timeout_s=20))
             await self.driver.run(first)
             await self.session.goodbye(finished=True)
             await self.driver.linger(5.0)
@@ -129,22 +137,22 @@ class Node:
             await self.compute.join(5.0)
 
 
-def mesh(algorithms, hoods, rounds, *, network=None, transports=None, sync=None, **more):
+def mesh(algorithms, neighborhoods, rounds, *, network=None, transports=None, sync=None, **more):
     """The nodes of a mesh by name, not yet alive."""
     network, book = network or Network(), Book()
     sync = sync or SyncSection(deadline_s=30)
-    transports = transports or {name: Memory(network, name) for name in hoods}
+    transports = transports or {name: Memory(network, name) for name in neighborhoods}
     nodes = {}
     for name, algorithm in algorithms.items():
         nodes[name] = Node(
             name,
             algorithm,
-            hoods[name],
+            neighborhoods[name],
             transport=transports[name],
             book=book,
             sync=sync,
             rounds=rounds,
-            everybody=tuple(hoods),
+            everybody=tuple(neighborhoods),
             **more,
         )
     return nodes

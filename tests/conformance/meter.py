@@ -1,4 +1,6 @@
-"""Counts the bytes of the tensors that live, as they are made: storages, not tensors, so that a view costs nothing."""
+"""Counts the bytes of the tensors that live, as they are made: storages, not tensors, so that a
+view costs nothing.
+"""
 
 import threading
 
@@ -9,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Meter:
-    """`peak`: most bytes that lived at once, of what was made in the threads where one of its `counting()` is on."""
+    """`peak`: most bytes that lived at once, of what was made in the threads where one of its
+    `counting()` is on.
+    """
 
     def __init__(self):
         self.peak, self._live, self._lock = 0, {}, threading.Lock()

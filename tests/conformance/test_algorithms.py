@@ -1,4 +1,6 @@
-"""What every algorithm of the table owes its drivers. A new algorithm is tested by its line in the table."""
+"""What every algorithm of the table owes its drivers. A new algorithm is tested by its line in the
+table.
+"""
 
 import copy
 import dataclasses
@@ -6,7 +8,20 @@ from math import isfinite
 
 import pytest
 import torch
-from toys import GOSSIPING, LAYOUT, VARIANTS, D, Listened, Still, Stingy, Toy, cluster, lossy, results, stream
+from toys import (
+    GOSSIPING,
+    LAYOUT,
+    VARIANTS,
+    D,
+    Listened,
+    Still,
+    Stingy,
+    Toy,
+    cluster,
+    lossy,
+    results,
+    stream,
+)
 
 import node.rounds.lockstep
 from node.algorithms import find
@@ -18,7 +33,9 @@ from peer.message import Mix
 
 
 def of(variants):
-    return pytest.mark.parametrize("variant", variants, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0])
+    return pytest.mark.parametrize(
+        "variant", variants, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0]
+    )
 
 
 every = of(VARIANTS)
@@ -27,15 +44,17 @@ kinds = pytest.mark.parametrize("kind", ["ring", "full", "star"])
 
 def verbs_of(variant):
     """The types of the verbs of a round."""
-    nodes, hoods = cluster(variant, n=2)
+    nodes, neighborhoods = cluster(variant, n=2)
     heard = {i: Listened(a) for i, a in nodes.items()}
-    simulate(heard, hoods, 1)
+    simulate(heard, neighborhoods, 1)
     return [verb[0] for verb in heard["n0"].verbs[0]]
 
 
 VERBS = [(variant, verbs_of(variant)) for variant in VARIANTS]
 talking = of([variant for variant, verbs in VERBS if verbs])
-GOSSIP = [(variant, verbs) for variant, verbs in VERBS if variant[0] != "deca" or variant == GOSSIPING]
+GOSSIP = [
+    (variant, verbs) for variant, verbs in VERBS if variant[0] != "deca" or variant == GOSSIPING
+]
 """Those that only mix where all gradients are zero."""
 mixing = of([variant for variant, verbs in GOSSIP if Mix in verbs])
 only_mixing = of([variant for variant, verbs in GOSSIP if set(verbs) == {Mix}])
@@ -47,9 +66,9 @@ mixing_later = of([variant for variant, verbs in VERBS if Mix in verbs and verbs
 def test_the_sequence_of_verbs_never_depends_on_what_was_heard(variant, kind):
     sequences = []
     for loss in (None, lossy(1), lossy(2, 0.8), lambda *_: True):
-        nodes, hoods = cluster(variant, kind, n=5)
+        nodes, neighborhoods = cluster(variant, kind, n=5)
         heard = {i: Listened(a) for i, a in nodes.items()}
-        simulate(heard, hoods, 5, lossy=loss)
+        simulate(heard, neighborhoods, 5, lossy=loss)
         sequences += [listened.verbs for listened in heard.values()]
     assert all(verbs == sequences[0] for verbs in sequences)
 
@@ -57,10 +76,10 @@ def test_the_sequence_of_verbs_never_depends_on_what_was_heard(variant, kind):
 @every
 def test_the_sequence_of_verbs_is_the_same_when_answers_are_withheld(variant):
     sequences = []
-    for door in (Toy, Stingy):
-        nodes, hoods = cluster(variant, door=door)
+    for gate in (Toy, Stingy):
+        nodes, neighborhoods = cluster(variant, gate=gate)
         heard = {i: Listened(a) for i, a in nodes.items()}
-        simulate(heard, hoods, 3)
+        simulate(heard, neighborhoods, 3)
         sequences += [listened.verbs for listened in heard.values()]
         assert all(isfinite(float(a.parameters.sum())) for a in nodes.values())
     assert all(verbs == sequences[0] for verbs in sequences)
@@ -72,17 +91,17 @@ def test_the_sequence_of_verbs_is_the_same_when_answers_are_withheld(variant):
 def test_it_survives_missing_neighbors(variant, kind, share):
     """Finite, and still nearer to the optima than the start."""
     start = torch.full((D,), 20.0)
-    nodes, hoods = cluster(variant, kind, n=5, start=start)
-    simulate(nodes, hoods, 40, lossy=lossy(3, share))
+    nodes, neighborhoods = cluster(variant, kind, n=5, start=start)
+    simulate(nodes, neighborhoods, 40, lossy=lossy(3, share))
     assert torch.isfinite(results(nodes)).all()
     assert results(nodes).norm(dim=1).max() < 0.7 * start.norm()
 
 
 @every
 def test_it_survives_a_node_that_is_down(variant):
-    nodes, hoods = cluster(variant, "ring", n=4)
+    nodes, neighborhoods = cluster(variant, "ring", n=4)
     del nodes["n2"]
-    simulate(nodes, hoods, 5)
+    simulate(nodes, neighborhoods, 5)
     assert torch.isfinite(results(nodes)).all()
 
 
@@ -93,10 +112,10 @@ def test_the_same_seed_gives_the_same_bits(variant, kind):
     runs = []
     for seed, backwards in ((1, False), (2, True)):
         torch.manual_seed(seed)
-        nodes, hoods = cluster(variant, kind)
+        nodes, neighborhoods = cluster(variant, kind)
         if backwards:
             nodes = {i: nodes[i] for i in sorted(nodes, reverse=True)}
-        simulate(nodes, hoods, 6, lossy=lossy(4))
+        simulate(nodes, neighborhoods, 6, lossy=lossy(4))
         runs.append(results(nodes))
     assert torch.equal(*runs)
 
@@ -105,27 +124,32 @@ def test_the_same_seed_gives_the_same_bits(variant, kind):
 @kinds
 @pytest.mark.parametrize("stop", [1, 4])
 def test_resuming_gives_the_bits_of_a_straight_run(variant, kind, stop):
-    """State is the whole checkpoint: rebuilt field by field, in fresh algorithms that started elsewhere."""
-    straight, hoods = cluster(variant, kind)
-    simulate(straight, hoods, 7)
+    """State is the whole checkpoint: rebuilt field by field, in fresh algorithms that started
+    elsewhere.
+    """
+    straight, neighborhoods = cluster(variant, kind)
+    simulate(straight, neighborhoods, 7)
 
     first, _ = cluster(variant, kind)
-    simulate(first, hoods, stop)
+    simulate(first, neighborhoods, stop)
     second, _ = cluster(variant, kind, start=torch.zeros(D))
     for i, state in ((i, a.state) for i, a in first.items()):
-        fields = {field.name: copy.deepcopy(getattr(state, field.name)) for field in dataclasses.fields(state)}
+        fields = {
+            field.name: copy.deepcopy(getattr(state, field.name))
+            for field in dataclasses.fields(state)
+        }
         second[i].state = type(state)(**fields)
-    simulate(second, hoods, 7, first=stop)
+    simulate(second, neighborhoods, 7, first=stop)
     assert torch.equal(results(second), results(straight))
 
 
 @every
 def test_what_is_resumed_matters(variant):
     """Power of the test above: without the state the bits differ."""
-    straight, hoods = cluster(variant)
-    simulate(straight, hoods, 7)
+    straight, neighborhoods = cluster(variant)
+    simulate(straight, neighborhoods, 7)
     second, _ = cluster(variant, start=torch.zeros(D))
-    simulate(second, hoods, 7, first=4)
+    simulate(second, neighborhoods, 7, first=4)
     assert not torch.equal(results(second), results(straight))
 
 
@@ -151,20 +175,26 @@ class Scaled(Toy):
 
 
 def is_sgd_alone(variant):
-    return cluster(variant, n=1)[0]["n0"].lone_factor is not None
+    return cluster(variant, n=1)[0]["n0"].local_sgd_scale is not None
 
 
 @of([variant for variant in VARIANTS if is_sgd_alone(variant)])
 def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
-    nodes, hoods = cluster(variant, n=1)
+    nodes, neighborhoods = cluster(variant, n=1)
     lone = nodes["n0"]
-    door = Scaled("n0")
-    door.factor = lone.lone_factor
+    gate = Scaled("n0")
+    gate.factor = lone.local_sgd_scale
     shared = {k: getattr(lone.config, k) for k in ("lr", "lr_decay", "decay_every", "weight_decay")}
     config = SgdConfig(beta=getattr(lone.config, "beta", 0.0), **shared)
-    local = Local(config, hood=hoods["n0"], layout=LAYOUT, gradients=door, start=lone.parameters)
-    simulate({"n0": lone}, hoods, 15)
-    simulate({"n0": local}, hoods, 15)
+    local = Local(
+        config,
+        neighborhood=neighborhoods["n0"],
+        layout=LAYOUT,
+        gradients=gate,
+        start=lone.parameters,
+    )
+    simulate({"n0": lone}, neighborhoods, 15)
+    simulate({"n0": local}, neighborhoods, 15)
     torch.testing.assert_close(lone.parameters, local.parameters, rtol=1e-5, atol=1e-6)
 
 
@@ -172,35 +202,44 @@ def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
 @pytest.mark.parametrize(("n", "kind"), [(1, "full"), (5, "ring"), (5, "full")])
 def test_it_draws_as_many_gradients_as_it_declares(variant, n, kind):
     """|K|: distinct recipients per round, oneself among them. Only neighbors are served."""
-    nodes, hoods = cluster(variant, kind, n)
-    simulate(nodes, hoods, 4)
+    nodes, neighborhoods = cluster(variant, kind, n)
+    simulate(nodes, neighborhoods, 4)
     for i, algorithm in nodes.items():
         served = algorithm.gradients._served
         assert sorted(served) == [0, 1, 2, 3]
-        assert {len(to) for to in served.values()} == {algorithm.releases(hoods[i].degree)}
-        assert set().union(*served.values()) <= set(hoods[i].weight)
+        assert {len(to) for to in served.values()} == {algorithm.releases(neighborhoods[i].degree)}
+        assert set().union(*served.values()) <= set(neighborhoods[i].weight)
 
 
-# --- the mean of x and lost edges ------------------------------------------------------------------------------------
+# --- the mean of x and lost edges -----------------------------------------------------------------
 
 
 def gossip(variant, loss, rounds=6, n=6, kind="full"):
-    """Largest drift of the mean of x under zero gradients, and how far the nodes were and are apart.
+    """Largest drift of the mean of x under zero gradients, and how far the nodes were and are
+    apart.
 
     Without momentum, which may remember what mixing did.
     """
     name, options = variant
     still = {key: 0.0 for key in ("weight_decay", "beta") if key in find(name).Config.model_fields}
-    nodes, hoods = cluster((name, {**options, **still}), kind, n, door=Still)
+    nodes, neighborhoods = cluster((name, {**options, **still}), kind, n, gate=Still)
     for i, algorithm in nodes.items():
         x = 3 * torch.randn(D, generator=stream("x", i), dtype=torch.float64)
         state = algorithm.state
-        vectors = [it.name for it in dataclasses.fields(state) if torch.is_tensor(getattr(state, it.name))]
-        algorithm.state = dataclasses.replace(state, **{**{name: torch.zeros_like(x) for name in vectors}, "x": x})
+        vectors = [
+            it.name for it in dataclasses.fields(state) if torch.is_tensor(getattr(state, it.name))
+        ]
+        algorithm.state = dataclasses.replace(
+            state, **{**{name: torch.zeros_like(x) for name in vectors}, "x": x}
+        )
     before = results(nodes)
-    simulate(nodes, hoods, rounds, lossy=loss)
+    simulate(nodes, neighborhoods, rounds, lossy=loss)
     after = results(nodes)
-    return float((after.mean(0) - before.mean(0)).abs().max()), float(before.std(0).max()), float(after.std(0).max())
+    return (
+        float((after.mean(0) - before.mean(0)).abs().max()),
+        float(before.std(0).max()),
+        float(after.std(0).max()),
+    )
 
 
 def undirected(loss):
@@ -217,7 +256,9 @@ def test_the_mean_is_kept_when_edges_are_lost_at_both_ends(variant, kind):
 
 @mixing
 def test_the_mean_drifts_when_an_edge_is_lost_at_one_end_of_the_mix(variant):
-    """Power check: the header came to one end only, which nobody can know; it is counted, not repaired."""
+    """Power check: the header came to one end only, which nobody can know; it is counted, not
+    repaired.
+    """
     phase = verbs_of(variant).index(Mix)
     drift, _, _ = gossip(variant, lambda t, p, a, b: (t, p, a, b) == (0, phase, "n0", "n1"))
     assert drift > 0.01
@@ -233,20 +274,28 @@ def test_an_edge_lost_at_one_end_before_the_mix_is_dropped_at_both(variant, monk
         return p == phase and one_end(t, p, a, b)
 
     assert gossip(variant, loss)[0] < 1e-13
-    monkeypatch.setattr(node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys())
+    monkeypatch.setattr(
+        node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys()
+    )
     assert gossip(variant, loss)[0] > 0.01
 
 
 @only_mixing
-def test_an_algorithm_that_only_mixes_drops_the_edge_at_both_ends_in_the_next_round(variant, monkeypatch):
-    """One direction is lost in round 0: the mean drifts there and stays where it is from then on."""
+def test_an_algorithm_that_only_mixes_drops_the_edge_at_both_ends_in_the_next_round(
+    variant, monkeypatch
+):
+    """One direction is lost in round 0: the mean drifts there and stays where it is from then
+    on.
+    """
 
     def loss(t, phase, a, b):
         return (t, a, b) == (0, "n0", "n1")
 
     once, _, _ = gossip(variant, loss, rounds=1)
     assert gossip(variant, loss, rounds=2)[0] == pytest.approx(once, abs=1e-13)
-    monkeypatch.setattr(node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys())
+    monkeypatch.setattr(
+        node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys()
+    )
     assert gossip(variant, loss, rounds=2)[0] != pytest.approx(once, abs=1e-3)
 
 
@@ -254,10 +303,10 @@ def test_an_algorithm_that_only_mixes_drops_the_edge_at_both_ends_in_the_next_ro
 def test_a_withheld_answer_costs_no_edge(variant):
     """The neighbor was heard, if only to say that there is no answer: both still mix."""
     apart = []
-    for door in (Still, StillStingy):
+    for gate in (Still, StillStingy):
         name, options = variant
-        nodes, hoods = cluster((name, {**options, "weight_decay": 0.0}), door=door)
-        simulate(nodes, hoods, 3)
+        nodes, neighborhoods = cluster((name, {**options, "weight_decay": 0.0}), gate=gate)
+        simulate(nodes, neighborhoods, 3)
         apart.append(results(nodes))
     assert torch.equal(*apart)
 
@@ -271,11 +320,12 @@ class StillStingy(Stingy):
         return torch.zeros_like(super().__call__(x, t, to))
 
 
-# --- strict mode -----------------------------------------------------------------------------------------------------
+# --- strict mode ----------------------------------------------------------------------------------
 
 
 class Secretive(Toy):
-    """Releases that do not depend on the data (as noise without bound would make them), beside a secret clean gradient.
+    """Releases that do not depend on the data (as noise without bound would make them), beside a
+    secret clean gradient.
 
     strict: own is the release; paper: the clean gradient, which then enters what is sent.
     """
@@ -294,12 +344,14 @@ class Secretive(Toy):
 
 def frames(variant, mode, canary):
     """All that is said in three rounds by nodes whose clean gradient is the canary."""
-    nodes, hoods = cluster(variant, door=Secretive)
+    nodes, neighborhoods = cluster(variant, gate=Secretive)
     for algorithm in nodes.values():
         algorithm.gradients.mode, algorithm.gradients.secret = mode, torch.full((D,), canary)
     heard = {i: Listened(a) for i, a in nodes.items()}
-    simulate(heard, hoods, 3)
-    return [part for i in sorted(heard) for part in heard[i].said] + [nodes[i].parameters for i in sorted(nodes)]
+    simulate(heard, neighborhoods, 3)
+    return [part for i in sorted(heard) for part in heard[i].said] + [
+        nodes[i].parameters for i in sorted(nodes)
+    ]
 
 
 @every
@@ -315,7 +367,7 @@ def test_the_papers_clean_own_gradient_is_seen_in_the_frames():
     assert not all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 @every
@@ -332,31 +384,35 @@ def test_its_state_is_a_frozen_dataclass_of_tensors_numbers_and_strings(variant)
     state = nodes["n0"].state
     assert dataclasses.is_dataclass(state)
     kinds_of_value = (torch.Tensor, int, float, str, tuple, dict, type(None))
-    assert all(isinstance(getattr(state, field.name), kinds_of_value) for field in dataclasses.fields(state))
+    assert all(
+        isinstance(getattr(state, field.name), kinds_of_value)
+        for field in dataclasses.fields(state)
+    )
 
 
 @every
 def test_its_diagnostics_name_neighbors_only(variant):
-    nodes, hoods = cluster(variant, "ring", n=5)
-    simulate(nodes, hoods, 2)
+    nodes, neighborhoods = cluster(variant, "ring", n=5)
+    simulate(nodes, neighborhoods, 2)
     for i, algorithm in nodes.items():
         for values in algorithm.diagnostics().values():
-            assert set(values) == set(hoods[i].neighbors)
+            assert set(values) == set(neighborhoods[i].neighbors)
             assert all(isfinite(value) for value in values.values())
 
 
 def test_an_unknown_algorithm_is_a_sentence():
     with pytest.raises(
-        ConfigurationError, match="choose one of badam, centralized, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, "
+        ConfigurationError,
+        match="choose one of badam, centralized, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, ",
     ):
         find("sgd")
 
 
 @every
 def test_the_journal_has_a_field_for_all_it_tells_of_its_neighbors(variant):
-    nodes, hoods = cluster(variant)
-    simulate(nodes, hoods, 2)
+    nodes, neighborhoods = cluster(variant)
+    simulate(nodes, neighborhoods, 2)
     for i, algorithm in nodes.items():
         found = algorithm.diagnostics()
         assert found.keys() <= EVENTS["round"]
-        assert all(set(figures) <= set(hoods[i].weight) for figures in found.values())
+        assert all(set(figures) <= set(neighborhoods[i].weight) for figures in found.values())

@@ -1,8 +1,9 @@
-"""What a node costs that learns block by block over a live driver: M + 10M/B of memory whatever its degree, and the
-block on the wire.
+"""What a node costs that learns block by block over a live driver: M + 10M/B of memory whatever its
+degree, and the block on the wire.
 
-M: bytes of the model in bfloat16, B: blocks. Counted are live tensor storages over step and mix; gradients come from
-nowhere, so there are no activations and no logits. Once they come from a language model, with next to none of either.
+M: bytes of the model in bfloat16, B: blocks. Counted are live tensor storages over step and mix;
+gradients come from nowhere, so there are no activations and no logits. Once they come from a
+language model, with next to none of either.
 """
 
 import asyncio
@@ -19,13 +20,13 @@ from meter import Meter
 from node.algorithms import find
 from node.config import MixSection, RunConfig, SyncSection
 from node.learning import requirements
-from node.privacy.door import ClearDoor
+from node.privacy.gate import NonPrivateGate
 from node.rounds.lockstep import simulate
 from node.tasks import make
 from peer.errors import ConfigurationError
 from peer.message import Layout
 from peer.neighborhood import Neighborhood
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 from peer.transport.memory import Memory, MemoryLink, Network
 
 SHAPES = [(12, 1 << 19, 2), (6, 1 << 20, 1), (16, 1 << 18, 4)]
@@ -33,7 +34,9 @@ SHAPES = [(12, 1 << 19, 2), (6, 1 << 20, 1), (16, 1 << 18, 4)]
 LARGE = (6, 1 << 21, 1)
 """One with blocks that outweigh the frames under way."""
 FRAMES = 4 << 20
-"""Of those what the meter sees: one in bfloat16 is widened to 2 MiB where it is checked, and where it is folded."""
+"""Of those what the meter sees: one in bfloat16 is widened to 2 MiB where it is checked, and where
+it is folded.
+"""
 
 
 class Given:
@@ -47,7 +50,9 @@ class Given:
 
 
 def counted(put, meter):
-    """The work's tensors are counted. (A thread that ends inside of a dispatch mode takes the process with it.)"""
+    """The work's tensors are counted. (A thread that ends inside of a dispatch mode takes the
+    process with it.)
+    """
 
     def work(job, *arguments):
         with meter.counting():
@@ -58,14 +63,20 @@ def counted(put, meter):
 
 @cache
 def peak(name, layers, each, per_block, kind="ring", n=3, sync=None, mix=None, **options):
-    """Most bytes that all nodes held at once in three rounds, in compute threads and event loop, per node."""
+    """Most bytes that all nodes held at once in three rounds, in compute threads and event loop,
+    per node.
+    """
     how = {"sync": sync} | ({"mix": mix} if mix else {})
     return asyncio.run(_peak(name, layers, each, per_block, kind, n, options, how))
 
 
 async def _peak(name, layers, each, per_block, kind, n, options, policies):
     layout = Layout(tuple((f"layer{k}", (each,)) for k in range(layers)))
-    hoods, algorithm, meter = neighborhoods(kind, [f"n{k}" for k in range(n)]), find(name), Meter()
+    neighborhoods, algorithm, meter = (
+        make_neighborhoods(kind, [f"n{k}" for k in range(n)]),
+        find(name),
+        Meter(),
+    )
     blockwise = getattr(algorithm, "staged", False)
     start = torch.ones(layout.size, dtype=torch.bfloat16 if blockwise else torch.float32)
     more = {"stages": [[f"layer{k}"] for k in range(layers)]} if blockwise else {}
@@ -73,8 +84,11 @@ async def _peak(name, layers, each, per_block, kind, n, options, policies):
     config = algorithm.Config(**given, **options)
     how = {"layout": layout, "gradients": Given(), "start": start, **more}
     with meter.counting():
-        nodes = {i: algorithm(config, hood=hood, **how) for i, hood in hoods.items()}
-        together = mesh(nodes, hoods, 3, layout=layout, **policies)
+        nodes = {
+            i: algorithm(config, neighborhood=neighborhood, **how)
+            for i, neighborhood in neighborhoods.items()
+        }
+        together = mesh(nodes, neighborhoods, 3, layout=layout, **policies)
         for node in together.values():
             node.compute.own = counted(node.compute.own, meter)
             node.compute.answer = counted(node.compute.answer, meter)
@@ -102,19 +116,23 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
     pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
     text = {"length": 8, "dtype": "bfloat16", "micro_batch": 1}
     run = RunConfig(
-        privacy={"mode": "none"}, task={"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": text}
+        privacy={"mode": "none"},
+        task={"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": text},
     )
     task, algorithm, meter = make(run, np.arange(4)), find(name), Meter()
-    hood, options = Neighborhood(me="a", weight={"a": 1.0}, nodes=1), algorithm.Config(steps=1, layers_per_block=1)
+    neighborhood, options = (
+        Neighborhood(me="a", weight={"a": 1.0}, nodes=1),
+        algorithm.Config(steps=1, layers_per_block=1),
+    )
     with meter.counting():
-        start = task.start(0)
-        m, gradients = start.nbytes, ClearDoor(task=task, me="a", batch=1, seed=1)
+        start = task.initial_parameters(0)
+        m, gradients = start.nbytes, NonPrivateGate(task=task, me="a", batch=1, seed=1)
         how = {"layout": task.layout, "gradients": gradients, "start": start, "stages": task.stages}
-        node = algorithm(options, hood=hood, **how)
+        node = algorithm(options, neighborhood=neighborhood, **how)
         del start, how
-        simulate({"a": node}, {"a": hood}, 1)  # and drops what the start took
+        simulate({"a": node}, {"a": neighborhood}, 1)  # and drops what the start took
         meter.peak = 0
-        simulate({"a": node}, {"a": hood}, 9, first=1)
+        simulate({"a": node}, {"a": neighborhood}, 9, first=1)
     expected = m + factor * m / 4
     assert 0.9 * expected < meter.peak < 1.1 * expected
 
@@ -149,7 +167,9 @@ def host(**options):
     """DECA, its options and a task of the shape LARGE in bfloat16."""
     layers, each, per_block = LARGE
     layout = Layout(tuple((f"layer{k}", (each,)) for k in range(layers)))
-    task = SimpleNamespace(layout=layout, stages=[[name] for name, _ in layout.fields], dtype=torch.bfloat16)
+    task = SimpleNamespace(
+        layout=layout, stages=[[name] for name, _ in layout.fields], dtype=torch.bfloat16
+    )
     return find("deca"), find("deca").Config(layers_per_block=per_block, **options), task
 
 
@@ -175,7 +195,7 @@ def needed(policies=None, **options):
     "policies",
     [
         {"mix": MixSection(rule="clipping")},
-        {"mix": MixSection(rule="multi_krum", trim=0)},
+        {"mix": MixSection(rule="multi_krum", byzantine=0)},
         {"mix": MixSection(rule="median")},
         {"mix": MixSection(rule="trimmed_mean")},
         {"sync": SyncSection(mode="quorum", deadline_s=30)},
@@ -183,7 +203,9 @@ def needed(policies=None, **options):
     ids=["clipping", "multi_krum", "median", "trimmed_mean", "quorum"],
 )
 def test_without_streaming_the_neighbors_blocks_are_held_too(monkeypatch, policies, wire):
-    """Of this round, not those of rounds before, and without the collector; and a node asks for room for them."""
+    """Of this round, not those of rounds before, and without the collector; and a node asks for
+    room for them.
+    """
     gc.disable()
     try:
         held = peak("deca", *LARGE, wire=wire, **policies)
@@ -191,21 +213,25 @@ def test_without_streaming_the_neighbors_blocks_are_held_too(monkeypatch, polici
         gc.enable()
     assert 0.9 < held / needed(policies, wire=wire) < 1.15
     m = 2 * LARGE[0] * LARGE[1]
-    monkeypatch.setattr(requirements, "available_memory", lambda: needed(policies, wire=wire) - m - 1)
+    monkeypatch.setattr(
+        requirements, "available_memory", lambda: needed(policies, wire=wire) - m - 1
+    )
     with pytest.raises(ConfigurationError, match="makes blocks that take"):
         start({"wire": wire}, policies)
 
 
 @pytest.mark.parametrize(
-    "policies", [{"mix": MixSection(rule="median")}, {"sync": SyncSection(mode="quorum")}], ids=["median", "quorum"]
+    "policies",
+    [{"mix": MixSection(rule="median")}, {"sync": SyncSection(mode="quorum")}],
+    ids=["median", "quorum"],
 )
 def test_who_mixes_nothing_asks_for_no_neighbors_blocks(policies):
     deca, config, task = host()
     badam = find("badam")
     alone = badam.Config(layers_per_block=config.layers_per_block)
-    assert requirements.memory_needed(badam, alone, beside(policies), task, 2) == requirements.memory_needed(
-        deca, config, beside({}), task, 2
-    )
+    assert requirements.memory_needed(
+        badam, alone, beside(policies), task, 2
+    ) == requirements.memory_needed(deca, config, beside({}), task, 2)
 
 
 def test_a_full_adam_takes_ten_times_the_model():
@@ -247,13 +273,28 @@ class Counting(Memory):
 @pytest.mark.parametrize(("wire", "width"), [("float32", 4), ("bf16-delta", 2)])
 async def test_a_step_sends_the_block_to_each_neighbor_and_less_than_a_thousandth_more(wire, width):
     layout = Layout(tuple((f"layer{k}", (1 << 19,)) for k in range(3)))
-    hoods, network, count, rounds = neighborhoods("ring", ["n0", "n1", "n2", "n3"]), Network(), [0], 3
+    neighborhoods, network, count, rounds = (
+        make_neighborhoods("ring", ["n0", "n1", "n2", "n3"]),
+        Network(),
+        [0],
+        3,
+    )
     algorithm = find("deca")
     config = algorithm.Config(layers_per_block=2, steps=4, order="ascending", wire=wire)
     start = torch.ones(layout.size, dtype=torch.bfloat16)
-    how = {"layout": layout, "gradients": Given(), "start": start, "stages": [[f"layer{k}"] for k in range(3)]}
-    nodes = {i: algorithm(config, hood=hood, **how) for i, hood in hoods.items()}
-    transports = {name: Counting(network, name, count) for name in hoods}
-    await play(mesh(nodes, hoods, rounds, layout=layout, network=network, transports=transports))
+    how = {
+        "layout": layout,
+        "gradients": Given(),
+        "start": start,
+        "stages": [[f"layer{k}"] for k in range(3)],
+    }
+    nodes = {
+        i: algorithm(config, neighborhood=neighborhood, **how)
+        for i, neighborhood in neighborhoods.items()
+    }
+    transports = {name: Counting(network, name, count) for name in neighborhoods}
+    await play(
+        mesh(nodes, neighborhoods, rounds, layout=layout, network=network, transports=transports)
+    )
     blocks = rounds * 4 * 2 * width * 2 * (1 << 19)
     assert blocks < count[0] < 1.001 * blocks

@@ -1,5 +1,5 @@
-"""The daemon's driver against the plain loop: the same bits, whatever the network does short of losing an edge;
-and when it does lose one, both ends lose it."""
+"""The daemon's driver against the plain loop: the same bits, whatever the network does short of
+losing an edge; and when it does lose one, both ends lose it."""
 
 import asyncio
 import gc
@@ -15,15 +15,15 @@ from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 
 from node.config import MixSection, StartSection, SyncSection
 from node.maths.robust import RULES
-from node.rounds.buffers import Slot
+from node.rounds.buffers import ReceiveBuffer
 from node.rounds.lockstep import simulate
 from node.rounds.phase import WINDOW
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
-from peer.message import Filling, Layout, Mix, Say
-from peer.session.interfaces import Observer
+from peer.message import IncrementalPayload, Layout, Mix, Say
+from peer.session.interfaces import SessionObserver
 from peer.session.mailbox import Key, Role
-from peer.topology import Wiring, neighborhoods
+from peer.topology import GraphOptions, make_neighborhoods
 from peer.transport.grpc import Grpc
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
@@ -34,36 +34,38 @@ TALKING = [variant for variant in VARIANTS if variant[0] not in ("local", "centr
 
 
 def simulated(variant, kind, n=4, rounds=ROUNDS, **more):
-    nodes, hoods = cluster(variant, kind, n, **more)
-    simulate(nodes, hoods, rounds)
+    nodes, neighborhoods = cluster(variant, kind, n, **more)
+    simulate(nodes, neighborhoods, rounds)
     return results(nodes)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("kind", ["ring", "full"])
 async def test_memory_gives_the_bits_of_simulate(variant, kind):
-    nodes, hoods = cluster(variant, kind)
-    await play(mesh(nodes, hoods, ROUNDS))
+    nodes, neighborhoods = cluster(variant, kind)
+    await play(mesh(nodes, neighborhoods, ROUNDS))
     assert torch.equal(results(nodes), simulated(variant, kind))
 
 
 @pytest.mark.parametrize("variant", TALKING, ids=str)
 @pytest.mark.parametrize("seed", range(2))
 async def test_jitter_drops_and_duplicates_change_no_bit(variant, seed):
-    nodes, hoods = cluster(variant, "ring")
+    nodes, neighborhoods = cluster(variant, "ring")
     network = Network(seed, drop=0.1, delay=(0.0, 0.004), duplicate=0.2)
-    await play(mesh(nodes, hoods, 3, network=network))
+    await play(mesh(nodes, neighborhoods, 3, network=network))
     assert torch.equal(results(nodes), simulated(variant, "ring", rounds=3))
 
 
-@pytest.mark.parametrize("variant", [it for it in TALKING if it[0] in ("d-psgd", "dpdl", "muffliato", "ross")], ids=str)
+@pytest.mark.parametrize(
+    "variant", [it for it in TALKING if it[0] in ("d-psgd", "dpdl", "muffliato", "ross")], ids=str
+)
 async def test_what_came_is_freed_with_its_round_without_the_collector(variant):
-    nodes, hoods = cluster(variant, "full", 3)
+    nodes, neighborhoods = cluster(variant, "full", 3)
     gc.collect()
     gc.disable()
     try:
-        await play(mesh(nodes, hoods, 10))
-        held = sum(type(it) is Slot for it in gc.get_objects())
+        await play(mesh(nodes, neighborhoods, 10))
+        held = sum(type(it) is ReceiveBuffer for it in gc.get_objects())
     finally:
         gc.enable()
     assert held <= 3 * 2 * 5  # phases of the last round
@@ -71,9 +73,9 @@ async def test_what_came_is_freed_with_its_round_without_the_collector(variant):
 
 @pytest.mark.parametrize("variant", TALKING, ids=str)
 async def test_grpc_gives_the_bits_of_simulate(variant):
-    nodes, hoods = cluster(variant, "full")
-    transports = {name: Grpc(None, "127.0.0.1:0") for name in hoods}
-    await play(mesh(nodes, hoods, ROUNDS, transports=transports))
+    nodes, neighborhoods = cluster(variant, "full")
+    transports = {name: Grpc(None, "127.0.0.1:0") for name in neighborhoods}
+    await play(mesh(nodes, neighborhoods, ROUNDS, transports=transports))
     assert torch.equal(results(nodes), simulated(variant, "full"))
 
 
@@ -81,23 +83,27 @@ async def test_grpc_gives_the_bits_of_simulate(variant):
 @pytest.mark.parametrize("variant", [("dmsgd", {}), ("dpdl", {"lr": 0.02})], ids=str)
 async def test_a_robust_rule_gives_the_bits_of_simulate(variant, rule):
     mix = MixSection(rule=rule)
-    expected, hoods = cluster(variant, "full", 5)
-    simulate(expected, hoods, ROUNDS, mix=mix)
+    expected, neighborhoods = cluster(variant, "full", 5)
+    simulate(expected, neighborhoods, ROUNDS, mix=mix)
     nodes, _ = cluster(variant, "full", 5)
-    await play(mesh(nodes, hoods, ROUNDS, mix=mix))
+    await play(mesh(nodes, neighborhoods, ROUNDS, mix=mix))
     assert torch.equal(results(nodes), results(expected))
-    assert torch.equal(results(nodes), simulated(variant, "full", 5)) == (rule == "mean"), "power: it is another mix"
+    assert torch.equal(results(nodes), simulated(variant, "full", 5)) == (rule == "mean"), (
+        "power: it is another mix"
+    )
 
 
 async def test_withheld_answers_are_missing_for_the_algorithm_but_cost_no_edge():
     variant = ("dpdl", {"lr": 0.02})
-    nodes, hoods = cluster(variant, "ring", door=Stingy)
-    together = mesh(nodes, hoods, ROUNDS)
+    nodes, neighborhoods = cluster(variant, "ring", gate=Stingy)
+    together = mesh(nodes, neighborhoods, ROUNDS)
     await play(together)
-    assert torch.equal(results(nodes), simulated(variant, "ring", door=Stingy))
+    assert torch.equal(results(nodes), simulated(variant, "ring", gate=Stingy))
     for node in together.values():
         assert node.notes.losses == []
-        assert all(set(weight) == set(node.hood.weight) for weight in node.notes.weights.values())
+        assert all(
+            set(weight) == set(node.neighborhood.weight) for weight in node.notes.weights.values()
+        )
 
 
 # ------------------------------------------------------------------------------------------------ lost edges
@@ -111,9 +117,9 @@ async def until(condition):
 
 @pytest.mark.parametrize("variant", TALKING[-1:] + TALKING[:1], ids=str)
 async def test_a_dead_neighbor_costs_one_deadline_and_its_edges_at_both_ends(variant):
-    nodes, hoods = cluster(variant, "ring")
+    nodes, neighborhoods = cluster(variant, "ring")
     network = Network()
-    together = mesh(nodes, hoods, 40, network=network, sync=SyncSection(deadline_s=1.5))
+    together = mesh(nodes, neighborhoods, 40, network=network, sync=SyncSection(deadline_s=1.5))
     async with alive(together) as tasks:
         await until(lambda: len(together["n1"].notes.rounds) >= 3)
         network.kill("n2")
@@ -131,7 +137,12 @@ class Gate:
     """An algorithm that stands still at the beginning of a round until the gate is opened."""
 
     def __init__(self, algorithm, at):
-        self.algorithm, self.at, self.here, self.go = algorithm, at, threading.Event(), threading.Event()
+        self.algorithm, self.at, self.here, self.go = (
+            algorithm,
+            at,
+            threading.Event(),
+            threading.Event(),
+        )
 
     def round(self, t):
         if t == self.at:
@@ -144,11 +155,13 @@ class Gate:
 
 
 async def test_an_edge_that_is_cut_is_lost_at_both_ends_and_the_mean_is_kept():
-    nodes, hoods = cluster(("d-psgd", {"lr": 0.1}), "ring", door=Still)
+    nodes, neighborhoods = cluster(("d-psgd", {"lr": 0.1}), "ring", gate=Still)
     before = results(nodes).double().mean(0)
-    gates = {name: Gate(node, at=3) if name in ("n0", "n1") else node for name, node in nodes.items()}
+    gates = {
+        name: Gate(node, at=3) if name in ("n0", "n1") else node for name, node in nodes.items()
+    }
     network = Network()
-    together = mesh(gates, hoods, 12, network=network, sync=SyncSection(deadline_s=1.5))
+    together = mesh(gates, neighborhoods, 12, network=network, sync=SyncSection(deadline_s=1.5))
     async with alive(together) as tasks:
         await until(lambda: gates["n0"].here.is_set() and gates["n1"].here.is_set())
         network.partition(["n0"], ["n1"])
@@ -162,7 +175,9 @@ async def test_an_edge_that_is_cut_is_lost_at_both_ends_and_the_mean_is_kept():
 
 
 class Unanswering(Memory):
-    """Its answers to n0 are lost in round 3. Everything else arrives, also what it hears from n0."""
+    """Its answers to n0 are lost in round 3. Everything else arrives, also what it hears from
+    n0.
+    """
 
     def link(self, node_id, address):
         link = super().link(node_id, address)
@@ -187,12 +202,16 @@ class Unanswering(Memory):
 
 
 async def test_an_answer_that_is_lost_at_one_end_costs_the_edge_at_both():
-    """n1 heard n0, n0 did not hear n1; both send what is mixed. What each says it heard is what keeps it from being
-    mixed at one end only."""
-    nodes, hoods = cluster(("dpdl", {}), "ring")
+    """n1 heard n0, n0 did not hear n1; both send what is mixed. What each says it heard is what
+    keeps it from being mixed at one end only."""
+    nodes, neighborhoods = cluster(("dpdl", {}), "ring")
     network = Network()
-    transports = {name: (Unanswering if name == "n1" else Memory)(network, name) for name in hoods}
-    together = mesh(nodes, hoods, 5, transports=transports, sync=SyncSection(deadline_s=2.0))
+    transports = {
+        name: (Unanswering if name == "n1" else Memory)(network, name) for name in neighborhoods
+    }
+    together = mesh(
+        nodes, neighborhoods, 5, transports=transports, sync=SyncSection(deadline_s=2.0)
+    )
     await play(together)
     weights = {name: node.notes.weights[3] for name, node in together.items()}
     assert "n1" not in weights["n0"]
@@ -201,9 +220,9 @@ async def test_an_answer_that_is_lost_at_one_end_costs_the_edge_at_both():
 
 
 async def test_a_healed_edge_is_used_again_by_both_ends_from_the_same_round_on():
-    nodes, hoods = cluster(("d-psgd", {}), "ring")
+    nodes, neighborhoods = cluster(("d-psgd", {}), "ring")
     network = Network()
-    together = mesh(nodes, hoods, 4000, network=network, sync=SyncSection(deadline_s=1.0))
+    together = mesh(nodes, neighborhoods, 4000, network=network, sync=SyncSection(deadline_s=1.0))
     async with alive(together):
         await until(lambda: len(together["n0"].notes.rounds) >= 2)
         network.partition(["n0"], ["n1"])
@@ -221,17 +240,19 @@ async def test_a_healed_edge_is_used_again_by_both_ends_from_the_same_round_on()
 
 async def test_a_restarted_node_enters_ahead_and_nobody_replays():
     variant = TALKING[-1]
-    nodes, hoods = cluster(variant, "ring")
+    nodes, neighborhoods = cluster(variant, "ring")
     again, _ = cluster(variant, "ring")
     network = Network()
     sync = SyncSection(deadline_s=1.5)
-    together = mesh(nodes, hoods, 3000, network=network, sync=sync)
+    together = mesh(nodes, neighborhoods, 3000, network=network, sync=sync)
     async with alive(together) as tasks:
         await until(lambda: len(together["n1"].notes.rounds) >= 3)
         tasks["n2"].cancel()
         await asyncio.gather(tasks["n2"], return_exceptions=True)
         await until(lambda: together["n1"].notes.losses and together["n3"].notes.losses)
-        back = mesh({"n2": again["n2"]}, hoods, 3000, network=network, sync=sync, incarnation=2)["n2"]
+        back = mesh(
+            {"n2": again["n2"]}, neighborhoods, 3000, network=network, sync=sync, incarnation=2
+        )["n2"]
         back.book.table |= together["n1"].book.table
         together["n1"].book.table.clear()
         together["n1"].book.table |= back.book.table
@@ -252,11 +273,13 @@ async def test_a_restarted_node_enters_ahead_and_nobody_replays():
 
 
 async def test_one_neighbor_alone_does_not_say_where_to_enter():
-    """n1 is first to shake hands, and claims the last round but one; honest n2 and n3 come a moment later."""
-    nodes, hoods = cluster(("d-psgd", {}), "full", 5)
-    together = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=3))
+    """n1 is first to shake hands, and claims the last round but one; honest n2 and n3 come a moment
+    later.
+    """
+    nodes, neighborhoods = cluster(("d-psgd", {}), "full", 5)
+    together = mesh(nodes, neighborhoods, 1000, sync=SyncSection(deadline_s=3))
     victim, said = together["n0"], {"incarnation": 1, "now": 0.0}
-    gathering = asyncio.create_task(victim.driver.gather(StartSection(timeout_s=20)))
+    gathering = asyncio.create_task(victim.driver.wait_for_neighbors(StartSection(timeout_s=20)))
     for peer, live_from in (("n1", 999), ("n2", 7)):
         victim.session.membership.agree(peer, live_from=live_from, round=live_from - 1, **said)
         victim.session.changed.notify()
@@ -271,11 +294,13 @@ async def test_one_neighbor_alone_does_not_say_where_to_enter():
 
 @pytest.mark.parametrize(("first", "waits"), [(3, False), (0, True)], ids=["played before", "new"])
 async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first, waits):
-    """One neighbor is there, the others are gone. A new node has nothing but this one's word, and waits."""
-    nodes, hoods = cluster(("d-psgd", {}), "full", 5)
-    late = mesh(nodes, hoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
+    """One neighbor is there, the others are gone. A new node has nothing but this one's word, and
+    waits.
+    """
+    nodes, neighborhoods = cluster(("d-psgd", {}), "full", 5)
+    late = mesh(nodes, neighborhoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
     late.session.position.first = first
-    gathering = asyncio.create_task(late.driver.gather(StartSection(timeout_s=60)))
+    gathering = asyncio.create_task(late.driver.wait_for_neighbors(StartSection(timeout_s=60)))
     late.session.membership.agree("n1", live_from=7, round=6, incarnation=1, now=0.0)
     late.session.changed.notify()
     await asyncio.wait({gathering}, timeout=1.0)
@@ -285,9 +310,11 @@ async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first
 
 
 async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
-    """What a beat said of a neighbor's round is long out of date then; that its part of each round came is not."""
-    nodes, hoods = cluster(("d-psgd", {}), "ring")
-    together = mesh(nodes, hoods, 400, beat_seconds=0.01)
+    """What a beat said of a neighbor's round is long out of date then; that its part of each round
+    came is not.
+    """
+    nodes, neighborhoods = cluster(("d-psgd", {}), "ring")
+    together = mesh(nodes, neighborhoods, 400, beat_seconds=0.01)
     async with alive(together) as tasks:
         await until(lambda: together["n0"].notes.rounds)
         for node in together.values():
@@ -308,15 +335,23 @@ class Slow(Toy):
     def __call__(self, x, t, to):
         for _ in range(20):
             threading.Event().wait(self.chunk)
-            self.breathe()
+            self.yield_point()
         return super().__call__(x, t, to)
 
 
 async def test_a_ten_times_slower_node_loses_no_edge_in_round_mode():
-    nodes, hoods = cluster(("dpdl", {}), "ring", door=lambda i: Slow(i) if i == "n1" else Toy(i))
-    together = mesh(nodes, hoods, 1, sync=SyncSection(deadline_s=1.0, patience_s=60.0), beat_seconds=0.05)
-    door = nodes["n1"].gradients
-    door.chunk, door.breathe = 0.2, together["n1"].compute.breathe
+    nodes, neighborhoods = cluster(
+        ("dpdl", {}), "ring", gate=lambda i: Slow(i) if i == "n1" else Toy(i)
+    )
+    together = mesh(
+        nodes,
+        neighborhoods,
+        1,
+        sync=SyncSection(deadline_s=1.0, patience_s=60.0),
+        beat_seconds=0.05,
+    )
+    gate = nodes["n1"].gradients
+    gate.chunk, gate.yield_point = 0.2, together["n1"].compute.yield_point
     await play(together)
     assert all(node.notes.losses == [] for node in together.values())
     assert torch.equal(results(nodes), simulated(("dpdl", {}), "ring", rounds=1))
@@ -334,9 +369,11 @@ class Stuck(Toy):
 
 
 async def test_a_stuck_node_is_lost_after_the_deadline_though_it_beats():
-    nodes, hoods = cluster(("dpdl", {}), "ring", door=lambda i: Stuck(i) if i == "n1" else Toy(i))
+    nodes, neighborhoods = cluster(
+        ("dpdl", {}), "ring", gate=lambda i: Stuck(i) if i == "n1" else Toy(i)
+    )
     nodes["n1"].gradients.event = release = threading.Event()
-    together = mesh(nodes, hoods, 4, sync=SyncSection(deadline_s=1.0), beat_seconds=0.05)
+    together = mesh(nodes, neighborhoods, 4, sync=SyncSection(deadline_s=1.0), beat_seconds=0.05)
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"], tasks["n3"]), 20)
         release.set()
@@ -352,17 +389,24 @@ BLOCK = Layout((("block", (700_001,)),))
 class Streamer:
     """Mixes a block in a stream while it is computed, or the same block collected."""
 
-    def __init__(self, hood, streaming, pieces=7, layout=BLOCK):
-        self.hood, self.streaming, self.n, self.layout = hood, streaming, pieces, layout
-        self.parameters = torch.randn(layout.size, generator=stream(hood.me))
+    def __init__(self, neighborhood, streaming, pieces=7, layout=BLOCK):
+        self.neighborhood, self.streaming, self.n, self.layout = (
+            neighborhood,
+            streaming,
+            pieces,
+            layout,
+        )
+        self.parameters = torch.randn(layout.size, generator=stream(neighborhood.me))
 
     def filling(self):
         into = torch.full_like(self.parameters, float("nan"))
-        return Filling(into, self.steps(into))
+        return IncrementalPayload(into, self.steps(into))
 
     def steps(self, into):
         for here, piece in zip(
-            torch.tensor_split(into, self.n), torch.tensor_split(self.parameters, self.n), strict=True
+            torch.tensor_split(into, self.n),
+            torch.tensor_split(self.parameters, self.n),
+            strict=True,
         ):
             here.copy_(piece)
             yield len(here)
@@ -375,23 +419,27 @@ class Streamer:
 
 @pytest.mark.parametrize("jitter", [(0.0, 0.0), (0.0, 0.01)])
 async def test_a_streaming_mix_gives_the_bits_of_a_collected_one(jitter):
-    hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    collected = {name: Streamer(hood, False) for name, hood in hoods.items()}
-    simulate(collected, hoods, 3)
-    streamed = {name: Streamer(hood, True) for name, hood in hoods.items()}
-    simulate(streamed, hoods, 3)
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
+    collected = {
+        name: Streamer(neighborhood, False) for name, neighborhood in neighborhoods.items()
+    }
+    simulate(collected, neighborhoods, 3)
+    streamed = {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()}
+    simulate(streamed, neighborhoods, 3)
     assert torch.equal(results(streamed), results(collected))
-    live = {name: Streamer(hood, True) for name, hood in hoods.items()}
-    await play(mesh(live, hoods, 3, layout=BLOCK, network=Network(1, delay=jitter)))
+    live = {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()}
+    await play(mesh(live, neighborhoods, 3, layout=BLOCK, network=Network(1, delay=jitter)))
     assert torch.equal(results(live), results(collected))
 
 
 async def test_a_block_that_would_be_streamed_is_collected_for_a_robust_rule():
-    hoods, mix = neighborhoods("full", ["n0", "n1", "n2"]), MixSection(rule="median")
-    collected = {name: Streamer(hood, False) for name, hood in hoods.items()}
-    simulate(collected, hoods, 2, mix=mix)
-    live = {name: Streamer(hood, True) for name, hood in hoods.items()}
-    await play(mesh(live, hoods, 2, layout=BLOCK, mix=mix))
+    neighborhoods, mix = make_neighborhoods("full", ["n0", "n1", "n2"]), MixSection(rule="median")
+    collected = {
+        name: Streamer(neighborhood, False) for name, neighborhood in neighborhoods.items()
+    }
+    simulate(collected, neighborhoods, 2, mix=mix)
+    live = {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()}
+    await play(mesh(live, neighborhoods, 2, layout=BLOCK, mix=mix))
     assert torch.equal(results(live), results(collected))
 
 
@@ -411,11 +459,14 @@ class Halting(Streamer):
 
 
 async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_takes_its_weight():
-    hoods = neighborhoods("full", ["n0", "n1", "n2"])
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
     big = Layout((("block", (1_000_000,)),))
-    nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 4, big) for name, hood in hoods.items()}
+    nodes = {
+        name: (Halting if name == "n1" else Streamer)(neighborhood, True, 4, big)
+        for name, neighborhood in neighborhoods.items()
+    }
     start = {name: node.parameters.clone() for name, node in nodes.items()}
-    together = mesh(nodes, hoods, 1, layout=big, sync=SyncSection(deadline_s=0.5))
+    together = mesh(nodes, neighborhoods, 1, layout=big, sync=SyncSection(deadline_s=0.5))
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
         nodes["n1"].event.set()
@@ -432,27 +483,29 @@ FRAMES = Layout((("block", (8 << 18,)),))
 
 
 class Trickling(Streamer):
-    """Makes some progress always, a frame at a time. `pauses`: seconds for a block, by node and round."""
+    """Makes some progress always, a frame at a time. `pauses`: seconds for a block, by node and
+    round.
+    """
 
-    def __init__(self, hood, pauses):
-        super().__init__(hood, True, 8, FRAMES)
+    def __init__(self, neighborhood, pauses):
+        super().__init__(neighborhood, True, 8, FRAMES)
         self.pauses, self.event = pauses, threading.Event()
 
     def steps(self, into):
         for done in super().steps(into):
-            self.event.wait(self.pauses.get((self.hood.me, self.t), 0) / 8)
+            self.event.wait(self.pauses.get((self.neighborhood.me, self.t), 0) / 8)
             yield done
 
 
-def trickling(hoods, rounds, patience, pauses):
-    nodes = {name: Trickling(hood, pauses) for name, hood in hoods.items()}
+def trickling(neighborhoods, rounds, patience, pauses):
+    nodes = {name: Trickling(neighborhood, pauses) for name, neighborhood in neighborhoods.items()}
     sync = SyncSection(deadline_s=10.0, patience_s=patience)
-    return nodes, mesh(nodes, hoods, rounds, layout=FRAMES, sync=sync)
+    return nodes, mesh(nodes, neighborhoods, rounds, layout=FRAMES, sync=sync)
 
 
 async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
-    hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    nodes, together = trickling(hoods, 1, 1.2, {("n1", 0): 4.8})
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
+    nodes, together = trickling(neighborhoods, 1, 1.2, {("n1", 0): 4.8})
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
         nodes["n1"].event.set()
@@ -461,9 +514,9 @@ async def test_patience_is_for_a_whole_phase_however_many_frames_come_in_it():
 
 async def test_who_is_slower_by_less_than_slowest_uses_no_patience_up():
     """Everybody takes a while, n1 several times as long, round after round."""
-    hoods = neighborhoods("full", ["n0", "n1", "n2"])
-    pauses = {(name, t): 0.5 if name == "n1" else 0.2 for name in hoods for t in range(6)}
-    _, together = trickling(hoods, 6, 0.2, pauses)
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
+    pauses = {(name, t): 0.5 if name == "n1" else 0.2 for name in neighborhoods for t in range(6)}
+    _, together = trickling(neighborhoods, 6, 0.2, pauses)
     await play(together)
     assert not any(node.notes.losses for node in together.values())
 
@@ -471,31 +524,41 @@ async def test_who_is_slower_by_less_than_slowest_uses_no_patience_up():
 class Pausing(Streamer):
     """Pauses before it mixes. `pauses`: seconds, by node and round."""
 
-    def __init__(self, hood, pauses):
-        super().__init__(hood, False)
+    def __init__(self, neighborhood, pauses):
+        super().__init__(neighborhood, False)
         self.pauses, self.event = pauses, threading.Event()
 
     def round(self, t):
-        self.event.wait(self.pauses.get((self.hood.me, t), 0))
+        self.event.wait(self.pauses.get((self.neighborhood.me, t), 0))
         yield from super().round(t)
 
 
 async def test_who_waited_for_others_is_given_the_whole_patience_for_its_own_work():
-    """On a line: in round 2 n0 waits for n1, while that waits in round 1 for n2, and that in round 0 for n3; and then
-    while n1 works itself."""
+    """On a line: in round 2 n0 waits for n1, while that waits in round 1 for n2, and that in round
+    0 for n3; and then while n1 works itself."""
     line = list(pairwise(["n0", "n1", "n2", "n3"]))
-    hoods = neighborhoods("edges", ["n0", "n1", "n2", "n3"], Wiring(edges=line))
-    nodes = {name: Pausing(hood, {("n3", 0): 2.0, ("n1", 2): 2.0}) for name, hood in hoods.items()}
-    together = mesh(nodes, hoods, 3, layout=BLOCK, sync=SyncSection(deadline_s=10.0, patience_s=3.0))
+    neighborhoods = make_neighborhoods("edges", ["n0", "n1", "n2", "n3"], GraphOptions(edges=line))
+    nodes = {
+        name: Pausing(neighborhood, {("n3", 0): 2.0, ("n1", 2): 2.0})
+        for name, neighborhood in neighborhoods.items()
+    }
+    together = mesh(
+        nodes, neighborhoods, 3, layout=BLOCK, sync=SyncSection(deadline_s=10.0, patience_s=3.0)
+    )
     await play(together)
     assert not any(node.notes.losses for node in together.values())
 
 
 async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
     """The whole loop does, longer than patience and deadline, while a neighbor is waited for."""
-    hoods = neighborhoods("full", ["n0", "n1"])
-    nodes = {name: (Halting if name == "n1" else Streamer)(hood, True, 7) for name, hood in hoods.items()}
-    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0, patience_s=1.5))
+    neighborhoods = make_neighborhoods("full", ["n0", "n1"])
+    nodes = {
+        name: (Halting if name == "n1" else Streamer)(neighborhood, True, 7)
+        for name, neighborhood in neighborhoods.items()
+    }
+    together = mesh(
+        nodes, neighborhoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0, patience_s=1.5)
+    )
     async with alive(together) as tasks:
         session = together["n0"].session
         while not (nodes["n1"].halted.is_set() and "n1" in session.position.waiting_for):
@@ -510,8 +573,13 @@ async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
 
 
 async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_its_phase_is_over():
-    hoods = neighborhoods("full", ["n0", "n1"])
-    together = mesh({name: Streamer(hood, True) for name, hood in hoods.items()}, hoods, 1, layout=BLOCK)
+    neighborhoods = make_neighborhoods("full", ["n0", "n1"])
+    together = mesh(
+        {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()},
+        neighborhoods,
+        1,
+        layout=BLOCK,
+    )
     node = together["n0"]
     verb = Mix("block", torch.ones(BLOCK.size), layout=BLOCK)
     exchange = node.driver._exchange(Key(0, 0, Role.MIX), verb, streaming=True)
@@ -536,19 +604,19 @@ async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_it
 class Sayer:
     """Says its name's number and keeps the sum of what it hears."""
 
-    def __init__(self, hood):
-        self.hood, self.parameters = hood, torch.zeros(LAYOUT.size)
+    def __init__(self, neighborhood):
+        self.neighborhood, self.parameters = neighborhood, torch.zeros(LAYOUT.size)
 
     def round(self, t):
-        heard = yield Say("number", torch.full((LAYOUT.size,), float(self.hood.me[1:])))
+        heard = yield Say("number", torch.full((LAYOUT.size,), float(self.neighborhood.me[1:])))
         assert list(heard) == sorted(heard)
         self.parameters = sum(heard.values())
 
 
 async def test_say_hears_every_neighbor_in_sorted_order():
-    hoods = neighborhoods("full", [f"n{i}" for i in range(5)])
-    nodes = {name: Sayer(hood) for name, hood in hoods.items()}
-    await play(mesh(nodes, hoods, 2))
+    neighborhoods = make_neighborhoods("full", [f"n{i}" for i in range(5)])
+    nodes = {name: Sayer(neighborhood) for name, neighborhood in neighborhoods.items()}
+    await play(mesh(nodes, neighborhoods, 2))
     assert [float(nodes[name].parameters[0]) for name in sorted(nodes)] == [10, 9, 8, 7, 6]
 
 
@@ -559,7 +627,7 @@ class Poisoner(Streamer):
         yield Mix("block", bad, layout=BLOCK)
 
 
-class Rejections(Observer):
+class Rejections(SessionObserver):
     def __init__(self):
         self.rejections = Counter()
 
@@ -568,11 +636,14 @@ class Rejections(Observer):
 
 
 async def test_a_tensor_that_is_not_finite_is_refused_and_reaches_nobody():
-    hoods = neighborhoods("ring", ["n0", "n1", "n2"])
-    nodes = {name: (Poisoner if name == "n1" else Streamer)(hood, False) for name, hood in hoods.items()}
-    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0))
+    neighborhoods = make_neighborhoods("ring", ["n0", "n1", "n2"])
+    nodes = {
+        name: (Poisoner if name == "n1" else Streamer)(neighborhood, False)
+        for name, neighborhood in neighborhoods.items()
+    }
+    together = mesh(nodes, neighborhoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0))
     together["n1"].driver.honest = False  # it lies; who diverges itself stops before it says so
-    told = together["n0"].session.circle.observer = Rejections()
+    told = together["n0"].session.peer_table.observer = Rejections()
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
     assert told.rejections == {("n1", pb.CODE_MALFORMED): 1}, "and its sender is counted, once"
@@ -587,9 +658,12 @@ class Disagreeing(Streamer):
 
 
 async def test_another_kind_in_the_same_phase_is_refused_not_waited_out():
-    hoods = neighborhoods("ring", ["n0", "n1", "n2"])
-    nodes = {name: (Disagreeing if name == "n1" else Streamer)(hood, False) for name, hood in hoods.items()}
-    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=300.0))
+    neighborhoods = make_neighborhoods("ring", ["n0", "n1", "n2"])
+    nodes = {
+        name: (Disagreeing if name == "n1" else Streamer)(neighborhood, False)
+        for name, neighborhood in neighborhoods.items()
+    }
+    together = mesh(nodes, neighborhoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=300.0))
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
     assert set(together["n0"].notes.weights[0]) == {"n0", "n2"}
@@ -599,10 +673,12 @@ async def test_another_kind_in_the_same_phase_is_refused_not_waited_out():
 
 
 async def test_quorum_goes_on_with_a_stalled_third_node():
-    nodes, hoods = cluster(("dpdl", {}), "full", 4, door=lambda i: Stuck(i) if i == "n1" else Toy(i))
+    nodes, neighborhoods = cluster(
+        ("dpdl", {}), "full", 4, gate=lambda i: Stuck(i) if i == "n1" else Toy(i)
+    )
     nodes["n1"].gradients.event = release = threading.Event()
     sync = SyncSection(mode="quorum", quorum=0.6, deadline_s=60.0)
-    together = mesh(nodes, hoods, 6, sync=sync)
+    together = mesh(nodes, neighborhoods, 6, sync=sync)
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"], tasks["n3"]), 20)
         release.set()
@@ -618,10 +694,19 @@ class Late(Streamer):
 
 
 async def test_quorum_waits_for_whole_blocks_of_its_share():
-    hoods = neighborhoods("full", ["n0", "n1", "n2", "n3", "n4"])
-    nodes = {name: (Late if name == "n1" else Streamer)(hood, True) for name, hood in hoods.items()}
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2", "n3", "n4"])
+    nodes = {
+        name: (Late if name == "n1" else Streamer)(neighborhood, True)
+        for name, neighborhood in neighborhoods.items()
+    }
     nodes |= {name: Gate(nodes[name], at=0) for name in ("n3", "n4")}
-    together = mesh(nodes, hoods, 1, layout=BLOCK, sync=SyncSection(mode="quorum", quorum=0.5, deadline_s=60.0))
+    together = mesh(
+        nodes,
+        neighborhoods,
+        1,
+        layout=BLOCK,
+        sync=SyncSection(mode="quorum", quorum=0.5, deadline_s=60.0),
+    )
     async with alive(together) as tasks:
         await until(lambda: 0 in together["n0"].notes.weights)
         for name in ("n3", "n4"):
@@ -639,10 +724,12 @@ async def test_async_mixes_what_was_heard_last_where_round_would_stream():
             threading.Event().wait(0.01)
             return super().__call__(x, t, to)
 
-    nodes, hoods = cluster(("dsgd-adam", {"lr": 0.05}), "ring", door=Slow)
-    together = mesh(nodes, hoods, 40, sync=SyncSection(mode="async", deadline_s=5.0))
+    nodes, neighborhoods = cluster(("dsgd-adam", {"lr": 0.05}), "ring", gate=Slow)
+    together = mesh(nodes, neighborhoods, 40, sync=SyncSection(mode="async", deadline_s=5.0))
     await play(together)
-    mixed = [len(weight) - 1 for node in together.values() for weight in node.notes.weights.values()]
+    mixed = [
+        len(weight) - 1 for node in together.values() for weight in node.notes.weights.values()
+    ]
     assert sum(mixed) > len(mixed), "more than one of two neighbors in the mean"
 
 
@@ -650,18 +737,22 @@ async def test_async_never_waits_and_uses_nothing_older_than_tau():
     class Clock:
         """Says its round; what it hears is never older than τ."""
 
-        def __init__(self, hood):
-            self.hood, self.parameters, self.ages = hood, torch.zeros(LAYOUT.size), []
+        def __init__(self, neighborhood):
+            self.neighborhood, self.parameters, self.ages = (
+                neighborhood,
+                torch.zeros(LAYOUT.size),
+                [],
+            )
 
         def round(self, t):
             threading.Event().wait(0.02)
             heard = yield Say("round", torch.full((LAYOUT.size,), float(t)))
             self.ages += [t - float(x[0]) for x in heard.values()]
 
-    hoods = neighborhoods("ring", ["n0", "n1", "n2"])
-    nodes = {name: Clock(hood) for name, hood in hoods.items()}
+    neighborhoods = make_neighborhoods("ring", ["n0", "n1", "n2"])
+    nodes = {name: Clock(neighborhood) for name, neighborhood in neighborhoods.items()}
     sync = SyncSection(mode="async", staleness=3, deadline_s=5.0)
-    together = mesh(nodes, hoods, 60, sync=sync, network=Network(3, delay=(0.0, 0.01)))
+    together = mesh(nodes, neighborhoods, 60, sync=sync, network=Network(3, delay=(0.0, 0.01)))
     await play(together)
     ages = [age for node in nodes.values() for age in node.ages]
     assert len(ages) > 10
@@ -669,8 +760,8 @@ async def test_async_never_waits_and_uses_nothing_older_than_tau():
 
 
 async def test_too_few_neighbors_at_the_start_is_one_sentence():
-    nodes, hoods = cluster(("dpdl", {}), "ring")
-    lonely = mesh({"n0": nodes["n0"]}, hoods, 2)["n0"]
+    nodes, neighborhoods = cluster(("dpdl", {}), "ring")
+    lonely = mesh({"n0": nodes["n0"]}, neighborhoods, 2)["n0"]
     with pytest.raises(PeersUnavailable, match=r"Only 0 of 2 neighbors .* n1: .* n3: "):
         await lonely.live(start=StartSection(timeout_s=0.3, min_neighbors=1))
 
@@ -685,6 +776,6 @@ async def test_questions_and_models_travel_as_copies():
             return released
 
     variant = ("dpdl", {"lr": 0.02})
-    nodes, hoods = cluster(variant, "ring", door=Vandal)
-    await play(mesh(nodes, hoods, ROUNDS))
+    nodes, neighborhoods = cluster(variant, "ring", gate=Vandal)
+    await play(mesh(nodes, neighborhoods, ROUNDS))
     assert torch.equal(results(nodes), simulated(variant, "ring"))

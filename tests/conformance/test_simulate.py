@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from node.rounds.lockstep import exchange, simulate
-from peer.message import Ask, Filling, Layout, Mix, Say, Withheld
-from peer.topology import neighborhoods
+from peer.message import Ask, IncrementalPayload, Layout, Mix, Say, Withheld
+from peer.topology import make_neighborhoods
 
-THREE = neighborhoods("full", ["a", "b", "c"])
+THREE = make_neighborhoods("full", ["a", "b", "c"])
 X = {"a": torch.tensor([0.0, 3.0]), "b": torch.tensor([3.0, 0.0]), "c": torch.tensor([6.0, 6.0])}
 
 
@@ -109,12 +109,14 @@ def filling(x):
             into[k] = x[k]
             yield 1
 
-    return Filling(into, steps())
+    return IncrementalPayload(into, steps())
 
 
 @pytest.mark.parametrize("verb", [Say, Mix])
 def test_tuples_and_vectors_still_being_filled(verb):
-    """A tuple comes back as a tuple; streaming or not, filled or still being filled: the same bits."""
+    """A tuple comes back as a tuple; streaming or not, filled or still being filled: the same
+    bits.
+    """
     pair = exchange({i: verb("s", (X[i], 2 * X[i])) for i in X}, THREE)
     lazy = exchange({i: verb("s", filling(X[i])) for i in X}, THREE)
     plain = exchange({i: verb("s", X[i]) for i in X}, THREE)
@@ -166,15 +168,24 @@ def test_lossy_is_asked_per_round_phase_sender_and_receiver():
     talkers = {i: Talker(X[i], says=2) for i in X}
     simulate(talkers, THREE, 3, first=1, lossy=lambda *what: what == (2, 1, "a", "b"))
     nothing = frozenset()
-    assert talkers["b"].missing == [(1, 0, nothing), (1, 1, nothing), (2, 0, nothing), (2, 1, {"a"})]
+    assert talkers["b"].missing == [
+        (1, 0, nothing),
+        (1, 1, nothing),
+        (2, 0, nothing),
+        (2, 1, {"a"}),
+    ]
     assert all(missing == nothing for i in "ac" for _, _, missing in talkers[i].missing)
 
 
 def test_a_mix_agrees_on_who_was_heard_in_the_phase_just_before():
-    """Lost in phase 0 and heard again in phase 1: the edge is mixed. Lost in phase 1: it is not, at either end."""
+    """Lost in phase 0 and heard again in phase 1: the edge is mixed. Lost in phase 1: it is not, at
+    either end.
+    """
     for phase, expected in ((0, torch.tensor([3.0, 3.0])), (1, (2 * X["a"] + X["c"]) / 3)):
         talkers = {i: Talker(X[i], says=2, mixes=1) for i in X}
-        simulate(talkers, THREE, 1, lossy=lambda t, p, a, b, phase=phase: (p, a, b) == (phase, "b", "a"))
+        simulate(
+            talkers, THREE, 1, lossy=lambda t, p, a, b, phase=phase: (p, a, b) == (phase, "b", "a")
+        )
         torch.testing.assert_close(talkers["a"].x, expected)
 
 
@@ -186,7 +197,9 @@ def test_after_round_hears_every_round_once():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_what_the_wire_would_refuse_is_not_heard(value):
-    """NaN, infinity, and what has no finite norm: said by b it reaches nobody, answered by b to a not a."""
+    """NaN, infinity, and what has no finite norm: said by b it reaches nobody, answered by b to a
+    not a.
+    """
     broken = torch.tensor([value, 0.0])
     said = {i: Say("s", broken if i == "b" else X[i]) for i in X}
     assert exchange(said, THREE)["a"].missing == {"b"}

@@ -1,4 +1,6 @@
-"""Doors, clusters and losses for the conformance suite: fast, deterministic, keyed by (node, round, recipient)."""
+"""Doors, clusters and losses for the conformance suite: fast, deterministic, keyed by (node, round,
+recipient).
+"""
 
 import dataclasses
 import hashlib
@@ -11,21 +13,34 @@ import torch
 from node.algorithms import ALGORITHMS, find
 from node.maths.mixing import whole
 from peer.message import Layout, Withheld
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
 STAGES = (("weight",), ("bias",))
 D = LAYOUT.size
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "ross": [{}, {"value": "neg_loss", "normalization": "minmax", "smoothing": 0.5, "mix_momentum": False}],
-    "dpdl": [{"lr": 0.02}, {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2}],
+    "ross": [
+        {},
+        {"value": "neg_loss", "normalization": "minmax", "smoothing": 0.5, "mix_momentum": False},
+    ],
+    "dpdl": [
+        {"lr": 0.02},
+        {"lr": 0.02, "granularity": "tensor", "scale": "normalized", "decay_every": 2},
+    ],
     "qg-dsgdm": [{}, {"mu": 0.0}],
     "net-fleet": [{}, {"restart": 1, "mix_steps": True}, {"restart": 3}],
     "deca": [
         {"lr": 0.8, "steps": 2, "layers_per_block": 1},
         {"lr": 0.8, "steps": 3, "layers_per_block": 1, "bma": "scaled", "mix_every": 2},
         {"lr": 0.8, "layers_per_block": 2, "bma": "none"},
-        {"lr": 0.8, "layers_per_block": 2, "bma": "none", "wire": "bf16-delta", "falls": "cosine", "warmup": 2},
+        {
+            "lr": 0.8,
+            "layers_per_block": 2,
+            "bma": "none",
+            "wire": "bf16-delta",
+            "decay": "cosine",
+            "warmup": 2,
+        },
     ],
     "badam": [{"lr": 0.8, "steps": 2, "layers_per_block": 1}],
     "dsgd-adam": [{"lr": 0.3}],
@@ -34,17 +49,22 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
 GOSSIPING = ("deca", {"bma": "none", "layers_per_block": 2, "lr": 0.8})
-"""Of DECA's: the one that only mixes when gradients are zero. A signal moves the others; changes mix no θ."""
+"""Of DECA's: the one that only mixes when gradients are zero. A signal moves the others; changes
+mix no θ.
+"""
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
 
 
 def stream(*key):
     """A generator of its own for every key."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
+    return torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+    )
 
 
 class Toy:
-    """∇ ½‖x − c‖² plus noise of its own for every (node, round, recipient); own = the release to oneself.
+    """∇ ½‖x − c‖² plus noise of its own for every (node, round, recipient); own = the release to
+    oneself.
 
     Anything else an algorithm looks for behind the door is an error.
     """
@@ -57,7 +77,11 @@ class Toy:
 
     def __call__(self, x, t, to):
         self._served[t].add(to)
-        return x - self._wanted.to(x.dtype) + self._noise * torch.randn(D, generator=stream(self._me, t, to))
+        return (
+            x
+            - self._wanted.to(x.dtype)
+            + self._noise * torch.randn(D, generator=stream(self._me, t, to))
+        )
 
     def own(self, x, t):
         return self(x, t, self._me)
@@ -65,7 +89,9 @@ class Toy:
     def difference(self, x, before, t):
         """As in mode strict: a release with noise of its own."""
         self._served[t].add(self._me)
-        return x - before + self._noise * torch.randn(D, generator=stream(self._me, t, "difference"))
+        return (
+            x - before + self._noise * torch.randn(D, generator=stream(self._me, t, "difference"))
+        )
 
     def within(self, x, block):
         def gradient(theta, t):
@@ -103,7 +129,9 @@ class Judgement:
     """Values a model by its distance from the origin, whatever the kind."""
 
     def around(self, x, moves, kind):
-        return lambda shares: [-float((x + share.to(x.dtype) @ moves.to(x.dtype)).norm()) for share in shares]
+        return lambda shares: [
+            -float((x + share.to(x.dtype) @ moves.to(x.dtype)).norm()) for share in shares
+        ]
 
     def gradient(self, x):
         return x / x.norm()
@@ -112,19 +140,21 @@ class Judgement:
         return 0.0
 
 
-def cluster(variant, kind="full", n=4, door=Toy, start=None):
+def cluster(variant, kind="full", n=4, gate=Toy, start=None):
     """(nodes, hoods) of the variant, all starting at `start` or, each at its own, at random."""
     name, options = variant
     algorithm = find(name)
-    hoods = neighborhoods(kind, [f"n{i}" for i in range(n)])
+    neighborhoods = make_neighborhoods(kind, [f"n{i}" for i in range(n)])
     nodes = {}
-    for i, hood in hoods.items():
+    for i, neighborhood in neighborhoods.items():
         x = torch.randn(D, generator=stream("start", i)) if start is None else start
         config = algorithm.Config(**options)
         more = {"judge": Judgement()} if getattr(algorithm, "validates", False) else {}
         more |= {"stages": STAGES} if getattr(algorithm, "staged", False) else {}
-        nodes[i] = algorithm(config, hood=hood, layout=LAYOUT, gradients=door(i), start=x, **more)
-    return nodes, hoods
+        nodes[i] = algorithm(
+            config, neighborhood=neighborhood, layout=LAYOUT, gradients=gate(i), start=x, **more
+        )
+    return nodes, neighborhoods
 
 
 def results(nodes):
@@ -133,11 +163,15 @@ def results(nodes):
 
 def lossy(seed, share=0.3):
     """Loses that share of what is said, in one direction at a time."""
-    return lambda t, phase, sender, receiver: random.Random(f"{seed} {t} {phase} {sender} {receiver}").random() < share
+    return lambda t, phase, sender, receiver: (
+        random.Random(f"{seed} {t} {phase} {sender} {receiver}").random() < share
+    )
 
 
 class Listened:
-    """An algorithm whose conversation is noted: (round, type, kind, layout, shapes) of each verb, and what was said."""
+    """An algorithm whose conversation is noted: (round, type, kind, layout, shapes) of each verb,
+    and what was said.
+    """
 
     def __init__(self, algorithm):
         self.algorithm, self.verbs, self.said = algorithm, defaultdict(list), []
@@ -152,7 +186,9 @@ class Listened:
             verb = dataclasses.replace(verb, tensors=whole(verb.tensors))
             parts = verb.tensors if isinstance(verb.tensors, tuple) else (verb.tensors,)
             self.said.extend(part.clone() for part in parts)
-            self.verbs[t].append((type(verb), verb.kind, verb.layout, tuple(part.shape for part in parts)))
+            self.verbs[t].append(
+                (type(verb), verb.kind, verb.layout, tuple(part.shape for part in parts))
+            )
             heard = yield verb
 
     def __getattr__(self, name):

@@ -1,4 +1,6 @@
-"""Files no Python reads: rules, dashboard, compose, unit. Each is checked by the program it is for, if it is here."""
+"""Files no Python reads: rules, dashboard, compose, unit. Each is checked by the program it is for,
+if it is here.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,19 @@ from node.process import KEPT
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
-PACKAGES = {"promtool": "prometheus", "docker-compose": "docker-compose", "systemd-analyze": "systemd"}
+PACKAGES = {
+    "promtool": "prometheus",
+    "docker-compose": "docker-compose",
+    "systemd-analyze": "systemd",
+}
 """Program -> Debian's package of it."""
 
 
 def call(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if not shutil.which(program):
-        pytest.skip(f"{program} is not on this machine; on Debian: apt-get install {PACKAGES[program]}")
+        pytest.skip(
+            f"{program} is not on this machine; on Debian: apt-get install {PACKAGES[program]}"
+        )
     return subprocess.run([program, *arguments], capture_output=True, text=True)
 
 
@@ -31,7 +39,11 @@ def names() -> set[str]:
     """Of every series a daemon may export."""
     found = {"up", "ALERTS"}
     for family in Metrics(version="", torch="", python="").registry.collect():
-        ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "summary": ["_sum", "_count"]}
+        ends = {
+            "counter": ["_total"],
+            "histogram": ["_bucket", "_sum", "_count"],
+            "summary": ["_sum", "_count"],
+        }
         found |= {family.name + end for end in ends.get(family.type, [""])}
     return found
 
@@ -53,7 +65,9 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
 def test_a_rule_that_never_fires_is_noticed(tmp_path: Path) -> None:
     shutil.copy(PROMETHEUS / "alerts_test.yml", tmp_path)
     rules = (PROMETHEUS / "alerts.yml").read_text()
-    (tmp_path / "alerts.yml").write_text(rules.replace("peerpoise_insecure == 1", "peerpoise_insecure == 2"))
+    (tmp_path / "alerts.yml").write_text(
+        rules.replace("peerpoise_insecure == 1", "peerpoise_insecure == 2")
+    )
     assert call("promtool", "test", "rules", tmp_path / "alerts_test.yml").returncode != 0
 
 
@@ -61,13 +75,20 @@ def test_every_alert_is_tested_and_asks_for_what_there_is() -> None:
     rules = (PROMETHEUS / "alerts.yml").read_text()
     alerts = set(re.findall(r"alert: (\w+)", rules))
     assert len(alerts) > 5
-    assert alerts == set(re.findall(r"alertname: (\w+)", (PROMETHEUS / "alerts_test.yml").read_text()))
-    assert used(" ".join(re.findall(r"expr: (.*?)\n +(?:for|labels|annotations):", rules, re.DOTALL))) <= names()
+    assert alerts == set(
+        re.findall(r"alertname: (\w+)", (PROMETHEUS / "alerts_test.yml").read_text())
+    )
+    assert (
+        used(" ".join(re.findall(r"expr: (.*?)\n +(?:for|labels|annotations):", rules, re.DOTALL)))
+        <= names()
+    )
 
 
 @pytest.fixture
 def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((DEPLOY / "grafana" / "peerpoise.json").read_text())["panels"]
+    found: list[dict[str, Any]] = json.loads((DEPLOY / "grafana" / "peerpoise.json").read_text())[
+        "panels"
+    ]
     return found
 
 
@@ -79,20 +100,35 @@ def test_panels_ask_for_what_there_is(panels: list[dict[str, Any]]) -> None:
 
 def test_panels_ask_the_source_that_is_there(panels: list[dict[str, Any]]) -> None:
     uid = re.findall(r"uid: (\w+)", (DEPLOY / "grafana" / "datasource.yaml").read_text())
-    assert [*{each["datasource"]["uid"] for panel in panels for each in (panel, *panel["targets"])}] == uid
+    assert [
+        *{each["datasource"]["uid"] for panel in panels for each in (panel, *panel["targets"])}
+    ] == uid
 
 
 def test_panels_lie_side_by_side(panels: list[dict[str, Any]]) -> None:
     places = [panel["gridPos"] for panel in panels]
-    cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    cells = [
+        (x, y)
+        for p in places
+        for x in range(p["x"], p["x"] + p["w"])
+        for y in range(p["y"], p["y"] + p["h"])
+    ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) == 23
-    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    assert (
+        len({panel["id"] for panel in panels})
+        == len({panel["title"] for panel in panels})
+        == len(panels)
+    )
 
 
 def test_compose_takes_its_files() -> None:
     """With the GPU file, each node has what it had without, and a GPU."""
-    files = [argument for name in ("", ".gpu") for argument in ("-f", str(ROOT / f"docker-compose{name}.yml"))]
+    files = [
+        argument
+        for name in ("", ".gpu")
+        for argument in ("-f", str(ROOT / f"docker-compose{name}.yml"))
+    ]
     done = call("docker-compose", *files, "--profile", "grafana", "config")
     assert done.returncode == 0, done.stderr
     for setting in (
@@ -107,13 +143,17 @@ def test_compose_takes_its_files() -> None:
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = (DEPLOY / "systemd" / "peerpoise.service").read_text()
     assert "ExecStart=/opt/peerpoise/bin/peerpoise run" in unit
-    (tmp_path / "peerpoise.service").write_text(re.sub(r"(?m)^(ExecStart)=\S+", r"\1=/bin/true", unit))
+    (tmp_path / "peerpoise.service").write_text(
+        re.sub(r"(?m)^(ExecStart)=\S+", r"\1=/bin/true", unit)
+    )
     done = call("systemd-analyze", "verify", "--man=no", tmp_path / "peerpoise.service")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_unit_starts_nothing_again_in_vain() -> None:
-    [codes] = re.findall(r"(?m)^RestartPreventExitStatus=.*$", (DEPLOY / "systemd" / "peerpoise.service").read_text())
+    [codes] = re.findall(
+        r"(?m)^RestartPreventExitStatus=.*$", (DEPLOY / "systemd" / "peerpoise.service").read_text()
+    )
     assert codes in (ROOT / "docs" / "exit-codes.md").read_text()
 
 

@@ -1,4 +1,6 @@
-"""The lock files fit pyproject.toml, hold a hash for everything, and name no index; the bill of materials is whole."""
+"""The lock files fit pyproject.toml, hold a hash for everything, and name no index; the bill of
+materials is whole.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,18 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 IMAGE = [*PROJECT["project"]["dependencies"], *EXTRAS["demo"], *PROJECT["build-system"]["requires"]]
-DEV = [*IMAGE, *(it for name in ("dev", "tables", "images", "report", "llm") for it in EXTRAS[name])]
+DEV = [
+    *IMAGE,
+    *(it for name in ("dev", "tables", "images", "report", "llm") for it in EXTRAS[name]),
+]
 TORCH = "torch"
 CLEAN: dict[str, Any] = {"name": "a", "version": "1", "vulns": []}
 SKIPPED: dict[str, Any] = {"name": "b", "skip_reason": "not found"}
-HOLED: dict[str, Any] = {"name": "c", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2", "3"]}]}
+HOLED: dict[str, Any] = {
+    "name": "c",
+    "version": "1",
+    "vulns": [{"id": "CVE-1", "fix_versions": ["2", "3"]}],
+}
 
 
 def locked(name: str) -> dict[str, tuple[str, list[str]]]:
@@ -36,7 +45,9 @@ def locked(name: str) -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("requirements.lock", IMAGE), ("requirements-dev.lock", DEV)])
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("requirements.lock", IMAGE), ("requirements-dev.lock", DEV)]
+)
 def test_all_that_is_asked_for_is_locked_within_its_bounds(name: str, wanted: list[str]) -> None:
     """After a change of dependencies: make lock."""
     versions = {package: version for package, (version, _) in locked(name).items()}
@@ -66,8 +77,12 @@ def test_makefile_and_image_read_torchs_version() -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert f"pip install -q '{TORCH}=={version}'" in told.stdout
-    command = re.findall(r"RUN (sed .*) > torch.txt", (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8"))
-    done = subprocess.run(command[0], shell=True, cwd=ROOT / "deploy", capture_output=True, text=True, check=True)
+    command = re.findall(
+        r"RUN (sed .*) > torch.txt", (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    )
+    done = subprocess.run(
+        command[0], shell=True, cwd=ROOT / "deploy", capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"{TORCH}=={version}\n"
 
 
@@ -82,7 +97,9 @@ def test_makefile_and_image_read_torchs_version() -> None:
         ([SKIPPED, HOLED], 1, "c 1: CVE-1"),
     ],
 )
-def test_what_was_not_audited_is_not_sound(found: list[dict[str, Any]], code: int, says: str) -> None:
+def test_what_was_not_audited_is_not_sound(
+    found: list[dict[str, Any]], code: int, says: str
+) -> None:
     """pip-audit itself ends with 0 where it could ask nobody."""
     done = runpy.run_path(str(ROOT / "deploy" / "audit.py"))["judged"](found)
     assert (done[0], says in "\n".join(done[1])) == (code, True)
@@ -91,7 +108,9 @@ def test_what_was_not_audited_is_not_sound(found: list[dict[str, Any]], code: in
 def test_the_bill_of_materials_is_whole() -> None:
     program = [sys.executable, str(ROOT / "deploy" / "sbom.py")]
     texts = [
-        subprocess.run(program, env={"SOURCE_DATE_EPOCH": "0"}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            program, env={"SOURCE_DATE_EPOCH": "0"}, capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     assert texts[0] == texts[1]
@@ -99,6 +118,8 @@ def test_the_bill_of_materials_is_whole() -> None:
     assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
     parts = {it["bom-ref"]: it for it in [found["metadata"]["component"], *found["components"]]}
     assert {"torch", "grpcio", "cryptography", "numpy"} <= {it["name"] for it in parts.values()}
-    assert all(it["version"] and it["purl"].startswith(f"pkg:pypi/{it['name']}@") for it in parts.values())
+    assert all(
+        it["version"] and it["purl"].startswith(f"pkg:pypi/{it['name']}@") for it in parts.values()
+    )
     assert {it["ref"] for it in found["dependencies"]} == parts.keys()
     assert {ref for it in found["dependencies"] for ref in it["dependsOn"]} <= parts.keys()

@@ -1,4 +1,6 @@
-"""The settings that the documents show are settings that there are. (docs/own-task.md is run: tests/tasks.)"""
+"""The settings that the documents show are settings that there are. (docs/own-task.md is run:
+tests/tasks.)
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,34 @@ SNIPPETS = [
 COMMANDS = re.compile(r"(?:deploy/examples|docs/results)/[\w-]+\.toml")
 
 
-@pytest.mark.parametrize(("page", "text"), SNIPPETS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SNIPPETS)])
+@pytest.mark.parametrize(
+    ("page", "text"), SNIPPETS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SNIPPETS)]
+)
 def test_settings_in_documents_are_in_order(tmp_path: Path, page: str, text: str) -> None:
     file, sections = tmp_path / "snippet.toml", set(tomllib.loads(text))
     file.write_text(text, encoding="utf-8")
     if "sweep" in sections:
         assert grid.load(file, []).rows
     elif sections <= set(ExperimentConfig.model_fields):
-        load(ExperimentConfig, [file], [] if "privacy" in sections else ["privacy.mode=none"], environ={})
+        load(
+            ExperimentConfig,
+            [file],
+            [] if "privacy" in sections else ["privacy.mode=none"],
+            environ={},
+        )
     else:
         write(NodeConfig(name="a", identity=OWN), tmp_path / "node.toml")
         load(NodeConfig, [tmp_path / "node.toml", file], environ={})
 
 
 def test_there_are_such_snippets() -> None:
-    assert {"own-task.md", "language-models.md", "sweeps.md", "discovery.md", "deployment.md"} <= dict(SNIPPETS).keys()
+    assert {
+        "own-task.md",
+        "language-models.md",
+        "sweeps.md",
+        "discovery.md",
+        "deployment.md",
+    } <= dict(SNIPPETS).keys()
 
 
 def test_the_files_that_commands_name_are_there() -> None:

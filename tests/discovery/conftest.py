@@ -1,4 +1,6 @@
-"""Keys, rosters and members without a daemon; clusters come from the cluster's tests, services from the wire's."""
+"""Keys, rosters and members without a daemon; clusters come from the cluster's tests, services from
+the wire's.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A node that listens to mDNS while ten thousand services are made up, as a process: `python flood.py COUNT`.
+"""A node that listens to mDNS while ten thousand services are made up, as a process: `python
+flood.py COUNT`.
 
-Only loopback hears of it. Prints how much the process grew, how many addresses it remembers, how many fakes of bob
-came so far, and which address of bob is the first once he has spoken.
+Only loopback hears of it. Prints how much the process grew, how many addresses it remembers, how
+many fakes of bob came so far, and which address of bob is the first once he has spoken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from kit import LOOPBACK, an_id
 
-from peer.discovery import Surroundings
+from peer.discovery import DiscoveryContext
 from peer.discovery.mdns import PREFIX, TYPE, Mdns
 from peer.identity.roster import Member, Roster
 
@@ -31,14 +32,18 @@ PTR, TXT, SRV, A, IN = 12, 16, 33, 1, 1
 
 
 def label(text: str) -> bytes:
-    return b"".join(bytes([len(part)]) + part.encode() for part in text.strip(".").split(".")) + b"\0"
+    return (
+        b"".join(bytes([len(part)]) + part.encode() for part in text.strip(".").split(".")) + b"\0"
+    )
 
 
 def record(name: str, kind: int, ttl: int, data: bytes) -> bytes:
     return label(name) + struct.pack("!HHIH", kind, IN, ttl, len(data)) + data
 
 
-def announcement(instance: str, ip: str, port: int, txt: bytes, ttl: int = 4500, records: int = 4) -> bytes:
+def announcement(
+    instance: str, ip: str, port: int, txt: bytes, ttl: int = 4500, records: int = 4
+) -> bytes:
     """One answer with all records of a service, or the first so many, as bytes."""
     service, host = f"{instance}.{TYPE}", f"{instance}.local."
     whole = [
@@ -51,7 +56,9 @@ def announcement(instance: str, ip: str, port: int, txt: bytes, ttl: int = 4500,
 
 
 def txt(**values: str) -> bytes:
-    return b"".join(bytes([len(each)]) + each.encode() for each in (f"{k}={v}" for k, v in values.items()))
+    return b"".join(
+        bytes([len(each)]) + each.encode() for each in (f"{k}={v}" for k, v in values.items())
+    )
 
 
 def multicaster() -> socket.socket:
@@ -70,7 +77,10 @@ def fakes(count: int, seed: int = 1) -> Iterator[bytes]:
         if kind == 0:
             name, text = f"{an_id(unique)[:PREFIX]}-{unique}", txt(id="x", port="1")
         elif kind == 1:
-            name, text = f"{an_id(unique)[:PREFIX]}-{unique}", b"".join(b"\xff" + rng.randbytes(255) for _ in range(4))
+            name, text = (
+                f"{an_id(unique)[:PREFIX]}-{unique}",
+                b"".join(b"\xff" + rng.randbytes(255) for _ in range(4)),
+            )
         elif kind == 2:
             name, text = f"{IDS['bob'][:PREFIX]}-{unique}", txt(id=IDS["bob"][:PREFIX], port="7")
         else:
@@ -85,7 +95,7 @@ def rss() -> float:
 
 
 async def main(count: int) -> None:
-    around = Surroundings(roster=ROSTER, me=IDS["alice"], missing=lambda: [IDS["bob"]])
+    around = DiscoveryContext(roster=ROSTER, me=IDS["alice"], missing=lambda: [IDS["bob"]])
     listening, sender = Mdns(around, [LOOPBACK]), multicaster()
     heard = 0
     note = listening.heard.note
@@ -114,12 +124,17 @@ async def main(count: int) -> None:
     gc.collect()
     grown, impostors, kept = rss() - before, heard, len(listening.heard)
     bob = IDS["bob"][:PREFIX]
-    sender.sendto(announcement(f"{bob}-0123abcd", "10.0.0.2", 7443, txt(id=bob, port="7443")), GROUP)
+    sender.sendto(
+        announcement(f"{bob}-0123abcd", "10.0.0.2", 7443, txt(id=bob, port="7443")), GROUP
+    )
     async with asyncio.timeout(20):
         while "10.0.0.2:7443" not in await listening.addresses(IDS["bob"]):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     first = (await listening.addresses(IDS["bob"]))[0]
-    print(json.dumps({"rss_mb": grown, "addresses": kept, "impostors": impostors, "first": first}), flush=True)
+    print(
+        json.dumps({"rss_mb": grown, "addresses": kept, "impostors": impostors, "first": first}),
+        flush=True,
+    )
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

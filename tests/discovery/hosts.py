@@ -1,6 +1,8 @@
-"""Hosts that are network namespaces, on a bridge in one of its own: this machine's network is not touched.
+"""Hosts that are network namespaces, on a bridge in one of its own: this machine's network is not
+touched.
 
-`async with switch(5) as hosts` needs root and `ip`; whatever happens, processes and namespaces are gone afterwards.
+`async with switch(5) as hosts` needs root and `ip`; whatever happens, processes and namespaces are
+gone afterwards.
 """
 
 from __future__ import annotations
@@ -40,7 +42,20 @@ def why_not() -> str:
     name = f"pp{os.getpid()}-try"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode == 0:
-        veth = ["ip", "-n", name, "link", "add", "name", "one", "type", "veth", "peer", "name", "other"]
+        veth = [
+            "ip",
+            "-n",
+            name,
+            "link",
+            "add",
+            "name",
+            "one",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "other",
+        ]
         made = subprocess.run(veth, capture_output=True, text=True, check=False)
         ip("netns", "del", name)
     return (
@@ -89,12 +104,16 @@ def switch(count: int) -> Iterator[list[Host]]:
         for name in (*(host.name for host in hosts), middle):
             if Path("/run/netns", name).exists():
                 _end_all(name)
-                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=20)
+                subprocess.run(
+                    ["ip", "netns", "del", name], check=False, capture_output=True, timeout=20
+                )
 
 
 def _end_all(name: str) -> None:
     """Kills what still runs in this namespace, which is one that `switch` made."""
-    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False, timeout=20)
+    found = subprocess.run(
+        ["ip", "netns", "pids", name], capture_output=True, text=True, check=False, timeout=20
+    )
     for pid in found.stdout.split():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), 9)

@@ -1,4 +1,6 @@
-"""Nodes without learning: sessions over real gRPC with mTLS that find each other and shake hands."""
+"""Nodes without learning: sessions over real gRPC with mTLS that find each other and shake
+hands.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peer.discovery import Surroundings
-from peer.discovery.addresses import Addresses
-from peer.discovery.resolver import Names
+from peer.discovery import DiscoveryContext
+from peer.discovery.addresses import AddressBook
+from peer.discovery.resolver import Resolver
 from peer.identity.keys import Identity
 from peer.identity.roster import Member, Roster
 from peer.membership import Membership
 from peer.session.mailbox import Mailbox
-from peer.session.peers import Circle, Terms
+from peer.session.peers import PeerTable, RunParameters
 from peer.session.session import Session
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
@@ -46,7 +48,9 @@ class People:
     def roster(self, **addresses: str) -> Roster:
         """All but mallory, with these addresses."""
         found = {name: (addresses[name],) if name in addresses else () for name in NAMES}
-        return Roster(1, 0, tuple(Member(name, self.id(name), many) for name, many in found.items()))
+        return Roster(
+            1, 0, tuple(Member(name, self.id(name), many) for name, many in found.items())
+        )
 
 
 class Node:
@@ -62,20 +66,20 @@ class Node:
         roster: Roster | None = None,
         listen: str = f"{LOOPBACK}:0",
         folder: Path | None = None,
-        names: Names | None = None,
+        names: Resolver | None = None,
         dns: str = "",
     ) -> None:
         self.name, self.people = name, people
         self.warnings: list[str] = []
         self.transport = Grpc(people[name], listen, reconnect=(0.1, 0.2))
-        self.circle = Circle(
+        self.peer_table = PeerTable(
             me=name,
             ids={each: people.id(each) for each in NAMES},
-            terms=Terms(run=RUN, roster=1, layout=bytes(32)),
+            terms=RunParameters(run=RUN, roster=1, layout=bytes(32)),
             incarnation=time.time_ns(),
             membership=Membership.of(name, neighbors, 20.0),
         )
-        around = Surroundings(
+        around = DiscoveryContext(
             roster=roster or people.roster(),
             run=RUN,
             me=people.id(name),
@@ -83,14 +87,14 @@ class Node:
             transport=self.transport,
             folder=folder,
             dns=dns,
-            missing=lambda: [it.id for it in self.circle.contacts.values() if not it.proven],
+            missing=lambda: [it.id for it in self.peer_table.contacts.values() if not it.proven],
             warn=self.warnings.append,
         )
-        self.addresses = Addresses.of(chosen, around, names)
+        self.addresses = AddressBook.of(chosen, around, names)
         if "mdns" in chosen:
             self.mdns.interfaces = [LOOPBACK]  # no other network hears of it
         self.session = Session(
-            self.circle,
+            self.peer_table,
             identity=people[name],
             transport=self.transport,
             mailbox=Mailbox(),
@@ -128,17 +132,19 @@ class Node:
             await self.transport.close(0)
 
     def live(self, *peers: str) -> bool:
-        return self.circle.membership.live(1 << 20) >= {*peers}
+        return self.peer_table.membership.live(1 << 20) >= {*peers}
 
     def error(self, peer: str) -> str:
-        return self.circle.membership.neighbors[peer].trouble
+        return self.peer_table.membership.neighbors[peer].trouble
 
     def source(self, peer: str) -> str:
-        contact = self.circle.contacts[peer]
+        contact = self.peer_table.contacts[peer]
         return self.addresses.source(contact.id, contact.address)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20.0, what: Callable[[], Any] = lambda: "") -> None:
+async def until(
+    condition: Callable[[], Any], seconds: float = 20.0, what: Callable[[], Any] = lambda: ""
+) -> None:
     try:
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110

@@ -1,4 +1,6 @@
-"""Host names, naming schemes, several discoveries together, and what a node says of its own address."""
+"""Host names, naming schemes, several discoveries together, and what a node says of its own
+address.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,18 @@ from kit import LOOPBACK, NAMES, Node, People, until
 from wire_kit import nothing_left
 
 from node.config import PeersSection
-from peer.discovery import DISCOVERIES, Surroundings, addresses, find, resolver
-from peer.discovery.addresses import Addresses, own_addresses
-from peer.discovery.resolver import Names
+from peer.discovery import DISCOVERIES, DiscoveryContext, addresses, find, resolver
+from peer.discovery.addresses import AddressBook, own_addresses
+from peer.discovery.resolver import Resolver
 from peer.discovery.static import Static
-from peer.endpoint import endpoint, joined
+from peer.endpoint import endpoint, format_endpoint
 from peer.errors import ConfigurationError, Unreachable
 
 
 class Table:
-    """A name server: name -> its addresses; what it lacks does not exist. Counts what it is asked."""
+    """A name server: name -> its addresses; what it lacks does not exist. Counts what it is
+    asked.
+    """
 
     def __init__(self, **table: Sequence[str]) -> None:
         self.table: dict[str, Sequence[str]] = dict(table)
@@ -53,30 +57,30 @@ def has_ipv6() -> bool:
 async def test_an_ip_is_nobodys_name() -> None:
     table = Table()
     for address in (f"{LOOPBACK}:1", "[::1]:2"):
-        assert await Names(table).resolve(address) == (address,)
+        assert await Resolver(table).resolve(address) == (address,)
     assert not table.asked
 
 
 async def test_every_address_of_a_name_is_given() -> None:
-    found = await Names(Table(many=[LOOPBACK, "::1", "10.0.0.1", LOOPBACK])).resolve("many:7")
+    found = await Resolver(Table(many=[LOOPBACK, "::1", "10.0.0.1", LOOPBACK])).resolve("many:7")
     assert found == [f"{LOOPBACK}:7", "[::1]:7", "10.0.0.1:7"]
 
 
 async def test_the_systems_own_look_up() -> None:
-    assert f"{LOOPBACK}:7" in await Names().resolve("localhost:7")
+    assert f"{LOOPBACK}:7" in await Resolver().resolve("localhost:7")
 
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".invalid", ".."])
 async def test_what_can_be_no_name_gives_a_sentence(name: str) -> None:
     async with nothing_left():
         with pytest.raises(Unreachable, match=r"The name .* can't be found|looked up") as caught:
-            await Names().resolve(f"{name}:7")
+            await Resolver().resolve(f"{name}:7")
         assert name in str(caught.value)
 
 
 async def test_a_name_may_exist_later() -> None:
     table = Table()
-    it = Names(table)
+    it = Resolver(table)
     with pytest.raises(Unreachable, match="can't be found"):
         await it.resolve("later:7")
     table.table["later"] = [LOOPBACK]
@@ -92,7 +96,7 @@ async def test_however_many_ask_a_name_is_looked_up_once_at_a_time() -> None:
         go.wait()
         return table(*given, **more)
 
-    it = Names(slow)
+    it = Resolver(slow)
     waiting = [asyncio.create_task(it.resolve("slow:7")) for _ in range(50)]
     await asyncio.sleep(0)
     go.set()
@@ -100,20 +104,30 @@ async def test_however_many_ask_a_name_is_looked_up_once_at_a_time() -> None:
     assert table.asked == ["slow"]
 
 
-async def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_server_that_does_not_answer_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(resolver, "SECONDS", 0.05)
     go = threading.Event()
     with pytest.raises(Unreachable, match="does not answer"):
-        await Names(lambda *_, **__: go.wait() and []).resolve("silent:7")
+        await Resolver(lambda *_, **__: go.wait() and []).resolve("silent:7")
     go.set()
 
 
-async def test_ever_new_names_of_one_node_get_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ever_new_names_of_one_node_get_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(resolver, "SECONDS", 0.01)
     go, before = threading.Event(), threading.active_count()
-    it = Names(lambda host, *_, **__: [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" else go.wait() and [])
+    it = Resolver(
+        lambda host, *_, **__: (
+            [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" else go.wait() and []
+        )
+    )
     for n in range(2 * resolver.OPEN):
-        with pytest.raises(Unreachable, match="does not answer" if n < resolver.OPEN else "8 others of that node's"):
+        with pytest.raises(
+            Unreachable, match="does not answer" if n < resolver.OPEN else "8 others of that node's"
+        ):
             await it.resolve(f"silent{n}:7", "mallory")
     assert threading.active_count() - before <= resolver.OPEN
     monkeypatch.setattr(resolver, "SECONDS", 5.0)
@@ -135,17 +149,23 @@ async def main():
         print(error)
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
     assert "does not answer" in done.stdout
 
 
 # -- together
 
 
-async def test_discoveries_are_asked_in_the_order_of_the_table_and_each_address_is_given_once(people: People) -> None:
-    around = Surroundings(roster=people.roster(bob=f"{LOOPBACK}:1"), static={"bob": "first:2"}, dns="{name}.test:3")
+async def test_discoveries_are_asked_in_the_order_of_the_table_and_each_address_is_given_once(
+    people: People,
+) -> None:
+    around = DiscoveryContext(
+        roster=people.roster(bob=f"{LOOPBACK}:1"), static={"bob": "first:2"}, dns="{name}.test:3"
+    )
     table = Table(first=["10.0.0.1"], **{"bob.test": ["10.0.0.2", LOOPBACK]})
-    it = Addresses.of(["dns", "static"], around, Names(table))
+    it = AddressBook.of(["dns", "static"], around, Resolver(table))
     bob = people.id("bob")
     assert await it.addresses(bob) == ["10.0.0.1:2", f"{LOOPBACK}:1", "10.0.0.2:3", f"{LOOPBACK}:3"]
     assert it.source(bob, "10.0.0.1:2") == "static: first:2"
@@ -154,30 +174,40 @@ async def test_discoveries_are_asked_in_the_order_of_the_table_and_each_address_
     assert it.source(bob, "10.9.9.9:9") == ""
 
 
-async def test_who_has_no_address_gets_a_sentence_with_what_each_discovery_lacks(people: People) -> None:
-    around = Surroundings(roster=people.roster(), static={"bob": "nowhere:1"}, me=people.id("alice"))
-    it = Addresses.of(["static", "exchange", "mdns"], around, Names(Table()))
+async def test_who_has_no_address_gets_a_sentence_with_what_each_discovery_lacks(
+    people: People,
+) -> None:
+    around = DiscoveryContext(
+        roster=people.roster(), static={"bob": "nowhere:1"}, me=people.id("alice")
+    )
+    it = AddressBook.of(["static", "exchange", "mdns"], around, Resolver(Table()))
     with pytest.raises(Unreachable) as caught:
         await it.addresses(people.id("bob"))
     assert str(caught.value) == (
         "No address is known for bob (The name nowhere can't be found (Name or service not known); exchange: no member "
         "that was asked knows one; mdns: nobody on this network announces one)."
     )
-    with pytest.raises(Unreachable, match=r"carol \(static: neither roster nor peers.static has one"):
+    with pytest.raises(
+        Unreachable, match=r"carol \(static: neither roster nor peers.static has one"
+    ):
         await it.addresses(people.id("carol"))
 
 
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("name", ["exchange", "mdns"])
-async def test_hearsay_leads_nobody_to_its_own_loopback(people: People, name: str, local: bool) -> None:
+async def test_hearsay_leads_nobody_to_its_own_loopback(
+    people: People, name: str, local: bool
+) -> None:
     """Neither by number nor by a name; but all nodes of one machine may find each other so."""
-    around = Surroundings(roster=people.roster(), me=people.id("alice"))
-    it = Addresses.of([name], around, Names(Table(inside=["127.0.0.2"], outside=["10.0.0.1"])))
+    around = DiscoveryContext(roster=people.roster(), me=people.id("alice"))
+    it = AddressBook.of([name], around, Resolver(Table(inside=["127.0.0.2"], outside=["10.0.0.1"])))
     bob = people.id("bob")
     it.discoveries[name] = Static({bob: ("[::1]:1", "127.0.0.1:2", "inside:3", "outside:4")})
     await it.announce(["127.0.0.1:7"] if local else ["10.0.0.7:7"])
     found = await it.addresses(bob)
-    assert found == (["[::1]:1", "127.0.0.1:2", "127.0.0.2:3", "10.0.0.1:4"] if local else ["10.0.0.1:4"])
+    assert found == (
+        ["[::1]:1", "127.0.0.1:2", "127.0.0.2:3", "10.0.0.1:4"] if local else ["10.0.0.1:4"]
+    )
 
 
 async def test_all_names_of_a_member_are_looked_up_at_once(people: People) -> None:
@@ -188,8 +218,8 @@ async def test_all_names_of_a_member_are_looked_up_at_once(people: People) -> No
         together.wait(5)
         return [(None, None, None, "", ("10.0.0.1", 0))]
 
-    around = Surroundings(roster=people.roster(bob="d:4"), static={"bob": "a:1"})
-    it = Addresses.of(["static"], around, Names(look_up))
+    around = DiscoveryContext(roster=people.roster(bob="d:4"), static={"bob": "a:1"})
+    it = AddressBook.of(["static"], around, Resolver(look_up))
     it.discoveries["static"] = Static({people.id("bob"): ("a:1", "b:2", "c:3", "d:4")})
     assert await it.addresses(people.id("bob")) == [f"10.0.0.1:{port}" for port in (1, 2, 3, 4)]
 
@@ -199,16 +229,21 @@ def test_configuration_and_table_know_the_same_discoveries() -> None:
         assert PeersSection(discovery=(name,)).discovery == (name,)
         assert find(name)
     for ask in (find, lambda name: PeersSection(discovery=(name,))):
-        with pytest.raises(ValueError, match="here is no discovery 'carrier-pigeon'; choose among static, dns, "):
+        with pytest.raises(
+            ValueError, match="here is no discovery 'carrier-pigeon'; choose among static, dns, "
+        ):
             ask("carrier-pigeon")
 
 
 @pytest.mark.parametrize(
-    ("scheme", "says"), [("", "set peers.dns"), ("h", "is not an address"), ("h:0", "needs the port")]
+    ("scheme", "says"),
+    [("", "set peers.dns"), ("h", "is not an address"), ("h:0", "needs the port")],
 )
-def test_a_naming_scheme_that_is_none_gives_a_sentence(people: People, scheme: str, says: str) -> None:
+def test_a_naming_scheme_that_is_none_gives_a_sentence(
+    people: People, scheme: str, says: str
+) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        Addresses.of(["dns"], Surroundings(roster=people.roster(), dns=scheme))
+        AddressBook.of(["dns"], DiscoveryContext(roster=people.roster(), dns=scheme))
 
 
 # -- the session dials what is found
@@ -218,12 +253,24 @@ async def test_a_name_per_node(people: People) -> None:
     """bob's name does not exist when alice starts."""
     table = Table()
     async with AsyncExitStack() as stack:
-        bob = Node(people, "bob", ["alice"], ["dns"], listen=f"{LOOPBACK}:0", names=Names(table), dns="{name}.test:7")
+        bob = Node(
+            people,
+            "bob",
+            ["alice"],
+            ["dns"],
+            listen=f"{LOOPBACK}:0",
+            names=Resolver(table),
+            dns="{name}.test:7",
+        )
         port = endpoint(await bob.serve())[1]
-        alice = Node(people, "alice", ["bob"], ["dns"], names=Names(table), dns=f"{{name}}.test:{port}")
+        alice = Node(
+            people, "alice", ["bob"], ["dns"], names=Resolver(table), dns=f"{{name}}.test:{port}"
+        )
         bob.addresses.discoveries = {
             "dns": find("dns").of(
-                Surroundings(roster=people.roster(), dns=f"{{name}}.test:{endpoint(await alice.serve())[1]}")
+                DiscoveryContext(
+                    roster=people.roster(), dns=f"{{name}}.test:{endpoint(await alice.serve())[1]}"
+                )
             )
         }
         for node in (alice, bob):
@@ -252,15 +299,19 @@ async def test_one_name_for_all_nodes(people: People) -> None:
                 others,
                 ["dns"],
                 listen=f"127.0.0.{i + 1}:{port}",
-                names=Names(table),
+                names=Resolver(table),
                 dns=f"{everybody}:{port}",
             )
             await nodes[name].serve()
         for node in nodes.values():
             await stack.enter_async_context(node.alive())
         for i, name in enumerate(NAMES):
-            await until(lambda i=i, name=name: nodes[name].live(NAMES[i - 1], NAMES[(i + 1) % len(NAMES)]))
-            assert nodes[name].circle.contacts[NAMES[i - 1]].address == nodes[NAMES[i - 1]].bound
+            await until(
+                lambda i=i, name=name: nodes[name].live(NAMES[i - 1], NAMES[(i + 1) % len(NAMES)])
+            )
+            assert (
+                nodes[name].peer_table.contacts[NAMES[i - 1]].address == nodes[NAMES[i - 1]].bound
+            )
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
@@ -269,31 +320,37 @@ async def test_ipv6_as_an_address_and_behind_a_name(people: People) -> None:
         alice = Node(people, "alice", ["bob"], ["static"], listen="[::1]:0")
         at = await alice.serve()
         table = Table(six=["::1"])
-        bob = Node(people, "bob", ["alice"], ["static"], listen="[::1]:0", names=Names(table))
+        bob = Node(people, "bob", ["alice"], ["static"], listen="[::1]:0", names=Resolver(table))
         bob.addresses.discoveries["static"] = find("static").of(
-            Surroundings(roster=people.roster(), static={"alice": f"six:{endpoint(at)[1]}"})
+            DiscoveryContext(roster=people.roster(), static={"alice": f"six:{endpoint(at)[1]}"})
         )
         alice.addresses.discoveries["static"] = find("static").of(
-            Surroundings(roster=people.roster(bob=await bob.serve()))
+            DiscoveryContext(roster=people.roster(bob=await bob.serve()))
         )
         for node in (alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob") and bob.live("alice"))
-        assert bob.circle.contacts["alice"].address == at
+        assert bob.peer_table.contacts["alice"].address == at
 
 
 async def test_dead_addresses_before_the_right_one_cost_little(people: People) -> None:
-    """The pause between attempts grows only when all addresses were tried: eight dead ones would take over 5 s else."""
+    """The pause between attempts grows only when all addresses were tried: eight dead ones would
+    take over 5 s else.
+    """
     dead = [f"{LOOPBACK}:{port}" for port in range(1, 9)]
     async with AsyncExitStack() as stack:
         bob = Node(people, "bob", ["alice"], ["static"])
         alice = Node(people, "alice", ["bob"], ["static"])
-        alice.addresses.discoveries["static"] = find("static")({people.id("bob"): [*dead, await bob.serve()]})
-        bob.addresses.discoveries["static"] = find("static")({people.id("alice"): [await alice.serve()]})
+        alice.addresses.discoveries["static"] = find("static")(
+            {people.id("bob"): [*dead, await bob.serve()]}
+        )
+        bob.addresses.discoveries["static"] = find("static")(
+            {people.id("alice"): [await alice.serve()]}
+        )
         for node in (alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob"), 4, lambda: alice.error("bob"))
-        assert alice.circle.contacts["bob"].address == bob.bound
+        assert alice.peer_table.contacts["bob"].address == bob.bound
 
 
 # -- the own address
@@ -309,7 +366,9 @@ async def test_dead_addresses_before_the_right_one_cost_little(people: People) -
         ("node.example:7443", "", ["node.example:7443"]),
     ],
 )
-def test_what_is_announced_follows_from_what_is_set(bound: str, advertise: str, expected: list[str]) -> None:
+def test_what_is_announced_follows_from_what_is_set(
+    bound: str, advertise: str, expected: list[str]
+) -> None:
     assert own_addresses(bound, advertise) == expected
 
 
@@ -351,8 +410,18 @@ def test_who_can_announce_nothing_says_what_to_set(
         own_addresses(bound, advertise)
 
 
-def test_of_many_interfaces_the_one_towards_the_default_route_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, "172.17.0.1", "10.0.0.7", "2001:db8::7", "fe80::1", "127.0.0.1", towards="10.0.0.7")
+def test_of_many_interfaces_the_one_towards_the_default_route_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(
+        monkeypatch,
+        "172.17.0.1",
+        "10.0.0.7",
+        "2001:db8::7",
+        "fe80::1",
+        "127.0.0.1",
+        towards="10.0.0.7",
+    )
     assert own_addresses("0.0.0.0:1", "") == ["10.0.0.7:1", "172.17.0.1:1"]
     assert own_addresses("[::]:1", "") == ["10.0.0.7:1", "172.17.0.1:1", "[2001:db8::7]:1"]
 
@@ -362,10 +431,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, *ips: str, towards: str = "") -> No
     import ifaddr
 
     found = [ifaddr.IP((ip, 0, 0) if ":" in ip else ip, 24, "eth0") for ip in ips]
-    monkeypatch.setattr(addresses.ifaddr, "get_adapters", lambda: [ifaddr.Adapter("eth0", "eth0", found)])
-    monkeypatch.setattr(addresses, "_towards", lambda ip: towards if ":" not in ip else "")
+    monkeypatch.setattr(
+        addresses.ifaddr, "get_adapters", lambda: [ifaddr.Adapter("eth0", "eth0", found)]
+    )
+    monkeypatch.setattr(addresses, "_source_address_for", lambda ip: towards if ":" not in ip else "")
 
 
 @pytest.mark.parametrize("address", ["h:1", "10.0.0.1:65535", "[::1]:80"])
 def test_joined_is_the_reverse_of_endpoint(address: str) -> None:
-    assert joined(*endpoint(address)) == address
+    assert format_endpoint(*endpoint(address)) == address

@@ -15,9 +15,9 @@ from kit import RUN, Node, People, announcement, until
 from wire_kit import Recorder
 
 from peer import codec
-from peer.discovery import Surroundings, resolver
+from peer.discovery import DiscoveryContext, resolver
 from peer.discovery.pex import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange
-from peer.discovery.resolver import Names
+from peer.discovery.resolver import Resolver
 from peer.errors import Malformed, Unreachable
 from peer.identity.roster import Member, Roster
 from peer.transport.grpc import Grpc
@@ -30,7 +30,11 @@ OLD, NEW = 1_000, 2_000
 @pytest.fixture
 def exchange(people: People) -> Exchange:
     """Alice's, without a network."""
-    return Exchange(Surroundings(roster=people.roster(), run=RUN, me=people.id("alice"), identity=people["alice"]))
+    return Exchange(
+        DiscoveryContext(
+            roster=people.roster(), run=RUN, me=people.id("alice"), identity=people["alice"]
+        )
+    )
 
 
 def said(people: People, *known: pb.Announcement, by: str = "bob", run: str = RUN) -> pb.Peers:
@@ -41,17 +45,20 @@ def said(people: People, *known: pb.Announcement, by: str = "bob", run: str = RU
 
 
 async def test_from_one_address_of_a_member_that_is_no_neighbor(people: People) -> None:
-    """alice and bob are neighbors and know carol's address only; carol's neighbor is dave, whom nobody knows."""
+    """alice and bob are neighbors and know carol's address only; carol's neighbor is dave, whom
+    nobody knows.
+    """
     async with AsyncExitStack() as stack:
         carol = Node(people, "carol", ["dave"], BOTH)
         roster = people.roster(carol=await carol.serve())
         alice, bob = (
-            Node(people, name, [other], BOTH, roster=roster) for name, other in (("alice", "bob"), ("bob", "alice"))
+            Node(people, name, [other], BOTH, roster=roster)
+            for name, other in (("alice", "bob"), ("bob", "alice"))
         )
         for node in (carol, alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob") and bob.live("alice"))
-        assert alice.circle.contacts["bob"].address == bob.bound
+        assert alice.peer_table.contacts["bob"].address == bob.bound
         assert (alice.source("bob"), bob.source("alice")) == ("exchange", "exchange")
         assert not carol.live("alice"), "who is asked for addresses is no neighbor because of it"
 
@@ -66,15 +73,22 @@ async def test_who_moved_is_found_again_by_its_neighbor(people: People) -> None:
         async with Node(people, "bob", ["alice"], BOTH, roster=roster).alive() as bob:
             await until(lambda: alice.live("bob") and bob.live("alice"))
             before = bob.bound
-        async with Node(people, "bob", ["alice"], BOTH, roster=roster, listen="127.0.0.2:0").alive() as bob:
-            await until(lambda: bob.live("alice") and alice.circle.contacts["bob"].address == bob.bound, 40)
+        async with Node(
+            people, "bob", ["alice"], BOTH, roster=roster, listen="127.0.0.2:0"
+        ).alive() as bob:
+            await until(
+                lambda: bob.live("alice") and alice.peer_table.contacts["bob"].address == bob.bound,
+                40,
+            )
             assert bob.bound != before
 
 
 async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bob announces four names whose name server is silent; only carol, who is no neighbor, knows where dave is."""
+    """bob announces four names whose name server is silent; only carol, who is no neighbor, knows
+    where dave is.
+    """
     monkeypatch.setattr(resolver, "SECONDS", 10 * TURN_SECONDS)
     silent = threading.Event()
     async with AsyncExitStack() as stack:
@@ -82,17 +96,26 @@ async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
         carol = Node(people, "carol", ["bob"], BOTH)
         roster = people.roster(carol=await carol.serve())
         alice = Node(
-            people, "alice", ["bob", "dave"], BOTH, roster=roster, names=Names(lambda *_, **__: silent.wait() and [])
+            people,
+            "alice",
+            ["bob", "dave"],
+            BOTH,
+            roster=roster,
+            names=Resolver(lambda *_, **__: silent.wait() and []),
         )
         dave = Node(people, "dave", ["alice"], BOTH, roster=roster)
-        alice.exchange.take([announcement(people["bob"], OLD, *(f"{n}.silent:1" for n in range(4)))])
+        alice.exchange.take(
+            [announcement(people["bob"], OLD, *(f"{n}.silent:1" for n in range(4)))]
+        )
         for node in (carol, dave, alice):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("dave"))
 
 
 async def test_a_lie_about_the_own_address_reaches_nobody(people: People) -> None:
-    """bob announces carol's address for himself, and then his own: carol's server is asked nothing in between."""
+    """bob announces carol's address for himself, and then his own: carol's server is asked nothing
+    in between.
+    """
     async with AsyncExitStack() as stack:
         service, carol = Recorder.open(), Grpc(people["carol"], "127.0.0.1:0")
         at = await carol.serve(service)
@@ -102,7 +125,10 @@ async def test_a_lie_about_the_own_address_reaches_nobody(people: People) -> Non
         alice = Node(people, "alice", ["bob"], ["exchange"], roster=roster)
         alice.exchange.take([announcement(people["bob"], OLD, at)])
         await stack.enter_async_context(alice.alive())
-        await until(lambda: "certificate of another node" in alice.error("bob"), what=lambda: alice.error("bob"))
+        await until(
+            lambda: "certificate of another node" in alice.error("bob"),
+            what=lambda: alice.error("bob"),
+        )
         assert not alice.live("bob")
         alice.exchange.take([announcement(people["bob"], NEW, bob.bound)])
         bob.exchange.take([announcement(people["alice"], OLD, alice.bound)])
@@ -136,11 +162,15 @@ async def test_only_members_that_are_who_they_say_are_answered(
 async def test_a_member_is_answered_though_it_is_no_neighbor(people: People) -> None:
     node = Node(people, "alice", ["dave"], BOTH)
     await node.addresses.announce(["10.0.0.1:7443"])
-    reply = codec.decode(pb.Peers, await node.session.call(people.id("bob"), "Peers", codec.encode(said(people))))
-    assert [(each.member, [*each.addresses]) for each in reply.known] == [(people.id("alice"), ["10.0.0.1:7443"])]
-    beat = pb.Beat(run=RUN, sender=people.id("bob"), incarnation=1)
+    reply = codec.decode(
+        pb.Peers, await node.session.call(people.id("bob"), "Peers", codec.encode(said(people)))
+    )
+    assert [(each.member, [*each.addresses]) for each in reply.known] == [
+        (people.id("alice"), ["10.0.0.1:7443"])
+    ]
+    heartbeat = pb.Beat(run=RUN, sender=people.id("bob"), incarnation=1)
     with pytest.raises(Malformed) as caught:
-        await node.session.call(people.id("bob"), "Beat", codec.encode(beat))
+        await node.session.call(people.id("bob"), "Beat", codec.encode(heartbeat))
     assert caught.value.code == pb.CODE_NOT_A_NEIGHBOR, "for anything else it has to be one"
 
 
@@ -171,7 +201,9 @@ def test_who_asks_too_often_has_to_wait(exchange: Exchange, people: People) -> N
 # -- what is believed
 
 
-async def test_the_newest_announcement_of_a_member_counts(exchange: Exchange, people: People) -> None:
+async def test_the_newest_announcement_of_a_member_counts(
+    exchange: Exchange, people: People
+) -> None:
     bob = people["bob"]
     exchange.take([announcement(bob, NEW, "10.0.0.2:1"), announcement(bob, OLD, "10.0.0.3:1")])
     exchange.take([announcement(bob, NEW, "10.0.0.4:1")])
@@ -197,7 +229,9 @@ async def test_the_newest_announcement_of_a_member_counts(exchange: Exchange, pe
 async def test_nobody_can_announce_for_somebody_else(
     exchange: Exchange, people: People, change: dict[str, Any]
 ) -> None:
-    """Not with any part of an announcement that was signed; what came before is kept, what follows is not looked at."""
+    """Not with any part of an announcement that was signed; what came before is kept, what follows
+    is not looked at.
+    """
     carol = people["carol"]
     for field, of in (("spki", carol.spki), ("member", carol.id)):
         change = {**change, field: of} if change.get(field) == "carol" else change
@@ -211,10 +245,14 @@ async def test_nobody_can_announce_for_somebody_else(
     assert people.id("dave") not in exchange.book
 
 
-def test_a_member_can_not_sign_for_another_with_its_own_key(exchange: Exchange, people: People) -> None:
+def test_a_member_can_not_sign_for_another_with_its_own_key(
+    exchange: Exchange, people: People
+) -> None:
     """Whole and well signed, only that the key is not bob's."""
     with pytest.raises(Malformed, match="not signed"):
-        exchange.take([announcement(replace(people["carol"], id=people.id("bob")), NEW, "10.6.6.6:1")])
+        exchange.take(
+            [announcement(replace(people["carol"], id=people.id("bob")), NEW, "10.6.6.6:1")]
+        )
     assert not exchange.book
 
 
@@ -224,11 +262,17 @@ def test_addresses_are_for_ids_of_the_roster_only(exchange: Exchange, people: Pe
 
 
 async def test_a_node_whose_clock_was_ahead_is_believed_again(people: People) -> None:
-    """What it announces now looks older than what it announced before; it hears that from others, and goes later."""
+    """What it announces now looks older than what it announced before; it hears that from others,
+    and goes later.
+    """
     future = 1 << 50
     before = announcement(people["alice"], future, "10.0.0.1:1")
     own, other = (
-        Exchange(Surroundings(roster=people.roster(), run=RUN, me=people.id(name), identity=people[name]))
+        Exchange(
+            DiscoveryContext(
+                roster=people.roster(), run=RUN, me=people.id(name), identity=people[name]
+            )
+        )
         for name in ("alice", "bob")
     )
     other.take([before])
@@ -240,7 +284,9 @@ async def test_a_node_whose_clock_was_ahead_is_believed_again(people: People) ->
     assert await other.addresses(people.id("alice")) == ("10.0.0.2:2",)
 
 
-def test_a_replayed_announcement_of_the_own_does_not_change_it(exchange: Exchange, people: People) -> None:
+def test_a_replayed_announcement_of_the_own_does_not_change_it(
+    exchange: Exchange, people: People
+) -> None:
     exchange.take([announcement(people["alice"], NEW, "10.6.6.6:1")])
     assert people.id("alice") not in exchange.book
 
@@ -273,7 +319,11 @@ def test_what_is_outside_the_limits_is_malformed(bad: Any) -> None:
 
 def test_the_longest_announcements_fit_a_message() -> None:
     longest = pb.Announcement(
-        member="a" * 52, issued=1 << 62, addresses=["x" * 256 + ":65535"] * 4, spki=bytes(91), signature=bytes(72)
+        member="a" * 52,
+        issued=1 << 62,
+        addresses=["x" * 256 + ":65535"] * 4,
+        spki=bytes(91),
+        signature=bytes(72),
     )
     whole = pb.Peers(run="r" * 26, sender="a" * 52, known=[longest] * 64, wanted=["a" * 52] * 64)
     assert codec.decode(pb.Peers, codec.encode(whole)) == whole
@@ -281,8 +331,10 @@ def test_the_longest_announcements_fit_a_message() -> None:
 
 def test_of_a_large_roster_what_is_wanted_is_told_first(people: People) -> None:
     many = [Member(f"n{i}", f"id-{i}") for i in range(500)]
-    it = Exchange(Surroundings(roster=Roster(1, 0, tuple(many)), run=RUN, me="id-0"))
-    it.book = {member.id: pb.Announcement(member=member.id, issued=1, addresses=["h:1"]) for member in many}
+    it = Exchange(DiscoveryContext(roster=Roster(1, 0, tuple(many)), run=RUN, me="id-0"))
+    it.book = {
+        member.id: pb.Announcement(member=member.id, issued=1, addresses=["h:1"]) for member in many
+    }
     told = [each.member for each in it._tell(["id-400", "id-3", "nobody"]).known]
     assert told[:3] == ["id-0", "id-400", "id-3"]
     assert len(set(told)) == codec.MAX_ANNOUNCEMENTS
@@ -306,11 +358,24 @@ async def test_what_was_learnt_outlives_the_process(people: People, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'{"format": "another", "announcements": []}', b"\xff\xfe", b"[" * 100_000]
-    + [b'{"format": "peerpoise peer book 1", "announcements": [%s]}' % each for each in (b'"!"', b"3", b'"AAAA"')],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format": "another", "announcements": []}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ]
+    + [
+        b'{"format": "peerpoise peer book 1", "announcements": [%s]}' % each
+        for each in (b'"!"', b"3", b'"AAAA"')
+    ],
     ids=lambda content: content[:50].decode(errors="replace"),
 )
-async def test_a_damaged_book_is_a_warning_and_an_empty_book(people: People, tmp_path: Path, content: bytes) -> None:
+async def test_a_damaged_book_is_a_warning_and_an_empty_book(
+    people: People, tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / FILE).write_bytes(content)
     node = Node(people, "alice", ["bob"], ["exchange"], folder=tmp_path)
     async with node.alive():
@@ -324,7 +389,9 @@ async def test_a_forged_book_is_a_damaged_one(people: People, tmp_path: Path) ->
     node.exchange.take([announcement(people["bob"], NEW, "10.0.0.2:1")])
     await node.exchange._save()
     document = json.loads((tmp_path / FILE).read_text())
-    forged = announcement(people["bob"], NEW, "10.0.0.2:1", addresses=["10.6.6.6:1"]).SerializeToString()
+    forged = announcement(
+        people["bob"], NEW, "10.0.0.2:1", addresses=["10.6.6.6:1"]
+    ).SerializeToString()
     document["announcements"] = [base64.b64encode(forged).decode()]
     (tmp_path / FILE).write_text(json.dumps(document))
     again = Node(people, "alice", ["bob"], ["exchange"], folder=tmp_path)
@@ -355,6 +422,6 @@ async def test_a_disk_that_refuses_costs_a_warning_only(people: People, tmp_path
 
 
 async def test_without_an_identity_nothing_is_announced(people: People) -> None:
-    it = Exchange(Surroundings(roster=people.roster(), run=RUN, me=people.id("alice")))
+    it = Exchange(DiscoveryContext(roster=people.roster(), run=RUN, me=people.id("alice")))
     await it.announce(["10.0.0.1:1"])
     assert not it.book

@@ -1,4 +1,6 @@
-"""mDNS: what is announced, what is believed, what an attacker on the network can do. Only loopback hears of it."""
+"""mDNS: what is announced, what is believed, what an attacker on the network can do. Only loopback
+hears of it.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ from wire_kit import Recorder, nothing_left
 from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from peer.discovery import Surroundings
-from peer.discovery.mdns import ADDRESSES, PER_MEMBER, PREFIX, TTL, TYPE, Heard, Mdns
+from peer.discovery import DiscoveryContext
+from peer.discovery.mdns import ADDRESSES, PER_MEMBER, PREFIX, TTL, TYPE, HintCache, Mdns
 from peer.transport.grpc import Grpc
 
 HERE = Path(__file__).parent
@@ -48,13 +50,15 @@ def _multicast() -> None:
 
 
 @asynccontextmanager
-async def listening(people: People, name: str = "alice", announces: str = "") -> AsyncIterator[Mdns]:
+async def listening(
+    people: People, name: str = "alice", announces: str = ""
+) -> AsyncIterator[Mdns]:
     """A node's mDNS, without the rest of the node."""
 
     async def resolve(address: str) -> list[str]:
         return [address]
 
-    around = Surroundings(
+    around = DiscoveryContext(
         roster=people.roster(),
         me=people.id(name),
         resolve=resolve,
@@ -80,7 +84,10 @@ async def found(mdns: Mdns, node_id: str, seconds: float = 20) -> list[str]:
 
 async def test_members_find_each_other_and_connect(people: People) -> None:
     async with nothing_left(), AsyncExitStack() as stack:
-        alice, bob = Node(people, "alice", ["bob"], ["static", "mdns"]), Node(people, "bob", ["alice"], ["mdns"])
+        alice, bob = (
+            Node(people, "alice", ["bob"], ["static", "mdns"]),
+            Node(people, "bob", ["alice"], ["mdns"]),
+        )
         for node in (alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob") and bob.live("alice"))
@@ -102,7 +109,10 @@ async def test_a_prefix_of_the_id_and_the_port_are_told_and_nothing_else(people:
     def changed(name: str, state_change: ServiceStateChange, **_: Any) -> None:
         heard.put_nowait(name)
 
-    async with listening(people, "bob", f"{LOOPBACK}:7443"), AsyncZeroconf(interfaces=[LOOPBACK]) as stranger:
+    async with (
+        listening(people, "bob", f"{LOOPBACK}:7443"),
+        AsyncZeroconf(interfaces=[LOOPBACK]) as stranger,
+    ):
         browser = AsyncServiceBrowser(stranger.zeroconf, TYPE, handlers=[changed])
         prefix, name = people.id("bob")[:PREFIX], ""
         while not name.startswith(prefix):
@@ -113,16 +123,27 @@ async def test_a_prefix_of_the_id_and_the_port_are_told_and_nothing_else(people:
     assert info.decoded_properties == {"id": prefix, "port": "7443"}
     chance = name.removesuffix(f".{TYPE}").removeprefix(f"{prefix}-")
     assert len(chance) == 8
-    assert (info.server, info.port, info.parsed_addresses()) == (f"{prefix}-{chance}.local.", 7443, [LOOPBACK])
+    assert (info.server, info.port, info.parsed_addresses()) == (
+        f"{prefix}-{chance}.local.",
+        7443,
+        [LOOPBACK],
+    )
 
 
-async def test_an_impostor_is_refused_before_any_payload_and_the_honest_pair_connects(people: People) -> None:
-    """B6: carol announces alice's and bob's ids at her own server. Each tries her, and finds the other within 5 s."""
+async def test_an_impostor_is_refused_before_any_payload_and_the_honest_pair_connects(
+    people: People,
+) -> None:
+    """B6: carol announces alice's and bob's ids at her own server. Each tries her, and finds the
+    other within 5 s.
+    """
     async with AsyncExitStack() as stack:
         service, carol = Recorder.open(), Grpc(people["carol"], f"{LOOPBACK}:0")
         port = int((await carol.serve(service)).rpartition(":")[2])
         stack.push_async_callback(carol.close, 0)
-        alice, bob = Node(people, "alice", ["bob"], ["mdns"]), Node(people, "bob", ["alice"], ["mdns"])
+        alice, bob = (
+            Node(people, "alice", ["bob"], ["mdns"]),
+            Node(people, "bob", ["alice"], ["mdns"]),
+        )
         sender = stack.enter_context(multicaster())
 
         def lie(name: str) -> None:
@@ -134,17 +155,30 @@ async def test_an_impostor_is_refused_before_any_payload_and_the_honest_pair_con
         while f"{LOOPBACK}:{port}" not in await alice.mdns.addresses(people.id("bob")):
             lie("bob")
             await asyncio.sleep(0.05)
-        await until(lambda: "certificate of another node" in alice.error("bob"), what=lambda: alice.error("bob"))
+        await until(
+            lambda: "certificate of another node" in alice.error("bob"),
+            what=lambda: alice.error("bob"),
+        )
         await stack.enter_async_context(bob.alive())
         for name in ("alice", "bob"):
             lie(name)
-        await until(lambda: alice.live("bob") and bob.live("alice"), 5, lambda: alice.error("bob") + bob.error("alice"))
-        assert alice.circle.contacts["bob"].address == bob.bound
-        assert (service.calls, service.callers) == ([], []), "nothing was said to who has another key"
+        await until(
+            lambda: alice.live("bob") and bob.live("alice"),
+            5,
+            lambda: alice.error("bob") + bob.error("alice"),
+        )
+        assert alice.peer_table.contacts["bob"].address == bob.bound
+        assert (service.calls, service.callers) == ([], []), (
+            "nothing was said to who has another key"
+        )
 
 
-async def test_a_copy_of_the_honest_name_does_not_displace_it(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even the very same service can be announced by others, with zeroconf's cache told to forget what it had."""
+async def test_a_copy_of_the_honest_name_does_not_displace_it(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even the very same service can be announced by others, with zeroconf's cache told to forget
+    what it had.
+    """
     seen: set[str] = set()
     async with listening(people) as alice, listening(people, "bob", f"{LOOPBACK}:7443"):
         note = alice.heard.note
@@ -173,11 +207,15 @@ async def test_what_is_no_mdns_or_none_of_ours_is_passed_over(people: People) ->
     wrong = [
         announcement(f"{prefix}-{'1' * 8}", "10.0.0.3", 7443, txt(id=prefix, port="7444")),
         announcement(f"{prefix}-{'2' * 8}", "10.0.0.4", 7443, txt(id="x" * PREFIX, port="7443")),
-        announcement(f"{prefix}-{'3' * 8}", "10.0.0.5", 7443, txt(id=prefix, port="7443", more="than that")),
+        announcement(
+            f"{prefix}-{'3' * 8}", "10.0.0.5", 7443, txt(id=prefix, port="7443", more="than that")
+        ),
         announcement(f"{prefix}-{'4' * 8}", "224.0.0.1", 7443, txt(id=prefix, port="7443")),
         announcement(f"{prefix}-{'5' * 8}", "10.0.0.6", 0, txt(id=prefix, port="0")),
         announcement(f"{prefix}x-{'6' * 8}", "10.0.0.7", 7443, txt(id=prefix, port="7443")),
-        announcement(f"{an_id('nobody')[:PREFIX]}-{'6' * 8}", "10.0.0.8", 7443, txt(id=prefix, port="7443")),
+        announcement(
+            f"{an_id('nobody')[:PREFIX]}-{'6' * 8}", "10.0.0.8", 7443, txt(id=prefix, port="7443")
+        ),
         *(rng.randbytes(rng.randrange(600)) for _ in range(200)),
         *(bytes(b ^ (rng.random() < 0.02) * rng.randrange(256) for b in valid) for _ in range(200)),
     ]
@@ -200,12 +238,16 @@ async def test_what_is_no_mdns_or_none_of_ours_is_passed_over(people: People) ->
 
 
 async def test_what_is_still_asked_for_at_the_end_is_given_up(people: People) -> None:
-    """A service whose host has no address yet: its records are asked for, and nothing of it is left over."""
+    """A service whose host has no address yet: its records are asked for, and nothing of it is left
+    over.
+    """
     prefix = people.id("bob")[:PREFIX]
-    half = announcement(f"{prefix}-{'8' * 8}", "10.0.0.2", 7443, txt(id=prefix, port="7443"), records=2)
+    half = announcement(
+        f"{prefix}-{'8' * 8}", "10.0.0.2", 7443, txt(id=prefix, port="7443"), records=2
+    )
 
     def asking() -> bool:
-        return any("Ear._request" in repr(task) for task in asyncio.all_tasks())
+        return any("RecordListener._request" in repr(task) for task in asyncio.all_tasks())
 
     async with listening(people):
         with multicaster() as sender:
@@ -216,7 +258,9 @@ async def test_what_is_still_asked_for_at_the_end_is_given_up(people: People) ->
     assert not asking()
 
 
-async def test_a_machine_without_mdns_gets_a_sentence(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_machine_without_mdns_gets_a_sentence(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import zeroconf._utils.net
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -224,7 +268,9 @@ async def test_a_machine_without_mdns_gets_a_sentence(people: People, monkeypatc
 
     monkeypatch.setattr(zeroconf._utils.net.socket, "socket", refuse)
     warnings: list[str] = []
-    mdns = Mdns(Surroundings(roster=people.roster(), me=people.id("alice"), warn=warnings.append))
+    mdns = Mdns(
+        DiscoveryContext(roster=people.roster(), me=people.id("alice"), warn=warnings.append)
+    )
     await mdns.run()
     assert warnings == [
         "mDNS can't be used on this machine (Address already in use); take mdns out of peers.discovery."
@@ -235,11 +281,13 @@ async def test_a_machine_without_mdns_gets_a_sentence(people: People, monkeypatc
 
 
 def test_few_addresses_are_kept_and_not_for_long(people: People) -> None:
-    heard = Heard([people.id("alice"), people.id("bob")])
+    heard = HintCache([people.id("alice"), people.id("bob")])
     prefix = people.id("bob")[:PREFIX]
     for i in range(100):
         heard.note(f"{prefix}-{i:08x}.{TYPE}", 1 + i, ["10.0.0.2"], now=float(i))
-    assert heard.addresses(people.id("bob"), 100.0) == tuple(f"10.0.0.2:{i}" for i in range(100, 100 - PER_MEMBER, -1))
+    assert heard.addresses(people.id("bob"), 100.0) == tuple(
+        f"10.0.0.2:{i}" for i in range(100, 100 - PER_MEMBER, -1)
+    )
     assert heard.addresses(people.id("alice"), 100.0) == ()
     assert heard.addresses(people.id("bob"), 99.0 + TTL - 0.5) == ("10.0.0.2:100",)
     assert heard.addresses(people.id("bob"), 100.0 + TTL) == ()
@@ -248,7 +296,7 @@ def test_few_addresses_are_kept_and_not_for_long(people: People) -> None:
 
 def test_no_more_addresses_than_the_cap_whoever_they_are() -> None:
     ids = [an_id(str(i)) for i in range(1000)]
-    heard = Heard(ids)
+    heard = HintCache(ids)
     for node_id in ids:
         heard.note(f"{node_id[:PREFIX]}-00000000.{TYPE}", 7, ["10.0.0.2"], now=0.0)
     assert len(heard) == ADDRESSES
@@ -256,19 +304,25 @@ def test_no_more_addresses_than_the_cap_whoever_they_are() -> None:
     assert not heard.addresses(ids[0], 1.0)
 
 
-@pytest.mark.parametrize("host", ["224.0.0.1", "0.0.0.0", "::", "fe80::1", "ff02::1", "localhost", ""])
+@pytest.mark.parametrize(
+    "host", ["224.0.0.1", "0.0.0.0", "::", "fe80::1", "ff02::1", "localhost", ""]
+)
 def test_addresses_that_nobody_can_have_are_dropped(people: People, host: str) -> None:
-    heard = Heard([people.id("bob")])
+    heard = HintCache([people.id("bob")])
     heard.note(f"{people.id('bob')[:PREFIX]}-00000000.{TYPE}", 7, [host], now=0.0)
     assert len(heard) == 0
 
 
 def test_a_flood_of_fakes_costs_little_memory_and_hides_nobody() -> None:
-    """B6: 10^4 made-up services, a quarter of them under bob's prefix; afterwards bob is found, first of his."""
+    """B6: 10^4 made-up services, a quarter of them under bob's prefix; afterwards bob is found,
+    first of his.
+    """
     path = os.pathsep.join([str(HERE), str(HERE.parent / "cluster"), str(HERE.parent / "wire")])
     command = [sys.executable, str(Path(flood.__file__)), str(FAKES)]
     environ = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["impostors"] > FAKES / 40, "the flood was not heard"

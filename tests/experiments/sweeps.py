@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from node.experiments.sweep import code
-from node.experiments.sweep.cell import play
 from node.experiments.sweep.folder import Folder
-from node.experiments.sweep.grid import Cell
+from node.experiments.sweep.grid import Trial
+from node.experiments.sweep.trial import play
 from node.experiments.sweep.worker import failure
-from node.experiments.sweep.workers import News
+from node.experiments.sweep.workers import TrialUpdate
 
 TINY = """\
 [train]
@@ -47,19 +47,19 @@ class Here:
         self._next = key, configuration
         self.played.append(configuration)
 
-    def wait(self) -> News:
+    def wait(self) -> TrialUpdate:
         assert self._next is not None
         key, configuration = self._next
         try:
-            return News(key=key, record=play(configuration))
+            return TrialUpdate(key=key, record=play(configuration))
         except Exception as error:
-            return News(key=key, **failure(error))
+            return TrialUpdate(key=key, **failure(error))
 
     def close(self) -> None:
         pass
 
 
-def keep(folder: Folder, cell: Cell, value: float, **figures: Any) -> None:
+def keep(folder: Folder, trial: Trial, value: float, **figures: Any) -> None:
     """A finished cell, made by hand: the accuracy of both nodes at both evaluations."""
     told = {
         "rounds": [1, 2],
@@ -73,6 +73,12 @@ def keep(folder: Folder, cell: Cell, value: float, **figures: Any) -> None:
         "attackers": [],
         "summary": {},
     }
-    record = {"configuration": cell.configuration, "code": code.of(cell.configuration)}
-    record |= {"cpu_seconds": 1.0, "wall_seconds": 1.0, "version": "0", "torch": "0", "machine": "m"}
-    folder.keep(cell, {**record, "figures": told | figures})
+    record = {"configuration": trial.configuration, "code": code.of(trial.configuration)}
+    record |= {
+        "cpu_seconds": 1.0,
+        "wall_seconds": 1.0,
+        "version": "0",
+        "torch": "0",
+        "machine": "m",
+    }
+    folder.keep(trial, {**record, "figures": told | figures})

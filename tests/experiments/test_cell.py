@@ -11,7 +11,7 @@ import torch
 from node import data
 from node.config import ExperimentConfig, TaskSection
 from node.experiments import in_process
-from node.experiments.sweep.cell import figures, play
+from node.experiments.sweep.trial import figures, play
 from node.privacy.accountant import Mechanism, epsilon_total
 from node.privacy.noise import effective
 from node.records import journal
@@ -21,13 +21,21 @@ NOISED = {"mode": "strict", "epsilon": 8.0, "delta": 1e-3, "rate": 0.2, "batch":
 
 
 def config(**changes):
-    told = {"train": {"rounds": 5, "evaluate_every": 2}, "experiment": {"nodes": 4}, "privacy": CLEAR}
+    told = {
+        "train": {"rounds": 5, "evaluate_every": 2},
+        "experiment": {"nodes": 4},
+        "privacy": CLEAR,
+    }
     return ExperimentConfig(**{**told, **changes})
 
 
 def without_time(record):
-    shown = {key: value for key, value in record["figures"].items() if key not in ("seconds", "summary")}
-    summary = {key: value for key, value in record["figures"]["summary"].items() if "seconds" not in key}
+    shown = {
+        key: value for key, value in record["figures"].items() if key not in ("seconds", "summary")
+    }
+    summary = {
+        key: value for key, value in record["figures"]["summary"].items() if "seconds" not in key
+    }
     return {**shown, "summary": summary, "code": record["code"]}
 
 
@@ -41,21 +49,27 @@ def test_figures_are_those_of_the_journals(tmp_path):
     found = figures(tmp_path, summary)
     assert found["rounds"] == [2, 4, 5]
     assert sorted(found["accuracy"]) == ["n0", "n1", "n2", "n3"]
-    assert {name: values[-1] for name, values in found["accuracy"].items()} == summary.test_accuracy.per_node
+    assert {
+        name: values[-1] for name, values in found["accuracy"].items()
+    } == summary.test_accuracy.per_node
     assert found["metrics"]["loss"].keys() == found["accuracy"].keys()
     assert found["bytes"][-1] == summary.bytes_sent.mean
     assert found["bytes"][0] == found["bytes"][-1] * 2 / 5
     assert found["seconds"][-1] == pytest.approx(summary.wall_seconds)
     assert found["distance"][-1] == pytest.approx(summary.consensus_distance)
     assert found["epsilon"] is None
-    rounds = [it for it in journal.read(tmp_path / "nodes/n1/journal.jsonl") if it["event"] == "round"]
+    rounds = [
+        it for it in journal.read(tmp_path / "nodes/n1/journal.jsonl") if it["event"] == "round"
+    ]
     for kind in ("cosine", "calibration"):
         expected = statistics.fmean(it[kind]["n2"] for it in rounds[2:4])
         assert found["weights"][kind]["n1"]["n2"][1] == pytest.approx(expected)
 
 
 def test_epsilon_is_told_with_its_conditions():
-    found = play(config(algorithm={"name": "dpdl"}, privacy=NOISED).model_dump(mode="json"))["figures"]
+    found = play(config(algorithm={"name": "dpdl"}, privacy=NOISED).model_dump(mode="json"))[
+        "figures"
+    ]
     epsilon = found["epsilon"]
     assert 0 < epsilon["total"][0] < epsilon["total"][-1] <= 8.0
     assert epsilon["link"][-1] < epsilon["total"][-1]
@@ -87,7 +101,9 @@ def test_attackers_are_in_no_figure(tmp_path):
     found = figures(tmp_path, Attacked())
     assert found["attackers"] == ["n1", "n3"]
     assert found["accuracy"] == {name: honest["accuracy"][name] for name in ("n0", "n2")}
-    assert found["metrics"]["loss"] == {name: honest["metrics"]["loss"][name] for name in ("n0", "n2")}
+    assert found["metrics"]["loss"] == {
+        name: honest["metrics"]["loss"][name] for name in ("n0", "n2")
+    }
 
 
 def test_held_out_examples_are_training_examples():
@@ -98,8 +114,12 @@ def test_held_out_examples_are_training_examples():
     assert len(held) == pytest.approx(len(train) / 5, abs=5)
     rows = {tuple(x.flatten().tolist()) for x in train.x}
     assert {tuple(x.flatten().tolist()) for x in torch.cat([left.x, held.x])} == rows
-    assert not {tuple(x.flatten().tolist()) for x in held.x} & {tuple(x.flatten().tolist()) for x in left.x}
-    assert not {tuple(x.flatten().tolist()) for x in held.x} & {tuple(x.flatten().tolist()) for x in test.x}
+    assert not {tuple(x.flatten().tolist()) for x in held.x} & {
+        tuple(x.flatten().tolist()) for x in left.x
+    }
+    assert not {tuple(x.flatten().tolist()) for x in held.x} & {
+        tuple(x.flatten().tolist()) for x in test.x
+    }
 
 
 def test_a_record_is_json():

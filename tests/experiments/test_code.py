@@ -12,7 +12,7 @@ from node.experiments.sweep import code
 def test_what_computes_is_in_it_and_what_shows_is_not():
     found = code.reached(code.START, "node.algorithms.dpdl", "node.tasks.classification")
     assert {
-        "node.experiments.in_process", "node.maths.mixing", "node.maths.cosine", "node.privacy.door",
+        "node.experiments.in_process", "node.maths.mixing", "node.maths.cosine", "node.privacy.gate",
         "node.tasks.classification", "node.models.images", "node.data.idx", "peer.topology", "node.algorithms.dpdl",
         "node.data.partition",
     } <= found  # fmt: skip
@@ -32,7 +32,9 @@ def test_algorithms_have_versions_of_their_own():
 
 def test_so_have_tasks():
     assert code.version("xavg") != code.version("xavg", "causal-lm")
-    assert not any("node.llm" in name for name in code.reached(code.START, "node.tasks.classification"))
+    assert not any(
+        "node.llm" in name for name in code.reached(code.START, "node.tasks.classification")
+    )
     assert "node.llm.layers" in code.reached(code.START, "node.tasks.causal_lm")
 
 
@@ -78,5 +80,8 @@ def test_what_runs_does(sources):
 
 
 def test_what_an_error_says_does_not_count():
-    texts = ("def f():\n    raise ValueError(f'no {x}')\n", "def f():\n    raise ValueError(f'not one {x}')\n")
+    texts = (
+        "def f():\n    raise ValueError(f'no {x}')\n",
+        "def f():\n    raise ValueError(f'not one {x}')\n",
+    )
     assert len({code.digest([ast.parse(text)]) for text in texts}) == 1

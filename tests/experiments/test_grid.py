@@ -18,7 +18,11 @@ def test_rows_are_settings_by_methods(tiny):
     sweep = load(tiny)
     assert [(row.setting, row.method) for row in sweep.rows] == [
         ("ring", "xavg"), ("ring", "dpdl"), ("private", "dpdl")]  # fmt: skip
-    assert (sweep.name, sweep.size, list(sweep.titles.values())) == ("tiny", 12, ["A ring", "private"])
+    assert (sweep.name, sweep.size, list(sweep.titles.values())) == (
+        "tiny",
+        12,
+        ["A ring", "private"],
+    )
 
 
 def test_a_seed_is_that_of_training_and_partition(tiny):
@@ -32,8 +36,14 @@ def test_rates_are_tuned_on_held_out_training_data_and_their_own_seed(tiny):
     """And what is scored is the test set, on the other seeds."""
     for row in load(tiny).rows:
         tuning = list(row.tuning())
-        assert [(it.lr, it.seed, it.config.task.held_out) for it in tuning] == [(0.01, 100, True), (0.3, 100, True)]
-        assert [(it.seed, it.config.task.held_out) for it in row.final(0.3)] == [(1, False), (2, False)]
+        assert [(it.lr, it.seed, it.config.task.held_out) for it in tuning] == [
+            (0.01, 100, True),
+            (0.3, 100, True),
+        ]
+        assert [(it.seed, it.config.task.held_out) for it in row.final(0.3)] == [
+            (1, False),
+            (2, False),
+        ]
 
 
 def test_without_a_tuning_seed_every_rate_is_a_row(tiny):
@@ -51,9 +61,11 @@ def test_one_rate_needs_no_tuning(tiny):
 
 
 def test_every_combination_of_the_grid(tiny):
-    tiny.write_text(TINY + '[sweep.grid]\n"experiment.alpha" = [0.1, 1]\n"topology.kind" = ["ring", "full"]\n')
+    tiny.write_text(
+        TINY + '[sweep.grid]\n"experiment.alpha" = [0.1, 1]\n"topology.kind" = ["ring", "full"]\n'
+    )
     sweep = load(tiny).only(["xavg"])
-    found = [(row.setting, row.cell(None, 1, tuning=False).config) for row in sweep.rows]
+    found = [(row.setting, row.trial(None, 1, tuning=False).config) for row in sweep.rows]
     assert [(name, it.experiment.alpha, it.topology.kind) for name, it in found] == [
         ("ring, alpha 0.1, kind ring", 0.1, "ring"),
         ("ring, alpha 0.1, kind full", 0.1, "full"),
@@ -64,14 +76,14 @@ def test_every_combination_of_the_grid(tiny):
 
 def test_what_is_more_particular_wins(tiny):
     """Experiment < setting < method < --set."""
-    method = (
-        '[sweep.methods.both]\nalgorithm.name = "dmsgd"\nrates = [1.0, 2.0]\ntrain.rounds = 6\nmix.rule = "median"\n'
+    method = '[sweep.methods.both]\nalgorithm.name = "dmsgd"\nrates = [1.0, 2.0]\ntrain.rounds = 6\nmix.rule = "median"\n'
+    setting = (
+        '[sweep.settings.long]\nmethods = ["xavg", "both"]\nrates = [5.0, 6.0]\ntrain.rounds = 5\n'
     )
-    setting = '[sweep.settings.long]\nmethods = ["xavg", "both"]\nrates = [5.0, 6.0]\ntrain.rounds = 5\n'
     tiny.write_text(TINY + method + setting)
     plain, both = load(tiny).only(["long"]).rows
-    assert (plain.cell(None, 1, tuning=False).config.train.rounds, plain.rates) == (5, (5.0, 6.0))
-    config = both.cell(None, 1, tuning=False).config
+    assert (plain.trial(None, 1, tuning=False).config.train.rounds, plain.rates) == (5, (5.0, 6.0))
+    config = both.trial(None, 1, tuning=False).config
     assert (config.train.rounds, both.rates, config.algorithm.name, config.mix.rule) == (
         6,
         (1.0, 2.0),
@@ -79,7 +91,7 @@ def test_what_is_more_particular_wins(tiny):
         "median",
     )
     [_, both] = load(tiny, ["train.rounds=7"]).only(["long"]).rows
-    assert both.cell(None, 1, tuning=False).config.train.rounds == 7
+    assert both.trial(None, 1, tuning=False).config.train.rounds == 7
 
 
 def test_a_base_is_changed(tiny, tmp_path):
@@ -94,13 +106,19 @@ def test_a_base_is_changed(tiny, tmp_path):
 
 def test_quick_is_ten_rounds_two_rates_one_seed(tiny):
     row = load(tiny, ["sweep.rates=[0.1, 0.2, 0.3, 0.4]"], quick=True).rows[0]
-    assert (row.rates, row.seeds, next(iter(row.tuning())).config.train.rounds) == ((0.2, 0.3), (1,), 10)
+    assert (row.rates, row.seeds, next(iter(row.tuning())).config.train.rounds) == (
+        (0.2, 0.3),
+        (1,),
+        10,
+    )
 
 
 def test_only(tiny):
     sweep = load(tiny)
     assert len(sweep.only(["dpdl"]).rows) == 2
-    assert [(row.setting, row.method) for row in sweep.only(["ring/dpdl"]).rows] == [("ring", "dpdl")]
+    assert [(row.setting, row.method) for row in sweep.only(["ring/dpdl"]).rows] == [
+        ("ring", "dpdl")
+    ]
     assert list(sweep.only(["private"]).titles) == ["private"]
 
 
@@ -147,7 +165,7 @@ def test_mistakes_in_settings(tiny, setting, part):
 
 
 def configurations(file, settings=()):
-    return [row.cell(row.rates[0], 1, tuning=False).config for row in load(file, settings).rows]
+    return [row.trial(row.rates[0], 1, tuning=False).config for row in load(file, settings).rows]
 
 
 def refused(file, settings, part):
@@ -164,7 +182,11 @@ def test_no_sweep_section_is_said(tiny):
     refused(tiny, [], "no [sweep] section")
 
 
-SWEEPS = [path for path in sorted((ROOT / "docs" / "results").glob("*.toml")) if "[sweep]" in path.read_text()]
+SWEEPS = [
+    path
+    for path in sorted((ROOT / "docs" / "results").glob("*.toml"))
+    if "[sweep]" in path.read_text()
+]
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)
@@ -174,6 +196,9 @@ def test_the_sweeps_of_the_results_are_in_order(file):
 
 def test_the_page_of_the_results_counts_their_cells():
     page = (ROOT / "docs" / "results" / "README.md").read_text()
-    told = {name: int(cells) for name, cells in re.findall(r"\]\(([a-z-]+)\.toml\) \|.*\| \d+ of (\d+) \|", page)}
+    told = {
+        name: int(trials)
+        for name, trials in re.findall(r"\]\(([a-z-]+)\.toml\) \|.*\| \d+ of (\d+) \|", page)
+    }
     assert len(told) == 5
     assert {name: load(ROOT / "docs" / "results" / f"{name}.toml").size for name in told} == told

@@ -9,15 +9,18 @@ import pytest
 from sweeps import TINY, Here, keep
 
 from node.experiments.sweep import loop
+from node.experiments.sweep.estimate import estimated, told
 from node.experiments.sweep.folder import Folder, key_of, sweep_of
-from node.experiments.sweep.foresight import foreseen, told
 from node.experiments.sweep.grid import load
 from node.experiments.sweep.results import choice, result
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 
 
 def kept(out):
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "cells").iterdir()}
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (out / "cells").iterdir()
+    }
 
 
 def test_a_finished_cell_is_never_played_again(tiny, tmp_path):
@@ -41,12 +44,20 @@ def out_of(sweep, out):
 
 def test_the_budget_ends_it(tiny, tmp_path):
     sweep = load(tiny).only(["xavg"])
-    found = loop.run(sweep, Folder(out_of(sweep, tmp_path / "out")), Here(), budget=1e-9, quiet=True)
-    assert (found.played, found.left, found.stopped) == (1, 3, "the budget of 1e-09 core-hours is spent")
+    found = loop.run(
+        sweep, Folder(out_of(sweep, tmp_path / "out")), Here(), budget=1e-9, quiet=True
+    )
+    assert (found.played, found.left, found.stopped) == (
+        1,
+        3,
+        "the budget of 1e-09 core-hours is spent",
+    )
 
 
 def test_a_failed_cell_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
-    broken = '[sweep.settings.broken]\nmethods = ["xavg"]\ntask = { data = "file", path = "none.npz" }\n'
+    broken = (
+        '[sweep.settings.broken]\nmethods = ["xavg"]\ntask = { data = "file", path = "none.npz" }\n'
+    )
     tiny.write_text(TINY.replace("[sweep.settings.ring]", broken + "[sweep.settings.ring]"))
     sweep = load(tiny).only(["xavg"])
     folder = Folder(out_of(sweep, tmp_path / "out"))
@@ -58,7 +69,9 @@ def test_a_failed_cell_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     assert "failed: broken, xavg, lr 0.3" in capsys.readouterr().err
     assert Folder(tmp_path / "out").failures == found.failed
     assert found.left == 4, "its two seeds can't be said without a rate"
-    assert loop.run(sweep, Folder(tmp_path / "out"), Here(), quiet=True).failed == found.failed, "it is tried again"
+    assert loop.run(sweep, Folder(tmp_path / "out"), Here(), quiet=True).failed == found.failed, (
+        "it is tried again"
+    )
 
 
 def test_the_rate_is_chosen_by_held_out_data_never_by_the_test_set(tiny, tmp_path):
@@ -66,8 +79,8 @@ def test_the_rate_is_chosen_by_held_out_data_never_by_the_test_set(tiny, tmp_pat
     [row] = load(tiny).only(["ring/xavg"]).rows
     folder = Folder(tmp_path / "out")
     for lr in row.rates:
-        for cell in row.final(lr):
-            keep(folder, cell, 0.9 if lr == 0.01 else 0.1)
+        for trial in row.final(lr):
+            keep(folder, trial, 0.9 if lr == 0.01 else 0.1)
     assert choice(row, folder, 5) is None, "nothing was tuned yet"
     tuning = list(row.tuning())
     keep(folder, tuning[0], 0.5)
@@ -81,13 +94,13 @@ def test_the_rate_is_chosen_by_held_out_data_never_by_the_test_set(tiny, tmp_pat
 def test_of_equals_the_smallest_rate_and_the_edge_is_marked(tiny, tmp_path):
     [row] = load(tiny, ["sweep.rates=[0.3, 0.1, 0.2]"]).only(["ring/xavg"]).rows
     folder = Folder(tmp_path / "out")
-    for cell in row.tuning():
-        keep(folder, cell, 0.5 if cell.lr == 0.3 else 0.7)
+    for trial in row.tuning():
+        keep(folder, trial, 0.5 if trial.lr == 0.3 else 0.7)
     found = choice(row, folder, 5)
     assert found is not None
     assert (found.lr, found.edge) == (0.1, True)
-    for cell in row.tuning():
-        keep(folder, cell, 0.9 if cell.lr == 0.2 else 0.7)
+    for trial in row.tuning():
+        keep(folder, trial, 0.9 if trial.lr == 0.2 else 0.7)
     found = choice(row, folder, 5)
     assert found is not None
     assert (found.lr, found.edge) == (0.2, False)
@@ -102,27 +115,27 @@ def test_a_result_is_the_mean_of_late_evaluations_and_the_worst_node():
 def test_cells_of_other_code_are_played_again_unless_they_may_be_kept(swept, tmp_path):
     sweep, out = swept
     [row] = sweep.only(["ring/xavg"]).rows
-    [cell, *_] = row.tuning()
+    [trial, *_] = row.tuning()
     (tmp_path / "cells").mkdir()
-    record = json.loads((out / "cells" / f"{key_of(cell)}.json").read_text())
+    record = json.loads((out / "cells" / f"{key_of(trial)}.json").read_text())
     (tmp_path / "cells" / "old.json").write_text(json.dumps({**record, "code": "another"}))
-    assert Folder(tmp_path).found(cell) is None
-    assert Folder(tmp_path, any_code=True).found(cell) is not None
+    assert Folder(tmp_path).found(trial) is None
+    assert Folder(tmp_path, any_code=True).found(trial) is not None
 
 
 def test_a_record_of_an_older_schema_is_the_same_cell(swept, tmp_path):
     """A key that was added since has its default in both."""
     sweep, out = swept
     [row] = sweep.only(["ring/xavg"]).rows
-    [cell, *_] = row.tuning()
-    record = json.loads((out / "cells" / f"{key_of(cell)}.json").read_text())
+    [trial, *_] = row.tuning()
+    record = json.loads((out / "cells" / f"{key_of(trial)}.json").read_text())
     del record["configuration"]["mix"]
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "old.json").write_text(json.dumps(record))
-    assert Folder(tmp_path).found(cell) is not None
+    assert Folder(tmp_path).found(trial) is not None
     record["configuration"]["train"]["gone"] = 3
     (tmp_path / "cells" / "old.json").write_text(json.dumps(record))
-    assert (Folder(tmp_path).found(cell), Folder(tmp_path).unread) == (None, 1)
+    assert (Folder(tmp_path).found(trial), Folder(tmp_path).unread) == (None, 1)
 
 
 def test_a_folder_belongs_to_one_sweep(tiny, tmp_path, swept):
@@ -154,19 +167,21 @@ def test_a_damaged_cell_is_said(swept, tmp_path):
 
 def test_what_is_left_and_what_it_takes(swept, tiny, tmp_path):
     sweep, out = swept
-    whole = foreseen(sweep, Folder(out))
-    assert (whole.cells, whole.left, whole.unmeasured) == (12, 0, 0)
-    fresh = foreseen(load(tiny), Folder(tmp_path / "none"))
-    assert (fresh.cells, fresh.left, fresh.core_hours, fresh.unmeasured) == (12, 12, 0.0, 12)
+    whole = estimated(sweep, Folder(out))
+    assert (whole.trials, whole.left, whole.unmeasured) == (12, 0, 0)
+    fresh = estimated(load(tiny), Folder(tmp_path / "none"))
+    assert (fresh.trials, fresh.left, fresh.core_hours, fresh.unmeasured) == (12, 12, 0.0, 12)
     folder = Folder(out)
-    more = foreseen(load(tiny, ["sweep.seeds=[1, 2, 3]"]), folder)
-    assert (more.cells, more.left) == (15, 3)
+    more = estimated(load(tiny, ["sweep.seeds=[1, 2, 3]"]), folder)
+    assert (more.trials, more.left) == (15, 3)
     assert more.core_hours_left == pytest.approx(more.core_hours / 5, rel=0.9)
     assert list(told(more))[-1].startswith("15 cells, 3 left: about")
 
 
 def test_a_cell_that_other_code_played_is_failed_and_not_played_for_ever(tiny, tmp_path):
-    """A machine of the cluster with another peerpoise, or one that was upgraded while the sweep ran."""
+    """A machine of the cluster with another peerpoise, or one that was upgraded while the sweep
+    ran.
+    """
 
     class Elsewhere(Here):
         def wait(self):

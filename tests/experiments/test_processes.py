@@ -15,7 +15,7 @@ from sweeps import TINY, Here
 from node.experiments.sweep import loop
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load
-from node.experiments.sweep.workers import News, Workers
+from node.experiments.sweep.workers import TrialUpdate, Workers
 
 
 def figures(folder):
@@ -35,7 +35,9 @@ def test_two_processes_give_the_figures_of_one(tiny, tmp_path, swept):
     for jobs in (1, 2):
         folder = Folder(tmp_path / str(jobs))
         with folder.claimed(sweep):
-            outcome = loop.run(sweep, folder, Workers(jobs, tmp_path / str(jobs) / "log"), quiet=True)
+            outcome = loop.run(
+                sweep, folder, Workers(jobs, tmp_path / str(jobs) / "log"), quiet=True
+            )
         assert (outcome.played, outcome.failed, outcome.left) == (8, {}, 0)
         found.append(figures(Folder(tmp_path / str(jobs))))
     assert found[0] == found[1] == figures(Folder(swept[1]))
@@ -47,11 +49,15 @@ def command(file, out, *more):
 
 
 def test_killed_it_goes_on_where_it_was(tiny, tmp_path):
-    """kill -9 in the middle of a cell: finished cells stay as they are, of the unfinished one there is nothing."""
+    """kill -9 in the middle of a cell: finished cells stay as they are, of the unfinished one there
+    is nothing.
+    """
     slow = "[sweep.settings.slow]\ntrain = { rounds = 1000000, evaluate_every = 0 }\nmethods = ['dpdl']\n"
     tiny.write_text(TINY.partition("[sweep.settings.private]")[0] + slow)
     out = tmp_path / "out"
-    with subprocess.Popen(command(tiny, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command(tiny, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("8/"):  # the next one takes for ever
@@ -68,7 +74,10 @@ def test_killed_it_goes_on_where_it_was(tiny, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    return [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
+    return [
+        int(it)
+        for it in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    ]
 
 
 def gone(pid: int) -> None:
@@ -82,15 +91,15 @@ def gone(pid: int) -> None:
         assert ready, f"process {pid} is still there"
 
 
-def told(workers: Workers) -> News:
+def told(workers: Workers) -> TrialUpdate:
     while (news := workers.wait()).share is not None:
         pass
     return news
 
 
 def test_a_worker_that_is_killed_takes_its_cell_with_it_and_no_other(tiny, tmp_path):
-    [cell, other] = load(tiny).only(["ring/xavg"]).rows[0].final(0.1)
-    endless = {**cell.configuration, "train": {**cell.configuration["train"], "rounds": 1000000}}
+    [trial, other] = load(tiny).only(["ring/xavg"]).rows[0].final(0.1)
+    endless = {**trial.configuration, "train": {**trial.configuration["train"], "rounds": 1000000}}
     workers = Workers(1, tmp_path / "log")
     try:
         workers.start("a", endless)
@@ -99,7 +108,10 @@ def test_a_worker_that_is_killed_takes_its_cell_with_it_and_no_other(tiny, tmp_p
         [process] = workers._busy.values()
         process.kill()
         news = told(workers)
-        assert (news.key, news.error) == ("a", f"Its process was killed by SIGKILL; see {tmp_path / 'log'}.")
+        assert (news.key, news.error) == (
+            "a",
+            f"Its process was killed by SIGKILL; see {tmp_path / 'log'}.",
+        )
         workers.start("b", other.configuration)
         assert told(workers).record is not None
     finally:
@@ -107,16 +119,20 @@ def test_a_worker_that_is_killed_takes_its_cell_with_it_and_no_other(tiny, tmp_p
 
 
 def test_closing_ends_a_cell_in_the_middle(tiny, tmp_path):
-    [cell, _] = load(tiny).only(["ring/xavg"]).rows[0].final(0.1)
+    [trial, _] = load(tiny).only(["ring/xavg"]).rows[0].final(0.1)
     workers = Workers(1, tmp_path / "log")
-    workers.start("a", {**cell.configuration, "train": {**cell.configuration["train"], "rounds": 1000000}})
+    workers.start(
+        "a", {**trial.configuration, "train": {**trial.configuration["train"], "rounds": 1000000}}
+    )
     [process] = workers._busy.values()
     workers.close()
     assert process.returncode == 0
 
 
 @pytest.mark.parametrize("threads", ["4", None])
-def test_a_worker_has_one_thread_whatever_the_environment_says(tiny, tmp_path, monkeypatch, threads):
+def test_a_worker_has_one_thread_whatever_the_environment_says(
+    tiny, tmp_path, monkeypatch, threads
+):
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     else:

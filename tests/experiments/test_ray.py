@@ -1,4 +1,6 @@
-"""The same cells on a Ray cluster of this machine: make ray-test. Ray is 240 MB, so it is not in the dev extra."""
+"""The same cells on a Ray cluster of this machine: make ray-test. Ray is 240 MB, so it is not in
+the dev extra.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,17 @@ from node.experiments.sweep.raycluster import RayCluster
 from peer.errors import ConfigurationError
 
 wanted = pytest.mark.skipif(
-    not os.environ.get("RAY_TEST"), reason="Ray is 240 MB and not in the dev extra: make ray-test installs and tests it"
+    not os.environ.get("RAY_TEST"),
+    reason="Ray is 240 MB and not in the dev extra: make ray-test installs and tests it",
 )
 
 
 @wanted
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_cluster_gives_the_figures_of_this_process(tiny, tmp_path, swept):
-    broken = "[sweep.settings.broken]\nmethods = ['xavg']\ntask = { data = 'file', path = 'none.npz' }\n"
+    broken = (
+        "[sweep.settings.broken]\nmethods = ['xavg']\ntask = { data = 'file', path = 'none.npz' }\n"
+    )
     tiny.write_text(TINY + broken)
     sweep = load(tiny).only(["ring", "broken"])
     folder = Folder(tmp_path / "out")
@@ -40,8 +45,21 @@ def test_a_ray_cluster_gives_the_figures_of_this_process(tiny, tmp_path, swept):
 @wanted
 @pytest.mark.filterwarnings("ignore")
 def test_the_command(tiny, tmp_path):
-    command = [sys.executable, "-P", "-m", "peerpoise", "sweep", str(tiny), "--only", "ring/xavg", "--jobs", "2"]
-    done = subprocess.run([*command, "--ray", "local", "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "peerpoise",
+        "sweep",
+        str(tiny),
+        "--only",
+        "ring/xavg",
+        "--jobs",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, "--ray", "local", "--out", str(tmp_path / "out")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "4 cells played, 0 left" in done.stdout
 

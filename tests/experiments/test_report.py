@@ -1,4 +1,6 @@
-"""Tables against figures made by hand; a page with nothing outside of it; plots that are the same bytes again."""
+"""Tables against figures made by hand; a page with nothing outside of it; plots that are the same
+bytes again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 from pyarrow import parquet
 from sweeps import TINY, keep
 
-from node.experiments.report import files, findings, page, plots, tables
+from node.experiments.report import aggregate, files, page, plots, tables
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load
 
@@ -31,21 +33,31 @@ def private(total, **changes):
 def row_of(found, setting, method):
     [part] = [it for it in found.parts if it.name == setting]
     grid = tables.setting(part)
-    [cells] = [it for it in grid.rows if it[0] == method]
-    return dict(zip(grid.head, cells, strict=True)), grid.notes
+    [trials] = [it for it in grid.rows if it[0] == method]
+    return dict(zip(grid.head, trials, strict=True)), grid.notes
 
 
 @pytest.fixture
 def by_hand(tiny, tmp_path):
-    """xavg: 0.3 is chosen, seeds reach 60 and 70 %. dpdl: one of two seeds. private: nothing was run."""
+    """xavg: 0.3 is chosen, seeds reach 60 and 70 %. dpdl: one of two seeds. private: nothing was
+    run.
+    """
     sweep, folder = load(tiny), Folder(tmp_path / "out")
     xavg, dpdl, _ = sweep.rows
     for row in (xavg, dpdl):
-        for cell in row.tuning():
-            keep(folder, cell, 0.5 if cell.lr == 0.01 else 0.55)
+        for trial in row.tuning():
+            keep(folder, trial, 0.5 if trial.lr == 0.01 else 0.55)
     spread = [{"n0": [0.0, 0.5], "n1": [0.0, 0.7]}, {"n0": [0.0, 0.8], "n1": [0.0, 0.6]}]
-    for cell, accuracy in zip(xavg.final(0.3), spread, strict=True):
-        keep(folder, cell, 0, accuracy=accuracy, bytes=[1e6, 2e6], seconds=[1.0, 20.0], summary=SUMMARY)
+    for trial, accuracy in zip(xavg.final(0.3), spread, strict=True):
+        keep(
+            folder,
+            trial,
+            0,
+            accuracy=accuracy,
+            bytes=[1e6, 2e6],
+            seconds=[1.0, 20.0],
+            summary=SUMMARY,
+        )
     keep(folder, next(iter(dpdl.final(0.3))), 0.42, summary=SUMMARY)
     return sweep, folder
 
@@ -53,7 +65,7 @@ def by_hand(tiny, tmp_path):
 def test_means_deviations_and_worst_nodes(by_hand):
     sweep, folder = by_hand
     late = load(sweep.rows[0].files[0], ["sweep.late=1"])
-    found = findings.collect(late, folder)
+    found = aggregate.collect(late, folder)
     row, notes = row_of(found, "ring", "xavg")
     assert row == {
         "method": "xavg",
@@ -69,13 +81,13 @@ def test_means_deviations_and_worst_nodes(by_hand):
 
 
 def test_the_mean_is_over_late_evaluations(by_hand):
-    row, _ = row_of(findings.collect(*by_hand), "ring", "xavg")
+    row, _ = row_of(aggregate.collect(*by_hand), "ring", "xavg")
     assert row["mean of the nodes"] == "32.5 ± 3.5"
 
 
 def test_what_was_not_run_says_so(by_hand):
     sweep, folder = by_hand
-    found = findings.collect(sweep, folder)
+    found = aggregate.collect(sweep, folder)
     assert row_of(found, "private", "dpdl")[0]["mean of the nodes"] == "not run"
     row, _ = row_of(found, "ring", "dpdl")
     assert (row["mean of the nodes"], row["seeds"]) == ("42.0", "1/2")
@@ -85,18 +97,18 @@ def test_what_was_not_run_says_so(by_hand):
         ("xavg", "32.5 ± 3.5 / 27.5", "not run"),
         ("dpdl", "42.0 / 42.0 (1 of 2 seeds)", "not run"),
     )
-    assert (found.finished, found.cells) == (7, 12)
+    assert (found.finished, found.trials) == (7, 12)
     assert "not run" in tables.markdown(found)
     assert "<td>not run</td>" in page.page([found])
 
 
 def test_a_failure_stands_under_its_table(by_hand):
     sweep, folder = by_hand
-    [cell, *_] = sweep.rows[2].tuning()
-    folder.fail({cell.label: "There is no data file none.npz."})
-    row, notes = row_of(findings.collect(sweep, folder), "private", "dpdl")
+    [trial, *_] = sweep.rows[2].tuning()
+    folder.fail({trial.label: "There is no data file none.npz."})
+    row, notes = row_of(aggregate.collect(sweep, folder), "private", "dpdl")
     assert row["mean of the nodes"] == "failed"
-    assert notes[-1] == f"{cell.label}: There is no data file none.npz."
+    assert notes[-1] == f"{trial.label}: There is no data file none.npz."
 
 
 def test_no_epsilon_without_its_conditions(tiny, tmp_path):
@@ -104,12 +116,12 @@ def test_no_epsilon_without_its_conditions(tiny, tmp_path):
     tiny.write_text(TINY.replace('methods = ["dpdl"]', 'methods = ["dpdl", "paper"]') + method)
     sweep, folder = load(tiny, ["sweep.rates=[0.3]"]).only(["private"]), Folder(tmp_path / "out")
     strict, paper = sweep.rows
-    for cell, total in zip(strict.final(0.3), (7.9, 8.0), strict=True):
-        keep(folder, cell, 0.5, summary=private(total))
+    for trial, total in zip(strict.final(0.3), (7.9, 8.0), strict=True):
+        keep(folder, trial, 0.5, summary=private(total))
     void = private(0.0, mode="paper", batches="shared", accountant=None, epsilon={})
-    for cell in paper.final(0.3):
-        keep(folder, cell, 0.5, summary=void, accounted=55.25)
-    found = findings.collect(sweep, folder)
+    for trial in paper.final(0.3):
+        keep(folder, trial, 0.5, summary=void, accounted=55.25)
+    found = aggregate.collect(sweep, folder)
     row, notes = row_of(found, "private", "dpdl")
     assert (row["ε_total"], row["ε_link"]) == ("8.00 (a)", "4.00 (a, one link)")
     [under] = [note for note in notes if note.startswith("(a)")]
@@ -130,10 +142,10 @@ def test_rounds_to_a_loss_and_how_many_times_fewer(tiny, tmp_path):
     sweep = load(tiny, ["sweep.rates=[0.3]", "sweep.target_loss=0.5"]).only(["xavg"])
     folder = Folder(tmp_path / "out")
     for row, losses in zip(sweep.rows, ([0.7, 0.6, 0.5, 0.1], [0.5, 0.3, 0.2, 0.1]), strict=True):
-        for cell in row.final(0.3):
+        for trial in row.final(0.3):
             how = {"rounds": [5, 10, 15, 20], "metrics": {"loss": {"n0": losses, "n1": losses}}}
-            keep(folder, cell, 0.5, summary=SUMMARY, **how)
-    speed = tables.speed_up(findings.collect(sweep, folder))
+            keep(folder, trial, 0.5, summary=SUMMARY, **how)
+    speed = tables.speed_up(aggregate.collect(sweep, folder))
     assert speed.rows == (("xavg", "15 (÷ 1.00)", "5 (÷ 3.00)"),)
 
 
@@ -161,7 +173,7 @@ class Nesting(HTMLParser):
 
 @pytest.fixture(scope="module")
 def made(swept):
-    return page.page([findings.find(swept[1])])
+    return page.page([aggregate.find(swept[1])])
 
 
 def test_the_page_is_well_formed(made):
@@ -169,7 +181,11 @@ def test_the_page_is_well_formed(made):
     parser.feed(made)
     parser.close()
     assert parser.open == []
-    names = [attributes["id"] for tag, attributes in parser.seen if "id" in attributes and tag in ("h2", "section")]
+    names = [
+        attributes["id"]
+        for tag, attributes in parser.seen
+        if "id" in attributes and tag in ("h2", "section")
+    ]
     assert len(names) == len(set(names)) == 2
     for svg in re.findall(r"<svg.*?</svg>", made, re.DOTALL):
         ElementTree.fromstring(svg)
@@ -181,7 +197,10 @@ def test_the_page_needs_nothing_outside_of_it(made):
     for tag, attributes in parser.seen:
         assert tag not in ("script", "link", "iframe", "object", "base")
         for name in ("src", "href", "xlink:href", "srcset", "data"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), (
+                tag,
+                attributes,
+            )
     assert "url(" not in re.sub(r"url\(#\w+\)", "", made)
     assert "@import" not in made
 
@@ -196,14 +215,16 @@ def test_the_page_can_be_read_aloud(made):
         assert len(attributes["aria-label"]) > 40
     tags = [tag for tag, _ in parser.seen]
     assert tags.count("caption") == tags.count("table") > 2
-    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in parser.seen if tag == "th")
+    assert all(
+        attributes.get("scope") in ("col", "row") for tag, attributes in parser.seen if tag == "th"
+    )
     assert ("html", {"lang": "en"}) in parser.seen
     assert any(attributes.get("name") == "viewport" for _, attributes in parser.seen)
 
 
 def test_what_a_user_names_is_no_markup(tiny, tmp_path):
     tiny.write_text(TINY.replace('title = "A ring"', 'title = "<b>A & B</b>"'))
-    made = page.page([findings.collect(load(tiny), Folder(tmp_path / "out"))])
+    made = page.page([aggregate.collect(load(tiny), Folder(tmp_path / "out"))])
     assert "<b>" not in made
     assert "&lt;b&gt;A &amp; B&lt;/b&gt;" in made
 
@@ -214,7 +235,7 @@ def test_plots_are_the_same_bytes_again(swept):
 import hashlib
 from pathlib import Path
 from node.report import findings, plots
-found = findings.find(Path({str(swept[1])!r}))
+found = aggregate.find(Path({str(swept[1])!r}))
 for part in found.parts:
     for plot in plots.plots(part, found.methods):
         content = plot.svg() + plot.inline()
@@ -238,19 +259,31 @@ for part in found.parts:
 
 
 def test_an_epsilon_axis_says_what_it_is(swept):
-    found = findings.find(swept[1])
-    [plot] = [it for it in plots.plots(found.parts[1], found.methods) if it.name.endswith("epsilon")]
-    for part in ("strict", "add/remove one example", "δ = 0.001", "independent batches", "RDP", "any coalition"):
+    found = aggregate.find(swept[1])
+    [plot] = [
+        it for it in plots.plots(found.parts[1], found.methods) if it.name.endswith("epsilon")
+    ]
+    for part in (
+        "strict",
+        "add/remove one example",
+        "δ = 0.001",
+        "independent batches",
+        "RDP",
+        "any coalition",
+    ):
         assert part in plot.svg()
         assert part in plot.alt
 
 
 def test_a_heat_map_marks_attackers(tiny, tmp_path):
     sweep, folder = load(tiny, ["sweep.rates=[0.3]"]).only(["ring/dpdl"]), Folder(tmp_path / "out")
-    weight = {"n0": {"n0": [0.5, 0.5], "n1": [0.4, 0.4], "n2": [0.1, 0.1]}, "n1": {"n0": [0.6, 0.4], "n2": [None, 0.2]}}
-    for cell in sweep.rows[0].final(0.3):
-        keep(folder, cell, 0.5, summary=SUMMARY, weights={"weight": weight}, attackers=["n2"])
-    found = findings.collect(sweep, folder)
+    weight = {
+        "n0": {"n0": [0.5, 0.5], "n1": [0.4, 0.4], "n2": [0.1, 0.1]},
+        "n1": {"n0": [0.6, 0.4], "n2": [None, 0.2]},
+    }
+    for trial in sweep.rows[0].final(0.3):
+        keep(folder, trial, 0.5, summary=SUMMARY, weights={"weight": weight}, attackers=["n2"])
+    found = aggregate.collect(sweep, folder)
     [plot] = [it for it in plots.plots(found.parts[0], found.methods) if "weight" in it.name]
     assert "Means: honest neighbors 0.45, attackers 0.15." in plot.alt
     assert "n2 ✗" in plot.svg()
@@ -259,20 +292,28 @@ def test_a_heat_map_marks_attackers(tiny, tmp_path):
 
 def test_parquet_and_json_hold_what_tables_show(swept):
     _, out = swept
-    found = findings.find(out)
+    found = aggregate.find(out)
     assert {it.name for it in files.write(found, out)} == {
         "results.json", "cells.parquet", "evaluations.parquet", "weights.parquet"}  # fmt: skip
-    cells = parquet.read_table(out / "cells.parquet").to_pylist()
-    assert [(it["setting"], it["method"], it["seed"]) for it in cells] == [
+    trials = parquet.read_table(out / "cells.parquet").to_pylist()
+    assert [(it["setting"], it["method"], it["seed"]) for it in trials] == [
         ("ring", "xavg", 1), ("ring", "xavg", 2), ("ring", "dpdl", 1), ("ring", "dpdl", 2),
         ("private", "dpdl", 1), ("private", "dpdl", 2)]  # fmt: skip
     told = json.loads((out / "results.json").read_text())["settings"][0]["rows"][0]
-    mean = sum(it["accuracy"] for it in cells[:2]) / 2
+    mean = sum(it["accuracy"] for it in trials[:2]) / 2
     assert told["accuracy"]["mean"] == pytest.approx(mean)
     assert tables.setting(found.parts[0]).rows[0][2].startswith(f"{100 * mean:.1f}")
     evaluations = parquet.read_table(out / "evaluations.parquet").to_pylist()
     assert len(evaluations) == 6 * 4 * 4
-    assert {"round", "node", "accuracy", "loss", "bytes", "distance", "epsilon_total_live"} <= evaluations[0].keys()
+    assert {
+        "round",
+        "node",
+        "accuracy",
+        "loss",
+        "bytes",
+        "distance",
+        "epsilon_total_live",
+    } <= evaluations[0].keys()
     weights = parquet.read_table(out / "weights.parquet").to_pylist()
     assert {it["kind"] for it in weights} == {"cosine", "calibration"}
-    assert {it["mode"] for it in cells} == {"none", "strict"}
+    assert {it["mode"] for it in trials} == {"none", "strict"}

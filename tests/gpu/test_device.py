@@ -13,7 +13,9 @@ from peer.errors import ConfigurationError, TemporaryFailure
 NO_GPU = not torch.cuda.is_available()
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU"
+)
 def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
     assert device.pick("auto") == device.pick("cpu") == device.CPU
 

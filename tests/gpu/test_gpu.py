@@ -1,4 +1,6 @@
-"""The same on a GPU as on the CPU, within rounding: `pytest -m gpu`. Skipped where torch finds no NVIDIA GPU."""
+"""The same on a GPU as on the CPU, within rounding: `pytest -m gpu`. Skipped where torch finds no
+NVIDIA GPU.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,12 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients(model: str) -> None:
-    rows, here, there = np.arange(300), make(run(model), np.arange(300)), make(run(model), np.arange(300), GPU)
-    x, draw = here.start(1), torch.arange(len(rows))
+    rows, here, there = (
+        np.arange(300),
+        make(run(model), np.arange(300)),
+        make(run(model), np.arange(300), GPU),
+    )
+    x, draw = here.initial_parameters(1), torch.arange(len(rows))
     assert close(mean_gradient(there, x, draw), mean_gradient(here, x, draw), 1e-4)
     backend = probe(there)
     for clip in (0.01, 1e6):  # all clipped, none clipped
@@ -50,7 +56,9 @@ def test_gradients(model: str) -> None:
 
 
 def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
-    """The model that turned rounding into another class (see node/maths/clipping.py), on the GPU's kernels."""
+    """The model that turned rounding into another class (see node/maths/clipping.py), on the GPU's
+    kernels.
+    """
     task = make(run("softmax"), np.arange(300), GPU)
     x = torch.full((task.layout.size,), 1e9)
     x[1::2] *= -1
@@ -73,7 +81,14 @@ def final(name: str, mode: str, folder: Path, device: str) -> torch.Tensor:
         "algorithm": {"name": name, "lr": 0.05},
         "task": {"data": "digits", "model": "mlp", "hidden": 16},
         "train": {"rounds": 5, "evaluate_every": 0},
-        "privacy": {"mode": mode, "sigma": 2.0, "insecure_seed": 1, "rate": 0.1, "batch": 30, "delta": 1e-3},
+        "privacy": {
+            "mode": mode,
+            "sigma": 2.0,
+            "insecure_seed": 1,
+            "rate": 0.1,
+            "batch": 30,
+            "delta": 1e-3,
+        },
         "experiment": {"nodes": 3, "device": device},
     }
     if mode == "none":

@@ -1,8 +1,10 @@
-"""A member at full blast, in a process of its own: `python blast.py KIND FOLDER ADDRESS NODE_ID [MESSAGE…]`.
+"""A member at full blast, in a process of its own: `python blast.py KIND FOLDER ADDRESS NODE_ID
+[MESSAGE…]`.
 
-FOLDER holds its key and certificate; each MESSAGE is one in hexadecimal digits, sent over and over. It attacks the
-daemon at ADDRESS, which the test started, until it is killed, and connects again whenever it is cut. Its first line
-says that it has begun; then one line a second with what it has sent.
+FOLDER holds its key and certificate; each MESSAGE is one in hexadecimal digits, sent over and over.
+It attacks the daemon at ADDRESS, which the test started, until it is killed, and connects again
+whenever it is cut. Its first line says that it has begun; then one line a second with what it has
+sent.
 """
 
 from __future__ import annotations
@@ -45,14 +47,21 @@ def resets(raw: Raw, messages: list[bytes]) -> int:
 
 
 def bombs(raw: Raw, messages: list[bytes]) -> int:
-    """A header of 3,800 bytes that is kept once and named, a byte each time, as often as a frame has bytes."""
-    opened = [raw.open(SERVICE + "Beat", literal("a", VALUE, indexed=True), again() * 12000) for _ in range(OPEN)]
+    """A header of 3,800 bytes that is kept once and named, a byte each time, as often as a frame
+    has bytes.
+    """
+    opened = [
+        raw.open(SERVICE + "Beat", literal("a", VALUE, indexed=True), again() * 12000)
+        for _ in range(OPEN)
+    ]
     return _answered(raw, opened)
 
 
 def small_bombs(raw: Raw, messages: list[bytes]) -> int:
     """As many headers as just pass, in streams that stay open."""
-    opened = [raw.open(SERVICE + "Beat", literal("a", VALUE, indexed=True), again()) for _ in range(OPEN)]
+    opened = [
+        raw.open(SERVICE + "Beat", literal("a", VALUE, indexed=True), again()) for _ in range(OPEN)
+    ]
     return _answered(raw, opened)
 
 
@@ -73,7 +82,9 @@ def _answered(raw: Raw, opened: list[int]) -> int:
     """Waits until all are, or for a second."""
     left, end = set(opened), time.monotonic() + 1.0
     while left and time.monotonic() < end:
-        left -= {stream for kind, flags, stream, _ in raw.drain(0.05) if flags & 1 or kind == RST_STREAM}
+        left -= {
+            stream for kind, flags, stream, _ in raw.drain(0.05) if flags & 1 or kind == RST_STREAM
+        }
     return len(opened) - len(left)
 
 

@@ -1,4 +1,6 @@
-"""What hostile members are tried on: the conformance tests' meshes, and the cluster tests' daemons."""
+"""What hostile members are tried on: the conformance tests' meshes, and the cluster tests'
+daemons.
+"""
 
 from __future__ import annotations
 

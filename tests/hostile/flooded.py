@@ -1,4 +1,6 @@
-"""What the tests of floods and removals share: a cluster of daemons, and clients that attack one of them."""
+"""What the tests of floods and removals share: a cluster of daemons, and clients that attack one of
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def cluster(folder: Path, **settings: Any) -> AbstractAsyncContextManager[Cluste
 
 @asynccontextmanager
 async def attack(script: str, *words: str) -> AsyncIterator[list[str]]:
-    """A client of this folder, in a process of its own, from its first line on; yields the lines it has said."""
+    """A client of this folder, in a process of its own, from its first line on; yields the lines it
+    has said.
+    """
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(Path(__file__).with_name(script)), *words]
     process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)

@@ -1,4 +1,6 @@
-"""Members gone bad: nodes with valid keys that lie in what they say of themselves. In one process, over memory."""
+"""Members gone bad: nodes with valid keys that lie in what they say of themselves. In one process,
+over memory.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from peer import codec
 from peer.message import Peer
 from peer.session.interfaces import Payload
 from peer.session.mailbox import Key, Role, Shape
-from peer.session.peers import Position
+from peer.session.peers import LocalProgress
 from peer.v1 import peer_pb2 as pb
 
 
@@ -28,21 +30,25 @@ class Lie(Enum):
 
 
 def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None:
-    """`node` (of the conformance tests' mesh) claims to be in `round`, as soon as `after` is true."""
+    """`node` (of the conformance tests' mesh) claims to be in `round`, as soon as `after` is
+    true.
+    """
     session, due = node.session, after if lie is not Lie.AT_THE_START else lambda: True
 
-    class Ahead(Position):
+    class Ahead(LocalProgress):
         __slots__ = ()
 
         @property
         def earliest(self) -> int:
             return round if lie is not Lie.IN_BEATS and due() else super().earliest
 
-    honest, pulse = session.position, session._pulse
-    session.position = session.circle.position = Ahead(**{it.name: getattr(honest, it.name) for it in fields(honest)})
+    honest, pulse = session.position, session._make_heartbeat
+    session.position = session.peer_table.position = Ahead(
+        **{it.name: getattr(honest, it.name) for it in fields(honest)}
+    )
     dropped = False
 
-    def beat() -> pb.Beat:
+    def heartbeat() -> pb.Beat:
         nonlocal dropped
         made: pb.Beat = pulse()
         if lie is Lie.IN_BEATS and due():
@@ -53,7 +59,7 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
                 session.lose(peer, "So that there is a new handshake.")
         return made
 
-    session._pulse = beat
+    session._make_heartbeat = heartbeat
 
 
 class Moved:
@@ -63,7 +69,9 @@ class Moved:
         self.payload, self.nbytes = payload, nbytes
 
     async def frame(self, offset: int, length: int) -> bytes:
-        values = torch.frombuffer(bytearray(await self.payload.frame(offset, length)), dtype=torch.float32)
+        values = torch.frombuffer(
+            bytearray(await self.payload.frame(offset, length)), dtype=torch.float32
+        )
         return (values + 0.25).numpy().tobytes()
 
     async def digest(self) -> bytes:
@@ -74,13 +82,17 @@ class Moved:
 
 
 def tells_otherwise(node: Any, to: Peer, roles: frozenset[Role], first: int) -> None:
-    """From round `first` on `node` tells neighbor `to` other things than all the others, properly signed."""
+    """From round `first` on `node` tells neighbor `to` other things than all the others, properly
+    signed.
+    """
     transfers = node.session.transfers
     deliver = transfers.deliver
 
     async def other(peer: Peer, key: Key, shape: Shape, payload: Payload, **more: Any) -> bool:
         lie = peer == to and key.role in roles and key.round >= first
-        told: bool = await deliver(peer, key, shape, Moved(payload, shape.nbytes) if lie else payload, **more)
+        told: bool = await deliver(
+            peer, key, shape, Moved(payload, shape.nbytes) if lie else payload, **more
+        )
         return told
 
     transfers.deliver = other
@@ -90,7 +102,7 @@ def sends_nothing(node: Any, first: int) -> None:
     """From round `first` on `node` shows progress in every beat, and sends nothing."""
     transfers, position = node.session.transfers, node.session.position
     deliver, done = transfers.deliver, position.work_done
-    beats = 0
+    heartbeats = 0
 
     async def never(peer: Peer, key: Key, shape: Shape, payload: Payload, **more: Any) -> bool:
         if key.round < first:
@@ -100,8 +112,8 @@ def sends_nothing(node: Any, first: int) -> None:
         return False
 
     def work_done() -> int:
-        nonlocal beats
-        beats += 1
-        return int(done()) + beats
+        nonlocal heartbeats
+        heartbeats += 1
+        return int(done()) + heartbeats
 
     transfers.deliver, position.work_done = never, work_done

@@ -1,6 +1,8 @@
-"""HTTP/2 by hand over TLS: frames that no library would send, to attack daemons that a test itself started.
+"""HTTP/2 by hand over TLS: frames that no library would send, to attack daemons that a test itself
+started.
 
-Only what a client needs to open streams (RFC 9113), with HPACK (RFC 7541) written without Huffman codes.
+Only what a client needs to open streams (RFC 9113), with HPACK (RFC 7541) written without Huffman
+codes.
 """
 
 from __future__ import annotations
@@ -38,12 +40,17 @@ class Raw:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.socket.close()
 
     def open(self, path: str, *extra: bytes, ends: bool = True) -> int:
-        """Opens a stream with a request's headers and these further ones, encoded; returns its number. `ends`: the
-        block of headers does."""
+        """Opens a stream with a request's headers and these further ones, encoded; returns its
+        number. `ends`: the block of headers does."""
         self.stream += 2
         block = request(path) + b"".join(extra)
         first, rest = block[:16384], block[16384:]
@@ -55,7 +62,9 @@ class Raw:
 
     def message(self, stream: int, content: bytes, end: bool = True) -> None:
         """One grpc message."""
-        self.send(DATA, END_STREAM if end else 0, stream, struct.pack(">BI", 0, len(content)) + content)
+        self.send(
+            DATA, END_STREAM if end else 0, stream, struct.pack(">BI", 0, len(content)) + content
+        )
 
     def reset(self, stream: int) -> None:
         self.send(RST_STREAM, 0, stream, struct.pack(">I", 8))
@@ -64,8 +73,8 @@ class Raw:
         self.socket.sendall(frame(kind, flags, stream, payload))
 
     def drain(self, seconds: float = 0.0) -> list[tuple[int, int, int, bytes]]:
-        """The whole frames (kind, flags, stream, payload) that are here, or come within `seconds`; pings and settings
-        are answered, windows are opened again.
+        """The whole frames (kind, flags, stream, payload) that are here, or come within `seconds`;
+        pings and settings are answered, windows are opened again.
 
         Raises:
             ConnectionError: the other end closed the connection.
@@ -85,7 +94,11 @@ class Raw:
             length = int.from_bytes(self._read[:3], "big")
             if len(self._read) < 9 + length:
                 break
-            kind, flags, stream = self._read[3], self._read[4], int.from_bytes(self._read[5:9], "big")
+            kind, flags, stream = (
+                self._read[3],
+                self._read[4],
+                int.from_bytes(self._read[5:9], "big"),
+            )
             payload, self._read = self._read[9 : 9 + length], self._read[9 + length :]
             found.append((kind, flags, stream, payload))
             if kind in (SETTINGS, PING) and not flags & ACK:
@@ -96,13 +109,23 @@ class Raw:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    return (
+        len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    )
 
 
 def request(path: str) -> bytes:
     """The headers of a grpc call."""
-    pairs = {":method": "POST", ":scheme": "https", ":path": path, ":authority": "x", "te": "trailers"}
-    return b"".join(literal(*pair) for pair in {**pairs, "content-type": "application/grpc"}.items())
+    pairs = {
+        ":method": "POST",
+        ":scheme": "https",
+        ":path": path,
+        ":authority": "x",
+        "te": "trailers",
+    }
+    return b"".join(
+        literal(*pair) for pair in {**pairs, "content-type": "application/grpc"}.items()
+    )
 
 
 def literal(name: str, value: str, *, indexed: bool = False) -> bytes:

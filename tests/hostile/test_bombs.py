@@ -33,11 +33,19 @@ def zeros(write: Callable[[bytes], object], start: bytes = b"") -> None:
 
 def npz(folder: Path) -> Path:
     path = folder / "data.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
         head = io.BytesIO()
-        np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (SIZE >> 6, 8, 8)})
+        np.lib.format.write_array_header_1_0(
+            head, {"descr": "|u1", "fortran_order": False, "shape": (SIZE >> 6, 8, 8)}
+        )
         zeros(file.write, head.getvalue())
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("y.npy", "w") as file:
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("y.npy", "w") as file,
+    ):
         np.save(file, np.zeros(SIZE >> 6, np.int64))
     return path
 
@@ -56,7 +64,9 @@ def parquet(folder: Path) -> Path:
     from pyarrow import parquet
 
     column = pyarrow.array(np.zeros(SIZE, np.int8))
-    parquet.write_table(pyarrow.table({"a": column, "b": column}), folder / "data.parquet", compression="zstd")
+    parquet.write_table(
+        pyarrow.table({"a": column, "b": column}), folder / "data.parquet", compression="zstd"
+    )
     return folder / "data.parquet"
 
 
@@ -72,7 +82,11 @@ BOMBS = {
     "npz": (npz, lambda path: own(path, TaskSection()), UNPACKS),
     "csv.gz": (gzipped("data.csv.gz", b"a,b\n1,0\n"), lambda path: own(path, TABLE), UNPACKS),
     "txt.gz": (gzipped("data.txt", b"a"), read_text, UNPACKS),
-    "idx.gz": (gzipped("x-idx1-ubyte.gz", b"\0\0\x08\x01"), lambda path: idx.read(path, 1), UNPACKS),
+    "idx.gz": (
+        gzipped("x-idx1-ubyte.gz", b"\0\0\x08\x01"),
+        lambda path: idx.read(path, 1),
+        UNPACKS,
+    ),
     "parquet": (parquet, lambda path: own(path, TABLE), UNPACKS),
     "parquets": (lambda folder: parquet(folder).parent, lambda path: own(path, TABLE), UNPACKS),
     "png": (picture, lambda path: own(path, IMAGES), "more than 64 million pixels"),
@@ -97,9 +111,16 @@ def little_more_memory(size: int) -> Iterator[None]:
 def test_a_bomb_is_a_sentence_and_takes_no_memory(tmp_path: Path, kind: str) -> None:
     make, read, says = BOMBS[kind]
     path = make(tmp_path)
-    small = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    small = sum(
+        file.stat().st_size
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file()
+    )
     assert small < SIZE / packing.RATIO
-    with little_more_memory(packing.FREE * 2 + (64 << 20)), pytest.raises((DataError, OSError), match=says) as caught:
+    with (
+        little_more_memory(packing.FREE * 2 + (64 << 20)),
+        pytest.raises((DataError, OSError), match=says) as caught,
+    ):
         read(path)
     assert "\n" not in str(caught.value)
 
@@ -113,13 +134,17 @@ def test_without_the_bound_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_not_packed_may_be_as_large_as_it_is(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=np.zeros((20_000, 64, 64), np.uint8), y=np.zeros(20_000, np.int64))
+    np.savez(
+        tmp_path / "data.npz", x=np.zeros((20_000, 64, 64), np.uint8), y=np.zeros(20_000, np.int64)
+    )
     assert len(own(tmp_path / "data.npz", TaskSection())) == 20_000
 
 
 def test_no_other_reader_of_pictures_is_asked(tmp_path: Path) -> None:
     """An EPS names programs; whatever its name ends in, it is no picture here."""
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    (tmp_path / "a" / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    )
     with pytest.raises(DataError, match="can't be read as an image"):
         own(tmp_path, IMAGES)

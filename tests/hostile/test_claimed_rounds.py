@@ -1,5 +1,5 @@
-"""No neighbor moves a node to another round: a claim counts where a strict majority of all neighbors, two at least,
-make it, as far as it is plausible."""
+"""No neighbor moves a node to another round: a claim counts where a strict majority of all
+neighbors, two at least, make it, as far as it is plausible."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Played:
 
 async def played(lie: Lie, mode: str, graph: str, round: int) -> Played:
     """Four nodes, of which n1 is the liar."""
-    nodes, hoods = cluster(("d-psgd", {}), graph)
+    nodes, neighborhoods = cluster(("d-psgd", {}), graph)
     sync = SyncSection(mode=mode, deadline_s=2.0)  # type: ignore[arg-type]
-    together = mesh(nodes, hoods, ROUNDS, sync=sync, beat_seconds=0.02)
+    together = mesh(nodes, neighborhoods, ROUNDS, sync=sync, beat_seconds=0.02)
     honest = {name: node for name, node in together.items() if name != "n1"}
     found = Played({name: node.notes.rounds for name, node in honest.items()})
     liar = together["n1"]
@@ -74,7 +74,9 @@ async def test_one_liar_costs_no_round(lie: Lie, mode: str, graph: str) -> None:
 @pytest.mark.parametrize("graph", ["ring", "full"])
 @pytest.mark.parametrize("lie", Lie)
 @pytest.mark.parametrize("round", [ROUNDS - 1, (1 << 31) - 5])
-async def test_in_quorum_nobody_is_moved_beyond_the_honest(lie: Lie, graph: str, round: int) -> None:
+async def test_in_quorum_nobody_is_moved_beyond_the_honest(
+    lie: Lie, graph: str, round: int
+) -> None:
     """Whoever is behind there goes where its neighbors are, also without a liar."""
     found = await played(lie, "quorum", graph, round)
     assert found.too_far == []
@@ -86,12 +88,16 @@ async def test_in_quorum_nobody_is_moved_beyond_the_honest(lie: Lie, graph: str,
 async def test_power_of_the_majority(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """With one claim taken for enough the liar has its way."""
     monkeypatch.setattr(peer.membership, "majority", lambda degree: 1)
-    found = await played(Lie.IN_BEATS if mode == "quorum" else Lie.AT_THE_START, mode, "ring", ROUNDS - 1)
+    found = await played(
+        Lie.IN_BEATS if mode == "quorum" else Lie.AT_THE_START, mode, "ring", ROUNDS - 1
+    )
     assert any(len(rounds) < ROUNDS - 1 for rounds in found.rounds.values())
 
 
 CLAIMS = st.integers(0, 1 << 62)
-TOLD = st.lists(st.tuples(st.sampled_from(["agree", "beat", "transfer", "lose"]), CLAIMS), max_size=20)
+TOLD = st.lists(
+    st.tuples(st.sampled_from(["agree", "beat", "transfer", "lose"]), CLAIMS), max_size=20
+)
 
 
 def agree(it: Membership, peer: str, live_from: int, now: float) -> None:
@@ -99,11 +105,19 @@ def agree(it: Membership, peer: str, live_from: int, now: float) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(degree=st.integers(1, 8), t=st.integers(0, 1000), told=TOLD, beats=st.booleans(), quickest=st.floats(1e-3, 10))
+@given(
+    degree=st.integers(1, 8),
+    t=st.integers(0, 1000),
+    told=TOLD,
+    heartbeats=st.booleans(),
+    quickest=st.floats(1e-3, 10),
+)
 def test_whatever_one_neighbor_says(
-    degree: int, t: int, told: list[tuple[str, int]], beats: bool, quickest: float
+    degree: int, t: int, told: list[tuple[str, int]], heartbeats: bool, quickest: float
 ) -> None:
-    """The others are in round t + 1 at most, so this node, about to enter t, is moved by one round at most."""
+    """The others are in round t + 1 at most, so this node, about to enter t, is moved by one round
+    at most.
+    """
     liar, *honest = (f"n{k}" for k in range(degree))
     it, now = Membership.of("me", [liar, *honest], 10.0), 1.0
     for k, name in enumerate(honest):
@@ -118,13 +132,15 @@ def test_whatever_one_neighbor_says(
         elif what == "lose":
             it.lose(liar, "")
         else:
-            it.beat(liar, incarnation=1, order=order, round=value, phase=0, progress=order, waiting_for=frozenset(),
+            it.heartbeat(liar, incarnation=1, order=order, round=value, phase=0, progress=order, waiting_for=frozenset(),
                     idle=0.0, names_me=True, now=now)  # fmt: skip
-        assert it.most_have_reached(now, quickest=quickest, beats=beats) <= t + 2
+        assert it.most_have_reached(now, quickest=quickest, heartbeats=heartbeats) <= t + 2
 
 
 def test_a_claim_counts_as_far_as_rounds_can_have_passed() -> None:
-    """Two neighbors of two claim round 900; a hundred quick rounds can have passed since their last transfers."""
+    """Two neighbors of two claim round 900; a hundred quick rounds can have passed since their last
+    transfers.
+    """
     it = Membership.of("me", ["a", "b"], 10.0)
     for name in ("a", "b"):
         agree(it, name, 0, now=0.0)
@@ -132,9 +148,15 @@ def test_a_claim_counts_as_far_as_rounds_can_have_passed() -> None:
         it.lose(name, "The link was cut.")
         agree(it, name, 900, now=2.0)
     quickest = FASTER * 0.01
-    assert it.most_have_reached(2.0, quickest=quickest, beats=False) == pytest.approx(50 + 2 + 100, abs=1)
-    assert it.most_have_reached(10.0, quickest=quickest, beats=False) == pytest.approx(50 + 2 + 900 - 52, abs=1)
-    assert it.most_have_reached(2.0, quickest=None, beats=False) == 900, "nothing is known of how long rounds take"
+    assert it.most_have_reached(2.0, quickest=quickest, heartbeats=False) == pytest.approx(
+        50 + 2 + 100, abs=1
+    )
+    assert it.most_have_reached(10.0, quickest=quickest, heartbeats=False) == pytest.approx(
+        50 + 2 + 900 - 52, abs=1
+    )
+    assert it.most_have_reached(2.0, quickest=None, heartbeats=False) == 900, (
+        "nothing is known of how long rounds take"
+    )
 
 
 @pytest.mark.parametrize(("degree", "needed"), [(1, 2), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4)])
@@ -144,10 +166,10 @@ def test_a_majority_is_of_all_neighbors_and_never_one_alone(degree: int, needed:
 
 @pytest.mark.cluster
 async def test_a_lone_pair_heals_by_waiting() -> None:
-    """Two nodes of a ring whose other neighbor is gone, cut apart and healed: who is behind plays its rounds alone, and
-    is waited for at the round agreed on. Nobody skips."""
-    nodes, hoods = cluster(("d-psgd", {}), "ring")
-    together = mesh(nodes, hoods, 1_000_000, sync=SyncSection(deadline_s=1.0))
+    """Two nodes of a ring whose other neighbor is gone, cut apart and healed: who is behind plays
+    its rounds alone, and is waited for at the round agreed on. Nobody skips."""
+    nodes, neighborhoods = cluster(("d-psgd", {}), "ring")
+    together = mesh(nodes, neighborhoods, 1_000_000, sync=SyncSection(deadline_s=1.0))
     network = together["n0"].transport.network
     async with alive(together) as tasks:
         await until(lambda: len(together["n0"].notes.rounds) >= 2)
@@ -157,12 +179,18 @@ async def test_a_lone_pair_heals_by_waiting() -> None:
         network.partition(["n0"], ["n1"])
         await until(lambda: together["n0"].notes.losses and together["n1"].notes.losses)
         apart = max(len(together[name].notes.rounds) for name in ("n0", "n1"))
-        await until(lambda: max(len(together[name].notes.rounds) for name in ("n0", "n1")) > apart + 5)
+        await until(
+            lambda: max(len(together[name].notes.rounds) for name in ("n0", "n1")) > apart + 5
+        )
         network.heal()
 
         def together_again(name: str, peer: str) -> int:
             return max((t for t, w in together[name].notes.weights.items() if peer in w), default=0)
 
-        await until(lambda: together_again("n0", "n1") > apart + 5 and together_again("n1", "n0") > apart + 5)
+        await until(
+            lambda: (
+                together_again("n0", "n1") > apart + 5 and together_again("n1", "n0") > apart + 5
+            )
+        )
         for name in ("n0", "n1"):
             assert together[name].notes.rounds == list(range(len(together[name].notes.rounds)))

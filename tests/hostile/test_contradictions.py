@@ -1,5 +1,5 @@
-"""Who tells different neighbors different things: caught where two of them share an edge, with a proof that anybody can
-check; and nobody honest is ever accused."""
+"""Who tells different neighbors different things: caught where two of them share an edge, with a
+proof that anybody can check; and nobody honest is ever accused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Proofs(Observer):
     def __init__(self) -> None:
         self.found: list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]] = []
 
-    def contradicted(self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement) -> None:
+    def contradicted(
+        self, peer: Peer, told_by: Peer, public: bytes, one: pb.Statement, other: pb.Statement
+    ) -> None:
         self.found.append((peer, told_by, public, one, other))
 
 
@@ -46,22 +48,29 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
 
 
 def together(
-    people: dict[str, Identity], graph: str, nodes: int = 4, *, rounds: int = ROUNDS, mode: str = "round"
+    people: dict[str, Identity],
+    graph: str,
+    nodes: int = 4,
+    *,
+    rounds: int = ROUNDS,
+    mode: str = "round",
 ) -> dict[str, Any]:
     """A mesh whose nodes have keys, each with `Proofs`."""
-    algorithms, hoods = cluster(("dpdl", {"lr": 0.02}), graph, nodes)
-    ids, network = {name: people[name].id for name in hoods}, Network()
-    transports = {name: Memory(network, ids[name]) for name in hoods}
+    algorithms, neighborhoods = cluster(("dpdl", {"lr": 0.02}), graph, nodes)
+    ids, network = {name: people[name].id for name in neighborhoods}, Network()
+    transports = {name: Memory(network, ids[name]) for name in neighborhoods}
     sync = SyncSection(deadline_s=10.0, mode=mode)  # type: ignore[arg-type]
-    found = mesh(algorithms, hoods, rounds, transports=transports, ids=ids, sync=sync)
+    found = mesh(algorithms, neighborhoods, rounds, transports=transports, ids=ids, sync=sync)
     for name, node in found.items():
         node.session.identity = node.session.transfers.identity = people[name]
-        node.session.circle.observer = Proofs()
+        node.session.peer_table.observer = Proofs()
     return found  # type: ignore[no-any-return]
 
 
 def proofs(node: Any) -> list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]]:
-    found: list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]] = node.session.circle.observer.found
+    found: list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]] = (
+        node.session.peer_table.observer.found
+    )
     return found
 
 
@@ -89,7 +98,9 @@ async def test_two_receivers_who_share_an_edge_catch_it_within_two_rounds(
 
 
 @pytest.mark.cluster
-async def test_where_no_two_receivers_share_an_edge_nobody_sees_it(people: dict[str, Identity]) -> None:
+async def test_where_no_two_receivers_share_an_edge_nobody_sees_it(
+    people: dict[str, Identity],
+) -> None:
     nodes = together(people, "ring")
     tells_otherwise(nodes["n1"], "n2", frozenset([Role.MIX]), first=LIES_FROM)
     await play(nodes)
@@ -97,7 +108,9 @@ async def test_where_no_two_receivers_share_an_edge_nobody_sees_it(people: dict[
 
 
 @pytest.mark.cluster
-async def test_power_of_passing_statements_on(people: dict[str, Identity], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_power_of_passing_statements_on(
+    people: dict[str, Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Transfers, "_heard_of_others", lambda self, to: [])
     nodes = together(people, "full")
     tells_otherwise(nodes["n1"], "n2", frozenset([Role.MIX]), first=LIES_FROM)
@@ -126,11 +139,14 @@ async def test_who_starts_again_is_not_accused(people: dict[str, Identity]) -> N
         tasks["n1"].cancel()
         await asyncio.gather(tasks["n1"], return_exceptions=True)
         again = together(people, "full", rounds=4000)["n1"]
-        again.session.circle.incarnation = 2
+        again.session.peer_table.incarnation = 2
         again.transport.network = nodes["n0"].transport.network
         again.book.table = nodes["n0"].book.table
         task = asyncio.create_task(again.live(first=2))
-        while sum("n1" in nodes["n0"].notes.weights[t] for t in list(nodes["n0"].notes.weights)[-5:]) < 5:  # noqa: ASYNC110
+        while (
+            sum("n1" in nodes["n0"].notes.weights[t] for t in list(nodes["n0"].notes.weights)[-5:])
+            < 5
+        ):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -140,9 +156,11 @@ async def test_who_starts_again_is_not_accused(people: dict[str, Identity]) -> N
 async def test_a_statement_nobody_signed_proves_nothing(people: dict[str, Identity]) -> None:
     """A neighbor can't accuse another by what it makes up."""
     node = together(people, "full")["n0"]
-    transfers, contact = node.session.transfers, node.session.circle.contacts["n1"]
+    transfers, contact = node.session.transfers, node.session.peer_table.contacts["n1"]
     contact.spki = people["n1"].spki
-    said = pb.Statement(sender=people["n1"].id, incarnation=1, round=3, role="ROLE_MIX", digest=b"a" * 32)
+    said = pb.Statement(
+        sender=people["n1"].id, incarnation=1, round=3, role="ROLE_MIX", digest=b"a" * 32
+    )
     said.signature = people["n1"].sign_statement("run", said)
     transfers.statements.note("n1", said)
     forged = pb.Statement()

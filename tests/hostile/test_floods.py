@@ -30,8 +30,9 @@ COST = {
     "bombs": 2.0,
     "resets": 10.0,
 }
-"""How much CPU of the daemon's own a round may cost under each flood, times what it costs at rest. What grpc does with
-streams that are reset at once, and with the first headers of a connection, is not ours to bound."""
+"""How much CPU of the daemon's own a round may cost under each flood, times what it costs at rest.
+What grpc does with streams that are reset at once, and with the first headers of a connection, is
+not ours to bound."""
 MEMORY = 100.0
 """MiB on top."""
 ROUNDS = 150
@@ -41,20 +42,32 @@ ROUNDS = 150
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:
     ca = CertificateAuthority.create(tmp_path / "ca")
-    return Federation(tmp_path, ca, *(ca.enrol(tmp_path / name) for name in ("alice", "bob", "carol")))
+    return Federation(
+        tmp_path, ca, *(ca.enrol(tmp_path / name) for name in ("alice", "bob", "carol"))
+    )
 
 
-async def served(federation: Federation, kind: str, enough: float = float("inf")) -> tuple[int, float]:
-    """How many calls were read or refused, and in how many seconds: SECONDS, or until there are `enough`. Bob floods,
-    carol is heard as ever."""
+async def served(
+    federation: Federation, kind: str, enough: float = float("inf")
+) -> tuple[int, float]:
+    """How many calls were read or refused, and in how many seconds: SECONDS, or until there are
+    `enough`. Bob floods, carol is heard as ever."""
     clock = asyncio.get_running_loop().time
     async with nothing_left():
-        service, listener, refused = Recorder.open(take=1), Grpc(federation.alice, "127.0.0.1:0"), []
-        listener.refused = lambda caller, code: refused.append(code) if code != pb.CODE_BUSY else None
+        service, listener, refused = (
+            Recorder.open(take=1),
+            Grpc(federation.alice, "127.0.0.1:0"),
+            [],
+        )
+        listener.refused = lambda caller, code: (
+            refused.append(code) if code != pb.CODE_BUSY else None
+        )
         address = await listener.serve(service)
         count: Callable[[], int] = lambda: len(service.calls) + len(service.callers) + len(refused)  # noqa: E731
         began = clock()
-        async with attack("blast.py", kind, str(federation.folder / "bob"), address, federation.alice.id):
+        async with attack(
+            "blast.py", kind, str(federation.folder / "bob"), address, federation.alice.id
+        ):
             carol = Grpc(federation.carol, "127.0.0.1:0").link(federation.alice.id, address)
             while clock() < began + SECONDS and count() <= enough:
                 assert await carol.call("Beat", b"hello", 2.0)
@@ -87,18 +100,31 @@ async def test_power_without_tokens_it_is_served_as_fast_as_it_calls(
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("kinds", [(*COST,) if LONG else ("refused",)], ids=["long" if LONG else "short"])
+@pytest.mark.parametrize(
+    "kinds", [(*COST,) if LONG else ("refused",)], ids=["long" if LONG else "short"]
+)
 async def test_rounds_cost_what_they_cost_at_rest(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     """n2 is a neighbor of n0's and n1's that never starts; its certificate blasts at n0."""
     start = {"timeout_s": 5.0, "min_neighbors": 1}
-    async with cluster(tmp_path, nodes=3, rounds=100_000, start=start, train={"checkpoint_every": 1000}) as c:
+    async with cluster(
+        tmp_path, nodes=3, rounds=100_000, start=start, train={"checkpoint_every": 1000}
+    ) as c:
         n0, n1 = c.start("n0"), c.start("n1")
         await n0.until(lambda: n0.reached(20))
         for kind in kinds:
             rest, before = await cost(n0), memory(n0)
-            async with attack("blast.py", kind, str(c.homes["n2"]), c.addresses["n0"], ids(c)["n0"], blast(c, kind)):
+            async with attack(
+                "blast.py",
+                kind,
+                str(c.homes["n2"]),
+                c.addresses["n0"],
+                ids(c)["n0"],
+                blast(c, kind),
+            ):
                 flooded = await cost(n0)
-                print(f"{kind}: a round costs {flooded / rest:.2f} times as much, {memory(n0) - before:+.0f} MiB")
+                print(
+                    f"{kind}: a round costs {flooded / rest:.2f} times as much, {memory(n0) - before:+.0f} MiB"
+                )
                 assert flooded < COST[kind] * rest, kind
                 assert memory(n0) < before + MEMORY, kind
         await until(lambda: warns(n0, "n2, a member of the roster, calls this node too often"))
@@ -117,7 +143,12 @@ async def cost(process: Process) -> float:
 
 def spent(process: Process) -> float:
     """CPU seconds of this process, in all its threads."""
-    fields = Path(f"/proc/{process.popen.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    fields = (
+        Path(f"/proc/{process.popen.pid}/stat")
+        .read_text(encoding="utf-8")
+        .rpartition(")")[2]
+        .split()
+    )
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -128,12 +159,26 @@ def ids(c: Cluster) -> dict[str, str]:
 def blast(c: Cluster, kind: str) -> str:
     """What n2 says over and over, in hexadecimal digits: as near to the truth as can be."""
     own, n0, run = ids(c)["n2"], ids(c)["n0"], c.run.run_id
-    shared = {"protocol": codec.PROTOCOL, "run": run, "roster": 1, "sender": own, "receiver": n0, "incarnation": 1}
+    shared = {
+        "protocol": codec.PROTOCOL,
+        "run": run,
+        "roster": 1,
+        "sender": own,
+        "receiver": n0,
+        "incarnation": 1,
+    }
     messages = {
         "beats": pb.Beat(run=run, sender=own, incarnation=1, round=-1, order=1),
         "handshakes": pb.Hello(**shared, nonce=bytes(32), layout=bytes(32)),
         "refused": pb.Header(
-            **shared, sequence=1, round=1, role="ROLE_SAY", kind="x", layout=bytes(32), parts=1, dtype="DTYPE_FLOAT32"
+            **shared,
+            sequence=1,
+            round=1,
+            role="ROLE_SAY",
+            kind="x",
+            layout=bytes(32),
+            parts=1,
+            dtype="DTYPE_FLOAT32",
         ),
     }
     return codec.encode(messages[kind]).hex() if kind in messages else ""

@@ -1,4 +1,6 @@
-"""Nobody honest is refused, cut, masked or accused: jitter, pauses shorter than a deadline, a restart."""
+"""Nobody honest is refused, cut, masked or accused: jitter, pauses shorter than a deadline, a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -56,20 +58,22 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     return {name: ca.enrol(folder / name) for name in (f"n{k}" for k in range(9))}
 
 
-def together(people: dict[str, Identity], graph: str, network: Network, **more: Any) -> dict[str, Node]:
-    nodes, hoods = cluster(("dpdl", {"lr": 0.02}), graph, GRAPHS[graph], door=Pausing)
-    ids = {name: people[name].id for name in hoods}
-    transports = {name: Memory(network, ids[name]) for name in hoods}
+def together(
+    people: dict[str, Identity], graph: str, network: Network, **more: Any
+) -> dict[str, Node]:
+    nodes, neighborhoods = cluster(("dpdl", {"lr": 0.02}), graph, GRAPHS[graph], gate=Pausing)
+    ids = {name: people[name].id for name in neighborhoods}
+    transports = {name: Memory(network, ids[name]) for name in neighborhoods}
     sync = SyncSection(deadline_s=DEADLINE)
-    found = mesh(nodes, hoods, ROUNDS, transports=transports, ids=ids, sync=sync, **more)
+    found = mesh(nodes, neighborhoods, ROUNDS, transports=transports, ids=ids, sync=sync, **more)
     for name, node in found.items():
         node.session.identity = node.session.transfers.identity = people[name]
-        node.session.circle.observer = Faults()
+        node.session.peer_table.observer = Faults()
     return found  # type: ignore[no-any-return]
 
 
 def blameless(node: Node) -> bool:
-    return node.session.circle.observer.found == []
+    return node.session.peer_table.observer.found == []
 
 
 @pytest.mark.cluster
@@ -81,7 +85,9 @@ async def test_pauses_and_delays(people: dict[str, Identity], graph: str) -> Non
     for node in nodes.values():
         assert node.notes.rounds == list(range(ROUNDS))
         assert (node.notes.losses, node.notes.drops, node.notes.skips) == ([], [], [])
-        assert all(set(weight) == set(node.hood.weight) for weight in node.notes.weights.values())
+        assert all(
+            set(weight) == set(node.neighborhood.weight) for weight in node.notes.weights.values()
+        )
         assert blameless(node)
 
 
@@ -99,13 +105,15 @@ async def test_a_restart(people: dict[str, Identity], graph: str) -> None:
         await asyncio.gather(tasks["n1"], return_exceptions=True)
         again = together(people, graph, network, incarnation=2)["n1"]
         again.book.table = nodes["n0"].book.table
-        await asyncio.gather(again.live(first=reached + 1), *(task for name, task in tasks.items() if name != "n1"))
+        await asyncio.gather(
+            again.live(first=reached + 1), *(task for name, task in tasks.items() if name != "n1")
+        )
     others = [node for name, node in nodes.items() if name != "n1"]
     for node in others:
         assert {peer for _, peer in node.notes.losses} <= {"n1"}
         assert node.notes.rounds == list(range(ROUNDS))
         assert blameless(node)
-        if "n1" in node.hood.neighbors:
+        if "n1" in node.neighborhood.neighbors:
             assert "n1" in node.notes.weights[ROUNDS - 1]
     assert {peer for _, peer in again.notes.losses} == set()
     assert blameless(again)

@@ -1,4 +1,6 @@
-"""Another user of this machine, who prepares folders, links and files where a node is going to write."""
+"""Another user of this machine, who prepares folders, links and files where a node is going to
+write.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 from node.records.checkpoint import save_model
 from node.records.journal import Journal
-from node.records.peer_heads import Remembered
+from node.records.peer_heads import NeighborLedgerHeads
 from peer import files
 from peer.errors import IdentityError, LedgerError, StorageError
 from peer.identity.keys import CertificateAuthority, create_key, load_key
@@ -43,7 +45,7 @@ def umask(mask: int) -> Iterator[None]:
 
 
 def remembered(folder: Path) -> None:
-    it = Remembered(folder)
+    it = NeighborLedgerHeads(folder)
     it.told("a", LedgerHead(label=b"x" * 32, sequence=1, digest=b"y" * 32, signature=b"z"))
     it.save()
 
@@ -51,7 +53,12 @@ def remembered(folder: Path) -> None:
 def ledger(folder: Path) -> None:
     with Ledger.open(folder, "ward") as it:
         it.debit("run", 0, "b", MECHANISM)
-        assert {path.suffix for path in folder.iterdir()} >= {".sqlite", ".sqlite-wal", ".head", ".lock"}
+        assert {path.suffix for path in folder.iterdir()} >= {
+            ".sqlite",
+            ".sqlite-wal",
+            ".head",
+            ".lock",
+        }
 
 
 def journal(folder: Path) -> None:
@@ -63,21 +70,27 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "journal": journal,
     "ledger": ledger,
     "remembered": remembered,
-    "model": lambda folder: save_model(folder / "m.safetensors", Layout((("w", (3,)),)), torch.zeros(3)),
+    "model": lambda folder: save_model(
+        folder / "m.safetensors", Layout((("w", (3,)),)), torch.zeros(3)
+    ),
     "rows": lambda folder: partition.save(folder / "rows.npy", np.arange(3)),
-    "node.toml": lambda folder: write(NodeConfig(name="a", identity=provisioning.OWN), folder / "node.toml"),
+    "node.toml": lambda folder: write(
+        NodeConfig(name="a", identity=provisioning.OWN), folder / "node.toml"
+    ),
 }
 """What a node keeps, by what writes it."""
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o277])
 @pytest.mark.parametrize("what", WRITERS)
-def test_what_a_node_keeps_is_its_own_whatever_the_umask(tmp_path: Path, what: str, mask: int) -> None:
+def test_what_a_node_keeps_is_its_own_whatever_the_umask(
+    tmp_path: Path, what: str, mask: int
+) -> None:
     """Also below a folder that everybody may look into."""
     with umask(mask):
         (tmp_path / "open").mkdir()
         (tmp_path / "open").chmod(0o755)
-        for folder in (tmp_path / "open", files.made(tmp_path / "new" / "folder")):
+        for folder in (tmp_path / "open", files.ensure_dir(tmp_path / "new" / "folder")):
             WRITERS[what](folder)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "open").iterdir()} == {0o600}
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
@@ -90,7 +103,15 @@ def test_no_name_that_can_be_foretold_is_a_way_into_other_files(tmp_path: Path, 
     victim, home = tmp_path / "victim", tmp_path / "home"
     victim.write_text("mine")
     home.mkdir()
-    names = ("node.key", "journal.jsonl", "ward.sqlite", "ward.head", "ward.lock", "m.safetensors", "rows.npy")
+    names = (
+        "node.key",
+        "journal.jsonl",
+        "ward.sqlite",
+        "ward.head",
+        "ward.lock",
+        "m.safetensors",
+        "rows.npy",
+    )
     for name in (*names, "node.toml"):
         for draft in (f"{name}.tmp", f".{name}.{os.getpid()}", "ward.head.new"):
             (home / draft).unlink(missing_ok=True)
@@ -99,7 +120,9 @@ def test_no_name_that_can_be_foretold_is_a_way_into_other_files(tmp_path: Path, 
     assert victim.read_text() == "mine"
 
 
-def test_a_draft_that_lies_there_already_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_that_lies_there_already_gets_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even if its name could be guessed."""
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
     planted = tmp_path / f"{files.DRAFT}guessed"
@@ -113,13 +136,17 @@ def test_a_draft_that_lies_there_already_gets_no_key(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "ward.lock", "ward.sqlite"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "fifo"])
-def test_a_file_that_stays_is_no_link_and_nobody_elses(tmp_path: Path, name: str, kind: str) -> None:
-    home, victim = files.made(tmp_path / "home"), tmp_path / "victim"
+def test_a_file_that_stays_is_no_link_and_nobody_elses(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    home, victim = files.ensure_dir(tmp_path / "home"), tmp_path / "victim"
     write = journal if name.startswith("journal") else ledger
     write(home)
     (home / name).rename(victim)
     before = victim.read_bytes()
-    {"link": (home / name).symlink_to, "hard link": (home / name).hardlink_to}.get(kind, lambda _: None)(victim)
+    {"link": (home / name).symlink_to, "hard link": (home / name).hardlink_to}.get(
+        kind, lambda _: None
+    )(victim)
     if kind == "fifo":
         os.mkfifo(home / name)
     with pytest.raises((StorageError, LedgerError), match=r"can't be (written|made|used)"):
@@ -135,12 +162,16 @@ def test_another_users_file_is_not_written_to(tmp_path: Path, what: str) -> None
         os.chown(tmp_path / name, STRANGER, STRANGER)
     with pytest.raises((StorageError, LedgerError, IdentityError)):
         WRITERS[what](tmp_path)
-    assert all(path.read_bytes() == b"" for path in tmp_path.iterdir() if path.stat().st_uid == STRANGER)
+    assert all(
+        path.read_bytes() == b"" for path in tmp_path.iterdir() if path.stat().st_uid == STRANGER
+    )
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
 @pytest.mark.parametrize("what", ["key", "ledger"])
-def test_a_folder_that_others_can_write_to_holds_no_key_and_no_ledger(tmp_path: Path, mode: int, what: str) -> None:
+def test_a_folder_that_others_can_write_to_holds_no_key_and_no_ledger(
+    tmp_path: Path, mode: int, what: str
+) -> None:
     tmp_path.chmod(mode)
     with pytest.raises((StorageError, LedgerError), match=f"run: chmod go-w {tmp_path}"):
         WRITERS[what](tmp_path)
@@ -181,8 +212,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def squatted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for temporary files in which the name for status sockets is taken: by a folder with another's mode, and
-    where this test may, another's owner."""
+    """A folder for temporary files in which the name for status sockets is taken: by a folder with
+    another's mode, and where this test may, another's owner."""
     with tempfile.TemporaryDirectory(prefix="pp", dir="/tmp") as name:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         monkeypatch.setattr(tempfile, "tempdir", name)
@@ -197,7 +228,7 @@ def squatted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_taken_folder_for_sockets_moves_them_into_the_nodes_own(squatted: Path) -> None:
     with pytest.raises(StorageError):
         status.folder()
-    home = files.made(squatted / "home")
+    home = files.ensure_dir(squatted / "home")
     [path] = status.places("abcdefghijkl", "n0", home)
     assert path.parent == home
     (squatted / f"peerpoise-{os.getuid()}").rmdir()

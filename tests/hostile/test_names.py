@@ -1,4 +1,6 @@
-"""Names and texts that somebody else chose and people read: nothing in them is invisible, turned around or markup."""
+"""Names and texts that somebody else chose and people read: nothing in them is invisible, turned
+around or markup.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +86,15 @@ GRID = Grid(title=EVIL, head=(EVIL, "b"), rows=((EVIL, EVIL),), notes=(EVIL,))
 
 
 def test_markdown_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = "\n".join(tables.quoted(text) for text in (GRID.title, *GRID.head, *GRID.rows[0], *GRID.notes))
+    written = "\n".join(
+        tables.quoted(text) for text in (GRID.title, *GRID.head, *GRID.rows[0], *GRID.notes)
+    )
     assert not {"\x1b", "\u202e", "<", ">"} & set(written)
     assert r"\|\[a\](javascript:b)\`c\`\*d\*U+001B\[31mU+202E # e" in written
     assert tables.quoted("# a") == r"\# a"
-    assert tables.quoted("ε_total ≤ 8, dp-dmsgd") == "ε_total ≤ 8, dp-dmsgd", "what is harmless stands as it is"
+    assert tables.quoted("ε_total ≤ 8, dp-dmsgd") == "ε_total ≤ 8, dp-dmsgd", (
+        "what is harmless stands as it is"
+    )
 
 
 def test_html_is_text() -> None:

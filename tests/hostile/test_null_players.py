@@ -1,4 +1,6 @@
-"""Free riders against ROSS: what a neighbor that answers with zeros or with one's own model weighs, and costs."""
+"""Free riders against ROSS: what a neighbor that answers with zeros or with one's own model weighs,
+and costs.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,18 @@ BASE: dict[str, Any] = {
 }
 
 
-def played(folder: Path, kind: str, attack: dict[str, Any] | None, null_players: str = "capped") -> tuple[float, float]:
-    """Mean accuracy of the honest, over the last two evaluations, and the largest weight n0 had with any of them."""
+def played(
+    folder: Path, kind: str, attack: dict[str, Any] | None, null_players: str = "capped"
+) -> tuple[float, float]:
+    """Mean accuracy of the honest, over the last two evaluations, and the largest weight n0 had
+    with any of them.
+    """
     found = ExperimentConfig.model_validate(
         BASE
-        | {"topology": {"kind": kind}, "algorithm": {"name": "ross", "lr": 0.1, "null_players": null_players}}
+        | {
+            "topology": {"kind": kind},
+            "algorithm": {"name": "ross", "lr": 0.1, "null_players": null_players},
+        }
         | {"experiment": {"nodes": 5, "alpha": 0.25, "seed": 1, "attack": attack}}
     )
     simulate(found, folder)
@@ -38,7 +47,9 @@ def played(folder: Path, kind: str, attack: dict[str, Any] | None, null_players:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ring", "full"])
-def test_free_riders_weigh_their_share_at_most_and_learning_goes_on(tmp_path: Path, kind: str) -> None:
+def test_free_riders_weigh_their_share_at_most_and_learning_goes_on(
+    tmp_path: Path, kind: str
+) -> None:
     share = {"ring": 1 / 3, "full": 1 / 5}[kind]
     clean, _ = played(tmp_path / "clean", kind, None)
     for name in ("zero", "echo"):

@@ -37,9 +37,16 @@ def bad(c: Cluster, turn: Callable[[Witness], None]) -> Witness:
 
 @pytest.mark.parametrize(("mode", "lie"), [("round", Lie.AT_THE_START), ("quorum", Lie.IN_BEATS)])
 async def test_claims_of_other_rounds(daemons: Any, mode: str, lie: Lie) -> None:
-    """They cost no round; in quorum mode, where nobody waits, they bring nobody beyond the other honest node."""
+    """They cost no round; in quorum mode, where nobody waits, they bring nobody beyond the other
+    honest node.
+    """
     async with daemons(kind="ring", rounds=ROUNDS, sync={"mode": mode, "deadline_s": 5.0}) as c:
-        bad(c, lambda node: claim(node, lie, (1 << 31) - 5 if lie is Lie.IN_BEATS else ROUNDS - 1, after=lambda: True))
+        bad(
+            c,
+            lambda node: claim(
+                node, lie, (1 << 31) - 5 if lie is Lie.IN_BEATS else ROUNDS - 1, after=lambda: True
+            ),
+        )
         processes = [c.start(name) for name in HONEST]
         for process in processes:
             assert await process.ended() == 0, process.log

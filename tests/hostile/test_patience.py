@@ -1,4 +1,6 @@
-"""What one neighbor can cost by being slow is bounded for the whole run, and nobody honest is cut."""
+"""What one neighbor can cost by being slow is bounded for the whole run, and nobody honest is
+cut.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def account(patience: float = 10.0, slowest: float = 10.0, deadline: float = 2.0
 
 
 def late(it: Patience, seconds: float, blamed: bool = True) -> float:
-    """A round in which n1 is waited for, so long if it may; the seconds that took. It is lost if that is too long."""
+    """A round in which n1 is waited for, so long if it may; the seconds that took. It is lost if
+    that is too long.
+    """
     waited = 0.0
     while waited < seconds:
         it.wait(STEP, N1, N1 if blamed else frozenset())
@@ -112,7 +116,9 @@ def test_who_waits_for_others_is_blamed_for_half() -> None:
 @pytest.mark.parametrize(
     ("pace", "deadline", "patience"), [(0.001, 10.0, 30.0), (2.0, 10.0, 60.0), (100.0, 10.0, 900.0)]
 )
-def test_patience_that_is_not_configured_follows_the_pace(pace: float, deadline: float, patience: float) -> None:
+def test_patience_that_is_not_configured_follows_the_pace(
+    pace: float, deadline: float, patience: float
+) -> None:
     it = Patience(SyncSection(deadline_s=deadline))
     for _ in range(5):
         it.round(pace, N1)
@@ -121,8 +127,8 @@ def test_patience_that_is_not_configured_follows_the_pace(pace: float, deadline:
 
 async def seconds_of(rounds: int, liar: bool, **sync: Any) -> tuple[float, list[tuple[int, str]]]:
     """What rounds 5 … of four nodes on a full graph take the honest; whom n0 lost."""
-    nodes, hoods = cluster(("dpdl", {"lr": 0.02}), "full")
-    together = mesh(nodes, hoods, rounds, sync=SyncSection(**sync), beat_seconds=0.02)
+    nodes, neighborhoods = cluster(("dpdl", {"lr": 0.02}), "full")
+    together = mesh(nodes, neighborhoods, rounds, sync=SyncSection(**sync), beat_seconds=0.02)
     if liar:
         sends_nothing(together["n1"], first=5)
     async with alive(together) as tasks:

@@ -1,4 +1,5 @@
-"""A member whose payloads are finite lies, and a node that has diverged itself: what each costs the others.
+"""A member whose payloads are finite lies, and a node that has diverged itself: what each costs the
+others.
 
 Daemons in this process, over gRPC on loopback; the liar is `node.attacks`, on the same wire.
 """
@@ -38,7 +39,9 @@ async def played(folder: Path, **how: Any) -> tuple[Cluster, list[Any]]:
     try:
         nodes = [cluster.witness(name) for name in cluster.homes]
         async with asyncio.timeout(90):
-            return cluster, await asyncio.gather(*(node.task for node in nodes), return_exceptions=True)
+            return cluster, await asyncio.gather(
+                *(node.task for node in nodes), return_exceptions=True
+            )
     finally:
         await cluster.end()
 
@@ -71,7 +74,9 @@ async def test_strict_answers_of_any_length_cost_only_the_liar(
     assert all(float(x.norm()) < 100 for x in models)
 
 
-def test_strict_answers_of_any_length_cost_only_the_liar_in_a_simulation_too(tmp_path: Path) -> None:
+def test_strict_answers_of_any_length_cost_only_the_liar_in_a_simulation_too(
+    tmp_path: Path,
+) -> None:
     how = {"train": {"rounds": 30, "seed": 1}, "privacy": {"insecure_seed": 5}}
     alone = simulate(experiment(**settings({**HUGE, "std": 0.0}, **how)), tmp_path / "zeros")
     found = simulate(experiment(**settings(HUGE, **how)), tmp_path / "huge")
@@ -81,8 +86,12 @@ def test_strict_answers_of_any_length_cost_only_the_liar_in_a_simulation_too(tmp
 
 
 @pytest.mark.cluster
-async def test_who_diverged_says_so_and_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """n0's parameters leap beyond the bounds after round 2. It leaves with its last good checkpoint; the others end."""
+async def test_who_diverged_says_so_and_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n0's parameters leap beyond the bounds after round 2. It leaves with its last good
+    checkpoint; the others end.
+    """
 
     def completed(self: Witness, t: int) -> None:
         self.finished = t
@@ -90,7 +99,9 @@ async def test_who_diverged_says_so_and_blames_nobody(tmp_path: Path, monkeypatc
             self.learner.algorithm.state.x.mul_(1e9)
 
     monkeypatch.setattr(Witness, "_completed", completed)
-    cluster, ends = await played(tmp_path, **settings(**CLEAR, train={"checkpoint_every": 3, "rounds": 8}))
+    cluster, ends = await played(
+        tmp_path, **settings(**CLEAR, train={"checkpoint_every": 3, "rounds": 8})
+    )
     assert isinstance(ends[0], Diverged)
     assert ends[1:] == [0, 0, 0]
     home = cluster.homes["n0"]
@@ -114,7 +125,9 @@ async def test_who_diverged_says_so_and_blames_nobody(tmp_path: Path, monkeypatc
 
 @pytest.mark.cluster
 async def test_a_daemon_that_diverges_ends_with_its_code_and_one_sentence(tmp_path: Path) -> None:
-    c = Cluster.make(tmp_path, nodes=2, rounds=30, **{**CLEAR, "algorithm": {"name": "d-psgd", "lr": 1e30}})
+    c = Cluster.make(
+        tmp_path, nodes=2, rounds=30, **{**CLEAR, "algorithm": {"name": "d-psgd", "lr": 1e30}}
+    )
     try:
         both = [c.start(name) for name in c.homes]
         assert [await it.ended() for it in both] == [4, 4]
@@ -128,15 +141,21 @@ async def test_a_daemon_that_diverges_ends_with_its_code_and_one_sentence(tmp_pa
 
 
 def test_a_simulation_that_diverged_is_not_complete(tmp_path: Path) -> None:
-    found = simulate(experiment(**settings(**{**CLEAR, "algorithm": {"name": "d-psgd", "lr": 1e30}})), tmp_path)
+    found = simulate(
+        experiment(**settings(**{**CLEAR, "algorithm": {"name": "d-psgd", "lr": 1e30}})), tmp_path
+    )
     assert found.diverged == ["n0", "n1", "n2", "n3"]
     assert not found.complete
     assert not any(event["complete"] for event in events(tmp_path / "nodes" / "n0", "end"))
 
 
 @pytest.mark.cluster
-async def test_an_absurd_question_is_left_without_an_answer_and_nobody_is_blamed(tmp_path: Path) -> None:
-    """In mode none the gradient at such a model is no number: it is the asker's fault, not this node's."""
+async def test_an_absurd_question_is_left_without_an_answer_and_nobody_is_blamed(
+    tmp_path: Path,
+) -> None:
+    """In mode none the gradient at such a model is no number: it is the asker's fault, not this
+    node's.
+    """
     attack = {"name": "scaling", "factor": 1e39, "words": ["question"]}
     how = {**CLEAR, "algorithm": {"name": "xavg", "lr": 0.1}}
     cluster, codes = await played(tmp_path, **settings(attack, **how))
@@ -156,5 +175,7 @@ async def test_a_state_far_from_the_others_is_reported(tmp_path: Path) -> None:
         told = events(home, "outlier")  # not in round 0, when all honest states are the same
         assert {event["peer"] for event in told} == ({"n0"} - {name})
         assert all(event["times"] > 10 for event in told)
-        seen = cluster.witnesses[name].metrics.registry.get_sample_value("peerpoise_outliers_total", {"peer": "n0"})
+        seen = cluster.witnesses[name].metrics.registry.get_sample_value(
+            "peerpoise_outliers_total", {"peer": "n0"}
+        )
         assert (seen or 0) == len(told) == (0 if name == "n0" else 7)

@@ -1,4 +1,6 @@
-"""A member that is removed from the roster while the run goes on, and certificates that are replaced in one."""
+"""A member that is removed from the roster while the run goes on, and certificates that are
+replaced in one.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,17 @@ def put(file: Path, content: bytes) -> None:
 
 def last_release(process: Process, recipient: str) -> int:
     """The last round in which something was released to this neighbor."""
-    return max((it["round"] for it in process.events("release") if it["recipient"] == recipient), default=-1)
+    return max(
+        (it["round"] for it in process.events("release") if it["recipient"] == recipient),
+        default=-1,
+    )
 
 
 @pytest.mark.cluster
 async def test_who_is_removed_is_cut_and_the_run_goes_on(tmp_path: Path) -> None:
-    """n0 hears of it first, n1 later, and n2, who is removed, never; n0 and n1 lose no round with each other."""
+    """n0 hears of it first, n1 later, and n2, who is removed, never; n0 and n1 lose no round with
+    each other.
+    """
     async with cluster(tmp_path, nodes=3, rounds=100_000, train={"checkpoint_every": 1000}) as c:
         n0, n1, n2 = (c.start(name) for name in c.homes)
         await n0.until(lambda: n0.reached(5) and last_release(n0, "n2") > 0)
@@ -61,7 +68,11 @@ async def test_who_is_removed_is_cut_and_the_run_goes_on(tmp_path: Path) -> None
         await n0.until(lambda: n0.reached(after + 20))
         assert last_release(n0, "n2") <= cut + 1
         assert last_release(n0, "n1") > after
-        assert not [it for it in (*n0.events("lost_edge"), *n1.events("lost_edge")) if it["peer"] in ("n0", "n1")]
+        assert not [
+            it
+            for it in (*n0.events("lost_edge"), *n1.events("lost_edge"))
+            if it["peer"] in ("n0", "n1")
+        ]
         [told] = n0.events("roster")
         assert told["version"] == 2
 
@@ -121,7 +132,12 @@ async def test_a_new_certificate_costs_no_round(tmp_path: Path) -> None:
         assert shown.not_valid_after_utc < datetime.now(UTC) + timedelta(days=21)
 
         put(home / "node.pem", authority.issue(key))
-        await n0.until(lambda: (seen := n0.status()) and not any("certificate" in text for text in seen["warnings"]))
+        await n0.until(
+            lambda: (
+                (seen := n0.status())
+                and not any("certificate" in text for text in seen["warnings"])
+            )
+        )
         before = n0.events("round")[-1]["round"]
         await n0.until(lambda: n0.reached(before + 20))
         for process in (n0, n1):

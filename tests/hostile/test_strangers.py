@@ -1,4 +1,6 @@
-"""Whoever can reach a port, without any certificate: it holds a bounded number of places there, and stops nothing."""
+"""Whoever can reach a port, without any certificate: it holds a bounded number of places there, and
+stops nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ DESCRIPTORS = 1024
 """What many systems give a process."""
 STRANGERS = "1000"
 HEARD_SECONDS = 10.0
-"""Within so many a neighbor gets in among three times as many strangers as there are places: one or two cut-offs."""
+"""Within so many seconds a neighbor gets in among three times as many strangers as there are
+places: one or two cut-offs.
+"""
 
 
 @pytest.mark.cluster
@@ -38,9 +42,15 @@ async def test_1000_silent_connections_stop_no_release(tmp_path: Path) -> None:
             await n0.until(lambda: n0.reached(before + 100))
             assert descriptors(n0) < DESCRIPTORS // 2
             assert state_of(n0, "n1") == "live", "status answers"
-            assert 'peerpoise_connections_total{used="no"}' in get(f"http://{n0.status()['metrics']}/metrics")
+            assert 'peerpoise_connections_total{used="no"}' in get(
+                f"http://{n0.status()['metrics']}/metrics"
+            )
         assert not n0.events("withheld", "lost_edge")
-        assert not [it for it in n0.events("warning") if "descriptor" in it["text"] or "open files" in it["text"]]
+        assert not [
+            it
+            for it in n0.events("warning")
+            if "descriptor" in it["text"] or "open files" in it["text"]
+        ]
         assert n0.events("checkpoint")[-1]["round"] >= before + 90
         assert len(n0.status()["warnings"]) < WARNINGS // 4
         assert n1.code is None

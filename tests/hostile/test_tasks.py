@@ -1,5 +1,5 @@
-"""Whoever writes run.toml may not choose whose code runs beside the private data; nor may the environment make a daemon
-fail, or a core dump hold its key."""
+"""Whoever writes run.toml may not choose whose code runs beside the private data; nor may the
+environment make a daemon fail, or a core dump hold its key."""
 
 from __future__ import annotations
 
@@ -47,19 +47,33 @@ def home(tmp_path: Path) -> Path:
     np.savez(tmp_path / "a" / "data.npz", x=np.zeros((4, 8, 8), np.float32), y=np.arange(4))
     (tmp_path / "evil.py").write_text(CODE)
     text = (tmp_path / "a" / "run.toml").read_text()
-    (tmp_path / "a" / "run.toml").write_text(text.replace('name = "classification"', 'name = "evil:make_task"'))
+    (tmp_path / "a" / "run.toml").write_text(
+        text.replace('name = "classification"', 'name = "evil:make_task"')
+    )
     return tmp_path / "a"
 
 
 def called(home: Path, *words: str | Path, **environment: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "peerpoise", *map(str, words)]
-    environment = {**os.environ, "PYTHONPATH": f"{home.parent}{os.pathsep}{os.getcwd()}", **environment}
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{home.parent}{os.pathsep}{os.getcwd()}",
+        **environment,
+    }
+    done = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
     return done.returncode, done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(
-    "words", [("run", "--config", "node.toml"), ("config", "check", "node.toml"), ("plan", "node.toml"), ("eval", ".")]
+    "words",
+    [
+        ("run", "--config", "node.toml"),
+        ("config", "check", "node.toml"),
+        ("plan", "node.toml"),
+        ("eval", "."),
+    ],
 )
 def test_no_code_runs_that_the_nodes_file_does_not_name(home: Path, words: tuple[str, ...]) -> None:
     if words[0] == "eval":
@@ -97,12 +111,21 @@ def test_the_environment_makes_no_daemon_fail(home: Path) -> None:
     assert "evil:make_task" in said, "the power check: it goes on to the next question"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="core dumps are asked of Linux here")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="core dumps are asked of Linux here"
+)
 def test_no_core_dump_holds_a_daemons_memory() -> None:
-    ask = "import json, resource, ctypes; print(json.dumps([ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "
+    ask = (
+        "import json, resource, ctypes; print(json.dumps([ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "
+    )
     ask += "resource.getrlimit(resource.RLIMIT_CORE)[0] == 0]))"
-    for before, found in (("pass", [1, None]), ("from node import process; process.hide()", [0, True])):
-        done = subprocess.run([sys.executable, "-c", f"{before}\n{ask}"], capture_output=True, text=True, check=True)
+    for before, found in (
+        ("pass", [1, None]),
+        ("from node import process; process.hide()", [0, True]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{before}\n{ask}"], capture_output=True, text=True, check=True
+        )
         dumpable, limited = json.loads(done.stdout)
         assert [dumpable, found[1] and limited] == found
     assert process.PR_SET_DUMPABLE == 4

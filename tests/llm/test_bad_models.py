@@ -31,7 +31,10 @@ ROWS = np.arange(4)
         ({"text": {"length": 2000}}, "takes 1024 tokens at most"),
         ({"text": {"template": "chat"}}, "bytes has no chat template"),
         ({"text": {"template": "blain"}}, "'blain' is none of plain, instruction, chat"),
-        ({"text": {"template": "{tongue}:"}}, "names the column 'tongue'; there are text, language"),
+        (
+            {"text": {"template": "{tongue}:"}},
+            "names the column 'tongue'; there are text, language",
+        ),
     ],
 )
 def test_a_run_that_does_not_fit(change: dict[str, object], says: str) -> None:
@@ -48,11 +51,15 @@ def test_a_tokenizer_without_pad_or_end(model_folder: Callable[..., Path]) -> No
 
 def test_a_tokenizer_of_another_model(model_folder: Callable[..., Path]) -> None:
     with pytest.raises(ConfigurationError, match="has 33 tokens, its model only 16"):
-        make(language_run(model=str(model_folder(words=" ".join(f"w{k}" for k in range(30))))), ROWS)
+        make(
+            language_run(model=str(model_folder(words=" ".join(f"w{k}" for k in range(30))))), ROWS
+        )
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match="There is no language model with its tokenizer in the folder"):
+    with pytest.raises(
+        DataError, match="There is no language model with its tokenizer in the folder"
+    ):
         make(language_run(model=str(tmp_path)), ROWS)
     damaged = model_folder()
     (damaged / "model.safetensors").write_bytes(b"x" * 100)
@@ -63,25 +70,54 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, model_folder: Callable[...
         make(language_run(model=str(tmp_path / "broken.gguf")), ROWS)
 
 
-SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SMALL = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_that_sees_later_tokens(model_folder: Callable[..., Path], dtype: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"The model .* is not causal: a token changes what is predicted"):
-        make(language_run(model=str(model_folder(BertConfig(**SMALL))), text={"dtype": dtype}), ROWS)
-    make(language_run(model=str(model_folder(BertConfig(**SMALL, is_decoder=True))), text={"dtype": dtype}), ROWS)
+    with pytest.raises(
+        ConfigurationError, match=r"The model .* is not causal: a token changes what is predicted"
+    ):
+        make(
+            language_run(model=str(model_folder(BertConfig(**SMALL))), text={"dtype": dtype}), ROWS
+        )
+    make(
+        language_run(
+            model=str(model_folder(BertConfig(**SMALL, is_decoder=True))), text={"dtype": dtype}
+        ),
+        ROWS,
+    )
 
 
 def test_a_model_that_changes_as_it_runs(model_folder: Callable[..., Path]) -> None:
-    sizes = {"vocab_size": 16, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 24}
-    with pytest.raises(ConfigurationError, match=r"The model .* changes its own weights when it runs"):
+    sizes = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "attention_hidden_size": 16,
+        "intermediate_size": 24,
+    }
+    with pytest.raises(
+        ConfigurationError, match=r"The model .* changes its own weights when it runs"
+    ):
         make(language_run(model=str(model_folder(RwkvConfig(**sizes, num_hidden_layers=8)))), ROWS)
-    make(language_run(model=str(model_folder(RwkvConfig(**sizes, num_hidden_layers=8, rescale_every=0)))), ROWS)
+    make(
+        language_run(
+            model=str(model_folder(RwkvConfig(**sizes, num_hidden_layers=8, rescale_every=0)))
+        ),
+        ROWS,
+    )
 
 
 def test_a_model_that_does_not_run(model_folder: Callable[..., Path]) -> None:
-    wrong = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=4)
+    wrong = MixtralConfig(
+        **SMALL, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=4
+    )
     with pytest.raises(ConfigurationError, match=r"The model .* does not run: .*out of range"):
         make(language_run(model=str(model_folder(wrong))), ROWS)
 
@@ -92,7 +128,9 @@ def test_a_model_that_takes_no_adapters(model_folder: Callable[..., Path]) -> No
         make(language_run(model=str(model_folder(mamba)), text={"lora_rank": 2}), ROWS)
 
 
-def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_peers_with_other_models_or_other_texts(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     mine, theirs = model_folder(), model_folder()
     run = sealed(language_run(model=str(mine)))
     assert run.task.text is not None
@@ -105,18 +143,27 @@ def test_peers_with_other_models_or_other_texts(model_folder: Callable[..., Path
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n' * 10)
     run = sealed(language_run(data="file", path=tmp_path / "mine.jsonl"))
     make(run, ROWS)
-    other = run.model_copy(update={"task": run.task.model_copy(update={"path": tmp_path / "theirs.jsonl"})})
+    other = run.model_copy(
+        update={"task": run.task.model_copy(update={"path": tmp_path / "theirs.jsonl"})}
+    )
     with pytest.raises(DataError, match="public texts are not the ones the run was made with"):
         make(other, ROWS)
     assert run.task.text is not None
     text = run.task.text.model_copy(update={"digest": sealed(language_run()).task.text.digest})  # type: ignore[union-attr]
-    make(language_run().model_copy(update={"task": language_run().task.model_copy(update={"text": text})}), ROWS)
+    make(
+        language_run().model_copy(
+            update={"task": language_run().task.model_copy(update={"text": text})}
+        ),
+        ROWS,
+    )
 
 
 def test_peers_with_other_commits_of_the_hub(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was downloaded before is taken, without asking anybody; only its configuration is read to seal."""
+    """What was downloaded before is taken, without asking anybody; only its configuration is read
+    to seal.
+    """
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket.socket, "connect", None)
     home = tmp_path / "models--me--mine"
@@ -145,7 +192,12 @@ def test_a_row_with_nothing_to_learn_and_a_label_beyond_the_length(tmp_path: Pat
     (tmp_path / "a.jsonl").write_text('{"text": "a long label"}\n{"text": "short"}\n' * 10)
     labels = {"labels": ["a long label", "short"], "classes": 2}
     with pytest.raises(ConfigurationError, match="A label has 14 tokens"):
-        make(language_run(data="file", path=str(tmp_path / "a.jsonl"), **labels, text={"length": 20}), ROWS)
+        make(
+            language_run(
+                data="file", path=str(tmp_path / "a.jsonl"), **labels, text={"length": 20}
+            ),
+            ROWS,
+        )
 
 
 def test_a_label_without_tokens() -> None:
@@ -161,8 +213,8 @@ def test_own_texts_need_a_path_and_a_name(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=says):
             make(run, where)
     it = make(run, DataSection(path=tmp_path / "a.txt", name="mine"))
-    assert it.examples == 2
-    assert it.evaluate(it.start(0)) == {}
+    assert it.num_examples == 2
+    assert it.evaluate(it.initial_parameters(0)) == {}
 
 
 def test_ross_and_pdsl_are_refused() -> None:
@@ -179,7 +231,9 @@ def test_images_are_learnt_by_another_task() -> None:
         make(run.model_copy(update={"task": task}), ROWS)
 
 
-def test_without_a_home_a_converted_model_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_a_converted_model_has_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     homeless(monkeypatch)
     with pytest.raises(StorageError, match="set HOME or XDG_CACHE_HOME"):

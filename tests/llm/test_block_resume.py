@@ -1,4 +1,6 @@
-"""What a daemon does when it comes back, with the files it has: checkpoints in the middle of a block, in bfloat16."""
+"""What a daemon does when it comes back, with the files it has: checkpoints in the middle of a
+block, in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,16 @@ ROUNDS, CUT = 7, 4
 
 
 @pytest.fixture
-def learners(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Learners:
+def learners(
+    model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Learners:
     """Makes three peers on a tiny Llama; on every call the same ones."""
     model, text = model_folder(), tmp_path_factory.mktemp("text") / "text.jsonl"
-    text.write_text("\n".join(f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10))
+    text.write_text(
+        "\n".join(
+            f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10
+        )
+    )
     return lambda algorithm: peers(model, text, algorithm)
 
 
@@ -43,8 +51,8 @@ def peers(model: Path, text: Path, algorithm: dict[str, Any]) -> dict[str, Learn
 
 
 def play(nodes: dict[str, Learner], rounds: int, first: int = 0) -> None:
-    hoods = next(iter(nodes.values())).plan.hoods
-    simulate({name: it.algorithm for name, it in nodes.items()}, hoods, rounds, first=first)
+    neighborhoods = next(iter(nodes.values())).plan.neighborhoods
+    simulate({name: it.algorithm for name, it in nodes.items()}, neighborhoods, rounds, first=first)
 
 
 OPTIONS = [

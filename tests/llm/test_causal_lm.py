@@ -32,12 +32,18 @@ def task(rows: np.ndarray = ROWS, privacy: dict | None = None, **text: object) -
 
 def test_an_examples_loss_is_transformers_own_and_a_batchs_is_the_mean_over_its_examples() -> None:
     it = task(embeddings=True, length=200)
-    x = it.start(0)
-    model = models.scratch(torch.float32, "eager", 0)
+    x = it.initial_parameters(0)
+    model = models.tiny_llama(torch.float32, "eager", 0)
     ids, labels = it.batch(torch.tensor([1, 5, 9]))
-    assert len(set((labels != -100).sum(1).tolist())) > 1, "of different lengths, or the two means are one"
-    theirs = torch.stack([model(input_ids=i[None], labels=l[None]).loss for i, l in zip(ids, labels, strict=True)])
-    ours = torch.stack([it.loss(views(it.layout, x), example) for example in zip(ids, labels, strict=True)])
+    assert len(set((labels != -100).sum(1).tolist())) > 1, (
+        "of different lengths, or the two means are one"
+    )
+    theirs = torch.stack(
+        [model(input_ids=i[None], labels=l[None]).loss for i, l in zip(ids, labels, strict=True)]
+    )
+    ours = torch.stack(
+        [it.loss(views(it.layout, x), example) for example in zip(ids, labels, strict=True)]
+    )
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(it.mean_loss(views(it.layout, x), (ids, labels)), theirs.mean())
 
@@ -47,10 +53,14 @@ def test_only_the_answer_is_learnt() -> None:
     ids, labels = it.batch(torch.tensor([3]))
     given = len("Language de, then:") + 1
     assert (labels[0, :given] == -100).all()
-    assert torch.equal(labels[0, given:], ids[0, given:]), "the row is longer than the sequence: no pad"
-    logits = models.scratch(torch.float32, "eager", 0)(input_ids=ids).logits[0]
+    assert torch.equal(labels[0, given:], ids[0, given:]), (
+        "the row is longer than the sequence: no pad"
+    )
+    logits = models.tiny_llama(torch.float32, "eager", 0)(input_ids=ids).logits[0]
     expected = functional.cross_entropy(logits[given - 1 : -1], ids[0, given:])
-    torch.testing.assert_close(it.loss(views(it.layout, it.start(0)), (ids[0], labels[0])), expected)
+    torch.testing.assert_close(
+        it.loss(views(it.layout, it.initial_parameters(0)), (ids[0], labels[0])), expected
+    )
 
 
 def test_a_template_names_any_column_and_leaves_other_braces(tmp_path: Path) -> None:
@@ -67,31 +77,39 @@ def test_what_is_given_leaves_room_for_every_label_in_training_and_in_tests(tmp_
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = {"template": "{head}", "answer": "mood", "length": 40}
     labels = {"labels": ["up", "much further down"], "classes": 2}
-    it = make(language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text, **labels), np.arange(4))
+    it = make(
+        language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text, **labels), np.arange(4)
+    )
     asked = [(len(given), max(map(len, answers))) for given, answers in it._test.questions]  # type: ignore[attr-defined]
     assert asked == [(40 - 19, 19)] * len(asked)
     learnt = it.batch(torch.arange(4))[1] != -100
-    assert learnt.int().argmax(1).tolist() == [40 - 19] * 4, "cut as in tests, however short the answer is"
+    assert learnt.int().argmax(1).tolist() == [40 - 19] * 4, (
+        "cut as in tests, however short the answer is"
+    )
 
 
 def test_pads_and_neighbors_in_a_batch_reach_no_loss() -> None:
     it = task(length=300)
-    parameters = views(it.layout, it.start(0))
+    parameters = views(it.layout, it.initial_parameters(0))
     ids, labels = it.batch(torch.arange(4))
     after = (labels != -100).nonzero()[:, 1].max() + 1
     spoilt = ids.clone()
     spoilt[:, after:] = 7
     assert after < ids.shape[1]
-    assert torch.equal(it.loss(parameters, (ids[0], labels[0])), it.loss(parameters, (spoilt[0], labels[0])))
+    assert torch.equal(
+        it.loss(parameters, (ids[0], labels[0])), it.loss(parameters, (spoilt[0], labels[0]))
+    )
 
 
 def test_the_gradient_of_a_block_is_the_full_gradients_slice_and_nothing_flows_elsewhere() -> None:
     it = task()
-    x, batch = it.start(0), it.batch(torch.arange(4))
+    x, batch = it.initial_parameters(0), it.batch(torch.arange(4))
     full = views(it.layout, mean_gradient(it, x, torch.arange(4)))
     block = it.stages[2]
     parameters = {n: p.clone().requires_grad_(n in block) for n, p in views(it.layout, x).items()}
-    found = torch.autograd.grad(it.mean_loss(parameters, batch), [parameters[name] for name in block])
+    found = torch.autograd.grad(
+        it.mean_loss(parameters, batch), [parameters[name] for name in block]
+    )
     for name, gradient in zip(block, found, strict=True):
         torch.testing.assert_close(gradient, full[name])
     it.mean_loss(parameters, batch).backward()
@@ -100,7 +118,7 @@ def test_the_gradient_of_a_block_is_the_full_gradients_slice_and_nothing_flows_e
 
 def test_bfloat16_all_around_leaves_a_float32_blocks_gradient_float32() -> None:
     it = task(dtype="bfloat16")
-    x = it.start(0)
+    x = it.initial_parameters(0)
     assert x.dtype == torch.bfloat16
     parameters = views(it.layout, x)
     for name in it.stages[1]:
@@ -113,18 +131,26 @@ def test_bfloat16_all_around_leaves_a_float32_blocks_gradient_float32() -> None:
         torch.testing.assert_close(parameters[name].grad, exact[name], atol=0.02, rtol=0.1)
 
 
-def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's autocast plays the GPU's. What is trained stays float32 where autocast wants it so: in norms."""
+def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The CPU's autocast plays the GPU's. What is trained stays float32 where autocast wants it so:
+    in norms.
+    """
     it, fine = task(dtype="bfloat16"), task()
-    x, batch = it.start(0), it.batch(torch.arange(4))
+    x, batch = it.initial_parameters(0), it.batch(torch.arange(4))
     norm = next(name for name in it.stages[1] if "norm" in name)
 
     def trained(of: CausalLM, nudge: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss and flat gradient of a block in float32."""
         parameters = views(of.layout, x.to(of.dtype))
         for name in of.stages[1]:
-            parameters[name] = parameters[name].float().add(nudge if name == norm else 0).requires_grad_()
-        found = torch.autograd.grad(loss := of.mean_loss(parameters, batch), [parameters[it] for it in of.stages[1]])
+            parameters[name] = (
+                parameters[name].float().add(nudge if name == norm else 0).requires_grad_()
+            )
+        found = torch.autograd.grad(
+            loss := of.mean_loss(parameters, batch), [parameters[it] for it in of.stages[1]]
+        )
         assert {g.dtype for g in found} == {torch.float32}
         return loss, torch.cat([g.reshape(-1) for g in found])
 
@@ -139,7 +165,9 @@ def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(monkeypatch: pytest
     assert 0 < (mixed[1] - exact[1]).norm() < 0.02 * exact[1].norm()
     assert not torch.equal(trained(it, 0.003)[0], mixed[0])
     assert all(map(torch.equal, trained(fine), exact)), "float32 is what it says"
-    assert torch.equal(it.loss(views(it.layout, x), (batch[0][0], batch[1][0])), single), "of single examples it is not"
+    assert torch.equal(it.loss(views(it.layout, x), (batch[0][0], batch[1][0])), single), (
+        "of single examples it is not"
+    )
 
 
 def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> None:
@@ -156,18 +184,22 @@ def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> Non
     for config in (None, gpt2, neox):
         run = language_run(model=str(model_folder(config)))
         frozen, every = (
-            make(language_run(model=run.task.model, text={"embeddings": it}), ROWS) for it in (False, True)
+            make(language_run(model=run.task.model, text={"embeddings": it}), ROWS)
+            for it in (False, True)
         )
         whole = AutoModelForCausalLM.from_pretrained(run.task.model)
         for it in (frozen, every):
-            assert [name for stage in it.stages for name in stage] == [name for name, _ in it.layout.fields]
+            assert [name for stage in it.stages for name in stage] == [
+                name for name, _ in it.layout.fields
+            ]
             assert len(it.stages) == 3
         assert all(f".{k}." in name for k, stage in enumerate(frozen.stages) for name in stage)
         assert every.layout.size == sum(p.numel() for p in whole.parameters())
-        x = every.start(0)
+        x = every.initial_parameters(0)
         ids, labels = every.batch(torch.tensor([2]))
         torch.testing.assert_close(
-            every.loss(views(every.layout, x), (ids[0], labels[0])), whole(input_ids=ids, labels=labels).loss
+            every.loss(views(every.layout, x), (ids[0], labels[0])),
+            whole(input_ids=ids, labels=labels).loss,
         )
 
 
@@ -176,10 +208,10 @@ def test_one_weight_that_is_embedding_and_head_is_one_parameter_and_gets_both_gr
     names = [name for name, _ in it.layout.fields]
     assert names[0] == "model.embed_tokens.weight"
     assert "lm_head.weight" not in names
-    model = models.scratch(torch.float32, "eager", 0).requires_grad_()
+    model = models.tiny_llama(torch.float32, "eager", 0).requires_grad_()
     ids, labels = it.batch(torch.tensor([0]))
     model(input_ids=ids, labels=labels).loss.backward()
-    ours = views(it.layout, mean_gradient(it, it.start(0), torch.tensor([0])))
+    ours = views(it.layout, mean_gradient(it, it.initial_parameters(0), torch.tensor([0])))
     torch.testing.assert_close(ours[names[0]], model.get_input_embeddings().weight.grad)
     assert it.layout.size == 984_576
 
@@ -189,11 +221,13 @@ def test_adapters_are_all_that_is_trained_with_lora() -> None:
     assert all(".lora_" in name for name, _ in it.layout.fields)
     assert len(it.stages) == 4
     assert it.layout.size == 4 * 2 * (4 * 2 * 128 + 3 * (128 + 448))
-    x, batch = it.start(3), it.batch(torch.arange(3))
-    assert torch.equal(x, it.start(3))
-    assert not torch.equal(x, it.start(4))
-    at_first = without.mean_loss(views(without.layout, without.start(0)), batch)
-    torch.testing.assert_close(it.mean_loss(views(it.layout, x), batch), at_first, msg="B is zero at the start")
+    x, batch = it.initial_parameters(3), it.batch(torch.arange(3))
+    assert torch.equal(x, it.initial_parameters(3))
+    assert not torch.equal(x, it.initial_parameters(4))
+    at_first = without.mean_loss(views(without.layout, without.initial_parameters(0)), batch)
+    torch.testing.assert_close(
+        it.mean_loss(views(it.layout, x), batch), at_first, msg="B is zero at the start"
+    )
     for _ in range(3):
         x = x - mean_gradient(it, x, torch.arange(3))
     assert it.mean_loss(views(it.layout, x), batch) < at_first
@@ -201,22 +235,26 @@ def test_adapters_are_all_that_is_trained_with_lora() -> None:
 
 def test_per_example_gradients_by_vmap_are_those_of_the_loop() -> None:
     it = task(privacy={"mode": "strict", "sigma": 1.0})
-    x = it.start(0)
+    x = it.initial_parameters(0)
     assert probe(it) == "vmap"
-    by_vmap, by_loop = (clipped_sum(it, x, torch.arange(5), 0.5, backend=it2) for it2 in ("vmap", "loop"))  # type: ignore[arg-type]
+    by_vmap, by_loop = (
+        clipped_sum(it, x, torch.arange(5), 0.5, backend=it2) for it2 in ("vmap", "loop")
+    )  # type: ignore[arg-type]
     torch.testing.assert_close(by_vmap, by_loop, atol=1e-5, rtol=1e-4)
 
 
 def test_the_start_is_drawn_from_the_seed_and_frozen_weights_from_the_runs() -> None:
     one, other = task(), task(np.arange(3))
-    assert torch.equal(one.start(5), other.start(5))
-    assert not torch.equal(one.start(5), one.start(6))
-    assert not torch.equal(flat(one.layout, views(one.layout, one.start(0))), torch.zeros(one.layout.size))
+    assert torch.equal(one.initial_parameters(5), other.initial_parameters(5))
+    assert not torch.equal(one.initial_parameters(5), one.initial_parameters(6))
+    assert not torch.equal(
+        flat(one.layout, views(one.layout, one.initial_parameters(0))), torch.zeros(one.layout.size)
+    )
 
 
 def test_a_micro_batch_is_what_the_run_says() -> None:
-    assert task(micro_batch=3).at_once == 3
-    assert task().at_once is None
+    assert task(micro_batch=3).micro_batch == 3
+    assert task().micro_batch is None
 
 
 @pytest.mark.extras
@@ -236,6 +274,9 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     assert perplexity.mean == pytest.approx(np.mean(list(perplexity.per_node.values())))  # type: ignore[arg-type]
     assert len(perplexity.per_node) == 5
     assert perplexity.mean < 120, "259 are the tokens"
-    lines = [json.loads(it) for it in (tmp_path / "nodes" / "n0" / "journal.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(it)
+        for it in (tmp_path / "nodes" / "n0" / "journal.jsonl").read_text().splitlines()
+    ]
     tests = [line for line in lines if line["event"] == "test"]
     assert tests[0]["metrics"]["perplexity"] > tests[1]["metrics"]["perplexity"]

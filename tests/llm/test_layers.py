@@ -1,4 +1,6 @@
-"""Which modules are taken for a model's layers, where they are of several kinds, in several lists, or share weights."""
+"""Which modules are taken for a model's layers, where they are of several kinds, in several lists,
+or share weights.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from transformers import (
 from node.llm.layers import layers
 from node.maths.blocks import divided
 from node.maths.clipping import mean_gradient
-from node.privacy.within import Within
+from node.privacy.block_objective import BlockObjective
 from node.task import views
 from node.tasks import make
 from node.tasks.causal_lm import save_pretrained
@@ -53,7 +55,9 @@ GIT = GitConfig(
                    "patch_size": 8},
 )  # fmt: skip
 """Its image encoder is the larger part."""
-XLM = XLMConfig(vocab_size=16, emb_dim=16, n_layers=3, n_heads=2, causal=True, max_position_embeddings=64)
+XLM = XLMConfig(
+    vocab_size=16, emb_dim=16, n_layers=3, n_heads=2, causal=True, max_position_embeddings=64
+)
 """Attention, feed-forward and norms in lists of their own."""
 
 
@@ -63,7 +67,16 @@ XLM = XLMConfig(vocab_size=16, emb_dim=16, n_layers=3, n_heads=2, causal=True, m
         (ZAMBA2, 6, ("model.embed", "model.final")),
         (JAMBA, 4, ("model.embed", "model.final", "lm_head")),
         (GIT, 3, ("git.embeddings", "git.image_encoder", "git.visual", "output")),
-        (XLM, 3, ("transformer.position", "transformer.embeddings", "transformer.layer_norm_emb", "pred_layer")),
+        (
+            XLM,
+            3,
+            (
+                "transformer.position",
+                "transformer.embeddings",
+                "transformer.layer_norm_emb",
+                "pred_layer",
+            ),
+        ),
     ],
     ids=["zamba2", "jamba", "git", "xlm"],
 )
@@ -77,14 +90,16 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     model = AutoModelForCausalLM.from_pretrained(run.task.model)
     names = [name for stage in it.stages for name in stage]
     assert len(it.stages) == count
-    assert sorted(names) == sorted(name for name, _ in model.named_parameters() if not name.startswith(outside))
+    assert sorted(names) == sorted(
+        name for name, _ in model.named_parameters() if not name.startswith(outside)
+    )
     ids, labels = it.batch(torch.arange(4))
     logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
     losses = functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
     (losses.sum(1) / (labels[:, 1:] != -100).sum(1)).mean().backward()
-    x = it.start(0)
+    x = it.initial_parameters(0)
     for block in divided(it.layout, it.stages, 1):
-        found = mean_gradient(Within(it, x, block), x[block.place], torch.arange(4))
+        found = mean_gradient(BlockObjective(it, x, block), x[block.place], torch.arange(4))
         expected = [model.get_parameter(name).grad.reshape(-1) for name, _ in block.layout.fields]
         assert found.any()
         torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-4)
@@ -96,7 +111,7 @@ def test_adapters_of_layers_of_several_kinds_and_of_experts_are_trained_and_merg
 ) -> None:
     run = language_run(model=str(model_folder(config)), text={"lora_rank": 2})
     it: Any = make(run, ROWS)
-    x = it.start(0)
+    x = it.initial_parameters(0)
     for _ in range(3):
         x -= 10 * mean_gradient(it, x, torch.arange(4))
     save_pretrained(run, it.layout, x, tmp_path / "whole")
@@ -110,14 +125,20 @@ def test_adapters_of_layers_of_several_kinds_and_of_experts_are_trained_and_merg
 
 
 def test_a_model_that_does_not_run_with_adapters(model_folder: Callable[..., Path]) -> None:
-    folder = model_folder(PhimoeConfig(**SMALL, num_hidden_layers=3, num_key_value_heads=2, num_local_experts=2))
+    folder = model_folder(
+        PhimoeConfig(**SMALL, num_hidden_layers=3, num_key_value_heads=2, num_local_experts=2)
+    )
     make(language_run(model=str(folder)), ROWS)
-    with pytest.raises(ConfigurationError, match=r"does not run with adapters \(task.text.lora_rank\): "):
+    with pytest.raises(
+        ConfigurationError, match=r"does not run with adapters \(task.text.lora_rank\): "
+    ):
         make(language_run(model=str(folder), text={"lora_rank": 2}), ROWS)
 
 
 def test_weights_that_layers_share_take_no_adapters(model_folder: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigurationError, match=r"Zamba2ForCausalLM takes no adapters .* that its layers share"):
+    with pytest.raises(
+        ConfigurationError, match=r"Zamba2ForCausalLM takes no adapters .* that its layers share"
+    ):
         make(language_run(model=str(model_folder(ZAMBA2)), text={"lora_rank": 2}), ROWS)
 
 
@@ -147,8 +168,13 @@ def test_they_are_the_largest_outermost_list_that_tokens_run_through_and_those_a
 
 
 def test_a_model_without_layers() -> None:
-    for model in (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU()]))):
-        with pytest.raises(ConfigurationError, match="No layers are recognized in Sequential: it has no"):
+    for model in (
+        nn.Sequential(nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.ReLU()])),
+    ):
+        with pytest.raises(
+            ConfigurationError, match="No layers are recognized in Sequential: it has no"
+        ):
             layers(model, set(model.modules()))
     odd = Odd()
     with pytest.raises(ConfigurationError, match="that tokens run through"):

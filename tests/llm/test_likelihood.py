@@ -19,7 +19,12 @@ from node.tasks import make
 
 LABELS = ["good", "bad the was", "bad a"]
 SMALL: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "eos_token_id": 1, "pad_token_id": 2}
-HEADS: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, **SMALL}
+HEADS: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    **SMALL,
+}
 
 
 @pytest.fixture
@@ -39,7 +44,9 @@ def reviews(tmp_path: Path) -> Path:
         LlamaConfig(initializer_range=0.5, **HEADS),
         BloomConfig(initializer_range=0.5, n_layer=3, n_head=2, **SMALL),  # has no sdpa
         MambaConfig(num_hidden_layers=3, state_size=4, **SMALL),  # neither that nor a cache
-        Lfm2Config(layer_types=["conv", "full_attention", "conv"], **HEADS, num_key_value_heads=1),  # no such cache
+        Lfm2Config(
+            layer_types=["conv", "full_attention", "conv"], **HEADS, num_key_value_heads=1
+        ),  # no such cache
     ],
     ids=lambda it: it.model_type,
 )
@@ -49,10 +56,12 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
     torch.manual_seed(0)
     folder = model_folder(config)
     text = {"template": "the {review} was", "answer": "mood", "length": 12}
-    run = language_run(model=str(folder), data="file", path=str(reviews), labels=LABELS, classes=3, text=text)
+    run = language_run(
+        model=str(folder), data="file", path=str(reviews), labels=LABELS, classes=3, text=text
+    )
     it: Any = make(run, np.arange(6))
     assert it._repeats == (config.model_type in ("llama", "bloom")), "else the slow way is tested"
-    found = it.evaluate(it.start(0))
+    found = it.evaluate(it.initial_parameters(0))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = models.load(str(folder), torch.float32, "eager", 0).tokens
     truth, guessed, summed, losses, nll, count = [], [], [], [], 0.0, 0
@@ -72,12 +81,18 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
         summed.append(int(np.argmin(np.multiply(each, [len(label) for label in labels]))))
         losses.append(each[right])
         nll, count = nll + each[right] * len(labels[right]), count + len(labels[right])
-    assert len(set(map(len, [given for given, _ in it._test.questions]))) > 2, "prompts of several lengths"
-    assert np.mean(np.equal(truth, guessed)) != np.mean(np.equal(truth, summed)), "or sums would do as well"
+    assert len(set(map(len, [given for given, _ in it._test.questions]))) > 2, (
+        "prompts of several lengths"
+    )
+    assert np.mean(np.equal(truth, guessed)) != np.mean(np.equal(truth, summed)), (
+        "or sums would do as well"
+    )
     assert found["accuracy"] == pytest.approx(np.mean(np.equal(truth, guessed)))
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
-    metrics = pytest.importorskip("sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn")
+    metrics = pytest.importorskip(
+        "sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn"
+    )
     assert found["f1"] == pytest.approx(metrics.f1_score(truth, guessed, average="macro"))
 
 
@@ -86,7 +101,9 @@ def test_the_cache_of_bytes_serves_all_labels() -> None:
 
 
 def test_macro_f1_is_scikit_learns() -> None:
-    metrics = pytest.importorskip("sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn")
+    metrics = pytest.importorskip(
+        "sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn"
+    )
     generator = np.random.default_rng(1)
     for _ in range(20):
         truth, found = generator.integers(0, 5, 30), generator.integers(1, 7, 30)
@@ -97,12 +114,17 @@ def test_macro_f1_is_scikit_learns() -> None:
 def test_perplexity_is_over_all_label_tokens_and_breathes_between_chunks() -> None:
     it = make(language_run(text={"length": 100, "test_size": 20}), np.arange(4))
     breaths: list[int] = []
-    found = it.evaluate(it.start(0), lambda: breaths.append(1))
-    model = models.scratch(torch.float32, "eager", 0)
+    found = it.evaluate(it.initial_parameters(0), lambda: breaths.append(1))
+    model = models.tiny_llama(torch.float32, "eager", 0)
     nll, count, losses = 0.0, 0, []
     for ids, labels in zip(it._test.rows.ids.long(), it._test.rows.labels.long(), strict=True):
-        loss, n = model(input_ids=ids[None], labels=labels[None]).loss.item(), int((labels != -100).sum())
+        loss, n = (
+            model(input_ids=ids[None], labels=labels[None]).loss.item(),
+            int((labels != -100).sum()),
+        )
         nll, count = nll + loss * n, count + n
         losses.append(loss)
-    assert found == pytest.approx({"loss": np.mean(losses), "perplexity": np.exp(nll / count)}, rel=1e-5)
+    assert found == pytest.approx(
+        {"loss": np.mean(losses), "perplexity": np.exp(nll / count)}, rel=1e-5
+    )
     assert len(breaths) == 2

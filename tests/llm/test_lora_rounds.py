@@ -25,7 +25,11 @@ ADAPTERS = 3 * RANK * (4 * (16 + 16) + 3 * (16 + 24))
 def config(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[[str], ExperimentConfig]:
     """Four peers on a graph of this kind."""
     model, text = model_folder(), tmp_path / "text.jsonl"
-    text.write_text("\n".join(f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10))
+    text.write_text(
+        "\n".join(
+            f'{{"text": "{row}"}}' for row in ["the film was good", "a bad film", "the was a"] * 10
+        )
+    )
 
     def of(kind: str) -> ExperimentConfig:
         values = {
@@ -49,11 +53,13 @@ def test_only_adapters_travel(config: Callable[[str], ExperimentConfig], tmp_pat
 
 
 def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], ExperimentConfig]) -> None:
-    """On a complete graph everybody has the mean of all A and of all B, which is not what the mean of B·A would be."""
+    """On a complete graph everybody has the mean of all A and of all B, which is not what the mean
+    of B·A would be.
+    """
     twins = in_process._learners(config("full"))
     said = torch.stack([whole(next(it.algorithm.round(0)).tensors) for it in twins.values()])  # type: ignore[union-attr]
     learners = in_process._learners(config("full"))
-    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 1)
+    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.neighborhoods, 1)
     assert said.shape == (4, ADAPTERS)
     assert said.std(0).max() > 0.005, "the peers disagree"
     for it in learners.values():
@@ -66,16 +72,24 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
     """W + (α/r)·B·A in the layers, all else as it came."""
     run = config("ring")
     learners = in_process._learners(run)
-    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.hoods, 3)
+    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.neighborhoods, 3)
     it = learners["n0"]
     save_pretrained(it.run, it.task.layout, it.algorithm.parameters, tmp_path / "merged")
     came, merged = (
-        AutoModelForCausalLM.from_pretrained(where).state_dict() for where in (run.task.model, tmp_path / "merged")
+        AutoModelForCausalLM.from_pretrained(where).state_dict()
+        for where in (run.task.model, tmp_path / "merged")
     )
     learnt, adapted = views(it.task.layout, it.algorithm.parameters), 0
     for name, value in came.items():
         a, b = (
-            next((p for key, p in learnt.items() if f"{name.removesuffix('.weight')}.lora_{which}." in key), None)
+            next(
+                (
+                    p
+                    for key, p in learnt.items()
+                    if f"{name.removesuffix('.weight')}.lora_{which}." in key
+                ),
+                None,
+            )
             for which in "AB"
         )
         if a is None or b is None:

@@ -1,4 +1,6 @@
-"""DECA with privacy on a language model: a block's gradient is one release a round, and without it that is said."""
+"""DECA with privacy on a language model: a block's gradient is one release a round, and without it
+that is said.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,44 @@ ROUNDS = 3
 
 def config(rounds: int = ROUNDS, kind: str = "ring", **privacy: Any) -> ExperimentConfig:
     values = {
-        "algorithm": {"name": "deca", "lr": 0.003, "steps": 2, "layers_per_block": 1, "bma": "scaled"},
+        "algorithm": {
+            "name": "deca",
+            "lr": 0.003,
+            "steps": 2,
+            "layers_per_block": 1,
+            "bma": "scaled",
+        },
         "topology": {"kind": kind},
-        "task": {"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": {"length": 16, "test_size": 5}},
+        "task": {
+            "name": "causal-lm",
+            "model": "bytes",
+            "data": "fortunes",
+            "text": {"length": 16, "test_size": 5},
+        },
         "train": {"rounds": rounds, "seed": 1, "evaluate_every": 0},
-        "privacy": {"mode": "strict", "sigma": 1.5, "delta": 1e-3, "rate": 0.02, "batch": 6, "chunk": 16, **privacy},
+        "privacy": {
+            "mode": "strict",
+            "sigma": 1.5,
+            "delta": 1e-3,
+            "rate": 0.02,
+            "batch": 6,
+            "chunk": 16,
+            **privacy,
+        },
         "experiment": {"nodes": 4, "partition": "column", "column": "language"},
     }
     return ExperimentConfig(**values)  # type: ignore[arg-type]
 
 
-def test_one_release_a_round_whatever_the_degree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_release_a_round_whatever_the_degree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The star's middle has three neighbors, its tips one: as many debits, the same ε."""
     ledgers: list[Ledger] = []
-    throwaway = Ledger.throwaway
-    monkeypatch.setattr(in_process.Ledger, "throwaway", lambda: ledgers.append(throwaway()) or ledgers[-1])
+    in_memory = Ledger.in_memory
+    monkeypatch.setattr(
+        in_process.Ledger, "throwaway", lambda: ledgers.append(in_memory()) or ledgers[-1]
+    )
     found = in_process.simulate(config(kind="star"), tmp_path)
     assert len(ledgers) == 4
     for ledger in ledgers:
@@ -51,10 +76,12 @@ def test_one_release_a_round_whatever_the_degree(tmp_path: Path, monkeypatch: py
 
 
 def test_noise_of_sigma_c_over_b_is_on_the_block() -> None:
-    """Clipped gradients of a few examples, each C long, are next to nothing on one of so many parameters."""
+    """Clipped gradients of a few examples, each C long, are next to nothing on one of so many
+    parameters.
+    """
     it = learners(clip=1e-6, sigma=1.5, batch=5)["n0"]
     before = it.algorithm.parameters.clone()
-    g = it.door.within(before, block := it.algorithm.block(0))(before[block.place].float(), 0)  # type: ignore[attr-defined]
+    g = it.gate.within(before, block := it.algorithm.block(0))(before[block.place].float(), 0)  # type: ignore[attr-defined]
     assert len(g) == block.size < it.task.layout.size
     assert float(g.std()) == pytest.approx(1.5 * 1e-6 / 5, rel=0.02)
 
@@ -66,11 +93,16 @@ def learners(**privacy: Any) -> dict[str, learner.Learner]:
 def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:
     """Power: without noise the same questions have the same answers."""
     answers = []
-    for mode in ({"sigma": 1.5}, {"sigma": 1.5}, {"mode": "none", "sigma": None}, {"mode": "none", "sigma": None}):
+    for mode in (
+        {"sigma": 1.5},
+        {"sigma": 1.5},
+        {"mode": "none", "sigma": None},
+        {"mode": "none", "sigma": None},
+    ):
         it = learners(**mode)["n1"]
         x = it.algorithm.parameters
         block = it.algorithm.block(0)  # type: ignore[attr-defined]
-        within = it.door.within(x, block)
+        within = it.gate.within(x, block)
         answers.append((within(x[block.place], 0), within(x[block.place], 1)))
     assert not torch.equal(answers[0][0], answers[1][0])
     assert torch.equal(answers[2][0], answers[3][0])
@@ -78,7 +110,9 @@ def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:
 
 
 def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
-    """Mode none is loud: in each node's journal and summary and in the whole run's. Mode strict has nothing to say."""
+    """Mode none is loud: in each node's journal and summary and in the whole run's. Mode strict has
+    nothing to say.
+    """
     for mode, loud in (({"mode": "none", "sigma": None}, True), ({}, False)):
         folder = tmp_path / str(loud)
         found = in_process.simulate(config(rounds=1, **mode), folder)
@@ -86,17 +120,21 @@ def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
         assert found.privacy.warning == warned
         for home in sorted((folder / "nodes").iterdir()):
             assert read(home / "summary.json").privacy.warning == warned
-            events = [json.loads(line) for line in (home / "journal.jsonl").read_text().splitlines()]
-            assert [it["text"] for it in events if it["event"] == "warning"] == ([warned] if loud else [])
+            events = [
+                json.loads(line) for line in (home / "journal.jsonl").read_text().splitlines()
+            ]
+            assert [it["text"] for it in events if it["event"] == "warning"] == (
+                [warned] if loud else []
+            )
 
 
 def test_a_spent_budget_gives_zeros_and_no_debit() -> None:
     """The third round of two that are paid for."""
     it = learners()["n0"]
-    it.door.budget = 2  # type: ignore[attr-defined]
+    it.gate.budget = 2  # type: ignore[attr-defined]
     x = it.algorithm.parameters
     block = it.algorithm.block(0)  # type: ignore[attr-defined]
-    within = it.door.within(x, block)
+    within = it.gate.within(x, block)
     asked = [within(x[block.place], t) for t in range(3)]
     assert [bool(g.any()) for g in asked] == [True, True, False]
     assert it.ledger is not None

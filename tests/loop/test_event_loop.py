@@ -1,6 +1,8 @@
-"""The event loop stays free while a model trains and while bulk goes over the wire: real daemons, one of them watched.
+"""The event loop stays free while a model trains and while bulk goes over the wire: real daemons,
+one of them watched.
 
-CPU time of callbacks is measured on asyncio, whose handles can be wrapped; heartbeats on the daemon's default loop.
+CPU time of callbacks is measured on asyncio, whose handles can be wrapped; heartbeats on the
+daemon's default loop.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from node.config import ExperimentConfig
 
 CALLBACK_SECONDS = 0.05
 BEAT_P99_SECONDS = 0.05
-"""On a machine of the daemons' own. Where others take a share of its processors, as much longer as less is left."""
+"""On a machine of the daemons' own. Where others take a share of its processors, as much longer as
+less is left.
+"""
 ALLOWED = {
     "io.FileIO.write < journal.py:write": "one line of less than a kilobyte to the page cache, never synced",
 }
 """Calls on the loop's thread that could wait, and why they may stay."""
 
 TRAINING = config(
-    nodes=3, train={"rounds": 8, "evaluate_every": 2, "checkpoint_every": 2}, task={"model": "cnn", "image_size": 28}
+    nodes=3,
+    train={"rounds": 8, "evaluate_every": 2, "checkpoint_every": 2},
+    task={"model": "cnn", "image_size": 28},
 )
 """The papers' CNN, strict DPDL."""
 BULK = config(
@@ -89,15 +95,20 @@ def test_heartbeat_during_bulk_transfers(tmp_path: Path) -> None:
 
 
 def test_late_heartbeats_are_found(spoiled: Watched) -> None:
-    assert p99(spoiled.beats()) > BEAT_P99_SECONDS
+    assert p99(spoiled.heartbeats()) > BEAT_P99_SECONDS
 
 
 def best_of_three(folder: Path, run: ExperimentConfig, *, moving: bool) -> None:
     found = []
     for attempt in ("first", "second", "third"):
         watched = watch(folder / attempt, run, "auto")
-        late, bound = p99(watched.beats(moving=moving)), BEAT_P99_SECONDS / max(0.1, 1 - watched.others)
-        found.append(f"{1000 * late:.0f} ms of {1000 * bound:.0f} ({watched.others:.0%} of the processors for others)")
+        late, bound = (
+            p99(watched.heartbeats(moving=moving)),
+            BEAT_P99_SECONDS / max(0.1, 1 - watched.others),
+        )
+        found.append(
+            f"{1000 * late:.0f} ms of {1000 * bound:.0f} ({watched.others:.0%} of the processors for others)"
+        )
         if late < bound:
             print(f"p99 of heartbeats: {found[-1]}")
             return

@@ -2,8 +2,9 @@
 
     python tests/loop/watched.py NODE.toml REPORT.json LOOP [SPOIL…]
 
-Every callback's own CPU time (asyncio only: uvloop's handles can't be wrapped), every blocking call on the loop's
-thread with the product's frames above it, and the wall time of every heartbeat. SPOIL is a fault to be found.
+Every callback's own CPU time (asyncio only: uvloop's handles can't be wrapped), every blocking call
+on the loop's thread with the product's frames above it, and the wall time of every heartbeat. SPOIL
+is a fault to be found.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from blockbuster import BlockBuster, BlockBusterFunction
 
 from node.daemon import bootstrap
-from node.observability.telemetry import Watch
+from node.observability.telemetry import Telemetry
 from peer.message import Peer
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ class Report:
         """The daemon's, as `peerpoise status` shows it."""
         self.blocking: Counter[str] = Counter()
         """"state: call < frames of the product, innermost first" -> how often."""
-        self.beats: list[tuple[str, float, int]] = []
+        self.heartbeats: list[tuple[str, float, int]] = []
         """(state, seconds, frames moved so far) of every heartbeat's round trip."""
         self.frames = 0
 
@@ -82,7 +83,9 @@ def time_callbacks(report: Report) -> None:
 
 
 def note_blocking(report: Report) -> None:
-    """blockbuster finds the calls; they are noted and go on, so that one finding doesn't hide the next."""
+    """blockbuster finds the calls; they are noted and go on, so that one finding doesn't hide the
+    next.
+    """
     functions = BlockBuster().functions
     functions |= {name: BlockBusterFunction(None, name) for name in ALSO if name not in functions}
     for name, function in functions.items():
@@ -93,46 +96,65 @@ def note_blocking(report: Report) -> None:
 def _noting(
     report: Report, name: str, function: BlockBusterFunction, harmless: Callable[..., bool]
 ) -> Callable[..., bool]:
-    def note(*arguments: Any, **options: Any) -> bool:
+    def log_event(*arguments: Any, **options: Any) -> bool:
         if not harmless(*arguments, **options):
             stack = traceback.extract_stack()[:-2]
             allowed = function.can_block_functions
-            if not any(at.filename.endswith(file) and at.name in names for at in stack for file, names in allowed):
+            if not any(
+                at.filename.endswith(file) and at.name in names
+                for at in stack
+                for file, names in allowed
+            ):
                 report.blocking[f"{report.state}: " + " < ".join([name, *_ours(stack)])] += 1
         return True
 
-    return note
+    return log_event
 
 
 def _ours(stack: traceback.StackSummary) -> list[str]:
-    """ "file:function" of the frames in the product, innermost first; of anything else where there are none."""
-    own = [at for at in stack if Path(at.filename).is_relative_to(ROOT) and ".venv" not in at.filename]
-    return [f"{Path(at.filename).name}:{at.name}" for at in reversed(own) if at.name not in ("<module>", "main")]
+    """ "file:function" of the frames in the product, innermost first; of anything else where there
+    are none.
+    """
+    own = [
+        at for at in stack if Path(at.filename).is_relative_to(ROOT) and ".venv" not in at.filename
+    ]
+    return [
+        f"{Path(at.filename).name}:{at.name}"
+        for at in reversed(own)
+        if at.name not in ("<module>", "main")
+    ]
 
 
 def hear_beats(report: Report, spoil: Callable[[], None]) -> None:
-    """Beats every BEAT_SECONDS and notes the round trips, and how many frames were moved until then."""
-    attach, become, round_trip, bytes_moved = Watch.attach, Watch.become, Watch.round_trip, Watch.bytes_moved
+    """Beats every BEAT_SECONDS and notes the round trips, and how many frames were moved until
+    then.
+    """
+    attach, set_state, round_trip, bytes_moved = (
+        Telemetry.attach,
+        Telemetry.set_state,
+        Telemetry.round_trip,
+        Telemetry.bytes_moved,
+    )
 
-    def attached(watch: Watch, learner: Any, session: Any, addresses: Any) -> None:
+    def attached(watch: Telemetry, learner: Any, session: Any, addresses: Any) -> None:
         attach(watch, learner, session, addresses)
         session.beat_seconds = BEAT_SECONDS
         spoil()
 
-    def became(watch: Watch, state: str, *reason: str) -> None:
+    def became(watch: Telemetry, state: str, *reason: str) -> None:
         report.state = state
-        become(watch, state, *reason)
+        set_state(watch, state, *reason)
 
-    def moved(watch: Watch, *what: Any) -> None:
+    def moved(watch: Telemetry, *what: Any) -> None:
         bytes_moved(watch, *what)
         report.frames += 1
 
-    def noted(watch: Watch, peer: Peer, seconds: float) -> None:
+    def noted(watch: Telemetry, peer: Peer, seconds: float) -> None:
         round_trip(watch, peer, seconds)
-        report.beats.append((report.state, seconds, report.frames))
+        report.heartbeats.append((report.state, seconds, report.frames))
 
-    Watch.attach, Watch.become = attached, became  # type: ignore[method-assign]
-    Watch.round_trip, Watch.bytes_moved = noted, moved  # type: ignore[method-assign]
+    Telemetry.attach, Telemetry.set_state = attached, became  # type: ignore[method-assign]
+    Telemetry.round_trip, Telemetry.bytes_moved = noted, moved  # type: ignore[method-assign]
 
 
 def burn() -> None:

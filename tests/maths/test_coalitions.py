@@ -1,4 +1,6 @@
-"""From gradients to weights: the game of ROSS and PDSL, φ' and π, against the golden vectors and by hand."""
+"""From gradients to weights: the game of ROSS and PDSL, φ' and π, against the golden vectors and by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +18,36 @@ from golden import EQUATIONS
 
 from node.config import MixSection
 from node.maths.coalitions import (
-    Coalitions,
+    ShapleyConfig,
     adds_nothing,
+    aggregation_weights,
     capped,
+    clip_relative_norms,
     gains,
     mixing_rule,
-    shares,
+    shapley_values,
+    shapley_weights,
     smoothed,
-    too_poor,
-    weigh,
-    within_reach,
-    worth,
+    unsupported_reason,
 )
 from node.maths.shapley import exact
 
 SHAPLEY, FALLBACKS = EQUATIONS["shapley"], EQUATIONS["shapley_fallbacks"]
 
 
-class Judge:
+class UtilityOracle:
     """v(x) = −‖x − c‖², and what it was asked."""
 
     def __init__(self, wanted):
         self.wanted, self.asked, self.time = wanted, [], 0.0
 
     def around(self, x, moves, kind):
-        def values(shares):
-            self.asked += [(x + share @ moves, kind) for share in shares]
-            return [-float((x + share @ moves - self.wanted).square().sum()) for share in shares]
+        def values(aggregation_weights):
+            self.asked += [(x + share @ moves, kind) for share in aggregation_weights]
+            return [
+                -float((x + share @ moves - self.wanted).square().sum())
+                for share in aggregation_weights
+            ]
 
         return values
 
@@ -72,7 +77,12 @@ def test_phi_of_the_golden_game():
 
 @pytest.mark.parametrize("normalization", ["minmax", "relu", "softmax"])
 def test_pi_of_the_golden_game(normalization):
-    close(shares(Coalitions(normalization=normalization), SHAPLEY["phi"], SHAPLEY["w"]), SHAPLEY[f"pi_{normalization}"])
+    close(
+        aggregation_weights(
+            ShapleyConfig(normalization=normalization), SHAPLEY["phi"], SHAPLEY["w"]
+        ),
+        SHAPLEY[f"pi_{normalization}"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,25 +93,34 @@ def test_pi_of_the_golden_game(normalization):
     ],
 )
 def test_where_nothing_is_left_pi_is_w(normalization, phi, expected):
-    close(shares(Coalitions(normalization=normalization), FALLBACKS[phi], FALLBACKS["w"]), FALLBACKS[expected])
+    close(
+        aggregation_weights(
+            ShapleyConfig(normalization=normalization), FALLBACKS[phi], FALLBACKS["w"]
+        ),
+        FALLBACKS[expected],
+    )
 
 
 def test_pi_falls_back_to_w_over_those_heard():
-    found = shares(Coalitions(), {"a": -1.0, "b": -2.0}, {"a": 0.2, "b": 0.3, "c": 0.5})
+    found = aggregation_weights(
+        ShapleyConfig(), {"a": -1.0, "b": -2.0}, {"a": 0.2, "b": 0.3, "c": 0.5}
+    )
     close(found, {"a": 0.4, "b": 0.6})
 
 
 def test_softmax_is_of_phi_over_the_temperature_and_bears_large_ones():
     phi, w = {"a": 1000.0, "b": 999.0}, {"a": 0.5, "b": 0.5}
-    found = shares(Coalitions(normalization="softmax", temperature=2.0), phi, w)
+    found = aggregation_weights(ShapleyConfig(normalization="softmax", temperature=2.0), phi, w)
     assert found["a"] / found["b"] == pytest.approx(np.exp(0.5))
 
 
 def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
-    """x(S) = x − γ·mean_{j∈S} g_j, x(∅) = x; all 2^k of them, each once, and φ by the definition."""
+    """x(S) = x − γ·mean_{j∈S} g_j, x(∅) = x; all 2^k of them, each once, and φ by the
+    definition.
+    """
     cross, x, step = vectors(3), torch.zeros(5, dtype=torch.float64), 0.3
-    judge = Judge(torch.ones(5, dtype=torch.float64))
-    phi, found = worth(Coalitions(value="neg_loss"), judge, x, cross, step, "seed")
+    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    phi, found = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, step, "seed")
     peers = sorted(cross)
     v = {}
     for size in range(4):
@@ -123,51 +142,63 @@ def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
 
 @pytest.mark.parametrize(("k", "sampled"), [(8, False), (9, True)])
 def test_up_to_eight_players_are_exact_above_they_are_sampled(k, sampled):
-    judge = Judge(torch.ones(5, dtype=torch.float64))
-    _, found = worth(Coalitions(), judge, torch.zeros(5, dtype=torch.float64), vectors(k), 0.1, "seed")
+    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    _, found = shapley_values(
+        ShapleyConfig(), judge, torch.zeros(5, dtype=torch.float64), vectors(k), 0.1, "seed"
+    )
     assert (found.evaluations < 1 << k) == sampled
     assert found.evaluations <= (10 * (k - 1) + 2 if sampled else 256)
 
 
 def test_svarm_spends_no_more_than_the_permutations_would():
-    judge = Judge(torch.ones(5, dtype=torch.float64))
-    how = Coalitions(estimator="svarm", permutations=10)
-    _, found = worth(how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed")
+    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    how = ShapleyConfig(estimator="svarm", permutations=10)
+    _, found = shapley_values(
+        how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
+    )
     assert 62 <= found.evaluations <= 92
 
 
 def test_a_budget_in_seconds_ends_the_sampling():
-    judge = Judge(torch.ones(5, dtype=torch.float64))
-    how = Coalitions(estimator="permutations", permutations=1000, seconds=3.0)
-    _, found = worth(how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed")
+    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    how = ShapleyConfig(estimator="permutations", permutations=1000, seconds=3.0)
+    _, found = shapley_values(
+        how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
+    )
     assert found.evaluations < 50
 
 
 def test_the_same_seed_samples_the_same():
     def phi(seed):
-        judge = Judge(torch.ones(5, dtype=torch.float64))
-        return worth(Coalitions(), judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, seed)[0]
+        judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+        return shapley_values(
+            ShapleyConfig(), judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, seed
+        )[0]
 
     assert phi("n0 3") == phi("n0 3") != phi("n0 4")
 
 
 def test_first_order_is_near_for_small_steps():
-    judge = Judge(torch.ones(5, dtype=torch.float64))
+    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
     x, cross = torch.zeros(5, dtype=torch.float64), vectors(4)
-    full, _ = worth(Coalitions(value="neg_loss"), judge, x, cross, 1e-5, "seed")
-    near, found = worth(Coalitions(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-5, "seed")
+    full, _ = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, 1e-5, "seed")
+    near, found = shapley_values(
+        ShapleyConfig(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-5, "seed"
+    )
     assert found.evaluations == 0
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
 
 
 def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
     judge, x, cross, step = (
-        Judge(torch.ones(5, dtype=torch.float64)),
+        UtilityOracle(torch.ones(5, dtype=torch.float64)),
         torch.zeros(5, dtype=torch.float64),
         vectors(3),
         0.3,
     )
-    found = gains(Coalitions(value="neg_loss"), judge, x, {**cross, "z": torch.zeros_like(x)}, step)
+    found = gains(
+        ShapleyConfig(value="neg_loss"), judge, x, {**cross, "z": torch.zeros_like(x)}, step
+    )
 
     def value(model):
         return -float((model - judge.wanted).square().sum())
@@ -178,19 +209,27 @@ def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
         beside = value(x - step * total / 4) - value(x - step * (total - g) / 4)
         assert found[j] == pytest.approx(max(alone, beside), abs=1e-12)
     assert found["z"] == 0
-    near = gains(Coalitions(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-6)
-    full = gains(Coalitions(value="neg_loss"), judge, x, cross, 1e-6)
+    near = gains(ShapleyConfig(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-6)
+    full = gains(ShapleyConfig(value="neg_loss"), judge, x, cross, 1e-6)
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
 
 
 def test_who_adds_nothing_keeps_its_share_and_the_others_have_the_rest():
     weight = {"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.25}
-    close(capped({"a": 0.1, "b": 0.6, "c": 0.3}, weight, {"a", "c"}, "a"), {"a": 1 / 6, "b": 1 / 3, "c": 1 / 2})
-    close(capped({"a": 0.0, "b": 0.9, "c": 0.1}, weight, {"a"}, "a"), {"a": 1 - 1 / 3 - 0.1, "b": 1 / 3, "c": 0.1})
+    close(
+        capped({"a": 0.1, "b": 0.6, "c": 0.3}, weight, {"a", "c"}, "a"),
+        {"a": 1 / 6, "b": 1 / 3, "c": 1 / 2},
+    )
+    close(
+        capped({"a": 0.0, "b": 0.9, "c": 0.1}, weight, {"a"}, "a"),
+        {"a": 1 - 1 / 3 - 0.1, "b": 1 / 3, "c": 0.1},
+    )
     close(capped({"b": 0.9, "c": 0.1}, weight, set(), "a"), {"b": 0.5, "c": 0.5})
     honest = {"a": 0.2, "b": 0.5, "c": 0.3}
     assert capped(honest, weight, {"a", "b", "c"}, "a") == honest
-    assert capped({"a": 0.9, "b": 0.1, "c": 0.0}, weight, set(), "a")["a"] == pytest.approx(0.9), "never the own one"
+    assert capped({"a": 0.9, "b": 0.1, "c": 0.0}, weight, set(), "a")["a"] == pytest.approx(0.9), (
+        "never the own one"
+    )
 
 
 def test_zeros_and_echoes_add_nothing():
@@ -205,19 +244,19 @@ def test_zeros_and_echoes_add_nothing():
 
 
 def test_smoothing_starts_with_phi_and_keeps_who_is_not_heard():
-    how = Coalitions(smoothing=0.75)
+    how = ShapleyConfig(smoothing=0.75)
     first = smoothed(how, {}, {"a": 1.0, "b": 2.0})
     assert first == {"a": 1.0, "b": 2.0}
     assert smoothed(how, first, {"a": 5.0}) == {"a": 2.0, "b": 2.0}
 
 
 def test_weights_are_of_those_heard_and_add_up_to_one():
-    judge = Judge(torch.ones(5, dtype=torch.float64))
+    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
     weight = {"p00": 0.4, "p01": 0.3, "p02": 0.3}
     cross = vectors(2)
     before = {"p02": 9.0}
-    found = weigh(
-        Coalitions(),
+    found = shapley_weights(
+        ShapleyConfig(),
         judge,
         torch.zeros(5, dtype=torch.float64),
         cross,
@@ -233,13 +272,13 @@ def test_weights_are_of_those_heard_and_add_up_to_one():
 
 
 def test_states_are_mixed_by_pi_of_those_that_came():
-    rule = mixing_rule(Coalitions(mix_by="pi"), {"a": 0.2, "b": 0.6, "c": 0.2})
+    rule = mixing_rule(ShapleyConfig(mix_by="pi"), {"a": 0.2, "b": 0.6, "c": 0.2})
     vectors = {j: torch.full((2,), value) for j, value in (("a", 1.0), ("b", 5.0))}
     assert rule({"a": 0.5, "b": 0.5}, vectors, "a", MixSection()).tolist() == [4.0, 4.0]
-    alone = mixing_rule(Coalitions(mix_by="pi"), {"a": 0.0, "b": 0.0})
+    alone = mixing_rule(ShapleyConfig(mix_by="pi"), {"a": 0.0, "b": 0.0})
     assert alone({"a": 0.5, "b": 0.5}, vectors, "a", MixSection()).tolist() == [1.0, 1.0]
-    assert mixing_rule(Coalitions(), {}) == "mean"
-    assert mixing_rule(Coalitions(mix_by="trimmed_mean"), {}) == "trimmed_mean"
+    assert mixing_rule(ShapleyConfig(), {}) == "mean"
+    assert mixing_rule(ShapleyConfig(mix_by="trimmed_mean"), {}) == "trimmed_mean"
 
 
 @pytest.mark.parametrize(
@@ -254,49 +293,70 @@ def test_states_are_mixed_by_pi_of_those_that_came():
     ],
 )
 def test_what_options_can_not_value_is_a_sentence(options, players, says):
-    found = too_poor(Coalitions(**options), players)
+    found = unsupported_reason(ShapleyConfig(**options), players)
     assert says in found if says else not found
 
 
 @pytest.mark.parametrize("normalization", ["relu", "minmax"])
 def test_rounding_earns_nothing(normalization):
-    """On a validation set that no coalition moves, sums leave 1e-18 here and there; all the weight went there."""
+    """On a validation set that no coalition moves, sums leave 1e-18 here and there; all the weight
+    went there.
+    """
 
-    class Unmoved(Judge):
+    class Unmoved(UtilityOracle):
         def around(self, x, moves, kind):
-            return lambda shares: [24 / 143] * len(shares)
+            return lambda aggregation_weights: [24 / 143] * len(aggregation_weights)
 
     cross, weight = vectors(5), {"p00": 0.4, "p01": 0.1, "p02": 0.2, "p03": 0.2, "p04": 0.1}
     how = {"weight": weight, "before": {}, "step": 0.1, "seed": "s", "me": "p00"}
-    found = weigh(Coalitions(normalization=normalization), Unmoved(None), torch.zeros(5), cross, **how)
+    found = shapley_weights(
+        ShapleyConfig(normalization=normalization), Unmoved(None), torch.zeros(5), cross, **how
+    )
     assert any(found.phi.values()), "power: rounding leaves something"
     close(found.pi, weight)
 
 
 def test_a_gradient_out_of_reach_is_shortened_and_others_stay_bit_for_bit():
-    cross = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([30.0, 39.0]), "liar": torch.tensor([0.0, 1e16])}
-    found = within_reach(cross, "a")
+    cross = {
+        "a": torch.tensor([3.0, 4.0]),
+        "b": torch.tensor([30.0, 39.0]),
+        "liar": torch.tensor([0.0, 1e16]),
+    }
+    found = clip_relative_norms(cross, "a")
     assert found["a"] is cross["a"]
     assert found["b"] is cross["b"]
     assert torch.allclose(found["liar"], torch.tensor([0.0, 10 * 5.0]))
 
 
 def test_where_the_own_gradient_is_zero_the_others_median_counts():
-    cross = {"a": torch.zeros(1), "b": torch.ones(1), "c": 2 * torch.ones(1), "liar": 1e9 * torch.ones(1)}
-    assert [float(g) for g in within_reach(cross, "a").values()] == [0.0, 1.0, 2.0, 20.0]
-    assert within_reach({"a": torch.zeros(1), "b": torch.zeros(1)}, "a")["b"] == 0
+    cross = {
+        "a": torch.zeros(1),
+        "b": torch.ones(1),
+        "c": 2 * torch.ones(1),
+        "liar": 1e9 * torch.ones(1),
+    }
+    assert [float(g) for g in clip_relative_norms(cross, "a").values()] == [0.0, 1.0, 2.0, 20.0]
+    assert clip_relative_norms({"a": torch.zeros(1), "b": torch.zeros(1)}, "a")["b"] == 0
 
 
 def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
     """A model without finite logits has no loss: π = w in that round, and φ̄ stays a number."""
 
-    class Broken(Judge):
+    class Broken(UtilityOracle):
         def around(self, x, moves, kind):
-            return lambda shares: [float("nan")] * len(shares)
+            return lambda aggregation_weights: [float("nan")] * len(aggregation_weights)
 
-    how = {"weight": {"a": 0.25, "b": 0.75}, "before": {"a": 1.0}, "step": 0.1, "seed": "s", "me": "p00"}
+    how = {
+        "weight": {"a": 0.25, "b": 0.75},
+        "before": {"a": 1.0},
+        "step": 0.1,
+        "seed": "s",
+        "me": "p00",
+    }
     for normalization in ("relu", "minmax", "softmax"):
-        options = Coalitions(value="neg_loss", smoothing=0.5, normalization=normalization)
-        found = weigh(options, Broken(None), torch.zeros(1), {"a": torch.ones(1), "b": torch.ones(1)}, **how)
+        options = ShapleyConfig(value="neg_loss", smoothing=0.5, normalization=normalization)
+        found = shapley_weights(
+            options, Broken(None), torch.zeros(1), {"a": torch.ones(1), "b": torch.ones(1)}, **how
+        )
         assert found.smooth == {"a": 0.5, "b": 0.0}
         assert sum(found.pi.values()) == pytest.approx(1.0)

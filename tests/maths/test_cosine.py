@@ -18,7 +18,9 @@ def test_it_agrees_with_torch_in_float64():
     assert cosine(a, b) == pytest.approx(expected, abs=1e-14)
 
 
-@pytest.mark.parametrize(("a", "b"), [([0.0, 0.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0]), ([0.0], [0.0]), ([], [])])
+@pytest.mark.parametrize(
+    ("a", "b"), [([0.0, 0.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0]), ([0.0], [0.0]), ([], [])]
+)
 def test_it_is_zero_when_a_norm_is_zero(a, b):
     assert cosine(torch.tensor(a), torch.tensor(b)) == 0.0
 

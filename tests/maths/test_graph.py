@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from node.maths.graph import spectral_gap
-from peer.topology import TOPOLOGIES, Wiring, neighborhoods
+from peer.topology import TOPOLOGIES, GraphOptions, make_neighborhoods
 
 
 def rows(kind, n, **wiring):
-    hoods = neighborhoods(kind, [f"n{i:02}" for i in range(n)], Wiring(**wiring))
-    return {i: hood.weight for i, hood in hoods.items()}
+    neighborhoods = make_neighborhoods(kind, [f"n{i:02}" for i in range(n)], GraphOptions(**wiring))
+    return {i: neighborhood.weight for i, neighborhood in neighborhoods.items()}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,9 @@ def test_closed_forms(kind, n, gap):
 
 def test_a_negative_eigenvalue_counts_by_its_size():
     """Two nodes that nearly swap: λ₂ = −0.8."""
-    assert spectral_gap({"a": {"a": 0.1, "b": 0.9}, "b": {"a": 0.9, "b": 0.1}}) == pytest.approx(0.2)
+    assert spectral_gap({"a": {"a": 0.1, "b": 0.9}, "b": {"a": 0.9, "b": 0.1}}) == pytest.approx(
+        0.2
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(TOPOLOGIES.keys() - {"edges"}))

@@ -4,19 +4,31 @@ import random
 import pytest
 import torch
 
-from node.maths.mixing import accumulator, agreed, consensus_distance, fold, mixed, weighted_sum, whole
+from node.maths.mixing import (
+    accumulator,
+    agreed,
+    consensus_distance,
+    fold,
+    mixed,
+    weighted_sum,
+    whole,
+)
 from node.maths.schedule import Schedule, step_size
-from peer.message import Filling
+from peer.message import IncrementalPayload
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def test_the_sum_agrees_with_plain_arithmetic():
     x = {name: normal(k, 50, dtype=torch.float64) for k, name in enumerate("cab")}
     expected = 0.2 * x["a"] + 0.5 * x["b"] + 0.3 * x["c"]
-    torch.testing.assert_close(weighted_sum({"c": 0.3, "a": 0.2, "b": 0.5}, x), expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        weighted_sum({"c": 0.3, "a": 0.2, "b": 0.5}, x), expected, rtol=0, atol=1e-15
+    )
 
 
 def test_the_order_of_arrival_does_not_matter_and_the_order_of_summation_does():
@@ -25,14 +37,20 @@ def test_the_order_of_arrival_does_not_matter_and_the_order_of_summation_does():
     expected = weighted_sum(weight, x)
     for seed in range(5):
         names = random.Random(seed).sample(sorted(weight), len(weight))
-        assert torch.equal(weighted_sum({n: weight[n] for n in names}, {n: x[n] for n in names}), expected)
+        assert torch.equal(
+            weighted_sum({n: weight[n] for n in names}, {n: x[n] for n in names}), expected
+        )
     renamed = {"gfedcba"["abcdefg".index(n)]: x[n] for n in x}
-    assert not torch.equal(weighted_sum(weight, renamed), expected), "power: another order gives other bits"
+    assert not torch.equal(weighted_sum(weight, renamed), expected), (
+        "power: another order gives other bits"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
-    """Streaming and collected Mix: frames of any length, whichever neighbor's frame comes first for another place."""
+    """Streaming and collected Mix: frames of any length, whichever neighbor's frame comes first for
+    another place.
+    """
     chance = random.Random(4)
     for trial in range(40):
         d = chance.randint(1, 3000)
@@ -80,9 +98,9 @@ def test_a_vector_is_filled_once_and_to_its_end():
             x[2 * k : 2 * k + 2] += k + 1
             yield 2
 
-    assert torch.equal(whole(Filling(x, steps())), torch.tensor([1.0, 1, 2, 2, 3, 3]))
+    assert torch.equal(whole(IncrementalPayload(x, steps())), torch.tensor([1.0, 1, 2, 2, 3, 3]))
     with pytest.raises(AssertionError):
-        whole(Filling(x, iter([2, 2])))
+        whole(IncrementalPayload(x, iter([2, 2])))
 
 
 HEARD = {"a": {"b", "c"}, "b": {"a"}, "c": {"a", "b"}}
@@ -90,7 +108,9 @@ HEARD = {"a": {"b", "c"}, "b": {"a"}, "c": {"a", "b"}}
 
 
 def test_an_edge_is_mixed_only_if_each_end_heard_the_other():
-    keep = {i: agreed(i, heard, {j: HEARD[j] for j in HEARD if j != i}) for i, heard in HEARD.items()}
+    keep = {
+        i: agreed(i, heard, {j: HEARD[j] for j in HEARD if j != i}) for i, heard in HEARD.items()
+    }
     assert keep == {"a": {"b", "c"}, "b": {"a"}, "c": {"a"}}
     assert all((i in keep[j]) == (j in keep[i]) for i in keep for j in keep)
 

@@ -1,4 +1,6 @@
-"""The projection onto what agrees with all others, against a solver for the primal and an oracle that tries all."""
+"""The projection onto what agrees with all others, against a solver for the primal and an oracle
+that tries all.
+"""
 
 from itertools import chain, combinations
 
@@ -16,14 +18,17 @@ def case(seed, k=4, d=9, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     common = torch.randn(d, generator=generator, dtype=torch.float64)
     vectors = [
-        torch.randn(d, generator=generator, dtype=torch.float64) * 10.0 ** (n % 3) + (seed % 5 - 2) * common
+        torch.randn(d, generator=generator, dtype=torch.float64) * 10.0 ** (n % 3)
+        + (seed % 5 - 2) * common
         for n in range(k + 1)
     ]
     return vectors[0].to(dtype), {f"n{n}": vector.to(dtype) for n, vector in enumerate(vectors[1:])}
 
 
 def oracle(g, others):
-    """All 2^k choices of active constraints, as equalities; the KKT conditions say which one it is."""
+    """All 2^k choices of active constraints, as equalities; the KKT conditions say which one it
+    is.
+    """
     g, rows = g.double().numpy(), [row.double().numpy() for row in others.values()]
     scale = max(np.abs([g, *rows]).max() ** 2, 1e-300)
     for chosen in chain.from_iterable(combinations(rows, n) for n in range(len(rows) + 1)):
@@ -41,7 +46,9 @@ def test_it_is_the_nearest_of_all_that_agree(k):
     for seed in range(60):
         g, others = case(seed, k)
         found = project(g, others)
-        np.testing.assert_allclose(found.vector, oracle(g, others), rtol=0, atol=1e-8 * float(g.norm()))
+        np.testing.assert_allclose(
+            found.vector, oracle(g, others), rtol=0, atol=1e-8 * float(g.norm())
+        )
         seen.add(sum(u > 0 for u in found.multiplier.values()))
     assert {0, 1} <= seen
     assert max(seen) >= min(k, 3), "power: cases with several active constraints at once"
@@ -71,7 +78,10 @@ def test_the_result_agrees_with_all_and_is_no_longer_than_before(dtype, slack):
         assert found.dtype == dtype
         size = float(g.norm())
         assert float(found.norm()) <= size * (1 + slack)
-        assert all(float(row.double() @ found.double()) >= -slack * size * float(row.norm()) for row in others.values())
+        assert all(
+            float(row.double() @ found.double()) >= -slack * size * float(row.norm())
+            for row in others.values()
+        )
 
 
 def test_what_already_agrees_is_left_alone_bit_for_bit():
@@ -90,7 +100,9 @@ def test_an_inactive_constraint_changes_nothing():
         g, others = case(seed)
         whole = project(g, others)
         active = {j: row for j, row in others.items() if whole.multiplier[j] > 0}
-        torch.testing.assert_close(project(g, active).vector, whole.vector, rtol=0, atol=1e-10 * float(g.norm()))
+        torch.testing.assert_close(
+            project(g, active).vector, whole.vector, rtol=0, atol=1e-10 * float(g.norm())
+        )
         changed += len(active) < len(others)
     assert changed > 20, "power: there were inactive ones"
 
@@ -99,10 +111,14 @@ def test_the_multipliers_make_the_result_and_the_cosines_are_told():
     for seed in range(20):
         g, others = case(seed)
         found = project(g, others)
-        made = g + sum(found.multiplier[j] * g.norm() / row.norm() * row for j, row in others.items())
+        made = g + sum(
+            found.multiplier[j] * g.norm() / row.norm() * row for j, row in others.items()
+        )
         torch.testing.assert_close(found.vector, made, rtol=0, atol=1e-10 * float(g.norm()))
         for j, row in others.items():
-            assert found.cosine[j] == pytest.approx(float(g @ row / g.norm() / row.norm()), abs=1e-12)
+            assert found.cosine[j] == pytest.approx(
+                float(g @ row / g.norm() / row.norm()), abs=1e-12
+            )
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e6])
@@ -110,7 +126,9 @@ def test_how_long_a_neighbors_gradient_is_does_not_matter(scale):
     for seed in range(20):
         g, others = case(seed)
         scaled = {j: row * scale for j, row in others.items()}
-        torch.testing.assert_close(project(g, scaled).vector, project(g, others).vector, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            project(g, scaled).vector, project(g, others).vector, rtol=0, atol=1e-9
+        )
 
 
 E = torch.eye(4)
@@ -123,7 +141,11 @@ DEGENERATE = {
     "parallel": (E[0] - E[1], [E[1], E[1], 2 * E[1]], E[0]),
     "nearly opposite to each other": (E[0] + E[1], [E[0], -E[0] + 1e-7 * E[2]], E[1]),
     "all directions": (E[0], [*E, *-E], torch.zeros(4)),
-    "more than parameters": (E[0] - E[1], [E[1] + a * E[2] + b * E[3] for a in (-1, 0, 1) for b in (-1, 0, 1)], E[0]),
+    "more than parameters": (
+        E[0] - E[1],
+        [E[1] + a * E[2] + b * E[3] for a in (-1, 0, 1) for b in (-1, 0, 1)],
+        E[0],
+    ),
     "not a number": (E[0], [torch.full((4,), NAN), -E[0] + E[1]], (E[0] + E[1]) / 2),
     "infinite": (E[0], [torch.full((4,), INF), -E[0] + E[1]], (E[0] + E[1]) / 2),
     "hardly there": (E[0] - E[1], [1e-38 * E[1], 1e-42 * E[0]], E[0] - E[1]),
@@ -170,6 +192,10 @@ def test_its_bits_do_not_depend_on_where_the_vectors_lie():
     expected = project(g, others)
     assert sum(u > 0 for u in expected.multiplier.values()) > 1
     for offset in range(1, 17):
-        found = project(at_offset(g, offset), {j: at_offset(row, offset + 3) for j, row in others.items()})
+        found = project(
+            at_offset(g, offset), {j: at_offset(row, offset + 3) for j, row in others.items()}
+        )
         assert torch.equal(found.vector, expected.vector)
-        assert found == type(found)(vector=found.vector, multiplier=expected.multiplier, cosine=expected.cosine)
+        assert found == type(found)(
+            vector=found.vector, multiplier=expected.multiplier, cosine=expected.cosine
+        )

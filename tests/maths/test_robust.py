@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from node.config import AlgorithmSection, MixSection
 from node.learning.learner import Plan, mixing
 from node.maths.mixing import mixed, weighted_sum
-from node.maths.robust import ENOUGH, RULES, rule_for, too_small
+from node.maths.robust import ENOUGH, RULES, rule_for, undersized_neighborhood
 from node.records.summary import Mixing
 from peer.errors import ConfigurationError
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 ME = "n0"
 ROBUST = sorted(set(RULES) - {"mean"})
@@ -37,33 +37,41 @@ def by(rule, vectors, weight=None, **options):
     return rule_for("mean", how, ME)(weight or uneven(vectors), vectors)
 
 
-def oracle(rule, vectors, weight, trim=1, tau=None):
+def oracle(rule, vectors, weight, byzantine=1, tau=None):
     names = sorted(vectors)
-    x, w = np.stack([vectors[name].double().numpy() for name in names]), np.array([weight[name] for name in names])
+    x, w = (
+        np.stack([vectors[name].double().numpy() for name in names]),
+        np.array([weight[name] for name in names]),
+    )
     n, me = len(x), names.index(ME)
     if rule == "median":
         return np.median(x, axis=0)
     if rule == "trimmed_mean":
-        return np.sort(x, axis=0)[trim : n - trim].mean(0)
+        return np.sort(x, axis=0)[byzantine : n - byzantine].mean(0)
     apart = np.linalg.norm(x[:, None] - x[None], axis=2)
     if rule == "multi_krum":
-        score = [np.sort(np.delete(row, k) ** 2)[: max(1, n - trim - 2)].sum() for k, row in enumerate(apart)]
-        return x[np.lexsort(((apart**2).sum(1), score))[: n - trim]].mean(0)
+        score = [
+            np.sort(np.delete(row, k) ** 2)[: max(1, n - byzantine - 2)].sum()
+            for k, row in enumerate(apart)
+        ]
+        return x[np.lexsort(((apart**2).sum(1), score))[: n - byzantine]].mean(0)
     others = [k for k in range(n) if k != me]
-    tau = np.sort(apart[me][others])[len(others) - 1 - trim] if tau is None else tau
+    tau = np.sort(apart[me][others])[len(others) - 1 - byzantine] if tau is None else tau
     return x[me] + sum(w[k] * (x[k] - x[me]) * min(1, tau / apart[me][k]) for k in others)
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-@pytest.mark.parametrize(("n", "trim"), [(3, 1), (4, 1), (7, 1), (7, 2), (10, 3), (3, 0)])
-def test_it_is_what_a_few_lines_of_numpy_say(rule, n, trim):
-    if rule in ("trimmed_mean", "multi_krum") and n <= 2 * trim:
+@pytest.mark.parametrize(("n", "byzantine"), [(3, 1), (4, 1), (7, 1), (7, 2), (10, 3), (3, 0)])
+def test_it_is_what_a_few_lines_of_numpy_say(rule, n, byzantine):
+    if rule in ("trimmed_mean", "multi_krum") and n <= 2 * byzantine:
         pytest.skip("the rule is defined for more than 2 trim vectors only")
     vectors = normal(n, 40_000, seed=n)
     weight = uneven(vectors)
-    got = by(rule, vectors, weight, trim=trim)
+    got = by(rule, vectors, weight, byzantine=byzantine)
     assert got.dtype == torch.float32
-    np.testing.assert_allclose(got.double(), oracle(rule, vectors, weight, trim), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        got.double(), oracle(rule, vectors, weight, byzantine), rtol=2e-5, atol=2e-6
+    )
 
 
 def test_clipping_with_a_given_radius():
@@ -71,8 +79,12 @@ def test_clipping_with_a_given_radius():
     weight = uneven(vectors)
     for tau in (0.5, 20.0, 1e6):
         got = by("clipping", vectors, weight, tau=tau)
-        np.testing.assert_allclose(got.double(), oracle("clipping", vectors, weight, tau=tau), rtol=2e-5, atol=2e-6)
-    torch.testing.assert_close(got, weighted_sum(weight, vectors))  # a radius that reaches everybody: the mean
+        np.testing.assert_allclose(
+            got.double(), oracle("clipping", vectors, weight, tau=tau), rtol=2e-5, atol=2e-6
+        )
+    torch.testing.assert_close(
+        got, weighted_sum(weight, vectors)
+    )  # a radius that reaches everybody: the mean
 
 
 def test_mean_keeps_its_bits():
@@ -91,14 +103,21 @@ def test_who_is_who_among_the_others_does_not_matter(rule, case, order):
     vectors = normal(n, d, seed)
     weight = dict.fromkeys(vectors, 1 / n)
     others = sorted(set(vectors) - {ME})
-    renamed = {ME: vectors[ME], **{b: vectors[a] for a, b in zip(others, order.sample(others, n - 1), strict=True)}}
-    torch.testing.assert_close(by(rule, renamed, weight), by(rule, vectors, weight), rtol=1e-5, atol=1e-5)
+    renamed = {
+        ME: vectors[ME],
+        **{b: vectors[a] for a, b in zip(others, order.sample(others, n - 1), strict=True)},
+    }
+    torch.testing.assert_close(
+        by(rule, renamed, weight), by(rule, vectors, weight), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
 @given(case=cases, sign=st.sampled_from([-1.0, 1.0]))
 def test_one_outlier_moves_nothing_but_the_mean(rule, case, sign):
-    """Not beyond the hull of the honest ones, coordinate by coordinate; clipping not by more than τ."""
+    """Not beyond the hull of the honest ones, coordinate by coordinate; clipping not by more than
+    τ.
+    """
     n, d, seed = case
     vectors = normal(n, d, seed)
     honest = torch.stack([vectors[name] for name in sorted(vectors)[:-1]])
@@ -152,7 +171,9 @@ def test_what_a_mix_asks_for_itself_goes_before_the_run():
     weight = uneven(vectors)
     how = MixSection(rule="median")
     assert torch.equal(rule_for("mean", how, ME)(weight, vectors), by("median", vectors, weight))
-    assert torch.equal(rule_for("trimmed_mean", how, ME)(weight, vectors), by("trimmed_mean", vectors, weight))
+    assert torch.equal(
+        rule_for("trimmed_mean", how, ME)(weight, vectors), by("trimmed_mean", vectors, weight)
+    )
     own = rule_for(lambda weight, vectors, me, how: vectors[me] * 3, how, "n2")
     assert torch.equal(own(weight, vectors), vectors["n2"] * 3)
 
@@ -164,25 +185,34 @@ def test_the_tables_and_the_configuration_name_the_same_rules():
 
 
 def test_a_graph_that_is_too_thin_for_the_rule_is_one_sentence(run_of):
-    ring = neighborhoods("ring", ["n0", "n1", "n2", "n3"])
-    star = neighborhoods("star", ["n0", "n1", "n2", "n3"])
+    ring = make_neighborhoods("ring", ["n0", "n1", "n2", "n3"])
+    star = make_neighborhoods("star", ["n0", "n1", "n2", "n3"])
     for rule in RULES:
         Plan.of(run_of(rule=rule), ring)
-        assert too_small(ring, MixSection(rule=rule)) is None
-    with pytest.raises(ConfigurationError, match=r"mix.rule = median can tell nothing .* n1 and its neighbors are 2"):
+        assert undersized_neighborhood(ring, MixSection(rule=rule)) is None
+    with pytest.raises(
+        ConfigurationError,
+        match=r"mix.rule = median can tell nothing .* n1 and its neighbors are 2",
+    ):
         Plan.of(run_of(rule="median"), star)
-    with pytest.raises(ConfigurationError, match=r"lower mix\.trim"):
-        Plan.of(run_of(rule="trimmed_mean", trim=2), ring)
+    with pytest.raises(ConfigurationError, match=r"lower mix\.byzantine"):
+        Plan.of(run_of(rule="trimmed_mean", byzantine=2), ring)
 
 
 def test_the_rule_of_ross_is_looked_at_too(run_of):
-    """Everybody would have stayed with its own vector all the run, and been told the mixing was doubly stochastic."""
-    ring = neighborhoods("ring", ["n0", "n1", "n2", "n3"])
+    """Everybody would have stayed with its own vector all the run, and been told the mixing was
+    doubly stochastic.
+    """
+    ring = make_neighborhoods("ring", ["n0", "n1", "n2", "n3"])
     ross = {
-        by: run_of(trim=trim).model_copy(update={"algorithm": AlgorithmSection(name="ross", mix_by=by)})
-        for by, trim in (("trimmed_mean", 2), ("pi", 1), ("w", 2))
+        by: run_of(byzantine=byzantine).model_copy(
+            update={"algorithm": AlgorithmSection(name="ross", mix_by=by)}
+        )
+        for by, byzantine in (("trimmed_mean", 2), ("pi", 1), ("w", 2))
     }
-    with pytest.raises(ConfigurationError, match=r"algorithm\.mix_by = trimmed_mean can tell nothing"):
+    with pytest.raises(
+        ConfigurationError, match=r"algorithm\.mix_by = trimmed_mean can tell nothing"
+    ):
         Plan.of(ross["trimmed_mean"], ring)
     for by, said in (("trimmed_mean", "trimmed_mean"), ("pi", "row"), ("w", "doubly-stochastic")):
         assert mixing(ross[by]) == said

@@ -1,4 +1,6 @@
-"""Shapley values: against the definition, shapiq and the golden vectors; the axioms; and how good the estimates are."""
+"""Shapley values: against the definition, shapiq and the golden vectors; the axioms; and how good
+the estimates are.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ def naive(k, v):
         for size in range(k):
             for members in itertools.combinations(others, size):
                 s = sum(1 << j for j in members)
-                total += factorial(size) * factorial(k - size - 1) / factorial(k) * (v[s | 1 << i] - v[s])
+                total += (
+                    factorial(size)
+                    * factorial(k - size - 1)
+                    / factorial(k)
+                    * (v[s | 1 << i] - v[s])
+                )
         phi.append(total)
     return phi
 
@@ -45,14 +52,18 @@ class Asked:
 
 
 games = st.integers(1, 6).flatmap(
-    lambda k: st.tuples(st.just(k), st.lists(st.floats(-100, 100), min_size=1 << k, max_size=1 << k))
+    lambda k: st.tuples(
+        st.just(k), st.lists(st.floats(-100, 100), min_size=1 << k, max_size=1 << k)
+    )
 )
 estimators = pytest.mark.parametrize(
     "estimate",
     [
         exact,
         lambda k, v: permutations(k, v, count=4, draw=random.Random(1)),
-        lambda k, v: permutations(k, v, count=3, draw=random.Random(1), antithetic=False, truncation=0.5),
+        lambda k, v: permutations(
+            k, v, count=3, draw=random.Random(1), antithetic=False, truncation=0.5
+        ),
         lambda k, v: svarm(k, v, budget=svarm_least(k), draw=random.Random(1)),
     ],
     ids=["exact", "permutations", "truncated", "svarm"],
@@ -96,7 +107,9 @@ def test_exact_values_every_coalition_once():
 def test_efficiency_the_values_share_out_what_the_whole_is_worth(estimate, it):
     """To 1e-12·max(1, |v|), whatever was drawn."""
     k, v = it
-    assert abs(sum(estimate(k, Asked(v)).phi) - (v[-1] - v[0])) <= 1e-12 * max(1, *map(abs, v)) * (1 << k)
+    assert abs(sum(estimate(k, Asked(v)).phi) - (v[-1] - v[0])) <= 1e-12 * max(1, *map(abs, v)) * (
+        1 << k
+    )
 
 
 @given(games, st.data())
@@ -108,7 +121,10 @@ def test_a_null_player_is_worth_nothing_and_twins_are_worth_the_same(it, data):
     j = data.draw(st.integers(0, k - 1))
     if i != j:
         pair = 1 << i | 1 << j
-        twins = [v[(m & ~pair) | (1 << i if m & pair and m & pair != pair else m & pair)] for m in range(1 << k)]
+        twins = [
+            v[(m & ~pair) | (1 << i if m & pair and m & pair != pair else m & pair)]
+            for m in range(1 << k)
+        ]
         phi = exact(k, Asked(twins)).phi
         assert phi[i] == pytest.approx(phi[j], abs=1e-10)
 
@@ -121,7 +137,9 @@ def test_all_orders_together_are_exact():
 
 
 def test_an_antithetic_pair_is_an_order_and_its_reverse():
-    """In a game where only who comes first counts, two orders name two different players, who are never the same."""
+    """In a game where only who comes first counts, two orders name two different players, who are
+    never the same.
+    """
     k = 5
     first = [0.0 if m == 0 else 1.0 for m in range(1 << k)]
     for seed in range(20):
@@ -158,14 +176,19 @@ def test_svarm_needs_what_it_says_and_keeps_to_its_budget(k):
 
 def test_samples_end_when_the_time_is_up_and_one_is_always_made():
     v = game(8, 1)
-    assert permutations(8, Asked(v), count=50, draw=random.Random(1), enough=lambda: True).evaluations == 9
+    assert (
+        permutations(8, Asked(v), count=50, draw=random.Random(1), enough=lambda: True).evaluations
+        == 9
+    )
     little = svarm(8, Asked(v), budget=200, draw=random.Random(1), enough=lambda: True)
     assert little.evaluations <= svarm_least(8)
     assert all(map(isfinite, little.phi))
 
 
 def errors(k, budget, estimate, games=30):
-    """(root mean square error ÷ spread of φ, that of the errors in units of the standard error), over random games."""
+    """(root mean square error ÷ spread of φ, that of the errors in units of the standard error),
+    over random games.
+    """
     off, standard = [], []
     for seed in range(games):
         v = game(k, seed)
@@ -177,13 +200,18 @@ def errors(k, budget, estimate, games=30):
 
 
 def test_svarm_is_at_least_twice_as_good_as_permutations_for_as_many_coalitions():
-    """Random games are the worst case. What is asked for, not what is hoped for: it is 2.4 to 4 times better."""
+    """Random games are the worst case. What is asked for, not what is hoped for: it is 2.4 to 4
+    times better.
+    """
     k, budget = 10, 200
 
     def orders(k, v, budget, draw):
         return permutations(k, v, count=(budget - 2) // (k - 1), draw=draw)
 
-    ours, theirs = errors(k, budget, lambda k, v, b, draw: svarm(k, v, budget=b, draw=draw)), errors(k, budget, orders)
+    ours, theirs = (
+        errors(k, budget, lambda k, v, b, draw: svarm(k, v, budget=b, draw=draw)),
+        errors(k, budget, orders),
+    )
     assert 2 * ours[0] < theirs[0]
 
 

@@ -11,7 +11,9 @@ import pytest
 
 @contextmanager
 def _small_files(size: int) -> Iterator[None]:
-    """Within the block no file of this process grows beyond so many bytes: writing fails as on a full disk."""
+    """Within the block no file of this process grows beyond so many bytes: writing fails as on a
+    full disk.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

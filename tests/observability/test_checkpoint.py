@@ -1,4 +1,6 @@
-"""Checkpoints: what goes in comes out, a crash at any point leaves a whole one, and no random state is ever inside."""
+"""Checkpoints: what goes in comes out, a crash at any point leaves a whole one, and no random state
+is ever inside.
+"""
 
 import os
 import re
@@ -31,7 +33,12 @@ class State:
 
 def state(t: int = 0, **other: Any) -> State:
     generator = torch.Generator().manual_seed(t)
-    return State(torch.randn(17, generator=generator), torch.randn(3, 4, generator=generator), t, other or None)
+    return State(
+        torch.randn(17, generator=generator),
+        torch.randn(3, 4, generator=generator),
+        t,
+        other or None,
+    )
 
 
 def same(a: Any, b: Any) -> bool:
@@ -47,10 +54,16 @@ def same(a: Any, b: Any) -> bool:
 tensors = st.tuples(
     st.sampled_from(sorted(checkpoint.DTYPES, key=str)),
     st.lists(st.integers(0, 3), max_size=3),
-).map(lambda made: torch.ones(made[1]).cumsum(0).to(made[0]) if made[1] else torch.tensor(1).to(made[0]))
+).map(
+    lambda made: (
+        torch.ones(made[1]).cumsum(0).to(made[0]) if made[1] else torch.tensor(1).to(made[0])
+    )
+)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | tensors,
-    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(), inner, max_size=3)
+    ),
 )
 
 
@@ -72,7 +85,15 @@ def test_tensors_that_share_memory_come_back_apart(tmp_path):
     assert found.v.sum() == 14
 
 
-THINGS = [torch.Generator(), object(), [1], {1: 2}, b"bytes", {"a": ({},), "b": set()}, torch.ones(2).cfloat()]
+THINGS = [
+    torch.Generator(),
+    object(),
+    [1],
+    {1: 2},
+    b"bytes",
+    {"a": ({},), "b": set()},
+    torch.ones(2).cfloat(),
+]
 
 
 @pytest.mark.parametrize("thing", THINGS)
@@ -143,7 +164,9 @@ def test_every_flipped_byte_is_noticed(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         found = checkpoint.latest(tmp_path, State)
-        assert found is None or (same(found.state.x, state(1).x) and same(found.state.v, state(1).v))
+        assert found is None or (
+            same(found.state.x, state(1).x) and same(found.state.v, state(1).v)
+        )
 
 
 CHILD = """
@@ -157,13 +180,17 @@ checkpoint.save(Path(sys.argv[1]), 2, state(2))
 """
 
 
-@pytest.mark.parametrize(("point", "survives"), [("before_checkpoint_rename", 1), ("after_checkpoint_rename", 2)])
+@pytest.mark.parametrize(
+    ("point", "survives"), [("before_checkpoint_rename", 1), ("after_checkpoint_rename", 2)]
+)
 def test_a_kill_around_the_rename_leaves_a_whole_checkpoint(tmp_path, point, survives):
     checkpoint.save(tmp_path, 1, state(1))
     root = Path(__file__).parents[2]
     code = f"import sys; sys.path.insert(0, {str(root)!r}); {CHILD.strip().replace(chr(10), '; ')}"
     child = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, VARIABLE: f"{point}=kill"}, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, VARIABLE: f"{point}=kill"},
+        check=False,
     )
     assert child.returncode == -9
     warnings: list[str] = []
@@ -182,7 +209,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old(tmp_path, small_files):
 
 
 def test_no_state_of_any_generator_is_in_a_checkpoint(tmp_path):
-    """The names that generators' states have, and the bytes of torch's, in a file made amid used generators."""
+    """The names that generators' states have, and the bytes of torch's, in a file made amid used
+    generators.
+    """
     torch.randn(3)
     random_state = torch.random.get_rng_state().numpy().tobytes()
     path = checkpoint.save(tmp_path, 1, state(1, moments=(torch.ones(3),)), {"run": "abc"})
@@ -191,7 +220,9 @@ def test_no_state_of_any_generator_is_in_a_checkpoint(tmp_path):
     for word in (b"rng", b"generator", b"noise", b"pickle", b"seed"):
         assert word not in content.lower()
     source = Path(checkpoint.__file__).read_text(encoding="utf-8")
-    assert not re.findall(r"get_rng_state|import pickle|import random|(?<!safetensors\.)torch\.(?:save|load)", source)
+    assert not re.findall(
+        r"get_rng_state|import pickle|import random|(?<!safetensors\.)torch\.(?:save|load)", source
+    )
 
 
 LAYOUT = Layout((("b.weight", (2, 3)), ("a.bias", (2,))))
@@ -216,7 +247,9 @@ def test_a_model_is_the_file_that_safetensors_writes(tmp_path, dtype):
     checkpoint.save_model(tmp_path / "model.safetensors", layout, x)
     parts = {"b": x[:-7], "a": x[-7:-1].view(2, 3), "scalar": x[-1], "c": x[:0]}
     copies = {name: part.float().clone() for name, part in parts.items()}
-    assert (tmp_path / "model.safetensors").read_bytes() == serialized(copies, {"layout": '["b", "a", "scalar", "c"]'})
+    assert (tmp_path / "model.safetensors").read_bytes() == serialized(
+        copies, {"layout": '["b", "a", "scalar", "c"]'}
+    )
 
 
 SAVING = """
@@ -249,12 +282,15 @@ for size in (n >> 10, n):  # the first round loads what is loaded late
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells peaks")
 def test_saving_takes_no_copy_of_the_model(tmp_path):
-    """In units of a model in bfloat16, 64 MiB. Power: the last one is safetensors' own way, in bytes.
+    """In units of a model in bfloat16, 64 MiB. Power: the last one is safetensors' own way, in
+    bytes.
 
     A copy would be 1 or more; the pieces and what the allocator keeps of them are about 0.2.
     """
     command = [sys.executable, "-c", SAVING, str(tmp_path)]
-    child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
     *ours, theirs = map(float, child.stdout.split()[5:])
     assert max(ours) < 0.5
     assert theirs > 0.9

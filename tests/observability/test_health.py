@@ -1,4 +1,6 @@
-"""`peerpoise health` as a container's HEALTHCHECK runs it: a process of its own, its exit code, its CPU seconds."""
+"""`peerpoise health` as a container's HEALTHCHECK runs it: a process of its own, its exit code, its
+CPU seconds.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def sockets() -> Iterator[Path]:
 async def health(sockets: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", PROGRAM, "health", *options]
     environ = {**os.environ, "XDG_RUNTIME_DIR": str(sockets.parent)}
-    return await asyncio.to_thread(subprocess.run, command, env=environ, capture_output=True, text=True)
+    return await asyncio.to_thread(
+        subprocess.run, command, env=environ, capture_output=True, text=True
+    )
 
 
 async def test_a_daemon_that_answers_is_healthy_and_asking_is_cheap(sockets: Path) -> None:
@@ -54,7 +58,10 @@ async def test_a_daemon_that_answers_is_healthy_and_asking_is_cheap(sockets: Pat
 
 async def test_no_daemon_is_not_healthy(sockets: Path) -> None:
     done = await health(sockets)
-    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "peerpoise: No daemon of this user is running.")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        1,
+        "peerpoise: No daemon of this user is running.",
+    )
 
 
 async def test_a_daemon_that_hangs_is_not_healthy(sockets: Path) -> None:

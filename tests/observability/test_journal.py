@@ -40,12 +40,19 @@ withheld: reason recipient round
 
 
 def test_golden_list_of_events_and_fields():
-    """A new field is a decision about privacy: change this list only after asking what it tells about private data."""
-    found = sorted(f"{event}: {' '.join(sorted(fields - {'event', 'time'}))}" for event, fields in EVENTS.items())
+    """A new field is a decision about privacy: change this list only after asking what it tells
+    about private data.
+    """
+    found = sorted(
+        f"{event}: {' '.join(sorted(fields - {'event', 'time'}))}"
+        for event, fields in EVENTS.items()
+    )
     assert found == GOLDEN.split("\n")[1:-1]
 
 
-@pytest.mark.parametrize("private", ["batch_size", "examples", "n_i", "train_loss", "histogram", "gradient", "labels"])
+@pytest.mark.parametrize(
+    "private", ["batch_size", "examples", "n_i", "train_loss", "histogram", "gradient", "labels"]
+)
 def test_private_fields_have_no_place_in_any_event(tmp_path, private):
     written = Journal(tmp_path / "journal.jsonl", HEADER)
     for event in EVENTS:
@@ -59,7 +66,9 @@ def test_private_fields_have_no_place_in_any_event(tmp_path, private):
 
 def test_a_header_then_events_in_order(tmp_path):
     written = Journal(tmp_path / "journal.jsonl", HEADER)
-    written.write("round", round=0, seconds=0.5, weight={"n1": 0.25}, missing=frozenset({"n3", "n2"}))
+    written.write(
+        "round", round=0, seconds=0.5, weight={"n1": 0.25}, missing=frozenset({"n3", "n2"})
+    )
     written.write("test", round=0, accuracy=0.5, metrics={"loss": float("nan")})
     first, second, third = read(written.path)
     assert first["event"] == "header"

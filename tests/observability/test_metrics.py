@@ -1,4 +1,6 @@
-"""Metrics: names are a golden list, labels are bounded, values arrive where Prometheus reads them."""
+"""Metrics: names are a golden list, labels are bounded, values arrive where Prometheus reads
+them.
+"""
 
 import asyncio
 import socket
@@ -118,7 +120,9 @@ def use(metrics: Metrics) -> None:
 
 
 def test_golden_list_of_names_and_labels(metrics):
-    """A new metric is a decision about privacy: change this list only after asking what it tells about private data."""
+    """A new metric is a decision about privacy: change this list only after asking what it tells
+    about private data.
+    """
     use(metrics)
     found = {}
     for family in metrics.registry.collect():
@@ -146,7 +150,10 @@ def test_what_prometheus_reads(metrics, endpoint):
     assert samples["peerpoise_wire_bytes_total", "model", "n1", "sent"] == 2600
     assert samples["peerpoise_privacy_epsilon_spent", "RDP", "add/remove", "strict", "total"] == 1.5
     assert samples["peerpoise_releases_total", "n0"] == 1
-    assert (samples["peerpoise_insecure", "seed"], samples["peerpoise_insecure", "transport"]) == (1, 0)
+    assert (samples["peerpoise_insecure", "seed"], samples["peerpoise_insecure", "transport"]) == (
+        1,
+        0,
+    )
     assert samples["process_resident_memory_bytes",] > 1e6
     assert not [name for name, *_ in samples if name.endswith("_created")]
 
@@ -175,7 +182,9 @@ def test_cosines_are_not_exported_where_they_leak():
 
 def test_an_algorithms_other_diagnostics_have_no_metric(metrics):
     metrics.diagnostic("shapley", "n1", 1.0)
-    assert "shapley" not in {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    assert "shapley" not in {
+        sample.name for family in metrics.registry.collect() for sample in family.samples
+    }
 
 
 def test_age_of_the_checkpoint():
@@ -188,7 +197,13 @@ def test_age_of_the_checkpoint():
 
 
 def test_what_is_not_known_yet_is_nan_and_not_zero(metrics):
-    unknown = ["consensus_distance", "test_accuracy_ratio", "test_perplexity", "privacy_epsilon_limit", "privacy_delta"]
+    unknown = [
+        "consensus_distance",
+        "test_accuracy_ratio",
+        "test_perplexity",
+        "privacy_epsilon_limit",
+        "privacy_delta",
+    ]
     for name in (*unknown, "run_rounds"):
         assert str(metrics.registry.get_sample_value(f"peerpoise_{name}")) == "nan"
 

@@ -1,6 +1,8 @@
-"""What neighbors told of their ledgers: the highest, of each ledger, across restarts, within bounds."""
+"""What neighbors told of their ledgers: the highest, of each ledger, across restarts, within
+bounds.
+"""
 
-from node.records.peer_heads import FILE, LEDGERS_PER_NODE, Remembered
+from node.records.peer_heads import FILE, LEDGERS_PER_NODE, NeighborLedgerHeads
 from peer.v1.peer_pb2 import LedgerHead
 
 
@@ -9,7 +11,7 @@ def head(sequence, label=b"one", digest=b"d" * 32):
 
 
 def test_the_highest_of_before_is_returned_and_kept(tmp_path):
-    it = Remembered(tmp_path)
+    it = NeighborLedgerHeads(tmp_path)
     assert it.told("a", head(3)) == LedgerHead()
     assert it.told("a", head(2)) == head(3)
     assert it.told("a", head(5)) == head(3)
@@ -18,21 +20,21 @@ def test_the_highest_of_before_is_returned_and_kept(tmp_path):
 
 
 def test_it_outlives_the_process(tmp_path):
-    it = Remembered(tmp_path)
+    it = NeighborLedgerHeads(tmp_path)
     it.told("a", head(3))
     it.save()
-    assert Remembered(tmp_path).told("a", head(1)) == head(3)
+    assert NeighborLedgerHeads(tmp_path).told("a", head(1)) == head(3)
 
 
 def test_another_ledger_of_the_same_node_is_another_memory(tmp_path):
-    it = Remembered(tmp_path)
+    it = NeighborLedgerHeads(tmp_path)
     it.told("a", head(3))
     assert it.told("a", head(1, b"two")) == LedgerHead()
     assert it.told("a", head(1)) == head(3)
 
 
 def test_invented_ledgers_take_no_more_room(tmp_path):
-    it = Remembered(tmp_path)
+    it = NeighborLedgerHeads(tmp_path)
     for n in range(100):
         it.told("a", head(1, str(n).encode()))
     it.save()
@@ -41,4 +43,4 @@ def test_invented_ledgers_take_no_more_room(tmp_path):
 
 def test_a_damaged_file_counts_as_none(tmp_path):
     (tmp_path / FILE).write_text('{"a": ["???"]}')
-    assert Remembered(tmp_path).told("a", head(1)) == LedgerHead()
+    assert NeighborLedgerHeads(tmp_path).told("a", head(1)) == LedgerHead()

@@ -26,7 +26,9 @@ DOCUMENT: status.Status = {
     "round": 6,
     "rounds": 100,
     "phase": {"kind": "model", "since_s": 0.25},
-    "waiting_for": [{"peer": "n2", "since_s": 0.25, "until_s": 9.75, "why": "its answer to our model"}],
+    "waiting_for": [
+        {"peer": "n2", "since_s": 0.25, "until_s": 9.75, "why": "its answer to our model"}
+    ],
     "neighbors": [
         {
             "name": "n1",
@@ -127,7 +129,9 @@ async def test_only_this_user_can_ask(short):
         os.umask(mask)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the folder's mode guards the first moment")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the folder's mode guards the first moment"
+)
 def test_there_is_no_moment_in_which_others_can_ask(short, monkeypatch):
     """Without the chmod after bind the file is 0600 all the same: it is born so."""
     monkeypatch.setattr(Path, "chmod", lambda *_: None)
@@ -212,7 +216,10 @@ async def test_a_dead_daemons_socket_is_taken_over(short):
 
 async def test_find_names_the_living_and_removes_the_dead(short):
     left_behind(short / "b.sock")
-    with status.serve(short / "c.sock", lambda: DOCUMENT), status.serve(short / "a.sock", lambda: DOCUMENT):
+    with (
+        status.serve(short / "c.sock", lambda: DOCUMENT),
+        status.serve(short / "a.sock", lambda: DOCUMENT),
+    ):
         assert await asyncio.to_thread(status.find, short) == [short / "a.sock", short / "c.sock"]
     assert not (short / "b.sock").exists()
     assert status.find(short) == []
@@ -277,14 +284,18 @@ def test_a_stopped_daemon_is_given_up_in_time(short):
 
 async def test_a_bug_in_the_snapshot_ends_the_answer_and_not_the_daemon(short):
     found: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(repr(context["exception"])))
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: found.append(repr(context["exception"]))
+    )
 
     def broken() -> status.Status:
         raise LookupError("oh")
 
     with status.serve(short / "a.sock", broken):
         for _ in range(2):
-            with pytest.raises(TemporaryFailure, match="no daemon of this version, or is just ending"):
+            with pytest.raises(
+                TemporaryFailure, match="no daemon of this version, or is just ending"
+            ):
                 await ask(short / "a.sock")
     assert found == ["LookupError('oh')"] * 2
 
@@ -300,9 +311,7 @@ def test_what_people_see():
     text = printed(DOCUMENT)
     assert "n0: running, round 7 of 100, phase model for 0.2 s (dpdl, run abcdefgh)" in text
     assert "waits for n2 since 0.2 s, for 9.8 s more: its answer to our model" in text
-    said = (
-        "mode strict, add/remove one example, δ = 0.001, independent batches, RDP, against any coalition of other nodes"
-    )
+    said = "mode strict, add/remove one example, δ = 0.001, independent batches, RDP, against any coalition of other nodes"
     assert f"ε_total 2.5 in this run ({said})" in text
     assert "4.5 in the life of these data, limit none (δ = 1e-05)" in text
     assert "not a guarantee" in text.split("ε_link")[1]
@@ -314,7 +323,14 @@ def test_what_people_see():
 
 def test_what_people_see_when_something_is_wrong():
     nominal = {**DOCUMENT["epsilon"], "mode": "paper"}
-    text = printed({**DOCUMENT, "insecure": ["transport"], "warnings": ["The ledger is behind."], "epsilon": nominal})
+    text = printed(
+        {
+            **DOCUMENT,
+            "insecure": ["transport"],
+            "warnings": ["The ledger is behind."],
+            "epsilon": nominal,
+        }
+    )
     for words in ("INSECURE: transport", "The ledger is behind.", "NOT a guarantee"):
         assert words in text
     assert "coalition" not in text
@@ -323,7 +339,10 @@ def test_what_people_see_when_something_is_wrong():
     assert "coalition" not in void
     uncovered = printed({**DOCUMENT, "insecure": ["validation"]})
     for figure in ("ε_total", "ε_link"):
-        assert "the validation set is private and not covered" in uncovered.split(figure)[1].split("\n")[0]
+        assert (
+            "the validation set is private and not covered"
+            in uncovered.split(figure)[1].split("\n")[0]
+        )
     empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbors": [], "epsilon": None,
                      "test_accuracy": None, "test_perplexity": 12.34, "metrics": None})  # fmt: skip
     assert "no privacy (mode none)" in empty

@@ -24,9 +24,13 @@ SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
 STRICT = Privacy(mode="strict", batches="independent", delta=1e-3, sigma=2.21, accountant="PLD")
 
 
-def one(name: str = "n0", accuracy: float | None = 0.9, total: float = 7.5, **fields: object) -> Summary:
+def one(
+    name: str = "n0", accuracy: float | None = 0.9, total: float = 7.5, **fields: object
+) -> Summary:
     """What one daemon writes."""
-    privacy = STRICT.model_copy(update={"epsilon": Epsilon(total=total, link=3.25, per_node={name: total})})
+    privacy = STRICT.model_copy(
+        update={"epsilon": Epsilon(total=total, link=3.25, per_node={name: total})}
+    )
     return Summary.model_validate(
         {
             "algorithm": "dpdl", "nodes": 3, "rounds": 100, "topology": "ring", "dataset": "digits", "seed": 0,
@@ -40,7 +44,9 @@ def one(name: str = "n0", accuracy: float | None = 0.9, total: float = 7.5, **fi
 
 
 def test_the_committed_schema_is_current():
-    """After a change: python -c "import node.summary as s; print(s.schema(), end='')" > docs/summary.schema.json"""
+    """After a change: python -c "import node.summary as s; print(s.schema(), end='')" >
+    docs/summary.schema.json
+    """
     assert SCHEMA.read_text() == summary.schema()
 
 
@@ -69,7 +75,9 @@ def test_what_is_written_fits_the_schema_and_comes_back(tmp_path):
     assert summary.read(tmp_path / "summary.json") == written
 
 
-@pytest.mark.parametrize("change", [{"speed": 1}, {"mixing": "wet"}, {"nodes": 0}, {"rounds": None}])
+@pytest.mark.parametrize(
+    "change", [{"speed": 1}, {"mixing": "wet"}, {"nodes": 0}, {"rounds": None}]
+)
 def test_the_schema_refuses_what_is_no_summary(change):
     content = json.loads(one().model_dump_json()) | change
     with pytest.raises(jsonschema.ValidationError):
@@ -101,8 +109,14 @@ def test_a_full_disk_keeps_the_old_summary(tmp_path, small_files):
 
 def test_digest_is_that_of_little_endian_float32():
     values = [1.0, -2.5, 3e-9]
-    assert summary.digest(torch.tensor(values)) == hashlib.sha256(struct.pack("<3f", *values)).hexdigest()
-    assert summary.digest(torch.tensor(values)[::2]) == hashlib.sha256(struct.pack("<2f", 1.0, 3e-9)).hexdigest()
+    assert (
+        summary.digest(torch.tensor(values))
+        == hashlib.sha256(struct.pack("<3f", *values)).hexdigest()
+    )
+    assert (
+        summary.digest(torch.tensor(values)[::2])
+        == hashlib.sha256(struct.pack("<2f", 1.0, 3e-9)).hexdigest()
+    )
 
 
 def test_merge_of_a_whole_cluster():
@@ -118,12 +132,16 @@ def test_merge_of_a_whole_cluster():
     assert merged.test_accuracy.per_node == {"n0": 0.9, "n1": 0.8, "n2": 0.97}
     assert merged.test_accuracy.mean == pytest.approx(0.89)
     assert merged.test_accuracy.min == 0.8
-    assert merged.privacy.epsilon == Epsilon(total=7.9, link=3.25, per_node={"n0": 7.5, "n1": 7.9, "n2": 7.5})
+    assert merged.privacy.epsilon == Epsilon(
+        total=7.9, link=3.25, per_node={"n0": 7.5, "n1": 7.9, "n2": 7.5}
+    )
     assert merged.bytes_sent == Range(mean=200.0, max=400.0)
     assert merged.round_seconds == Seconds(median=0.2, p95=2.0)
     assert merged.wall_seconds == 40
     assert merged.params_digest == {"n0": "ab", "n1": "ab", "n2": "ab"}
-    assert merged.task_metrics == {"loss": Metric(mean=1.0, per_node={"n0": 0.5, "n1": 0.5, "n2": 2.0})}
+    assert merged.task_metrics == {
+        "loss": Metric(mean=1.0, per_node={"n0": 0.5, "n1": 0.5, "n2": 2.0})
+    }
     assert merged.consensus_distance == pytest.approx(2**0.5)
     assert merged.complete
     assert summary.merge(parts).consensus_distance is None
@@ -133,17 +151,24 @@ def test_nodes_whose_parameters_are_not_finite_are_named():
     merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"]), one("n2")])
     assert merged.diverged == ["n0", "n1"]
     assert "take a lower lr" in printed(merged)
-    merged = summary.merge([one("n1", diverged=["n1"]), one("n0", diverged=["n0"], loss_not_finite=["n0"])])
+    merged = summary.merge(
+        [one("n1", diverged=["n1"]), one("n0", diverged=["n0"], loss_not_finite=["n0"])]
+    )
     assert "a batch's loss is not finite at n0: look into the data there" in printed(merged)
     assert "lr" not in printed(merged)
-    assert "DIVERGED: the parameters of n0, n1 are not finite, or beyond limits.rms" in printed(merged)
+    assert "DIVERGED: the parameters of n0, n1 are not finite, or beyond limits.rms" in printed(
+        merged
+    )
     assert "DIVERGED" not in printed(one())
 
 
 def test_perplexity_is_kept_of_each_node_and_averaged_over_the_honest_ones():
     each = {"n0": 4.0, "n1": 8.0, "n2": 99.0}
     told = {name: {"perplexity": summary.metric({name: it})} for name, it in each.items()}
-    parts = [one(name, task_metrics=it, attackers=["n2"] if name == "n2" else []) for name, it in told.items()]
+    parts = [
+        one(name, task_metrics=it, attackers=["n2"] if name == "n2" else [])
+        for name, it in told.items()
+    ]
     merged = summary.merge(parts)
     assert merged.task_metrics == {"perplexity": Metric(mean=6.0, per_node=each)}
     assert Summary.model_validate_json(merged.model_dump_json()) == merged
@@ -163,7 +188,9 @@ def test_merge_of_an_incomplete_cluster_says_so():
 
 def test_one_bad_node_marks_the_cluster():
     bad = one("n1", insecure=True)
-    bad = bad.model_copy(update={"privacy": bad.privacy.model_copy(update={"insecure_seed": True, "warning": "oh"})})
+    bad = bad.model_copy(
+        update={"privacy": bad.privacy.model_copy(update={"insecure_seed": True, "warning": "oh"})}
+    )
     merged = summary.merge([one("n0"), bad, one("n2")])
     assert merged.insecure
     assert merged.privacy.insecure_seed
@@ -190,7 +217,13 @@ def test_the_table_shows_both_columns_and_never_a_bare_epsilon():
         "3.25",
     ):
         assert words in text
-    for words in ("mode strict", "add/remove one example", "δ = 0.001", "PLD", "independent batches"):
+    for words in (
+        "mode strict",
+        "add/remove one example",
+        "δ = 0.001",
+        "PLD",
+        "independent batches",
+    ):
         assert words in text
     assert summary.LINK in text
     assert summary.AGAINST in text
@@ -200,17 +233,21 @@ def test_the_table_shows_both_columns_and_never_a_bare_epsilon():
 def test_the_table_says_what_voids_a_guarantee():
     privacy = one().privacy
     paper = one(
-        privacy=privacy.model_copy(update={"mode": "paper", "warning": "Nominal."}), insecure=True, complete=False
+        privacy=privacy.model_copy(update={"mode": "paper", "warning": "Nominal."}),
+        insecure=True,
+        complete=False,
     )
     text = printed(paper)
     for words in ("NOT a guarantee", "Nominal.", "INSECURE transport", "INCOMPLETE"):
         assert words in text
     assert summary.AGAINST not in text
-    assert "VOID: insecure_seed" in printed(one(privacy=privacy.model_copy(update={"insecure_seed": True})))
+    assert "VOID: insecure_seed" in printed(
+        one(privacy=privacy.model_copy(update={"insecure_seed": True}))
+    )
     private = privacy.model_copy(update={"public_validation": False})
     assert "validation set is private" in printed(one(privacy=private))
-    for note in ("VOID", "NOT a guarantee", "validation"):
-        assert note not in printed(one())
+    for log_event in ("VOID", "NOT a guarantee", "validation"):
+        assert log_event not in printed(one())
 
 
 def test_an_empty_summary_can_be_shown():
@@ -227,8 +264,6 @@ def test_seconds_of_rounds():
 
 def test_reading_a_summary_needs_no_torch(tmp_path):
     summary.write(tmp_path / "summary.json", one())
-    code = (
-        "import sys; from pathlib import Path; from node import summary; summary.table(summary.read(Path(sys.argv[1])))"
-    )
+    code = "import sys; from pathlib import Path; from node import summary; summary.table(summary.read(Path(sys.argv[1])))"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "summary.json")], check=True)

@@ -9,34 +9,46 @@ import pytest
 
 from node.config import BudgetSection, RunConfig
 from node.observability.metrics import Metrics
-from node.observability.telemetry import PER_ROUND, REFUSALS, WARNINGS, Watch
+from node.observability.telemetry import PER_ROUND, REFUSALS, WARNINGS, Telemetry
 from node.records import journal
 from peer.v1 import peer_pb2 as pb
 
 
 @pytest.fixture
-def watch(tmp_path: Path) -> Iterator[Watch]:
+def watch(tmp_path: Path) -> Iterator[Telemetry]:
     run = RunConfig(privacy={"sigma": 2.0})  # type: ignore[arg-type]
     about = journal.header({}, node="a", run=run.run_id, seed=0, threads=1)
     written = journal.Journal(tmp_path / "journal.jsonl", about)
     metrics = Metrics(version="1", torch="2", python="3")
-    yield Watch(run=run, name="a", journal=written, metrics=metrics, budget=BudgetSection(epsilon="unlimited"))
+    yield Telemetry(
+        run=run,
+        name="a",
+        journal=written,
+        metrics=metrics,
+        budget=BudgetSection(epsilon="unlimited"),
+    )
     written.close()
 
 
-def noted(watch: Watch) -> list[tuple[str, str, str]]:
-    return [(it["event"], it["peer"], it["code"]) for it in journal.read(watch.journal.path) if "peer" in it]
+def noted(watch: Telemetry) -> list[tuple[str, str, str]]:
+    return [
+        (it["event"], it["peer"], it["code"])
+        for it in journal.read(watch.journal.path)
+        if "peer" in it
+    ]
 
 
-def test_a_refusal_is_written_once_and_counted_every_time(watch: Watch) -> None:
+def test_a_refusal_is_written_once_and_counted_every_time(watch: Telemetry) -> None:
     for code in (pb.CODE_LAYOUT, pb.CODE_LAYOUT, 0, pb.CODE_BUSY, pb.CODE_BUSY, pb.CODE_LAYOUT):
         watch.wire_error("b", code)
-    assert noted(watch) == [("refused", "b", code) for code in ("CODE_LAYOUT", "CODE_BUSY", "CODE_LAYOUT")]
+    assert noted(watch) == [
+        ("refused", "b", code) for code in ("CODE_LAYOUT", "CODE_BUSY", "CODE_LAYOUT")
+    ]
     counted = watch.metrics.registry.get_sample_value
     assert counted("peerpoise_wire_errors_total", {"peer": "unknown", "code": "CODE_LAYOUT"}) == 3
 
 
-def test_an_unusable_payload_is_written_and_counted_against_its_sender(watch: Watch) -> None:
+def test_an_unusable_payload_is_written_and_counted_against_its_sender(watch: Telemetry) -> None:
     watch.metrics.neighbors(["b"], "a")
     watch.rejected("b", pb.CODE_MALFORMED)
     assert noted(watch) == [("rejected", "b", "CODE_MALFORMED")]
@@ -44,8 +56,10 @@ def test_an_unusable_payload_is_written_and_counted_against_its_sender(watch: Wa
 
 
 @pytest.mark.parametrize("what", ["peer", "refused", "rejected"])
-def test_no_neighbor_fills_the_disk_with_lines_about_itself(watch: Watch, what: str) -> None:
-    """It comes and goes, refuses with ever another code, or sends rubbish, a thousand times a second if it likes."""
+def test_no_neighbor_fills_the_disk_with_lines_about_itself(watch: Telemetry, what: str) -> None:
+    """It comes and goes, refuses with ever another code, or sends rubbish, a thousand times a
+    second if it likes.
+    """
     for n in range(1000):
         match what:
             case "peer":
@@ -59,11 +73,13 @@ def test_no_neighbor_fills_the_disk_with_lines_about_itself(watch: Watch, what: 
     assert about == [(what, "b")] * PER_ROUND + [("peer", "c")]
 
 
-def warned(watch: Watch) -> list[str]:
+def warned(watch: Telemetry) -> list[str]:
     return [it["text"] for it in journal.read(watch.journal.path) if it["event"] == "warning"]
 
 
-def test_a_warning_that_differs_by_a_number_takes_the_place_of_the_one_before(watch: Watch) -> None:
+def test_a_warning_that_differs_by_a_number_takes_the_place_of_the_one_before(
+    watch: Telemetry,
+) -> None:
     watch.warnings = []
     for n in range(1000):
         watch.warn(f"/run/checkpoint-{n}.safetensors can't be written after {n} rounds.")
@@ -76,14 +92,14 @@ def test_a_warning_that_differs_by_a_number_takes_the_place_of_the_one_before(wa
     assert len(warned(watch)) == 3
 
 
-def test_warnings_are_bounded(watch: Watch) -> None:
+def test_warnings_are_bounded(watch: Telemetry) -> None:
     for n in range(1000):
         watch.warn(f"node-{n} is odd.")
     assert len(watch.warnings) == WARNINGS
     assert watch.warnings[-1] == "node-999 is odd."
 
 
-def test_refusals_are_counted_by_kind_of_caller_and_told_above_a_rate(watch: Watch) -> None:
+def test_refusals_are_counted_by_kind_of_caller_and_told_above_a_rate(watch: Telemetry) -> None:
     for peer, times in (("b", REFUSALS - 1), ("c", REFUSALS), ("", 2 * REFUSALS)):
         for _ in range(times):
             watch.refused(peer, pb.CODE_MALFORMED)
@@ -93,7 +109,7 @@ def test_refusals_are_counted_by_kind_of_caller_and_told_above_a_rate(watch: Wat
     assert [text.split(",")[0] for text in warned(watch)] == ["c", "Somebody with a certificate"]
 
 
-def test_connections_that_come_to_nothing_are_counted(watch: Watch) -> None:
+def test_connections_that_come_to_nothing_are_counted(watch: Telemetry) -> None:
     for begun, used in ((3, 1), (2, 2), (7, 2)):
         watch.connections(begun, used)
     counted = watch.metrics.registry.get_sample_value

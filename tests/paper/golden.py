@@ -1,4 +1,6 @@
-"""Reads equations.json: vectors in float64, made by an independent implementation of the papers' equations."""
+"""Reads equations.json: vectors in float64, made by an independent implementation of the papers'
+equations.
+"""
 
 import json
 from pathlib import Path
@@ -24,7 +26,7 @@ def close(actual: torch.Tensor, expected: list[float]) -> None:
     torch.testing.assert_close(actual, vector(expected), rtol=0, atol=1e-12)
 
 
-def hood(case: dict[str, Any]) -> Neighborhood:
+def neighborhood(case: dict[str, Any]) -> Neighborhood:
     return Neighborhood(me=str(case["me"]), weight=case["w"], nodes=case["N"])
 
 

@@ -1,17 +1,27 @@
-"""DECA (4)–(9) written down once more, all nodes in one loop, a formula a line: what the fast code is held against."""
+"""DECA (4)–(9) written down once more, all nodes in one loop, a formula a line: what the fast code
+is held against.
+"""
 
 import math
 
 import torch
 
-B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999), "trivial": (0.9, 0.999)}
+B = {
+    "reference": (0.2, 0.333),
+    "literal": (0.9, 0.999),
+    "scaled": (0.9, 0.999),
+    "trivial": (0.9, 0.999),
+}
 
 
 def rate(t, o):
     if t < o["warmup"]:
         return o["lr"] * (t + 1) / (o["warmup"] + 1)
-    gone = min(1, (t - o["warmup"]) / (o["until"] - o["warmup"]))
-    return o["lr"] * {"no": 1, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}[o["falls"]]
+    gone = min(1, (t - o["warmup"]) / (o["decay_until"] - o["warmup"]))
+    return (
+        o["lr"]
+        * {"no": 1, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}[o["decay"]]
+    )
 
 
 def played(weights, blocks, start, gradient, rounds, o):
@@ -41,7 +51,10 @@ def played(weights, blocks, start, gradient, rounds, o):
             m[i] = 0.9 * m[i] + 0.1 * g
             v[i] = 0.999 * v[i] + 0.001 * g**2
             root[i] = (v[i] / (1 - 0.999 ** (r + 1))).sqrt() + 1e-8
-            half[i] = theta[i] * (1 - gamma * o["weight_decay"]) - gamma * m[i] / (1 - 0.9 ** (r + 1)) / root[i]
+            half[i] = (
+                theta[i] * (1 - gamma * o["weight_decay"])
+                - gamma * m[i] / (1 - 0.9 ** (r + 1)) / root[i]
+            )
         theta = half
         if (r + 1) % o["mix_every"] and r + 1 < o["steps"]:
             pass

@@ -1,4 +1,6 @@
-"""Six nodes whose losses are quadratics with optima of their own, for algorithms against references in NumPy."""
+"""Six nodes whose losses are quadratics with optima of their own, for algorithms against references
+in NumPy.
+"""
 
 from typing import Any
 
@@ -19,7 +21,11 @@ HOODS = {
     for i, row in zip(NAMES, W.tolist(), strict=True)
 }
 _chance = np.random.default_rng(3)
-CURVE, OPTIMUM, START = _chance.uniform(0.2, 2.0, (N, D)), _chance.normal(size=(N, D)), _chance.normal(size=(N, D))
+CURVE, OPTIMUM, START = (
+    _chance.uniform(0.2, 2.0, (N, D)),
+    _chance.normal(size=(N, D)),
+    _chance.normal(size=(N, D)),
+)
 
 
 def gradient(j: Any, x: Any) -> Any:
@@ -27,8 +33,10 @@ def gradient(j: Any, x: Any) -> Any:
     return CURVE[j] * (x - OPTIMUM[j])
 
 
-class Door:
-    """∇f_j in float64; notes whom it served, and at which model. The clean own gradient is not to be touched."""
+class GradientGate:
+    """∇f_j in float64; notes whom it served, and at which model. The clean own gradient is not to
+    be touched.
+    """
 
     def __init__(self, me: str) -> None:
         self.me, self.asked = me, []  # type: ignore[var-annotated]
@@ -45,7 +53,13 @@ def cluster(algorithm: Any, **options: Any) -> dict[str, Any]:
     """The nodes, each at its row of START."""
     config = algorithm.Config(**options)
     return {
-        i: algorithm(config, hood=HOODS[i], layout=LAYOUT, gradients=Door(i), start=torch.from_numpy(START[int(i)]))
+        i: algorithm(
+            config,
+            neighborhood=HOODS[i],
+            layout=LAYOUT,
+            gradients=GradientGate(i),
+            start=torch.from_numpy(START[int(i)]),
+        )
         for i in NAMES
     }
 

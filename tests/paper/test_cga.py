@@ -1,4 +1,5 @@
-"""CGA (arXiv 2103.02051): the own gradient projected until it agrees with the cross-gradients; v stays, x is mixed.
+"""CGA (arXiv 2103.02051): the own gradient projected until it agrees with the cross-gradients; v
+stays, x is mixed.
 
 The projection itself is tested in tests/maths/test_projection.py.
 """
@@ -12,14 +13,16 @@ from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, p
 
 from node.algorithms.cga import Cga, State
 from node.rounds.lockstep import exchange
-from peer.message import Ask, Heard, Mix
+from peer.message import Ask, Mix, Replies
 
 OPTIONS = {"lr": 0.2, "beta": 0.8, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}
 NEIGHBORS = {i: [int(j) for j in HOODS[str(i)].neighbors] for i in range(N)}
 
 
 def nearest(g, rows):
-    """argmin ½‖z − g‖² s.t. ⟨z, row⟩ ≥ 0: of all choices of active constraints the one that fulfils KKT."""
+    """argmin ½‖z − g‖² s.t. ⟨z, row⟩ ≥ 0: of all choices of active constraints the one that fulfils
+    KKT.
+    """
     for active in chain.from_iterable(combinations(rows, n) for n in range(len(rows) + 1)):
         a = np.array(active).reshape(len(active), D)
         u = -np.linalg.lstsq(a.T, g, rcond=None)[0] if active else np.zeros(0)
@@ -53,11 +56,15 @@ def test_the_model_goes_out_gradients_come_back_and_the_model_alone_is_mixed():
     nodes = cluster(Cga)
     talks = {i: nodes[i].round(0) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
-    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {(Ask, "model", D)}
+    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
+        (Ask, "model", D)
+    }
     heard = exchange(verbs, HOODS)
     close(heard["0"]["1"], gradient(1, START[0]))
     mixes = {i: talks[i].send(heard[i]) for i in NAMES}
-    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in mixes.values()} == {(Mix, "state", D)}
+    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in mixes.values()} == {
+        (Mix, "state", D)
+    }
     for i in NAMES:
         close(mixes[i].tensors, START[int(i)])
         assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(HOODS[i].weight)
@@ -65,11 +72,13 @@ def test_the_model_goes_out_gradients_come_back_and_the_model_alone_is_mixed():
 
 
 def after(answers, missing=(), **options):
-    """The state of node 3 after a round from v = 1 in which it heard these answers, and mixed nothing."""
+    """The state of node 3 after a round from v = 1 in which it heard these answers, and mixed
+    nothing.
+    """
     node = cluster(Cga, **{**OPTIONS, **options})["3"]
     node.state = State(x=node.parameters, v=torch.ones(D, dtype=torch.float64))
     talk = node.round(0)
-    mix = talk.send(Heard(answers.items(), missing)) if next(talk) else None
+    mix = talk.send(Replies(answers.items(), missing)) if next(talk) else None
     with pytest.raises(StopIteration):
         talk.send(mix.tensors)
     return node
@@ -103,11 +112,13 @@ def test_who_is_not_heard_constrains_nothing():
 
 
 def test_zero_gradients_leave_mixing_alone():
-    node = after({j: torch.zeros(D, dtype=torch.float64) for j in AGREES}, beta=0.0, weight_decay=0.0)
+    node = after(
+        {j: torch.zeros(D, dtype=torch.float64) for j in AGREES}, beta=0.0, weight_decay=0.0
+    )
     close(node.state.v, -0.2 * OWN)
 
 
 def test_it_is_said_when_alone_it_is_not_momentum_sgd():
     """v holds steps: when η decays, old ones keep theirs."""
-    assert cluster(Cga)["0"].lone_factor == 1.0
-    assert cluster(Cga, decay_every=5)["0"].lone_factor is None
+    assert cluster(Cga)["0"].local_sgd_scale == 1.0
+    assert cluster(Cga, decay_every=5)["0"].local_sgd_scale is None

@@ -8,13 +8,15 @@ from node.algorithms.d_psgd import DPsgd, DPsgdConfig
 from node.rounds.lockstep import simulate
 from peer.message import Layout, Mix
 from peer.neighborhood import Neighborhood
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 LAYOUT = Layout((("w", (7,)),))
 
 
-class Door:
-    """Gives g to oneself; the clean own gradient is not to be touched. Notes at which x it was asked, and for whom."""
+class GradientGate:
+    """Gives g to oneself; the clean own gradient is not to be touched. Notes at which x it was
+    asked, and for whom.
+    """
 
     def __init__(self, g):
         self.g, self.asked = g, []
@@ -31,25 +33,29 @@ def six():
     """The six nodes of the golden mixing case, with gradients 1, 2, … at x̃."""
     names = [str(i) for i in range(6)]
     rows = EQUATIONS["metropolis"]["W"]
-    nodes, hoods = {}, {}
+    nodes, neighborhoods = {}, {}
     for i, row, x in zip(names, rows, EQUATIONS["mix"]["x_tilde"], strict=True):
-        hoods[i] = Neighborhood(me=i, weight={j: w for j, w in zip(names, row, strict=True) if w}, nodes=6)
-        door = Door(torch.full((7,), float(i) + 1, dtype=torch.float64))
+        neighborhoods[i] = Neighborhood(
+            me=i, weight={j: w for j, w in zip(names, row, strict=True) if w}, nodes=6
+        )
+        gate = GradientGate(torch.full((7,), float(i) + 1, dtype=torch.float64))
         config = DPsgdConfig(lr=0.5)
-        nodes[i] = DPsgd(config, hood=hoods[i], layout=LAYOUT, gradients=door, start=vector(x))
-    return nodes, hoods
+        nodes[i] = DPsgd(
+            config, neighborhood=neighborhoods[i], layout=LAYOUT, gradients=gate, start=vector(x)
+        )
+    return nodes, neighborhoods
 
 
 def test_one_round_mixes_then_steps():
-    nodes, hoods = six()
-    simulate(nodes, hoods, 1)
+    nodes, neighborhoods = six()
+    simulate(nodes, neighborhoods, 1)
     for i, mixed in enumerate(EQUATIONS["mix"]["mixed"]):
         close(nodes[str(i)].parameters + 0.5 * (i + 1), mixed)
 
 
 def test_the_gradient_is_taken_at_the_own_model_before_mixing():
-    nodes, hoods = six()
-    simulate(nodes, hoods, 1)
+    nodes, neighborhoods = six()
+    simulate(nodes, neighborhoods, 1)
     for i, x in enumerate(EQUATIONS["mix"]["x_tilde"]):
         [(at, t, to)] = nodes[str(i)].gradients.asked
         close(at, x)
@@ -70,21 +76,36 @@ def test_the_mixed_model_goes_out_unstepped_and_is_all_that_is_said():
 @pytest.mark.parametrize("kind", ["ring", "full"])
 def test_one_release_a_round_whatever_the_degree(kind):
     names = [f"n{i}" for i in range(6)]
-    hoods = neighborhoods(kind, names)
-    doors = {i: Door(torch.ones(7)) for i in names}
+    neighborhoods = make_neighborhoods(kind, names)
+    gates = {i: GradientGate(torch.ones(7)) for i in names}
     nodes = {
-        i: DPsgd(DPsgdConfig(), hood=hoods[i], layout=LAYOUT, gradients=doors[i], start=torch.zeros(7)) for i in names
+        i: DPsgd(
+            DPsgdConfig(),
+            neighborhood=neighborhoods[i],
+            layout=LAYOUT,
+            gradients=gates[i],
+            start=torch.zeros(7),
+        )
+        for i in names
     }
-    simulate(nodes, hoods, 4)
-    assert all([(t, to) for _, t, to in doors[i].asked] == [(t, i) for t in range(4)] for i in names)
-    assert {DPsgd.releases(hoods[i].degree) for i in names} == {1}
+    simulate(nodes, neighborhoods, 4)
+    assert all(
+        [(t, to) for _, t, to in gates[i].asked] == [(t, i) for t in range(4)] for i in names
+    )
+    assert {DPsgd.releases(neighborhoods[i].degree) for i in names} == {1}
 
 
 def test_weight_decay_and_the_schedule():
-    hoods = neighborhoods("full", ["a"])
+    neighborhoods = make_neighborhoods("full", ["a"])
     config = DPsgdConfig(lr=0.1, lr_decay=0.5, decay_every=1, weight_decay=0.01)
-    node = DPsgd(config, hood=hoods["a"], layout=LAYOUT, gradients=Door(torch.ones(7)), start=torch.ones(7))
-    simulate({"a": node}, hoods, 2)
+    node = DPsgd(
+        config,
+        neighborhood=neighborhoods["a"],
+        layout=LAYOUT,
+        gradients=GradientGate(torch.ones(7)),
+        start=torch.ones(7),
+    )
+    simulate({"a": node}, neighborhoods, 2)
     x = 1 - 0.1 * 1.01
     x = x - 0.05 * (1 + 0.01 * x)
     torch.testing.assert_close(node.parameters, torch.full((7,), x))

@@ -1,4 +1,6 @@
-"""DECA (4)–(9): golden vectors, identities that hold and that don't, blocks, orders, mix_every, bf16-delta."""
+"""DECA (4)–(9): golden vectors, identities that hold and that don't, blocks, orders, mix_every,
+bf16-delta.
+"""
 
 from itertools import pairwise
 
@@ -9,13 +11,13 @@ from naive_deca import played
 
 from node.algorithms.deca import Badam, Deca, DecaState, State, rounded
 from node.algorithms.dsgd_adam import DsgdAdam
-from node.maths.blocks import Tour, divided, visited
+from node.maths.blocks import BlockSchedule, divided, visited
 from node.maths.mixing import weighted_sum, whole
-from node.maths.schedule import Course, rate
+from node.maths.schedule import WarmupDecay, rate
 from node.rounds.lockstep import simulate
 from peer.message import DType, Layout
 from peer.neighborhood import Neighborhood
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 CASE = EQUATIONS["deca"]
 LAYOUT = Layout((("a.weight", (2, 3)), ("a.bias", (2,)), ("b.weight", (4,)), ("c.weight", (3,))))
@@ -33,23 +35,36 @@ class Quadratic:
 
     def within(self, x, block):
         assert block.layout.size == block.place.stop - block.place.start
-        return lambda theta, t: (self.asked.append((t, block.place)), theta - self.wanted[block.place].to(theta))[1]
+        return lambda theta, t: (
+            self.asked.append((t, block.place)),
+            theta - self.wanted[block.place].to(theta),
+        )[1]
 
     def __call__(self, x, t, to):
         return x - self.wanted.to(x)
 
 
-def node(kind, me="a", hood=None, start=None, stages=STAGES, door=None, **options):
-    hood = hood or Neighborhood(me=me, weight={me: 1.0}, nodes=1)
+def node(kind, me="a", neighborhood=None, start=None, stages=STAGES, gate=None, **options):
+    neighborhood = neighborhood or Neighborhood(me=me, weight={me: 1.0}, nodes=1)
     start = torch.linspace(-1, 1, D) if start is None else start
     more = {"stages": stages} if hasattr(kind, "staged") else {}
     config = kind.Config(**options)
-    return kind(config, hood=hood, layout=LAYOUT, gradients=door or Quadratic(me), start=start, **more)
+    return kind(
+        config,
+        neighborhood=neighborhood,
+        layout=LAYOUT,
+        gradients=gate or Quadratic(me),
+        start=start,
+        **more,
+    )
 
 
 def ring(kind, n=4, start=None, **options):
-    hoods = neighborhoods("ring", [f"n{k}" for k in range(n)])
-    return {i: node(kind, i, hood, start, **options) for i, hood in hoods.items()}, hoods
+    neighborhoods = make_neighborhoods("ring", [f"n{k}" for k in range(n)])
+    return {
+        i: node(kind, i, neighborhood, start, **options)
+        for i, neighborhood in neighborhoods.items()
+    }, neighborhoods
 
 
 # -------------------------------------------------------------------------------------------------- the equations
@@ -67,10 +82,23 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
     """(4)–(9) in float64: θ½, θ⁺, h by way of m and v."""
     found, layout, r = CASE[bma], Layout((("block", (len(CASE["theta"]),)),)), CASE["r"]
     a1, a2 = CASE["a"]
-    options = {"lr": CASE["gamma"], "a1": a1, "a2": a2, "eps": CASE["eps"], "weight_decay": CASE["weight_decay"]}
-    hood = Neighborhood(me="self", weight=CASE["w"], nodes=3)
+    options = {
+        "lr": CASE["gamma"],
+        "a1": a1,
+        "a2": a2,
+        "eps": CASE["eps"],
+        "weight_decay": CASE["weight_decay"],
+    }
+    neighborhood = Neighborhood(me="self", weight=CASE["w"], nodes=3)
     config = Deca.Config(bma=bma, steps=1000, **options)
-    deca = Deca(config, hood=hood, layout=layout, gradients=Given(), start=vector(CASE["theta"]), stages=[["block"]])
+    deca = Deca(
+        config,
+        neighborhood=neighborhood,
+        layout=layout,
+        gradients=Given(),
+        start=vector(CASE["theta"]),
+        stages=[["block"]],
+    )
     theta, m, v = (vector(CASE[name]) for name in ("theta", "m", "v"))
     deca.state = DecaState(x=theta.clone(), visit=0, taken=r, theta=theta, m=m, v=v)
     talk = deca.round(r)
@@ -89,13 +117,15 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
 
 
 def test_the_norm_of_the_reference_signal_is_one_over_the_block_and_has_a_floor():
-    nodes, hoods = ring(Deca, steps=100, layers_per_block=3, bma="reference", b1=0.0, b2=0.0, lr=1e-5)
-    simulate(nodes, hoods, 1)
+    nodes, neighborhoods = ring(
+        Deca, steps=100, layers_per_block=3, bma="reference", b1=0.0, b2=0.0, lr=1e-5
+    )
+    simulate(nodes, neighborhoods, 1)
     for it in nodes.values():
         torch.testing.assert_close(it.state.m.norm(), torch.tensor(1.0))
         torch.testing.assert_close(it.state.v, it.state.m.square())
-    tiny, hoods = ring(Deca, steps=100, layers_per_block=3, b1=0.0, lr=1e-12)
-    simulate(tiny, hoods, 1)
+    tiny, neighborhoods = ring(Deca, steps=100, layers_per_block=3, b1=0.0, lr=1e-12)
+    simulate(tiny, neighborhoods, 1)
     assert all(it.state.m.norm() < 0.1 for it in tiny.values())
 
 
@@ -104,7 +134,9 @@ class Curved:
 
     def __init__(self, seed):
         draw = torch.Generator().manual_seed(seed)
-        self.wanted, self.bend = (torch.rand(D, generator=draw, dtype=torch.float64) for _ in range(2))
+        self.wanted, self.bend = (
+            torch.rand(D, generator=draw, dtype=torch.float64) for _ in range(2)
+        )
 
     def of(self, theta, place, t):
         return (1 + self.bend[place]) * (theta - 3 * self.wanted[place]) + t % 3 / 10
@@ -117,13 +149,19 @@ OPTIONS = {
     "plain": {},
     "mix_every": {"mix_every": 2},
     "mix_every = steps": {"mix_every": 5},
-    "decay on a course": {"weight_decay": 0.2, "warmup": 7, "falls": "cosine"},
+    "decay on a course": {"weight_decay": 0.2, "warmup": 7, "decay": "cosine"},
     "clipped": {"clip_norm": 0.5},
     "bf16-delta": {"wire": "bf16-delta"},
     "bf16-delta, mix_every": {"wire": "bf16-delta", "mix_every": 2},
     "ascending single layers": {"order": "ascending", "layers_per_block": 1},
-    "all": {"mix_every": 3, "weight_decay": 0.1, "falls": "linear", "clip_norm": 1.0, "order": "ascending"},
-    "γ falls to 0 within the run": {"falls": "linear", "until": 30},
+    "all": {
+        "mix_every": 3,
+        "weight_decay": 0.1,
+        "decay": "linear",
+        "clip_norm": 1.0,
+        "order": "ascending",
+    },
+    "γ falls to 0 within the run": {"decay": "linear", "decay_until": 30},
 }
 
 
@@ -131,17 +169,27 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_is_the_naive_one_on_a_ring(bma, name):
     """Five nodes, visits of five steps, one of them cut short by the end; float64."""
-    told = {"bma": bma, "lr": 0.05, "steps": 5, "until": 60, **OPTIONS[name]}
-    nothing = {"warmup": 0, "falls": "no", "weight_decay": 0.0, "mix_every": 1, "wire": "float32", "clip_norm": 1e9}
-    hoods = neighborhoods("ring", [f"n{k}" for k in range(5)])
-    doors = {i: Curved(k) for k, i in enumerate(hoods)}
+    told = {"bma": bma, "lr": 0.05, "steps": 5, "decay_until": 60, **OPTIONS[name]}
+    nothing = {
+        "warmup": 0,
+        "decay": "no",
+        "weight_decay": 0.0,
+        "mix_every": 1,
+        "wire": "float32",
+        "clip_norm": 1e9,
+    }
+    neighborhoods = make_neighborhoods("ring", [f"n{k}" for k in range(5)])
+    gates = {i: Curved(k) for k, i in enumerate(neighborhoods)}
     start = torch.linspace(-1, 1, D, dtype=torch.float64)
-    nodes = {i: node(Deca, i, hood, start, door=doors[i], **told) for i, hood in hoods.items()}
-    simulate(nodes, hoods, 43)
+    nodes = {
+        i: node(Deca, i, neighborhood, start, gate=gates[i], **told)
+        for i, neighborhood in neighborhoods.items()
+    }
+    simulate(nodes, neighborhoods, 43)
     blocks = [it.place for it in nodes["n0"].blocks]
     blocks = blocks if told.get("order") == "ascending" else blocks[::-1]
-    weights = {i: hood.weight for i, hood in hoods.items()}
-    found = played(weights, blocks, start, lambda i, *at: doors[i].of(*at), 43, nothing | told)
+    weights = {i: neighborhood.weight for i, neighborhood in neighborhoods.items()}
+    found = played(weights, blocks, start, lambda i, *at: gates[i].of(*at), 43, nothing | told)
     error = 1e-4 if "wire" in told else 1e-9  # bfloat16 is summed in float32
     for i in nodes:
         torch.testing.assert_close(nodes[i].parameters, found[i], rtol=error, atol=error)
@@ -172,7 +220,10 @@ def rising_and_falling(t):
     [
         ({}, {}),
         ({"weight_decay": 0.1}, {}),
-        ({"weight_decay": 0.1, "warmup": 5, "falls": "linear", "until": 30}, {"share": rising_and_falling}),
+        (
+            {"weight_decay": 0.1, "warmup": 5, "decay": "linear", "decay_until": 30},
+            {"share": rising_and_falling},
+        ),
         ({"clip_norm": 0.3}, {"norm": 0.3}),
     ],
     ids=["plain", "decay", "course", "clipped"],
@@ -182,7 +233,7 @@ def test_without_a_signal_and_without_neighbors_it_is_torch_adam(kind, options, 
     tour = {"steps": 1000, "layers_per_block": 3} if kind is not DsgdAdam else {}
     one = node(kind, lr=0.05, **options, **tour, **({"bma": "none"} if kind is Deca else {}))
     start = one.parameters.clone()
-    simulate({"a": one}, {"a": one.hood}, 30)
+    simulate({"a": one}, {"a": one.neighborhood}, 30)
     decay = {"weight_decay": options.get("weight_decay", 0.0)}
     expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05, **decay, **theirs)
     torch.testing.assert_close(one.parameters, expected, rtol=1e-5, atol=1e-5)
@@ -190,10 +241,10 @@ def test_without_a_signal_and_without_neighbors_it_is_torch_adam(kind, options, 
 
 @pytest.mark.parametrize("bma", ["reference", "literal", "scaled"])
 def test_b_of_one_is_no_signal(bma):
-    ones, hoods = ring(Deca, steps=5, bma=bma, b1=1.0, b2=1.0, lr=0.05)
+    ones, neighborhoods = ring(Deca, steps=5, bma=bma, b1=1.0, b2=1.0, lr=0.05)
     none, _ = ring(Deca, steps=5, bma="none", lr=0.05)
-    simulate(ones, hoods, 12)
-    simulate(none, hoods, 12)
+    simulate(ones, neighborhoods, 12)
+    simulate(none, neighborhoods, 12)
     assert all(torch.equal(ones[i].parameters, none[i].parameters) for i in none)
 
 
@@ -202,28 +253,32 @@ def test_a_signal_is_not_adam_even_alone(bma):
     """h holds the local step."""
     one = node(Deca, bma=bma, lr=0.05, steps=1000, layers_per_block=3)
     start = one.parameters.clone()
-    simulate({"a": one}, {"a": one.hood}, 30)
+    simulate({"a": one}, {"a": one.neighborhood}, 30)
     expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05)
     assert (one.parameters - expected).abs().max() > 1e-3
 
 
 def test_badam_is_deca_without_exchange_and_signal():
-    alone, badam = node(Deca, bma="none", steps=3, layers_per_block=1), node(Badam, steps=3, layers_per_block=1)
+    alone, badam = (
+        node(Deca, bma="none", steps=3, layers_per_block=1),
+        node(Badam, steps=3, layers_per_block=1),
+    )
     for it in (alone, badam):
-        simulate({"a": it}, {"a": it.hood}, 20)
+        simulate({"a": it}, {"a": it.neighborhood}, 20)
     assert torch.equal(alone.parameters, badam.parameters)
 
 
 @pytest.mark.parametrize(("bma", "sign"), [("literal", -1), ("scaled", 1), ("reference", 1)])
 def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alone(bma, sign):
-    hoods = neighborhoods("full", ["a", "b", "c"])
+    neighborhoods = make_neighborhoods("full", ["a", "b", "c"])
     start = torch.linspace(-1, 1, D)
     nodes = {
-        i: node(Deca, "a", hood, start, bma=bma, steps=100, layers_per_block=3, b1=0.0) for i, hood in hoods.items()
+        i: node(Deca, "a", neighborhood, start, bma=bma, steps=100, layers_per_block=3, b1=0.0)
+        for i, neighborhood in neighborhoods.items()
     }
-    simulate(nodes, hoods, 1)
+    simulate(nodes, neighborhoods, 1)
     alone = node(Deca, start=start, bma="none", steps=100, layers_per_block=3)
-    simulate({"a": alone}, {"a": alone.hood}, 1)
+    simulate({"a": alone}, {"a": alone.neighborhood}, 1)
     step = start - alone.parameters
     for it in nodes.values():
         torch.testing.assert_close(it.parameters, alone.parameters, rtol=1e-6, atol=1e-6)
@@ -237,9 +292,14 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
 def test_blocks_are_consecutive_layers_and_together_the_model():
     for each in (1, 2, 3, 5):
         blocks = divided(LAYOUT, STAGES, each)
-        assert [block.place.start for block in blocks] == [0, *[block.place.stop for block in blocks]][:-1]
+        assert [block.place.start for block in blocks] == [
+            0,
+            *[block.place.stop for block in blocks],
+        ][:-1]
         assert blocks[-1].place.stop == D
-        assert [name for block in blocks for name, _ in block.layout.fields] == [name for name, _ in LAYOUT.fields]
+        assert [name for block in blocks for name, _ in block.layout.fields] == [
+            name for name, _ in LAYOUT.fields
+        ]
         assert len(blocks) == -(-3 // each)
     with pytest.raises(AssertionError):
         divided(LAYOUT, STAGES[:2], 1)
@@ -247,8 +307,8 @@ def test_blocks_are_consecutive_layers_and_together_the_model():
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
 def test_every_block_is_visited_once_a_cycle_for_r_steps_and_all_nodes_agree(order):
-    nodes, hoods = ring(Deca, order=order, steps=4, layers_per_block=1, order_seed=3)
-    simulate(nodes, hoods, 4 * 3 * 2)
+    nodes, neighborhoods = ring(Deca, order=order, steps=4, layers_per_block=1, order_seed=3)
+    simulate(nodes, neighborhoods, 4 * 3 * 2)
     asked = [it.gradients.asked for it in nodes.values()]
     assert all(each == asked[0] for each in asked)
     places = [place.start for _, place in asked[0]]
@@ -260,11 +320,16 @@ def test_every_block_is_visited_once_a_cycle_for_r_steps_and_all_nodes_agree(ord
 
 
 def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
-    blocks = divided(Layout(tuple((str(k), (1,)) for k in range(6))), [[str(k)] for k in range(6)], 1)
+    blocks = divided(
+        Layout(tuple((str(k), (1,)) for k in range(6))), [[str(k)] for k in range(6)], 1
+    )
 
     def orders(seed):
-        tour = Tour(order="random", order_seed=seed)
-        return [[visited(blocks, 6 * cycle + k, tour).place.start for k in range(6)] for cycle in range(8)]
+        tour = BlockSchedule(order="random", order_seed=seed)
+        return [
+            [visited(blocks, 6 * cycle + k, tour).place.start for k in range(6)]
+            for cycle in range(8)
+        ]
 
     assert all(sorted(order) == list(range(6)) for order in orders(1))
     assert len({tuple(order) for order in orders(1)}) > 4
@@ -274,12 +339,12 @@ def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
 def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
     one = node(Badam, steps=3, layers_per_block=1, order="ascending")
     before = one.parameters.clone()
-    simulate({"a": one}, {"a": one.hood}, 3)
+    simulate({"a": one}, {"a": one.neighborhood}, 3)
     moved = one.parameters != before
     assert moved[:8].all()
     assert not moved[8:].any()
     assert len(one.state.m) == 8
-    simulate({"a": one}, {"a": one.hood}, 4, first=3)
+    simulate({"a": one}, {"a": one.neighborhood}, 4, first=3)
     assert (len(one.state.m), one.state.taken) == (4, 1)
     g = one.gradients.asked and before[8:12] - one.gradients.wanted[8:12]
     torch.testing.assert_close(one.state.m, 0.1 * g)
@@ -287,29 +352,31 @@ def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
 
 def test_with_one_block_moments_begin_anew_in_every_visit():
     one = node(Badam, steps=3, layers_per_block=3)
-    simulate({"a": one}, {"a": one.hood}, 4)
+    simulate({"a": one}, {"a": one.neighborhood}, 4)
     assert one.state.taken == 1
 
 
 def test_who_comes_back_in_another_visit_begins_there_with_zero_moments():
     one = node(Badam, steps=3, layers_per_block=1, order="ascending")
-    simulate({"a": one}, {"a": one.hood}, 2)
-    simulate({"a": one}, {"a": one.hood}, 5, first=4)
+    simulate({"a": one}, {"a": one.neighborhood}, 2)
+    simulate({"a": one}, {"a": one.neighborhood}, 5, first=4)
     assert one.gradients.asked[-1] == (4, slice(8, 12))
     assert one.state.taken == 1
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 7])
-@pytest.mark.parametrize("options", [{}, {"bma": "scaled", "mix_every": 2}, {"wire": "bf16-delta"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bma": "scaled", "mix_every": 2}, {"wire": "bf16-delta"}], ids=str
+)
 def test_a_state_goes_on_bit_for_bit_from_the_middle_of_a_block(cut, options):
-    through, hoods = ring(Deca, steps=5, layers_per_block=1, **options)
-    simulate(through, hoods, 13)
+    through, neighborhoods = ring(Deca, steps=5, layers_per_block=1, **options)
+    simulate(through, neighborhoods, 13)
     first, _ = ring(Deca, steps=5, layers_per_block=1, **options)
-    simulate(first, hoods, cut)
+    simulate(first, neighborhoods, cut)
     second, _ = ring(Deca, steps=5, layers_per_block=1, **options)
     for i, it in second.items():
         it.state = first[i].state
-    simulate(second, hoods, 13, first=cut)
+    simulate(second, neighborhoods, 13, first=cut)
     assert all(torch.equal(second[i].parameters, through[i].parameters) for i in through)
 
 
@@ -319,11 +386,18 @@ def test_a_state_goes_on_bit_for_bit_from_the_middle_of_a_block(cut, options):
 def test_a_model_in_bfloat16_is_trained_in_float32_where_it_is_active():
     """A step of 1e-4 is lost in bfloat16; R of them are not."""
     start = torch.ones(D, dtype=torch.bfloat16)
-    one = node(Badam, start=start, steps=50, layers_per_block=3, lr=1e-4, door=Quadratic(wanted=torch.zeros(D)))
-    simulate({"a": one}, {"a": one.hood}, 1)
+    one = node(
+        Badam,
+        start=start,
+        steps=50,
+        layers_per_block=3,
+        lr=1e-4,
+        gate=Quadratic(wanted=torch.zeros(D)),
+    )
+    simulate({"a": one}, {"a": one.neighborhood}, 1)
     assert one.state.theta.dtype == torch.float32
     assert torch.equal(one.parameters, start)
-    simulate({"a": one}, {"a": one.hood}, 49, first=1)
+    simulate({"a": one}, {"a": one.neighborhood}, 49, first=1)
     assert one.parameters.dtype == torch.bfloat16
     assert (one.parameters < start).all()
 
@@ -337,7 +411,7 @@ def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
             inner = super().within(x, block)
             return lambda theta, t: handed.append(inner(theta, t)) or handed[-1]
 
-    nodes, _ = ring(Deca, steps=2, layers_per_block=1, door=Noting())
+    nodes, _ = ring(Deca, steps=2, layers_per_block=1, gate=Noting())
     talk = nodes["n0"].round(0)
     verb = next(talk)
     assert verb.tensors.flat.data_ptr() == handed[0].data_ptr()
@@ -345,9 +419,14 @@ def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
 
 
 def test_mix_every_s_speaks_every_s_th_step_and_in_the_last_of_a_visit():
-    nodes, hoods = ring(Deca, steps=5, mix_every=2, layers_per_block=1)
+    nodes, neighborhoods = ring(Deca, steps=5, mix_every=2, layers_per_block=1)
     spoken = []
-    simulate(nodes, hoods, 10, after_phase=lambda t, phase, kind, sent: spoken.append((t, sent["n0"])))
+    simulate(
+        nodes,
+        neighborhoods,
+        10,
+        after_phase=lambda t, phase, kind, sent: spoken.append((t, sent["n0"])),
+    )
     assert [t for t, _ in spoken] == [1, 3, 4, 6, 8, 9]
     assert [sent for _, sent in spoken] == [2 * 12] * 3 + [2 * 16] * 3
 
@@ -355,14 +434,16 @@ def test_mix_every_s_speaks_every_s_th_step_and_in_the_last_of_a_visit():
 def test_between_mixings_it_is_adam_and_the_signal_spans_them():
     """s = 3, scaled: h = (θ₀ − θ⁺)/Σγ · (√v̂ + ε) with θ₀ before the first of the three steps."""
     options = {"steps": 9, "layers_per_block": 3, "lr": 0.05}
-    deca, hoods = ring(Deca, mix_every=3, bma="scaled", warmup=2, b1=0.5, b2=0.25, **options)
-    badam = {i: node(Badam, i, hoods[i], warmup=2, **options) for i in hoods}
+    deca, neighborhoods = ring(
+        Deca, mix_every=3, bma="scaled", warmup=2, b1=0.5, b2=0.25, **options
+    )
+    badam = {i: node(Badam, i, neighborhoods[i], warmup=2, **options) for i in neighborhoods}
     start = deca["n0"].parameters.clone()
-    simulate(deca, hoods, 2)
-    simulate(badam, hoods, 2)
+    simulate(deca, neighborhoods, 2)
+    simulate(badam, neighborhoods, 2)
     assert all(torch.equal(deca[i].state.m, badam[i].state.m) for i in deca)
-    simulate(deca, hoods, 3, first=2)
-    simulate(badam, hoods, 3, first=2)
+    simulate(deca, neighborhoods, 3, first=2)
+    simulate(badam, neighborhoods, 3, first=2)
     gammas = sum(rate(t, deca["n0"].config) for t in range(3))
     for i, it in deca.items():
         m, v = badam[i].state.m, badam[i].state.v
@@ -375,8 +456,10 @@ def test_bf16_of_the_change_keeps_the_mean_but_mixes_no_disagreement_away():
     """Power: bfloat16 of θ½ itself loses most steps of this size."""
     start, found = torch.linspace(0.5, 1.5, D), {}
     for wire in ("float32", "bf16-delta"):
-        nodes, hoods = ring(Deca, start=start, wire=wire, bma="none", steps=200, layers_per_block=3, lr=5e-5)
-        simulate(nodes, hoods, 60)
+        nodes, neighborhoods = ring(
+            Deca, start=start, wire=wire, bma="none", steps=200, layers_per_block=3, lr=5e-5
+        )
+        simulate(nodes, neighborhoods, 60)
         found[wire] = torch.stack([it.parameters for it in nodes.values()])
     moved = (found["float32"].mean(0) - start).abs().mean()
     assert (found["bf16-delta"].mean(0) - found["float32"].mean(0)).abs().mean() < 0.02 * moved
@@ -393,7 +476,9 @@ def test_bf16_of_the_change_takes_half_the_bytes():
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_rounding_leaves_over_goes_with_the_next_change(keep):
-    """All that was said and what is left over is all that changed. Power: forgotten leftovers add up."""
+    """All that was said and what is left over is all that changed. Power: forgotten leftovers add
+    up.
+    """
     before, left, said, wanted = torch.ones(D), torch.zeros(D), torch.zeros(D), torch.zeros(D)
     for t in range(200):
         half = before - 1e-4 * torch.linspace(0.9, 1.1, D) / (1 + t % 3)
@@ -409,22 +494,28 @@ def test_what_rounding_leaves_over_goes_with_the_next_change(keep):
 
 
 def test_the_rate_warms_up_and_falls():
-    cosine = Course(lr=1.0, warmup=4, falls="cosine").on_run(20)
+    cosine = WarmupDecay(lr=1.0, warmup=4, decay="cosine").on_run(20)
     rates = [rate(t, cosine) for t in range(21)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == 1.0
     assert all(b < a for a, b in pairwise(rates[4:]))
     assert rates[12] == pytest.approx(0.5)
     assert rates[20] == pytest.approx(0, abs=1e-12)
-    assert rate(15, Course(lr=2.0, falls="linear", until=20)) == pytest.approx(0.5)
-    assert rate(99, Course(lr=2.0)) == 2.0
+    assert rate(15, WarmupDecay(lr=2.0, decay="linear", decay_until=20)) == pytest.approx(0.5)
+    assert rate(99, WarmupDecay(lr=2.0)) == 2.0
 
 
 def test_clip_norm_shortens_the_gradient_and_leaves_a_short_one():
     for norm, expected in ((1.0, 1.0), (1e6, None)):
-        one = node(Badam, steps=5, layers_per_block=3, clip_norm=norm, door=Quadratic(wanted=torch.full((D,), 9.0)))
+        one = node(
+            Badam,
+            steps=5,
+            layers_per_block=3,
+            clip_norm=norm,
+            gate=Quadratic(wanted=torch.full((D,), 9.0)),
+        )
         start = one.parameters.clone()
-        simulate({"a": one}, {"a": one.hood}, 1)
+        simulate({"a": one}, {"a": one.neighborhood}, 1)
         g = one.state.m / 0.1
         torch.testing.assert_close(float(g.norm()), expected or float((start - 9).norm()))
 

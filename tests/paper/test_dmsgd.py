@@ -50,7 +50,11 @@ def test_momentum_and_step():
 def test_both_are_mixed_and_kept_and_two_models_are_all_that_is_said():
     node = cluster(Dmsgd)["0"]
     _, verb, talk = half_way(node)
-    assert (type(verb), verb.kind, [part.numel() for part in verb.tensors]) == (Mix, "state", [D, D])
+    assert (type(verb), verb.kind, [part.numel() for part in verb.tensors]) == (
+        Mix,
+        "state",
+        [D, D],
+    )
     x, v = torch.zeros(D), torch.ones(D)
     with pytest.raises(StopIteration):
         talk.send((x, v))

@@ -7,15 +7,15 @@ import dp_accounting
 import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
-from golden import EQUATIONS, close, hood, layout, vector, vectors
+from golden import EQUATIONS, close, layout, neighborhood, vector, vectors
 
 from node.algorithms.dpdl import Dpdl, DpdlConfig, State
 from node.maths.clipping import clip_and_sum
 from node.maths.cosine import calibration, cosine
 from node.rounds.lockstep import exchange, simulate
-from peer.message import Ask, Heard, Layout, Mix
+from peer.message import Ask, Layout, Mix, Replies
 from peer.neighborhood import Neighborhood
-from peer.topology import metropolis, neighborhoods
+from peer.topology import make_neighborhoods, metropolis
 
 CASES = ("dpdl", "dpdl_missing_neighbor", "dpdl_zero_answer")
 VARIANTS = tuple(product(CASES, ("strict", "paper"), ("vector", "tensor"), ("paper", "normalized")))
@@ -23,7 +23,9 @@ SMALL = Layout((("w", (2, 2)), ("b", (3,))))
 
 
 class Given:
-    """A door that gives the vectors of a golden case: released ones, and the own one of the mode."""
+    """A door that gives the vectors of a golden case: released ones, and the own one of the
+    mode.
+    """
 
     def __init__(self, case, mode):
         self.case, self.mode, self.asked = case, mode, []
@@ -33,7 +35,11 @@ class Given:
         return vector(self.case["cross"][to])
 
     def own(self, x, t):
-        return self(x, t, str(self.case["me"])) if self.mode == "strict" else vector(self.case["own_clean"])
+        return (
+            self(x, t, str(self.case["me"]))
+            if self.mode == "strict"
+            else vector(self.case["own_clean"])
+        )
 
 
 def golden(name, mode, granularity, scale):
@@ -41,7 +47,13 @@ def golden(name, mode, granularity, scale):
     case = EQUATIONS[name]
     options = {key: case[key] for key in ("alpha", "beta", "lr", "weight_decay")}
     config = DpdlConfig(**options, granularity=granularity, scale=scale)
-    node = Dpdl(config, hood=hood(case), layout=layout(case), gradients=Given(case, mode), start=vector(case["x"]))
+    node = Dpdl(
+        config,
+        neighborhood=neighborhood(case),
+        layout=layout(case),
+        gradients=Given(case, mode),
+        start=vector(case["x"]),
+    )
     node.state = State(x=vector(case["x"]), v=vector(case["v"]))
     return node, case, case[f"{mode}/{granularity}/{scale}"]
 
@@ -51,7 +63,7 @@ def played(node, case):
     talk = node.round(0)
     next(talk)
     others = {j: g for j, g in vectors(case["cross"]).items() if j != str(case["me"])}
-    return talk.send(Heard(others.items(), map(str, case["missing"]))), talk
+    return talk.send(Replies(others.items(), map(str, case["missing"]))), talk
 
 
 class Quadratic:
@@ -70,12 +82,17 @@ class Quadratic:
 
 def cluster(kind="full", n=4, d=7, **options):
     names = [f"n{i}" for i in range(n)]
-    hoods = neighborhoods(kind, names)
-    doors = {name: Quadratic(torch.full((d,), float(k)), name) for k, name in enumerate(names)}
+    neighborhoods = make_neighborhoods(kind, names)
+    gates = {name: Quadratic(torch.full((d,), float(k)), name) for k, name in enumerate(names)}
     start = torch.zeros(d)
     config = DpdlConfig(**options)
-    nodes = {i: Dpdl(config, hood=hoods[i], layout=SMALL, gradients=doors[i], start=start) for i in names}
-    return nodes, hoods, doors
+    nodes = {
+        i: Dpdl(
+            config, neighborhood=neighborhoods[i], layout=SMALL, gradients=gates[i], start=start
+        )
+        for i in names
+    }
+    return nodes, neighborhoods, gates
 
 
 def bipartite(n):
@@ -85,21 +102,27 @@ def bipartite(n):
     return {name: Neighborhood(me=name, weight=row, nodes=n) for name, row in rows.items()}
 
 
-# --- equations -------------------------------------------------------------------------------------------------------
+# --- equations ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["clip_mean", "clip_mean_nonfinite"])
 def test_equations_1_and_2_clip_each_example_and_noise_the_sum(name):
-    """(Σ_b ĝ_b + z)/B with B a public constant, not the 6 examples there are; a non-finite example counts zero."""
+    """(Σ_b ĝ_b + z)/B with B a public constant, not the 6 examples there are; a non-finite example
+    counts zero.
+    """
     case = EQUATIONS[name]
-    rows = [[float("nan") if value is None else value for value in row] for row in case["per_example"]]
+    rows = [
+        [float("nan") if value is None else value for value in row] for row in case["per_example"]
+    ]
     clipped = clip_and_sum({"w": torch.tensor(rows, dtype=torch.float64)}, case["C"])[0]["w"]
     close((clipped + vector(case["z_on_sum"])) / case["B"], case["result"])
     assert case["B"] != len(rows)
 
 
 @pytest.mark.parametrize(("mode", "uses"), [("strict", "cross"), ("paper", "own_clean")])
-def test_equation_3_own_is_the_noised_release_in_strict_mode_and_the_clean_gradient_in_paper_mode(mode, uses):
+def test_equation_3_own_is_the_noised_release_in_strict_mode_and_the_clean_gradient_in_paper_mode(
+    mode, uses
+):
     """Power: each mode's vectors are missed by the other's own gradient."""
     node, case, expected = golden("dpdl", mode, "vector", "paper")
     cross = vectors(case["cross"])
@@ -115,7 +138,9 @@ def test_equation_4_calibration(name, mode, granularity, scale):
     node, case, expected = golden(name, mode, granularity, scale)
     played(node, case)
     wanted = {j: c if isinstance(c, list) else [c] for j, c in expected["calibration"].items()}
-    assert node.similarity.keys() == wanted.keys(), "𝒞_ii is computed too, and none for who is missing"
+    assert node.similarity.keys() == wanted.keys(), (
+        "𝒞_ii is computed too, and none for who is missing"
+    )
     for j, similarities in node.similarity.items():
         assert [calibration(s) for s in similarities] == pytest.approx(wanted[j], abs=1e-12)
 
@@ -124,7 +149,10 @@ def test_equation_4_calibration(name, mode, granularity, scale):
 def test_equation_5_aggregate_and_weight_decay(name, mode, granularity, scale):
     node, case, expected = golden(name, mode, granularity, scale)
     own = node.gradients.own(vector(case["x"]), 0)
-    close(node.aggregate(vectors(case["cross"]), own) + case["weight_decay"] * vector(case["x"]), expected["g"])
+    close(
+        node.aggregate(vectors(case["cross"]), own) + case["weight_decay"] * vector(case["x"]),
+        expected["g"],
+    )
 
 
 @pytest.mark.parametrize(("name", "mode", "granularity", "scale"), VARIANTS)
@@ -141,13 +169,15 @@ def test_equation_6_momentum_and_tentative_model(name, mode, granularity, scale)
 def test_equation_7_mixing(layers):
     graph, case = EQUATIONS["metropolis"], EQUATIONS["mix"]
     names = [str(i) for i in range(graph["n"])]
-    hoods = {
-        i: Neighborhood(me=i, weight={j: w for j, w in zip(names, row, strict=True) if w}, nodes=len(names))
+    neighborhoods = {
+        i: Neighborhood(
+            me=i, weight={j: w for j, w in zip(names, row, strict=True) if w}, nodes=len(names)
+        )
         for i, row in zip(names, graph["W"], strict=True)
     }
     x = {i: vector(row) for i, row in zip(names, case["x_tilde"], strict=True)}
     said = x if layers == "one vector" else {i: (x[i], 2 * x[i]) for i in names}
-    heard = exchange({i: Mix("state", said[i]) for i in names}, hoods)
+    heard = exchange({i: Mix("state", said[i]) for i in names}, neighborhoods)
     for i, expected in zip(names, case["mixed"], strict=True):
         parts = (heard[i],) if layers == "one vector" else (heard[i][0], heard[i][1] / 2)
         for part in parts:
@@ -170,13 +200,18 @@ def test_equation_7_both_x_and_v_are_mixed_and_kept():
 def test_metropolis_weights():
     """w_ij = 1/(1 + max(deg_i, deg_j)), degrees without self, the diagonal takes the rest."""
     case = EQUATIONS["metropolis"]
-    edges = {str(i): frozenset(str(a + b - i) for a, b in case["edges"] if i in (a, b)) for i in range(case["n"])}
+    edges = {
+        str(i): frozenset(str(a + b - i) for a, b in case["edges"] if i in (a, b))
+        for i in range(case["n"])
+    }
     rows = metropolis(edges)
     for i, expected in enumerate(case["W"]):
-        assert [rows[str(i)].get(str(j), 0.0) for j in range(case["n"])] == pytest.approx(expected, abs=1e-15)
+        assert [rows[str(i)].get(str(j), 0.0) for j in range(case["n"])] == pytest.approx(
+            expected, abs=1e-15
+        )
 
 
-# --- sentences -------------------------------------------------------------------------------------------------------
+# --- sentences ------------------------------------------------------------------------------------
 
 
 def test_v_starts_at_zero_and_x_at_the_start():
@@ -193,7 +228,9 @@ def test_calibration_is_half_when_orthogonal_or_a_norm_is_zero():
 
 
 def test_the_first_term_uses_the_noised_own_gradient_in_both_modes():
-    """With α = 0 nothing but the first term is left: the modes agree, and miss the clean gradient."""
+    """With α = 0 nothing but the first term is left: the modes agree, and miss the clean
+    gradient.
+    """
     results = []
     for mode in ("strict", "paper"):
         node, case, _ = golden("dpdl", mode, "vector", "paper")
@@ -201,19 +238,27 @@ def test_the_first_term_uses_the_noised_own_gradient_in_both_modes():
         results.append(played(node, case)[0].tensors)
     assert torch.equal(results[0][1], results[1][1])
     share = 1 / (sqrt(0.25) * 6)
-    expected = share * sum(vectors(case["cross"]).values()) + 5e-4 * vector(case["x"]) + 0.9 * vector(case["v"])
+    expected = (
+        share * sum(vectors(case["cross"]).values())
+        + 5e-4 * vector(case["x"])
+        + 0.9 * vector(case["v"])
+    )
     torch.testing.assert_close(results[0][1], expected, rtol=0, atol=1e-12)
 
 
 def test_a_neighbors_gradient_weighs_the_same_whatever_its_direction():
-    """The sigmoid weighs how much of the OWN gradient is added for an edge, not the neighbor's gradient."""
+    """The sigmoid weighs how much of the OWN gradient is added for an edge, not the neighbor's
+    gradient.
+    """
     node, case, _ = golden("dpdl", "strict", "vector", "paper")
     cross, own = vectors(case["cross"]), vector(case["cross"]["1"])
     for other in (own, -own):
         g = node.aggregate({**cross, "0": other}, own)
         zero = node.aggregate({**cross, "0": torch.zeros_like(own)}, own)
         share = 1.5 * 0.25 * (calibration(cosine(other, own)) - 0.5)
-        torch.testing.assert_close(g - zero, other / (sqrt(0.25) * 6) + share * own, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            g - zero, other / (sqrt(0.25) * 6) + share * own, rtol=0, atol=1e-12
+        )
 
 
 def test_weight_decay_comes_after_the_aggregate_and_before_the_momentum():
@@ -231,7 +276,7 @@ def test_the_tentative_model_uses_the_new_momentum_and_the_rounds_step_size():
         node.state = State(x=torch.ones(7), v=torch.ones(7))
         talk = node.round(t)
         next(talk)
-        x, v = talk.send(Heard()).tensors
+        x, v = talk.send(Replies()).tensors
         torch.testing.assert_close(x, torch.ones(7) - eta * v, rtol=0, atol=1e-7)
 
 
@@ -245,16 +290,30 @@ def test_normalized_divides_by_the_sum_over_those_heard():
 def test_the_effective_step_depends_on_the_topology():
     """Σ_j 1/(N√w_ij) at N = 10: √10 = 3.16 fully connected, 1.47 bipartite, 0.52 ring."""
     names = [f"n{i}" for i in range(10)]
-    hoods = {"full": neighborhoods("full", names), "ring": neighborhoods("ring", names), "bipartite": bipartite(10)}
+    neighborhoods = {
+        "full": make_neighborhoods("full", names),
+        "ring": make_neighborhoods("ring", names),
+        "bipartite": bipartite(10),
+    }
     for kind, expected in (("full", sqrt(10)), ("bipartite", 1.47), ("ring", 0.52)):
-        hood = hoods[kind]["n0"]
-        node = Dpdl(DpdlConfig(), hood=hood, layout=SMALL, gradients=Quadratic(0, "n0"), start=torch.zeros(7))
-        assert node.scale(dict.fromkeys(hood.weight, torch.zeros(7))) == pytest.approx(expected, abs=5e-3)
+        neighborhood = neighborhoods[kind]["n0"]
+        node = Dpdl(
+            DpdlConfig(),
+            neighborhood=neighborhood,
+            layout=SMALL,
+            gradients=Quadratic(0, "n0"),
+            start=torch.zeros(7),
+        )
+        assert node.scale(dict.fromkeys(neighborhood.weight, torch.zeros(7))) == pytest.approx(
+            expected, abs=5e-3
+        )
 
 
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
-    """Three exchanges and 4·d floats per neighbor: x_i to all; g_{j→i} at MY model; (x̃, ṽ) to all."""
-    nodes, hoods, doors = cluster(n=3)
+    """Three exchanges and 4·d floats per neighbor: x_i to all; g_{j→i} at MY model; (x̃, ṽ) to
+    all.
+    """
+    nodes, neighborhoods, gates = cluster(n=3)
     asked = {}
     for k, (i, node) in enumerate(nodes.items()):
         node.state = State(x=torch.full((7,), 10.0 * k), v=torch.zeros(7))
@@ -264,36 +323,42 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
         assert torch.equal(verb.tensors, node.parameters)
         asked[i] = (verb, talk)
     answer = asked["n2"][0].answer("n0", nodes["n0"].parameters)
-    assert torch.equal(answer, nodes["n0"].parameters - doors["n2"].c), "n2's data at n0's model"
-    assert doors["n2"].served == [(0, "n0")]
-    heard = exchange({i: verb for i, (verb, _) in asked.items()}, hoods)
+    assert torch.equal(answer, nodes["n0"].parameters - gates["n2"].c), "n2's data at n0's model"
+    assert gates["n2"].served == [(0, "n0")]
+    heard = exchange({i: verb for i, (verb, _) in asked.items()}, neighborhoods)
     mix = asked["n0"][1].send(heard["n0"])
-    floats = asked["n0"][0].tensors.numel() + answer.numel() + sum(part.numel() for part in mix.tensors)
+    floats = (
+        asked["n0"][0].tensors.numel() + answer.numel() + sum(part.numel() for part in mix.tensors)
+    )
     assert floats == 4 * 7
 
 
 @pytest.mark.parametrize(("kind", "degree"), [("full", 4), ("ring", 2)])
 def test_an_agent_makes_degree_plus_one_gradients_a_round(kind, degree):
-    nodes, hoods, doors = cluster(kind, n=5)
-    simulate(nodes, hoods, 3)
-    for i, door in doors.items():
+    nodes, neighborhoods, gates = cluster(kind, n=5)
+    simulate(nodes, neighborhoods, 3)
+    for i, gate in gates.items():
         for t in range(3):
-            to = sorted(recipient for when, recipient in door.served if when == t)
-            assert to == sorted(hoods[i].weight)
+            to = sorted(recipient for when, recipient in gate.served if when == t)
+            assert to == sorted(neighborhoods[i].weight)
             assert len(to) == degree + 1 == Dpdl.releases(degree)
 
 
-@pytest.mark.parametrize("options", [{}, {"granularity": "tensor"}, {"scale": "normalized"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"granularity": "tensor"}, {"scale": "normalized"}], ids=str
+)
 def test_a_cluster_finds_the_optimum_of_the_sum_of_its_losses(options):
     """Neighbors' optima are 0, 1, 2, 3: the mean of their losses is least at 1.5."""
-    nodes, hoods, _ = cluster(n=4, lr=0.02, weight_decay=0, alpha=0, **options)
-    simulate(nodes, hoods, 200)
+    nodes, neighborhoods, _ = cluster(n=4, lr=0.02, weight_decay=0, alpha=0, **options)
+    simulate(nodes, neighborhoods, 200)
     for node in nodes.values():
         torch.testing.assert_close(node.parameters, torch.full((7,), 1.5), rtol=0, atol=1e-3)
 
 
 def test_at_strong_privacy_the_cosine_vanishes_and_the_calibration_fades():
-    """‖noise‖ ≈ σC√d/B exceeds the gradient: S ≈ 0, 𝒞 ≈ 0.5; without noise the same gradients calibrate."""
+    """‖noise‖ ≈ σC√d/B exceeds the gradient: S ≈ 0, 𝒞 ≈ 0.5; without noise the same gradients
+    calibrate.
+    """
     d, chance = 20_000, torch.Generator().manual_seed(5)
     signal = torch.randn(d, generator=chance)
     signal /= signal.norm()
@@ -313,15 +378,15 @@ def test_a_lone_node_is_the_local_optimizer_up_to_its_factor():
         oracle.zero_grad()
         (0.5 * (1 + 1.5 / (1 + e)) * (x - node.gradients.c).square().sum()).backward()
         oracle.step()
-    simulate({"n0": node}, neighborhoods("full", ["n0"]), 20)
+    simulate({"n0": node}, make_neighborhoods("full", ["n0"]), 20)
     torch.testing.assert_close(node.parameters, x.data, rtol=1e-5, atol=1e-6)
 
 
-# --- the paper's own calibration of σ --------------------------------------------------------------------------------
+# --- the paper's own calibration of σ -------------------------------------------------------------
 
 
 def paper_sigma(kind="full", n=10, rate=0.0512, epsilon=1.0, **options):
-    receiver = neighborhoods(kind, [f"n{i}" for i in range(n)])["n0"]
+    receiver = make_neighborhoods(kind, [f"n{i}" for i in range(n)])["n0"]
     config = DpdlConfig(**options)
     return Dpdl.paper_sigma(config, receiver, rate=rate, rounds=1000, epsilon=epsilon, delta=1e-4)
 
@@ -342,10 +407,15 @@ def test_paper_sigma_is_the_formula():
 
 @pytest.mark.parametrize(
     ("rate", "link", "colluders"),
-    [pytest.param(0.0512, 0.61, 2.18, id="true q"), pytest.param(0.00512, 13.9, 707, id="the authors' q")],
+    [
+        pytest.param(0.0512, 0.61, 2.18, id="true q"),
+        pytest.param(0.00512, 13.9, 707, id="the authors' q"),
+    ],
 )
 def test_what_an_accountant_says_of_paper_sigma(rate, link, colluders):
-    """Nominal ε = 1 on a full graph of ten: one neighbor, and nine that collude on one shared minibatch (σ/√9)."""
+    """Nominal ε = 1 on a full graph of ten: one neighbor, and nine that collude on one shared
+    minibatch (σ/√9).
+    """
     sigma = paper_sigma(rate=rate)
     assert accounted(sigma) == pytest.approx(link, rel=6e-3)
     assert accounted(sigma / 3) == pytest.approx(colluders, rel=6e-3)

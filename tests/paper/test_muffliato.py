@@ -1,4 +1,6 @@
-"""Muffliato-SGD (arXiv 2206.05091): one noised gradient step, then K rounds of accelerated gossip."""
+"""Muffliato-SGD (arXiv 2206.05091): one noised gradient step, then K rounds of accelerated
+gossip.
+"""
 
 import random
 
@@ -15,7 +17,7 @@ from node.provisioning import complete
 from node.rounds.lockstep import simulate
 from peer.errors import ConfigurationError
 from peer.message import Mix
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 GAP = spectral_gap({i: HOODS[i].weight for i in NAMES})
 OPTIONS = {"lr": 0.2, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01, "spectral_gap": GAP}
@@ -57,25 +59,37 @@ def test_one_release_a_round_and_k_models_are_all_that_is_said():
     assert said == [(Mix, "gossip", D)] * 4
 
 
-# --- the gossip ------------------------------------------------------------------------------------------------------
+# --- the gossip -----------------------------------------------------------------------------------
 
 
 def spread(kind, n, k, accelerate=True):
-    """What is left of the distance from the mean after K gossip rounds, at most: ‖p_K(W) − 11ᵀ/N‖."""
-    hoods = neighborhoods(kind, names := [f"n{i:02}" for i in range(n)])
-    w = np.array([[hoods[i].weight.get(j, 0.0) for j in names] for i in names])
-    gamma = acceleration(spectral_gap({i: hoods[i].weight for i in names})) if accelerate else 1.0
+    """What is left of the distance from the mean after K gossip rounds, at most: ‖p_K(W) −
+    11ᵀ/N‖.
+    """
+    neighborhoods = make_neighborhoods(kind, names := [f"n{i:02}" for i in range(n)])
+    w = np.array([[neighborhoods[i].weight.get(j, 0.0) for j in names] for i in names])
+    gamma = (
+        acceleration(spectral_gap({i: neighborhoods[i].weight for i in names}))
+        if accelerate
+        else 1.0
+    )
     last, now = np.eye(n), w
     for _ in range(k - 1):
         last, now = now, gamma * w @ now + (1 - gamma) * last
     return np.linalg.norm(now - 1 / n, 2)
 
 
-@pytest.mark.parametrize(("kind", "n"), [("ring", 10), ("ring", 30), ("grid", 16), ("star", 10), ("bipartite", 10)])
+@pytest.mark.parametrize(
+    ("kind", "n"), [("ring", 10), ("ring", 30), ("grid", 16), ("star", 10), ("bipartite", 10)]
+)
 def test_the_formulas_k_averages_far_better_than_plain_gossip(kind, n):
-    hoods = neighborhoods(kind, [f"n{i:02}" for i in range(n)])
-    options = Muffliato.Config().on_graph(spectral_gap({i: h.weight for i, h in hoods.items()}), n)
-    assert spread(kind, n, options.gossip) < min(0.5, 0.8 * spread(kind, n, options.gossip, accelerate=False))
+    neighborhoods = make_neighborhoods(kind, [f"n{i:02}" for i in range(n)])
+    options = Muffliato.Config().on_graph(
+        spectral_gap({i: h.weight for i, h in neighborhoods.items()}), n
+    )
+    assert spread(kind, n, options.gossip) < min(
+        0.5, 0.8 * spread(kind, n, options.gossip, accelerate=False)
+    )
 
 
 def test_on_a_full_graph_one_exchange_is_exact():
@@ -85,7 +99,9 @@ def test_on_a_full_graph_one_exchange_is_exact():
 
 @pytest.mark.parametrize("gap", [1e-4, 0.01, 0.13, 0.5, 1.0])
 def test_whatever_w_becomes_it_never_averages_worse_than_not_at_all(gap):
-    """|p_k(z)| ≤ 1 for every eigenvalue z in [−1, 1]: γ of another graph, as when an edge is away for a round."""
+    """|p_k(z)| ≤ 1 for every eigenvalue z in [−1, 1]: γ of another graph, as when an edge is away
+    for a round.
+    """
     gamma, z = acceleration(gap), np.linspace(-1, 1, 2001)
     assert gamma < 2
     last, now = np.ones_like(z), z
@@ -99,7 +115,12 @@ def test_the_mean_is_kept_when_edges_come_and_go_at_both_ends():
     nodes = cluster(Muffliato, gossip=5, spectral_gap=GAP)
     for node in nodes.values():
         node.gradients = lambda x, t, to: torch.zeros_like(x)
-    simulate(nodes, HOODS, 3, lossy=lambda t, phase, *ends: random.Random(f"{t} {phase} {sorted(ends)}").random() < 0.3)
+    simulate(
+        nodes,
+        HOODS,
+        3,
+        lossy=lambda t, phase, *ends: random.Random(f"{t} {phase} {sorted(ends)}").random() < 0.3,
+    )
     found = np.stack([nodes[i].parameters.numpy() for i in NAMES])
     close(found.mean(0), START.mean(0))
     assert found.std(0).max() < 0.5 * START.std(0).max()
@@ -121,7 +142,7 @@ def test_a_header_lost_at_one_end_moves_the_mean_further_than_in_a_plain_mix():
         np.testing.assert_allclose(drift(k), drift(1) * (1 - more**k) / (1 - more), rtol=1e-9)
 
 
-# --- what follows from the graph -------------------------------------------------------------------------------------
+# --- what follows from the graph ------------------------------------------------------------------
 
 
 def test_k_and_the_gap_are_taken_from_the_graph_unless_they_are_given():
@@ -135,12 +156,17 @@ def test_k_and_the_gap_are_taken_from_the_graph_unless_they_are_given():
 
 
 def test_every_node_of_a_run_finds_them_and_the_run_file_holds_them():
-    run = ExperimentConfig(algorithm={"name": "muffliato"}, privacy={"mode": "none"}, topology={"kind": "ring"})
-    hoods = run.neighborhoods([f"n{i}" for i in range(10)])
-    plan = Plan.of(run, hoods)
-    assert (plan.options.gossip, plan.options.spectral_gap) == (7, pytest.approx(plan.spectral_gap, rel=1e-5))
-    written = complete(run, hoods)
+    run = ExperimentConfig(
+        algorithm={"name": "muffliato"}, privacy={"mode": "none"}, topology={"kind": "ring"}
+    )
+    neighborhoods = run.neighborhoods([f"n{i}" for i in range(10)])
+    plan = Plan.of(run, neighborhoods)
+    assert (plan.options.gossip, plan.options.spectral_gap) == (
+        7,
+        pytest.approx(plan.spectral_gap, rel=1e-5),
+    )
+    written = complete(run, neighborhoods)
     assert written.algorithm.options["gossip"] == 7
     assert written.digest != complete(run, run.neighborhoods([f"n{i}" for i in range(9)])).digest
-    assert Plan.of(written, hoods).options == plan.options
+    assert Plan.of(written, neighborhoods).options == plan.options
     assert Plan.of(run, {}).options.gossip is None

@@ -1,32 +1,51 @@
-"""NET-FLEET (arXiv 2208.08490): y tracks the mean gradient by differences on one batch; x and y are mixed."""
+"""NET-FLEET (arXiv 2208.08490): y tracks the mean gradient by differences on one batch; x and y are
+mixed.
+"""
 
 import numpy as np
 import pytest
 import torch
-from quadratics import CURVE, HOODS, LAYOUT, NAMES, OPTIMUM, START, D, Door, N, W, close, cluster, gradient, played
+from quadratics import (
+    CURVE,
+    HOODS,
+    LAYOUT,
+    NAMES,
+    OPTIMUM,
+    START,
+    D,
+    GradientGate,
+    N,
+    W,
+    close,
+    cluster,
+    gradient,
+    played,
+)
 
 from node.algorithms.d_psgd import DPsgd
 from node.algorithms.net_fleet import NetFleet
 from node.rounds.lockstep import simulate
 from peer.message import Mix, Withheld
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 OPTIONS = {"lr": 0.1, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}
 forms = pytest.mark.parametrize("mix_steps", [False, True])
 
 
-class Tracking(Door):
+class Tracking(GradientGate):
     """Also gives differences, and notes them."""
 
     def difference(self, x, before, t):
         self.asked.append((t, "difference", x.clone(), before.clone()))
-        return torch.from_numpy(gradient(int(self.me), x.numpy()) - gradient(int(self.me), before.numpy()))
+        return torch.from_numpy(
+            gradient(int(self.me), x.numpy()) - gradient(int(self.me), before.numpy())
+        )
 
 
-def fleet(door=Tracking, **options):
+def fleet(gate=Tracking, **options):
     nodes = cluster(NetFleet, **options)
     for i, node in nodes.items():
-        node.gradients = door(i)
+        node.gradients = gate(i)
     return nodes
 
 
@@ -75,7 +94,12 @@ def test_y_tracks_the_mean_gradient_of_all():
 def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_difference_to_the_last_model():
     nodes = fleet(lr=0.1)
     seen = {i: [nodes[i].parameters.clone()] for i in NAMES}
-    simulate(nodes, HOODS, 4, after_round=lambda t: [seen[i].append(nodes[i].parameters.clone()) for i in NAMES])
+    simulate(
+        nodes,
+        HOODS,
+        4,
+        after_round=lambda t: [seen[i].append(nodes[i].parameters.clone()) for i in NAMES],
+    )
     for i in NAMES:
         first, *later = nodes[i].gradients.asked
         assert first[:2] == (0, i)
@@ -90,7 +114,11 @@ def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_differen
 def test_two_models_are_all_that_is_said():
     node = fleet(lr=0.1)["2"]
     verb = next(node.round(0))
-    assert (type(verb), verb.kind, [part.numel() for part in verb.tensors]) == (Mix, "state", [D, D])
+    assert (type(verb), verb.kind, [part.numel() for part in verb.tensors]) == (
+        Mix,
+        "state",
+        [D, D],
+    )
     close(verb.tensors[0], START[2])
     close(verb.tensors[1], gradient(2, START[2]))
     verb = next(fleet(lr=0.1, mix_steps=True)["2"].round(0))
@@ -104,7 +132,7 @@ def test_restarts_ask_for_gradients():
     assert asked == [(t, "1" if t % 3 == 0 else "difference") for t in range(8)]
 
 
-class Noise(Door):
+class Noise(GradientGate):
     """No gradient at all, noise of variance 1 on every release."""
 
     def __init__(self, me):
@@ -122,14 +150,18 @@ class Noise(Door):
 def test_noise_adds_up_until_the_next_restart(restart, variance):
     """Round 39 is the last of a block of 4: s then holds the noise of so many releases."""
     layout, start = type(LAYOUT)((("w", (2000,)),)), torch.zeros(2000, dtype=torch.float64)
-    hoods = neighborhoods("ring", NAMES)
+    neighborhoods = make_neighborhoods("ring", NAMES)
     nodes = {
         i: NetFleet(
-            NetFleet.Config(lr=0.1, restart=restart), hood=hoods[i], layout=layout, gradients=Noise(i), start=start
+            NetFleet.Config(lr=0.1, restart=restart),
+            neighborhood=neighborhoods[i],
+            layout=layout,
+            gradients=Noise(i),
+            start=start,
         )
         for i in NAMES
     }
-    simulate(nodes, hoods, 40)
+    simulate(nodes, neighborhoods, 40)
     s = torch.stack([nodes[i].state.s for i in NAMES])
     assert float(s.var()) == pytest.approx(variance, rel=0.05)
     torch.testing.assert_close(torch.stack([nodes[i].state.y for i in NAMES]).sum(0), s.sum(0))
@@ -149,11 +181,21 @@ class Spent(Tracking):
 
 
 def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
-    """Alone it stays where it is, and starts anew with a gradient; its last y would push it on for ever."""
-    hoods, start = neighborhoods("full", ["0"]), torch.from_numpy(START[0])
-    node = NetFleet(NetFleet.Config(lr=0.1), hood=hoods["0"], layout=LAYOUT, gradients=Spent("0"), start=start)
+    """Alone it stays where it is, and starts anew with a gradient; its last y would push it on for
+    ever.
+    """
+    neighborhoods, start = make_neighborhoods("full", ["0"]), torch.from_numpy(START[0])
+    node = NetFleet(
+        NetFleet.Config(lr=0.1),
+        neighborhood=neighborhoods["0"],
+        layout=LAYOUT,
+        gradients=Spent("0"),
+        start=start,
+    )
     seen = []
-    simulate({"0": node}, hoods, 30, after_round=lambda t: seen.append(node.parameters.clone()))
+    simulate(
+        {"0": node}, neighborhoods, 30, after_round=lambda t: seen.append(node.parameters.clone())
+    )
     assert not torch.equal(seen[8], seen[9])
     for t in range(10, 20):
         close(seen[t], seen[9])

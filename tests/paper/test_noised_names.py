@@ -31,7 +31,9 @@ def test_every_name_is_the_algorithms_name_with_dp():
 @names
 @pytest.mark.parametrize("mode", ["none", "paper"])
 def test_it_never_runs_without_noise(name, mode):
-    with pytest.raises(ConfigurationError, match=rf'^{name} is {name[3:]} with noise: set privacy.mode = "strict"'):
+    with pytest.raises(
+        ConfigurationError, match=rf'^{name} is {name[3:]} with noise: set privacy.mode = "strict"'
+    ):
         Plan.of(experiment(name, mode=mode).run_config, {})
     with pytest.raises(ValidationError, match="sigma"):
         experiment(name, sigma=0.0)

@@ -1,16 +1,38 @@
-"""QG-DSGDm (arXiv 2102.04761): the momentum follows the mixed model; one exchange of the model, one release."""
+"""QG-DSGDm (arXiv 2102.04761): the momentum follows the mixed model; one exchange of the model, one
+release.
+"""
 
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, LAYOUT, NAMES, START, D, Door, N, W, close, cluster, gradient, played
+from quadratics import (
+    HOODS,
+    LAYOUT,
+    NAMES,
+    START,
+    D,
+    GradientGate,
+    N,
+    W,
+    close,
+    cluster,
+    gradient,
+    played,
+)
 
 from node.algorithms.qg_dsgdm import QgDsgdm, State
 from node.rounds.lockstep import simulate
 from peer.message import Mix
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
-OPTIONS = {"lr": 0.2, "beta": 0.8, "mu": 0.7, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}
+OPTIONS = {
+    "lr": 0.2,
+    "beta": 0.8,
+    "mu": 0.7,
+    "lr_decay": 0.5,
+    "decay_every": 20,
+    "weight_decay": 0.01,
+}
 
 
 def reference(rounds, quasi_global=True):
@@ -69,13 +91,21 @@ def test_one_release_a_round_at_the_own_model_whatever_the_degree():
 
 
 def test_alone_it_is_quasi_hyperbolic_momentum():
-    """h ← ρh + (1−ρ)g with ρ = μ + (1−μ)β;  x ← x − η·(g + β(1−μ)/(1−ρ)·h_before): written out, not by the class."""
-    hoods, beta, mu, lr = neighborhoods("full", ["0"]), 0.8, 0.7, 0.2
+    """h ← ρh + (1−ρ)g with ρ = μ + (1−μ)β;  x ← x − η·(g + β(1−μ)/(1−ρ)·h_before): written out, not
+    by the class.
+    """
+    neighborhoods, beta, mu, lr = make_neighborhoods("full", ["0"]), 0.8, 0.7, 0.2
     config = QgDsgdm.Config(lr=lr, beta=beta, mu=mu, weight_decay=0)
     start = torch.from_numpy(START[0])
-    node = QgDsgdm(config, hood=hoods["0"], layout=LAYOUT, gradients=Door("0"), start=start)
-    assert node.lone_factor is None
-    simulate({"0": node}, hoods, 30)
+    node = QgDsgdm(
+        config,
+        neighborhood=neighborhoods["0"],
+        layout=LAYOUT,
+        gradients=GradientGate("0"),
+        start=start,
+    )
+    assert node.local_sgd_scale is None
+    simulate({"0": node}, neighborhoods, 30)
 
     x, h, rho = START[0].copy(), np.zeros(D), mu + (1 - mu) * beta
     for _ in range(30):
@@ -86,7 +116,9 @@ def test_alone_it_is_quasi_hyperbolic_momentum():
 
 
 def test_mixing_alone_leaves_no_momentum_in_the_mean():
-    """Without gradients the m̂ of all sum to zero, so the mean of x stays; also when edges are lost at both ends."""
+    """Without gradients the m̂ of all sum to zero, so the mean of x stays; also when edges are lost
+    at both ends.
+    """
     nodes = cluster(QgDsgdm, weight_decay=0)
     for node in nodes.values():
         node.gradients = lambda x, t, to: torch.zeros_like(x)

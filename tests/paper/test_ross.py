@@ -8,12 +8,12 @@ from math import factorial
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, LAYOUT, NAMES, OPTIMUM, START, D, Door, N, W, close, gradient
+from quadratics import HOODS, LAYOUT, NAMES, OPTIMUM, START, D, GradientGate, N, W, close, gradient
 
 from node.algorithms.pdsl import Pdsl, PdslConfig
 from node.algorithms.ross import Ross
 from node.rounds.lockstep import exchange, simulate
-from peer.message import Ask, Heard, Mix
+from peer.message import Ask, Mix, Replies
 
 CENTRE = OPTIMUM.mean(0)
 EXACT = {
@@ -32,7 +32,7 @@ def loss(x):
     return float(((x - CENTRE) ** 2).sum())
 
 
-class Judge:
+class UtilityOracle:
     def around(self, x, moves, kind):
         return lambda shares: [-loss((x + share @ moves).numpy()) for share in shares]
 
@@ -48,11 +48,11 @@ def cluster(algorithm=Ross, **options):
     return {
         i: algorithm(
             config,
-            hood=HOODS[i],
+            neighborhood=HOODS[i],
             layout=LAYOUT,
-            gradients=Door(i),
+            gradients=GradientGate(i),
             start=torch.from_numpy(START[int(i)]),
-            judge=Judge(),
+            judge=UtilityOracle(),
         )
         for i in NAMES
     }
@@ -74,7 +74,10 @@ def phi_of(x, g, step):
     for j in g:
         others = [p for p in sorted(g) if p != j]
         found[j] = sum(
-            factorial(size) * factorial(k - size - 1) / factorial(k) * (v[tuple(sorted((*S, j)))] - v[S])
+            factorial(size)
+            * factorial(k - size - 1)
+            / factorial(k)
+            * (v[tuple(sorted((*S, j)))] - v[S])
             for size in range(k)
             for S in combinations(others, size)
         )
@@ -127,15 +130,19 @@ def test_pdsl_samples_and_smooths_by_default():
 
 @pytest.mark.parametrize("algorithm", [Ross, Pdsl])
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed(algorithm):
-    """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them and through the same door
-    as all (in PDSL j = i is noised)."""
+    """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them and
+    through the same door as all (in PDSL j = i is noised)."""
     nodes = cluster(algorithm)
     talks = {i: nodes[i].round(0) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
-    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {(Ask, "model", D)}
+    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
+        (Ask, "model", D)
+    }
     heard = exchange(verbs, HOODS)
     states = {i: talks[i].send(heard[i]) for i in NAMES}
-    assert {(type(s), s.kind, *(part.numel() for part in s.tensors)) for s in states.values()} == {(Mix, "state", D, D)}
+    assert {(type(s), s.kind, *(part.numel() for part in s.tensors)) for s in states.values()} == {
+        (Mix, "state", D, D)
+    }
     for i in NAMES:
         assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(HOODS[i].weight)
         assert algorithm.releases(HOODS[i].degree) == len(HOODS[i].weight)
@@ -146,7 +153,9 @@ def test_who_is_not_heard_is_no_player():
     talk = node.round(0)
     next(talk)
     there = [j for j in HOODS["3"].neighbors if j != "4"]
-    mix = talk.send(Heard(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"}))
+    mix = talk.send(
+        Replies(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"})
+    )
     g = {j: gradient(j, START[3]) for j in (3, *map(int, there))}
     raised = {j: max(phi, 0) * W[3, j] for j, phi in phi_of(START[3], g, 0.1).items()}
     expected = sum(raised[j] * g[j] for j in g) / sum(raised.values()) + 0.01 * START[3]
@@ -162,7 +171,7 @@ def test_a_poisonous_gradient_weighs_nothing_and_an_honest_one_its_part():
     liar = HOODS["3"].neighbors[0]
     towards = {j: torch.from_numpy(START[3] - CENTRE) for j in HOODS["3"].neighbors}
     towards[liar] = -towards[liar]
-    talk.send(Heard(towards.items()))
+    talk.send(Replies(towards.items()))
     weight = node.diagnostics()["weight"]
     assert weight[liar] == 0
     assert min(value for j, value in weight.items() if j != liar) > 0.1
@@ -174,13 +183,18 @@ def test_a_poisonous_gradient_weighs_nothing_and_an_honest_one_its_part():
 def test_where_everybody_adds_something_it_is_the_paper_s_form(algorithm):
     options = {**EXACT, "smoothing": 0.0} | ({"estimator": "exact"} if algorithm is Pdsl else {})
     for null_players in ("paper", "capped"):
-        close(played(cluster(algorithm, **options | {"null_players": null_players}), 10), reference(10))
+        close(
+            played(cluster(algorithm, **options | {"null_players": null_players}), 10),
+            reference(10),
+        )
 
 
 @pytest.mark.parametrize("null_players", ["capped", "paper"])
 @pytest.mark.parametrize("says", ["zeros", "a whisper", "the model"])
 def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
-    """Where the other's and the own gradients hurt, which is when the paper's form gives it nearly all the weight."""
+    """Where the other's and the own gradients hurt, which is when the paper's form gives it nearly
+    all the weight.
+    """
     node = cluster(**EXACT | {"null_players": null_players})["3"]
     talk = node.round(0)
     next(talk)
@@ -188,8 +202,12 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
     node.gradients = lambda *given: torch.from_numpy(CENTRE - START[3]) + 0.1 * torch.arange(D)
     hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in HOODS["3"].neighbors}
     liar = HOODS["3"].neighbors[0]
-    hurts[liar] = {"zeros": torch.zeros_like(x), "a whisper": 1e-6 * torch.ones_like(x), "the model": x.clone()}[says]
-    talk.send(Heard(hurts.items()))
+    hurts[liar] = {
+        "zeros": torch.zeros_like(x),
+        "a whisper": 1e-6 * torch.ones_like(x),
+        "the model": x.clone(),
+    }[says]
+    talk.send(Replies(hurts.items()))
     weight = node.diagnostics()["weight"]
     if null_players == "paper":
         assert weight[liar] > 0.9, "power"

@@ -7,7 +7,7 @@ from node.algorithms import find
 from node.algorithms.sgd import Centralised, Local, SgdConfig
 from node.rounds.lockstep import simulate
 from peer.message import Layout
-from peer.topology import neighborhoods
+from peer.topology import make_neighborhoods
 
 LAYOUT = Layout((("w", (3, 4)),))
 
@@ -31,38 +31,58 @@ class Regression:
 
 
 @pytest.mark.parametrize("algorithm", [Local, Centralised])
-@pytest.mark.parametrize("options", [{"beta": 0.0, "weight_decay": 0.0}, {"beta": 0.9, "weight_decay": 5e-4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.0, "weight_decay": 0.0}, {"beta": 0.9, "weight_decay": 5e-4}], ids=str
+)
 def test_its_steps_have_the_bits_of_torch(algorithm, options):
-    hoods, door = neighborhoods("full", ["a"]), Regression(1)
+    neighborhoods, gate = make_neighborhoods("full", ["a"]), Regression(1)
     config = SgdConfig(lr=0.05, lr_decay=0.9, decay_every=10, **options)
-    node = algorithm(config, hood=hoods["a"], layout=LAYOUT, gradients=door, start=torch.ones(12))
-    simulate({"a": node}, hoods, 50)
+    node = algorithm(
+        config, neighborhood=neighborhoods["a"], layout=LAYOUT, gradients=gate, start=torch.ones(12)
+    )
+    simulate({"a": node}, neighborhoods, 50)
 
     x = torch.nn.Parameter(torch.ones(12))
-    oracle = torch.optim.SGD([x], lr=0.05, momentum=options["beta"], weight_decay=options["weight_decay"])
+    oracle = torch.optim.SGD(
+        [x], lr=0.05, momentum=options["beta"], weight_decay=options["weight_decay"]
+    )
     for t in range(50):
         oracle.param_groups[0]["lr"] = 0.05 * 0.9 ** (t // 10)
         oracle.zero_grad()
-        door.loss(x).backward()
+        gate.loss(x).backward()
         oracle.step()
     assert torch.equal(node.parameters, x.data)
 
 
 def test_local_says_nothing_and_hears_nothing():
     """Two neighbors: each ends where it would have ended alone."""
-    pair, lone = neighborhoods("full", ["a", "b"]), neighborhoods("full", ["a"])
+    pair, lone = make_neighborhoods("full", ["a", "b"]), make_neighborhoods("full", ["a"])
     ends = []
-    for hoods in (pair, lone):
+    for neighborhoods in (pair, lone):
         nodes = {
-            i: Local(SgdConfig(), hood=hoods[i], layout=LAYOUT, gradients=Regression(k), start=torch.zeros(12))
-            for k, i in enumerate(hoods)
+            i: Local(
+                SgdConfig(),
+                neighborhood=neighborhoods[i],
+                layout=LAYOUT,
+                gradients=Regression(k),
+                start=torch.zeros(12),
+            )
+            for k, i in enumerate(neighborhoods)
         }
-        simulate(nodes, hoods, 10)
+        simulate(nodes, neighborhoods, 10)
         ends.append({i: node.parameters for i, node in nodes.items()})
     assert torch.equal(ends[0]["a"], ends[1]["a"])
     assert not torch.equal(ends[0]["a"], ends[0]["b"])
     assert (
-        list(Local(SgdConfig(), hood=pair["a"], layout=LAYOUT, gradients=Regression(0), start=torch.zeros(12)).round(0))
+        list(
+            Local(
+                SgdConfig(),
+                neighborhood=pair["a"],
+                layout=LAYOUT,
+                gradients=Regression(0),
+                start=torch.zeros(12),
+            ).round(0)
+        )
         == []
     )
 

@@ -1,4 +1,6 @@
-"""Plain cross-averaging: π = w, momentum, x and v mixed. The control for what weighs cross-gradients."""
+"""Plain cross-averaging: π = w, momentum, x and v mixed. The control for what weighs
+cross-gradients.
+"""
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, p
 from node.algorithms.dpdl import Dpdl
 from node.algorithms.xavg import Xavg
 from node.rounds.lockstep import exchange, simulate
-from peer.message import Ask, Heard, Mix
-from peer.topology import neighborhoods
+from peer.message import Ask, Mix, Replies
+from peer.topology import make_neighborhoods
 
 OPTIONS = {"lr": 0.2, "beta": 0.8, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}
 
@@ -40,11 +42,15 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
     nodes = cluster(Xavg)
     talks = {i: nodes[i].round(0) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
-    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {(Ask, "model", D)}
+    assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
+        (Ask, "model", D)
+    }
     heard = exchange(verbs, HOODS)
     close(heard["0"]["1"], gradient(1, START[0]))
     states = {i: talks[i].send(heard[i]) for i in NAMES}
-    assert {(type(s), s.kind, *(part.numel() for part in s.tensors)) for s in states.values()} == {(Mix, "state", D, D)}
+    assert {(type(s), s.kind, *(part.numel() for part in s.tensors)) for s in states.values()} == {
+        (Mix, "state", D, D)
+    }
     for i in NAMES:
         assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(HOODS[i].weight)
         assert Xavg.releases(HOODS[i].degree) == len(HOODS[i].weight)
@@ -62,7 +68,9 @@ def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
     talk = node.round(0)
     next(talk)
     there = [j for j in HOODS["3"].neighbors if j != "4"]
-    mix = talk.send(Heard(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"}))
+    mix = talk.send(
+        Replies(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"})
+    )
     weight = {j: W[3, j] for j in (3, *map(int, there))}
     g = sum(w * gradient(j, START[3]) for j, w in weight.items()) / sum(weight.values())
     close(mix.tensors[1], g + 0.01 * START[3])
@@ -74,12 +82,12 @@ def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
 @pytest.mark.parametrize("rounds", [1, 10])
 def test_on_a_full_graph_it_is_dpdl_without_its_own_weights(rounds):
     """α = 0 and the scale normalized leave the plain mean: what DPDL adds is the rest."""
-    hoods, found = neighborhoods("full", NAMES), []
+    neighborhoods, found = make_neighborhoods("full", NAMES), []
     for algorithm, options in ((Xavg, {}), (Dpdl, {"alpha": 0.0, "scale": "normalized"})):
         nodes = cluster(algorithm, lr=0.1, **options)
         for i in NAMES:
-            nodes[i].hood = hoods[i]
+            nodes[i].neighborhood = neighborhoods[i]
             nodes[i].gradients.own = lambda x, t, i=i: torch.from_numpy(gradient(int(i), x.numpy()))
-        simulate(nodes, hoods, rounds)
+        simulate(nodes, neighborhoods, rounds)
         found.append(np.stack([nodes[i].parameters.numpy() for i in NAMES]))
     close(*found)

@@ -1,4 +1,6 @@
-"""What arrives is checked: whatever the bytes, the outcome is a message within its limits or `Malformed`."""
+"""What arrives is checked: whatever the bytes, the outcome is a message within its limits or
+`Malformed`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,13 @@ def header(**changes: object) -> pb.Header:
 
 
 def hello(**changes: object) -> pb.Hello:
-    fields: dict[str, object] = {"run": "r1", "sender": ID, "receiver": "b" * 52, "nonce": bytes(32), "round": -1}
+    fields: dict[str, object] = {
+        "run": "r1",
+        "sender": ID,
+        "receiver": "b" * 52,
+        "nonce": bytes(32),
+        "round": -1,
+    }
     return pb.Hello(**(fields | changes))
 
 
@@ -57,7 +65,12 @@ def rule(message: Message) -> None:
 
 
 def test_messages_survive_the_way_there_and_back() -> None:
-    for sent in (header(heard=[ID]), hello(), pb.Verdict(code=pb.CODE_OK, round=3), pb.Trailer(bytes=400)):
+    for sent in (
+        header(heard=[ID]),
+        hello(),
+        pb.Verdict(code=pb.CODE_OK, round=3),
+        pb.Trailer(bytes=400),
+    ):
         assert codec.decode(type(sent), codec.encode(sent)) == sent
 
 
@@ -152,12 +165,16 @@ def test_each_code_has_a_sentence_and_an_unknown_one_reads_as_no_reason() -> Non
 
 
 def test_a_newer_peers_code_and_fields_can_be_read() -> None:
-    newer = pb.Verdict(code=77, round=1).SerializeToString() + b"\xa2\x06\x03abc"  # field 100, unknown here
+    newer = (
+        pb.Verdict(code=77, round=1).SerializeToString() + b"\xa2\x06\x03abc"
+    )  # field 100, unknown here
     assert codec.decode(pb.Verdict, newer).code == 77
 
 
 def test_element_types_have_the_same_numbers_everywhere() -> None:
-    assert {f"DTYPE_{t.name}": int(t) for t in message.DType} | {"DTYPE_UNSPECIFIED": 0} == dict(pb.DType.items())
+    assert {f"DTYPE_{t.name}": int(t) for t in message.DType} | {"DTYPE_UNSPECIFIED": 0} == dict(
+        pb.DType.items()
+    )
 
 
 @given(st.text(max_size=2000))
@@ -193,9 +210,15 @@ def mutated(valid: list[bytes], rng: random.Random) -> bytes:
 def test_a_hundred_thousand_fuzzed_messages_raise_only_malformed_and_memory_stays_flat() -> None:
     rng = random.Random(7)
     valid = {cls: [codec.encode(header(heard=[ID] * 3))] for cls in MESSAGES}
-    valid[pb.Hello] = [codec.encode(hello(ledger=pb.LedgerHead(sequence=9, digest=bytes(32)), version="1"))]
-    valid[pb.Beat] = [codec.encode(pb.Beat(run="r", sender=ID, live=[ID], waiting_for=[ID], idle_ms=1 << 20))]
-    valid[pb.Welcome] = [codec.encode(pb.Welcome(code=1, spki=bytes(91), signature=bytes(72), detail="x" * 99))]
+    valid[pb.Hello] = [
+        codec.encode(hello(ledger=pb.LedgerHead(sequence=9, digest=bytes(32)), version="1"))
+    ]
+    valid[pb.Beat] = [
+        codec.encode(pb.Beat(run="r", sender=ID, live=[ID], waiting_for=[ID], idle_ms=1 << 20))
+    ]
+    valid[pb.Welcome] = [
+        codec.encode(pb.Welcome(code=1, spki=bytes(91), signature=bytes(72), detail="x" * 99))
+    ]
     outcomes = {"message": 0, "malformed": 0}
 
     def fuzz(times: int) -> None:

@@ -19,7 +19,9 @@ def test_the_environment_arms_nothing_by_itself(monkeypatch: pytest.MonkeyPatch)
     code = "from peer.failpoint import arm, failpoint; failpoint('a'); print('alive', flush=True); {}; failpoint('a')"
     monkeypatch.setenv(failpoint.VARIABLE, "a=kill")
     for then, ends in (("pass", 0), ("arm()", -signal.SIGKILL)):
-        done = subprocess.run([sys.executable, "-c", code.format(then)], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(then)], capture_output=True, check=False
+        )
         assert (done.returncode, done.stdout) == (ends, b"alive\n")
 
 

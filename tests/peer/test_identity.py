@@ -1,4 +1,6 @@
-"""Ids are fingerprints; a certificate is worth what the CA computed from the key, and nothing the holder wrote."""
+"""Ids are fingerprints; a certificate is worth what the CA computed from the key, and nothing the
+holder wrote.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def folder(ca: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def load(folder: Path, **changes: Path) -> Identity:
-    files = {"key": folder / "node.key", "certificate": folder / "node.pem", "ca": folder / "ca.pem"} | changes
+    files = {
+        "key": folder / "node.key",
+        "certificate": folder / "node.pem",
+        "ca": folder / "ca.pem",
+    } | changes
     return Identity.load(**files)
 
 
@@ -45,9 +51,13 @@ def test_the_id_is_the_fingerprint_of_the_key(folder: Path) -> None:
     assert keys.spki_id(node.certificate_pem) == (node.id, (f"{node.id}.peerpoise",))
 
 
-def test_the_ca_certificate_is_one_and_the_leaf_is_not(ca: CertificateAuthority, folder: Path) -> None:
+def test_the_ca_certificate_is_one_and_the_leaf_is_not(
+    ca: CertificateAuthority, folder: Path
+) -> None:
     leaf = x509.load_pem_x509_certificate(load(folder).certificate_pem)
-    constraints = [c.extensions.get_extension_for_class(x509.BasicConstraints) for c in (ca.certificate, leaf)]
+    constraints = [
+        c.extensions.get_extension_for_class(x509.BasicConstraints) for c in (ca.certificate, leaf)
+    ]
     assert [c.value.ca for c in constraints] == [True, False]
     assert all(c.critical for c in constraints)
     usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
@@ -59,7 +69,9 @@ def test_a_request_can_ask_for_no_name(ca: CertificateAuthority) -> None:
     request = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, victim)]))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"{victim}.peerpoise")]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(f"{victim}.peerpoise")]), critical=False
+        )
         .sign(key, hashes.SHA256())
     )
     issued = ca.sign_request(request.public_bytes(serialization.Encoding.PEM))
@@ -118,7 +130,9 @@ def rewrite(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_each_unusable_file_gives_a_sentence(ca: CertificateAuthority, folder: Path, tmp_path: Path) -> None:
+def test_each_unusable_file_gives_a_sentence(
+    ca: CertificateAuthority, folder: Path, tmp_path: Path
+) -> None:
     stranger = CertificateAuthority.create(tmp_path / "stranger")
     stranger.enrol(tmp_path / "other")
     key = ec.generate_private_key(ec.SECP384R1())
@@ -161,7 +175,9 @@ def test_dates_are_checked(folder: Path) -> None:
         Identity.load(*files, now=now - timedelta(days=1))
 
 
-def test_a_certificate_with_another_name_is_refused(ca: CertificateAuthority, folder: Path, tmp_path: Path) -> None:
+def test_a_certificate_with_another_name_is_refused(
+    ca: CertificateAuthority, folder: Path, tmp_path: Path
+) -> None:
     key = keys.load_key(folder / "node.key").public_key()
     name = x509.Name([])
     wrong = keys._builder(name, ca.certificate.subject, key, 1, authority=False).add_extension(
@@ -181,7 +197,9 @@ def test_the_ca_survives_a_restart(ca: CertificateAuthority, tmp_path: Path) -> 
         CertificateAuthority.create(tmp_path)
 
 
-def test_a_welcome_proves_the_key_for_this_call_only(ca: CertificateAuthority, folder: Path, tmp_path: Path) -> None:
+def test_a_welcome_proves_the_key_for_this_call_only(
+    ca: CertificateAuthority, folder: Path, tmp_path: Path
+) -> None:
     server, other = load(folder), ca.enrol(tmp_path)
     call = {"nonce": bytes(range(32)), "client_id": other.id, "run": "r1"}
     signature = server.sign_welcome(call["nonce"], other.id, server.id, "r1")  # type: ignore[arg-type]

@@ -14,7 +14,9 @@ from peer.session.mailbox import PARKED_PER_PEER, Admission, Key, Mailbox, Role,
 SHAPE = Shape(kind="state", layout=bytes(32), parts=1, dtype=DType.FLOAT32, nbytes=40)
 
 
-def opened(round: int = 0, phase: int = 0, role: Role = Role.MIX, peers: str = "ab") -> tuple[Mailbox, Key]:
+def opened(
+    round: int = 0, phase: int = 0, role: Role = Role.MIX, peers: str = "ab"
+) -> tuple[Mailbox, Key]:
     box, key = Mailbox(), Key(round, phase, role)
     box.begin(round)
     box.open(key, SHAPE, peers)
@@ -150,7 +152,12 @@ class MailboxMachine(RuleBasedStateMachine):
         self.open.clear()
         self.inside.clear()
 
-    @rule(peer=st.sampled_from("abc"), ahead=st.integers(-2, 3), phase=st.integers(0, 2), role=st.sampled_from(Role))
+    @rule(
+        peer=st.sampled_from("abc"),
+        ahead=st.integers(-2, 3),
+        phase=st.integers(0, 2),
+        role=st.sampled_from(Role),
+    )
     def comes(self, peer: str, ahead: int, phase: int, role: Role) -> None:
         key = Key(max(0, self.round + ahead), phase, role)
         what = self.box.offer(peer, key, SHAPE)
@@ -191,7 +198,9 @@ class MailboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def few_are_parked(self) -> None:
-        assert all(sum(1 for other, _ in self.parked if other == peer) <= PARKED_PER_PEER for peer in "abc")
+        assert all(
+            sum(1 for other, _ in self.parked if other == peer) <= PARKED_PER_PEER for peer in "abc"
+        )
 
 
 TestMailboxMachine = MailboxMachine.TestCase

@@ -1,4 +1,6 @@
-"""Membership: slow is not dead, and a lost edge is lost at both ends. Time is an argument; nothing sleeps."""
+"""Membership: slow is not dead, and a lost edge is lost at both ends. Time is an argument; nothing
+sleeps.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ def together(*peers: str) -> Membership:
     return it
 
 
-def beat(it: Membership, peer: str, now: float, **changes: Any) -> None:
+def heartbeat(it: Membership, peer: str, now: float, **changes: Any) -> None:
     standing: dict[str, Any] = {
         "incarnation": 1,
         "order": it.neighbors[peer]._order + 1,
@@ -27,7 +29,7 @@ def beat(it: Membership, peer: str, now: float, **changes: Any) -> None:
         "idle": 0.0,
         "names_me": True,
     }
-    it.beat(peer, **{**standing, **changes}, now=now)
+    it.heartbeat(peer, **{**standing, **changes}, now=now)
 
 
 def test_an_edge_is_used_from_the_agreed_round_on():
@@ -39,7 +41,7 @@ def test_an_edge_is_used_from_the_agreed_round_on():
 
 def test_who_shows_nothing_for_a_deadline_is_overdue():
     it = together("a")
-    beat(it, "a", now=9.0)
+    heartbeat(it, "a", now=9.0)
     assert not it.overdue("a", 9.9)
     assert it.overdue("a", 10.1)
 
@@ -47,7 +49,7 @@ def test_who_shows_nothing_for_a_deadline_is_overdue():
 def test_slow_is_not_dead():
     it = together("a")
     for second in range(100):
-        beat(it, "a", now=float(second), progress=second)
+        heartbeat(it, "a", now=float(second), progress=second)
     assert not it.overdue("a", 105.0)
     it.moved("a", 109.0)
     assert not it.overdue("a", 118.0)
@@ -56,12 +58,14 @@ def test_slow_is_not_dead():
 def test_waiting_for_somebody_who_makes_progress_is_an_excuse_without_limit():
     it = together("a")
     for second in range(1, 1000):
-        beat(it, "a", now=float(second), waiting_for=frozenset("b"), idle=1.0)
+        heartbeat(it, "a", now=float(second), waiting_for=frozenset("b"), idle=1.0)
     assert not it.overdue("a", 1000.0)
 
 
 def test_a_circle_of_nodes_that_wait_for_each_other_is_broken():
-    """Each hears of the other's idleness only; nobody made progress since 0, so all ages grow and the excuse ends."""
+    """Each hears of the other's idleness only; nobody made progress since 0, so all ages grow and
+    the excuse ends.
+    """
     views = {me: Membership.of(me, [other], DEADLINE) for me, other in ("ab", "bc", "ca")}
     for me, other in ("ab", "bc", "ca"):
         views[me].agree(other, live_from=0, incarnation=1, round=0, now=0.0)
@@ -72,7 +76,7 @@ def test_a_circle_of_nodes_that_wait_for_each_other_is_broken():
         for me, other in ("ab", "bc", "ca"):
             next_one = {"a": "b", "b": "c", "c": "a"}[other]
             idle = views[other].idle(next_one, now)
-            beat(views[me], other, now=now, waiting_for=frozenset(next_one), idle=idle)
+            heartbeat(views[me], other, now=now, waiting_for=frozenset(next_one), idle=idle)
         assert now < 1000
     assert PATIENCE * DEADLINE < now <= (PATIENCE + 1) * DEADLINE + 1
 
@@ -80,7 +84,7 @@ def test_a_circle_of_nodes_that_wait_for_each_other_is_broken():
 def test_waiting_for_me_is_no_excuse():
     it = together("a")
     for second in range(1, 11):
-        beat(it, "a", now=float(second), waiting_for=frozenset({"me"}))
+        heartbeat(it, "a", now=float(second), waiting_for=frozenset({"me"}))
     assert it.overdue("a", 10.1)
 
 
@@ -94,15 +98,15 @@ def test_an_end_that_no_longer_names_me_is_believed_after_two_beats():
     it = together("a")
     for missed in range(MISSED_BEATS):
         assert it.live(0) == {"a"}, missed
-        beat(it, "a", now=1.0 + missed, names_me=False)
+        heartbeat(it, "a", now=1.0 + missed, names_me=False)
     assert it.live(0) == frozenset()
 
 
 def test_beats_that_were_overtaken_do_no_harm():
     it = together("a")
-    beat(it, "a", now=1.0, order=5)
+    heartbeat(it, "a", now=1.0, order=5)
     for stale in (2, 3, 4, 5):
-        beat(it, "a", now=2.0, order=stale, names_me=False, round=99)
+        heartbeat(it, "a", now=2.0, order=stale, names_me=False, round=99)
     assert it.live(0) == {"a"}
     assert it.neighbors["a"].round == 0
 
@@ -112,16 +116,16 @@ def test_beats_made_before_the_edge_was_agreed_on_say_nothing_of_it():
     it = Membership.of("me", "a", DEADLINE)
     it.agree("a", live_from=0, incarnation=1, round=0, order=9, now=0.0)
     for late in (6, 7, 8):
-        beat(it, "a", now=1.0, order=late, names_me=False)
+        heartbeat(it, "a", now=1.0, order=late, names_me=False)
     assert it.live(0) == {"a"}
 
 
 def test_a_new_process_ends_the_old_edge_and_old_beats_are_ignored():
     it = together("a")
-    beat(it, "a", now=1.0, incarnation=2)
+    heartbeat(it, "a", now=1.0, incarnation=2)
     assert it.neighbors["a"].presence is Presence.LOST
     it.agree("a", live_from=7, incarnation=2, round=5, now=2.0)
-    beat(it, "a", now=3.0, incarnation=1, names_me=False, round=99)
+    heartbeat(it, "a", now=3.0, incarnation=1, names_me=False, round=99)
     assert it.neighbors["a"].round == 5
     assert it.live(7) == {"a"}
 
@@ -138,12 +142,12 @@ def test_a_goodbye_is_not_a_loss_and_a_late_one_of_an_old_process_is_ignored():
 
 def test_who_was_lost_and_does_nothing_is_not_taken_back_until_it_moves():
     it = together("a")
-    beat(it, "a", now=1.0, progress=5)
+    heartbeat(it, "a", now=1.0, progress=5)
     it.lose("a", "stuck", idle=True)
-    beat(it, "a", now=2.0, progress=5)
+    heartbeat(it, "a", now=2.0, progress=5)
     assert it.kept_off("a", 1, 2.0) == "Nothing has moved at the caller since the edge was lost."
     assert not it.kept_off("a", 2, 2.0), "another process of it"
-    beat(it, "a", now=3.0, progress=6)
+    heartbeat(it, "a", now=3.0, progress=6)
     assert not it.kept_off("a", 1, 3.0)
 
 
@@ -151,6 +155,9 @@ def test_who_is_barred_is_not_taken_back_before_its_time_be_it_another_process()
     it = together("a")
     it.lose("a", "too slow")
     it.bar("a", until=12.0)
-    beat(it, "a", now=3.0, incarnation=2)
-    assert it.kept_off("a", 2, 4.0) == "The caller held this node up too often; it is taken back in 8 s."
+    heartbeat(it, "a", now=3.0, incarnation=2)
+    assert (
+        it.kept_off("a", 2, 4.0)
+        == "The caller held this node up too often; it is taken back in 8 s."
+    )
     assert not it.kept_off("a", 2, 12.0)

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from peer.discovery import Surroundings
+from peer.discovery import DiscoveryContext
 from peer.discovery.static import Static
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, IdentityError
@@ -47,7 +47,9 @@ def test_every_change_of_a_signed_roster_is_noticed(ca: CertificateAuthority, pa
         {"members": signed["roster"]["members"][:1]},
         {"more": 1},
     ):
-        path.write_text(json.dumps({**signed, "roster": signed["roster"] | change}), encoding="utf-8")
+        path.write_text(
+            json.dumps({**signed, "roster": signed["roster"] | change}), encoding="utf-8"
+        )
         with pytest.raises(IdentityError, match="not signed by the federation"):
             Roster.load(path, ca.federation)
 
@@ -61,7 +63,9 @@ def test_another_federations_signature_does_not_count(path: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"roster": 1, "signature": "AA=="}', '{"roster": {}}', "[" * 100_000]
 )
-def test_a_file_that_is_no_roster_gives_a_sentence(ca: CertificateAuthority, tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_roster_gives_a_sentence(
+    ca: CertificateAuthority, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ConfigurationError, match="is not a roster"):
         Roster.load(tmp_path / "r.json", ca.federation)
@@ -97,14 +101,19 @@ def test_a_roster_does_not_contradict_itself(
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a.b:7443", ("a.b", 7443)), ("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:65535", ("::1", 65535))],
+    [
+        ("a.b:7443", ("a.b", 7443)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
 )
 def test_addresses(text: str, expected: tuple[str, int]) -> None:
     assert endpoint(text) == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", ":1", "a:", "a:b", "a:65536", "a:-1", "::1:80", "[::1]", "a b:1", "a:١", "[a]:1"]
+    "text",
+    ["", "a", ":1", "a:", "a:b", "a:65536", "a:-1", "::1:80", "[::1]", "a b:1", "a:١", "[a]:1"],
 )
 def test_what_is_no_address_gives_a_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"address|port"):
@@ -112,22 +121,33 @@ def test_what_is_no_address_gives_a_sentence(text: str) -> None:
 
 
 async def test_static_addresses_put_the_nodes_own_first() -> None:
-    static = Static.of(Surroundings(roster=Roster(1, 0, MEMBERS), static={"b": "[::1]:7443", "a": "10.0.0.9:1"}))
+    static = Static.of(
+        DiscoveryContext(
+            roster=Roster(1, 0, MEMBERS), static={"b": "[::1]:7443", "a": "10.0.0.9:1"}
+        )
+    )
     assert await static.addresses("id-b") == ("[::1]:7443", "10.0.0.2:7443")
     assert await static.addresses("id-a") == ("10.0.0.9:1",)
     assert await static.addresses("nobody") == ()
     with pytest.raises(ConfigurationError, match="not in the roster"):
-        Static.of(Surroundings(roster=Roster(1, 0, MEMBERS), static={"c": "10.0.0.9:1"}))
+        Static.of(DiscoveryContext(roster=Roster(1, 0, MEMBERS), static={"c": "10.0.0.9:1"}))
     with pytest.raises(ConfigurationError, match="is not an address"):
         Static({"x": ["nonsense"]})
 
 
-def test_a_next_version_removes_members_and_changes_nothing_else(ca: CertificateAuthority, path: Path) -> None:
+def test_a_next_version_removes_members_and_changes_nothing_else(
+    ca: CertificateAuthority, path: Path
+) -> None:
     first = Roster.load(path, ca.federation)
     second = first.without(["b"])
     second.save(path, ca.key)
     assert Roster.load(path, ca.federation) == second
-    assert (second.version, second.names, second.removed, second.ids) == (4, ("a", "b"), ("b",), {"id-a"})
+    assert (second.version, second.names, second.removed, second.ids) == (
+        4,
+        ("a", "b"),
+        ("b",),
+        {"id-a"},
+    )
     assert second.digest == first.digest
     assert first.gone(second) == {"b"}
 
@@ -150,8 +170,17 @@ def test_what_no_run_can_do_is_refused_in_a_sentence() -> None:
         second.without(["b"])
 
 
-def test_a_roster_of_an_earlier_release_removes_nobody(ca: CertificateAuthority, path: Path) -> None:
-    body = {"version": 1, "effective_round": 0, "members": [{"name": "a", "id": "id-a", "addresses": []}]}
+def test_a_roster_of_an_earlier_release_removes_nobody(
+    ca: CertificateAuthority, path: Path
+) -> None:
+    body = {
+        "version": 1,
+        "effective_round": 0,
+        "members": [{"name": "a", "id": "id-a", "addresses": []}],
+    }
     signature = ca.key.sign(roster._signed(body), ec.ECDSA(hashes.SHA256()))
-    path.write_text(json.dumps({"roster": body, "signature": base64.b64encode(signature).decode()}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"roster": body, "signature": base64.b64encode(signature).decode()}),
+        encoding="utf-8",
+    )
     assert Roster.load(path, ca.federation) == Roster(1, 0, (Member("a", "id-a"),))

@@ -14,12 +14,18 @@ from peer.errors import Malformed, RemoteError
 from peer.identity.keys import CertificateAuthority, verify_welcome
 from peer.membership import Membership, Presence
 from peer.session.mailbox import Mailbox
-from peer.session.peers import REPLAY_WINDOW, Circle, Contact, Terms
+from peer.session.peers import REPLAY_WINDOW, PeerState, PeerTable, RunParameters
 from peer.session.session import Session
 from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 
-TERMS = Terms(run="run", roster=1, layout=bytes(32), start=b"s" * 32, inputs={"values": "0…1", "shape": "1x8x8"})
+TERMS = RunParameters(
+    run="run",
+    roster=1,
+    layout=bytes(32),
+    start=b"s" * 32,
+    inputs={"values": "0…1", "shape": "1x8x8"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,7 @@ def asked():
 @pytest.fixture
 async def session(people, asked):
     """b's, whose only neighbor is a."""
-    circle = Circle(
+    peer_table = PeerTable(
         me="b",
         ids={name: identity.id for name, identity in people.items()},
         terms=TERMS,
@@ -45,7 +51,7 @@ async def session(people, asked):
         membership=Membership.of("b", ["a"], 10.0),
     )
     it = Session(
-        circle,
+        peer_table,
         identity=people["b"],
         transport=Memory(Network(), people["b"].id),
         mailbox=Mailbox(),
@@ -54,7 +60,7 @@ async def session(people, asked):
         ledger_label=b"L" * 32,
         check_remembered=lambda sequence, digest: asked.append((sequence, digest)),
     )
-    circle.contacts["a"].proven = True
+    peer_table.contacts["a"].proven = True
     return it
 
 
@@ -78,7 +84,9 @@ def hello(people, **changes):
 
 
 async def greet(session, message, caller=None):
-    return codec.decode(pb.Welcome, await session.call(caller or message.sender, "Handshake", codec.encode(message)))
+    return codec.decode(
+        pb.Welcome, await session.call(caller or message.sender, "Handshake", codec.encode(message))
+    )
 
 
 async def test_a_neighbor_is_welcomed_with_a_proof_and_an_edge(session, people):
@@ -119,8 +127,12 @@ async def test_a_refusal_says_what_differs_and_signs_nothing(session, people, ch
 
 async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
     """A task of somebody's own may say anything; a neighbor could not decode it otherwise."""
-    terms = Terms(run="run", roster=1, layout=bytes(32), inputs={"unit": "\x1b[31m" + "mg\n" * 400})
-    code, detail = terms.difference(pb.Hello(run="run", roster=1, layout=bytes(32), inputs=b"x" * 32))
+    terms = RunParameters(
+        run="run", roster=1, layout=bytes(32), inputs={"unit": "\x1b[31m" + "mg\n" * 400}
+    )
+    code, detail = terms.difference(
+        pb.Hello(run="run", roster=1, layout=bytes(32), inputs=b"x" * 32)
+    )
     reply = pb.Welcome(detail=detail)
     reply.code = code
     assert codec.decode(pb.Welcome, codec.encode(reply)).detail == detail
@@ -137,7 +149,7 @@ async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbor(ses
 
 
 async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialed_back(session, people):
-    session.circle.contacts["a"].proven = False
+    session.peer_table.contacts["a"].proven = False
     assert (await greet(session, hello(people))).code == pb.CODE_NOT_READY
     assert session.membership.live(0) == frozenset()
 
@@ -185,7 +197,9 @@ async def test_only_a_head_that_this_node_did_tell_is_taken_for_remembered(sessi
     assert session._did_tell(own)
     for lie in (
         pb.LedgerHead(sequence=9, digest=b"x" * 32, label=own.label, signature=own.signature),
-        pb.LedgerHead(sequence=own.sequence, digest=own.digest, label=b"M" * 32, signature=own.signature),
+        pb.LedgerHead(
+            sequence=own.sequence, digest=own.digest, label=b"M" * 32, signature=own.signature
+        ),
         pb.LedgerHead(sequence=1, digest=b"x" * 32, label=own.label),
         pb.LedgerHead(
             sequence=9,
@@ -203,8 +217,15 @@ def test_a_head_beyond_what_a_ledger_can_hold_is_malformed():
 
 
 def test_sequence_numbers_come_in_any_order_each_once():
-    contact = Contact("a")
-    assert [contact.replayed(n) for n in (2, 1, 3, 1, 2, 3)] == [False, False, False, True, True, True]
+    contact = PeerState("a")
+    assert [contact.replayed(n) for n in (2, 1, 3, 1, 2, 3)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     for n in range(4, 4 * REPLAY_WINDOW):
         assert not contact.replayed(n)
     assert contact.replayed(5)
@@ -214,27 +235,45 @@ def test_sequence_numbers_come_in_any_order_each_once():
 
 
 async def test_beats_do_not_count_chunks_of_work(session):
-    """Their number is the size of a secret batch; whoever asks often still sees one tick in a quarter of a second."""
-    session.position.work_done = lambda: session.circle.moved
+    """Their number is the size of a secret batch; whoever asks often still sees one tick in a
+    quarter of a second.
+    """
+    session.position.work_done = lambda: session.peer_table.moved
     seen = set()
     for _ in range(100):
-        session.circle.moved += 7
-        pulse = session._pulse()
+        session.peer_table.moved += 7
+        pulse = session._make_heartbeat()
         seen.add(pulse.progress)
         assert pulse.idle_ms % 250 == 0
     assert len(seen) <= 2
 
 
-async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_memory_stays_flat(session, people):
+async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_memory_stays_flat(
+    session, people
+):
     """Through both doors a neighbor has: what it says is garbled, who it is is not."""
-    a, head, rng = people["a"].id, {"sequence": 2, "digest": bytes(32), "label": bytes(32)}, random.Random(11)
+    a, head, rng = (
+        people["a"].id,
+        {"sequence": 2, "digest": bytes(32), "label": bytes(32)},
+        random.Random(11),
+    )
     usual = {"run": "run", "sender": a, "incarnation": 1}
-    transfer = {"protocol": codec.PROTOCOL, "roster": 1, "receiver": people["b"].id, "role": pb.ROLE_MIX, "parts": 1}
+    transfer = {
+        "protocol": codec.PROTOCOL,
+        "roster": 1,
+        "receiver": people["b"].id,
+        "role": pb.ROLE_MIX,
+        "parts": 1,
+    }
     valid = {
         "Handshake": codec.encode(hello(people, propose=False, ledger=pb.LedgerHead(**head))),
-        "Beat": codec.encode(pb.Beat(**usual, live=[a], waiting_for=[a], ledger=pb.LedgerHead(**head))),
+        "Beat": codec.encode(
+            pb.Beat(**usual, live=[a], waiting_for=[a], ledger=pb.LedgerHead(**head))
+        ),
         "Leave": codec.encode(pb.Leave(**usual)),
-        "Transfer": codec.encode(pb.Header(**usual, **transfer, kind="state", layout=bytes(32), dtype=1, bytes=400)),
+        "Transfer": codec.encode(
+            pb.Header(**usual, **transfer, kind="state", layout=bytes(32), dtype=1, bytes=400)
+        ),
     }
     seen = dict.fromkeys(valid, 0)
 

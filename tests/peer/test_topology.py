@@ -1,4 +1,6 @@
-"""Graphs against networkx, W against its definition, and every mistake in a given graph as a sentence."""
+"""Graphs against networkx, W against its definition, and every mistake in a given graph as a
+sentence.
+"""
 
 import random
 from itertools import pairwise
@@ -10,7 +12,15 @@ from hypothesis import strategies as st
 
 from peer import topology
 from peer.errors import ConfigurationError
-from peer.topology import TOPOLOGIES, Wiring, graph, metropolis, neighborhoods, refuse, unreachable
+from peer.topology import (
+    TOPOLOGIES,
+    GraphOptions,
+    graph,
+    make_neighborhoods,
+    metropolis,
+    refuse,
+    unreachable,
+)
 
 PLAIN = sorted(TOPOLOGIES.keys() - {"edges", "erdos-renyi"})
 REGULAR = ("ring", "full", "torus", "hypercube", "exponential")
@@ -31,7 +41,7 @@ def as_nx(edges):
 def built(kind, n, **wiring):
     """The graph, or None where so many nodes can't have it."""
     try:
-        return graph(kind, names(n), Wiring(**wiring))
+        return graph(kind, names(n), GraphOptions(**wiring))
     except ConfigurationError:
         return None
 
@@ -63,7 +73,9 @@ ORACLES = {
 def test_every_graph_is_networkx(kind, n):
     found = built(kind, n)
     if found is None:
-        assert (kind == "hypercube" and n & (n - 1)) or (kind in ("grid", "torus") and rectangle(n)[0] == 1)
+        assert (kind == "hypercube" and n & (n - 1)) or (
+            kind in ("grid", "torus") and rectangle(n)[0] == 1
+        )
         return
     oracle = numbered(ORACLES[kind](n), n)
     oracle.remove_edges_from(nx.selfloop_edges(oracle))
@@ -81,7 +93,13 @@ def test_facts(kind, n):
         assert nx.is_regular(oracle)
     if kind in ("bipartite", "star", "grid", "hypercube") or (kind == "ring" and n % 2 == 0):
         assert nx.is_bipartite(oracle)
-    most = {"ring": 2, "grid": 4, "torus": 4, "hypercube": n.bit_length() - 1, "exponential": 2 * n.bit_length()}
+    most = {
+        "ring": 2,
+        "grid": 4,
+        "torus": 4,
+        "hypercube": n.bit_length() - 1,
+        "exponential": 2 * n.bit_length(),
+    }
     assert max(map(len, found.values())) <= most.get(kind, n - 1)
 
 
@@ -112,7 +130,7 @@ def test_a_name_given_twice_is_a_sentence(kind):
         graph(kind, ["a", "b", "a", "c"])
 
 
-# --- Erdős–Rényi -----------------------------------------------------------------------------------------------------
+# --- Erdős–Rényi ----------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 25), st.integers(0, 2**40), st.floats(0.15, 1.0))
@@ -120,7 +138,7 @@ def test_erdos_renyi_is_connected_and_a_function_of_the_seed(n, seed, p):
     found = built("erdos-renyi", n, seed=seed, p=p)
     assume(found is not None)
     assert nx.is_connected(as_nx(found))
-    assert graph("erdos-renyi", names(n)[::-1], Wiring(seed=seed, p=p)) == found
+    assert graph("erdos-renyi", names(n)[::-1], GraphOptions(seed=seed, p=p)) == found
     assert len(found) == n
 
 
@@ -139,18 +157,28 @@ def test_erdos_renyi_is_drawn_again_until_it_is_connected(monkeypatch):
 
 
 def test_an_erdos_renyi_graph_that_never_comes_is_a_sentence():
-    with pytest.raises(ConfigurationError, match=r"p = 0\.01 is connected; raise it \(to ln\(N\)/N = 0\.092 or more"):
-        graph("erdos-renyi", names(40), Wiring(p=0.01))
+    with pytest.raises(
+        ConfigurationError,
+        match=r"p = 0\.01 is connected; raise it \(to ln\(N\)/N = 0\.092 or more",
+    ):
+        graph("erdos-renyi", names(40), GraphOptions(p=0.01))
 
 
 def test_erdos_renyi_is_the_same_on_every_machine():
     """Nodes compute it each for themselves."""
-    found = graph("erdos-renyi", names(6), Wiring(p=0.4, seed=7))
-    pinned = {"n00": "124", "n01": "025", "n02": "01345", "n03": "245", "n04": "0235", "n05": "1234"}
+    found = graph("erdos-renyi", names(6), GraphOptions(p=0.4, seed=7))
+    pinned = {
+        "n00": "124",
+        "n01": "025",
+        "n02": "01345",
+        "n03": "245",
+        "n04": "0235",
+        "n05": "1234",
+    }
     assert {i: "".join(sorted(j[-1] for j in around)) for i, around in found.items()} == pinned
 
 
-# --- a given graph ---------------------------------------------------------------------------------------------------
+# --- a given graph --------------------------------------------------------------------------------
 
 connected = st.builds(
     lambda n, p, seed: nx.compose(nx.path_graph(n), nx.gnp_random_graph(n, p, seed=seed)),
@@ -166,26 +194,36 @@ def test_given_edges_are_the_graph_in_whatever_order_and_direction(oracle, chanc
     edges = [pair if chance.random() < 0.5 else pair[::-1] for pair in oracle.edges]
     edges += chance.sample(edges, len(edges) // 3)
     chance.shuffle(edges)
-    assert nx.utils.graphs_equal(as_nx(graph("edges", list(oracle), Wiring(edges=edges))), oracle)
+    assert nx.utils.graphs_equal(
+        as_nx(graph("edges", list(oracle), GraphOptions(edges=edges))), oracle
+    )
 
 
 @given(connected)
 def test_a_given_w_is_kept(oracle):
-    """Metropolis weights written with eight decimals and read back: the same within that, and again rows of sum 1."""
-    rows = metropolis({i: frozenset(around) for i, around in numbered(oracle, len(oracle)).adjacency()})
+    """Metropolis weights written with eight decimals and read back: the same within that, and again
+    rows of sum 1.
+    """
+    rows = metropolis(
+        {i: frozenset(around) for i, around in numbered(oracle, len(oracle)).adjacency()}
+    )
     edges = [(i, j, round(w, 8)) for i, row in rows.items() for j, w in row.items()]
-    found = neighborhoods("edges", list(rows), Wiring(edges=edges))
-    assert {i: hood.weight for i, hood in found.items()} == {i: pytest.approx(row, abs=1e-6) for i, row in rows.items()}
-    for i, hood in found.items():
-        assert sum(hood.weight.values()) == pytest.approx(1, abs=1e-15)
-        assert all(found[j].weight[i] == w for j, w in hood.weight.items())
-        assert list(hood.weight) == sorted(hood.weight)
+    found = make_neighborhoods("edges", list(rows), GraphOptions(edges=edges))
+    assert {i: neighborhood.weight for i, neighborhood in found.items()} == {
+        i: pytest.approx(row, abs=1e-6) for i, row in rows.items()
+    }
+    for i, neighborhood in found.items():
+        assert sum(neighborhood.weight.values()) == pytest.approx(1, abs=1e-15)
+        assert all(found[j].weight[i] == w for j, w in neighborhood.weight.items())
+        assert list(neighborhood.weight) == sorted(neighborhood.weight)
 
 
 def test_the_diagonal_may_be_left_out():
-    hoods = neighborhoods("edges", ["a", "b", "c"], Wiring(edges=[("b", "a", 0.2), ("b", "c", 0.5)]))
-    assert hoods["b"].weight == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.5})
-    assert hoods["a"].weight == pytest.approx({"a": 0.8, "b": 0.2})
+    neighborhoods = make_neighborhoods(
+        "edges", ["a", "b", "c"], GraphOptions(edges=[("b", "a", 0.2), ("b", "c", 0.5)])
+    )
+    assert neighborhoods["b"].weight == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.5})
+    assert neighborhoods["a"].weight == pytest.approx({"a": 0.8, "b": 0.2})
 
 
 @pytest.mark.parametrize(
@@ -207,40 +245,52 @@ def test_the_diagonal_may_be_left_out():
 )
 def test_a_bad_graph_or_w_is_a_sentence(edges, part):
     with pytest.raises(ConfigurationError, match=part) as error:
-        neighborhoods("edges", ["a", "b", "c"], Wiring(edges=edges))
+        make_neighborhoods("edges", ["a", "b", "c"], GraphOptions(edges=edges))
     assert error.value.exit_code == 78
     assert str(error.value).count("\n") == 0
 
 
 def test_edges_belong_to_the_graph_of_edges_alone():
     """`plan` asks for every graph of the table with the wiring of one run."""
-    wiring = Wiring(edges=[("a", "b", 0.1), ("b", "c", 0.1)])
-    assert neighborhoods("full", ["a", "b", "c"], wiring) == neighborhoods("full", ["a", "b", "c"])
+    wiring = GraphOptions(edges=[("a", "b", 0.1), ("b", "c", 0.1)])
+    assert make_neighborhoods("full", ["a", "b", "c"], wiring) == make_neighborhoods(
+        "full", ["a", "b", "c"]
+    )
 
 
-# --- W ---------------------------------------------------------------------------------------------------------------
+# --- W --------------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(sorted(TOPOLOGIES.keys() - {"edges"})), sizes, st.randoms(use_true_random=False))
+@given(
+    st.sampled_from(sorted(TOPOLOGIES.keys() - {"edges"})), sizes, st.randoms(use_true_random=False)
+)
 def test_w_is_symmetric_doubly_stochastic_and_as_sparse_as_the_graph(kind, n, chance):
     """And the same for everybody, in whatever order the names come."""
     edges = built(kind, n)
     assume(edges is not None)
-    hoods = neighborhoods(kind, chance.sample(names(n), n))
-    assert list(hoods) == names(n)
-    for i, hood in hoods.items():
-        assert hood.weight.keys() == edges[i] | {i}
-        assert list(hood.weight) == sorted(hood.weight)
-        assert all(hoods[j].weight[i] == w > 0 for j, w in hood.weight.items())
-        assert sum(hood.weight.values()) == pytest.approx(1, abs=1e-15)
-        assert hood.nodes == n
-    refuse({i: hood.weight for i, hood in hoods.items()})
+    neighborhoods = make_neighborhoods(kind, chance.sample(names(n), n))
+    assert list(neighborhoods) == names(n)
+    for i, neighborhood in neighborhoods.items():
+        assert neighborhood.weight.keys() == edges[i] | {i}
+        assert list(neighborhood.weight) == sorted(neighborhood.weight)
+        assert all(neighborhoods[j].weight[i] == w > 0 for j, w in neighborhood.weight.items())
+        assert sum(neighborhood.weight.values()) == pytest.approx(1, abs=1e-15)
+        assert neighborhood.nodes == n
+    refuse({i: neighborhood.weight for i, neighborhood in neighborhoods.items()})
 
 
 def test_what_is_no_w_is_refused():
     """Power of the line above: each fact is looked at."""
-    good = {i: dict(hood.weight) for i, hood in neighborhoods("ring", names(5)).items()}
-    for i, j, w in (("n00", "n01", 0.3), ("n00", "n00", 0.3), ("n00", "n01", 0.0), ("n00", "n02", 0.1)):
+    good = {
+        i: dict(neighborhood.weight)
+        for i, neighborhood in make_neighborhoods("ring", names(5)).items()
+    }
+    for i, j, w in (
+        ("n00", "n01", 0.3),
+        ("n00", "n00", 0.3),
+        ("n00", "n01", 0.0),
+        ("n00", "n02", 0.1),
+    ):
         with pytest.raises(ConfigurationError, match="W"):
             refuse({**good, i: {**good[i], j: w}})
     refuse(good)

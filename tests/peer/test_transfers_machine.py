@@ -1,6 +1,8 @@
-"""Transfers against a neighbor that says anything: headers, frames and trailers, right and wrong, in any order.
+"""Transfers against a neighbor that says anything: headers, frames and trailers, right and wrong,
+in any order.
 
-Whatever comes, the answer is one verdict; what is delivered is exactly what was sent, once; nothing is left half-open.
+Whatever comes, the answer is one verdict; what is delivered is exactly what was sent, once; nothing
+is left half-open.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ from peer import codec
 from peer.membership import Membership
 from peer.message import DType
 from peer.session.mailbox import Key, Mailbox, Role, Shape
-from peer.session.peers import Circle, Terms
+from peer.session.peers import PeerTable, RunParameters
 from peer.session.transfers import Transfers
 from peer.v1 import peer_pb2 as pb
 
@@ -56,16 +58,16 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(self.start())
 
     async def start(self):
-        circle = Circle(
+        peer_table = PeerTable(
             me="b",
             ids={name: name for name in "abc"},
-            terms=Terms(run="run", roster=1, layout=bytes(32)),
+            terms=RunParameters(run="run", roster=1, layout=bytes(32)),
             incarnation=1,
             membership=Membership.of("b", ["a"], 5.0),
         )
-        circle.membership.agree("a", live_from=0, incarnation=1, round=0, now=0.0)
-        circle.contacts["a"].renew(1)
-        self.transfers = Transfers(circle, Mailbox(), None)
+        peer_table.membership.agree("a", live_from=0, incarnation=1, round=0, now=0.0)
+        peer_table.contacts["a"].renew(1)
+        self.transfers = Transfers(peer_table, Mailbox(), None)
         self.transfers.begin(0)
 
     def teardown(self):
@@ -167,7 +169,10 @@ class Machine(RuleBasedStateMachine):
     def gives_up_in_the_trailer(self):
         if self.opened:
             before = len(self.delivered)
-            assert self.say([self.header(), *self.frames(), pb.Trailer(bytes=1).SerializeToString()]) != pb.CODE_OK
+            assert (
+                self.say([self.header(), *self.frames(), pb.Trailer(bytes=1).SerializeToString()])
+                != pb.CODE_OK
+            )
             assert len(self.delivered) == before
 
     @rule()

@@ -15,5 +15,5 @@ def task() -> Small:
 
 @pytest.fixture
 def ledger() -> Iterator[Ledger]:
-    with Ledger.throwaway() as made:
+    with Ledger.in_memory() as made:
         yield made

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from node.config import PrivacySection
 from node.maths import ghost
-from node.privacy.door import Door, open_door
+from node.privacy.gate import GradientGate, make_gate
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.task import flat
@@ -23,10 +23,10 @@ class Small:
 
     def __init__(self, module: nn.Module, x: Tensor, y: Tensor) -> None:
         self.module, self.x, self.y = module.eval(), x, y
-        self.examples = len(x)
+        self.num_examples = len(x)
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in module.named_parameters()))
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         return flat(self.layout, dict(self.module.named_parameters()))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -36,13 +36,18 @@ class Small:
         return self.mean_loss(parameters, (example[0].unsqueeze(0), example[1].unsqueeze(0)))
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        return nn.functional.cross_entropy(functional_call(self.module, dict(parameters), (batch[0],)), batch[1])
+        return nn.functional.cross_entropy(
+            functional_call(self.module, dict(parameters), (batch[0],)), batch[1]
+        )
 
     def factors(self) -> ghost.Factored | None:
         if not ghost.is_linear(self.module, [name for name, _ in self.layout.fields]):
             return None
         return lambda parameters, batch: ghost.factors(
-            self.module, parameters, batch[0], lambda z: nn.functional.cross_entropy(z, batch[1], reduction="sum")
+            self.module,
+            parameters,
+            batch[0],
+            lambda z: nn.functional.cross_entropy(z, batch[1], reduction="sum"),
         )
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
@@ -55,7 +60,12 @@ def make_small(kind: str = "softmax", n: int = 40) -> Small:
         "softmax": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)),
         "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)),
         "cnn": lambda: nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.GroupNorm(2, 4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(),
+            nn.GroupNorm(2, 4),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(36, 4),
         ),
     }
     shape = (n, 6) if kind == "softmax" else (n, 1, 8, 8)
@@ -63,9 +73,26 @@ def make_small(kind: str = "softmax", n: int = 40) -> Small:
     return Small(module, torch.randn(shape), torch.randint(0, 3, (n,)))
 
 
-def door(task: Small, ledger: Ledger | None, keys: Keys | None = None, **changes: Any) -> Door:
-    """A door of mode strict with σ = 1 unless told otherwise; `config_…` changes go to the configuration."""
+def gate(
+    task: Small, ledger: Ledger | None, keys: Keys | None = None, **changes: Any
+) -> GradientGate:
+    """A door of mode strict with σ = 1 unless told otherwise; `config_…` changes go to the
+    configuration.
+    """
     options = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}
-    options |= {name.removeprefix("config_"): changes.pop(name) for name in list(changes) if name.startswith("config_")}
-    others = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "sigma": options["sigma"], "seed": 0} | changes
-    return open_door(PrivacySection(**options), task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), **others)
+    options |= {
+        name.removeprefix("config_"): changes.pop(name)
+        for name in list(changes)
+        if name.startswith("config_")
+    }
+    others = {
+        "me": "a",
+        "run": "run",
+        "rounds": 10,
+        "releases": 3,
+        "sigma": options["sigma"],
+        "seed": 0,
+    } | changes
+    return make_gate(
+        PrivacySection(**options), task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), **others
+    )

@@ -1,4 +1,6 @@
-"""The figures of section 7 of the specification and of the degree trap; Opacus' PRV accountant as a second opinion."""
+"""The figures of section 7 of the specification and of the degree trap; Opacus' PRV accountant as a
+second opinion.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +12,36 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 
 from node.privacy.accountant import (
-    HOPELESS,
+    PLD_CUTOFF,
     Mechanism,
     Spent,
     calibrate,
     epsilon,
     epsilon_link,
-    epsilon_live,
+    epsilon_rdp,
     epsilon_total,
-    units_left,
+    remaining_compositions,
 )
 from peer.errors import ConfigurationError
 
 Q = 250 / 6000
 
 
-@pytest.mark.parametrize(("target", "sigma"), [(0.5, 9.61), (1, 5.25), (2, 2.93), (5, 1.49), (8, 1.12)])
+@pytest.mark.parametrize(
+    ("target", "sigma"), [(0.5, 9.61), (1, 5.25), (2, 2.93), (5, 1.49), (8, 1.12)]
+)
 def test_sigma_of_one_answer(target: float, sigma: float) -> None:
     assert calibrate(target, 1e-4, rate=0.0512, rounds=1000) == pytest.approx(sigma, rel=0.01)
 
 
-@pytest.mark.parametrize(("releases", "target", "sigma"), [(10, 1, 16.5), (10, 8, 2.88), (3, 2, 4.94), (3, 8, 1.68)])
+@pytest.mark.parametrize(
+    ("releases", "target", "sigma"), [(10, 1, 16.5), (10, 8, 2.88), (3, 2, 4.94), (3, 8, 1.68)]
+)
 def test_sigma_of_epsilon_total(releases: int, target: float, sigma: float) -> None:
     """Fully connected with N = 10, and a ring."""
-    assert calibrate(target, 1e-4, rate=0.0512, rounds=1000, releases=releases) == pytest.approx(sigma, rel=0.01)
+    assert calibrate(target, 1e-4, rate=0.0512, rounds=1000, releases=releases) == pytest.approx(
+        sigma, rel=0.01
+    )
 
 
 def test_calibration_is_rounded_up_and_reaches_its_target() -> None:
@@ -50,7 +58,11 @@ def test_degree_trap() -> None:
     independent = Mechanism(sigma=2.0, rate=Q, releases=4)
     assert epsilon_total(shared, 1000, 1e-5) == pytest.approx(8.90, rel=0.001)
     assert epsilon_total(independent, 1000, 1e-5) == pytest.approx(6.60, rel=0.001)
-    assert epsilon_link(shared, 1000, 1e-5) == epsilon_link(independent, 1000, 1e-5) == pytest.approx(3.01, rel=0.001)
+    assert (
+        epsilon_link(shared, 1000, 1e-5)
+        == epsilon_link(independent, 1000, 1e-5)
+        == pytest.approx(3.01, rel=0.001)
+    )
 
 
 @pytest.mark.parametrize(("sigma", "rounds"), [(1.0, 100), (1.0, 1000), (2.0, 5000)])
@@ -59,7 +71,7 @@ def test_pld_agrees_with_prv_of_opacus(sigma: float, rounds: int) -> None:
     other.history = [(sigma, Q, rounds)]
     ours = epsilon_total(Mechanism(sigma=sigma, rate=Q), rounds, 1e-5)
     assert ours == pytest.approx(other.get_epsilon(1e-5), rel=0.01)
-    assert ours < epsilon_live([Spent(Mechanism(sigma=sigma, rate=Q), rounds)], 1e-5) < 1.25 * ours
+    assert ours < epsilon_rdp([Spent(Mechanism(sigma=sigma, rate=Q), rounds)], 1e-5) < 1.25 * ours
 
 
 def test_rows_of_different_runs_compose() -> None:
@@ -73,9 +85,12 @@ def test_rows_of_different_runs_compose() -> None:
 
 @pytest.mark.parametrize("mode", ["paper", "none"])
 def test_what_has_no_guarantee_makes_every_later_epsilon_infinite(mode: str) -> None:
-    rows = [Spent(Mechanism(sigma=2.0, rate=Q), 3), Spent(Mechanism(sigma=2.0, rate=Q, mode=mode), 1)]
-    assert epsilon(rows, 1e-5) == epsilon_live(rows, 1e-5) == math.inf
-    assert units_left(rows, Mechanism(sigma=5.0, rate=Q), 1e9, 1e-5) == 0
+    rows = [
+        Spent(Mechanism(sigma=2.0, rate=Q), 3),
+        Spent(Mechanism(sigma=2.0, rate=Q, mode=mode), 1),
+    ]
+    assert epsilon(rows, 1e-5) == epsilon_rdp(rows, 1e-5) == math.inf
+    assert remaining_compositions(rows, Mechanism(sigma=5.0, rate=Q), 1e9, 1e-5) == 0
 
 
 @settings(max_examples=5, deadline=None)
@@ -91,7 +106,7 @@ def test_units_left_is_the_last_affordable_one(
 ) -> None:
     rows = [Spent(Mechanism(sigma=3.0, rate=0.05), past)]
     mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=3)
-    left = units_left(rows, mechanism, limit, 1e-5, most=2000)
+    left = remaining_compositions(rows, mechanism, limit, 1e-5, most=2000)
     if left:
         assert epsilon([*rows, Spent(mechanism, left)], 1e-5) <= limit
     if left < 2000:
@@ -106,7 +121,7 @@ def test_no_figure_is_ever_an_exception(sigma: float, rate: float, delta: float)
     found = epsilon([Spent(Mechanism(sigma=sigma, rate=rate), 1000)], delta)
     assert found >= 0.0
     if sigma < 0.1:
-        assert found > HOPELESS
+        assert found > PLD_CUTOFF
 
 
 def test_nothing_spent_is_zero() -> None:

@@ -1,4 +1,6 @@
-"""Nothing of one record may depend on which others are asked for: not in batch(), not in a kernel, not in a state."""
+"""Nothing of one record may depend on which others are asked for: not in batch(), not in a kernel,
+not in a state.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from zoo import RECORDS, Kind, Model, Waking
 
 from node.maths.clipping import SLACK, choose, clipped_sum, mean_gradient, pick
 from node.maths.purity import Impure
-from node.privacy import door
+from node.privacy import gate
 from node.task import views
 from peer.errors import ConfigurationError
 
@@ -69,7 +71,7 @@ BATCHES = [standardized, by_the_largest, augmented, mixed, from_the_first, with_
 def test_a_batch_that_looks_at_its_rows_together_mixes_nothing(batch: Batch, wanted: Any) -> None:
     here, there = of_batch(batch), of_batch(batch)
     backend = pick(wanted, here, 16)
-    x = 3 * here.start(0)
+    x = 3 * here.initial_parameters(0)
     whole = clipped_sum(here, x, EVERY, 1.0, chunk=16, backend=backend)
     for record in (0, RECORDS // 2, RECORDS - 1):
         rest = clipped_sum(there, x, EVERY[EVERY != record], 1.0, chunk=16, backend=backend)
@@ -79,8 +81,10 @@ def test_a_batch_that_looks_at_its_rows_together_mixes_nothing(batch: Batch, wan
 def test_power_asked_together_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "indexes", True, raising=False)
     task = of_batch(standardized)
-    x = 3 * task.start(0)
-    moved = clipped_sum(task, x, EVERY, 1.0, chunk=16) - clipped_sum(task, x, EVERY[1:], 1.0, chunk=16)
+    x = 3 * task.initial_parameters(0)
+    moved = clipped_sum(task, x, EVERY, 1.0, chunk=16) - clipped_sum(
+        task, x, EVERY[1:], 1.0, chunk=16
+    )
     assert float(moved.norm()) > 1.5
 
 
@@ -93,7 +97,7 @@ def test_rows_of_other_shapes_are_a_sentence(of: Any) -> None:
     task = of_batch(padded_to_the_longest)
     more = () if of is mean_gradient else (1.0,)
     with pytest.raises(ConfigurationError, match="pad them to one length"):
-        of(task, task.start(0), EVERY, *more)
+        of(task, task.initial_parameters(0), EVERY, *more)
 
 
 class ByTheBatch(torch.autograd.Function):
@@ -143,7 +147,7 @@ class WritesParameters(Model):
 def test_parameters_that_the_loss_writes_are_its_own() -> None:
     """In the loop each record has a copy of its own."""
     task = WritesParameters(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
-    x = task.start(0)
+    x = task.initial_parameters(0)
     before = x.clone()
     whole, rest = (clipped_sum(task, x, rows, 1.0, backend="loop") for rows in (EVERY, EVERY[1:]))
     assert float((whole - rest).norm()) <= 1 + SLACK
@@ -184,7 +188,7 @@ def test_what_begins_to_remember_is_refused_at_the_start_or_when_it_does(
     task = made()
     assert pick("loop", task, 16) == "loop"
     with pytest.raises(Impure, match="asked again"):
-        clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop")
+        clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop")
 
 
 class Own(Model):
@@ -196,7 +200,10 @@ class Own(Model):
 
 
 def test_an_attribute_of_a_task_hides_nothing() -> None:
-    task = Own(lambda: nn.Sequential(Waking(awake=True), nn.Linear(6, 3)), Kind(lambda: nn.Linear(6, 3)).columns)
+    task = Own(
+        lambda: nn.Sequential(Waking(awake=True), nn.Linear(6, 3)),
+        Kind(lambda: nn.Linear(6, 3)).columns,
+    )
     with pytest.raises(Impure):
         pick("loop", task, 16)
 
@@ -213,7 +220,7 @@ class Picky(Model):
 def test_a_model_at_which_the_loss_raises_costs_its_records_not_the_run(backend: Any) -> None:
     task = Picky(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
     told: list[Tensor] = []
-    x = task.start(0)
+    x = task.initial_parameters(0)
     task.columns[0][5] = float("nan")
     whole = clipped_sum(task, x, EVERY, 1.0, chunk=16, backend=backend, on_unusable=told.append)
     assert torch.cat(told).unique().tolist() == [5]
@@ -227,15 +234,17 @@ def test_a_loss_that_raises_whatever_it_is_given_ends_the_run() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
     task.mean_loss = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):
-        clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop")
+        clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop")
 
 
 def test_gradients_are_taken_where_somebody_switched_them_off() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
-    expected = clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop")
+    expected = clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop")
     with torch.no_grad():
-        assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").equal(expected)
-        assert mean_gradient(task, task.start(0), EVERY).any()
+        assert clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop").equal(
+            expected
+        )
+        assert mean_gradient(task, task.initial_parameters(0), EVERY).any()
 
 
 def test_private_values_don_t_choose_where_made_up_ones_tell_nothing() -> None:
@@ -244,7 +253,9 @@ def test_private_values_don_t_choose_where_made_up_ones_tell_nothing() -> None:
 
         def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
             z = torch.func.functional_call(self.net, dict(parameters), (batch[0],))
-            return (nn.functional.cross_entropy(z, batch[1], reduction="none") * (batch[1] == 2)).mean()
+            return (
+                nn.functional.cross_entropy(z, batch[1], reduction="none") * (batch[1] == 2)
+            ).mean()
 
     choices = []
     for label in (0, 2):
@@ -253,7 +264,7 @@ def test_private_values_don_t_choose_where_made_up_ones_tell_nothing() -> None:
         choices.append(choose("auto", task, 16))
     assert choices[0] == choices[1]
     assert choices[0].backend == "loop"
-    assert views(task.layout, task.start(0))
+    assert views(task.layout, task.initial_parameters(0))
 
 
 def test_a_batch_that_can_t_be_read_is_no_record_s_fault() -> None:
@@ -268,13 +279,15 @@ def test_a_batch_that_can_t_be_read_is_no_record_s_fault() -> None:
 
     task = of_batch(gone)
     with pytest.raises(OSError, match="gone"):
-        clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop")
-    assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").any()
+        clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop")
+    assert clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop").any()
 
 
 def test_a_task_ends_with_its_state() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
-    assert clipped_sum(task, task.start(0), EVERY, 1.0, backend=pick("auto", task, 16)).any()
+    assert clipped_sum(
+        task, task.initial_parameters(0), EVERY, 1.0, backend=pick("auto", task, 16)
+    ).any()
     gone = weakref.ref(task)
     del task
     gc.collect()
@@ -283,17 +296,17 @@ def test_a_task_ends_with_its_state() -> None:
 
 def test_a_copy_of_a_task_has_a_state_of_its_own() -> None:
     task = Kind(lambda: nn.Sequential(Waking(), nn.Linear(6, 3))).make()
-    assert clipped_sum(task, task.start(0), EVERY, 1.0, backend="loop").any()
+    assert clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop").any()
     other = copy.deepcopy(task)
     other.net[0].awake = True
     with pytest.raises(Impure):
-        clipped_sum(other, other.start(0), EVERY, 1.0, backend="loop")
+        clipped_sum(other, other.initial_parameters(0), EVERY, 1.0, backend="loop")
 
 
 def test_a_loss_that_is_constant_for_a_batch_has_no_gradient() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
     task.mean_loss = lambda *_: torch.tensor(1.0)  # type: ignore[method-assign, assignment]
-    assert not mean_gradient(task, task.start(0), EVERY).any()
+    assert not mean_gradient(task, task.initial_parameters(0), EVERY).any()
 
 
 def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +321,9 @@ def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPat
 def test_a_row_cleared_at_a_neighbors_model_is_told_at_one_s_own() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
     told: list[list[int]] = []
-    suspects = door._Suspects(task, lambda: task.start(0), lambda t, rows: told.append(rows.tolist()))
+    suspects = gate._Suspects(
+        task, lambda: task.initial_parameters(0), lambda t, rows: told.append(rows.tolist())
+    )
     suspects(0, torch.tensor([3]), own=False)
     assert told == []
     suspects(1, torch.tensor([3]), own=True)
@@ -319,8 +334,8 @@ def test_a_row_cleared_at_a_neighbors_model_is_told_at_one_s_own() -> None:
 def test_without_noise_augmentation_is_new_in_each_round_and_the_same_when_repeated() -> None:
     def gradient(t: int) -> Tensor:
         task = of_batch(augmented)
-        plain = door.ClearDoor(task=task, me="a", batch=RECORDS, seed=1)
-        return plain.own(task.start(0), t)
+        plain = gate.NonPrivateGate(task=task, me="a", batch=RECORDS, seed=1)
+        return plain.own(task.initial_parameters(0), t)
 
     assert gradient(0).equal(gradient(0))
     assert not torch.allclose(gradient(0), gradient(1))
@@ -338,7 +353,7 @@ class Clamps(Model):
 
 def test_parameters_that_vmap_lets_a_loss_write_are_a_refusal_and_the_callers_stay() -> None:
     task = Clamps(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
-    x = task.start(0)
+    x = task.initial_parameters(0)
     before = x.clone()
     with pytest.raises(Impure, match="changes the parameters"):
         clipped_sum(task, x, EVERY, 1.0, chunk=16, backend="vmap")

@@ -1,4 +1,6 @@
-"""Equation (1) of DPDL: min{1, C/‖g‖} per example, against Opacus, the golden vectors and a stupid oracle."""
+"""Equation (1) of DPDL: min{1, C/‖g‖} per example, against Opacus, the golden vectors and a stupid
+oracle.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
-from small import Small, door, make_small
+from small import Small, gate, make_small
 from torch import Tensor, nn
 
 from node.data import Examples
@@ -21,9 +23,9 @@ from node.maths import clipping
 from node.maths.blocks import divided
 from node.maths.clipping import clip_and_sum, clipped_sum, mean_gradient, probe
 from node.maths.purity import refuse_batchnorm
-from node.maths.rehearsal import Rehearsal, drawn
+from node.maths.synthetic import SyntheticTask, drawn
+from node.privacy.block_objective import BlockObjective
 from node.privacy.ledger import Ledger
-from node.privacy.within import Within
 from node.task import flat
 from node.tasks.classification import Classification
 from peer.errors import ConfigurationError
@@ -34,23 +36,39 @@ NOT_FINITE = st.sampled_from([float("nan"), float("inf"), -float("inf")])
 
 
 @pytest.mark.parametrize(
-    ("kind", "backend"), [*itertools.product(["softmax", "mlp"], BACKENDS), ("cnn", "vmap"), ("cnn", "loop")]
+    ("kind", "backend"),
+    [*itertools.product(["softmax", "mlp"], BACKENDS), ("cnn", "vmap"), ("cnn", "loop")],
 )
 def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: clipping.Backend) -> None:
     task = make_small(kind)
-    rows = torch.arange(task.examples)
+    rows = torch.arange(task.num_examples)
     wrapped = GradSampleModule(task.module, loss_reduction="sum").train()
-    nn.functional.cross_entropy(wrapped(task.x.clone().requires_grad_()), task.y, reduction="sum").backward()
-    samples = {name: dict(task.module.named_parameters())[name].grad_sample for name, _ in task.layout.fields}
+    nn.functional.cross_entropy(
+        wrapped(task.x.clone().requires_grad_()), task.y, reduction="sum"
+    ).backward()
+    samples = {
+        name: dict(task.module.named_parameters())[name].grad_sample
+        for name, _ in task.layout.fields
+    }
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples.values()]).norm(dim=0)
     clip = float(norms.median())  # half are clipped, half are not
     oracle = flat(
-        task.layout, {n: torch.einsum("n,n...->...", (clip / norms).clamp(max=1), g) for n, g in samples.items()}
+        task.layout,
+        {
+            n: torch.einsum("n,n...->...", (clip / norms).clamp(max=1), g)
+            for n, g in samples.items()
+        },
     )
     wrapped.remove_hooks()
-    ours = clipped_sum(task, task.start(0), rows, clip, chunk=16, backend=backend)
+    ours = clipped_sum(task, task.initial_parameters(0), rows, clip, chunk=16, backend=backend)
     assert float((ours - oracle).norm() / oracle.norm()) < 1e-5
-    assert float((clipped_sum(task, task.start(0), rows, 1e9) - oracle).norm() / oracle.norm()) > 0.05
+    assert (
+        float(
+            (clipped_sum(task, task.initial_parameters(0), rows, 1e9) - oracle).norm()
+            / oracle.norm()
+        )
+        > 0.05
+    )
 
 
 @pytest.mark.parametrize("name", ["clip_mean", "clip_mean_nonfinite"])
@@ -58,9 +76,14 @@ def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: clipping.Backend) ->
 def test_eq1_eq2_golden(name: str, bad: float) -> None:
     golden = GOLDEN[name]
     g = torch.tensor([[bad if v is None else v for v in row] for row in golden["per_example"]])
-    total = clip_and_sum({"g": g}, golden["C"])[0]["g"] + torch.tensor(golden["z_on_sum"], dtype=torch.float64)
+    total = clip_and_sum({"g": g}, golden["C"])[0]["g"] + torch.tensor(
+        golden["z_on_sum"], dtype=torch.float64
+    )
     torch.testing.assert_close(
-        total / golden["B"], torch.tensor(golden["result"], dtype=torch.float64), atol=1e-7, rtol=1e-6
+        total / golden["B"],
+        torch.tensor(golden["result"], dtype=torch.float64),
+        atol=1e-7,
+        rtol=1e-6,
     )
 
 
@@ -68,8 +91,16 @@ def test_eq1_eq2_golden(name: str, bad: float) -> None:
 def test_ragged_last_chunk_and_breathing(backend: clipping.Backend) -> None:
     task = make_small("mlp", n=37)
     rows, breaths = torch.arange(37), []
-    whole = clipped_sum(task, task.start(0), rows, 0.5, chunk=37, backend=backend)
-    parts = clipped_sum(task, task.start(0), rows, 0.5, chunk=16, backend=backend, breathe=lambda: breaths.append(1))
+    whole = clipped_sum(task, task.initial_parameters(0), rows, 0.5, chunk=37, backend=backend)
+    parts = clipped_sum(
+        task,
+        task.initial_parameters(0),
+        rows,
+        0.5,
+        chunk=16,
+        backend=backend,
+        yield_point=lambda: breaths.append(1),
+    )
     assert len(breaths) == 3
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
 
@@ -79,8 +110,9 @@ def test_ragged_last_chunk_and_breathing(backend: clipping.Backend) -> None:
 def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     monkeypatch: pytest.MonkeyPatch, backend: clipping.Backend, own: bool
 ) -> None:
-    """As many chunks, as many calls of the loss and as many examples fetched, also of an own task, which is asked for
-    one example at a time; and the same bits. Without `least` the work tells the size."""
+    """As many chunks, as many calls of the loss and as many examples fetched, also of an own task,
+    which is asked for one example at a time; and the same bits. Without `least` the work tells the
+    size."""
     task = make_small("mlp", n=50)
     if not own:
         task.indexes = True  # type: ignore[attr-defined]
@@ -102,12 +134,19 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     monkeypatch.setattr(clipping, "looped", counted)
     monkeypatch.setattr(task, "batch", lambda rows: (count("fetched", len(rows)), batch(rows))[1])
     ask = clipping._despite_errors
-    monkeypatch.setattr(clipping, "_despite_errors", lambda *given: (count("asked", 1), ask(*given))[1])
+    monkeypatch.setattr(
+        clipping, "_despite_errors", lambda *given: (count("asked", 1), ask(*given))[1]
+    )
 
     def work(n: int, least: int) -> tuple[dict[str, int], Tensor]:
         seen.clear()
-        how = {"chunk": 16, "least": least, "backend": backend, "breathe": lambda: count("breaths", 1)}
-        total = clipped_sum(task, task.start(0), torch.arange(n), 0.5, **how)  # type: ignore[arg-type]
+        how = {
+            "chunk": 16,
+            "least": least,
+            "backend": backend,
+            "breathe": lambda: count("breaths", 1),
+        }
+        total = clipped_sum(task, task.initial_parameters(0), torch.arange(n), 0.5, **how)  # type: ignore[arg-type]
         return dict(seen), total
 
     sizes = (0, 1, 15, 16, 17, 32, 40)
@@ -116,14 +155,21 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
         for each, _ in done:
             each["asked"] = each["breaths"]
     assert all(each == done[0][0] for each, _ in done)
-    assert done[0][0] | {"fetched": 0, "looped": 0} == {"asked": 3, "breaths": 3, "fetched": 0, "looped": 0}
+    assert done[0][0] | {"fetched": 0, "looped": 0} == {
+        "asked": 3,
+        "breaths": 3,
+        "fetched": 0,
+        "looped": 0,
+    }
     alone = [work(n, least=0) for n in sizes]
     assert all(total.equal(same) for (_, total), (_, same) in zip(done, alone, strict=True))
     assert len({each.get("breaths", 0) for each, _ in alone}) == 4, "power"
     assert work(49, least=40)[0]["breaths"] == 4
 
 
-@pytest.mark.parametrize(("d", "chunk"), [(1, 128), (650, 128), (28_938, 64), (50_890, 64), (215_000, 16), (10**9, 16)])
+@pytest.mark.parametrize(
+    ("d", "chunk"), [(1, 128), (650, 128), (28_938, 64), (50_890, 64), (215_000, 16), (10**9, 16)]
+)
 def test_larger_models_have_smaller_chunks(d: int, chunk: int) -> None:
     assert clipping.chunk_for(d) == chunk
     assert clipping.chunk_for(d, backend="ghost") == clipping.GHOST_CHUNK, "it holds no gradients"
@@ -132,15 +178,25 @@ def test_larger_models_have_smaller_chunks(d: int, chunk: int) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_examples_give_zeros(task: Small, backend: clipping.Backend) -> None:
     none = torch.empty(0, dtype=torch.int64)
-    assert clipped_sum(task, task.start(0), none, 1.0, backend=backend).tolist() == [0.0] * task.layout.size
-    assert mean_gradient(task, task.start(0), none).tolist() == [0.0] * task.layout.size
+    assert (
+        clipped_sum(task, task.initial_parameters(0), none, 1.0, backend=backend).tolist()
+        == [0.0] * task.layout.size
+    )
+    assert (
+        mean_gradient(task, task.initial_parameters(0), none).tolist() == [0.0] * task.layout.size
+    )
 
 
 def test_mean_gradient_is_the_mean_of_unclipped_ones() -> None:
     task = make_small("cnn")
     rows = torch.arange(20)
-    one_by_one = clipped_sum(task, task.start(0), rows, 1e9) / 20
-    torch.testing.assert_close(mean_gradient(task, task.start(0), rows).double(), one_by_one, atol=1e-6, rtol=1e-5)
+    one_by_one = clipped_sum(task, task.initial_parameters(0), rows, 1e9) / 20
+    torch.testing.assert_close(
+        mean_gradient(task, task.initial_parameters(0), rows).double(),
+        one_by_one,
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -164,17 +220,25 @@ def test_contribution_is_bounded_for_any_model(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_contribution_to_a_difference_is_bounded_for_any_two_models(backend: clipping.Backend) -> None:
-    """1000 pairs: of every size, with and without what is not finite, close to each other and far apart."""
+def test_contribution_to_a_difference_is_bounded_for_any_two_models(
+    backend: clipping.Backend,
+) -> None:
+    """1000 pairs: of every size, with and without what is not finite, close to each other and far
+    apart.
+    """
     chance, clipped = random.Random(1), 0
     for seed in range(1000):
         task = SMALL[seed % 2]
         models = []
         for which in range(2):
-            x = torch.randn(task.layout.size, generator=torch.Generator().manual_seed(2 * seed + which))
+            x = torch.randn(
+                task.layout.size, generator=torch.Generator().manual_seed(2 * seed + which)
+            )
             x *= chance.choice([0.0, 1e-30, 1.0, 1e3, 1e9, 1e15, 1e30, 3e38])
             if chance.random() < 0.3:
-                x[chance.randrange(len(x))] = chance.choice([float("nan"), float("inf"), -float("inf")])
+                x[chance.randrange(len(x))] = chance.choice(
+                    [float("nan"), float("inf"), -float("inf")]
+                )
             models.append(x)
         if chance.random() < 0.2:
             models[1] = models[0] * (1 + 1e-6)
@@ -187,10 +251,12 @@ def test_contribution_to_a_difference_is_bounded_for_any_two_models(backend: cli
 
 
 @pytest.mark.parametrize(("kind", "backend"), [("cnn", "vmap"), ("cnn", "loop"), ("mlp", "ghost")])
-def test_a_difference_is_that_of_each_examples_gradients(kind: str, backend: clipping.Backend) -> None:
+def test_a_difference_is_that_of_each_examples_gradients(
+    kind: str, backend: clipping.Backend
+) -> None:
     task = make_small(kind)
-    before = task.start(0)
-    x, rows = before * 1.5, torch.arange(task.examples)
+    before = task.initial_parameters(0)
+    x, rows = before * 1.5, torch.arange(task.num_examples)
     found = clipped_sum(task, x, rows, 1e9, before=before, chunk=16, backend=backend) / len(rows)
     expected = mean_gradient(task, x, rows) - mean_gradient(task, before, rows)
     torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=1e-5)
@@ -198,11 +264,21 @@ def test_a_difference_is_that_of_each_examples_gradients(kind: str, backend: cli
 
 
 @pytest.mark.parametrize("backend", ["ghost", "vmap"])
-def test_the_differences_along_a_path_add_up_to_a_clipped_gradient(backend: clipping.Backend) -> None:
-    """Those of plain gradients, each clipped, would miss for good what the first gradient lost by clipping."""
+def test_the_differences_along_a_path_add_up_to_a_clipped_gradient(
+    backend: clipping.Backend,
+) -> None:
+    """Those of plain gradients, each clipped, would miss for good what the first gradient lost by
+    clipping.
+    """
     task = make_small("mlp")
-    rows, path = torch.arange(task.examples), [task.start(0) * (1 + k / 50) for k in range(51)]
-    norms = [float(clipped_sum(task, path[0], rows[k : k + 1], 1e9).norm()) for k in range(task.examples)]
+    rows, path = (
+        torch.arange(task.num_examples),
+        [task.initial_parameters(0) * (1 + k / 50) for k in range(51)],
+    )
+    norms = [
+        float(clipped_sum(task, path[0], rows[k : k + 1], 1e9).norm())
+        for k in range(task.num_examples)
+    ]
     clip = sorted(norms)[5]
     total = clipped_sum(task, path[0], rows, clip, backend=backend)
     for before, x in itertools.pairwise(path):
@@ -215,7 +291,11 @@ SMALL = [make_small("softmax", n=2), make_small("mlp", n=2)]
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), m=st.sampled_from([1, 127, 128, 129, 5000, 100_000]), power=st.integers(-12, 18))
+@given(
+    seed=st.integers(0, 10**6),
+    m=st.sampled_from([1, 127, 128, 129, 5000, 100_000]),
+    power=st.integers(-12, 18),
+)
 def test_clipped_norm_is_exactly_bounded_for_long_gradients(seed: int, m: int, power: int) -> None:
     g = torch.randn(3, m, generator=torch.Generator().manual_seed(seed)).abs_() * 10.0**power
     for row in g:
@@ -224,12 +304,14 @@ def test_clipped_norm_is_exactly_bounded_for_long_gradients(seed: int, m: int, p
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("difference", [False, True])
-def test_one_bad_example_spoils_nothing(task: Small, difference: bool, backend: clipping.Backend) -> None:
+def test_one_bad_example_spoils_nothing(
+    task: Small, difference: bool, backend: clipping.Backend
+) -> None:
     task.x[3, 2] = float("nan")
-    rows = torch.arange(task.examples)
-    how = {"before": task.start(0) * 2 if difference else None, "backend": backend}
-    with_bad = clipped_sum(task, task.start(0), rows, 1.0, **how)
-    without = clipped_sum(task, task.start(0), rows[rows != 3], 1.0, **how)
+    rows = torch.arange(task.num_examples)
+    how = {"before": task.initial_parameters(0) * 2 if difference else None, "backend": backend}
+    with_bad = clipped_sum(task, task.initial_parameters(0), rows, 1.0, **how)
+    without = clipped_sum(task, task.initial_parameters(0), rows[rows != 3], 1.0, **how)
     torch.testing.assert_close(with_bad, without, atol=1e-6, rtol=1e-6)
 
 
@@ -268,7 +350,7 @@ def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
 def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: str) -> None:
     """The gradient at a kink is a convention: two ways of computing it may take different sides."""
 
-    known = Rehearsal(task, clipping.PROBED).batch(torch.arange(kinks))[0]
+    known = SyntheticTask(task, clipping.PROBED).batch(torch.arange(kinks))[0]
 
     def at_kink(x: torch.Tensor) -> torch.Tensor:
         return (x.unsqueeze(-2) == known).all(-1).any(-1)
@@ -292,13 +374,16 @@ def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: 
 
 def test_batch_norm_is_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match=r"layer '1' is a BatchNorm2d.*use GroupNorm"):
-        refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)))
+        refuse_batchnorm(
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+        )
     refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
 
 
 def moved_by_one_record(difference: bool, backend: clipping.Backend) -> float:
-    """The most that removing one record moves the clipped sum (C = 1), over models made to magnify rounding: weights of
-    1e9, and biases that cancel the logits of one record up to rounding, so that a last bit decides its class."""
+    """The most that removing one record moves the clipped sum (C = 1), over models made to magnify
+    rounding: weights of 1e9, and biases that cancel the logits of one record up to rounding, so
+    that a last bit decides its class."""
     generator = torch.Generator().manual_seed(0)
     data = Examples(torch.rand(129, 1, 8, 8, generator=generator), torch.arange(129) % 10)
     task = Classification(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, None)
@@ -306,7 +391,10 @@ def moved_by_one_record(difference: bool, backend: clipping.Backend) -> float:
     for _ in range(40):
         weights = 1e9 * torch.randn(10, 64, generator=generator)
         bias = -(weights.double() @ data.x[128].flatten().double()).float()
-        x = flat(task.layout, dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)))
+        x = flat(
+            task.layout,
+            dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)),
+        )
         before = torch.zeros_like(x) if difference else None
         how = {"before": before, "chunk": 128, "backend": backend}
         full, less = (clipped_sum(task, x, kept, 1.0, **how) for kept in (rows, rows[1:]))
@@ -340,7 +428,9 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
 
         def factors(self):  # type: ignore[no-untyped-def]
             def found(parameters, batch):  # type: ignore[no-untyped-def]
-                place = 1 + 1e-7 * (torch.arange(len(batch[1])) == len(batch[1]) - 1).float().unsqueeze(1)
+                place = 1 + 1e-7 * (
+                    torch.arange(len(batch[1])) == len(batch[1]) - 1
+                ).float().unsqueeze(1)
                 plain = super(Placed, self).factors()(parameters, batch)
                 return {name: (delta * place, a) for name, (delta, a) in plain.items()}
 
@@ -358,7 +448,9 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
 
 
 def hostile(task: Small, seed: int) -> torch.Tensor:
-    """Weights whose sums nearly cancel, a thousand million times as large: a last bit becomes a class."""
+    """Weights whose sums nearly cancel, a thousand million times as large: a last bit becomes a
+    class.
+    """
     x, generator = drawn(task.layout, seed), torch.Generator().manual_seed(seed)
     sign = torch.where(torch.rand(len(x), generator=generator) < 0.5, -1.0, 1.0)
     return x.abs() * sign * 10.0 ** (seed % 10)
@@ -367,7 +459,9 @@ def hostile(task: Small, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("inputs", [3, 16, 64])
 @pytest.mark.parametrize("hidden", [1, 2, 5, 6, 7, 8, 11, 16, 17, 24])
 def test_what_the_probe_trusts_keeps_its_bits_at_hostile_models(inputs: int, hidden: int) -> None:
-    """Narrow layers have kernels of their own. A start at zeros, or dead units, would have hidden it."""
+    """Narrow layers have kernels of their own. A start at zeros, or dead units, would have hidden
+    it.
+    """
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, hidden), torch.nn.ReLU(),
                                  torch.nn.Linear(hidden, 10))  # fmt: skip
@@ -377,7 +471,10 @@ def test_what_the_probe_trusts_keeps_its_bits_at_hostile_models(inputs: int, hid
     backend = clipping.probe(task)
     rows = torch.arange(clipping._length(None, task.layout.size, clipping.device.CPU, backend))
     if backend != "loop":
-        assert all(clipping._blind(task, hostile(task, seed), rows, backend) for seed in range(60))
+        assert all(
+            clipping._is_permutation_equivariant(task, hostile(task, seed), rows, backend)
+            for seed in range(60)
+        )
 
 
 def test_the_choice_is_not_a_record_s() -> None:
@@ -394,17 +491,21 @@ def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.ReLU(), torch.nn.Linear(5, 24),
                                  torch.nn.ReLU(), torch.nn.Linear(24, 10))  # fmt: skip
     task = Small(module, torch.randn(40, 64), torch.randint(0, 10, (40,)))
-    blocks = divided(task.layout, [["1.weight", "1.bias"], ["3.weight", "3.bias"], ["5.weight", "5.bias"]], 1)
+    blocks = divided(
+        task.layout, [["1.weight", "1.bias"], ["3.weight", "3.bias"], ["5.weight", "5.bias"]], 1
+    )
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
-        strict = door(task, ledger, config_backend="auto", whole=False)
+        strict = gate(task, ledger, config_backend="auto", whole=False)
         for block in blocks:
-            strict.within(task.start(0), block)
+            strict.within(task.initial_parameters(0), block)
     for block in blocks:
-        made_up = Within(task, drawn(task.layout, 0), block)
+        made_up = BlockObjective(task, drawn(task.layout, 0), block)
         backend = strict._backends[block.place.start]
         assert backend == clipping.probe(made_up)
         rows = torch.arange(clipping._length(None, block.size, clipping.device.CPU, backend))
         if backend != "loop":
             for seed in range(20):
                 x = hostile(task, seed)
-                assert clipping._blind(Within(task, x, block), x[block.place], rows % 40, backend)
+                assert clipping._is_permutation_equivariant(
+                    BlockObjective(task, x, block), x[block.place], rows % 40, backend
+                )

@@ -1,4 +1,6 @@
-"""The door: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when off."""
+"""The door: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when
+off.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import Small, door, make_small
+from small import Small, gate, make_small
 from torch import Tensor
 
 from node.maths import clipping, ghost
-from node.privacy import door as door_module
+from node.privacy import gate as door_module
 from node.privacy import noise
 from node.privacy.accountant import Spent, epsilon
-from node.privacy.door import ClearDoor, PaperDoor, QuestionRefused, StrictDoor, noise_multiplier
+from node.privacy.gate import DPGate, NonPrivateGate, PaperGate, QuestionRefused, noise_multiplier
 from node.privacy.ledger import Ledger
 from node.randomness import Keys, Stream
 from node.task import views
@@ -35,8 +37,8 @@ NAN = float("nan")
 
 def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
     told: list[tuple[int, str]] = []
-    strict = door(task, ledger, on_release=lambda *what: told.append(what))
-    x = task.start(0)
+    strict = gate(task, ledger, on_release=lambda *what: told.append(what))
+    x = task.initial_parameters(0)
     first = strict(x, 0, "b")
     first_bytes = first.numpy().tobytes()
     first.zero_()  # what the caller does with its copy does not matter
@@ -44,55 +46,58 @@ def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Le
     assert strict(x, 0, "c").numpy().tobytes() != first_bytes
     assert strict.own(x, 0).equal(strict(x, 0, "a"))
     assert told == [(0, "b"), (0, "c"), (0, "a")]
-    assert ledger.units == 3
+    assert ledger.compositions == 3
 
 
 def test_another_question_or_an_older_round_is_refused(task: Small, ledger: Ledger) -> None:
-    strict = door(task, ledger)
-    x = task.start(0)
+    strict = gate(task, ledger)
+    x = task.initial_parameters(0)
     strict(x, 4, "b")
     for other, round in ((x + 1, 4), (x, 3), (x, -1), (x, 10), (x, 11)):
         with pytest.raises(QuestionRefused):
             strict(other, round, "b")
-    assert ledger.units == 1
+    assert ledger.compositions == 1
 
 
 def test_no_more_answers_a_round_than_accounted(task: Small, ledger: Ledger) -> None:
-    strict = door(task, ledger, releases=3)
+    strict = gate(task, ledger, releases=3)
     for recipient in "abc":
-        strict(task.start(0), 0, recipient)
+        strict(task.initial_parameters(0), 0, recipient)
     with pytest.raises(Withheld):
-        strict(task.start(0), 0, "d")
+        strict(task.initial_parameters(0), 0, "d")
 
 
 def test_a_restarted_door_answers_no_round_again(task: Small, ledger: Ledger) -> None:
-    x = task.start(0)
-    door(task, ledger)(x, 3, "b")
-    again = door(task, ledger)
+    x = task.initial_parameters(0)
+    gate(task, ledger)(x, 3, "b")
+    again = gate(task, ledger)
     for question in (x, x + 1):
         with pytest.raises(QuestionRefused):
             again(question, 3, "b")
     again(x, 4, "b")
-    assert ledger.units == 2
+    assert ledger.compositions == 2
 
 
 QUESTIONS = st.lists(
-    st.tuples(st.sampled_from("abcd"), st.integers(-1, 4), st.integers(0, 1), st.booleans()), max_size=40
+    st.tuples(st.sampled_from("abcd"), st.integers(-1, 4), st.integers(0, 1), st.booleans()),
+    max_size=40,
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(QUESTIONS, st.sampled_from(["independent", "shared"]))
-def test_one_release_per_recipient_and_round_whatever_is_asked(questions: list[Any], batches: str) -> None:
+def test_one_release_per_recipient_and_round_whatever_is_asked(
+    questions: list[Any], batches: str
+) -> None:
     task = make_small()
     seen: dict[tuple[str, int], set[bytes]] = {}
-    with Ledger.throwaway() as ledger:
-        strict = door(task, ledger, rounds=4, releases=3, config_batches=batches)
+    with Ledger.in_memory() as ledger:
+        strict = gate(task, ledger, rounds=4, releases=3, config_batches=batches)
         for to, round, model, disk_fails in questions:
             if disk_fails:
                 failpoint._ARMED["after_ledger_append"] = failpoint._Armed("eio", 1)
             try:
-                answer = strict(task.start(0) + model, round, to)
+                answer = strict(task.initial_parameters(0) + model, round, to)
                 if answer.any():  # zeros: withheld from me
                     seen.setdefault((to, round), set()).add(answer.numpy().tobytes())
             except Withheld:
@@ -109,44 +114,50 @@ def test_answers_may_be_asked_for_while_another_is_computed(task: Small, ledger:
     inner: dict[str, Tensor] = {}
     pending = ["c", "a"]
 
-    def breathe() -> None:
+    def yield_point() -> None:
         if pending:
             to = pending.pop()
             inner[to] = strict(x, 0, to)
         with pytest.raises(Withheld):
             strict(x, 0, "b")  # is being computed
 
-    strict = door(task, ledger, breathe=breathe, config_chunk=8)
-    x = task.start(0)
+    strict = gate(task, ledger, yield_point=yield_point, config_chunk=8)
+    x = task.initial_parameters(0)
     outer = strict(x, 0, "b")
-    assert ledger.units == 3
-    alone = door(task, Ledger.throwaway())
+    assert ledger.compositions == 3
+    alone = gate(task, Ledger.in_memory())
     assert alone(x, 0, "b").equal(outer)
     assert all(alone(x, 0, to).equal(answer) for to, answer in inner.items())
 
 
-# -- differences -------------------------------------------------------------------------------------------------------
+# -- differences -----------------------------------------------------------------------------------
 
 
-def test_a_difference_is_one_release_for_me_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
+def test_a_difference_is_one_release_for_me_debited_and_repeated_byte_for_byte(
+    task: Small, ledger: Ledger
+) -> None:
     told: list[tuple[int, str]] = []
-    strict = door(task, ledger, releases=1, on_release=lambda *what: told.append(what))
-    before = task.start(0)
+    strict = gate(task, ledger, releases=1, on_release=lambda *what: told.append(what))
+    before = task.initial_parameters(0)
     x = before + 1
     first = strict.difference(x, before, 0)
     first_bytes = first.numpy().tobytes()
     first.zero_()
     assert strict.difference(x.clone(), before.clone(), 0).numpy().tobytes() == first_bytes
     assert told == [(0, "a")]
-    assert ledger.units == 1
+    assert ledger.compositions == 1
     strict.difference(x, before, 1)
-    assert [(row.units, row.mechanism.releases) for row in ledger.rows()] == [(2, 1)], "accounted like gradients"
+    assert [(row.compositions, row.mechanism.releases) for row in ledger.rows()] == [(2, 1)], (
+        "accounted like gradients"
+    )
 
 
 def test_no_second_release_beside_a_difference(task: Small, ledger: Ledger) -> None:
-    """Neither another difference nor either model's gradient, in that round or one before, in either order."""
-    strict = door(task, ledger)
-    before = task.start(0)
+    """Neither another difference nor either model's gradient, in that round or one before, in
+    either order.
+    """
+    strict = gate(task, ledger)
+    before = task.initial_parameters(0)
     x = before + 1
     strict.difference(x, before, 3)
     for pair in ((x, x), (before, before), (before, x), (x + 1, before)):
@@ -160,7 +171,7 @@ def test_no_second_release_beside_a_difference(task: Small, ledger: Ledger) -> N
     strict.own(x, 4)
     with pytest.raises(QuestionRefused):
         strict.difference(x, before, 4)
-    assert ledger.units == 2
+    assert ledger.compositions == 2
 
 
 @pytest.mark.parametrize("budget", [True, False])
@@ -169,20 +180,22 @@ def test_a_difference_that_is_withheld_is_no_zero(
 ) -> None:
     """Zeros would say that the gradient has not changed."""
     why: list[str] = []
-    strict = door(task, ledger, on_withheld=lambda t, to, reason: why.append(reason))
+    strict = gate(task, ledger, on_withheld=lambda t, to, reason: why.append(reason))
     if budget:
         strict.budget = 0
     else:
         monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     with pytest.raises(Withheld):
-        strict.difference(task.start(0) + 1, task.start(0), 0)
-    assert (strict.withheld, len(why), ledger.units) == (1, 1, 0)
+        strict.difference(task.initial_parameters(0) + 1, task.initial_parameters(0), 0)
+    assert (strict.withheld, len(why), ledger.compositions) == (1, 1, 0)
 
 
 def test_the_difference_of_mode_none_is_of_one_batch(task: Small) -> None:
     told: list[tuple[int, str]] = []
-    clear = door(task, None, config_mode="none", config_batch=16, on_release=lambda *what: told.append(what))
-    before = task.start(0)
+    clear = gate(
+        task, None, config_mode="none", config_batch=16, on_release=lambda *what: told.append(what)
+    )
+    before = task.initial_parameters(0)
     x = before + 1
     found = clear.difference(x, before, 5)
     torch.testing.assert_close(found, clear.own(x, 5) - clear.own(before, 5))
@@ -191,11 +204,13 @@ def test_the_difference_of_mode_none_is_of_one_batch(task: Small) -> None:
     assert not found.equal(clear.difference(x, before, 6))
 
 
-def clipped_difference(task: Small, strict: StrictDoor, x: Tensor, before: Tensor) -> float:
-    """How far the released sum is from Σ_b clip(clip ∇ℓ_b(x) − clip ∇ℓ_b(before)), written as stupidly as possible."""
+def clipped_difference(task: Small, strict: DPGate, x: Tensor, before: Tensor) -> float:
+    """How far the released sum is from Σ_b clip(clip ∇ℓ_b(x) − clip ∇ℓ_b(before)), written as
+    stupidly as possible.
+    """
     clip = strict.config.clip
     total = torch.zeros(task.layout.size, dtype=torch.float64)
-    for row in range(task.examples):
+    for row in range(task.num_examples):
         each = []
         for model in (x, before):
             leaf = model.clone().requires_grad_()
@@ -213,7 +228,9 @@ def clipped_apart(
 ) -> Tensor:
     """A bug: each gradient is clipped, and one example moves their difference by 2C."""
     total = clipping.clipped_sum(task, x, rows, clip, **how)
-    return total if before is None else total - clipping.clipped_sum(task, before, rows, clip, **how)
+    return (
+        total if before is None else total - clipping.clipped_sum(task, before, rows, clip, **how)
+    )
 
 
 @pytest.mark.parametrize("bug", ["none", "clipped apart", "not clipped", "plain gradients"])
@@ -227,30 +244,46 @@ def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(
         monkeypatch.setattr(door_module, "clipped_sum", clipped_apart)
     if bug == "not clipped":
         monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
-        monkeypatch.setattr(ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, clip, 1e9))
+        monkeypatch.setattr(
+            ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, clip, 1e9)
+        )
     if bug == "plain gradients":
         monkeypatch.setattr(clipping, "_clip", lambda gradients, clip: None)
-        monkeypatch.setattr(ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, 1e9, clip))
-    with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
-        bare = door(
-            task, ledger, config_rate=1.0, config_batch=16, config_clip=0.5, config_sigma=1e-4, config_backend=backend
+        monkeypatch.setattr(
+            ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, 1e9, clip)
         )
-        off = clipped_difference(task, bare, task.start(0) * -3, task.start(0))
+    with Ledger.in_memory() as ledger:  # hardly any noise: the sum is seen
+        bare = gate(
+            task,
+            ledger,
+            config_rate=1.0,
+            config_batch=16,
+            config_clip=0.5,
+            config_sigma=1e-4,
+            config_backend=backend,
+        )
+        off = clipped_difference(
+            task, bare, task.initial_parameters(0) * -3, task.initial_parameters(0)
+        )
         assert (off < 0.02) == (bug == "none")
-        assert ledger.units == 1
+        assert ledger.compositions == 1
 
 
 def no_clip_finite(gradients: Any, clip: float) -> Any:
-    return {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}, all_of(gradients)
+    return {name: g.double().nan_to_num().sum(0) for name, g in gradients.items()}, all_of(
+        gradients
+    )
 
 
-# -- the ledger fails, the budget ends ---------------------------------------------------------------------------------
+# -- the ledger fails, the budget ends -------------------------------------------------------------
 
 
-def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_ledger_withholds_and_recovers(
+    task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[int, str]] = []
-    strict = door(task, ledger, on_release=lambda *what: told.append(what))
-    x = task.start(0)
+    strict = gate(task, ledger, on_release=lambda *what: told.append(what))
+    x = task.initial_parameters(0)
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     with pytest.raises(Withheld):
         strict(x, 0, "b")
@@ -262,9 +295,9 @@ def test_a_failing_ledger_withholds_and_recovers(task: Small, ledger: Ledger, mo
     assert not strict(x, 0, "a").any()
     assert not strict.own(x, 0).any()
     assert strict.withheld == 2, "b's and the own one, however often they were asked for"
-    assert ledger.units == 0
+    assert ledger.compositions == 0
     assert strict(x, 1, "b").any()
-    assert (strict.fault, strict.faults, ledger.units) == ("", 2, 1)
+    assert (strict.fault, strict.faults, ledger.compositions) == ("", 2, 1)
 
 
 @pytest.mark.parametrize("what", ["budget", "releases"])
@@ -273,25 +306,39 @@ def test_two_answers_that_are_computed_at_once_are_not_both_released_where_one_i
 ) -> None:
     """Both were let in while one was left; who is debited first has it."""
 
-    def breathe() -> None:
+    def yield_point() -> None:
         if pending:
             inner.append(strict(x, 0, pending.pop()))
 
     pending, inner = ["c"], list[Tensor]()
-    strict = door(task, ledger, breathe=breathe, config_chunk=8, releases=1 if what == "releases" else 3)
+    strict = gate(
+        task,
+        ledger,
+        yield_point=yield_point,
+        config_chunk=8,
+        releases=1 if what == "releases" else 3,
+    )
     if what == "budget":
         strict.budget = 1
-    x = task.start(0)
+    x = task.initial_parameters(0)
     with pytest.raises(Withheld):
         strict(x, 0, "b")
     assert inner[0].any()
-    assert (ledger.units, strict.exhausted) == (1, what == "budget")
+    assert (ledger.compositions, strict.exhausted) == (1, what == "budget")
 
 
 @pytest.mark.parametrize("batches", ["independent", "shared"])
 def test_the_budget_is_kept_exactly(task: Small, ledger: Ledger, batches: str) -> None:
-    limit, x = 6.0, task.start(0)
-    strict = door(task, ledger, rounds=50, limit=limit, limit_delta=1e-3, config_batches=batches, config_sigma=2.0)
+    limit, x = 6.0, task.initial_parameters(0)
+    strict = gate(
+        task,
+        ledger,
+        rounds=50,
+        limit=limit,
+        limit_delta=1e-3,
+        config_batches=batches,
+        config_sigma=2.0,
+    )
     released = 0
     for round in range(50):
         for to in ("a", "b", "c"):
@@ -303,38 +350,45 @@ def test_the_budget_is_kept_exactly(task: Small, ledger: Ledger, batches: str) -
     assert 0 < released < 150
     spent = ledger.rows()
     assert epsilon(spent, 1e-3) <= limit
-    more = [Spent(spent[0].mechanism, spent[0].units + 1)]
+    more = [Spent(spent[0].mechanism, spent[0].compositions + 1)]
     assert epsilon(more, 1e-3) > limit
     assert not strict.own(x, 49).any()
-    later = door(
-        task, ledger, run="later", rounds=50, limit=limit, limit_delta=1e-3, config_batches=batches, config_sigma=2.0
+    later = gate(
+        task,
+        ledger,
+        run="later",
+        rounds=50,
+        limit=limit,
+        limit_delta=1e-3,
+        config_batches=batches,
+        config_sigma=2.0,
     )
     with pytest.raises(Withheld):
         later(x, 0, "b")
 
 
 def test_earlier_runs_without_a_guarantee_leave_no_budget(task: Small, ledger: Ledger) -> None:
-    door(task, ledger, run="open", config_mode="none")
-    strict = door(task, ledger, limit=1000.0)
+    gate(task, ledger, run="open", config_mode="none")
+    strict = gate(task, ledger, limit=1000.0)
     with pytest.raises(Withheld):
-        strict(task.start(0), 0, "b")
+        strict(task.initial_parameters(0), 0, "b")
 
 
 @pytest.mark.parametrize("mode", ["paper", "none"])
 def test_a_limit_needs_a_mode_that_can_keep_it(task: Small, ledger: Ledger, mode: str) -> None:
     with pytest.raises(ConfigurationError, match=r"budget\.epsilon"):
-        door(task, ledger, limit=8.0, config_mode=mode)
+        gate(task, ledger, limit=8.0, config_mode=mode)
 
 
 def test_noise_without_a_ledger_is_refused(task: Small) -> None:
     with pytest.raises(LedgerError, match="without a ledger"):
-        door(task, None)
+        gate(task, None)
 
 
-# -- batches -----------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------
 
 
-def drawn(strict: StrictDoor, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+def drawn(strict: DPGate, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The rows of every later answer."""
     seen: list[list[int]] = []
     original = door_module.clipped_sum
@@ -350,36 +404,38 @@ def drawn(strict: StrictDoor, monkeypatch: pytest.MonkeyPatch) -> list[list[int]
 def test_batches_are_poisson_and_independent_or_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_small(n=400)
     for batches in ("independent", "shared"):
-        with Ledger.throwaway() as ledger:
-            strict = door(task, ledger, config_batches=batches, config_rate=0.3)
+        with Ledger.in_memory() as ledger:
+            strict = gate(task, ledger, config_batches=batches, config_rate=0.3)
             rows = drawn(strict, monkeypatch)
             for round in range(10):
                 for to in "abc":
-                    strict(task.start(0), round, to)
+                    strict(task.initial_parameters(0), round, to)
             assert abs(np.mean([len(r) for r in rows]) - 120) < 8
             assert len({len(r) for r in rows}) > 3  # Poisson: the size varies
             distinct = len({tuple(r) for r in rows})
             assert distinct == (30 if batches == "independent" else 10)
-            assert ledger.units == distinct
+            assert ledger.compositions == distinct
 
 
 def test_fresh_keys_draw_other_batches_and_noise_in_every_process(task: Small) -> None:
-    with Ledger.throwaway() as one, Ledger.throwaway() as two:
-        x = task.start(0)
-        assert not door(task, one, Keys.fresh())(x, 0, "b").equal(door(task, two, Keys.fresh())(x, 0, "b"))
-    with Ledger.throwaway() as one, Ledger.throwaway() as two:
-        assert door(task, one)(x, 0, "b").equal(door(task, two)(x, 0, "b"))
+    with Ledger.in_memory() as one, Ledger.in_memory() as two:
+        x = task.initial_parameters(0)
+        assert not gate(task, one, Keys.fresh())(x, 0, "b").equal(
+            gate(task, two, Keys.fresh())(x, 0, "b")
+        )
+    with Ledger.in_memory() as one, Ledger.in_memory() as two:
+        assert gate(task, one)(x, 0, "b").equal(gate(task, two)(x, 0, "b"))
 
 
-# -- the other doors ---------------------------------------------------------------------------------------------------
+# -- the other doors -------------------------------------------------------------------------------
 
 
 def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> None:
-    paper = door(task, ledger, config_mode="paper", config_rate=1.0)
-    assert isinstance(paper, PaperDoor)
-    x = task.start(0)
+    paper = gate(task, ledger, config_mode="paper", config_rate=1.0)
+    assert isinstance(paper, PaperGate)
+    x = task.initial_parameters(0)
     own = paper.own(x, 0)
-    oracle = clipping.clipped_sum(task, x, torch.arange(task.examples), 1.0) / 20
+    oracle = clipping.clipped_sum(task, x, torch.arange(task.num_examples), 1.0) / 20
     torch.testing.assert_close(own, oracle.float())
     assert not paper(x, 0, "a").equal(own)
     assert paper(x, 0, "b").any()
@@ -392,22 +448,26 @@ def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> No
         paper.own(x + 1, 1)
 
 
-def test_paper_own_is_withheld_with_its_debit(task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    paper = door(task, ledger, config_mode="paper")
+def test_paper_own_is_withheld_with_its_debit(
+    task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper = gate(task, ledger, config_mode="paper")
     monkeypatch.setitem(failpoint._ARMED, "before_ledger_append", failpoint._Armed("eio", 1))
-    assert not paper.own(task.start(0), 0).any()
+    assert not paper.own(task.initial_parameters(0), 0).any()
 
 
 def test_clear_gradients_are_plain_public_and_free(task: Small) -> None:
-    clear = door(task, None, config_mode="none", config_batch=16)
-    assert isinstance(clear, ClearDoor)
-    x = task.start(0)
+    clear = gate(task, None, config_mode="none", config_batch=16)
+    assert isinstance(clear, NonPrivateGate)
+    x = task.initial_parameters(0)
     assert clear(x, 0, "b").equal(clear(x, 0, "c"))
     assert clear.own(x, 0).equal(clear(x, 0, "a"))
-    assert door(task, None, config_mode="none", config_batch=16)(x, 0, "b").equal(clear(x, 0, "b"))
+    assert gate(task, None, config_mode="none", config_batch=16)(x, 0, "b").equal(clear(x, 0, "b"))
     assert not clear(x, 1, "b").equal(clear(x, 0, "b"))
-    whole = door(task, None, config_mode="none", config_batch=1000)(x, 0, "b")
-    torch.testing.assert_close(whole, clipping.mean_gradient(task, x, torch.arange(task.examples)))
+    whole = gate(task, None, config_mode="none", config_batch=1000)(x, 0, "b")
+    torch.testing.assert_close(
+        whole, clipping.mean_gradient(task, x, torch.arange(task.num_examples))
+    )
 
 
 def test_calibrated_noise_covers_the_largest_neighborhood() -> None:
@@ -416,25 +476,31 @@ def test_calibrated_noise_covers_the_largest_neighborhood() -> None:
     assert sigma == pytest.approx(1.68, rel=0.01)
     told = door_module.mechanism(config, d=650, sigma=sigma, releases=3)
     assert 7.9 < epsilon([Spent(told, 3000)], 1e-4) <= 8.0
-    assert noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
+    assert (
+        noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
+    )
 
 
-def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(task: Small, ledger: Ledger) -> None:
-    door(task, ledger, config_sigma=2.0)(task.start(0), 0, "b")
+def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(
+    task: Small, ledger: Ledger
+) -> None:
+    gate(task, ledger, config_sigma=2.0)(task.initial_parameters(0), 0, "b")
     [row] = ledger.rows()
     assert row.mechanism.sigma == noise.effective(2.0, task.layout.size) < 2.0
-    large = door_module.mechanism(door_module.PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1)
+    large = door_module.mechanism(
+        door_module.PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1
+    )
     assert large.sigma == pytest.approx(2.0 / (1 + 2.0 * 10**4.5 / noise.STEPS), rel=1e-4)
     assert large.sigma < 1.9
 
 
-# -- what a release is: one detector, and the bugs it must find --------------------------------------------------------
+# -- what a release is: one detector, and the bugs it must find ------------------------------------
 
 
 def oracle(task: Small, x: Tensor, clip: float) -> Tensor:
     """Σ_b clipped gradients, written as stupidly as possible."""
     total = torch.zeros(task.layout.size, dtype=torch.float64)
-    for row in range(task.examples):
+    for row in range(task.num_examples):
         leaf = x.clone().requires_grad_()
         example = tuple(part[0] for part in task.batch(torch.tensor([row])))
         (g,) = torch.autograd.grad(task.loss(views(task.layout, leaf), example), leaf)
@@ -457,14 +523,14 @@ def violations(backend: str = "vmap") -> set[str]:
 def _broken_sum(task: Small, batch: int, clip: float, backend: str) -> set[str]:
     found: set[str] = set()
     how = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
-    with Ledger.throwaway() as ledger:  # hardly any noise: the sum is seen
-        bare = door(task, ledger, config_rate=1.0, config_sigma=1e-4, **how)
+    with Ledger.in_memory() as ledger:  # hardly any noise: the sum is seen
+        bare = gate(task, ledger, config_rate=1.0, config_sigma=1e-4, **how)
         for round, scale in enumerate((1.0, 30.0)):
-            x = task.start(0) * scale
+            x = task.initial_parameters(0) * scale
             released = bare(x, round, "b").double() * batch
             if not float((released - oracle(task, x, clip)).norm()) < 0.02:
                 found.add("sum")
-        if ledger.units != 2:
+        if ledger.compositions != 2:
             found.add("debit")
     return found
 
@@ -472,18 +538,22 @@ def _broken_sum(task: Small, batch: int, clip: float, backend: str) -> set[str]:
 def _broken_noise(task: Small, batch: int, clip: float, backend: str) -> set[str]:
     found: set[str] = set()
     how = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
-    with Ledger.throwaway() as ledger:  # no finite gradient at all: the noise is seen
-        noisy = door(task, ledger, config_rate=0.5, config_sigma=2.0, **how)
-        x = torch.full_like(task.start(0), NAN)
-        noises = {(t, to): noisy(x, t, to) * batch / (2.0 * clip) for t in range(10) for to in "abc"}
+    with Ledger.in_memory() as ledger:  # no finite gradient at all: the noise is seen
+        noisy = gate(task, ledger, config_rate=0.5, config_sigma=2.0, **how)
+        x = torch.full_like(task.initial_parameters(0), NAN)
+        noises = {
+            (t, to): noisy(x, t, to) * batch / (2.0 * clip) for t in range(10) for to in "abc"
+        }
         everything = torch.cat(list(noises.values()))
         if not abs(float(everything.std()) - 1.0) < 0.03:
             found.add("std")
-        if abs(float((noises[0, "a"] * noises[0, "b"]).mean())) > 0.2 or noises[0, "a"].equal(noises[1, "a"]):
+        if abs(float((noises[0, "a"] * noises[0, "b"]).mean())) > 0.2 or noises[0, "a"].equal(
+            noises[1, "a"]
+        ):
             found.add("reuse")
         if not noisy(x, 9, "a").equal(noises[9, "a"] / batch * (2.0 * clip)):
             found.add("repeat")
-        if ledger.units != 30:
+        if ledger.compositions != 30:
             found.add("debit")
     return found
 
@@ -499,7 +569,9 @@ def clip_the_batch(gradients: Any, clip: float) -> Any:
 
 
 def clip_each_tensor(gradients: Any, clip: float) -> Any:
-    return {name: CLIP_AND_SUM({name: g}, clip)[0][name] for name, g in gradients.items()}, all_of(gradients)
+    return {name: CLIP_AND_SUM({name: g}, clip)[0][name] for name, g in gradients.items()}, all_of(
+        gradients
+    )
 
 
 def all_of(gradients: Any) -> Tensor:
@@ -510,7 +582,9 @@ def all_of(gradients: Any) -> Tensor:
 def clamp_instead_of_mask(gradients: Any, clip: float) -> Any:
     norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     factor = (clip / norm).clamp(max=1).double()
-    return {name: torch.einsum("n,n...->...", factor, g.double()) for name, g in gradients.items()}, all_of(gradients)
+    return {
+        name: torch.einsum("n,n...->...", factor, g.double()) for name, g in gradients.items()
+    }, all_of(gradients)
 
 
 CLIP_AND_SUM, RELEASE, STREAM = clipping.clip_and_sum, noise.release, Keys.stream
@@ -521,9 +595,14 @@ def ghost_difference(models: Any, inner: float, outer: float) -> Any:
     """As `ghost.clip_and_sum`, with a bound for each gradient and another for their difference."""
     total: dict[str, Tensor] = {}
     for row in range(len(next(iter(models[0].values()))[0])):
-        each = [{name: (delta[row : row + 1], a[row : row + 1]) for name, (delta, a) in it.items()} for it in models]
+        each = [
+            {name: (delta[row : row + 1], a[row : row + 1]) for name, (delta, a) in it.items()}
+            for it in models
+        ]
         here, there = (GHOST([it], inner)[0] for it in each)
-        moved, _ = CLIP_AND_SUM({name: (here[name] - there[name]).unsqueeze(0) for name in here}, outer)
+        moved, _ = CLIP_AND_SUM(
+            {name: (here[name] - there[name]).unsqueeze(0) for name in here}, outer
+        )
         total = {name: total.get(name, 0) + it for name, it in moved.items()}
     return total, every(models)
 
@@ -534,19 +613,24 @@ def every(models: Any) -> Tensor:
 
 
 def ghost_of_each_tensor(models: Any, clip: float) -> Any:
-    return {name: GHOST([{name: each[name]} for each in models], clip)[0][name] for name in models[0]}, every(models)
+    return {
+        name: GHOST([{name: each[name]} for each in models], clip)[0][name] for name in models[0]
+    }, every(models)
 
 
 def ghost_clamped(models: Any, clip: float) -> Any:
     weight = (clip / ghost._inner(models[0], models[0]).sqrt()).clamp(max=1)
-    total = {name: (weight.unsqueeze(1) * delta).t().double() @ a.double() for name, (delta, a) in models[0].items()}
+    total = {
+        name: (weight.unsqueeze(1) * delta).t().double() @ a.double()
+        for name, (delta, a) in models[0].items()
+    }
     return total, every(models)
 
 
 def scaled(part: float, divisor: float = 1.0) -> Callable[..., Tensor]:
     def release(total: Tensor, sigma: float, clip: float, batch: int, stream: Stream) -> Tensor:
-        units = noise.noised(total * 0, sigma, clip, stream)
-        z = torch.from_numpy(units) * noise.grid(sigma, clip)
+        compositions = noise.noised(total * 0, sigma, clip, stream)
+        z = torch.from_numpy(compositions) * noise.grid(sigma, clip)
         return ((total + part * z) / (batch * divisor)).to(torch.float32)
 
     return release
@@ -558,7 +642,7 @@ def same_for_all(self: Keys, purpose: str, round: int, recipient: str) -> Stream
     return STREAM(self, purpose, round, recipient)
 
 
-def forgetful(self: StrictDoor, question: Any, t: int, to: str) -> Tensor:
+def forgetful(self: DPGate, question: Any, t: int, to: str) -> Tensor:
     self.keys = Keys.fresh()
     total, stream = self._clipped(question, t, to), self.keys.stream("noise", t, to)
     if self.ledger.last_round(self.run, to) < t:
@@ -579,12 +663,14 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "noise on the mean": (noise, "release", scaled(1 / 16)),
     "another divisor": (noise, "release", scaled(1.0, 0.75)),
     "one noise for all": (Keys, "stream", same_for_all),
-    "fresh noise for a repeat": (StrictDoor, "_answer", forgetful),
+    "fresh noise for a repeat": (DPGate, "_answer", forgetful),
     "no debit": (Ledger, "debit", lambda *_: 0),
 }
 
 
-BROKEN = dict(zip(BUGS, ["sum"] * 7 + ["std"] * 3 + ["sum", "reuse", "repeat", "debit"], strict=True))
+BROKEN = dict(
+    zip(BUGS, ["sum"] * 7 + ["std"] * 3 + ["sum", "reuse", "repeat", "debit"], strict=True)
+)
 
 
 @pytest.mark.parametrize("backend", ["ghost", "vmap", "loop"])
@@ -609,7 +695,7 @@ failpoint.arm()
 task = make_small()
 strict = door(task, Ledger.open(Path(sys.argv[1]), "digits"))
 for round in range(5):
-    strict(task.start(0), round, "b")
+    strict(task.initial_parameters(0), round, "b")
     print("released", flush=True)
 """
 
@@ -622,7 +708,7 @@ def test_kill_9_within_a_release(tmp_path: Path, point: str) -> None:
     result = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert (result.returncode, result.stdout.count(b"released")) == (-signal.SIGKILL, 2)
     with Ledger.open(tmp_path, "digits") as ledger:
-        assert ledger.units == (3 if point == "after_ledger_fsync" else 2)
+        assert ledger.compositions == (3 if point == "after_ledger_fsync" else 2)
         task = make_small()
         with pytest.raises(QuestionRefused):
-            door(task, ledger)(task.start(0), 1, "b")
+            gate(task, ledger)(task.initial_parameters(0), 1, "b")

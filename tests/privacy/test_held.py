@@ -1,4 +1,6 @@
-"""What a release can be at most: every node's is within the public bound, whatever its data; nobody moves it more."""
+"""What a release can be at most: every node's is within the public bound, whatever its data; nobody
+moves it more.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import Small, door
+from small import Small, gate
 
 from node.config import LimitsSection, PrivacySection
 from node.privacy import noise
@@ -18,7 +20,9 @@ from node.rounds.buffers import Size
 from peer.errors import Malformed
 from peer.session.mailbox import Role
 
-VECTORS = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3).map(lambda it: torch.tensor(it, dtype=torch.float64))
+VECTORS = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3).map(
+    lambda it: torch.tensor(it, dtype=torch.float64)
+)
 
 
 @given(VECTORS, VECTORS, st.floats(1e-3, 1e6))
@@ -37,12 +41,18 @@ def test_a_sum_within_the_bound_keeps_its_bits() -> None:
 
 
 @pytest.mark.parametrize("most", [1, None])
-def test_a_node_with_too_many_examples_is_held_to_the_bound(task: Small, ledger: Ledger, most: int | None) -> None:
+def test_a_node_with_too_many_examples_is_held_to_the_bound(
+    task: Small, ledger: Ledger, most: int | None
+) -> None:
     """One example's worth, with q = 1: without holding, the sum of forty is far beyond that."""
     privacy = PrivacySection(sigma=1e-3, rate=1.0, batch=1000, max_examples=most)
-    bound = Bounds.of(LimitsSection(), privacy, sigma=1e-3, d=task.layout.size).norm(task.layout.size, Role.ANSWER)
-    strict = door(task, ledger, config_rate=1.0, config_batch=1000, sigma=1e-3, config_max_examples=most)
-    x = 3.0 + task.start(0)
+    bound = Bounds.of(LimitsSection(), privacy, sigma=1e-3, d=task.layout.size).norm(
+        task.layout.size, Role.ANSWER
+    )
+    strict = gate(
+        task, ledger, config_rate=1.0, config_batch=1000, sigma=1e-3, config_max_examples=most
+    )
+    x = 3.0 + task.initial_parameters(0)
     assert float(strict(x, 0, "b").norm()) <= bound
     if most is None:
         assert float(strict(x, 0, "b").norm()) > 3 / 1000, "power: the examples agree"
@@ -53,7 +63,9 @@ def test_the_bound_of_a_release_is_the_documented_formula() -> None:
     found = Bounds.of(LimitsSection(), privacy, sigma=2.0, d=400)
     assert found.release == pytest.approx((300 * 0.5 + 2.0 * 0.5 * (20 + 6)) / 30)
     more = privacy.model_copy(update={"max_examples": 600})
-    assert Bounds.of(LimitsSection(), more, sigma=2.0, d=400).release == pytest.approx((600 * 0.5 + 26) / 30)
+    assert Bounds.of(LimitsSection(), more, sigma=2.0, d=400).release == pytest.approx(
+        (600 * 0.5 + 26) / 30
+    )
     assert found.norm(400) == pytest.approx(1e4 * 20, rel=1e-3)
     assert found.norm(400, Role.ANSWER) == pytest.approx(found.release, rel=1e-3)
     assert Bounds.of(LimitsSection(), PrivacySection(mode="none"), sigma=0.0, d=400).release == inf

@@ -1,4 +1,6 @@
-"""The ledger's rules: a debit is on disk before it returns, nothing committed is ever forgotten unnoticed."""
+"""The ledger's rules: a debit is on disk before it returns, nothing committed is ever forgotten
+unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from node.privacy.accountant import Mechanism, Spent
-from node.privacy.head import GENESIS, Head
 from node.privacy.ledger import Ledger
+from node.privacy.ledger_head import GENESIS, Head
 from peer import failpoint
 from peer.errors import ConfigurationError, LedgerError, TemporaryFailure
 
@@ -51,10 +53,17 @@ def test_rows_survive_and_are_run_length_coded(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
         assert ledger.head == head
         assert head[0] == 18
-        assert ledger.rows() == [Spent(STRICT, 9), Spent(SHARED, 3)]  # a shared batch's round is one unit
+        assert ledger.rows() == [
+            Spent(STRICT, 9),
+            Spent(SHARED, 3),
+        ]  # a shared batch's round is one unit
         assert ledger.rows("run") == [Spent(STRICT, 9)]
-        assert ledger.units == 12
-        assert (ledger.last_round("run"), ledger.last_round("run", "z"), ledger.last_round("none")) == (2, -1, -1)
+        assert ledger.compositions == 12
+        assert (
+            ledger.last_round("run"),
+            ledger.last_round("run", "z"),
+            ledger.last_round("none"),
+        ) == (2, -1, -1)
         assert ledger.count("run", 1) == 3
 
 
@@ -117,29 +126,36 @@ def test_files_are_private(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o077 == 0
 
 
-# -- a failing disk ----------------------------------------------------------------------------------------------------
+# -- a failing disk --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", ["enospc", "eio"])
 @pytest.mark.parametrize(
     ("point", "stands"),
-    [("before_ledger_append", 0), ("after_ledger_append", 0), ("before_ledger_head", 1), ("after_ledger_fsync", 1)],
+    [
+        ("before_ledger_append", 0),
+        ("after_ledger_append", 0),
+        ("before_ledger_head", 1),
+        ("after_ledger_fsync", 1),
+    ],
 )
 @pytest.mark.parametrize("kind", ["disk", "memory"])
 def test_a_disk_error_releases_nothing_and_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, stands: int, action: str, kind: str
 ) -> None:
-    with opened(tmp_path) if kind == "disk" else Ledger.throwaway() as ledger:
+    with opened(tmp_path) if kind == "disk" else Ledger.in_memory() as ledger:
         ledger.debit("run", 0, "b", STRICT)
         monkeypatch.setitem(failpoint._ARMED, point, failpoint._Armed(action, 1))
         with pytest.raises(LedgerError, match="nothing is released"):
             ledger.debit("run", 1, "b", STRICT)
-        assert ledger.head[0] == ledger.units == 1 + stands  # memory says what the disk says
+        assert ledger.head[0] == ledger.compositions == 1 + stands  # memory says what the disk says
         ledger.debit("run", 2, "b", STRICT)
-        assert ledger.head[0] == ledger.units == 2 + stands
+        assert ledger.head[0] == ledger.compositions == 2 + stands
 
 
-def test_a_debit_is_synced_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_debit_is_synced_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The row by SQLite, the head by us: where the disk refuses to sync, nothing is released."""
 
     def refuse(descriptor: int) -> None:
@@ -189,7 +205,9 @@ def test_a_full_database_and_a_read_only_one(tmp_path: Path) -> None:
 
 
 def test_files_that_may_not_grow(tmp_path: Path) -> None:
-    """A real refusal by the kernel (EFBIG), in a process of its own; space returns and debits go on."""
+    """A real refusal by the kernel (EFBIG), in a process of its own; space returns and debits go
+    on.
+    """
     code = """
 import resource, signal, sys
 from pathlib import Path
@@ -207,7 +225,9 @@ for round in range(30):
     except LedgerError: refused += 1
 print(done, refused, ledger.head[0])
 """
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     done, refused, rows = map(int, result.stdout.split())
     assert refused > 0
     assert done >= 20
@@ -216,7 +236,8 @@ print(done, refused, ledger.head[0])
 
 
 @pytest.mark.parametrize(
-    "point", ["before_ledger_append", "after_ledger_append", "before_ledger_head", "after_ledger_fsync"]
+    "point",
+    ["before_ledger_append", "after_ledger_append", "before_ledger_head", "after_ledger_fsync"],
 )
 @pytest.mark.parametrize("hit", [1, 2, 5])
 def test_kill_9_around_a_debit(tmp_path: Path, point: str, hit: int) -> None:
@@ -234,7 +255,10 @@ for round in range(9):
 """
     environment = os.environ | {failpoint.VARIABLE: f"{point}=kill@{hit}"}
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, env=environment, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        env=environment,
+        check=False,
     )
     assert result.returncode == -signal.SIGKILL
     released = result.stdout.count(b"released")
@@ -244,7 +268,7 @@ for round in range(9):
         ledger.debit("run", ledger.last_round("run") + 1, "b", STRICT)
 
 
-# -- damaged files -----------------------------------------------------------------------------------------------------
+# -- damaged files ---------------------------------------------------------------------------------
 
 
 def vouched(folder: Path) -> int | None:
@@ -298,7 +322,9 @@ def test_flipped_bits(crashed: Path, tmp_path: Path, suffix: str) -> None:
     dice, refusals = random.Random(0), 0
     for number in range(120):
         place = (
-            dice.randrange(len(content) * 2 // 3, len(content)) if suffix != ".sqlite" else dice.randrange(len(content))
+            dice.randrange(len(content) * 2 // 3, len(content))
+            if suffix != ".sqlite"
+            else dice.randrange(len(content))
         )
         trial = crash_copy(crashed, tmp_path / f"{number}")
         changed = bytearray(content)
@@ -311,7 +337,9 @@ def test_flipped_bits(crashed: Path, tmp_path: Path, suffix: str) -> None:
     assert refusals > 5
 
 
-def test_without_the_head_a_cut_wal_forgets_unnoticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_head_a_cut_wal_forgets_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The power of the tests above: what SQLite alone does."""
     monkeypatch.setattr(Head, "write", lambda *_: None)
     with opened(tmp_path / "live") as ledger:
@@ -333,7 +361,9 @@ def test_a_torn_head_is_no_loss_but_a_lost_one_is(crashed: Path) -> None:
         head.unlink()
         if lost is not None:
             head.write_bytes(lost)
-        with pytest.raises(LedgerError, match=r"no readable head.*Nothing will be released.*Restore"):
+        with pytest.raises(
+            LedgerError, match=r"no readable head.*Nothing will be released.*Restore"
+        ):
             opened(crashed)
         head.write_bytes(content)
 
@@ -392,7 +422,9 @@ def test_neighbors_notice_a_rollback_of_everything(tmp_path: Path) -> None:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Debits, crashes and damage in any order: what was released is in the ledger, or the ledger refuses."""
+    """Debits, crashes and damage in any order: what was released is in the ledger, or the ledger
+    refuses.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -478,7 +510,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def spent_covers_released(self) -> None:
-        assert self.ledger.head[0] == self.ledger.units >= len(self.released)
+        assert self.ledger.head[0] == self.ledger.compositions >= len(self.released)
 
     def teardown(self) -> None:
         self.ledger.close()

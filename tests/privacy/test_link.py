@@ -11,7 +11,7 @@ import pytest
 from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.learning.learner import Learner
-from node.privacy.accountant import Spent, epsilon_link, epsilon_live
+from node.privacy.accountant import Spent, epsilon_link, epsilon_rdp
 from node.privacy.ledger import Ledger
 from node.rounds.lockstep import simulate
 
@@ -20,13 +20,20 @@ ROUNDS = 12
 
 def learners(**privacy: Any) -> dict[str, Learner]:
     section = {"mode": "strict", "sigma": 1.0, "delta": 1e-3, "rate": 0.05, "batch": 20, **privacy}
-    values = {"train": {"rounds": ROUNDS}, "topology": {"kind": "full"}, "experiment": {"nodes": 3}, "privacy": section}
-    return in_process._learners(ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}}))
+    values = {
+        "train": {"rounds": ROUNDS},
+        "topology": {"kind": "full"},
+        "experiment": {"nodes": 3},
+        "privacy": section,
+    }
+    return in_process._learners(
+        ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}})
+    )
 
 
 def play(nodes: dict[str, Learner], first: int, last: int, without: str = "") -> None:
     up = {name: it.algorithm for name, it in nodes.items() if name != without}
-    simulate(up, next(iter(nodes.values())).plan.hoods, last, first=first)
+    simulate(up, next(iter(nodes.values())).plan.neighborhoods, last, first=first)
 
 
 def figures(learner: Learner) -> tuple[float, float, float, float]:
@@ -47,10 +54,12 @@ def test_a_node_that_skipped_rounds(batches: str, first: int, stop: int) -> None
     assert link == pytest.approx(epsilon_link(nodes["n1"].mechanism, stop - first, 1e-3))
     assert 0 < link <= total
     alone = replace(nodes["n1"].mechanism, releases=1)
-    assert live_link == pytest.approx(epsilon_live([Spent(alone, stop - first)], 1e-3))
+    assert live_link == pytest.approx(epsilon_rdp([Spent(alone, stop - first)], 1e-3))
     assert live_link <= live_total
     stayed = figures(nodes["n0"])
-    assert stayed[0] == pytest.approx(epsilon_link(nodes["n0"].mechanism, ROUNDS, 1e-3)), "to n2, in every round"
+    assert stayed[0] == pytest.approx(epsilon_link(nodes["n0"].mechanism, ROUNDS, 1e-3)), (
+        "to n2, in every round"
+    )
     assert link < stayed[0] <= stayed[1]
 
 
@@ -69,4 +78,9 @@ def test_a_ledger_remembers_whom_it_answered(tmp_path: Path) -> None:
             ledger.debit("other", begun, "b", mechanism)
     with Ledger.open(tmp_path, "ward") as ledger:
         ledger.mark("marked", "none")
-        assert [ledger.longest(run) for run in ("run", "other", "marked", "unknown")] == [8, 2, 0, 0]
+        assert [ledger.longest(run) for run in ("run", "other", "marked", "unknown")] == [
+            8,
+            2,
+            0,
+            0,
+        ]

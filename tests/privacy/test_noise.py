@@ -29,8 +29,8 @@ def stream(round: int = 0, seed: int = 1) -> Stream:
 
 def pure(d: int, sigma: float, clip: float, seed: int = 1) -> np.ndarray:
     """Released noise alone, before the division, in units of σC."""
-    units = noise.noised(torch.zeros(d, dtype=torch.float64), sigma, clip, stream(seed=seed))
-    return units * noise.grid(sigma, clip) / (sigma * clip)
+    compositions = noise.noised(torch.zeros(d, dtype=torch.float64), sigma, clip, stream(seed=seed))
+    return compositions * noise.grid(sigma, clip) / (sigma * clip)
 
 
 def looks_gaussian(z: np.ndarray) -> bool:
@@ -45,7 +45,9 @@ def test_noise_is_normal_on_a_million_samples_and_the_test_has_power() -> None:
     assert not looks_gaussian(z / 2)
     assert not looks_gaussian(z * 0)
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 5e-3
-    assert abs(np.corrcoef(z[: BLOCK // 2], z[BLOCK // 2 : BLOCK])[0, 1]) < 0.05  # the two halves of Box–Muller
+    assert (
+        abs(np.corrcoef(z[: BLOCK // 2], z[BLOCK // 2 : BLOCK])[0, 1]) < 0.05
+    )  # the two halves of Box–Muller
 
 
 def test_uniform_is_uniform() -> None:
@@ -66,20 +68,25 @@ def test_any_length(n: int) -> None:
 def test_sums_are_multiples_of_the_grid_whatever_the_input() -> None:
     total = torch.randn(5000, dtype=torch.float64)
     sigma, clip, divisor = 1.3, 0.7, 48
-    units = noise.noised(total, sigma, clip, stream())
-    assert units.dtype == np.int64
+    compositions = noise.noised(total, sigma, clip, stream())
+    assert compositions.dtype == np.int64
     released = noise.release(total, sigma, clip, divisor, stream())
     step = noise.grid(sigma, clip)
-    np.testing.assert_allclose(released.double().numpy(), units * step / divisor, rtol=1e-6)
+    np.testing.assert_allclose(released.double().numpy(), compositions * step / divisor, rtol=1e-6)
     without = noise.noised(torch.zeros_like(total), sigma, clip, stream())
     np.testing.assert_array_equal(
-        units - without, np.rint(total.numpy() / step)
+        compositions - without, np.rint(total.numpy() / step)
     )  # same noise: only the rounded sum differs
 
 
 def test_released_values_do_not_tell_neighboring_inputs_apart_by_their_low_bits() -> None:
-    """With plain floating-point noise the low bits of a release depend on the input; on the grid they can't."""
-    a, b = torch.zeros(10_000, dtype=torch.float64), torch.full((10_000,), 0.1234567, dtype=torch.float64)
+    """With plain floating-point noise the low bits of a release depend on the input; on the grid
+    they can't.
+    """
+    a, b = (
+        torch.zeros(10_000, dtype=torch.float64),
+        torch.full((10_000,), 0.1234567, dtype=torch.float64),
+    )
     step = noise.grid(1.0, 1.0)
     for total in (a, b):
         values = noise.noised(total, 1.0, 1.0, stream()) * step
@@ -116,7 +123,12 @@ def test_impossible_noise_is_refused() -> None:
 
 
 def test_absurdly_small_noise_does_not_wrap_around() -> None:
-    assert noise.noised(torch.tensor([1e9, -1e9], dtype=torch.float64), 1e-12, 1e-3, stream()).tolist()[0] > 0
+    assert (
+        noise.noised(
+            torch.tensor([1e9, -1e9], dtype=torch.float64), 1e-12, 1e-3, stream()
+        ).tolist()[0]
+        > 0
+    )
 
 
 def test_global_seeds_touch_nothing() -> None:
@@ -131,12 +143,21 @@ def test_global_seeds_touch_nothing() -> None:
 
 def test_every_process_has_its_own_noise() -> None:
     code = "from node.randomness import Keys; print(Keys.fresh().stream('noise', 0, 'b').normal(4).tolist())"
-    first, second = (subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(2))
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        for _ in range(2)
+    )
     assert first.stdout != second.stdout
 
 
 def test_streams_differ_in_every_part_of_their_name_and_repeat_with_an_insecure_seed() -> None:
-    names = [("noise", 0, "b"), ("batch", 0, "b"), ("noise", 1, "b"), ("noise", 0, "c"), ("noise", 1, "0b")]
+    names = [
+        ("noise", 0, "b"),
+        ("batch", 0, "b"),
+        ("noise", 1, "b"),
+        ("noise", 0, "c"),
+        ("noise", 1, "0b"),
+    ]
     draws = {tuple(Keys.insecure(1, "a").stream(*name).uniform(4)) for name in names}
     draws |= {tuple(Keys.insecure(2, "a").stream("noise", 0, "b").uniform(4))}
     draws |= {tuple(Keys.insecure(1, "b").stream("noise", 0, "b").uniform(4))}
@@ -163,5 +184,7 @@ def test_keys_and_streams_are_not_shown_copied_or_stored(secret: object) -> None
 
 
 def test_public_generators_repeat() -> None:
-    draws = [torch.rand(2, generator=public_generator(0, "a", r, "batch")).tolist() for r in (0, 0, 1)]
+    draws = [
+        torch.rand(2, generator=public_generator(0, "a", r, "batch")).tolist() for r in (0, 0, 1)
+    ]
     assert draws[0] == draws[1] != draws[2]

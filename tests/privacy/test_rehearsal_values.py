@@ -1,5 +1,5 @@
-"""A backend is chosen on made-up records that the task can take: lengths, masks, classes from 1, logarithms and so on.
-Private values have no part in the choice."""
+"""A backend is chosen on made-up records that the task can take: lengths, masks, classes from 1,
+logarithms and so on. Private values have no part in the choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo import CLASSES, RECORDS, STEPS, TOKENS, Columns, Masked, Mean, Model, Packed, floats, labels, masked, sequences
+from zoo import (
+    CLASSES,
+    RECORDS,
+    STEPS,
+    TOKENS,
+    Columns,
+    Masked,
+    Mean,
+    Model,
+    Packed,
+    floats,
+    labels,
+    masked,
+    sequences,
+)
 
 from node.maths import clipping
 from node.maths.clipping import Backend, clipped_sum, pick, probe
@@ -68,7 +82,10 @@ class OfTokens(nn.Module):
 
     def __init__(self, first: int) -> None:
         super().__init__()
-        self.first, self.layers = first, nn.Sequential(nn.Embedding(TOKENS, 4), Mean(), nn.Linear(4, CLASSES))
+        self.first, self.layers = (
+            first,
+            nn.Sequential(nn.Embedding(TOKENS, 4), Mean(), nn.Linear(4, CLASSES)),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.layers(ids.int() - self.first)
@@ -86,8 +103,12 @@ class Table(nn.Module):
         return self.out(self.table[index])
 
 
-def integers(low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Callable[[torch.Generator], Tensor]:
-    return lambda generator: torch.randint(low, high, (RECORDS, *shape), generator=generator).to(dtype)
+def integers(
+    low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64
+) -> Callable[[torch.Generator], Tensor]:
+    return lambda generator: torch.randint(low, high, (RECORDS, *shape), generator=generator).to(
+        dtype
+    )
 
 
 def with_labels(*columns: Callable[[torch.Generator], Tensor], first: int = 0) -> Columns:
@@ -139,7 +160,9 @@ def lengths_and_padding(generator: torch.Generator) -> tuple[Tensor, ...]:
 
 
 def one_hot(generator: torch.Generator) -> tuple[Tensor, ...]:
-    return functional.one_hot(torch.randint(0, 6, (RECORDS,), generator=generator), 6), labels(generator)
+    return functional.one_hot(torch.randint(0, 6, (RECORDS,), generator=generator), 6), labels(
+        generator
+    )
 
 
 def votes(generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -183,11 +206,15 @@ WITH_VALUES: dict[str, Values] = {
     "classes from 1": Values(linear, with_labels(uniform(-1, 1, 6), first=1), task=FromOne),
     "ids from 0": Values(lambda: OfTokens(0), with_labels(integers(0, TOKENS, STEPS))),
     "ids from 1": Values(lambda: OfTokens(1), with_labels(integers(1, TOKENS + 1, STEPS))),
-    "ids of 32 bits": Values(lambda: OfTokens(1), with_labels(integers(1, TOKENS + 1, STEPS, dtype=torch.int32))),
+    "ids of 32 bits": Values(
+        lambda: OfTokens(1), with_labels(integers(1, TOKENS + 1, STEPS, dtype=torch.int32))
+    ),
     "one-hot": Values(lambda: Of(lambda x: x / x.sum(1, keepdim=True), 6), one_hot),
     "votes": Values(linear, votes, task=Soft),
     "index": Values(Table, with_labels(integers(0, TOKENS))),
-    "Booleans": Values(lambda: Of(Tensor.float, 6), with_labels(integers(0, 2, 6, dtype=torch.bool))),
+    "Booleans": Values(
+        lambda: Of(Tensor.float, 6), with_labels(integers(0, 2, 6, dtype=torch.bool))
+    ),
     "pixels": Values(lambda: Of(lambda x: x.float().flatten(1) / 255, 6), with_labels(IMAGE)),
     "lengths and padding": Values(lambda: Of(mean_of_steps, 3), lengths_and_padding),
     "standardized pixels": Values(lambda: Of(standardized, 6), with_labels(IMAGE)),
@@ -196,7 +223,9 @@ WITH_VALUES: dict[str, Values] = {
     "square root": Values(lambda: Of(torch.sqrt, 6), with_labels(uniform(0, 9, 6))),
     "probabilities": Values(lambda: Of(torch.logit, 6), with_labels(uniform(0.1, 0.9, 6))),
     "probability as the label": Values(linear, probabilities, task=Probability),
-    "float64": Values(lambda: Of(Tensor.float, 6), with_labels(lambda g: uniform(0, 1, 6)(g).double())),
+    "float64": Values(
+        lambda: Of(Tensor.float, 6), with_labels(lambda g: uniform(0, 1, 6)(g).double())
+    ),
 }
 DECLARED: dict[str, Values] = {
     "ids from 100": Values(
@@ -230,7 +259,9 @@ def test_the_best_backend_is_taken(name: str) -> None:
     assert probe(EVERY[name].make(), CHUNK) == EVERY[name].backend
 
 
-@pytest.mark.parametrize("name", [name for name, values in EVERY.items() if values.backend == "vmap"])
+@pytest.mark.parametrize(
+    "name", [name for name, values in EVERY.items() if values.backend == "vmap"]
+)
 def test_vmap_is_not_refused_for_a_false_reason(name: str) -> None:
     assert pick("vmap", EVERY[name].make(), CHUNK) == "vmap"
 
@@ -248,7 +279,11 @@ def test_without_a_declaration_it_is_looped_and_says_what_to_do(name: str) -> No
     assert choice.backend == "loop"
     assert "example()" in choice.reason
     assert "\n" not in choice.reason
-    assert clipped_sum(task, task.start(0), torch.arange(RECORDS), 1.0, backend="loop").isfinite().all()
+    assert (
+        clipped_sum(task, task.initial_parameters(0), torch.arange(RECORDS), 1.0, backend="loop")
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -275,7 +310,10 @@ def test_the_backends_agree(name: str) -> None:
     """The choice does not change what is learned."""
     task = EVERY[name].make()
     backend, rows = pick("auto", task, CHUNK), torch.arange(RECORDS)
-    here, there = (clipped_sum(task, task.start(0), rows, 1.0, chunk=CHUNK, backend=each) for each in (backend, "loop"))
+    here, there = (
+        clipped_sum(task, task.initial_parameters(0), rows, 1.0, chunk=CHUNK, backend=each)
+        for each in (backend, "loop")
+    )
     assert here.any()
     torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
 
@@ -303,8 +341,10 @@ def test_an_empty_mask_is_counted(name: str, backend: Backend) -> None:
     mask[[2, 11]] = 0
     rows, unusable = torch.arange(RECORDS), []
     assert probe(task, CHUNK) == "vmap"
-    x = task.start(0)
-    whole = clipped_sum(task, x, rows, 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append)
+    x = task.initial_parameters(0)
+    whole = clipped_sum(
+        task, x, rows, 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append
+    )
     assert sorted(torch.cat(unusable).tolist()) == [2, 11]
     kept = rows[(rows != 2) & (rows != 11)]
     torch.testing.assert_close(whole, clipped_sum(task, x, kept, 1.0, chunk=CHUNK, backend=backend))

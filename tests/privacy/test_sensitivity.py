@@ -1,4 +1,6 @@
-"""One record moves the clipped sum by C at most, for whatever model comes; or the model is refused in one sentence."""
+"""One record moves the clipped sum by C at most, for whatever model comes; or the model is refused
+in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small import door
+from small import gate
 from torch import Tensor
 from zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model, Waking
 
@@ -32,14 +34,16 @@ def without(record: int) -> Tensor:
 
 
 def start(task: Model, scale: float = 3.0) -> Tensor:
-    return scale * task.start(0)
+    return scale * task.initial_parameters(0)
 
 
 def question(task: Model, backend: Backend, rows: Tensor = EVERY) -> Tensor:
     return clipped_sum(task, start(task), rows, 1.0, chunk=CHUNK, backend=backend)
 
 
-def unchecked(task: Model, x: Tensor, rows: Tensor, seeds: Callable[[int], int] | None = None) -> Tensor:
+def unchecked(
+    task: Model, x: Tensor, rows: Tensor, seeds: Callable[[int], int] | None = None
+) -> Tensor:
     """The clipped sum, one record after the other, without a check of anything; the oracle."""
     leaves = {name: value.clone().requires_grad_() for name, value in views(task.layout, x).items()}
     total = torch.zeros(task.layout.size, dtype=torch.float64)
@@ -47,7 +51,9 @@ def unchecked(task: Model, x: Tensor, rows: Tensor, seeds: Callable[[int], int] 
         if seeds:
             torch.manual_seed(seeds(int(row)))
         example = tuple(column[0] for column in task.batch(row.view(1)))
-        gradients = torch.autograd.grad(task.loss(leaves, example), list(leaves.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(
+            task.loss(leaves, example), list(leaves.values()), materialize_grads=True
+        )
         flattened = torch.cat([g.to_dense().reshape(-1) for g in gradients]).double()
         total += flattened * min(1.0, 1.0 / float(flattened.norm() + 1e-300))
     return total
@@ -140,7 +146,9 @@ def test_the_bound_is_reached() -> None:
 @pytest.mark.parametrize("name", ["plain", "tied", "Conv2d", "Embedding"])
 def test_the_sum_is_that_of_the_oracle(name: str, backend: Backend) -> None:
     task = PURE[name].make()
-    torch.testing.assert_close(question(task, backend), unchecked(task, start(task), EVERY), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        question(task, backend), unchecked(task, start(task), EVERY), atol=1e-5, rtol=1e-4
+    )
 
 
 MOVING = ["running mean", "running mean, reassigned", "running mean, no buffer", "running mean in a closure",
@@ -152,7 +160,9 @@ def test_power_without_a_check_such_a_model_breaks_the_bound(name: str) -> None:
     kind = IMPURE[name]
     x = start(kind.make())
     whole = unchecked(kind.make(), x, EVERY)
-    moved = [float((whole - unchecked(kind.make(), x, without(record))).norm()) for record in REMOVED]
+    moved = [
+        float((whole - unchecked(kind.make(), x, without(record))).norm()) for record in REMOVED
+    ]
     assert max(moved) > 1.5
 
 
@@ -167,14 +177,18 @@ def test_power_the_refused_have_a_memory(kind: Kind) -> None:
         pytest.skip("it has none: in a batch of one it is an InstanceNorm")
     task = kind.make()
     x = start(task)
-    state = [value.clone() for value in task.net.buffers()] + [value.clone() for value in task.net.parameters()]
+    state = [value.clone() for value in task.net.buffers()] + [
+        value.clone() for value in task.net.parameters()
+    ]
     leaves = {name: value.clone().requires_grad_() for name, value in views(task.layout, x).items()}
     changed = False
     for row in (0, 1):
         example = tuple(column[row] for column in task.batch(EVERY))
         gradients = []
         for _ in range(5):
-            single = torch.autograd.grad(task.loss(leaves, example), list(leaves.values()), materialize_grads=True)
+            single = torch.autograd.grad(
+                task.loss(leaves, example), list(leaves.values()), materialize_grads=True
+            )
             gradients.append(torch.cat([g.to_dense().reshape(-1) for g in single]))
         changed |= any(not a.equal(b) for a, b in itertools.pairwise(gradients))
     after = [*task.net.buffers(), *task.net.parameters()]
@@ -191,7 +205,10 @@ def dropout() -> Model:
 
 
 def moved_by_dropout(task: Model, seeds: Callable[[], Callable[[int], int]]) -> float:
-    asked = [clipped_sum(task, start(task), rows, 1.0, backend="loop", seeds=seeds()) for rows in (EVERY, without(0))]
+    asked = [
+        clipped_sum(task, start(task), rows, 1.0, backend="loop", seeds=seeds())
+        for rows in (EVERY, without(0))
+    ]
     return float((asked[0] - asked[1]).norm())
 
 
@@ -238,7 +255,9 @@ def test_both_models_of_a_difference_have_the_same_mask(dropout: Model) -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, 2**63, 2**64 - 1])
 def test_a_seed_has_64_bits(dropout: Model, seed: int) -> None:
-    assert clipped_sum(dropout, start(dropout), EVERY, 1.0, backend="loop", seeds=lambda row: seed).any()
+    assert clipped_sum(
+        dropout, start(dropout), EVERY, 1.0, backend="loop", seeds=lambda row: seed
+    ).any()
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -257,11 +276,15 @@ def test_different_records_have_different_masks_by_default() -> None:
     task = RANDOM["Dropout"].make()
     for column in task.columns:
         column[:] = column[1].clone()
-    each = torch.stack([clipped_sum(task, start(task), row.view(1), 1.0, backend="loop") for row in EVERY])
+    each = torch.stack(
+        [clipped_sum(task, start(task), row.view(1), 1.0, backend="loop") for row in EVERY]
+    )
     assert len(each.unique(dim=0)) > RECORDS // 2
 
 
-@pytest.mark.parametrize("name", ["Dropout", "transformer with dropout", "seeded dropout", "plain", "ghost"])
+@pytest.mark.parametrize(
+    "name", ["Dropout", "transformer with dropout", "seeded dropout", "plain", "ghost"]
+)
 def test_the_generator_outside_is_as_before(name: str) -> None:
     kind = BOUNDED[name]
     task = kind.make()
@@ -273,11 +296,18 @@ def test_the_generator_outside_is_as_before(name: str) -> None:
 
 
 def released(task: Model, keys: Keys, seed: int = 0) -> list[Tensor]:
-    """What a door gives for the same model in two rounds, hardly noised, every record in the batch."""
-    with torch.random.fork_rng(devices=[]), Ledger.throwaway() as ledger:
+    """What a door gives for the same model in two rounds, hardly noised, every record in the
+    batch.
+    """
+    with torch.random.fork_rng(devices=[]), Ledger.in_memory() as ledger:
         torch.manual_seed(seed)
-        how = {"config_backend": "auto", "config_rate": 1.0, "config_batch": RECORDS, "config_sigma": 1e-4}
-        strict = door(task, ledger, keys, **how)
+        how = {
+            "config_backend": "auto",
+            "config_rate": 1.0,
+            "config_batch": RECORDS,
+            "config_sigma": 1e-4,
+        }
+        strict = gate(task, ledger, keys, **how)
         return [strict(start(task), round, "b").double() * RECORDS for round in range(2)]
 
 
@@ -318,13 +348,13 @@ def test_nothing_is_released_or_debited_then(ledger: Ledger) -> None:
     task = Kind(lambda: torch.nn.Sequential(layer, torch.nn.Linear(6, 3))).make()
     told: list[tuple[int, str]] = []
     how = {"config_backend": "loop", "config_rate": 1.0, "config_batch": RECORDS}
-    strict = door(task, ledger, on_release=lambda *what: told.append(what), **how)
+    strict = gate(task, ledger, on_release=lambda *what: told.append(what), **how)
     for round in range(2):
         strict(start(task), round, "b")
     layer.awake = True
     with pytest.raises(ConfigurationError, match=r"'(net.)?0'|Waking"):
         strict(start(task), 2, "b")
-    assert ledger.units == 2
+    assert ledger.compositions == 2
     assert told == [(0, "b"), (1, "b")]
 
 
@@ -338,7 +368,9 @@ def test_records_without_a_finite_gradient_are_counted(backend: Backend) -> None
     task.columns[0][20] = float("inf")
     rows = torch.cat([EVERY[EVERY != 4], EVERY[3:4]])  # one of them is asked for twice
     unusable: list[Tensor] = []
-    found = clipped_sum(task, start(task), rows, 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append)
+    found = clipped_sum(
+        task, start(task), rows, 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append
+    )
     assert sorted(torch.cat(unusable).tolist()) == [3, 3, 17, 20]
     assert all(each.dtype == torch.int64 for each in unusable)
     good = torch.tensor([row for row in rows.tolist() if row not in (3, 17, 20)])
@@ -350,10 +382,14 @@ def test_nothing_is_counted_where_all_is_finite(backend: Backend) -> None:
     """The copies that fill a chunk up are nobody's."""
     task = PURE["ghost"].make()
     unusable: list[Tensor] = []
-    clipped_sum(task, start(task), EVERY[:5], 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append)
+    clipped_sum(
+        task, start(task), EVERY[:5], 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append
+    )
     assert sum(map(len, unusable)) == 0
     task.columns[0][0] = float("nan")
-    clipped_sum(task, start(task), EVERY[:5], 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append)
+    clipped_sum(
+        task, start(task), EVERY[:5], 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append
+    )
     assert torch.cat(unusable).tolist() == [0]
 
 

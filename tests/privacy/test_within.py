@@ -1,4 +1,6 @@
-"""The door within a block: a part of the gradient, clipped over that part alone; else a release like any other."""
+"""The door within a block: a part of the gradient, clipped over that part alone; else a release
+like any other.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import Small, door, make_small
+from small import Small, gate, make_small
 from torch import Tensor
 
 from node.maths.blocks import Block, divided
 from node.maths.clipping import clipped_sum, mean_gradient
+from node.privacy.block_objective import BlockObjective
 from node.privacy.ledger import Ledger
-from node.privacy.within import Within
 from peer.message import Layout, Withheld
 
 STAGES = {
@@ -34,15 +36,17 @@ def blocks(task: Small, kind: str) -> tuple[Block, ...]:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-@pytest.mark.parametrize("at_once", [None, 1, 7])
-def test_a_block_s_gradient_is_its_part_of_the_whole_one(kind: str, at_once: int | None) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 1, 7])
+def test_a_block_s_gradient_is_its_part_of_the_whole_one(
+    kind: str, micro_batch: int | None
+) -> None:
     """Also accumulated over parts of the batch."""
     task, rows = make_small(kind), torch.arange(20)
-    x = task.start(0)
+    x = task.initial_parameters(0)
     whole = mean_gradient(task, x, rows)
     for block in blocks(task, kind):
-        within = Within(task, x, block)
-        task.at_once = at_once  # type: ignore[attr-defined]
+        within = BlockObjective(task, x, block)
+        task.micro_batch = micro_batch  # type: ignore[attr-defined]
         torch.testing.assert_close(
             mean_gradient(within, x[block.place], rows), whole[block.place], atol=1e-6, rtol=1e-5
         )
@@ -51,12 +55,17 @@ def test_a_block_s_gradient_is_its_part_of_the_whole_one(kind: str, at_once: int
 def test_backward_stops_at_the_block() -> None:
     """Nothing else is given a gradient, or asked for one."""
     task = make_small("mlp")
-    x, seen = task.start(0), []
+    x, seen = task.initial_parameters(0), []
     loss = task.mean_loss
-    task.mean_loss = lambda parameters, batch: seen.append(dict(parameters)) or loss(parameters, batch)  # type: ignore
+    task.mean_loss = lambda parameters, batch: (
+        seen.append(dict(parameters)) or loss(parameters, batch)
+    )  # type: ignore
     block = blocks(task, "mlp")[1]
-    mean_gradient(Within(task, x, block), x[block.place], torch.arange(5))
-    assert {name for name, value in seen[0].items() if value.requires_grad} == {"3.weight", "3.bias"}
+    mean_gradient(BlockObjective(task, x, block), x[block.place], torch.arange(5))
+    assert {name for name, value in seen[0].items() if value.requires_grad} == {
+        "3.weight",
+        "3.bias",
+    }
     assert seen[0].keys() == {name for name, _ in task.layout.fields}
 
 
@@ -64,24 +73,31 @@ def test_backward_stops_at_the_block() -> None:
 def test_examples_are_clipped_over_the_block_alone(kind: str, backend: str) -> None:
     """Against autograd, one by one. Power: clipped over the whole model it is another sum."""
     task, rows, clip = make_small(kind), torch.arange(9), 0.05
-    x = task.start(0)
+    x = task.initial_parameters(0)
     for block in blocks(task, kind):
-        expected, other = torch.zeros(block.size, dtype=torch.float64), torch.zeros(block.size, dtype=torch.float64)
+        expected, other = (
+            torch.zeros(block.size, dtype=torch.float64),
+            torch.zeros(block.size, dtype=torch.float64),
+        )
         for row in rows:
             g = mean_gradient(task, x, row.view(1)).double()
             part = g[block.place]
             expected += part * min(1.0, clip / float(part.norm()))
             other += part * min(1.0, clip / float(g.norm()))
-        found = clipped_sum(Within(task, x, block), x[block.place], rows, clip, backend=backend)  # type: ignore[arg-type]
+        found = clipped_sum(
+            BlockObjective(task, x, block), x[block.place], rows, clip, backend=backend
+        )  # type: ignore[arg-type]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
         assert not torch.allclose(found, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["auto", "loop", "ghost"])
-def test_it_is_one_release_debited_repeated_and_refused_like_any(ledger: Ledger, backend: str) -> None:
+def test_it_is_one_release_debited_repeated_and_refused_like_any(
+    ledger: Ledger, backend: str
+) -> None:
     task = make_small("mlp")
-    strict = door(task, ledger, releases=1, config_backend=backend, whole=False)
-    x = task.start(0)
+    strict = gate(task, ledger, releases=1, config_backend=backend, whole=False)
+    x = task.initial_parameters(0)
     block, other = blocks(task, "mlp")
     within, theta = strict.within(x, block), x[block.place]
     first = within(theta, 0)
@@ -97,10 +113,14 @@ def test_it_is_one_release_debited_repeated_and_refused_like_any(ledger: Ledger,
 
 
 def test_the_noise_of_a_block_has_the_release_s_deviation(ledger: Ledger) -> None:
-    """std of (a − b) of two rounds: √2 σC/B beside the batches' own, which clip = 1e-6 makes nothing."""
+    """std of (a − b) of two rounds: √2 σC/B beside the batches' own, which clip = 1e-6 makes
+    nothing.
+    """
     task = make_small("mlp")
-    strict = door(task, ledger, releases=1, config_clip=1e-6, sigma=3.0, config_sigma=3.0, whole=False)
-    x = task.start(0)
+    strict = gate(
+        task, ledger, releases=1, config_clip=1e-6, sigma=3.0, config_sigma=3.0, whole=False
+    )
+    x = task.initial_parameters(0)
     block = blocks(task, "mlp")[0]
     within = strict.within(x, block)
     apart: Tensor = within(x[block.place], 0) - within(x[block.place], 1)
@@ -109,9 +129,11 @@ def test_the_noise_of_a_block_has_the_release_s_deviation(ledger: Ledger) -> Non
 
 def test_a_spent_budget_gives_zeros_for_me(ledger: Ledger) -> None:
     task = make_small("mlp")
-    strict = door(task, ledger, releases=1, limit=1e-9, whole=False)
+    strict = gate(task, ledger, releases=1, limit=1e-9, whole=False)
     block = blocks(task, "mlp")[1]
-    found = strict.within(task.start(0), block)(task.start(0)[block.place], 0)
+    found = strict.within(task.initial_parameters(0), block)(
+        task.initial_parameters(0)[block.place], 0
+    )
     assert torch.equal(found, torch.zeros(block.size))
     assert strict.exhausted
 

@@ -1,5 +1,6 @@
-"""Models as people bring them, each as a task: those whose loss is a pure function of (parameters, example), up to the
-dropout of torch's own generator, and those that remember, count or roll dice of their own."""
+"""Models as people bring them, each as a task: those whose loss is a pure function of (parameters,
+example), up to the dropout of torch's own generator, and those that remember, count or roll dice of
+their own."""
 
 from __future__ import annotations
 
@@ -34,10 +35,14 @@ Columns = Callable[[torch.Generator], tuple[Tensor, ...]]
 
 
 class Model:
-    """A module in training mode on made-up records, the first of them as a broken sensor gives it."""
+    """A module in training mode on made-up records, the first of them as a broken sensor gives
+    it.
+    """
 
     def __init__(
-        self, build: Callable[[], nn.Module], columns: Callable[[torch.Generator], tuple[Tensor, ...]]
+        self,
+        build: Callable[[], nn.Module],
+        columns: Callable[[torch.Generator], tuple[Tensor, ...]],
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -47,10 +52,10 @@ class Model:
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self.parameters.items()))
 
     @property
-    def examples(self) -> int:
+    def num_examples(self) -> int:
         return len(self.columns[0])
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         return flat(self.layout, self.parameters)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -68,10 +73,15 @@ class Model:
         if not ghost.is_linear(self.net, list(self.parameters)):
             return None
         return lambda parameters, batch: ghost.factors(
-            self.net, parameters, batch[0], lambda z: functional.cross_entropy(z, batch[1], reduction="sum")
+            self.net,
+            parameters,
+            batch[0],
+            lambda z: functional.cross_entropy(z, batch[1], reduction="sum"),
         )
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         return {}
 
 
@@ -164,7 +174,9 @@ class Attention(nn.Module):
     def __init__(self, dropout: float = 0.0, causal: bool = False) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(4, 2, dropout=dropout, batch_first=True)
-        self.register_buffer("mask", torch.ones(3, 3).triu(1).bool() if causal else None, persistent=False)
+        self.register_buffer(
+            "mask", torch.ones(3, 3).triu(1).bool() if causal else None, persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0]
@@ -623,7 +635,9 @@ def shaped(shape: tuple[int, ...], *layers: nn.Module, width: int) -> nn.Module:
 
 
 def of_tokens(embedding: nn.Module) -> nn.Module:
-    pooled = embedding if isinstance(embedding, nn.EmbeddingBag) else nn.Sequential(embedding, Mean())
+    pooled = (
+        embedding if isinstance(embedding, nn.EmbeddingBag) else nn.Sequential(embedding, Mean())
+    )
     return nn.Sequential(pooled, nn.Linear(4, CLASSES))
 
 
@@ -653,7 +667,9 @@ class Kind:
     refused: str = ""
     """What the sentence has to match; empty: one record moves the sum by C at most."""
     when: str = "start"
-    """Refused at the start; "asked": when a record shows it; "maybe": at the start, or else it is bounded."""
+    """Refused at the start; "asked": when a record shows it; "maybe": at the start, or else it is
+    bounded.
+    """
     task: type[Model] = Model
 
     def make(self) -> Model:
@@ -675,14 +691,21 @@ PURE: dict[str, Kind] = {
     "InstanceNorm": Kind(lambda: shaped((2, 3), nn.InstanceNorm1d(2, affine=True), width=6)),
     "Conv1d": Kind(lambda: shaped((2, 3), nn.Conv1d(2, 4, 2), nn.Tanh(), width=8)),
     "Conv2d": Kind(lambda: shaped((1, 2, 3), nn.Conv2d(1, 4, 2), nn.Tanh(), width=8)),
-    "ConvTranspose2d": Kind(lambda: shaped((1, 2, 3), nn.ConvTranspose2d(1, 2, 2), nn.Tanh(), width=24)),
+    "ConvTranspose2d": Kind(
+        lambda: shaped((1, 2, 3), nn.ConvTranspose2d(1, 2, 2), nn.Tanh(), width=24)
+    ),
     "LSTM": Kind(lambda: shaped((3, 2), Recurrent(nn.LSTM), width=4)),
     "GRU": Kind(lambda: shaped((3, 2), Recurrent(nn.GRU), width=4)),
     "packed": Kind(Packed, sequences),
     "attention": Kind(lambda: shaped((3, 2), nn.Linear(2, 4), Attention(), width=12)),
     "causal mask": Kind(lambda: shaped((3, 2), nn.Linear(2, 4), Attention(causal=True), width=12)),
     "transformer": Kind(
-        lambda: shaped((3, 2), nn.Linear(2, 4), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), width=12)
+        lambda: shaped(
+            (3, 2),
+            nn.Linear(2, 4),
+            nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+            width=12,
+        )
     ),
     "mask of integers": Kind(Masked, masked),
     "mask of floats": Kind(Masked, softly_masked),
@@ -705,17 +728,28 @@ PURE: dict[str, Kind] = {
 
 RANDOM: dict[str, Kind] = {
     "Dropout": Kind(lambda: mlp(nn.Dropout(0.5))),
-    "Dropout, ghost": Kind(lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))),
+    "Dropout, ghost": Kind(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    ),
     "Dropout2d": Kind(lambda: shaped((3, 2, 1), nn.Dropout2d(0.5), width=6)),
     "AlphaDropout": Kind(lambda: mlp(nn.AlphaDropout(0.5))),
     "functional dropout": Kind(lambda: mlp(FunctionalDropout())),
     "RReLU": Kind(lambda: mlp(nn.RReLU())),
     "jitter": Kind(lambda: mlp(Jitter())),
     "gumbel": Kind(lambda: mlp(Gumbel())),
-    "LSTM with dropout": Kind(lambda: shaped((3, 2), Recurrent(nn.LSTM, num_layers=2, dropout=0.5), width=4)),
-    "attention with dropout": Kind(lambda: shaped((3, 2), nn.Linear(2, 4), Attention(dropout=0.5), width=12)),
+    "LSTM with dropout": Kind(
+        lambda: shaped((3, 2), Recurrent(nn.LSTM, num_layers=2, dropout=0.5), width=4)
+    ),
+    "attention with dropout": Kind(
+        lambda: shaped((3, 2), nn.Linear(2, 4), Attention(dropout=0.5), width=12)
+    ),
     "transformer with dropout": Kind(
-        lambda: shaped((3, 2), nn.Linear(2, 4), nn.TransformerEncoderLayer(4, 2, 8, 0.1, batch_first=True), width=12)
+        lambda: shaped(
+            (3, 2),
+            nn.Linear(2, 4),
+            nn.TransformerEncoderLayer(4, 2, 8, 0.1, batch_first=True),
+            width=12,
+        )
     ),
     "checkpointed": Kind(lambda: mlp(Checkpointed())),
 }
@@ -723,21 +757,31 @@ RANDOM: dict[str, Kind] = {
 
 IMPURE: dict[str, Kind] = {
     "running mean": Kind(lambda: on_inputs(Moving()), refused="'(net.)?0'|Moving"),
-    "running mean, reassigned": Kind(lambda: on_inputs(Reassigned()), refused="'(net.)?0'|Reassigned"),
+    "running mean, reassigned": Kind(
+        lambda: on_inputs(Reassigned()), refused="'(net.)?0'|Reassigned"
+    ),
     "running mean, by its data": Kind(lambda: on_inputs(Hidden()), refused="'(net.)?0'|Hidden"),
-    "running mean, no buffer": Kind(lambda: on_inputs(Remembering()), refused="'(net.)?0'|Remembering"),
+    "running mean, no buffer": Kind(
+        lambda: on_inputs(Remembering()), refused="'(net.)?0'|Remembering"
+    ),
     "running mean in a closure": Kind(lambda: on_inputs(Closure()), refused="'(net.)?0'|Closure"),
-    "running mean in the task": Kind(lambda: nn.Linear(6, 3), refused="loss|Centered|mean", task=Centered),
+    "running mean in the task": Kind(
+        lambda: nn.Linear(6, 3), refused="loss|Centered|mean", task=Centered
+    ),
     "cache": Kind(lambda: on_inputs(Caching()), refused="'(net.)?0'|Caching"),
     "counter": Kind(lambda: mlp(Annealed()), refused="'(net.)?1'|Annealed"),
     "counter in a buffer": Kind(lambda: mlp(Steps()), refused="'(net.)?1'|Steps"),
     "counter in a hook": Kind(lambda: mlp(counting_hook(nn.Tanh())), refused="'(net.)?1'|Tanh"),
     "counter in the task": Kind(lambda: mlp(nn.Tanh()), refused="loss|Fading", task=Fading),
-    "counter in backward": Kind(lambda: mlp(Backward()), refused="loss|gradient|'(net.)?1'|Backward"),
+    "counter in backward": Kind(
+        lambda: mlp(Backward()), refused="loss|gradient|'(net.)?1'|Backward"
+    ),
     "own generator": Kind(lambda: mlp(OwnNoise()), refused="'(net.)?1'|OwnNoise"),
     "noise of numpy": Kind(lambda: mlp(NumpyNoise()), refused="'(net.)?1'|NumpyNoise|numpy"),
     "generator of numpy": Kind(lambda: mlp(NumpyGenerator()), refused="'(net.)?1'|NumpyGenerator"),
-    "noise of Python": Kind(lambda: mlp(PythonNoise()), refused="'(net.)?1'|PythonNoise|Python's random"),
+    "noise of Python": Kind(
+        lambda: mlp(PythonNoise()), refused="'(net.)?1'|PythonNoise|Python's random"
+    ),
     "stochastic depth": Kind(lambda: mlp(SkippedLayer()), refused="'(net.)?1'|SkippedLayer"),
     "spectral_norm": Kind(
         lambda: on_inputs(parametrizations.spectral_norm(nn.Linear(6, 6))),
@@ -747,11 +791,21 @@ IMPURE: dict[str, Kind] = {
         lambda: on_inputs(quietly(nn.utils.spectral_norm, nn.Linear(6, 6))),
         refused="'(net.)?0'|SpectralNorm|spectral_norm",
     ),
-    "BatchNorm1d": Kind(lambda: shaped((3, 2), nn.BatchNorm1d(3), width=6), refused="BatchNorm1d|'(net.)?1'"),
-    "BatchNorm1d on vectors": Kind(lambda: mlp(nn.BatchNorm1d(8)), refused="BatchNorm1d|more than 1 value per channel"),
-    "BatchNorm2d": Kind(lambda: shaped((1, 2, 3), nn.BatchNorm2d(1), width=6), refused="BatchNorm2d|'(net.)?1'"),
-    "BatchNorm3d": Kind(lambda: shaped((1, 1, 2, 3), nn.BatchNorm3d(1), width=6), refused="BatchNorm3d|'(net.)?1'"),
-    "SyncBatchNorm": Kind(lambda: shaped((3, 2), nn.SyncBatchNorm(3), width=6), refused="SyncBatchNorm|'(net.)?1'"),
+    "BatchNorm1d": Kind(
+        lambda: shaped((3, 2), nn.BatchNorm1d(3), width=6), refused="BatchNorm1d|'(net.)?1'"
+    ),
+    "BatchNorm1d on vectors": Kind(
+        lambda: mlp(nn.BatchNorm1d(8)), refused="BatchNorm1d|more than 1 value per channel"
+    ),
+    "BatchNorm2d": Kind(
+        lambda: shaped((1, 2, 3), nn.BatchNorm2d(1), width=6), refused="BatchNorm2d|'(net.)?1'"
+    ),
+    "BatchNorm3d": Kind(
+        lambda: shaped((1, 1, 2, 3), nn.BatchNorm3d(1), width=6), refused="BatchNorm3d|'(net.)?1'"
+    ),
+    "SyncBatchNorm": Kind(
+        lambda: shaped((3, 2), nn.SyncBatchNorm(3), width=6), refused="SyncBatchNorm|'(net.)?1'"
+    ),
     "BatchNorm2d without a memory": Kind(
         lambda: shaped((1, 2, 3), nn.BatchNorm2d(1, track_running_stats=False), width=6),
         refused="BatchNorm2d|'(net.)?1'",
@@ -767,13 +821,19 @@ IMPURE: dict[str, Kind] = {
         refused="Embedding|embedding|'(net.)?0|0.0.weight",
         when="maybe",
     ),
-    "Embedding, renormalized and tied": Kind(TiedTokens, tokens, refused="[Ee]mbedding", when="maybe"),
+    "Embedding, renormalized and tied": Kind(
+        TiedTokens, tokens, refused="[Ee]mbedding", when="maybe"
+    ),
     "moving quantile": Kind(lambda: on_inputs(Quantile()), refused="'(net.)?0'|Quantile"),
     "observer": Kind(lambda: mlp(Observer()), refused="'(net.)?1'|Observer"),
-    "observer of what is odd": Kind(lambda: on_inputs(Observer(100.0)), refused="'(net.)?0'|Observer", when="asked"),
+    "observer of what is odd": Kind(
+        lambda: on_inputs(Observer(100.0)), refused="'(net.)?0'|Observer", when="asked"
+    ),
     "codebook": Kind(lambda: mlp(Codebook()), refused="'(net.)?1'|Codebook"),
     "ActNorm": Kind(lambda: mlp(ActNorm()), refused="'(net.)?1'|ActNorm"),
-    "stateful": Kind(lambda: nn.Sequential(Stateful(), nn.Linear(8, 3)), refused="'(net.)?0'|Stateful"),
+    "stateful": Kind(
+        lambda: nn.Sequential(Stateful(), nn.Linear(8, 3)), refused="'(net.)?0'|Stateful"
+    ),
     "queue": Kind(lambda: mlp(Queue()), refused="'(net.)?1'|Queue"),
     "teacher": Kind(lambda: mlp(Teacher()), refused="'(net.)?1|Teacher|teacher"),
 }

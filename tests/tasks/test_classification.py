@@ -49,12 +49,12 @@ def test_sizes_of_the_small_models():
 def test_start_is_the_modules_own_initialization_and_leaves_the_global_generator_alone(task):
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
-    x = task.start(7)
+    x = task.initial_parameters(7)
     assert torch.equal(before, torch.random.get_rng_state())
     assert x.shape == (task.layout.size,)
     assert x.dtype == torch.float32
-    assert torch.equal(x, task.start(7))
-    assert not torch.equal(x, task.start(8))
+    assert torch.equal(x, task.initial_parameters(7))
+    assert not torch.equal(x, task.initial_parameters(8))
     torch.manual_seed(7)
     shape = task.batch(torch.tensor([0]))[0].shape[1:]
     name = {650: "softmax", 910: "mlp", 28938: "cnn"}[task.layout.size]
@@ -67,7 +67,7 @@ def test_start_is_the_same_while_other_threads_start(task):
     started = []
 
     def work():
-        started.extend(task.start(7) for _ in range(50))
+        started.extend(task.initial_parameters(7) for _ in range(50))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -79,7 +79,9 @@ def test_start_is_the_same_while_other_threads_start(task):
 
 
 def test_images_are_standardized_by_public_constants():
-    plain, scaled = (tasks.make(run(**section), ROWS) for section in ({}, {"mean": [0.3], "std": [0.25]}))
+    plain, scaled = (
+        tasks.make(run(**section), ROWS) for section in ({}, {"mean": [0.3], "std": [0.25]})
+    )
     (x, _), (z, _) = (it.batch(torch.arange(9)) for it in (plain, scaled))
     torch.testing.assert_close(z, (x - 0.3) / 0.25)
     with pytest.raises(ConfigurationError, match="has 3 figures, the images have 1 channels"):
@@ -92,26 +94,31 @@ def test_images_are_standardized_by_public_constants():
 def test_stages_are_the_modules_that_have_parameters():
     mlp = tasks.make(run(model="mlp", hidden=5), ROWS)
     assert [len(stage) for stage in mlp.stages] == [2, 2]
-    assert [name for stage in mlp.stages for name in stage] == [name for name, _ in mlp.layout.fields]
+    assert [name for stage in mlp.stages for name in stage] == [
+        name for name, _ in mlp.layout.fields
+    ]
 
 
 def test_layout_does_not_depend_on_the_rows(task):
     other = tasks.make(run(model="softmax"), np.array([5]))
     assert other.layout.digest == tasks.make(run(model="softmax"), ROWS).layout.digest
-    assert task.examples == len(ROWS)
+    assert task.num_examples == len(ROWS)
 
 
 def test_the_mean_of_single_losses_is_the_mean_loss(task):
-    x, batch = task.start(0), task.batch(torch.tensor([0, 3, 4, 9]))
+    x, batch = task.initial_parameters(0), task.batch(torch.tensor([0, 3, 4, 9]))
     single = torch.stack(
-        [task.loss(views(task.layout, x), (image, label)) for image, label in zip(*batch, strict=True)]
+        [
+            task.loss(views(task.layout, x), (image, label))
+            for image, label in zip(*batch, strict=True)
+        ]
     )
     torch.testing.assert_close(single.mean(), task.mean_loss(views(task.layout, x), batch))
 
 
 def test_vmapped_gradients_are_the_modules_own(task):
     """The oracle is plain autograd on the nn.Module."""
-    x, batch = task.start(0), task.batch(torch.tensor([0, 3, 4, 9]))
+    x, batch = task.initial_parameters(0), task.batch(torch.tensor([0, 3, 4, 9]))
     each = vmap(grad(task.loss), in_dims=(None, 0))(views(task.layout, x), batch)
     shape = tuple(batch[0].shape[1:])
     name = {650: "softmax", 910: "mlp", 28938: "cnn"}[task.layout.size]
@@ -135,13 +142,15 @@ def test_batches_are_the_nodes_own_rows():
 
 def test_evaluate_agrees_with_a_plain_count_and_breathes_between_chunks():
     task = tasks.make(run(), ROWS)
-    x, breaths = task.start(0), []
-    result = task.evaluate(x, breathe=lambda: breaths.append(1))
+    x, breaths = task.initial_parameters(0), []
+    result = task.evaluate(x, yield_point=lambda: breaths.append(1))
     _, test = data.digits()
     weight, bias = views(task.layout, x).values()
     logits = test.x.flatten(1) @ weight.T + bias
     assert result["accuracy"] == pytest.approx(float((logits.argmax(1) == test.y).double().mean()))
-    assert result["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, test.y)), rel=1e-5)
+    assert result["loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, test.y)), rel=1e-5
+    )
     assert len(breaths) == -(-len(test) // EVALUATION_CHUNK) - 1 == 1
 
 
@@ -153,9 +162,11 @@ def test_a_model_that_is_not_finite_is_evaluated_all_the_same():
 
 
 def test_many_threads_share_one_task():
-    """functional_call swaps parameters inside a module: with one module for all threads results get mixed up."""
+    """functional_call swaps parameters inside a module: with one module for all threads results get
+    mixed up.
+    """
     task = tasks.make(run(model="mlp", hidden=32), ROWS)
-    xs = [task.start(seed) for seed in range(4)]
+    xs = [task.initial_parameters(seed) for seed in range(4)]
     batch = task.batch(torch.arange(20))
     alone = [task.mean_loss(views(task.layout, x), batch) for x in xs]
     wrong: list[int] = []
@@ -178,9 +189,11 @@ def test_many_threads_share_one_task():
 
 
 def test_learning_works():
-    """A few hundred plain gradient steps on a fifth of the digits beat 85 % on the public test set."""
+    """A few hundred plain gradient steps on a fifth of the digits beat 85 % on the public test
+    set.
+    """
     task = tasks.make(run(), np.arange(0, 1438, 5))
-    x, batch = task.start(0), task.batch(torch.arange(task.examples))
+    x, batch = task.initial_parameters(0), task.batch(torch.arange(task.num_examples))
     losses = []
     for _ in range(200):
         gradient = grad(lambda x: task.mean_loss(views(task.layout, x), batch))(x)
@@ -194,8 +207,12 @@ def test_batch_normalization_is_refused():
     """It mixes the examples of a batch: one record's influence would have no bound."""
     train, test = data.digits()
     with pytest.raises(ConfigurationError, match="BatchNorm2d"):
-        Classification(lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)), train, test)
-    Classification(lambda: nn.Sequential(nn.GroupNorm(1, 1), nn.Flatten(), nn.Linear(64, 10)), train, test)
+        Classification(
+            lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)), train, test
+        )
+    Classification(
+        lambda: nn.Sequential(nn.GroupNorm(1, 1), nn.Flatten(), nn.Linear(64, 10)), train, test
+    )
 
 
 def own(folder, name: str, n: int = 6, size: int = 5):
@@ -207,16 +224,26 @@ def own(folder, name: str, n: int = 6, size: int = 5):
 def test_own_data(tmp_path):
     path = own(tmp_path, "mine.npz")
     task = tasks.make(run(data="own", classes=3), DataSection(name="wards", path=path))
-    assert (task.examples, task.layout.size) == (6, 25 * 3 + 3)
-    assert task.evaluate(task.start(0)) == {}
+    assert (task.num_examples, task.layout.size) == (6, 25 * 3 + 3)
+    assert task.evaluate(task.initial_parameters(0)) == {}
     with_test = DataSection(name="wards", path=path, test=own(tmp_path, "test.npz", n=9))
-    assert set(tasks.make(run(data="own", classes=3), with_test).evaluate(task.start(0))) == {"accuracy", "loss"}
+    assert set(
+        tasks.make(run(data="own", classes=3), with_test).evaluate(task.initial_parameters(0))
+    ) == {
+        "accuracy",
+        "loss",
+    }
 
 
 @pytest.mark.parametrize(
     ("task", "section", "error", "sentence"),
     [
-        ({"name": "poetry"}, {}, ConfigurationError, "Unknown task 'poetry'; choose one of causal-lm, classification"),
+        (
+            {"name": "poetry"},
+            {},
+            ConfigurationError,
+            "Unknown task 'poetry'; choose one of causal-lm, classification",
+        ),
         (
             {"model": "gpt"},
             {},
@@ -228,7 +255,12 @@ def test_own_data(tmp_path):
         ({"data": "own"}, {"name": "a"}, ConfigurationError, "needs data.path"),
         ({"data": "own"}, {"path": "mine.npz"}, ConfigurationError, "needs data.name"),
         ({"data": "own"}, None, ConfigurationError, "needs real nodes"),
-        ({"data": "own"}, {"name": "a", "path": "mine.npz", "test": "test.npz"}, DataError, "Test images have shape"),
+        (
+            {"data": "own"},
+            {"name": "a", "path": "mine.npz", "test": "test.npz"},
+            DataError,
+            "Test images have shape",
+        ),
     ],
 )
 def test_wrong_combinations_are_one_sentence(tmp_path, monkeypatch, task, section, error, sentence):

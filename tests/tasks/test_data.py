@@ -23,7 +23,8 @@ def test_digits_are_split_the_same_way_everywhere_and_balanced():
     assert (train.x.min(), train.x.max()) == (0, 1)
     share = torch.bincount(test.y) / (torch.bincount(train.y) + torch.bincount(test.y))
     assert torch.allclose(share, torch.full((10,), 0.2), atol=0.004)
-    # Row numbers mean the same for ever: these sums change with the seed of the split and with any reordering.
+    # Row numbers mean the same for ever: these sums change with the seed of the split and with any
+    # reordering.
     position = torch.arange(1, len(train) + 1)
     assert (len(train), int((train.y * position).sum())) == (1438, 4663390)
 
@@ -40,7 +41,9 @@ def test_images_are_scaled_bilinearly():
     assert few.scaled(28).x.shape == (3, 1, 28, 28)
     assert few.scaled(None) is few
     assert few.scaled(8) is few
-    ramp = data.Examples(torch.arange(4.0).expand(1, 1, 4, 4).contiguous(), torch.zeros(1, dtype=torch.int64))
+    ramp = data.Examples(
+        torch.arange(4.0).expand(1, 1, 4, 4).contiguous(), torch.zeros(1, dtype=torch.int64)
+    )
     assert torch.allclose(ramp.scaled(8).x[0, 0, 3, 1:-1], torch.arange(0.25, 2.9, 0.5))
 
 
@@ -52,7 +55,9 @@ def test_missing_scikit_learn_is_one_sentence(monkeypatch):
 
 
 def test_unknown_data_set():
-    with pytest.raises(ConfigurationError, match="Unknown data set 'minst'; choose cifar-10, digits, fashion-mnist"):
+    with pytest.raises(
+        ConfigurationError, match="Unknown data set 'minst'; choose cifar-10, digits, fashion-mnist"
+    ):
         data.public(TaskSection(data="minst"))
 
 
@@ -62,7 +67,9 @@ def good() -> dict[str, np.ndarray]:
 
 def saved(folder: Path, **arrays: np.ndarray) -> Path:
     path = folder / "mine.npz"
-    np.savez(path, **{name: array for name, array in (good() | arrays).items() if array is not None})
+    np.savez(
+        path, **{name: array for name, array in (good() | arrays).items() if array is not None}
+    )
     return path
 
 
@@ -125,7 +132,9 @@ def test_a_flipped_byte_never_escapes_as_another_error(tmp_path):
     whole = saved(tmp_path, x=np.random.default_rng(0).random((4, 6, 5))).read_bytes()
     refused = 0
     for place in range(0, len(whole), 7):
-        (tmp_path / "flip.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        (tmp_path / "flip.npz").write_bytes(
+            whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :]
+        )
         try:
             data.own(tmp_path / "flip.npz", THREE)
         except DataError:

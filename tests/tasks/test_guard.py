@@ -1,4 +1,6 @@
-"""Mistakes in the code of an own task: one sentence that names the file and the line, and never a bug of ours."""
+"""Mistakes in the code of an own task: one sentence that names the file and the line, and never a
+bug of ours.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,10 @@ class Task:
         self.calls = 0
 
     @property
-    def examples(self):
+    def num_examples(self):
         return len(self.x)
 
-    def start(self, seed):
+    def initial_parameters(self, seed):
         return torch.zeros(15)
 
     def batch(self, rows):
@@ -114,11 +116,23 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 CALLS = "self.calls += 1"
 MAKE = "    return Task("
 RAISED = {
-    "import of nothing": ("# at the top", "import a_package_i_forgot", "import raised ModuleNotFoundError"),
+    "import of nothing": (
+        "# at the top",
+        "import a_package_i_forgot",
+        "import raised ModuleNotFoundError",
+    ),
     "name at the top": ("# at the top", "SIZE = LENGTH", "import raised NameError"),
-    "exit at the top": ("# at the top", "sys.exit('no license')", "import raised SystemExit: no license"),
+    "exit at the top": (
+        "# at the top",
+        "sys.exit('no license')",
+        "import raised SystemExit: no license",
+    ),
     "import from": ("# at the top", "from torch import nothing", "import raised ImportError"),
-    "assertion at the top": ("# at the top", "assert torch.cuda.device_count() > 99", "import raised AssertionError"),
+    "assertion at the top": (
+        "# at the top",
+        "assert torch.cuda.device_count() > 99",
+        "import raised AssertionError",
+    ),
     "make": (
         "    return Task(",
         "    raise KeyError('ward_7')\n    return Task(",
@@ -132,13 +146,37 @@ RAISED = {
         "make_task raised FileNotFoundError",
     ),
     "init": ("self.calls = 0", "self.n = len(self.labels)", "make_task raised AttributeError"),
-    "layout of a number": ('Layout((("w", (3, 4)), ("b", (3,))))', "Layout(1, 2, 3)", "import raised TypeError"),
-    "examples, attribute": ("return len(self.x)", "return len(self.rows)", "examples raised AttributeError"),
-    "examples, division": ("return len(self.x)", "return 1 // 0", "examples raised ZeroDivisionError"),
-    "start": ("return torch.zeros(15)", "return torch.load('start.pt')", "start raised FileNotFoundError"),
-    "start, seed": ("def start(self, seed)", "def start(self)", "start raised TypeError"),
+    "layout of a number": (
+        'Layout((("w", (3, 4)), ("b", (3,))))',
+        "Layout(1, 2, 3)",
+        "import raised TypeError",
+    ),
+    "examples, attribute": (
+        "return len(self.x)",
+        "return len(self.rows)",
+        "examples raised AttributeError",
+    ),
+    "examples, division": (
+        "return len(self.x)",
+        "return 1 // 0",
+        "examples raised ZeroDivisionError",
+    ),
+    "initial_parameters": (
+        "return torch.zeros(15)",
+        "return torch.load('start.pt')",
+        "initial_parameters raised FileNotFoundError",
+    ),
+    "start, seed": (
+        "def initial_parameters(self, seed)",
+        "def initial_parameters(self)",
+        "initial_parameters raised TypeError",
+    ),
     "batch, attribute": ("self.y[rows]", "self.labels[rows]", "batch raised AttributeError"),
-    "batch, index": ("self.x[rows], self.y", "self.x[rows + 9999], self.y", "batch raised IndexError"),
+    "batch, index": (
+        "self.x[rows], self.y",
+        "self.x[rows + 9999], self.y",
+        "batch raised IndexError",
+    ),
     "batch, later": (
         "self.calls += 1",
         "self.calls += 1; 1 / max(0, 4 - self.calls)",
@@ -154,7 +192,11 @@ RAISED = {
         "loss raised StopIteration",
     ),
     "mean_loss": ("x @ parameters", "x @ x + parameters", "mean_loss raised RuntimeError"),
-    "evaluate": ('return {"accuracy": 0.5}', "return {'accuracy': self.test}", "evaluate raised AttributeError"),
+    "evaluate": (
+        'return {"accuracy": 0.5}',
+        "return {'accuracy': self.test}",
+        "evaluate raised AttributeError",
+    ),
     "evaluate, sentence of many lines": (
         'return {"',
         'raise ValueError("one\\ntwo")\n        return {"',
@@ -165,23 +207,35 @@ RAISED = {
         "raise ExceptionGroup('many', [ValueError('a')])",
         "batch raised ExceptionGroup: many",
     ),
-    "own kind": (CALLS, "raise type('Gone', (BaseException,), {})('away')", "batch raised Gone: away"),
+    "own kind": (
+        CALLS,
+        "raise type('Gone', (BaseException,), {})('away')",
+        "batch raised Gone: away",
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", RAISED)
-def test_what_the_code_raises_is_one_sentence_with_its_line(play: Callable[..., Any], mistake: str) -> None:
+def test_what_the_code_raises_is_one_sentence_with_its_line(
+    play: Callable[..., Any], mistake: str
+) -> None:
     old, new, sentence = RAISED[mistake]
     mode: dict[str, Any] = {"privacy": {"mode": "none"}} if mistake == "mean_loss" else {}
     with pytest.raises(TaskError) as caught:
         play(old, new, **mode)
-    [number] = [i for i, line in enumerate(TASK.replace(old, new).splitlines(), 1) if new.splitlines()[0] in line]
+    [number] = [
+        i
+        for i, line in enumerate(TASK.replace(old, new).splitlines(), 1)
+        if new.splitlines()[0] in line
+    ]
     text = str(caught.value)
     assert text.startswith("task.name = 'mine:make_task': ")
     assert sentence in text
     assert caught.value.exit_code == 78
     assert "\n" not in text
-    if "arguments" not in mistake and mistake != "start, seed":  # the call itself failed, and that is ours
+    if (
+        "arguments" not in mistake and mistake != "start, seed"
+    ):  # the call itself failed, and that is ours
         place = re.search(r" \(mine\.py, line (\d+)\)\.$", text)
         assert place, text
         assert number <= int(place[1]) <= number + 1
@@ -228,11 +282,31 @@ def test_what_is_no_tasks_is_one_sentence(play: Callable[..., Any], mistake: str
 
 
 BLAMED = {
-    "a list": ("return torch.zeros(15)", "return [0.0] * 15", "start(seed) gives something of type list"),
-    "an array": ("return torch.zeros(15)", "return np.zeros(15)", "start(seed) gives something of type ndarray"),
-    "sparse": ("return torch.zeros(15)", "return torch.zeros(15).to_sparse()", "start(seed) gives torch.float32 [15]"),
-    "an empty layout": ('Layout((("w", (3, 4)), ("b", (3,))))', "Layout(())", "layout has no parameters"),
-    "an empty field": ('("b", (3,))))', '("b", (0,))))', "The parameter 'b' in the task's layout has no elements"),
+    "a list": (
+        "return torch.zeros(15)",
+        "return [0.0] * 15",
+        "initial_parameters(seed) gives something of type list",
+    ),
+    "an array": (
+        "return torch.zeros(15)",
+        "return np.zeros(15)",
+        "initial_parameters(seed) gives something of type ndarray",
+    ),
+    "sparse": (
+        "return torch.zeros(15)",
+        "return torch.zeros(15).to_sparse()",
+        "initial_parameters(seed) gives torch.float32 [15]",
+    ),
+    "an empty layout": (
+        'Layout((("w", (3, 4)), ("b", (3,))))',
+        "Layout(())",
+        "layout has no parameters",
+    ),
+    "an empty field": (
+        '("b", (3,))))',
+        '("b", (0,))))',
+        "The parameter 'b' in the task's layout has no elements",
+    ),
 }
 
 
@@ -258,7 +332,9 @@ def test_what_is_checked_before_daemons_start_blames_what_is_wrong(
         ("__import__('fractions').Fraction(1, 4)", 0.25), ("__import__('decimal').Decimal('0.5')", 0.5),
     ],
 )  # fmt: skip
-def test_every_kind_of_number_is_a_metric(play: Callable[..., Any], written: str, number: float | None) -> None:
+def test_every_kind_of_number_is_a_metric(
+    play: Callable[..., Any], written: str, number: float | None
+) -> None:
     summary = play('"accuracy": 0.5', f'"f1 (macro), %": {written}')
     assert summary.task_metrics["f1 (macro), %"].per_node == {"n0": number, "n1": number}
 
@@ -269,7 +345,9 @@ def test_rounding_above_one_is_an_accuracy_of_one(play: Callable[..., Any]) -> N
 
 def test_evaluate_may_take_parameters_alone(play: Callable[..., Any]) -> None:
     assert play("(self, x, breathe=lambda: None)", "(self, x)").test_accuracy.mean == 0.5
-    assert play("(self, x, breathe=lambda: None)", "(self, x, *, digits=3)").test_accuracy.mean == 0.5
+    assert (
+        play("(self, x, breathe=lambda: None)", "(self, x, *, digits=3)").test_accuracy.mean == 0.5
+    )
 
 
 def test_a_list_is_a_batch_and_one_element_a_number(play: Callable[..., Any]) -> None:
@@ -277,16 +355,29 @@ def test_a_list_is_a_batch_and_one_element_a_number(play: Callable[..., Any]) ->
     assert play(LOSS, f"{LOSS}.unsqueeze(0)").complete
 
 
-OUR_KINDS = (PeerpoiseError, DataError, StorageError, LedgerError, BudgetSpent, TemporaryFailure, Refused, TaskError)
+OUR_KINDS = (
+    PeerpoiseError,
+    DataError,
+    StorageError,
+    LedgerError,
+    BudgetSpent,
+    TemporaryFailure,
+    Refused,
+    TaskError,
+)
 
 
 @pytest.mark.parametrize("kind", OUR_KINDS)
-def test_a_task_that_raises_errors_of_our_kinds_made_a_mistake_like_any_other(kind: type[PeerpoiseError]) -> None:
+def test_a_task_that_raises_errors_of_our_kinds_made_a_mistake_like_any_other(
+    kind: type[PeerpoiseError],
+) -> None:
     class Raising(Mine):
         def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
             raise kind("private 42")
 
-    with pytest.raises(TaskError, match=r"batch raised \w+: private 42 \(test_guard.py, line \d+\)\.$") as caught:
+    with pytest.raises(
+        TaskError, match=r"batch raised \w+: private 42 \(test_guard.py, line \d+\)\.$"
+    ) as caught:
         Guarded(Raising(), "mine:Mine").batch(torch.arange(3))
     assert "42" not in caught.value.brief.partition(" (")[0]
 
@@ -324,7 +415,8 @@ def test_an_error_without_words_is_named_by_its_kind(kind: type[BaseException]) 
             raise kind
 
     with pytest.raises(
-        TaskError, match=rf"loss raised {kind.__name__}: {kind.__name__} \(test_guard.py, line \d+\)\.$"
+        TaskError,
+        match=rf"loss raised {kind.__name__}: {kind.__name__} \(test_guard.py, line \d+\)\.$",
     ):
         Guarded(Raising(), "mine:Mine").loss({}, ())
 
@@ -335,9 +427,7 @@ def test_a_later_failure_of_evaluate_costs_the_metrics_only(
     broken = 'self.tests = getattr(self, "tests", 0) + 1; return {"accuracy": 1 / (self.tests < 3), "left": 1}'
     summary = play('return {"accuracy": 0.5}', broken)
     assert (summary.complete, summary.test_accuracy.mean) == (True, None)
-    sentence = (
-        "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 40)."
-    )
+    sentence = "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 40)."
     assert sentence in capsys.readouterr().err
     journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
     assert journal.count("evaluate raised ZeroDivisionError (mine.py, line 40).") == 2
@@ -365,11 +455,11 @@ def as_before() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("as_before")
-@pytest.mark.parametrize("method", ["start", "evaluate", "to", "example", "validate"])
+@pytest.mark.parametrize("method", ["initial_parameters", "evaluate", "to", "example", "validate"])
 @pytest.mark.parametrize("switch", SWITCHED)
 def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> None:
     change, shown = SWITCHED[switch]
-    results: dict[str, Any] = {"start": torch.zeros(2), "evaluate": {}}
+    results: dict[str, Any] = {"initial_parameters": torch.zeros(2), "evaluate": {}}
 
     def switching(self: Mine, *_: Any) -> Any:
         change()
@@ -377,12 +467,14 @@ def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> No
 
     task, before = Guarded(type("Switching", (Mine,), {method: switching})(), "mine:Mine"), shown()
     arguments: dict[str, tuple[Any, ...]] = {
-        "start": (0,),
+        "initial_parameters": (0,),
         "evaluate": (torch.zeros(2),),
         "to": ("cpu",),
         "example": (),
     }
-    with pytest.raises(TaskError, match=rf"'mine:Mine' changes torch's .*{switch} for the whole process"):
+    with pytest.raises(
+        TaskError, match=rf"'mine:Mine' changes torch's .*{switch} for the whole process"
+    ):
         getattr(task, method)(*arguments.get(method, ({}, "accuracy")))
     assert shown() == before
 
@@ -390,12 +482,12 @@ def test_a_method_that_changes_a_switch_of_torch(method: str, switch: str) -> No
 @pytest.mark.usefixtures("as_before")
 def test_a_method_that_raises_leaves_no_switch_changed() -> None:
     class Switching(Mine):
-        def start(self, seed: int) -> Tensor:
+        def initial_parameters(self, seed: int) -> Tensor:
             torch.set_grad_enabled(False)
             raise OSError("gone")
 
-    with pytest.raises(TaskError, match="start raised OSError: gone"):
-        Guarded(Switching(), "mine:Mine").start(0)
+    with pytest.raises(TaskError, match="initial_parameters raised OSError: gone"):
+        Guarded(Switching(), "mine:Mine").initial_parameters(0)
     assert torch.is_grad_enabled()
 
 
@@ -403,27 +495,31 @@ def test_evaluate_and_start_share_no_memory_with_the_model() -> None:
     class Normalizing(Mine):
         own = torch.ones(2)
 
-        def start(self, seed: int) -> Tensor:
+        def initial_parameters(self, seed: int) -> Tensor:
             return self.own
 
-        def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+        def evaluate(
+            self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+        ) -> dict[str, float]:
             x.div_(2)
             return {"norm": float(x.norm())}
 
     task = Guarded(Normalizing(), "mine:Mine")
-    x = task.start(0)
+    x = task.initial_parameters(0)
     assert task.evaluate(x) == {"norm": pytest.approx(0.5**0.5)}
     assert x.equal(torch.ones(2))
     x.zero_()
-    assert task.start(0).equal(torch.ones(2))
+    assert task.initial_parameters(0).equal(torch.ones(2))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_neighbors_are_answered_with_gradients_while_a_task_evaluates(mode: Callable[[], Any]) -> None:
+def test_neighbors_are_answered_with_gradients_while_a_task_evaluates(
+    mode: Callable[[], Any],
+) -> None:
     class Breathing(Mine):
-        def evaluate(self, x: Tensor, breathe: Callable[[], None]) -> dict[str, float]:
+        def evaluate(self, x: Tensor, yield_point: Callable[[], None]) -> dict[str, float]:
             with mode():
-                breathe()
+                yield_point()
             return {}
 
     gradients = []
@@ -440,7 +536,7 @@ class Mine:
     """A task with all that is optional."""
 
     layout = Layout((("w", (2,)),))
-    examples, at_once, adapted, stages = 3, 2, True, (("w",),)
+    examples, micro_batch, adapted, stages = 3, 2, True, (("w",),)
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -458,7 +554,7 @@ class Mine:
     def to(self, device: torch.device) -> None:
         self.device = device
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         return torch.zeros(2)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -470,8 +566,8 @@ class Mine:
     def mean_loss(self, parameters: Any, batch: Any) -> Tensor:
         raise KeyboardInterrupt
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None]) -> dict[str, float]:
-        breathe()
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None]) -> dict[str, float]:
+        yield_point()
         return {}
 
     def validate(self, parameters: Any, kind: str) -> Tensor:
@@ -480,20 +576,32 @@ class Mine:
 
 def test_what_a_task_has_it_has_and_what_it_lacks_it_lacks() -> None:
     task = Guarded(Mine(), "mine:Mine")
-    assert (task.examples, task.at_once, task.adapted, task.stages) == (3, 2, True, (("w",),))
+    assert (task.num_examples, task.micro_batch, task.adapted, task.stages) == (
+        3,
+        2,
+        True,
+        (("w",),),
+    )
     assert not hasattr(task, "inputs")
     assert getattr(task, "dtype", torch.float32) is torch.float32
     task.to(torch.device("meta"))
     assert task.device == torch.device("meta")
-    with pytest.raises(TaskError, match=r"broken raised AttributeError: 'Mine' object has no attribute 'nowhere' \("):
+    with pytest.raises(
+        TaskError,
+        match=r"broken raised AttributeError: 'Mine' object has no attribute 'nowhere' \(",
+    ):
         hasattr(task, "broken")
 
 
 def test_what_a_method_gives_is_guarded_too() -> None:
     task = Guarded(Mine(), "mine:Mine")
-    with pytest.raises(TaskError, match=r"factors raised ValueError: not factored \(test_guard.py, line \d+\)"):
+    with pytest.raises(
+        TaskError, match=r"factors raised ValueError: not factored \(test_guard.py, line \d+\)"
+    ):
         task.factors()({}, ())
-    with pytest.raises(TaskError, match=r"validate raised OSError: gone \(test_guard.py, line \d+\)"):
+    with pytest.raises(
+        TaskError, match=r"validate raised OSError: gone \(test_guard.py, line \d+\)"
+    ):
         task.validate({}, "accuracy")
 
 
@@ -564,7 +672,9 @@ COLUMNS = {
     "sparse": lambda: torch.eye(3).to_sparse(),
     "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
     "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3), torch.zeros(1)]),
-    "jagged": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+    "jagged": lambda: torch.nested.nested_tensor(
+        [torch.zeros(2), torch.zeros(3)], layout=torch.jagged
+    ),
     "quantized": lambda: torch.quantize_per_tensor(torch.zeros(3, 2), 0.1, 0, torch.qint8),
 }
 
@@ -573,11 +683,13 @@ COLUMNS = {
 @pytest.mark.filterwarnings("ignore")
 def test_a_batch_of_tensors_that_are_not_dense(column: Callable[[], Tensor]) -> None:
     task = type("Sparse", (Mine,), {"batch": lambda self, rows: (column(), torch.zeros(3))})()
-    with pytest.raises(TaskError, match="batch gives a sparse, nested or quantized tensor; make it dense"):
+    with pytest.raises(
+        TaskError, match="batch gives a sparse, nested or quantized tensor; make it dense"
+    ):
         Guarded(task, "mine:Mine").batch(torch.arange(3))
 
 
-@pytest.mark.parametrize("method", ["start", "batch", "loss", "mean_loss", "evaluate"])
+@pytest.mark.parametrize("method", ["initial_parameters", "batch", "loss", "mean_loss", "evaluate"])
 @pytest.mark.parametrize("value", [None, 3, torch.zeros(3)], ids=str)
 def test_what_is_no_method_is_missing(method: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"made something without {method}: no Task"):
@@ -605,7 +717,9 @@ def test_a_layout_that_can_be_no_vector(layout: Layout) -> None:
         guard(type("Shapeless", (Mine,), {"layout": layout})(), "mine:Mine")
 
 
-@pytest.mark.parametrize("value", [0.5, None, np.float32(0.5), torch.zeros(3), {"accuracy": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "value", [0.5, None, np.float32(0.5), torch.zeros(3), {"accuracy": 0.5}], ids=str
+)
 def test_what_validate_gives_is_one_number(value: Any) -> None:
     task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: value})(), "mine:Mine")
     with pytest.raises(TaskError, match="'mine:Mine': validate gives"):
@@ -613,18 +727,25 @@ def test_what_validate_gives_is_one_number(value: Any) -> None:
 
 
 def test_a_tensor_of_one_element_is_a_value() -> None:
-    task = Guarded(type("Validating", (Mine,), {"validate": lambda self, *_: torch.ones(1)})(), "mine:Mine")
+    task = Guarded(
+        type("Validating", (Mine,), {"validate": lambda self, *_: torch.ones(1)})(), "mine:Mine"
+    )
     assert task.validate({}, "accuracy").equal(torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(
-    "number", [-1, 2.0, "2", Mock(), torch.tensor(2)], ids=["below 0", "float", "text", "any", "tensor"]
+    "number",
+    [-1, 2.0, "2", Mock(), torch.tensor(2)],
+    ids=["below 0", "float", "text", "any", "tensor"],
 )
 def test_a_limit_that_is_no_number_of_examples(number: Any) -> None:
-    with pytest.raises(TaskError, match="'mine:Mine': at_once is no number of examples"):
-        _ = Guarded(type("Limited", (Mine,), {"at_once": number})(), "mine:Mine").at_once
+    with pytest.raises(TaskError, match="'mine:Mine': micro_batch is no number of examples"):
+        _ = Guarded(type("Limited", (Mine,), {"micro_batch": number})(), "mine:Mine").micro_batch
 
 
 @pytest.mark.parametrize("number", [None, 0, 7, np.int64(7)], ids=str)
 def test_a_limit_is_a_number_or_none(number: Any) -> None:
-    assert Guarded(type("Limited", (Mine,), {"at_once": number})(), "mine:Mine").at_once == number
+    assert (
+        Guarded(type("Limited", (Mine,), {"micro_batch": number})(), "mine:Mine").micro_batch
+        == number
+    )

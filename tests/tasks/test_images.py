@@ -1,4 +1,6 @@
-"""Folders of images as they come: from scanners, phones, Macs and notebooks. Pixels count by value."""
+"""Folders of images as they come: from scanners, phones, Macs and notebooks. Pixels count by
+value.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,17 @@ def place(folder: Path, label: str = "cat") -> Path:
 
 
 def png(path: Path, pixels: np.ndarray, kind: int, *chunks: tuple[bytes, bytes]) -> None:
-    """A PNG of 16 bits a channel, of which Pillow writes gray only. Kinds: 0 gray, 2 colors, 4 and 6 with alpha."""
+    """A PNG of 16 bits a channel, of which Pillow writes gray only. Kinds: 0 gray, 2 colors, 4 and
+    6 with alpha.
+    """
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     height, width = pixels.shape[:2]
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
@@ -50,7 +59,9 @@ def png(path: Path, pixels: np.ndarray, kind: int, *chunks: tuple[bytes, bytes])
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
 @pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize("task", [GRAY, COLORS], ids=["gray", "colors"])
-def test_16_bit_grays_keep_their_precision(tmp_path: Path, ending: str, order: str, task: TaskSection) -> None:
+def test_16_bit_grays_keep_their_precision(
+    tmp_path: Path, ending: str, order: str, task: TaskSection
+) -> None:
     Image.fromarray(RAMP.astype(order)).save(place(tmp_path) / f"a.{ending}")
     found = read(tmp_path, task)
     assert found.shape == (1, task.channels, SIZE, SIZE)
@@ -75,7 +86,9 @@ def test_16_bits_stay_between_black_and_white_when_they_are_scaled(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_16_bit_colors_and_alpha_by_their_higher_byte(tmp_path: Path, kind: int, channels: int) -> None:
+def test_16_bit_colors_and_alpha_by_their_higher_byte(
+    tmp_path: Path, kind: int, channels: int
+) -> None:
     pixels = np.full((SIZE, SIZE, channels), 40000, np.uint16)
     pixels[..., -1] = 65535 if kind in (4, 6) else 40000
     png(place(tmp_path) / "a.png", pixels, kind)
@@ -94,9 +107,20 @@ def test_12_bits_and_white_that_is_zero(tmp_path: Path) -> None:
 
 def tiff(path: Path, pixels: bytes, *, bits: int, photometric: int) -> None:
     """Gray, uncompressed."""
-    tags = [(256, SIZE), (257, SIZE), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, SIZE)]
+    tags = [
+        (256, SIZE),
+        (257, SIZE),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, SIZE),
+    ]
     tags.append((279, len(pixels)))
-    folder = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    folder = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags
+    )
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + folder + bytes(4))
 
 
@@ -115,7 +139,9 @@ def test_floats_are_taken_by_value(tmp_path: Path) -> None:
         (RAMP.astype(np.int32) - 9, "32-bit integers"),
     ],
 )
-def test_pixels_without_a_defined_range_are_refused(tmp_path: Path, pixels: np.ndarray, says: str) -> None:
+def test_pixels_without_a_defined_range_are_refused(
+    tmp_path: Path, pixels: np.ndarray, says: str
+) -> None:
     Image.fromarray(pixels).save(place(tmp_path) / "a.tiff")
     with pytest.raises(DataError, match=rf"a\.tiff has {says} as pixels.*save it with 16 bits"):
         read(tmp_path)
@@ -123,7 +149,9 @@ def test_pixels_without_a_defined_range_are_refused(tmp_path: Path, pixels: np.n
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path, orientation: int, ending: str) -> None:
+def test_a_picture_is_turned_as_its_camera_says(
+    tmp_path: Path, orientation: int, ending: str
+) -> None:
     """All eight orientations of EXIF, as a viewer shows them: a bright quarter at the top left."""
     seen = np.zeros((2 * SIZE, 2 * SIZE), np.uint8)
     seen[:SIZE, :SIZE] = 200
@@ -134,7 +162,9 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path, orientation: int
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(place(tmp_path) / f"a.{ending}", exif=exif, quality=100)
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        place(tmp_path) / f"a.{ending}", exif=exif, quality=100
+    )
     expected = torch.from_numpy(np.array(Image.fromarray(seen).resize((SIZE, SIZE)))) / 255
     assert torch.allclose(read(tmp_path)[0, 0], expected, atol=0.1)
 
@@ -150,12 +180,16 @@ def test_a_damaged_exif_costs_no_picture(tmp_path: Path) -> None:
     for name, exif in (("a", b"Exif\0\0garbage"), ("b", b"Exif\0\0MM\0*\0\0\0\x08\0\xff")):
         Image.new("L", (SIZE, SIZE), 51).save(place(tmp_path) / f"{name}.jpg", exif=exif)
     damaged = b"Exif\0\0M\xff\0*\0\0\0\x08\0\0"
-    Image.new("RGB", (SIZE, SIZE), (51, 51, 51)).save(place(tmp_path) / "c.webp", exif=damaged, lossless=True)
+    Image.new("RGB", (SIZE, SIZE), (51, 51, 51)).save(
+        place(tmp_path) / "c.webp", exif=damaged, lossless=True
+    )
     assert read(tmp_path).sub(0.2).abs().max() < 0.02
 
 
 def transparent(folder: Path) -> None:
-    """Transparent black (red in the palette's case) but for a blue square, in each way that a file can say it."""
+    """Transparent black (red in the palette's case) but for a blue square, in each way that a file
+    can say it.
+    """
     alpha = np.zeros((SIZE, SIZE, 4), np.uint8)
     alpha[2:6, 2:6] = (0, 0, 255, 255)
     image = Image.fromarray(alpha)
@@ -182,7 +216,12 @@ def test_what_is_transparent_lies_over_white(tmp_path: Path) -> None:
 
 def test_what_is_half_transparent_is_half_white_in_grays_too(tmp_path: Path) -> None:
     Image.new("LA", (SIZE, SIZE), (0, 128)).save(place(tmp_path) / "a.png")
-    png(place(tmp_path) / "b.png", np.zeros((SIZE, SIZE), np.uint16), 0, (b"tRNS", struct.pack(">H", 0)))
+    png(
+        place(tmp_path) / "b.png",
+        np.zeros((SIZE, SIZE), np.uint16),
+        0,
+        (b"tRNS", struct.pack(">H", 0)),
+    )
     colors = np.full((SIZE, SIZE, 3), 9000, np.uint16)
     png(place(tmp_path) / "c.png", colors, 2, (b"tRNS", struct.pack(">HHH", 9000, 9000, 9000)))
     half, keyed, key_of_colors = read(tmp_path)
@@ -204,7 +243,12 @@ def shade(path: Path, value: int) -> None:
 
 
 def test_images_in_folders_of_a_class_are_its_own_in_a_fixed_order(tmp_path: Path) -> None:
-    for name, value in (("cat/2024-05/b.png", 30), ("cat/a.PNG", 40), ("cat/2024-05/x/a.png", 20), ("dog/9.png", 50)):
+    for name, value in (
+        ("cat/2024-05/b.png", 30),
+        ("cat/a.PNG", 40),
+        ("cat/2024-05/x/a.png", 20),
+        ("dog/9.png", 50),
+    ):
         shade(tmp_path / name, value)
     found = data.own(tmp_path, GRAY)
     assert found.x[:, 0, 0, 0].tolist() == [30, 20, 40, 50]
@@ -229,10 +273,19 @@ def test_what_systems_leave_behind_is_passed_over(
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_not_used_is_counted_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_used_is_counted_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shade(tmp_path / "cat" / "3.png", 30)
     shade(tmp_path / "dog" / "x" / "3.png", 30)
-    for name in ("cat/a.heic", "cat/b.heic", "dog/x/c.HEIC", "dog/notes.txt", "README", "stray.png"):
+    for name in (
+        "cat/a.heic",
+        "cat/b.heic",
+        "dog/x/c.HEIC",
+        "dog/notes.txt",
+        "README",
+        "stray.png",
+    ):
         (tmp_path / name).write_bytes(b"?")
     (tmp_path / "cat" / "loop").symlink_to(tmp_path)
     assert data.own(tmp_path, GRAY).y.tolist() == [0, 1]
@@ -258,22 +311,30 @@ def test_a_class_by_nearly_its_name_is_one_sentence(tmp_path: Path, name: str) -
         data.own(tmp_path, GRAY)
 
 
-def test_a_class_is_found_however_its_name_is_composed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_is_found_however_its_name_is_composed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shade(tmp_path / "mu\u0308de" / "3.png", 30)
     shade(tmp_path / "dog" / "3.png", 30)
     for accented in ("m\u00fcde", "mu\u0308de"):
-        assert data.own(tmp_path, GRAY.model_copy(update={"labels": ("dog", accented)})).y.tolist() == [0, 1]
+        assert data.own(
+            tmp_path, GRAY.model_copy(update={"labels": ("dog", accented)})
+        ).y.tolist() == [0, 1]
     assert capsys.readouterr().err == "", "no class lacks images"
 
 
-def test_a_table_beside_the_images_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_beside_the_images_is_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shade(tmp_path / "cat" / "3.png", 30)
     (tmp_path / "metadata.parquet").touch()
     assert len(data.own(tmp_path, GRAY)) == 1
     assert "1 .parquet" in capsys.readouterr().err
 
 
-def test_an_image_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_is_too_large_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shade(tmp_path / "cat" / "3.png", 30)
     monkeypatch.setattr("node.data.folders.PIXELS", 9)
     with pytest.raises(DataError, match=r"3\.png has more than 0 million pixels"):

@@ -1,4 +1,6 @@
-"""What hosts feed their models is told in public, without a value of theirs, and the same where they fit together."""
+"""What hosts feed their models is told in public, without a value of theirs, and the same where
+they fit together.
+"""
 
 from __future__ import annotations
 
@@ -49,19 +51,28 @@ def test_integers_and_floats_differ_unless_the_run_declares_a_range(tmp_path: Pa
     assert inputs(integers, **declared)["values"] == "in task.value_range = [0.0, 1.0]"
     assert inputs(integers, **declared) != inputs(integers, value_range=[0, 2])
     for other in ([-1, 1], [0, 255]):
-        assert inputs(integers, value_range=other) != inputs(floats, value_range=other), "integers fill 0 … 1 only"
-        assert inputs(floats, value_range=other) == inputs(saved(tmp_path, BYTES / 510, "half"), value_range=other)
+        assert inputs(integers, value_range=other) != inputs(floats, value_range=other), (
+            "integers fill 0 … 1 only"
+        )
+        assert inputs(floats, value_range=other) == inputs(
+            saved(tmp_path, BYTES / 510, "half"), value_range=other
+        )
 
 
 def test_bytes_of_0_and_1_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x is uint8 \(0 … 255\), but nothing in it is above 1; save it"):
+    with pytest.raises(
+        DataError, match=r"x is uint8 \(0 … 255\), but nothing in it is above 1; save it"
+    ):
         inputs(saved(tmp_path, BYTES // 128))
     assert inputs(saved(tmp_path, BYTES // 128 * np.uint8(255)))
     assert inputs(saved(tmp_path, BYTES * np.uint8(0)))
 
 
 def test_an_npz_that_holds_other_things_is_a_sentence(tmp_path: Path) -> None:
-    for x, says in ((np.float64(3), r"x has shape \(\)"), (np.array([{}], object), "Python objects, which are never")):
+    for x, says in (
+        (np.float64(3), r"x has shape \(\)"),
+        (np.array([{}], object), "Python objects, which are never"),
+    ):
         np.savez(tmp_path / "mine.npz", x=x, y=LABELS, z=LABELS)
         with pytest.raises(DataError, match=says):
             inputs(tmp_path / "mine.npz")
@@ -74,9 +85,13 @@ def test_channels_first_and_channels_last_differ(tmp_path: Path) -> None:
     assert inputs(saved(tmp_path, last, "last"))["shape"] == "16×16×5"
 
 
-@pytest.mark.parametrize("shape", [(20, 16, 16, 3), (20, 28, 28, 1), (20, 48, 32, 4), (20, 2, 16, 3)])
+@pytest.mark.parametrize(
+    "shape", [(20, 16, 16, 3), (20, 28, 28, 1), (20, 48, 32, 4), (20, 2, 16, 3)]
+)
 @pytest.mark.parametrize("scale", [np.uint8, np.float32])
-def test_channels_last_is_refused_with_what_to_do(tmp_path: Path, shape: tuple[int, ...], scale: type) -> None:
+def test_channels_last_is_refused_with_what_to_do(
+    tmp_path: Path, shape: tuple[int, ...], scale: type
+) -> None:
     path = saved(tmp_path, np.zeros(shape, scale))
     with pytest.raises(DataError, match=r"looks like channels last.*save np\.moveaxis\(x, -1, 1\)"):
         inputs(path)
@@ -84,22 +99,32 @@ def test_channels_last_is_refused_with_what_to_do(tmp_path: Path, shape: tuple[i
     assert inputs(path)["shape"].startswith(f"{shape[3]}×")
 
 
-@pytest.mark.parametrize("shape", [(20, 3, 16, 16), (20, 3, 16, 3), (20, 1, 16, 4), (20, 12, 16, 16), (20, 9, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(20, 3, 16, 16), (20, 3, 16, 3), (20, 1, 16, 4), (20, 12, 16, 16), (20, 9, 1, 1)]
+)
 def test_channels_first_is_taken(tmp_path: Path, shape: tuple[int, ...]) -> None:
     assert inputs(saved(tmp_path, np.zeros(shape)))["shape"] == "×".join(map(str, shape[1:]))
 
 
-@pytest.mark.parametrize("x", [BYTES.astype(np.float32), BYTES.astype(np.float64) - 128, np.full((20, 2, 2), 20.5)])
+@pytest.mark.parametrize(
+    "x", [BYTES.astype(np.float32), BYTES.astype(np.float64) - 128, np.full((20, 2, 2), 20.5)]
+)
 def test_floats_that_were_not_scaled_are_refused(tmp_path: Path, x: np.ndarray) -> None:
     path = saved(tmp_path, x)
-    with pytest.raises(DataError, match=r"beyond ±20; if they are 0 … 255, divide by 255.*task\.value_range"):
+    with pytest.raises(
+        DataError, match=r"beyond ±20; if they are 0 … 255, divide by 255.*task\.value_range"
+    ):
         inputs(path)
     assert inputs(path, value_range=[-128, 255])
 
 
 @pytest.mark.parametrize("x", [BYTES, BYTES / 255, BYTES / 255 * 1.5, BYTES / 255 - 0.5])
-def test_what_lies_outside_of_a_declared_range_is_refused_without_a_value(tmp_path: Path, x: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"has values outside of task\.value_range = \[0\.1, 0\.9\]; scale them"):
+def test_what_lies_outside_of_a_declared_range_is_refused_without_a_value(
+    tmp_path: Path, x: np.ndarray
+) -> None:
+    with pytest.raises(
+        DataError, match=r"has values outside of task\.value_range = \[0\.1, 0\.9\]; scale them"
+    ):
         inputs(saved(tmp_path, x), value_range=[0.1, 0.9])
 
 
@@ -109,9 +134,13 @@ def test_test_and_validation_sets_are_held_to_the_same(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test\.npz: x has values beyond ±20"):
         tasks.make(run, DataSection(path=train, name="mine", test=test))
     test = saved(tmp_path, BYTES / 127.5 - 1, "test")
-    with pytest.raises(DataError, match=r"Test images are floats, training images 0 … 1, from integers; bring them"):
+    with pytest.raises(
+        DataError, match=r"Test images are floats, training images 0 … 1, from integers; bring them"
+    ):
         tasks.make(run, DataSection(path=train, name="mine", test=test))
-    declared = run.model_copy(update={"task": run.task.model_copy(update={"value_range": (0.0, 1.0)})})
+    declared = run.model_copy(
+        update={"task": run.task.model_copy(update={"value_range": (0.0, 1.0)})}
+    )
     test = saved(tmp_path, BYTES / 255, "test")
     assert tasks.make(declared, DataSection(path=train, name="mine", test=test))
 
@@ -143,19 +172,28 @@ def test_tables_say_their_features_scaling_and_classes(tmp_path: Path) -> None:
 def test_a_column_that_is_not_scaled_is_named(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
     path = table(tmp_path, "50,5000,0\n70,2,1")
-    with pytest.raises(DataError, match=r"column 'dose', centered and scaled, has values beyond ±20") as caught:
+    with pytest.raises(
+        DataError, match=r"column 'dose', centered and scaled, has values beyond ±20"
+    ) as caught:
         inputs(path, **TABLE)
     assert "5000" not in str(caught.value)
-    with pytest.raises(DataError, match=r"column 'dose', centered and scaled, has values outside of task.value_range"):
+    with pytest.raises(
+        DataError,
+        match=r"column 'dose', centered and scaled, has values outside of task.value_range",
+    ):
         inputs(path, value_range=[-5, 5], **TABLE)
     assert inputs(path, value_range=[-5, 2000], **TABLE)
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_folders_of_images_say_the_same_whatever_their_pixels_are(tmp_path: Path, deep: bool) -> None:
+def test_folders_of_images_say_the_same_whatever_their_pixels_are(
+    tmp_path: Path, deep: bool
+) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("I;16" if deep else "L", (9, 9), 7).save(tmp_path / "cat" / "a.png")
-    found = inputs(tmp_path, classes=2, labels=["cat", "dog"], image_size=4, mean=[0.5] * 3, std=[0.25] * 3)
+    found = inputs(
+        tmp_path, classes=2, labels=["cat", "dog"], image_size=4, mean=[0.5] * 3, std=[0.25] * 3
+    )
     assert found == {
         "shape": "3×4×4", "values": "0 … 1, from integers", "classes": "cat, dog",
         "mean": "0.5, 0.5, 0.5", "std": "0.25, 0.25, 0.25",

@@ -25,7 +25,10 @@ SHAPES = {
 
 def task(model: str, n: int = 20, **options: float) -> Classification:
     generator, (shape, _) = torch.Generator().manual_seed(1), SHAPES[model]
-    x, y = torch.rand(n, *shape, generator=generator), torch.randint(0, 10, (n,), generator=generator)
+    x, y = (
+        torch.rand(n, *shape, generator=generator),
+        torch.randint(0, 10, (n,), generator=generator),
+    )
     section = TaskSection(model=model, **options)  # type: ignore[arg-type]
     return Classification(lambda: build(section, shape), Examples(x, y), Examples(x, y))
 
@@ -39,12 +42,14 @@ def test_sizes_and_gradients_one_by_one(model: str) -> None:
     """Every backend that takes it agrees with the loop; ghost takes what has linear layers only."""
     it = task(model)
     assert it.layout.size == SHAPES[model][1]
-    x = it.start(1)
+    x = it.initial_parameters(1)
     linear = model in ("softmax", "mlp")
     assert probe(it) == ("ghost" if linear else "vmap")
     assert (it.factors() is not None) == linear
     rows = torch.arange(3)
-    vmapped, looped = (clipped_sum(it, x, rows, 1.0, backend=backend) for backend in ("vmap", "loop"))
+    vmapped, looped = (
+        clipped_sum(it, x, rows, 1.0, backend=backend) for backend in ("vmap", "loop")
+    )
     assert float((vmapped - looped).norm()) < 1e-5
     assert 0 < float(vmapped.norm()) <= 3 + 1e-5
     assert 0 <= it.evaluate(x)["accuracy"] <= 1
@@ -65,10 +70,13 @@ def test_images_that_do_not_fit_are_one_sentence(model: str, needs: str) -> None
 
 def test_dropout_is_on_for_gradients_off_for_evaluation_and_clipped_by_the_loop() -> None:
     it = task("cnn-cifar", 4, dropout=0.4)
-    x, rows = it.start(1), torch.arange(4)
+    x, rows = it.initial_parameters(1), torch.arange(4)
     assert it.evaluate(x) == it.evaluate(x)
     assert probe(it) == "loop"
-    asked = [clipped_sum(it, x, rows, 1.0, backend="loop", seeds=keyed_seeds(key)) for key in (b"1", b"1", b"2")]
+    asked = [
+        clipped_sum(it, x, rows, 1.0, backend="loop", seeds=keyed_seeds(key))
+        for key in (b"1", b"1", b"2")
+    ]
     first, again, second = asked
     assert torch.equal(first, again)
     assert not torch.equal(first, second)

@@ -1,4 +1,6 @@
-"""docs/own-task.md: its snippets are run as they stand, by every command that runs a task, and learn the same rows."""
+"""docs/own-task.md: its snippets are run as they stand, by every command that runs a task, and
+learn the same rows.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ import EXAMPLE
 
 def make_task(run, data):
     task = EXAMPLE.make_task(run, data)
-    print("rows", type(data).__name__, task.examples, file=sys.stderr)
+    print("rows", type(data).__name__, task.num_examples, file=sys.stderr)
     return task
 """
 OLD = """
@@ -53,7 +55,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, code in zip(EXAMPLES, codes, strict=True):
         assert len(code.splitlines()) < 60
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
-        (tmp_path / f"counted_{name}.py").write_text(COUNTED.replace("EXAMPLE", name), encoding="utf-8")
+        (tmp_path / f"counted_{name}.py").write_text(
+            COUNTED.replace("EXAMPLE", name), encoding="utf-8"
+        )
     (tmp_path / "old.py").write_text(OLD, encoding="utf-8")
     (tmp_path / "slope.toml").write_text(settings, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -63,9 +67,16 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(*words: str, path: Path) -> subprocess.Popen[str]:
-    environ = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(path / "state")}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(path),
+        "OMP_NUM_THREADS": "1",
+        "XDG_STATE_HOME": str(path / "state"),
+    }
     command = [sys.executable, "-m", "peerpoise", *words]
-    return subprocess.Popen(command, env=environ, cwd=path, stdout=-1, stderr=-1, stdin=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, env=environ, cwd=path, stdout=-1, stderr=-1, stdin=subprocess.DEVNULL, text=True
+    )
 
 
 def peerpoise(*words: str, path: Path) -> tuple[str, str]:
@@ -78,7 +89,14 @@ def peerpoise(*words: str, path: Path) -> tuple[str, str]:
 
 def test_the_pages_example_learns(example: Path) -> None:
     out, _ = peerpoise(
-        "simulate", "slope.toml", "--task", "slope.py:make_task", "--folder", "out", "--json", path=example
+        "simulate",
+        "slope.toml",
+        "--task",
+        "slope.py:make_task",
+        "--folder",
+        "out",
+        "--json",
+        path=example,
     )
     summary = json.loads(out)
     assert summary["task_metrics"]["error"]["mean"] < 0.2
@@ -87,7 +105,9 @@ def test_the_pages_example_learns(example: Path) -> None:
 
 def test_the_pages_module_learns(example: Path) -> None:
     more = ("--set", "train.rounds=150", "--set", "algorithm.lr=1.0", "--json", "--folder", "out")
-    out, _ = peerpoise("simulate", "slope.toml", "--task", "circle.py:make_task", *more, path=example)
+    out, _ = peerpoise(
+        "simulate", "slope.toml", "--task", "circle.py:make_task", *more, path=example
+    )
     assert json.loads(out)["test_accuracy"]["min"] > 0.85
 
 
@@ -97,18 +117,33 @@ def settings(*more: str) -> list[str]:
 
 
 def counts(text: str) -> list[tuple[str, int]]:
-    """(what `make_task` was given, examples), in the order in which tasks were made, of those of a node's own part."""
-    pairs = [(kind, int(count)) for kind, count in re.findall(r"^rows (\w+) (\d+)$", text, re.MULTILINE)]
-    return [(kind, count) for kind, count in pairs if count > 1]  # with one row a run is only checked
+    """(what `make_task` was given, examples), in the order in which tasks were made, of those of a
+    node's own part.
+    """
+    pairs = [
+        (kind, int(count)) for kind, count in re.findall(r"^rows (\w+) (\d+)$", text, re.MULTILINE)
+    ]
+    return [
+        (kind, count) for kind, count in pairs if count > 1
+    ]  # with one row a run is only checked
 
 
-def packed(example: Path, task: str, data: str = "digits", own: Sequence[str] = ()) -> dict[str, str]:
+def packed(
+    example: Path, task: str, data: str = "digits", own: Sequence[str] = ()
+) -> dict[str, str]:
     """Standard error of each host of a packed run."""
     with local_cluster._reserved(len(NODES)) as ports:
-        hosts = [w for name, port in zip(NODES, ports, strict=True) for w in ("--host", f"{name}=127.0.0.1:{port}")]
+        hosts = [
+            w
+            for name, port in zip(NODES, ports, strict=True)
+            for w in ("--host", f"{name}=127.0.0.1:{port}")
+        ]
         run = settings(f"task.name={task}", f"task.data={data}")
         peerpoise("pack", "slope.toml", *run, *hosts, *own, path=example)
-        runs = {name: start("run", "--config", f"packed/{name}/node.toml", path=example) for name in NODES}
+        runs = {
+            name: start("run", "--config", f"packed/{name}/node.toml", path=example)
+            for name in NODES
+        }
         ended = {name: process.communicate()[1] for name, process in runs.items()}
     assert [process.returncode for process in runs.values()] == [0, 0], ended
     return ended
@@ -118,14 +153,20 @@ def packed(example: Path, task: str, data: str = "digits", own: Sequence[str] = 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_command_gives_a_node_its_rows_and_no_others(example: Path, name: str) -> None:
     task = ("--task", f"counted_{name}:make_task")
-    _, simulated = peerpoise("simulate", "slope.toml", *settings(), *task, "--folder", "simulated", path=example)
+    _, simulated = peerpoise(
+        "simulate", "slope.toml", *settings(), *task, "--folder", "simulated", path=example
+    )
     peerpoise("up", "slope.toml", *settings(), *task, "--folder", "up", path=example)
     homes = [example / "up" / "nodes" / name for name in NODES]
     right = [("ndarray", len(np.load(home / "rows.npy"))) for home in homes]
     assert sum(count for _, count in right) < 1500
     assert counts(simulated) == right
-    assert [counts((home / "daemon.log").read_text(encoding="utf-8")) for home in homes] == [[pair] for pair in right]
-    assert [counts(text) for text in packed(example, task[1]).values()] == [[pair] for pair in right]
+    assert [counts((home / "daemon.log").read_text(encoding="utf-8")) for home in homes] == [
+        [pair] for pair in right
+    ]
+    assert [counts(text) for text in packed(example, task[1]).values()] == [
+        [pair] for pair in right
+    ]
 
 
 def own_points(example: Path) -> Sequence[str]:
@@ -133,13 +174,18 @@ def own_points(example: Path) -> Sequence[str]:
     x = np.linspace(-1, 1, 300)
     for name, mine in zip(NODES, (x[:120], x[120:]), strict=True):
         np.save(example / f"{name}.npy", np.stack([mine, 2 * mine - 1]))
-    return [word for name in NODES for word in ("--data", f"{name}=points-{name}:{example / name}.npy")]
+    return [
+        word for name in NODES for word in ("--data", f"{name}=points-{name}:{example / name}.npy")
+    ]
 
 
 @pytest.mark.cluster
 def test_own_data_are_given_as_the_nodes_section(example: Path) -> None:
     ended = packed(example, "counted_slope:make_task", "own", own_points(example))
-    assert [counts(text) for text in ended.values()] == [[("DataSection", 120)], [("DataSection", 180)]]
+    assert [counts(text) for text in ended.values()] == [
+        [("DataSection", 120)],
+        [("DataSection", 180)],
+    ]
 
 
 def run(name: str, **task: str) -> RunConfig:
@@ -148,18 +194,20 @@ def run(name: str, **task: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", ["slope:make_task", "old:make_task"])
 @pytest.mark.parametrize("rows", [[5], [3, 17, 400], list(range(0, 1400, 7))])
-def test_a_daemons_public_rows_are_the_simulators(example: Path, name: str, rows: list[int]) -> None:
+def test_a_daemons_public_rows_are_the_simulators(
+    example: Path, name: str, rows: list[int]
+) -> None:
     np.save(example / "rows.npy", np.array(rows))
     section = DataSection(name="digits", rows=example / "rows.npy")
     daemons, simulated = tasks.make(run(name), section), tasks.make(run(name), np.array(rows))
     every = np.arange(len(rows))
-    assert daemons.examples == simulated.examples == len(rows)
+    assert daemons.num_examples == simulated.num_examples == len(rows)
     for ours, theirs in zip(daemons.batch(every), simulated.batch(every), strict=True):
         assert ours.equal(theirs)
 
 
 def test_without_a_file_of_rows_a_node_learns_them_all(example: Path) -> None:
-    assert tasks.make(run("slope:make_task"), DataSection(name="digits")).examples == 1438
+    assert tasks.make(run("slope:make_task"), DataSection(name="digits")).num_examples == 1438
     with pytest.raises(ConfigurationError, match=r"set task.data to own\."):
         tasks.make(run("slope:make_task"), DataSection(name="digits", path=example / "n0.npy"))
 

@@ -1,4 +1,6 @@
-"""Partitions: disjoint, equal, covering, deterministic, and as unequal in classes as Dirichlet says."""
+"""Partitions: disjoint, equal, covering, deterministic, and as unequal in classes as Dirichlet
+says.
+"""
 
 import numpy as np
 import pytest
@@ -26,7 +28,10 @@ def test_parts_are_disjoint_equal_and_cover_what_equal_sizes_allow(labels, nodes
         with pytest.raises(ConfigurationError, match="more than"):
             partition.dirichlet(labels, nodes, alpha, seed)
         return
-    for parts in (partition.dirichlet(labels, nodes, alpha, seed), partition.iid(len(labels), nodes, seed)):
+    for parts in (
+        partition.dirichlet(labels, nodes, alpha, seed),
+        partition.iid(len(labels), nodes, seed),
+    ):
         assert [len(rows) for rows in parts] == [len(labels) // nodes] * nodes
         everything = partition.union(parts)
         assert len(np.unique(everything)) == len(everything) == len(labels) // nodes * nodes
@@ -47,7 +52,9 @@ def test_global_seeds_do_not_matter():
     np.random.seed(1)
     first = partition.dirichlet(LABELS, 4, 0.25, 0)
     np.random.seed(2)
-    assert all((a == b).all() for a, b in zip(first, partition.dirichlet(LABELS, 4, 0.25, 0), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(first, partition.dirichlet(LABELS, 4, 0.25, 0), strict=True)
+    )
 
 
 def test_small_alpha_is_non_iid_and_large_alpha_is_not():
@@ -57,7 +64,10 @@ def test_small_alpha_is_non_iid_and_large_alpha_is_not():
         everybody = counts.sum(0) / counts.sum()
         return float(np.abs(counts / counts.sum(1, keepdims=True) - everybody).sum(1).mean() / 2)
 
-    of = {alpha: unevenness(partition.dirichlet(LABELS, 4, alpha, 0)) for alpha in (0.05, 0.25, 1.0, 1000.0)}
+    of = {
+        alpha: unevenness(partition.dirichlet(LABELS, 4, alpha, 0))
+        for alpha in (0.05, 0.25, 1.0, 1000.0)
+    }
     assert of[0.05] > of[0.25] > of[1.0] > of[1000.0]
     assert of[0.25] > 0.35
     assert of[1000.0] < 0.1
@@ -65,7 +75,9 @@ def test_small_alpha_is_non_iid_and_large_alpha_is_not():
 
 
 def test_histogram_counts_examples_per_node_and_class():
-    assert partition.histogram(np.array([0, 1, 1, 2]), [np.array([0, 1]), np.array([2])], 4).tolist() == [
+    assert partition.histogram(
+        np.array([0, 1, 1, 2]), [np.array([0, 1]), np.array([2])], 4
+    ).tolist() == [
         [1, 1, 0, 0],
         [0, 1, 0, 0],
     ]
@@ -113,7 +125,11 @@ def test_two_shards_hold_few_classes():
     assert max((counts > 0).sum() for counts in partition.histogram(LABELS, parts, 10)) <= 4
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=60).map(np.array), st.integers(1, 8), st.integers(0, 2**32))
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=60).map(np.array),
+    st.integers(1, 8),
+    st.integers(0, 2**32),
+)
 def test_a_value_of_the_column_is_with_one_node_only(column, nodes, seed):
     if nodes > len(np.unique(column)):
         with pytest.raises(ConfigurationError, match="values of the column"):
@@ -122,10 +138,14 @@ def test_a_value_of_the_column_is_with_one_node_only(column, nodes, seed):
     parts = partition.by_column(column, nodes, seed)
     assert disjoint(parts)
     assert sum(map(len, parts)) == len(column)
-    holders = [{k for k, rows in enumerate(parts) if value in column[rows]} for value in np.unique(column)]
+    holders = [
+        {k for k, rows in enumerate(parts) if value in column[rows]} for value in np.unique(column)
+    ]
     assert all(len(holder) == 1 for holder in holders)
 
 
 def test_a_column_that_is_not_there_is_one_sentence():
-    with pytest.raises(ConfigurationError, match="'author' is no column of the data; it has writer"):
+    with pytest.raises(
+        ConfigurationError, match="'author' is no column of the data; it has writer"
+    ):
         partition.divide(ExperimentSection(partition="column", column="author"), EXAMPLES)

@@ -1,4 +1,6 @@
-"""What a task promises is tried before anything private is spent, and what is broken is one sentence."""
+"""What a task promises is tried before anything private is spent, and what is broken is one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,17 @@ class Good:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.net = net or nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
-        self.layout: Any = Layout(tuple((name, tuple(p.shape)) for name, p in self.net.named_parameters()))
+        self.layout: Any = Layout(
+            tuple((name, tuple(p.shape)) for name, p in self.net.named_parameters())
+        )
         self.x = torch.randn(RECORDS, 6, generator=generator)
         self.y = torch.randint(0, 3, (RECORDS,), generator=generator)
 
     @property
-    def examples(self) -> int:
+    def num_examples(self) -> int:
         return len(self.x)
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         return flat(self.layout, dict(self.net.named_parameters()))
 
     def batch(self, rows: Tensor) -> Any:
@@ -66,7 +70,9 @@ class Good:
         x, y = batch
         return functional.cross_entropy(self.logits(parameters, x), y)
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         return {}
 
 
@@ -92,9 +98,9 @@ def test_a_good_task_keeps_its_promises() -> None:
 
 def test_a_check_changes_nothing() -> None:
     task, state = Good(), torch.get_rng_state()
-    x = task.start(0)
+    x = task.initial_parameters(0)
     check(task)
-    assert task.start(0).equal(x)
+    assert task.initial_parameters(0).equal(x)
     assert torch.get_rng_state().equal(state)
     assert all(p.grad is None for p in task.net.parameters())
 
@@ -109,7 +115,7 @@ def test_a_start_that_differs_between_two_calls() -> None:
 def test_a_start_that_moves_on() -> None:
     """The module's own parameters, drawn anew whatever the seed is."""
 
-    def start(self: Good, seed: int) -> Tensor:
+    def initial_parameters(self: Good, seed: int) -> Tensor:
         self.net[0].reset_parameters()
         return flat(self.layout, dict(self.net.named_parameters()))
 
@@ -119,7 +125,7 @@ def test_a_start_that_moves_on() -> None:
 def seeded(build: Callable[[Good], object]) -> Any:
     """A task that calls `build` in its `start`, with torch seeded."""
 
-    def start(self: Good, seed: int) -> Tensor:
+    def initial_parameters(self: Good, seed: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             build(self)
@@ -134,7 +140,9 @@ def test_a_start_that_draws_the_modules_own_parameters_anew() -> None:
 
 def test_a_start_that_builds_a_spectral_norm() -> None:
     def build(task: Good) -> None:
-        net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)), nn.Linear(4, 3))
+        net = nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)), nn.Linear(4, 3)
+        )
         net(torch.zeros(2, 6))
 
     check(seeded(build))
@@ -153,7 +161,7 @@ def test_a_start_that_fills_a_lazy_net_with_a_batch_normalization() -> None:
         def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
             return self.mean_loss(parameters, tuple(column.unsqueeze(0) for column in example))
 
-        def start(self, seed: int) -> Tensor:
+        def initial_parameters(self, seed: int) -> Tensor:
             self.net.train()(torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)))
             self.net.eval()
             return torch.randn(self.layout.size, generator=torch.Generator().manual_seed(seed))
@@ -166,7 +174,7 @@ def test_a_start_that_changes_what_it_holds_each_time_is_refused_all_the_same() 
 
 
 def test_a_start_that_goes_by_the_seed_is_right() -> None:
-    def start(self: Good, seed: int) -> Tensor:
+    def initial_parameters(self: Good, seed: int) -> Tensor:
         return torch.randn(self.layout.size, generator=torch.Generator().manual_seed(seed))
 
     task = changed(start=start)
@@ -175,7 +183,7 @@ def test_a_start_that_goes_by_the_seed_is_right() -> None:
 
 
 def test_a_start_that_seeds_torch_is_right() -> None:
-    def start(self: Good, seed: int) -> Tensor:
+    def initial_parameters(self: Good, seed: int) -> Tensor:
         torch.manual_seed(seed)
         return torch.randn(self.layout.size)
 
@@ -280,7 +288,9 @@ class Smoothed(Good):
     """`loss` has a term that `mean_loss` forgot."""
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
-        return super().loss(parameters, example) + 0.01 * sum(p.square().sum() for p in parameters.values())
+        return super().loss(parameters, example) + 0.01 * sum(
+            p.square().sum() for p in parameters.values()
+        )
 
 
 class Weighted(Good):
@@ -304,14 +314,18 @@ class Weighted(Good):
 
 
 class Tokens(Good):
-    """Sequences of different length: the mean over the tokens of the batch is another one than that of the records."""
+    """Sequences of different length: the mean over the tokens of the batch is another one than that
+    of the records.
+    """
 
     def __init__(self) -> None:
         super().__init__(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)))
         self.x = torch.randint(0, 5, (RECORDS, 6), generator=torch.Generator().manual_seed(2))
         self.y = torch.arange(RECORDS) % 6 + 1  # lengths
 
-    def each(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def each(
+        self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         ids, lengths = batch
         logits = self.logits(parameters, ids[:, :-1]).transpose(1, 2)
         mask = torch.arange(5) < lengths.unsqueeze(1).clamp(max=5)
@@ -339,14 +353,28 @@ class ClassWeights(Good):
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
         x, y = example
-        return functional.cross_entropy(self.logits(parameters, x), y, weight=torch.tensor([1.0, 5.0, 9.0]))
+        return functional.cross_entropy(
+            self.logits(parameters, x), y, weight=torch.tensor([1.0, 5.0, 9.0])
+        )
 
     mean_loss = loss
 
 
 @pytest.mark.parametrize(
     "kind",
-    [Careless, Idle, CarelessLabels, Sum, FirstOnly, Coupled, Contrastive, Smoothed, Weighted, Tokens, ClassWeights],
+    [
+        Careless,
+        Idle,
+        CarelessLabels,
+        Sum,
+        FirstOnly,
+        Coupled,
+        Contrastive,
+        Smoothed,
+        Weighted,
+        Tokens,
+        ClassWeights,
+    ],
 )
 def test_a_mean_loss_that_is_not_the_mean_of_the_loss(kind: type[Good]) -> None:
     refused(kind(), "mean_loss")
@@ -360,7 +388,9 @@ class Half(Good):
 
 class Double(Good):
     def logits(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return super().logits({name: value.double() for name, value in parameters.items()}, x.double())
+        return super().logits(
+            {name: value.double() for name, value in parameters.items()}, x.double()
+        )
 
 
 class Dropout(Good):
@@ -403,12 +433,14 @@ def test_equal_up_to_rounding_is_right(kind: type[Good]) -> None:
     task = kind()
     check(task)
     rows = torch.arange(RECORDS)
-    total = clipped_sum(task, task.start(0), rows, 1e9, backend=probe(task))
-    mean = mean_gradient(task, task.start(0), rows)
+    total = clipped_sum(task, task.initial_parameters(0), rows, 1e9, backend=probe(task))
+    mean = mean_gradient(task, task.initial_parameters(0), rows)
     assert mean.dtype == torch.float32
     if kind is not Dropout:
         tolerance = 0.05 if kind is Half else 1e-4
-        torch.testing.assert_close(total.float() / RECORDS, mean, atol=tolerance * float(mean.norm()), rtol=tolerance)
+        torch.testing.assert_close(
+            total.float() / RECORDS, mean, atol=tolerance * float(mean.norm()), rtol=tolerance
+        )
 
 
 # examples
@@ -427,16 +459,16 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("number", EXAMPLES.values(), ids=EXAMPLES)
 def test_a_number_of_examples_that_is_none(number: Any) -> None:
-    refused(changed(examples=number), "examples")
+    refused(changed(num_examples=number), "num_examples")
 
 
 def test_examples_without_a_property() -> None:
-    refused(changed(examples=lambda self: len(self.x)), "examples", "property")
+    refused(changed(num_examples=lambda self: len(self.x)), "num_examples", "property")
 
 
 @pytest.mark.parametrize("number", [np.int64(RECORDS), np.int32(RECORDS), RECORDS - 1], ids=repr)
 def test_whole_numbers_are_right(number: Any) -> None:
-    check(changed(examples=number))
+    check(changed(num_examples=number))
 
 
 # batch
@@ -467,8 +499,10 @@ def test_a_list_of_tensors_is_right() -> None:
     task = changed(batch=lambda self, rows: [self.x[rows], self.y[rows]])
     check(task)
     rows = torch.arange(RECORDS)
-    found = clipped_sum(task, task.start(0), rows, 1.0, backend=probe(task))
-    assert found.equal(clipped_sum(Good(), Good().start(0), rows, 1.0, backend=probe(Good())))
+    found = clipped_sum(task, task.initial_parameters(0), rows, 1.0, backend=probe(task))
+    assert found.equal(
+        clipped_sum(Good(), Good().initial_parameters(0), rows, 1.0, backend=probe(Good()))
+    )
 
 
 # loss
@@ -478,7 +512,9 @@ LOSSES = {
     "a float": lambda self, parameters, example: Good.loss(self, parameters, example).item(),
     "detached": lambda self, parameters, example: Good.loss(self, parameters, example).detach(),
     "a constant": lambda self, parameters, example: torch.tensor(1.0),
-    "of numpy": lambda self, parameters, example: Good.loss(self, parameters, example).detach().numpy(),
+    "of numpy": lambda self, parameters, example: (
+        Good.loss(self, parameters, example).detach().numpy()
+    ),
     "a vector": lambda self, parameters, example: self.logits(parameters, example[0]),
     "integers": lambda self, parameters, example: torch.tensor(1),
     "complex": lambda self, parameters, example: Good.loss(self, parameters, example) * 1j,
@@ -531,13 +567,19 @@ LAYOUTS = {
     "a list": [("0.weight", (4, 6)), ("0.bias", (4,)), ("2.weight", (3, 4)), ("2.bias", (3,))],
     "by name": {"0.weight": (4, 6), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)},
     "pairs": (("0.weight", (4, 6)), ("0.bias", (4,)), ("2.weight", (3, 4)), ("2.bias", (3,))),
-    "a name twice": Layout((("0.weight", (4, 6)), ("0.weight", (4,)), ("2.weight", (3, 4)), ("2.bias", (3,)))),
-    "numbers for shapes": Layout((("0.weight", 24), ("0.bias", 4), ("2.weight", 12), ("2.bias", 3))),  # type: ignore[arg-type]
+    "a name twice": Layout(
+        (("0.weight", (4, 6)), ("0.weight", (4,)), ("2.weight", (3, 4)), ("2.bias", (3,)))
+    ),
+    "numbers for shapes": Layout(
+        (("0.weight", 24), ("0.bias", 4), ("2.weight", 12), ("2.bias", 3))
+    ),  # type: ignore[arg-type]
     "negative": Layout((("0.weight", (-1, 6)), ("0.bias", (4,)))),
     "names that are none": Layout(((0, (4, 6)), (1, (4,)))),  # type: ignore[arg-type]
     "empty": Layout(()),
     "nothing in it": Layout((("0.weight", (0, 6)),)),
-    "nothing in one of them": Layout((("0.weight", (4, 6)), ("0.bias", (4,)), ("2.weight", (5, 3)), ("2.bias", (0,)))),
+    "nothing in one of them": Layout(
+        (("0.weight", (4, 6)), ("0.bias", (4,)), ("2.weight", (5, 3)), ("2.bias", (0,)))
+    ),
     "nothing": None,
 }
 
@@ -546,7 +588,7 @@ LAYOUTS = {
 def test_a_layout_that_is_none(layout: Any) -> None:
     task = Good()
     task.layout = layout
-    task.start = lambda seed: torch.zeros(43)  # type: ignore[method-assign]
+    task.initial_parameters = lambda seed: torch.zeros(43)  # type: ignore[method-assign]
     refused(task, "layout")
 
 
@@ -571,7 +613,9 @@ class Distilled(Good):
 
     def __init__(self) -> None:
         super().__init__()
-        self.teacher = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).requires_grad_(False)
+        self.teacher = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).requires_grad_(
+            False
+        )
 
 
 class DistilledFirst(Distilled):
@@ -609,7 +653,7 @@ def test_the_layout_of_what_asks_for_gradients() -> None:
     task.layout = interface.layout_of(net)
     check(task)
     before = net[0].weight.clone()
-    assert len(mean_gradient(task, task.start(0), torch.arange(RECORDS))) == 15
+    assert len(mean_gradient(task, task.initial_parameters(0), torch.arange(RECORDS))) == 15
     assert net[0].weight.equal(before)
 
 
@@ -629,7 +673,7 @@ def test_complex_parameters() -> None:
             return (x.to(self.w.dtype) @ self.w.t()).abs()
 
     task = Good(Spectrum())
-    task.start = lambda seed: torch.ones(18)  # type: ignore[method-assign]
+    task.initial_parameters = lambda seed: torch.ones(18)  # type: ignore[method-assign]
     refused(task, "w", "complex")
 
 
@@ -657,7 +701,9 @@ def test_an_example_that_is_no_function_declares_nothing(example: Any) -> None:
     check(changed(example=example))
 
 
-@pytest.mark.parametrize("example", [(torch.zeros(6), torch.tensor(1)), [torch.zeros(6), torch.tensor(1)]], ids=str)
+@pytest.mark.parametrize(
+    "example", [(torch.zeros(6), torch.tensor(1)), [torch.zeros(6), torch.tensor(1)]], ids=str
+)
 def test_an_example_of_tensors_is_right(example: Any) -> None:
     check(changed(example=lambda self: example))
 
@@ -705,7 +751,9 @@ def test_a_device_that_computes_nothing_here(device: Any) -> None:
 def of_embeddings(sparse: bool) -> Good:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        task = Good(nn.Sequential(nn.EmbeddingBag(9, 4, sparse=sparse, mode="sum"), nn.Linear(4, 3)))
+        task = Good(
+            nn.Sequential(nn.EmbeddingBag(9, 4, sparse=sparse, mode="sum"), nn.Linear(4, 3))
+        )
     task.x = torch.randint(0, 9, (RECORDS, 5), generator=torch.Generator().manual_seed(3))
     task.loss = lambda parameters, example: task.mean_loss(  # type: ignore[method-assign]
         parameters, tuple(column.unsqueeze(0) for column in example)
@@ -716,10 +764,12 @@ def of_embeddings(sparse: bool) -> Good:
 def test_sparse_gradients_give_the_same_sums_as_dense_ones() -> None:
     sparse, dense = of_embeddings(True), of_embeddings(False)
     check(sparse)
-    rows, x = torch.arange(RECORDS), dense.start(0)
+    rows, x = torch.arange(RECORDS), dense.initial_parameters(0)
     expected = clipped_sum(dense, x, rows, 0.5, backend="loop")
     assert clipped_sum(sparse, x, rows, 0.5, backend="loop").equal(expected)
-    torch.testing.assert_close(clipped_sum(sparse, x, rows, 0.5, backend=probe(sparse)), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        clipped_sum(sparse, x, rows, 0.5, backend=probe(sparse)), expected, atol=1e-6, rtol=1e-5
+    )
     mean = mean_gradient(dense, x, rows)
     assert mean.any()
     torch.testing.assert_close(mean_gradient(sparse, x, rows), mean, atol=1e-6, rtol=1e-5)
@@ -732,8 +782,14 @@ SWITCHES: dict[str, tuple[str, Callable[[], object]]] = {
     "default dtype": ("torch.set_default_dtype(torch.float64)", torch.get_default_dtype),
     "default device": ('torch.set_default_device("meta")', torch.get_default_device),
     "gradients": ("torch.set_grad_enabled(False)", torch.is_grad_enabled),
-    "deterministic": ("torch.use_deterministic_algorithms(True)", torch.are_deterministic_algorithms_enabled),
-    "matmul precision": ('torch.set_float32_matmul_precision("medium")', torch.get_float32_matmul_precision),
+    "deterministic": (
+        "torch.use_deterministic_algorithms(True)",
+        torch.are_deterministic_algorithms_enabled,
+    ),
+    "matmul precision": (
+        'torch.set_float32_matmul_precision("medium")',
+        torch.get_float32_matmul_precision,
+    ),
     "anomalies": ("torch.autograd.set_detect_anomaly(True)", torch.is_anomaly_enabled),
 }
 """What is changed -> code that changes it, and what shows it."""
@@ -773,13 +829,16 @@ def test_a_switch_of_torch_that_a_task_changes(
     code, shown = SWITCHES[name]
     inside = {"on import": "task = Good()", "in its function": f"{code}; task = Good()"}
     text = MODULE.format(
-        on_import=code if when == "on import" else "", in_function=inside.get(when, f"task = Good(); {code}")
+        on_import=code if when == "on import" else "",
+        in_function=inside.get(when, f"task = Good(); {code}"),
     )
     module = f"switching{next(NUMBERS)}"
     (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     before = shown()
-    run = RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": f"{module}:make"}})
+    run = RunConfig.model_validate(
+        {"privacy": {"mode": "none"}, "task": {"name": f"{module}:make"}}
+    )
     with pytest.raises(ConfigurationError) as caught:
         check(tasks.make(run, np.arange(5)))
     sentence = str(caught.value)
@@ -790,7 +849,9 @@ def test_a_switch_of_torch_that_a_task_changes(
 
 
 @pytest.mark.usefixtures("as_before")
-def test_a_task_that_leaves_torch_alone_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_leaves_torch_alone_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that changes a switch and puts it back."""
     module = f"switching{next(NUMBERS)}"
     text = MODULE.format(
@@ -799,5 +860,7 @@ def test_a_task_that_leaves_torch_alone_is_made(tmp_path: Path, monkeypatch: pyt
     )
     (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    run = RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": f"{module}:make"}})
+    run = RunConfig.model_validate(
+        {"privacy": {"mode": "none"}, "task": {"name": f"{module}:make"}}
+    )
     check(tasks.make(run, np.arange(5)))

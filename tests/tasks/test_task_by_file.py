@@ -36,10 +36,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(name: str) -> int:
     run = RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"name": name}})
-    return tasks.make(run, np.arange(7)).examples
+    return tasks.make(run, np.arange(7)).num_examples
 
 
-@pytest.mark.parametrize("name", ["my_task.py", "./my_task.py", "pack/inner.py", "./pack/../my_task.py"])
+@pytest.mark.parametrize(
+    "name", ["my_task.py", "./my_task.py", "pack/inner.py", "./pack/../my_task.py"]
+)
 def test_a_file_is_a_task(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made(f"{name}:make_task") == 7
     whole = absolute(f"{name}:make_task")
@@ -70,13 +72,19 @@ def test_a_file_is_read_once(here: Path) -> None:
             "my_task:make_task",
             r"There is my_task\.py in this folder: set PYTHONPATH=\. .*; or, for up, write my_task\.py:make_task",
         ),
-        ("pack.inner:make_task", r"There is pack/inner\.py in this folder: .* write pack/inner\.py:make_task"),
+        (
+            "pack.inner:make_task",
+            r"There is pack/inner\.py in this folder: .* write pack/inner\.py:make_task",
+        ),
         ("nothing:make_task", r"can't be imported: No module named 'nothing'\.$"),
         ("nothing.py:make_task", r"there is no file .*/my work/nothing\.py\.$"),
         ("./pack:make_task", r"there is no file .*/my work/pack\.$"),
         ("my_task.py:nothing", r"my_task\.py has no function 'nothing'"),
         ("my_task.py", "your own as package.module:function"),
-        (".my_task:make_task", "names no module; write package.module:function, or FILE.py:function"),
+        (
+            ".my_task:make_task",
+            "names no module; write package.module:function, or FILE.py:function",
+        ),
         ("my task:make_task", "names no module"),
         (":make_task", "names no module"),
         ("my_task:", "names no function"),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from node import data
 from node.config import ExperimentSection, TaskSection
-from node.data import cookies, partition, read_texts
+from node.data import fortunes, partition, read_texts
 from node.data.texts import Texts, pieces, strings
 from peer.errors import ConfigurationError, DataError
 
@@ -24,17 +24,24 @@ def section(path: Path | None = None, **text: object) -> TaskSection:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 def test_a_table_of_texts_has_its_columns_and_labels(kind: str, tmp_path: Path) -> None:
-    rows = [{"headline": "up, up", "mood": "good", "year": 2001}, {"headline": "dołu", "mood": "bad", "year": 2002}]
+    rows = [
+        {"headline": "up, up", "mood": "good", "year": 2001},
+        {"headline": "dołu", "mood": "bad", "year": 2002},
+    ]
     path = tmp_path / f"news.{kind}"
     if kind == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     else:
-        pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow")
+        pyarrow = pytest.importorskip(
+            "pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow"
+        )
         from pyarrow import csv, parquet
 
         table = pyarrow.Table.from_pylist(rows)
         parquet.write_table(table, path) if kind == "parquet" else csv.write_csv(table, path)
-    task = TaskSection(labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["headline"]})  # type: ignore[arg-type]
+    task = TaskSection(
+        labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["headline"]}
+    )  # type: ignore[arg-type]
     found = read_texts(path, task)
     assert found.y.tolist() == [1, 0]
     assert found.columns["headline"].tolist() == ["up, up", "dołu"]
@@ -49,44 +56,62 @@ def test_a_plain_file_is_cut_into_paragraphs_and_where_words_end() -> None:
     assert " ".join(found[2:]).split() == ["word"] * 30
 
 
-def test_files_of_a_folder_are_kinds_that_can_be_dealt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_a_folder_are_kinds_that_can_be_dealt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, count in (("a.txt", 10), ("b.md", 5), ("c.txt", 5)):
         (tmp_path / name).write_text("\n\n".join(f"{name} {k}" for k in range(count)))
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
     (tmp_path / ".DS_Store").write_bytes(b"Bud1")
     train, test = data.public(section(tmp_path))
     said = capsys.readouterr().err
-    assert said.startswith(f"warning: {tmp_path} has files that are not used (1 .pdf); texts end in .parquet, .csv")
+    assert said.startswith(
+        f"warning: {tmp_path} has files that are not used (1 .pdf); texts end in .parquet, .csv"
+    )
     assert said.count("\n") == 1
     assert test.columns["file"].tolist() == ["a.txt", "a.txt", "b.md", "c.txt"]
     parts = partition.divide(ExperimentSection(nodes=3, partition="column", column="file"), train)
-    assert sorted(set(train.columns["file"][rows]).pop() for rows in parts) == ["a.txt", "b.md", "c.txt"]
+    assert sorted(set(train.columns["file"][rows]).pop() for rows in parts) == [
+        "a.txt",
+        "b.md",
+        "c.txt",
+    ]
     assert train.digest() != test.digest()
 
 
-def test_one_language_per_peer_and_all_of_them_in_the_test_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_language_per_peer_and_all_of_them_in_the_test_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = tmp_path / "games" / "fortunes"
     monkeypatch.setenv("PEERPOISE_SYSTEM_DATA", str(tmp_path))
     for place in ("own", "debian"):
         if place == "debian":
-            for language, patterns in cookies.PLACES.items():
+            for language, patterns in fortunes.PLACES.items():
                 for name in (it.replace("*", "some") for it in patterns):
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    some = [f"{language} {name} number {k} of a hundred\n\t-- me" for k in range(100)]
+                    some = [
+                        f"{language} {name} number {k} of a hundred\n\t-- me" for k in range(100)
+                    ]
                     (folder / name).write_text("\n%\n".join([*some, "short"]))
                     (folder / f"{name}.dat").write_bytes(b"\x00\x01")
-        train, test = cookies.fortunes()
-        assert {*train.columns["language"]} == {*test.columns["language"]} == {"de", "en", "es", "it", "pl"}
+        train, test = fortunes.fortunes()
+        assert (
+            {*train.columns["language"]}
+            == {*test.columns["language"]}
+            == {"de", "en", "es", "it", "pl"}
+        )
         assert len(train) == 4 * len(test)
-        parts = partition.divide(ExperimentSection(nodes=5, partition="column", column="language"), train)
+        parts = partition.divide(
+            ExperimentSection(nodes=5, partition="column", column="language"), train
+        )
         assert all(len({*train.columns["language"][rows]}) == 1 for rows in parts)
         assert sum(map(len, parts)) == len(train)
         assert ("number" in train.columns["text"][0]) == (place == "debian")
 
 
-@pytest.mark.parametrize("language", cookies.PLACES)
+@pytest.mark.parametrize("language", fortunes.PLACES)
 def test_our_own_texts_are_many_and_all_different(language: str) -> None:
-    texts = (cookies.OWN / f"{language}.txt").read_text(encoding="utf-8").splitlines()
+    texts = (fortunes.OWN / f"{language}.txt").read_text(encoding="utf-8").splitlines()
     assert len(set(texts)) == len(texts) >= 160
     assert all(40 <= len(text) <= 200 and text == text.strip() for text in texts)
 
@@ -96,10 +121,13 @@ def test_dirichlet_divides_by_language_or_by_the_column_that_is_named() -> None:
     languages = strings([["de", "en"][k % 2] for k in range(n)])
     texts = Texts(torch.tensor([k // 200 for k in range(n)]), {"language": languages})
     by_label, by_language = (
-        partition.divide(ExperimentSection(nodes=2, alpha=0.01, seed=3, column=it), texts) for it in ("", "language")
+        partition.divide(ExperimentSection(nodes=2, alpha=0.01, seed=3, column=it), texts)
+        for it in ("", "language")
     )
     for parts, kinds in ((by_label, texts.y.numpy()), (by_language, languages)):
-        assert all(max(np.unique(kinds[rows], return_counts=True)[1]) > 0.9 * len(rows) for rows in parts)
+        assert all(
+            max(np.unique(kinds[rows], return_counts=True)[1]) > 0.9 * len(rows) for rows in parts
+        )
 
 
 def test_a_smaller_test_set_is_balanced_and_always_the_same() -> None:
@@ -143,7 +171,11 @@ def test_a_file_may_begin_with_a_mark_and_only_line_feeds_end_its_lines(tmp_path
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_paragraphs_and_lines_may_end_in_any_way(tmp_path: Path, end: str) -> None:
     (tmp_path / "a.txt").write_bytes("one\nline\n\ntwo\n \t\nthree\n".replace("\n", end).encode())
-    assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == ["one\nline", "two", "three"]
+    assert read_texts(tmp_path / "a.txt", section()).columns["text"].tolist() == [
+        "one\nline",
+        "two",
+        "three",
+    ]
     (tmp_path / "a.jsonl").write_bytes('{"text": "x"}\n{"text": "y"}\n'.replace("\n", end).encode())
     assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == ["x", "y"]
 
@@ -155,7 +187,10 @@ def test_gzip_is_known_by_its_content_and_workbooks_are_named(tmp_path: Path, na
     (tmp_path / f"{name}.gz").write_bytes(content)
     for file in (name, f"{name}.gz"):
         assert read_texts(tmp_path / file, section()).columns["text"].tolist() == ["x"]
-    for binary, says in {b"PK\3\4\x14\0\6": "is a workbook or an archive", b"\0" * 99: "is no text, but zeros"}.items():
+    for binary, says in {
+        b"PK\3\4\x14\0\6": "is a workbook or an archive",
+        b"\0" * 99: "is no text, but zeros",
+    }.items():
         (tmp_path / name).write_bytes(binary)
         with pytest.raises(DataError, match=says):
             read_texts(tmp_path / name, section())
@@ -171,7 +206,9 @@ def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> No
         if kind == "jsonl":
             path.write_text("\n".join(map(json.dumps, table)))
         else:
-            pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow")
+            pyarrow = pytest.importorskip(
+                "pyarrow", reason="pip install 'peerpoise[tables]' brings pyarrow"
+            )
             from pyarrow import csv, parquet
 
             found = pyarrow.Table.from_pylist(table)
@@ -180,12 +217,15 @@ def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> No
 
     found = read_texts(written("a", (1, None, "x"), (None, 0.5, "y")), section()).columns
     assert (found["age"].tolist(), found["rate"].tolist()) == (["1", ""], ["", "0.5"])
-    with pytest.raises(DataError, match=f"b.{kind}, row 2, has nothing in the column 'text'; leave it out"):
+    with pytest.raises(
+        DataError, match=f"b.{kind}, row 2, has nothing in the column 'text'; leave it out"
+    ):
         read_texts(written("b", (1, 1, "x"), (2, 1, None)), section())
 
 
 @pytest.mark.parametrize(
-    "text", [{"prompt": ["mood"]}, {"template": "{headline} is {mood}:"}, {"template": "{a b}{mood}"}]
+    "text",
+    [{"prompt": ["mood"]}, {"template": "{headline} is {mood}:"}, {"template": "{a b}{mood}"}],
 )
 def test_the_answer_is_not_shown_before(text: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="the column 'mood' is the answer"):
@@ -209,13 +249,19 @@ def test_other_bad_data_is_one_sentence_too(tmp_path: Path) -> None:
 
 
 def test_a_column_of_text_is_text_whatever_it_looks_like(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("zip,sure,when,text\n00042,true,2024-05-02,1.50\n10115,False,NA,1e3\n")
+    (tmp_path / "a.csv").write_text(
+        "zip,sure,when,text\n00042,true,2024-05-02,1.50\n10115,False,NA,1e3\n"
+    )
     found = read_texts(tmp_path / "a.csv", section()).columns
     assert {name: column.tolist() for name, column in found.items()} == {
         "zip": ["00042", "10115"], "sure": ["true", "False"], "when": ["2024-05-02", "NA"], "text": ["1.50", "1e3"],
     }  # fmt: skip
     (tmp_path / "a.jsonl").write_text('{"text": true}\n{"text": false}\n{"text": 7}')
-    assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == ["true", "false", "7"]
+    assert read_texts(tmp_path / "a.jsonl", section()).columns["text"].tolist() == [
+        "true",
+        "false",
+        "7",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "ndjson", "JSON"])
@@ -233,7 +279,9 @@ def test_reports_of_several_lines_of_any_number(tmp_path: Path) -> None:
     report = 'First line of {}.\nSecond, with a comma.\n\nThird ""quoted"".' + " more words" * 15
     rows = "".join(f'"{report.format(k)}",{("good", "bad")[k % 2]}\n' for k in range(12_000))
     (tmp_path / "a.csv").write_text("text,mood\n" + rows)
-    task = TaskSection(labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["text"]})  # type: ignore[arg-type]
+    task = TaskSection(
+        labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["text"]}
+    )  # type: ignore[arg-type]
     found = read_texts(tmp_path / "a.csv", task)
     assert (len(found), int(found.y.sum())) == (12_000, 6_000)
     assert found.columns["text"][7].splitlines()[3].startswith('Third "quoted". more')
@@ -244,7 +292,11 @@ def test_reports_of_several_lines_of_any_number(tmp_path: Path) -> None:
     ("encoding", "says"), [("utf-16", "is UTF-16 text; save it as UTF-8"), ("latin-1", "not UTF-8")]
 )
 def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, says: str) -> None:
-    content = {"a.csv": "text\nsüß\n", "a.jsonl": '{"text": "süß"}', "a.json": '[{"text": "süß"}]'}.get(name, "süß")
+    content = {
+        "a.csv": "text\nsüß\n",
+        "a.jsonl": '{"text": "süß"}',
+        "a.json": '[{"text": "süß"}]',
+    }.get(name, "süß")
     (tmp_path / name).write_bytes(content.encode(encoding))
     with pytest.raises(DataError, match=says) as caught:
         read_texts(tmp_path / name, section())
@@ -274,7 +326,10 @@ def test_conversations_are_in_all_files_of_a_folder_or_in_none(tmp_path: Path) -
 def test_a_column_named_file_is_kept(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text(f"file,text\nscan {name},x\n")
-    assert read_texts(tmp_path, section(prompt=["file"])).columns["file"].tolist() == ["scan a", "scan b"]
+    assert read_texts(tmp_path, section(prompt=["file"])).columns["file"].tolist() == [
+        "scan a",
+        "scan b",
+    ]
     (tmp_path / "c.txt").write_text("plain")
     with pytest.raises(DataError, match="no column 'file'; it has text"):
         read_texts(tmp_path, section(prompt=["file"]))
@@ -297,7 +352,9 @@ def test_what_is_about_a_data_set_is_not_learned(
 
 def test_the_label_is_learned_not_how_a_row_writes_it(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,mood\nx, TRUE \ny,false\nz,False\n")
-    task = TaskSection(labels=("false", "true"), classes=2, text={"answer": "mood", "prompt": ["text"]})  # type: ignore[arg-type]
+    task = TaskSection(
+        labels=("false", "true"), classes=2, text={"answer": "mood", "prompt": ["text"]}
+    )  # type: ignore[arg-type]
     found = read_texts(tmp_path / "a.csv", task)
     assert found.columns["mood"].tolist() == ["true", "false", "false"]
 
@@ -318,4 +375,8 @@ def test_a_folder_of_partitioned_parquet_is_read(tmp_path: Path) -> None:
     table = pyarrow.table({"text": ["a", "b", "c"], "year": [2001, 2002, 2002]})
     parquet.write_to_dataset(table, tmp_path, partition_cols=["year"])
     found = read_texts(tmp_path, section()).columns
-    assert sorted(zip(found["text"], found["year"], strict=True)) == [("a", "2001"), ("b", "2002"), ("c", "2002")]
+    assert sorted(zip(found["text"], found["year"], strict=True)) == [
+        ("a", "2001"),
+        ("b", "2002"),
+        ("c", "2002"),
+    ]

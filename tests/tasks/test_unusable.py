@@ -1,4 +1,6 @@
-"""Records without a finite loss are told to the data's owner, on standard error, and nowhere else."""
+"""Records without a finite loss are told to the data's owner, on standard error, and nowhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,10 @@ class Masked:
         self.y = (self.x.mean((1, 2)) > 0).long()
 
     @property
-    def examples(self):
+    def num_examples(self):
         return len(self.x)
 
-    def start(self, seed):
+    def initial_parameters(self, seed):
         return torch.zeros(6)
 
     def batch(self, rows):
@@ -58,7 +60,9 @@ def make_task(run, data):
 '''
 
 
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, **privacy: object) -> ExperimentConfig:
+def experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, **privacy: object
+) -> ExperimentConfig:
     module = f"masked_{every}_{privacy['mode']}"
     (tmp_path / f"{module}.py").write_text(TASK.replace("EVERY", str(every)), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -84,7 +88,9 @@ def test_the_owner_is_told_and_nobody_else(
     assert "empty masks" in told
     journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
     assert "masks" not in journal
-    assert any(json.loads(line)["event"] == "backend" for line in journal.splitlines()) == (mode == "strict")
+    assert any(json.loads(line)["event"] == "backend" for line in journal.splitlines()) == (
+        mode == "strict"
+    )
     if mode == "strict":
         assert not summary.diverged
         assert not summary.loss_not_finite
@@ -96,7 +102,10 @@ def test_the_owner_is_told_and_nobody_else(
 def test_nothing_is_told_where_all_is_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    simulate(experiment(tmp_path, monkeypatch, 10**9, mode="strict", sigma=1.0, delta=1e-3), tmp_path / "run")
+    simulate(
+        experiment(tmp_path, monkeypatch, 10**9, mode="strict", sigma=1.0, delta=1e-3),
+        tmp_path / "run",
+    )
     # row 0 alone has nothing measured
     assert capsys.readouterr().err.count("1 record (row 0)") == 2
 

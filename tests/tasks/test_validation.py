@@ -1,5 +1,5 @@
-"""The validation set: held out of public data before they are divided, a file for own data, the same for all; and the
-judge made of it."""
+"""The validation set: held out of public data before they are divided, a file for own data, the
+same for all; and the judge made of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from node.records import journal
 from node.task import views
 from node.tasks import make
 from node.tasks.classification import Classification
-from node.tasks.validation import BATCH, Validation, held_out, load, sealed
+from node.tasks.validation import BATCH, ValidationScorer, held_out, load, sealed
 from peer.errors import ConfigurationError, DataError
 
 NONE = {"mode": "none", "batch": 8}
@@ -36,15 +36,23 @@ def labels():
 def test_it_is_class_balanced_the_same_everywhere_and_as_large_as_asked():
     rows = held_out(run(validation={"size": 105}), labels())
     assert sorted(np.bincount(labels()[rows])) == [10] * 5 + [11] * 5
-    assert np.array_equal(rows, held_out(run(validation={"size": 105}, train={"seed": 9}), labels()))
+    assert np.array_equal(
+        rows, held_out(run(validation={"size": 105}, train={"seed": 9}), labels())
+    )
 
 
 def test_where_the_algorithm_needs_one_there_are_500_or_a_tenth():
     n = len(labels())
     assert sealed(run()).validation.size == n // 10 < 500
     assert sealed(run("dpdl")).validation.size is None
-    assert sealed(run("dpdl", validation={"size": 50})).validation.size == 50, "asked for, so held out for all"
-    assert sealed(run()).validation.digest != sealed(run(validation={"size": 50})).validation.digest != ""
+    assert sealed(run("dpdl", validation={"size": 50})).validation.size == 50, (
+        "asked for, so held out for all"
+    )
+    assert (
+        sealed(run()).validation.digest
+        != sealed(run(validation={"size": 50})).validation.digest
+        != ""
+    )
 
 
 @pytest.mark.parametrize("how", ["iid", "dirichlet", "dirichlet-unequal", "shards"])
@@ -126,7 +134,10 @@ def test_a_set_of_another_shape_is_a_sentence(files):
 
 def test_a_set_that_overlaps_the_training_data_is_a_sentence(files):
     with np.load(files[0]) as mine, np.load(files[1]) as shared:
-        x, y = np.concatenate([shared["x"], mine["x"][:3]]), np.concatenate([shared["y"], mine["y"][:3]])
+        x, y = (
+            np.concatenate([shared["x"], mine["x"][:3]]),
+            np.concatenate([shared["y"], mine["y"][:3]]),
+        )
     np.savez(files[1], x=x, y=y)
     config, section = own(files)
     with pytest.raises(DataError, match=r"overlaps the training data \(3 examples\)"):
@@ -135,8 +146,10 @@ def test_a_set_that_overlaps_the_training_data_is_a_sentence(files):
 
 def test_without_one_the_judge_says_what_to_do(files):
     mine = DataSection(name="d", path=files[0])
-    with pytest.raises(ConfigurationError, match=r"set validation\.size, or with own data validation\.path"):
-        Validation(make(run(task={"data": "own"}), mine))
+    with pytest.raises(
+        ConfigurationError, match=r"set validation\.size, or with own data validation\.path"
+    ):
+        ValidationScorer(make(run(task={"data": "own"}), mine))
     with pytest.raises(ConfigurationError, match=r"needs validation\.path"):
         sealed(run(task={"data": "own"}))
 
@@ -158,9 +171,14 @@ def test_a_file_serves_public_data_too(tmp_path):
 def task(module=None):
     chance = torch.Generator().manual_seed(1)
     examples = [
-        Examples(torch.rand(n, 1, 8, 8, generator=chance), torch.randint(10, (n,), generator=chance)) for n in (30, 50)
+        Examples(
+            torch.rand(n, 1, 8, 8, generator=chance), torch.randint(10, (n,), generator=chance)
+        )
+        for n in (30, 50)
     ]
-    build = module or (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
+    build = module or (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    )
     return Classification(build, examples[0], None, examples[1])
 
 
@@ -170,7 +188,7 @@ def conv():
 
 def asked(it, k=5, m=BATCH + 3):
     chance = torch.Generator().manual_seed(2)
-    x, moves = it.start(1), 0.1 * torch.randn(k, it.layout.size, generator=chance)
+    x, moves = it.initial_parameters(1), 0.1 * torch.randn(k, it.layout.size, generator=chance)
     return x, moves, torch.rand(m, k, generator=chance)
 
 
@@ -183,11 +201,15 @@ def plainly(it, x, moves, shares, kind):
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "neg_loss"])
-@pytest.mark.parametrize("module", [None, conv, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))])
+@pytest.mark.parametrize(
+    "module", [None, conv, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))]
+)
 def test_values_are_those_of_the_moved_models(module, kind):
     it = task(module)
-    found = valued(Validation(it), *asked(it), kind)
-    assert found == pytest.approx(plainly(it, *asked(it), kind), abs=1e-5 if kind == "neg_loss" else 0.021)
+    found = valued(ValidationScorer(it), *asked(it), kind)
+    assert found == pytest.approx(
+        plainly(it, *asked(it), kind), abs=1e-5 if kind == "neg_loss" else 0.021
+    )
 
 
 def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
@@ -200,7 +222,7 @@ def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
         return whole(x, *rest)
 
     monkeypatch.setattr(nn.functional, "linear", counted)
-    valued(Validation(it), *asked(it, k=5, m=32), "accuracy")
+    valued(ValidationScorer(it), *asked(it, k=5, m=32), "accuracy")
     assert products.count(64) == 6
     products.clear()
     plainly(it, *asked(it, k=5, m=32), "accuracy")
@@ -209,7 +231,7 @@ def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
 
 def test_all_at_once_is_one_after_the_other():
     it = task(conv)
-    judge = Validation(it)
+    judge = ValidationScorer(it)
     one = valued(judge, *asked(it), "neg_loss")
     judge._batched = True
     assert valued(judge, *asked(it), "neg_loss") == pytest.approx(one, abs=1e-5)
@@ -218,17 +240,20 @@ def test_all_at_once_is_one_after_the_other():
 
 def test_the_judge_breathes_between_evaluations():
     breaths, it = [], task(conv)
-    valued(Validation(it, lambda: breaths.append(1)), *asked(it, m=4), "accuracy")
+    valued(ValidationScorer(it, lambda: breaths.append(1)), *asked(it, m=4), "accuracy")
     assert len(breaths) == 4
 
 
 def test_its_gradient_is_that_of_the_mean_loss():
     it = task()
-    x = it.start(3)
-    found = Validation(it).gradient(x)
+    x = it.initial_parameters(3)
+    found = ValidationScorer(it).gradient(x)
     direction = torch.randn(it.layout.size, generator=torch.Generator().manual_seed(5))
     step = 1e-3 * direction / direction.norm()
-    loss = [-plainly(it, x, step.unsqueeze(0), torch.tensor([[sign]]), "neg_loss")[0] for sign in (1.0, -1.0)]
+    loss = [
+        -plainly(it, x, step.unsqueeze(0), torch.tensor([[sign]]), "neg_loss")[0]
+        for sign in (1.0, -1.0)
+    ]
     assert float(found @ step) == pytest.approx((loss[0] - loss[1]) / 2, rel=0.02)
 
 
@@ -240,6 +265,10 @@ def test_a_private_one_is_said_beside_every_epsilon_of_the_journal(tmp_path, pub
         validation={"public": public},
     )  # fmt: skip
     simulate(config, tmp_path)
-    told = [it for it in journal.read(tmp_path / "nodes" / "n1" / "journal.jsonl") if it["event"] == "epsilon"]
+    told = [
+        it
+        for it in journal.read(tmp_path / "nodes" / "n1" / "journal.jsonl")
+        if it["event"] == "epsilon"
+    ]
     assert len(told) == 1
     assert ("the validation set is private" in told[0]["against"]) is not public

@@ -19,7 +19,9 @@ sys.meta_path.insert(0, Hidden())
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", HIDDEN + code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", HIDDEN + code], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_commands_run() -> None:

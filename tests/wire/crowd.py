@@ -1,7 +1,9 @@
-"""The dialling side of a crowd, in a process of its own: `python crowd.py ADDRESS NODE_ID BOB CAROL` (their folders).
+"""The dialling side of a crowd, in a process of its own: `python crowd.py ADDRESS NODE_ID BOB
+CAROL` (their folders).
 
-Bob opens 24 transfers over 3 links and lets them lie; each that ends is a line, "verdict" or "refused CODE". At a line
-on standard input carol and then bob want a beat, which is a line too; at the next all is closed.
+Bob opens 24 transfers over 3 links and lets them lie; each that ends is a line, "verdict" or
+"refused CODE". At a line on standard input carol and then bob want a beat, which is a line too; at
+the next all is closed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ async def transfer(link: GrpcLink) -> None:
         print("refused", error.code, flush=True)
 
 
-async def beat(link: GrpcLink) -> None:
+async def heartbeat(link: GrpcLink) -> None:
     try:
         print("beat", (await link.call("Beat", b"alive", SECONDS)).decode(), flush=True)
     except Unreachable as error:
@@ -35,13 +37,16 @@ async def beat(link: GrpcLink) -> None:
 
 
 async def main(address: str, node_id: str, *folders: str) -> None:
-    loaded = [Identity.load(home / "node.key", home / "node.pem", home / "ca.pem") for home in map(Path, folders)]
+    loaded = [
+        Identity.load(home / "node.key", home / "node.pem", home / "ca.pem")
+        for home in map(Path, folders)
+    ]
     bob, carol = (Grpc(identity, "127.0.0.1:0") for identity in loaded)
     links, own = [bob.link(node_id, address) for _ in range(3)], carol.link(node_id, address)
     transfers = asyncio.gather(*(transfer(link) for link in links for _ in range(MANY // 3)))
     await asyncio.to_thread(sys.stdin.readline)
-    await beat(own)
-    await beat(links[0])
+    await heartbeat(own)
+    await heartbeat(links[0])
     await transfers
     for link in (*links, own):
         await link.close()

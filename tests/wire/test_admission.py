@@ -35,7 +35,9 @@ def test_a_connection_is_cut_and_no_other() -> None:
         socket.create_server(("127.0.0.1", 0)) as four,
     ):
         for listener, name in ((six, "ipv6:%5B::1%5D"), (four, "ipv4:127.0.0.1")):
-            ours, others = (socket.create_connection(listener.getsockname()[:2], 5) for _ in range(2))
+            ours, others = (
+                socket.create_connection(listener.getsockname()[:2], 5) for _ in range(2)
+            )
             ends = [listener.accept()[0] for _ in range(2)]
             with ours, others, ends[0], ends[1]:
                 port = listener.getsockname()[1]

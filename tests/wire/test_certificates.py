@@ -1,4 +1,6 @@
-"""Who may call whom: a bad certificate is refused before a handler sees a byte, by the listener and by the dialler."""
+"""Who may call whom: a bad certificate is refused before a handler sees a byte, by the listener and
+by the dialler.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from wire_kit import SECONDS, Federation, Forgery, Recorder, Sender, name_of, new_key, nothing_left, some, until
+from wire_kit import (
+    SECONDS,
+    Federation,
+    Forgery,
+    Recorder,
+    Sender,
+    name_of,
+    new_key,
+    nothing_left,
+    some,
+    until,
+)
 
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
 from peer.identity import keys
@@ -41,12 +54,16 @@ def not_yet_valid(federation: Federation, _: Path) -> Identity:
 
 def another_keys_name(federation: Federation, _: Path) -> Identity:
     """The right CA, a careless one: carol's name on another key."""
-    return Forgery(federation.ca, new_key(), (f"{federation.carol.id}.peerpoise",)).of(federation.bob)
+    return Forgery(federation.ca, new_key(), (f"{federation.carol.id}.peerpoise",)).of(
+        federation.bob
+    )
 
 
 def two_names(federation: Federation, _: Path) -> Identity:
     key = new_key()
-    return Forgery(federation.ca, key, (name_of(key), f"{federation.carol.id}.peerpoise")).of(federation.bob)
+    return Forgery(federation.ca, key, (name_of(key), f"{federation.carol.id}.peerpoise")).of(
+        federation.bob
+    )
 
 
 def no_name(federation: Federation, _: Path) -> Identity:
@@ -55,7 +72,9 @@ def no_name(federation: Federation, _: Path) -> Identity:
 
 def wrong_usage(federation: Federation, _: Path) -> Identity:
     key = new_key()
-    return Forgery(federation.ca, key, (name_of(key),), (ExtendedKeyUsageOID.CODE_SIGNING,)).of(federation.bob)
+    return Forgery(federation.ca, key, (name_of(key),), (ExtendedKeyUsageOID.CODE_SIGNING,)).of(
+        federation.bob
+    )
 
 
 def self_signed(federation: Federation, _: Path) -> Identity:
@@ -66,14 +85,23 @@ def self_signed(federation: Federation, _: Path) -> Identity:
 def swapped_key(federation: Federation, _: Path) -> Identity:
     """Bob's certificate, which anybody may have seen, without bob's key."""
     thief = new_key()
-    return replace(Forgery(federation.ca, thief, ()).of(federation.bob), certificate_pem=federation.bob.certificate_pem)
+    return replace(
+        Forgery(federation.ca, thief, ()).of(federation.bob),
+        certificate_pem=federation.bob.certificate_pem,
+    )
 
 
 def through_an_intermediate(federation: Federation, _: Path) -> Identity:
-    """The federation's CA certified another one, which certified a node and hands both certificates over."""
+    """The federation's CA certified another one, which certified a node and hands both certificates
+    over.
+    """
     middle = Forgery(federation.ca, new_key(), (), (), authority=True, subject=MIDDLE)
     key = new_key()
-    leaf = Forgery(CertificateAuthority(middle.key, x509.load_pem_x509_certificate(middle.pem)), key, (name_of(key),))
+    leaf = Forgery(
+        CertificateAuthority(middle.key, x509.load_pem_x509_certificate(middle.pem)),
+        key,
+        (name_of(key),),
+    )
     return replace(leaf.of(federation.bob), certificate_pem=leaf.pem + middle.pem)
 
 
@@ -90,13 +118,25 @@ def no_usage(federation: Federation, _: Path) -> Identity:
 def one_usage(federation: Federation, _: Path) -> Identity:
     """TLS lets a client pass with it."""
     key = new_key()
-    return Forgery(federation.ca, key, (name_of(key),), (ExtendedKeyUsageOID.CLIENT_AUTH,)).of(federation.bob)
+    return Forgery(federation.ca, key, (name_of(key),), (ExtendedKeyUsageOID.CLIENT_AUTH,)).of(
+        federation.bob
+    )
 
 
 MIDDLE = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "middle")])
 ONLY_OURS = [through_an_intermediate, an_authority_itself, no_usage, one_usage]
 """Chains that TLS takes, and no CA of ours makes."""
-BAD = [other_ca, expired, not_yet_valid, another_keys_name, two_names, no_name, wrong_usage, self_signed, swapped_key]
+BAD = [
+    other_ca,
+    expired,
+    not_yet_valid,
+    another_keys_name,
+    two_names,
+    no_name,
+    wrong_usage,
+    self_signed,
+    swapped_key,
+]
 Making = Callable[[Federation, Path], Identity]
 
 
@@ -112,7 +152,9 @@ async def refused(link: object, service: Recorder) -> Unreachable:
 
 
 @pytest.mark.parametrize("make", BAD + ONLY_OURS, ids=lambda make: make.__name__)
-async def test_a_listener_refuses_a_dialler_with(make: Making, federation: Federation, tmp_path: Path) -> None:
+async def test_a_listener_refuses_a_dialler_with(
+    make: Making, federation: Federation, tmp_path: Path
+) -> None:
     async with nothing_left():
         service, listener = Recorder.open(), Grpc(federation.alice, "127.0.0.1:0")
         address = await listener.serve(service)
@@ -126,8 +168,12 @@ async def test_a_listener_refuses_a_dialler_with(make: Making, federation: Feder
         await listener.close(0)
 
 
-@pytest.mark.parametrize("make", [m for m in BAD if m not in (two_names, swapped_key)], ids=lambda make: make.__name__)
-async def test_a_dialler_refuses_a_listener_with(make: Making, federation: Federation, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make", [m for m in BAD if m not in (two_names, swapped_key)], ids=lambda make: make.__name__
+)
+async def test_a_dialler_refuses_a_listener_with(
+    make: Making, federation: Federation, tmp_path: Path
+) -> None:
     async with nothing_left():
         forged, service = make(federation, tmp_path), Recorder.open()
         listener = Grpc(forged, "127.0.0.1:0")
@@ -138,7 +184,9 @@ async def test_a_dialler_refuses_a_listener_with(make: Making, federation: Feder
         await listener.close(0)
 
 
-async def test_nobody_can_even_listen_with_a_swapped_key(federation: Federation, tmp_path: Path) -> None:
+async def test_nobody_can_even_listen_with_a_swapped_key(
+    federation: Federation, tmp_path: Path
+) -> None:
     async with nothing_left():
         with pytest.raises(TemporaryFailure, match="can't be listened on"):
             await Grpc(swapped_key(federation, tmp_path), "127.0.0.1:0").serve(Recorder.open())
@@ -148,17 +196,27 @@ async def test_nobody_can_even_listen_with_a_swapped_key(federation: Federation,
 async def test_what_tls_lets_a_listener_pass_with_fails_in_the_handshakes_signature(
     make: Making, federation: Federation, tmp_path: Path
 ) -> None:
-    """grpc compares names only and shows the dialler no certificate: carol's name on another key gets an answer, so
-    that answer has to carry a proof, and the forger can give neither carol's key nor her signature."""
+    """grpc compares names only and shows the dialler no certificate: carol's name on another key
+    gets an answer, so that answer has to carry a proof, and the forger can give neither carol's key
+    nor her signature."""
     async with nothing_left():
         forged, carol, nonce = make(federation, tmp_path), federation.carol.id, bytes(range(32))
         listener = Grpc(forged, "127.0.0.1:0")
-        link = Grpc(federation.bob, "127.0.0.1:0").link(carol, await listener.serve(Recorder.open()))
+        link = Grpc(federation.bob, "127.0.0.1:0").link(
+            carol, await listener.serve(Recorder.open())
+        )
         assert await link.call("Handshake", b"hello", SECONDS) == b"answer to hello"
         signature = forged.sign_welcome(nonce, federation.bob.id, carol, "run")
         for shown in (forged.spki, federation.carol.spki):
             with pytest.raises(Refused) as caught:
-                verify_welcome(shown, signature, nonce=nonce, client_id=federation.bob.id, run="run", expected_id=carol)
+                verify_welcome(
+                    shown,
+                    signature,
+                    nonce=nonce,
+                    client_id=federation.bob.id,
+                    run="run",
+                    expected_id=carol,
+                )
             assert caught.value.code == peer_pb2.CODE_IDENTITY
         await link.close()
         await listener.close(0)
@@ -171,18 +229,24 @@ async def test_nothing_is_sent_on_a_connection_of_bulk_before_its_key_is_proved(
     async with nothing_left():
         forged, service, sender = make(federation, tmp_path), Recorder.open(), Sender(3)
         listener = Grpc(forged, "127.0.0.1:0")
-        link = Grpc(federation.bob, "127.0.0.1:0").link(federation.carol.id, await listener.serve(service))
+        link = Grpc(federation.bob, "127.0.0.1:0").link(
+            federation.carol.id, await listener.serve(service)
+        )
         with pytest.raises(Unreachable, match="could not prove that it holds the key") as caught:
             await link.transfer(sender())
         assert caught.value.code == peer_pb2.CODE_IDENTITY
         assert sender.asked == len(service.callers) == 0
-        monkeypatch.setattr(wire, "verify_connection", lambda *_, **__: True)  # power: TLS alone lets it pass
+        monkeypatch.setattr(
+            wire, "verify_connection", lambda *_, **__: True
+        )  # power: TLS alone lets it pass
         assert await link.transfer(sender()) == sender.digest
         await link.close()
         await listener.close(0)
 
 
-async def test_a_connection_of_bulk_that_is_made_anew_is_proved_anew(federation: Federation, tmp_path: Path) -> None:
+async def test_a_connection_of_bulk_that_is_made_anew_is_proved_anew(
+    federation: Federation, tmp_path: Path
+) -> None:
     async with nothing_left():
         honest = Grpc(federation.carol, "127.0.0.1:0")
         address = await honest.serve(Recorder.open())
@@ -247,7 +311,9 @@ async def test_a_dialler_refuses_a_listener_without_a_certificate(federation: Fe
         await listener.close(0)
 
 
-async def test_the_caller_is_who_the_key_says_whatever_the_message_says(federation: Federation) -> None:
+async def test_the_caller_is_who_the_key_says_whatever_the_message_says(
+    federation: Federation,
+) -> None:
     """The session compares the header's sender with this."""
     async with nothing_left():
         service, listener = Recorder.open(), Grpc(federation.alice, "127.0.0.1:0")
@@ -295,10 +361,13 @@ async def test_revoking_aborts_what_is_open_and_refuses_what_is_new(federation: 
         service, listener = Recorder(), Grpc(federation.alice, "127.0.0.1:0")
         address = await listener.serve(service)
         bad, good = (
-            Grpc(who, "127.0.0.1:0").link(federation.alice.id, address) for who in (federation.bob, federation.carol)
+            Grpc(who, "127.0.0.1:0").link(federation.alice.id, address)
+            for who in (federation.bob, federation.carol)
         )
         open_calls = [asyncio.ensure_future(link.transfer(Sender(64)())) for link in (bad, good)]
-        open_calls += [asyncio.ensure_future(link.call("Beat", b"wait", SECONDS)) for link in (bad, good)]
+        open_calls += [
+            asyncio.ensure_future(link.call("Beat", b"wait", SECONDS)) for link in (bad, good)
+        ]
         await until(lambda: len(service.callers) == 2 == len(service.calls))
         listener.revoke(federation.bob.id)
         for broken in open_calls[::2]:
@@ -335,12 +404,16 @@ async def test_a_revoked_node_is_not_dialed_either(federation: Federation) -> No
         await listener.close(0)
 
 
-async def test_a_new_certificate_is_used_for_new_connections(federation: Federation, tmp_path: Path) -> None:
+async def test_a_new_certificate_is_used_for_new_connections(
+    federation: Federation, tmp_path: Path
+) -> None:
     """The listener starts with one that has expired, and comes into its own without a restart."""
     async with nothing_left():
         key = keys.load_key(_written(tmp_path, federation.alice.key_pem))
         start, end = timedelta(days=-9), timedelta(days=-1)
-        old = Forgery(federation.ca, key, (name_of(key),), start=start, end=end).of(federation.alice)
+        old = Forgery(federation.ca, key, (name_of(key),), start=start, end=end).of(
+            federation.alice
+        )
         service, listener = Recorder.open(), Grpc(old, "127.0.0.1:0")
         address = await listener.serve(service)
         dialler = Grpc(federation.bob, "127.0.0.1:0", reconnect=(0.1, 0.1))

@@ -1,4 +1,6 @@
-"""What is particular to gRPC: exhaustion, keep-alive, health, and the sentences for ports and addresses."""
+"""What is particular to gRPC: exhaustion, keep-alive, health, and the sentences for ports and
+addresses.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ async def test_100_megabytes_arrive_intact_over_mutual_tls(federation: Federatio
 
     async with nothing_left():
         listener = Grpc(federation.alice, LOCAL)
-        link = Grpc(federation.bob, LOCAL).link(federation.alice.id, await listener.serve(Recorder.open()))
+        link = Grpc(federation.bob, LOCAL).link(
+            federation.alice.id, await listener.serve(Recorder.open())
+        )
         assert await link.transfer(messages()) == digest.digest()
         await link.close()
         await listener.close(0)
@@ -79,7 +83,9 @@ async def test_compressed_messages_are_refused_small_or_bomb(size: int) -> None:
         assert not service.read
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024  # KiB
         link = Grpc(None, LOCAL).link("x", address)
-        assert await link.call("Beat", bytes(1 << 20), SECONDS)  # the same, not compressed: the refusal has power
+        assert await link.call(
+            "Beat", bytes(1 << 20), SECONDS
+        )  # the same, not compressed: the refusal has power
         await link.close()
         await listener.close(0)
 
@@ -100,8 +106,16 @@ async def crowd(federation: Federation, listener: Grpc) -> tuple[list[str], list
     service = Recorder()
     address = await listener.serve(service)
     folders = [str(federation.folder / name) for name in ("bob", "carol")]
-    command = [sys.executable, str(Path(__file__).with_name("crowd.py")), address, federation.alice.id, *folders]
-    process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("crowd.py")),
+        address,
+        federation.alice.id,
+        *folders,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     lines: list[str] = []
@@ -118,8 +132,8 @@ async def crowd(federation: Federation, listener: Grpc) -> tuple[list[str], list
     await listening
     assert await process.wait() == 0
     await listener.close(0)
-    beats = [line for line in lines if line.startswith("beat")]
-    return [line for line in lines if line not in beats], beats, service
+    heartbeats = [line for line in lines if line.startswith("beat")]
+    return [line for line in lines if line not in heartbeats], heartbeats, service
 
 
 BUSY = f"refused {peer_pb2.CODE_BUSY}"
@@ -127,19 +141,21 @@ BUSY = f"refused {peer_pb2.CODE_BUSY}"
 
 async def test_one_node_with_many_open_transfers_locks_nobody_out(federation: Federation) -> None:
     async with nothing_left():
-        ended, beats, service = await crowd(federation, Grpc(federation.alice, LOCAL))
-        assert beats == ["beat answer to alive"] * 2
+        ended, heartbeats, service = await crowd(federation, Grpc(federation.alice, LOCAL))
+        assert heartbeats == ["beat answer to alive"] * 2
         assert len(service.verdicts) == ended.count("verdict") == wire.TRANSFERS_PER_PEER
         assert ended.count(BUSY) == MANY - wire.TRANSFERS_PER_PEER
 
 
-async def test_power_without_the_quota_it_would(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_power_without_the_quota_it_would(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wire, "TRANSFERS_PER_PEER", 10_000)
     async with nothing_left():
         listener = Grpc(federation.alice, LOCAL)
         listener._rpcs = 16
-        ended, beats, _ = await crowd(federation, listener)
-        assert beats == [f"beat {BUSY}"] * 2
+        ended, heartbeats, _ = await crowd(federation, listener)
+        assert heartbeats == [f"beat {BUSY}"] * 2
         assert ended.count("verdict") == 16
 
 
@@ -155,7 +171,9 @@ async def test_control_does_not_wait_behind_bulk(monkeypatch: pytest.MonkeyPatch
         transfers = [asyncio.ensure_future(link.transfer(Sender(1)())) for _ in range(20)]
         await until(lambda: len(service.callers) == wire.STREAMS_PER_CONNECTION)
         assert await link.call("Beat", b"alive", SECONDS) == b"answer to alive"
-        assert len(service.callers) == wire.STREAMS_PER_CONNECTION  # the connection of bulk is full indeed
+        assert (
+            len(service.callers) == wire.STREAMS_PER_CONNECTION
+        )  # the connection of bulk is full indeed
         for transfer in transfers:
             transfer.cancel()
         await asyncio.wait(transfers)
@@ -163,16 +181,24 @@ async def test_control_does_not_wait_behind_bulk(monkeypatch: pytest.MonkeyPatch
         await listener.close(0)
 
 
-async def test_a_call_that_never_sends_its_message_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_that_never_sends_its_message_gives_its_place_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.2)
     async with nothing_left():
         service, listener = Recorder.open(), Grpc(None, LOCAL)
         address = await listener.serve(service)
         async with Grpc(None, LOCAL).channel("x", address) as channel:
-            silent = [channel.stream_stream("/peerpoise.peer.v1.Peer/Beat")() for _ in range(wire.CALLS_PER_PEER)]
+            silent = [
+                channel.stream_stream("/peerpoise.peer.v1.Peer/Beat")()
+                for _ in range(wire.CALLS_PER_PEER)
+            ]
             codes = await asyncio.gather(*(call.code() for call in silent))
             assert {code.name for code in codes} == {"INVALID_ARGUMENT"}
-            assert await channel.unary_unary("/peerpoise.peer.v1.Peer/Beat")(b"x", timeout=SECONDS) == b"answer to x"
+            assert (
+                await channel.unary_unary("/peerpoise.peer.v1.Peer/Beat")(b"x", timeout=SECONDS)
+                == b"answer to x"
+            )
         assert not listener._open
         await listener.close(0)
 
@@ -195,13 +221,16 @@ async def test_silent_connections_are_dropped_and_harm_nobody(federation: Federa
 
 
 async def test_an_idle_transfer_survives_keep_alive_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two option sets belong together: with grpc's default tolerance at the listener the connection is cut.
+    """The two option sets belong together: with grpc's default tolerance at the listener the
+    connection is cut.
 
     (One second is the fastest grpc pings; one strike instead of two only makes the test shorter.)
     """
     options = wire.server_options
 
-    async def idle(*without: str) -> tuple[asyncio.Future[bytes], Recorder, Callable[[], Awaitable[None]]]:
+    async def idle(
+        *without: str,
+    ) -> tuple[asyncio.Future[bytes], Recorder, Callable[[], Awaitable[None]]]:
         def changed(*arguments: Any) -> list[tuple[str, Any]]:
             kept = [one for one in options(*arguments) if one[0] not in without]
             return [(name, 1 if "strikes" in name else value) for name, value in kept]
@@ -242,7 +271,9 @@ async def test_health_tells_whether_the_node_serves(federation: Federation) -> N
             for serving in (True, False):
                 await listener.set_serving(serving)
                 seen.append((await watch.read()).status)
-                answer = await stub.Check(health_pb2.HealthCheckRequest(service=wire.SERVICE), timeout=SECONDS)
+                answer = await stub.Check(
+                    health_pb2.HealthCheckRequest(service=wire.SERVICE), timeout=SECONDS
+                )
                 assert answer.status == seen[-1]
             assert seen == [2, 1, 2]
             watch.cancel()
@@ -280,7 +311,9 @@ async def test_insecure_shows() -> None:
     assert Grpc(None, LOCAL).insecure
 
 
-async def test_a_http_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_http_proxy_of_the_environment_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     async with nothing_left():
@@ -298,7 +331,9 @@ def test_the_daemons_loop_carries_it_too(federation: Federation) -> None:
         async with nothing_left():
             service, sender = Recorder(take=1), Sender(64)
             listener = Grpc(federation.alice, LOCAL)
-            link = Grpc(federation.bob, LOCAL).link(federation.alice.id, await listener.serve(service))
+            link = Grpc(federation.bob, LOCAL).link(
+                federation.alice.id, await listener.serve(service)
+            )
             early = asyncio.ensure_future(link.transfer(sender()))
             await service.started.wait()
             service.gate.set()
@@ -324,15 +359,21 @@ def test_grpc_is_given_a_certificate_once_and_when_it_changed(federation: Federa
 
 @pytest.mark.cluster
 def test_a_storm_of_connections_ends_nobody(federation: Federation) -> None:
-    """With a new certificate for each, grpc 1.85.1's listener died of a segmentation fault within seconds each time."""
+    """With a new certificate for each, grpc 1.85.1's listener died of a segmentation fault within
+    seconds each time.
+    """
     script, times, dialling = Path(__file__).with_name("storm.py"), 30, 5
     alice, bob = (str(federation.folder / name) for name in ("alice", "bob"))
-    listener = subprocess.Popen([sys.executable, script, "listen", alice], stdout=subprocess.PIPE, text=True)
+    listener = subprocess.Popen(
+        [sys.executable, script, "listen", alice], stdout=subprocess.PIPE, text=True
+    )
     assert listener.stdout is not None
     try:
         address = listener.stdout.readline().strip()
         words = [sys.executable, script, "dial", bob, address, federation.alice.id, str(times)]
-        crowd = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(dialling)]
+        crowd = [
+            subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(dialling)
+        ]
         answered = [int(each.communicate(timeout=120)[0]) for each in crowd]
         assert listener.poll() is None, "the listener died"
         assert answered == [times * LINKS] * dialling

@@ -25,7 +25,10 @@ async def fates(seed: int, drop: float) -> tuple[list[str], int, int]:
     service, _ = await nodes(network, "b", "a")
     link, met = MemoryLink(network, "a", "b"), []
     for i in range(60):
-        for attempt in (link.call("Beat", bytes([i]), SECONDS), link.transfer(some(b"h", b"f", b"t"))):
+        for attempt in (
+            link.call("Beat", bytes([i]), SECONDS),
+            link.transfer(some(b"h", b"f", b"t")),
+        ):
             try:
                 await attempt
                 met.append("ok")
@@ -40,7 +43,12 @@ async def test_losses_are_drawn_from_the_seed_and_hit_every_place() -> None:
     assert met != (await fates(4, 0.4))[0]
     lost = [what for what in met if what != "ok"]
     assert 24 < len(lost) < 72
-    for kind in ("A call to b was lost", "An answer of b was lost", "broke on the way", "A verdict of b was lost"):
+    for kind in (
+        "A call to b was lost",
+        "An answer of b was lost",
+        "broke on the way",
+        "A verdict of b was lost",
+    ):
         assert any(kind in what for what in lost), kind
     assert met[::2].count("ok") < calls < 60  # some were delivered although the caller never heard
     assert met[1::2].count("ok") < verdicts < 60
@@ -147,7 +155,9 @@ async def test_what_was_sent_is_not_what_the_sender_changes_later() -> None:
     assert service.read == 12
 
 
-@pytest.mark.parametrize("faults", [{"drop": 1.1}, {"duplicate": -0.1}, {"delay": (2.0, 1.0)}, {"delay": (-1.0, 1.0)}])
+@pytest.mark.parametrize(
+    "faults", [{"drop": 1.1}, {"duplicate": -0.1}, {"delay": (2.0, 1.0)}, {"delay": (-1.0, 1.0)}]
+)
 def test_impossible_faults_are_refused(faults: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError):
         Network(**faults)  # type: ignore[arg-type]

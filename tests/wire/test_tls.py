@@ -1,5 +1,5 @@
-"""TLS 1.2 can't be negotiated, on either side; every case runs in a process of its own, because grpc reads the
-setting once. The power checks show that 1.2 would be spoken without it."""
+"""TLS 1.2 can't be negotiated, on either side; every case runs in a process of its own, because
+grpc reads the setting once. The power checks show that 1.2 would be spoken without it."""
 
 from __future__ import annotations
 
@@ -141,7 +141,11 @@ def files(federation: Federation, tmp_path: Path) -> str:
 
 
 def run(script: str, files: str, mode: str, **environment: str) -> list[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")} | {"GRPC_VERBOSITY": "NONE"} | environment
+    env = (
+        {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")}
+        | {"GRPC_VERBOSITY": "NONE"}
+        | environment
+    )
     command = [sys.executable, "-c", script, files, mode]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -173,12 +177,16 @@ def test_a_users_environment_cannot_bring_1_2_back(files: str) -> None:
 def test_grpc_imported_too_early_is_an_error_and_not_a_silent_hole() -> None:
     script = "import grpc\ntry:\n  import peer.transport.grpc\nexcept Exception as e: print(type(e).__name__, e)"
     env = {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("ConfigurationError grpc was imported before")
 
 
 class Shown:
-    """What grpc tells of a connection. A real one of TLS 1.2 can't be had: that is what the other tests say."""
+    """What grpc tells of a connection. A real one of TLS 1.2 can't be had: that is what the other
+    tests say.
+    """
 
     def __init__(self, version: bytes, certificate: bytes) -> None:
         self.shown = {"ssl_tls_version": [version], "x509_pem_cert": [certificate]}

@@ -9,7 +9,17 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
-from wire_kit import SECONDS, Federation, Recorder, Sender, close_all, nothing_left, settled, some, until
+from wire_kit import (
+    SECONDS,
+    Federation,
+    Recorder,
+    Sender,
+    close_all,
+    nothing_left,
+    settled,
+    some,
+    until,
+)
 
 from peer.codec import FRAME
 from peer.errors import TemporaryFailure, Unreachable
@@ -19,7 +29,9 @@ from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2
 
 AHEAD = 5
-"""Frames a writer may be ahead: two or three in the transport, the rest in the kernel's loopback buffers."""
+"""Frames a writer may be ahead: two or three in the transport, the rest in the kernel's loopback
+buffers.
+"""
 
 
 @dataclass
@@ -31,7 +43,9 @@ class World:
     name: str | None
     bob: str
 
-    async def serve(self, service: Recorder, address: str = "127.0.0.1:0") -> tuple[Transport, str, Link]:
+    async def serve(
+        self, service: Recorder, address: str = "127.0.0.1:0"
+    ) -> tuple[Transport, str, Link]:
         transport = self.listener(address)
         bound = await transport.serve(service)
         return transport, bound, self.dialler.link(self.bob, bound)
@@ -44,9 +58,16 @@ async def world(request: pytest.FixtureRequest, federation: Federation) -> Async
         network = Network()
         made = World(lambda _: Memory(network, bob.id), Memory(network, alice.id), alice.id, bob.id)
     elif request.param == "grpc":
-        made = World(lambda at: Grpc(bob, at), Grpc(alice, "127.0.0.1:0", reconnect=(0.1, 0.2)), alice.id, bob.id)
+        made = World(
+            lambda at: Grpc(bob, at),
+            Grpc(alice, "127.0.0.1:0", reconnect=(0.1, 0.2)),
+            alice.id,
+            bob.id,
+        )
     else:
-        made = World(lambda at: Grpc(None, at), Grpc(None, "127.0.0.1:0", reconnect=(0.1, 0.2)), None, bob.id)
+        made = World(
+            lambda at: Grpc(None, at), Grpc(None, "127.0.0.1:0", reconnect=(0.1, 0.2)), None, bob.id
+        )
     async with nothing_left():
         yield made
         await close_all()
@@ -175,7 +196,10 @@ async def test_a_fault_in_the_service_costs_that_call_and_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener, _, link = await world.serve(Recorder.open())
-    for broken in (link.call("Beat", b"fault", SECONDS), link.transfer(some(b"header", b"fault", b"more"))):
+    for broken in (
+        link.call("Beat", b"fault", SECONDS),
+        link.transfer(some(b"header", b"fault", b"more")),
+    ):
         with caplog.at_level(logging.ERROR), pytest.raises(Unreachable) as caught:
             await broken
         assert "fault" in str(caught.value)

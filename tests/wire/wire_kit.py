@@ -1,4 +1,6 @@
-"""What the wire's tests share: a service that records, messages to send, and certificates of every bad kind."""
+"""What the wire's tests share: a service that records, messages to send, and certificates of every
+bad kind.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,8 @@ async def settled(value: Callable[[], int], seconds: float = 0.3) -> int:
 async def nothing_left() -> AsyncIterator[None]:
     """Fails if a task or a thread that the block started is still there after it.
 
-    When the block itself fails, what it left open is closed: grpc never ends a process with an open server in it.
+    When the block itself fails, what it left open is closed: grpc never ends a process with an open
+    server in it.
     """
     tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
     try:
@@ -167,12 +170,17 @@ async def close_all() -> None:
 
 @dataclass(frozen=True)
 class Forgery:
-    """A key and a certificate as an attacker would hold them; `Identity` as such would refuse to load most of them."""
+    """A key and a certificate as an attacker would hold them; `Identity` as such would refuse to
+    load most of them.
+    """
 
     ca: CertificateAuthority
     key: PrivateKey
     names: tuple[str, ...]
-    usages: tuple[x509.ObjectIdentifier, ...] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+    usages: tuple[x509.ObjectIdentifier, ...] = (
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    )
     start: timedelta = timedelta(minutes=-10)
     end: timedelta = timedelta(days=1)
     self_signed: bool = False
@@ -191,7 +199,9 @@ class Forgery:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + self.start)
             .not_valid_after(now + self.end)
-            .add_extension(x509.BasicConstraints(ca=self.authority, path_length=None), critical=True)
+            .add_extension(
+                x509.BasicConstraints(ca=self.authority, path_length=None), critical=True
+            )
         )
         if self.usages:
             builder = builder.add_extension(x509.ExtendedKeyUsage(self.usages), critical=False)

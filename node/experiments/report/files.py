@@ -1,4 +1,5 @@
-"""results.json and, where pyarrow is installed (the extra [tables]), parquet files for other programs.
+"""results.json and, where pyarrow is installed (the extra [tables]), parquet files for other
+programs.
 
 cells.parquet        a row per finished cell
 evaluations.parquet  a row per cell, evaluation and node
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from node.experiments.report.findings import Findings, Line
+from node.experiments.report.aggregate import Findings, Line
 from node.experiments.sweep.folder import Record
 from node.experiments.sweep.results import result
 from peer import files
@@ -26,11 +27,16 @@ def document(findings: Findings) -> Values:
     return {
         "sweep": findings.sweep.name,
         "title": findings.sweep.title,
-        "cells": findings.cells,
+        "cells": findings.trials,
         "finished": findings.finished,
         "notes": list(findings.notes),
         "settings": [
-            {"name": part.name, "title": part.title, "about": part.about, "rows": [_line(it) for it in part.lines]}
+            {
+                "name": part.name,
+                "title": part.title,
+                "about": part.about,
+                "rows": [_line(it) for it in part.lines],
+            }
             for part in findings.parts
         ],
     }
@@ -64,7 +70,11 @@ def write(findings: Findings, out: Path) -> list[Path]:
         StorageError: the disk refuses.
     """
     made = [out / "results.json"]
-    files.replace(made[0], json.dumps(document(findings), indent=1, ensure_ascii=False).encode() + b"\n", public=True)
+    files.atomic_write(
+        made[0],
+        json.dumps(document(findings), indent=1, ensure_ascii=False).encode() + b"\n",
+        public=True,
+    )
     try:
         import pyarrow
         from pyarrow import parquet
@@ -77,8 +87,10 @@ def write(findings: Findings, out: Path) -> list[Path]:
         ("weights", [row for about, record in known for row in _weights(about, record)]),
     ):
         made.append(out / f"{name}.parquet")
-        parquet.write_table(pyarrow.Table.from_pylist(rows), content := pyarrow.BufferOutputStream())
-        files.replace(made[-1], content.getvalue().to_pybytes(), public=True)
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows), content := pyarrow.BufferOutputStream()
+        )
+        files.atomic_write(made[-1], content.getvalue().to_pybytes(), public=True)
     return made
 
 
@@ -88,7 +100,11 @@ def _labeled(findings: Findings) -> Iterator[tuple[Values, Record]]:
             for record in line.records:
                 configuration = record["configuration"]
                 about = {"setting": part.name, "method": line.row.method}
-                yield about | {"lr": line.lr, "seed": configuration["train"]["seed"], "late": line.late}, record
+                yield (
+                    about
+                    | {"lr": line.lr, "seed": configuration["train"]["seed"], "late": line.late},
+                    record,
+                )
 
 
 def _cell(about: Values, record: Record) -> Values:
@@ -134,7 +150,13 @@ def _weights(about: Values, record: Record) -> Iterator[Values]:
         for node, by_peer in by_node.items():
             for peer, values in by_peer.items():
                 for t, value in zip(figures["rounds"], values, strict=True):
-                    yield about | {"round": t, "kind": kind, "node": node, "peer": peer, "value": value}
+                    yield about | {
+                        "round": t,
+                        "kind": kind,
+                        "node": node,
+                        "peer": peer,
+                        "value": value,
+                    }
 
 
 def put(path: Path, content: bytes) -> None:
@@ -146,5 +168,5 @@ def put(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise files.refused(path.parent, error) from None
-    files.replace(path, content, public=True)
+        raise files.storage_error(path.parent, error) from None
+    files.atomic_write(path, content, public=True)

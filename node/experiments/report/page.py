@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import tomli_w
 
-from node.config import without_removed
+from node.config import drop_none
 from node.experiments.report import plots, tables
-from node.experiments.report.findings import Findings, Part
+from node.experiments.report.aggregate import Findings, Part
 from node.experiments.report.tables import Grid
 
 STYLE = """
@@ -51,7 +51,9 @@ pre { overflow-x: auto; background: var(--stripe); padding: .8rem; font-size: .8
 def page(all_findings: Sequence[Findings]) -> str:
     """Raises ConfigurationError: matplotlib is not installed."""
     title = all_findings[0].sweep.title if len(all_findings) == 1 else "Results"
-    inner = "".join(part for findings in all_findings for part in _sweep(findings, alone=len(all_findings) == 1))
+    inner = "".join(
+        part for findings in all_findings for part in _sweep(findings, alone=len(all_findings) == 1)
+    )
     heading = f"<h1>{escape(title)}</h1>"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -68,7 +70,10 @@ def escape(text: str) -> str:
 
 def _contents(all_findings: Sequence[Findings]) -> str:
     links = [
-        (_anchor(findings, part), part.title if len(all_findings) == 1 else f"{findings.sweep.title}: {part.title}")
+        (
+            _anchor(findings, part),
+            part.title if len(all_findings) == 1 else f"{findings.sweep.title}: {part.title}",
+        )
         for findings in all_findings
         for part in findings.parts
     ]
@@ -89,7 +94,7 @@ def _sweep(findings: Findings, *, alone: bool) -> Iterator[str]:
         yield _table(grid)
     for part, grid in zip(findings.parts, grids[-len(findings.parts) :], strict=True):
         yield from _part(findings, part, grid, "h2" if alone else "h3")
-    told = tomli_w.dumps(without_removed(findings.sweep.source))
+    told = tomli_w.dumps(drop_none(findings.sweep.source))
     yield f"<details><summary>Configuration</summary><pre>{html.escape(told)}</pre></details>\n"
 
 
@@ -107,7 +112,9 @@ def _part(findings: Findings, part: Part, grid: Grid, level: str) -> Iterator[st
 
 
 def _table(grid: Grid, *, headed: bool = False) -> str:
-    """headed: a heading above it says the same as its caption, which is then for screen readers only."""
+    """headed: a heading above it says the same as its caption, which is then for screen readers
+    only.
+    """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in grid.head)
     rows = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>\n'
@@ -127,4 +134,6 @@ def _anchor(findings: Findings, part: Part) -> str:
     names = [plots.slug(it.name) for it in findings.parts]
     place = next(k for k, it in enumerate(findings.parts) if it is part)
     again = names[:place].count(names[place])
-    return f"s-{plots.slug(findings.sweep.name)}-{names[place]}" + (f"-{again + 1}" if again else "")
+    return f"s-{plots.slug(findings.sweep.name)}-{names[place]}" + (
+        f"-{again + 1}" if again else ""
+    )

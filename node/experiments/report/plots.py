@@ -1,4 +1,6 @@
-"""Findings as pictures: SVG or PNG, the same bytes for the same figures (matplotlib, the extra [report])."""
+"""Findings as pictures: SVG or PNG, the same bytes for the same figures (matplotlib, the extra
+[report]).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from node.experiments.report.findings import Line, Part
+from node.experiments.report.aggregate import Line, Part
 from node.experiments.report.tables import percent
 from peer.errors import ConfigurationError
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 INK = "#123456"
 """Text and frames; the page shows it in its own color of text."""
 COLOURS = ("#0060a8", "#c44e00", "#00785a", "#a83279", "#7a5cb8", "#8a6d00", "#c0392b", "#4a5560")
-"""Told apart by the color-blind together with MARKERS and dashes; the page has brighter ones for dark screens."""
+"""Told apart by the color-blind together with MARKERS and dashes; the page has brighter ones for
+dark screens.
+"""
 MARKERS = "os^Dv<P>"
 DASHES = ("-", "--", ":")
 KINDS = ("weight", "calibration", "shapley", "cosine")
@@ -74,7 +78,10 @@ class Plot:
         text = _saved(self.figure, "svg", transparent=True).decode()
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         text = re.sub(
-            r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+            r'(<svg[^>]*?) width="[^"]*"',
+            r"\1",
+            re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
+            count=1,
         )
         for number, color in enumerate(COLOURS):
             text = text.replace(color, f"var(--c{number})")
@@ -85,7 +92,8 @@ class Plot:
 
 
 def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
-    """Of one setting: accuracy against rounds, bytes and ε, consensus distance, and weights per neighbor.
+    """Of one setting: accuracy against rounds, bytes and ε, consensus distance, and weights per
+    neighbor.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -110,7 +118,9 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
             f"ε_total so far ({told['mode']}, {told['adjacency']}, δ = {told['delta']:g},\n"
             f"{told['batches']} batches, {told['accountant']}, against {told['against']})"
         )
-        yield _curves(part, guaranteed, methods, "epsilon", label, lambda figures: figures["epsilon"]["total"])
+        yield _curves(
+            part, guaranteed, methods, "epsilon", label, lambda figures: figures["epsilon"]["total"]
+        )
     apart = [line for line in lines if None not in line.figures[0]["distance"]]
     if apart and any(max(line.figures[0]["distance"]) > 0 for line in apart):
         yield _distance(part, apart, methods)
@@ -133,7 +143,11 @@ def _curves(
         for line in lines:
             curves = [_over_nodes(figures) for figures in line.figures]
             _draw(
-                axes, line, methods, _middle([x(it) for it in line.figures]), [[100 * v for v in it] for it in curves]
+                axes,
+                line,
+                methods,
+                _middle([x(it) for it in line.figures]),
+                [[100 * v for v in it] for it in curves],
             )
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy, mean of the nodes, %")
@@ -158,7 +172,9 @@ def _distance(part: Part, lines: Sequence[Line], methods: Sequence[str]) -> Plot
         axes.set_ylabel("consensus distance")
         _legend(figure, axes)
     alt = f"Consensus distance against rounds, logarithmic, setting {part.title}. At the end: {', '.join(ends)}."
-    return Plot(name=f"{slug(part.name)}-distance", title="Consensus distance", alt=alt, figure=figure)
+    return Plot(
+        name=f"{slug(part.name)}-distance", title="Consensus distance", alt=alt, figure=figure
+    )
 
 
 def _heat(part: Part, line: Line, kind: str) -> Plot:
@@ -170,13 +186,17 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
     with _style():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(SIZE[0], 1.4 + 0.34 * len(rows) if len(rows) <= NUMBERS else SIZE[0]))
+        figure = Figure(
+            figsize=(SIZE[0], 1.4 + 0.34 * len(rows) if len(rows) <= NUMBERS else SIZE[0])
+        )
         axes = figure.subplots()
         axes.grid(visible=False)
         low, high = min(0.0, *found.values()), max(*found.values(), 0.0)
         mesh = axes.pcolormesh(values, cmap="cividis", vmin=low, vmax=high or 1.0)
         names = [f"{name} ✗" if name in liars else name for name in nodes]
-        axes.set_xticks([k + 0.5 for k in range(len(nodes))], names, rotation=45 if len(nodes) > 8 else 0)
+        axes.set_xticks(
+            [k + 0.5 for k in range(len(nodes))], names, rotation=45 if len(nodes) > 8 else 0
+        )
         axes.set_yticks([k + 0.5 for k in range(len(rows))], rows)
         axes.invert_yaxis()
         axes.set_xlabel("neighbor" + (" (✗: attacker)" if liars else ""))
@@ -188,7 +208,12 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
                 color = "black" if share > 0.55 else "white"
                 place = nodes.index(peer) + 0.5, rows.index(node) + 0.5
                 axes.text(
-                    *place, f"{value:.2f}".replace("0.", ".", 1), ha="center", va="center", color=color, fontsize=8
+                    *place,
+                    f"{value:.2f}".replace("0.", ".", 1),
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=8,
                 )
     told = [
         statistics.fmean(v for (i, j), v in found.items() if i != j and (j in liars) is lies)
@@ -201,7 +226,9 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
 
 
 def _kinds(found: Mapping[tuple[str, str], float], liars: set[str]) -> list[bool]:
-    return [lies for lies in (False, True) if any(i != j and (j in liars) is lies for i, j in found)]
+    return [
+        lies for lies in (False, True) if any(i != j and (j in liars) is lies for i, j in found)
+    ]
 
 
 def _late_weights(line: Line, kind: str) -> dict[tuple[str, str], float]:
@@ -210,30 +237,52 @@ def _late_weights(line: Line, kind: str) -> dict[tuple[str, str], float]:
     for figures in line.figures:
         for node, by_peer in figures["weights"].get(kind, {}).items():
             for peer, values in by_peer.items():
-                told.setdefault((node, peer), []).extend(v for v in values[-line.late :] if v is not None)
+                told.setdefault((node, peer), []).extend(
+                    v for v in values[-line.late :] if v is not None
+                )
     return {pair: statistics.fmean(values) for pair, values in told.items() if values}
 
 
 def _draw(
-    axes: Axes, line: Line, methods: Sequence[str], x: Sequence[float], curves: Sequence[Sequence[float]]
+    axes: Axes,
+    line: Line,
+    methods: Sequence[str],
+    x: Sequence[float],
+    curves: Sequence[Sequence[float]],
 ) -> None:
     """The mean of the runs, and the range of them."""
     k = methods.index(line.method)
-    look: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k // len(COLOURS) % len(DASHES)]}
+    look: dict[str, Any] = {
+        "color": COLOURS[k % len(COLOURS)],
+        "linestyle": DASHES[k // len(COLOURS) % len(DASHES)],
+    }
     every = max(1, len(x) // 8)
     axes.plot(
-        x, _middle(curves), marker=MARKERS[k % len(MARKERS)], markevery=(k % every, every), label=line.method, **look
+        x,
+        _middle(curves),
+        marker=MARKERS[k % len(MARKERS)],
+        markevery=(k % every, every),
+        label=line.method,
+        **look,
     )
     if len(curves) > 1:
         columns = list(zip(*curves, strict=False))
         axes.fill_between(
-            x, [min(it) for it in columns], [max(it) for it in columns], color=look["color"], alpha=0.12, lw=0
+            x,
+            [min(it) for it in columns],
+            [max(it) for it in columns],
+            color=look["color"],
+            alpha=0.12,
+            lw=0,
         )
 
 
 def _over_nodes(figures: Mapping[str, Any]) -> list[float]:
     by_node = figures["accuracy"].values()
-    return [statistics.fmean(v for v in values if v is not None) for values in zip(*by_node, strict=True)]
+    return [
+        statistics.fmean(v for v in values if v is not None)
+        for values in zip(*by_node, strict=True)
+    ]
 
 
 def _middle(columns: Sequence[Sequence[Any]]) -> list[float]:
@@ -255,7 +304,14 @@ def _columns(labels: Sequence[str]) -> int:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), frameon=False, fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=_columns(labels),
+        frameon=False,
+        fontsize=9,
+    )
 
 
 def slug(text: str) -> str:
@@ -272,7 +328,10 @@ def _saved(figure: Figure, form: str, **how: Any) -> bytes:
     out = BytesIO()
     with _style():
         figure.savefig(
-            out, format=form, metadata={"Date": None, "Creator": None} if form == "svg" else {"Software": None}, **how
+            out,
+            format=form,
+            metadata={"Date": None, "Creator": None} if form == "svg" else {"Software": None},
+            **how,
         )
     return out.getvalue()
 
@@ -281,5 +340,7 @@ def _checked() -> None:
     try:
         import matplotlib
     except ImportError:
-        raise ConfigurationError("Plots need matplotlib, which is missing: pip install 'peerpoise[report]'.") from None
+        raise ConfigurationError(
+            "Plots need matplotlib, which is missing: pip install 'peerpoise[report]'."
+        ) from None
     matplotlib.use("agg")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from node.experiments.report.findings import Findings, Line, Part, Spread
+from node.experiments.report.aggregate import Findings, Line, Part, Spread
 from node.records.summary import LINK
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ class Grid:
 def grids(findings: Findings) -> list[Grid]:
     """An overview where there are several settings, then a table for each."""
     first = overview(findings) if len(findings.parts) > 1 else None
-    speed = speed_up(findings) if len(findings.parts) > 1 and findings.sweep.section.target_loss else None
+    speed = (
+        speed_up(findings)
+        if len(findings.parts) > 1 and findings.sweep.section.target_loss
+        else None
+    )
     return [*(it for it in (first, speed) if it), *(setting(part) for part in findings.parts)]
 
 
@@ -45,14 +49,17 @@ def overview(findings: Findings) -> Grid:
     """Methods × settings: mean of the nodes, and the worst one."""
     lines = {(part.name, line.method): line for part in findings.parts for line in part.lines}
 
-    def cell(name: str, method: str) -> str:
+    def trial(name: str, method: str) -> str:
         line = lines.get((name, method))
         if line is None or line.mean is None or line.worst is None:
             return NOT_RUN if line is None else line.state
         partial = "" if line.state == "finished" else f" ({line.state})"
         return f"{percent(line.mean)} / {100 * line.worst.mean:.1f}{partial}"
 
-    rows = [(method, *(cell(part.name, method) for part in findings.parts)) for method in findings.methods]
+    rows = [
+        (method, *(trial(part.name, method) for part in findings.parts))
+        for method in findings.methods
+    ]
     late = findings.sweep.section.late
     notes = [f"{ACCURACY_NOTE.format(late=late)}; after the stroke the worst node."]
     return Grid(
@@ -67,7 +74,7 @@ def speed_up(findings: Findings) -> Grid:
     """Rounds to the target loss, and how many times fewer than in the first setting."""
     base = {line.method: line.rounds_to for line in findings.parts[0].lines}
 
-    def cell(part: Part, method: str) -> str:
+    def trial(part: Part, method: str) -> str:
         line = next((it for it in part.lines if it.method == method), None)
         if line is None or not line.records:
             return NOT_RUN if line is None else line.state
@@ -77,12 +84,16 @@ def speed_up(findings: Findings) -> Grid:
         times = "" if first is None else f" (÷ {first.mean / line.rounds_to.mean:.2f})"
         return f"{spread(line.rounds_to, '{:.0f}')}{times}"
 
-    rows = [(method, *(cell(part, method) for part in findings.parts)) for method in findings.methods]
+    rows = [
+        (method, *(trial(part, method) for part in findings.parts)) for method in findings.methods
+    ]
     return Grid(
         title=f"Rounds to a test loss of {findings.sweep.section.target_loss:g}",
         head=("method", *(part.title for part in findings.parts)),
         rows=tuple(rows),
-        notes=(f"Mean over nodes, to the next evaluation; ÷: fewer than in {findings.parts[0].title}, so many times.",),
+        notes=(
+            f"Mean over nodes, to the next evaluation; ÷: fewer than in {findings.parts[0].title}, so many times.",
+        ),
     )
 
 
@@ -95,7 +106,9 @@ def setting(part: Part) -> Grid:
 
     def letter(line: Line) -> str:
         assert line.conditions
-        told = line.conditions + (f"; {PAPER}" if line.privacy and line.privacy.mode == "paper" else "")
+        told = line.conditions + (
+            f"; {PAPER}" if line.privacy and line.privacy.mode == "paper" else ""
+        )
         return letters.setdefault(told, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
 
     def total(line: Line) -> str:
@@ -117,17 +130,30 @@ def setting(part: Part) -> Grid:
     private = any(line.conditions for line in part.lines)
     columns: list[Column] = [
         ("method", lambda line: line.method),
-        ("lr", lambda line: figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")),
+        (
+            "lr",
+            lambda line: (
+                figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")
+            ),
+        ),
         ("mean of the nodes", lambda line: percent(line.mean) if line.records else line.state),
         ("worst node", lambda line: percent(line.worst) if line.records else ""),
     ]
     if any(line.metric("f1") for line in part.lines):
         columns += [
             ("macro-F1", lambda line: percent(line.metric("f1")) if line.records else ""),
-            ("averaged model", lambda line: percent(line.averaged("accuracy")) if line.records else ""),
+            (
+                "averaged model",
+                lambda line: percent(line.averaged("accuracy")) if line.records else "",
+            ),
         ]
     if any(line.metric("perplexity") for line in part.lines):
-        columns.append(("perplexity", lambda line: spread(it, "{:.1f}") if (it := line.metric("perplexity")) else ""))
+        columns.append(
+            (
+                "perplexity",
+                lambda line: spread(it, "{:.1f}") if (it := line.metric("perplexity")) else "",
+            )
+        )
     if any(line.target_loss for line in part.lines):
         columns.append(("rounds to loss", lambda line: _reached(line)))
     columns += [("ε_total", total), ("ε_link", link)] if private else []
@@ -135,7 +161,14 @@ def setting(part: Part) -> Grid:
         columns.append(("weight of attackers / others, in w", _weights))
     columns += [
         ("MB sent per node", lambda line: "" if line.bytes is None else f"{line.bytes / 1e6:,.1f}"),
-        ("seconds", lambda line: "" if line.seconds is None else f"{line.seconds:,.{0 if line.seconds >= 10 else 1}f}"),
+        (
+            "seconds",
+            lambda line: (
+                ""
+                if line.seconds is None
+                else f"{line.seconds:,.{0 if line.seconds >= 10 else 1}f}"
+            ),
+        ),
         ("seeds", lambda line: f"{len(line.records)}/{len(line.row.seeds)}"),
     ]
     rows = tuple(tuple(show(line) for _, show in columns) for line in part.lines)
@@ -185,12 +218,14 @@ def spread(it: Spread, form: str) -> str:
 
 
 def rates(part: Part) -> Grid | None:
-    """What tuning saw: accuracy on held-out training data, rate by rate; None: nothing was tuned."""
+    """What tuning saw: accuracy on held-out training data, rate by rate; None: nothing was
+    tuned.
+    """
     tried = sorted({lr for line in part.lines if line.choice for lr in line.choice.tried})
     if not tried:
         return None
 
-    def cell(line: Line, lr: float) -> str:
+    def trial(line: Line, lr: float) -> str:
         known = line.choice.tried.get(lr) if line.choice else None
         mark = " *" if line.choice and line.choice.lr == lr else ""
         return f"{figure(None if known is None else 100 * known, '{:.1f}')}{mark}"
@@ -198,7 +233,11 @@ def rates(part: Part) -> Grid | None:
     return Grid(
         title=f"{part.title}: learning rates",
         head=("method", *(f"{lr:g}" for lr in tried)),
-        rows=tuple((line.method, *(cell(line, lr) for lr in tried)) for line in part.lines if line.row.tuned),
+        rows=tuple(
+            (line.method, *(trial(line, lr) for lr in tried))
+            for line in part.lines
+            if line.row.tuned
+        ),
         notes=("Accuracy on held-out training data on the tuning seed, in percent; * was chosen.",),
     )
 
@@ -210,7 +249,13 @@ def markdown(findings: Findings) -> str:
         said += [quoted(note), ""]
     for grid in grids(findings):
         head = [_row(map(quoted, grid.head)), _row(["---"] * len(grid.head))]
-        said += [f"### {quoted(grid.title)}", "", *head, *(_row(map(quoted, row)) for row in grid.rows), ""]
+        said += [
+            f"### {quoted(grid.title)}",
+            "",
+            *head,
+            *(_row(map(quoted, row)) for row in grid.rows),
+            "",
+        ]
         said += [f"* {quoted(note)}" for note in grid.notes] + [""]
     return "\n".join(said)
 
@@ -218,17 +263,24 @@ def markdown(findings: Findings) -> str:
 def told(findings: Findings) -> str:
     """How far it is, in a sentence."""
     hours = sum(record["cpu_seconds"] for record in findings.records) / 3600
-    versions = sorted({f"peerpoise {it['version']}, torch {it['torch']}, {it['machine']}" for it in findings.records})
-    said = f"{findings.finished} of {findings.cells} cells are finished, {hours:.2f} core-hours"
+    versions = sorted(
+        {
+            f"peerpoise {it['version']}, torch {it['torch']}, {it['machine']}"
+            for it in findings.records
+        }
+    )
+    said = f"{findings.finished} of {findings.trials} cells are finished, {hours:.2f} core-hours"
     return said + (f" ({'; '.join(versions)})." if versions else ".")
 
 
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _row(trials: Iterable[str]) -> str:
+    return "| " + " | ".join(trials) + " |"
 
 
 def plain(text: str) -> str:
-    """A line in which every character can be seen: names and failures come from other people's files and code."""
+    """A line in which every character can be seen: names and failures come from other people's
+    files and code.
+    """
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in line)
 
@@ -247,7 +299,7 @@ def rich(grid: Grid) -> Table:
     for name in grid.head:
         table.add_column(Text(plain(name)))
     for row in grid.rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(plain(trial)) for trial in row))
     table.caption = Text("\n".join(map(plain, grid.notes)))
     table.caption_justify = "left"
     return table

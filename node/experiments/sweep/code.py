@@ -1,8 +1,10 @@
-"""What of this program a trial's figures depend on: the code that `simulate` reaches, and the algorithm's own file.
+"""What of this program a trial's figures depend on: the code that `simulate` reaches, and the
+algorithm's own file.
 
-Only what runs counts. Comments, docstrings, layout and the text of errors do not; neither do the names of our modules,
-functions, fields and variables: moving a file or renaming a function consistently voids no result. Algorithms and tasks
-are named by strings in their tables: the file of another one is not in a trial's version.
+Only what runs counts. Comments, docstrings, layout and the text of errors do not; neither do the
+names of our modules, functions, fields and variables: moving a file or renaming a function
+consistently voids no result. Algorithms and tasks are named by strings in their tables: the file of
+another one is not in a trial's version.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ SHOWN = frozenset(
         "records.summary", "tasks",
     )
 )  # fmt: skip
-"""What keeps, shows or checks, is in a trial's configuration anyway, or is a table of what is loaded by name."""
+"""What keeps, shows or checks, is in a trial's configuration anyway, or is a table of what is
+loaded by name.
+"""
 OURS = re.compile(r"(node|peer)(\.\w+)*")
 ENTRY = re.compile(r"((?:node|peer)(?:\.\w+)+):\w+")
 """module:name, as the literal tables have it."""
@@ -49,8 +53,9 @@ def of(configuration: Mapping[str, Any]) -> str:
 def digest(modules: Iterable[ast.Module]) -> str:
     """SHA-256 of what these modules do, whatever they and the names in them are called.
 
-    Variables of a function are numbered as they come in it; all other names of ours over all modules, so that a call of
-    another function of ours is seen. Modules come in the order of their digests by themselves.
+    Variables of a function are numbered as they come in it; all other names of ours over all
+    modules, so that a call of another function of ours is seen. Modules come in the order of their
+    digests by themselves.
     """
     trees = [_Meaning().visit(module) for module in modules]
     ours = frozenset[str]().union(*map(_bound, trees))
@@ -136,14 +141,18 @@ class _Numbering:
         """Of the functions around, the innermost last."""
 
     def of(self, trees: Iterable[ast.Module]) -> str:
-        return hashlib.sha256("".join(part for tree in trees for part in self._parts(tree)).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(part for tree in trees for part in self._parts(tree)).encode()
+        ).hexdigest()
 
     def _parts(self, value: object) -> Iterator[str]:
         match value:
             case ast.Import() | ast.ImportFrom() if _imports_ours(value):
                 pass
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
-                self.variables.append({name: number for number, name in enumerate(_variables(value))})
+                self.variables.append(
+                    {name: number for number, name in enumerate(_variables(value))}
+                )
                 yield from self._fields(value)
                 self.variables.pop()
             case ast.AST():
@@ -167,14 +176,20 @@ class _Numbering:
             for depth, variables in enumerate(reversed(self.variables)):
                 if name in variables:
                     return f" {depth}.{variables[name]}"
-        return f" #{self.numbers.setdefault(name, len(self.numbers))}" if name in self.ours else f" {name}"
+        return (
+            f" #{self.numbers.setdefault(name, len(self.numbers))}"
+            if name in self.ours
+            else f" {name}"
+        )
 
 
 def _variables(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
     """Arguments and what is assigned in it, each once, in order."""
     nodes = list(ast.walk(function))
     arguments = [node.arg for node in nodes if isinstance(node, ast.arg)]
-    assigned = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    assigned = [
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
     return list(dict.fromkeys([*arguments, *assigned]))
 
 
@@ -185,7 +200,11 @@ def _imports_ours(statement: ast.Import | ast.ImportFrom) -> bool:
 
 def _is_text(line: ast.stmt) -> bool:
     """A docstring, of a field too."""
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
 
 
 def _tree(module: str) -> ast.Module:

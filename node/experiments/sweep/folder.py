@@ -1,11 +1,12 @@
 """What is kept of a sweep: OUT/sweep.json (what was asked for), and a file per finished cell.
 
     OUT/sweep.json               the file's values, with environment and --set
-    OUT/cells/KEY.json           a finished cell's record (`node.experiments.sweep.cell`), whole or not there
+    OUT/cells/KEY.json           a finished cell's record (`node.experiments.sweep.trial`), whole or not there
     OUT/failures.json            label -> the sentence it failed with, of the last call
     OUT/costs.json               row -> measured seconds of a cell (--measure)
 
-A cell's key is the digest of its full configuration and of the code its figures depend on. One writer at a time.
+A cell's key is the digest of its full configuration and of the code its figures depend on. One
+writer at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from node.config import ExperimentConfig
 from node.experiments.sweep import code
-from node.experiments.sweep.grid import Cell, Row, Sweep, digest, read
+from node.experiments.sweep.grid import Row, Sweep, Trial, digest, read
 from peer import files
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 
@@ -38,7 +39,9 @@ class Folder:
         self.records: dict[str, Record] = {}
         """key -> record."""
         self._of: dict[str, Record] = {}
-        """digest of a configuration, as this version reads it -> the record that is shown for it."""
+        """digest of a configuration, as this version reads it -> the record that is shown for
+        it.
+        """
         self.unread = 0
         """Records that this version can't read."""
         for file in sorted((path / "cells").glob("*.json")):
@@ -57,27 +60,27 @@ class Folder:
         if known not in self._of or record["code"] == now:
             self._of[known] = record
 
-    def found(self, cell: Cell) -> Record | None:
+    def found(self, trial: Trial) -> Record | None:
         """The cell's record, if it is finished."""
-        record = self._of.get(cell.digest)
-        current = record is not None and record["code"] == code.of(cell.configuration)
+        record = self._of.get(trial.digest)
+        current = record is not None and record["code"] == code.of(trial.configuration)
         return record if self.any_code or current else None
 
-    def keep(self, cell: Cell, record: Record) -> None:
+    def keep(self, trial: Trial, record: Record) -> None:
         """Raises StorageError: the disk refuses."""
-        files.made(self.path / "cells", public=True)
-        key = key_of(cell)
-        files.replace(self.path / "cells" / f"{key}.json", _bytes(record), public=True)
+        files.ensure_dir(self.path / "cells", public=True)
+        key = key_of(trial)
+        files.atomic_write(self.path / "cells" / f"{key}.json", _bytes(record), public=True)
         self._admit(key, record)
 
     def fail(self, failures: Mapping[str, str]) -> None:
         self.failures = dict(failures)
-        files.replace(self.path / "failures.json", _bytes(self.failures), public=True)
+        files.atomic_write(self.path / "failures.json", _bytes(self.failures), public=True)
 
     def price(self, row: Row, seconds: float) -> None:
         """Keeps what a cell of this row was measured to take."""
         self.costs[f"{row.setting}/{row.method}"] = seconds
-        files.replace(self.path / "costs.json", _bytes(self.costs), public=True)
+        files.atomic_write(self.path / "costs.json", _bytes(self.costs), public=True)
 
     def check(self, sweep: Sweep) -> None:
         """Is the folder free for this sweep, or its own?
@@ -99,7 +102,9 @@ class Folder:
                     f"{self.path} holds {which[not quick]}, this is {which[quick]}; choose another --out."
                 )
         elif self.path.is_dir() and any(it.name != "lock" for it in self.path.iterdir()):
-            raise StorageError(f"{self.path} is not empty and holds no sweep; choose another --out.")
+            raise StorageError(
+                f"{self.path} is not empty and holds no sweep; choose another --out."
+            )
 
     @contextmanager
     def claimed(self, sweep: Sweep) -> Iterator[None]:
@@ -110,11 +115,11 @@ class Folder:
             ConfigurationError, StorageError: as `check`; or it can't be made.
         """
         self.check(sweep)
-        files.made(self.path, public=True)
+        files.ensure_dir(self.path, public=True)
         try:
             lock = files.keep(self.path / "lock", os.O_WRONLY)
         except OSError as error:
-            raise files.refused(self.path / "lock", error) from None
+            raise files.storage_error(self.path / "lock", error) from None
         with os.fdopen(lock, "wb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,13 +127,13 @@ class Folder:
                 raise TemporaryFailure(
                     f"Another sweep is at work in {self.path}; wait for it, or choose another --out."
                 ) from None
-            files.replace(self.path / "sweep.json", _bytes(sweep.source), public=True)
+            files.atomic_write(self.path / "sweep.json", _bytes(sweep.source), public=True)
             yield
 
 
-def key_of(cell: Cell) -> str:
+def key_of(trial: Trial) -> str:
     """Of the full configuration and the code."""
-    return digest({"configuration": cell.configuration, "code": code.of(cell.configuration)})[:24]
+    return digest({"configuration": trial.configuration, "code": code.of(trial.configuration)})[:24]
 
 
 def sweep_of(path: Path) -> Sweep:
@@ -148,7 +153,9 @@ def _json(file: Path, missing: Any = None) -> Any:
     except FileNotFoundError:
         return missing
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} can't be read: {error}; remove it, and what it held is made again.") from None
+        raise DataError(
+            f"{file} can't be read: {error}; remove it, and what it held is made again."
+        ) from None
 
 
 def _bytes(value: Any) -> bytes:

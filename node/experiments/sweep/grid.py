@@ -1,4 +1,5 @@
-"""The sweep file: an experiment, and in `[sweep]` what varies. Rows (a method in a setting) and their cells.
+"""The sweep file: an experiment, and in `[sweep]` what varies. Rows (a method in a setting) and
+their cells.
 
     [sweep]
     algorithms = ["dpdl", "xavg"]                       # methods by the algorithm's name
@@ -13,7 +14,8 @@
     [sweep.grid]                                        # every combination of these values, in every setting
     "experiment.alpha" = [0.1, 0.25]
 
-What is more particular wins: the experiment < a setting < its grid values < a method < environment and --set.
+What is more particular wins: the experiment < a setting < its grid values < a method < environment
+and --set.
 """
 
 from __future__ import annotations
@@ -29,7 +31,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from node.config import ExperimentConfig, RunName, Section, edges, layers, merge, nested, sentence, without_removed
+from node.config import (
+    ExperimentConfig,
+    RunName,
+    Section,
+    drop_none,
+    edges,
+    layers,
+    merge,
+    nested,
+    sentence,
+)
 from peer.errors import ConfigurationError
 
 LATE = 5
@@ -64,15 +76,21 @@ class SweepSection(Section):
     methods: dict[str, Values] = {}
     """name = sections of the experiment; without algorithm.name the name is the algorithm's."""
     settings: dict[str, Values] = {}
-    """name = sections of the experiment, and: title; methods, of which only these are played; rates."""
+    """name = sections of the experiment, and: title; methods, of which only these are played;
+    rates.
+    """
     grid: dict[str, tuple[Any, ...]] = {}
     """"section.key" = values; every setting is played with every combination."""
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
-    """Each sets train.seed and experiment.seed: parameters, batches without noise, and the partition."""
+    """Each sets train.seed and experiment.seed: parameters, batches without noise, and the
+    partition.
+    """
     rates: tuple[Rate, ...] = ()
     """Learning rates (algorithm.lr). Empty: the experiment's."""
     tuning_seed: int | None = None
-    """With it a method's rate is the one with the best accuracy on held-out TRAINING data on this seed."""
+    """With it a method's rate is the one with the best accuracy on held-out TRAINING data on this
+    seed.
+    """
     target_loss: float | None = Field(default=None, gt=0)
     """Tables say after how many rounds the nodes' mean test loss is this low."""
     late: int = Field(default=LATE, ge=1)
@@ -80,11 +98,17 @@ class SweepSection(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> SweepSection:
-        for what, values in (("seeds", self.seeds), ("rates", self.rates), ("algorithms", self.algorithms)):
+        for what, values in (
+            ("seeds", self.seeds),
+            ("rates", self.rates),
+            ("algorithms", self.algorithms),
+        ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} names a value twice")
         if self.tuning_seed is not None and self.tuning_seed in self.seeds:
-            raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds; tuning needs a seed of its own")
+            raise ValueError(
+                f"tuning_seed {self.tuning_seed} is one of the seeds; tuning needs a seed of its own"
+            )
         if twice := set(self.algorithms) & set(self.methods):
             raise ValueError(f"{min(twice)!r} stands in algorithms and in methods; keep one")
         for key, values in self.grid.items():
@@ -96,7 +120,7 @@ class SweepSection(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Trial:
     """One experiment of a sweep."""
 
     setting: str
@@ -118,7 +142,9 @@ class Cell:
     @property
     def label(self) -> str:
         lr = "" if self.lr is None else f", lr {self.lr:g}"
-        return f"{self.setting}, {self.method}{lr}, seed {self.seed}" + (" (tuning)" if self.tuning else "")
+        return f"{self.setting}, {self.method}{lr}, seed {self.seed}" + (
+            " (tuning)" if self.tuning else ""
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,18 +167,18 @@ class Row:
     def tuned(self) -> bool:
         return len(self.rates) > 1
 
-    def tuning(self) -> Iterator[Cell]:
+    def tuning(self) -> Iterator[Trial]:
         """A run per rate on held-out training data; none where there is nothing to choose."""
         for lr in self.rates if self.tuned else ():
             assert self.tuning_seed is not None
-            yield self.cell(lr, self.tuning_seed, tuning=True)
+            yield self.trial(lr, self.tuning_seed, tuning=True)
 
-    def final(self, lr: float | None) -> Iterator[Cell]:
+    def final(self, lr: float | None) -> Iterator[Trial]:
         """A run per seed with the chosen rate."""
         for seed in self.seeds:
-            yield self.cell(lr, seed, tuning=False)
+            yield self.trial(lr, seed, tuning=False)
 
-    def cell(self, lr: float | None, seed: int, *, tuning: bool) -> Cell:
+    def trial(self, lr: float | None, seed: int, *, tuning: bool) -> Trial:
         """Raises ConfigurationError: a sentence that names the row."""
         values = deepcopy(self.values)
         merge(values, {"train": {"seed": seed}, "experiment": {"seed": seed}})
@@ -162,8 +188,14 @@ class Row:
             merge(values, {"task": {"held_out": True}})
         config = experiment(values, self.files, f" (setting {self.setting}, method {self.method})")
         told = config.model_dump(mode="json")
-        how: dict[str, Any] = {"setting": self.setting, "method": self.method, "lr": lr, "seed": seed, "tuning": tuning}
-        return Cell(config=config, configuration=told, digest=digest(told), **how)
+        how: dict[str, Any] = {
+            "setting": self.setting,
+            "method": self.method,
+            "lr": lr,
+            "seed": seed,
+            "tuning": tuning,
+        }
+        return Trial(config=config, configuration=told, digest=digest(told), **how)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,9 +235,15 @@ class Sweep:
         for word in words:
             if not any(fits(row, word) for row in self.rows):
                 known = ", ".join([*self.titles, *dict.fromkeys(row.method for row in self.rows)])
-                raise ConfigurationError(f"--only {word}: there is no such setting or method; choose of {known}.")
+                raise ConfigurationError(
+                    f"--only {word}: there is no such setting or method; choose of {known}."
+                )
         kept = tuple(row for row in self.rows if any(fits(row, word) for word in words))
-        titles = {name: title for name, title in self.titles.items() if any(row.setting == name for row in kept)}
+        titles = {
+            name: title
+            for name, title in self.titles.items()
+            if any(row.setting == name for row in kept)
+        }
         return Sweep(section=self.section, source=self.source, rows=kept, titles=titles)
 
 
@@ -217,7 +255,9 @@ def load(file: Path, settings: Sequence[str] = (), *, quick: bool = False) -> Sw
     """
     (_, source), *over = layers(ExperimentConfig, [file], settings)
     if not isinstance(source.get("sweep"), dict):
-        raise ConfigurationError(f"{file} has no [sweep] section, so there is nothing to vary; see docs/sweeps.md.")
+        raise ConfigurationError(
+            f"{file} has no [sweep] section, so there is nothing to vary; see docs/sweeps.md."
+        )
     source["sweep"] = {"name": file.stem, **source["sweep"]}
     top: Values = {}
     for _, values in over:
@@ -229,14 +269,17 @@ def load(file: Path, settings: Sequence[str] = (), *, quick: bool = False) -> Sw
         merge(beneath, source)
         source = beneath
     source |= {"set": top, "quick": quick}
-    changes = [it for key in ("settings", "methods") for it in dict(source["sweep"].get(key, {})).values()]
+    changes = [
+        it for key in ("settings", "methods") for it in dict(source["sweep"].get(key, {})).values()
+    ]
     for values in (source, top, *(it for it in changes if isinstance(it, dict))):
         edges.inline(values, file.parent)
     return read(source, file)
 
 
 def read(source: Values, file: Path) -> Sweep:
-    """The sweep of what `load` kept: a file's values, and `set`, which wins over everything. `file` is for sentences.
+    """The sweep of what `load` kept: a file's values, and `set`, which wins over everything. `file`
+    is for sentences.
 
     Raises:
         ConfigurationError: one sentence.
@@ -258,23 +301,35 @@ def read(source: Values, file: Path) -> Sweep:
             short = {"train": {"rounds": QUICK_ROUNDS}} if quick else {}
             for change in (setting.values, methods[method].values, short, top):
                 merge(own, deepcopy(change))
-            rates: tuple[float | None, ...] = methods[method].rates or setting.rates or section.rates or (None,)
+            rates: tuple[float | None, ...] = (
+                methods[method].rates or setting.rates or section.rates or (None,)
+            )
             if quick:
                 middle = max(len(rates) // 2 - 1, 0)
                 rates = rates[middle : middle + 2]
-            how: dict[str, Any] = {"setting": name, "method": method, "tuning_seed": section.tuning_seed}
-            how |= {"seeds": section.seeds[:1] if quick else section.seeds, "values": own, "files": (file,)}
+            how: dict[str, Any] = {
+                "setting": name,
+                "method": method,
+                "tuning_seed": section.tuning_seed,
+            }
+            how |= {
+                "seeds": section.seeds[:1] if quick else section.seeds,
+                "values": own,
+                "files": (file,),
+            }
             if section.tuning_seed is not None or len(rates) == 1:
                 rows.append(Row(rates=rates, label=method, **how))
             else:
-                rows += [Row(rates=(rate,), label=f"{method}, lr {rate:g}", **how) for rate in rates]
+                rows += [
+                    Row(rates=(rate,), label=f"{method}, lr {rate:g}", **how) for rate in rates
+                ]
     return Sweep(section=section, source=source, rows=tuple(rows), titles=titles)
 
 
 def experiment(values: Values, files: Sequence[Path], where: str = "") -> ExperimentConfig:
     """Raises ConfigurationError: one sentence, with `where` at its end."""
     try:
-        return ExperimentConfig(**without_removed(values))
+        return ExperimentConfig(**drop_none(values))
     except ValidationError as error:
         raise ConfigurationError(sentence(error, files).rstrip(".") + where + ".") from None
 
@@ -309,19 +364,26 @@ def _methods(section: SweepSection, values: Values, file: Path) -> dict[str, Dif
     found = {name: Difference(values={"algorithm": {"name": name}}) for name in section.algorithms}
     for name, change in section.methods.items():
         own = _difference(change, file, f"sweep.methods.{name}")
-        merge(own.values, {"algorithm": {"name": own.values.get("algorithm", {}).get("name", name)}})
+        merge(
+            own.values, {"algorithm": {"name": own.values.get("algorithm", {}).get("name", name)}}
+        )
         found[name] = own
     if not found:
         name = values.get("algorithm", {}).get("name")
         if name is None:
-            raise ConfigurationError(f'{file}: name the methods to compare, say sweep.algorithms = ["dpdl", "xavg"].')
+            raise ConfigurationError(
+                f'{file}: name the methods to compare, say sweep.algorithms = ["dpdl", "xavg"].'
+            )
         found[name] = Difference()
     return found
 
 
 def _settings(section: SweepSection, file: Path) -> Iterator[tuple[str, str, Difference]]:
     """(name, title, what it changes) of every setting with every combination of the grid."""
-    named = {name: _difference(it, file, f"sweep.settings.{name}") for name, it in section.settings.items()}
+    named = {
+        name: _difference(it, file, f"sweep.settings.{name}")
+        for name, it in section.settings.items()
+    }
     for name, setting in (named or {"": Difference()}).items():
         for combination in product(*section.grid.values()):
             chosen = dict(zip(section.grid, combination, strict=True))
@@ -330,7 +392,11 @@ def _settings(section: SweepSection, file: Path) -> Iterator[tuple[str, str, Dif
             for key, value in chosen.items():
                 merge(values, nested(key.split("."), value))
             known = ", ".join(filter(None, [name, *says])) or section.name
-            title = ", ".join(filter(None, [setting.title or name, *says])) or section.title or section.name
+            title = (
+                ", ".join(filter(None, [setting.title or name, *says]))
+                or section.title
+                or section.name
+            )
             yield known, title, setting.model_copy(update={"values": values})
 
 

@@ -1,7 +1,8 @@
 """The sweep itself: which cell comes next, and what is shown meanwhile.
 
-Row by row, so that what is stopped early has whole rows: a method's rates on the tuning seed, then its seeds with the
-best of them. A cell is kept the moment it is finished; one that failed is told and left, the others go on.
+Row by row, so that what is stopped early has whole rows: a method's rates on the tuning seed, then
+its seeds with the best of them. A cell is kept the moment it is finished; one that failed is told
+and left, the others go on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from node.experiments.sweep import code
 from node.experiments.sweep.folder import Folder
-from node.experiments.sweep.grid import Cell, Row, Sweep
+from node.experiments.sweep.grid import Row, Sweep, Trial
 from node.experiments.sweep.results import choice, result
-from node.experiments.sweep.workers import News, Runner
+from node.experiments.sweep.workers import Runner, TrialUpdate
 from peer import files
 
 
@@ -36,42 +37,54 @@ class Outcome:
     """Why it stopped before the end."""
 
 
-class Agenda:
-    """The cells of a sweep in order, as far as they are known: which come after tuning depends on what it finds."""
+class TrialQueue:
+    """The cells of a sweep in order, as far as they are known: which come after tuning depends on
+    what it finds.
+    """
 
     def __init__(self, sweep: Sweep, folder: Folder) -> None:
         self.sweep, self.folder = sweep, folder
         self._tuning = [list(row.tuning()) for row in sweep.rows]
-        self._final: dict[tuple[int, float | None], list[Cell]] = {}
+        self._final: dict[tuple[int, float | None], list[Trial]] = {}
         for k, row in enumerate(sweep.rows):  # also shows mistakes before anything runs
             self._finals(k, row, row.rates[0])
 
-    def known(self) -> Iterator[Cell]:
+    def known(self) -> Iterator[Trial]:
         """Cells that can be said by now, finished or not."""
         for k, row in enumerate(self.sweep.rows):
             yield from self._tuning[k]
-            done = all(self.folder.found(it) or it.label in self.folder.failures for it in self._tuning[k])
-            found = choice(row, self.folder, self.sweep.section.late, partial=True) if done else None
+            done = all(
+                self.folder.found(it) or it.label in self.folder.failures for it in self._tuning[k]
+            )
+            found = (
+                choice(row, self.folder, self.sweep.section.late, partial=True) if done else None
+            )
             if found is not None:
                 yield from self._finals(k, row, found.lr)
 
-    def ready(self) -> Iterator[Cell]:
+    def ready(self) -> Iterator[Trial]:
         """Cells that can be played now."""
-        return (it for it in self.known() if not self.folder.found(it) and it.label not in self.folder.failures)
+        return (
+            it
+            for it in self.known()
+            if not self.folder.found(it) and it.label not in self.folder.failures
+        )
 
-    def left(self) -> list[Cell]:
-        """Cells that are not finished, with one of the rates standing for the one not chosen yet."""
+    def left(self) -> list[Trial]:
+        """Cells that are not finished, with one of the rates standing for the one not chosen
+        yet.
+        """
         known = list(self.known())
         rows = {(it.setting, it.method) for it in known if not it.tuning}
         guess = [
-            cell
+            trial
             for k, row in enumerate(self.sweep.rows)
             if row.tuned and (row.setting, row.method) not in rows
-            for cell in self._finals(k, row, row.rates[0])
+            for trial in self._finals(k, row, row.rates[0])
         ]
         return [it for it in known if not self.folder.found(it)] + guess
 
-    def _finals(self, k: int, row: Row, lr: float | None) -> list[Cell]:
+    def _finals(self, k: int, row: Row, lr: float | None) -> list[Trial]:
         if (k, lr) not in self._final:
             self._final[k, lr] = list(row.final(lr))
         return self._final[k, lr]
@@ -93,21 +106,21 @@ def run(
         budget: no cell is started after so many core-hours of this call.
     """
     folder.fail({})
-    agenda, outcome = Agenda(sweep, folder), Outcome()
-    running: dict[str, Cell] = {}
+    agenda, outcome = TrialQueue(sweep, folder), Outcome()
+    running: dict[str, Trial] = {}
     began = 0
-    with Shown(sweep, agenda, quiet=quiet) as shown:
+    with ProgressView(sweep, agenda, quiet=quiet) as shown:
         try:
             while True:
-                for cell in list(agenda.ready()) if len(running) < runner.slots else ():
+                for trial in list(agenda.ready()) if len(running) < runner.slots else ():
                     if len(running) >= runner.slots or (limit is not None and began >= limit):
                         break
                     if budget is not None and outcome.core_hours >= budget:
                         outcome.stopped = f"the budget of {budget:g} core-hours is spent"
                         break
-                    if cell.digest not in running:
-                        running[cell.digest] = cell
-                        runner.start(cell.digest, cell.configuration)
+                    if trial.digest not in running:
+                        running[trial.digest] = trial
+                        runner.start(trial.digest, trial.configuration)
                         began += 1
                 if not running:
                     break
@@ -120,44 +133,58 @@ def run(
     return outcome
 
 
-def _take(news: News, running: dict[str, Cell], folder: Folder, outcome: Outcome, shown: Shown) -> None:
-    cell = running[news.key]
+def _take(
+    news: TrialUpdate,
+    running: dict[str, Trial],
+    folder: Folder,
+    outcome: Outcome,
+    shown: ProgressView,
+) -> None:
+    trial = running[news.key]
     if news.share is not None:
-        shown.moved(cell, news.share)
+        shown.moved(trial, news.share)
         return
     del running[news.key]
-    error = news.error if news.record is None else "" if folder.any_code else _other_code(cell, news.record)
+    error = (
+        news.error
+        if news.record is None
+        else ""
+        if folder.any_code
+        else _other_code(trial, news.record)
+    )
     if news.record is None or error:
-        outcome.failed[cell.label] = error
+        outcome.failed[trial.label] = error
         folder.fail(outcome.failed)
-        shown.failed(cell, error, _traced(folder.path, news))
+        shown.failed(trial, error, _traced(folder.path, news))
         return
-    folder.keep(cell, dict(news.record))
+    folder.keep(trial, dict(news.record))
     outcome.played += 1
     outcome.core_hours += news.record["cpu_seconds"] / 3600
-    shown.finished(cell, news.record)
+    shown.finished(trial, news.record)
 
 
-def _other_code(cell: Cell, record: Mapping[str, Any]) -> str:
-    """A sentence if the cell was played by code that is not this process's: it would never count as finished."""
-    here = code.of(cell.configuration)
+def _other_code(trial: Trial, record: Mapping[str, Any]) -> str:
+    """A sentence if the cell was played by code that is not this process's: it would never count as
+    finished.
+    """
+    here = code.of(trial.configuration)
     if record["code"] == here:
         return ""
     return f"It was played by other code ({record['code']}, here {here}): install the same everywhere, and start anew."
 
 
-def _traced(folder: Path, news: News) -> Path | None:
+def _traced(folder: Path, news: TrialUpdate) -> Path | None:
     if not news.trace:
         return None
     file = folder / f"bug-{news.key[:12]}.txt"
-    files.replace(file, news.trace.encode())
+    files.atomic_write(file, news.trace.encode())
     return file
 
 
-class Shown:
+class ProgressView:
     """The progress bar, or where there is no terminal a line per cell; a context manager."""
 
-    def __init__(self, sweep: Sweep, agenda: Agenda, *, quiet: bool) -> None:
+    def __init__(self, sweep: Sweep, agenda: TrialQueue, *, quiet: bool) -> None:
         self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
         self._late = sweep.section.late
         left = agenda.left()
@@ -165,10 +192,12 @@ class Shown:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[cells]} cells"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self._task = self._bar.add_task(sweep.name, total=sum(it.work for it in left) or 1, cells=self._count)
+        self._task = self._bar.add_task(
+            sweep.name, total=sum(it.work for it in left) or 1, trials=self._count
+        )
         self._share: dict[str, float] = {}
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> ProgressView:
         self._bar.start()
         return self
 
@@ -179,20 +208,22 @@ class Shown:
     def _count(self) -> str:
         return f"{self._done}/{self._total}"
 
-    def moved(self, cell: Cell, share: float) -> None:
-        before = self._share.get(cell.digest, 0.0)
-        self._share[cell.digest] = share
-        self._bar.advance(self._task, (share - before) * cell.work)
+    def moved(self, trial: Trial, share: float) -> None:
+        before = self._share.get(trial.digest, 0.0)
+        self._share[trial.digest] = share
+        self._bar.advance(self._task, (share - before) * trial.work)
 
-    def finished(self, cell: Cell, record: Mapping[str, Any]) -> None:
-        self.moved(cell, 1.0)
+    def finished(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        self.moved(trial, 1.0)
         self._done += 1
-        self._bar.update(self._task, cells=self._count)
+        self._bar.update(self._task, trials=self._count)
         found = result(record["figures"], self._late)
         said = "finished" if found is None else f"{found.mean:.1%}, worst node {found.worst:.1%}"
-        self.console.print(f"{self._count} {cell.label}: {said}, {record['wall_seconds']:.1f} s", markup=False)
+        self.console.print(
+            f"{self._count} {trial.label}: {said}, {record['wall_seconds']:.1f} s", markup=False
+        )
 
-    def failed(self, cell: Cell, error: str, trace: Path | None) -> None:
-        self.moved(cell, 1.0)
+    def failed(self, trial: Trial, error: str, trace: Path | None) -> None:
+        self.moved(trial, 1.0)
         more = f" The traceback is in {trace}." if trace else ""
-        self.console.print(f"failed: {cell.label}: {error}{more}", markup=False)
+        self.console.print(f"failed: {trial.label}: {error}{more}", markup=False)

@@ -1,7 +1,8 @@
 """Cells on a Ray cluster: one task of one core each; Ray decides where and when. The extra [ray].
 
-peerpoise has to be installed on the cluster's machines, with the data sets. Ray's own statistics are switched off. (Ray
-pickles what it sends between its own processes; nothing that a peer said comes near it.)
+peerpoise has to be installed on the cluster's machines, with the data sets. Ray's own statistics
+are switched off. (Ray pickles what it sends between its own processes; nothing that a peer said
+comes near it.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from node.experiments.sweep.worker import failure
-from node.experiments.sweep.workers import News
+from node.experiments.sweep.workers import TrialUpdate
 from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
 LOCAL = "local"
@@ -20,7 +21,8 @@ LOCAL = "local"
 
 class RayCluster:
     def __init__(self, address: str, jobs: int) -> None:
-        """`address`: local (this machine alone, with `jobs` cores, until the sweep ends), auto, or host:port.
+        """`address`: local (this machine alone, with `jobs` cores, until the sweep ends), auto, or
+        host:port.
 
         Raises:
             ConfigurationError: Ray is not installed.
@@ -31,9 +33,13 @@ class RayCluster:
         try:
             ray: Any = import_module("ray")
         except ImportError:
-            raise ConfigurationError("--ray needs Ray, which is missing: pip install 'peerpoise[ray]'.") from None
+            raise ConfigurationError(
+                "--ray needs Ray, which is missing: pip install 'peerpoise[ray]'."
+            ) from None
         self._ray = ray
-        how: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == LOCAL else {}
+        how: dict[str, Any] = (
+            {"num_cpus": jobs, "include_dashboard": False} if address == LOCAL else {}
+        )
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", **how)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -51,13 +57,13 @@ class RayCluster:
     def start(self, key: str, configuration: Mapping[str, Any]) -> None:
         self._keys[self._play.remote(key, dict(configuration))] = key
 
-    def wait(self) -> News:
+    def wait(self) -> TrialUpdate:
         [ready], _ = self._ray.wait(list(self._keys), num_returns=1)
         key = self._keys.pop(ready)
         try:
-            return News(key=key, **self._ray.get(ready))
+            return TrialUpdate(key=key, **self._ray.get(ready))
         except self._ray.exceptions.RayError as error:
-            return News(key=key, error=f"Ray lost this cell: {first_line(error)}.")
+            return TrialUpdate(key=key, error=f"Ray lost this cell: {first_line(error)}.")
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -65,7 +71,7 @@ class RayCluster:
 
 def _play(key: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """In a process of Ray's, which plays many cells and imports torch once."""
-    from node.experiments.sweep.cell import play
+    from node.experiments.sweep.trial import play
 
     try:
         return {"record": play(configuration)}

@@ -35,25 +35,30 @@ class Choice:
 
 def result(figures: Mapping[str, Any], late: int) -> Result | None:
     """None: the task has no accuracy."""
-    each = [statistics.fmean(values[-late:]) for values in figures["accuracy"].values() if None not in values[-late:]]
+    each = [
+        statistics.fmean(values[-late:])
+        for values in figures["accuracy"].values()
+        if None not in values[-late:]
+    ]
     return Result(statistics.fmean(each), min(each)) if each else None
 
 
 def choice(row: Row, folder: Folder, late: int, *, partial: bool = False) -> Choice | None:
-    """The rate with the best mean on held-out training data; of equals the smallest. None: not all were tried yet.
+    """The rate with the best mean on held-out training data; of equals the smallest. None: not all
+    were tried yet.
 
     partial: rates that failed are left out.
     """
     if not row.tuned:
         return Choice(lr=row.rates[0], tried={}, edge=False)
     tried: dict[float, float] = {}
-    for cell in row.tuning():
-        record = folder.found(cell)
-        if record is None and not (partial and cell.label in folder.failures):
+    for trial in row.tuning():
+        record = folder.found(trial)
+        if record is None and not (partial and trial.label in folder.failures):
             return None
         found = result(record["figures"], late) if record else None
-        if found is not None and cell.lr is not None:
-            tried[cell.lr] = found.mean
+        if found is not None and trial.lr is not None:
+            tried[trial.lr] = found.mean
     if not tried:
         return None
     best = max(sorted(tried), key=lambda lr: tried[lr])
@@ -63,11 +68,13 @@ def choice(row: Row, folder: Folder, late: int, *, partial: bool = False) -> Cho
 
 def finals(row: Row, folder: Folder, lr: float | None) -> list[Record | None]:
     """A record per seed; None where the cell was not run."""
-    return [folder.found(cell) for cell in row.final(lr)]
+    return [folder.found(trial) for trial in row.final(lr)]
 
 
 def rounds_to(figures: Mapping[str, Any], loss: float) -> int | None:
-    """After how many rounds the nodes' mean test loss was first this low, to the next evaluation; None: never."""
+    """After how many rounds the nodes' mean test loss was first this low, to the next evaluation;
+    None: never.
+    """
     by_node = figures["metrics"].get("loss", {}).values()
     for t, values in zip(figures["rounds"], zip(*by_node, strict=True), strict=False):
         if None not in values and statistics.fmean(values) <= loss:

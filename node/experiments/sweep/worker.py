@@ -3,8 +3,8 @@
     in    {"key", "configuration"}
     out   {"key", "share"} now and then, then {"key", "record"} or {"key", "error", "trace"}
 
-When standard input ends, because the sweep is done or was killed, the process ends at once, also in the middle of a
-cell. What a cell prints goes to standard error.
+When standard input ends, because the sweep is done or was killed, the process ends at once, also in
+the middle of a cell. What a cell prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ EVERY_S = 0.5
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the sweep decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to the whole group; the sweep decides
     out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -41,7 +43,7 @@ def _read(stream: TextIO, orders: queue.SimpleQueue[str]) -> None:
 
 
 def _answer(order: dict[str, Any], out: TextIO) -> dict[str, Any]:
-    from node.experiments.sweep.cell import play
+    from node.experiments.sweep.trial import play
 
     told = time.monotonic()
 
@@ -64,7 +66,10 @@ def failure(error: BaseException) -> dict[str, Any]:
     if isinstance(error, PeerpoiseError):
         return {"error": str(error), "trace": ""}
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return {"error": "This machine has too little memory for this cell; take fewer --jobs.", "trace": ""}
+        return {
+            "error": "This machine has too little memory for this cell; take fewer --jobs.",
+            "trace": "",
+        }
     said = f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
     return {"error": said, "trace": "".join(traceback.format_exception(error))}
 

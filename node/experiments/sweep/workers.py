@@ -1,4 +1,6 @@
-"""Cells in several processes of this machine (`node.experiments.sweep.worker`), one thread of torch each."""
+"""Cells in several processes of this machine (`node.experiments.sweep.worker`), one thread of torch
+each.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from peer import files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class TrialUpdate:
     """Of a cell: how far it is, its record, or why there is none."""
 
     key: str
@@ -39,7 +41,7 @@ class Runner(Protocol):
 
     def start(self, key: str, configuration: Mapping[str, Any]) -> None: ...
 
-    def wait(self) -> News:
+    def wait(self) -> TrialUpdate:
         """The next that is heard of any cell that was started."""
         ...
 
@@ -70,7 +72,7 @@ class Workers:
             process.stdin.write(json.dumps({"key": key, "configuration": configuration}) + "\n")
             process.stdin.flush()
 
-    def wait(self) -> News:
+    def wait(self) -> TrialUpdate:
         while True:
             process, line = self._heard.get()
             key = next((key for key, it in self._busy.items() if it is process), None)
@@ -79,9 +81,11 @@ class Workers:
                 _close(process)
             elif not line:
                 _close(self._busy.pop(key))
-                return News(key=key, error=f"Its process {_end(process.wait())}; see {self._log}.")
+                return TrialUpdate(
+                    key=key, error=f"Its process {_end(process.wait())}; see {self._log}."
+                )
             else:
-                news = News(**json.loads(line))
+                news = TrialUpdate(**json.loads(line))
                 if news.share is None:
                     self._idle.append(self._busy.pop(key))
                 return news
@@ -94,8 +98,14 @@ class Workers:
         self._idle, self._busy = [], {}
 
     def _made(self) -> subprocess.Popen[str]:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("PEERPOISE_DEBUG")}
-        with os.fdopen(files.keep(self._log, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as log:
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PEERPOISE_DEBUG")
+        }
+        with os.fdopen(
+            files.keep(self._log, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8"
+        ) as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "node.experiments.sweep.worker"],
                 env={**environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
@@ -122,4 +132,8 @@ def _close(process: subprocess.Popen[str]) -> None:
 
 
 def _end(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with exit code {code}"
+    )

@@ -1,4 +1,6 @@
-"""Lies in what is mixed or said to all, and nowhere else: what weighs or filters gradients never sees them."""
+"""Lies in what is mixed or said to all, and nowhere else: what weighs or filters gradients never
+sees them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from node.attacks.liar import LieConfig, Saying
+from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
 from node.config import AttackSection
 from peer.errors import ConfigurationError
 
@@ -24,8 +26,9 @@ class StateOnlyConfig(BaseModel):
 
 
 class StateOnly:
-    """Another attack with words = state: answers are honest, so whoever judges a neighbor by its gradients (DPDL's
-    cosine, Shapley values of ROSS and PDSL) finds no fault, and mixes the lie with w_ij.
+    """Another attack with words = state: answers are honest, so whoever judges a neighbor by its
+    gradients (DPDL's cosine, Shapley values of ROSS and PDSL) finds no fault, and mixes the lie
+    with w_ij.
 
     Knows: what that attack knows.
     """
@@ -35,18 +38,22 @@ class StateOnly:
     def __init__(self, config: StateOnlyConfig) -> None:
         """Raises ConfigurationError: `lie` is no word attack, or has no such options."""
         from node.attacks import Attack, find
-        from node.attacks.liar import Lie
+        from node.attacks.byzantine import MessageAttack
 
         if (kind := find(config.lie)) is StateOnly or not hasattr(kind, "lie"):
-            raise ConfigurationError(f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example.")
+            raise ConfigurationError(
+                f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example."
+            )
         if "words" in config.options:
-            raise ConfigurationError("attack.words has no place in the attack state, which lies about the state only.")
+            raise ConfigurationError(
+                "attack.words has no place in the attack state, which lies about the state only."
+            )
         words = {"name": config.lie, **config.options, "words": ("state",)}
         how = Attack.of(AttackSection(**words)).how
-        assert isinstance(how, Lie)
+        assert isinstance(how, MessageAttack)
         self._how = how
-        self.config: LieConfig = how.config
+        self.config: MessageAttackConfig = how.config
         self.listens = how.listens
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         return self._how.lie(said)

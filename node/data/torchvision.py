@@ -1,4 +1,6 @@
-"""Data sets of torchvision, an optional extra, from its folder; nothing is downloaded while a node runs."""
+"""Data sets of torchvision, an optional extra, from its folder; nothing is downloaded while a node
+runs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 
 from node.data.examples import Examples
-from node.data.places import user
+from node.data.paths import user
 from peer.errors import ConfigurationError, DataError, first_line
 
 
@@ -30,12 +32,18 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
         ) from None
     kind = getattr(datasets, name, None)
     if kind is None:
-        raise ConfigurationError(f"torchvision has no data set {name!r}; see torchvision.datasets for their names.")
+        raise ConfigurationError(
+            f"torchvision has no data set {name!r}; see torchvision.datasets for their names."
+        )
     root = user()
     if root is None:
-        raise ConfigurationError(f"The data set torchvision:{name} has no place, without a home; set PEERPOISE_DATA.")
+        raise ConfigurationError(
+            f"The data set torchvision:{name} has no place, without a home; set PEERPOISE_DATA."
+        )
     try:
-        return _read(kind(root=str(root), train=True, download=False)), _read(kind(str(root), train=False))
+        return _read(kind(root=str(root), train=True, download=False)), _read(
+            kind(str(root), train=False)
+        )
     except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(
             f"torchvision can't read {name} in {root} ({first_line(error)}); download it first: "

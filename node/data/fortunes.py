@@ -1,7 +1,8 @@
 """Short texts in five languages, for experiments where every peer speaks another one.
 
-Debian's fortune cookies where the packages fortunes-min, -de, -es, -it and -pl are all installed; they are read there
-and never copied (most are GPL). Elsewhere sentences that come with peerpoise, 165 of each language.
+Debian's fortune cookies where the packages fortunes-min, -de, -es, -it and -pl are all installed;
+they are read there and never copied (most are GPL). Elsewhere sentences that come with peerpoise,
+165 of each language.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from node.data.places import system
+from node.data.paths import system
 from node.data.texts import Texts, strings
 
 OWN = Path(__file__).parent / "languages"
@@ -35,7 +36,9 @@ def fortunes() -> tuple[Texts, Texts]:
     shared = system()
     by_language = _debian(shared / "games" / "fortunes") if shared else {}
     if not by_language or not all(by_language.values()):
-        by_language = {name: (OWN / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in PLACES}
+        by_language = {
+            name: (OWN / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in PLACES
+        }
     texts = [text for some in by_language.values() for text in some]
     languages = [language for language, some in by_language.items() for _ in some]
     kinds = torch.from_numpy(np.unique(languages, return_inverse=True)[1].astype(np.int64))
@@ -51,7 +54,10 @@ def _cookies(folder: Path, patterns: tuple[str, ...]) -> list[str]:
     found: set[str] = set()
     for file in (file for pattern in patterns for file in folder.glob(pattern)):
         if file.is_file() and file.suffix not in (".dat", ".u8"):
-            found |= {cookie.strip() for cookie in file.read_text(encoding="utf-8", errors="replace").split("\n%")}
+            found |= {
+                cookie.strip()
+                for cookie in file.read_text(encoding="utf-8", errors="replace").split("\n%")
+            }
     kept = [it for it in sorted(found) if SHORTEST <= len(it) <= LONGEST and "\ufffd" not in it]
     order = np.random.default_rng(SEED).permutation(len(kept))
     return [kept[k] for k in order[:EACH]]

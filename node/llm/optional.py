@@ -43,7 +43,9 @@ def peft() -> Any:
 
 def missing(error: ImportError) -> ConfigurationError:
     """The sentence for a package that is not there."""
-    return ConfigurationError(f"Language models need {error.name or error}: pip install 'peerpoise[llm]'.")
+    return ConfigurationError(
+        f"Language models need {error.name or error}: pip install 'peerpoise[llm]'."
+    )
 
 
 @contextmanager

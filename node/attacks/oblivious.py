@@ -8,17 +8,17 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from node.attacks.liar import LieConfig, Saying
+from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
 
 
-class SignFlipConfig(LieConfig):
+class SignFlipConfig(MessageAttackConfig):
     factor: float = Field(default=1.0, gt=0)
     """The truth is said times −factor."""
 
 
 class SignFlip:
-    """−factor·truth. Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-robust stochastic aggregation methods", arXiv
-    1811.03761.
+    """−factor·truth. Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-robust stochastic aggregation
+    methods", arXiv 1811.03761.
 
     Knows: nothing but its own gradient.
     Deviations: of the parameters the step is flipped (`of`).
@@ -30,18 +30,18 @@ class SignFlip:
     def __init__(self, config: SignFlipConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         return -self.config.factor * said.truth
 
 
-class ScalingConfig(LieConfig):
+class ScalingConfig(MessageAttackConfig):
     factor: float = 10.0
     """The truth is said times factor."""
 
 
 class Scaling:
-    """factor·truth: one node outvotes the others. Bagdasaryan et al., "How to backdoor federated learning", arXiv
-    1807.00459.
+    """factor·truth: one node outvotes the others. Bagdasaryan et al., "How to backdoor federated
+    learning", arXiv 1807.00459.
 
     Knows: nothing but its own gradient.
     Deviations: what is scaled is the honest step, there is no backdoor in it.
@@ -53,18 +53,18 @@ class Scaling:
     def __init__(self, config: ScalingConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         return self.config.factor * said.truth
 
 
-class GaussianConfig(LieConfig):
+class GaussianConfig(MessageAttackConfig):
     std: float = Field(default=1.0, ge=0)
     """Standard deviation of every coordinate."""
 
 
 class Gaussian:
-    """std·z with z ~ N(0, I), fresh for every word, instead of the truth. Blanchard et al., "Machine learning with
-    adversaries", arXiv 1703.02757 (their std is 200).
+    """std·z with z ~ N(0, I), fresh for every word, instead of the truth. Blanchard et al.,
+    "Machine learning with adversaries", arXiv 1703.02757 (their std is 200).
 
     Knows: nothing.
     Deviations: the draws are public (train.seed), so that runs repeat.
@@ -76,24 +76,26 @@ class Gaussian:
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         truth = said.truth
-        return torch.randn(truth.shape, dtype=truth.dtype, generator=said.draw()).mul_(self.config.std)
+        return torch.randn(truth.shape, dtype=truth.dtype, generator=said.draw()).mul_(
+            self.config.std
+        )
 
 
 class Zero:
-    """Zeros: a free rider, who gives no gradient and no step of its own, and takes what mixing gives. Lin, Du, Liu,
-    "Free-riders in federated learning", arXiv 1911.12560.
+    """Zeros: a free rider, who gives no gradient and no step of its own, and takes what mixing
+    gives. Lin, Du, Liu, "Free-riders in federated learning", arXiv 1911.12560.
 
-    Knows: nothing.
-    Deviations: the work is done all the same (see `liar`). With of = "value" the parameters are zeros too.
+    Knows: nothing. Deviations: the work is done all the same (see `liar`). With of = "value" the
+    parameters are zeros too.
     """
 
-    Config: ClassVar[type[BaseModel]] = LieConfig
+    Config: ClassVar[type[BaseModel]] = MessageAttackConfig
     listens = False
 
-    def __init__(self, config: LieConfig) -> None:
+    def __init__(self, config: MessageAttackConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         return torch.zeros_like(said.truth)

@@ -26,9 +26,10 @@ _LENGTH = _RECORD.size + 32
 class Head:
     """(sequence, digest) in two alternating slots with checksums, each write fsynced.
 
-    Read gives the higher of the valid slots, and keeps the file open: a debit must not depend on whether the system has
-    a descriptor to give. A slot torn in writing leaves the other, older by one debit, whose bytes never left. Not
-    covered: damage to the newer slot together with the loss of exactly the last row.
+    Read gives the higher of the valid slots, and keeps the file open: a debit must not depend on
+    whether the system has a descriptor to give. A slot torn in writing leaves the other, older by
+    one debit, whose bytes never left. Not covered: damage to the newer slot together with the loss
+    of exactly the last row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +88,11 @@ def _record(sequence: int, digest: bytes) -> bytes:
 
 def _parse(record: bytes) -> tuple[int, bytes] | None:
     body, checksum = record[: _RECORD.size], record[_RECORD.size :]
-    if len(record) != _LENGTH or hashlib.sha256(body).digest() != checksum or not body.startswith(_MAGIC):
+    if (
+        len(record) != _LENGTH
+        or hashlib.sha256(body).digest() != checksum
+        or not body.startswith(_MAGIC)
+    ):
         return None
     _, sequence, digest = _RECORD.unpack(body)
     return int(sequence), bytes(digest)
@@ -105,7 +110,9 @@ class Lock:
         try:
             self._descriptor = files.keep(path, os.O_RDWR)
         except OSError as error:
-            raise LedgerError(f"The ledger's lock {path} can't be made ({error.strerror}); check the folder.") from None
+            raise LedgerError(
+                f"The ledger's lock {path} can't be made ({error.strerror}); check the folder."
+            ) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,15 +13,18 @@ from node.maths.ghost import Factored, Factors
 from node.task import Task, Wrapper, views
 
 
-class Within(Wrapper, Task):
-    """A task as one block sees it: the other parameters stand still, at what x was when this was made.
+class BlockObjective(Wrapper, Task):
+    """A task as one block sees it: the other parameters stand still, at what x was when this was
+    made.
 
     Backward stops at the block: nothing before it asks for a gradient.
     """
 
     def __init__(self, task: Task, x: Tensor, block: Block) -> None:
-        """x: the whole model [d], of any float type; on the task's device it is kept, a view of it on the CPU."""
-        self._task, self.layout, self.examples = task, block.layout, task.examples
+        """x: the whole model [d], of any float type; on the task's device it is kept, a view of it
+        on the CPU.
+        """
+        self._task, self.layout, self.num_examples = task, block.layout, task.num_examples
         self.device = getattr(task, "device", device.CPU)
         mine = {name for name, _ in block.layout.fields}
         frozen = views(task.layout, device.onto(x.detach(), self.device))
@@ -32,13 +35,13 @@ class Within(Wrapper, Task):
         return getattr(self._task, "indexes", False)
 
     @property
-    def at_once(self) -> int | None:
-        return getattr(self._task, "at_once", None)
+    def micro_batch(self) -> int | None:
+        return getattr(self._task, "micro_batch", None)
 
     def to(self, device: torch.device) -> None:
         raise NotImplementedError("the whole task moves")
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         raise NotImplementedError("the whole task starts")
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -63,5 +66,7 @@ class Within(Wrapper, Task):
 
         return mine
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         raise NotImplementedError("the whole task is evaluated")

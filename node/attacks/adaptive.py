@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from node.attacks.liar import LieConfig, Saying
+from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
 from node.maths.mixing import weighted_sum
 from node.maths.robust import MEAN, median
 
@@ -17,17 +17,18 @@ OUTLIER = 3.0
 """Times the median distance from the middle: wide enough for honest nodes whose data differ."""
 
 
-class EchoConfig(LieConfig):
+class EchoConfig(MessageAttackConfig):
     of: Literal["step", "value"] = "value"
     """Parameters in a Mix: repeat the neighbor's step since the last mixing, or its value."""
 
 
 class Echo:
-    """Who asks gets its own model back for a gradient; to all, what the first neighbor said a round ago is said again
-    (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
+    """Who asks gets its own model back for a gradient; to all, what the first neighbor said a round
+    ago is said again (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
 
     Knows: the model it is asked about; what its first neighbor mixed in the round before.
-    Deviations: the paper's attackers all copy one honest node, in the same round; these know nothing of each other.
+    Deviations: the paper's attackers all copy one honest node, in the same round; these know
+    nothing of each other.
     """
 
     Config: ClassVar[type[BaseModel]] = EchoConfig
@@ -36,24 +37,24 @@ class Echo:
     def __init__(self, config: EchoConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         if said.question is not None:
             return said.question
         return next(iter(said.heard.values()), said.truth)
 
 
-class AlieConfig(LieConfig):
+class AlieConfig(MessageAttackConfig):
     z: float = 1.5
-    """Standard deviations from the mean. The paper's largest that hides is Φ⁻¹((n − f − s)/(n − f)), s = ⌊n/2 + 1⌋ − f,
-    of n with f attackers: none at all with 10 and 2."""
+    """Standard deviations from the mean. The paper's largest that hides is Φ⁻¹((n − f − s)/(n −
+    f)), s = ⌊n/2 + 1⌋ − f, of n with f attackers: none at all with 10 and 2."""
 
 
 class Alie:
-    """A little is enough: μ − z·σ by coordinate, among the honest values and yet always on one side. Baruch, Baruch,
-    Goldberg, arXiv 1902.06635.
+    """A little is enough: μ − z·σ by coordinate, among the honest values and yet always on one
+    side. Baruch, Baruch, Goldberg, arXiv 1902.06635.
 
-    Knows: μ and σ over its own truth and what each neighbor said in the same place the round before.
-    Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
+    Knows: μ and σ over its own truth and what each neighbor said in the same place the round
+    before. Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
     """
 
     Config: ClassVar[type[BaseModel]] = AlieConfig
@@ -62,19 +63,21 @@ class Alie:
     def __init__(self, config: AlieConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         everybody = _everybody(said)
         return everybody.mean(0) - self.config.z * everybody.std(0, correction=0)
 
 
-class InnerProductConfig(LieConfig):
+class InnerProductConfig(MessageAttackConfig):
     epsilon: float = Field(default=0.5, ge=0)
-    """ε: the mean is said times −ε. Above (n − f)/f it turns a plain mean of n with f attackers round."""
+    """ε: the mean is said times −ε. Above (n − f)/f it turns a plain mean of n with f attackers
+    round.
+    """
 
 
 class InnerProduct:
-    """Inner-product manipulation: −ε·μ, so that what is averaged and the true gradient disagree. Xie, Koyejo, Gupta,
-    "Fall of empires", arXiv 1903.03936.
+    """Inner-product manipulation: −ε·μ, so that what is averaged and the true gradient disagree.
+    Xie, Koyejo, Gupta, "Fall of empires", arXiv 1903.03936.
 
     Knows: μ over its own truth and what each neighbor said in the same place the round before.
     Deviations: as of Alie.
@@ -86,25 +89,26 @@ class InnerProduct:
     def __init__(self, config: InnerProductConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         return -self.config.epsilon * _everybody(said).mean(0)
 
 
-class DissensusConfig(LieConfig):
+class DissensusConfig(MessageAttackConfig):
     epsilon: float = Field(default=1.5, ge=0)
     """ε: 1 keeps the victim where it is, more drives it away from its neighbors."""
 
 
 class Dissensus:
-    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: what its neighbors k pull it back, b pulls it away. He,
-    Karimireddy, Jaggi, "Byzantine-robust decentralized learning via ClippedGossip", arXiv 2202.01545, definition of the
-    dissensus attack.
+    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: what its neighbors k pull it back, b pulls
+    it away. He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning via ClippedGossip",
+    arXiv 2202.01545, definition of the dissensus attack.
 
-    Knows: what each neighbor mixed in the round before, and its own row of W.
-    Deviations: the paper's b says something else to every neighbor, each its victim; here all hear the same, made for
-    one victim, the neighbor farthest from the others. The victim's neighbors and weights are taken to be b's own.
-    Who is farther from the median of all than OUTLIER times what half of them are is taken for another liar and left
-    out: two that amplify each other would soon be beyond all numbers. Nothing but the parameters is lied about.
+    Knows: what each neighbor mixed in the round before, and its own row of W. Deviations: the
+    paper's b says something else to every neighbor, each its victim; here all hear the same, made
+    for one victim, the neighbor farthest from the others. The victim's neighbors and weights are
+    taken to be b's own. Who is farther from the median of all than OUTLIER times what half of them
+    are is taken for another liar and left out: two that amplify each other would soon be beyond all
+    numbers. Nothing but the parameters is lied about.
     """
 
     Config: ClassVar[type[BaseModel]] = DissensusConfig
@@ -113,7 +117,7 @@ class Dissensus:
     def __init__(self, config: DissensusConfig) -> None:
         self.config = config
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         if said.word != "state" or not said.parameters or not said.heard:
             return said.truth
         middle = median(dict.fromkeys(said.heard, 1.0), said.heard, said.me, MEAN)
@@ -124,9 +128,11 @@ class Dissensus:
             return said.truth
         x = heard[max(heard, key=lambda peer: apart[peer])]
         w = {peer: said.weight[peer] / said.weight[said.me] for peer in heard}
-        return x - self.config.epsilon * weighted_sum(w, {peer: x_k - x for peer, x_k in heard.items()})
+        return x - self.config.epsilon * weighted_sum(
+            w, {peer: x_k - x for peer, x_k in heard.items()}
+        )
 
 
-def _everybody(said: Saying) -> Tensor:
+def _everybody(said: OutgoingVector) -> Tensor:
     """[n, d]: what was heard, and the truth."""
     return torch.stack([*said.heard.values(), said.truth])

@@ -1,15 +1,17 @@
 """The door at the data: the only place where gradients of private examples come into being.
 
-StrictDoor   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
-             debit on disk, and only then a `Released` gradient. What an algorithm does with it is post-processing.
-             The difference of two models' gradients is clipped per example too: one release, one debit.
-PaperDoor    the papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
-ClearDoor    plain gradients of public batches. No privacy.
+DPGate   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
+             debit on disk, and only then a `Released` gradient. What an algorithm does with it is
+             post-processing. The difference of two models' gradients is clipped per example too:
+             one release, one debit.
+PaperGate    the papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
+NonPrivateGate    plain gradients of public batches. No privacy.
 
-One release per (recipient, round): a repeat gets the stored bytes, another question in the same round is refused. A
-round in which the ledger failed stays without an answer for that recipient. An answer takes the time of a public number
-of chunks, whatever the size of its secret batch (not covered: batches larger than privacy.largest_batch, and parts of a
-chunk's time that are no gradients).
+One release per (recipient, round): a repeat gets the stored bytes, another question in the same
+round is refused. A round in which the ledger failed stays without an answer for that recipient. An
+answer takes the time of a public number of chunks, whatever the size of its secret batch (not
+covered: batches larger than privacy.largest_batch, and parts of a chunk's time that are no
+gradients).
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from node.config import PrivacySection
 from node.maths.blocks import Block
 from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick, unusable
 from node.maths.purity import keyed_seeds
-from node.maths.rehearsal import drawn
+from node.maths.synthetic import drawn
 from node.privacy import noise
-from node.privacy.accountant import Mechanism, calibrate, units_left
+from node.privacy.accountant import Mechanism, calibrate, remaining_compositions
+from node.privacy.block_objective import BlockObjective
 from node.privacy.ledger import Ledger
-from node.privacy.within import Within
 from node.randomness import Keys, public_generator
 from node.task import Task
 from peer.errors import ConfigurationError, LedgerError
@@ -44,10 +46,12 @@ Released = NewType("Released", Tensor)
 
 
 class QuestionRefused(Withheld):
-    """Another question in a round that has its answer, or a round that is over: the asker's fault, or a bug."""
+    """Another question in a round that has its answer, or a round that is over: the asker's fault,
+    or a bug.
+    """
 
 
-class Door(Protocol):
+class GradientGate(Protocol):
     """`node.algorithms.Gradients`, and what status and metrics may know of it."""
 
     exhausted: bool = False
@@ -59,7 +63,9 @@ class Door(Protocol):
     withheld: int = 0
     """Releases that were not made, for lack of budget or ledger; the own one counts too."""
     choice: Choice | None = None
-    """How gradients of single examples are computed; None: they are not (mode none), or block by block."""
+    """How gradients of single examples are computed; None: they are not (mode none), or block by
+    block.
+    """
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
 
@@ -88,7 +94,9 @@ LOOKED_AT = 64
 
 @dataclass(slots=True)
 class _Suspects:
-    """Records whose gradients were not finite, perhaps because of a neighbor's model: each is looked at once."""
+    """Records whose gradients were not finite, perhaps because of a neighbor's model: each is
+    looked at once.
+    """
 
     task: Task
     start: Callable[[], Tensor] | None
@@ -99,10 +107,12 @@ class _Suspects:
     """Looked at: a neighbor's model was to blame."""
 
     def __call__(self, t: int, rows: Tensor, *, own: bool) -> None:
-        """`own`: they were met at this node's own model; else they have to fail at the start, and at made-up
-        parameters, too."""
+        """`own`: they were met at this node's own model; else they have to fail at the start, and
+        at made-up parameters, too."""
         known = self.told if own else self.told | self.cleared
-        new = torch.tensor([row for row in rows.tolist() if row not in known][:LOOKED_AT], dtype=torch.int64)
+        new = torch.tensor(
+            [row for row in rows.tolist() if row not in known][:LOOKED_AT], dtype=torch.int64
+        )
         bad = new
         if not own and len(bad):
             bad = unusable(self.task, bad, drawn(self.task.layout, 0))
@@ -131,7 +141,9 @@ class _Question:
 
 @dataclass(slots=True)
 class _Last:
-    """The last question of a recipient. `answer` is None while it is computed and when it was withheld."""
+    """The last question of a recipient. `answer` is None while it is computed and when it was
+    withheld.
+    """
 
     round: int
     question: bytes
@@ -139,8 +151,8 @@ class _Last:
 
 
 @dataclass(kw_only=True, eq=False)
-class StrictDoor(Door):
-    """Every release is clipped, noised and debited. See `open_door` for the fields."""
+class DPGate(GradientGate):
+    """Every release is clipped, noised and debited. See `make_gate` for the fields."""
 
     config: PrivacySection
     task: Task
@@ -154,7 +166,7 @@ class StrictDoor(Door):
     choice: Choice | None
     budget: int | None = None
     """Units that may still be spent; None: no lifetime limit."""
-    breathe: Callable[[], None] = _nothing
+    yield_point: Callable[[], None] = _nothing
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
     on_unusable: Callable[[int, Tensor], None] = _unread
@@ -169,15 +181,17 @@ class StrictDoor(Door):
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        self._spent_at_start = self.ledger.units
+        self._spent_at_start = self.ledger.compositions
         self._suspects = _Suspects(self.task, self.start, self.on_unusable)
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
-        """g̈ at x for `to` in round t, flat float32 [d]. May be entered again, for another recipient, by `breathe`.
+        """g̈ at x for `to` in round t, flat float32 [d]. May be entered again, for another
+        recipient, by `yield_point`.
 
         Raises:
-            QuestionRefused: another x in the same round, or a round that is over.
-            Withheld: the budget is spent or the ledger can't record the debit; for `to` = me zeros are returned then.
+            QuestionRefused: another x in the same round, or a round that is over. Withheld: the
+            budget is spent or the ledger can't record the debit; for `to` = me zeros are returned
+            then.
         """
         return self._served(_Question(self.task, x), t, to)
 
@@ -186,22 +200,31 @@ class StrictDoor(Door):
         return self(x, t, self.me)
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
-        """The round's release for me: (Σ_b clip_C(ĝ_b(x) − ĝ_b(before)) + z)/B with ĝ clipped itself, flat float32 [d].
+        """The round's release for me: (Σ_b clip_C(ĝ_b(x) − ĝ_b(before)) + z)/B with ĝ clipped
+        itself, flat float32 [d].
 
-        One example moves the sum by C at most, as in any other release, and that is what is debited: one of them.
+        One example moves the sum by C at most, as in any other release, and that is what is
+        debited: one of them.
 
         Raises:
             QuestionRefused: another release for me in the same round, or a round that is over.
-            Withheld: the budget is spent or the ledger can't record the debit; zeros would say that nothing changed.
+            Withheld: the budget is spent or the ledger can't record the debit; zeros would say that
+            nothing changed.
         """
         return self._copied(_Question(self.task, x, before), t, self.me)
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
-        """(θ, t) -> the round's release for me, of one block: clipped over its parameters alone, else as any other."""
-        if block.place.start not in self._backends:  # tried where the other parameters are made up as well
-            made_up = Within(self.task, drawn(self.task.layout, 0), block)
-            self._backends[block.place.start] = pick(self.config.backend, made_up, self.config.chunk)
-        task, backend = Within(self.task, x, block), self._backends[block.place.start]
+        """(θ, t) -> the round's release for me, of one block: clipped over its parameters alone,
+        else as any other.
+        """
+        if (
+            block.place.start not in self._backends
+        ):  # tried where the other parameters are made up as well
+            made_up = BlockObjective(self.task, drawn(self.task.layout, 0), block)
+            self._backends[block.place.start] = pick(
+                self.config.backend, made_up, self.config.chunk
+            )
+        task, backend = BlockObjective(self.task, x, block), self._backends[block.place.start]
         return lambda theta, t: self._served(_Question(task, theta, backend=backend), t, self.me)
 
     def _served(self, question: _Question, t: int, to: Peer) -> Tensor:
@@ -244,20 +267,26 @@ class StrictDoor(Door):
     def _previous(self, to: Peer) -> _Last:
         """What `to` asked last, after a restart as far as the ledger knows."""
         if to not in self._last:
-            with self._vouched():
+            with self._ledger_errors_withhold():
                 self._last[to] = _Last(self.ledger.last_round(self.run, to), b"")
         return self._last[to]
 
     def _check(self, t: int) -> None:
-        """Raises Withheld unless one more debit in round t is within the run and within the budget."""
+        """Raises Withheld unless one more debit in round t is within the run and within the
+        budget.
+        """
         if not 0 <= t < self.rounds:
             raise QuestionRefused("the run has no such round")
-        with self._vouched():
+        with self._ledger_errors_withhold():
             made = self.ledger.count(self.run, t)
         if made >= self.mechanism.releases:
             raise Withheld(f"this round has its {made} releases")
         paid = made > 0 and self.mechanism.batches == "shared"
-        if self.budget is not None and not paid and self.ledger.units - self._spent_at_start >= self.budget:
+        if (
+            self.budget is not None
+            and not paid
+            and self.ledger.compositions - self._spent_at_start >= self.budget
+        ):
             self.exhausted = True
             raise Withheld("the privacy budget of the data is spent")
 
@@ -268,7 +297,7 @@ class StrictDoor(Door):
         answer = noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
         failpoint("after_noise")
         self._check(t)
-        with self._vouched():
+        with self._ledger_errors_withhold():
             self.ledger.debit(self.run, t, to, self.mechanism)
         self.fault = ""
         self.on_release(t, to)
@@ -285,7 +314,7 @@ class StrictDoor(Door):
             least=self.config.largest_batch,
             backend=question.backend or (self.choice.backend if self.choice else "loop"),
             seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
-            breathe=self.breathe,
+            yield_point=self.yield_point,
             on_unusable=lambda rows: self._suspects(t, rows, own=to == self.me),
         )
         return noise.held(total, self.config.largest_sum)
@@ -301,11 +330,11 @@ class StrictDoor(Door):
         return self._batch[1]
 
     def _draw(self, t: int, to: Peer) -> Tensor:
-        uniform = self.keys.stream("batch", t, to).uniform(self.task.examples)
+        uniform = self.keys.stream("batch", t, to).uniform(self.task.num_examples)
         return torch.from_numpy(np.flatnonzero(uniform < self.config.rate))
 
     @contextmanager
-    def _vouched(self) -> Iterator[None]:
+    def _ledger_errors_withhold(self) -> Iterator[None]:
         """A ledger that fails withholds the release and is remembered for status."""
         try:
             yield
@@ -316,13 +345,17 @@ class StrictDoor(Door):
 
 
 @dataclass(kw_only=True, eq=False)
-class PaperDoor(StrictDoor):
-    """As StrictDoor on one batch a round, debited as "paper" (its ε is inf), but the own gradient is clean."""
+class PaperGate(DPGate):
+    """As DPGate on one batch a round, debited as "paper" (its ε is inf), but the own gradient is
+    clean.
+    """
 
     _clean: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def own(self, x: Tensor, t: int) -> Tensor:
-        """ĝ_ii = (1/B) Σ clipped gradients, without noise; zeros where the noised release for me is withheld."""
+        """ĝ_ii = (1/B) Σ clipped gradients, without noise; zeros where the noised release for me is
+        withheld.
+        """
         released = self(x, t, self.me)
         return self._clean.clone() if self._last[self.me].answer is not None else released
 
@@ -334,14 +367,16 @@ class PaperDoor(StrictDoor):
 
 
 @dataclass(kw_only=True, eq=False)
-class ClearDoor(Door):
-    """Mode none: the mean gradient over B examples drawn without replacement, publicly; one batch a round for all."""
+class NonPrivateGate(GradientGate):
+    """Mode none: the mean gradient over B examples drawn without replacement, publicly; one batch a
+    round for all.
+    """
 
     task: Task
     me: Peer
     batch: int
     seed: int
-    breathe: Callable[[], None] = _nothing
+    yield_point: Callable[[], None] = _nothing
     on_release: Callable[[int, Peer], None] = _nobody
     on_withheld: Callable[[int, Peer, str], None] = _nobody
     on_unusable: Callable[[int, Tensor], None] = _unread
@@ -374,7 +409,7 @@ class ClearDoor(Door):
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
         """(θ, t) -> the plain gradient of one block, of round t's batch."""
-        task = Within(self.task, x, block)
+        task = BlockObjective(self.task, x, block)
 
         def gradient(theta: Tensor, t: int) -> Tensor:
             found = self._mean(theta, t, task)
@@ -384,7 +419,9 @@ class ClearDoor(Door):
         return gradient
 
     def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
-        draw = torch.randperm(self.task.examples, generator=public_generator(self.seed, self.me, t, "batch"))
+        draw = torch.randperm(
+            self.task.num_examples, generator=public_generator(self.seed, self.me, t, "batch")
+        )
         gradient = mean_gradient(
             task or self.task,
             x,
@@ -392,7 +429,7 @@ class ClearDoor(Door):
             lambda rows: self._suspects(t, rows, own=False),
             keyed_seeds(f"{self.seed} {self.me} {t}".encode()),
         )
-        self.breathe()
+        self.yield_point()
         return gradient
 
 
@@ -402,9 +439,11 @@ def _digest(x: Tensor) -> bytes:
 
 
 def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: int) -> float:
-    """The nominal σ of a strict run: `config.sigma`, or calibrated so that ε_total ≤ `config.epsilon`.
+    """The nominal σ of a strict run: `config.sigma`, or calibrated so that ε_total ≤
+    `config.epsilon`.
 
-    `releases` is |K| of the largest closed neighborhood, d the number of parameters. Takes a CPU second or two.
+    `releases` is |K| of the largest closed neighborhood, d the number of parameters. Takes a CPU
+    second or two.
 
     Raises:
         ConfigurationError: no noise reaches the target.
@@ -412,7 +451,12 @@ def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: i
     if config.epsilon is None:
         return config.sigma or 0.0
     goal = calibrate(
-        config.epsilon, config.delta, rate=config.rate, rounds=rounds, releases=releases, batches=config.batches
+        config.epsilon,
+        config.delta,
+        rate=config.rate,
+        rounds=rounds,
+        releases=releases,
+        batches=config.batches,
     )
     return noise.nominal(goal, d)
 
@@ -423,10 +467,12 @@ def mechanism(config: PrivacySection, *, d: int, sigma: float, releases: int) ->
         return Mechanism(sigma=0.0, rate=1.0, mode="none")
     batches = "shared" if config.mode == "paper" else config.batches
     effective = noise.effective(sigma, d)
-    return Mechanism(sigma=effective, rate=config.rate, batches=batches, releases=releases, mode=config.mode)
+    return Mechanism(
+        sigma=effective, rate=config.rate, batches=batches, releases=releases, mode=config.mode
+    )
 
 
-def open_door(
+def make_gate(
     config: PrivacySection,
     task: Task,
     *,
@@ -441,25 +487,27 @@ def open_door(
     whole: bool = True,
     limit: float | None = None,
     limit_delta: float = 1e-5,
-    breathe: Callable[[], None] = _nothing,
+    yield_point: Callable[[], None] = _nothing,
     on_release: Callable[[int, Peer], None] = _nobody,
     on_withheld: Callable[[int, Peer, str], None] = _nobody,
     on_unusable: Callable[[int, Tensor], None] = _unread,
     start: Callable[[], Tensor] | None = None,
-) -> Door:
+) -> GradientGate:
     """The door of the configured mode.
 
-    `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier (`noise_multiplier`, or the
-    paper's formula in mode paper); `seed` draws the public batches of mode none; `whole`: gradients of all parameters
-    will be asked for, not of blocks; `limit` is the data's lifetime ε_total at `limit_delta`. In mode none a ledger, if
-    given, is marked. `breathe` is called between chunks, `on_release(round, recipient)` after each debit,
-    `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row numbers)` where gradients of
-    records are not finite, whatever the model: that is for the data's owner alone;
-    `start`, which gives the initial parameters, helps to tell such records from a neighbor's model that is to blame.
+    `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier
+    (`noise_multiplier`, or the paper's formula in mode paper); `seed` draws the public batches of
+    mode none; `whole`: gradients of all parameters will be asked for, not of blocks; `limit` is the
+    data's lifetime ε_total at `limit_delta`. In mode none a ledger, if given, is marked.
+    `yield_point` is called between chunks, `on_release(round, recipient)` after each debit,
+    `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row
+    numbers)` where gradients of records are not finite, whatever the model: that is for the data's
+    owner alone; `start`, which gives the initial parameters, helps to tell such records from a
+    neighbor's model that is to blame.
 
     Raises:
-        ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the model can't have.
-        LedgerError: the mark can't be recorded, or a noised mode has no ledger.
+        ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the
+        model can't have. LedgerError: the mark can't be recorded, or a noised mode has no ledger.
     """
     if config.mode != "strict" and limit is not None:
         raise ConfigurationError(
@@ -469,12 +517,12 @@ def open_door(
     if config.mode == "none":
         if ledger is not None:
             ledger.mark(run, "none")
-        return ClearDoor(
+        return NonPrivateGate(
             task=task,
             me=me,
             batch=config.batch,
             seed=seed,
-            breathe=breathe,
+            yield_point=yield_point,
             on_release=on_release,
             on_unusable=on_unusable,
             start=start,
@@ -484,8 +532,10 @@ def open_door(
     told = mechanism(config, d=task.layout.size, sigma=sigma, releases=releases)
     budget = None
     if limit is not None:
-        budget = units_left(ledger.rows(), told, limit, limit_delta, most=told.units(rounds))
-    kind = StrictDoor if config.mode == "strict" else PaperDoor
+        budget = remaining_compositions(
+            ledger.rows(), told, limit, limit_delta, most=told.compositions(rounds)
+        )
+    kind = DPGate if config.mode == "strict" else PaperGate
     return kind(
         config=config,
         task=task,
@@ -498,7 +548,7 @@ def open_door(
         keys=keys,
         choice=choose(config.backend, task, config.chunk) if whole else None,
         budget=budget,
-        breathe=breathe,
+        yield_point=yield_point,
         on_release=on_release,
         on_withheld=on_withheld,
         on_unusable=on_unusable,

@@ -1,10 +1,11 @@
-"""A task on made-up examples and parameters: what may be tried before anything private is touched, and may decide how
-private examples are treated without telling anything of them.
+"""A task on made-up examples and parameters: what may be tried before anything private is touched,
+and may decide how private examples are treated without telling anything of them.
 
-Values have to be admissible: 0 is no length, an empty mask has no mean. So integers are drawn from 0 and 1, or all 1,
-or 0; floats are normal, or uniform in (0.25, 1): the first combination with which the loss and its gradient are finite.
-A task for which none of them will do declares one example (`Task.example`); without, the node's own examples are used
-for checks that can only refuse, and choose nothing.
+Values have to be admissible: 0 is no length, an empty mask has no mean. So integers are drawn from
+0 and 1, or all 1, or 0; floats are normal, or uniform in (0.25, 1): the first combination with
+which the loss and its gradient are finite. A task for which none of them will do declares one
+example (`Task.example`); without, the node's own examples are used for checks that can only refuse,
+and choose nothing.
 """
 
 from __future__ import annotations
@@ -49,16 +50,19 @@ class Values:
     """Gradients are finite, and not all zero."""
 
 
-class Rehearsal(Wrapper, Task):
+class SyntheticTask(Wrapper, Task):
     """The task's loss on `examples` rows of its own shape and types, and of these values."""
 
     indexes = True
 
     def __init__(self, task: Task, examples: int, values: Values = Values()) -> None:
-        self._task, self.layout, self.examples = task, task.layout, examples
+        self._task, self.layout, self.num_examples = task, task.layout, examples
         self.device = getattr(task, "device", device.CPU)
         columns = _columns(task, examples, values)
-        scaled = [it * values.scale if values.scale != 1 and it.is_floating_point() else it for it in columns]
+        scaled = [
+            it * values.scale if values.scale != 1 and it.is_floating_point() else it
+            for it in columns
+        ]
         self._rows = [it.to(self.device) for it in scaled]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -77,16 +81,19 @@ class Rehearsal(Wrapper, Task):
     def to(self, device: torch.device) -> None:
         raise NotImplementedError("the task itself moves")
 
-    def start(self, seed: int) -> Tensor:
+    def initial_parameters(self, seed: int) -> Tensor:
         return drawn(self.layout, seed)
 
-    def evaluate(self, x: Tensor, breathe: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         raise NotImplementedError("nothing is learned here")
 
 
 def admissible(task: Task) -> Values:
-    """The first values with which loss and gradient are finite, and not all zero, at made-up parameters; if there are
-    none, the first that can be computed at all (not `telling`); if nothing made-up can, the node's own.
+    """The first values with which loss and gradient are finite, and not all zero, at made-up
+    parameters; if there are none, the first that can be computed at all (not `telling`); if nothing
+    made-up can, the node's own.
 
     Raises:
         Impure: a loss changed what the task holds.
@@ -103,7 +110,9 @@ def admissible(task: Task) -> Values:
             except Exception as error:
                 failure = error
                 continue
-            if all(bool(it.isfinite().all()) for it in gradients) and any(bool(it.any()) for it in gradients):
+            if all(bool(it.isfinite().all()) for it in gradients) and any(
+                bool(it.any()) for it in gradients
+            ):
                 return values
             fallback = fallback or replace(values, telling=False)
         if fallback is not None:
@@ -130,9 +139,9 @@ def _candidates(task: Task) -> Iterator[Values]:
 
 def _gradients(task: Task, values: Values) -> list[Tensor]:
     """Of a few examples, each parameter's [n, *shape]."""
-    n = min(TRIED, task.examples) if values.source == "own" else TRIED
-    rehearsal, rows = Rehearsal(task, n, values), torch.arange(n)
-    parameters = views(task.layout, device.onto(rehearsal.start(0), rehearsal.device))
+    n = min(TRIED, task.num_examples) if values.source == "own" else TRIED
+    rehearsal, rows = SyntheticTask(task, n, values), torch.arange(n)
+    parameters = views(task.layout, device.onto(rehearsal.initial_parameters(0), rehearsal.device))
     return list(looped(rehearsal, PROCESS_SEEDS)(parameters, rehearsal.batch(rows), rows).values())
 
 
@@ -146,7 +155,9 @@ def declared(task: Task) -> tuple[Tensor, ...] | None:
     if not callable(example):
         return None
     columns: object = example()
-    if not isinstance(columns, tuple | list) or not all(isinstance(column, Tensor) for column in columns):
+    if not isinstance(columns, tuple | list) or not all(
+        isinstance(column, Tensor) for column in columns
+    ):
         raise TaskError(
             f"The task's example() gives something of type {type(columns).__name__}; a tuple of tensors is expected, "
             "as of batch(), without the first dimension."
@@ -161,7 +172,7 @@ def _first(task: Task) -> tuple[Tensor, ...]:
 
 def _columns(task: Task, n: int, values: Values) -> list[Tensor]:
     if values.source == "own":
-        return list(task.batch(torch.arange(n) % task.examples))
+        return list(task.batch(torch.arange(n) % task.num_examples))
     generator = torch.Generator().manual_seed(values.seed)
     example = declared(task) if values.source == "declared" else None
     if example is not None:
@@ -176,12 +187,18 @@ def _refuse_other(example: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> Non
     ours = [(it.dtype, tuple(it.shape)) for it in example]
     right = [(it.dtype, tuple(it.shape[1:])) for it in batch]
     if ours != right:
-        what, expected = ("; ".join(f"{kind} {list(shape)}" for kind, shape in it) for it in (ours, right))
-        raise TaskError(f"The task's example() gives {what}, where an example of batch() is {expected}.")
+        what, expected = (
+            "; ".join(f"{kind} {list(shape)}" for kind, shape in it) for it in (ours, right)
+        )
+        raise TaskError(
+            f"The task's example() gives {what}, where an example of batch() is {expected}."
+        )
 
 
 def _near(column: Tensor, n: int, generator: torch.Generator, floats: str) -> Tensor:
-    """n times the declared column; its floats are drawn, or moved by less than a hundredth where only they will do."""
+    """n times the declared column; its floats are drawn, or moved by less than a hundredth where
+    only they will do.
+    """
     if not column.dtype.is_floating_point:
         return column.detach().cpu().expand(n, *column.shape).clone()
     if floats != "declared":
@@ -190,13 +207,17 @@ def _near(column: Tensor, n: int, generator: torch.Generator, floats: str) -> Te
     return (column.detach().cpu() * scale).to(column.dtype)
 
 
-def _like(column: Tensor, n: int, generator: torch.Generator, floats: str, integers: Iterator[int]) -> Tensor:
+def _like(
+    column: Tensor, n: int, generator: torch.Generator, floats: str, integers: Iterator[int]
+) -> Tensor:
     shape = (n, *column.shape[1:])
     if column.dtype.is_floating_point or column.is_complex():
         return _floats(shape, generator, floats).to(column.dtype)
     value = next(integers, 1)
     if value == EITHER:
-        highest = 256 if column.dtype == torch.uint8 and column.dim() > 2 else 2  # the former: images
+        highest = (
+            256 if column.dtype == torch.uint8 and column.dim() > 2 else 2
+        )  # the former: images
         few = torch.randint(0, highest, (TRIED, *shape[1:]), generator=generator)
         return few[torch.arange(n) % TRIED].to(column.dtype)
     return torch.full(shape, value, dtype=column.dtype)
@@ -209,8 +230,8 @@ def _floats(shape: tuple[int, ...], generator: torch.Generator, kind: str) -> Te
 
 
 def drawn(layout: Layout, seed: int) -> Tensor:
-    """Parameters, flat float32 [d], at which every unit is alive and every bit matters: matrices of random signs and
-    sizes that keep a layer's scale, vectors (biases, norms) positive."""
+    """Parameters, flat float32 [d], at which every unit is alive and every bit matters: matrices of
+    random signs and sizes that keep a layer's scale, vectors (biases, norms) positive."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for _, shape in layout.fields:

@@ -1,4 +1,5 @@
-"""One cell: the experiment is simulated, and what tables and plots need is read from its journals and summary.
+"""One cell: the experiment is simulated, and what tables and plots need is read from its journals
+and summary.
 
 Everything is plain JSON:
 
@@ -32,7 +33,7 @@ from node.experiments.run_folder import MODEL
 from node.experiments.sweep import code
 from node.learning.learner import Plan
 from node.privacy.accountant import epsilon_total
-from node.privacy.door import mechanism
+from node.privacy.gate import mechanism
 from node.records import checkpoint, journal
 from node.records.summary import Summary
 from peer.message import Peer
@@ -45,7 +46,9 @@ Progress = Callable[[float], None]
 """Of the share of its rounds a cell has finished."""
 
 
-def play(configuration: Mapping[str, Any], progress: Progress = lambda share: None) -> dict[str, Any]:
+def play(
+    configuration: Mapping[str, Any], progress: Progress = lambda share: None
+) -> dict[str, Any]:
     """A cell's record.
 
     Raises:
@@ -55,7 +58,9 @@ def play(configuration: Mapping[str, Any], progress: Progress = lambda share: No
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="peerpoise-cell-") as name:
         folder = Path(name)
-        summary = in_process.simulate(config, folder, lambda done, rounds, tested: progress(done / rounds))
+        summary = in_process.simulate(
+            config, folder, lambda done, rounds, tested: progress(done / rounds)
+        )
         found = figures(folder, summary)
         if config.privacy.mode == "paper":
             found["accounted"] = accounted(config, summary, folder / MODEL)
@@ -75,12 +80,19 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
     """What a run folder of `simulate` says."""
     told = summary.model_dump(mode="json")
     attackers = sorted(told.get("attackers") or ())
-    journals = {path.parent.name: journal.read(path) for path in sorted(folder.glob("nodes/*/journal.jsonl"))}
-    honest = {name: events for name, events in journals.items() if name not in attackers} or journals
+    journals = {
+        path.parent.name: journal.read(path)
+        for path in sorted(folder.glob("nodes/*/journal.jsonl"))
+    }
+    honest = {
+        name: events for name, events in journals.items() if name not in attackers
+    } or journals
     first = next(iter(honest.values()))
     played = [it for it in first if it["event"] == "round"]
     rounds = [it["round"] + 1 for it in first if it["event"] == "test"]
-    tests = {name: [it for it in events if it["event"] == "test"] for name, events in honest.items()}
+    tests = {
+        name: [it for it in events if it["event"] == "test"] for name, events in honest.items()
+    }
     metrics = sorted({key for events in tests.values() for it in events for key in it["metrics"]})
     return {
         "rounds": rounds,
@@ -98,13 +110,18 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
 
 
 def accounted(config: ExperimentConfig, summary: Summary, model: Path) -> float | None:
-    """Of a run in mode paper: ε_total of its noised answers alone, by PLD. Less than the truth: the own gradient enters
-    what is sent without noise of its own. None: there is none."""
+    """Of a run in mode paper: ε_total of its noised answers alone, by PLD. Less than the truth: the
+    own gradient enters what is sent without noise of its own. None: there is none."""
     run, names = config.run_config, config.experiment.names
-    hoods = run.neighborhoods(names)
-    releases = max(Plan.of(run, hoods).algorithm.releases(hood.degree) for hood in hoods.values())
+    neighborhoods = run.neighborhoods(names)
+    releases = max(
+        Plan.of(run, neighborhoods).algorithm.releases(neighborhood.degree)
+        for neighborhood in neighborhoods.values()
+    )
     _, x = checkpoint.load_model(model)
-    told = mechanism(run.privacy, d=x.numel(), sigma=summary.privacy.sigma or 0.0, releases=releases)
+    told = mechanism(
+        run.privacy, d=x.numel(), sigma=summary.privacy.sigma or 0.0, releases=releases
+    )
     found = epsilon_total(replace(told, mode="strict"), run.train.rounds, run.privacy.delta)
     return found if found < float("inf") else None
 
@@ -125,7 +142,8 @@ def _epsilon(journals: Sequence[Events]) -> dict[str, Any] | None:
     if not told or not told[0]:
         return None
     worst = {
-        scope: [_largest(it[scope] for it in each) for each in zip(*told, strict=True)] for scope in ("total", "link")
+        scope: [_largest(it[scope] for it in each) for each in zip(*told, strict=True)]
+        for scope in ("total", "link")
     }
     return worst | {key: told[0][-1].get(key) for key in CONDITIONS}
 
@@ -136,7 +154,9 @@ def _largest(values: Iterable[float | None]) -> float | None:
     return None if None in found else max(value for value in found if value is not None)
 
 
-def _weights(journals: Mapping[Peer, Events], rounds: Sequence[int]) -> dict[str, dict[Peer, dict[Peer, Column]]]:
+def _weights(
+    journals: Mapping[Peer, Events], rounds: Sequence[int]
+) -> dict[str, dict[Peer, dict[Peer, Column]]]:
     """Every figure per neighbor that the rounds of a journal tell."""
     found: dict[str, dict[Peer, dict[Peer, Column]]] = {}
     for name, events in journals.items():
@@ -155,7 +175,9 @@ def _weights(journals: Mapping[Peer, Events], rounds: Sequence[int]) -> dict[str
 
 
 def _per_neighbor(event: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[Peer, Any]]]:
-    """(kind, {neighbor: figure}) of what a round tells, as fields of its own or together in `diagnostics`."""
+    """(kind, {neighbor: figure}) of what a round tells, as fields of its own or together in
+    `diagnostics`.
+    """
     for key, value in event.items():
         if key == "diagnostics" and isinstance(value, dict):
             yield from value.items()

@@ -51,7 +51,9 @@ class Line:
 
     @property
     def lr(self) -> float | None:
-        """The chosen rate, or the experiment's own; None: not chosen yet, or the algorithm's default."""
+        """The chosen rate, or the experiment's own; None: not chosen yet, or the algorithm's
+        default.
+        """
         if self.choice is None or self.choice.lr is not None:
             return self.choice.lr if self.choice else None
         own = self.row.values.get("algorithm", {}).get("lr")
@@ -74,27 +76,41 @@ class Line:
     @property
     def summaries(self) -> list[Summary]:
         known = Summary.model_fields
-        return [Summary(**{k: v for k, v in it["summary"].items() if k in known}) for it in self.figures]
+        return [
+            Summary(**{k: v for k, v in it["summary"].items() if k in known}) for it in self.figures
+        ]
 
     @property
     def mean(self) -> Spread | None:
         """Accuracy, mean over nodes and late evaluations."""
-        return Spread.of([it.mean for figures in self.figures if (it := result(figures, self.late))])
+        return Spread.of(
+            [it.mean for figures in self.figures if (it := result(figures, self.late))]
+        )
 
     @property
     def worst(self) -> Spread | None:
         """Of the worst node."""
-        return Spread.of([it.worst for figures in self.figures if (it := result(figures, self.late))])
+        return Spread.of(
+            [it.worst for figures in self.figures if (it := result(figures, self.late))]
+        )
 
     def metric(self, name: str) -> Spread | None:
-        """Another test metric, mean over nodes and late evaluations; None: the task has none of that name."""
+        """Another test metric, mean over nodes and late evaluations; None: the task has none of
+        that name.
+        """
         told = [figures["metrics"].get(name, {}).values() for figures in self.figures]
-        each = [[it for values in nodes for it in values[-self.late :] if it is not None] for nodes in told]
+        each = [
+            [it for values in nodes for it in values[-self.late :] if it is not None]
+            for nodes in told
+        ]
         return Spread.of([statistics.fmean(values) for values in each if values])
 
     def averaged(self, name: str) -> Spread | None:
         """A test metric of the averaged model at the end."""
-        told = [figures["summary"].get("algorithm_metrics", {}).get("averaged_model", {}) for figures in self.figures]
+        told = [
+            figures["summary"].get("algorithm_metrics", {}).get("averaged_model", {})
+            for figures in self.figures
+        ]
         return Spread.of([it[name] for it in told if it.get(name) is not None])
 
     @property
@@ -119,12 +135,20 @@ class Line:
     def privacy(self) -> Privacy | None:
         """What is claimed of all its runs: the largest ε."""
         told = [it.privacy for it in self.summaries]
-        return max(told, key=lambda it: (it.epsilon.total is None, it.epsilon.total or 0.0)) if told else None
+        return (
+            max(told, key=lambda it: (it.epsilon.total is None, it.epsilon.total or 0.0))
+            if told
+            else None
+        )
 
     @property
     def conditions(self) -> str | None:
         """What stands beside every ε of this row."""
-        return None if self.privacy is None or self.privacy.mode == "none" else conditions(self.privacy)
+        return (
+            None
+            if self.privacy is None or self.privacy.mode == "none"
+            else conditions(self.privacy)
+        )
 
     @property
     def nominal(self) -> float | None:
@@ -142,9 +166,16 @@ class Line:
         return sorted({name for figures in self.figures for name in figures["attackers"]})
 
     def weighed(self, *, attackers: bool) -> Spread | None:
-        """What honest nodes give a neighbor that attacks, or one that doesn't: its weight in multiples of w_ij, mean
-        over the whole run. None: the algorithm weighs nobody, or there is no such neighbor."""
-        return Spread.of([it for record in self.records if (it := _weight(record, attackers=attackers)) is not None])
+        """What honest nodes give a neighbor that attacks, or one that doesn't: its weight in
+        multiples of w_ij, mean over the whole run. None: the algorithm weighs nobody, or there is
+        no such neighbor."""
+        return Spread.of(
+            [
+                it
+                for record in self.records
+                if (it := _weight(record, attackers=attackers)) is not None
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +193,12 @@ class Part:
         if not told:
             return ""
         first = next(line for line in self.lines if line.records).records[0]["configuration"]
-        many = ", ".join(str(n) for n in sorted({it.nodes for it in told if it.algorithm != "centralized"})) or "1"
+        many = (
+            ", ".join(
+                str(n) for n in sorted({it.nodes for it in told if it.algorithm != "centralized"})
+            )
+            or "1"
+        )
         rounds = ", ".join(str(n) for n in sorted({it.rounds for it in told}))
         divided = first["experiment"]["partition"]
         if divided.startswith("dirichlet"):
@@ -171,7 +207,9 @@ class Part:
         said = f"{told[0].dataset}, {many} nodes, {first['topology']['kind']}, {divided}, {rounds} rounds, "
         said += f"model {first['task']['model']}{rule}"
         liars = sorted({name for line in self.lines for name in line.attackers})
-        return said + (f"; attackers: {', '.join(liars)} (accuracies are the honest nodes')" if liars else "")
+        return said + (
+            f"; attackers: {', '.join(liars)} (accuracies are the honest nodes')" if liars else ""
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +219,7 @@ class Findings:
     sweep: Sweep
     parts: tuple[Part, ...]
     records: tuple[Record, ...]
-    cells: int
+    trials: int
     """Of the sweep."""
     finished: int
     unread: int = 0
@@ -210,7 +248,7 @@ def collect(sweep: Sweep, folder: Folder) -> Findings:
         lines = [_line(sweep, row, folder) for row in sweep.rows if row.setting == name]
         parts.append(Part(name=name, title=title, lines=tuple(lines)))
     for row in sweep.rows:
-        found = [folder.found(cell) for cell in row.tuning()]
+        found = [folder.found(trial) for trial in row.tuning()]
         shown += [record for record in found if record]
     shown += [record for part in parts for line in part.lines for record in line.records]
     finished = len(shown)
@@ -218,7 +256,7 @@ def collect(sweep: Sweep, folder: Folder) -> Findings:
         sweep=sweep,
         parts=tuple(parts),
         records=tuple(shown),
-        cells=sweep.size,
+        trials=sweep.size,
         finished=finished,
         unread=folder.unread,
         notes=tuple(_notes(sweep, shown, folder)),
@@ -230,8 +268,15 @@ def _line(sweep: Sweep, row: Row, folder: Folder) -> Line:
     chosen = choice(row, folder, late, partial=True)
     records = [it for it in finals(row, folder, chosen.lr) if it] if chosen else []
     labels = [it.label for it in (*row.tuning(), *(row.final(chosen.lr) if chosen else ()))]
-    failures = tuple(f"{label}: {folder.failures[label]}" for label in labels if label in folder.failures)
-    how: dict[str, Any] = {"row": row, "choice": chosen, "late": late, "target_loss": sweep.section.target_loss}
+    failures = tuple(
+        f"{label}: {folder.failures[label]}" for label in labels if label in folder.failures
+    )
+    how: dict[str, Any] = {
+        "row": row,
+        "choice": chosen,
+        "late": late,
+        "target_loss": sweep.section.target_loss,
+    }
     return Line(records=tuple(records), failures=failures, **how)
 
 
@@ -240,8 +285,10 @@ def _weight(record: Record, *, attackers: bool) -> float | None:
     config, liars = ExperimentConfig(**record["configuration"]), set(record["figures"]["attackers"])
     told = record["figures"]["weights"].get("weight", {})
     found = [
-        value / hood.weight[peer]
-        for node, hood in (config.neighborhoods(config.experiment.names) if told else {}).items()
+        value / neighborhood.weight[peer]
+        for node, neighborhood in (
+            config.neighborhoods(config.experiment.names) if told else {}
+        ).items()
         if node not in liars
         for peer, values in told.get(node, {}).items()
         if (peer in liars) is attackers

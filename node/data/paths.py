@@ -14,7 +14,9 @@ import platformdirs
 from peer.errors import ConfigurationError
 
 VARIABLE = "PEERPOISE_SYSTEM_DATA"
-"""Names a folder that stands for /usr/share and hides installed packages of data; `none`: there is nothing at all."""
+"""Names a folder that stands for /usr/share and hides installed packages of data; `none`: there is
+nothing at all.
+"""
 
 
 def system() -> Path | None:
@@ -40,7 +42,8 @@ def user() -> Path | None:
 
 
 def find(name: str, hint: str) -> Path:
-    """The folder of this data set: in $PEERPOISE_DATA alone where that is set, else the user's or the system's.
+    """The folder of this data set: in $PEERPOISE_DATA alone where that is set, else the user's or
+    the system's.
 
     Raises:
         ConfigurationError: it is in none of them; `hint` says which package brings it.
@@ -51,4 +54,6 @@ def find(name: str, hint: str) -> Path:
         if folder.is_dir():
             return folder
     wanted = " nor ".join(map(str, folders)) or f"{name} in $PEERPOISE_DATA"
-    raise ConfigurationError(f"The data set {name} is not here: there is no folder {wanted}; {hint}.")
+    raise ConfigurationError(
+        f"The data set {name} is not here: there is no folder {wanted}; {hint}."
+    )

@@ -10,31 +10,31 @@ from rich.console import Console
 
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import Row, Sweep
-from node.experiments.sweep.loop import Agenda
+from node.experiments.sweep.loop import TrialQueue
 
 MEASURED_ROUNDS = 10
 """Rounds that --measure plays of one cell of each row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class RowEstimate:
     """Of a row."""
 
     row: Row
-    cells: int
+    trials: int
     left: int
     seconds: float | None
     """That a cell takes; None: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Estimate:
     sweep: str
-    rows: tuple[Expected, ...]
+    rows: tuple[RowEstimate, ...]
 
     @property
-    def cells(self) -> int:
-        return sum(it.cells for it in self.rows)
+    def trials(self) -> int:
+        return sum(it.trials for it in self.rows)
 
     @property
     def left(self) -> int:
@@ -43,7 +43,7 @@ class Outlook:
     @property
     def core_hours(self) -> float:
         """Of all cells whose rows were measured."""
-        return sum(it.cells * (it.seconds or 0.0) for it in self.rows) / 3600
+        return sum(it.trials * (it.seconds or 0.0) for it in self.rows) / 3600
 
     @property
     def core_hours_left(self) -> float:
@@ -55,58 +55,60 @@ class Outlook:
         return sum(it.left for it in self.rows if it.seconds is None)
 
 
-def foreseen(sweep: Sweep, folder: Folder) -> Outlook:
-    agenda = Agenda(sweep, folder)
+def estimated(sweep: Sweep, folder: Folder) -> Estimate:
+    agenda = TrialQueue(sweep, folder)
     left = agenda.left()
     rows = []
     for row in sweep.rows:
-        cells = [*row.tuning(), *row.final(row.rates[0])]
+        trials = [*row.tuning(), *row.final(row.rates[0])]
         mine = {it.digest for it in left if (it.setting, it.method) == (row.setting, row.method)}
         if not row.tuned:  # several rows of a method, a rate each
-            mine &= {it.digest for it in cells}
-        rows.append(Expected(row, len(cells), len(mine), seconds(row, folder)))
-    return Outlook(sweep.name, tuple(rows))
+            mine &= {it.digest for it in trials}
+        rows.append(RowEstimate(row, len(trials), len(mine), seconds(row, folder)))
+    return Estimate(sweep.name, tuple(rows))
 
 
 def seconds(row: Row, folder: Folder) -> float | None:
     """What a cell of this row takes: as cells of it took, or as it was measured; None: unknown."""
-    for cell in (*row.tuning(), *row.final(row.rates[0])):
-        if record := folder.found(cell):
+    for trial in (*row.tuning(), *row.final(row.rates[0])):
+        if record := folder.found(trial):
             return float(record["cpu_seconds"])
     return folder.costs.get(f"{row.setting}/{row.method}")
 
 
 def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
-    """Plays ten rounds of one cell of each row that has no figure yet, here, and keeps what a whole cell would take."""
-    from node.experiments.sweep.cell import play
+    """Plays ten rounds of one cell of each row that has no figure yet, here, and keeps what a whole
+    cell would take.
+    """
+    from node.experiments.sweep.trial import play
 
     console = Console(stderr=quiet, highlight=False, soft_wrap=True)
-    Agenda(sweep, folder)  # mistakes in later rows first
+    TrialQueue(sweep, folder)  # mistakes in later rows first
     for row in sweep.rows:
         if seconds(row, folder) is not None:
             continue
-        cell = row.cell(row.rates[0], row.seeds[0], tuning=False)
-        rounds, train = cell.config.train.rounds, cell.configuration["train"]
+        trial = row.trial(row.rates[0], row.seeds[0], tuning=False)
+        rounds, train = trial.config.train.rounds, trial.configuration["train"]
         short = min(rounds, MEASURED_ROUNDS)
-        record = play({**cell.configuration, "train": {**train, "rounds": short}})
+        record = play({**trial.configuration, "train": {**train, "rounds": short}})
         training = record["figures"]["summary"]["wall_seconds"] / record["wall_seconds"]
         found = record["cpu_seconds"] * (1 - training + training * rounds / short)
         folder.price(row, found)
         console.print(f"{row.setting}, {row.label}: {found:.0f} s a cell", markup=False)
 
 
-def document(outlook: Outlook, sweep: Sweep, folder: Folder) -> dict[str, Any]:
+def document(outlook: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]:
     """As JSON, cell by cell."""
-    agenda = Agenda(sweep, folder)
+    agenda = TrialQueue(sweep, folder)
     return {
         "sweep": outlook.sweep,
-        "cells": outlook.cells,
+        "cells": outlook.trials,
         "left": outlook.left,
         "core_hours": outlook.core_hours,
         "core_hours_left": outlook.core_hours_left,
         "unmeasured": outlook.unmeasured,
         "rows": [
-            {"setting": it.row.setting, "method": it.row.label, "rates": list(it.row.rates), "cells": it.cells,
+            {"setting": it.row.setting, "method": it.row.label, "rates": list(it.row.rates), "cells": it.trials,
              "left": it.left, "seconds_a_cell": it.seconds}
             for it in outlook.rows
         ],
@@ -114,7 +116,7 @@ def document(outlook: Outlook, sweep: Sweep, folder: Folder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told(outlook: Outlook) -> Iterator[str]:
+def told(outlook: Estimate) -> Iterator[str]:
     """In lines."""
     setting = None
     for it in outlook.rows:
@@ -125,7 +127,9 @@ def told(outlook: Outlook) -> Iterator[str]:
         rates = ", ".join("its own" if lr is None else f"{lr:g}" for lr in row.rates)
         tuned = f"lr {rates} on seed {row.tuning_seed}, then " if row.tuned else f"lr {rates}, "
         each = "" if it.seconds is None else f", {it.seconds:.0f} s each"
-        yield f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {it.cells} cells, {it.left} left{each}"
-    unknown = f"; {outlook.unmeasured} cells are unmeasured (--measure)" if outlook.unmeasured else ""
+        yield f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {it.trials} cells, {it.left} left{each}"
+    unknown = (
+        f"; {outlook.unmeasured} cells are unmeasured (--measure)" if outlook.unmeasured else ""
+    )
     hours = f"about {outlook.core_hours_left:.2f} of {outlook.core_hours:.2f} core-hours"
-    yield f"{outlook.cells} cells, {outlook.left} left: {hours}{unknown}"
+    yield f"{outlook.trials} cells, {outlook.left} left: {hours}{unknown}"

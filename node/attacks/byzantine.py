@@ -1,22 +1,29 @@
 """The seam of word attacks: between an honest algorithm and its driver, every word becomes a lie.
 
-A word is one flat vector of what is said: an answer to j (the cross-gradient), a question (the own model), or a place
-of what `Mix` and `Say` carry to all ("state"). The algorithm goes on honestly behind the lies: its own part in its own
-mixing is the truth, as an attacker that wants to stay near the others would have it.
+A word is one flat vector of what is said: an answer to j (the cross-gradient), a question (the own
+model), or a place of what `Mix` and `Say` carry to all ("state"). The algorithm goes on honestly
+behind the lies: its own part in its own mixing is the truth, as an attacker that wants to stay near
+the others would have it.
 
-The first vector of a Mix is taken for the parameters x. What is lied about there is, by default, the STEP since the
-last mixing, x̃ − x, as in attacks on gradients: −x itself would be noticed by anybody. All other vectors (gradients,
-momentum) are steps already. `of = "value"` lies about x as it is.
+The first vector of a Mix is taken for the parameters x. What is lied about there is, by default,
+the STEP since the last mixing, x̃ − x, as in attacks on gradients: −x itself would be noticed by
+anybody. All other vectors (gradients, momentum) are steps already. `of = "value"` lies about x as
+it is.
 
-What an attacker knows: what it heard itself, round by round: the answers to its questions, and what each neighbor put
-into the mixing of the round BEFORE (in this round it speaks before it hears). Nothing of other attackers.
+What an attacker knows: what it heard itself, round by round: the answers to its questions, and what
+each neighbor put into the mixing of the round BEFORE (in this round it speaks before it hears).
+Nothing of other attackers.
 
 Deviations
-    * `Mix` and `Say` carry the same to all neighbors: an attacker that says different things to different neighbors
-      (equivocation) can't be made of this wrapper. Answers differ by neighbor anyway, and so may lies in them.
-    * The honest answer is always made (and debited) first, also by a free rider, who would save itself the work; so
+    * `Mix` and `Say` carry the same to all neighbors: an attacker that says different things to
+      different neighbors
+      (equivocation) can't be made of this wrapper. Answers differ by neighbor anyway, and so may
+      lies in them.
+    * The honest answer is always made (and debited) first, also by a free rider, who would save
+      itself the work; so
       what an attacker says of its privacy is never too little. A withheld answer stays withheld.
-    * What was heard is not in the checkpoint: an attacker that starts again knows nothing in its first round.
+    * What was heard is not in the checkpoint: an attacker that starts again knows nothing in its
+      first round.
 """
 
 from __future__ import annotations
@@ -31,11 +38,11 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.config import MixSection
-from node.maths.adam import widened
+from node.maths.adam import upcast
 from node.maths.mixing import whole
 from node.maths.robust import Vectors, rule_for
 from node.randomness import public_generator
-from peer.message import Ask, Conversation, Heard, Mix, Peer, Say, Verb
+from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb
 from peer.neighborhood import Neighborhood
 
 Word: TypeAlias = Literal["answer", "question", "state"]
@@ -43,21 +50,25 @@ Place: TypeAlias = tuple[int, Word, int]
 """(number of the verb in its round, what is said, which vector of it)."""
 
 
-class LieConfig(BaseModel):
+class MessageAttackConfig(BaseModel):
     """What all word attacks have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     words: tuple[Word, ...] = ("answer", "state")
-    """What is lied about: answers to neighbors, questions (costs only the attacker), state (what is mixed or said)."""
+    """What is lied about: answers to neighbors, questions (costs only the attacker), state (what is
+    mixed or said).
+    """
     of: Literal["step", "value"] = "step"
     """Parameters in a Mix: lie about their step since the last mixing, or about their value."""
     strength: float = Field(default=1.0, ge=0)
-    """truth + strength·(lie − truth) is said: 0 is the truth, bit for bit; more than 1 overshoots the lie."""
+    """truth + strength·(lie − truth) is said: 0 is the truth, bit for bit; more than 1 overshoots
+    the lie.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saying:
+class OutgoingVector:
     """One vector about to be said."""
 
     word: Word
@@ -66,7 +77,9 @@ class Saying:
     truth: Tensor
     """What an honest node says [d]."""
     heard: Mapping[Peer, Tensor]
-    """What others said in this place the last time they were heard, in the same form as `truth`; sorted by peer."""
+    """What others said in this place the last time they were heard, in the same form as `truth`;
+    sorted by peer.
+    """
     question: Tensor | None
     """answer: the model that was asked about."""
     weight: Mapping[Peer, float]
@@ -77,24 +90,31 @@ class Saying:
 
 
 @runtime_checkable
-class Lie(Protocol):
-    """A word attack. It has no memory of its own; `Saying` has what was heard."""
+class MessageAttack(Protocol):
+    """A word attack. It has no memory of its own; `OutgoingVector` has what was heard."""
 
     Config: ClassVar[type[BaseModel]]
-    config: LieConfig
+    config: MessageAttackConfig
     listens: bool
-    """Does it use `Saying.heard`? Remembering costs a copy of all that is heard."""
+    """Does it use `OutgoingVector.heard`? Remembering costs a copy of all that is heard."""
 
-    def lie(self, said: Saying) -> Tensor:
+    def lie(self, said: OutgoingVector) -> Tensor:
         """What is said instead of `said.truth`, which is left as it is."""
         ...
 
 
-class Liar:
+class ByzantineAlgorithm:
     """An `Algorithm` in all but its words."""
 
-    def __init__(self, algorithm: Algorithm, attack: Lie, hood: Neighborhood, seed: int) -> None:
-        self._algorithm, self._attack, self._hood, self._seed = algorithm, attack, hood, seed
+    def __init__(
+        self, algorithm: Algorithm, attack: MessageAttack, neighborhood: Neighborhood, seed: int
+    ) -> None:
+        self._algorithm, self._attack, self._hood, self._seed = (
+            algorithm,
+            attack,
+            neighborhood,
+            seed,
+        )
         self._heard: dict[Place, dict[Peer, Tensor]] = {}
         self._place: slice | None = None
         """Which of the parameters are mixed; None: there was no round yet."""
@@ -125,10 +145,12 @@ class Liar:
             verb, phase = _send(talk, reply), phase + 1
 
     def _since(self, t: int) -> Tensor:
-        """What is mixed in round t, as it was mixed last; of another block than before nothing was heard."""
+        """What is mixed in round t, as it was mixed last; of another block than before nothing was
+        heard.
+        """
         place = getattr(self._algorithm, "place", lambda t: slice(None))(t)
         if place != self._place:
-            self._place, self._mixed = place, widened(self._algorithm.parameters[place])
+            self._place, self._mixed = place, upcast(self._algorithm.parameters[place])
             self._heard.clear()
         return self._mixed
 
@@ -137,30 +159,57 @@ class Liar:
         match verb:
             case Ask():
                 asked = self._lies(t, phase, "question", verb.tensors)
-                return Ask(verb.kind, asked, self._answer(t, phase, verb), verb.layout, verb.answer_layout)
+                return Ask(
+                    verb.kind, asked, self._answer(t, phase, verb), verb.layout, verb.answer_layout
+                )
             case Say():
                 return Say(verb.kind, self._lies(t, phase, "state", verb.tensors), verb.layout)
             case Mix():
                 truth = whole(verb.tensors)
-                origin = since if self._attack.config.of == "step" and _alike(_parts(truth)[0], since) else None
+                origin = (
+                    since
+                    if self._attack.config.of == "step" and _alike(_parts(truth)[0], since)
+                    else None
+                )
                 lies = self._lies(t, phase, "state", truth, origin, mixed=True)
-                return Mix(verb.kind, lies, self._rule(phase, verb, _parts(truth), origin), verb.streaming, verb.layout)
+                return Mix(
+                    verb.kind,
+                    lies,
+                    self._rule(phase, verb, _parts(truth), origin),
+                    verb.streaming,
+                    verb.layout,
+                )
 
     def _lies(
-        self, t: int, phase: int, word: Word, tensors: Any, origin: Tensor | None = None, *, mixed: bool = False
+        self,
+        t: int,
+        phase: int,
+        word: Word,
+        tensors: Any,
+        origin: Tensor | None = None,
+        *,
+        mixed: bool = False,
     ) -> Any:
-        """A payload with each of its vectors a lie, in the same form. The first is counted from `origin`."""
+        """A payload with each of its vectors a lie, in the same form. The first is counted from
+        `origin`.
+        """
         if word not in self._attack.config.words:
             return tensors
         truth, lies = whole(tensors), []
         for k, part in enumerate(_parts(truth)):
             heard = self._heard.get((phase, word, k), {})
             parameters = k == 0 and (mixed or word == "question")
-            lies.append(self._lie(t, phase, word, k, part, heard, None if k else origin, parameters=parameters))
+            lies.append(
+                self._lie(
+                    t, phase, word, k, part, heard, None if k else origin, parameters=parameters
+                )
+            )
         return tuple(lies) if isinstance(truth, tuple) else lies[0]
 
     def _answer(self, t: int, phase: int, verb: Ask[Any]) -> Callable[[Peer, Any], Any]:
-        heard = self._heard.get((phase, "answer", 0), {})  # of the round before, whoever answers first in this one
+        heard = self._heard.get(
+            (phase, "answer", 0), {}
+        )  # of the round before, whoever answers first in this one
 
         def answer(to: Peer, question: Any) -> Any:
             if self._attack.listens:
@@ -190,7 +239,7 @@ class Liar:
         strength = self._attack.config.strength
         if strength == 0:
             return truth
-        said = Saying(
+        said = OutgoingVector(
             word=word,
             parameters=parameters,
             truth=truth if origin is None else truth - origin,
@@ -198,29 +247,41 @@ class Liar:
             question=question,
             weight=self._hood.weight,
             me=self._hood.me,
-            draw=lambda: public_generator(self._seed, self._hood.me, t, f"lie {phase} {word} {place} {to}"),
+            draw=lambda: public_generator(
+                self._seed, self._hood.me, t, f"lie {phase} {word} {place} {to}"
+            ),
         )
         lie = self._attack.lie(said)
         return truth.lerp((lie if origin is None else origin + lie).to(truth.dtype), strength)
 
-    def _listen(self, phase: int, word: Word, heard: Heard[Any]) -> None:
+    def _listen(self, phase: int, word: Word, heard: Replies[Any]) -> None:
         for k in range(max((len(_parts(payload)) for payload in heard.values()), default=0)):
-            self._heard[phase, word, k] = {peer: _parts(payload)[k].clone() for peer, payload in heard.items()}
+            self._heard[phase, word, k] = {
+                peer: _parts(payload)[k].clone() for peer, payload in heard.items()
+            }
 
     def _rule(
         self, phase: int, verb: Mix[Any], truth: tuple[Tensor, ...], origin: Tensor | None
     ) -> Callable[..., Tensor]:
-        """The verb's own rule with the truth in the attacker's own place; the driver calls it vector by vector."""
+        """The verb's own rule with the truth in the attacker's own place; the driver calls it
+        vector by vector.
+        """
         places = iter(range(len(truth)))
 
-        def rule(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+        def rule(
+            weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection
+        ) -> Tensor:
             k = next(places)
             if self._attack.listens:
                 zero = None if k else origin
                 others = {peer: vectors[peer] for peer in weight if peer != me}
-                heard = {peer: x.clone() if zero is None else x - zero for peer, x in others.items()}
+                heard = {
+                    peer: x.clone() if zero is None else x - zero for peer, x in others.items()
+                }
                 self._heard[phase, "state", k] = heard
-            return rule_for(verb.rule, how, me)(weight, {**vectors, me: truth[k].to(vectors[me].dtype)})
+            return rule_for(verb.rule, how, me)(
+                weight, {**vectors, me: truth[k].to(vectors[me].dtype)}
+            )
 
         return rule
 
