@@ -81,7 +81,7 @@ class Guarded(Wrapper):
 
     def __init__(self, task: object, name: str) -> None:
         self._task, self._name = task, name
-        self._start, self._batch, self._loss, self._mean_loss, self._evaluate = map(
+        self._initial_parameters, self._batch, self._loss, self._mean_loss, self._evaluate = map(
             self.__getattr__, METHODS
         )
         self._patient = _takes_two(self._evaluate)

@@ -434,7 +434,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, *ips: str, towards: str = "") -> No
     monkeypatch.setattr(
         addresses.ifaddr, "get_adapters", lambda: [ifaddr.Adapter("eth0", "eth0", found)]
     )
-    monkeypatch.setattr(addresses, "_source_address_for", lambda ip: towards if ":" not in ip else "")
+    monkeypatch.setattr(
+        addresses, "_source_address_for", lambda ip: towards if ":" not in ip else ""
+    )
 
 
 @pytest.mark.parametrize("address", ["h:1", "10.0.0.1:65535", "[::1]:80"])

@@ -416,7 +416,7 @@ def test_without_filled_chunks_such_a_model_breaks_the_bound(
     monkeypatch: pytest.MonkeyPatch, difference: bool, backend: clipping.Backend
 ) -> None:
     """The power check: a ragged last chunk rounds differently."""
-    monkeypatch.setattr(clipping, "filled", lambda rows, chunk: rows)
+    monkeypatch.setattr(clipping, "pad_to_chunk", lambda rows, chunk: rows)
     assert moved_by_one_record(difference, backend) > 1.1
 
 
@@ -439,7 +439,7 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
     task = make_small("mlp")
     placed = Placed(task.module, task.x, task.y)
     assert clipping.probe(placed) == "vmap"
-    monkeypatch.setattr(clipping, "_same_everywhere", lambda *_: False)
+    monkeypatch.setattr(clipping, "_is_batch_invariant", lambda *_: False)
     assert clipping.probe(task) == "loop"
     for backend in ("ghost", "vmap"):
         with pytest.raises(ConfigurationError, match='use "auto"'):
