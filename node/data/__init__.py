@@ -19,7 +19,7 @@ from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
 from node.data.examples import STANDARDIZED, Examples
 from node.data.folders import images
-from node.data.fortunes import fortunes
+from node.data.fortunes import read_fortunes
 from node.data.idx import fashion_mnist, mnist
 from node.data.tables import table
 from node.data.texts import Texts
@@ -35,7 +35,7 @@ BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
     "cifar-10": cifar_10,
 }
 """name -> (train, test). A new public data set: one function, one line here."""
-TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": fortunes}
+TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": read_fortunes}
 """The same, of text."""
 FAR = 20
 """No value that was scaled, by whatever means, lies so far from 0."""

@@ -31,7 +31,7 @@ SEED = 20260602
 """Of the choice. Changing it changes what every row number means."""
 
 
-def fortunes() -> tuple[Texts, Texts]:
+def read_fortunes() -> tuple[Texts, Texts]:
     """(train, test): columns `text` and `language`; a fifth of every language in test."""
     shared = system()
     by_language = _debian(shared / "games" / "fortunes") if shared else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.config import ExperimentConfig, NodeConfig, leaves, load, origins, write
+from node.config import ExperimentConfig, NodeConfig, flatten, load, origins, write
 from peer.errors import ConfigurationError
 
 TEXT = "[privacy]\nepsilon = 8\nrate = 0.25\n[train]\nrounds = 7\n"
@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back_equal(file: Path, tmp_path: Path) -> None:
 
 
 def test_leaves() -> None:
-    assert leaves({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

@@ -152,7 +152,9 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     assert found["nodes"] == 5, "the roster's"
     past = [Spent(Mechanism(sigma=2.5, rate=0.25), 30)]
     told = Mechanism(sigma=2.0, rate=0.25, releases=3)
-    fits = [t for t in range(41) if epsilon([*past, Spent(told, told.units(t))], DELTA) <= LIMIT]
+    fits = [
+        t for t in range(41) if epsilon([*past, Spent(told, told.compositions(t))], DELTA) <= LIMIT
+    ]
     assert 0 < max(fits) < 40
     lifetime = found["lifetime"]
     assert (lifetime["data"], lifetime["limit"], lifetime["rounds_left"]) == (

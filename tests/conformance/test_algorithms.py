@@ -275,7 +275,7 @@ def test_an_edge_lost_at_one_end_before_the_mix_is_dropped_at_both(variant, monk
 
     assert gossip(variant, loss)[0] < 1e-13
     monkeypatch.setattr(
-        node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys()
+        node.rounds.lockstep, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys()
     )
     assert gossip(variant, loss)[0] > 0.01
 
@@ -294,7 +294,7 @@ def test_an_algorithm_that_only_mixes_drops_the_edge_at_both_ends_in_the_next_ro
     once, _, _ = gossip(variant, loss, rounds=1)
     assert gossip(variant, loss, rounds=2)[0] == pytest.approx(once, abs=1e-13)
     monkeypatch.setattr(
-        node.simulate, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys()
+        node.rounds.lockstep, "agreed", lambda me, heard, headers: frozenset(heard) & headers.keys()
     )
     assert gossip(variant, loss, rounds=2)[0] != pytest.approx(once, abs=1e-3)
 

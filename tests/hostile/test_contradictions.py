@@ -17,7 +17,7 @@ from node.config import SyncSection
 from peer.errors import Malformed
 from peer.identity.keys import CertificateAuthority, Identity, stated
 from peer.message import Peer
-from peer.session.interfaces import Observer
+from peer.session.interfaces import SessionObserver
 from peer.session.mailbox import Role
 from peer.session.statements import PLACES, Statements, place
 from peer.session.transfers import Transfers
@@ -28,7 +28,7 @@ LIES_FROM = 4
 ROUNDS = 1000 if os.environ.get("HOSTILE") else 60
 
 
-class Proofs(Observer):
+class Proofs(SessionObserver):
     """What a node was told."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from toys import Toy, cluster
 
 from node.config import SyncSection
 from peer.identity.keys import CertificateAuthority, Identity
-from peer.session.interfaces import Observer
+from peer.session.interfaces import SessionObserver
 from peer.transport.memory import Memory, Network
 
 ROUNDS = 1000 if os.environ.get("HOSTILE") else 20
@@ -27,7 +27,7 @@ PAUSE = DEADLINE / 16
 """Seconds for which a node stands still now and then."""
 
 
-class Faults(Observer):
+class Faults(SessionObserver):
     """Whatever a session holds against a neighbor."""
 
     def __init__(self) -> None:

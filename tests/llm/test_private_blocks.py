@@ -64,7 +64,7 @@ def test_one_release_a_round_whatever_the_degree(
     found = in_process.simulate(config(kind="star"), tmp_path)
     assert len(ledgers) == 4
     for ledger in ledgers:
-        assert (ledger.units, ledger.head[0]) == (ROUNDS, ROUNDS)
+        assert (ledger.compositions, ledger.head[0]) == (ROUNDS, ROUNDS)
         assert [spent.mechanism.releases for spent in ledger.rows()] == [1]
     privacy = found.privacy
     assert (privacy.mode, privacy.delta, privacy.sigma) == ("strict", 1e-3, 1.5)
@@ -138,4 +138,4 @@ def test_a_spent_budget_gives_zeros_and_no_debit() -> None:
     asked = [within(x[block.place], t) for t in range(3)]
     assert [bool(g.any()) for g in asked] == [True, True, False]
     assert it.ledger is not None
-    assert it.ledger.units == 2
+    assert it.ledger.compositions == 2

@@ -109,7 +109,7 @@ def test_a_check_changes_nothing() -> None:
 
 
 def test_a_start_that_differs_between_two_calls() -> None:
-    refused(changed(start=lambda self, seed: torch.randn(self.layout.size)), "start")
+    refused(changed(initial_parameters=lambda self, seed: torch.randn(self.layout.size)), "start")
 
 
 def test_a_start_that_moves_on() -> None:
@@ -119,7 +119,7 @@ def test_a_start_that_moves_on() -> None:
         self.net[0].reset_parameters()
         return flat(self.layout, dict(self.net.named_parameters()))
 
-    refused(changed(start=start), "start")
+    refused(changed(initial_parameters=initial_parameters), "start")
 
 
 def seeded(build: Callable[[Good], object]) -> Any:
@@ -131,7 +131,7 @@ def seeded(build: Callable[[Good], object]) -> Any:
             build(self)
             return flat(self.layout, dict(self.net.named_parameters()))
 
-    return changed(start=start)
+    return changed(initial_parameters=initial_parameters)
 
 
 def test_a_start_that_draws_the_modules_own_parameters_anew() -> None:
@@ -177,7 +177,7 @@ def test_a_start_that_goes_by_the_seed_is_right() -> None:
     def initial_parameters(self: Good, seed: int) -> Tensor:
         return torch.randn(self.layout.size, generator=torch.Generator().manual_seed(seed))
 
-    task = changed(start=start)
+    task = changed(initial_parameters=initial_parameters)
     for seed in (0, 7):
         check(task, seed)
 
@@ -188,7 +188,7 @@ def test_a_start_that_seeds_torch_is_right() -> None:
         return torch.randn(self.layout.size)
 
     with torch.random.fork_rng(devices=[]):
-        check(changed(start=start))
+        check(changed(initial_parameters=initial_parameters))
 
 
 STARTS = {
@@ -211,11 +211,17 @@ STARTS = {
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_a_start_that_is_no_vector_of_the_layout(start: Any) -> None:
-    refused(changed(start=start), "start")
+    refused(changed(initial_parameters=initial_parameters), "start")
 
 
 def test_a_start_in_bfloat16_is_right() -> None:
-    check(changed(start=lambda self, seed: torch.zeros(self.layout.size, dtype=torch.bfloat16)))
+    check(
+        changed(
+            initial_parameters=lambda self, seed: torch.zeros(
+                self.layout.size, dtype=torch.bfloat16
+            )
+        )
+    )
 
 
 # mean_loss and loss

@@ -94,7 +94,7 @@ def test_one_language_per_peer_and_all_of_them_in_the_test_set(
                     ]
                     (folder / name).write_text("\n%\n".join([*some, "short"]))
                     (folder / f"{name}.dat").write_bytes(b"\x00\x01")
-        train, test = fortunes.fortunes()
+        train, test = fortunes.read_fortunes()
         assert (
             {*train.columns["language"]}
             == {*test.columns["language"]}

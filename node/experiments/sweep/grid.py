@@ -334,9 +334,15 @@ def experiment(values: Values, files: Sequence[Path], where: str = "") -> Experi
         raise ConfigurationError(sentence(error, files).rstrip(".") + where + ".") from None
 
 
+WAITING = ("sync", "start")
+"""Sections about waiting for neighbors; a simulation reads of them only `sync.mode`."""
+
+
 def digest(configuration: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a configuration as JSON has it."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+    """SHA-256 (hex) of what a simulation reads of a configuration, as JSON has it."""
+    read = {name: values for name, values in configuration.items() if name not in WAITING}
+    read["mode"] = configuration["sync"]["mode"]
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def _section(values: Any, file: Path) -> SweepSection:
