@@ -59,7 +59,7 @@ from torch import Tensor
 
 from node.algorithms import Gradients
 from node.maths.adam import PIECE, AdamConfig, adam_steps, clip_norm_, drain, upcast
-from node.maths.blocks import Block, BlockSchedule, divided, visited
+from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
 from node.maths.schedule import WarmupDecay, rate
 from peer.message import Conversation, DType, IncrementalPayload, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
@@ -124,7 +124,7 @@ class Badam:
     ) -> None:
         """stages: the layout's names layer by layer."""
         self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.blocks = divided(layout, stages, config.layers_per_block)
+        self.blocks = partition_blocks(layout, stages, config.layers_per_block)
         self.state: Any = self.State(x=start.clone())
         self.whole = True
         self._within: tuple[int, Callable[[Tensor, int], Tensor]] = UNBOUND
@@ -153,11 +153,11 @@ class Badam:
 
     def block(self, visit: int) -> Block:
         """The one that is active in a visit."""
-        return visited(self.blocks, visit, self.config)
+        return active_block(self.blocks, visit, self.config)
 
     def place(self, t: int) -> slice:
         """Where the block of round t lies."""
-        return self.block(t // self.config.steps).place
+        return self.block(t // self.config.steps).span
 
     def position(self, t: int) -> Mapping[str, int]:
         """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner
@@ -177,7 +177,7 @@ class Badam:
         state, visit = self.state, t // self.config.steps
         if visit != state.visit:
             state = self.state = self.State(x=state.x)  # what the last block needed goes first
-            theta = upcast(state.x[self.block(visit).place])
+            theta = upcast(state.x[self.block(visit).span])
             return self.State(
                 x=state.x,
                 visit=visit,
@@ -197,12 +197,10 @@ class Badam:
         g = clip_norm_(self._within[1](state.theta, t), self.config.clip_norm)
         self.whole = state is not self.state
         lr = rate(t, self.config)
-        return g, adam_steps(
-            self.config, state.theta, state.m, state.v, g, lr=lr, taken=state.taken
-        )
+        return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, step=state.taken)
 
     def keep(self, state: Any) -> None:
-        state.x[self.block(state.visit).place] = state.theta
+        state.x[self.block(state.visit).span] = state.theta
         self.state, self.whole = state, True
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:

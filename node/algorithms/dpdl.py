@@ -48,7 +48,7 @@ from torch import Tensor
 
 from node.algorithms import Gradients
 from node.maths.cosine import calibration, cosine
-from node.maths.mixing import accumulator, fold
+from node.maths.mixing import accumulate, accumulator
 from node.maths.schedule import Schedule, step_size
 from peer.message import Ask, Conversation, Layout, Mix, Peer
 from peer.neighborhood import Neighborhood
@@ -170,9 +170,9 @@ class Dpdl:
         }
         g = accumulator(own)
         for j, similarities in self.similarity.items():
-            fold(g, cross[j], 1 / (sqrt(weight[j]) * self.neighborhood.nodes))
+            accumulate(g, cross[j], 1 / (sqrt(weight[j]) * self.neighborhood.nodes))
             for place, s in zip(self.places, similarities, strict=True):
-                fold(g[place], own[place], self.config.alpha * weight[j] * calibration(s))
+                accumulate(g[place], own[place], self.config.alpha * weight[j] * calibration(s))
         return g if self.config.scale == "paper" else g.div_(self.scale(cross))
 
     def scale(self, heard: Mapping[Peer, Tensor]) -> float:

@@ -82,7 +82,7 @@ class DsgdAdam:
         c, s = self.config, self.state
         half = clip_norm_(self.gradients(s.x, t, self.neighborhood.me), c.clip_norm)
         self.whole = False
-        steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), taken=s.taken)
+        steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), step=s.taken)
         x = yield Mix("state", IncrementalPayload(half, steps), streaming=True)
         self.state, self.whole = State(x=x, m=s.m, v=s.v, taken=s.taken + 1), True
 

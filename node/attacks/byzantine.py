@@ -39,7 +39,7 @@ from torch import Tensor
 from node.algorithms import Algorithm
 from node.config import MixSection
 from node.maths.adam import upcast
-from node.maths.mixing import whole
+from node.maths.mixing import materialize
 from node.maths.robust import Vectors, rule_for
 from node.randomness import public_generator
 from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb
@@ -165,7 +165,7 @@ class ByzantineAlgorithm:
             case Say():
                 return Say(verb.kind, self._lies(t, phase, "state", verb.tensors), verb.layout)
             case Mix():
-                truth = whole(verb.tensors)
+                truth = materialize(verb.tensors)
                 origin = (
                     since
                     if self._attack.config.of == "step" and _alike(_parts(truth)[0], since)
@@ -195,7 +195,7 @@ class ByzantineAlgorithm:
         """
         if word not in self._attack.config.words:
             return tensors
-        truth, lies = whole(tensors), []
+        truth, lies = materialize(tensors), []
         for k, part in enumerate(_parts(truth)):
             heard = self._heard.get((phase, word, k), {})
             parameters = k == 0 and (mixed or word == "question")

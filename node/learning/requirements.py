@@ -8,7 +8,7 @@ import torch
 
 from node.algorithms import Algorithm
 from node.config import PrivacySection, RunConfig
-from node.maths.blocks import divided
+from node.maths.blocks import partition_blocks
 from node.maths.clipping import chunk_for
 from node.process import available_memory, mib
 from node.task import Task
@@ -55,7 +55,10 @@ def room_for_blocks(
 
 def largest(options: Any, task: Task) -> int:
     """Parameters of the largest block."""
-    return max(block.size for block in divided(task.layout, task.stages, options.layers_per_block))  # type: ignore[attr-defined]
+    groups = task.stages  # type: ignore[attr-defined]
+    return max(
+        block.size for block in partition_blocks(task.layout, groups, options.layers_per_block)
+    )
 
 
 def memory_needed(

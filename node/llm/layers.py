@@ -29,7 +29,7 @@ class Trained:
     layers.
     """
 
-    stages: tuple[tuple[str, ...], ...]
+    layer_groups: tuple[tuple[str, ...], ...]
     layout: Layout
 
 
@@ -46,18 +46,18 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
     named = dict(model.named_parameters())  # each tied parameter once
     if text.lora_rank:
         named = {name: value for name, value in named.items() if ".lora_" in name}
-    stages = [tuple(name for name in named if name.startswith(place)) for place in inside]
+    layer_groups = [tuple(name for name in named if name.startswith(place)) for place in inside]
     if text.embeddings and not text.lora_rank:
         outside = [name for name in named if not name.startswith(sum(inside, ()))]
         first = tuple(name for name in outside if name in _embeddings(model))
         last = tuple(name for name in outside if name not in first)
-        stages[0], stages[-1] = first + stages[0], stages[-1] + last
-    kept = tuple(stage for stage in stages if stage)
+        layer_groups[0], layer_groups[-1] = first + layer_groups[0], layer_groups[-1] + last
+    kept = tuple(group for group in layer_groups if group)
     if not kept:
         raise ConfigurationError(
             "Nothing of the model would be trained; see task.text.lora_rank and embeddings."
         )
-    fields = tuple((name, tuple(named[name].shape)) for stage in kept for name in stage)
+    fields = tuple((name, tuple(named[name].shape)) for group in kept for name in group)
     return Trained(kept, Layout(fields))
 
 
@@ -107,7 +107,7 @@ def _embeddings(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name in found}
 
 
-def adapted(model: nn.Module, text: TextSection) -> nn.Module:
+def with_lora(model: nn.Module, text: TextSection) -> nn.Module:
     """The model with LoRA adapters beside the linear maps of its layers; it shares the model's
     weights.
 
@@ -144,7 +144,7 @@ def adapted(model: nn.Module, text: TextSection) -> nn.Module:
     return found.eval().requires_grad_(False)
 
 
-def without(model: nn.Module, names: Collection[str]) -> nn.Module:
+def drop_weights(model: nn.Module, names: Collection[str]) -> nn.Module:
     """Other modules with the same tensors but for these parameters, which keep their shapes
     only.
     """
@@ -155,7 +155,7 @@ def without(model: nn.Module, names: Collection[str]) -> nn.Module:
     return _copied(model, empty)
 
 
-def whole(model: nn.Module, learnt: Mapping[str, Tensor]) -> Any:
+def merged_model(model: nn.Module, learnt: Mapping[str, Tensor]) -> Any:
     """The same with these parameters in place, as a transformers model; adapters are merged."""
     put = {
         id(model.get_parameter(name)): nn.Parameter(it.clone(), requires_grad=False)

@@ -29,11 +29,14 @@ class AdamConfig(Section):
 
 
 def adam_steps(
-    c: AdamConfig, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr: float, taken: int
+    c: AdamConfig, theta: Tensor, m: Tensor, v: Tensor, g: Tensor, *, lr: float, step: int
 ) -> Iterator[int]:
-    """One step, all vectors flat [d]: m and v become m½ and v½, g becomes θ½; θ stays. Yields after
-    every piece how many elements it has. `taken`: steps before this one."""
-    first, second = 1 - c.a1 ** (taken + 1), 1 - c.a2 ** (taken + 1)
+    """One step in place, all vectors flat [d]: m and v become m½ and v½, g becomes θ½; θ stays.
+
+    Yields after every piece how many elements it has. `step`: how many steps came before.
+    """
+    first = 1 - c.a1 ** (step + 1)
+    second = 1 - c.a2 ** (step + 1)
     for start in range(0, len(g), PIECE):
         here = slice(start, start + PIECE)
         m[here].mul_(c.a1).add_(g[here], alpha=1 - c.a1)
@@ -46,17 +49,18 @@ def adam_steps(
 
 def clip_norm_(g: Tensor, norm: float | None) -> Tensor:
     """g [d], shortened in place to that norm where it is longer."""
-    if norm is not None and (length := float(torch.linalg.vector_norm(g))) > norm:
-        g.mul_(norm / length)
-    return g
+    if norm is None:
+        return g
+    length = float(torch.linalg.vector_norm(g))
+    return g.mul_(norm / length) if length > norm else g
 
 
 def drain(steps: Iterator[int]) -> None:
-    """All of them, now."""
+    """Runs all the steps now."""
     for _ in steps:
         pass
 
 
 def upcast(x: Tensor) -> Tensor:
-    """A copy of x, in float32 if it is narrower: steps are too small for bfloat16."""
+    """A copy of x [d], in float32 if it is narrower: steps are too small for bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)

@@ -18,7 +18,7 @@ class Block:
     """Consecutive parameters of a model."""
 
     layout: Layout
-    place: slice
+    span: slice
     """Where they lie in the model's flat vector [d]."""
 
     @property
@@ -26,24 +26,26 @@ class Block:
         return self.layout.size
 
 
-def divided(layout: Layout, stages: Sequence[Sequence[str]], each: int) -> tuple[Block, ...]:
-    """The model in blocks of `each` consecutive stages (the last may be shorter), in layout order.
+def partition_blocks(
+    layout: Layout, layer_groups: Sequence[Sequence[str]], groups_per_block: int
+) -> tuple[Block, ...]:
+    """The model in blocks of so many consecutive layers (the last may have fewer), in layout order.
 
     Args:
-        stages: names of the layout's fields, layer by layer, together all of them in order.
+        layer_groups: names of the layout's fields, layer by layer, together all of them in order.
     """
-    assert [name for stage in stages for name in stage] == [name for name, _ in layout.fields], (
-        "stages ≠ layout"
-    )
-    shapes, found, start = dict(layout.fields), [], 0
-    for k in range(0, len(stages), each):
-        part = Layout(
-            tuple((name, shapes[name]) for stage in stages[k : k + each] for name in stage),
-            layout.dtype,
-        )
-        found.append(Block(part, slice(start, start + part.size)))
+    assert [name for group in layer_groups for name in group] == [
+        name for name, _ in layout.fields
+    ], "layer groups ≠ layout"
+    shapes = dict(layout.fields)
+    blocks: list[Block] = []
+    start = 0
+    for k in range(0, len(layer_groups), groups_per_block):
+        names = [name for group in layer_groups[k : k + groups_per_block] for name in group]
+        part = Layout(tuple((name, shapes[name]) for name in names), layout.dtype)
+        blocks.append(Block(part, slice(start, start + part.size)))
         start += part.size
-    return tuple(found)
+    return tuple(blocks)
 
 
 class BlockSchedule(Section):
@@ -61,11 +63,10 @@ class BlockSchedule(Section):
     """random: the same at all nodes, so that they agree without a message."""
 
 
-def visited(blocks: Sequence[Block], visit: int, tour: BlockSchedule) -> Block:
-    """The block that is active in the visit-th visit, counted from 0: each is visited once a
-    cycle.
-    """
+def active_block(blocks: Sequence[Block], visit: int, schedule: BlockSchedule) -> Block:
+    """The block of the visit-th visit, counted from 0: each is visited once a cycle."""
     cycle, k = divmod(visit, len(blocks))
-    if tour.order == "random":
-        return random.Random(f"{tour.order_seed} {cycle}").sample(blocks, len(blocks))[k]
-    return blocks[k if tour.order == "ascending" else -1 - k]
+    if schedule.order == "random":
+        order = random.Random(f"{schedule.order_seed} {cycle}").sample(blocks, len(blocks))
+        return order[k]
+    return blocks[k if schedule.order == "ascending" else -1 - k]

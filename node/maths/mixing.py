@@ -1,8 +1,8 @@
 """Weighted sums over a neighborhood, and which edges of it are mixed.
 
-`fold` is the one elementary step and sorted peers the one order of summation, for every driver:
-whole vectors and frames of them, folded in this order, give the same bits (each element is a chain
-of the same operations, wherever it lies in a frame). Bits may differ between processors of
+`accumulate` is the one elementary step and sorted peers the one order of summation, for every
+driver: whole vectors and frames of them, added in this order, give the same bits (each element is
+a chain of the same operations, wherever it lies in a frame). Bits may differ between processors of
 different kinds (fused multiply-add), never between drivers.
 """
 
@@ -26,13 +26,11 @@ AggregationRule: TypeAlias = Callable[[Mapping[Peer, float], Mapping[Peer, Tenso
 
 
 def accumulator(like: Tensor) -> Tensor:
-    """Zeros to fold into, shaped like `like`: float32 (also for half-width types), or float64 if
-    `like` is.
-    """
+    """Zeros shaped like `like` [n], float64 if it is, else float32 (also for half-width types)."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
-def fold(into: Tensor, x: Tensor, weight: float) -> None:
+def accumulate(into: Tensor, x: Tensor, weight: float) -> None:
     """into += weight·x, in place; both [n], a whole vector or one frame of it."""
     into.add_(x.to(into.dtype), alpha=weight)
 
@@ -43,7 +41,7 @@ def weighted_sum(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -
     """
     acc = accumulator(next(iter(vectors.values())))
     for peer in sorted(weight):
-        fold(acc, vectors[peer], weight[peer])
+        accumulate(acc, vectors[peer], weight[peer])
     return acc
 
 
@@ -60,7 +58,7 @@ def mixed(
     return tuple(rule(weight, column) for column in columns)
 
 
-def whole(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
+def materialize(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
     """The payload, filled to the end."""
     if not isinstance(payload, IncrementalPayload):
         return payload

@@ -26,7 +26,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from node.maths.mixing import BLOCK, fold
+from node.maths.mixing import BLOCK, accumulate
 from peer.message import Peer
 
 Matrix = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def project(g: Tensor, others: Mapping[Peer, Tensor]) -> Projection:
     for k, u, s in zip(usable, pull.tolist(), cosines[-1].tolist(), strict=False):
         multiplier[peers[k]], cosine[peers[k]] = u, max(-1.0, min(1.0, s))
         if u > 0:
-            fold(projected, others[peers[k]], u / float(ratio[k]))
+            accumulate(projected, others[peers[k]], u / float(ratio[k]))
     return Projection(vector=projected.to(g.dtype), multiplier=multiplier, cosine=cosine)
 
 

@@ -82,7 +82,7 @@ class SyntheticTask(Wrapper, Task):
         raise NotImplementedError("the task itself moves")
 
     def initial_parameters(self, seed: int) -> Tensor:
-        return drawn(self.layout, seed)
+        return random_parameters(self.layout, seed)
 
     def evaluate(
         self, x: Tensor, yield_point: Callable[[], None] = lambda: None
@@ -229,7 +229,7 @@ def _floats(shape: tuple[int, ...], generator: torch.Generator, kind: str) -> Te
     return torch.randn(shape, generator=generator)
 
 
-def drawn(layout: Layout, seed: int) -> Tensor:
+def random_parameters(layout: Layout, seed: int) -> Tensor:
     """Parameters, flat float32 [d], at which every unit is alive and every bit matters: matrices of
     random signs and sizes that keep a layer's scale, vectors (biases, norms) positive."""
     generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ from node.config import PrivacySection
 from node.maths.blocks import Block
 from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick, unusable
 from node.maths.purity import keyed_seeds
-from node.maths.synthetic import drawn
+from node.maths.synthetic import random_parameters
 from node.privacy import noise
 from node.privacy.accountant import Mechanism, calibrate, remaining_compositions
 from node.privacy.block_objective import BlockObjective
@@ -115,7 +115,7 @@ class _Suspects:
         )
         bad = new
         if not own and len(bad):
-            bad = unusable(self.task, bad, drawn(self.task.layout, 0))
+            bad = unusable(self.task, bad, random_parameters(self.task.layout, 0))
         if not own and len(bad) and self.start is not None:
             bad = unusable(self.task, bad, self.start())
         self.told |= set(bad.tolist())
@@ -218,13 +218,11 @@ class DPGate(GradientGate):
         else as any other.
         """
         if (
-            block.place.start not in self._backends
+            block.span.start not in self._backends
         ):  # tried where the other parameters are made up as well
-            made_up = BlockObjective(self.task, drawn(self.task.layout, 0), block)
-            self._backends[block.place.start] = pick(
-                self.config.backend, made_up, self.config.chunk
-            )
-        task, backend = BlockObjective(self.task, x, block), self._backends[block.place.start]
+            made_up = BlockObjective(self.task, random_parameters(self.task.layout, 0), block)
+            self._backends[block.span.start] = pick(self.config.backend, made_up, self.config.chunk)
+        task, backend = BlockObjective(self.task, x, block), self._backends[block.span.start]
         return lambda theta, t: self._served(_Question(task, theta, backend=backend), t, self.me)
 
     def _served(self, question: _Question, t: int, to: Peer) -> Tensor:

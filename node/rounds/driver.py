@@ -17,7 +17,14 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.config import MixSection, StartSection, SyncSection
-from node.maths.mixing import AggregationRule, accumulator, agreed, consensus_distance, fold, mixed
+from node.maths.mixing import (
+    AggregationRule,
+    accumulate,
+    accumulator,
+    agreed,
+    consensus_distance,
+    mixed,
+)
 from node.maths.robust import MEAN, distance, is_mean, rule_for
 from node.rounds.bounds import RMS_ONLY, Bounds, outliers
 from node.rounds.buffers import SendBuffer, parts_of
@@ -460,4 +467,4 @@ def _mixed(
 
 def _fold_frame(into: Tensor, weight: Mapping[Peer, float], frame: Mapping[Peer, Tensor]) -> None:
     for peer in sorted(weight):
-        fold(into, frame[peer], weight[peer])
+        accumulate(into, frame[peer], weight[peer])

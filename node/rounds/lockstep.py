@@ -18,7 +18,7 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.config import MixSection
-from node.maths.mixing import agreed, mixed, whole
+from node.maths.mixing import agreed, materialize, mixed
 from node.maths.robust import MEAN, rule_for
 from node.rounds.bounds import RMS_ONLY, Bounds
 from node.rounds.buffers import Size
@@ -132,7 +132,7 @@ def _exchange(
     assert len({_form(verb) for verb in verbs.values()}) <= 1, (
         f"nodes disagree on what is said: {verbs}"
     )
-    said = {i: whole(verbs[i].tensors) for i in sorted(verbs)}
+    said = {i: materialize(verbs[i].tensors) for i in sorted(verbs)}
     answers = {i: _answers(i, verbs, said[i], neighborhoods[i]) for i in said}
     contacts = arrived(
         verbs, neighborhoods, {*lost, *_refused(verbs, said, answers, neighborhoods, bounds)}

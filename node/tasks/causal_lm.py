@@ -38,7 +38,7 @@ from node import device as devices
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.llm import likelihood, models
-from node.llm.layers import Trained, adapted, share_weights, trained, whole, without
+from node.llm.layers import Trained, drop_weights, merged_model, share_weights, trained, with_lora
 from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
 from node.task import views
@@ -87,7 +87,7 @@ class CausalLM:
         )
         self.dtype, self._model = TYPES[text.dtype], language.model
         self.layout: Layout = found.layout
-        self.stages: tuple[tuple[str, ...], ...] = found.stages
+        self.stages: tuple[tuple[str, ...], ...] = found.layer_groups
         self._repeats = language.repeats
         self._chooses = "logits_to_keep" in signature(_inner(language.model).forward).parameters
         self._local = threading.local()
@@ -101,7 +101,7 @@ class CausalLM:
         model = self._again(seed)
         if self.text.lora_rank:
             with seeded(seed):
-                model = adapted(model, self.text)
+                model = with_lora(model, self.text)
         named = dict(model.named_parameters())
         return torch.cat(
             [named[name].detach().reshape(-1).to(self.dtype) for name, _ in self.layout.fields]
@@ -241,9 +241,11 @@ def _shared(
     model = language.model
     if text.lora_rank:
         with seeded(0):  # of the shapes only; `start` draws
-            model = adapted(model, text)
+            model = with_lora(model, text)
     found = trained(model, text)
-    return replace(language, model=without(model, [it for it, _ in found.layout.fields])), found
+    return replace(
+        language, model=drop_weights(model, [it for it, _ in found.layout.fields])
+    ), found
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
@@ -306,7 +308,7 @@ def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> 
     if layout.digest != found.layout.digest:
         raise DataError(f"What was saved has other tensors than {run.task.model}.")
     _check_model(run.task)
-    model = whole(language.model, views(layout, x.to(TYPES[text.dtype])))
+    model = merged_model(language.model, views(layout, x.to(TYPES[text.dtype])))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)

@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from node.config import RunConfig
 from node.device import pick
-from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
 from node.privacy import noise
 from node.randomness import Keys
 from node.tasks import make
@@ -83,17 +84,14 @@ class Bench:
 
     def backends(self, repetitions: int) -> dict[str, float]:
         rows, plain = torch.arange(BATCH), []
-        found: dict[str, list[float]] = {"vmap": [], "loop": []}
+        found: dict[Backend, list[float]] = {"vmap": [], "loop": []}
         for repetition in range(repetitions + 1):
             plain.append(self.seconds(lambda: mean_gradient(self.task, self.x, rows))[0])
             for backend, times in found.items():
                 if backend == "loop" and repetition > 2:
                     continue  # it is long, and two tell enough
-                times.append(
-                    self.seconds(
-                        lambda: clipped_sum(self.task, self.x, rows, CLIP, backend=backend)
-                    )[0]
-                )  # type: ignore[arg-type]  # noqa: B023
+                clip = partial(clipped_sum, self.task, self.x, rows, CLIP, backend=backend)
+                times.append(self.seconds(clip)[0])
         base = statistics.median(plain[1:])
         return {
             "plain_ms": 1000 * base,

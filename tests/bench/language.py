@@ -31,7 +31,7 @@ from torch import Tensor
 from node import process
 from node.config import RunConfig
 from node.data.paths import package
-from node.maths.blocks import divided
+from node.maths.blocks import partition_blocks
 from node.privacy.block_objective import BlockObjective
 from node.task import views
 from node.tasks import make
@@ -60,7 +60,7 @@ class Case:
         self.task = make(RunConfig(privacy={"mode": "none"}, task=task), np.arange(0, 80, 10))  # type: ignore[arg-type]
         self.batch = self.task.batch(torch.arange(told["text"]["micro_batch"]))
         self.x = self.task.initial_parameters(0)
-        self.blocks = divided(self.task.layout, self.task.stages, 2)  # type: ignore[attr-defined]
+        self.blocks = partition_blocks(self.task.layout, self.task.stages, 2)  # type: ignore[attr-defined]
 
     @property
     def parts(self) -> list[str]:
@@ -75,7 +75,7 @@ class Case:
     def backward(self, k: int) -> tuple[float, float]:
         """Seconds forward and backward; k: of `parts`."""
         task = BlockObjective(self.task, self.x, block := self.blocks[k - 1]) if k else self.task
-        theta = self.x[block.place] if k else self.x
+        theta = self.x[block.span] if k else self.x
         leaves = {
             name: it.float().requires_grad_() for name, it in views(task.layout, theta).items()
         }

@@ -166,9 +166,9 @@ async def measure(sizes: list[int], repetitions: int) -> list[dict[str, Any]]:
         for node in ("a", "b"):
             authority.enrol(folder / node)
         command = [sys.executable, __file__, "--child", name, "--largest", str(largest)]
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )  # noqa: ASYNC220
+        )
         assert process.stdin is not None
         assert process.stdout is not None
         with process:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from node.algorithms import ALGORITHMS, find
-from node.maths.mixing import whole
+from node.maths.mixing import materialize
 from peer.message import Layout, Withheld
 from peer.topology import make_neighborhoods
 
@@ -96,8 +96,8 @@ class Toy:
     def within(self, x, block):
         def gradient(theta, t):
             whole = x.clone()
-            whole[block.place] = theta
-            return self(whole, t, self._me)[block.place]
+            whole[block.span] = theta
+            return self(whole, t, self._me)[block.span]
 
         return gradient
 
@@ -183,7 +183,7 @@ class Listened:
                 verb = talk.send(heard)
             except StopIteration:
                 return
-            verb = dataclasses.replace(verb, tensors=whole(verb.tensors))
+            verb = dataclasses.replace(verb, tensors=materialize(verb.tensors))
             parts = verb.tensors if isinstance(verb.tensors, tuple) else (verb.tensors,)
             self.said.extend(part.clone() for part in parts)
             self.verbs[t].append(

@@ -143,10 +143,8 @@ async def test_who_starts_again_is_not_accused(people: dict[str, Identity]) -> N
         again.transport.network = nodes["n0"].transport.network
         again.book.table = nodes["n0"].book.table
         task = asyncio.create_task(again.live(first=2))
-        while (
-            sum("n1" in nodes["n0"].notes.weights[t] for t in list(nodes["n0"].notes.weights)[-5:])
-            < 5
-        ):  # noqa: ASYNC110
+        weights = nodes["n0"].notes.weights
+        while sum("n1" in weights[t] for t in list(weights)[-5:]) < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -106,7 +106,7 @@ def test_what_a_state_holds_in_mid_block(learners: Learners) -> None:
     assert state.left.any()
     assert state.m.any()
     assert state.x.dtype == torch.bfloat16
-    place = nodes["n0"].algorithm.block(1).place  # type: ignore[attr-defined]
+    place = nodes["n0"].algorithm.block(1).span  # type: ignore[attr-defined]
     assert not torch.equal(state.theta, state.x[place].float())
     assert torch.equal(state.theta.bfloat16(), state.x[place])
 

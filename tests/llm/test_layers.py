@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from node.llm.layers import layers
-from node.maths.blocks import divided
+from node.maths.blocks import partition_blocks
 from node.maths.clipping import mean_gradient
 from node.privacy.block_objective import BlockObjective
 from node.task import views
@@ -98,8 +98,8 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     losses = functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
     (losses.sum(1) / (labels[:, 1:] != -100).sum(1)).mean().backward()
     x = it.initial_parameters(0)
-    for block in divided(it.layout, it.stages, 1):
-        found = mean_gradient(BlockObjective(it, x, block), x[block.place], torch.arange(4))
+    for block in partition_blocks(it.layout, it.stages, 1):
+        found = mean_gradient(BlockObjective(it, x, block), x[block.span], torch.arange(4))
         expected = [model.get_parameter(name).grad.reshape(-1) for name, _ in block.layout.fields]
         assert found.any()
         torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-4)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from node.config import ExperimentConfig
 from node.experiments import in_process
-from node.maths.mixing import whole
+from node.maths.mixing import materialize
 from node.rounds.lockstep import simulate
 from node.task import views
 from node.tasks.causal_lm import save_pretrained
@@ -57,7 +57,7 @@ def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], Experiment
     of B·A would be.
     """
     twins = in_process._learners(config("full"))
-    said = torch.stack([whole(next(it.algorithm.round(0)).tensors) for it in twins.values()])  # type: ignore[union-attr]
+    said = torch.stack([materialize(next(it.algorithm.round(0)).tensors) for it in twins.values()])  # type: ignore[union-attr]
     learners = in_process._learners(config("full"))
     simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.neighborhoods, 1)
     assert said.shape == (4, ADAPTERS)

@@ -81,7 +81,7 @@ def test_noise_of_sigma_c_over_b_is_on_the_block() -> None:
     """
     it = learners(clip=1e-6, sigma=1.5, batch=5)["n0"]
     before = it.algorithm.parameters.clone()
-    g = it.gate.within(before, block := it.algorithm.block(0))(before[block.place].float(), 0)  # type: ignore[attr-defined]
+    g = it.gate.within(before, block := it.algorithm.block(0))(before[block.span].float(), 0)  # type: ignore[attr-defined]
     assert len(g) == block.size < it.task.layout.size
     assert float(g.std()) == pytest.approx(1.5 * 1e-6 / 5, rel=0.02)
 
@@ -103,7 +103,7 @@ def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:
         x = it.algorithm.parameters
         block = it.algorithm.block(0)  # type: ignore[attr-defined]
         within = it.gate.within(x, block)
-        answers.append((within(x[block.place], 0), within(x[block.place], 1)))
+        answers.append((within(x[block.span], 0), within(x[block.span], 1)))
     assert not torch.equal(answers[0][0], answers[1][0])
     assert torch.equal(answers[2][0], answers[3][0])
     assert abs(float(torch.corrcoef(torch.stack(answers[0]))[0, 1])) < 0.1
@@ -135,7 +135,7 @@ def test_a_spent_budget_gives_zeros_and_no_debit() -> None:
     x = it.algorithm.parameters
     block = it.algorithm.block(0)  # type: ignore[attr-defined]
     within = it.gate.within(x, block)
-    asked = [within(x[block.place], t) for t in range(3)]
+    asked = [within(x[block.span], t) for t in range(3)]
     assert [bool(g.any()) for g in asked] == [True, True, False]
     assert it.ledger is not None
     assert it.ledger.compositions == 2

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from node.maths.mixing import (
+    accumulate,
     accumulator,
     agreed,
     consensus_distance,
-    fold,
+    materialize,
     mixed,
     weighted_sum,
-    whole,
 )
 from node.maths.schedule import Schedule, step_size
 from peer.message import IncrementalPayload
@@ -60,7 +60,7 @@ def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
         cuts = [0, *sorted(chance.sample(range(d), min(d, 4))), d]
         for start, stop in chance.sample(list(itertools.pairwise(cuts)), len(cuts) - 1):
             for name in sorted(weight):
-                fold(acc[start:stop], x[name][start:stop], weight[name])
+                accumulate(acc[start:stop], x[name][start:stop], weight[name])
         assert torch.equal(acc, weighted_sum(weight, x))
 
 
@@ -98,9 +98,11 @@ def test_a_vector_is_filled_once_and_to_its_end():
             x[2 * k : 2 * k + 2] += k + 1
             yield 2
 
-    assert torch.equal(whole(IncrementalPayload(x, steps())), torch.tensor([1.0, 1, 2, 2, 3, 3]))
+    assert torch.equal(
+        materialize(IncrementalPayload(x, steps())), torch.tensor([1.0, 1, 2, 2, 3, 3])
+    )
     with pytest.raises(AssertionError):
-        whole(IncrementalPayload(x, iter([2, 2])))
+        materialize(IncrementalPayload(x, iter([2, 2])))
 
 
 HEARD = {"a": {"b", "c"}, "b": {"a"}, "c": {"a", "b"}}

@@ -11,8 +11,8 @@ from naive_deca import played
 
 from node.algorithms.deca import Badam, Deca, DecaState, State, rounded
 from node.algorithms.dsgd_adam import DsgdAdam
-from node.maths.blocks import BlockSchedule, divided, visited
-from node.maths.mixing import weighted_sum, whole
+from node.maths.blocks import BlockSchedule, active_block, partition_blocks
+from node.maths.mixing import materialize, weighted_sum
 from node.maths.schedule import WarmupDecay, rate
 from node.rounds.lockstep import simulate
 from peer.message import DType, Layout
@@ -34,10 +34,10 @@ class Quadratic:
         self.asked = []
 
     def within(self, x, block):
-        assert block.layout.size == block.place.stop - block.place.start
+        assert block.layout.size == block.span.stop - block.span.start
         return lambda theta, t: (
-            self.asked.append((t, block.place)),
-            theta - self.wanted[block.place].to(theta),
+            self.asked.append((t, block.span)),
+            theta - self.wanted[block.span].to(theta),
         )[1]
 
     def __call__(self, x, t, to):
@@ -103,7 +103,7 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
     deca.state = DecaState(x=theta.clone(), visit=0, taken=r, theta=theta, m=m, v=v)
     talk = deca.round(r)
     verb = next(talk)
-    half = whole(verb.tensors)
+    half = materialize(verb.tensors)
     close(half, found["theta_half"])
     assert verb.streaming
     mixed = weighted_sum(CASE["w"], {"self": half, **vectors(CASE["theta_half_neighbors"])})
@@ -142,7 +142,7 @@ class Curved:
         return (1 + self.bend[place]) * (theta - 3 * self.wanted[place]) + t % 3 / 10
 
     def within(self, x, block):
-        return lambda theta, t: self.of(theta, block.place, t)
+        return lambda theta, t: self.of(theta, block.span, t)
 
 
 OPTIONS = {
@@ -186,7 +186,7 @@ def test_it_is_the_naive_one_on_a_ring(bma, name):
         for i, neighborhood in neighborhoods.items()
     }
     simulate(nodes, neighborhoods, 43)
-    blocks = [it.place for it in nodes["n0"].blocks]
+    blocks = [it.span for it in nodes["n0"].blocks]
     blocks = blocks if told.get("order") == "ascending" else blocks[::-1]
     weights = {i: neighborhood.weight for i, neighborhood in neighborhoods.items()}
     found = played(weights, blocks, start, lambda i, *at: gates[i].of(*at), 43, nothing | told)
@@ -291,18 +291,18 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
 
 def test_blocks_are_consecutive_layers_and_together_the_model():
     for each in (1, 2, 3, 5):
-        blocks = divided(LAYOUT, STAGES, each)
-        assert [block.place.start for block in blocks] == [
+        blocks = partition_blocks(LAYOUT, STAGES, each)
+        assert [block.span.start for block in blocks] == [
             0,
-            *[block.place.stop for block in blocks],
+            *[block.span.stop for block in blocks],
         ][:-1]
-        assert blocks[-1].place.stop == D
+        assert blocks[-1].span.stop == D
         assert [name for block in blocks for name, _ in block.layout.fields] == [
             name for name, _ in LAYOUT.fields
         ]
         assert len(blocks) == -(-3 // each)
     with pytest.raises(AssertionError):
-        divided(LAYOUT, STAGES[:2], 1)
+        partition_blocks(LAYOUT, STAGES[:2], 1)
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
@@ -320,14 +320,14 @@ def test_every_block_is_visited_once_a_cycle_for_r_steps_and_all_nodes_agree(ord
 
 
 def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
-    blocks = divided(
+    blocks = partition_blocks(
         Layout(tuple((str(k), (1,)) for k in range(6))), [[str(k)] for k in range(6)], 1
     )
 
     def orders(seed):
         tour = BlockSchedule(order="random", order_seed=seed)
         return [
-            [visited(blocks, 6 * cycle + k, tour).place.start for k in range(6)]
+            [active_block(blocks, 6 * cycle + k, tour).span.start for k in range(6)]
             for cycle in range(8)
         ]
 

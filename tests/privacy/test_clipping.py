@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from node.data import Examples
 from node.maths import clipping
-from node.maths.blocks import divided
+from node.maths.blocks import partition_blocks
 from node.maths.clipping import clip_and_sum, clipped_sum, mean_gradient, probe
 from node.maths.purity import refuse_batchnorm
-from node.maths.synthetic import SyntheticTask, drawn
+from node.maths.synthetic import SyntheticTask, random_parameters
 from node.privacy.block_objective import BlockObjective
 from node.privacy.ledger import Ledger
 from node.task import flat
@@ -451,7 +451,7 @@ def hostile(task: Small, seed: int) -> torch.Tensor:
     """Weights whose sums nearly cancel, a thousand million times as large: a last bit becomes a
     class.
     """
-    x, generator = drawn(task.layout, seed), torch.Generator().manual_seed(seed)
+    x, generator = random_parameters(task.layout, seed), torch.Generator().manual_seed(seed)
     sign = torch.where(torch.rand(len(x), generator=generator) < 0.5, -1.0, 1.0)
     return x.abs() * sign * 10.0 ** (seed % 10)
 
@@ -491,7 +491,7 @@ def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.ReLU(), torch.nn.Linear(5, 24),
                                  torch.nn.ReLU(), torch.nn.Linear(24, 10))  # fmt: skip
     task = Small(module, torch.randn(40, 64), torch.randint(0, 10, (40,)))
-    blocks = divided(
+    blocks = partition_blocks(
         task.layout, [["1.weight", "1.bias"], ["3.weight", "3.bias"], ["5.weight", "5.bias"]], 1
     )
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
@@ -499,13 +499,13 @@ def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
         for block in blocks:
             strict.within(task.initial_parameters(0), block)
     for block in blocks:
-        made_up = BlockObjective(task, drawn(task.layout, 0), block)
-        backend = strict._backends[block.place.start]
+        made_up = BlockObjective(task, random_parameters(task.layout, 0), block)
+        backend = strict._backends[block.span.start]
         assert backend == clipping.probe(made_up)
         rows = torch.arange(clipping._length(None, block.size, clipping.device.CPU, backend))
         if backend != "loop":
             for seed in range(20):
                 x = hostile(task, seed)
                 assert clipping._is_permutation_equivariant(
-                    BlockObjective(task, x, block), x[block.place], rows % 40, backend
+                    BlockObjective(task, x, block), x[block.span], rows % 40, backend
                 )

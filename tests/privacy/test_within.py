@@ -12,7 +12,7 @@ import torch
 from small import Small, gate, make_small
 from torch import Tensor
 
-from node.maths.blocks import Block, divided
+from node.maths.blocks import Block, partition_blocks
 from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy.block_objective import BlockObjective
 from node.privacy.ledger import Ledger
@@ -32,7 +32,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def blocks(task: Small, kind: str) -> tuple[Block, ...]:
-    return divided(task.layout, STAGES[kind], 1)
+    return partition_blocks(task.layout, STAGES[kind], 1)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
@@ -48,7 +48,7 @@ def test_a_block_s_gradient_is_its_part_of_the_whole_one(
         within = BlockObjective(task, x, block)
         task.micro_batch = micro_batch  # type: ignore[attr-defined]
         torch.testing.assert_close(
-            mean_gradient(within, x[block.place], rows), whole[block.place], atol=1e-6, rtol=1e-5
+            mean_gradient(within, x[block.span], rows), whole[block.span], atol=1e-6, rtol=1e-5
         )
 
 
@@ -61,7 +61,7 @@ def test_backward_stops_at_the_block() -> None:
         seen.append(dict(parameters)) or loss(parameters, batch)
     )  # type: ignore
     block = blocks(task, "mlp")[1]
-    mean_gradient(BlockObjective(task, x, block), x[block.place], torch.arange(5))
+    mean_gradient(BlockObjective(task, x, block), x[block.span], torch.arange(5))
     assert {name for name, value in seen[0].items() if value.requires_grad} == {
         "3.weight",
         "3.bias",
@@ -81,11 +81,11 @@ def test_examples_are_clipped_over_the_block_alone(kind: str, backend: str) -> N
         )
         for row in rows:
             g = mean_gradient(task, x, row.view(1)).double()
-            part = g[block.place]
+            part = g[block.span]
             expected += part * min(1.0, clip / float(part.norm()))
             other += part * min(1.0, clip / float(g.norm()))
         found = clipped_sum(
-            BlockObjective(task, x, block), x[block.place], rows, clip, backend=backend
+            BlockObjective(task, x, block), x[block.span], rows, clip, backend=backend
         )  # type: ignore[arg-type]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
         assert not torch.allclose(found, other, atol=1e-4)
@@ -99,7 +99,7 @@ def test_it_is_one_release_debited_repeated_and_refused_like_any(
     strict = gate(task, ledger, releases=1, config_backend=backend, whole=False)
     x = task.initial_parameters(0)
     block, other = blocks(task, "mlp")
-    within, theta = strict.within(x, block), x[block.place]
+    within, theta = strict.within(x, block), x[block.span]
     first = within(theta, 0)
     assert first.shape == (block.size,)
     assert torch.equal(within(theta, 0), first), "the same bytes"
@@ -107,7 +107,7 @@ def test_it_is_one_release_debited_repeated_and_refused_like_any(
     with pytest.raises(Withheld):
         within(theta + 1, 0)
     with pytest.raises(Withheld):
-        strict.within(x, other)(x[other.place], 0)
+        strict.within(x, other)(x[other.span], 0)
     within(theta, 1)
     assert ledger.count("run", 1) == 1
 
@@ -123,7 +123,7 @@ def test_the_noise_of_a_block_has_the_release_s_deviation(ledger: Ledger) -> Non
     x = task.initial_parameters(0)
     block = blocks(task, "mlp")[0]
     within = strict.within(x, block)
-    apart: Tensor = within(x[block.place], 0) - within(x[block.place], 1)
+    apart: Tensor = within(x[block.span], 0) - within(x[block.span], 1)
     assert float(apart.std()) == pytest.approx(2**0.5 * 3e-6 / 20, rel=0.1)
 
 
@@ -132,7 +132,7 @@ def test_a_spent_budget_gives_zeros_for_me(ledger: Ledger) -> None:
     strict = gate(task, ledger, releases=1, limit=1e-9, whole=False)
     block = blocks(task, "mlp")[1]
     found = strict.within(task.initial_parameters(0), block)(
-        task.initial_parameters(0)[block.place], 0
+        task.initial_parameters(0)[block.span], 0
     )
     assert torch.equal(found, torch.zeros(block.size))
     assert strict.exhausted
@@ -140,4 +140,4 @@ def test_a_spent_budget_gives_zeros_for_me(ledger: Ledger) -> None:
 
 def test_a_layout_that_is_not_the_stages_is_a_bug() -> None:
     with pytest.raises(AssertionError):
-        divided(Layout((("a", (1,)), ("b", (1,)))), [["b"], ["a"]], 1)
+        partition_blocks(Layout((("a", (1,)), ("b", (1,)))), [["b"], ["a"]], 1)

@@ -211,7 +211,7 @@ STARTS = {
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_a_start_that_is_no_vector_of_the_layout(start: Any) -> None:
-    refused(changed(initial_parameters=initial_parameters), "start")
+    refused(changed(initial_parameters=start), "start")
 
 
 def test_a_start_in_bfloat16_is_right() -> None:
