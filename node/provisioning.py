@@ -199,7 +199,7 @@ def shares(config: ExperimentConfig) -> list[Rows]:
     from node.data import partition
     from node.tasks import validation
 
-    train, _ = data.public(config.task)
+    train, _ = data.public_sets(config.task)
     held_out = validation.held_out(validation.sealed(config.run_config), train.y.numpy())
     return partition.divide(config.experiment, train, held_out)
 
@@ -213,7 +213,7 @@ def divide(
     from node import data
     from node.data import partition
 
-    train, _ = data.public(config.task)
+    train, _ = data.public_sets(config.task)
     for home, rows in zip(homes.values(), parts, strict=True):
         partition.save(home / "rows.npy", rows)
     kinds = partition.kinds(config.experiment, train)
@@ -525,7 +525,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
         from node.learning import promises
         from node.tasks import TASKS, make, validation
 
-        train, _ = data.public(config.task)
+        train, _ = data.public_sets(config.task)
         held_out = validation.held_out(config, train.y.numpy())
         task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
         check_compatible(plan.algorithm, task)

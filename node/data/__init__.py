@@ -43,7 +43,7 @@ Rows: TypeAlias = Examples | Texts
 """What can be divided among nodes: rows that have labels y, and columns."""
 
 
-def public(task: TaskSection) -> tuple[Rows, Rows]:
+def public_sets(task: TaskSection) -> tuple[Rows, Rows]:
     """The training and the public test set of a data set that `up` and `simulate` may divide. With
     `task.held_out` both are parts of the training set.
 
@@ -168,7 +168,7 @@ __all__ = [
     "digest",
     "digits",
     "own",
-    "public",
+    "public_sets",
     "read_texts",
     "rows",
 ]

@@ -152,7 +152,7 @@ def _warn(journal: Journal, error: PeerpoiseError) -> None:
 
 
 def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
-    train, _ = data.public(config.task)
+    train, _ = data.public_sets(config.task)
     run: RunConfig = validation.sealed(config.run_config)
     shares = partition.divide(config.experiment, train, validation.held_out(run, train.y.numpy()))
     parts = dict(zip(config.experiment.names, shares, strict=True))

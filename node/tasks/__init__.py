@@ -66,7 +66,7 @@ def _public_rows(run: RunConfig, data: DataSection | NDArray[np.int64]) -> NDArr
         raise ConfigurationError(
             f"data.path is set, but the run learns {run.task.data}; set task.data to own."
         )
-    count = len(datasets.public(run.task)[0])
+    count = len(datasets.public_sets(run.task)[0])
     return datasets.rows(data.rows, count) if data.rows else np.arange(count)
 
 

@@ -388,7 +388,7 @@ def _public(task: TaskSection, data: DataSection | NDArray[np.int64]) -> Texts:
 
 
 def _texts(task: TaskSection) -> tuple[Texts, Texts]:
-    train, test = datasets.public(task)
+    train, test = datasets.public_sets(task)
     if not isinstance(train, Texts) or not isinstance(test, Texts):
         raise ConfigurationError(
             f"task.data = {task.data!r} is no text; take fortunes, or file or own with [task.text]."

@@ -268,7 +268,7 @@ def _public_test(section: str) -> Examples:
 
 
 def _images(task: TaskSection) -> tuple[Examples, Examples]:
-    train, test = datasets.public(task)
+    train, test = datasets.public_sets(task)
     if not isinstance(train, Examples) or not isinstance(test, Examples):
         raise ConfigurationError(
             f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.'

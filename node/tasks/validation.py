@@ -88,7 +88,7 @@ def sealed(run: RunConfig) -> RunConfig:
         return run
     if section.size is None and not needs:
         return run
-    train, _ = datasets.public(run.task)
+    train, _ = datasets.public_sets(run.task)
     run = _with(run, size=section.size or max(1, min(DEFAULT, len(train) // DEFAULT_SHARE)))
     return _with(run, digest=train.take(held_out(run, train.y.numpy())).digest())
 

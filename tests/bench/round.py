@@ -157,7 +157,7 @@ class Compute:
         parts = dict(
             zip(
                 run.experiment.names,
-                partition.divide(run.experiment, data.public(run.task)[0]),
+                partition.divide(run.experiment, data.public_sets(run.task)[0]),
                 strict=True,
             )
         )

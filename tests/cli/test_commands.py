@@ -185,7 +185,7 @@ def test_a_held_out_set_is_in_nobodys_rows(
         == 0
     )
     run = load(RunConfig, [tmp_path / "out" / "run.toml"], (), {})
-    held = validation.held_out(run, data.public(run.task)[0].y.numpy())
+    held = validation.held_out(run, data.public_sets(run.task)[0].y.numpy())
     assert len(held) == run.validation.size
     for name in "abc":
         assert not set(np.load(tmp_path / "out" / name / "rows.npy")) & set(held)

