@@ -12,9 +12,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 T = TypeVar("T")
+M = TypeVar("M")
 Peer: TypeAlias = str
 """A node's name in the roster. Peers are always visited in sorted order, so sums have one order
 everywhere.
@@ -132,7 +133,10 @@ class Mix(Generic[T]):
 
 
 Verb: TypeAlias = Say[Any] | Ask[Any] | Mix[Any]
-Conversation: TypeAlias = Generator[Verb, Any, None]
+Answered: TypeAlias = Generator[Verb, Any, M]
+"""A part of a conversation that ends in what was heard; used as `x = yield from …`."""
+Conversation: TypeAlias = Answered[None]
+"""A round of an algorithm."""
 
 
 class Withheld(Exception):
@@ -149,3 +153,67 @@ class Replies(dict[Peer, T]):
     def __init__(self, heard: Iterable[tuple[Peer, T]] = (), missing: Iterable[Peer] = ()) -> None:
         super().__init__(sorted(heard, key=lambda item: item[0]))
         self.missing = frozenset(missing)
+
+
+def say(kind: str, tensors: Payload[T], layout: Layout | None = None) -> Answered[Replies[T]]:
+    """`heard = yield from say("state", x)`: a `Say`, with the type of what it sends back."""
+    heard: Replies[T] = yield Say(kind, tensors, layout)
+    return heard
+
+
+def ask(
+    kind: str,
+    tensors: T,
+    answer: Callable[[Peer, T], T],
+    layout: Layout | None = None,
+    answer_layout: Layout | None = None,
+) -> Answered[Replies[T]]:
+    """`answers = yield from ask("model", x, answer)`: an `Ask`, with the type of what it sends
+    back.
+    """
+    answers: Replies[T] = yield Ask(kind, tensors, answer, layout, answer_layout)
+    return answers
+
+
+@overload
+def mix(
+    kind: str,
+    tensors: IncrementalPayload[T],
+    rule: str | Callable[..., Any] = ...,
+    *,
+    streaming: bool = ...,
+    layout: Layout | None = ...,
+) -> Answered[T]: ...
+
+
+@overload
+def mix(
+    kind: str,
+    tensors: M,
+    rule: str | Callable[..., Any] = ...,
+    *,
+    streaming: bool = ...,
+    layout: Layout | None = ...,
+) -> Answered[M]: ...
+
+
+def mix(
+    kind: str,
+    tensors: Any,
+    rule: str | Callable[..., Any] = "mean",
+    *,
+    streaming: bool = False,
+    layout: Layout | None = None,
+) -> Answered[Any]:
+    """`x, v = yield from mix("state", (x, v))`: a `Mix`, with the type of what it sends back."""
+    return (yield Mix(kind, tensors, rule, streaming, layout))
+
+
+def step(conversation: Conversation, reply: Any = None) -> Verb | None:
+    """The next verb of a conversation that hears `reply` (None where it has said nothing yet); None
+    when it is over.
+    """
+    try:
+        return conversation.send(reply)
+    except StopIteration:
+        return None

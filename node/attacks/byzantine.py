@@ -42,7 +42,7 @@ from node.maths.adam import upcast
 from node.maths.mixing import materialize
 from node.maths.robust import Vectors, rule_for
 from node.randomness import public_generator
-from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb
+from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb, step
 from peer.neighborhood import Neighborhood
 
 Word: TypeAlias = Literal["answer", "question", "state"]
@@ -135,14 +135,14 @@ class ByzantineAlgorithm:
     def round(self, t: int) -> Conversation:
         since = self._since(t)
         talk, phase = self._algorithm.round(t), 0
-        verb = next(talk, None)
+        verb = step(talk)
         while verb is not None:
             reply = yield self._told(t, phase, verb, since)
             if isinstance(verb, Mix):
                 self._mixed = _parts(reply)[0].clone()
             elif self._attack.listens:
                 self._listen(phase, "answer" if isinstance(verb, Ask) else "state", reply)
-            verb, phase = _send(talk, reply), phase + 1
+            verb, phase = step(talk, reply), phase + 1
 
     def _since(self, t: int) -> Tensor:
         """What is mixed in round t, as it was mixed last; of another block than before nothing was
@@ -294,9 +294,3 @@ def _alike(said: Tensor, x: Tensor) -> bool:
 def _parts(payload: Any) -> tuple[Any, ...]:
     return payload if isinstance(payload, tuple) else (payload,)
 
-
-def _send(talk: Conversation, reply: Any) -> Verb | None:
-    try:
-        return talk.send(reply)
-    except StopIteration:
-        return None

@@ -35,7 +35,7 @@ from peer.codec import frames
 from peer.errors import Diverged, PeersUnavailable
 from peer.failpoint import failpoint
 from peer.membership import majority
-from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld
+from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
 from peer.neighborhood import Neighborhood
 from peer.session.interfaces import NoPayload
 from peer.session.mailbox import Key, Role
@@ -215,11 +215,10 @@ class Driver:
         self.watcher.round(t, seconds)
 
     def _advance(self, t: int, talk: Conversation, reply: Any) -> Verb | None:
-        try:
-            return talk.send(reply)
-        except StopIteration:
+        verb = step(talk, reply)
+        if verb is None:
             self.completed(t)
-            return None
+        return verb
 
     # ------------------------------------------------------------------------------------------------ verbs
 

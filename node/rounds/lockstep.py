@@ -23,7 +23,7 @@ from node.maths.robust import MEAN, rule_for
 from node.rounds.bounds import RMS_ONLY, Bounds
 from node.rounds.buffers import Size
 from peer.errors import Malformed
-from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld
+from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
 from peer.neighborhood import Neighborhood
 from peer.session.mailbox import Role
 
@@ -80,7 +80,7 @@ def _round(
     lossy: Lossy | None,
     after_phase: Callable[[int, int, str, Mapping[Peer, int]], None],
 ) -> Contacts:
-    verbs = {i: next(talk, None) for i, talk in talks.items()}
+    verbs = {i: step(talk) for i, talk in talks.items()}
     phase = 0
     while speaking := {i: verb for i, verb in verbs.items() if verb is not None}:
         assert len(speaking) == len(verbs), (
@@ -90,7 +90,7 @@ def _round(
         sent = dict.fromkeys(speaking, 0)
         replies, heard = _exchange(speaking, neighborhoods, lost, heard, sent, mix, bounds)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
-        verbs = {i: _send(talk, replies[i]) for i, talk in talks.items()}
+        verbs = {i: step(talk, replies[i]) for i, talk in talks.items()}
         phase += 1
     return heard
 
@@ -265,9 +265,3 @@ def _lost(t: int, phase: int, neighborhoods: Hoods, lossy: Lossy | None) -> Edge
         if lossy(t, phase, j, i)
     }
 
-
-def _send(talk: Conversation, reply: Any) -> Verb | None:
-    try:
-        return talk.send(reply)
-    except StopIteration:
-        return None
