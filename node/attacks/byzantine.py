@@ -293,4 +293,3 @@ def _alike(said: Tensor, x: Tensor) -> bool:
 
 def _parts(payload: Any) -> tuple[Any, ...]:
     return payload if isinstance(payload, tuple) else (payload,)
-

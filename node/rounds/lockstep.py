@@ -264,4 +264,3 @@ def _lost(t: int, phase: int, neighborhoods: Hoods, lossy: Lossy | None) -> Edge
         for j in neighborhoods[i].neighbors
         if lossy(t, phase, j, i)
     }
-
