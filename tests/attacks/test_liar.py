@@ -22,7 +22,7 @@ words = pytest.mark.parametrize("name", WORDS)
 
 def attacked(variant, name, kind="full", n=4, who=("n1",), gate=None, **options):
     """(nodes, hoods), some of them liars."""
-    nodes, neighborhoods = cluster(variant, kind, n, **({"door": gate} if gate else {}))
+    nodes, neighborhoods = cluster(variant, kind, n, **({"gate": gate} if gate else {}))
     attack = Attack.of(AttackSection(name=name, **options))
     return {
         i: attack.on_algorithm(a, neighborhoods[i], 1) if i in who else a for i, a in nodes.items()
