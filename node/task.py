@@ -23,7 +23,7 @@ class Wrapper:
 
 class Task(Protocol):
     """Layout, examples, loss, evaluate. Everything that touches private data goes through
-    `privacy.door`.
+    `privacy.gate`.
     """
 
     layout: Layout

@@ -1,8 +1,8 @@
 """The algorithms: one file each, one line in the table each.
 
 An algorithm is a conversation (`peer.message`). It touches no network, no clock, no global
-randomness and no event loop, and never sees the task's gradients: it asks `gradients`, the door at
-the data (`privacy.door`).
+randomness and no event loop, and never sees the task's gradients: it asks `gradients`, the gate at
+the data (`privacy.gate`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from peer.neighborhood import Neighborhood
 
 
 class Gradients(Protocol):
-    """The door as an algorithm sees it. All vectors are flat float32 [d]."""
+    """The gate as an algorithm sees it. All vectors are flat float32 [d]."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """The gradient of this node's loss at x as it may leave for `to` in round t (strict:
@@ -155,7 +155,7 @@ NOISED: Mapping[str, str] = {
     "dp-cga": "cga",
     "dp-net-fleet": "net-fleet",
 }
-"""Second name -> algorithm. Noise is the door's, so `d-psgd` in mode strict is DP-D-PSGD bit for
+"""Second name -> algorithm. Noise is the gate's, so `d-psgd` in mode strict is DP-D-PSGD bit for
 bit; under the second name, by which papers compare, a run in any other mode is refused."""
 
 PRIVATE: Mapping[str, str] = {"pdsl": "ross"}

@@ -7,7 +7,7 @@ decentralized learning from non-IID data", arXiv 2103.02051, algorithm 1.
     v_i ← β v_i − η g̃_i ;  x_i ← Σ_j w_ij x_j + v_i                                   v is not mixed
 
 A step that harms nobody to first order; where all agree it is the own gradient. All gradients are
-the door's: in mode strict they are clipped and noised first (then this is DP-CGA, with deg + 1
+the gate's: in mode strict they are clipped and noised first (then this is DP-CGA, with deg + 1
 releases a round).
 
 Deviations

@@ -3,7 +3,7 @@ centralized algorithms?", arXiv 1705.09056, algorithm 1.
 
     x_i ← Σ_{j∈N_i} w_ij x_j − η g_i(x_i)          g_i at the own x_i before mixing; one exchange
 
-The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then
+The gradient is the gate's release to oneself: in mode strict it is clipped and noised first (then
 this is DP-D-PSGD, with one release a round whatever the degree).
 
 Deviations

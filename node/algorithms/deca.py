@@ -69,7 +69,7 @@ B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999)}
 SMALL = 1e-6
 """Least norm that the reference signal is divided by."""
 UNBOUND: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: theta)
-"""No visit, and no door."""
+"""No visit, and no gate."""
 
 
 class BadamConfig(BlockSchedule, AdamConfig, WarmupDecay):
@@ -128,7 +128,7 @@ class Badam:
         self.state: Any = self.State(x=start.clone())
         self.whole = True
         self._within: tuple[int, Callable[[Tensor, int], Tensor]] = UNBOUND
-        """A visit, and the door to its block."""
+        """A visit, and the gate to its block."""
 
     @classmethod
     def releases(cls, degree: int) -> int:

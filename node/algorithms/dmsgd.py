@@ -5,7 +5,7 @@ optimization", arXiv 1905.03817.
     ṽ_i = β v_i + g_i(x_i) ;  x̃_i = x_i − η ṽ_i           one exchange, of twice the model
     v_i ← Σ_j w_ij ṽ_j ;  x_i ← Σ_j w_ij x̃_j
 
-The gradient is the door's release to oneself: in mode strict it is clipped and noised first (then
+The gradient is the gate's release to oneself: in mode strict it is clipped and noised first (then
 this is DP-DMSGD, with one release a round whatever the degree).
 
 Deviations

@@ -1,7 +1,7 @@
 """DPDL: differentially private decentralized learning with calibrated cross-gradients.
 
 Yuan, Xiao, Wang, Li, arXiv 2606.04399 (3 June 2026). Equations (3)–(7); (1) and (2), clipping and
-noise, belong to the door at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and noised
+noise, belong to the gate at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and noised
 by j; N_i contains i itself.
 
     (4) 𝒞_ij = 1/(1 + exp S(g̈_{j→i}, own))

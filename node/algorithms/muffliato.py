@@ -2,7 +2,7 @@
 Massoulié, "Muffliato: peer-to-peer privacy amplification for decentralized optimization and
 averaging", arXiv 2206.05091: Muffliato-SGD.
 
-    x_i^0 = x_i − η g_i(x_i)                            g_i is the door's: in mode strict clipped and noised, once
+    x_i^0 = x_i − η g_i(x_i)                            g_i is the gate's: in mode strict clipped and noised, once
     x_i^{k+1} = γ Σ_j w_ij x_j^k + (1−γ) x_i^{k−1}      k = 0 … K−1, with x_i^1 = Σ_j w_ij x_j^0
     γ = 2 (1 − √(λ(1−λ/4))) / (1−λ/2)²                  λ: the spectral gap of W;  K = ⌈ln N/√λ⌉
 

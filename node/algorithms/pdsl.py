@@ -2,7 +2,7 @@
 
 Wang, Yuan, Wang, Li, arXiv 2503.23726 (31 March 2025). As ROSS on gradients that are clipped and
 noised: g̈_{j→i} is j's release for i at i's model x_i, the own one included; (1) and (2), clipping
-and noise, belong to the door.
+and noise, belong to the gate.
 
     φ_ij = Shapley value of j in the game v_i(S) = value of x_i − γ·mean_{j∈S} g̈_{j→i} on the
     validation set, by

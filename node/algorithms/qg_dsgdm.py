@@ -8,7 +8,7 @@ heterogeneous data", arXiv 2102.04761, algorithm 1.
     m̂_i ← μ m̂_i + (1−μ) (x_i − x_i⁺)/η
 
 What is remembered is where the neighborhood went, not where the own data pulled. The gradient is
-the door's release to oneself: in mode strict it is clipped and noised first, one release a round
+the gate's release to oneself: in mode strict it is clipped and noised first, one release a round
 whatever the degree.
 
 Deviations

@@ -12,7 +12,7 @@ Deviations
     * Weight decay λ x_i is added to the weighted gradient.
     * A gradient more than ten times as long as the own one is shortened to that, before it is
       valued.
-    * In mode strict every gradient is noised by the door, as in PDSL, which is the name for that.
+    * In mode strict every gradient is noised by the gate, as in PDSL, which is the name for that.
     * A neighbor that adds nothing to staying put weighs w_ij at most, one that answers with zeros
       or with x_i itself
       nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt.

@@ -7,7 +7,7 @@ a batch of B·N; a daemon refuses it, since it would have to see its neighbors' 
 
     v ← β v + g + λ x ;  x ← x − η v          momentum as in torch.optim.SGD (no dampening, no Nesterov)
 
-The gradient is the door's release to oneself: clipped and noised in the modes strict and paper
+The gradient is the gate's release to oneself: clipped and noised in the modes strict and paper
 (then this is DP-SGD).
 
 Deviations

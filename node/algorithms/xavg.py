@@ -9,7 +9,7 @@ x_i, N_i contains i.
     ṽ_i = β v_i + g_i ;  x̃_i = x_i − η ṽ_i
     v_i ← Σ_j w_ij ṽ_j ;  x_i ← Σ_j w_ij x̃_j
 
-Every gradient is the door's release, the own one too: in mode strict all are clipped and noised
+Every gradient is the gate's release, the own one too: in mode strict all are clipped and noised
 first (DP-xavg).
 
 Deviations

@@ -1,12 +1,12 @@
 """Attackers, for tests of one's own federation: a daemon that lies to its neighbors, one line in
 the table each.
 
-There are two seams and no third. A DATA attack spoils the training examples between task and door;
+There are two seams and no third. A DATA attack spoils the training examples between task and gate;
 all that follows is honest. A WORD attack is asked by `liar.ByzantineAlgorithm`, which stands
 between algorithm and driver and passes every word of the honest algorithm on as a lie. So an
 attacker is a daemon like any other on the same wire, and in `simulate` the same.
 
-What an attacker says of its own privacy stays true: its door makes, clips, noises and debits what
+What an attacker says of its own privacy stays true: its gate makes, clips, noises and debits what
 an honest node would release, and a lie is made of that.
 """
 

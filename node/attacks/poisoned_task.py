@@ -1,4 +1,4 @@
-"""The seam of data attacks: a task whose training examples are spoilt on their way to the door."""
+"""The seam of data attacks: a task whose training examples are spoilt on their way to the gate."""
 
 from __future__ import annotations
 

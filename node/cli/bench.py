@@ -204,7 +204,7 @@ def _finish(where: torch.device) -> None:
 def _private(
     task: Task, privacy: PrivacySection, x: Tensor, where: torch.device
 ) -> dict[str, float]:
-    """Seconds of what the door does for one answer, each for a new round."""
+    """Seconds of what the gate does for one answer, each for a new round."""
     keys, rounds = Keys.fresh(), count()
     backend = pick(privacy.backend, task)
 

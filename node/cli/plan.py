@@ -1,7 +1,7 @@
 """`peerpoise plan`: what a run will cost in privacy before it is started, and what it would cost on
 other graphs.
 
-Every figure comes from the functions that the run itself uses: σ by `door.noise_multiplier`, ε by
+Every figure comes from the functions that the run itself uses: σ by `gate.noise_multiplier`, ε by
 PLD. σ is the nominal multiplier (`privacy.sigma`), rounded up to four digits; where the number of
 parameters is unknown (own data) the grid of the noise is left out of it, which is less than one
 part in a thousand below a million parameters and σ = 1.

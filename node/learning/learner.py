@@ -1,4 +1,4 @@
-"""One node's learning without a network: its task, its door and its algorithm, put together from a
+"""One node's learning without a network: its task, its gate and its algorithm, put together from a
 run file.
 
 The daemon plays a `Learner` with `driver.py`, an experiment in one process plays all of them with

@@ -1,4 +1,4 @@
-"""The door at the data: the only place where gradients of private examples come into being.
+"""The gate at the data: the only place where gradients of private examples come into being.
 
 DPGate   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
              debit on disk, and only then a `Released` gradient. What an algorithm does with it is
@@ -132,7 +132,7 @@ class _Question:
     x: Tensor
     before: Tensor | None = None
     backend: Backend | None = None
-    """None: the door's choice."""
+    """None: the gate's choice."""
 
     @property
     def digest(self) -> bytes:
@@ -491,7 +491,7 @@ def make_gate(
     on_unusable: Callable[[int, Tensor], None] = _unread,
     start: Callable[[], Tensor] | None = None,
 ) -> GradientGate:
-    """The door of the configured mode.
+    """The gate of the configured mode.
 
     `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier
     (`noise_multiplier`, or the paper's formula in mode paper); `seed` draws the public batches of

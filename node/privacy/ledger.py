@@ -123,7 +123,7 @@ class Ledger:
         """A ledger in memory, for experiments on public data within one process: the same rules,
         gone at the end.
         """
-        return cls(None, "throwaway")
+        return cls(None, "in memory")
 
     @property
     def head(self) -> tuple[int, bytes]:

@@ -54,7 +54,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "contradiction": "round phase peer told_by path",
         "outlier": "round peer kind times",
         "roster": "round version",
-        # the door
+        # the gate
         "release": "round recipient",
         "withheld": "round recipient reason",
         # end of a process

@@ -2,7 +2,7 @@
 for arithmetic.
 
 Answers to neighbors go before own work. Own work that takes long calls `yield_point` between its
-chunks (the door and the evaluation do): that counts as progress, lets waiting answers run, and ends
+chunks (the gate and the evaluation do): that counts as progress, lets waiting answers run, and ends
 the work when the daemon is to stop.
 """
 

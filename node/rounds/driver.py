@@ -384,7 +384,7 @@ class Driver:
     def _exchange(
         self, key: Key, verb: Verb, said: SendBuffer | None = None, *, streaming: bool = False
     ) -> Exchange:
-        """A question may be anything: the door bounds what its gradient can tell."""
+        """A question may be anything: the gate bounds what its gradient can tell."""
         answer = isinstance(verb, Ask) and key.role is Role.ANSWER
         layout = (
             (verb.answer_layout if isinstance(verb, Ask) and answer else None)

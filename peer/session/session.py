@@ -475,7 +475,7 @@ class Session:
     # service
 
     async def call(self, caller: str | None, method: Method, request: bytes) -> bytes:
-        """The transport's door for control calls."""
+        """The transport's entrance for control calls."""
         if method == "Handshake":
             return codec.encode(self._handle_hello(caller, codec.decode(pb.Hello, request)))
         if method == "Beat":

@@ -70,7 +70,7 @@ class Transfers:
     # what comes
 
     async def receive(self, caller: str | None, messages: AsyncIterator[bytes]) -> bytes:
-        """The transport's door for transfers: header, frames, trailer; one verdict."""
+        """The transport's entrance for transfers: header, frames, trailer; one verdict."""
         code: int
         try:
             async with asyncio.timeout(self.peer_table.membership.deadline):

@@ -1,5 +1,5 @@
-"""Attackers in a whole experiment: what they cost, what the results say of them, and that the door
-stays the door.
+"""Attackers in a whole experiment: what they cost, what the results say of them, and that the gate
+stays the gate.
 """
 
 import json
@@ -103,7 +103,7 @@ def test_so_many_are_spread_evenly(count, nodes, who):
 
 
 class Noted:
-    """A door that keeps what it released."""
+    """A gate that keeps what it released."""
 
     def __init__(self, gate):
         self.gate, self.released = gate, {}

@@ -3,7 +3,7 @@ layers needs.
 
 forward        loss of a batch, nothing kept
 all            forward, then backward to all parameters that are trained
-layers a–b     the same for these two alone, the door's way (`node.privacy.block_objective`): the others stand still in the
+layers a–b     the same for these two alone, the gate's way (`node.privacy.block_objective`): the others stand still in the
                task's type, and backward ends at the block. ratio: its backward against that to all
 
 Backward is timed by itself, after a forward pass that kept what it needs. What is trained is

@@ -26,7 +26,7 @@ ONCE: dict[str, dict[str, Any]] = {
     },
     "muffliato": {"algorithm": {"name": "muffliato", "lr": 0.3}, "privacy": {"insecure_seed": 7}},
 }
-"""Algorithms with arithmetic, questions to the door or figures of the graph of their own; one way
+"""Algorithms with arithmetic, questions to the gate or figures of the graph of their own; one way
 each is enough.
 """
 

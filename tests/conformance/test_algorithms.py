@@ -166,7 +166,7 @@ def test_a_round_that_is_abandoned_leaves_the_state_alone(variant):
 
 
 class Scaled(Toy):
-    """The same door with its gradients times a factor."""
+    """The same gate with its gradients times a factor."""
 
     __slots__ = ("factor",)
 

@@ -66,7 +66,7 @@ class Toy:
     """∇ ½‖x − c‖² plus noise of its own for every (node, round, recipient); own = the release to
     oneself.
 
-    Anything else an algorithm looks for behind the door is an error.
+    Anything else an algorithm looks for behind the gate is an error.
     """
 
     __slots__ = ("_me", "_noise", "_served", "_wanted")

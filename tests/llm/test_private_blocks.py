@@ -59,7 +59,7 @@ def test_one_release_a_round_whatever_the_degree(
     ledgers: list[Ledger] = []
     in_memory = Ledger.in_memory
     monkeypatch.setattr(
-        in_process.Ledger, "throwaway", lambda: ledgers.append(in_memory()) or ledgers[-1]
+        in_process.Ledger, "in_memory", lambda: ledgers.append(in_memory()) or ledgers[-1]
     )
     found = in_process.simulate(config(kind="star"), tmp_path)
     assert len(ledgers) == 4

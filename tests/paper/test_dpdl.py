@@ -23,7 +23,7 @@ SMALL = Layout((("w", (2, 2)), ("b", (3,))))
 
 
 class Given:
-    """A door that gives the vectors of a golden case: released ones, and the own one of the
+    """A gate that gives the vectors of a golden case: released ones, and the own one of the
     mode.
     """
 
@@ -262,7 +262,7 @@ def test_a_neighbors_gradient_weighs_the_same_whatever_its_direction():
 
 
 def test_weight_decay_comes_after_the_aggregate_and_before_the_momentum():
-    """After the division of `normalized` too, and the door never sees it."""
+    """After the division of `normalized` too, and the gate never sees it."""
     plain, case, _ = golden("dpdl", "strict", "vector", "normalized")
     decayed = golden("dpdl", "strict", "vector", "normalized")[0]
     plain.config = plain.config.model_copy(update={"weight_decay": 0.0})

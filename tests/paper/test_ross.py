@@ -131,7 +131,7 @@ def test_pdsl_samples_and_smooths_by_default():
 @pytest.mark.parametrize("algorithm", [Ross, Pdsl])
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed(algorithm):
     """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them and
-    through the same door as all (in PDSL j = i is noised)."""
+    through the same gate as all (in PDSL j = i is noised)."""
     nodes = cluster(algorithm)
     talks = {i: nodes[i].round(0) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}

@@ -251,7 +251,7 @@ async def test_beats_do_not_count_chunks_of_work(session):
 async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_memory_stays_flat(
     session, people
 ):
-    """Through both doors a neighbor has: what it says is garbled, who it is is not."""
+    """Through both gates a neighbor has: what it says is garbled, who it is is not."""
     a, head, rng = (
         people["a"].id,
         {"sequence": 2, "digest": bytes(32), "label": bytes(32)},

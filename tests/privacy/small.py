@@ -1,4 +1,4 @@
-"""A small private task, and the a door around it."""
+"""A small private task, and the a gate around it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def make_small(kind: str = "softmax", n: int = 40) -> Small:
 def gate(
     task: Small, ledger: Ledger | None, keys: Keys | None = None, **changes: Any
 ) -> GradientGate:
-    """A door of mode strict with σ = 1 unless told otherwise; `config_…` changes go to the
+    """A gate of mode strict with σ = 1 unless told otherwise; `config_…` changes go to the
     configuration.
     """
     options = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}

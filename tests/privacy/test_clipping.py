@@ -144,7 +144,7 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
             "chunk": 16,
             "least": least,
             "backend": backend,
-            "breathe": lambda: count("breaths", 1),
+            "yield_point": lambda: count("breaths", 1),
         }
         total = clipped_sum(task, task.initial_parameters(0), torch.arange(n), 0.5, **how)  # type: ignore[arg-type]
         return dict(seen), total

@@ -296,7 +296,7 @@ def test_the_generator_outside_is_as_before(name: str) -> None:
 
 
 def released(task: Model, keys: Keys, seed: int = 0) -> list[Tensor]:
-    """What a door gives for the same model in two rounds, hardly noised, every record in the
+    """What a gate gives for the same model in two rounds, hardly noised, every record in the
     batch.
     """
     with torch.random.fork_rng(devices=[]), Ledger.in_memory() as ledger:

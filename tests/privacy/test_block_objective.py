@@ -1,4 +1,4 @@
-"""The door within a block: a part of the gradient, clipped over that part alone; else a release
+"""The gate within a block: a part of the gradient, clipped over that part alone; else a release
 like any other.
 """
 

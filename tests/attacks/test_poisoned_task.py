@@ -1,4 +1,4 @@
-"""The seam of data attacks: which examples the door sees."""
+"""The seam of data attacks: which examples the gate sees."""
 
 import numpy as np
 import pytest

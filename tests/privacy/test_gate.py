@@ -1,4 +1,4 @@
-"""The door: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when
+"""The gate: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when
 off.
 """
 
@@ -427,7 +427,7 @@ def test_fresh_keys_draw_other_batches_and_noise_in_every_process(task: Small) -
         assert gate(task, one)(x, 0, "b").equal(gate(task, two)(x, 0, "b"))
 
 
-# -- the other doors -------------------------------------------------------------------------------
+# -- the other gates -------------------------------------------------------------------------------
 
 
 def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> None:
@@ -688,12 +688,12 @@ def test_seeded_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from small import door, make_small
+from small import gate, make_small
 from node.privacy.ledger import Ledger
 from peer import failpoint
 failpoint.arm()
 task = make_small()
-strict = door(task, Ledger.open(Path(sys.argv[1]), "digits"))
+strict = gate(task, Ledger.open(Path(sys.argv[1]), "digits"))
 for round in range(5):
     strict(task.initial_parameters(0), round, "b")
     print("released", flush=True)

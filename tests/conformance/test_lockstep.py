@@ -39,7 +39,7 @@ def test_what_is_heard_is_a_copy():
 
 
 def test_a_question_is_a_copy_and_an_answer_may_be_stored():
-    """A door that gives the stored release again is not changed by who received it."""
+    """A gate that gives the stored release again is not changed by who received it."""
     stored = torch.ones(2)
 
     def answer(peer, question):
