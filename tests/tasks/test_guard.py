@@ -346,7 +346,8 @@ def test_rounding_above_one_is_an_accuracy_of_one(play: Callable[..., Any]) -> N
 def test_evaluate_may_take_parameters_alone(play: Callable[..., Any]) -> None:
     assert play("(self, x, yield_point=lambda: None)", "(self, x)").test_accuracy.mean == 0.5
     assert (
-        play("(self, x, yield_point=lambda: None)", "(self, x, *, digits=3)").test_accuracy.mean == 0.5
+        play("(self, x, yield_point=lambda: None)", "(self, x, *, digits=3)").test_accuracy.mean
+        == 0.5
     )
 
 
