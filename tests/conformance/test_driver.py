@@ -330,7 +330,7 @@ async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
 class Slow(Toy):
     """Works in chunks between which it breathes, four deadlines for each gradient."""
 
-    __slots__ = ("yield_point", "chunk")
+    __slots__ = ("chunk", "yield_point")
 
     def __call__(self, x, t, to):
         for _ in range(20):
