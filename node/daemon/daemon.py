@@ -166,7 +166,7 @@ class Daemon:
         incarnation = await self.compute.own(self._incarnation)
         transport = self.transport
         self.session = session = self._session(transport, incarnation)
-        session.position.first = first
+        session.table.progress.first = first
         self.watch.attach(self.learner, session, self.addresses)
         stack.push_async_callback(transport.close, 0.5)
         stack.push_async_callback(session.close)
@@ -321,10 +321,10 @@ class Daemon:
         name, neighborhood, run = self.node.name, learner.neighborhood, self.run
         ids = {member.name: member.id for member in self.roster.members}
         ledger = learner.ledger
-        peer_table = PeerTable(
+        table = PeerTable(
             me=name,
             ids=ids,
-            terms=RunParameters(
+            parameters=RunParameters(
                 run=run.run_id,
                 roster=self.roster.version,
                 members=self.roster.digest,
@@ -337,9 +337,9 @@ class Daemon:
             membership=Membership.of(name, neighborhood.neighbors, run.sync.deadline_s),
             observer=self.watch,
         )
-        self.addresses = self._addresses(peer_table, transport)
+        self.addresses = self._addresses(table, transport)
         session = Session(
-            peer_table,
+            table,
             identity=self.identity,
             transport=transport,
             mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
@@ -356,10 +356,10 @@ class Daemon:
             transport.revoke(ids[name])
             session.remove(ids[name])
         transport.refused = lambda caller, code: self.watch.refused(
-            peer_table.names.get(caller or "", ""), code
+            table.names.get(caller or "", ""), code
         )
-        session.position.working = lambda: compute.busy
-        session.position.work_done = lambda: compute.progress
+        session.table.progress.working = lambda: compute.busy
+        session.table.progress.work_done = lambda: compute.progress
         return session
 
     def _reload(self) -> Reload:
@@ -385,7 +385,9 @@ class Daemon:
             self.transport.revoke(node_id)
             self.session.remove(node_id)
         self.session.adopt(roster.version)
-        self.watch.log_event("roster", version=roster.version, round=self.session.position.round)
+        self.watch.log_event(
+            "roster", version=roster.version, round=self.session.table.progress.round
+        )
         self.watch.adopted(removed)
 
     def _rotate(self, identity: Identity) -> None:
@@ -399,16 +401,14 @@ class Daemon:
             await asyncio.sleep(1.0)
             self.watch.connections(self.transport.connections, self.transport.connections_used)
 
-    def _addresses(self, peer_table: PeerTable, transport: Grpc) -> AddressBook:
-        peers, neighbors = self.node.peers, peer_table.membership.neighbors
+    def _addresses(self, table: PeerTable, transport: Grpc) -> AddressBook:
+        peers, neighbors = self.node.peers, table.membership.neighbors
 
         def missing() -> list[str]:
             over = (Presence.FINISHED, Presence.REMOVED)
             gone = {peer for peer, it in neighbors.items() if it.presence in over}
             return [
-                it.id
-                for peer, it in peer_table.contacts.items()
-                if not it.proven and peer not in gone
+                it.id for peer, it in table.states.items() if not it.proven and peer not in gone
             ]
 
         around = DiscoveryContext(

@@ -312,7 +312,7 @@ class Telemetry(RoundObserver, SessionObserver):
         """
         of = (
             peer
-            if self.session and peer in self.session.peer_table.contacts
+            if self.session and peer in self.session.table.states
             else "member"
             if peer
             else "stranger"
@@ -362,7 +362,7 @@ class Telemetry(RoundObserver, SessionObserver):
 
     def newer_roster(self, peer: Peer, version: int) -> None:
         assert self.session is not None
-        mine = self.session.peer_table.terms.roster
+        mine = self.session.table.parameters.roster
         self.warn(NEWER_ROSTER.format(peer=peer, version=version, mine=mine))
 
     def round_trip(self, peer: Peer, seconds: float) -> None:
@@ -376,7 +376,7 @@ class Telemetry(RoundObserver, SessionObserver):
 
     def _note_of(self, peer: Peer, event: str, **fields: Any) -> None:
         """A line about what a neighbor did, PER_ROUND of them in a round; the metrics count all."""
-        t = self.session.position.round if self.session else -1
+        t = self.session.table.progress.round if self.session else -1
         if t != self._noted_in:
             self._noted, self._noted_in = Counter(), t
         self._noted[peer] += 1
@@ -414,7 +414,7 @@ class Telemetry(RoundObserver, SessionObserver):
             run=self.run.run_id,
             algorithm=self.run.algorithm.name,
             state=self.state,
-            round=max(0, session.position.round) if session else 0,
+            round=max(0, session.table.progress.round) if session else 0,
             rounds=self.run.train.rounds,
             phase=self._phase(session),
             waiting_for=self._waiting(session),
@@ -432,16 +432,17 @@ class Telemetry(RoundObserver, SessionObserver):
         )
 
     def _phase(self, session: Session | None) -> Phase | None:
-        if session is None or not session.position.kind:
+        if session is None or not session.table.progress.kind:
             return None
         return Phase(
-            kind=session.position.kind, since_s=max(0.0, session.now - session.position.since)
+            kind=session.table.progress.kind,
+            since_s=max(0.0, session.table.now - session.table.progress.since),
         )
 
     def _waiting(self, session: Session | None) -> list[Waiting]:
         if session is None:
             return []
-        now, at = session.now, session.position
+        now, at = session.table.now, session.table.progress
         gathering = at.round < 0
         return [
             Waiting(
@@ -449,7 +450,7 @@ class Telemetry(RoundObserver, SessionObserver):
                 since_s=max(0.0, now - at.since)
                 if not gathering
                 else time.monotonic() - self._began,
-                until_s=None if gathering else session.membership.until(peer) - now,
+                until_s=None if gathering else session.table.membership.until(peer) - now,
                 why="its handshake" if gathering else f"its part of {at.kind!r}",
             )
             for peer in sorted(at.waiting_for)
@@ -459,7 +460,7 @@ class Telemetry(RoundObserver, SessionObserver):
         if session is None:
             return []
         contacts, found_by = (
-            session.peer_table.contacts,
+            session.table.states,
             self.addresses.source if self.addresses else lambda *_: "",
         )
         return [
@@ -472,7 +473,7 @@ class Telemetry(RoundObserver, SessionObserver):
                 rtt_ms=None if it.rtt is None else 1000 * it.rtt,
                 last_error=it.trouble or None,
             )
-            for peer, it in session.membership.neighbors.items()
+            for peer, it in session.table.membership.neighbors.items()
         ]
 
 

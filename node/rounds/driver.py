@@ -66,7 +66,8 @@ class Driver:
         state round t's, `after_round` when the round's sending is over too. `honest`: what this
         node says is held to the bounds as well, before it leaves; an attacker's lies are not."""
         self.algorithm, self.neighborhood, self.layout = algorithm, neighborhood, layout
-        self.session, self.membership, self.compute = session, session.membership, compute
+        self.session, self.table, self.compute = session, session.table, compute
+        self.membership = session.table.membership
         self.sync, self.mix, self.rounds, self.completed, self.after_round = (
             sync,
             mix,
@@ -96,12 +97,12 @@ class Driver:
         Raises:
             PeersUnavailable: fewer than `min_neighbors` shook hands until the timeout.
         """
-        position = self.session.position
-        end = self.session.now + start.timeout_s
-        soon = min(end, self.session.now + self.membership.deadline)
-        while (missing := (around := self._around()) - self._settled()) and self.session.now < end:
+        position = self.table.progress
+        end = self.table.now + start.timeout_s
+        soon = min(end, self.table.now + self.membership.deadline)
+        while (missing := (around := self._around()) - self._settled()) and self.table.now < end:
             late, there, needed = (
-                self.session.now >= soon,
+                self.table.now >= soon,
                 len(around - missing),
                 majority(len(self.neighborhood.neighbors)),
             )
@@ -113,7 +114,7 @@ class Driver:
             ):
                 break
             position.waiting_for = missing
-            await self.session.changed.wait((end if late else soon) - self.session.now)
+            await self.table.changed.wait((end if late else soon) - self.table.now)
         position.waiting_for = frozenset()
         if len(around - missing) < min(start.min_neighbors, len(around)):
             raise PeersUnavailable(
@@ -162,18 +163,18 @@ class Driver:
             finally:
                 self._playing = False
                 self._cancel()
-        self.session.position.first = self.rounds
+        self.table.progress.first = self.rounds
         self.session.transfers.end()
 
     async def linger(self, seconds: float) -> None:
         """After the last round: stays reachable until every neighbor is done too, or gone."""
-        end = self.session.now + seconds
+        end = self.table.now + seconds
         while around := self.membership.agreed():
             heard = max(self.membership.neighbors[peer].last_heard for peer in around)
-            left = min(end, heard + self.membership.deadline) - self.session.now
+            left = min(end, heard + self.membership.deadline) - self.table.now
             if left <= 0:
                 break
-            await self.session.changed.wait(left)
+            await self.table.changed.wait(left)
 
     def _enter(self, t: int) -> int:
         """t, or the later round at which most neighbors are if this node is behind: it has no edge
@@ -183,7 +184,7 @@ class Driver:
         quorum = self.sync.mode == "quorum"
         near = FAR if self.membership.live(t) and not quorum else 2
         there = self.membership.most_have_reached(
-            self.session.now, quickest=self._quickest, heartbeats=quorum
+            self.table.now, quickest=self._quickest, heartbeats=quorum
         )
         if not t + near < there < self.rounds:
             return t
@@ -201,9 +202,9 @@ class Driver:
         talk, phase = self.algorithm.round(t), 0
         verb = await self.compute.own(self._advance, t, talk, None)
         while verb is not None:
-            since = self.session.now
+            since = self.table.now
             reply = await self._speak(t, phase, verb)
-            self.watcher.phase(t, phase, verb.kind, self.session.now - since)
+            self.watcher.phase(t, phase, verb.kind, self.table.now - since)
             verb = await self.compute.own(self._advance, t, talk, reply)
             phase += 1
         if self.sync.mode != "async":
@@ -261,7 +262,7 @@ class Driver:
                 peer, said, round=asked_in, withheld=isinstance(said, NoPayload)
             ):
                 answered.add(peer)
-                self.session.changed.notify()
+                self.table.changed.notify()
             else:
                 self.waiting.refused_by(peer, answers.key)
 
@@ -455,7 +456,7 @@ def _mixed(
     """The average; of the payloads' first vectors the consensus distance, and each neighbor's
     distance from the own.
     """
-    me = exchange.transfers.peer_table.me
+    me = exchange.transfers.table.me
     payloads = {peer: exchange.own() if peer == me else exchange.take(peer) for peer in weight}
     parameters = {peer: it[0] if isinstance(it, tuple) else it for peer, it in payloads.items()}
     apart = {

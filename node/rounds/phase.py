@@ -66,7 +66,7 @@ class Exchange:
         if not await self.deliver(peer, self.said, heard=heard):
             return False
         self.served.add(peer)
-        self.transfers.peer_table.changed.notify()
+        self.transfers.table.changed.notify()
         return True
 
     async def deliver(
@@ -101,10 +101,10 @@ class Exchange:
             self._slots[peer] = None
             return DiscardSink()
         if self._streaming:
-            self.transfers.peer_table.changed.notify()
+            self.transfers.table.changed.notify()
             assert self.most is not None
             stream = FrameQueue(
-                peer, self.layout, self.transfers.peer_table.changed, self._window, most=self.most
+                peer, self.layout, self.transfers.table.changed, self._window, most=self.most
             )
             return self.streams.setdefault(peer, stream)
 

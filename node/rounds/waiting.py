@@ -137,12 +137,8 @@ class Waiting:
     """
 
     def __init__(self, session: Session, sync: SyncSection, watcher: RoundObserver) -> None:
-        self.session, self.membership, self.sync, self.watcher = (
-            session,
-            session.membership,
-            sync,
-            watcher,
-        )
+        self.table, self.membership = session.table, session.table.membership
+        self.sync, self.watcher = sync, watcher
         self.patience = Patience(sync)
         self.t = self.phase = 0
         self.live: frozenset[Peer] = frozenset()
@@ -156,7 +152,7 @@ class Waiting:
             t,
             self.membership.live(t),
             frozenset(),
-            self.session.now,
+            self.table.now,
         )
 
     def enter(self, phase: int) -> None:
@@ -169,7 +165,7 @@ class Waiting:
 
     @property
     def _so_far(self) -> float:
-        return self.session.now - self._began
+        return self.table.now - self._began
 
     @property
     def present(self) -> frozenset[Peer]:
@@ -192,13 +188,13 @@ class Waiting:
         if self.sync.mode == "async":
             return
         enough = ceil(self.sync.quorum * len(peers)) if self.sync.mode == "quorum" else len(peers)
-        began, position = self.session.now, self.session.position
+        began, position = self.table.now, self.table.progress
         self.membership.start_waiting(peers, began)
         waiting = peers
         while True:
             still = self._still(peers, done, came)
             for peer in sorted(waiting - still):
-                self.watcher.waited(peer, self.session.now - began)
+                self.watcher.waited(peer, self.table.now - began)
                 if peer not in self.membership.live(self.t) and not came(peer):
                     self._tell(peer, self.membership.neighbors[peer].trouble or "It is gone.")
             waiting = still
@@ -207,7 +203,7 @@ class Waiting:
             position.waiting_for = pending = frozenset(
                 peer for peer in waiting if not excused(peer)
             )
-            self.membership.start_waiting(waiting - pending, self.session.now)
+            self.membership.start_waiting(waiting - pending, self.table.now)
             for peer in sorted(pending):
                 self._check_deadline(peer)
             half = len(peers) - len(waiting) >= len(peers) // 2
@@ -232,7 +228,7 @@ class Waiting:
     def _check_deadline(self, peer: Peer) -> None:
         """Is it to be given up?"""
         spent = self.patience.spent(peer, self._so_far)
-        if self.membership.overdue(peer, self.session.now):
+        if self.membership.overdue(peer, self.table.now):
             self.lose(peer, f"It made no progress for {self.membership.deadline:g} s.", idle=True)
         elif spent > self.patience.left(peer, self._so_far):
             self.lose(
@@ -248,13 +244,13 @@ class Waiting:
         """Until something changes or the next deadline; the seconds that took. If this node itself
         stood still meanwhile, what the others said is not read yet, they get their time anew, and
         it is nobody's."""
-        since = self.session.now
+        since = self.table.now
         due = max(since + 0.001, min(self.membership.until(peer) for peer in waiting) + 0.001)
-        await self.session.changed.wait(due - since)
-        if self.session.now > due + self.membership.deadline / 4:
-            self.membership.start_waiting(waiting, self.session.now)
+        await self.table.changed.wait(due - since)
+        if self.table.now > due + self.membership.deadline / 4:
+            self.membership.start_waiting(waiting, self.table.now)
             return 0.0
-        return self.session.now - since
+        return self.table.now - since
 
     def refused_by(self, peer: Peer, key: Key) -> None:
         """The neighbor refused what was sent in that round and phase, which may be over."""
@@ -268,16 +264,16 @@ class Waiting:
         self._left_out |= {peer}
         if self.sync.mode == "round":
             self.lose(peer, why)
-        self.session.changed.notify()
+        self.table.changed.notify()
 
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         if peer in self.membership.live(self.t):
-            self.session.lose(peer, why, idle=idle)
+            self.table.lose(peer, why, idle=idle)
             self._tell(peer, why)
 
     def _tell(self, peer: Peer, why: str) -> None:
         """Once a round."""
         if peer not in self._told:
             self._told |= {peer}
-            self.membership.bar(peer, self.session.now + self.patience.lost(peer))
+            self.membership.bar(peer, self.table.now + self.patience.lost(peer))
             self.watcher.lost(self.t, self.phase, peer, why)

@@ -185,21 +185,21 @@ class PeerTable:
     me: Peer
     ids: Mapping[Peer, str]
     """Node ids of the whole roster, by name."""
-    terms: RunParameters
+    parameters: RunParameters
     incarnation: int
     membership: Membership
     observer: SessionObserver = field(default_factory=SessionObserver)
-    position: LocalProgress = field(default_factory=LocalProgress)
+    progress: LocalProgress = field(default_factory=LocalProgress)
     changed: Signal = field(default_factory=Signal)
     """Something happened that a waiting driver may wait for."""
     stopping: bool = False
     moved: int = 0
     """Frames sent and received."""
-    contacts: dict[Peer, PeerState] = field(init=False)
+    states: dict[Peer, PeerState] = field(init=False)
     names: dict[str, Peer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.contacts = {
+        self.states = {
             peer: PeerState(self.ids[peer]) for peer in sorted(self.membership.neighbors)
         }
         self.names = {node_id: name for name, node_id in self.ids.items()}
@@ -212,7 +212,7 @@ class PeerTable:
         """Drops the edge until a new handshake."""
         self.membership.lose(peer, why, idle=idle)
         self.observer.presence(peer, False)
-        self.contacts[peer].wake.notify()
+        self.states[peer].wake.notify()
         self.changed.notify()
 
     def cut(self, peer: Peer, why: str) -> None:
@@ -228,7 +228,7 @@ class PeerTable:
         """
         _check_identity(caller, sender)
         name = self.names.get(sender)
-        if name is None or name not in self.contacts:
+        if name is None or name not in self.states:
             raise Malformed(codec.sentence(pb.CODE_NOT_A_NEIGHBOR), pb.CODE_NOT_A_NEIGHBOR)
         return name
 

@@ -51,14 +51,14 @@ class Transfers:
 
     def __init__(
         self,
-        peer_table: PeerTable,
+        table: PeerTable,
         mailbox: Mailbox,
         link: Callable[[Peer], Awaitable[Link]],
         identity: Identity | None = None,
     ) -> None:
         """`identity` signs what is said to all alike; None where no key proves anything."""
-        self.peer_table, self.mailbox, self._link, self.identity = (
-            peer_table,
+        self.table, self.mailbox, self._link, self.identity = (
+            table,
             mailbox,
             link,
             identity,
@@ -73,9 +73,9 @@ class Transfers:
         """The transport's entrance for transfers: header, frames, trailer; one verdict."""
         code: int
         try:
-            async with asyncio.timeout(self.peer_table.membership.deadline):
+            async with asyncio.timeout(self.table.membership.deadline):
                 header = codec.decode(pb.Header, await anext(messages))
-            peer = self.peer_table.peer(caller, header.sender)
+            peer = self.table.peer(caller, header.sender)
             code = self._refusal(peer, header)
             if code == pb.CODE_OK:
                 self._compare(peer, header.statements)
@@ -86,29 +86,25 @@ class Transfers:
             code = error.code or pb.CODE_MALFORMED
         except TimeoutError:
             code = pb.CODE_STALLED
-        verdict = pb.Verdict(
-            detail=codec.sentence(code), round=max(0, self.peer_table.position.round)
-        )
+        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.table.progress.round))
         verdict.code = code  # type: ignore[assignment]
         return codec.encode(verdict)
 
     def _refusal(self, peer: Peer, header: pb.Header) -> pb.Code:
-        contact = self.peer_table.contacts[peer]
-        if contact.contradicted:
+        state = self.table.states[peer]
+        if state.contradicted:
             return pb.CODE_NOT_A_NEIGHBOR
-        if self.peer_table.stopping:
+        if self.table.stopping:
             return pb.CODE_STOPPING
-        if (header.protocol, header.run) != (codec.PROTOCOL, self.peer_table.terms.run):
+        if (header.protocol, header.run) != (codec.PROTOCOL, self.table.parameters.run):
             return pb.CODE_RUN
-        if header.receiver != self.peer_table.ids[self.peer_table.me]:
+        if header.receiver != self.table.ids[self.table.me]:
             return pb.CODE_IDENTITY
-        if header.incarnation != contact.incarnation:
+        if header.incarnation != state.incarnation:
             return (
-                pb.CODE_NOT_READY
-                if header.incarnation > contact.incarnation
-                else pb.CODE_INCARNATION
+                pb.CODE_NOT_READY if header.incarnation > state.incarnation else pb.CODE_INCARNATION
             )
-        return pb.CODE_DUPLICATE if contact.replayed(header.sequence) else pb.CODE_OK
+        return pb.CODE_DUPLICATE if state.replayed(header.sequence) else pb.CODE_OK
 
     async def _receive(
         self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes]
@@ -124,7 +120,7 @@ class Transfers:
         try:
             admission = self.mailbox.offer(peer, key, shape, withheld=header.withheld)
             while admission is Admission.PARK:
-                await self.peer_table.changed.wait()
+                await self.table.changed.wait()
                 admission = self.mailbox.offer(
                     peer, key, shape, withheld=header.withheld, parked=True
                 )
@@ -133,42 +129,42 @@ class Transfers:
         except asyncio.CancelledError:
             self.mailbox.broken(peer, key)
             raise
-        self.peer_table.membership.entered(peer, key.round, self.peer_table.now)
-        heard = self.peer_table.known(header.heard)
+        self.table.membership.entered(peer, key.round, self.table.now)
+        heard = self.table.known(header.heard)
         sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
         try:
             await self._read(peer, header, messages, sink)
         except BaseException as error:
             self.mailbox.broken(peer, key)
             if isinstance(error, Malformed) and error.code != pb.CODE_STALLED:
-                self.peer_table.membership.neighbors[
+                self.table.membership.neighbors[
                     peer
                 ].last_error = f"It sent what can't be used: {error}"
-                self.peer_table.observer.rejected(peer, error.code)
+                self.table.observer.rejected(peer, error.code)
             raise
         self.mailbox.delivered(peer, key)
         sink.done()
         failpoint("after_recv")
-        self.peer_table.changed.notify()
+        self.table.changed.notify()
         return pb.CODE_OK
 
     async def _read(
         self, peer: Peer, header: pb.Header, messages: AsyncIterator[bytes], sink: Sink
     ) -> None:
         left, hashed = (
-            self.peer_table.membership.deadline + header.bytes / SLOWEST,
+            self.table.membership.deadline + header.bytes / SLOWEST,
             hashlib.sha256(),
         )
         for offset, length in codec.frames(header.bytes):
-            since = self.peer_table.now
-            async with asyncio.timeout(min(left, self.peer_table.membership.deadline)):
+            since = self.table.now
+            async with asyncio.timeout(min(left, self.table.membership.deadline)):
                 data = codec.frame(await anext(messages), length)
-            left -= self.peer_table.now - since
+            left -= self.table.now - since
             if self._is_stated(header.role):
                 hashed.update(data)  # less than a millisecond
             await sink.write(offset, data)
             self._count(peer, "received", header.kind, length)
-        async with asyncio.timeout(self.peer_table.membership.deadline):
+        async with asyncio.timeout(self.table.membership.deadline):
             trailer = codec.decode(pb.Trailer, await anext(messages))
         if trailer.bytes != header.bytes:
             raise Malformed("The sender gave up on the way.", pb.CODE_STALLED)
@@ -176,9 +172,9 @@ class Transfers:
             self._note(peer, header, trailer, hashed.digest())
 
     def _count(self, peer: Peer, direction: str, kind: str, count: int) -> None:
-        self.peer_table.moved += 1
-        self.peer_table.membership.moved(peer, self.peer_table.now)
-        self.peer_table.observer.bytes_moved(peer, direction, kind, count)
+        self.table.moved += 1
+        self.table.membership.moved(peer, self.table.now)
+        self.table.observer.bytes_moved(peer, direction, kind, count)
 
     # what is said to all alike
 
@@ -201,7 +197,7 @@ class Transfers:
         said = self._stated(header.sender, header.incarnation, key, digest)
         said.signature = trailer.signature
         if trailer.digest != digest or not stated(
-            self.peer_table.contacts[peer].spki, self.peer_table.terms.run, said
+            self.table.states[peer].spki, self.table.parameters.run, said
         ):
             raise Malformed("The payload is not what its sender signed.")
         if (before := self.statements.note(peer, said)) is not None:
@@ -214,22 +210,22 @@ class Transfers:
             Malformed: it passes on what was never signed, so that it lies itself.
         """
         for other in said:
-            peer = self.peer_table.names.get(other.sender, "")
+            peer = self.table.names.get(other.sender, "")
             here = self.statements.contradicted(peer, other)
-            if here is None or self.peer_table.contacts[peer].contradicted:
+            if here is None or self.table.states[peer].contradicted:
                 continue
-            if not stated(self.peer_table.contacts[peer].spki, self.peer_table.terms.run, other):
+            if not stated(self.table.states[peer].spki, self.table.parameters.run, other):
                 raise Malformed("A statement is passed on that its sender did not sign.")
             self._contradicted(peer, told_by, here, other)
 
     def _contradicted(
         self, peer: Peer, told_by: Peer, here: pb.Statement, there: pb.Statement
     ) -> None:
-        contact = self.peer_table.contacts[peer]
-        if not contact.contradicted:
-            contact.contradicted = True
-            self.peer_table.observer.contradicted(peer, told_by, contact.spki, here, there)
-            self.peer_table.cut(
+        state = self.table.states[peer]
+        if not state.contradicted:
+            state.contradicted = True
+            self.table.observer.contradicted(peer, told_by, state.spki, here, there)
+            self.table.cut(
                 peer, f"It told this node and {told_by} different things in round {there.round}."
             )
 
@@ -237,34 +233,34 @@ class Transfers:
 
     def begin(self, round: int) -> None:
         """Enters a round: transfers of earlier rounds are refused from now on."""
-        self.peer_table.position.round, self.peer_table.position.phase = round, 0
+        self.table.progress.round, self.table.progress.phase = round, 0
         self.mailbox.begin(round)
         if self.mailbox.staleness is None:
             self._inboxes.clear()
-        self.peer_table.changed.notify()
+        self.table.changed.notify()
 
     def end(self) -> None:
         """Outside any round: before the first and after the last."""
-        self.peer_table.position.round, self.peer_table.position.kind = -1, ""
-        self.peer_table.changed.notify()
+        self.table.progress.round, self.table.progress.kind = -1, ""
+        self.table.changed.notify()
 
     def open(self, key: Key, shape: Shape, peers: Iterable[Peer], inbox: Inbox) -> None:
         self._inboxes[key.phase, key.role] = inbox
         self.mailbox.open(key, shape, peers)
         if (key.phase, shape.kind) != (
-            self.peer_table.position.phase,
-            self.peer_table.position.kind,
+            self.table.progress.phase,
+            self.table.progress.kind,
         ):
-            self.peer_table.position.since = self.peer_table.now
-        self.peer_table.position.phase, self.peer_table.position.kind = (
-            max(self.peer_table.position.phase, key.phase),
+            self.table.progress.since = self.table.now
+        self.table.progress.phase, self.table.progress.kind = (
+            max(self.table.progress.phase, key.phase),
             shape.kind,
         )
-        self.peer_table.changed.notify()
+        self.table.changed.notify()
 
     def shut(self, key: Key) -> None:
         self.mailbox.close(key)
-        self.peer_table.changed.notify()
+        self.table.changed.notify()
 
     # what leaves
 
@@ -292,8 +288,8 @@ class Transfers:
                 code, why = pb.CODE_NOT_READY, str(error)
             if code in (pb.CODE_OK, pb.CODE_DUPLICATE):
                 return True
-            self.peer_table.membership.neighbors[peer].last_error = why
-            self.peer_table.observer.wire_error(peer, code)
+            self.table.membership.neighbors[peer].last_error = why
+            self.table.observer.wire_error(peer, code)
             if code not in PASSING:
                 return False
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -308,19 +304,19 @@ class Transfers:
         heard: Iterable[Peer],
         withheld: bool,
     ) -> pb.Verdict:
-        contact = self.peer_table.contacts[peer]
-        while not contact.proven:
-            await self.peer_table.changed.wait()
-        contact.sent += 1
+        state = self.table.states[peer]
+        while not state.proven:
+            await self.table.changed.wait()
+        state.sent += 1
         noted = self.statements.noted
         header = pb.Header(
             protocol=codec.PROTOCOL,
-            run=self.peer_table.terms.run,
-            roster=self.peer_table.terms.roster,
-            sender=self.peer_table.ids[self.peer_table.me],
-            receiver=contact.id,
-            incarnation=self.peer_table.incarnation,
-            sequence=contact.sent,
+            run=self.table.parameters.run,
+            roster=self.table.parameters.roster,
+            sender=self.table.ids[self.table.me],
+            receiver=state.id,
+            incarnation=self.table.incarnation,
+            sequence=state.sent,
             round=key.round,
             phase=key.phase,
             role=pb.Role.Name(key.role),
@@ -329,7 +325,7 @@ class Transfers:
             parts=shape.parts,
             dtype=pb.DType.Name(shape.dtype),
             bytes=0 if withheld else shape.nbytes,
-            heard=sorted(self.peer_table.ids[name] for name in heard),
+            heard=sorted(self.table.ids[name] for name in heard),
             withheld=withheld,
             statements=self._heard_of_others(peer),
         )
@@ -338,12 +334,12 @@ class Transfers:
             pb.Verdict, await link.transfer(self._messages(peer, key, header, payload))
         )
         if verdict.code == pb.CODE_OK:
-            contact.passed_on = max(contact.passed_on, noted)
+            state.passed_on = max(state.passed_on, noted)
         return verdict
 
     def _heard_of_others(self, to: Peer) -> list[pb.Statement]:
         """What this neighbor was not told yet, as much as a header carries."""
-        found = self.statements.newer(self.peer_table.contacts[to].passed_on, [to])
+        found = self.statements.newer(self.table.states[to].passed_on, [to])
         return (
             found
             if len(found) <= codec.MAX_STATEMENTS

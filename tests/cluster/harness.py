@@ -352,7 +352,7 @@ class Witness(Daemon):
     @property
     def round(self) -> int:
         """The round it is in."""
-        return self.session.position.round if hasattr(self, "session") else -1
+        return self.session.table.progress.round if hasattr(self, "session") else -1
 
     @property
     def held(self) -> bool:
@@ -360,7 +360,7 @@ class Witness(Daemon):
 
     def knows(self, peer: str) -> str:
         """A neighbor's presence."""
-        return self.session.membership.neighbors[peer].presence.value
+        return self.session.table.membership.neighbors[peer].presence.value
 
     def remembers(self, peer: str) -> int:
         """The highest sequence number of its ledger that this neighbor told."""

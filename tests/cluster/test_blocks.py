@@ -42,7 +42,7 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
         again = c.start(VICTIM)
         around = [it for it in others if it.node.name in ("n0", "n2")]
         await again.until(
-            lambda: all(it.held and VICTIM in it.session.membership.agreed() for it in around)
+            lambda: all(it.held and VICTIM in it.session.table.membership.agreed() for it in around)
         )
         for witness in others:
             witness.limit = 1 << 30

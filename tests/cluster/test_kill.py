@@ -96,7 +96,8 @@ async def came_back(process: Process, others: list[Witness], victim: str) -> Non
 
     def back() -> bool:
         return all(
-            witness.held and victim in witness.session.membership.agreed() for witness in others
+            witness.held and victim in witness.session.table.membership.agreed()
+            for witness in others
         )
 
     await process.until(lambda: (it := process.status()) and it["state"] == "running" and back())

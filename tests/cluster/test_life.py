@@ -129,7 +129,7 @@ async def back(process: Process, around: list[Witness], pace: Witness) -> None:
     """The node agrees on its edges with neighbors that the pace-maker holds; then all play a few
     rounds more.
     """
-    await process.until(lambda: all("n1" in it.session.membership.agreed() for it in around))
+    await process.until(lambda: all("n1" in it.session.table.membership.agreed() for it in around))
     await process.state("running")
     pace.limit += 6
     await process.until(lambda: pace.held and process.reached(pace.limit))

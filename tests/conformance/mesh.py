@@ -85,15 +85,15 @@ class Node:
             book,
             rounds,
         )
-        peer_table = PeerTable(
+        table = PeerTable(
             me=name,
             ids=more.pop("ids", None) or {peer: peer for peer in everybody},
-            terms=RunParameters(run="run", roster=1, layout=layout.digest),
+            parameters=RunParameters(run="run", roster=1, layout=layout.digest),
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, sync.deadline_s),
         )
         self.session = Session(
-            peer_table,
+            table,
             identity=more.pop("identity", None),
             transport=transport,
             mailbox=Mailbox(staleness),
@@ -102,8 +102,8 @@ class Node:
         )
         self.notes = Notes()
         self.compute = Compute()
-        self.session.position.work_done = lambda: self.compute.progress
-        self.session.position.working = lambda: self.compute.busy
+        self.session.table.progress.work_done = lambda: self.compute.progress
+        self.session.table.progress.working = lambda: self.compute.busy
         self.driver = Driver(
             algorithm=algorithm,
             neighborhood=neighborhood,
@@ -118,9 +118,9 @@ class Node:
 
     async def live(self, first=0, start=None):
         """From listening to the last round; leaves nothing behind, also when cancelled."""
-        self.session.position.first = first
+        self.session.table.progress.first = first
         await self.book.announce(
-            self.session.peer_table.ids[self.name], await self.transport.serve(self.session)
+            self.session.table.ids[self.name], await self.transport.serve(self.session)
         )
         keeping = asyncio.create_task(self.session.run())
         try:

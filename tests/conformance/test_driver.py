@@ -281,13 +281,15 @@ async def test_one_neighbor_alone_does_not_say_where_to_enter():
     victim, said = together["n0"], {"incarnation": 1, "now": 0.0}
     gathering = asyncio.create_task(victim.driver.wait_for_neighbors(StartSection(timeout_s=20)))
     for peer, live_from in (("n1", 999), ("n2", 7)):
-        victim.session.membership.agree(peer, live_from=live_from, round=live_from - 1, **said)
-        victim.session.changed.notify()
+        victim.session.table.membership.agree(
+            peer, live_from=live_from, round=live_from - 1, **said
+        )
+        victim.session.table.changed.notify()
         await asyncio.wait({gathering}, timeout=0.1)
         assert not gathering.done()
         assert victim.driver._enter(0) == 0
-    victim.session.membership.agree("n3", live_from=8, round=7, **said)
-    victim.session.changed.notify()
+    victim.session.table.membership.agree("n3", live_from=8, round=7, **said)
+    victim.session.table.changed.notify()
     await asyncio.wait_for(gathering, 2)
     assert victim.driver._enter(0) == 7
 
@@ -299,10 +301,10 @@ async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first
     """
     nodes, neighborhoods = cluster(("d-psgd", {}), "full", 5)
     late = mesh(nodes, neighborhoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
-    late.session.position.first = first
+    late.session.table.progress.first = first
     gathering = asyncio.create_task(late.driver.wait_for_neighbors(StartSection(timeout_s=60)))
-    late.session.membership.agree("n1", live_from=7, round=6, incarnation=1, now=0.0)
-    late.session.changed.notify()
+    late.session.table.membership.agree("n1", live_from=7, round=6, incarnation=1, now=0.0)
+    late.session.table.changed.notify()
     await asyncio.wait({gathering}, timeout=1.0)
     assert gathering.done() is not waits
     assert late.driver._enter(first) == first, "one neighbor's word moves nobody"
@@ -561,11 +563,11 @@ async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
     )
     async with alive(together) as tasks:
         session = together["n0"].session
-        while not (nodes["n1"].halted.is_set() and "n1" in session.position.waiting_for):
-            await session.changed.wait(0.01)
+        while not (nodes["n1"].halted.is_set() and "n1" in session.table.progress.waiting_for):
+            await session.table.changed.wait(0.01)
         time.sleep(2.0)  # noqa: ASYNC251 (that is the point)
         for _ in range(10):  # it looks after its neighbors again
-            session.changed.notify()
+            session.table.changed.notify()
             await asyncio.sleep(0)
         nodes["n1"].event.set()
         await asyncio.wait_for(asyncio.gather(*tasks.values()), 20)
@@ -643,7 +645,7 @@ async def test_a_tensor_that_is_not_finite_is_refused_and_reaches_nobody():
     }
     together = mesh(nodes, neighborhoods, 1, layout=BLOCK, sync=SyncSection(deadline_s=1.0))
     together["n1"].driver.honest = False  # it lies; who diverges itself stops before it says so
-    told = together["n0"].session.peer_table.observer = Rejections()
+    told = together["n0"].session.table.observer = Rejections()
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"]), 20)
     assert told.rejections == {("n1", pb.CODE_MALFORMED): 1}, "and its sender is counted, once"

@@ -72,10 +72,10 @@ class Node:
         self.name, self.people = name, people
         self.warnings: list[str] = []
         self.transport = Grpc(people[name], listen, reconnect=(0.1, 0.2))
-        self.peer_table = PeerTable(
+        self.table = PeerTable(
             me=name,
             ids={each: people.id(each) for each in NAMES},
-            terms=RunParameters(run=RUN, roster=1, layout=bytes(32)),
+            parameters=RunParameters(run=RUN, roster=1, layout=bytes(32)),
             incarnation=time.time_ns(),
             membership=Membership.of(name, neighbors, 20.0),
         )
@@ -87,14 +87,14 @@ class Node:
             transport=self.transport,
             folder=folder,
             dns=dns,
-            missing=lambda: [it.id for it in self.peer_table.contacts.values() if not it.proven],
+            missing=lambda: [it.id for it in self.table.states.values() if not it.proven],
             warn=self.warnings.append,
         )
         self.addresses = AddressBook.of(chosen, around, names)
         if "mdns" in chosen:
             self.mdns.interfaces = [LOOPBACK]  # no other network hears of it
         self.session = Session(
-            self.peer_table,
+            self.table,
             identity=people[name],
             transport=self.transport,
             mailbox=Mailbox(),
@@ -132,13 +132,13 @@ class Node:
             await self.transport.close(0)
 
     def live(self, *peers: str) -> bool:
-        return self.peer_table.membership.live(1 << 20) >= {*peers}
+        return self.table.membership.live(1 << 20) >= {*peers}
 
     def error(self, peer: str) -> str:
-        return self.peer_table.membership.neighbors[peer].trouble
+        return self.table.membership.neighbors[peer].trouble
 
     def source(self, peer: str) -> str:
-        contact = self.peer_table.contacts[peer]
+        contact = self.table.states[peer]
         return self.addresses.source(contact.id, contact.address)
 
 

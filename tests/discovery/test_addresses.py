@@ -309,9 +309,7 @@ async def test_one_name_for_all_nodes(people: People) -> None:
             await until(
                 lambda i=i, name=name: nodes[name].live(NAMES[i - 1], NAMES[(i + 1) % len(NAMES)])
             )
-            assert (
-                nodes[name].peer_table.contacts[NAMES[i - 1]].address == nodes[NAMES[i - 1]].bound
-            )
+            assert nodes[name].table.states[NAMES[i - 1]].address == nodes[NAMES[i - 1]].bound
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
@@ -330,7 +328,7 @@ async def test_ipv6_as_an_address_and_behind_a_name(people: People) -> None:
         for node in (alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob") and bob.live("alice"))
-        assert bob.peer_table.contacts["alice"].address == at
+        assert bob.table.states["alice"].address == at
 
 
 async def test_dead_addresses_before_the_right_one_cost_little(people: People) -> None:
@@ -350,7 +348,7 @@ async def test_dead_addresses_before_the_right_one_cost_little(people: People) -
         for node in (alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob"), 4, lambda: alice.error("bob"))
-        assert alice.peer_table.contacts["bob"].address == bob.bound
+        assert alice.table.states["bob"].address == bob.bound
 
 
 # -- the own address

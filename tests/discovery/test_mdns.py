@@ -167,7 +167,7 @@ async def test_an_impostor_is_refused_before_any_payload_and_the_honest_pair_con
             5,
             lambda: alice.error("bob") + bob.error("alice"),
         )
-        assert alice.peer_table.contacts["bob"].address == bob.bound
+        assert alice.table.states["bob"].address == bob.bound
         assert (service.calls, service.callers) == ([], []), (
             "nothing was said to who has another key"
         )

@@ -58,7 +58,7 @@ async def test_from_one_address_of_a_member_that_is_no_neighbor(people: People) 
         for node in (carol, alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob") and bob.live("alice"))
-        assert alice.peer_table.contacts["bob"].address == bob.bound
+        assert alice.table.states["bob"].address == bob.bound
         assert (alice.source("bob"), bob.source("alice")) == ("exchange", "exchange")
         assert not carol.live("alice"), "who is asked for addresses is no neighbor because of it"
 
@@ -77,7 +77,7 @@ async def test_who_moved_is_found_again_by_its_neighbor(people: People) -> None:
             people, "bob", ["alice"], BOTH, roster=roster, listen="127.0.0.2:0"
         ).alive() as bob:
             await until(
-                lambda: bob.live("alice") and alice.peer_table.contacts["bob"].address == bob.bound,
+                lambda: bob.live("alice") and alice.table.states["bob"].address == bob.bound,
                 40,
             )
             assert bob.bound != before

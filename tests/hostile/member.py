@@ -42,10 +42,8 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
         def earliest(self) -> int:
             return round if lie is not Lie.IN_BEATS and due() else super().earliest
 
-    honest, pulse = session.position, session._make_heartbeat
-    session.position = session.peer_table.position = Ahead(
-        **{it.name: getattr(honest, it.name) for it in fields(honest)}
-    )
+    honest, pulse = session.table.progress, session._make_heartbeat
+    session.table.progress = Ahead(**{it.name: getattr(honest, it.name) for it in fields(honest)})
     dropped = False
 
     def heartbeat() -> pb.Beat:
@@ -55,7 +53,7 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
             made.round = round
         if lie is Lie.IN_A_NEW_HANDSHAKE and due() and not dropped:
             dropped = True
-            for peer in session.membership.neighbors:
+            for peer in session.table.membership.neighbors:
                 session.lose(peer, "So that there is a new handshake.")
         return made
 
@@ -100,7 +98,7 @@ def tells_otherwise(node: Any, to: Peer, roles: frozenset[Role], first: int) -> 
 
 def sends_nothing(node: Any, first: int) -> None:
     """From round `first` on `node` shows progress in every beat, and sends nothing."""
-    transfers, position = node.session.transfers, node.session.position
+    transfers, position = node.session.transfers, node.session.table.progress
     deliver, done = transfers.deliver, position.work_done
     heartbeats = 0
 

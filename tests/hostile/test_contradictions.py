@@ -63,13 +63,13 @@ def together(
     found = mesh(algorithms, neighborhoods, rounds, transports=transports, ids=ids, sync=sync)
     for name, node in found.items():
         node.session.identity = node.session.transfers.identity = people[name]
-        node.session.peer_table.observer = Proofs()
+        node.session.table.observer = Proofs()
     return found  # type: ignore[no-any-return]
 
 
 def proofs(node: Any) -> list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]]:
     found: list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]] = (
-        node.session.peer_table.observer.found
+        node.session.table.observer.found
     )
     return found
 
@@ -91,7 +91,7 @@ async def test_two_receivers_who_share_an_edge_catch_it_within_two_rounds(
         assert one.digest != other.digest
         assert stated(public, "run", one)
         assert stated(public, "run", other)
-        assert nodes[name].session.membership.neighbors["n1"].barred_until == inf
+        assert nodes[name].session.table.membership.neighbors["n1"].barred_until == inf
         used = [t for t, weight in nodes[name].notes.weights.items() if "n1" in weight]
         assert max(used) <= LIES_FROM + 2
         assert nodes[name].notes.rounds == list(range(ROUNDS)), "the run goes on"
@@ -139,7 +139,7 @@ async def test_who_starts_again_is_not_accused(people: dict[str, Identity]) -> N
         tasks["n1"].cancel()
         await asyncio.gather(tasks["n1"], return_exceptions=True)
         again = together(people, "full", rounds=4000)["n1"]
-        again.session.peer_table.incarnation = 2
+        again.session.table.incarnation = 2
         again.transport.network = nodes["n0"].transport.network
         again.book.table = nodes["n0"].book.table
         task = asyncio.create_task(again.live(first=2))
@@ -154,7 +154,7 @@ async def test_who_starts_again_is_not_accused(people: dict[str, Identity]) -> N
 async def test_a_statement_nobody_signed_proves_nothing(people: dict[str, Identity]) -> None:
     """A neighbor can't accuse another by what it makes up."""
     node = together(people, "full")["n0"]
-    transfers, contact = node.session.transfers, node.session.peer_table.contacts["n1"]
+    transfers, contact = node.session.transfers, node.session.table.states["n1"]
     contact.spki = people["n1"].spki
     said = pb.Statement(
         sender=people["n1"].id, incarnation=1, round=3, role="ROLE_MIX", digest=b"a" * 32

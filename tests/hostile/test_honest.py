@@ -68,12 +68,12 @@ def together(
     found = mesh(nodes, neighborhoods, ROUNDS, transports=transports, ids=ids, sync=sync, **more)
     for name, node in found.items():
         node.session.identity = node.session.transfers.identity = people[name]
-        node.session.peer_table.observer = Faults()
+        node.session.table.observer = Faults()
     return found  # type: ignore[no-any-return]
 
 
 def blameless(node: Node) -> bool:
-    return node.session.peer_table.observer.found == []
+    return node.session.table.observer.found == []
 
 
 @pytest.mark.cluster

@@ -43,15 +43,15 @@ def asked():
 @pytest.fixture
 async def session(people, asked):
     """b's, whose only neighbor is a."""
-    peer_table = PeerTable(
+    table = PeerTable(
         me="b",
         ids={name: identity.id for name, identity in people.items()},
-        terms=TERMS,
+        parameters=TERMS,
         incarnation=7,
         membership=Membership.of("b", ["a"], 10.0),
     )
     it = Session(
-        peer_table,
+        table,
         identity=people["b"],
         transport=Memory(Network(), people["b"].id),
         mailbox=Mailbox(),
@@ -60,7 +60,7 @@ async def session(people, asked):
         ledger_label=b"L" * 32,
         check_remembered=lambda sequence, digest: asked.append((sequence, digest)),
     )
-    peer_table.contacts["a"].proven = True
+    table.states["a"].proven = True
     return it
 
 
@@ -100,7 +100,7 @@ async def test_a_neighbor_is_welcomed_with_a_proof_and_an_edge(session, people):
         run="run",
         expected_id=people["b"].id,
     )
-    assert session.membership.live(0) == {"a"}
+    assert session.table.membership.live(0) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_a_refusal_says_what_differs_and_signs_nothing(session, people, ch
     assert welcome.code == code
     assert says in welcome.detail
     assert not welcome.signature
-    assert session.membership.live(0) == frozenset()
+    assert session.table.membership.live(0) == frozenset()
 
 
 async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
@@ -149,38 +149,38 @@ async def test_nothing_is_signed_for_who_claims_another_id_or_is_no_neighbor(ses
 
 
 async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialed_back(session, people):
-    session.peer_table.contacts["a"].proven = False
+    session.table.states["a"].proven = False
     assert (await greet(session, hello(people))).code == pb.CODE_NOT_READY
-    assert session.membership.live(0) == frozenset()
+    assert session.table.membership.live(0) == frozenset()
 
 
 async def test_the_same_call_delivered_twice_changes_nothing(session, people):
     first = await greet(session, hello(people))
-    session.position.round = 5
+    session.table.progress.round = 5
     assert await greet(session, hello(people)) == first
-    assert session.membership.live(0) == {"a"}
+    assert session.table.membership.live(0) == {"a"}
 
 
 async def test_a_handshake_that_was_overtaken_agrees_nothing(session, people):
     """It would move the edge at this end only: the other end has the answer to its later one."""
     await greet(session, hello(people, nonce=b"2" * 32, order=2))
-    session.position.round = 0
+    session.table.progress.round = 0
     late = await greet(session, hello(people, nonce=b"1" * 32, order=1))
     assert (late.code, late.signature) == (pb.CODE_DUPLICATE, b"")
-    assert session.membership.live(0) == {"a"}
+    assert session.table.membership.live(0) == {"a"}
 
 
 async def test_inside_a_round_the_edge_begins_two_rounds_later(session, people):
-    session.position.round = 5
+    session.table.progress.round = 5
     assert (await greet(session, hello(people, from_round=3))).from_round == 7
-    assert session.membership.live(6) == frozenset()
-    assert session.membership.live(7) == {"a"}
+    assert session.table.membership.live(6) == frozenset()
+    assert session.table.membership.live(7) == {"a"}
 
 
 async def test_a_newer_process_replaces_an_older_one_never_the_other_way(session, people):
     await greet(session, hello(people))
     await greet(session, hello(people, incarnation=2, propose=False, nonce=b"m" * 32))
-    assert session.membership.neighbors["a"].presence is Presence.UNKNOWN
+    assert session.table.membership.neighbors["a"].presence is Presence.UNKNOWN
     old = await greet(session, hello(people, incarnation=1, nonce=b"o" * 32))
     assert old.code == pb.CODE_INCARNATION
 
@@ -238,10 +238,10 @@ async def test_beats_do_not_count_chunks_of_work(session):
     """Their number is the size of a secret batch; whoever asks often still sees one tick in a
     quarter of a second.
     """
-    session.position.work_done = lambda: session.peer_table.moved
+    session.table.progress.work_done = lambda: session.table.moved
     seen = set()
     for _ in range(100):
-        session.peer_table.moved += 7
+        session.table.moved += 7
         pulse = session._make_heartbeat()
         seen.add(pulse.progress)
         assert pulse.idle_ms % 250 == 0

@@ -58,16 +58,16 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(self.start())
 
     async def start(self):
-        peer_table = PeerTable(
+        table = PeerTable(
             me="b",
             ids={name: name for name in "abc"},
-            terms=RunParameters(run="run", roster=1, layout=bytes(32)),
+            parameters=RunParameters(run="run", roster=1, layout=bytes(32)),
             incarnation=1,
             membership=Membership.of("b", ["a"], 5.0),
         )
-        peer_table.membership.agree("a", live_from=0, incarnation=1, round=0, now=0.0)
-        peer_table.contacts["a"].renew(1)
-        self.transfers = Transfers(peer_table, Mailbox(), None)
+        table.membership.agree("a", live_from=0, incarnation=1, round=0, now=0.0)
+        table.states["a"].renew(1)
+        self.transfers = Transfers(table, Mailbox(), None)
         self.transfers.begin(0)
 
     def teardown(self):
