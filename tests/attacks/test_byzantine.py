@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from mesh import mesh, play
-from toys import VARIANTS, D, Listened, Stingy, cluster, lossy, results
 
+from kit.mesh import mesh, play
+from kit.toys import VARIANTS, D, Listened, Stingy, cluster, lossy, results
 from node.attacks import ATTACKS, Attack
 from node.attacks.byzantine import ByzantineAlgorithm, MessageAttackConfig
 from node.config import AttackSection, MixSection

@@ -34,10 +34,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import wire
 from rich.console import Console
 from rich.table import Table
 
+import wire
 from node import data, provisioning
 from node.config import ExperimentConfig
 from node.data import partition

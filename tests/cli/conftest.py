@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from calling import Call, Result
 
+from kit.command import Call, Result
 from node.cli.app import main
-
-sys.path.append(str(Path(__file__).parents[1] / "llm"))
 
 EXAMPLE = """\
 [run]

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from calling import Call, Result
 
+from kit.command import Call, Result
 from node.config import AttackSection, IdentitySection, NodeConfig, load, write
 
 

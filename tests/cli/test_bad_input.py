@@ -27,9 +27,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from calling import Call
 from cryptography import x509
 
+from kit.command import Call
 from node import data, provisioning
 from node.config import RunConfig, load
 from node.observability import status

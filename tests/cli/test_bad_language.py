@@ -16,10 +16,10 @@ import pytest
 
 pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
 
-from calling import Call, Result
-from model_folders import write_model
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, T5Config
 
+from kit.command import Call, Result
+from kit.model_folders import write_model
 from node.algorithms import find
 from node.config import ExperimentConfig, PrivacySection, load
 from node.learning import requirements

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node.algorithms import find
 from node.cli import bench
 from node.records import journal

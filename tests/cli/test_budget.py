@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node.config import NodeConfig, load
 from node.privacy.accountant import WEAK
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from calling import Call
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from kit.command import Call
 from node import data, provisioning
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write

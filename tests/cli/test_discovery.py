@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Call
 from test_doctor import examined
 
+from kit.command import Call
 from node import provisioning
 from node.config import NodeConfig, load
 

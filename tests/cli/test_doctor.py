@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calling import Call
 from PIL import Image
 
+from kit.command import Call
 from node.cli import doctor
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger

@@ -13,8 +13,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node.config import ExperimentConfig, load
 from node.learning.learner import Plan
 from node.records import checkpoint, summary

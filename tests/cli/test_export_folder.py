@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
 
 import torch
-from calling import Call
-from model_folders import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from kit.command import Call
+from kit.model_folders import write_model
 from node.config import RunConfig, load, write
 from node.experiments import run_folder
 from node.llm import models

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from calling import Call, Result
 
 import node.config
+from kit.command import Call, Result
 from node.cli.app import main
 from peer import errors
 

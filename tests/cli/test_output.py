@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node.observability.output import documents_only, print_json
 
 CHATTY = """

@@ -11,9 +11,10 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
-from calling import Call
 from numpy.typing import NDArray
 from PIL import Image
+
+from kit.command import Call
 
 EXPERIMENT = """\
 [task]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calling import Call
 from sklearn.datasets import load_digits
 
+from kit.command import Call
 from node.config import BudgetSection
 from peer.errors import ConfigurationError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node import provisioning
 from node.config import BudgetSection, DataSection, ExperimentConfig, NodeConfig, load, write
 from node.learning.learner import Plan

@@ -19,8 +19,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from calling import Call, Result
 
+from kit.command import Call, Result
 from node.daemon import bootstrap
 from node.records import journal
 from peer.errors import ConfigurationError

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node.config import ExperimentConfig
 from node.experiments import local_cluster
 from peer.errors import StorageError

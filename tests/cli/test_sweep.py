@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from calling import Call
+
+from kit.command import Call
 
 SWEEP = """\
 [train]

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import pytest
-from calling import Call
 
+from kit.command import Call
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load
 from node.maths.graph import spectral_gap
 from peer.identity.roster import Roster

@@ -1,20 +1,17 @@
-"""Certificates of every bad kind come from the wire's tests."""
+"""Clusters of real daemons."""
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "wire"))
-
-from harness import clustered
+from kit.clusters import clustered
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Any:
-    """`async with cluster(nodes=3, …) as c`: see `harness.clustered`."""
+    """`async with cluster(nodes=3, …) as c`: see `kit.clusters.clustered`."""
     return partial(clustered, tmp_path / "cluster")

@@ -7,7 +7,8 @@ import signal
 from typing import Any
 
 import pytest
-from harness import NEVER, Process, debits
+
+from kit.clusters import NEVER, Process, debits
 
 STEPS, ROUNDS, NAMES = 5, 25, ["n0", "n1", "n2", "n3"]
 SETTINGS: dict[str, Any] = {

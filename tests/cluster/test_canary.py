@@ -18,14 +18,14 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import harness
 import prometheus_client
 import pytest
 import safetensors.torch
 import torch
-from harness import Cluster
 from torch import Tensor
 
+from kit import clusters
+from kit.clusters import Cluster
 from node.learning import learner
 from peer import codec
 from peer.message import Layout
@@ -134,7 +134,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             made.tap = tap
             return made
 
-        monkeypatch.setattr(harness, "Grpc", transport)
+        monkeypatch.setattr(clusters, "Grpc", transport)
         privacy = {
             "mode": mode,
             "sigma": None if mode == "none" else SIGMA,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster, Process, health, identity_of, until
-from wire_kit import Forgery, Recorder, name_of, new_key
 
+from kit.clusters import Cluster, Process, health, identity_of, until
+from kit.wire import Forgery, Recorder, name_of, new_key
 from node.daemon import bootstrap
 from peer import codec
 from peer.errors import ConfigurationError, IdentityError, PeerpoiseError, Unreachable

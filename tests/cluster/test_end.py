@@ -8,11 +8,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import harness
 import pytest
-from harness import Cluster, until
 from test_same_bits_inprocess import Jittery
 
+from kit import clusters
+from kit.clusters import Cluster, until
 from node.daemon import daemon
 from peer.transport.memory import Network
 
@@ -20,7 +20,7 @@ from peer.transport.memory import Network
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network()
-    monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(made, identity.id))
+    monkeypatch.setattr(clusters, "Grpc", lambda identity, listen: Jittery(made, identity.id))
     monkeypatch.setattr(daemon, "LINGER_SECONDS", 600.0)
     return made
 

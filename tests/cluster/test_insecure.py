@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from harness import get
+
+from kit.clusters import get
 
 
 @pytest.mark.cluster

@@ -13,7 +13,8 @@ from itertools import product
 from typing import Any
 
 import pytest
-from harness import NEVER, Process, Witness, debits, events, faults
+
+from kit.clusters import NEVER, Process, Witness, debits, events, faults
 
 PER_ROUND = {
     "round_start": 1,

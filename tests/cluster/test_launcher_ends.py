@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import events, until
 
+from kit.clusters import events, until
 from node.config import RunConfig, load
 from node.observability import status
 from peer.errors import TemporaryFailure

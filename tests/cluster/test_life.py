@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster, Process, Witness, debits, events, faults, get, health, until
 from prometheus_client.parser import text_string_to_metric_families
 
+from kit.clusters import Cluster, Process, Witness, debits, events, faults, get, health, until
 from peer.v1 import peer_pb2 as pb
 
 DEADLINE = 40.0

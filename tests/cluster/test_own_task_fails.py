@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import debits, events
 from safetensors import safe_open
+
+from kit.clusters import debits, events
 
 TASK = """
 import torch

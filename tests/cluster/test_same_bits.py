@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import experiment
 
+from kit.clusters import experiment
 from node.experiments.in_process import simulate
 
 SETTINGS: dict[str, dict[str, Any]] = {

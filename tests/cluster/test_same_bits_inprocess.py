@@ -8,12 +8,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import harness
 import pytest
 import uvloop
-from harness import Cluster, events, experiment
 from test_same_bits import SETTINGS
 
+from kit import clusters
+from kit.clusters import Cluster, events, experiment
 from node.experiments.in_process import simulate
 from node.records import summary
 from peer.transport.memory import Memory, Network
@@ -70,7 +70,9 @@ def test_same_bits(
 ) -> None:
     if carrier == "memory":
         network = Network(seed=len(what) + len(kind), delay=(0.0, 0.004), duplicate=0.2)
-        monkeypatch.setattr(harness, "Grpc", lambda identity, listen: Jittery(network, identity.id))
+        monkeypatch.setattr(
+            clusters, "Grpc", lambda identity, listen: Jittery(network, identity.id)
+        )
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         found = runner.run(digests(tmp_path, kind, what))
     assert found == expected(what, kind)

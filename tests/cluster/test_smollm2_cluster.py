@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import events
 
+from kit.clusters import events
 from node.data import paths
 from node.experiments import run_folder
 from node.records.summary import Summary, read

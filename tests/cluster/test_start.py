@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import health
 
+from kit.clusters import health
 from node.provisioning import remove_members
 
 SECONDS = 3.0

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from harness import experiment
 
+from kit.clusters import experiment
 from node.config import write
 from node.experiments.run_folder import merge
 

@@ -17,11 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from toys import VARIANTS, cluster, lossy, results
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))  # a program: pytest's `pythonpath` does not reach it
 
+from kit.toys import VARIANTS, cluster, lossy, results
 from node.rounds.lockstep import simulate
 
-ROOT = Path(__file__).parents[2]
 SHORT = {"train.rounds": 3, "train.evaluate_every": 1, "privacy.insecure_seed": 7}
 TOO_LARGE = {"deca-paper", "deca-smollm2"}
 

@@ -8,7 +8,9 @@ from math import isfinite
 
 import pytest
 import torch
-from toys import (
+
+import node.rounds.lockstep
+from kit.toys import (
     GOSSIPING,
     LAYOUT,
     VARIANTS,
@@ -22,8 +24,6 @@ from toys import (
     results,
     stream,
 )
-
-import node.rounds.lockstep
 from node.algorithms import find
 from node.algorithms.sgd import Local, SgdConfig
 from node.records.journal import EVENTS

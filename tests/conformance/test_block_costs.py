@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mesh import mesh, play
-from meter import Meter
 
+from kit.mesh import mesh, play
+from kit.meter import Meter
 from node.algorithms import find
 from node.config import MixSection, RunConfig, SyncSection
 from node.learning import requirements

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from mesh import alive, mesh, play
-from toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 
+from kit.mesh import alive, mesh, play
+from kit.toys import LAYOUT, VARIANTS, Still, Stingy, Toy, cluster, results, stream
 from node.config import MixSection, StartSection, SyncSection
 from node.maths.robust import RULES
 from node.rounds.buffers import ReceiveBuffer

@@ -1,18 +1,10 @@
-"""Keys, rosters and members without a daemon; clusters come from the cluster's tests, services from
-the wire's.
-"""
+"""Keys, rosters and members without a daemon."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("cluster", "wire")]
-
-from kit import NAMES, People
-
+from kit.members import NAMES, People
 from peer.identity.keys import CertificateAuthority
 
 

@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from kit import LOOPBACK, NAMES, Node, People, until
-from wire_kit import nothing_left
 
+from kit.members import LOOPBACK, NAMES, Node, People, until
+from kit.wire import nothing_left
 from node.config import PeersSection
 from peer.discovery import DISCOVERIES, DiscoveryContext, addresses, find, resolver
 from peer.discovery.addresses import AddressBook, own_addresses

@@ -6,30 +6,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import flood
 import pytest
-from flood import GROUP, announcement, multicaster, txt
-from kit import LOOPBACK, Node, People, an_id, until
-from wire_kit import Recorder, nothing_left
 from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from kit import TESTS, script
+from kit.flood import GROUP, announcement, multicaster, txt
+from kit.members import LOOPBACK, Node, People, an_id, until
+from kit.wire import Recorder, nothing_left
 from peer.discovery import DiscoveryContext
 from peer.discovery.mdns import ADDRESSES, PER_MEMBER, PREFIX, TTL, TYPE, HintCache, Mdns
 from peer.transport.grpc import Grpc
 
-HERE = Path(__file__).parent
 FAKES = 10_000
 GROWTH_MB = 20
 
@@ -317,11 +313,13 @@ def test_a_flood_of_fakes_costs_little_memory_and_hides_nobody() -> None:
     """B6: 10^4 made-up services, a quarter of them under bob's prefix; afterwards bob is found,
     first of his.
     """
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "cluster"), str(HERE.parent / "wire")])
-    command = [sys.executable, str(Path(flood.__file__)), str(FAKES)]
-    environ = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
-        command, env=environ, capture_output=True, text=True, timeout=120, check=False
+        script("flood", str(FAKES)),
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

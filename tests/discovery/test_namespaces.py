@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Process, experiment
-from hosts import NETWORK, Host, switch, why_not
 
+from kit.clusters import Process, experiment
+from kit.hosts import NETWORK, Host, switch, why_not
 from node import provisioning
 from node.config import RunConfig, load
 from peer.discovery.pex import FILE

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import RUN, Node, People, announcement, until
-from wire_kit import Recorder
 
+from kit.members import RUN, Node, People, announcement, until
+from kit.wire import Recorder
 from peer import codec
 from peer.discovery import DiscoveryContext, resolver
 from peer.discovery.pex import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sweeps import TINY, Here
 
+from kit.sweeps import TINY, Here
 from node.experiments.sweep import loop
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import Sweep, load

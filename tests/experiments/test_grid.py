@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from sweeps import TINY
 
+from kit.sweeps import TINY
 from node.experiments.sweep.grid import load
 from peer.errors import ConfigurationError
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from sweeps import TINY, Here, keep
 
+from kit.sweeps import TINY, Here, keep
 from node.experiments.sweep import loop
 from node.experiments.sweep.estimate import estimated, told
 from node.experiments.sweep.folder import Folder, key_of, sweep_of

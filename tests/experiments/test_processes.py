@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweeps import TINY, Here
 
+from kit.sweeps import TINY, Here
 from node.experiments.sweep import loop
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from sweeps import TINY
 
+from kit.sweeps import TINY
 from node.experiments.sweep import loop
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load

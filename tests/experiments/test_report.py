@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 from pyarrow import parquet
-from sweeps import TINY, keep
 
+from kit.sweeps import TINY, keep
 from node.experiments.report import aggregate, files, page, plots, tables
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from member import Lie, claim
-from mesh import alive, mesh
-from toys import cluster
 
 import peer.membership
+from kit.member import Lie, claim
+from kit.mesh import alive, mesh
+from kit.toys import cluster
 from node.config import SyncSection
 from peer.membership import FASTER, Membership, majority
 

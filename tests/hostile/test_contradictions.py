@@ -9,10 +9,10 @@ from math import inf
 from typing import Any
 
 import pytest
-from member import tells_otherwise
-from mesh import alive, mesh, play
-from toys import cluster
 
+from kit.member import tells_otherwise
+from kit.mesh import alive, mesh, play
+from kit.toys import cluster
 from node.config import SyncSection
 from peer.errors import Malformed
 from peer.identity.keys import CertificateAuthority, Identity, stated

@@ -11,9 +11,9 @@ import threading
 from typing import Any
 
 import pytest
-from mesh import Node, alive, mesh
-from toys import Toy, cluster
 
+from kit.mesh import Node, alive, mesh
+from kit.toys import Toy, cluster
 from node.config import SyncSection
 from peer.identity.keys import CertificateAuthority, Identity
 from peer.session.interfaces import SessionObserver

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
-from harness import Cluster, Witness
-from member import Lie, claim, tells_otherwise
 
+from kit.clusters import Cluster, Witness
+from kit.member import Lie, claim, tells_otherwise
 from peer.identity.keys import stated
 from peer.session.mailbox import Role
 from peer.v1 import peer_pb2 as pb

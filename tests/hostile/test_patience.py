@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from member import sends_nothing
-from mesh import alive, mesh
-from toys import cluster
 
+from kit.member import sends_nothing
+from kit.mesh import alive, mesh
+from kit.toys import cluster
 from node.config import SyncSection
 from node.rounds.waiting import GIVEN_BACK, Patience
 

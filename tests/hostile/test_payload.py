@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "cluster"))
-from harness import Cluster, Witness, events, experiment
-
+from kit.clusters import Cluster, Witness, events, experiment
 from node.experiments import run_folder
 from node.experiments.in_process import simulate
 from node.records import checkpoint, summary

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from flooded import cluster, state_of, warns
-from harness import Cluster, Process, events, identity_of
-from raw import Raw
 
+from kit.clusters import Cluster, Process, events, identity_of
+from kit.flooded import cluster, state_of, warns
+from kit.raw import Raw
 from node.provisioning import remove_members
 from peer.identity.keys import CertificateAuthority, load_key
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from flooded import attack, cluster, state_of
-from harness import Process, get
 
+from kit import TESTS, script
+from kit.clusters import Process, get
+from kit.flooded import attack, cluster, state_of
 from node.observability.telemetry import WARNINGS
 from peer.errors import Unreachable
 from peer.identity.keys import CertificateAuthority
@@ -36,7 +36,7 @@ async def test_1000_silent_connections_stop_no_release(tmp_path: Path) -> None:
     async with cluster(tmp_path, nodes=2, rounds=100_000, train={"checkpoint_every": 5}) as c:
         n0, n1 = c.start("n0", inside=few), c.start("n1")
         await n0.until(lambda: n0.reached(5))
-        async with attack("stranger.py", c.addresses["n0"], STRANGERS):
+        async with attack("stranger", c.addresses["n0"], STRANGERS):
             await n0.until(lambda: descriptors(n0) > DESCRIPTORS // 5)
             before = n0.events("round")[-1]["round"]
             await n0.until(lambda: n0.reached(before + 100))
@@ -66,13 +66,13 @@ async def test_a_neighbor_gets_in_among_strangers(tmp_path: Path) -> None:
     """Places come free as strangers are cut; who tries about once a second finds one."""
     ca = CertificateAuthority.create(tmp_path / "ca")
     alice, bob = ca.enrol(tmp_path / "alice"), ca.enrol(tmp_path / "bob")
-    script = Path(__file__).parents[1] / "wire" / "storm.py"
-    command = [sys.executable, str(script), "listen", str(tmp_path / "alice")]
-    listener = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    listener = await asyncio.create_subprocess_exec(
+        *script("storm", "listen", str(tmp_path / "alice")), cwd=TESTS, stdout=subprocess.PIPE
+    )
     try:
         assert listener.stdout is not None
         address = (await listener.stdout.readline()).decode().strip()
-        async with attack("stranger.py", address, str(3 * wire.CONNECTIONS)):
+        async with attack("stranger", address, str(3 * wire.CONNECTIONS)):
             took = [await heard(bob, alice.id, address) for _ in range(5)]
         assert max(took) < HEARD_SECONDS
     finally:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import write_model
+
+from kit.model_folders import write_model
 
 pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
 

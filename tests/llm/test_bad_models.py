@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from language_runs import language_run
 from transformers import BertConfig, MambaConfig, MixtralConfig, RwkvConfig
 
+from kit.language import language_run
 from node.config import DataSection, TaskSection
 from node.llm import models
 from node.tasks import make, sealed

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from language_runs import language_run
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
+from kit.language import language_run
 from node.config import ExperimentConfig
 from node.experiments.in_process import simulate
 from node.llm import models

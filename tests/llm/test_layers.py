@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from language_runs import language_run
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
     Zamba2Config,
 )
 
+from kit.language import language_run
 from node.llm.layers import layers
 from node.maths.blocks import partition_blocks
 from node.maths.clipping import mean_gradient

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from language_runs import language_run
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig, Lfm2Config, LlamaConfig, MambaConfig
 
+from kit.language import language_run
 from node.llm import models
 from node.llm.likelihood import macro_f1
 from node.tasks import make

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from language_runs import language_run
 
+from kit.language import language_run
 from node.config import RunConfig
 from node.data import paths
 from node.llm import models

@@ -11,8 +11,8 @@ from math import ceil
 from pathlib import Path
 
 import pytest
-from daemons import Watched, config, watch
 
+from kit.watching import Watched, config, watch
 from node.config import ExperimentConfig
 
 CALLBACK_SECONDS = 0.05

@@ -4,18 +4,14 @@ hand.
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
 from math import factorial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "paper"))
-from golden import EQUATIONS
-
+from kit.golden import EQUATIONS
 from node.config import MixSection
 from node.maths.coalitions import (
     ShapleyConfig,

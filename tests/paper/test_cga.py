@@ -9,8 +9,8 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 
+from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 from node.algorithms.cga import Cga, State
 from node.rounds.lockstep import exchange
 from peer.message import Ask, Mix, Replies

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden import EQUATIONS, close, vector
 
+from kit.golden import EQUATIONS, close, vector
 from node.algorithms.d_psgd import DPsgd, DPsgdConfig
 from node.rounds.lockstep import simulate
 from peer.message import Layout, Mix

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from golden import EQUATIONS, close, vector, vectors
-from naive_deca import played
 
+from kit.golden import EQUATIONS, close, vector, vectors
+from kit.naive_deca import played
 from node.algorithms.deca import Badam, Deca, DecaState, State, rounded
 from node.algorithms.dsgd_adam import DsgdAdam
 from node.maths.blocks import BlockSchedule, active_block, partition_blocks

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 
+from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 from node.algorithms.dmsgd import Dmsgd, State
 from peer.message import Mix
 

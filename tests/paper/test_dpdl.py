@@ -7,8 +7,8 @@ import dp_accounting
 import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
-from golden import EQUATIONS, close, layout, neighborhood, vector, vectors
 
+from kit.golden import EQUATIONS, close, layout, neighborhood, vector, vectors
 from node.algorithms.dpdl import Dpdl, DpdlConfig, State
 from node.maths.clipping import clip_and_sum
 from node.maths.cosine import calibration, cosine

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played
 
+from kit.quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.config import ExperimentConfig
 from node.learning.learner import Plan

@@ -5,7 +5,8 @@ mixed.
 import numpy as np
 import pytest
 import torch
-from quadratics import (
+
+from kit.quadratics import (
     CURVE,
     HOODS,
     LAYOUT,
@@ -21,7 +22,6 @@ from quadratics import (
     gradient,
     played,
 )
-
 from node.algorithms.d_psgd import DPsgd
 from node.algorithms.net_fleet import NetFleet
 from node.rounds.lockstep import simulate

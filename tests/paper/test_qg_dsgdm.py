@@ -5,7 +5,8 @@ release.
 import numpy as np
 import pytest
 import torch
-from quadratics import (
+
+from kit.quadratics import (
     HOODS,
     LAYOUT,
     NAMES,
@@ -19,7 +20,6 @@ from quadratics import (
     gradient,
     played,
 )
-
 from node.algorithms.qg_dsgdm import QgDsgdm, State
 from node.rounds.lockstep import simulate
 from peer.message import Mix

@@ -8,8 +8,20 @@ from math import factorial
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, LAYOUT, NAMES, OPTIMUM, START, D, GradientGate, N, W, close, gradient
 
+from kit.quadratics import (
+    HOODS,
+    LAYOUT,
+    NAMES,
+    OPTIMUM,
+    START,
+    D,
+    GradientGate,
+    N,
+    W,
+    close,
+    gradient,
+)
 from node.algorithms.pdsl import Pdsl, PdslConfig
 from node.algorithms.ross import Ross
 from node.rounds.lockstep import exchange, simulate

@@ -5,8 +5,8 @@ cross-gradients.
 import numpy as np
 import pytest
 import torch
-from quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 
+from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
 from node.algorithms.dpdl import Dpdl
 from node.algorithms.xavg import Xavg
 from node.rounds.lockstep import exchange, simulate

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from small import Small, make_small
 
+from kit.small import Small, make_small
 from node.privacy.ledger import Ledger
 
 

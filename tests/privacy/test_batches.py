@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import RECORDS, Kind, Model, Waking
 
+from kit.zoo import RECORDS, Kind, Model, Waking
 from node.maths.clipping import SLACK, choose, clipped_sum, mean_gradient, pick
 from node.maths.purity import Impure
 from node.privacy import gate

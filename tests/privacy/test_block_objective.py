@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import Small, gate, make_small
 from torch import Tensor
 
+from kit.small import Small, gate, make_small
 from node.maths.blocks import Block, partition_blocks
 from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy.block_objective import BlockObjective

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
-from small import Small, gate, make_small
 from torch import Tensor, nn
 
+from kit.small import Small, gate, make_small
 from node.data import Examples
 from node.maths import clipping
 from node.maths.blocks import partition_blocks

@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import Small, gate, make_small
 from torch import Tensor
 
+from kit.small import Small, gate, make_small
 from node.maths import clipping, ghost
 from node.privacy import gate as door_module
 from node.privacy import noise
@@ -688,7 +688,7 @@ def test_seeded_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from small import gate, make_small
+from kit.small import gate, make_small
 from node.privacy.ledger import Ledger
 from peer import failpoint
 failpoint.arm()

@@ -9,10 +9,10 @@ import random
 
 import pytest
 import torch
-from small import Small, gate, make_small
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from kit.small import Small, gate, make_small
 from node.data import Examples
 from node.maths import clipping, ghost
 from node.maths.clipping import SLACK, clipped_sum, probe

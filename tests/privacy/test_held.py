@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import Small, gate
 
+from kit.small import Small, gate
 from node.config import LimitsSection, PrivacySection
 from node.privacy import noise
 from node.privacy.ledger import Ledger

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small import gate
 from torch import Tensor
-from zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model, Waking
 
+from kit.small import gate
+from kit.zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model, Waking
 from node.maths import clipping
 from node.maths.clipping import SLACK, Backend, clipped_sum, pick, probe
 from node.privacy.ledger import Ledger

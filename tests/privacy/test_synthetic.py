@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo import (
+
+from kit.zoo import (
     CLASSES,
     RECORDS,
     STEPS,
@@ -25,7 +26,6 @@ from zoo import (
     masked,
     sequences,
 )
-
 from node.maths import clipping
 from node.maths.clipping import Backend, clipped_sum, pick, probe
 from peer.errors import ConfigurationError

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wire_kit import Federation
 
+from kit.wire import Federation
 from peer.identity.keys import CertificateAuthority
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from wire_kit import (
+
+from kit.wire import (
     SECONDS,
     Federation,
     Forgery,
@@ -25,7 +26,6 @@ from wire_kit import (
     some,
     until,
 )
-
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
 from peer.identity import keys
 from peer.identity.keys import CertificateAuthority, Identity, verify_welcome

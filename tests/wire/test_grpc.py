@@ -12,14 +12,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from crowd import MANY
-from storm import LINKS
-from wire_kit import SECONDS, Federation, Recorder, Sender, nothing_left, some, until
 
+from kit import TESTS, script
+from kit.crowd import MANY
+from kit.storm import LINKS
+from kit.wire import SECONDS, Federation, Recorder, Sender, nothing_left, some, until
 from peer.codec import FRAME, MAX_MESSAGE
 from peer.errors import ConfigurationError, TemporaryFailure, Unreachable
 from peer.transport import grpc as wire
@@ -106,15 +106,11 @@ async def crowd(federation: Federation, listener: Grpc) -> tuple[list[str], list
     service = Recorder()
     address = await listener.serve(service)
     folders = [str(federation.folder / name) for name in ("bob", "carol")]
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("crowd.py")),
-        address,
-        federation.alice.id,
-        *folders,
-    ]
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *script("crowd", address, federation.alice.id, *folders),
+        cwd=TESTS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -362,17 +358,18 @@ def test_a_storm_of_connections_ends_nobody(federation: Federation) -> None:
     """With a new certificate for each, grpc 1.85.1's listener died of a segmentation fault within
     seconds each time.
     """
-    script, times, dialling = Path(__file__).with_name("storm.py"), 30, 5
+    times, dialling = 30, 5
     alice, bob = (str(federation.folder / name) for name in ("alice", "bob"))
     listener = subprocess.Popen(
-        [sys.executable, script, "listen", alice], stdout=subprocess.PIPE, text=True
+        script("storm", "listen", alice), cwd=TESTS, stdout=subprocess.PIPE, text=True
     )
     assert listener.stdout is not None
     try:
         address = listener.stdout.readline().strip()
-        words = [sys.executable, script, "dial", bob, address, federation.alice.id, str(times)]
+        words = script("storm", "dial", bob, address, federation.alice.id, str(times))
         crowd = [
-            subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(dialling)
+            subprocess.Popen(words, cwd=TESTS, stdout=subprocess.PIPE, text=True)
+            for _ in range(dialling)
         ]
         answered = [int(each.communicate(timeout=120)[0]) for each in crowd]
         assert listener.poll() is None, "the listener died"

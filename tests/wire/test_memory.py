@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 
 import pytest
-from wire_kit import SECONDS, Recorder, Sender, nothing_left, some, until
 
+from kit.wire import SECONDS, Recorder, Sender, nothing_left, some, until
 from peer.errors import ConfigurationError, Unreachable
 from peer.transport.memory import Memory, MemoryLink, Network
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from wire_kit import Federation
+
+from kit.wire import Federation
 
 LISTENER = """
 import asyncio, json, ssl, sys

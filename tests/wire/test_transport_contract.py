@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
-from wire_kit import (
+
+from kit.wire import (
     SECONDS,
     Federation,
     Recorder,
@@ -20,7 +21,6 @@ from wire_kit import (
     some,
     until,
 )
-
 from peer.codec import FRAME
 from peer.errors import TemporaryFailure, Unreachable
 from peer.transport import Link, Transport

@@ -4,8 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from toys import LAYOUT
-
+from kit.toys import LAYOUT
 from node.config import StartSection, SyncSection
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver

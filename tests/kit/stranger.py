@@ -1,4 +1,4 @@
-"""Somebody without a certificate, in a process of its own: `python stranger.py ADDRESS COUNT`.
+"""Somebody without a certificate, in a process of its own: `python -m kit.stranger ADDRESS COUNT`.
 
 Opens COUNT TCP connections to a daemon that the test started, says nothing on any, and opens each
 again when it is cut. A line a second says how many are open.

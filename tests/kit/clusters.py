@@ -25,8 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forked import Forked
-
+from kit.forkserver import Forked
 from node import provisioning
 from node.config import (
     BudgetSection,

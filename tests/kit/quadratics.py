@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden import EQUATIONS
 
+from kit.golden import EQUATIONS
 from node.rounds.lockstep import simulate
 from peer.message import Layout
 from peer.neighborhood import Neighborhood

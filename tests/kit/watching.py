@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit import TESTS, script
 from node import provisioning
 from node.config import ExperimentConfig
 from node.experiments import local_cluster
@@ -20,7 +21,6 @@ from node.observability import status
 from node.records import journal
 from peer.errors import TemporaryFailure
 
-WATCHED = Path(__file__).with_name("watched.py")
 HERE = "n0"
 ANSWERABLE = ("waiting for peers", "running", "lingering")
 """Before, it does not listen; afterwards, it has said goodbye."""
@@ -94,11 +94,12 @@ def watch(folder: Path, run: ExperimentConfig, loop: str, *spoils: str) -> Watch
             folder / "run", run, list(zip(ports[::2], ports[1::2], strict=True))
         )
         processes = [
-            _start(home, [str(WATCHED), str(home / "node.toml"), str(report), loop, *spoils])
+            _start(home, script("watched", str(home / "node.toml"), str(report), loop, *spoils))
             if name == HERE
             else _start(
                 home,
                 [
+                    sys.executable,
                     "-P",
                     "-m",
                     "peerpoise",
@@ -157,7 +158,8 @@ def _share_of_others(before: tuple[float, float, float]) -> float:
 def _start(home: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
     with (home / "daemon.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, *arguments],
+            arguments,
+            cwd=TESTS,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,

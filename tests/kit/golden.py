@@ -3,15 +3,15 @@ equations.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from kit import TESTS
 from peer.message import Layout
 from peer.neighborhood import Neighborhood
 
-EQUATIONS: dict[str, Any] = json.loads(Path(__file__).with_name("equations.json").read_text())
+EQUATIONS: dict[str, Any] = json.loads((TESTS / "paper" / "equations.json").read_text())
 
 
 def vector(values: list[float]) -> torch.Tensor:

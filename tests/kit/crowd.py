@@ -1,4 +1,4 @@
-"""The dialling side of a crowd, in a process of its own: `python crowd.py ADDRESS NODE_ID BOB
+"""The dialling side of a crowd, in a process of its own: `python -m kit.crowd ADDRESS NODE_ID BOB
 CAROL` (their folders).
 
 Bob opens 24 transfers over 3 links and lets them lie; each that ends is a line, "verdict" or
@@ -12,8 +12,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from wire_kit import SECONDS, Sender
-
+from kit.wire import SECONDS, Sender
 from peer.errors import Unreachable
 from peer.identity.keys import Identity
 from peer.transport.grpc import Grpc, GrpcLink

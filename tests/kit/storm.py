@@ -1,7 +1,7 @@
 """A listener and those who dial it over and over, each in a process of its own.
 
-python storm.py listen FOLDER                          its address is a line; serves until killed
-python storm.py dial FOLDER ADDRESS NODE_ID TIMES      TIMES × LINKS new connections; how many were answered is a line
+python -m kit.storm listen FOLDER                          its address is a line; serves until killed
+python -m kit.storm dial FOLDER ADDRESS NODE_ID TIMES      TIMES × LINKS new connections; how many were answered is a line
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from wire_kit import Recorder
-
+from kit.wire import Recorder
 from peer.errors import Unreachable
 from peer.identity.keys import Identity
 from peer.transport.grpc import Grpc, GrpcLink

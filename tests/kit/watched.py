@@ -1,6 +1,6 @@
 """A real daemon whose event loop is watched; the report is written when it ends.
 
-    python tests/loop/watched.py NODE.toml REPORT.json LOOP [SPOIL…]
+    python -m kit.watched NODE.toml REPORT.json LOOP [SPOIL…]
 
 Every callback's own CPU time (asyncio only: uvloop's handles can't be wrapped), every blocking call
 on the loop's thread with the product's frames above it, and the wall time of every heartbeat. SPOIL
@@ -21,11 +21,11 @@ from typing import Any
 
 from blockbuster import BlockBuster, BlockBusterFunction
 
+from kit import ROOT
 from node.daemon import bootstrap
 from node.observability.telemetry import Telemetry
 from peer.message import Peer
 
-ROOT = Path(__file__).parents[2]
 BEAT_SECONDS = 0.02
 """Between two heartbeats to a neighbor: many samples in a short run."""
 ALSO = (

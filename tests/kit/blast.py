@@ -1,4 +1,4 @@
-"""A member at full blast, in a process of its own: `python blast.py KIND FOLDER ADDRESS NODE_ID
+"""A member at full blast, in a process of its own: `python -m kit.blast KIND FOLDER ADDRESS NODE_ID
 [MESSAGE…]`.
 
 FOLDER holds its key and certificate; each MESSAGE is one in hexadecimal digits, sent over and over.
@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raw import CONTINUATION, RST_STREAM, SERVICE, Raw, again, literal
-
+from kit.raw import CONTINUATION, RST_STREAM, SERVICE, Raw, again, literal
 from peer.identity.keys import Identity
 
 OPEN = 100

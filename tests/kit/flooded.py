@@ -7,15 +7,13 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import Cluster, Process, clustered
-
-ROOT = Path(__file__).parents[2]
+from kit import TESTS, script
+from kit.clusters import Cluster, Process, clustered
 
 
 def cluster(folder: Path, **settings: Any) -> AbstractAsyncContextManager[Cluster]:
@@ -23,13 +21,16 @@ def cluster(folder: Path, **settings: Any) -> AbstractAsyncContextManager[Cluste
 
 
 @asynccontextmanager
-async def attack(script: str, *words: str) -> AsyncIterator[list[str]]:
-    """A client of this folder, in a process of its own, from its first line on; yields the lines it
-    has said.
+async def attack(program: str, *words: str) -> AsyncIterator[list[str]]:
+    """A hostile client of this package, in a process of its own, from its first line on; yields the
+    lines it has said.
     """
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(Path(__file__).with_name(script)), *words]
-    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *script(program, *words),
+        cwd=TESTS,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None
     said = [(await process.stdout.readline()).decode().strip()]
     listening = asyncio.ensure_future(_listen(process.stdout, said))

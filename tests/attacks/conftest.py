@@ -1,8 +1,0 @@
-"""Toys come from the conformance suite."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "conformance"))

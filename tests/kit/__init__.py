@@ -1,0 +1,18 @@
+"""What tests share: clusters, meshes, gates, golden values, a clock, a fork server. One import name,
+`kit`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+
+
+def script(module: str, *words: str) -> list[str]:
+    """The command of a module of this package that is a program; its working folder must be TESTS,
+    where Python finds it.
+    """
+    return [sys.executable, "-m", f"kit.{module}", *words]
