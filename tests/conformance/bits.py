@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # a program: pytest's `pythonpath` does not reach it
 
-from kit.toys import VARIANTS, cluster, lossy, results
-from node.rounds.lockstep import simulate
+from kit.toys import VARIANTS, cluster, lossy, results  # noqa: E402
+from node.rounds.lockstep import simulate  # noqa: E402
 
 SHORT = {"train.rounds": 3, "train.evaluate_every": 1, "privacy.insecure_seed": 7}
 TOO_LARGE = {"deca-paper", "deca-smollm2"}
