@@ -119,7 +119,7 @@ def test_a_start_that_moves_on() -> None:
         self.net[0].reset_parameters()
         return flat(self.layout, dict(self.net.named_parameters()))
 
-    refused(changed(initial_parameters=start), "start")
+    refused(changed(initial_parameters=initial_parameters), "start")
 
 
 def seeded(build: Callable[[Good], object]) -> Any:
@@ -131,7 +131,7 @@ def seeded(build: Callable[[Good], object]) -> Any:
             build(self)
             return flat(self.layout, dict(self.net.named_parameters()))
 
-    return changed(initial_parameters=start)
+    return changed(initial_parameters=initial_parameters)
 
 
 def test_a_start_that_draws_the_modules_own_parameters_anew() -> None:
@@ -177,7 +177,7 @@ def test_a_start_that_goes_by_the_seed_is_right() -> None:
     def initial_parameters(self: Good, seed: int) -> Tensor:
         return torch.randn(self.layout.size, generator=torch.Generator().manual_seed(seed))
 
-    task = changed(initial_parameters=start)
+    task = changed(initial_parameters=initial_parameters)
     for seed in (0, 7):
         check(task, seed)
 
@@ -188,7 +188,7 @@ def test_a_start_that_seeds_torch_is_right() -> None:
         return torch.randn(self.layout.size)
 
     with torch.random.fork_rng(devices=[]):
-        check(changed(initial_parameters=start))
+        check(changed(initial_parameters=initial_parameters))
 
 
 STARTS = {
