@@ -78,6 +78,7 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python deploy/names.py
 	$(BIN)/codespell
 	$(MAKE) -s stubs OUT=build/stubs && diff -r -x __pycache__ -x __init__.py build/stubs/peer/v1 peer/v1
 	$(BIN)/python docs/generate.py --check
