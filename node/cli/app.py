@@ -90,7 +90,7 @@ def peerpoise(
 @app.command()
 def up(
     experiment: Experiment,
-    settings: Settings = [],  # noqa: B006 (typer copies it)
+    settings: Settings = [],
     task: Task = None,
     folder: Folder = None,
     insecure: Insecure = False,
@@ -125,7 +125,7 @@ def up(
 @app.command()
 def simulate(
     experiment: Experiment,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     task: Task = None,
     folder: Folder = None,
     as_json: Json = False,
@@ -145,7 +145,7 @@ def run(
     file: Annotated[
         Path | None, typer.Option("--config", metavar="NODE.toml", help="The node's own file.")
     ] = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     insecure: Insecure = False,
     loop: Loop = "auto",
     attack: Annotated[
@@ -153,7 +153,7 @@ def run(
     ] = None,
     attack_set: Annotated[
         list[str], typer.Option(metavar="KEY=V", help="Set one key of the attack.")
-    ] = [],  # noqa: B006
+    ] = [],
     testing: Annotated[
         bool, typer.Option("--i-am-testing", help="Needed to attack: the federation is my own.")
     ] = False,
@@ -210,14 +210,14 @@ def pack(
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
     data: Annotated[
         list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")
-    ] = [],  # noqa: B006
+    ] = [],
     discovery: Annotated[
         list[str],
         typer.Option(
             "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
         ),
-    ] = [],  # noqa: B006
-    settings: Settings = [],  # noqa: B006
+    ] = [],
+    settings: Settings = [],
     as_json: Json = False,
 ) -> None:
     """Prepare real hosts: one folder each, ready to start."""
@@ -435,7 +435,7 @@ def roster_remove(
 @config.command("show")
 def config_show(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     origin: Annotated[
         bool, typer.Option("--origin", help="Say where each value comes from.")
     ] = False,
@@ -464,7 +464,7 @@ def config_show(
 @config.command("check")
 def config_check(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     as_json: Json = False,
 ) -> None:
     """Check a run, experiment or node file without running it; of a node also the files it

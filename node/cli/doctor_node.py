@@ -264,17 +264,22 @@ def _discovery(node: NodeConfig, roster: Roster, written: AddressBook) -> Iterat
             yield warning("discovery", str(error), "see listen in node.toml")
             return
     others = [member.id for member in roster.members if member.name != node.name]
-    if "exchange" in chosen and "mdns" not in chosen and not (node.folder / FILE).exists():
-        if not any(
-            asyncio.run(each.addresses(it))
-            for each in written.discoveries.values()
-            for it in others
-        ):
-            what = "exchange needs one member's address to begin with"
-            yield warning(
-                "discovery", what, "write one into [peers.static], and static into peers.discovery"
-            )
-            return
+    first_contact = "exchange" in chosen and not (node.folder / FILE).exists()
+    if (
+        first_contact
+        and "mdns" not in chosen
+        and not any(
+            asyncio.run(discovery.addresses(member))
+            for discovery in written.discoveries.values()
+            for member in others
+        )
+    ):
+        yield warning(
+            "discovery",
+            "exchange needs one member's address to begin with",
+            "write one into [peers.static], and static into peers.discovery",
+        )
+        return
     yield ok("discovery", said)
 
 

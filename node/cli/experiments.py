@@ -36,12 +36,12 @@ def sweep(
         Path,
         typer.Argument(metavar="SWEEP.toml", help="An experiment and [sweep]: docs/sweeps.md."),
     ],
-    settings: Settings = [],  # noqa: B006 (typer copies it)
+    settings: Settings = [],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results (default runs/sweep-NAME).")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a core each.")] = 1,
-    only: Only = [],  # noqa: B006
+    only: Only = [],
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cells.")] = None,
     budget: Annotated[
         float | None, typer.Option(min=0, help="Start no cell after so many core-hours.")

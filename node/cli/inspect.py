@@ -38,7 +38,7 @@ def plan(
     limit: Annotated[
         float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")
     ] = None,
-    settings: Settings = [],  # noqa: B006 (typer copies it)
+    settings: Settings = [],
     as_json: Json = False,
 ) -> None:
     """Say which noise a target ε takes, or which ε a noise gives, on this and on other graphs.
@@ -79,7 +79,7 @@ def doctor(
         Path | None,
         typer.Option("--config", metavar="NODE.toml", help="Look at this node's files, too."),
     ] = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     as_json: Json = False,
 ) -> None:
     """Look at this machine, and at a node's files: what would keep a daemon from running, and what
@@ -113,7 +113,7 @@ def bench(
             metavar="[FILE.toml]", help="An experiment or a run.toml (else the quickstart's)."
         ),
     ] = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],
     as_json: Json = False,
 ) -> None:
     """Measure what a node's round costs on this machine: gradients, noise, ledger, wire, steps.

@@ -121,7 +121,7 @@ def test_answers_and_states_are_lies_questions_are_not():
             for i, verb in verbs.items()
         )
         heard = exchange(verbs, neighborhoods)
-        states = {i: talks[i].send({j: g for j, g in heard[i].items()}) for i in talks}
+        states = {i: talks[i].send(dict(heard[i])) for i in talks}
         asked[nodes is liars] = heard, states
     (true, _), (false, states) = asked[False], asked[True]
     for i in honest:

@@ -44,7 +44,7 @@ def test_help_is_cheap() -> None:
     program = """
 import resource, sys
 sys.argv = ["peerpoise", "--help"]
-from node.cli import main
+from node.cli.app import main
 try:
     main()
 except SystemExit as end:

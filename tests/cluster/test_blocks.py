@@ -50,12 +50,9 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
         assert await again.ended() == 0
         for witness in others:
             assert await witness.task == 0
-            rounds = [
-                event
-                for event in Process(c.homes[witness.node.name], first.popen, first.socket).events(
-                    "round"
-                )
-            ]
+            rounds = list(
+                Process(c.homes[witness.node.name], first.popen, first.socket).events("round")
+            )
             assert [event["round"] for event in rounds] == list(range(ROUNDS)), "it never stopped"
             assert (
                 max(event["seconds"] for event in rounds if event["round"] < ROUNDS - 7)

@@ -66,7 +66,7 @@ def gauges(folder: Path, name: str) -> dict[str, float]:
     return {
         peer: float(value)
         for peer, value in re.findall(
-            r'^peerpoise_peer_weight_ratio\{peer="(n\d)"\} (\S+)', text, re.M
+            r'^peerpoise_peer_weight_ratio\{peer="(n\d)"\} (\S+)', text, re.MULTILINE
         )
     }
 

@@ -25,7 +25,7 @@ def ask(me, *, withheld=(), served=None):
 
 
 def test_say_is_heard_by_every_neighbor_in_sorted_order():
-    heard = exchange({i: Say("s", X[i]) for i in reversed(sorted(X))}, THREE)
+    heard = exchange({i: Say("s", X[i]) for i in sorted(X, reverse=True)}, THREE)
     assert list(heard["b"]) == ["a", "c"]
     assert torch.equal(heard["b"]["c"], X["c"])
     assert heard["b"].missing == frozenset()

@@ -51,3 +51,8 @@ def test_the_wheel_says_that_it_is_typed() -> None:
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"peerpoise.py": "peerpoise-stubs/__init__.pyi"}
     assert all((ROOT / package / "py.typed").exists() for package in ("node", "peer"))
+
+
+def test_one_version_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {peerpoise.__version__}\n" in citation

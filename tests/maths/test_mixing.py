@@ -32,7 +32,7 @@ def test_the_sum_agrees_with_plain_arithmetic():
 
 
 def test_the_order_of_arrival_does_not_matter_and_the_order_of_summation_does():
-    weight = {name: 1 / 7 for name in "abcdefg"}
+    weight = dict.fromkeys("abcdefg", 1 / 7)
     x = {name: normal(k, 1000) for k, name in enumerate(weight)}
     expected = weighted_sum(weight, x)
     for seed in range(5):
@@ -66,7 +66,7 @@ def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
 
 def test_half_widths_are_summed_in_float32():
     x = {name: torch.full((3,), 1.0, dtype=torch.bfloat16) for name in "abc"}
-    total = weighted_sum({name: 1 / 3 for name in "abc"}, x)
+    total = weighted_sum(dict.fromkeys("abc", 1 / 3), x)
     assert total.dtype == torch.float32
     torch.testing.assert_close(total, torch.ones(3))
 
