@@ -56,11 +56,14 @@ def naive(now, old, reference, mask, advantage, c):
         plain = (ratio if c.delta is None else min(ratio, c.delta)) * a
         apart = (reference[i, t] - now[i, t]).item()
         loss = -min(plain, clipped) + c.beta * (exp(apart) - apart - 1)
-        total += loss / {
-            "grpo": mask[i].sum().item() * n,
-            "dr_grpo": n * LONGEST,
-            "dapo": tokens,
-        }[c.loss_type]
+        total += (
+            loss
+            / {
+                "grpo": mask[i].sum().item() * n,
+                "dr_grpo": n * LONGEST,
+                "dapo": tokens,
+            }[c.loss_type]
+        )
     return total
 
 
