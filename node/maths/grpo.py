@@ -6,9 +6,9 @@ TRL.
     ratio      ϱ = π/π_old per token
     loss       −min(ϱA, clip(ϱ, 1 − ε, 1 + ε_high) A) + β (exp(l_ref − l) − (l_ref − l) − 1)
 
-All answers to a prompt are one group of consecutive rows. The loss of a batch is a weighted sum over
-tokens (`token_weights`), so parts of a batch add up to it exactly and groups whose rewards are all
-equal can be left out of the pass while they stay in the denominator.
+All answers to a prompt are one group of consecutive rows. The loss of a batch is a weighted sum
+over tokens (`token_weights`), so parts of a batch add up to it exactly, and groups whose rewards
+are all equal can be left out of the pass while they stay in the denominator.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def advantages(rewards: Tensor, config: GrpoConfig) -> Tensor:
 
 
 def has_spread(rewards: Tensor, config: GrpoConfig) -> Tensor:
-    """Which groups have rewards that differ, bool [n / num_generations]; the others teach nothing."""
+    """Which groups have rewards that differ, bool [n / num_generations]; others teach nothing."""
     groups = rewards.view(-1, config.num_generations)
     return groups.amax(dim=1) != groups.amin(dim=1)
 
 
 def token_weights(mask: Tensor, config: GrpoConfig, max_completion_length: int) -> Tensor:
-    """What every token of the batch weighs in its loss, [n, T]; `mask` [n, T] is 1 for the tokens of
-    an answer, its end-of-sequence token included.
+    """What every token of the batch weighs in its loss, [n, T]. `mask` [n, T] is 1 for the tokens
+    of an answer, its end-of-sequence token included.
     """
     mask = mask.to(torch.float32)
     match config.loss_type:

@@ -114,7 +114,7 @@ def test_the_loss_is_that_of_a_loop_over_tokens(loss_type, options):
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_parts_of_a_batch_add_up_and_groups_without_spread_can_be_left_out(loss_type):
-    now, old, reference, mask, rewards = batch(groups=4)
+    now, old, _, mask, rewards = batch(groups=4)
     rewards[G : 2 * G] = 2.0
     c = config(loss_type=loss_type)
     advantage, weights = advantages(rewards, c), token_weights(mask, c, LONGEST).to(now.dtype)

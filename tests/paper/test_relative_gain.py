@@ -1,4 +1,4 @@
-"""FGRPO's weights (a reconstruction): the equations by golden vectors, and what must hold of them."""
+"""FGRPO's weights (a reconstruction): its equations by golden vectors, and their properties."""
 
 from __future__ import annotations
 
