@@ -152,7 +152,7 @@ def check_daemons(config: ExperimentConfig) -> None:
     """
     from node.algorithms import find
 
-    if find(config.algorithm.name).pooled:
+    if find(config.algorithm.name).POOLED:
         raise ConfigurationError(
             f"{config.algorithm.name} sees everybody's data, which no daemon may; run it with peerpoise simulate."
         )
@@ -506,7 +506,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
     """
     from node.attacks import Attack
     from node.learning.learner import Plan, weak
-    from node.learning.requirements import check_compatible
+    from node.learning.resources import check_compatible
 
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
     players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
@@ -514,7 +514,7 @@ def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
     attacker = next(iter(config.experiment.attackers), "")
     section = config.experiment.attack_of(attacker)
     attack = Attack.of(section) if section else None
-    if attack and plan.algorithm.pooled:
+    if attack and plan.algorithm.POOLED:
         raise ConfigurationError(
             f"{config.algorithm.name} is one node with everybody's data: nobody attacks it; remove [experiment.attack]."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from peer.errors import ConfigurationError
 from peer.message import Peer
 
 
@@ -35,3 +36,40 @@ class Neighborhood:
         weight = {peer: w for peer, w in self.weight.items() if peer not in gone}
         weight[self.me] += sum(self.weight[peer] for peer in sorted(gone))
         return Neighborhood(me=self.me, weight=weight, nodes=self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A node's neighborhood as one version of the roster has it."""
+
+    neighborhood: Neighborhood
+    version: int = 1
+    effective_round: int = 0
+    """The first round in which it counts."""
+
+
+class Views:
+    """The views of a run; a round asks for its own (`at`), and nothing keeps one."""
+
+    def __init__(self, first: View) -> None:
+        """`first` counts until a later one does, whatever its `effective_round`."""
+        self._views = [first]
+
+    def adopt(self, view: View) -> None:
+        """Takes the view of a newer version of the roster.
+
+        Raises:
+            ConfigurationError: it has more neighbors than the noise was calibrated for.
+        """
+        planned = self._views[0].neighborhood.degree
+        if view.neighborhood.degree > planned:
+            raise ConfigurationError(
+                f"Version {view.version} of the roster gives this node {view.neighborhood.degree} neighbors; "
+                f"the noise of this run was calibrated for {planned}. Start a new run."
+            )
+        self._views.append(view)
+
+    def at(self, t: int) -> View:
+        """The newest view that counts in round t."""
+        effective = [view for view in self._views[1:] if view.effective_round <= t]
+        return effective[-1] if effective else self._views[0]

@@ -1,27 +1,31 @@
 """The algorithms: one file each, one line in the table each.
 
 An algorithm is a conversation (`peer.message`). It touches no network, no clock, no global
-randomness and no event loop, and never sees the task's gradients: it asks `gradients`, the gate at
-the data (`privacy.gate`).
+randomness and no event loop, and never sees the task: what it works with is in `Resources`, and of
+gradients it asks the gate at the data (`privacy.gate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel
 from torch import Tensor
 
+from node.config import AlgorithmConfig
 from node.maths.blocks import Block
+from node.maths.coalitions import UtilityOracle
 from peer.errors import ConfigurationError
 from peer.message import Conversation, Layout, Peer
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import View
 
 
 class Gradients(Protocol):
-    """The gate as an algorithm sees it. All vectors are flat float32 [d]."""
+    """The privacy gate as an algorithm sees it. All vectors are flat float32 [d]."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """The gradient of this node's loss at x as it may leave for `to` in round t (strict:
@@ -57,75 +61,88 @@ class Gradients(Protocol):
         ...
 
 
-class Algorithm(Protocol):
-    """One paper. `state` is the whole checkpoint: a dataclass of tensors, numbers, strings,
-    complete after `round`.
+class Capability(Enum):
+    """What an algorithm may need of a task."""
+
+    VALIDATION = "a validation set, on which models are valued"
+    LAYERS = "layers that can be trained one after another"
+    ADAPTERS = "adapters to a frozen model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one node's algorithm works with. The last two are there for those that need them."""
+
+    me: Peer
+    layout: Layout
+    """Of the parameters."""
+    start: Tensor
+    """Initial parameters, flat [d]: float32, or the task's own type where blocks are trained."""
+    gradients: Gradients
+    utility: UtilityOracle | None = None
+    """Capability.VALIDATION: what models are worth."""
+    layer_groups: Sequence[Sequence[str]] = ()
+    """Capability.LAYERS: the layout's names, layer by layer."""
+
+
+class Algorithm(ABC):
+    """One paper. This class holds data and declarations only; what an algorithm does is its own.
+
+    `state` is the whole checkpoint: a dataclass of tensors, numbers and strings, complete after
+    `round`.
     """
 
-    Config: ClassVar[type[BaseModel]]
-    """Hyper-parameters: a frozen pydantic model with `extra="forbid"`, a docstring (unit, effect)
-    under each field.
-    """
-
-    pooled: ClassVar[bool]
-    """True: one node on the union of all data (the upper line); `simulate` only, a daemon refuses
+    Config: ClassVar[type[AlgorithmConfig]]
+    """Hyper-parameters: a docstring (unit, effect) under each field."""
+    NEEDS: ClassVar[frozenset[Capability]] = frozenset()
+    """What it needs of a task; any other task is refused."""
+    ANSWERS: ClassVar[bool] = False
+    """Does it release a gradient to each neighbor in every round, beside the own one?"""
+    POOLED: ClassVar[bool] = False
+    """True: one node on the union of all data (an upper bound); `simulate` only, a daemon refuses
     it.
     """
 
-    # A ClassVar that is True makes an algorithm be given one more argument: `validates` the
-    # validation set, `judge`;
-    # `staged` the names of the layout layer by layer, `stages`, and x in the task's type; its
-    # Config is a BadamConfig.
-    # `adapted`: it needs adapters.
-
     state: Any
 
-    def __init__(
-        self,
-        config: Any,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None: ...
+    def __init__(self, config: Any, resources: Resources) -> None:
+        self.config = config
+        self.me = resources.me
+        self.gradients = resources.gradients
 
     @classmethod
     def releases(cls, degree: int) -> int:
-        """|K|: gradients released per round by a node of this degree in strict mode (answers and
-        the own one).
-        """
-        ...
+        """|K|: gradients released per round by a node of this degree in strict mode."""
+        return 1 + (degree if cls.ANSWERS else 0)
 
     @property
     def parameters(self) -> Tensor:
         """x_i, flat float32 [d]: what is evaluated, exported and digested."""
-        ...
+        x: Tensor = self.state.x
+        return x
 
     @property
-    def local_sgd_scale(self) -> float | None:
-        """A node without neighbors is SGD (with momentum β if Config has `beta`) with its gradient
-        times this.
+    def checkpointable(self) -> bool:
+        """False while a round changes tensors of the state in place."""
+        return True
 
-        None: alone it is another optimizer, which its docstring names and its paper test shows.
-        """
-        ...
-
-    def round(self, t: int) -> Conversation:
+    @abstractmethod
+    def round(self, t: int, view: View) -> Conversation:
         """One round. The sequence of verbs is a function of configuration and t only."""
-        ...
 
-    # `whole`, a bool, where a round changes tensors of the state in place: False meanwhile, when it
-    # is no checkpoint.
-    # `place(t)`, a method: which of the parameters round t trains, where it is a part of them.
-    # `position(t)`, a method: where round t is in the algorithm's own loops, e.g. {"cycle": 0,
-    # "block": 3, "step": 7}
+    def span(self, t: int) -> slice:
+        """Which of the parameters round t trains."""
+        return slice(None)
+
+    def position(self, t: int) -> Mapping[str, int]:
+        """Where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}."""
+        return {}
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
         """Per-neighbor figures of the last round for metrics and journal, e.g. {"cosine": {"b":
         -0.01}}.
         """
-        ...
+        return {}
 
 
 ALGORITHMS: Mapping[str, str] = {
@@ -144,7 +161,7 @@ ALGORITHMS: Mapping[str, str] = {
     "dsgd-adam": "node.algorithms.dsgd_adam:DsgdAdam",
     "dec-lora": "node.algorithms.dsgd_adam:DecLora",
     "local": "node.algorithms.sgd:Local",
-    "centralized": "node.algorithms.sgd:Centralised",
+    "centralized": "node.algorithms.sgd:Centralized",
 }
 """name -> module:class. A new algorithm: one file, one line here, one paper test."""
 
@@ -168,13 +185,13 @@ def find(name: str) -> type[Algorithm]:
     Raises:
         ConfigurationError: no algorithm of that name.
     """
-    own = NOISED.get(name, name)
-    if own not in ALGORITHMS:
+    plain = NOISED.get(name, name)
+    if plain not in ALGORITHMS:
         choice = ", ".join(sorted({*ALGORITHMS, *NOISED}))
         raise ConfigurationError(f"Unknown algorithm {name!r}; choose one of {choice}.")
-    module, _, attribute = ALGORITHMS[own].partition(":")
-    found: type[Algorithm] = getattr(import_module(module), attribute)
-    return found
+    module, _, attribute = ALGORITHMS[plain].partition(":")
+    algorithm: type[Algorithm] = getattr(import_module(module), attribute)
+    return algorithm
 
 
 def without_noise(name: str) -> str | None:
@@ -182,4 +199,14 @@ def without_noise(name: str) -> str | None:
     return NOISED.get(name) or PRIVATE.get(name)
 
 
-__all__ = ["ALGORITHMS", "NOISED", "PRIVATE", "Algorithm", "Gradients", "find", "without_noise"]
+__all__ = [
+    "ALGORITHMS",
+    "NOISED",
+    "PRIVATE",
+    "Algorithm",
+    "Capability",
+    "Gradients",
+    "Resources",
+    "find",
+    "without_noise",
+]

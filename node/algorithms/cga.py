@@ -12,12 +12,10 @@ releases a round).
 
 Deviations
     * The authors' public code weighs the gradients by w before the programme, asks for multipliers
-      of 0.5 at least (so
-      some of every neighbor's gradient is added always) and solves one per parameter tensor. Here
-      it is the programme as it is written, over the whole vector.
+      of 0.5 at least (so some of every neighbor's gradient is added always) and solves one per
+      parameter tensor. Here it is the programme as it is written, over the whole vector.
     * x is sent twice, as the question and to be mixed: 3·d floats per neighbor, not 2·d. A Mix
-      agrees with the other
-      end on lost edges; a question that was answered does not.
+      agrees with the other end on lost edges; a question that was answered does not.
     * Weight decay λ x_i is added to g̃ (post-processing).
     * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were
       made with.
@@ -28,8 +26,7 @@ Reconstructions
 Not covered
     * v stays at home, so nodes are further apart than with DMSGD, and with noise in v the more so.
     * With strong noise all cosines are ≈ 0: half of the constraints are active by chance, and what
-      the projection takes
-      away is noise rather than conflict.
+      the projection takes away is noise rather than conflict.
     * No defense against a neighbor that lies: one answer opposite to the own gradient cancels it.
 """
 
@@ -37,17 +34,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.projection import project
 from node.maths.schedule import Schedule, step_size
-from peer.message import Ask, Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, Peer, ask, mix
+from peer.neighborhood import View
 
 
 class CgaConfig(Schedule):
@@ -65,47 +61,25 @@ class State:
     """v_i, the last step, own [d]."""
 
 
-class Cga:
-    Config: ClassVar[type[BaseModel]] = CgaConfig
-    pooled: ClassVar[bool] = False
+class Cga(Algorithm):
+    Config = CgaConfig
+    ANSWERS = True
+    config: CgaConfig
+    state: State
 
-    def __init__(
-        self,
-        config: CgaConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=start.clone(), v=torch.zeros_like(start))
+    def __init__(self, config: CgaConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.state = State(x=resources.start.clone(), v=torch.zeros_like(resources.start))
         self.figures: Mapping[str, Mapping[Peer, float]] = {}
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """An answer to every neighbor, and the own one."""
-        return degree + 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float | None:
-        """Without neighbors it is momentum SGD while η stays; when η decays, v remembers the old
-        η.
-        """
-        return None if self.config.decay_every else 1.0
-
-    def round(self, t: int) -> Conversation:
+    def round(self, t: int, view: View) -> Conversation:
         c, x = self.config, self.state.x
-        cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        found = project(self.gradients(x, t, self.neighborhood.me), cross)
-        self.figures = {"cosine": found.cosine, "multiplier": found.multiplier}
-        g = found.vector.add_(x, alpha=c.weight_decay)
+        cross = yield from ask("model", x, lambda j, x_j: self.gradients(x_j, t, j))
+        projection = project(self.gradients(x, t, self.me), cross)
+        self.figures = {"cosine": projection.cosine, "multiplier": projection.multiplier}
+        g = projection.vector.add_(x, alpha=c.weight_decay)
         v = self.state.v.mul(c.beta).add_(g, alpha=-step_size(t, c))
-        x = yield Mix("state", x)
+        x = yield from mix("state", x)
         self.state = State(x=x.add(v), v=v)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:

@@ -17,17 +17,15 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.schedule import Schedule, step_size
-from peer.message import Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, mix
+from peer.neighborhood import View
 
 
 class DPsgdConfig(Schedule):
@@ -41,41 +39,17 @@ class State:
     """x_i [d]."""
 
 
-class DPsgd:
-    Config: ClassVar[type[BaseModel]] = DPsgdConfig
-    pooled: ClassVar[bool] = False
+class DPsgd(Algorithm):
+    Config = DPsgdConfig
+    config: DPsgdConfig
+    state: State
 
-    def __init__(
-        self,
-        config: DPsgdConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=start.clone())
+    def __init__(self, config: DPsgdConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.state = State(x=resources.start.clone())
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float:
-        """A node without neighbors is SGD."""
-        return 1.0
-
-    def round(self, t: int) -> Conversation:
+    def round(self, t: int, view: View) -> Conversation:
         c, x = self.config, self.state.x
-        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
-        x = yield Mix("model", x)
+        g = self.gradients(x, t, self.me).add(x, alpha=c.weight_decay)
+        x = yield from mix("model", x)
         self.state = State(x=x.add(g, alpha=-step_size(t, c)))
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}

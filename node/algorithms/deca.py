@@ -33,53 +33,45 @@ Deviations
     * The gradient's norm is bounded by `clip_norm` (the authors' trainer does so too); in mode
       strict the noised one's.
     * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds
-      the mean to its own
-      θ. It equals (7) only where the θ agree: it mixes no disagreement away. The mean is kept, as
-      the own part is rounded like the sent one.
+      the mean to its own θ. It equals (7) only where the θ agree: it mixes no disagreement away.
+      The mean is kept, as the own part is rounded like the sent one.
 Reconstructions
     * A node that comes back in the middle of a block goes on from its checkpoint's θ, m, v and r if
-      it was in that
-      block already, otherwise from its own θ, zero moments and r = 0. h then spans what the others
-      did meanwhile.
+      it was in that block already, otherwise from its own θ, zero moments and r = 0. h then spans
+      what the others did meanwhile.
 Not covered
     * A neighbor that lies in its block enters with w_ij. Blocks trained while a node was away reach
-      it at their next
-      visit; with bf16-delta what it missed, or quorum left out, stays missing.
+      it at their next visit; with bf16-delta what it missed, or quorum left out, stays missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Capability, Resources
 from node.maths.adam import PIECE, AdamConfig, adam_steps, clip_norm_, drain, upcast
 from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
 from node.maths.schedule import WarmupDecay, rate
-from peer.message import Conversation, DType, IncrementalPayload, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, DType, IncrementalPayload, Layout, mix
+from peer.neighborhood import View
 
 B = {"reference": (0.2, 0.333), "literal": (0.9, 0.999), "scaled": (0.9, 0.999)}
 """b₁, b₂ of (9)."""
 SMALL = 1e-6
 """Least norm that the reference signal is divided by."""
 UNBOUND: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: theta)
-"""No visit, and no gate."""
+"""No visit, and no gradient."""
 
 
 class BadamConfig(BlockSchedule, AdamConfig, WarmupDecay):
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the block's gradient; a longer one is shortened to it. None: as it is."""
-
-    @property
-    def vectors(self) -> float:
-        """So many of the active block, in float32, are held at once beside the model."""
-        return 5
 
 
 def _nothing() -> Tensor:
@@ -94,68 +86,51 @@ class State:
     """
     visit: int = -1
     """How many blocks were entered before this one; -1: none is entered."""
-    taken: int = 0
-    """r: steps taken since the moments were zero."""
+    step: int = 0
+    """r: steps since the moments were zero."""
     theta: Tensor = field(default_factory=_nothing)
     """θ: the active block in float32."""
     m: Tensor = field(default_factory=_nothing)
     v: Tensor = field(default_factory=_nothing)
+    last_mixed: Tensor | None = None
+    """DECA, mix_every > 1: θ as it was mixed last in this visit."""
+    rates: float = 0.0
+    """DECA: Σγ since then."""
+    error_feedback: Tensor | None = None
+    """DECA, bf16-delta: what rounding left over."""
 
 
-class Badam:
+class Badam(Algorithm):
     """BAdam: block-wise Adam, every node for itself (Luo, Yu, Li, arXiv 2404.02827). (4) to (6),
     and θ ← θ½.
     """
 
-    Config: ClassVar[type[BaseModel]] = BadamConfig
-    State: ClassVar[type[State]] = State
-    pooled: ClassVar[bool] = False
-    staged: ClassVar[bool] = True
+    Config = BadamConfig
+    NEEDS = frozenset({Capability.LAYERS})
+    config: BadamConfig
+    state: State
+    checkpointable = True
 
-    def __init__(
-        self,
-        config: Any,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-        stages: Sequence[Sequence[str]],
-    ) -> None:
-        """stages: the layout's names layer by layer."""
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.blocks = partition_blocks(layout, stages, config.layers_per_block)
-        self.state: Any = self.State(x=start.clone())
-        self.whole = True
+    def __init__(self, config: BadamConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        groups = resources.layer_groups
+        self.blocks = partition_blocks(resources.layout, groups, config.layers_per_block)
+        self.state = State(x=resources.start.clone())
         self._within: tuple[int, Callable[[Tensor, int], Tensor]] = UNBOUND
-        """A visit, and the gate to its block."""
+        """A visit, and the gradient of its block."""
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x  # type: ignore[no-any-return]
-
-    @property
-    def local_sgd_scale(self) -> None:
-        """Alone it is block-wise Adam."""
-        return None
-
-    def round(self, t: int) -> Conversation:
-        state = self.entered(t)
-        half, steps = self.stepping(t, state)
+    def round(self, t: int, view: View) -> Conversation:
+        state = self.enter(t)
+        half, steps = self.adam_step(t, state)
         drain(steps)
-        self.keep(replace(state, theta=half, taken=state.taken + 1))
+        self.keep(replace(state, theta=half, step=state.step + 1))
         yield from ()
 
     def block(self, visit: int) -> Block:
         """The one that is active in a visit."""
         return active_block(self.blocks, visit, self.config)
 
-    def place(self, t: int) -> slice:
+    def span(self, t: int) -> slice:
         """Where the block of round t lies."""
         return self.block(t // self.config.steps).span
 
@@ -170,41 +145,35 @@ class Badam:
             "step": step,
         }
 
-    def entered(self, t: int) -> Any:
+    def enter(self, t: int) -> State:
         """The state in round t's block: as the last round left it, or θ and zero moments where the
         visit begins.
         """
         state, visit = self.state, t // self.config.steps
-        if visit != state.visit:
-            state = self.state = self.State(x=state.x)  # what the last block needed goes first
-            theta = upcast(state.x[self.block(visit).span])
-            return self.State(
-                x=state.x,
-                visit=visit,
-                theta=theta,
-                m=torch.zeros_like(theta),
-                v=torch.zeros_like(theta),
-            )
-        return state
+        if visit == state.visit:
+            return state
+        state = self.state = State(x=state.x)  # what the last block needed goes first
+        theta = upcast(state.x[self.block(visit).span])
+        m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+        return State(x=state.x, visit=visit, theta=theta, m=m, v=v)
 
-    def stepping(self, t: int, state: Any) -> tuple[Tensor, Iterator[int]]:
-        """θ½, and the steps that fill it (`node.maths.adam`); m and v of the state become m½ and v½
-        by them.
+    def adam_step(self, t: int, state: State) -> tuple[Tensor, Iterator[int]]:
+        """θ½ [block], and the pieces in which it is computed (`node.maths.adam`); m and v of the
+        state become m½ and v½ with them.
         """
         if self._within[0] != state.visit:
             self._within = UNBOUND  # on a GPU it holds the model
             self._within = (state.visit, self.gradients.within(state.x, self.block(state.visit)))
         g = clip_norm_(self._within[1](state.theta, t), self.config.clip_norm)
-        self.whole = state is not self.state
+        self.checkpointable = state is not self.state
         lr = rate(t, self.config)
-        return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, step=state.taken)
+        return g, adam_steps(self.config, state.theta, state.m, state.v, g, lr=lr, step=state.step)
 
-    def keep(self, state: Any) -> None:
+    def keep(self, state: State) -> None:
+        """Makes it the state, with its θ in its place in the model."""
         state.x[self.block(state.visit).span] = state.theta
-        self.state, self.whole = state, True
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}
+        self.state = state
+        self.checkpointable = True
 
 
 class DecaConfig(BadamConfig):
@@ -223,60 +192,50 @@ class DecaConfig(BadamConfig):
 
     @property
     def vectors(self) -> float:
-        """θ as it was mixed last; what is sent, and what rounding left over; m and v as they
-        were.
+        """Besides BAdam's: θ as it was mixed last; what is sent, and what rounding left over; m and
+        v as they were.
         """
-        return (
-            5
-            + (self.mix_every > 1)
-            + 1.5 * (self.wire == "bf16-delta")
-            + 2 * (self.bma == "trivial")
-        )
+        unmixed = float(self.mix_every > 1)
+        rounding = 1.5 * (self.wire == "bf16-delta")
+        moments = 2 * (self.bma == "trivial")
+        return super().vectors + unmixed + rounding + moments
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecaState(State):
-    since: Tensor | None = None
-    """mix_every > 1: θ as it was mixed last in this visit."""
-    rates: float = 0.0
-    """Σγ since then."""
-    left: Tensor | None = None
-    """bf16-delta: what rounding left over."""
+    @property
+    def sends(self) -> DType:
+        return DType.FLOAT32 if self.wire == "float32" else DType.BFLOAT16
 
 
 class Deca(Badam):
-    Config: ClassVar[type[BaseModel]] = DecaConfig
-    State: ClassVar[type[State]] = DecaState
+    Config = DecaConfig
+    config: DecaConfig
 
-    def round(self, t: int) -> Conversation:
-        c, state = self.config, self.entered(t)
+    def round(self, t: int, view: View) -> Conversation:
+        c, state = self.config, self.enter(t)
         layout = self.block(state.visit).layout
-        before = state.theta if state.since is None else state.since
+        before = state.theta if state.last_mixed is None else state.last_mixed
         carried = (state.m.clone(), state.v.clone()) if c.bma == "trivial" else (state.m, state.v)
-        half, steps = self.stepping(t, state)
-        state = replace(state, taken=state.taken + 1, rates=state.rates + rate(t, c))
+        half, steps = self.adam_step(t, state)
+        state = replace(state, step=state.step + 1, rates=state.rates + rate(t, c))
         if (t % c.steps + 1) % c.mix_every and (t + 1) % c.steps:
             drain(steps)
-            self.keep(replace(state, theta=half, since=before))
+            self.keep(replace(state, theta=half, last_mixed=before))
             return
         if c.wire == "float32":
-            theta = yield Mix(
-                "block", IncrementalPayload(half, steps), streaming=True, layout=layout
-            )
+            block = IncrementalPayload(half, steps)
+            theta = yield from mix("block", block, streaming=True, layout=layout)
         else:
-            left = torch.zeros_like(half) if state.left is None else state.left
+            left = state.error_feedback
+            left = torch.zeros_like(half) if left is None else left
             change = torch.empty_like(half, dtype=torch.bfloat16)
-            rounding = rounded(change, left, half, before, steps)
+            delta = IncrementalPayload(change, rounded(change, left, half, before, steps))
             narrow = Layout(layout.fields, DType.BFLOAT16)
-            theta = (
-                yield Mix(
-                    "block", IncrementalPayload(change, rounding), streaming=True, layout=narrow
-                )
-            ).add_(before)
-            state = replace(state, left=left)
+            mean = yield from mix("block", delta, streaming=True, layout=narrow)
+            theta = mean.add_(before)
+            state = replace(state, error_feedback=left)
         signal(c, state, before, theta, carried)
-        since = theta if c.mix_every > 1 else None
-        self.keep(replace(state, theta=theta, m=carried[0], v=carried[1], since=since, rates=0.0))
+        m, v = carried
+        last_mixed = theta if c.mix_every > 1 else None
+        self.keep(replace(state, theta=theta, m=m, v=v, last_mixed=last_mixed, rates=0.0))
 
 
 def rounded(
@@ -294,7 +253,7 @@ def rounded(
 
 
 def signal(
-    c: DecaConfig, state: DecaState, before: Tensor, theta: Tensor, carried: tuple[Tensor, Tensor]
+    c: DecaConfig, state: State, before: Tensor, theta: Tensor, carried: tuple[Tensor, Tensor]
 ) -> None:
     """(8) and (9) in place, all flat [n]: `before`, θ when it was mixed last, becomes h, and
     `carried` (m½ and v½, or m and v for the trivial signal) what is carried on. theta: θ⁺."""
@@ -306,7 +265,7 @@ def signal(
     scale = {"reference": 1 / max(length, SMALL), "literal": -1.0, "trivial": 1 / max(length, 1.0)}
     for h, m, v in zip(*(torch.split(each, PIECE) for each in (before, *carried)), strict=True):
         if c.bma == "scaled":
-            h.mul_(v.div(1 - c.a2**state.taken).sqrt_().add_(c.eps)).div_(state.rates)
+            h.mul_(v.div(1 - c.a2**state.step).sqrt_().add_(c.eps)).div_(state.rates)
         else:
             h.mul_(scale[c.bma])
         m.mul_(b1).add_(h, alpha=1 - b1)

@@ -12,27 +12,24 @@ Deviations
     * Weight decay λ x_i is added to g_i (post-processing).
 Reconstructions
     * The paper's text was not at hand; papers that use the name differ in what they mix. Here both
-      x and v are mixed in
-      every round, as in (7) of DPDL, whose baseline this is.
+      x and v are mixed in every round, as in (7) of DPDL, whose baseline this is.
 Not covered
     * No defense against a neighbor that lies: it enters with w_ij, its momentum too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
-from peer.message import Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, mix
+from peer.neighborhood import View
 
 
 class DmsgdConfig(Schedule):
@@ -50,42 +47,18 @@ class State:
     """v_i, mixed momentum [d]."""
 
 
-class Dmsgd:
-    Config: ClassVar[type[BaseModel]] = DmsgdConfig
-    pooled: ClassVar[bool] = False
+class Dmsgd(Algorithm):
+    Config = DmsgdConfig
+    config: DmsgdConfig
+    state: State
 
-    def __init__(
-        self,
-        config: DmsgdConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=start.clone(), v=torch.zeros_like(start))
+    def __init__(self, config: DmsgdConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.state = State(x=resources.start.clone(), v=torch.zeros_like(resources.start))
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float:
-        """A node without neighbors is momentum SGD."""
-        return 1.0
-
-    def round(self, t: int) -> Conversation:
+    def round(self, t: int, view: View) -> Conversation:
         c, x = self.config, self.state.x
-        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.me).add(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))
-        x, v = yield Mix("state", (x, v))
+        x, v = yield from mix("state", (x, v))
         self.state = State(x=x, v=v)
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}

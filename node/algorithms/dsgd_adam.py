@@ -17,19 +17,17 @@ frozen model never travels, and A and B are averaged each for itself, not their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Capability, Resources
 from node.maths.adam import AdamConfig, adam_steps, clip_norm_, upcast
 from node.maths.schedule import WarmupDecay, rate
-from peer.message import Conversation, IncrementalPayload, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, IncrementalPayload, mix
+from peer.neighborhood import View
 
 
 class DsgdAdamConfig(AdamConfig, WarmupDecay):
@@ -43,54 +41,32 @@ class State:
     """x_i, mixed [d]; float32 where the task computes in a narrower type."""
     m: Tensor
     v: Tensor
-    taken: int = 0
-    """Steps taken."""
+    step: int = 0
+    """Steps so far."""
 
 
-class DsgdAdam:
-    Config: ClassVar[type[BaseModel]] = DsgdAdamConfig
-    pooled: ClassVar[bool] = False
+class DsgdAdam(Algorithm):
+    Config = DsgdAdamConfig
+    config: DsgdAdamConfig
+    state: State
+    checkpointable = True
 
-    def __init__(
-        self,
-        config: Any,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=(x := upcast(start)), m=torch.zeros_like(x), v=torch.zeros_like(x))
-        self.whole = True
+    def __init__(self, config: DsgdAdamConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        x = upcast(resources.start)
+        self.state = State(x=x, m=torch.zeros_like(x), v=torch.zeros_like(x))
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> None:
-        """Alone it is torch.optim.AdamW."""
-        return None
-
-    def round(self, t: int) -> Conversation:
+    def round(self, t: int, view: View) -> Conversation:
         c, s = self.config, self.state
-        half = clip_norm_(self.gradients(s.x, t, self.neighborhood.me), c.clip_norm)
-        self.whole = False
-        steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), step=s.taken)
-        x = yield Mix("state", IncrementalPayload(half, steps), streaming=True)
-        self.state, self.whole = State(x=x, m=s.m, v=s.v, taken=s.taken + 1), True
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}
+        half = clip_norm_(self.gradients(s.x, t, self.me), c.clip_norm)
+        self.checkpointable = False
+        steps = adam_steps(c, s.x, s.m, s.v, half, lr=rate(t, c), step=s.step)
+        x = yield from mix("state", IncrementalPayload(half, steps), streaming=True)
+        self.state = State(x=x, m=s.m, v=s.v, step=s.step + 1)
+        self.checkpointable = True
 
 
 class DecLora(DsgdAdam):
     """DSGD-Adam on a model with adapters; on any other it is refused."""
 
-    adapted: ClassVar[bool] = True
+    NEEDS = frozenset({Capability.ADAPTERS})

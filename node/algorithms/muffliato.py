@@ -20,16 +20,14 @@ Deviations
       paper.
 Reconstructions
     * The paper's text was not at hand. γ and the recurrence are those of the authors' public code:
-      a constant weight,
-      which is the limit of Chebyshev's changing ones, after a first step that is a plain average.
+      a constant weight, which is the limit of Chebyshev's changing ones, after a first step that is
+      a plain average.
 Not covered
     * The paper's own gain, that nodes far away learn less (pairwise network privacy), is not
-      claimed: ε holds against
-      any coalition of other nodes.
+      claimed: ε holds against any coalition of other nodes.
     * γ stays when edges are lost. If both ends lose one the mean is kept, and if it is away for the
-      whole round the
-      averaging is slower, never worse than none. Lost at one end only, it moves the mean 1/(2−γ)
-      times as far as in a plain Mix.
+      whole round the averaging is slower, never worse than none. Lost at one end only, it moves the
+      mean 1/(2−γ) times as far as in a plain Mix.
     * With a [mix] rule other than the mean γ extrapolates from what the rule gave; nothing is known
       of that.
     * No defense against a neighbor that lies: it enters K times a round.
@@ -37,19 +35,18 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log, sqrt
-from typing import ClassVar, Self
+from typing import Self
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.schedule import Schedule, step_size
 from peer.errors import ConfigurationError
-from peer.message import Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, mix
+from peer.neighborhood import View
 
 
 class MuffliatoConfig(Schedule):
@@ -94,47 +91,23 @@ class State:
     """x_i [d]."""
 
 
-class Muffliato:
-    Config: ClassVar[type[BaseModel]] = MuffliatoConfig
-    pooled: ClassVar[bool] = False
+class Muffliato(Algorithm):
+    Config = MuffliatoConfig
+    config: MuffliatoConfig
+    state: State
 
-    def __init__(
-        self,
-        config: MuffliatoConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=start.clone())
+    def __init__(self, config: MuffliatoConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.state = State(x=resources.start.clone())
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float:
-        """A node without neighbors is SGD."""
-        return 1.0
-
-    def round(self, t: int) -> Conversation:
+    def round(self, t: int, view: View) -> Conversation:
         c, x = self.config, self.state.x
         assert c.gossip, "Plan.of fills it in"
         gamma = acceleration(c.spectral_gap or 1.0)
-        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.me).add(x, alpha=c.weight_decay)
         last = x.add(g, alpha=-step_size(t, c))
-        x = yield Mix("gossip", last)
+        x = yield from mix("gossip", last)
         for _ in range(c.gossip - 1):
-            mixed = yield Mix("gossip", x)
+            mixed = yield from mix("gossip", x)
             last, x = x, mixed.mul(gamma).add_(last, alpha=1 - gamma)
         self.state = State(x=x)
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}

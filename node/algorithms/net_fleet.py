@@ -14,21 +14,18 @@ Deviations
     * Noising both gradients would take two answers on one batch, σ/√2 to the accountant, and bring
       twice the noise.
     * restart, off by default: every so many rounds s_i is a fresh gradient. The noise of batches
-      and of privacy adds up
-      in s_i like a random walk, and nothing else takes it out: without restarts a strict run learns
-      next to nothing (with the quickstart's data and ε), and a long one without noise gets worse
-      again. 1 is gradient tracking proper.
+      and of privacy adds up in s_i like a random walk, and nothing else takes it out: without
+      restarts a strict run learns next to nothing (with the quickstart's data and ε), and a long
+      one without noise gets worse again. 1 is gradient tracking proper.
     * mix_steps, off by default: steps are mixed too. As written above, η must be several times
-      smaller than for D-PSGD
-      where W has small or negative eigenvalues.
+      smaller than for D-PSGD where W has small or negative eigenvalues.
     * A release that is withheld takes s_i out of y_i: a node without budget is one without a
-      gradient. Left in, its
-      last gradient would push everybody on for ever.
+      gradient. Left in, its last gradient would keep pushing everybody.
     * Weight decay: the step is η (y_i + λ x_i), off by default. No momentum.
 Reconstructions
     * The paper's text was not at hand, only its abstract ("a recursive gradient correction"). It
-      takes several local
-      steps between exchanges; here there is one, as every local step would be a release of its own.
+      takes several local steps between exchanges; here there is one, as every local step would be a
+      release of its own.
 Not covered
     * Gradient tracking trusts sums: a node that dies, or an edge lost at one end only, leaves its
       share in Σ y.
@@ -38,18 +35,16 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.schedule import Schedule, step_size
-from peer.message import Conversation, Layout, Mix, Peer, Withheld
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, Withheld, mix
+from peer.neighborhood import View
 
 
 class NetFleetConfig(Schedule):
@@ -58,8 +53,8 @@ class NetFleetConfig(Schedule):
     tracking.
     """
     mix_steps: bool = False
-    """True: the step is taken before mixing, x_i ← Σ_j w_ij (x_j − η y_j). It bears several times
-    as large an η.
+    """True: the step is taken before mixing, x_i ← Σ_j w_ij (x_j − η y_j). Stable for a several
+    times larger η.
     """
     weight_decay: float = Field(default=0.0, ge=0)
     """λ: λ·x is added to y in the step, after clipping and noise."""
@@ -77,55 +72,31 @@ class State:
     """s_i, the recursive estimate of the own gradient [d]; 0: there is none yet."""
 
 
-class NetFleet:
-    Config: ClassVar[type[BaseModel]] = NetFleetConfig
-    pooled: ClassVar[bool] = False
+class NetFleet(Algorithm):
+    Config = NetFleetConfig
+    config: NetFleetConfig
+    state: State
 
-    def __init__(
-        self,
-        config: NetFleetConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        zero = torch.zeros_like(start)
-        self.state = State(x=start.clone(), before=start.clone(), y=zero, s=zero)
+    def __init__(self, config: NetFleetConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        zero = torch.zeros_like(resources.start)
+        self.state = State(
+            x=resources.start.clone(), before=resources.start.clone(), y=zero, s=zero
+        )
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one: a gradient or a difference."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float | None:
-        """Without neighbors it is SGD if every round restarts, else SGD on a recursive gradient (as
-        in SARAH).
-        """
-        return 1.0 if self.config.restart == 1 else None
-
-    def round(self, t: int) -> Conversation:
-        c, it, gain = self.config, self.state, self.gain(t)
-        y, s = it.y.add(gain), it.s.add(gain)
-        step = y.add(it.x, alpha=c.weight_decay).mul_(-step_size(t, c))
-        x, mixed = yield Mix("state", (it.x.add(step) if c.mix_steps else it.x, y))
-        self.state = State(x=x if c.mix_steps else x.add(step), before=it.x, y=mixed, s=s)
+    def round(self, t: int, view: View) -> Conversation:
+        c, old, gain = self.config, self.state, self.gain(t)
+        y, s = old.y.add(gain), old.s.add(gain)
+        step = y.add(old.x, alpha=c.weight_decay).mul_(-step_size(t, c))
+        x, mixed = yield from mix("state", (old.x.add(step) if c.mix_steps else old.x, y))
+        self.state = State(x=x if c.mix_steps else x.add(step), before=old.x, y=mixed, s=s)
 
     def gain(self, t: int) -> Tensor:
         """s_i of this round less that of the last [d]."""
-        c, it = self.config, self.state
-        if not it.s.any() or (c.restart and t % c.restart == 0):
-            return self.gradients(it.x, t, self.neighborhood.me).sub(it.s)
+        c, old = self.config, self.state
+        if not old.s.any() or (c.restart and t % c.restart == 0):
+            return self.gradients(old.x, t, self.me).sub(old.s)
         try:
-            return self.gradients.difference(it.x, it.before, t)
+            return self.gradients.difference(old.x, old.before, t)
         except Withheld:
-            return it.s.neg()
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}
+            return old.s.neg()

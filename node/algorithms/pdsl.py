@@ -2,7 +2,7 @@
 
 Wang, Yuan, Wang, Li, arXiv 2503.23726 (31 March 2025). As ROSS on gradients that are clipped and
 noised: g̈_{j→i} is j's release for i at i's model x_i, the own one included; (1) and (2), clipping
-and noise, belong to the gate.
+and noise, belong to the privacy gate.
 
     φ_ij = Shapley value of j in the game v_i(S) = value of x_i − γ·mean_{j∈S} g̈_{j→i} on the
     validation set, by
@@ -16,15 +16,13 @@ Deviations
     * A gradient more than ten times as long as the own one is shortened to that, before it is
       valued.
     * A neighbor that adds nothing to staying put weighs w_ij at most, one that answers with zeros
-      or with x_i itself
-      nothing (node.maths.coalitions). By φ' alone they weigh most where all others hurt.
-      null_players = "paper": so.
+      or with x_i itself nothing (node.maths.coalitions). By φ' alone they weigh most where all
+      others hurt. null_players = "paper": so.
 Reconstructions
     * The paper's text was not at hand. Orders are antithetic pairs, R = 10 a round. φ' is max(φ, 0)
-      by default (min-max
-      gives the weakest neighbor nothing, also an honest one); φ is smoothed over rounds (ρ = 0.9),
-      since of noised gradients one round tells little. v is the accuracy; both x and v are mixed;
-      all φ' zero: π = w.
+      by default (min-max gives the weakest neighbor nothing, also an honest one); φ is smoothed
+      over rounds (ρ = 0.9), since of noised gradients one round tells little. v is the accuracy;
+      both x and v are mixed; all φ' zero: π = w.
     * Who is not heard is no player, and w is renormalized over those heard where π falls back to
       it.
 Not covered
@@ -37,115 +35,45 @@ Not covered
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
-from torch import Tensor
+from pydantic import Field
 
-from node.algorithms import Gradients
-from node.maths.coalitions import (
-    ShapleyConfig,
-    ShapleyWeights,
-    UtilityOracle,
-    clip_relative_norms,
-    mixing_rule,
-    shapley_weights,
-)
-from node.maths.mixing import weighted_sum
-from node.maths.momentum import momentum_step
-from node.maths.schedule import Schedule, step_size
-from peer.message import Ask, Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from node.algorithms import Algorithm, Capability, Resources
+from node.maths.coalitions import ShapleyWeights
+from node.maths.shapley_rounds import ShapleyRoundConfig, State, diagnostics, shapley_round
+from peer.message import Conversation, Peer
+from peer.neighborhood import View
 
 
-class PdslConfig(Schedule, ShapleyConfig):
+class PdslConfig(ShapleyRoundConfig):
     smoothing: float = Field(default=0.9, ge=0, lt=1)
     """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalization."""
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "permutations"
     """permutations: Monte Carlo, as the paper. auto: exact up to 8 players, permutations above.
     svarm: stratified, some two to four times better for as many evaluations. first_order: one
     gradient on the validation set (neg_loss)."""
-    beta: float = Field(default=0.9, ge=0, lt=1)
-    """β: momentum."""
-    weight_decay: float = Field(default=5e-4, ge=0)
-    """λ: λ·x is added to the weighted gradient."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    x: Tensor
-    """x_i, mixed [d]."""
-    v: Tensor
-    """v_i, mixed momentum [d]."""
-    phi: Mapping[Peer, float] = field(default_factory=dict)
-    """φ̄_ij, smoothed, of every player heard so far."""
+class Pdsl(Algorithm):
+    Config = PdslConfig
+    NEEDS = frozenset({Capability.VALIDATION})
+    ANSWERS = True
+    config: PdslConfig
+    state: State
 
+    def __init__(self, config: PdslConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        assert resources.utility is not None
+        self.utility = resources.utility
+        self.state = State(x=resources.start.clone(), v=torch.zeros_like(resources.start))
+        self.weights = ShapleyWeights({}, {}, {})
 
-class Pdsl:
-    Config: ClassVar[type[BaseModel]] = PdslConfig
-    pooled: ClassVar[bool] = False
-    validates: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        config: PdslConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-        judge: UtilityOracle,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients, self.judge = (
-            config,
-            neighborhood,
-            gradients,
-            judge,
+    def round(self, t: int, view: View) -> Conversation:
+        self.state, self.weights = yield from shapley_round(
+            self.config, self.state, t, view.neighborhood, self.gradients, self.utility
         )
-        self.state = State(x=start.clone(), v=torch.zeros_like(start))
-        self.found = ShapleyWeights({}, {}, {})
-
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """An answer to every neighbor, and the own one."""
-        return degree + 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float:
-        """A node without neighbors is momentum SGD: its own gradient's share is 1."""
-        return 1.0
-
-    def round(self, t: int) -> Conversation:
-        c, me, x, eta = self.config, self.neighborhood.me, self.state.x, step_size(t, self.config)
-        cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        cross = clip_relative_norms({**cross, me: self.gradients(x, t, me)}, me)
-        how = {
-            "me": me,
-            "weight": self.neighborhood.weight,
-            "before": self.state.phi,
-            "step": eta,
-            "seed": f"{me} {t}",
-        }
-        self.found = shapley_weights(c, self.judge, x, cross, **how)  # type: ignore[arg-type]
-        g = weighted_sum(self.found.pi, cross).add_(x, alpha=c.weight_decay)
-        x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=eta)
-        rule = mixing_rule(c, self.found.pi)
-        if c.mix_momentum:
-            x, v = yield Mix("state", (x, v), rule)
-        else:
-            x = yield Mix("state", x, rule)
-        self.state = State(x=x, v=v, phi=self.found.smooth)
 
     def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """φ (of the last round alone) and π of every neighbor heard in it."""
-        named = {"shapley": self.found.phi, "weight": self.found.pi}
-        return {
-            kind: {j: value for j, value in of.items() if j != self.neighborhood.me}
-            for kind, of in named.items()
-        }
+        return diagnostics(self.weights, self.me)

@@ -24,19 +24,17 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
-from peer.message import Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, mix
+from peer.neighborhood import View
 
 
 class QgDsgdmConfig(Schedule):
@@ -56,45 +54,19 @@ class State:
     """m̂_i [d]; 0 at the start."""
 
 
-class QgDsgdm:
-    Config: ClassVar[type[BaseModel]] = QgDsgdmConfig
-    pooled: ClassVar[bool] = False
+class QgDsgdm(Algorithm):
+    Config = QgDsgdmConfig
+    config: QgDsgdmConfig
+    state: State
 
-    def __init__(
-        self,
-        config: QgDsgdmConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=start.clone(), m=torch.zeros_like(start))
+    def __init__(self, config: QgDsgdmConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.state = State(x=resources.start.clone(), m=torch.zeros_like(resources.start))
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """The own one."""
-        return 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float | None:
-        """Without neighbors it is momentum SGD at μ = 0 only; else m̂ ← (μ + (1−μ)β) m̂ + (1−μ) g,
-        quasi-hyperbolic.
-        """
-        return 1.0 if self.config.mu == 0 else None
-
-    def round(self, t: int) -> Conversation:
+    def round(self, t: int, view: View) -> Conversation:
         c, x, eta = self.config, self.state.x, step_size(t, self.config)
-        g = self.gradients(x, t, self.neighborhood.me).add(x, alpha=c.weight_decay)
+        g = self.gradients(x, t, self.me).add(x, alpha=c.weight_decay)
         half, _ = momentum_step(x, self.state.m, g, beta=c.beta, lr=eta)
-        mixed = yield Mix("model", half)
+        mixed = yield from mix("model", half)
         m = self.state.m.mul(c.mu).add_(x.sub(mixed).div_(eta), alpha=1 - c.mu)
         self.state = State(x=mixed, m=m)
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}

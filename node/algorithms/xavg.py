@@ -26,18 +26,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.algorithms import Gradients
+from node.algorithms import Algorithm, Resources
 from node.maths.mixing import weighted_sum
 from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
-from peer.message import Ask, Conversation, Layout, Mix, Peer
-from peer.neighborhood import Neighborhood
+from peer.message import Conversation, Peer, ask, mix
+from peer.neighborhood import View
 
 
 class XavgConfig(Schedule):
@@ -55,49 +54,27 @@ class State:
     """v_i, mixed momentum [d]."""
 
 
-class Xavg:
-    Config: ClassVar[type[BaseModel]] = XavgConfig
-    pooled: ClassVar[bool] = False
+class Xavg(Algorithm):
+    Config = XavgConfig
+    ANSWERS = True
+    config: XavgConfig
+    state: State
 
-    def __init__(
-        self,
-        config: XavgConfig,
-        *,
-        neighborhood: Neighborhood,
-        layout: Layout,
-        gradients: Gradients,
-        start: Tensor,
-    ) -> None:
-        self.config, self.neighborhood, self.gradients = config, neighborhood, gradients
-        self.state = State(x=start.clone(), v=torch.zeros_like(start))
+    def __init__(self, config: XavgConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.state = State(x=resources.start.clone(), v=torch.zeros_like(resources.start))
 
-    @classmethod
-    def releases(cls, degree: int) -> int:
-        """An answer to every neighbor, and the own one."""
-        return degree + 1
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.state.x
-
-    @property
-    def local_sgd_scale(self) -> float:
-        """A node without neighbors is momentum SGD."""
-        return 1.0
-
-    def round(self, t: int) -> Conversation:
-        c, me, x = self.config, self.neighborhood.me, self.state.x
-        cross = yield Ask("model", x, answer=lambda j, x_j: self.gradients(x_j, t, j))
-        cross = {**cross, me: self.gradients(x, t, me)}
-        g = self.mean(cross).add_(x, alpha=c.weight_decay)
+    def round(self, t: int, view: View) -> Conversation:
+        c, me, x = self.config, self.me, self.state.x
+        answers = yield from ask("model", x, lambda j, x_j: self.gradients(x_j, t, j))
+        cross = {**answers, me: self.gradients(x, t, me)}
+        g = mean(view.neighborhood.weight, cross).add_(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))
-        x, v = yield Mix("state", (x, v))
+        x, v = yield from mix("state", (x, v))
         self.state = State(x=x, v=v)
 
-    def mean(self, cross: Mapping[Peer, Tensor]) -> Tensor:
-        """Σ_j π_ij g_{j→i} [d] over those heard, me included."""
-        heard = sum(self.neighborhood.weight[j] for j in sorted(cross))
-        return weighted_sum({j: self.neighborhood.weight[j] / heard for j in cross}, cross)
 
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        return {}
+def mean(weight: Mapping[Peer, float], cross: Mapping[Peer, Tensor]) -> Tensor:
+    """Σ_j π_ij g_{j→i} [d] over those heard, me included; `weight` is the row of W."""
+    heard = sum(weight[j] for j in sorted(cross))
+    return weighted_sum({j: weight[j] / heard for j in cross}, cross)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -26,7 +26,6 @@ from node.attacks.poisoned_task import PoisonedTask
 from node.config import AttackSection, RunConfig
 from node.task import Task
 from peer.errors import ConfigurationError
-from peer.neighborhood import Neighborhood
 
 ATTACKS: Mapping[str, str] = {
     "label-flip": "node.attacks.data_poisoning:LabelFlip",
@@ -97,15 +96,11 @@ class Attack:
             else PoisonedTask.of(task, self.how, self.name, run, me)
         )
 
-    def on_algorithm(
-        self, algorithm: Algorithm, neighborhood: Neighborhood, seed: int
-    ) -> Algorithm:
+    def on_algorithm(self, algorithm: Algorithm, seed: int) -> Algorithm:
         """The algorithm with its words as lies; of a data attack the algorithm itself."""
-        return (
-            cast(Algorithm, ByzantineAlgorithm(algorithm, self.how, neighborhood, seed))
-            if isinstance(self.how, MessageAttack)
-            else algorithm
-        )
+        if isinstance(self.how, MessageAttack):
+            return ByzantineAlgorithm(algorithm, self.how, seed)
+        return algorithm
 
     @property
     def warning(self) -> str:

@@ -29,7 +29,7 @@ Deviations
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -43,7 +43,7 @@ from node.maths.mixing import materialize
 from node.maths.robust import Vectors, rule_for
 from node.randomness import public_generator
 from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb, step
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import View
 
 Word: TypeAlias = Literal["answer", "question", "state"]
 Place: TypeAlias = tuple[int, Word, int]
@@ -103,20 +103,24 @@ class MessageAttack(Protocol):
         ...
 
 
-class ByzantineAlgorithm:
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """When something is said, and who is around."""
+
+    t: int
+    phase: int
+    """Number of the verb in its round."""
+    view: View
+
+
+class ByzantineAlgorithm(Algorithm):
     """An `Algorithm` in all but its words."""
 
-    def __init__(
-        self, algorithm: Algorithm, attack: MessageAttack, neighborhood: Neighborhood, seed: int
-    ) -> None:
-        self._algorithm, self._attack, self._hood, self._seed = (
-            algorithm,
-            attack,
-            neighborhood,
-            seed,
-        )
+    def __init__(self, algorithm: Algorithm, attack: MessageAttack, seed: int) -> None:
+        self.config, self.me, self.gradients = algorithm.config, algorithm.me, algorithm.gradients
+        self._algorithm, self._attack, self._seed = algorithm, attack, seed
         self._heard: dict[Place, dict[Peer, Tensor]] = {}
-        self._place: slice | None = None
+        self._span: slice | None = None
         """Which of the parameters are mixed; None: there was no round yet."""
         self._mixed = torch.empty(0)
         """What the last Mix of them gave; before it, as they were."""
@@ -129,15 +133,29 @@ class ByzantineAlgorithm:
     def state(self, state: Any) -> None:
         self._algorithm.state = state
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._algorithm, name)
+    @property
+    def checkpointable(self) -> bool:
+        return self._algorithm.checkpointable
 
-    def round(self, t: int) -> Conversation:
+    @property
+    def parameters(self) -> Tensor:
+        return self._algorithm.parameters
+
+    def span(self, t: int) -> slice:
+        return self._algorithm.span(t)
+
+    def position(self, t: int) -> Mapping[str, int]:
+        return self._algorithm.position(t)
+
+    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
+        return self._algorithm.diagnostics()
+
+    def round(self, t: int, view: View) -> Conversation:
         since = self._since(t)
-        talk, phase = self._algorithm.round(t), 0
+        talk, phase = self._algorithm.round(t, view), 0
         verb = step(talk)
         while verb is not None:
-            reply = yield self._told(t, phase, verb, since)
+            reply = yield self._falsified(_Moment(t, phase, view), verb, since)
             if isinstance(verb, Mix):
                 self._mixed = _parts(reply)[0].clone()
             elif self._attack.listens:
@@ -148,42 +166,31 @@ class ByzantineAlgorithm:
         """What is mixed in round t, as it was mixed last; of another block than before nothing was
         heard.
         """
-        place = getattr(self._algorithm, "place", lambda t: slice(None))(t)
-        if place != self._place:
-            self._place, self._mixed = place, upcast(self._algorithm.parameters[place])
+        span = self._algorithm.span(t)
+        if span != self._span:
+            self._span, self._mixed = span, upcast(self._algorithm.parameters[span])
             self._heard.clear()
         return self._mixed
 
-    def _told(self, t: int, phase: int, verb: Verb, since: Tensor) -> Verb:
+    def _falsified(self, now: _Moment, verb: Verb, since: Tensor) -> Verb:
         """The verb with lies in it."""
         match verb:
             case Ask():
-                asked = self._lies(t, phase, "question", verb.tensors)
-                return Ask(
-                    verb.kind, asked, self._answer(t, phase, verb), verb.layout, verb.answer_layout
-                )
+                question = self._lies(now, "question", verb.tensors)
+                return replace(verb, tensors=question, answer=self._answer(now, verb))
             case Say():
-                return Say(verb.kind, self._lies(t, phase, "state", verb.tensors), verb.layout)
+                return replace(verb, tensors=self._lies(now, "state", verb.tensors))
             case Mix():
                 truth = materialize(verb.tensors)
-                origin = (
-                    since
-                    if self._attack.config.of == "step" and _alike(_parts(truth)[0], since)
-                    else None
-                )
-                lies = self._lies(t, phase, "state", truth, origin, mixed=True)
-                return Mix(
-                    verb.kind,
-                    lies,
-                    self._rule(phase, verb, _parts(truth), origin),
-                    verb.streaming,
-                    verb.layout,
-                )
+                steps = self._attack.config.of == "step" and _alike(_parts(truth)[0], since)
+                origin = since if steps else None
+                lies = self._lies(now, "state", truth, origin, mixed=True)
+                rule = self._rule(now.phase, verb, _parts(truth), origin)
+                return replace(verb, tensors=lies, rule=rule)
 
     def _lies(
         self,
-        t: int,
-        phase: int,
+        now: _Moment,
         word: Word,
         tensors: Any,
         origin: Tensor | None = None,
@@ -195,36 +202,38 @@ class ByzantineAlgorithm:
         """
         if word not in self._attack.config.words:
             return tensors
-        truth, lies = materialize(tensors), []
-        for k, part in enumerate(_parts(truth)):
-            heard = self._heard.get((phase, word, k), {})
-            parameters = k == 0 and (mixed or word == "question")
-            lies.append(
-                self._lie(
-                    t, phase, word, k, part, heard, None if k else origin, parameters=parameters
-                )
+        truth = materialize(tensors)
+        lies = [
+            self._lie(
+                now,
+                word,
+                k,
+                part,
+                self._heard.get((now.phase, word, k), {}),
+                None if k else origin,
+                parameters=k == 0 and (mixed or word == "question"),
             )
+            for k, part in enumerate(_parts(truth))
+        ]
         return tuple(lies) if isinstance(truth, tuple) else lies[0]
 
-    def _answer(self, t: int, phase: int, verb: Ask[Any]) -> Callable[[Peer, Any], Any]:
-        heard = self._heard.get(
-            (phase, "answer", 0), {}
-        )  # of the round before, whoever answers first in this one
+    def _answer(self, now: _Moment, verb: Ask[Any]) -> Callable[[Peer, Any], Any]:
+        # what was heard in the round before, whoever answers first in this one
+        heard = self._heard.get((now.phase, "answer", 0), {})
 
         def answer(to: Peer, question: Any) -> Any:
             if self._attack.listens:
-                self._heard.setdefault((phase, "question", 0), {})[to] = question.clone()
+                self._heard.setdefault((now.phase, "question", 0), {})[to] = question.clone()
             truth = verb.answer(to, question)
             if "answer" not in self._attack.config.words:
                 return truth
-            return self._lie(t, phase, "answer", 0, truth, heard, question=question, to=to)
+            return self._lie(now, "answer", 0, truth, heard, question=question, to=to)
 
         return answer
 
     def _lie(
         self,
-        t: int,
-        phase: int,
+        now: _Moment,
         word: Word,
         place: int,
         truth: Tensor,
@@ -239,19 +248,19 @@ class ByzantineAlgorithm:
         strength = self._attack.config.strength
         if strength == 0:
             return truth
-        said = OutgoingVector(
+        vector = OutgoingVector(
             word=word,
             parameters=parameters,
             truth=truth if origin is None else truth - origin,
             heard=dict(sorted(heard.items())),
             question=question,
-            weight=self._hood.weight,
-            me=self._hood.me,
+            weight=now.view.neighborhood.weight,
+            me=self.me,
             draw=lambda: public_generator(
-                self._seed, self._hood.me, t, f"lie {phase} {word} {place} {to}"
+                self._seed, self.me, now.t, f"lie {now.phase} {word} {place} {to}"
             ),
         )
-        lie = self._attack.lie(said)
+        lie = self._attack.lie(vector)
         return truth.lerp((lie if origin is None else origin + lie).to(truth.dtype), strength)
 
     def _listen(self, phase: int, word: Word, heard: Replies[Any]) -> None:
@@ -269,7 +278,7 @@ class ByzantineAlgorithm:
         places = iter(range(len(truth)))
 
         def rule(
-            weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection
+            weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection
         ) -> Tensor:
             k = next(places)
             if self._attack.listens:
@@ -279,7 +288,7 @@ class ByzantineAlgorithm:
                     peer: x.clone() if zero is None else x - zero for peer, x in others.items()
                 }
                 self._heard[phase, "state", k] = heard
-            return rule_for(verb.rule, how, me)(
+            return rule_for(verb.rule, mix, me)(
                 weight, {**vectors, me: truth[k].to(vectors[me].dtype)}
             )
 

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from node import device as devices
 from node.config import ExperimentConfig, PrivacySection, load
-from node.learning.learner import Plan, more
+from node.learning.learner import Plan
+from node.learning.resources import resources
 from node.maths.blocks import Block
 from node.maths.clipping import clipped_sum, mean_gradient, pick
 from node.privacy import noise
@@ -241,14 +242,9 @@ def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
     sent = dict.fromkeys(plan.neighborhoods, 0)
     nodes = {
         name: plan.algorithm(
-            plan.options,
-            neighborhood=neighborhood,
-            layout=task.layout,
-            gradients=_Given(),
-            start=x,
-            **more(plan.algorithm, task),
+            plan.options, resources(plan.algorithm, task, me=name, start=x, gradients=_Given())
         )
-        for name, neighborhood in plan.neighborhoods.items()
+        for name in plan.neighborhoods
     }
     rounds = count()
 

@@ -23,7 +23,8 @@ from node.config import NodeConfig, RunConfig, load
 from node.daemon.bootstrap import resolve_paths
 from node.device import pick
 from node.learning.learner import Plan, weak
-from node.learning.requirements import check_compatible, memory_needed, room_for_blocks
+from node.learning.requirements import memory_needed, room_for_blocks
+from node.learning.resources import check_compatible
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.process import available_memory, mib
@@ -377,12 +378,12 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
 
 def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
     need, free = (
-        memory_needed(plan.algorithm, plan.options, plan.run, task, degree),
+        memory_needed(plan.options, plan.run, task, degree),
         available_memory(),
     )
     said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
     try:
-        room_for_blocks(plan.algorithm, plan.options, plan.run, task, degree)
+        room_for_blocks(plan.options, plan.run, task, degree)
     except PeerpoiseError as error:
         yield fault("memory needed", str(error), "a smaller model")
         return

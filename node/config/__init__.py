@@ -7,6 +7,7 @@ Frozen pydantic models; an unknown key is an error. `load` reads TOML files, app
 
 from __future__ import annotations
 
+from node.config.algorithm import AlgorithmConfig, PaperCalibrated
 from node.config.experiment import Attackers, ExperimentConfig, ExperimentSection
 from node.config.loading import (
     ENVIRONMENT_PREFIX,
@@ -50,6 +51,7 @@ from node.config.task import TaskSection, TextSection
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "AlgorithmConfig",
     "AlgorithmSection",
     "AttackSection",
     "Attackers",
@@ -66,6 +68,7 @@ __all__ = [
     "LimitsSection",
     "MixSection",
     "NodeConfig",
+    "PaperCalibrated",
     "PeersSection",
     "PrivacySection",
     "RunConfig",

@@ -48,6 +48,7 @@ from peer.errors import (
 from peer.identity.keys import Identity
 from peer.identity.roster import Roster
 from peer.membership import Membership, Presence
+from peer.neighborhood import View, Views
 from peer.session.mailbox import Mailbox
 from peer.session.peers import PeerTable, RunParameters
 from peer.session.session import Session
@@ -78,10 +79,11 @@ class Daemon:
         )
         self.insecure = transport.insecure
         self.plan = Plan.of(run, run.neighborhoods(roster.names))
-        if self.plan.algorithm.pooled:
+        if self.plan.algorithm.POOLED:
             raise ConfigurationError(
                 f"{run.algorithm.name} pools all data in one place; it exists in simulate only."
             )
+        self.views = Views(self._view(roster))
         self.attack = Attack.of(node.attack) if node.attack else None
         self.journal = Journal(node.folder / "journal.jsonl", self._header())
         quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
@@ -106,6 +108,11 @@ class Daemon:
         """Payload bytes sent by earlier processes of this node."""
         self.reload: Reload | None = None
         self._stopping = ""
+
+    def _view(self, roster: Roster) -> View:
+        """A roster can only remove members, who stay in the graph: the neighborhood is the plan's."""
+        neighborhood = self.plan.neighborhoods[self.node.name]
+        return View(neighborhood, roster.version, roster.effective_round)
 
     def _header(self) -> dict[str, Any]:
         run = self.run
@@ -173,7 +180,7 @@ class Daemon:
         await self._announce(await transport.serve(session))
         driver = Driver(
             algorithm=self.learner.algorithm,
-            neighborhood=self.learner.neighborhood,
+            views=self.views,
             layout=self.learner.task.layout,
             session=session,
             compute=self.compute,
@@ -232,7 +239,7 @@ class Daemon:
         ended, _ = await asyncio.gather(
             self.compute.join(STOP_SECONDS), session.goodbye(finished=False)
         )
-        whole = getattr(self.learner.algorithm, "whole", True) and not self.learner.diverged
+        whole = self.learner.algorithm.checkpointable and not self.learner.diverged
         if ended and self.finished >= 0 and whole:
             self._checkpoint(self.finished)
 
@@ -384,6 +391,7 @@ class Daemon:
             node_id = roster.by_name[name].id
             self.transport.revoke(node_id)
             self.session.remove(node_id)
+        self.views.adopt(self._view(roster))
         self.session.adopt(roster.version)
         self.watch.log_event(
             "roster", version=roster.version, round=self.session.table.progress.round

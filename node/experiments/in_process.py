@@ -156,7 +156,7 @@ def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
     run: RunConfig = validation.sealed(config.run_config)
     shares = partition.divide(config.experiment, train, validation.held_out(run, train.y.numpy()))
     parts = dict(zip(config.experiment.names, shares, strict=True))
-    pooled = Plan.of(run, {}).algorithm.pooled
+    pooled = Plan.of(run, {}).algorithm.POOLED
     if pooled:
         run, parts = _pooled(run, list(parts.values()))
     plan = Plan.of(

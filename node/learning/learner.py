@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from node.algorithms import Algorithm, find, without_noise
+from node.algorithms import Algorithm, Capability, find, without_noise
 from node.attacks import Attack
-from node.config import DataSection, PrivacySection, RunConfig
+from node.config import AlgorithmConfig, DataSection, PaperCalibrated, PrivacySection, RunConfig
 from node.device import pick
 from node.learning import promises
-from node.learning.requirements import check_compatible, room_for_blocks
+from node.learning.requirements import room_for_blocks
+from node.learning.resources import resources
 from node.learning.unusable import UnusableRecords
+from node.maths.blocks import BlockSchedule
 from node.maths.coalitions import ShapleyConfig, unsupported_reason
 from node.maths.graph import spectral_gap
 from node.maths.robust import undersized_neighborhood
@@ -48,7 +50,6 @@ from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.rounds.bounds import Bounds
 from node.task import Task
 from node.tasks import TASKS, make
-from node.tasks.validation import ValidationScorer
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
@@ -66,7 +67,7 @@ class Plan:
 
     run: RunConfig
     algorithm: type[Algorithm]
-    options: Any
+    options: AlgorithmConfig
     """The algorithm's own configuration."""
     neighborhoods: Mapping[Peer, Neighborhood]
     spectral_gap: float | None = None
@@ -91,36 +92,30 @@ class Plan:
             raise ConfigurationError(
                 f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
             )
-        if run.privacy.mode == "paper" and not hasattr(algorithm, "paper_sigma"):
+        if run.privacy.mode == "paper" and not isinstance(options, PaperCalibrated):
             raise ConfigurationError(
                 f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
             )
-        if run.sync.mode == "async" and getattr(algorithm, "staged", False):
+        if run.sync.mode == "async" and isinstance(options, BlockSchedule):
             raise ConfigurationError(
                 f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different blocks, which have no '
                 'mean; set "round" or "quorum", or take dsgd-adam.'
             )
         named, mix = "mix.rule", run.mix
-        if getattr(options, "mix_by", "") == "trimmed_mean":
+        if isinstance(options, ShapleyConfig) and options.mix_by == "trimmed_mean":
             named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
-        if not algorithm.pooled and (node := undersized_neighborhood(neighborhoods, mix)):
+        if not algorithm.POOLED and (node := undersized_neighborhood(neighborhoods, mix)):
             raise ConfigurationError(
                 f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbors are "
                 f"{len(neighborhoods[node].weight)}; lower mix.byzantine, take more edges, or another rule."
             )
-        if getattr(algorithm, "validates", False):
-            _players(run.algorithm.name, options, neighborhoods)  # type: ignore[arg-type]
-        gap = (
-            spectral_gap(
-                {name: neighborhood.weight for name, neighborhood in neighborhoods.items()}
-            )
-            if neighborhoods
-            else None
-        )
-        if gap is not None and hasattr(options, "on_graph"):
+        if isinstance(options, ShapleyConfig):
+            _players(run.algorithm.name, options, neighborhoods)
+        gap = None
+        if neighborhoods:
+            gap = spectral_gap({name: each.weight for name, each in neighborhoods.items()})
             options = options.on_graph(gap, len(neighborhoods))
-        if hasattr(options, "on_run"):
-            options = options.on_run(run.train.rounds)
+        options = options.on_run(run.train.rounds)
         return cls(
             run=run,
             algorithm=algorithm,
@@ -142,10 +137,9 @@ class Plan:
             return privacy.sigma
         if privacy.mode == "paper":
             assert privacy.epsilon is not None
-            formula: Callable[..., float] = self.algorithm.paper_sigma  # type: ignore[attr-defined]
+            assert isinstance(self.options, PaperCalibrated)
             return max(
-                formula(
-                    self.options,
+                self.options.paper_sigma(
                     neighborhood,
                     rate=privacy.paper_q or privacy.rate,
                     rounds=rounds,
@@ -239,8 +233,7 @@ class Learner:
 
     def position(self, t: int) -> Mapping[str, int]:
         """Where round t is in loops of the algorithm's own; {} where it has none."""
-        found: Mapping[str, int] = getattr(self.algorithm, "position", lambda t: {})(t)
-        return found
+        return self.algorithm.position(t)
 
     def evaluate(
         self,
@@ -383,24 +376,6 @@ def mixing(run: RunConfig) -> Mixing:
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
 
 
-def more(
-    algorithm: type[Algorithm], task: Task, yield_point: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """The arguments that only some algorithms have: `judge`, which values what is heard, and
-    `stages`.
-
-    Raises:
-        ConfigurationError: the task has no validation set, no layers or no adapters.
-    """
-    check_compatible(algorithm, task)
-    found: dict[str, Any] = {}
-    if getattr(algorithm, "validates", False):
-        found["judge"] = ValidationScorer(task, yield_point)
-    if getattr(algorithm, "staged", False):
-        found["stages"] = task.stages  # type: ignore[attr-defined]
-    return found
-
-
 @lru_cache
 def _stated(rows: tuple[Any, ...], delta: float) -> float:
     return epsilon(rows, delta)
@@ -480,6 +455,7 @@ def build(
     neighborhood = plan.neighborhoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
     releases = plan.algorithm.releases(neighborhood.degree)
+    blockwise = Capability.LAYERS in plan.algorithm.NEEDS
     unusable = UnusableRecords(name)
     gate = make_gate(
         run.privacy,
@@ -492,7 +468,7 @@ def build(
         seed=run.train.seed,
         ledger=ledger,
         keys=Keys.fresh() if seed is None else Keys.insecure(seed, name),
-        whole=not getattr(plan.algorithm, "staged", False),
+        whole=not blockwise,
         limit=limit,
         limit_delta=limit_delta,
         yield_point=yield_point,
@@ -502,22 +478,14 @@ def build(
         start=lambda: task.initial_parameters(run.train.seed),
     )
     digest = _digest(x)
-    if not getattr(plan.algorithm, "staged", False):
+    if not blockwise:
         x = x.to(torch.float32)
-    arguments = more(plan.algorithm, task, yield_point)
-    room_for_blocks(plan.algorithm, plan.options, run, task, neighborhood.degree)
-    algorithm = plan.algorithm(
-        plan.options,
-        neighborhood=neighborhood,
-        layout=task.layout,
-        gradients=gate,
-        start=x,
-        **arguments,
+    given = resources(
+        plan.algorithm, task, me=name, start=x, gradients=gate, yield_point=yield_point
     )
-    algorithm = (
-        attack.on_algorithm(algorithm, neighborhood, run.train.seed) if attack else algorithm
-    )
-    told = mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases)
+    room_for_blocks(plan.options, run, task, neighborhood.degree)
+    algorithm = plan.algorithm(plan.options, given)
+    algorithm = attack.on_algorithm(algorithm, run.train.seed) if attack else algorithm
     return Learner(
         name=name,
         plan=plan,
@@ -525,7 +493,7 @@ def build(
         algorithm=algorithm,
         gate=gate,
         ledger=ledger,
-        mechanism=told,
+        mechanism=mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases),
         sigma=sigma,
         start=digest,
         unusable=unusable,

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from node.config import Section
-from peer.message import Layout
+from peer.message import DType, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,16 @@ class BlockSchedule(Section):
     """Of the blocks: descending begins at the output; random is another order in every cycle."""
     order_seed: int = 0
     """random: the same at all nodes, so that they agree without a message."""
+
+    @property
+    def vectors(self) -> float:
+        """How many vectors of the active block's size, in float32, are held beside the model."""
+        return 5
+
+    @property
+    def sends(self) -> DType | None:
+        """What the active block is sent in; None: it is not sent."""
+        return None
 
 
 def active_block(blocks: Sequence[Block], visit: int, schedule: BlockSchedule) -> Block:

@@ -7,10 +7,10 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from node.config import Section
+from node.config import AlgorithmConfig
 
 
-class Schedule(Section):
+class Schedule(AlgorithmConfig):
     """The step size's part of an algorithm's Config: η in round t is
     lr·lr_decay^⌊t/decay_every⌋.
     """
@@ -29,7 +29,7 @@ def step_size(t: int, schedule: Schedule) -> float:
     return schedule.lr * schedule.lr_decay ** (t // every) if every else schedule.lr
 
 
-class WarmupDecay(Section):
+class WarmupDecay(AlgorithmConfig):
     """The step size's part of a Config that warms up and falls: η in round t is `lr` times what
     `share` says.
     """

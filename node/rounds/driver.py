@@ -36,7 +36,7 @@ from peer.errors import Diverged, PeersUnavailable
 from peer.failpoint import failpoint
 from peer.membership import majority
 from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import Neighborhood, Views
 from peer.session.interfaces import NoPayload
 from peer.session.mailbox import Key, Role
 from peer.session.session import Session
@@ -49,7 +49,7 @@ class Driver:
         self,
         *,
         algorithm: Algorithm,
-        neighborhood: Neighborhood,
+        views: Views,
         layout: Layout,
         session: Session,
         compute: Compute,
@@ -65,7 +65,9 @@ class Driver:
         """Both callbacks run in the compute thread: `completed` with the very step that makes the
         state round t's, `after_round` when the round's sending is over too. `honest`: what this
         node says is held to the bounds as well, before it leaves; an attacker's lies are not."""
-        self.algorithm, self.neighborhood, self.layout = algorithm, neighborhood, layout
+        self.algorithm, self.views, self.layout = algorithm, views, layout
+        self.view = views.at(0)
+        """Of the present round; one that is adopted in the middle of it counts from the next on."""
         self.session, self.table, self.compute = session, session.table, compute
         self.membership = session.table.membership
         self.sync, self.mix, self.rounds, self.completed, self.after_round = (
@@ -86,6 +88,11 @@ class Driver:
         self._playing = False
         self._sending: dict[tuple[int, Role, Peer], asyncio.Task[None]] = {}
         self._of_round: set[asyncio.Task[None]] = set()
+
+    @property
+    def neighborhood(self) -> Neighborhood:
+        """That of the present round."""
+        return self.view.neighborhood
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -193,13 +200,14 @@ class Driver:
 
     async def _round(self, t: int) -> None:
         self.session.transfers.begin(t)
+        self.view = self.views.at(t)
         failpoint("round_start")
         self.waiting.begin(t)
         newly = frozenset(
             peer for peer in self.waiting.live if self.membership.neighbors[peer].live_from == t
         )
         self.heard = (self.heard & self.waiting.live) | newly
-        talk, phase = self.algorithm.round(t), 0
+        talk, phase = self.algorithm.round(t, self.view), 0
         verb = await self.compute.own(self._advance, t, talk, None)
         while verb is not None:
             since = self.table.now

@@ -24,7 +24,7 @@ from node.rounds.bounds import RMS_ONLY, Bounds
 from node.rounds.buffers import Size
 from peer.errors import Malformed
 from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import Neighborhood, View, Views
 from peer.session.mailbox import Role
 
 Edges: TypeAlias = AbstractSet[tuple[Peer, Peer]]
@@ -58,9 +58,10 @@ def simulate(
         says may be. after_phase: called with t, the phase's number and kind, and the payload bytes
         each node sent in it. after_round: called with t when all nodes have finished round t.
     """
+    views = {i: Views(View(neighborhood)) for i, neighborhood in neighborhoods.items()}
     heard = arrived(algorithms, neighborhoods)
     for t in range(first, rounds):
-        talks = {i: algorithms[i].round(t) for i in sorted(algorithms)}
+        talks = {i: algorithms[i].round(t, views[i].at(t)) for i in sorted(algorithms)}
         heard = _round(t, talks, neighborhoods, heard, mix, bounds, lossy, after_phase or _unseen)
         if after_round is not None:
             after_round(t)

@@ -22,7 +22,7 @@ from torch.func import vmap
 
 from node import data as datasets
 from node import device as devices
-from node.algorithms import find
+from node.algorithms import Capability, find
 from node.config import DataSection, RunConfig
 from node.data import Examples
 from node.maths.coalitions import Kind
@@ -72,7 +72,7 @@ def sealed(run: RunConfig) -> RunConfig:
         ConfigurationError, DataError: there is none, or it is not what is expected.
     """
     section = run.validation
-    needs = getattr(find(run.algorithm.name), "validates", False)
+    needs = Capability.VALIDATION in find(run.algorithm.name).NEEDS
     if section.path is not None:
         found = file_digest(section.path)
         if section.digest not in ("", found):

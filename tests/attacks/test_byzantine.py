@@ -1,15 +1,19 @@
 """The seam of word attacks: what an attacker says, what it hears, and that nothing else changes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from kit.mesh import mesh, play
-from kit.toys import VARIANTS, D, Listened, Stingy, cluster, lossy, results
+from kit.toys import LAYOUT, VARIANTS, D, Listened, Stingy, cluster, lossy, results
+from node.algorithms import Algorithm, Resources
 from node.attacks import ATTACKS, Attack
 from node.attacks.byzantine import ByzantineAlgorithm, MessageAttackConfig
 from node.config import AttackSection, MixSection
 from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, IncrementalPayload, Mix, Say
+from peer.neighborhood import View
 from peer.topology import make_neighborhoods
 
 XAVG, DMSGD, DPSGD = ("xavg", {}), ("dmsgd", {}), ("d-psgd", {})
@@ -25,8 +29,13 @@ def attacked(variant, name, kind="full", n=4, who=("n1",), gate=None, **options)
     nodes, neighborhoods = cluster(variant, kind, n, **({"gate": gate} if gate else {}))
     attack = Attack.of(AttackSection(name=name, **options))
     return {
-        i: attack.on_algorithm(a, neighborhoods[i], 1) if i in who else a for i, a in nodes.items()
+        i: attack.on_algorithm(a, 1) if i in who else a for i, a in nodes.items()
     }, neighborhoods
+
+
+def view(me):
+    """Who is around in a full graph of four."""
+    return View(make_neighborhoods("full", [f"n{i}" for i in range(4)])[me])
 
 
 class Spy:
@@ -48,7 +57,7 @@ def spied(variant, spy, kind="full", n=4):
     nodes, neighborhoods = cluster(variant, kind, n)
     heard = {i: Listened(a) for i, a in nodes.items()}
     return (
-        heard | {"n1": ByzantineAlgorithm(heard["n1"], spy, neighborhoods["n1"], 1)},
+        heard | {"n1": ByzantineAlgorithm(heard["n1"], spy, 1)},
         heard,
         neighborhoods,
     )
@@ -69,14 +78,10 @@ def test_strength_zero_has_the_bits_of_honesty(variant, name):
 def test_at_strength_zero_it_does_not_matter_what_the_lie_would_be():
     """Not even where it is beyond all numbers, or the truth is −0."""
     for truth in (torch.tensor([1.0, -0.0]), torch.tensor([3e38, 0.0])):
-        talker = Talker(truth)
-        talker.round = lambda t, truth=truth: (yield Mix("m", truth))
+        talker = Talker("n1", truth)
+        talker.round = lambda t, view, truth=truth: (yield Mix("m", truth))
         spy = Spy(more=float("inf"), strength=0.0)
-        said = next(
-            ByzantineAlgorithm(
-                talker, spy, make_neighborhoods("full", ["n0", "n1"])["n1"], 1
-            ).round(0)
-        ).tensors
+        said = next(ByzantineAlgorithm(talker, spy, 1).round(0, view("n1"))).tensors
         assert said.numpy().tobytes() == truth.numpy().tobytes()
 
 
@@ -105,7 +110,7 @@ def test_the_state_and_all_else_are_the_honest_algorithms():
     assert type(liar.state) is type(honest.state)
     liar.state = honest.state
     assert torch.equal(liar.parameters, honest.parameters)
-    assert (liar.local_sgd_scale, liar.diagnostics(), liar.releases(3)) == (1.0, {}, 4)
+    assert liar.diagnostics() == {}
 
 
 def test_answers_and_states_are_lies_questions_are_not():
@@ -114,7 +119,7 @@ def test_answers_and_states_are_lies_questions_are_not():
     liars, _ = attacked(XAVG, "sign-flip", who=tuple(honest))
     asked = {}
     for nodes in (honest, liars):
-        talks = {i: a.round(0) for i, a in nodes.items()}
+        talks = {i: a.round(0, view(i)) for i, a in nodes.items()}
         verbs = {i: next(talk) for i, talk in talks.items()}
         assert all(
             type(verb) is Ask and torch.equal(verb.tensors, nodes[i].parameters)
@@ -139,19 +144,21 @@ def test_answers_and_states_are_lies_questions_are_not():
 def test_a_value_can_be_lied_about_instead_of_a_step():
     liars, _ = attacked(DMSGD, "sign-flip", of="value")
     honest, _ = cluster(DMSGD)
-    lie, truth = next(liars["n1"].round(0)), next(honest["n1"].round(0))
+    lie, truth = next(liars["n1"].round(0, view("n1"))), next(honest["n1"].round(0, view("n1")))
     assert all(torch.equal(a, -b) for a, b in zip(lie.tensors, truth.tensors, strict=True))
 
 
 def test_questions_are_lies_where_that_is_asked_for():
     liars, _ = attacked(XAVG, "sign-flip", words=("question",))
-    assert torch.equal(next(liars["n1"].round(0)).tensors, -liars["n1"].parameters)
+    assert torch.equal(next(liars["n1"].round(0, view("n1"))).tensors, -liars["n1"].parameters)
 
 
 def test_strength_goes_from_the_truth_to_the_lie_and_beyond():
-    truth = next(cluster(DMSGD)[0]["n1"].round(0)).tensors[1]
+    truth = next(cluster(DMSGD)[0]["n1"].round(0, view("n1"))).tensors[1]
     for strength, factor in ((0.25, 0.5), (1.0, -1.0), (2.0, -3.0)):
-        said = next(attacked(DMSGD, "sign-flip", strength=strength)[0]["n1"].round(0)).tensors[1]
+        said = next(
+            attacked(DMSGD, "sign-flip", strength=strength)[0]["n1"].round(0, view("n1"))
+        ).tensors[1]
         torch.testing.assert_close(said, factor * truth)
 
 
@@ -175,7 +182,7 @@ def test_state_only_leaves_answers_alone():
     nodes, neighborhoods = attacked(XAVG, "state", lie="zero")
     honest, _ = cluster(XAVG)
     heard = [
-        exchange({i: next(a.round(0)) for i, a in run.items()}, neighborhoods)["n0"]["n1"]
+        exchange({i: next(a.round(0, view(i))) for i, a in run.items()}, neighborhoods)["n0"]["n1"]
         for run in (nodes, honest)
     ]
     assert torch.equal(*heard)
@@ -226,7 +233,7 @@ def test_the_step_of_a_block_is_counted_from_that_block(wire):
         ("deca", {"lr": 0.01, "steps": steps, "layers_per_block": 1, "wire": wire}), spy
     )
     for t in range(3 * steps):
-        before = nodes["n1"].parameters[nodes["n1"].place(t)].clone()
+        before = nodes["n1"].parameters[nodes["n1"].span(t)].clone()
         simulate(nodes, neighborhoods, t + 1, first=t)
         said = heard["n1"].said[t]
         assert torch.equal(spy.seen[t].truth, said - before if wire == "float32" else said)
@@ -246,29 +253,28 @@ def test_answers_heard_are_those_of_the_round_before_whoever_asks_first():
     assert torch.equal(questions[1].heard["n2"], answers[1].question), "what they asked"
 
 
-class Talker:
+class Talker(Algorithm):
     """Says a pair, then mixes slices one after another."""
 
-    def __init__(self, x):
-        self.parameters = self.x = x
+    def __init__(self, me, x):
+        super().__init__(None, Resources(me=me, layout=LAYOUT, start=x, gradients=None))
+        self.state = SimpleNamespace(x=x)
 
-    def round(self, t):
-        self.heard = yield Say("pair", (self.x, 2 * self.x))
-        self.x = yield Mix("slices", IncrementalPayload(self.x, iter([3, D - 3])), streaming=True)
+    def round(self, t, view):
+        x = self.state.x
+        self.heard = yield Say("pair", (x, 2 * x))
+        slices = IncrementalPayload(x, iter([3, D - 3]))
+        self.state = SimpleNamespace(x=(yield Mix("slices", slices, streaming=True)))
 
 
 def test_says_pairs_and_slices_are_lied_about_in_their_own_form():
     neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
-    nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
+    nodes = {i: Talker(i, torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
     spy = Spy(more=100.0)
-    simulate(
-        {**nodes, "n1": ByzantineAlgorithm(nodes["n1"], spy, neighborhoods["n1"], 1)},
-        neighborhoods,
-        1,
-    )
+    simulate({**nodes, "n1": ByzantineAlgorithm(nodes["n1"], spy, 1)}, neighborhoods, 1)
     assert torch.equal(nodes["n0"].heard["n1"][1], torch.full((D,), 102.0))
-    torch.testing.assert_close(nodes["n0"].x, torch.full((D,), 1 + 100 / 3))
-    torch.testing.assert_close(nodes["n1"].x, torch.full((D,), 1.0))
+    torch.testing.assert_close(nodes["n0"].parameters, torch.full((D,), 1 + 100 / 3))
+    torch.testing.assert_close(nodes["n1"].parameters, torch.full((D,), 1.0))
 
 
 async def test_a_liar_that_collects_among_neighbors_that_stream():
@@ -278,22 +284,19 @@ async def test_a_liar_that_collects_among_neighbors_that_stream():
     neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
     found = []
     for driver in ("simulate", "mesh"):
-        nodes = {i: Talker(torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
-        talking = {
-            **nodes,
-            "n1": ByzantineAlgorithm(nodes["n1"], Spy(more=100.0), neighborhoods["n1"], 1),
-        }
+        nodes = {i: Talker(i, torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
+        talking = {**nodes, "n1": ByzantineAlgorithm(nodes["n1"], Spy(more=100.0), 1)}
         if driver == "simulate":
             simulate(talking, neighborhoods, 3)
         else:
             await play(mesh(talking, neighborhoods, 3))
-        found.append(torch.stack([node.x for node in nodes.values()]))
+        found.append(torch.stack([node.parameters for node in nodes.values()]))
     assert torch.equal(*found)
 
 
 def test_what_is_withheld_stays_withheld():
     liars, neighborhoods = attacked(XAVG, "zero", gate=Stingy)
-    heard = exchange({i: next(a.round(0)) for i, a in liars.items()}, neighborhoods)
+    heard = exchange({i: next(a.round(0, view(i))) for i, a in liars.items()}, neighborhoods)
     assert all(them.missing == set(neighborhoods[i].neighbors) for i, them in heard.items())
 
 
@@ -301,7 +304,7 @@ def test_gaussian_draws_anew_for_every_word_and_repeats_by_seed():
     runs = []
     for _ in range(2):
         liars, neighborhoods = attacked(XAVG, "gaussian")
-        talk = liars["n1"].round(0)
+        talk = liars["n1"].round(0, view("n1"))
         verb = next(talk)
         runs.append([verb.answer(j, liars[j].parameters) for j in neighborhoods["n1"].neighbors])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

@@ -313,9 +313,7 @@ def test_what_a_host_is_said_to_need(tiny: Path, algorithm: str, held: float) ->
     )
     strict = PrivacySection(mode="strict", sigma=1.0, chunk=16)
     runs = (run, run.model_copy(update={"privacy": strict}))
-    need = [
-        requirements.memory_needed(kind, options, it, task, 2) - requirements.BASE for it in runs
-    ]
+    need = [requirements.memory_needed(options, it, task, 2) - requirements.BASE for it in runs]
     assert need[0] == pytest.approx(held * d)
     assert need[1] - need[0] == 4 * 3 * (16 * d / 3 if algorithm == "deca" else 15 * d)
 

@@ -92,7 +92,7 @@ def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
     monkeypatch.setattr(
         Xavg,
         "diagnostics",
-        lambda self: {k: v for k, v in told.items() if self.neighborhood.me == "n0"},
+        lambda self: {k: v for k, v in told.items() if self.me == "n0"},
     )
     settings = {"kind": "full", "nodes": 3, "rounds": 2, **CLEAR}
     simulate(experiment(**settings), tmp_path / "simulated")

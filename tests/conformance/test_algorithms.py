@@ -4,7 +4,7 @@ table.
 
 import copy
 import dataclasses
-from math import isfinite
+from math import e, isfinite
 
 import pytest
 import torch
@@ -24,12 +24,13 @@ from kit.toys import (
     results,
     stream,
 )
-from node.algorithms import find
+from node.algorithms import Resources, find
 from node.algorithms.sgd import Local, SgdConfig
 from node.records.journal import EVENTS
 from node.rounds.lockstep import simulate
 from peer.errors import ConfigurationError
 from peer.message import Mix
+from peer.neighborhood import View
 
 
 def of(variants):
@@ -155,9 +156,9 @@ def test_what_is_resumed_matters(variant):
 
 @talking
 def test_a_round_that_is_abandoned_leaves_the_state_alone(variant):
-    nodes, _ = cluster(variant)
+    nodes, neighborhoods = cluster(variant)
     before = copy.deepcopy(nodes["n0"].state)
-    talk = nodes["n0"].round(0)
+    talk = nodes["n0"].round(0, View(neighborhoods["n0"]))
     next(talk)
     talk.close()
     for field in dataclasses.fields(before):
@@ -174,25 +175,36 @@ class Scaled(Toy):
         return self.factor * super().__call__(x, t, to)
 
 
-def is_sgd_alone(variant):
-    return cluster(variant, n=1)[0]["n0"].local_sgd_scale is not None
+def local_sgd_scale(variant):
+    """A node without neighbors is SGD (with momentum β, if there is one) with its gradient times
+    this. None: alone it is another optimizer.
+    """
+    name, options = variant
+    config = find(name).Config(**options)
+    match name:
+        case "deca" | "badam" | "dsgd-adam" | "dec-lora":
+            return None
+        case "dpdl":
+            return 1 + config.alpha / (1 + e)  # S = 1 with itself
+        case "cga":  # v holds steps: when η decays, it remembers the old η
+            return None if config.decay_every else 1.0
+        case "qg-dsgdm":  # else m̂ ← (μ + (1−μ)β) m̂ + (1−μ) g, quasi-hyperbolic
+            return 1.0 if config.mu == 0 else None
+        case "net-fleet":  # else SGD on a recursive gradient, as in SARAH
+            return 1.0 if config.restart == 1 else None
+        case _:
+            return 1.0
 
 
-@of([variant for variant in VARIANTS if is_sgd_alone(variant)])
+@of([variant for variant in VARIANTS if local_sgd_scale(variant)])
 def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
     nodes, neighborhoods = cluster(variant, n=1)
     lone = nodes["n0"]
     gate = Scaled("n0")
-    gate.factor = lone.local_sgd_scale
+    gate.factor = local_sgd_scale(variant)
     shared = {k: getattr(lone.config, k) for k in ("lr", "lr_decay", "decay_every", "weight_decay")}
     config = SgdConfig(beta=getattr(lone.config, "beta", 0.0), **shared)
-    local = Local(
-        config,
-        neighborhood=neighborhoods["n0"],
-        layout=LAYOUT,
-        gradients=gate,
-        start=lone.parameters,
-    )
+    local = Local(config, Resources(me="n0", layout=LAYOUT, start=lone.parameters, gradients=gate))
     simulate({"n0": lone}, neighborhoods, 15)
     simulate({"n0": local}, neighborhoods, 15)
     torch.testing.assert_close(lone.parameters, local.parameters, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ import torch
 
 from kit.mesh import mesh, play
 from kit.meter import Meter
-from node.algorithms import find
+from node.algorithms import Capability, Resources, find
 from node.config import MixSection, RunConfig, SyncSection
 from node.learning import requirements
 from node.privacy.gate import NonPrivateGate
@@ -49,6 +49,16 @@ class Given:
         return torch.ones(len(x))
 
 
+def resources(me, layout, start, layer_groups, gradients=None):
+    return Resources(
+        me=me,
+        layout=layout,
+        start=start,
+        gradients=gradients or Given(),
+        layer_groups=layer_groups,
+    )
+
+
 def counted(put, meter):
     """The work's tensors are counted. (A thread that ends inside of a dispatch mode takes the
     process with it.)
@@ -77,17 +87,13 @@ async def _peak(name, layers, each, per_block, kind, n, options, policies):
         find(name),
         Meter(),
     )
-    blockwise = getattr(algorithm, "staged", False)
+    blockwise = Capability.LAYERS in algorithm.NEEDS
     start = torch.ones(layout.size, dtype=torch.bfloat16 if blockwise else torch.float32)
-    more = {"stages": [[f"layer{k}"] for k in range(layers)]} if blockwise else {}
     given = {"layers_per_block": per_block, "steps": 2} if blockwise else {}
     config = algorithm.Config(**given, **options)
-    how = {"layout": layout, "gradients": Given(), "start": start, **more}
+    groups = [[f"layer{k}"] for k in range(layers)]
     with meter.counting():
-        nodes = {
-            i: algorithm(config, neighborhood=neighborhood, **how)
-            for i, neighborhood in neighborhoods.items()
-        }
+        nodes = {i: algorithm(config, resources(i, layout, start, groups)) for i in neighborhoods}
         together = mesh(nodes, neighborhoods, 3, layout=layout, **policies)
         for node in together.values():
             node.compute.own = counted(node.compute.own, meter)
@@ -127,9 +133,10 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
     with meter.counting():
         start = task.initial_parameters(0)
         m, gradients = start.nbytes, NonPrivateGate(task=task, me="a", batch=1, seed=1)
-        how = {"layout": task.layout, "gradients": gradients, "start": start, "stages": task.stages}
-        node = algorithm(options, neighborhood=neighborhood, **how)
-        del start, how
+        node = algorithm(
+            options, resources("a", task.layout, start, task.stages, gradients=gradients)
+        )
+        del start
         simulate({"a": node}, {"a": neighborhood}, 1)  # and drops what the start took
         meter.peak = 0
         simulate({"a": node}, {"a": neighborhood}, 9, first=1)
@@ -164,13 +171,13 @@ def test_the_trivial_signal_and_mixing_less_often_take_more(monkeypatch, options
 
 
 def host(**options):
-    """DECA, its options and a task of the shape LARGE in bfloat16."""
+    """DECA's options and a task of the shape LARGE in bfloat16."""
     layers, each, per_block = LARGE
     layout = Layout(tuple((f"layer{k}", (each,)) for k in range(layers)))
     task = SimpleNamespace(
         layout=layout, stages=[[name] for name, _ in layout.fields], dtype=torch.bfloat16
     )
-    return find("deca"), find("deca").Config(layers_per_block=per_block, **options), task
+    return find("deca").Config(layers_per_block=per_block, **options), task
 
 
 def beside(policies):
@@ -180,14 +187,14 @@ def beside(policies):
 
 def start(options, policies=None):
     """As far as a node asks for memory."""
-    deca, config, task = host(**options)
-    requirements.room_for_blocks(deca, config, beside(policies), task, 2)
+    config, task = host(**options)
+    requirements.room_for_blocks(config, beside(policies), task, 2)
 
 
 def needed(policies=None, **options):
     """What it is said to need."""
-    deca, config, task = host(**options)
-    return requirements.memory_needed(deca, config, beside(policies), task, 2) - requirements.BASE
+    config, task = host(**options)
+    return requirements.memory_needed(config, beside(policies), task, 2) - requirements.BASE
 
 
 @pytest.mark.parametrize("wire", ["float32", "bf16-delta"])
@@ -226,12 +233,11 @@ def test_without_streaming_the_neighbors_blocks_are_held_too(monkeypatch, polici
     ids=["median", "quorum"],
 )
 def test_who_mixes_nothing_asks_for_no_neighbors_blocks(policies):
-    deca, config, task = host()
-    badam = find("badam")
-    alone = badam.Config(layers_per_block=config.layers_per_block)
+    config, task = host()
+    alone = find("badam").Config(layers_per_block=config.layers_per_block)
     assert requirements.memory_needed(
-        badam, alone, beside(policies), task, 2
-    ) == requirements.memory_needed(deca, config, beside({}), task, 2)
+        alone, beside(policies), task, 2
+    ) == requirements.memory_needed(config, beside({}), task, 2)
 
 
 def test_a_full_adam_takes_ten_times_the_model():
@@ -282,16 +288,8 @@ async def test_a_step_sends_the_block_to_each_neighbor_and_less_than_a_thousandt
     algorithm = find("deca")
     config = algorithm.Config(layers_per_block=2, steps=4, order="ascending", wire=wire)
     start = torch.ones(layout.size, dtype=torch.bfloat16)
-    how = {
-        "layout": layout,
-        "gradients": Given(),
-        "start": start,
-        "stages": [[f"layer{k}"] for k in range(3)],
-    }
-    nodes = {
-        i: algorithm(config, neighborhood=neighborhood, **how)
-        for i, neighborhood in neighborhoods.items()
-    }
+    groups = [[f"layer{k}"] for k in range(3)]
+    nodes = {i: algorithm(config, resources(i, layout, start, groups)) for i in neighborhoods}
     transports = {name: Counting(network, name, count) for name in neighborhoods}
     await play(
         mesh(nodes, neighborhoods, rounds, layout=layout, network=network, transports=transports)

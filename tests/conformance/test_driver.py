@@ -144,11 +144,11 @@ class Gate:
             threading.Event(),
         )
 
-    def round(self, t):
+    def round(self, t, view):
         if t == self.at:
             self.here.set()
             self.go.wait(20)
-        yield from self.algorithm.round(t)
+        yield from self.algorithm.round(t, view)
 
     def __getattr__(self, name):
         return getattr(self.algorithm, name)
@@ -413,7 +413,7 @@ class Streamer:
             here.copy_(piece)
             yield len(here)
 
-    def round(self, t):
+    def round(self, t, view):
         self.t = t
         said = self.filling() if self.streaming else self.parameters
         self.parameters = yield Mix("block", said, streaming=self.streaming, layout=self.layout)
@@ -530,9 +530,9 @@ class Pausing(Streamer):
         super().__init__(neighborhood, False)
         self.pauses, self.event = pauses, threading.Event()
 
-    def round(self, t):
+    def round(self, t, view):
         self.event.wait(self.pauses.get((self.neighborhood.me, t), 0))
-        yield from super().round(t)
+        yield from super().round(t, view)
 
 
 async def test_who_waited_for_others_is_given_the_whole_patience_for_its_own_work():
@@ -609,7 +609,7 @@ class Sayer:
     def __init__(self, neighborhood):
         self.neighborhood, self.parameters = neighborhood, torch.zeros(LAYOUT.size)
 
-    def round(self, t):
+    def round(self, t, view):
         heard = yield Say("number", torch.full((LAYOUT.size,), float(self.neighborhood.me[1:])))
         assert list(heard) == sorted(heard)
         self.parameters = sum(heard.values())
@@ -623,7 +623,7 @@ async def test_say_hears_every_neighbor_in_sorted_order():
 
 
 class Poisoner(Streamer):
-    def round(self, t):
+    def round(self, t, view):
         bad = self.parameters.clone()
         bad[-1] = float("nan")
         yield Mix("block", bad, layout=BLOCK)
@@ -655,7 +655,7 @@ async def test_a_tensor_that_is_not_finite_is_refused_and_reaches_nobody():
 
 
 class Disagreeing(Streamer):
-    def round(self, t):
+    def round(self, t, view):
         self.parameters = yield Mix("another", self.parameters, layout=BLOCK)
 
 
@@ -746,7 +746,7 @@ async def test_async_never_waits_and_uses_nothing_older_than_tau():
                 [],
             )
 
-        def round(self, t):
+        def round(self, t, view):
             threading.Event().wait(0.02)
             heard = yield Say("round", torch.full((LAYOUT.size,), float(t)))
             self.ages += [t - float(x[0]) for x in heard.values()]

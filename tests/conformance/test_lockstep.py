@@ -150,7 +150,7 @@ class Talker:
     def __init__(self, x, says, mixes=0):
         self.x, self.says, self.mixes, self.missing = x, says, mixes, []
 
-    def round(self, t):
+    def round(self, t, view):
         for k in range(self.says):
             heard = yield Say(f"s{k}", self.x)
             self.missing.append((t, k, heard.missing))
@@ -217,7 +217,7 @@ def test_an_answer_that_is_not_finite_costs_the_edge_in_the_mix_after_it():
         def __init__(self, me, question, answer):
             self.me, self.question, self.answer, self.state = me, question, answer, None
 
-        def round(self, t):
+        def round(self, t, view):
             yield Ask("q", self.question, answer=lambda peer, question: self.answer)
             self.state = yield Mix("m", X[self.me])
 

@@ -10,6 +10,7 @@ from node.rounds.compute import Compute
 from node.rounds.driver import Driver
 from node.rounds.waiting import RoundObserver
 from peer.membership import Membership
+from peer.neighborhood import View, Views
 from peer.session.mailbox import Mailbox
 from peer.session.peers import PeerTable, RunParameters
 from peer.session.session import Session
@@ -105,7 +106,7 @@ class Node:
         self.session.table.progress.working = lambda: self.compute.busy
         self.driver = Driver(
             algorithm=algorithm,
-            neighborhood=neighborhood,
+            views=Views(View(neighborhood)),
             layout=layout,
             session=self.session,
             compute=self.compute,

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from kit.golden import EQUATIONS
+from node.algorithms import Resources
 from node.rounds.lockstep import simulate
 from peer.message import Layout
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import Neighborhood, View
 
 N, D = 6, 7
 LAYOUT = Layout((("w", (D,)),))
@@ -51,17 +52,19 @@ class GradientGate:
 
 def cluster(algorithm: Any, **options: Any) -> dict[str, Any]:
     """The nodes, each at its row of START."""
-    config = algorithm.Config(**options)
-    return {
-        i: algorithm(
-            config,
-            neighborhood=HOODS[i],
-            layout=LAYOUT,
-            gradients=GradientGate(i),
-            start=torch.from_numpy(START[int(i)]),
-        )
-        for i in NAMES
-    }
+    return {i: algorithm(algorithm.Config(**options), resources(i)) for i in NAMES}
+
+
+def resources(me: str, gradients: Any = None, **more: Any) -> Resources:
+    """Those of one node at its row of START; `gradients` in place of its own."""
+    start = torch.from_numpy(START[int(me)])
+    gate = gradients or GradientGate(me)
+    return Resources(me=me, layout=LAYOUT, start=start, gradients=gate, **more)
+
+
+def view(me: str) -> View:
+    """Who is around that node."""
+    return View(HOODS[me])
 
 
 def played(nodes: dict[str, Any], rounds: int) -> np.ndarray:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from node.algorithms import ALGORITHMS, find
+from node.algorithms import ALGORITHMS, Resources, find
 from node.maths.mixing import materialize
-from peer.message import Layout, Withheld
+from peer.message import Layout, Withheld, step
 from peer.topology import make_neighborhoods
 
 LAYOUT = Layout((("weight", (3, 4)), ("bias", (5,))))
@@ -146,14 +146,17 @@ def cluster(variant, kind="full", n=4, gate=Toy, start=None):
     algorithm = find(name)
     neighborhoods = make_neighborhoods(kind, [f"n{i}" for i in range(n)])
     nodes = {}
-    for i, neighborhood in neighborhoods.items():
+    for i in neighborhoods:
         x = torch.randn(D, generator=stream("start", i)) if start is None else start
-        config = algorithm.Config(**options)
-        more = {"judge": Judgement()} if getattr(algorithm, "validates", False) else {}
-        more |= {"stages": STAGES} if getattr(algorithm, "staged", False) else {}
-        nodes[i] = algorithm(
-            config, neighborhood=neighborhood, layout=LAYOUT, gradients=gate(i), start=x, **more
+        resources = Resources(
+            me=i,
+            layout=LAYOUT,
+            start=x,
+            gradients=gate(i),
+            utility=Judgement(),
+            layer_groups=STAGES,
         )
+        nodes[i] = algorithm(algorithm.Config(**options), resources)
     return nodes, neighborhoods
 
 
@@ -176,13 +179,9 @@ class Listened:
     def __init__(self, algorithm):
         self.algorithm, self.verbs, self.said = algorithm, defaultdict(list), []
 
-    def round(self, t):
-        talk, heard = self.algorithm.round(t), None
-        while True:
-            try:
-                verb = talk.send(heard)
-            except StopIteration:
-                return
+    def round(self, t, view):
+        talk, heard = self.algorithm.round(t, view), None
+        while (verb := step(talk, heard)) is not None:
             verb = dataclasses.replace(verb, tensors=materialize(verb.tensors))
             parts = verb.tensors if isinstance(verb.tensors, tuple) else (verb.tensors,)
             self.said.extend(part.clone() for part in parts)

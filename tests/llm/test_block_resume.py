@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from node.algorithms.deca import DecaState
+from node.algorithms.deca import State
 from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.learning.learner import Learner
@@ -99,11 +99,11 @@ def test_what_a_state_holds_in_mid_block(learners: Learners) -> None:
     nodes = learners({"name": "deca", "mix_every": 2, "wire": "bf16-delta"})
     play(nodes, CUT + 1)
     state = nodes["n0"].algorithm.state
-    assert isinstance(state, DecaState)
-    assert (state.visit, state.taken) == (1, 2)
-    assert state.since is not None
-    assert state.left is not None
-    assert state.left.any()
+    assert isinstance(state, State)
+    assert (state.visit, state.step) == (1, 2)
+    assert state.last_mixed is not None
+    assert state.error_feedback is not None
+    assert state.error_feedback.any()
     assert state.m.any()
     assert state.x.dtype == torch.bfloat16
     place = nodes["n0"].algorithm.block(1).span  # type: ignore[attr-defined]
@@ -116,6 +116,6 @@ def test_without_the_moments_it_would_be_another_run(learners: Learners) -> None
     play(through, ROUNDS)
     play(again, CUT)
     for it in again.values():
-        it.algorithm.state = DecaState(x=it.algorithm.parameters)
+        it.algorithm.state = State(x=it.algorithm.parameters)
     play(again, ROUNDS, first=CUT)
     assert not torch.equal(again["n0"].algorithm.parameters, through["n0"].algorithm.parameters)

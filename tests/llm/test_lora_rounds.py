@@ -15,6 +15,7 @@ from node.maths.mixing import materialize
 from node.rounds.lockstep import simulate
 from node.task import views
 from node.tasks.causal_lm import save_pretrained
+from peer.neighborhood import View
 
 RANK, ALPHA = 2, 16.0
 ADAPTERS = 3 * RANK * (4 * (16 + 16) + 3 * (16 + 24))
@@ -57,7 +58,8 @@ def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], Experiment
     of B·A would be.
     """
     twins = in_process._learners(config("full"))
-    said = torch.stack([materialize(next(it.algorithm.round(0)).tensors) for it in twins.values()])  # type: ignore[union-attr]
+    verbs = [next(it.algorithm.round(0, View(it.neighborhood))) for it in twins.values()]
+    said = torch.stack([materialize(verb.tensors) for verb in verbs])
     learners = in_process._learners(config("full"))
     simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.neighborhoods, 1)
     assert said.shape == (4, ADAPTERS)

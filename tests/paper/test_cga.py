@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
+from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
 from node.algorithms.cga import Cga, State
 from node.rounds.lockstep import exchange
 from peer.message import Ask, Mix, Replies
@@ -54,7 +54,7 @@ def test_it_is_the_reference():
 def test_the_model_goes_out_gradients_come_back_and_the_model_alone_is_mixed():
     """3·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them."""
     nodes = cluster(Cga)
-    talks = {i: nodes[i].round(0) for i in NAMES}
+    talks = {i: nodes[i].round(0, view(i)) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
         (Ask, "model", D)
@@ -77,7 +77,7 @@ def after(answers, missing=(), **options):
     """
     node = cluster(Cga, **{**OPTIONS, **options})["3"]
     node.state = State(x=node.parameters, v=torch.ones(D, dtype=torch.float64))
-    talk = node.round(0)
+    talk = node.round(0, view(node.me))
     mix = talk.send(Replies(answers.items(), missing)) if next(talk) else None
     with pytest.raises(StopIteration):
         talk.send(mix.tensors)
@@ -116,9 +116,3 @@ def test_zero_gradients_leave_mixing_alone():
         {j: torch.zeros(D, dtype=torch.float64) for j in AGREES}, beta=0.0, weight_decay=0.0
     )
     close(node.state.v, -0.2 * OWN)
-
-
-def test_it_is_said_when_alone_it_is_not_momentum_sgd():
-    """v holds steps: when η decays, old ones keep theirs."""
-    assert cluster(Cga)["0"].local_sgd_scale == 1.0
-    assert cluster(Cga, decay_every=5)["0"].local_sgd_scale is None

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from kit.golden import EQUATIONS, close, vector
+from node.algorithms import Resources
 from node.algorithms.d_psgd import DPsgd, DPsgdConfig
 from node.rounds.lockstep import simulate
 from peer.message import Layout, Mix
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods
 
 LAYOUT = Layout((("w", (7,)),))
@@ -29,6 +30,10 @@ class GradientGate:
         raise AssertionError("in paper mode this would be the clean gradient")
 
 
+def resources(me, gradients, start):
+    return Resources(me=me, layout=LAYOUT, start=start, gradients=gradients)
+
+
 def six():
     """The six nodes of the golden mixing case, with gradients 1, 2, … at x̃."""
     names = [str(i) for i in range(6)]
@@ -39,10 +44,7 @@ def six():
             me=i, weight={j: w for j, w in zip(names, row, strict=True) if w}, nodes=6
         )
         gate = GradientGate(torch.full((7,), float(i) + 1, dtype=torch.float64))
-        config = DPsgdConfig(lr=0.5)
-        nodes[i] = DPsgd(
-            config, neighborhood=neighborhoods[i], layout=LAYOUT, gradients=gate, start=vector(x)
-        )
+        nodes[i] = DPsgd(DPsgdConfig(lr=0.5), resources(i, gate, vector(x)))
     return nodes, neighborhoods
 
 
@@ -64,8 +66,8 @@ def test_the_gradient_is_taken_at_the_own_model_before_mixing():
 
 def test_the_mixed_model_goes_out_unstepped_and_is_all_that_is_said():
     """d floats per neighbor; the gradient enters what the neighbors see one round later."""
-    nodes, _ = six()
-    talk = nodes["0"].round(0)
+    nodes, neighborhoods = six()
+    talk = nodes["0"].round(0, View(neighborhoods["0"]))
     verb = next(talk)
     assert (type(verb), verb.kind) == (Mix, "model")
     close(verb.tensors, EQUATIONS["mix"]["x_tilde"][0])
@@ -78,16 +80,7 @@ def test_one_release_a_round_whatever_the_degree(kind):
     names = [f"n{i}" for i in range(6)]
     neighborhoods = make_neighborhoods(kind, names)
     gates = {i: GradientGate(torch.ones(7)) for i in names}
-    nodes = {
-        i: DPsgd(
-            DPsgdConfig(),
-            neighborhood=neighborhoods[i],
-            layout=LAYOUT,
-            gradients=gates[i],
-            start=torch.zeros(7),
-        )
-        for i in names
-    }
+    nodes = {i: DPsgd(DPsgdConfig(), resources(i, gates[i], torch.zeros(7))) for i in names}
     simulate(nodes, neighborhoods, 4)
     assert all(
         [(t, to) for _, t, to in gates[i].asked] == [(t, i) for t in range(4)] for i in names
@@ -98,13 +91,7 @@ def test_one_release_a_round_whatever_the_degree(kind):
 def test_weight_decay_and_the_schedule():
     neighborhoods = make_neighborhoods("full", ["a"])
     config = DPsgdConfig(lr=0.1, lr_decay=0.5, decay_every=1, weight_decay=0.01)
-    node = DPsgd(
-        config,
-        neighborhood=neighborhoods["a"],
-        layout=LAYOUT,
-        gradients=GradientGate(torch.ones(7)),
-        start=torch.ones(7),
-    )
+    node = DPsgd(config, resources("a", GradientGate(torch.ones(7)), torch.ones(7)))
     simulate({"a": node}, neighborhoods, 2)
     x = 1 - 0.1 * 1.01
     x = x - 0.05 * (1 + 0.01 * x)

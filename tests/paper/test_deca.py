@@ -9,20 +9,22 @@ import torch
 
 from kit.golden import EQUATIONS, close, vector, vectors
 from kit.naive_deca import played
-from node.algorithms.deca import Badam, Deca, DecaState, State, rounded
+from node.algorithms import Resources
+from node.algorithms.deca import Badam, Deca, State, rounded
 from node.algorithms.dsgd_adam import DsgdAdam
 from node.maths.blocks import BlockSchedule, active_block, partition_blocks
 from node.maths.mixing import materialize, weighted_sum
 from node.maths.schedule import WarmupDecay, rate
 from node.rounds.lockstep import simulate
 from peer.message import DType, Layout
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods
 
 CASE = EQUATIONS["deca"]
 LAYOUT = Layout((("a.weight", (2, 3)), ("a.bias", (2,)), ("b.weight", (4,)), ("c.weight", (3,))))
-STAGES = (("a.weight", "a.bias"), ("b.weight",), ("c.weight",))
+LAYER_GROUPS = (("a.weight", "a.bias"), ("b.weight",), ("c.weight",))
 D = LAYOUT.size
+ALONE = make_neighborhoods("full", ["a"])
 SIGNALS = ("reference", "literal", "scaled", "trivial", "none")
 
 
@@ -44,27 +46,20 @@ class Quadratic:
         return x - self.wanted.to(x)
 
 
-def node(kind, me="a", neighborhood=None, start=None, stages=STAGES, gate=None, **options):
-    neighborhood = neighborhood or Neighborhood(me=me, weight={me: 1.0}, nodes=1)
-    start = torch.linspace(-1, 1, D) if start is None else start
-    more = {"stages": stages} if hasattr(kind, "staged") else {}
-    config = kind.Config(**options)
-    return kind(
-        config,
-        neighborhood=neighborhood,
+def node(kind, me="a", start=None, layer_groups=LAYER_GROUPS, gate=None, **options):
+    resources = Resources(
+        me=me,
         layout=LAYOUT,
+        start=torch.linspace(-1, 1, D) if start is None else start,
         gradients=gate or Quadratic(me),
-        start=start,
-        **more,
+        layer_groups=layer_groups,
     )
+    return kind(kind.Config(**options), resources)
 
 
 def ring(kind, n=4, start=None, **options):
     neighborhoods = make_neighborhoods("ring", [f"n{k}" for k in range(n)])
-    return {
-        i: node(kind, i, neighborhood, start, **options)
-        for i, neighborhood in neighborhoods.items()
-    }, neighborhoods
+    return {i: node(kind, i, start, **options) for i in neighborhoods}, neighborhoods
 
 
 # -------------------------------------------------------------------------------------------------- the equations
@@ -91,17 +86,17 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
     }
     neighborhood = Neighborhood(me="self", weight=CASE["w"], nodes=3)
     config = Deca.Config(bma=bma, steps=1000, **options)
-    deca = Deca(
-        config,
-        neighborhood=neighborhood,
+    resources = Resources(
+        me="self",
         layout=layout,
-        gradients=Given(),
         start=vector(CASE["theta"]),
-        stages=[["block"]],
+        gradients=Given(),
+        layer_groups=[["block"]],
     )
+    deca = Deca(config, resources)
     theta, m, v = (vector(CASE[name]) for name in ("theta", "m", "v"))
-    deca.state = DecaState(x=theta.clone(), visit=0, taken=r, theta=theta, m=m, v=v)
-    talk = deca.round(r)
+    deca.state = State(x=theta.clone(), visit=0, step=r, theta=theta, m=m, v=v)
+    talk = deca.round(r, View(neighborhood))
     verb = next(talk)
     half = materialize(verb.tensors)
     close(half, found["theta_half"])
@@ -113,7 +108,7 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
     close(deca.state.theta, found["theta_next"])
     close(deca.state.m, found["m_next"])
     close(deca.state.v, found["v_next"])
-    assert deca.state.taken == r + 1
+    assert deca.state.step == r + 1
 
 
 def test_the_norm_of_the_reference_signal_is_one_over_the_block_and_has_a_floor():
@@ -181,10 +176,7 @@ def test_it_is_the_naive_one_on_a_ring(bma, name):
     neighborhoods = make_neighborhoods("ring", [f"n{k}" for k in range(5)])
     gates = {i: Curved(k) for k, i in enumerate(neighborhoods)}
     start = torch.linspace(-1, 1, D, dtype=torch.float64)
-    nodes = {
-        i: node(Deca, i, neighborhood, start, gate=gates[i], **told)
-        for i, neighborhood in neighborhoods.items()
-    }
+    nodes = {i: node(Deca, i, start, gate=gates[i], **told) for i in neighborhoods}
     simulate(nodes, neighborhoods, 43)
     blocks = [it.span for it in nodes["n0"].blocks]
     blocks = blocks if told.get("order") == "ascending" else blocks[::-1]
@@ -233,7 +225,7 @@ def test_without_a_signal_and_without_neighbors_it_is_torch_adam(kind, options, 
     tour = {"steps": 1000, "layers_per_block": 3} if kind is not DsgdAdam else {}
     one = node(kind, lr=0.05, **options, **tour, **({"bma": "none"} if kind is Deca else {}))
     start = one.parameters.clone()
-    simulate({"a": one}, {"a": one.neighborhood}, 30)
+    simulate({"a": one}, ALONE, 30)
     decay = {"weight_decay": options.get("weight_decay", 0.0)}
     expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05, **decay, **theirs)
     torch.testing.assert_close(one.parameters, expected, rtol=1e-5, atol=1e-5)
@@ -253,7 +245,7 @@ def test_a_signal_is_not_adam_even_alone(bma):
     """h holds the local step."""
     one = node(Deca, bma=bma, lr=0.05, steps=1000, layers_per_block=3)
     start = one.parameters.clone()
-    simulate({"a": one}, {"a": one.neighborhood}, 30)
+    simulate({"a": one}, ALONE, 30)
     expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05)
     assert (one.parameters - expected).abs().max() > 1e-3
 
@@ -264,7 +256,7 @@ def test_badam_is_deca_without_exchange_and_signal():
         node(Badam, steps=3, layers_per_block=1),
     )
     for it in (alone, badam):
-        simulate({"a": it}, {"a": it.neighborhood}, 20)
+        simulate({"a": it}, ALONE, 20)
     assert torch.equal(alone.parameters, badam.parameters)
 
 
@@ -273,12 +265,12 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
     neighborhoods = make_neighborhoods("full", ["a", "b", "c"])
     start = torch.linspace(-1, 1, D)
     nodes = {
-        i: node(Deca, "a", neighborhood, start, bma=bma, steps=100, layers_per_block=3, b1=0.0)
-        for i, neighborhood in neighborhoods.items()
+        i: node(Deca, "a", start, bma=bma, steps=100, layers_per_block=3, b1=0.0)
+        for i in neighborhoods
     }
     simulate(nodes, neighborhoods, 1)
     alone = node(Deca, start=start, bma="none", steps=100, layers_per_block=3)
-    simulate({"a": alone}, {"a": alone.neighborhood}, 1)
+    simulate({"a": alone}, ALONE, 1)
     step = start - alone.parameters
     for it in nodes.values():
         torch.testing.assert_close(it.parameters, alone.parameters, rtol=1e-6, atol=1e-6)
@@ -291,7 +283,7 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
 
 def test_blocks_are_consecutive_layers_and_together_the_model():
     for each in (1, 2, 3, 5):
-        blocks = partition_blocks(LAYOUT, STAGES, each)
+        blocks = partition_blocks(LAYOUT, LAYER_GROUPS, each)
         assert [block.span.start for block in blocks] == [
             0,
             *[block.span.stop for block in blocks],
@@ -302,7 +294,7 @@ def test_blocks_are_consecutive_layers_and_together_the_model():
         ]
         assert len(blocks) == -(-3 // each)
     with pytest.raises(AssertionError):
-        partition_blocks(LAYOUT, STAGES[:2], 1)
+        partition_blocks(LAYOUT, LAYER_GROUPS[:2], 1)
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
@@ -339,29 +331,29 @@ def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
 def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
     one = node(Badam, steps=3, layers_per_block=1, order="ascending")
     before = one.parameters.clone()
-    simulate({"a": one}, {"a": one.neighborhood}, 3)
+    simulate({"a": one}, ALONE, 3)
     moved = one.parameters != before
     assert moved[:8].all()
     assert not moved[8:].any()
     assert len(one.state.m) == 8
-    simulate({"a": one}, {"a": one.neighborhood}, 4, first=3)
-    assert (len(one.state.m), one.state.taken) == (4, 1)
+    simulate({"a": one}, ALONE, 4, first=3)
+    assert (len(one.state.m), one.state.step) == (4, 1)
     g = one.gradients.asked and before[8:12] - one.gradients.wanted[8:12]
     torch.testing.assert_close(one.state.m, 0.1 * g)
 
 
 def test_with_one_block_moments_begin_anew_in_every_visit():
     one = node(Badam, steps=3, layers_per_block=3)
-    simulate({"a": one}, {"a": one.neighborhood}, 4)
-    assert one.state.taken == 1
+    simulate({"a": one}, ALONE, 4)
+    assert one.state.step == 1
 
 
 def test_who_comes_back_in_another_visit_begins_there_with_zero_moments():
     one = node(Badam, steps=3, layers_per_block=1, order="ascending")
-    simulate({"a": one}, {"a": one.neighborhood}, 2)
-    simulate({"a": one}, {"a": one.neighborhood}, 5, first=4)
+    simulate({"a": one}, ALONE, 2)
+    simulate({"a": one}, ALONE, 5, first=4)
     assert one.gradients.asked[-1] == (4, slice(8, 12))
-    assert one.state.taken == 1
+    assert one.state.step == 1
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 7])
@@ -394,10 +386,10 @@ def test_a_model_in_bfloat16_is_trained_in_float32_where_it_is_active():
         lr=1e-4,
         gate=Quadratic(wanted=torch.zeros(D)),
     )
-    simulate({"a": one}, {"a": one.neighborhood}, 1)
+    simulate({"a": one}, ALONE, 1)
     assert one.state.theta.dtype == torch.float32
     assert torch.equal(one.parameters, start)
-    simulate({"a": one}, {"a": one.neighborhood}, 49, first=1)
+    simulate({"a": one}, ALONE, 49, first=1)
     assert one.parameters.dtype == torch.bfloat16
     assert (one.parameters < start).all()
 
@@ -411,8 +403,8 @@ def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
             inner = super().within(x, block)
             return lambda theta, t: handed.append(inner(theta, t)) or handed[-1]
 
-    nodes, _ = ring(Deca, steps=2, layers_per_block=1, gate=Noting())
-    talk = nodes["n0"].round(0)
+    nodes, neighborhoods = ring(Deca, steps=2, layers_per_block=1, gate=Noting())
+    talk = nodes["n0"].round(0, View(neighborhoods["n0"]))
     verb = next(talk)
     assert verb.tensors.flat.data_ptr() == handed[0].data_ptr()
     assert (verb.layout.size, verb.layout.nbytes, verb.streaming) == (3, 12, True)
@@ -437,7 +429,7 @@ def test_between_mixings_it_is_adam_and_the_signal_spans_them():
     deca, neighborhoods = ring(
         Deca, mix_every=3, bma="scaled", warmup=2, b1=0.5, b2=0.25, **options
     )
-    badam = {i: node(Badam, i, neighborhoods[i], warmup=2, **options) for i in neighborhoods}
+    badam = {i: node(Badam, i, warmup=2, **options) for i in neighborhoods}
     start = deca["n0"].parameters.clone()
     simulate(deca, neighborhoods, 2)
     simulate(badam, neighborhoods, 2)
@@ -469,8 +461,8 @@ def test_bf16_of_the_change_keeps_the_mean_but_mixes_no_disagreement_away():
 
 
 def test_bf16_of_the_change_takes_half_the_bytes():
-    nodes, _ = ring(Deca, wire="bf16-delta", steps=5, layers_per_block=1)
-    verb = next(nodes["n0"].round(0))
+    nodes, neighborhoods = ring(Deca, wire="bf16-delta", steps=5, layers_per_block=1)
+    verb = next(nodes["n0"].round(0, View(neighborhoods["n0"])))
     assert (verb.layout.dtype, verb.layout.nbytes) == (DType.BFLOAT16, 6)
 
 
@@ -515,11 +507,11 @@ def test_clip_norm_shortens_the_gradient_and_leaves_a_short_one():
             gate=Quadratic(wanted=torch.full((D,), 9.0)),
         )
         start = one.parameters.clone()
-        simulate({"a": one}, {"a": one.neighborhood}, 1)
+        simulate({"a": one}, ALONE, 1)
         g = one.state.m / 0.1
         torch.testing.assert_close(float(g.norm()), expected or float((start - 9).norm()))
 
 
 def test_the_model_at_rest_is_what_was_kept():
     assert isinstance(node(Badam).state, State)
-    assert isinstance(node(Deca).state, DecaState)
+    assert isinstance(node(Deca).state, State)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
+from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
 from node.algorithms.dmsgd import Dmsgd, State
 from peer.message import Mix
 
@@ -35,7 +35,7 @@ def half_way(node):
     """The node's Mix of a round that starts from v = 1."""
     x = node.parameters
     node.state = State(x=x, v=torch.ones_like(x))
-    talk = node.round(0)
+    talk = node.round(0, view(node.me))
     return x, next(talk), talk
 
 

@@ -9,12 +9,13 @@ import torch
 from dp_accounting.rdp import RdpAccountant
 
 from kit.golden import EQUATIONS, close, layout, neighborhood, vector, vectors
-from node.algorithms.dpdl import Dpdl, DpdlConfig, State
+from node.algorithms import Resources
+from node.algorithms.dpdl import Dpdl, DpdlConfig, State, scale
 from node.maths.clipping import clip_and_sum
 from node.maths.cosine import calibration, cosine
 from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Layout, Mix, Replies
-from peer.neighborhood import Neighborhood
+from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods, metropolis
 
 CASES = ("dpdl", "dpdl_missing_neighbor", "dpdl_zero_answer")
@@ -47,20 +48,20 @@ def golden(name, mode, granularity, scale):
     case = EQUATIONS[name]
     options = {key: case[key] for key in ("alpha", "beta", "lr", "weight_decay")}
     config = DpdlConfig(**options, granularity=granularity, scale=scale)
-    node = Dpdl(
-        config,
-        neighborhood=neighborhood(case),
+    given = Resources(
+        me=str(case["me"]),
         layout=layout(case),
-        gradients=Given(case, mode),
         start=vector(case["x"]),
+        gradients=Given(case, mode),
     )
+    node = Dpdl(config, given)
     node.state = State(x=vector(case["x"]), v=vector(case["v"]))
     return node, case, case[f"{mode}/{granularity}/{scale}"]
 
 
 def played(node, case):
     """The node's Mix, after it heard the case's answers; and its conversation."""
-    talk = node.round(0)
+    talk = node.round(0, View(neighborhood(case)))
     next(talk)
     others = {j: g for j, g in vectors(case["cross"]).items() if j != str(case["me"])}
     return talk.send(Replies(others.items(), map(str, case["missing"]))), talk
@@ -85,10 +86,10 @@ def cluster(kind="full", n=4, d=7, **options):
     neighborhoods = make_neighborhoods(kind, names)
     gates = {name: Quadratic(torch.full((d,), float(k)), name) for k, name in enumerate(names)}
     start = torch.zeros(d)
-    config = DpdlConfig(**options)
     nodes = {
         i: Dpdl(
-            config, neighborhood=neighborhoods[i], layout=SMALL, gradients=gates[i], start=start
+            DpdlConfig(**options),
+            Resources(me=i, layout=SMALL, start=start, gradients=gates[i]),
         )
         for i in names
     }
@@ -129,8 +130,10 @@ def test_equation_3_own_is_the_noised_release_in_strict_mode_and_the_clean_gradi
     own = cross["1"] if uses == "cross" else vector(case["own_clean"])
     wrong = vector(case["own_clean"]) if uses == "cross" else cross["1"]
     decay = case["weight_decay"] * vector(case["x"])
-    close(node.aggregate(cross, own) + decay, expected["g"])
-    assert (node.aggregate(cross, wrong) + decay - vector(expected["g"])).abs().max() > 0.1
+    close(node.aggregate(neighborhood(case), cross, own) + decay, expected["g"])
+    assert (
+        node.aggregate(neighborhood(case), cross, wrong) + decay - vector(expected["g"])
+    ).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("name", "mode", "granularity", "scale"), VARIANTS)
@@ -150,7 +153,8 @@ def test_equation_5_aggregate_and_weight_decay(name, mode, granularity, scale):
     node, case, expected = golden(name, mode, granularity, scale)
     own = node.gradients.own(vector(case["x"]), 0)
     close(
-        node.aggregate(vectors(case["cross"]), own) + case["weight_decay"] * vector(case["x"]),
+        node.aggregate(neighborhood(case), vectors(case["cross"]), own)
+        + case["weight_decay"] * vector(case["x"]),
         expected["g"],
     )
 
@@ -253,8 +257,8 @@ def test_a_neighbors_gradient_weighs_the_same_whatever_its_direction():
     node, case, _ = golden("dpdl", "strict", "vector", "paper")
     cross, own = vectors(case["cross"]), vector(case["cross"]["1"])
     for other in (own, -own):
-        g = node.aggregate({**cross, "0": other}, own)
-        zero = node.aggregate({**cross, "0": torch.zeros_like(own)}, own)
+        g = node.aggregate(neighborhood(case), {**cross, "0": other}, own)
+        zero = node.aggregate(neighborhood(case), {**cross, "0": torch.zeros_like(own)}, own)
         share = 1.5 * 0.25 * (calibration(cosine(other, own)) - 0.5)
         torch.testing.assert_close(
             g - zero, other / (sqrt(0.25) * 6) + share * own, rtol=0, atol=1e-12
@@ -272,9 +276,10 @@ def test_weight_decay_comes_after_the_aggregate_and_before_the_momentum():
 
 def test_the_tentative_model_uses_the_new_momentum_and_the_rounds_step_size():
     for t, eta in ((0, 0.2), (9, 0.2), (10, 0.1), (25, 0.05)):
-        node = cluster(n=1, lr=0.2, lr_decay=0.5, decay_every=10)[0]["n0"]
+        nodes, neighborhoods, _ = cluster(n=1, lr=0.2, lr_decay=0.5, decay_every=10)
+        node = nodes["n0"]
         node.state = State(x=torch.ones(7), v=torch.ones(7))
-        talk = node.round(t)
+        talk = node.round(t, View(neighborhoods["n0"]))
         next(talk)
         x, v = talk.send(Replies()).tensors
         torch.testing.assert_close(x, torch.ones(7) - eta * v, rtol=0, atol=1e-7)
@@ -282,9 +287,9 @@ def test_the_tentative_model_uses_the_new_momentum_and_the_rounds_step_size():
 
 def test_normalized_divides_by_the_sum_over_those_heard():
     """Power: the vector of the missing neighbor's case is missed when w of all four is summed."""
-    node, case, _ = golden("dpdl_missing_neighbor", "strict", "vector", "normalized")
-    assert node.scale(case["cross"]) == pytest.approx(3 * 2 / 6)
-    assert node.scale(case["w"]) == pytest.approx(4 * 2 / 6)
+    _, case, _ = golden("dpdl_missing_neighbor", "strict", "vector", "normalized")
+    assert scale(neighborhood(case), case["cross"]) == pytest.approx(3 * 2 / 6)
+    assert scale(neighborhood(case), case["w"]) == pytest.approx(4 * 2 / 6)
 
 
 def test_the_effective_step_depends_on_the_topology():
@@ -296,17 +301,8 @@ def test_the_effective_step_depends_on_the_topology():
         "bipartite": bipartite(10),
     }
     for kind, expected in (("full", sqrt(10)), ("bipartite", 1.47), ("ring", 0.52)):
-        neighborhood = neighborhoods[kind]["n0"]
-        node = Dpdl(
-            DpdlConfig(),
-            neighborhood=neighborhood,
-            layout=SMALL,
-            gradients=Quadratic(0, "n0"),
-            start=torch.zeros(7),
-        )
-        assert node.scale(dict.fromkeys(neighborhood.weight, torch.zeros(7))) == pytest.approx(
-            expected, abs=5e-3
-        )
+        around = neighborhoods[kind]["n0"]
+        assert scale(around, around.weight) == pytest.approx(expected, abs=5e-3)
 
 
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
@@ -317,7 +313,7 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
     asked = {}
     for k, (i, node) in enumerate(nodes.items()):
         node.state = State(x=torch.full((7,), 10.0 * k), v=torch.zeros(7))
-        talk = node.round(0)
+        talk = node.round(0, View(neighborhoods[i]))
         verb = next(talk)
         assert (type(verb), verb.kind) == (Ask, "model")
         assert torch.equal(verb.tensors, node.parameters)
@@ -388,7 +384,7 @@ def test_a_lone_node_is_the_local_optimizer_up_to_its_factor():
 def paper_sigma(kind="full", n=10, rate=0.0512, epsilon=1.0, **options):
     receiver = make_neighborhoods(kind, [f"n{i}" for i in range(n)])["n0"]
     config = DpdlConfig(**options)
-    return Dpdl.paper_sigma(config, receiver, rate=rate, rounds=1000, epsilon=epsilon, delta=1e-4)
+    return config.paper_sigma(receiver, rate=rate, rounds=1000, epsilon=epsilon, delta=1e-4)
 
 
 def accounted(sigma):

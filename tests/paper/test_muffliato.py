@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played
+from kit.quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played, view
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.config import ExperimentConfig
 from node.learning.learner import Plan
@@ -16,7 +16,7 @@ from node.maths.graph import spectral_gap
 from node.provisioning import complete
 from node.rounds.lockstep import simulate
 from peer.errors import ConfigurationError
-from peer.message import Mix
+from peer.message import Mix, step
 from peer.topology import make_neighborhoods
 
 GAP = spectral_gap({i: HOODS[i].weight for i in NAMES})
@@ -48,14 +48,11 @@ def test_one_release_a_round_and_k_models_are_all_that_is_said():
     for i in NAMES:
         assert [(t, to) for t, to, _ in nodes[i].gradients.asked] == [(t, i) for t in range(3)]
     assert {Muffliato.releases(HOODS[i].degree) for i in NAMES} == {1}
-    talk, said = nodes["0"].round(3), []
-    verb = next(talk)
-    while True:
+    talk, said = nodes["0"].round(3, view("0")), []
+    verb = step(talk)
+    while verb is not None:
         said.append((type(verb), verb.kind, verb.tensors.numel()))
-        try:
-            verb = talk.send(verb.tensors)
-        except StopIteration:
-            break
+        verb = step(talk, verb.tensors)
     assert said == [(Mix, "gossip", D)] * 4
 
 

@@ -21,7 +21,10 @@ from kit.quadratics import (
     cluster,
     gradient,
     played,
+    resources,
+    view,
 )
+from node.algorithms import Resources
 from node.algorithms.d_psgd import DPsgd
 from node.algorithms.net_fleet import NetFleet
 from node.rounds.lockstep import simulate
@@ -113,7 +116,7 @@ def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_differen
 
 def test_two_models_are_all_that_is_said():
     node = fleet(lr=0.1)["2"]
-    verb = next(node.round(0))
+    verb = next(node.round(0, view("2")))
     assert (type(verb), verb.kind, [part.numel() for part in verb.tensors]) == (
         Mix,
         "state",
@@ -121,7 +124,7 @@ def test_two_models_are_all_that_is_said():
     )
     close(verb.tensors[0], START[2])
     close(verb.tensors[1], gradient(2, START[2]))
-    verb = next(fleet(lr=0.1, mix_steps=True)["2"].round(0))
+    verb = next(fleet(lr=0.1, mix_steps=True)["2"].round(0, view("2")))
     close(verb.tensors[0], START[2] - 0.1 * gradient(2, START[2]))
 
 
@@ -154,10 +157,7 @@ def test_noise_adds_up_until_the_next_restart(restart, variance):
     nodes = {
         i: NetFleet(
             NetFleet.Config(lr=0.1, restart=restart),
-            neighborhood=neighborhoods[i],
-            layout=layout,
-            gradients=Noise(i),
-            start=start,
+            Resources(me=i, layout=layout, start=start, gradients=Noise(i)),
         )
         for i in NAMES
     }
@@ -184,14 +184,8 @@ def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
     """Alone it stays where it is, and starts anew with a gradient; its last y would push it on for
     ever.
     """
-    neighborhoods, start = make_neighborhoods("full", ["0"]), torch.from_numpy(START[0])
-    node = NetFleet(
-        NetFleet.Config(lr=0.1),
-        neighborhood=neighborhoods["0"],
-        layout=LAYOUT,
-        gradients=Spent("0"),
-        start=start,
-    )
+    neighborhoods = make_neighborhoods("full", ["0"])
+    node = NetFleet(NetFleet.Config(lr=0.1), resources("0", Spent("0")))
     seen = []
     simulate(
         {"0": node}, neighborhoods, 30, after_round=lambda t: seen.append(node.parameters.clone())

@@ -8,17 +8,17 @@ import torch
 
 from kit.quadratics import (
     HOODS,
-    LAYOUT,
     NAMES,
     START,
     D,
-    GradientGate,
     N,
     W,
     close,
     cluster,
     gradient,
     played,
+    resources,
+    view,
 )
 from node.algorithms.qg_dsgdm import QgDsgdm, State
 from node.rounds.lockstep import simulate
@@ -59,7 +59,7 @@ def half_way(node):
     """The node's Mix of a round that starts from m̂ = 1."""
     x = node.parameters
     node.state = State(x=x, m=torch.ones_like(x))
-    talk = node.round(0)
+    talk = node.round(0, view(node.me))
     return x, next(talk), talk
 
 
@@ -96,15 +96,7 @@ def test_alone_it_is_quasi_hyperbolic_momentum():
     """
     neighborhoods, beta, mu, lr = make_neighborhoods("full", ["0"]), 0.8, 0.7, 0.2
     config = QgDsgdm.Config(lr=lr, beta=beta, mu=mu, weight_decay=0)
-    start = torch.from_numpy(START[0])
-    node = QgDsgdm(
-        config,
-        neighborhood=neighborhoods["0"],
-        layout=LAYOUT,
-        gradients=GradientGate("0"),
-        start=start,
-    )
-    assert node.local_sgd_scale is None
+    node = QgDsgdm(config, resources("0"))
     simulate({"0": node}, neighborhoods, 30)
 
     x, h, rho = START[0].copy(), np.zeros(D), mu + (1 - mu) * beta

@@ -9,23 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import (
-    HOODS,
-    LAYOUT,
-    NAMES,
-    OPTIMUM,
-    START,
-    D,
-    GradientGate,
-    N,
-    W,
-    close,
-    gradient,
-)
+from kit.quadratics import HOODS, NAMES, OPTIMUM, START, D, N, W, close, gradient, resources, view
 from node.algorithms.pdsl import Pdsl, PdslConfig
 from node.algorithms.ross import Ross
 from node.rounds.lockstep import exchange, simulate
-from peer.message import Ask, Mix, Replies
+from peer.message import Ask, Mix, Replies, step
 
 CENTRE = OPTIMUM.mean(0)
 EXACT = {
@@ -57,22 +45,17 @@ class UtilityOracle:
 
 def cluster(algorithm=Ross, **options):
     config = algorithm.Config(**options)
-    return {
-        i: algorithm(
-            config,
-            neighborhood=HOODS[i],
-            layout=LAYOUT,
-            gradients=GradientGate(i),
-            start=torch.from_numpy(START[int(i)]),
-            judge=UtilityOracle(),
-        )
-        for i in NAMES
-    }
+    return {i: algorithm(config, resources(i, utility=UtilityOracle())) for i in NAMES}
 
 
 def played(nodes, rounds):
     simulate(nodes, HOODS, rounds)
     return np.stack([nodes[i].parameters.numpy() for i in NAMES])
+
+
+def finish(talk, answers):
+    """The round from the answers on; what is mixed stays as it is."""
+    step(talk, talk.send(answers).tensors)
 
 
 def phi_of(x, g, step):
@@ -145,7 +128,7 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed(algori
     """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them and
     through the same gate as all (in PDSL j = i is noised)."""
     nodes = cluster(algorithm)
-    talks = {i: nodes[i].round(0) for i in NAMES}
+    talks = {i: nodes[i].round(0, view(i)) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
         (Ask, "model", D)
@@ -162,7 +145,7 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed(algori
 
 def test_who_is_not_heard_is_no_player():
     node = cluster(**EXACT)["3"]
-    talk = node.round(0)
+    talk = node.round(0, view("3"))
     next(talk)
     there = [j for j in HOODS["3"].neighbors if j != "4"]
     mix = talk.send(
@@ -172,18 +155,19 @@ def test_who_is_not_heard_is_no_player():
     raised = {j: max(phi, 0) * W[3, j] for j, phi in phi_of(START[3], g, 0.1).items()}
     expected = sum(raised[j] * g[j] for j in g) / sum(raised.values()) + 0.01 * START[3]
     close(mix.tensors[1], expected)
+    step(talk, mix.tensors)
     assert "4" not in node.diagnostics()["weight"]
 
 
 def test_a_poisonous_gradient_weighs_nothing_and_an_honest_one_its_part():
     """The reverse of the honest gradient: φ < 0, so π = 0."""
     node = cluster(**EXACT)["3"]
-    talk = node.round(0)
+    talk = node.round(0, view("3"))
     next(talk)
     liar = HOODS["3"].neighbors[0]
     towards = {j: torch.from_numpy(START[3] - CENTRE) for j in HOODS["3"].neighbors}
     towards[liar] = -towards[liar]
-    talk.send(Replies(towards.items()))
+    finish(talk, Replies(towards.items()))
     weight = node.diagnostics()["weight"]
     assert weight[liar] == 0
     assert min(value for j, value in weight.items() if j != liar) > 0.1
@@ -208,10 +192,10 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
     all the weight.
     """
     node = cluster(**EXACT | {"null_players": null_players})["3"]
-    talk = node.round(0)
-    next(talk)
     x = torch.from_numpy(START[3])
     node.gradients = lambda *given: torch.from_numpy(CENTRE - START[3]) + 0.1 * torch.arange(D)
+    talk = node.round(0, view("3"))
+    next(talk)
     hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in HOODS["3"].neighbors}
     liar = HOODS["3"].neighbors[0]
     hurts[liar] = {
@@ -219,7 +203,7 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
         "a whisper": 1e-6 * torch.ones_like(x),
         "the model": x.clone(),
     }[says]
-    talk.send(Replies(hurts.items()))
+    finish(talk, Replies(hurts.items()))
     weight = node.diagnostics()["weight"]
     if null_players == "paper":
         assert weight[liar] > 0.9, "power"

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from node.algorithms import find
-from node.algorithms.sgd import Centralised, Local, SgdConfig
+from node.algorithms import Resources, find
+from node.algorithms.sgd import Centralized, Local, SgdConfig
 from node.rounds.lockstep import simulate
 from peer.message import Layout
+from peer.neighborhood import View
 from peer.topology import make_neighborhoods
 
 LAYOUT = Layout((("w", (3, 4)),))
@@ -30,16 +31,18 @@ class Regression:
         raise AssertionError("in paper mode this would be the clean gradient")
 
 
-@pytest.mark.parametrize("algorithm", [Local, Centralised])
+def resources(me, gradients, start):
+    return Resources(me=me, layout=LAYOUT, start=start, gradients=gradients)
+
+
+@pytest.mark.parametrize("algorithm", [Local, Centralized])
 @pytest.mark.parametrize(
     "options", [{"beta": 0.0, "weight_decay": 0.0}, {"beta": 0.9, "weight_decay": 5e-4}], ids=str
 )
 def test_its_steps_have_the_bits_of_torch(algorithm, options):
     neighborhoods, gate = make_neighborhoods("full", ["a"]), Regression(1)
     config = SgdConfig(lr=0.05, lr_decay=0.9, decay_every=10, **options)
-    node = algorithm(
-        config, neighborhood=neighborhoods["a"], layout=LAYOUT, gradients=gate, start=torch.ones(12)
-    )
+    node = algorithm(config, resources("a", gate, torch.ones(12)))
     simulate({"a": node}, neighborhoods, 50)
 
     x = torch.nn.Parameter(torch.ones(12))
@@ -60,33 +63,17 @@ def test_local_says_nothing_and_hears_nothing():
     ends = []
     for neighborhoods in (pair, lone):
         nodes = {
-            i: Local(
-                SgdConfig(),
-                neighborhood=neighborhoods[i],
-                layout=LAYOUT,
-                gradients=Regression(k),
-                start=torch.zeros(12),
-            )
+            i: Local(SgdConfig(), resources(i, Regression(k), torch.zeros(12)))
             for k, i in enumerate(neighborhoods)
         }
         simulate(nodes, neighborhoods, 10)
         ends.append({i: node.parameters for i, node in nodes.items()})
     assert torch.equal(ends[0]["a"], ends[1]["a"])
     assert not torch.equal(ends[0]["a"], ends[0]["b"])
-    assert (
-        list(
-            Local(
-                SgdConfig(),
-                neighborhood=pair["a"],
-                layout=LAYOUT,
-                gradients=Regression(0),
-                start=torch.zeros(12),
-            ).round(0)
-        )
-        == []
-    )
+    local = Local(SgdConfig(), resources("a", Regression(0), torch.zeros(12)))
+    assert list(local.round(0, View(pair["a"]))) == []
 
 
 def test_only_centralized_is_pooled():
-    pooled = {name: find(name).pooled for name in ("local", "centralized", "dpdl", "d-psgd")}
+    pooled = {name: find(name).POOLED for name in ("local", "centralized", "dpdl", "d-psgd")}
     assert pooled == {"local": False, "centralized": True, "dpdl": False, "d-psgd": False}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played
+from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
 from node.algorithms.dpdl import Dpdl
-from node.algorithms.xavg import Xavg
+from node.algorithms.xavg import Xavg, mean
 from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Mix, Replies
 from peer.topology import make_neighborhoods
@@ -40,7 +40,7 @@ def test_it_is_the_reference():
 def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
     """4·d floats per neighbor in three exchanges; deg + 1 releases, the own one among them."""
     nodes = cluster(Xavg)
-    talks = {i: nodes[i].round(0) for i in NAMES}
+    talks = {i: nodes[i].round(0, view(i)) for i in NAMES}
     verbs = {i: next(talks[i]) for i in NAMES}
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
         (Ask, "model", D)
@@ -59,13 +59,13 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
 def test_the_gradient_is_the_mean_by_w():
     cross = {j: torch.full((D,), float(j) + 1, dtype=torch.float64) for j in HOODS["3"].weight}
     expected = sum(W[3, int(j)] * (float(j) + 1) for j in cross)
-    close(cluster(Xavg)["3"].mean(cross), np.full(D, expected))
+    close(mean(HOODS["3"].weight, cross), np.full(D, expected))
 
 
 def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
     """Also in the round: with one answer missing the step is that of the weights renormalized."""
     node = cluster(Xavg, **OPTIONS)["3"]
-    talk = node.round(0)
+    talk = node.round(0, view("3"))
     next(talk)
     there = [j for j in HOODS["3"].neighbors if j != "4"]
     mix = talk.send(
@@ -76,7 +76,7 @@ def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
     close(mix.tensors[1], g + 0.01 * START[3])
     everybody = {j: torch.ones(D, dtype=torch.float64) for j in HOODS["3"].weight}
     alone = {"3": everybody["3"]}
-    close(node.mean(alone), np.ones(D))
+    close(mean(HOODS["3"].weight, alone), np.ones(D))
 
 
 @pytest.mark.parametrize("rounds", [1, 10])
@@ -86,7 +86,6 @@ def test_on_a_full_graph_it_is_dpdl_without_its_own_weights(rounds):
     for algorithm, options in ((Xavg, {}), (Dpdl, {"alpha": 0.0, "scale": "normalized"})):
         nodes = cluster(algorithm, lr=0.1, **options)
         for i in NAMES:
-            nodes[i].neighborhood = neighborhoods[i]
             nodes[i].gradients.own = lambda x, t, i=i: torch.from_numpy(gradient(int(i), x.numpy()))
         simulate(nodes, neighborhoods, rounds)
         found.append(np.stack([nodes[i].parameters.numpy() for i in NAMES]))
