@@ -18,7 +18,7 @@ from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, Malformed
 from peer.v1 import peer_pb2
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the wire. Both ends must have the same one; the handshake says so in a sentence."""
 FRAME = 1 << 20
 """Bytes of payload per frame: the best CPU per byte that keeps a heartbeat's p99 at 25 ms (4 MiB:
@@ -50,6 +50,8 @@ MAX_ANNOUNCEMENTS = 64
 """Announcements, and ids looked for, in one exchange: the largest ones fit MAX_CONTROL."""
 MAX_STATEMENTS = 64
 """Statements in one header, of so many neighbors; each has 250 bytes at most."""
+MAX_DIGESTS = 32
+"""Digests in one handshake."""
 MAX_TEXT = 512
 """Characters of a sentence for people; longer ones belong into the sender's own log."""
 DIGEST = 32
@@ -92,6 +94,12 @@ def _digest(data: bytes) -> bool:
     return len(data) in (0, DIGEST)
 
 
+def _digests(by_name: Mapping[str, bytes]) -> bool:
+    return len(by_name) <= MAX_DIGESTS and all(
+        _name(name) and len(digest) == DIGEST for name, digest in by_name.items()
+    )
+
+
 def _text(text: str) -> bool:
     return len(text) <= MAX_TEXT and (not text or text.isprintable())
 
@@ -115,10 +123,7 @@ RULES: Mapping[str, Rule] = {
     "role": lambda n: n in peer_pb2.Role.values() and n != peer_pb2.ROLE_UNSPECIFIED,
     "kind": _name,
     "layout": _digest,
-    "validation": _digest,
-    "start": _digest,
-    "inputs": _digest,
-    "members": _digest,
+    "digests": _digests,
     "digest": _digest,
     "parts": lambda n: n <= MAX_PARTS,
     "dtype": lambda n: n in peer_pb2.DType.values(),
@@ -127,7 +132,6 @@ RULES: Mapping[str, Rule] = {
     "waiting_for": _names,
     "live": _names,
     "withheld": _free,
-    "pull": _free,
     "code": _free,  # a newer peer may have more codes; `sentence` knows what to say then
     "detail": _text,
     "version": _text,
@@ -145,7 +149,7 @@ RULES: Mapping[str, Rule] = {
     "addresses": lambda texts: len(texts) <= MAX_ADDRESSES and all(map(is_address, texts)),
     "known": lambda many: len(many) <= MAX_ANNOUNCEMENTS and not any(map(_broken, many)),
     "wanted": lambda texts: len(texts) <= MAX_ANNOUNCEMENTS and _names(texts),
-    "ledger": lambda head: _broken(head) is None,
+    "head": lambda head: _broken(head) is None,
     "remembered": lambda head: _broken(head) is None,
     "statements": lambda many: len(many) <= MAX_STATEMENTS and not any(map(_broken, many)),
 }

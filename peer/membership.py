@@ -50,6 +50,30 @@ class Presence(Enum):
     REMOVED = "removed"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """What a neighbor says of itself about once a second."""
+
+    incarnation: int
+    order: int
+    """Grows with every message of its process."""
+    round: int
+    """The one it is inside, -1 outside."""
+    phase: int
+    progress: int
+    """A counter that grows when anything moved there."""
+    waiting_for: frozenset[Peer]
+    idle: float
+    """Seconds since the last progress of the neighbor or of anybody it waits for."""
+    names_me: bool
+    """It uses the edge to this node."""
+
+    @property
+    def gathers(self) -> bool:
+        """It waits for its neighbors before its first round."""
+        return self.round < 0 and bool(self.waiting_for)
+
+
 @dataclass(slots=True)
 class Neighbor:
     presence: Presence = Presence.UNKNOWN
@@ -227,50 +251,36 @@ class Membership:
         needed = majority(len(self.neighbors))
         return sorted(claims)[-needed] if len(claims) >= needed else -1
 
-    def heartbeat(
-        self,
-        peer: Peer,
-        *,
-        incarnation: int,
-        order: int,
-        round: int,
-        phase: int,
-        progress: int,
-        waiting_for: frozenset[Peer],
-        idle: float,
-        names_me: bool,
-        now: float,
-    ) -> None:
-        """A sign of life. Beats of an earlier process, and overtaken ones, are ignored; those of a
-        later one end the edge.
-
-        `idle`: seconds since the last progress of the neighbor or of anybody it waits for, as it
-        says.
+    def heartbeat(self, peer: Peer, said: Heartbeat, now: float) -> None:
+        """A sign of life. Heartbeats of an earlier process, and overtaken ones, are ignored; those
+        of a later one end the edge.
         """
         it = self.neighbors[peer]
-        if incarnation < it.incarnation:
+        if said.incarnation < it.incarnation:
             return
-        if incarnation > it.incarnation:
+        if said.incarnation > it.incarnation:
             if it.presence is Presence.LIVE:
                 self.lose(peer, "It was restarted.")
             it._lost_at = None
             return
-        if order <= it._order:
+        if said.order <= it._order:
             return
-        it._order = order
+        it._order = said.order
         it.last_heard = now
-        it.reached = max(it.reached, round)
-        if progress != it._progress or (round, phase) != (it.round, it.phase):
+        it.reached = max(it.reached, said.round)
+        if (said.progress, said.round, said.phase) != (it._progress, it.round, it.phase):
             it.last_work = it.last_excuse = now
-        gathering = round < 0 and bool(waiting_for)
-        if gathering or (
-            waiting_for and self.me not in waiting_for and idle < PATIENCE * self.deadline
+        if said.gathers or (
+            said.waiting_for
+            and self.me not in said.waiting_for
+            and said.idle < PATIENCE * self.deadline
         ):
             it.last_excuse = now
-        it._idle_since = now if gathering else now - idle
-        it._progress, it.round, it.phase, it.waiting_for = progress, round, phase, waiting_for
-        it._unnamed = 0 if names_me or not it.confirmed else it._unnamed + 1
-        it.confirmed |= names_me
+        it._idle_since = now if said.gathers else now - said.idle
+        it._progress, it.round, it.phase = said.progress, said.round, said.phase
+        it.waiting_for = said.waiting_for
+        it._unnamed = 0 if said.names_me or not it.confirmed else it._unnamed + 1
+        it.confirmed |= said.names_me
         if it.presence is Presence.LIVE and it._unnamed >= MISSED_BEATS:
             self.lose(peer, "It no longer uses this edge.")
 

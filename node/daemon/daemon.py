@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import os
 import platform
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from node.privacy.ledger import Ledger
 from node.process import stopping_signals
 from node.records import checkpoint, summary
 from node.records.journal import Journal, code_version, header, round_seconds
-from node.records.peer_heads import NeighborLedgerHeads
+from node.records.peer_heads import LedgerWitness, NeighborLedgerHeads
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver
 from peer import files
@@ -327,18 +329,15 @@ class Daemon:
         learner, compute = self.learner, self.compute
         name, neighborhood, run = self.node.name, learner.neighborhood, self.run
         ids = {member.name: member.id for member in self.roster.members}
-        ledger = learner.ledger
+        inputs: Mapping[str, str] = getattr(learner.task, "inputs", {})
         table = PeerTable(
             me=name,
             ids=ids,
             parameters=RunParameters(
                 run=run.run_id,
                 roster=self.roster.version,
-                members=self.roster.digest,
-                layout=learner.task.layout.digest,
-                validation=bytes.fromhex(run.validation.digest),
-                start=learner.start,
-                inputs=getattr(learner.task, "inputs", {}),
+                digests=self._digests(inputs),
+                words={"inputs": _in_words(inputs)},
             ),
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, run.sync.deadline_s),
@@ -351,11 +350,15 @@ class Daemon:
             transport=transport,
             mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
             discovery=self.addresses,
-            beat_seconds=min(1.0, run.sync.deadline_s / 5),
-            ledger_head=(lambda: ledger.head) if ledger else (lambda: (0, b"")),
-            ledger_label=self.identity.label(self.node.data.name) if ledger else b"",
-            remember=lambda peer, head: self.remembered.told(ids[peer], head),
-            check_remembered=self._check_remembered,
+            heartbeat_seconds=min(1.0, run.sync.deadline_s / 5),
+            witness=LedgerWitness(
+                learner.ledger,
+                self.identity,
+                self.node.data.name,
+                ids=ids,
+                heads=self.remembered,
+                check=self._check_remembered,
+            ),
             exchange=self.addresses.answer,
             version=code_version(),
         )
@@ -368,6 +371,18 @@ class Daemon:
         session.table.progress.working = lambda: compute.busy
         session.table.progress.work_done = lambda: compute.progress
         return session
+
+    def _digests(self, inputs: Mapping[str, str]) -> dict[str, bytes]:
+        """SHA-256 of what every node of a run must have in common; what is empty is left out."""
+        words = json.dumps(dict(inputs), sort_keys=True).encode()
+        digests = {
+            "roster": self.roster.digest,
+            "layout": self.learner.task.layout.digest,
+            "validation": bytes.fromhex(self.run.validation.digest),
+            "inputs": hashlib.sha256(words).digest() if inputs else b"",
+            "start": self.learner.start,
+        }
+        return {name: digest for name, digest in digests.items() if digest}
 
     def _reload(self) -> Reload:
         return Reload(
@@ -448,7 +463,7 @@ class Daemon:
         more is released.
         """
         ledger = self.learner.ledger
-        if ledger is None or sequence == 0:
+        if ledger is None:
             return
 
         def check() -> None:
@@ -603,6 +618,10 @@ async def _background(*work: Coroutine[Any, Any, None]) -> Any:
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def _in_words(inputs: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in inputs.items()) or "nothing is stated"
 
 
 def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:

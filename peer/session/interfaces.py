@@ -5,7 +5,6 @@ driver).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Protocol
 
 from peer.message import Peer
@@ -44,6 +43,40 @@ class Payload(Protocol):
     async def digest(self) -> bytes:
         """SHA-256 of all of it."""
         ...
+
+
+class Witness(Protocol):
+    """Signed statements of nodes about records they only append to (`pb.SignedHead`), which their
+    neighbors remember: a node that was set back to an older copy of its record is confronted with
+    what it once said.
+    """
+
+    def current(self) -> pb.SignedHead:
+        """What this node says of its own record now."""
+        ...
+
+    def observe(self, peer: Peer, statement: pb.SignedHead) -> pb.SignedHead:
+        """Remembers what a neighbor says of its record; returns the highest remembered before."""
+        ...
+
+    def challenge(self, statement: pb.SignedHead) -> None:
+        """A neighbor claims to remember this of this node's record. It may lie."""
+        ...
+
+
+class _NoWitness:
+    """Nothing is said or remembered."""
+
+    def current(self) -> pb.SignedHead:
+        return pb.SignedHead()
+
+    def observe(self, peer: Peer, statement: pb.SignedHead) -> pb.SignedHead:
+        return pb.SignedHead()
+
+    def challenge(self, statement: pb.SignedHead) -> None: ...
+
+
+NO_WITNESS = _NoWitness()
 
 
 class SessionObserver:
@@ -113,9 +146,3 @@ class DiscardSink:
         raise AssertionError("a withheld answer has no payload")
 
     def done(self) -> None: ...
-
-
-def names(peers: Iterable[Peer]) -> str:
-    """For sentences: "a, b and c"."""
-    listed = sorted(peers)
-    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)

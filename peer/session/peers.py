@@ -1,12 +1,8 @@
-"""A node's circle: who it is, who its neighbors are, what was agreed with each, and where everybody
-stands.
-"""
+"""Who this node is, who its neighbors are, what was agreed with each, and where everybody stands."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -25,88 +21,58 @@ REPLAY_WINDOW = 4096
 """Sequence numbers per neighbor that are remembered; older ones are refused unseen."""
 
 
+DIFFERENCES: Mapping[str, pb.Code] = {
+    "roster": pb.CODE_ROSTER,
+    "layout": pb.CODE_LAYOUT,
+    "validation": pb.CODE_VALIDATION,
+    "inputs": pb.CODE_INPUTS,
+    "start": pb.CODE_START,
+}
+"""Names of digests for which the wire has a sentence of their own; it has one for all others."""
+LASTING = frozenset({pb.CODE_PROTOCOL, pb.CODE_RUN, pb.CODE_DIFFERENT} | {*DIFFERENCES.values()})
+"""Refusals that time does not mend."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParameters:
     """What both ends must have in common; compared in the handshake."""
 
     run: str
     roster: int
-    """Version. Two may differ in it: what a version can change, no weight depends on."""
-    layout: bytes
-    members: bytes = b""
-    """Digest of the roster's members, removed ones included."""
-    validation: bytes = b""
-    start: bytes = b""
-    """Digest of the initial parameters."""
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    """What the model is fed, in words that tell nothing of the examples."""
+    """Version. Two nodes may differ in it: no weight depends on what a version can change."""
+    digests: Mapping[str, bytes] = field(default_factory=dict)
+    """What must be equal -> its SHA-256, in the order in which it is compared."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """The same -> what it is here, for people, where words say more than a digest."""
 
-    @property
-    def inputs_digest(self) -> bytes:
-        """SHA-256, empty where nothing is said."""
-        return (
-            hashlib.sha256(json.dumps(dict(self.inputs), sort_keys=True).encode()).digest()
-            if self.inputs
-            else b""
-        )
-
-    def difference(self, hello: pb.Hello) -> tuple[int, str]:
+    def difference(self, hello: pb.Hello) -> tuple[pb.Code, str]:
         """(code, sentence) of the first thing in which the caller differs; (CODE_OK, "") if nothing
         does.
         """
-        for same, code, here, there in (
-            (hello.run == self.run, pb.CODE_RUN, self.run, hello.run),
-            (
-                self._same_members(hello),
-                pb.CODE_ROSTER,
-                f"version {self.roster}",
-                f"version {hello.roster}",
-            ),
-            (
-                hello.layout == self.layout,
-                pb.CODE_LAYOUT,
-                self.layout.hex()[:12],
-                hello.layout.hex()[:12],
-            ),
-            (hello.validation == self.validation, pb.CODE_VALIDATION, "one digest", "another"),
-            (hello.inputs == self.inputs_digest, pb.CODE_INPUTS, self._fed, "something else"),
-            (
-                hello.start == self.start,
-                pb.CODE_START,
-                self.start.hex()[:12],
-                hello.start.hex()[:12],
-            ),
-        ):
-            if not same:
-                return code, codec.printable(
-                    f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)"
-                )
+        if hello.run != self.run:
+            return _differs(pb.CODE_RUN, self.run, hello.run)
+        for name in [*self.digests, *sorted(hello.digests)]:
+            here, there = self.digests.get(name, b""), hello.digests.get(name, b"")
+            if here == there:
+                continue
+            code = DIFFERENCES.get(name, pb.CODE_DIFFERENT)
+            if name in self.words:
+                return _differs(code, _shortened(self.words[name]), "something else")
+            return _differs(code, _abbreviated(name, here), _abbreviated(name, there))
         return pb.CODE_OK, ""
 
-    def _same_members(self, hello: pb.Hello) -> bool:
-        """Peers of earlier releases say their version only."""
-        return hello.members == self.members if hello.members else hello.roster == self.roster
 
-    @property
-    def _fed(self) -> str:
-        text = (
-            ", ".join(f"{name} {value}" for name, value in self.inputs.items()) or "nothing is said"
-        )
-        return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def _differs(code: pb.Code, here: str, there: str) -> tuple[pb.Code, str]:
+    text = f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)"
+    return code, codec.printable(text)
 
 
-LASTING = frozenset(
-    (
-        pb.CODE_PROTOCOL,
-        pb.CODE_RUN,
-        pb.CODE_ROSTER,
-        pb.CODE_LAYOUT,
-        pb.CODE_VALIDATION,
-        pb.CODE_INPUTS,
-        pb.CODE_START,
-    )
-)
-"""Refusals that time does not mend."""
+def _abbreviated(name: str, digest: bytes) -> str:
+    return f"{name} {digest.hex()[:12]}" if digest else f"no {name}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,7 +146,7 @@ class PeerState:
 
 @dataclass(slots=True, kw_only=True)
 class PeerTable:
-    """Shared by the session (handshakes, beats) and its transfers."""
+    """Shared by the session (handshakes, heartbeats), its transfers and the driver."""
 
     me: Peer
     ids: Mapping[Peer, str]
@@ -197,6 +163,7 @@ class PeerTable:
     """Frames sent and received."""
     states: dict[Peer, PeerState] = field(init=False)
     names: dict[str, Peer] = field(init=False)
+    _order: int = 0
 
     def __post_init__(self) -> None:
         self.states = {
@@ -207,6 +174,36 @@ class PeerTable:
     @property
     def now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def next_order(self) -> int:
+        """The number of a Hello, Welcome or Beat that is made now: they may overtake each other."""
+        self._order += 1
+        return self._order
+
+    def address(self, message: pb.Hello | pb.Header, to: Peer) -> None:
+        """Fills in who speaks to whom, and in which run."""
+        message.protocol = codec.PROTOCOL
+        message.run, message.roster = self.parameters.run, self.parameters.roster
+        message.sender, message.receiver = self.ids[self.me], self.ids[to]
+        message.incarnation = self.incarnation
+
+    def refusal(self, message: pb.Hello | pb.Header) -> pb.Code:
+        """Why nothing of this message counts here: the wire, the run or the receiver is another, or
+        this node stops. CODE_OK if nothing speaks against it."""
+        if self.stopping:
+            return pb.CODE_STOPPING
+        if message.protocol != codec.PROTOCOL:
+            return pb.CODE_PROTOCOL
+        if message.run != self.parameters.run:
+            return pb.CODE_RUN
+        return pb.CODE_OK if message.receiver == self.ids[self.me] else pb.CODE_IDENTITY
+
+    def note_trouble(self, peer: Peer, why: str, code: int) -> None:
+        """What keeps the neighbor away, for people."""
+        neighbor = self.membership.neighbors[peer]
+        neighbor.last_error = why
+        if code in LASTING:
+            neighbor.refusal = why
 
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         """Drops the edge until a new handshake."""

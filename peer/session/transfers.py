@@ -94,12 +94,8 @@ class Transfers:
         state = self.table.states[peer]
         if state.contradicted:
             return pb.CODE_NOT_A_NEIGHBOR
-        if self.table.stopping:
-            return pb.CODE_STOPPING
-        if (header.protocol, header.run) != (codec.PROTOCOL, self.table.parameters.run):
-            return pb.CODE_RUN
-        if header.receiver != self.table.ids[self.table.me]:
-            return pb.CODE_IDENTITY
+        if (code := self.table.refusal(header)) != pb.CODE_OK:
+            return code
         if header.incarnation != state.incarnation:
             return (
                 pb.CODE_NOT_READY if header.incarnation > state.incarnation else pb.CODE_INCARNATION
@@ -310,12 +306,6 @@ class Transfers:
         state.sent += 1
         noted = self.statements.noted
         header = pb.Header(
-            protocol=codec.PROTOCOL,
-            run=self.table.parameters.run,
-            roster=self.table.parameters.roster,
-            sender=self.table.ids[self.table.me],
-            receiver=state.id,
-            incarnation=self.table.incarnation,
             sequence=state.sent,
             round=key.round,
             phase=key.phase,
@@ -329,6 +319,7 @@ class Transfers:
             withheld=withheld,
             statements=self._heard_of_others(peer),
         )
+        self.table.address(header, peer)
         link = await self._link(peer)
         verdict = codec.decode(
             pb.Verdict, await link.transfer(self._messages(peer, key, header, payload))

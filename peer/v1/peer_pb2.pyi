@@ -24,16 +24,15 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_AHEAD: _ClassVar[Code]
     CODE_DUPLICATE: _ClassVar[Code]
     CODE_KIND: _ClassVar[Code]
-    CODE_TOO_LATE: _ClassVar[Code]
     CODE_BUSY: _ClassVar[Code]
     CODE_STALLED: _ClassVar[Code]
     CODE_STOPPING: _ClassVar[Code]
     CODE_NOT_READY: _ClassVar[Code]
     CODE_INCARNATION: _ClassVar[Code]
-    CODE_QUESTION: _ClassVar[Code]
     CODE_NOT_A_MEMBER: _ClassVar[Code]
     CODE_START: _ClassVar[Code]
     CODE_INPUTS: _ClassVar[Code]
+    CODE_DIFFERENT: _ClassVar[Code]
 
 class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -63,16 +62,15 @@ CODE_STALE: Code
 CODE_AHEAD: Code
 CODE_DUPLICATE: Code
 CODE_KIND: Code
-CODE_TOO_LATE: Code
 CODE_BUSY: Code
 CODE_STALLED: Code
 CODE_STOPPING: Code
 CODE_NOT_READY: Code
 CODE_INCARNATION: Code
-CODE_QUESTION: Code
 CODE_NOT_A_MEMBER: Code
 CODE_START: Code
 CODE_INPUTS: Code
+CODE_DIFFERENT: Code
 DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 DTYPE_BFLOAT16: DType
@@ -94,7 +92,7 @@ class Proof(_message.Message):
     def __init__(self, spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "pull", "statements")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "statements")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -112,7 +110,6 @@ class Header(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     HEARD_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
-    PULL_FIELD_NUMBER: _ClassVar[int]
     STATEMENTS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
@@ -131,9 +128,8 @@ class Header(_message.Message):
     bytes: int
     heard: _containers.RepeatedScalarFieldContainer[str]
     withheld: bool
-    pull: bool
     statements: _containers.RepeatedCompositeFieldContainer[Statement]
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., pull: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ...) -> None: ...
 
 class Trailer(_message.Message):
     __slots__ = ("bytes", "digest", "signature")
@@ -173,7 +169,7 @@ class Verdict(_message.Message):
     round: int
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
-class LedgerHead(_message.Message):
+class SignedHead(_message.Message):
     __slots__ = ("sequence", "digest", "label", "signature")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -186,7 +182,14 @@ class LedgerHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "layout", "validation", "round", "from_round", "ledger", "version", "propose", "order", "start", "inputs", "members")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "digests", "round", "from_round", "head", "version", "propose", "order")
+    class DigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -194,17 +197,13 @@ class Hello(_message.Message):
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
-    LAYOUT_FIELD_NUMBER: _ClassVar[int]
-    VALIDATION_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
-    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
-    START_FIELD_NUMBER: _ClassVar[int]
-    INPUTS_FIELD_NUMBER: _ClassVar[int]
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -212,21 +211,17 @@ class Hello(_message.Message):
     receiver: str
     incarnation: int
     nonce: bytes
-    layout: bytes
-    validation: bytes
+    digests: _containers.ScalarMap[str, bytes]
     round: int
     from_round: int
-    ledger: LedgerHead
+    head: SignedHead
     version: str
     propose: bool
     order: int
-    start: bytes
-    inputs: bytes
-    members: bytes
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., validation: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ..., start: _Optional[bytes] = ..., inputs: _Optional[bytes] = ..., members: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., digests: _Optional[_Mapping[str, bytes]] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "ledger", "remembered", "version", "order")
+    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "head", "remembered", "version", "order")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -234,7 +229,7 @@ class Welcome(_message.Message):
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
-    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -245,14 +240,14 @@ class Welcome(_message.Message):
     signature: bytes
     round: int
     from_round: int
-    ledger: LedgerHead
-    remembered: LedgerHead
+    head: SignedHead
+    remembered: SignedHead
     version: str
     order: int
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., remembered: _Optional[_Union[LedgerHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ...) -> None: ...
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., remembered: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "ledger", "idle_ms", "order")
+    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "head", "idle_ms", "order")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -262,7 +257,7 @@ class Beat(_message.Message):
     WORKING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
-    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     run: str
@@ -274,10 +269,10 @@ class Beat(_message.Message):
     working: bool
     waiting_for: _containers.RepeatedScalarFieldContainer[str]
     live: _containers.RepeatedScalarFieldContainer[str]
-    ledger: LedgerHead
+    head: SignedHead
     idle_ms: int
     order: int
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., ledger: _Optional[_Union[LedgerHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "sender", "incarnation", "finished")

@@ -133,7 +133,7 @@ def hello(c: Cluster, own: dict[str, Identity], sender: str, *, propose: bool) -
             receiver=own["n0"].id,
             incarnation=1,
             nonce=bytes(codec.DIGEST),
-            layout=bytes(codec.DIGEST),
+            digests={"layout": bytes(codec.DIGEST)},
             propose=propose,
         )
     )

@@ -316,11 +316,11 @@ async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
     came is not.
     """
     nodes, neighborhoods = cluster(("d-psgd", {}), "ring")
-    together = mesh(nodes, neighborhoods, 400, beat_seconds=0.01)
+    together = mesh(nodes, neighborhoods, 400, heartbeat_seconds=0.01)
     async with alive(together) as tasks:
         await until(lambda: together["n0"].notes.rounds)
         for node in together.values():
-            node.session.beat_seconds = 60.0
+            node.session.heartbeat_seconds = 60.0
         await asyncio.wait_for(asyncio.gather(*tasks.values()), 60)
     assert [node.notes.losses + node.notes.drops for node in together.values()] == [[], [], [], []]
     assert torch.equal(results(nodes), simulated(("d-psgd", {}), "ring", rounds=400))
@@ -350,7 +350,7 @@ async def test_a_ten_times_slower_node_loses_no_edge_in_round_mode():
         neighborhoods,
         1,
         sync=SyncSection(deadline_s=1.0, patience_s=60.0),
-        beat_seconds=0.05,
+        heartbeat_seconds=0.05,
     )
     gate = nodes["n1"].gradients
     gate.chunk, gate.yield_point = 0.2, together["n1"].compute.yield_point
@@ -375,7 +375,9 @@ async def test_a_stuck_node_is_lost_after_the_deadline_though_it_beats():
         ("dpdl", {}), "ring", gate=lambda i: Stuck(i) if i == "n1" else Toy(i)
     )
     nodes["n1"].gradients.event = release = threading.Event()
-    together = mesh(nodes, neighborhoods, 4, sync=SyncSection(deadline_s=1.0), beat_seconds=0.05)
+    together = mesh(
+        nodes, neighborhoods, 4, sync=SyncSection(deadline_s=1.0), heartbeat_seconds=0.05
+    )
     async with alive(together) as tasks:
         await asyncio.wait_for(asyncio.gather(tasks["n0"], tasks["n2"], tasks["n3"]), 20)
         release.set()

@@ -17,7 +17,7 @@ from kit.member import Lie, claim
 from kit.mesh import alive, mesh
 from kit.toys import cluster
 from node.config import SyncSection
-from peer.membership import FASTER, Membership, majority
+from peer.membership import FASTER, Heartbeat, Membership, majority
 
 ROUNDS = 60
 SECONDS = 60.0
@@ -41,7 +41,7 @@ async def played(lie: Lie, mode: str, graph: str, round: int) -> Played:
     """Four nodes, of which n1 is the liar."""
     nodes, neighborhoods = cluster(("d-psgd", {}), graph)
     sync = SyncSection(mode=mode, deadline_s=2.0)  # type: ignore[arg-type]
-    together = mesh(nodes, neighborhoods, ROUNDS, sync=sync, beat_seconds=0.02)
+    together = mesh(nodes, neighborhoods, ROUNDS, sync=sync, heartbeat_seconds=0.02)
     honest = {name: node for name, node in together.items() if name != "n1"}
     found = Played({name: node.notes.rounds for name, node in honest.items()})
     liar = together["n1"]
@@ -132,8 +132,17 @@ def test_whatever_one_neighbor_says(
         elif what == "lose":
             it.lose(liar, "")
         else:
-            it.heartbeat(liar, incarnation=1, order=order, round=value, phase=0, progress=order, waiting_for=frozenset(),
-                    idle=0.0, names_me=True, now=now)  # fmt: skip
+            claim = Heartbeat(
+                incarnation=1,
+                order=order,
+                round=value,
+                phase=0,
+                progress=order,
+                waiting_for=frozenset(),
+                idle=0.0,
+                names_me=True,
+            )
+            it.heartbeat(liar, claim, now)
         assert it.most_have_reached(now, quickest=quickest, heartbeats=heartbeats) <= t + 2
 
 

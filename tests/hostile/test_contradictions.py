@@ -60,9 +60,16 @@ def together(
     ids, network = {name: people[name].id for name in neighborhoods}, Network()
     transports = {name: Memory(network, ids[name]) for name in neighborhoods}
     sync = SyncSection(deadline_s=10.0, mode=mode)  # type: ignore[arg-type]
-    found = mesh(algorithms, neighborhoods, rounds, transports=transports, ids=ids, sync=sync)
-    for name, node in found.items():
-        node.session.identity = node.session.transfers.identity = people[name]
+    found = mesh(
+        algorithms,
+        neighborhoods,
+        rounds,
+        transports=transports,
+        ids=ids,
+        identities=people,
+        sync=sync,
+    )
+    for node in found.values():
         node.session.table.observer = Proofs()
     return found  # type: ignore[no-any-return]
 

@@ -169,7 +169,7 @@ def blast(c: Cluster, kind: str) -> str:
     }
     messages = {
         "beats": pb.Beat(run=run, sender=own, incarnation=1, round=-1, order=1),
-        "handshakes": pb.Hello(**shared, nonce=bytes(32), layout=bytes(32)),
+        "handshakes": pb.Hello(**shared, nonce=bytes(32), digests={"layout": bytes(32)}),
         "refused": pb.Header(
             **shared,
             sequence=1,

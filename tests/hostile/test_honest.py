@@ -65,9 +65,17 @@ def together(
     ids = {name: people[name].id for name in neighborhoods}
     transports = {name: Memory(network, ids[name]) for name in neighborhoods}
     sync = SyncSection(deadline_s=DEADLINE)
-    found = mesh(nodes, neighborhoods, ROUNDS, transports=transports, ids=ids, sync=sync, **more)
-    for name, node in found.items():
-        node.session.identity = node.session.transfers.identity = people[name]
+    found = mesh(
+        nodes,
+        neighborhoods,
+        ROUNDS,
+        transports=transports,
+        ids=ids,
+        identities=people,
+        sync=sync,
+        **more,
+    )
+    for node in found.values():
         node.session.table.observer = Faults()
     return found  # type: ignore[no-any-return]
 

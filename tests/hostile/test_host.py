@@ -28,7 +28,7 @@ from peer import files
 from peer.errors import IdentityError, LedgerError, StorageError
 from peer.identity.keys import CertificateAuthority, create_key, load_key
 from peer.message import Layout
-from peer.v1.peer_pb2 import LedgerHead
+from peer.v1.peer_pb2 import SignedHead
 
 STRANGER = 65534
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -46,7 +46,7 @@ def umask(mask: int) -> Iterator[None]:
 
 def remembered(folder: Path) -> None:
     it = NeighborLedgerHeads(folder)
-    it.told("a", LedgerHead(label=b"x" * 32, sequence=1, digest=b"y" * 32, signature=b"z"))
+    it.observe("a", SignedHead(label=b"x" * 32, sequence=1, digest=b"y" * 32, signature=b"z"))
     it.save()
 
 

@@ -128,7 +128,7 @@ def test_patience_that_is_not_configured_follows_the_pace(
 async def seconds_of(rounds: int, liar: bool, **sync: Any) -> tuple[float, list[tuple[int, str]]]:
     """What rounds 5 … of four nodes on a full graph take the honest; whom n0 lost."""
     nodes, neighborhoods = cluster(("dpdl", {"lr": 0.02}), "full")
-    together = mesh(nodes, neighborhoods, rounds, sync=SyncSection(**sync), beat_seconds=0.02)
+    together = mesh(nodes, neighborhoods, rounds, sync=SyncSection(**sync), heartbeat_seconds=0.02)
     if liar:
         sends_nothing(together["n1"], first=5)
     async with alive(together) as tasks:

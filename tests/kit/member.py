@@ -42,7 +42,7 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
         def earliest(self) -> int:
             return round if lie is not Lie.IN_BEATS and due() else super().earliest
 
-    honest, pulse = session.table.progress, session._make_heartbeat
+    honest, pulse = session.table.progress, session.heartbeats.make
     session.table.progress = Ahead(**{it.name: getattr(honest, it.name) for it in fields(honest)})
     dropped = False
 
@@ -54,10 +54,10 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
         if lie is Lie.IN_A_NEW_HANDSHAKE and due() and not dropped:
             dropped = True
             for peer in session.table.membership.neighbors:
-                session.lose(peer, "So that there is a new handshake.")
+                session.table.lose(peer, "So that there is a new handshake.")
         return made
 
-    session._make_heartbeat = heartbeat
+    session.heartbeats.make = heartbeat
 
 
 class Moved:

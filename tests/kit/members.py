@@ -75,7 +75,7 @@ class Node:
         self.table = PeerTable(
             me=name,
             ids={each: people.id(each) for each in NAMES},
-            parameters=RunParameters(run=RUN, roster=1, layout=bytes(32)),
+            parameters=RunParameters(run=RUN, roster=1),
             incarnation=time.time_ns(),
             membership=Membership.of(name, neighbors, 20.0),
         )
@@ -99,7 +99,7 @@ class Node:
             transport=self.transport,
             mailbox=Mailbox(),
             discovery=self.addresses,
-            beat_seconds=0.1,
+            heartbeat_seconds=0.1,
             exchange=self.addresses.answer,
         )
         self.bound = ""

@@ -88,7 +88,7 @@ class Node:
         table = PeerTable(
             me=name,
             ids=more.pop("ids", None) or {peer: peer for peer in everybody},
-            parameters=RunParameters(run="run", roster=1, layout=layout.digest),
+            parameters=RunParameters(run="run", roster=1, digests={"layout": layout.digest}),
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, sync.deadline_s),
         )
@@ -98,7 +98,7 @@ class Node:
             transport=transport,
             mailbox=Mailbox(staleness),
             discovery=book,
-            beat_seconds=more.pop("beat_seconds", 0.1),
+            heartbeat_seconds=more.pop("heartbeat_seconds", 0.1),
         )
         self.notes = Notes()
         self.compute = Compute()
@@ -137,7 +137,17 @@ class Node:
             await self.compute.join(5.0)
 
 
-def mesh(algorithms, neighborhoods, rounds, *, network=None, transports=None, sync=None, **more):
+def mesh(
+    algorithms,
+    neighborhoods,
+    rounds,
+    *,
+    network=None,
+    transports=None,
+    sync=None,
+    identities=None,
+    **more,
+):
     """The nodes of a mesh by name, not yet alive."""
     network, book = network or Network(), Book()
     sync = sync or SyncSection(deadline_s=30)
@@ -153,6 +163,7 @@ def mesh(algorithms, neighborhoods, rounds, *, network=None, transports=None, sy
             sync=sync,
             rounds=rounds,
             everybody=tuple(neighborhoods),
+            identity=(identities or {}).get(name),
             **more,
         )
     return nodes

@@ -138,7 +138,7 @@ def hear_beats(report: Report, spoil: Callable[[], None]) -> None:
 
     def attached(watch: Telemetry, learner: Any, session: Any, addresses: Any) -> None:
         attach(watch, learner, session, addresses)
-        session.beat_seconds = BEAT_SECONDS
+        session.heartbeat_seconds = BEAT_SECONDS
         spoil()
 
     def became(watch: Telemetry, state: str, *reason: str) -> None:

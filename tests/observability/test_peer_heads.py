@@ -2,45 +2,90 @@
 bounds.
 """
 
-from node.records.peer_heads import FILE, LEDGERS_PER_NODE, NeighborLedgerHeads
-from peer.v1.peer_pb2 import LedgerHead
+import pytest
+
+from node.privacy.ledger import Ledger
+from node.records.peer_heads import FILE, LEDGERS_PER_NODE, LedgerWitness, NeighborLedgerHeads
+from peer.identity.keys import CertificateAuthority
+from peer.v1.peer_pb2 import SignedHead
 
 
 def head(sequence, label=b"one", digest=b"d" * 32):
-    return LedgerHead(sequence=sequence, digest=digest, label=label, signature=b"s")
+    return SignedHead(sequence=sequence, digest=digest, label=label, signature=b"s")
 
 
 def test_the_highest_of_before_is_returned_and_kept(tmp_path):
     it = NeighborLedgerHeads(tmp_path)
-    assert it.told("a", head(3)) == LedgerHead()
-    assert it.told("a", head(2)) == head(3)
-    assert it.told("a", head(5)) == head(3)
-    assert it.told("a", head(0)) == head(5)
-    assert it.told("b", head(1)) == LedgerHead()
+    assert it.observe("a", head(3)) == SignedHead()
+    assert it.observe("a", head(2)) == head(3)
+    assert it.observe("a", head(5)) == head(3)
+    assert it.observe("a", head(0)) == head(5)
+    assert it.observe("b", head(1)) == SignedHead()
 
 
 def test_it_outlives_the_process(tmp_path):
     it = NeighborLedgerHeads(tmp_path)
-    it.told("a", head(3))
+    it.observe("a", head(3))
     it.save()
-    assert NeighborLedgerHeads(tmp_path).told("a", head(1)) == head(3)
+    assert NeighborLedgerHeads(tmp_path).observe("a", head(1)) == head(3)
 
 
 def test_another_ledger_of_the_same_node_is_another_memory(tmp_path):
     it = NeighborLedgerHeads(tmp_path)
-    it.told("a", head(3))
-    assert it.told("a", head(1, b"two")) == LedgerHead()
-    assert it.told("a", head(1)) == head(3)
+    it.observe("a", head(3))
+    assert it.observe("a", head(1, b"two")) == SignedHead()
+    assert it.observe("a", head(1)) == head(3)
 
 
 def test_invented_ledgers_take_no_more_room(tmp_path):
     it = NeighborLedgerHeads(tmp_path)
     for n in range(100):
-        it.told("a", head(1, str(n).encode()))
+        it.observe("a", head(1, str(n).encode()))
     it.save()
     assert len((tmp_path / FILE).read_text()) < 200 * LEDGERS_PER_NODE
 
 
 def test_a_damaged_file_counts_as_none(tmp_path):
     (tmp_path / FILE).write_text('{"a": ["???"]}')
-    assert NeighborLedgerHeads(tmp_path).told("a", head(1)) == LedgerHead()
+    assert NeighborLedgerHeads(tmp_path).observe("a", head(1)) == SignedHead()
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federation")
+    ca = CertificateAuthority.create(folder / "ca")
+    return {name: ca.enrol(folder / name) for name in ("me", "a")}
+
+
+def test_only_a_head_that_this_node_stated_is_checked(people, tmp_path):
+    """A neighbor can't make one up: one lie would end all releases."""
+    checked = []
+    with Ledger.in_memory() as ledger:
+        ledger.mark("run", "none")
+        witness = LedgerWitness(
+            ledger,
+            people["me"],
+            "data",
+            ids={"a": people["a"].id},
+            heads=NeighborLedgerHeads(tmp_path),
+            check=lambda sequence, digest: checked.append((sequence, digest)),
+        )
+        own = witness.current()
+        assert (own.sequence, own.digest) == ledger.head
+        assert witness.current() is own, "signed once per entry"
+    label, lie = own.label, b"x" * 32
+    for statement in (
+        SignedHead(sequence=9, digest=lie, label=label, signature=own.signature),
+        SignedHead(sequence=1, digest=own.digest, label=b"M" * 32, signature=own.signature),
+        SignedHead(sequence=1, digest=lie, label=label),
+        SignedHead(
+            sequence=9, digest=lie, label=label, signature=people["a"].sign_head(label, 9, lie)
+        ),
+        SignedHead(label=label),
+    ):
+        witness.challenge(statement)
+    assert checked == []
+    witness.challenge(own)
+    assert checked == [(own.sequence, own.digest)]
+    assert witness.observe("a", own) == SignedHead()
+    assert witness.observe("a", own) == own

@@ -20,7 +20,7 @@ MESSAGES = (
     pb.Header,
     pb.Trailer,
     pb.Verdict,
-    pb.LedgerHead,
+    pb.SignedHead,
     pb.Hello,
     pb.Welcome,
     pb.Beat,
@@ -29,6 +29,7 @@ MESSAGES = (
     pb.Peers,
 )
 ID = "a" * 52
+HEAD = pb.SignedHead(sequence=9, digest=bytes(32))
 
 
 def header(**changes: object) -> pb.Header:
@@ -100,13 +101,15 @@ def test_messages_survive_the_way_there_and_back() -> None:
         hello(nonce=b""),
         hello(round=-2),
         hello(round=1 << 31),
-        hello(validation=bytes(1)),
+        hello(digests={"layout": bytes(1)}),
+        hello(digests={"a b": bytes(32)}),
+        hello(digests={f"d{i}": bytes(32) for i in range(codec.MAX_DIGESTS + 1)}),
         hello(version="v" * 513),
-        hello(ledger=pb.LedgerHead(sequence=1, digest=b"short")),
+        hello(head=pb.SignedHead(sequence=1, digest=b"short")),
         pb.Welcome(spki=bytes(257)),
         pb.Welcome(signature=bytes(81)),
         pb.Welcome(detail="\x1b[31m"),
-        pb.Welcome(remembered=pb.LedgerHead(digest=b"short")),
+        pb.Welcome(remembered=pb.SignedHead(digest=b"short")),
         pb.Beat(run="r1", sender=ID, live=["\n"]),
         pb.Beat(run="r1", sender=ID, waiting_for=[ID] * 1025),
         pb.Leave(run="r1", sender=""),
@@ -210,9 +213,7 @@ def mutated(valid: list[bytes], rng: random.Random) -> bytes:
 def test_a_hundred_thousand_fuzzed_messages_raise_only_malformed_and_memory_stays_flat() -> None:
     rng = random.Random(7)
     valid = {cls: [codec.encode(header(heard=[ID] * 3))] for cls in MESSAGES}
-    valid[pb.Hello] = [
-        codec.encode(hello(ledger=pb.LedgerHead(sequence=9, digest=bytes(32)), version="1"))
-    ]
+    valid[pb.Hello] = [codec.encode(hello(head=HEAD, digests={"layout": bytes(32)}, version="1"))]
     valid[pb.Beat] = [
         codec.encode(pb.Beat(run="r", sender=ID, live=[ID], waiting_for=[ID], idle_ms=1 << 20))
     ]

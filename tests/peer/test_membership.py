@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peer.membership import MISSED_BEATS, PATIENCE, Membership, Presence
+from peer.membership import MISSED_BEATS, PATIENCE, Heartbeat, Membership, Presence
 
 DEADLINE = 10.0
 
@@ -29,7 +29,7 @@ def heartbeat(it: Membership, peer: str, now: float, **changes: Any) -> None:
         "idle": 0.0,
         "names_me": True,
     }
-    it.heartbeat(peer, **{**standing, **changes}, now=now)
+    it.heartbeat(peer, Heartbeat(**{**standing, **changes}), now)
 
 
 def test_an_edge_is_used_from_the_agreed_round_on():

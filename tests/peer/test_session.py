@@ -22,10 +22,26 @@ from peer.v1 import peer_pb2 as pb
 TERMS = RunParameters(
     run="run",
     roster=1,
-    layout=bytes(32),
-    start=b"s" * 32,
-    inputs={"values": "0…1", "shape": "1x8x8"},
+    digests={"roster": b"r" * 32, "layout": bytes(32), "inputs": b"i" * 32, "start": b"s" * 32},
+    words={"inputs": "values 0…1, shape 1x8x8"},
 )
+
+
+class Statements:
+    """A witness that writes down what it is asked."""
+
+    def __init__(self):
+        self.challenges, self.observed = [], []
+
+    def current(self):
+        return pb.SignedHead(sequence=3, digest=b"d" * 32, label=b"L" * 32)
+
+    def observe(self, peer, statement):
+        self.observed.append((peer, statement.sequence))
+        return pb.SignedHead(sequence=1, digest=b"e" * 32)
+
+    def challenge(self, statement):
+        self.challenges.append(statement)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +52,7 @@ def people(tmp_path_factory):
 
 
 @pytest.fixture
-def asked():
-    return []
-
-
-@pytest.fixture
-async def session(people, asked):
+async def session(people):
     """b's, whose only neighbor is a."""
     table = PeerTable(
         me="b",
@@ -56,12 +67,16 @@ async def session(people, asked):
         transport=Memory(Network(), people["b"].id),
         mailbox=Mailbox(),
         discovery=Static({}),
-        ledger_head=lambda: (3, b"d" * 32),
-        ledger_label=b"L" * 32,
-        check_remembered=lambda sequence, digest: asked.append((sequence, digest)),
+        witness=Statements(),
     )
     table.states["a"].proven = True
     return it
+
+
+def differing(**changes):
+    """A change of the digests in a Hello; None: this one is left out."""
+    digests = {**TERMS.digests, **changes}
+    return {"digests": {name: digest for name, digest in digests.items() if digest}}
 
 
 def hello(people, **changes):
@@ -73,9 +88,7 @@ def hello(people, **changes):
         "receiver": people["b"].id,
         "incarnation": 1,
         "nonce": b"n" * 32,
-        "layout": bytes(32),
-        "start": TERMS.start,
-        "inputs": TERMS.inputs_digest,
+        "digests": TERMS.digests,
         "round": -1,
         "propose": True,
         "order": 1,
@@ -108,12 +121,14 @@ async def test_a_neighbor_is_welcomed_with_a_proof_and_an_edge(session, people):
     [
         ({"protocol": 99}, pb.CODE_PROTOCOL, "there 99"),
         ({"run": "another"}, pb.CODE_RUN, "at the caller: another"),
-        ({"roster": 5}, pb.CODE_ROSTER, "at the caller: version 5"),
-        ({"layout": b"x" * 32}, pb.CODE_LAYOUT, "different shapes"),
-        ({"validation": b"x" * 32}, pb.CODE_VALIDATION, "validation sets"),
-        ({"start": b"x" * 32}, pb.CODE_START, "different parameters"),
-        ({"inputs": b"x" * 32}, pb.CODE_INPUTS, "Here: values 0…1, shape 1x8x8"),
-        ({"inputs": b""}, pb.CODE_INPUTS, "task.value_range"),
+        (differing(roster=b"x" * 32), pb.CODE_ROSTER, "at the caller: roster 787878787878"),
+        (differing(layout=b"x" * 32), pb.CODE_LAYOUT, "different shapes"),
+        (differing(validation=b"x" * 32), pb.CODE_VALIDATION, "Here: no validation"),
+        (differing(start=b"x" * 32), pb.CODE_START, "different parameters"),
+        (differing(inputs=b"x" * 32), pb.CODE_INPUTS, "Here: values 0…1, shape 1x8x8"),
+        (differing(inputs=None), pb.CODE_INPUTS, "task.value_range"),
+        (differing(prompts=b"x" * 32), pb.CODE_DIFFERENT, "at the caller: prompts 7878"),
+        (differing(ok=b"x" * 32), pb.CODE_DIFFERENT, "at the caller: ok 7878"),
         ({"receiver": "somebody"}, pb.CODE_IDENTITY, "certificate"),
     ],
 )
@@ -128,11 +143,12 @@ async def test_a_refusal_says_what_differs_and_signs_nothing(session, people, ch
 async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
     """A task of somebody's own may say anything; a neighbor could not decode it otherwise."""
     terms = RunParameters(
-        run="run", roster=1, layout=bytes(32), inputs={"unit": "\x1b[31m" + "mg\n" * 400}
+        run="run",
+        roster=1,
+        digests={"inputs": b"i" * 32},
+        words={"inputs": "unit \x1b[31m" + "mg\n" * 400},
     )
-    code, detail = terms.difference(
-        pb.Hello(run="run", roster=1, layout=bytes(32), inputs=b"x" * 32)
-    )
+    code, detail = terms.difference(pb.Hello(run="run", digests={"inputs": b"x" * 32}))
     reply = pb.Welcome(detail=detail)
     reply.code = code
     assert codec.decode(pb.Welcome, codec.encode(reply)).detail == detail
@@ -192,28 +208,19 @@ async def test_a_beat_or_goodbye_of_another_run_is_refused(session, people, mess
         await session.call(people["a"].id, message.DESCRIPTOR.name, codec.encode(said))
 
 
-async def test_only_a_head_that_this_node_did_tell_is_taken_for_remembered(session, people):
-    own = session._head()
-    assert session._did_tell(own)
-    for lie in (
-        pb.LedgerHead(sequence=9, digest=b"x" * 32, label=own.label, signature=own.signature),
-        pb.LedgerHead(
-            sequence=own.sequence, digest=own.digest, label=b"M" * 32, signature=own.signature
-        ),
-        pb.LedgerHead(sequence=1, digest=b"x" * 32, label=own.label),
-        pb.LedgerHead(
-            sequence=9,
-            digest=b"x" * 32,
-            label=own.label,
-            signature=people["a"].sign_head(own.label, 9, b"x" * 32),
-        ),
-    ):
-        assert not session._did_tell(lie)
+async def test_heads_are_exchanged_in_handshakes_and_heartbeats(session, people):
+    said = pb.SignedHead(sequence=8, digest=b"h" * 32)
+    welcome = await greet(session, hello(people, head=said))
+    beat = pb.Beat(run="run", sender=people["a"].id, incarnation=1, order=2, head=said)
+    answer = await session.call(people["a"].id, "Beat", codec.encode(beat))
+    assert session.heartbeats.witness.observed == [("a", 8), ("a", 8)]
+    assert welcome.head == codec.decode(pb.Beat, answer).head == Statements().current()
+    assert welcome.remembered.sequence == 1
 
 
 def test_a_head_beyond_what_a_ledger_can_hold_is_malformed():
     with pytest.raises(Malformed):
-        codec.decode(pb.LedgerHead, pb.LedgerHead(sequence=1 << 63).SerializeToString())
+        codec.decode(pb.SignedHead, pb.SignedHead(sequence=1 << 63).SerializeToString())
 
 
 def test_sequence_numbers_come_in_any_order_each_once():
@@ -242,7 +249,7 @@ async def test_beats_do_not_count_chunks_of_work(session):
     seen = set()
     for _ in range(100):
         session.table.moved += 7
-        pulse = session._make_heartbeat()
+        pulse = session.heartbeats.make()
         seen.add(pulse.progress)
         assert pulse.idle_ms % 250 == 0
     assert len(seen) <= 2
@@ -266,9 +273,9 @@ async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_mem
         "parts": 1,
     }
     valid = {
-        "Handshake": codec.encode(hello(people, propose=False, ledger=pb.LedgerHead(**head))),
+        "Handshake": codec.encode(hello(people, propose=False, head=pb.SignedHead(**head))),
         "Beat": codec.encode(
-            pb.Beat(**usual, live=[a], waiting_for=[a], ledger=pb.LedgerHead(**head))
+            pb.Beat(**usual, live=[a], waiting_for=[a], head=pb.SignedHead(**head))
         ),
         "Leave": codec.encode(pb.Leave(**usual)),
         "Transfer": codec.encode(

@@ -61,7 +61,7 @@ class Machine(RuleBasedStateMachine):
         table = PeerTable(
             me="b",
             ids={name: name for name in "abc"},
-            parameters=RunParameters(run="run", roster=1, layout=bytes(32)),
+            parameters=RunParameters(run="run", roster=1),
             incarnation=1,
             membership=Membership.of("b", ["a"], 5.0),
         )
