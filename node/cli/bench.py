@@ -280,7 +280,7 @@ async def _wire(layout: Layout, x: Tensor) -> float:
     """Seconds in which one model goes from one end of a connection to the other, with what a daemon
     does to it.
     """
-    end, slot = _End(), ReceiveBuffer(layout, 1, lambda: None)
+    end, slot = _End(), ReceiveBuffer(layout, 1)
     content = as_bytes(x.to(slot.flat.dtype))
 
     async def messages() -> AsyncIterator[bytes]:

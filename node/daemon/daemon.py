@@ -175,7 +175,7 @@ class Daemon:
         incarnation = await self.compute.own(self._incarnation)
         transport = self.transport
         self.session = session = self._session(transport, incarnation)
-        session.table.progress.first = first
+        session.progress.first = first
         self.watch.attach(self.learner, session, self.addresses)
         stack.push_async_callback(transport.close, 0.5)
         stack.push_async_callback(session.close)
@@ -326,7 +326,7 @@ class Daemon:
         return 1 + max(at, debited)
 
     def _session(self, transport: Grpc, incarnation: int) -> Session:
-        learner, compute = self.learner, self.compute
+        learner = self.learner
         name, neighborhood, run = self.node.name, learner.neighborhood, self.run
         ids = {member.name: member.id for member in self.roster.members}
         inputs: Mapping[str, str] = getattr(learner.task, "inputs", {})
@@ -351,6 +351,7 @@ class Daemon:
             mailbox=Mailbox(run.sync.staleness if run.sync.mode == "async" else None),
             discovery=self.addresses,
             heartbeat_seconds=min(1.0, run.sync.deadline_s / 5),
+            work=self.compute,
             witness=LedgerWitness(
                 learner.ledger,
                 self.identity,
@@ -368,8 +369,6 @@ class Daemon:
         transport.refused = lambda caller, code: self.watch.refused(
             table.names.get(caller or "", ""), code
         )
-        session.table.progress.working = lambda: compute.busy
-        session.table.progress.work_done = lambda: compute.progress
         return session
 
     def _digests(self, inputs: Mapping[str, str]) -> dict[str, bytes]:
@@ -408,9 +407,7 @@ class Daemon:
             self.session.remove(node_id)
         self.views.adopt(self._view(roster))
         self.session.adopt(roster.version)
-        self.watch.log_event(
-            "roster", version=roster.version, round=self.session.table.progress.round
-        )
+        self.watch.log_event("roster", version=roster.version, round=self.session.progress.round)
         self.watch.adopted(removed)
 
     def _rotate(self, identity: Identity) -> None:

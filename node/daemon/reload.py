@@ -18,7 +18,7 @@ from peer import files
 from peer.errors import IdentityError, PeerpoiseError
 from peer.identity.keys import Identity
 from peer.identity.roster import Roster
-from peer.session.interfaces import Signal
+from peer.session.signal import Signal
 
 EVERY = 2.0
 """Seconds between two looks at the files."""

@@ -376,7 +376,7 @@ class Telemetry(RoundObserver, SessionObserver):
 
     def _note_of(self, peer: Peer, event: str, **fields: Any) -> None:
         """A line about what a neighbor did, PER_ROUND of them in a round; the metrics count all."""
-        t = self.session.table.progress.round if self.session else -1
+        t = self.session.progress.round if self.session else -1
         if t != self._noted_in:
             self._noted, self._noted_in = Counter(), t
         self._noted[peer] += 1
@@ -414,7 +414,7 @@ class Telemetry(RoundObserver, SessionObserver):
             run=self.run.run_id,
             algorithm=self.run.algorithm.name,
             state=self.state,
-            round=max(0, session.table.progress.round) if session else 0,
+            round=max(0, session.progress.round) if session else 0,
             rounds=self.run.train.rounds,
             phase=self._phase(session),
             waiting_for=self._waiting(session),
@@ -432,17 +432,17 @@ class Telemetry(RoundObserver, SessionObserver):
         )
 
     def _phase(self, session: Session | None) -> Phase | None:
-        if session is None or not session.table.progress.kind:
+        if session is None or not session.progress.kind:
             return None
         return Phase(
-            kind=session.table.progress.kind,
-            since_s=max(0.0, session.table.now - session.table.progress.since),
+            kind=session.progress.kind,
+            since_s=max(0.0, session.table.now - session.progress.since),
         )
 
     def _waiting(self, session: Session | None) -> list[Waiting]:
         if session is None:
             return []
-        now, at = session.table.now, session.table.progress
+        now, at = session.table.now, session.progress
         gathering = at.round < 0
         return [
             Waiting(

@@ -15,7 +15,7 @@ from statistics import median_low
 from node.config import LimitsSection, PrivacySection
 from node.privacy import noise
 from peer.message import Peer
-from peer.session.mailbox import Role
+from peer.session.interfaces import Role
 
 ROUNDING = 1e-4
 """Relative slack for sums of squares in float32."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import inf, isfinite, sqrt
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from node.rounds.compute import Compute
 from peer.errors import Diverged, Malformed
 from peer.message import DType, Layout, Payload, Peer
-from peer.session.interfaces import Signal
-from peer.session.mailbox import Shape
+from peer.session.interfaces import Shape
+from peer.session.signal import Signal
 from peer.v1 import peer_pb2 as pb
 
 TORCH: Mapping[DType, torch.dtype] = {
@@ -69,20 +69,14 @@ class Size:
         return sqrt(self._squares)
 
 
-def _nothing() -> None:
-    pass
-
-
 class ReceiveBuffer:
     """A flat buffer for one transfer's payload, with the checks of what arrives: a
     `peer.session.interfaces.Sink`.
     """
 
-    def __init__(
-        self, layout: Layout, parts: int, done: Callable[[], None], *, most: float | None = inf
-    ) -> None:
+    def __init__(self, layout: Layout, parts: int, *, most: float | None = inf) -> None:
         """most: the largest norm; None: it may be anything."""
-        self.layout, self.parts, self._done = layout, parts, done
+        self.layout, self.parts = layout, parts
         self.size = None if most is None else Size(most)
         self.flat = torch.empty(parts * layout.size, dtype=TORCH[layout.dtype])
         self._bytes = as_bytes(self.flat)
@@ -97,12 +91,6 @@ class ReceiveBuffer:
                 ]
             )
 
-    def done(self) -> None:
-        self._done()
-        self._done = (
-            _nothing  # it knows the slot: a ring, which keeps the payload until it is collected
-        )
-
     def tensors(self, *, as_tuple: bool) -> Tensor | tuple[Tensor, ...]:
         """The payload in float32: one vector, or a tuple of them."""
         full = self.flat.to(torch.float32)
@@ -111,7 +99,7 @@ class ReceiveBuffer:
 
 class SendBuffer:
     """What a verb says, as one flat buffer that serves all neighbors. It is a
-    `peer.session.interfaces.Payload`.
+    `peer.session.interfaces.FrameSource`.
 
     One that is still being filled is used in place; its steps run in the compute thread, and frames
     wait for them.
@@ -221,9 +209,6 @@ class FrameQueue:
         if self.ignored:
             self.ignore()
         self.came = offset + len(frame)
-        self.changed.notify()
-
-    def done(self) -> None:
         self.changed.notify()
 
     def ignore(self) -> None:

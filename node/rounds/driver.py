@@ -8,11 +8,11 @@ counts and decides.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from node.algorithms import Algorithm
@@ -29,7 +29,9 @@ from node.maths.robust import MEAN, distance, is_mean, rule_for
 from node.rounds.bounds import RMS_ONLY, Bounds, outliers
 from node.rounds.buffers import SendBuffer, parts_of
 from node.rounds.compute import Compute
-from node.rounds.phase import Exchange, Kept
+from node.rounds.phase import Form, Latest, Phase, StreamingPhase
+from node.rounds.questions import QuestionPhase
+from node.rounds.tasks import RoundTasks
 from node.rounds.waiting import FAR, RoundObserver, Waiting
 from peer.codec import frames
 from peer.errors import Diverged, PeersUnavailable
@@ -37,9 +39,11 @@ from peer.failpoint import failpoint
 from peer.membership import majority
 from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
 from peer.neighborhood import Neighborhood, Views
-from peer.session.interfaces import NoPayload
-from peer.session.mailbox import Key, Role
+from peer.session.interfaces import Key, Role
 from peer.session.session import Session
+
+ANY_VECTOR = torch.empty(0)
+"""The shape of an answer: one vector of its layout."""
 
 
 class Driver:
@@ -68,26 +72,19 @@ class Driver:
         self.algorithm, self.views, self.layout = algorithm, views, layout
         self.view = views.at(0)
         """Of the present round; one that is adopted in the middle of it counts from the next on."""
-        self.session, self.table, self.compute = session, session.table, compute
-        self.membership = session.table.membership
-        self.sync, self.mix, self.rounds, self.completed, self.after_round = (
-            sync,
-            mix,
-            rounds,
-            completed,
-            after_round,
-        )
+        self.table, self.membership = session.table, session.table.membership
+        self.transfers, self.progress = session.transfers, session.progress
+        self.compute, self.sync, self.mix, self.rounds = compute, sync, mix, rounds
         self.bounds, self.honest = bounds, honest
+        self.completed, self.after_round = completed, after_round
         self.watcher = watcher or RoundObserver()
-        self.waiting = Waiting(session, sync, self.watcher)
+        self.waiting = Waiting(self.table, self.progress, sync, self.watcher)
         self.heard: frozenset[Peer] = frozenset()
         """Whom this node heard in its previous phase."""
-        self._kept: Kept = {}
+        self._latest = Latest(sync.staleness) if sync.mode == "async" else None
+        self._tasks = RoundTasks(skip_busy=sync.mode == "async")
         self._quickest: float | None = None
         """Seconds of the shortest round so far."""
-        self._playing = False
-        self._sending: dict[tuple[int, Role, Peer], asyncio.Task[None]] = {}
-        self._of_round: set[asyncio.Task[None]] = set()
 
     @property
     def neighborhood(self) -> Neighborhood:
@@ -104,30 +101,31 @@ class Driver:
         Raises:
             PeersUnavailable: fewer than `min_neighbors` shook hands until the timeout.
         """
-        position = self.table.progress
         end = self.table.now + start.timeout_s
         soon = min(end, self.table.now + self.membership.deadline)
-        while (missing := (around := self._around()) - self._settled()) and self.table.now < end:
-            late, there, needed = (
-                self.table.now >= soon,
-                len(around - missing),
-                majority(len(self.neighborhood.neighbors)),
-            )
-            known = 1 if position.first > 0 else needed
-            if (
-                there >= start.min_neighbors
-                and self._under_way() >= known
-                and (late or there >= needed)
-            ):
+        while (missing := self._around() - self._settled()) and self.table.now < end:
+            late = self.table.now >= soon
+            if self._enough(missing, start, late):
                 break
-            position.waiting_for = missing
+            self.progress.waiting_for = missing
             await self.table.changed.wait((end if late else soon) - self.table.now)
-        position.waiting_for = frozenset()
-        if len(around - missing) < min(start.min_neighbors, len(around)):
+        self.progress.waiting_for = frozenset()
+        around = len(self._around())
+        there = around - len(missing)
+        if there < min(start.min_neighbors, around):
             raise PeersUnavailable(
-                f"Only {len(around - missing)} of {len(around)} neighbors shook hands within {start.timeout_s:g} s; "
+                f"Only {there} of {around} neighbors shook hands within {start.timeout_s:g} s; "
                 f"start the others, or lower start.min_neighbors. {self._why(missing)}"
             )
+
+    def _enough(self, missing: frozenset[Peer], start: StartSection, late: bool) -> bool:
+        """May a run that is under way be joined without these? `late`: a deadline has passed."""
+        there = len(self._around() - missing)
+        most = majority(len(self.neighborhood.neighbors))
+        witnesses = 1 if self.progress.first > 0 else most
+        if there < start.min_neighbors or self._under_way() < witnesses:
+            return False
+        return late or there >= most
 
     def _around(self) -> frozenset[Peer]:
         """The neighbors, without those that were removed from the roster."""
@@ -141,9 +139,7 @@ class Driver:
         return " ".join(f"{peer}: {errors[peer]}" for peer in sorted(errors)[:3])
 
     def _settled(self) -> frozenset[Peer]:
-        """Neighbors with whom an edge is agreed on, or who are done with all their rounds
-        already.
-        """
+        """Neighbors with whom an edge is agreed on, or who are done with all their rounds."""
         return frozenset(self.membership.agreed()) | self.membership.finished()
 
     def _under_way(self) -> int:
@@ -159,19 +155,14 @@ class Driver:
         Raises (in a group of the tasks of a round):
             Diverged: what this node would say is beyond the bounds; nothing of it has left.
         """
-        async with asyncio.TaskGroup() as self._tasks:
-            self._playing = True
-            try:
-                t = first
-                while t < self.rounds:
-                    t = self._enter(t)
-                    await self._round(t)
-                    t += 1
-            finally:
-                self._playing = False
-                self._cancel()
-        self.table.progress.first = self.rounds
-        self.session.transfers.end()
+        async with self._tasks:
+            t = first
+            while t < self.rounds:
+                t = self._enter(t)
+                await self._round(t)
+                t += 1
+        self.progress.running, self.progress.first = False, self.rounds
+        self.table.changed.notify()
 
     async def linger(self, seconds: float) -> None:
         """After the last round: stays reachable until every neighbor is done too, or gone."""
@@ -199,8 +190,9 @@ class Driver:
         return there
 
     async def _round(self, t: int) -> None:
-        self.session.transfers.begin(t)
+        self.transfers.begin(t)
         self.view = self.views.at(t)
+        self.progress.running = True
         failpoint("round_start")
         self.waiting.begin(t)
         newly = frozenset(
@@ -216,7 +208,7 @@ class Driver:
             verb = await self.compute.own(self._advance, t, talk, reply)
             phase += 1
         if self.sync.mode != "async":
-            self._cancel()
+            self._tasks.cancel()
         failpoint("before_round_commit")
         await self.compute.own(self.after_round, t)
         seconds = self.waiting.end()
@@ -243,229 +235,185 @@ class Driver:
             case Mix():
                 return await self._mix(t, phase, verb)
 
-    async def _say(self, t: int, phase: int, verb: Say[Tensor]) -> Replies[Any]:
-        exchange = self._exchange(Key(t, phase, Role.SAY), verb, await self._said(verb))
-        await self._swap(exchange)
-        self.heard = exchange.heard()
-        self._report(t, verb.kind, exchange.norms(self.heard))
-        return exchange.received(self.neighborhood.neighbors)
+    async def _say(self, t: int, number: int, verb: Say[Tensor]) -> Replies[Any]:
+        phase = self._phase(Key(t, number, Role.SAY), verb, await self._outgoing(verb))
+        await self._swap(phase)
+        self.heard = phase.heard()
+        self._report(t, verb.kind, phase.norms(self.heard))
+        return phase.replies(self.neighborhood.neighbors)
 
-    async def _ask(self, t: int, phase: int, verb: Ask[Tensor]) -> Replies[Any]:
-        questions = self._exchange(Key(t, phase, Role.QUESTION), verb, await self._said(verb))
-        answers = self._exchange(Key(t, phase, Role.ANSWER), verb)
-        computing: set[Peer] = set()
-        answered: set[Peer] = set()
-
-        async def answer(peer: Peer, asked_in: int, asked: Exchange) -> None:
-            computing.add(peer)
-            try:
-                said: SendBuffer | NoPayload = await self.compute.answer(
-                    compute_answer, peer, asked.take(peer)
-                )
-            except Withheld:
-                said = NoPayload()
-            finally:
-                computing.discard(peer)
-            if await answers.deliver(
-                peer, said, round=asked_in, withheld=isinstance(said, NoPayload)
-            ):
-                answered.add(peer)
-                self.table.changed.notify()
-            else:
-                self.waiting.refused_by(peer, answers.key)
-
-        def compute_answer(peer: Peer, question: Any) -> SendBuffer:
-            try:
-                most = self._own_most(answers.most)
-                return SendBuffer(
-                    verb.answer(peer, question),
-                    answers.layout,
-                    self.compute,
-                    most=most,
-                    stated=False,
-                )
-            except Diverged:  # at the neighbor's model, so it is not this node that has
-                why = "The gradient at that model is not finite, or beyond limits.rms."
-                self.watcher.withheld(t, peer, why)
-                raise Withheld(why) from None
-
-        questions.on_arrival = lambda peer, *asked: self._send(
-            phase, Role.ANSWER, peer, answer(peer, *asked)
-        )
+    async def _ask(self, t: int, number: int, verb: Ask[Tensor]) -> Replies[Any]:
+        outgoing = await self._outgoing(verb)
+        answers = self._phase(Key(t, number, Role.ANSWER), verb)
+        questions = self._questions(Key(t, number, Role.QUESTION), verb, outgoing, answers)
         present = self.waiting.present
         answers.open(self.waiting.live)
         questions.open(self.waiting.live)
         self._send_all(questions)
-        both = lambda peer: answers.came(peer) and peer in answered  # noqa: E731
-        excused = lambda peer: answers.came(peer) and peer in computing  # noqa: E731
-        await self.waiting.until(present, both, answers.came, excused)
+        await self.waiting.until(present, questions.done, answers.came, questions.owes_nothing)
         self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
         self._report(t, verb.kind, answers.norms(self.heard))
-        return answers.received(self.neighborhood.neighbors)
+        return answers.replies(self.neighborhood.neighbors)
 
-    async def _mix(self, t: int, phase: int, verb: Mix[Tensor]) -> Any:
-        said = await self._said(verb)
-        exchange = self._exchange(Key(t, phase, Role.MIX), verb, said)
-        await self._swap(exchange, self.heard)
-        await said.until(said.flat.nbytes)
-        came = exchange.heard()
-        keep = self._keep(t, phase, came, exchange.their_heard)
-        self.heard = came
-        weight = self.neighborhood.without(frozenset(self.neighborhood.neighbors) - keep).weight
+    async def _mix(self, t: int, number: int, verb: Mix[Tensor]) -> Any:
+        outgoing = await self._outgoing(verb)
+        phase = self._phase(Key(t, number, Role.MIX), verb, outgoing)
+        await self._swap(phase, self.heard)
+        await outgoing.until(outgoing.flat.nbytes)
+        heard = phase.heard()
+        weight = self._row(self._partners(t, phase))
+        self.heard = heard
         failpoint("before_aggregate")
-        rule = rule_for(verb.rule, self.mix, self.neighborhood.me)
-        reply, consensus, apart = await self.compute.own(_mixed, weight, exchange, rule)
+        me = self.neighborhood.me
+        rule = rule_for(verb.rule, self.mix, me)
+        reply, consensus, apart = await self.compute.own(_mixed, me, weight, phase, rule)
         failpoint("after_aggregate")
         self._report(t, verb.kind, apart)
         self.watcher.mixed(t, weight, consensus)
         return reply
 
-    async def _stream(self, t: int, phase: int, verb: Mix[Tensor]) -> Tensor:
+    async def _stream(self, t: int, number: int, verb: Mix[Tensor]) -> Tensor:
         """Frames are folded in sorted order of peers as they come; what is lost on the way goes to
         self.
         """
-        me, said = self.neighborhood.me, await self._said(verb)
-        exchange = self._exchange(Key(t, phase, Role.MIX), verb, said, streaming=True)
+        me, outgoing = self.neighborhood.me, await self._outgoing(verb)
+        key = Key(t, number, Role.MIX)
+        phase = StreamingPhase(self.transfers, key, self._form(verb, key.role), outgoing)
         present = self.waiting.present
-        exchange.open(self.waiting.live)
-        self._send_all(exchange, self.heard)
-        await self.waiting.until(present, exchange.came, exchange.came)
-        partners = self._keep(t, phase, exchange.heard(), exchange.their_heard)
-        exchange.ignore(exchange.heard() - partners)
-        weight = dict(
-            self.neighborhood.without(frozenset(self.neighborhood.neighbors) - partners).weight
-        )
-        into, size = accumulator(said.flat), said.flat.itemsize
-        for offset, length in frames(said.flat.nbytes):
-            await said.until(offset + length)
-            await self.waiting.until(partners, exchange.frame_came, exchange.frame_came)
-            gone = frozenset(peer for peer in partners if not exchange.frame_came(peer))
+        phase.open(self.waiting.live)
+        self._send_all(phase, self.heard)
+        await self.waiting.until(present, phase.came, phase.came)
+        partners = self._partners(t, phase)
+        phase.ignore(phase.heard() - partners)
+        weight = self._row(partners)
+        into, size = accumulator(outgoing.flat), outgoing.flat.itemsize
+        for offset, length in frames(outgoing.flat.nbytes):
+            await outgoing.until(offset + length)
+            await self.waiting.until(partners, phase.frame_came, phase.frame_came)
+            gone = frozenset(peer for peer in partners if not phase.frame_came(peer))
             if gone:
-                self.watcher.dropped(t, phase, gone, True)
-                exchange.ignore(gone)
+                self.watcher.dropped(t, number, gone, True)
+                phase.ignore(gone)
                 partners -= gone
                 weight[me] += sum(weight.pop(peer) for peer in sorted(gone))
             place = slice(offset // size, (offset + length) // size)
-            frame = {peer: exchange.streams[peer].take() for peer in partners} | {
-                me: said.flat[place]
-            }
+            frame = {peer: phase.streams[peer].take() for peer in partners}
+            frame[me] = outgoing.flat[place]
             await self.compute.own(_fold_frame, into[place], dict(weight), frame)
-        await self.waiting.until(partners, exchange.served.__contains__, exchange.came)
-        self._close(exchange)
+        await self.waiting.until(partners, phase.served.__contains__, phase.came)
+        self._close(phase)
         self.heard = partners
-        self._report(t, verb.kind, exchange.norms(partners))
+        self._report(t, verb.kind, phase.norms(partners))
         self.watcher.mixed(t, weight, float("nan"))
         return into
 
-    def _keep(
-        self, t: int, phase: int, came: frozenset[Peer], said: Mapping[Peer, frozenset[Peer]]
-    ) -> frozenset[Peer]:
-        """Whom to mix with: in round mode those that both ends agree on; otherwise all that
-        came.
+    def _partners(self, t: int, phase: Phase) -> frozenset[Peer]:
+        """Whom to mix with: in round mode those that both ends agree on; otherwise all that were
+        heard.
         """
-        keep = came
+        partners = heard = phase.heard()
         if self.sync.mode == "round":
-            keep = agreed(self.neighborhood.me, self.heard, {peer: said[peer] for peer in came})
-        if self.waiting.live - keep:
-            self.watcher.dropped(t, phase, self.waiting.live - keep, False)
-        return keep
+            headers = {peer: phase.heard_by[peer] for peer in heard}
+            partners = agreed(self.neighborhood.me, self.heard, headers)
+        if self.waiting.live - partners:
+            self.watcher.dropped(t, phase.key.phase, self.waiting.live - partners, False)
+        return partners
 
-    # -------------------------------------------------------------------------------------------- transfers
+    def _row(self, partners: frozenset[Peer]) -> dict[Peer, float]:
+        """This node's row of W when it mixes with these only."""
+        lost = frozenset(self.neighborhood.neighbors) - partners
+        return dict(self.neighborhood.without(lost).weight)
 
-    async def _said(self, verb: Verb) -> SendBuffer:
+    # ----------------------------------------------------------------------------------------------- phases
+
+    async def _outgoing(self, verb: Verb) -> SendBuffer:
+        """What the verb says, as bytes. Of an incremental payload the beginning."""
         layout = verb.layout or self.layout
-        most = self._own_most(self.bounds.norm(parts_of(verb.tensors) * layout.size))
-        said = await self.compute.own(
+        most = self.bounds.norm(parts_of(verb.tensors) * layout.size) if self.honest else None
+        outgoing = await self.compute.own(
             partial(SendBuffer, verb.tensors, layout, self.compute, most=most)
         )
-        if not said.complete:
-            self._spawn(said.fill())
-        return said
+        if not outgoing.complete:
+            self._tasks.start(outgoing.fill())
+        return outgoing
 
-    def _own_most(self, most: float | None) -> float | None:
-        return most if self.honest else None
+    def _form(self, verb: Verb, role: Role) -> Form:
+        """A question may be anything: the gate bounds what its gradient can tell."""
+        layout, tensors = verb.layout or self.layout, verb.tensors
+        if isinstance(verb, Ask) and role is Role.ANSWER:
+            layout, tensors = verb.answer_layout or layout, ANY_VECTOR
+        elements = parts_of(tensors) * layout.size
+        most = None if role is Role.QUESTION else self.bounds.norm(elements, role)
+        return Form(kind=verb.kind, layout=layout, tensors=tensors, most=most)
+
+    def _phase(self, key: Key, verb: Verb, outgoing: SendBuffer | None = None) -> Phase:
+        form = self._form(verb, key.role)
+        return Phase(self.transfers, key, form, outgoing, self._latest)
+
+    def _questions(
+        self, key: Key, verb: Ask[Tensor], outgoing: SendBuffer, answers: Phase
+    ) -> QuestionPhase:
+        most = answers.form.most if self.honest else None
+
+        def answer(peer: Peer, question: Any) -> SendBuffer:
+            layout = answers.form.layout
+            try:
+                said = verb.answer(peer, question)
+                return SendBuffer(said, layout, self.compute, most=most, stated=False)
+            except Diverged:  # at the neighbor's model, so it is not this node that has
+                why = "The gradient at that model is not finite, or beyond limits.rms."
+                self.watcher.withheld(key.round, peer, why)
+                raise Withheld(why) from None
+
+        return QuestionPhase(
+            self.transfers,
+            key,
+            self._form(verb, key.role),
+            outgoing,
+            self._latest,
+            answers=answers,
+            answer=answer,
+            compute=self.compute,
+            tasks=self._tasks,
+            waiting=self.waiting,
+        )
+
+    async def _swap(self, phase: Phase, heard: frozenset[Peer] = frozenset()) -> None:
+        """Opens the phase, sends to all who were live when the round began, waits as the policy
+        says, closes.
+        """
+        present = self.waiting.present
+        phase.open(self.waiting.live)
+        self._send_all(phase, heard)
+        await self.waiting.until(present, phase.done, phase.came)
+        self._close(phase)
+
+    def _close(self, phase: Phase) -> None:
+        """async: what comes later is kept for the next rounds."""
+        if self.sync.mode != "async":
+            phase.close()
+
+    def _send_all(self, phase: Phase, heard: frozenset[Peer] = frozenset()) -> None:
+        async def serve(peer: Peer) -> None:
+            if not await phase.serve(peer, heard):
+                self.waiting.refused_by(peer, phase.key)
+
+        for peer in sorted(self.waiting.live):
+            self._tasks.send(phase.key, peer, serve(peer))
 
     def _report(self, t: int, kind: str, distances: Mapping[Peer, float]) -> None:
         for peer, times in outliers(distances).items():
             self.watcher.outlier(t, kind, peer, times)
 
-    def _exchange(
-        self, key: Key, verb: Verb, said: SendBuffer | None = None, *, streaming: bool = False
-    ) -> Exchange:
-        """A question may be anything: the gate bounds what its gradient can tell."""
-        answer = isinstance(verb, Ask) and key.role is Role.ANSWER
-        layout = (
-            (verb.answer_layout if isinstance(verb, Ask) and answer else None)
-            or verb.layout
-            or self.layout
-        )
-        elements = layout.size * (1 if answer else parts_of(verb.tensors))
-        return Exchange(
-            self.session.transfers,
-            key,
-            kind=verb.kind,
-            layout=layout,
-            form=() if answer else verb.tensors,
-            said=said,
-            most=None if key.role is Role.QUESTION else self.bounds.norm(elements, key.role),
-            streaming=streaming,
-            kept=self._kept,
-            staleness=self.sync.staleness if self.sync.mode == "async" else None,
-        )
-
-    async def _swap(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
-        """Opens the phase, sends to all who were live when the round began, waits as the policy
-        says, closes.
-        """
-        present = self.waiting.present
-        exchange.open(self.waiting.live)
-        self._send_all(exchange, heard)
-        await self.waiting.until(present, exchange.done, exchange.came)
-        self._close(exchange)
-
-    def _close(self, exchange: Exchange) -> None:
-        """async: what comes later is kept for the next rounds."""
-        if self.sync.mode != "async":
-            exchange.close()
-
-    def _send_all(self, exchange: Exchange, heard: frozenset[Peer] = frozenset()) -> None:
-        async def serve(peer: Peer) -> None:
-            if not await exchange.serve(peer, heard):
-                self.waiting.refused_by(peer, exchange.key)
-
-        for peer in sorted(self.waiting.live):
-            self._send(exchange.key.phase, exchange.key.role, peer, serve(peer))
-
-    def _send(self, phase: int, role: Role, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
-        """In a task of the round. async: a neighbor that is still being sent the previous one is
-        left out. Nothing is sent any more when the last round is over."""
-        before = self._sending.get((phase, role, peer))
-        busy = self.sync.mode == "async" and before is not None and not before.done()
-        if busy or not self._playing:
-            work.close()
-            return
-        self._sending[phase, role, peer] = self._spawn(work)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._tasks.create_task(work)
-        self._of_round.add(task)
-        task.add_done_callback(self._of_round.discard)
-        return task
-
-    def _cancel(self) -> None:
-        for task in list(self._of_round):
-            task.cancel()
-
 
 def _mixed(
-    weight: Mapping[Peer, float], exchange: Exchange, rule: AggregationRule
+    me: Peer, weight: Mapping[Peer, float], phase: Phase, rule: AggregationRule
 ) -> tuple[Any, float, dict[Peer, float]]:
     """The average; of the payloads' first vectors the consensus distance, and each neighbor's
     distance from the own.
     """
-    me = exchange.transfers.table.me
-    payloads = {peer: exchange.own() if peer == me else exchange.take(peer) for peer in weight}
+    payloads = {peer: phase.own() if peer == me else phase.take(peer) for peer in weight}
     parameters = {peer: it[0] if isinstance(it, tuple) else it for peer, it in payloads.items()}
     apart = {
         peer: float(distance(x, parameters[me])) for peer, x in parameters.items() if peer != me

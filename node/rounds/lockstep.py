@@ -25,7 +25,7 @@ from node.rounds.buffers import Size
 from peer.errors import Malformed
 from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
 from peer.neighborhood import Neighborhood, View, Views
-from peer.session.mailbox import Role
+from peer.session.interfaces import Role
 
 Edges: TypeAlias = AbstractSet[tuple[Peer, Peer]]
 """Directed edges (sender, receiver)."""

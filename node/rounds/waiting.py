@@ -14,8 +14,8 @@ from statistics import median
 
 from node.config import SyncSection
 from peer.message import Peer
-from peer.session.mailbox import Key
-from peer.session.session import Session
+from peer.session.interfaces import Key
+from peer.session.peers import LocalProgress, PeerTable
 
 FAR = 20
 """Rounds: neighbors in one run differ by one round; where they differ by more, a partition has
@@ -136,8 +136,14 @@ class Waiting:
     done; `end` it.
     """
 
-    def __init__(self, session: Session, sync: SyncSection, watcher: RoundObserver) -> None:
-        self.table, self.membership = session.table, session.table.membership
+    def __init__(
+        self,
+        table: PeerTable,
+        progress: LocalProgress,
+        sync: SyncSection,
+        watcher: RoundObserver,
+    ) -> None:
+        self.table, self.membership, self.progress = table, table.membership, progress
         self.sync, self.watcher = sync, watcher
         self.patience = Patience(sync)
         self.t = self.phase = 0
@@ -188,7 +194,7 @@ class Waiting:
         if self.sync.mode == "async":
             return
         enough = ceil(self.sync.quorum * len(peers)) if self.sync.mode == "quorum" else len(peers)
-        began, position = self.table.now, self.table.progress
+        began = self.table.now
         self.membership.start_waiting(peers, began)
         waiting = peers
         while True:
@@ -200,7 +206,7 @@ class Waiting:
             waiting = still
             if not waiting or len(peers) - len(waiting) >= enough:
                 break
-            position.waiting_for = pending = frozenset(
+            self.progress.waiting_for = pending = frozenset(
                 peer for peer in waiting if not excused(peer)
             )
             self.membership.start_waiting(waiting - pending, self.table.now)
@@ -211,7 +217,7 @@ class Waiting:
             dozed = await self._wait_for_change(waiting)
             if half:
                 self.patience.wait(dozed, pending, blamed)
-        position.waiting_for = frozenset()
+        self.progress.waiting_for = frozenset()
 
     def _still(
         self, peers: frozenset[Peer], done: Callable[[Peer], bool], came: Callable[[Peer], bool]

@@ -15,7 +15,7 @@ from peer.identity.keys import Identity, verify_welcome
 from peer.membership import Presence
 from peer.message import Peer
 from peer.session.interfaces import Witness
-from peer.session.peers import PeerTable
+from peer.session.peers import LocalProgress, PeerTable
 from peer.transport import Link
 from peer.v1 import peer_pb2 as pb
 
@@ -27,11 +27,16 @@ class Handshakes:
     """Both ends of them: `propose` and `answer`."""
 
     def __init__(
-        self, table: PeerTable, witness: Witness, identity: Identity | None, version: str
+        self,
+        table: PeerTable,
+        progress: LocalProgress,
+        witness: Witness,
+        identity: Identity | None,
+        version: str,
     ) -> None:
         """`identity` proves this node's key; None on transports that prove nothing. `version`: of
         the software, for people."""
-        self.table, self.witness = table, witness
+        self.table, self.progress, self.witness = table, progress, witness
         self.identity, self.version = identity, version
 
     def is_due(self, peer: Peer) -> bool:
@@ -64,7 +69,7 @@ class Handshakes:
         table.changed.notify()
         self.witness.challenge(welcome.remembered)
         self.witness.observe(peer, welcome.head)
-        if hello.propose and welcome.from_round > table.progress.round:
+        if hello.propose and welcome.from_round > self.progress.round:
             self._agree(peer, welcome, welcome.from_round, confirmed=True)
 
     def _hello(self, peer: Peer) -> pb.Hello:
@@ -72,8 +77,8 @@ class Handshakes:
         hello = pb.Hello(
             nonce=secrets.token_bytes(codec.DIGEST),
             digests=table.parameters.digests,
-            round=table.progress.round,
-            from_round=table.progress.earliest,
+            round=self.progress.round,
+            from_round=self.progress.earliest,
             head=self.witness.current(),
             version=self.version,
             propose=self._must_propose(peer),
@@ -136,9 +141,9 @@ class Handshakes:
             )
         reply.remembered.CopyFrom(self.witness.observe(peer, hello.head))
         reply.head.CopyFrom(self.witness.current())
-        reply.round = table.progress.round
+        reply.round = self.progress.round
         reply.order = table.next_order()
-        reply.from_round = max(hello.from_round, table.progress.earliest)
+        reply.from_round = max(hello.from_round, self.progress.earliest)
         if hello.incarnation > table.membership.neighbors[peer].incarnation:
             table.membership.restarted(peer, hello.incarnation)
             table.observer.presence(peer, False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from peer.membership import Heartbeat
 from peer.message import Peer
 from peer.session.interfaces import Witness
-from peer.session.peers import PeerTable
+from peer.session.peers import LocalProgress, PeerTable
 from peer.v1 import peer_pb2 as pb
 
 TICK = 0.25
@@ -19,8 +19,8 @@ TICK = 0.25
 class Heartbeats:
     """Makes this node's heartbeats and reads those of its neighbors."""
 
-    def __init__(self, table: PeerTable, witness: Witness) -> None:
-        self.table, self.witness = table, witness
+    def __init__(self, table: PeerTable, progress: LocalProgress, witness: Witness) -> None:
+        self.table, self.progress, self.witness = table, progress, witness
         self._work = 0
         """Work done when the latest tick began."""
         self._ticked_at = table.now
@@ -28,8 +28,7 @@ class Heartbeats:
 
     def make(self) -> pb.Beat:
         """What this node says of itself now."""
-        table = self.table
-        progress = table.progress
+        table, progress = self.table, self.progress
         return pb.Beat(
             run=table.parameters.run,
             sender=table.ids[table.me],
@@ -37,7 +36,7 @@ class Heartbeats:
             round=progress.round,
             phase=progress.phase,
             progress=self._count_ticks(),
-            working=progress.working(),
+            working=progress.work.busy,
             waiting_for=[table.ids[peer] for peer in sorted(progress.waiting_for)],
             live=[table.ids[peer] for peer in sorted(table.membership.present())],
             head=self.witness.current(),
@@ -70,7 +69,7 @@ class Heartbeats:
     def _count_ticks(self) -> int:
         """Grows by one in every TICK in which anything moved, however much did."""
         table = self.table
-        work = table.moved + table.progress.work_done()
+        work = table.moved + self.progress.work.progress
         if work != self._work and table.now - self._ticked_at >= TICK:
             self._work = work
             self._ticked_at = table.now
@@ -82,6 +81,6 @@ class Heartbeats:
         those this node waits for.
         """
         table = self.table
-        idle = [table.membership.idle(peer, table.now) for peer in table.progress.waiting_for]
+        idle = [table.membership.idle(peer, table.now) for peer in self.progress.waiting_for]
         ticks = int(min([table.now - self._ticked_at, *idle]) / TICK)
         return int(1000 * TICK * ticks)

@@ -1,14 +1,40 @@
-"""The small interfaces between a session (bytes) and whoever does the arithmetic (the node's
-driver).
-"""
+"""The small interfaces between a session, which moves bytes, and the node that does the arithmetic."""
 
 from __future__ import annotations
 
-import asyncio
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
-from peer.message import Peer
+from peer.message import DType, Peer
 from peer.v1 import peer_pb2 as pb
+
+
+class Role(IntEnum):
+    """Numbers as in peer.proto."""
+
+    SAY = 1
+    QUESTION = 2
+    ANSWER = 3
+    MIX = 4
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    round: int
+    phase: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is expected of, or announced by, a transfer's payload."""
+
+    kind: str
+    layout: bytes
+    parts: int
+    dtype: DType
+    nbytes: int
 
 
 class Sink(Protocol):
@@ -22,19 +48,50 @@ class Sink(Protocol):
         """
         ...
 
-    def done(self) -> None:
-        """The whole payload came."""
+
+class OpenPhase(Protocol):
+    """A verb of this node's present round for whose messages transfers are let in."""
+
+    @property
+    def key(self) -> Key: ...
+
+    @property
+    def shape(self) -> Shape:
+        """What each neighbor's payload has to look like."""
+        ...
+
+    @property
+    def expected(self) -> frozenset[Peer]:
+        """Whose transfers are let in."""
+        ...
+
+    @property
+    def opened(self) -> float:
+        """When, in seconds of the event loop's clock."""
+        ...
+
+    def receive(self, peer: Peer, message: Incoming) -> Sink:
+        """Where the payload of a transfer goes whose header was let in."""
+        ...
+
+    def complete(self, peer: Peer, message: Incoming, sink: Sink) -> None:
+        """All of it came, into this sink."""
         ...
 
 
-class Inbox(Protocol):
-    """What an open phase does with an admitted transfer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """What the header of a transfer says beside its key and shape."""
 
-    def sink(self, peer: Peer, round: int, heard: frozenset[Peer], withheld: bool) -> Sink: ...
+    round: int
+    heard: frozenset[Peer] = frozenset()
+    """Whom the sender heard in the phase before."""
+    withheld: bool = False
+    """No payload follows."""
 
 
-class Payload(Protocol):
-    """What a transfer sends; the same object serves all neighbors."""
+class FrameSource(Protocol):
+    """The bytes of what this node says; the same object serves all neighbors."""
 
     async def frame(self, offset: int, length: int) -> bytes:
         """These bytes; waits until they are computed."""
@@ -43,6 +100,25 @@ class Payload(Protocol):
     async def digest(self) -> bytes:
         """SHA-256 of all of it."""
         ...
+
+
+class Work(Protocol):
+    """This node's own computing, as heartbeats tell of it."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def progress(self) -> int:
+        """Grows with every piece of work that is done."""
+        ...
+
+
+class NoWork:
+    """Of a session that nobody computes beside."""
+
+    busy = False
+    progress = 0
 
 
 class Witness(Protocol):
@@ -107,28 +183,6 @@ class SessionObserver:
         """The neighbor holds a higher version than this node."""
 
 
-class Signal:
-    """Wakes everybody who waits when something changed. Check your condition, then wait, without
-    awaiting between.
-    """
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def notify(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self, seconds: float | None = None) -> None:
-        """Returns at the next `notify`, or after so many seconds."""
-        event = self._event
-        try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
-
-
 class NoPayload:
     """The payload of a withheld answer."""
 
@@ -144,5 +198,3 @@ class DiscardSink:
 
     async def write(self, offset: int, frame: memoryview) -> None:
         raise AssertionError("a withheld answer has no payload")
-
-    def done(self) -> None: ...

@@ -12,11 +12,10 @@ A peer chooses no sizes: they come from this node's own opening.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 
-from peer.message import DType, Peer
+from peer.message import Peer
+from peer.session.interfaces import Key, OpenPhase, Role, Shape
 
 ASYNC_AHEAD = 64
 """Rounds ahead that are let in in async mode, where nobody waits; bounds what one neighbor makes
@@ -32,15 +31,6 @@ PARKED_PER_PEER = 4
 """A question, an answer, a Say and a Mix can wait at a time; more is a flood."""
 
 
-class Role(IntEnum):
-    """Numbers as in peer.proto."""
-
-    SAY = 1
-    QUESTION = 2
-    ANSWER = 3
-    MIX = 4
-
-
 class Admission(Enum):
     ADMIT = "admit"
     PARK = "park"
@@ -52,38 +42,19 @@ class Admission(Enum):
     LAYOUT = "layout"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    round: int
-    phase: int
-    role: Role
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What is expected of, or announced by, a transfer's payload."""
-
-    kind: str
-    layout: bytes
-    parts: int
-    dtype: DType
-    nbytes: int
-
-
 class Mailbox:
-    """One node's openings and what has come for them."""
+    """The phases that one node has open, and what has come for them."""
 
     def __init__(self, staleness: int | None = None) -> None:
         self.round = -1
-        self.phase = 0
         self.staleness = staleness
         """None: rounds must be equal. τ: transfers up to τ rounds old, or newer, are let into an
         open phase (async).
         """
-        self._open: dict[tuple[int, Role], tuple[int, Shape, frozenset[Peer]]] = {}
-        """(phase, role) -> the round it was opened in, what is expected, of whom. In async they
-        outlive their round.
-        """
+        self.current: OpenPhase | None = None
+        """The furthest phase that was opened in this round."""
+        self._open: dict[tuple[int, Role], OpenPhase] = {}
+        """By (phase, role). In async they outlive their round."""
         self._left: set[Key] = set()
         self._receiving: set[tuple[Peer, Key]] = set()
         self._delivered: set[tuple[Peer, Key]] = set()
@@ -91,7 +62,7 @@ class Mailbox:
 
     def begin(self, round: int) -> None:
         """A new round: everything of earlier rounds is over."""
-        self.round, self.phase = round, 0
+        self.round, self.current = round, None
         if self.staleness is None:
             self._open.clear()
         self._left.clear()
@@ -99,15 +70,23 @@ class Mailbox:
         oldest = round - max(REMEMBERED, self.staleness or 0)
         self._delivered = {it for it in self._delivered if it[1].round >= oldest}
 
-    def open(self, key: Key, shape: Shape, peers: Iterable[Peer]) -> None:
-        """From now on these neighbors' transfers of that phase and role are admitted."""
-        self.phase = max(self.phase, key.phase)
-        self._open[key.phase, key.role] = (key.round, shape, frozenset(peers))
+    def open(self, phase: OpenPhase) -> None:
+        """From now on the transfers that this phase expects are admitted."""
+        if self.current is None or phase.key.phase >= self.current.key.phase:
+            self.current = phase
+        self._open[phase.key.phase, phase.key.role] = phase
 
     def close(self, key: Key) -> None:
         """The verb was left; what still comes for it is stale."""
         self._open.pop((key.phase, key.role), None)
         self._left.add(key)
+
+    def admitting(self, key: Key) -> OpenPhase | None:
+        """The open phase that a transfer of this key belongs to."""
+        phase = self._open.get((key.phase, key.role))
+        if phase is None or (key.round != phase.key.round and not self._timeless(key)):
+            return None
+        return phase
 
     def offer(
         self, peer: Peer, key: Key, shape: Shape, *, withheld: bool = False, parked: bool = False
@@ -122,16 +101,14 @@ class Mailbox:
             return Admission.DUPLICATE
         if this in self._receiving or this in self._parked:
             return Admission.BUSY
-        round, expected, peers = self._open.get(
-            (key.phase, key.role), (-1, shape, frozenset[Peer]())
-        )
-        if round < 0 or (key.round != round and not self._timeless(key)):
+        phase = self.admitting(key)
+        if phase is None:
             return self._unopened(this)
-        if peer not in peers:
+        if peer not in phase.expected:
             return Admission.STALE
-        if shape.kind != expected.kind:
+        if shape.kind != phase.shape.kind:
             return Admission.KIND
-        if not withheld and shape != expected:
+        if not withheld and shape != phase.shape:
             return Admission.LAYOUT
         if withheld and (key.role is not Role.ANSWER or shape.nbytes != 0):
             return Admission.KIND
@@ -156,15 +133,16 @@ class Mailbox:
 
     def _unopened(self, this: tuple[Peer, Key]) -> Admission:
         peer, key = this
-        if key in self._left or (key.round, key.phase) < (self.round, self.phase):
+        furthest = 0 if self.current is None else self.current.key.phase
+        if key in self._left or (key.round, key.phase) < (self.round, furthest):
             return Admission.STALE
         if key.round > self.round + (ROUNDS_AHEAD if self.staleness is None else ASYNC_AHEAD):
             return Admission.AHEAD
         if key.role is Role.ANSWER:
             return Admission.STALE if key.round == self.round else Admission.KIND
         if any(
-            key.round == round and key.phase == phase
-            for (phase, _), (round, _, _) in self._open.items()
+            (key.round, key.phase) == (open.key.round, open.key.phase)
+            for open in self._open.values()
         ):
             return Admission.KIND
         if sum(1 for other, _ in self._parked if other == peer) >= PARKED_PER_PEER:

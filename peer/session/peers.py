@@ -1,9 +1,9 @@
-"""Who this node is, who its neighbors are, what was agreed with each, and where everybody stands."""
+"""Who this node is and where it stands, who its neighbors are, and what was agreed with each."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -11,7 +11,9 @@ from peer import codec
 from peer.errors import Malformed
 from peer.membership import Membership
 from peer.message import Peer
-from peer.session.interfaces import SessionObserver, Signal
+from peer.session.interfaces import OpenPhase, SessionObserver, Work
+from peer.session.mailbox import Mailbox
+from peer.session.signal import Signal
 from peer.transport import Link
 from peer.v1 import peer_pb2 as pb
 
@@ -75,26 +77,47 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
-@dataclass(slots=True, kw_only=True)
 class LocalProgress:
-    """Where this node stands; the driver writes it, beats carry it."""
+    """Where this node stands, as heartbeats and status tell it: derived from the phase that is
+    open.
+    """
 
-    round: int = -1
-    phase: int = 0
-    first: int = 0
-    """The first round this node will enter."""
-    kind: str = ""
-    """What the present phase exchanges, for people."""
-    since: float = 0.0
-    """When the present phase began."""
-    waiting_for: frozenset[Peer] = frozenset()
-    working: Callable[[], bool] = lambda: False
-    work_done: Callable[[], int] = lambda: 0
+    def __init__(self, mailbox: Mailbox, work: Work) -> None:
+        self.mailbox, self.work = mailbox, work
+        self.running = False
+        """Inside a round."""
+        self.first = 0
+        """The first round this node will enter."""
+        self.waiting_for: frozenset[Peer] = frozenset()
+
+    @property
+    def round(self) -> int:
+        """The round this node is inside, -1 outside."""
+        return self.mailbox.round if self.running else -1
+
+    @property
+    def phase(self) -> int:
+        """Number of the verb within the round."""
+        return self._current.key.phase if self._current else 0
+
+    @property
+    def kind(self) -> str:
+        """What the present phase exchanges, for people; empty if there is none."""
+        return self._current.shape.kind if self._current else ""
+
+    @property
+    def since(self) -> float:
+        """When the present phase began, in seconds of the event loop's clock."""
+        return self._current.opened if self._current else 0.0
 
     @property
     def earliest(self) -> int:
         """The first round from which an edge can be used: the next but one while inside a round."""
-        return self.round + 2 if self.round >= 0 else self.first
+        return self.round + 2 if self.running else self.first
+
+    @property
+    def _current(self) -> OpenPhase | None:
+        return self.mailbox.current if self.running else None
 
 
 @dataclass(slots=True)
@@ -155,7 +178,6 @@ class PeerTable:
     incarnation: int
     membership: Membership
     observer: SessionObserver = field(default_factory=SessionObserver)
-    progress: LocalProgress = field(default_factory=LocalProgress)
     changed: Signal = field(default_factory=Signal)
     """Something happened that a waiting driver may wait for."""
     stopping: bool = False

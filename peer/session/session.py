@@ -21,9 +21,9 @@ from peer.membership import Presence
 from peer.message import Peer
 from peer.session.handshake import CALL_SECONDS, Handshakes
 from peer.session.heartbeat import Heartbeats
-from peer.session.interfaces import NO_WITNESS, Witness
+from peer.session.interfaces import NO_WITNESS, NoWork, Witness, Work
 from peer.session.mailbox import Mailbox
-from peer.session.peers import PeerTable
+from peer.session.peers import LocalProgress, PeerTable
 from peer.session.transfers import RETRY_FIRST, RETRY_MOST, Transfers
 from peer.transport import Link, Method, Transport
 from peer.v1 import peer_pb2 as pb
@@ -59,20 +59,22 @@ class Session:
         transport: Transport,
         mailbox: Mailbox,
         discovery: Directory,
+        work: Work | None = None,
         witness: Witness = NO_WITNESS,
         heartbeat_seconds: float = 1.0,
         exchange: Callable[[pb.Peers], pb.Peers] = _no_exchange,
         version: str = "",
     ) -> None:
         """`identity` proves this node's key and signs what it says to all alike; None, or unused,
-        where the transport proves nothing. `exchange` answers members that ask for addresses.
+        where the transport proves nothing. `work`: what this node computes. `exchange` answers members that ask for addresses.
         `version`: of the software, for people.
         """
         proof = None if transport.insecure else identity
         self.table, self.transport, self.discovery = table, transport, discovery
         self.heartbeat_seconds, self.exchange = heartbeat_seconds, exchange
-        self.handshakes = Handshakes(table, witness, proof, version)
-        self.heartbeats = Heartbeats(table, witness)
+        self.progress = LocalProgress(mailbox, work or NoWork())
+        self.handshakes = Handshakes(table, self.progress, witness, proof, version)
+        self.heartbeats = Heartbeats(table, self.progress, witness)
         self.transfers = Transfers(table, mailbox, self._link, proof)
         self._tasks = asyncio.TaskGroup()
 

@@ -19,8 +19,8 @@ from peer.errors import Malformed, RemoteError
 from peer.failpoint import failpoint
 from peer.identity.keys import Identity, stated
 from peer.message import DType, Peer
-from peer.session.interfaces import Inbox, Payload, Sink
-from peer.session.mailbox import Admission, Key, Mailbox, Role, Shape
+from peer.session.interfaces import FrameSource, Incoming, Key, OpenPhase, Role, Shape, Sink
+from peer.session.mailbox import Admission, Mailbox
 from peer.session.peers import PeerTable
 from peer.session.statements import Statements
 from peer.transport import Link
@@ -65,7 +65,6 @@ class Transfers:
         )
         self.statements = Statements()
         self.sent_bytes: Counter[Peer] = Counter()
-        self._inboxes: dict[tuple[int, Role], Inbox] = {}
 
     # what comes
 
@@ -86,7 +85,7 @@ class Transfers:
             code = error.code or pb.CODE_MALFORMED
         except TimeoutError:
             code = pb.CODE_STALLED
-        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.table.progress.round))
+        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.mailbox.round))
         verdict.code = code  # type: ignore[assignment]
         return codec.encode(verdict)
 
@@ -126,8 +125,12 @@ class Transfers:
             self.mailbox.broken(peer, key)
             raise
         self.table.membership.entered(peer, key.round, self.table.now)
-        heard = self.table.known(header.heard)
-        sink = self._inboxes[key.phase, key.role].sink(peer, key.round, heard, header.withheld)
+        phase = self.mailbox.admitting(key)
+        assert phase is not None, "it has just admitted the transfer"
+        message = Incoming(
+            round=key.round, heard=self.table.known(header.heard), withheld=header.withheld
+        )
+        sink = phase.receive(peer, message)
         try:
             await self._read(peer, header, messages, sink)
         except BaseException as error:
@@ -139,7 +142,7 @@ class Transfers:
                 self.table.observer.rejected(peer, error.code)
             raise
         self.mailbox.delivered(peer, key)
-        sink.done()
+        phase.complete(peer, message, sink)
         failpoint("after_recv")
         self.table.changed.notify()
         return pb.CODE_OK
@@ -229,33 +232,17 @@ class Transfers:
 
     def begin(self, round: int) -> None:
         """Enters a round: transfers of earlier rounds are refused from now on."""
-        self.table.progress.round, self.table.progress.phase = round, 0
         self.mailbox.begin(round)
-        if self.mailbox.staleness is None:
-            self._inboxes.clear()
         self.table.changed.notify()
 
-    def end(self) -> None:
-        """Outside any round: before the first and after the last."""
-        self.table.progress.round, self.table.progress.kind = -1, ""
+    def open(self, phase: OpenPhase) -> None:
+        """From now on what this phase expects is let in."""
+        self.mailbox.open(phase)
         self.table.changed.notify()
 
-    def open(self, key: Key, shape: Shape, peers: Iterable[Peer], inbox: Inbox) -> None:
-        self._inboxes[key.phase, key.role] = inbox
-        self.mailbox.open(key, shape, peers)
-        if (key.phase, shape.kind) != (
-            self.table.progress.phase,
-            self.table.progress.kind,
-        ):
-            self.table.progress.since = self.table.now
-        self.table.progress.phase, self.table.progress.kind = (
-            max(self.table.progress.phase, key.phase),
-            shape.kind,
-        )
-        self.table.changed.notify()
-
-    def shut(self, key: Key) -> None:
-        self.mailbox.close(key)
+    def close(self, phase: OpenPhase) -> None:
+        """Nothing is let in for it any more."""
+        self.mailbox.close(phase.key)
         self.table.changed.notify()
 
     # what leaves
@@ -265,7 +252,7 @@ class Transfers:
         peer: Peer,
         key: Key,
         shape: Shape,
-        payload: Payload,
+        source: FrameSource,
         *,
         heard: Iterable[Peer] = (),
         withheld: bool = False,
@@ -278,7 +265,7 @@ class Transfers:
         pause = RETRY_FIRST
         while True:
             try:
-                verdict = await self._send(peer, key, shape, payload, heard, withheld)
+                verdict = await self._send(peer, key, shape, source, heard, withheld)
                 code, why = verdict.code, verdict.detail
             except RemoteError as error:
                 code, why = pb.CODE_NOT_READY, str(error)
@@ -296,7 +283,7 @@ class Transfers:
         peer: Peer,
         key: Key,
         shape: Shape,
-        payload: Payload,
+        source: FrameSource,
         heard: Iterable[Peer],
         withheld: bool,
     ) -> pb.Verdict:
@@ -322,7 +309,7 @@ class Transfers:
         self.table.address(header, peer)
         link = await self._link(peer)
         verdict = codec.decode(
-            pb.Verdict, await link.transfer(self._messages(peer, key, header, payload))
+            pb.Verdict, await link.transfer(self._messages(peer, key, header, source))
         )
         if verdict.code == pb.CODE_OK:
             state.passed_on = max(state.passed_on, noted)
@@ -338,18 +325,18 @@ class Transfers:
         )
 
     async def _messages(
-        self, peer: Peer, key: Key, header: pb.Header, payload: Payload
+        self, peer: Peer, key: Key, header: pb.Header, source: FrameSource
     ) -> AsyncIterator[bytes]:
         failpoint("before_send")
         yield codec.encode(header)
         for offset, length in codec.frames(header.bytes):
-            yield await payload.frame(offset, length)
+            yield await source.frame(offset, length)
             failpoint("mid_stream")
             self.sent_bytes[peer] += length
             self._count(peer, "sent", header.kind, length)
         trailer = pb.Trailer(bytes=header.bytes)
         if self.identity is not None and self._is_stated(header.role):
-            trailer.digest = await payload.digest()
+            trailer.digest = await source.digest()
             said = self._stated(header.sender, header.incarnation, key, trailer.digest)
             trailer.signature = self.identity.sign_statement(header.run, said)
         yield codec.encode(trailer)

@@ -92,7 +92,7 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
             await link.call("Handshake", hello(c, own, own["n1"].id, propose=False), 5.0),
         )
         await link.close()
-        assert reply.code == pb.CODE_LAYOUT
+        assert reply.code == pb.CODE_ROSTER
         assert not reply.signature, "nothing is signed for who is refused"
         seen = n0.status()
         assert seen is not None

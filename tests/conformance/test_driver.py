@@ -17,12 +17,11 @@ from node.config import MixSection, StartSection, SyncSection
 from node.maths.robust import RULES
 from node.rounds.buffers import ReceiveBuffer
 from node.rounds.lockstep import simulate
-from node.rounds.phase import WINDOW
+from node.rounds.phase import WINDOW, StreamingPhase
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
 from peer.message import IncrementalPayload, Layout, Mix, Say
-from peer.session.interfaces import SessionObserver
-from peer.session.mailbox import Key, Role
+from peer.session.interfaces import Incoming, Key, Role, SessionObserver
 from peer.topology import GraphOptions, make_neighborhoods
 from peer.transport.grpc import Grpc
 from peer.transport.memory import Memory, Network
@@ -301,7 +300,7 @@ async def test_who_played_before_knows_by_itself_that_the_run_is_under_way(first
     """
     nodes, neighborhoods = cluster(("d-psgd", {}), "full", 5)
     late = mesh(nodes, neighborhoods, 1000, sync=SyncSection(deadline_s=0.2))["n0"]
-    late.session.table.progress.first = first
+    late.session.progress.first = first
     gathering = asyncio.create_task(late.driver.wait_for_neighbors(StartSection(timeout_s=60)))
     late.session.table.membership.agree("n1", live_from=7, round=6, incarnation=1, now=0.0)
     late.session.table.changed.notify()
@@ -565,7 +564,7 @@ async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
     )
     async with alive(together) as tasks:
         session = together["n0"].session
-        while not (nodes["n1"].halted.is_set() and "n1" in session.table.progress.waiting_for):
+        while not (nodes["n1"].halted.is_set() and "n1" in session.progress.waiting_for):
             await session.table.changed.wait(0.01)
         time.sleep(2.0)  # noqa: ASYNC251 (that is the point)
         for _ in range(10):  # it looks after its neighbors again
@@ -586,10 +585,12 @@ async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_it
     )
     node = together["n0"]
     verb = Mix("block", torch.ones(BLOCK.size), layout=BLOCK)
-    exchange = node.driver._exchange(Key(0, 0, Role.MIX), verb, streaming=True)
+    form = node.driver._form(verb, Role.MIX)
+    outgoing = await node.driver._outgoing(verb)
+    phase = StreamingPhase(node.session.transfers, Key(0, 0, Role.MIX), form, outgoing)
     node.session.transfers.begin(0)
-    exchange.open(["n1"])
-    late, frame = exchange.sink("n1", 0, frozenset(), False), memoryview(bytes(1 << 10))
+    phase.open(["n1"])
+    late, frame = phase.receive("n1", Incoming(round=0)), memoryview(bytes(1 << 10))
 
     async def writing():
         for k in range(2 * WINDOW):
@@ -598,7 +599,7 @@ async def test_a_stream_that_began_too_late_to_be_folded_holds_nobody_up_when_it
     writer = asyncio.create_task(writing())
     await asyncio.wait([writer], timeout=0.1)
     assert not writer.done(), "its window is full"
-    exchange.close()
+    phase.close()
     await asyncio.wait_for(writer, 5)
     for each in together.values():
         each.compute.stop()

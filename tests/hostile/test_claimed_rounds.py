@@ -49,7 +49,7 @@ async def played(lie: Lie, mode: str, graph: str, round: int) -> Played:
 
     def watch(name: str) -> Callable[[int, int], None]:
         def skipped(first: int, last: int) -> None:
-            if last > max(node.session.table.progress.round for node in honest.values()):
+            if last > max(node.session.progress.round for node in honest.values()):
                 found.too_far.append((name, last))
 
         return skipped

@@ -17,8 +17,7 @@ from node.config import SyncSection
 from peer.errors import Malformed
 from peer.identity.keys import CertificateAuthority, Identity, stated
 from peer.message import Peer
-from peer.session.interfaces import SessionObserver
-from peer.session.mailbox import Role
+from peer.session.interfaces import Role, SessionObserver
 from peer.session.statements import PLACES, Statements, place
 from peer.session.transfers import Transfers
 from peer.transport.memory import Memory, Network

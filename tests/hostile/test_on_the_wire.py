@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from kit.clusters import Cluster, Witness
 from kit.member import Lie, claim, tells_otherwise
 from peer.identity.keys import stated
-from peer.session.mailbox import Role
+from peer.session.interfaces import Role
 from peer.v1 import peer_pb2 as pb
 
 pytestmark = pytest.mark.cluster

@@ -351,7 +351,7 @@ class Witness(Daemon):
     @property
     def round(self) -> int:
         """The round it is in."""
-        return self.session.table.progress.round if hasattr(self, "session") else -1
+        return self.session.progress.round if hasattr(self, "session") else -1
 
     @property
     def held(self) -> bool:

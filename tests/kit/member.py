@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import fields
 from enum import Enum
 from typing import Any
 
@@ -15,8 +14,7 @@ import torch
 
 from peer import codec
 from peer.message import Peer
-from peer.session.interfaces import Payload
-from peer.session.mailbox import Key, Role, Shape
+from peer.session.interfaces import FrameSource, Key, Role, Shape, Work
 from peer.session.peers import LocalProgress
 from peer.v1 import peer_pb2 as pb
 
@@ -36,14 +34,12 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
     session, due = node.session, after if lie is not Lie.AT_THE_START else lambda: True
 
     class Ahead(LocalProgress):
-        __slots__ = ()
-
         @property
         def earliest(self) -> int:
             return round if lie is not Lie.IN_BEATS and due() else super().earliest
 
-    honest, pulse = session.table.progress, session.heartbeats.make
-    session.table.progress = Ahead(**{it.name: getattr(honest, it.name) for it in fields(honest)})
+    pulse = session.heartbeats.make
+    session.progress.__class__ = Ahead
     dropped = False
 
     def heartbeat() -> pb.Beat:
@@ -63,7 +59,7 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
 class Moved:
     """A payload of float32, each of whose numbers is moved."""
 
-    def __init__(self, payload: Payload, nbytes: int) -> None:
+    def __init__(self, payload: FrameSource, nbytes: int) -> None:
         self.payload, self.nbytes = payload, nbytes
 
     async def frame(self, offset: int, length: int) -> bytes:
@@ -86,7 +82,7 @@ def tells_otherwise(node: Any, to: Peer, roles: frozenset[Role], first: int) -> 
     transfers = node.session.transfers
     deliver = transfers.deliver
 
-    async def other(peer: Peer, key: Key, shape: Shape, payload: Payload, **more: Any) -> bool:
+    async def other(peer: Peer, key: Key, shape: Shape, payload: FrameSource, **more: Any) -> bool:
         lie = peer == to and key.role in roles and key.round >= first
         told: bool = await deliver(
             peer, key, shape, Moved(payload, shape.nbytes) if lie else payload, **more
@@ -96,22 +92,30 @@ def tells_otherwise(node: Any, to: Peer, roles: frozenset[Role], first: int) -> 
     transfers.deliver = other
 
 
+class Busy:
+    """Work that moves whenever somebody looks."""
+
+    busy = True
+
+    def __init__(self, honest: Work) -> None:
+        self._honest, self._looks = honest, 0
+
+    @property
+    def progress(self) -> int:
+        self._looks += 1
+        return self._honest.progress + self._looks
+
+
 def sends_nothing(node: Any, first: int) -> None:
     """From round `first` on `node` shows progress in every beat, and sends nothing."""
-    transfers, position = node.session.transfers, node.session.table.progress
-    deliver, done = transfers.deliver, position.work_done
-    heartbeats = 0
+    transfers, progress = node.session.transfers, node.session.progress
+    deliver = transfers.deliver
 
-    async def never(peer: Peer, key: Key, shape: Shape, payload: Payload, **more: Any) -> bool:
+    async def never(peer: Peer, key: Key, shape: Shape, payload: FrameSource, **more: Any) -> bool:
         if key.round < first:
             told: bool = await deliver(peer, key, shape, payload, **more)
             return told
         await asyncio.Event().wait()
         return False
 
-    def work_done() -> int:
-        nonlocal heartbeats
-        heartbeats += 1
-        return int(done()) + heartbeats
-
-    transfers.deliver, position.work_done = never, work_done
+    transfers.deliver, progress.work = never, Busy(progress.work)

@@ -92,18 +92,17 @@ class Node:
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, sync.deadline_s),
         )
+        self.compute = Compute()
         self.session = Session(
             table,
             identity=more.pop("identity", None),
             transport=transport,
             mailbox=Mailbox(staleness),
             discovery=book,
+            work=self.compute,
             heartbeat_seconds=more.pop("heartbeat_seconds", 0.1),
         )
         self.notes = Notes()
-        self.compute = Compute()
-        self.session.table.progress.work_done = lambda: self.compute.progress
-        self.session.table.progress.working = lambda: self.compute.busy
         self.driver = Driver(
             algorithm=algorithm,
             views=Views(View(neighborhood)),
@@ -118,7 +117,7 @@ class Node:
 
     async def live(self, first=0, start=None):
         """From listening to the last round; leaves nothing behind, also when cancelled."""
-        self.session.table.progress.first = first
+        self.session.progress.first = first
         await self.book.announce(
             self.session.table.ids[self.name], await self.transport.serve(self.session)
         )

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from peer.message import DType
-from peer.session.mailbox import PARKED_PER_PEER, Admission, Key, Mailbox, Role, Shape
+from peer.session.interfaces import Incoming, Key, Role, Shape, Sink
+from peer.session.mailbox import PARKED_PER_PEER, Admission, Mailbox
 
 SHAPE = Shape(kind="state", layout=bytes(32), parts=1, dtype=DType.FLOAT32, nbytes=40)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open phase, as far as a mailbox asks."""
+
+    key: Key
+    expected: frozenset[str]
+    shape: Shape = SHAPE
+    opened: float = 0.0
+
+    def receive(self, peer: str, message: Incoming) -> Sink:
+        raise AssertionError("a mailbox only decides")
+
+    def complete(self, peer: str, message: Incoming, sink: Sink) -> None:
+        raise AssertionError("a mailbox only decides")
 
 
 def opened(
@@ -19,7 +36,7 @@ def opened(
 ) -> tuple[Mailbox, Key]:
     box, key = Mailbox(), Key(round, phase, role)
     box.begin(round)
-    box.open(key, SHAPE, peers)
+    box.open(Opened(key, frozenset(peers)))
     return box, key
 
 
@@ -69,7 +86,7 @@ def test_a_phase_to_come_is_parked_and_admitted_when_it_opens():
     later = Key(0, 1, Role.MIX)
     assert box.offer("a", later, SHAPE) is Admission.PARK
     assert box.offer("a", later, SHAPE, parked=True) is Admission.PARK
-    box.open(later, SHAPE, "a")
+    box.open(Opened(later, frozenset("a")))
     assert box.offer("a", later, SHAPE, parked=True) is Admission.ADMIT
 
 
@@ -94,13 +111,13 @@ def test_earlier_rounds_and_left_phases_are_stale():
     assert box.offer("a", Key(2, 1, Role.MIX), SHAPE) is Admission.STALE
     box.close(key)
     assert box.offer("a", key, SHAPE) is Admission.STALE
-    box.open(Key(3, 2, Role.MIX), SHAPE, "a")
+    box.open(Opened(Key(3, 2, Role.MIX), frozenset("a")))
     assert box.offer("b", key, SHAPE) is Admission.STALE
 
 
 def test_a_question_stays_answerable_until_the_round_ends():
     box, key = opened(role=Role.QUESTION)
-    box.open(Key(0, 1, Role.MIX), SHAPE, "ab")
+    box.open(Opened(Key(0, 1, Role.MIX), frozenset("ab")))
     assert box.offer("b", key, SHAPE) is Admission.ADMIT
     box.begin(1)
     assert box.offer("b", key, SHAPE) is Admission.STALE
@@ -120,7 +137,7 @@ def test_who_was_not_live_when_the_phase_opened_is_stale():
 def test_async_admits_up_to_tau_rounds_old_and_no_more():
     box = Mailbox(staleness=2)
     box.begin(5)
-    box.open(Key(5, 0, Role.MIX), SHAPE, "ab")
+    box.open(Opened(Key(5, 0, Role.MIX), frozenset("ab")))
     assert box.offer("a", Key(3, 0, Role.MIX), SHAPE) is Admission.ADMIT
     assert box.offer("b", Key(2, 0, Role.MIX), SHAPE) is Admission.STALE
     assert box.offer("b", Key(9, 0, Role.MIX), SHAPE) is Admission.ADMIT
@@ -142,7 +159,7 @@ class MailboxMachine(RuleBasedStateMachine):
     @rule(phase=st.integers(0, 2), role=st.sampled_from(list(Role)))
     def opens(self, phase: int, role: Role) -> None:
         key = Key(self.round, phase, role)
-        self.box.open(key, SHAPE, "ab")
+        self.box.open(Opened(key, frozenset("ab")))
         self.open.add(key)
 
     @rule()

@@ -96,6 +96,11 @@ def hello(people, **changes):
     return pb.Hello(**{**usual, **changes})
 
 
+def enter(session, round):
+    session.transfers.begin(round)
+    session.progress.running = True
+
+
 async def greet(session, message, caller=None):
     return codec.decode(
         pb.Welcome, await session.call(caller or message.sender, "Handshake", codec.encode(message))
@@ -172,7 +177,7 @@ async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialed_back(session,
 
 async def test_the_same_call_delivered_twice_changes_nothing(session, people):
     first = await greet(session, hello(people))
-    session.table.progress.round = 5
+    enter(session, 5)
     assert await greet(session, hello(people)) == first
     assert session.table.membership.live(0) == {"a"}
 
@@ -180,14 +185,14 @@ async def test_the_same_call_delivered_twice_changes_nothing(session, people):
 async def test_a_handshake_that_was_overtaken_agrees_nothing(session, people):
     """It would move the edge at this end only: the other end has the answer to its later one."""
     await greet(session, hello(people, nonce=b"2" * 32, order=2))
-    session.table.progress.round = 0
+    enter(session, 0)
     late = await greet(session, hello(people, nonce=b"1" * 32, order=1))
     assert (late.code, late.signature) == (pb.CODE_DUPLICATE, b"")
     assert session.table.membership.live(0) == {"a"}
 
 
 async def test_inside_a_round_the_edge_begins_two_rounds_later(session, people):
-    session.table.progress.round = 5
+    enter(session, 5)
     assert (await greet(session, hello(people, from_round=3))).from_round == 7
     assert session.table.membership.live(6) == frozenset()
     assert session.table.membership.live(7) == {"a"}
@@ -241,13 +246,18 @@ def test_sequence_numbers_come_in_any_order_each_once():
     assert not contact.replayed(5)
 
 
+class Work:
+    busy, progress = True, 0
+
+
 async def test_beats_do_not_count_chunks_of_work(session):
     """Their number is the size of a secret batch; whoever asks often still sees one tick in a
     quarter of a second.
     """
-    session.table.progress.work_done = lambda: session.table.moved
+    session.progress.work = Work()
     seen = set()
     for _ in range(100):
+        session.progress.work.progress += 7
         session.table.moved += 7
         pulse = session.heartbeats.make()
         seen.add(pulse.progress)

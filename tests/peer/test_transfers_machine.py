@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from peer import codec
 from peer.membership import Membership
 from peer.message import DType
-from peer.session.mailbox import Key, Mailbox, Role, Shape
+from peer.session.interfaces import Key, Role, Shape
+from peer.session.mailbox import Mailbox
 from peer.session.peers import PeerTable, RunParameters
 from peer.session.transfers import Transfers
 from peer.v1 import peer_pb2 as pb
@@ -40,17 +41,18 @@ WRONG = {
 
 
 class Kept:
-    def __init__(self, machine, key):
-        self.machine, self.key, self.data = machine, key, bytearray(SIZE)
+    def __init__(self):
+        self.data = bytearray(SIZE)
 
     async def write(self, offset, frame):
         self.data[offset : offset + len(frame)] = frame
 
-    def done(self):
-        self.machine.delivered.append((self.key, bytes(self.data)))
-
 
 class Machine(RuleBasedStateMachine):
+    """It is the open phase itself."""
+
+    shape, expected, opened_at = SHAPE, frozenset("a"), 0.0
+
     def __init__(self):
         super().__init__()
         self.runner = asyncio.Runner()
@@ -73,8 +75,15 @@ class Machine(RuleBasedStateMachine):
     def teardown(self):
         self.runner.close()
 
-    def sink(self, peer, round, heard, withheld):
-        return Kept(self, (peer, round))
+    @property
+    def key(self):
+        return Key(self.round, 0, Role.MIX)
+
+    def receive(self, peer, message):
+        return Kept()
+
+    def complete(self, peer, message, sink):
+        self.delivered.append(((peer, message.round), bytes(sink.data)))
 
     def header(self, **changes):
         self.sequence += 1
@@ -121,7 +130,7 @@ class Machine(RuleBasedStateMachine):
             self.opened = True
 
     async def open(self):
-        self.transfers.open(Key(self.round, 0, Role.MIX), SHAPE, {"a"}, self)
+        self.transfers.open(self)
 
     @rule()
     def next_round(self):

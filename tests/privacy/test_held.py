@@ -18,7 +18,7 @@ from node.privacy.ledger import Ledger
 from node.rounds.bounds import Bounds, outliers
 from node.rounds.buffers import Size
 from peer.errors import Malformed
-from peer.session.mailbox import Role
+from peer.session.interfaces import Role
 
 VECTORS = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3).map(
     lambda it: torch.tensor(it, dtype=torch.float64)
