@@ -37,7 +37,8 @@ from peer import files
 from peer.codec import NAME
 from peer.endpoint import WILDCARD_HOSTS, endpoint
 from peer.errors import ConfigurationError, DataError, IdentityError, StorageError
-from peer.identity.keys import CertificateAuthority, load_certificate, names, node_id, p256
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import load_certificate, names, node_id, p256
 from peer.identity.roster import Member, Roster
 from peer.neighborhood import Neighborhood
 

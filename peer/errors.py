@@ -23,7 +23,6 @@ from __future__ import annotations
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
-EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_PIPE = 141
 """128 + SIGPIPE, as of a program that the signal ends."""

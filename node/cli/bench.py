@@ -49,7 +49,7 @@ from node.tasks import make
 from node.tasks.validation import sealed
 from peer.codec import frames
 from peer.errors import ConfigurationError, StorageError
-from peer.identity.keys import CertificateAuthority
+from peer.identity.authority import CertificateAuthority
 from peer.message import Layout, Peer
 from peer.transport import Method
 from peer.transport.grpc import Grpc

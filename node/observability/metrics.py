@@ -33,6 +33,7 @@ from prometheus_client import (
     make_wsgi_app,
 )
 
+from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, TemporaryFailure
 from peer.message import Peer
 
@@ -393,7 +394,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def _address(listen: str) -> tuple[str, int]:
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit():
-        raise ConfigurationError(f"metrics.listen = {listen!r} is not of the form host:port.")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    try:
+        return endpoint(listen)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"metrics.listen: {error}") from None

@@ -1,5 +1,5 @@
 """Who a node is: a P-256 key, whose fingerprint is the node's id, and a certificate of the
-federation's CA.
+federation's CA (`authority.py`).
 
 id = base32 of SHA-256 of the public key (SPKI, DER), lower case, unpadded: 52 characters, one DNS
 label. The certificate carries `<id>.peerpoise` as its only name, computed by the CA from the key: a
@@ -7,8 +7,7 @@ request can't ask for one. TLS then checks the chain and that name; that the key
 the id is checked on top (`spki_id` by the listening side on every call, `verify_welcome` by the
 dialling side in the handshake).
 
-Not covered: a stolen key (it is the node until the roster drops its id), and the CA's own key,
-which can enrol anybody.
+Not covered: a stolen key, which is the node until the roster drops its id.
 """
 
 from __future__ import annotations
@@ -20,26 +19,23 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from peer import files
 from peer.errors import IdentityError, Refused
+from peer.identity import signatures
 from peer.v1 import peer_pb2
 
 DOMAIN = "peerpoise"
 """Names in certificates are `<id>.peerpoise`; no DNS is asked about them."""
-NODE_DAYS = 365
-CA_DAYS = 3650
 BOTH_ENDS = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-SKEW = timedelta(minutes=10)
-"""Certificates are valid from this long before they are issued, because clocks differ."""
 
 PublicKey = ec.EllipticCurvePublicKey
 PrivateKey = ec.EllipticCurvePrivateKey
@@ -196,129 +192,6 @@ def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) ->
 
 
 @dataclass(frozen=True, slots=True)
-class CertificateAuthority:
-    """The federation: it alone enrols nodes and signs rosters. Its private key belongs on no
-    node.
-    """
-
-    key: PrivateKey = field(repr=False)
-    certificate: x509.Certificate
-
-    @classmethod
-    def create(cls, folder: Path, days: int = CA_DAYS) -> CertificateAuthority:
-        """Makes `ca.key` (0600) and `ca.pem` in `folder`.
-
-        Raises:
-            IdentityError: there is one already.
-            StorageError: the folder or disk refuses.
-        """
-        key = create_key(folder / "ca.key")
-        name = x509.Name(
-            [x509.NameAttribute(NameOID.COMMON_NAME, f"peerpoise {node_id(key.public_key())[:16]}")]
-        )
-        builder = _builder(name, name, key.public_key(), days, authority=True)
-        certificate = builder.sign(key, hashes.SHA256())
-        files.atomic_write(
-            folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), public=True
-        )
-        return cls(key, certificate)
-
-    @classmethod
-    def load(cls, folder: Path) -> CertificateAuthority:
-        """Reads what `create` wrote.
-
-        Raises:
-            IdentityError: absent, readable by others, or the two files don't belong together.
-        """
-        key, certificate = load_key(folder / "ca.key"), load_certificate(folder / "ca.pem")
-        if p256(certificate) != key.public_key():
-            raise IdentityError(f"ca.key and ca.pem in {folder} don't belong together.")
-        return cls(key, certificate)
-
-    @property
-    def pem(self) -> bytes:
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
-
-    @property
-    def federation(self) -> str:
-        """The public key that checks rosters, for run.toml (base64 of DER)."""
-        return base64.b64encode(spki(self.key.public_key())).decode()
-
-    def issue(self, public_key: PublicKey, days: int = NODE_DAYS) -> bytes:
-        """A node's certificate (PEM); its name is computed from the key."""
-        own = node_id(public_key)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, own)])
-        builder = _builder(subject, self.certificate.subject, public_key, days, authority=False)
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(f"{own}.{DOMAIN}")]), critical=False
-        )
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        certificate = builder.add_extension(issuer, critical=False).sign(self.key, hashes.SHA256())
-        return certificate.public_bytes(serialization.Encoding.PEM)
-
-    def sign_request(self, request_pem: bytes, days: int = NODE_DAYS) -> bytes:
-        """A certificate (PEM) for the key of a PKCS#10 request; every name in the request is
-        ignored.
-
-        Raises:
-            IdentityError: no request, not signed by its own key, or another kind of key than P-256.
-        """
-        try:
-            request = x509.load_pem_x509_csr(request_pem)
-            key = request.public_key()
-        except (ValueError, UnsupportedAlgorithm):
-            raise IdentityError("This is not a certificate request in PEM form.") from None
-        if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise IdentityError("The certificate request holds another kind of key than P-256.")
-        if not request.is_signature_valid:
-            raise IdentityError("The certificate request is not signed by its own key.")
-        return self.issue(key, days)
-
-    def enrol(self, folder: Path, days: int = NODE_DAYS) -> Identity:
-        """A new node: `node.key` (0600), `node.pem` and `ca.pem` in `folder`.
-
-        Raises:
-            IdentityError: there is a key already.
-            StorageError: the folder or disk refuses.
-        """
-        key = create_key(folder / "node.key")
-        files.atomic_write(folder / "node.pem", self.issue(key.public_key(), days), public=True)
-        files.atomic_write(folder / "ca.pem", self.pem, public=True)
-        return Identity.load(folder / "node.key", folder / "node.pem", folder / "ca.pem")
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, days: int, *, authority: bool
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC).replace(microsecond=0)
-    usage = x509.KeyUsage(
-        digital_signature=not authority,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    builder = (
-        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(
-            x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True
-        )
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-    if authority:
-        return builder
-    return builder.add_extension(x509.ExtendedKeyUsage(BOTH_ENDS), critical=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Identity:
     """One node's key and certificate, checked against each other and against the federation's
     CA.
@@ -373,27 +246,33 @@ class Identity:
         """The handshake's proof (ECDSA over SHA-256, DER) that whoever answers as `server_id` holds
         its key.
         """
-        return self._key.sign(_welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(
+            signatures.welcome(nonce, client_id, server_id, run), ec.ECDSA(hashes.SHA256())
+        )
 
     def sign_connection(self, nonce: bytes, client_id: str) -> bytes:
         """The proof that whoever is at the other end of a connection for transfers holds this
         node's key.
         """
-        return self._key.sign(_connection(nonce, client_id, self.id), ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(
+            signatures.connection(nonce, client_id, self.id), ec.ECDSA(hashes.SHA256())
+        )
 
     def sign_announcement(self, issued: int, addresses: Sequence[str]) -> bytes:
         """What makes it known that this node itself says where it can be dialed."""
-        return self._key.sign(_announcement(self.id, issued, addresses), ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(
+            signatures.announcement(self.id, issued, addresses), ec.ECDSA(hashes.SHA256())
+        )
 
     def sign_head(self, label: bytes, sequence: int, digest: bytes) -> bytes:
         """What makes a ledger's head, told to neighbors, recognizable when it comes back."""
-        return self._key.sign(_head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(signatures.head(label, sequence, digest), ec.ECDSA(hashes.SHA256()))
 
     def verify_own_head(self, label: bytes, sequence: int, digest: bytes, signature: bytes) -> bool:
         """Was this head told by this node? A neighbor can't make one up."""
         try:
             self._key.public_key().verify(
-                signature, _head(label, sequence, digest), ec.ECDSA(hashes.SHA256())
+                signature, signatures.head(label, sequence, digest), ec.ECDSA(hashes.SHA256())
             )
         except InvalidSignature:
             return False
@@ -401,7 +280,7 @@ class Identity:
 
     def sign_statement(self, run: str, said: peer_pb2.Statement) -> bytes:
         """What makes a statement this node's own, also where a neighbor passes it on."""
-        return self._key.sign(_statement(run, said), ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(signatures.statement(run, said), ec.ECDSA(hashes.SHA256()))
 
     def label(self, ledger: str) -> bytes:
         """A name for one of this node's ledgers that tells others nothing (32 bytes)."""
@@ -420,47 +299,6 @@ def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> No
         )
 
 
-def _head(label: bytes, sequence: int, digest: bytes) -> bytes:
-    return b"peerpoise ledger head 1\0" + label + sequence.to_bytes(8, "big") + digest
-
-
-def _welcome(nonce: bytes, client_id: str, server_id: str, run: str) -> bytes:
-    return _signed("welcome", nonce, client_id.encode(), server_id.encode(), run.encode())
-
-
-def _connection(nonce: bytes, client_id: str, server_id: str) -> bytes:
-    return _signed("connection", nonce, client_id.encode(), server_id.encode())
-
-
-def _announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
-    return _signed(
-        "announcement",
-        member.encode(),
-        issued.to_bytes(8, "big"),
-        *(each.encode() for each in addresses),
-    )
-
-
-def _statement(run: str, said: peer_pb2.Statement) -> bytes:
-    place = (said.incarnation, said.round, said.phase, said.role)
-    return _signed(
-        "statement",
-        run.encode(),
-        said.sender.encode(),
-        *(n.to_bytes(8, "big") for n in place),
-        said.digest,
-    )
-
-
-def _signed(purpose: str, *parts: bytes) -> bytes:
-    """What is signed: a purpose, then each part behind its length, so that no two tuples give the
-    same bytes.
-    """
-    return f"peerpoise {purpose} 1\0".encode() + b"".join(
-        len(part).to_bytes(4, "big") + part for part in parts
-    )
-
-
 def verify_welcome(
     public: bytes, signature: bytes, *, nonce: bytes, client_id: str, run: str, expected_id: str
 ) -> None:
@@ -472,7 +310,9 @@ def verify_welcome(
     """
     if id_of(public) != expected_id:
         raise Refused("The peer answered with the key of another node.", peer_pb2.CODE_IDENTITY)
-    if not _is_signed(public, signature, _welcome(nonce, client_id, expected_id, run)):
+    if not signatures.is_signed(
+        public, signature, signatures.welcome(nonce, client_id, expected_id, run)
+    ):
         raise Refused(
             "The peer could not prove that it holds the key of its id.", peer_pb2.CODE_IDENTITY
         )
@@ -484,8 +324,8 @@ def verify_connection(
     """Is `public` (SPKI, DER) the key of `expected_id`, and did it sign for this very
     connection?
     """
-    return id_of(public) == expected_id and _is_signed(
-        public, signature, _connection(nonce, client_id, expected_id)
+    return id_of(public) == expected_id and signatures.is_signed(
+        public, signature, signatures.connection(nonce, client_id, expected_id)
     )
 
 
@@ -495,8 +335,8 @@ def announced(
     """Did the member itself announce these addresses? `public` (SPKI, DER) must be the key of its
     id.
     """
-    return id_of(public) == member and _is_signed(
-        public, signature, _announcement(member, issued, addresses)
+    return id_of(public) == member and signatures.is_signed(
+        public, signature, signatures.announcement(member, issued, addresses)
     )
 
 
@@ -504,17 +344,6 @@ def stated(public: bytes, run: str, said: peer_pb2.Statement) -> bool:
     """Did its sender sign this statement? `public` (SPKI, DER) must be the key of the sender's
     id.
     """
-    return id_of(public) == said.sender and _is_signed(
-        public, said.signature, _statement(run, said)
+    return id_of(public) == said.sender and signatures.is_signed(
+        public, said.signature, signatures.statement(run, said)
     )
-
-
-def _is_signed(public: bytes, signature: bytes, data: bytes) -> bool:
-    try:
-        key = serialization.load_der_public_key(public)
-        if not isinstance(key, PublicKey):
-            return False
-        key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
-        return False
-    return True

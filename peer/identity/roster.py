@@ -81,10 +81,6 @@ class Roster:
         return tuple(member.name for member in self.members)
 
     @property
-    def by_id(self) -> Mapping[str, Member]:
-        return {member.id: member for member in self.members}
-
-    @property
     def by_name(self) -> Mapping[str, Member]:
         return {member.name: member for member in self.members}
 

@@ -1,4 +1,4 @@
-"""How bytes travel: the interface every transport implements, and the table of transports.
+"""How bytes travel: the interface every transport implements.
 
 A transport moves opaque messages between node ids and knows nothing of rounds. `session.py` gives
 it a `Service` to call for what arrives, and takes a `Link` per neighbor for what leaves.
@@ -6,7 +6,7 @@ it a `Service` to call for what arrives, and takes a `Link` per neighbor for wha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Literal, Protocol, TypeAlias
 
 Method: TypeAlias = Literal["Handshake", "Beat", "Leave", "Peers"]
@@ -74,10 +74,3 @@ class Transport(Protocol):
     async def close(self, grace: float) -> None:
         """Stops listening; open calls get `grace` seconds, then are aborted."""
         ...
-
-
-TRANSPORTS: Mapping[str, str] = {
-    "grpc": "peer.transport.grpc:Grpc",
-    "memory": "peer.transport.memory:Memory",
-}
-"""name -> module:class."""

@@ -31,7 +31,8 @@ from rich.table import Table
 
 from node import process
 from peer import codec
-from peer.identity.keys import CertificateAuthority, Identity
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity
 from peer.transport.grpc import Grpc
 
 MB = 1_000_000

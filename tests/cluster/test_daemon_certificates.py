@@ -18,7 +18,8 @@ from kit.wire import Forgery, Recorder, name_of, new_key
 from node.daemon import bootstrap
 from peer import codec
 from peer.errors import ConfigurationError, IdentityError, PeerpoiseError, Unreachable
-from peer.identity.keys import CertificateAuthority, Identity, load_key
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity, load_key
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kit.members import NAMES, People
-from peer.identity.keys import CertificateAuthority
+from peer.identity.authority import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

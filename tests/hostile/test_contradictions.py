@@ -15,7 +15,8 @@ from kit.mesh import alive, mesh, play
 from kit.toys import cluster
 from node.config import SyncSection
 from peer.errors import Malformed
-from peer.identity.keys import CertificateAuthority, Identity, stated
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity, stated
 from peer.message import Peer
 from peer.session.interfaces import Role, SessionObserver
 from peer.session.statements import PLACES, Statements, place

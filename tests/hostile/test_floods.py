@@ -13,7 +13,7 @@ from kit.clusters import Cluster, Process, get, identity_of, until
 from kit.flooded import attack, cluster, memory, warns
 from kit.wire import Federation, Recorder, nothing_left
 from peer import codec
-from peer.identity.keys import CertificateAuthority
+from peer.identity.authority import CertificateAuthority
 from peer.transport import admission
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb

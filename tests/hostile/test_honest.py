@@ -15,7 +15,8 @@ import pytest
 from kit.mesh import Node, alive, mesh
 from kit.toys import Toy, cluster
 from node.config import SyncSection
-from peer.identity.keys import CertificateAuthority, Identity
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity
 from peer.session.interfaces import SessionObserver
 from peer.transport.memory import Memory, Network
 

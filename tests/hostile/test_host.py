@@ -26,7 +26,8 @@ from node.records.journal import Journal
 from node.records.peer_heads import NeighborLedgerHeads
 from peer import files
 from peer.errors import IdentityError, LedgerError, StorageError
-from peer.identity.keys import CertificateAuthority, create_key, load_key
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import create_key, load_key
 from peer.message import Layout
 from peer.v1.peer_pb2 import SignedHead
 

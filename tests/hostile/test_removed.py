@@ -16,7 +16,8 @@ from kit.clusters import Cluster, Process, events, identity_of
 from kit.flooded import cluster, state_of, warns
 from kit.raw import Raw
 from node.provisioning import remove_members
-from peer.identity.keys import CertificateAuthority, load_key
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import load_key
 
 CUT_SECONDS = 5.0
 """From the new roster's arrival to the last byte for whom it removes."""

@@ -17,7 +17,7 @@ from kit.clusters import Process, get
 from kit.flooded import attack, cluster, state_of
 from node.observability.telemetry import WARNINGS
 from peer.errors import Unreachable
-from peer.identity.keys import CertificateAuthority
+from peer.identity.authority import CertificateAuthority
 from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
 

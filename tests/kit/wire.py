@@ -22,7 +22,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from peer.codec import FRAME
 from peer.errors import Malformed
 from peer.identity import keys
-from peer.identity.keys import CertificateAuthority, Identity, PrivateKey
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity, PrivateKey
 from peer.transport import Method
 from peer.transport.grpc import Grpc, GrpcLink
 

@@ -6,7 +6,7 @@ import pytest
 
 from node.privacy.ledger import Ledger
 from node.records.peer_heads import FILE, LEDGERS_PER_NODE, LedgerWitness, NeighborLedgerHeads
-from peer.identity.keys import CertificateAuthority
+from peer.identity.authority import CertificateAuthority
 from peer.v1.peer_pb2 import SignedHead
 
 

@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from peer.errors import IdentityError, Refused, StorageError
-from peer.identity import keys
-from peer.identity.keys import CertificateAuthority, Identity
+from peer.identity import authority, keys
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity
 from peer.v1 import peer_pb2
 
 
@@ -180,7 +181,7 @@ def test_a_certificate_with_another_name_is_refused(
 ) -> None:
     key = keys.load_key(folder / "node.key").public_key()
     name = x509.Name([])
-    wrong = keys._builder(name, ca.certificate.subject, key, 1, authority=False).add_extension(
+    wrong = authority._builder(name, ca.certificate.subject, key, 1, authority=False).add_extension(
         x509.SubjectAlternativeName([x509.DNSName("other.peerpoise")]), critical=False
     )
     pem = wrong.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

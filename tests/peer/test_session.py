@@ -11,7 +11,8 @@ from test_codec import mutated
 from peer import codec
 from peer.discovery.static import Static
 from peer.errors import Malformed, RemoteError
-from peer.identity.keys import CertificateAuthority, verify_welcome
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import verify_welcome
 from peer.membership import Membership, Presence
 from peer.session.mailbox import Mailbox
 from peer.session.peers import REPLAY_WINDOW, PeerState, PeerTable, RunParameters

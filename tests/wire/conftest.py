@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kit.wire import Federation
-from peer.identity.keys import CertificateAuthority
+from peer.identity.authority import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ from kit.wire import (
 )
 from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
 from peer.identity import keys
-from peer.identity.keys import CertificateAuthority, Identity, verify_welcome
+from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import Identity, verify_welcome
 from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2
