@@ -391,11 +391,12 @@ def layout_mismatch(place: Place) -> Words:
 PATIENT = """
 import sys
 from pathlib import Path
-from node import start
+from node.daemon import bootstrap
 from node.rounds.driver import Driver
-gather = Driver.gather
-Driver.gather = lambda self, it: gather(self, it.model_copy(update={"timeout_s": 600.0}))
-start.serve(Path(sys.argv[1]))
+wait = Driver.wait_for_neighbors
+patient = {"timeout_s": 600.0}
+Driver.wait_for_neighbors = lambda self, start: wait(self, start.model_copy(update=patient))
+bootstrap.serve(Path(sys.argv[1]))
 """
 
 

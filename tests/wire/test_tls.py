@@ -18,7 +18,7 @@ import asyncio, json, ssl, sys
 files = json.loads(sys.argv[1])
 defended = sys.argv[2] == "defended"
 if defended:
-    from peer.identity import Identity
+    from peer.identity.keys import Identity
     from peer.transport.grpc import Grpc
 import grpc
 from pathlib import Path
@@ -68,7 +68,7 @@ import asyncio, json, socket, ssl, sys, threading
 files = json.loads(sys.argv[1])
 defended = sys.argv[2] == "defended"
 if defended:
-    from peer.identity import Identity
+    from peer.identity.keys import Identity
     from peer.errors import Unreachable
     from peer.transport.grpc import Grpc
 import grpc
