@@ -1,0 +1,119 @@
+"""Families of small questions with one right answer, made from a seed: what a policy is trained and
+tested on by reinforcement.
+
+An item depends on family and seed only, so whoever knows them can make the same questions. Which
+questions are held out is decided by the question itself, never by the seed: two seeds may ask the
+same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from string import ascii_lowercase
+
+from peer.errors import ConfigurationError
+
+HELD_OUT = 0.2
+"""Share of all questions that are never trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question and its canonical answer."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def held_out(self) -> bool:
+        """Is it for testing only?"""
+        place = hashlib.sha256(self.prompt.encode()).digest()[:4]
+        return int.from_bytes(place, "big") < HELD_OUT * 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Questions of one kind."""
+
+    name: str
+    make: Callable[[random.Random], Item]
+
+    def sample(self, seed: int) -> Item:
+        """The item of this seed."""
+        return self.make(random.Random(f"{self.name} {seed}"))
+
+    def items(self, seed: int, *, held_out: bool) -> Iterator[Item]:
+        """Endless items for training, or for testing, from this seed on."""
+        while True:
+            item = self.sample(seed)
+            if item.held_out == held_out:
+                yield item
+            seed += 1
+
+    def score(self, item: Item, text: str) -> float:
+        """1 for the right answer, and up to a half for characters of it in their places."""
+        if is_exact(item, text):
+            return 1.0
+        places = zip(text.strip(), item.answer, strict=False)
+        return 0.5 * sum(a == b for a, b in places) / max(len(item.answer), len(text.strip()), 1)
+
+
+def is_exact(item: Item, text: str) -> bool:
+    """Is this the canonical answer, up to space around it?"""
+    return text.strip() == item.answer
+
+
+def _reverse(draw: random.Random) -> Item:
+    word = "".join(draw.choices(ascii_lowercase, k=draw.randint(3, 4)))
+    return Item(f"rev {word}=", word[::-1])
+
+
+def _sort(draw: random.Random) -> Item:
+    digits = "".join(draw.choices("0123456789", k=3))
+    return Item(f"sort {digits}=", "".join(sorted(digits)))
+
+
+def _largest(draw: random.Random) -> Item:
+    numbers = [draw.randint(0, 99) for _ in range(3)]
+    return Item(f"max {' '.join(map(str, numbers))}=", str(max(numbers)))
+
+
+def _add_seven(draw: random.Random) -> Item:
+    number = draw.randint(100, 9999)
+    return Item(f"inc {number}=", str(number + 7))
+
+
+def _add(draw: random.Random) -> Item:
+    a, b = draw.randint(0, 99), draw.randint(0, 99)
+    return Item(f"add {a}+{b}=", str(a + b))
+
+
+def _subtract(draw: random.Random) -> Item:
+    a, b = draw.randint(0, 99), draw.randint(0, 99)
+    return Item(f"sub {a}-{b}=", str(a - b))
+
+
+FAMILIES: Mapping[str, Family] = {
+    name: Family(name, make)
+    for name, make in {
+        "reverse": _reverse,
+        "sort": _sort,
+        "largest": _largest,
+        "add-seven": _add_seven,
+        "add": _add,
+        "subtract": _subtract,
+    }.items()
+}
+"""name -> family."""
+
+
+def find(name: str) -> Family:
+    """Raises ConfigurationError: there is no family of this name."""
+    if name not in FAMILIES:
+        raise ConfigurationError(
+            f"Unknown family {name!r} of questions; choose one of {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[name]

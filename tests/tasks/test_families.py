@@ -1,0 +1,69 @@
+"""Questions made from seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from node.data.families import FAMILIES, HELD_OUT, find, is_exact
+from peer.errors import ConfigurationError
+
+every = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+@every
+def test_an_item_is_a_function_of_family_and_seed(family):
+    items = [family.sample(seed) for seed in range(50)]
+    assert items == [find(family.name).sample(seed) for seed in range(50)]
+    assert len({item.prompt for item in items}) > 40
+
+
+@every
+def test_no_question_is_for_training_and_for_testing(family):
+    train, test = (
+        {item.prompt for item in islice(family.items(seed, held_out=held_out), 500)}
+        for seed, held_out in ((0, False), (10_000, True))
+    )
+    assert not train & test
+    items = [family.sample(seed) for seed in range(4000)]
+    share = sum(item.held_out for item in items) / len(items)
+    assert share == pytest.approx(HELD_OUT, abs=0.05)
+
+
+@every
+def test_one_answer_for_all_questions_scores_little(family):
+    """Else a policy learns that answer, and nothing of the question."""
+    answers = Counter(family.sample(seed).answer for seed in range(3000))
+    assert answers.most_common(1)[0][1] / 3000 < 0.1
+
+
+@every
+def test_right_is_one_and_wrong_is_less_than_half(family):
+    for seed in range(200):
+        item = family.sample(seed)
+        assert family.score(item, f" {item.answer}\n") == 1.0
+        for wrong in ("", "1", item.answer + "0", item.answer[:-1], "0123456789", "True"):
+            if not is_exact(item, wrong):
+                assert 0 <= family.score(item, wrong) <= 0.5
+
+
+def test_answers_are_right():
+    rules = {
+        "reverse": lambda q: q[4:-1][::-1],
+        "sort": lambda q: "".join(sorted(q[5:-1])),
+        "largest": lambda q: str(max(map(int, q[4:-1].split()))),
+        "add-seven": lambda q: str(int(q[4:-1]) + 7),
+        "add": lambda q: str(sum(map(int, q[4:-1].split("+")))),
+        "subtract": lambda q: str(int(q[4:-1].split("-")[0]) - int(q[4:-1].split("-")[1])),
+    }
+    for name, rule in rules.items():
+        for seed in range(300):
+            item = find(name).sample(seed)
+            assert item.answer == rule(item.prompt)
+
+
+def test_an_unknown_family_is_a_sentence():
+    with pytest.raises(ConfigurationError, match="choose one of add, add-seven"):
+        find("poetry")
