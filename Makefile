@@ -2,7 +2,7 @@
 # make test   everything that has to hold; what runs in real time gets a second try, as machines are busy at times
 # make test-extras   the tests that read data sets, fortunes and SmolLM2, if installed (PEERPOISE_SYSTEM_DATA=none hides them)
 # make test-python PYTHON=python3.13   another Python, in build/python: the tests that need no torch, and the same digests
-# make test-lowest   the oldest versions that pyproject.toml allows, in build/lowest (TESTS= some of the tests)
+# make test-lowest   the oldest versions that pyproject.toml allows, in build/lowest (TESTS=… for some of the tests)
 # make test-latest   the newest ones, in build/latest
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
@@ -71,7 +71,7 @@ test-lowest: $(VENV)/dev.installed
 	$(call ELSEWHERE,lowest,torch==2.11.*)
 	$(BIN)/python deploy/lowest.py > build/lowest/constraints.txt
 	build/lowest/bin/pip install -q -c build/lowest/constraints.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 build/lowest/bin/pytest -q -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 build/lowest/bin/pytest -q -n 2 -W ignore::DeprecationWarning $(TESTS)
 
 test-latest:
 	$(call ELSEWHERE,latest,torch>=2.11)

@@ -56,7 +56,7 @@ def judged(dependencies: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:
     if len(skipped) == len(dependencies):
         return 2, [UNREACHABLE]
     known = [
-        f"{it['name']} {it['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'no version'}"
+        f"{it['name']} {it['version']}: {hole['id']}, fixed in {', '.join(hole['fix_versions']) or 'no version'}"
         for it in dependencies
         for hole in it.get("vulns", ())
     ]

@@ -127,7 +127,7 @@ def given(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """The edges of the run file.
 
     Raises:
-        ConfigurationError: there are none, or they name somebody who takes no part.
+        ConfigurationError: there are none, or they name something that is not a node.
     """
     if not wiring.edges:
         raise ConfigurationError(
@@ -136,7 +136,7 @@ def given(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     for edge in wiring.edges:
         if unknown := {*edge[:2]} - {*names}:
             raise ConfigurationError(
-                f"topology.edges names {min(unknown)}, who takes no part; there are {_some(names)}."
+                f"topology.edges names {min(unknown)}, which is not a node; there are {_some(names)}."
             )
     return [edge[:2] for edge in wiring.edges]
 

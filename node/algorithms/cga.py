@@ -22,7 +22,7 @@ Deviations
 Reconstructions
     * The paper's text was not at hand: the programme is as others state it, the deviations are from
       the authors' code.
-    * Who is not heard constrains nothing. So does a gradient that is zero.
+    * A neighbor that is not heard constrains nothing. So does a gradient that is zero.
 Not covered
     * v stays at home, so nodes are further apart than with DMSGD, and with noise in v the more so.
     * With strong noise all cosines are ≈ 0: half of the constraints are active by chance, and what

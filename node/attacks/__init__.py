@@ -1,13 +1,13 @@
-"""Attackers, for tests of one's own federation: a daemon that lies to its neighbors, one line in
+"""Attackers, for tests of one's own federation: daemons that lie to their neighbors, one line in
 the table each.
 
-There are two seams and no third. A DATA attack spoils the training examples between task and gate;
-all that follows is honest. A WORD attack is asked by `liar.ByzantineAlgorithm`, which stands
-between algorithm and driver and passes every word of the honest algorithm on as a lie. So an
-attacker is a daemon like any other on the same wire, and in `simulate` the same.
+There are two seams. A DATA attack poisons the training examples between task and gate; all that
+follows is honest. A MESSAGE attack is called by `byzantine.ByzantineAlgorithm`, which stands
+between algorithm and driver and falsifies the honest algorithm's messages. So an attacker is a
+daemon like any other on the same wire, and the same in `simulate`.
 
-What an attacker says of its own privacy stays true: its gate makes, clips, noises and debits what
-an honest node would release, and a lie is made of that.
+What an attacker reports about its own privacy stays true: its gate clips, noises and debits what an
+honest node would release, and false messages are computed from that.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class DataPoisoning(Protocol):
     def __init__(self, config: Any) -> None: ...
 
     def refuse(self, batch: tuple[Tensor, ...]) -> str:
-        """Why examples like these (a batch of none) can't be spoilt; empty: they can."""
+        """Why examples like these (an empty batch) can't be poisoned; empty: they can."""
         ...
 
     def spoil(
         self, rows: Tensor, batch: tuple[Tensor, ...], *, classes: int, seed: int, me: str
     ) -> tuple[Tensor, ...]:
-        """The examples of these row numbers, spoilt: the same at every call. `batch` may be on
+        """The examples of these row numbers, poisoned: the same at every call. `batch` may be on
         another device.
         """
         ...
@@ -85,10 +85,10 @@ class Attack:
             ) from None
 
     def on_task(self, task: Task, run: RunConfig, me: str) -> Task:
-        """The task with its examples spoilt; of a word attack the task itself.
+        """The task with its examples poisoned; for a message attack, the task itself.
 
         Raises:
-            ConfigurationError: its examples have no labels or features that could be spoilt.
+            ConfigurationError: its examples have no labels or features that could be poisoned.
         """
         return (
             task

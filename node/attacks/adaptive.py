@@ -23,8 +23,8 @@ class EchoConfig(MessageAttackConfig):
 
 
 class Echo:
-    """Who asks gets its own model back for a gradient; to all, what the first neighbor said a round
-    ago is said again (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
+    """An asker gets its own model back as a gradient; everybody gets what the first neighbor said a
+    round ago (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
 
     Knows: the model it is asked about; what its first neighbor mixed in the round before.
     Deviations: the paper's attackers all copy one honest node, in the same round; these know

@@ -1,14 +1,15 @@
-"""The seam of word attacks: between an honest algorithm and its driver, every word becomes a lie.
+"""The seam of message attacks: between an honest algorithm and its driver, outgoing vectors are
+falsified.
 
-A word is one flat vector of what is said: an answer to j (the cross-gradient), a question (the own
-model), or a place of what `Mix` and `Say` carry to all ("state"). The algorithm goes on honestly
-behind the lies: its own part in its own mixing is the truth, as an attacker that wants to stay near
-the others would have it.
+The unit of an attack, a word, is one flat vector of an outgoing message: an answer to j (the
+cross-gradient), a question (the own model), or one vector that `Mix` or `Say` carries to all
+("state"). Behind it the algorithm runs honestly: it mixes its own true vectors, as an attacker that
+wants to stay near the others would.
 
-The first vector of a Mix is taken for the parameters x. What is lied about there is, by default,
-the STEP since the last mixing, x̃ − x, as in attacks on gradients: −x itself would be noticed by
-anybody. All other vectors (gradients, momentum) are steps already. `of = "value"` lies about x as
-it is.
+The first vector of a Mix is taken for the parameters x. What is falsified there is, by default, the
+STEP since the last mixing, x̃ − x, as in attacks on gradients: −x itself would be noticed by
+anybody. All other vectors (gradients, momentum) are steps already. `of = "value"` falsifies x
+itself.
 
 What an attacker knows: what it heard itself, round by round: the answers to its questions, and what
 each neighbor put into the mixing of the round BEFORE (in this round it speaks before it hears).

@@ -1,5 +1,5 @@
 """Attacks on the training examples. The node then goes on honestly: it computes true gradients of
-spoilt examples.
+poisoned examples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The seam of data attacks: a task whose training examples are spoilt on their way to the gate."""
+"""The seam of data poisoning: a task whose training examples are changed on their way to the
+gate."""
 
 from __future__ import annotations
 
@@ -25,10 +26,10 @@ class PoisonedTask(Wrapper):
 
     @classmethod
     def of(cls, task: Task, how: DataPoisoning, name: str, run: RunConfig, me: str) -> Task:
-        """Raises ConfigurationError: the task's examples don't have what the attack spoils."""
+        """Raises ConfigurationError: the task's examples don't have what the attack changes."""
         if why := how.refuse(task.batch(torch.empty(0, dtype=torch.int64))):
             raise ConfigurationError(
-                f"The attack {name} can't spoil the examples of {run.task.name}: {why}."
+                f"The attack {name} can't poison the examples of {run.task.name}: {why}."
             )
         return cast(Task, cls(task, how, run, me))
 

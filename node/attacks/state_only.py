@@ -26,7 +26,7 @@ class StateOnlyConfig(BaseModel):
 
 
 class StateOnly:
-    """Another attack with words = state: answers are honest, so whoever judges a neighbor by its
+    """Another attack with words = state: answers are honest, so whatever scores a neighbor by its
     gradients (DPDL's cosine, Shapley values of ROSS and PDSL) finds no fault, and mixes the lie
     with w_ij.
 

@@ -266,7 +266,7 @@ def health(
         Path | None, typer.Argument(help="A node's folder, if it answers there.")
     ] = None,
     ready: Annotated[
-        bool, typer.Option("--ready", help="It must play rounds, too, as /-/ready has it.")
+        bool, typer.Option("--ready", help="It must run rounds, too, as /-/ready has it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -403,7 +403,7 @@ def roster_show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show a roster: its version, its members, and who was removed."""
+    """Show a roster: its version, its members, and those removed."""
     from node import provisioning
 
     _print_fields(provisioning.show_roster(file), as_json)

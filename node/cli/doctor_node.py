@@ -255,7 +255,7 @@ def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator
 
 
 def _discovery(node: NodeConfig, roster: Roster, written: AddressBook) -> Iterator[Finding]:
-    """Others are told an address that they can dial, and exchange has one to begin with."""
+    """Is the announced address one that others can dial, and has exchange one to begin with?"""
     chosen = node.peers.discovery
     said = ", ".join(chosen)
     if SEEKING & {*chosen}:
@@ -342,9 +342,9 @@ def _dial(address: str) -> str:
 
 
 def _where(error: PeerpoiseError) -> str:
-    """Where what a task refuses is mended."""
+    """Where to fix what a task refuses."""
     if isinstance(error, TaskError):
-        return "mend the task's own code"
+        return "fix the task's own code"
     if isinstance(error, DataError):
         return "see data.path and data.rows in node.toml, and [task] in run.toml"
     return "see [task] in run.toml"

@@ -53,7 +53,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="Only say which cells there are and what they take.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="With --dry-run: play ten rounds of each row first.")
+        bool, typer.Option("--measure", help="With --dry-run: run ten rounds of each row first.")
     ] = False,
     any_code: Annotated[
         bool, typer.Option("--any-code", help="Keep finished cells of other versions of the code.")

@@ -16,7 +16,7 @@ from peer.errors import PeerpoiseError, TemporaryFailure
 
 def check(*, ready: bool, folder: Path | None = None) -> list[Status]:
     """What every daemon of this user says, or those that answer in this folder. `ready`: each must
-    also be playing rounds.
+    also be running rounds.
 
     Raises:
         PeerpoiseError: there is none, one does not answer, or one is not ready.
@@ -29,5 +29,5 @@ def check(*, ready: bool, folder: Path | None = None) -> list[Status]:
         raise PeerpoiseError("No daemon of this user is running.")
     for each in found:
         if ready and each["state"] != "running":
-            raise PeerpoiseError(f"{each['node']} is not playing rounds: it is {each['state']}.")
+            raise PeerpoiseError(f"{each['node']} is not running rounds: it is {each['state']}.")
     return found

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of one graph: what a node with the most neighbors pays."""
+    """Privacy cost on one graph, for a node of maximum degree."""
 
     graph: str
     """Empty: only the degree was given."""

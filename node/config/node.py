@@ -110,7 +110,7 @@ class BudgetSection(Section):
         if self.epsilon is None and not self.experiment:
             raise ConfigurationError(
                 "budget.epsilon is missing in the node's file: write the ε that its data may spend in all runs "
-                'together, or "unlimited"; else whoever writes run.toml would decide it.'
+                'together, or "unlimited"; otherwise the author of run.toml would decide it.'
             )
         return None if self.epsilon == "unlimited" else self.epsilon
 

@@ -162,13 +162,13 @@ class ValidationSection(Section):
 
 
 class MixSection(Section):
-    """How what the neighbors say is averaged, by any algorithm."""
+    """How a neighborhood's vectors are averaged, for any algorithm."""
 
     rule: Literal["mean", "median", "trimmed_mean", "multi_krum", "clipping"] = "mean"
-    """mean: weighted by W. The others bear neighbors that lie, but keep no mean over the nodes
-    (docs/poison.md). clipping: self-centered."""
+    """mean: weighted by W. The others tolerate neighbors that lie, but don't preserve the mean over
+    the nodes (docs/poison.md). clipping: self-centered."""
     byzantine: int = Field(default=1, ge=0)
-    """How many liars among a node and its neighbors are borne: trimmed_mean leaves out so many
+    """How many liars among a node and its neighbors are tolerated: trimmed_mean leaves out so many
     values of a coordinate on each side, multi_krum so many vectors, clipping so many neighbors when
     it takes τ from the others' distances."""
     tau: float | None = Field(default=None, gt=0)

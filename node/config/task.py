@@ -1,4 +1,4 @@
-"""`[task]`: what is learnt, from which data, by which model."""
+"""`[task]`: what is learned, from which data, by which model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TextSection(Section):
     prompt: tuple[str, ...] = ()
     """Columns that are given, one below the other."""
     answer: str = "text"
-    """The column that is learnt; no row leaves it empty. Of a conversation (a list of {role,
-    content}) the last turn of the assistant is learnt, and what was said before is given. Only the
+    """The column that is learned; no row leaves it empty. Of a conversation (a list of {role,
+    content}) the last turn of the assistant is learned, and what was said before is given. Only the
     answer's tokens and the end of the sequence are labels; the rest is masked. With task.labels it
     is what a model is tested on: the label of the lowest loss is its answer."""
     length: int = Field(default=128, ge=2)
@@ -66,7 +66,7 @@ class TextSection(Section):
     def _is_ours(cls, value: str) -> str:
         if not re.fullmatch("([0-9a-f]{64}:[0-9a-f]{64})?", value):
             raise ValueError(
-                "it is of another version of peerpoise; write run.toml anew (pack, or up)"
+                "another version of peerpoise wrote it; write run.toml again (pack, or up)"
             )
         return value
 
@@ -103,7 +103,7 @@ class TaskSection(Section):
     """A table's column of labels."""
     features: dict[str, tuple[float, float]] = {}
     """A table's columns to learn from: name = [center, scale], PUBLIC constants; (value −
-    center)/scale is learnt.
+    center)/scale is learned.
     """
     channels: Literal[1, 3] = 3
     """Folders of images: 1 makes them grey."""
@@ -121,7 +121,7 @@ class TaskSection(Section):
     """Images are scaled (bilinear) to this many pixels a side; None leaves arrays as they are.
     Folders of images need it, since those come in any size."""
     mean: tuple[float, ...] = ()
-    """Images, by channel: (x − mean)/std is learnt, x in 0 … 1. PUBLIC constants, say the published
+    """Images, by channel: (x − mean)/std is learned, x in 0 … 1. PUBLIC constants, say the published
     ones of a data set: those of private data would give something of them away. Empty: x as it
     is."""
     std: tuple[float, ...] = ()

@@ -2,7 +2,7 @@
 
 `bootstrap.py` has read its files and opened its port. It waits for its neighbors, runs its rounds
 in the compute thread and on the event loop, keeps journal, checkpoints and metrics, and stops
-within seconds when told to.
+within seconds when asked to.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ from peer.session.session import Session
 from peer.transport.grpc import Grpc
 
 STOP_SECONDS = 4.0
-"""The compute thread ends at its next breath; a daemon that was told to stop waits so long for it,
+"""The compute thread ends at its next yield point; a daemon that was asked to stop waits so long
+for it,
 then goes.
 """
 MAX_INCARNATION = 1 << 63
@@ -127,7 +128,7 @@ class Daemon:
         )
 
     async def live(self) -> int:
-        """From the first file to the last goodbye."""
+        """Run until the last round or SIGTERM. Returns the exit code."""
         self._began = time.monotonic()
         self._mark_insecure()
         self.compute = Compute(self.node.compute.threads)
@@ -233,7 +234,7 @@ class Daemon:
         self.watch.set_state("finished")
 
     async def _leave(self, session: Session) -> None:
-        """Told to stop, or failed: ends work, keeps the last complete round if its state still
+        """Asked to stop, or failed: ends work, keeps the last complete round if its state still
         stands, says goodbye.
         """
         self.compute.stop()
@@ -395,7 +396,7 @@ class Daemon:
         )
 
     def _adopt(self, roster: Roster, removed: frozenset[str]) -> None:
-        """A newer roster: who is gone is cut at once, and neighbors are told the version."""
+        """A newer roster: removed members are cut off at once, and neighbors learn the version."""
         self.roster = roster
         try:
             keep_version(self.node.folder, roster)

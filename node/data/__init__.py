@@ -1,7 +1,7 @@
 """Data sets: one file each kind, one line in a table each.
 
-Nothing here is random: a set that comes whole is split into train and test the same way everywhere,
-for ever, so that row numbers mean the same on every node. Nothing here is ever unpickled, except by
+Nothing here is random: a set that comes whole is always split into train and test the same way, so
+that row numbers mean the same on every node. Nothing here is ever unpickled, except by
 torchvision's own readers.
 """
 

@@ -44,8 +44,8 @@ def _silent(done: int, rounds: int, tested: Mapping[Peer, Mapping[str, float]]) 
 
 
 def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
-    """Plays the whole run and writes RUN/summary.json, the average model, and each node's model,
-    summary and journal.
+    """Runs the whole experiment and writes RUN/summary.json, the average model, and each node's
+    model, summary and journal.
 
     The consensus distance in the journals is that of all nodes together, where the run is
     evaluated.

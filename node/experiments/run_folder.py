@@ -48,7 +48,7 @@ def model_file(run: Path, node: str | None, average: bool) -> Path:
 
 def export(run: Path, model: Path, out: Path) -> str:
     """Copies a model, after checking that it is one; returns the digest of its parameters.
-    OUT.safetensors has what was learnt; any other name is a folder as transformers reads it, with
+    OUT.safetensors has what was learned; any other name is a folder as transformers reads it, with
     all of a language model.
 
     Raises:

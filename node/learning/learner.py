@@ -1,7 +1,7 @@
 """One node's learning without a network: its task, its gate and its algorithm, put together from a
 run file.
 
-The daemon plays a `Learner` with `driver.py`, an experiment in one process plays all of them with
+The daemon runs a `Learner` with `driver.py`, an experiment in one process runs all of them with
 `lockstep.py`.
 """
 
@@ -55,7 +55,7 @@ from peer.message import Peer
 from peer.neighborhood import Neighborhood
 
 ADJACENCY = "add/remove one example"
-"""What one person's data are in every ε."""
+"""Adjacency relation of every reported ε."""
 PAPER_WARNING = "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
 SEED_WARNING = "privacy.insecure_seed is set: who knows it can compute noise and batches; there is no guarantee."
 NO_PRIVACY = "Mode none: gradients leave without noise; whoever receives them can reconstruct private examples."

@@ -1,4 +1,4 @@
-"""Records whose loss or gradient is not finite, told to the data's owner and to nobody else.
+"""Records whose loss or gradient is not finite, reported to the data's owner only.
 
 In mode strict they are private: standard error is the owner's; journal, status, metrics and
 summary, which others may read, don't have them. They contribute nothing to any release.

@@ -155,11 +155,11 @@ def drop_weights(model: nn.Module, names: Collection[str]) -> nn.Module:
     return _copied(model, empty)
 
 
-def merged_model(model: nn.Module, learnt: Mapping[str, Tensor]) -> Any:
+def merged_model(model: nn.Module, learned: Mapping[str, Tensor]) -> Any:
     """The same with these parameters in place, as a transformers model; adapters are merged."""
     put = {
         id(model.get_parameter(name)): nn.Parameter(it.clone(), requires_grad=False)
-        for name, it in learnt.items()
+        for name, it in learned.items()
     }
     made: Any = _copied(model, put)
     return copy.deepcopy(made).merge_and_unload() if hasattr(made, "merge_and_unload") else made

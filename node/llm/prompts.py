@@ -20,7 +20,7 @@ from node.llm.tokens import Tokens
 from peer.errors import ConfigurationError, DataError
 
 MASKED = -100
-"""The label of a token that is not learnt."""
+"""The label of a token that is not learned."""
 NAMED = ("plain", "instruction", "chat")
 INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
@@ -69,7 +69,7 @@ class Encoder:
         """All rows.
 
         Raises:
-            DataError: in a row nothing would be learnt.
+            DataError: in a row nothing would be learned.
         """
         length, ids, labels = self.text.length, [], []
         for k, (given, answer) in enumerate(self.pairs(rows)):

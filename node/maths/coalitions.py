@@ -43,8 +43,8 @@ from peer.message import Peer
 Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 
 ROUNDING = 1e-12
-"""What summing may leave of a φ that is 0. Where nobody else is worth anything, it would get all
-the weight.
+"""Values below this are rounding error of a zero φ. Where nobody else is worth anything, it would
+get all the weight.
 """
 NOTHING = 0.01
 """Share of the largest φ up to which G is nothing: a whisper, a thousandth of an honest gradient,
@@ -88,8 +88,8 @@ class ShapleyConfig(Section):
     softmax(φ/temperature).
     """
     null_players: Literal["capped", "paper"] = "capped"
-    """capped: who adds nothing to staying put weighs w at most, zeros and echoes nothing. paper: as
-    φ' says.
+    """capped: a player that adds nothing over standing still weighs w at most, zeros and echoes
+    nothing. paper: as φ' says.
     """
     temperature: float = Field(default=1.0, gt=0)
     """Of softmax, in units of v."""

@@ -7,7 +7,7 @@ The dual is a non-negative least-squares problem, ‖g + Σ_j u_j g_j‖ → min
 per parameter. All that it depends on are the inner products of the k+1 vectors, so it is solved on
 a root of their matrix: k+1 rows instead of d, and one pass over the vectors. The vectors are scaled
 to length 1 first (a constraint does not depend on the length of its g_j), so that the matrix holds
-cosines and a neighbor's scale can't spoil its condition. Squaring costs half of float64's 16
+cosines and a neighbor's scale can't worsen its condition. Squaring costs half of float64's 16
 digits; the gradients are float32 and have 7. Where directions cancel but for rounding, exact
 multipliers are without bound and amplify it: a ridge of RIDGE·‖u‖² keeps g̃ no longer than g.
 

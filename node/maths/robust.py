@@ -1,4 +1,4 @@
-"""How a closed neighborhood's vectors become one: the W-weighted mean, and rules that bear
+"""How a closed neighborhood's vectors become one: the W-weighted mean, and rules that tolerate
 neighbors who lie.
 
     mean          Σ_j w_ij x_j
@@ -23,7 +23,7 @@ Deviations
       farthest are left out
       (with byzantine = 1 as in the authors' public code); their theory wants distances to honest ones,
       which nobody knows.
-    * Where so few were heard that nothing can be told (`ENOUGH`), the own vector stays.
+    * Where too few were heard (`ENOUGH`), the own vector stays.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from peer.v1 import peer_pb2 as pb
 UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 PER_ROUND = 16
 """Lines of the journal in a round about what one neighbor did: it could go on and off, or send
-rubbish, for ever.
+rubbish, without end.
 """
 WARNINGS = 32
 """Sentences that are kept; the oldest go first."""
@@ -328,7 +328,7 @@ class Telemetry(RoundObserver, SessionObserver):
                 else "Somebody with a certificate, but not of the roster,"
             )
             self.warn(
-                f"{who} calls this node too often or in vain: {REFUSALS} calls within {now - began:.0f} s, the last "
+                f"{who} calls this node too often, or is refused: {REFUSALS} calls within {now - began:.0f} s, the last "
                 f"one refused as {_name(code)}; if its owner does not know why, remove it from the roster."
             )
 
@@ -386,7 +386,7 @@ class Telemetry(RoundObserver, SessionObserver):
     # for people
 
     async def measure_lag(self) -> None:
-        """How late the loop wakes up, for ever."""
+        """Measures how late the loop wakes up, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_EVERY

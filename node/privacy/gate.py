@@ -196,7 +196,7 @@ class DPGate(GradientGate):
         return self._served(_Question(self.task, x), t, to)
 
     def own(self, x: Tensor, t: int) -> Tensor:
-        """The same noised release as for me."""
+        """Own gradient: identical to `self(x, t, me)`. Flat float32 [d]."""
         return self(x, t, self.me)
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
@@ -237,7 +237,7 @@ class DPGate(GradientGate):
             return torch.zeros(question.task.layout.size)
 
     def _copied(self, question: _Question, t: int, to: Peer) -> Tensor:
-        """A copy of the answer; what is withheld is counted and told."""
+        """A copy of the answer; a withheld one is counted and reported."""
         try:
             return self._answer(question, t, to).clone()
         except QuestionRefused:
@@ -460,7 +460,7 @@ def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: i
 
 
 def mechanism(config: PrivacySection, *, d: int, sigma: float, releases: int) -> Mechanism:
-    """What the accountant and the ledger are told of answers with the nominal σ."""
+    """What the accountant and the ledger record for answers with the nominal σ."""
     if config.mode == "none":
         return Mechanism(sigma=0.0, rate=1.0, mode="none")
     batches = "shared" if config.mode == "paper" else config.batches

@@ -4,13 +4,13 @@ Files in one folder, per data set:
     NAME.sqlite   rows chained by SHA-256 (WAL, synchronous = FULL: a commit is on disk when it returns)
     NAME.head     (sequence, digest) of the last commit, fsynced apart, in two alternating slots with checksums:
                   SQLite alone silently forgets committed rows when its WAL is cut; a write torn by
-                  a crash spoils one slot and leaves the other, older by one row, which never left
+                  a crash damages one slot and leaves the other, older by one row, which never left
     NAME.lock     flock, held while open: one process per data set
 
 Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by
-`check_remembered`. In doubt nothing is released. Not covered: whoever rolls back all files at once
-is noticed only by neighbors; one who edits rows and recomputes chain and head is not noticed at
-all.
+`check_remembered`. In doubt nothing is released. Not covered: somebody who rolls back all files at
+once is noticed only by neighbors; one who edits rows and recomputes chain and head is not noticed
+at all.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Ledger:
 
     @property
     def head(self) -> tuple[int, bytes]:
-        """(sequence, digest of the last row); (0, zeros) when empty. What neighbors are told."""
+        """(sequence, digest of the last row); (0, zeros) when empty. Neighbors remember it."""
         return self._sequence, self._digest
 
     @property
@@ -261,7 +261,7 @@ class Ledger:
     @contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
         """Turns what the disk and SQLite raise into LedgerError, after which memory is read from
-        the disk anew.
+        the disk again.
         """
         if self._fault:
             raise LedgerError(self._fault)

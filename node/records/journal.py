@@ -4,9 +4,9 @@ What may be written is the literal table EVENTS; any other event or field is a b
 Nothing private is in it: no loss or accuracy on private data, no drawn batch size, no n_i, no
 histogram of labels, no vector. (Seconds of a phase are in it, as they can be seen on the wire too.)
 `data` holds the digest of the private file so that a later reader can tell whether it changed;
-whoever guesses the whole file can confirm the guess with it. Figures of neighbors (weight, shapley,
-cosine, calibration) are made of releases and of a public validation set; with a private one they
-tell of it too, as all that is sent does.
+somebody who guesses the whole file can confirm the guess with it. Figures of neighbors (weight,
+shapley, cosine, calibration) are made of releases and of a public validation set; with a private
+one they tell of it too, as all that is sent does.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class Summary(Part):
     """SHA-256 of run.toml's content."""
     attackers: list[str] = []
     """Nodes that lied on purpose, to see what it does: not in mean, min, consensus distance and
-    averaged model. Only of attackers of this experiment; who lies in earnest doesn't say so."""
+    averaged model. Only of attackers of this experiment; a real liar doesn't say so."""
     attack: str = ""
     """What they did (docs/poison.md)."""
     diverged: list[str] = []
@@ -168,11 +168,11 @@ class Summary(Part):
     one.
     """
     rounds_played: dict[str, int] = {}
-    """node -> the rounds it played; fewer than `rounds` where it skipped some, most neighbors being
+    """node -> the rounds it ran; fewer than `rounds` where it skipped some, most neighbors being
     further.
     """
     complete: bool
-    """Every node of the roster finished, played all rounds, and did not diverge."""
+    """Every node of the roster finished, ran all rounds, and did not diverge."""
 
 
 def schema() -> str:
@@ -378,7 +378,7 @@ def _incomplete(summary: Summary) -> str:
     fewer = {
         name: played for name, played in summary.rounds_played.items() if played < summary.rounds
     }
-    said = [f"{name} played {played} rounds only" for name, played in sorted(fewer.items())]
+    said = [f"{name} ran {played} rounds only" for name, played in sorted(fewer.items())]
     return "INCOMPLETE: " + (", ".join(said) or "not every node finished")
 
 

@@ -68,7 +68,7 @@ class Compute:
             raise Stopped
 
     def stop(self) -> None:
-        """No further work is begun; what runs ends at its next breath."""
+        """No further work is begun; running work ends at its next yield point."""
         with self._wake:
             self._stopped = True
             self._wake.notify()

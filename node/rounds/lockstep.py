@@ -33,8 +33,8 @@ Hoods: TypeAlias = Mapping[Peer, Neighborhood]
 Contacts: TypeAlias = Mapping[Peer, frozenset[Peer]]
 """Node -> whom it heard in a phase."""
 Lossy: TypeAlias = Callable[[int, int, Peer, Peer], bool]
-"""(round, phase, sender, receiver) -> is lost what the sender says to the receiver in that phase?
-Of an Ask the answer is lost, not the question: the sender has released it in vain."""
+"""(round, phase, sender, receiver) -> is the sender's message to the receiver lost in that phase?
+Of an Ask the answer is lost, not the question: the sender has released it all the same."""
 
 
 def simulate(
@@ -49,7 +49,7 @@ def simulate(
     after_phase: Callable[[int, int, str, Mapping[Peer, int]], None] | None = None,
     after_round: Callable[[int], None] | None = None,
 ) -> None:
-    """Plays the rounds first … rounds − 1; the algorithms hold the result.
+    """Runs the rounds first … rounds − 1; the algorithms hold the result.
 
     Nodes of `neighborhoods` that have no algorithm are down: their neighbors never hear them.
 
@@ -159,7 +159,8 @@ def _refused(
     neighborhoods: Hoods,
     bounds: Bounds,
 ) -> Edges:
-    """What is beyond the bounds. A question may be anything: who answers it has to bear that."""
+    """Messages beyond the bounds. Questions are not checked: the answering gate must tolerate any
+    input."""
     broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j], bounds)}
     found = {(j, i) for j in broken for i in neighborhoods[j].neighbors}
     wrong = {

@@ -1,7 +1,7 @@
 """Waiting for neighbors: how long, for whom, and when one is given up. The policies of `[sync]`.
 
 round    every live neighbor, each with a deadline that measures its progress, and with patience
-quorum   a share of them; who is ahead or behind is left out of a phase, its edge is kept
+quorum   a share of them; a neighbor ahead or behind is left out of a phase, its edge is kept
 async    nobody
 """
 
@@ -247,9 +247,9 @@ class Waiting:
         return bool(self.membership.neighbors[peer].waiting_for - {self.membership.me})
 
     async def _wait_for_change(self, waiting: frozenset[Peer]) -> float:
-        """Until something changes or the next deadline; the seconds that took. If this node itself
-        stood still meanwhile, what the others said is not read yet, they get their time anew, and
-        it is nobody's."""
+        """Waits until something changes or the next deadline; returns the seconds that took. If
+        this process was itself stalled, restarts the neighbors' deadlines and charges the time to
+        no one."""
         since = self.table.now
         due = max(since + 0.001, min(self.membership.until(peer) for peer in waiting) + 0.001)
         await self.table.changed.wait(due - since)

@@ -111,7 +111,7 @@ class CausalLM:
         self.device, self._train = device, self._train.to(device)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Token ids and labels, int64 [n, length] each; −100 where nothing is learnt."""
+        """Token ids and labels, int64 [n, length] each; −100 where nothing is learned."""
         rows = rows.to(self.device)
         return self._train.ids[rows].long(), self._train.labels[rows].long()
 

@@ -32,7 +32,7 @@ from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
 EVALUATION_CHUNK = 256
-"""Test images per forward pass; between two chunks others may breathe."""
+"""Test images per forward pass; a yield point is between two chunks."""
 
 
 class Classification:

@@ -243,7 +243,7 @@ def _keeping_switches(function: Callable[..., Any], name: str) -> Callable[..., 
 
 
 def _with_gradients(yield_point: Callable[[], None]) -> Callable[[], None]:
-    """Neighbors are answered with gradients meanwhile, also where the task breathes within
+    """Neighbors are answered with gradients meanwhile, even if the task yields within
     `torch.no_grad()`.
     """
 

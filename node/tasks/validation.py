@@ -125,7 +125,7 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
         rows = held_out(run, train.y.numpy())
         if len(np.intersect1d(rows, _rows(data, len(train)))):
             raise DataError(
-                "data.rows overlaps the validation set that validation.size holds out; divide anew."
+                "data.rows overlaps the validation set that validation.size holds out; divide again."
             )
         found = train.take(rows)
         if section.digest and found.digest() != section.digest:

@@ -39,7 +39,7 @@ class DiscoveryContext:
     identity: Identity | None = None
     transport: Transport | None = None
     folder: Path | None = None
-    """Where what was learnt is kept."""
+    """Where what was learned is kept."""
     missing: Callable[[], Collection[str]] = tuple
     """Ids that are looked for: neighbors that are not connected."""
     known: Callable[[str], Awaitable[Sequence[str]]] | None = None

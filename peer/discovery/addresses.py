@@ -1,7 +1,7 @@
 """All discoveries of one node together, and what it can say of its own address.
 
 A session asks here where a member can be dialed and gets IP addresses only: host names are looked
-up on the way, anew each time.
+up on the way, again each time.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 "{name}.peers.example:7443" is a name per node. "peers.example:7443" is one whose records are all
 nodes' (a headless service): each is dialed in turn until the certificate is the one that is looked
-for. Names are looked up anew with every attempt (`peer/discovery/resolver.py`), so a name may exist
+for. Names are resolved again at every attempt (`peer/discovery/resolver.py`), so a name may exist
 later than a node, and change.
 
-Not covered: who can answer DNS can send a node to any address, which then fails for want of the
+Not covered: whoever can answer DNS can send a node to any address, which then fails for want of the
 key.
 """
 

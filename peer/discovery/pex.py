@@ -3,12 +3,12 @@
 One address of one member is enough to begin with. Every member announces its own address, signed
 with its key, and passes on what others announced; the newest announcement of a member counts. Asked
 and told is only among members of the roster, neighbors or not, over the same mutual TLS as
-everything (`Session.call` checks who speaks). What was learnt is kept in a file, the book, and
+everything (`Session.call` checks who speaks). What was learned is kept in a file, the book, and
 outlives the process.
 
 Nobody can announce for somebody else, nor bring back for long what a member has replaced. A member
 can lie about its own address, which makes others open a TLS connection to a place of its choosing,
-in vain: whoever answers there has to show the certificate of the id that was dialed. A node whose
+to no effect: what answers there has to show the certificate of the id that was dialed. A node whose
 clock was wrong, so that its new announcements look older than those before, hears its own old one
 from others and announces later than that.
 
@@ -89,7 +89,7 @@ class Exchange:
         return "no member that was asked knows one"
 
     def _issue(self, after: int = 0) -> None:
-        """Signs this node's addresses anew, later than `after`. Without an identity nothing can be
+        """Signs this node's addresses again, later than `after`. Without an identity nothing can be
         announced.
         """
         identity = self.around.identity
@@ -248,7 +248,7 @@ class Exchange:
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, DecodeError, Malformed):
-            self.around.warn(f"{path} is damaged and not used; addresses are learnt anew.")
+            self.around.warn(f"{path} is damaged and not used; addresses are learned again.")
             return []
 
     async def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""Who takes part: names, node ids and addresses, signed by the federation's key.
+"""The members: names, node ids and addresses, signed by the federation's key.
 
 The graph and every mixing weight follow from the sorted names, so all nodes must hold the same
 members. N is their number, also while some are down. A higher version may remove members: they stay

@@ -1,9 +1,9 @@
 """How often who may call: a token bucket per caller, asked before anything of a call is read.
 
 Every call costs a token, whatever becomes of it; a transfer that was delivered gives its token
-back, since a round asks for so many and no more. Who has none left is not refused, which it could
-take for an invitation to try again: its call hangs until there is a token. So what a member at full
-blast costs does not grow with its blast.
+back, since a round asks for so many and no more. A caller without tokens is not refused, which it
+could take for an invitation to try again: its call hangs until there is a token. So what a member
+at full blast costs does not grow with its blast.
 """
 
 from __future__ import annotations

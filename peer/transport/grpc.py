@@ -9,7 +9,7 @@ A listener admits a call in this order: TLS 1.3 with a certificate of the federa
 roster, not revoked, within its caller's quota of open calls; only then is anything read. The
 dialling side is shown no certificate by grpc: TLS checks chain and name there, the handshake's
 signature checks the key (session.py); the connection of bulk is asked for a signature of its own
-before anything is sent on it, and again whenever it was made anew.
+before anything is sent on it, and again whenever it was reconnected.
 
 Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are
 closed as they come.
@@ -405,8 +405,9 @@ class Grpc:
 
     def _register(self, server: grpc.aio.Server) -> None:
         """All methods are streams for grpc, so that nothing is read before the caller is admitted,
-        and registered by name. Whoever never acknowledges our settings is held to none of METADATA,
-        and grpc makes Python objects of its headers, up to 16 MiB a call, before we are asked."""
+        and registered by name. A client that never acknowledges our settings is held to none of
+        METADATA, and grpc makes Python objects of its headers, up to 16 MiB a call, before we are
+        asked."""
         stream = grpc.stream_stream_rpc_method_handler
         own: dict[str, Any] = {method: stream(self._call(method)) for method in METHODS}
         own["Transfer"], own["Prove"] = stream(self._transfer), stream(self._prove)
@@ -531,7 +532,7 @@ class Grpc:
         return caller
 
     async def _turn(self, context: Context, caller: str) -> None:
-        """Waits for the caller's token; who is owed too many is cut off."""
+        """Waits for the caller's token; a caller with too many waiting calls is cut off."""
         if not await self._admission.wait(caller):
             self._cut_soon([context.peer()])
             await asyncio.sleep(OVERFLOW_SECONDS)
@@ -689,8 +690,8 @@ class GrpcLink:
         return bytes(verdict)
 
     async def _prove(self) -> None:
-        """Sees to it that the connection of bulk leads to who has the key. Not covered: a
-        connection that breaks and is made anew between this and the next call, within one turn of
+        """Makes sure that the connection of bulk leads to the holder of the key. Not covered: a
+        connection that breaks and is made again between this and the next call, within one turn of
         the event loop.
 
         Raises:

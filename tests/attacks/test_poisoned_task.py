@@ -97,7 +97,7 @@ class Points:
 def test_what_has_no_labels_or_features_is_refused(name, parts):
     with pytest.raises(
         ConfigurationError,
-        match=f"The attack {name} can't spoil the examples of classification: the",
+        match=f"The attack {name} can't poison the examples of classification: the",
     ):
         spoilt(Points(*parts), name)
 

@@ -89,7 +89,7 @@ def test_a_data_attack_needs_labels(
     )
     attack = ("--set", "experiment.attack.name=label-flip")
     one_sentence(
-        peerpoise(*call, *attack), "label-flip can't spoil the examples", "they have no labels"
+        peerpoise(*call, *attack), "label-flip can't poison the examples", "they have no labels"
     )
     assert not (tmp_path / "run").exists()
 

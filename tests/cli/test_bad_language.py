@@ -147,7 +147,7 @@ def test_a_model_that_cant_be_trained(
         (
             [f"task.text.digest={64 * 'a'}"],
             78,
-            "it is of another version of peerpoise; write run.toml anew",
+            "another version of peerpoise wrote it; write run.toml again",
         ),
         (["algorithm.name=dec-lora"], 78, "unknown key"),
         (["algorithm.layers_per_block=0"], 78, "algorithm.layers_per_block: "),

@@ -1,4 +1,4 @@
-"""`peerpoise export --out FOLDER`: a language model as transformers reads it, with what was learnt
+"""`peerpoise export --out FOLDER`: a language model as transformers reads it, with what was learned
 in it.
 """
 

@@ -79,7 +79,7 @@ def test_a_damaged_incarnation_counts_as_none(peerpoise: Call, home: Path, conte
 
 
 def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path) -> None:
-    """The run goes to its end without releasing more, and what it learnt is there."""
+    """The run goes to its end without releasing more, and what it learned is there."""
     result = run(
         peerpoise, home, "--json", "--set", "budget.epsilon=0.001", "--set", "budget.delta=1e-3"
     )

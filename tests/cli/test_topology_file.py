@@ -114,7 +114,7 @@ def test_edges_of_others_are_refused_where_the_nodes_are_known(
     (star.parent / "graph.txt").write_text("a b\nb c\n")
     result = peerpoise("simulate", star, "--folder", tmp_path / "run")
     assert result.code == 78
-    assert "names a, who takes no part; there are n0, n1, n2" in result.err
+    assert "names a, which is not a node; there are n0, n1, n2" in result.err
 
 
 def test_a_random_graph_follows_the_seed_of_training(experiment: Path) -> None:

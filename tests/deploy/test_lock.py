@@ -93,7 +93,7 @@ def test_makefile_and_image_read_torchs_version() -> None:
         ([SKIPPED], 2, "Nothing was audited"),
         ([CLEAN], 0, "No vulnerability of the 1 locked packages is known."),
         ([CLEAN, SKIPPED], 2, "Not audited, as the database does not know them: b."),
-        ([CLEAN, HOLED], 1, "c 1: CVE-1, mended in 2, 3"),
+        ([CLEAN, HOLED], 1, "c 1: CVE-1, fixed in 2, 3"),
         ([SKIPPED, HOLED], 1, "c 1: CVE-1"),
     ],
 )

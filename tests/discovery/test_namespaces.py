@@ -107,7 +107,7 @@ async def test_by_one_address_and_peer_exchange(tmp_path: Path) -> None:
 
 
 def book(home: Path) -> set[str]:
-    """Whose announcements a node has learnt and kept."""
+    """Whose announcements a node has learned and kept."""
     names = {member["id"]: member["name"] for member in roster(home)}
     said = json.loads((home / "state" / FILE).read_text())["announcements"]
     return {names[pb.Announcement.FromString(base64.b64decode(each)).member] for each in said}

@@ -343,7 +343,7 @@ def test_of_a_large_roster_what_is_wanted_is_told_first(people: People) -> None:
 # -- the book
 
 
-async def test_what_was_learnt_outlives_the_process(people: People, tmp_path: Path) -> None:
+async def test_what_was_learned_outlives_the_process(people: People, tmp_path: Path) -> None:
     node = Node(people, "alice", ["bob"], ["exchange"], folder=tmp_path)
     async with node.alive():
         node.exchange.take([announcement(people["bob"], NEW, "10.0.0.2:1")])

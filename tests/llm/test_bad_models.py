@@ -1,4 +1,4 @@
-"""What can't be learnt is one sentence."""
+"""What can't be learned is one sentence."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_ross_and_pdsl_are_refused() -> None:
         make(run.model_copy(update={"validation": validation}), ROWS)
 
 
-def test_images_are_learnt_by_another_task() -> None:
+def test_images_are_learned_by_another_task() -> None:
     run = language_run()
     task = TaskSection(data="fortunes", classes=10)
     with pytest.raises(ConfigurationError, match="is text"):

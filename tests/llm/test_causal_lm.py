@@ -48,7 +48,7 @@ def test_an_examples_loss_is_transformers_own_and_a_batchs_is_the_mean_over_its_
     torch.testing.assert_close(it.mean_loss(views(it.layout, x), (ids, labels)), theirs.mean())
 
 
-def test_only_the_answer_is_learnt() -> None:
+def test_only_the_answer_is_learned() -> None:
     it = task(template="Language {language}, then:", answer="text", length=64)
     ids, labels = it.batch(torch.tensor([3]))
     given = len("Language de, then:") + 1
@@ -82,8 +82,8 @@ def test_what_is_given_leaves_room_for_every_label_in_training_and_in_tests(tmp_
     )
     asked = [(len(given), max(map(len, answers))) for given, answers in it._test.questions]  # type: ignore[attr-defined]
     assert asked == [(40 - 19, 19)] * len(asked)
-    learnt = it.batch(torch.arange(4))[1] != -100
-    assert learnt.int().argmax(1).tolist() == [40 - 19] * 4, (
+    learned = it.batch(torch.arange(4))[1] != -100
+    assert learned.int().argmax(1).tolist() == [40 - 19] * 4, (
         "cut as in tests, however short the answer is"
     )
 

@@ -81,13 +81,13 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
         AutoModelForCausalLM.from_pretrained(where).state_dict()
         for where in (run.task.model, tmp_path / "merged")
     )
-    learnt, adapted = views(it.task.layout, it.algorithm.parameters), 0
+    learned, adapted = views(it.task.layout, it.algorithm.parameters), 0
     for name, value in came.items():
         a, b = (
             next(
                 (
                     p
-                    for key, p in learnt.items()
+                    for key, p in learned.items()
                     if f"{name.removesuffix('.weight')}.lora_{which}." in key
                 ),
                 None,

@@ -78,4 +78,4 @@ async def test_ready_is_more_than_alive(sockets: Path) -> None:
         alive, ready = await health(sockets, "--json"), await health(sockets, "--ready")
     assert (alive.returncode, alive.stdout) == (0, '{"n0": "waiting for peers"}\n')
     assert ready.returncode == 1
-    assert "n0 is not playing rounds: it is waiting for peers." in ready.stderr
+    assert "n0 is not running rounds: it is waiting for peers." in ready.stderr

@@ -231,7 +231,7 @@ def test_the_diagonal_may_be_left_out():
     [
         ([("a", "b")], "not connected: no way leads from a to c"),
         ([("a", "b"), ("c", "c")], "no way leads from a to c"),
-        ([("a", "b"), ("b", "z")], "names z, who takes no part; there are a, b, c"),
+        ([("a", "b"), ("b", "z")], "names z, which is not a node; there are a, b, c"),
         ([("a", "b", 0.3), ("b", "c")], "gives b–c no weight"),
         ([("a", "b", 0.3), ("b", "c", 0.3), ("b", "a", 0.2)], "a–b two weights|b–a two weights"),
         ([("a", "b", 0.3), ("b", "c", 0.0)], "has 0 for b–c"),

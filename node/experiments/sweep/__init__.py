@@ -5,7 +5,7 @@
     cell      one experiment's figures, from its journals and summary
     folder    what is kept of a sweep: a file per finished cell, whole or not there
     loop      which cell comes next; what is shown meanwhile
-    workers worker raycluster   where cells are played: processes of this machine, or a Ray cluster
+    workers worker raycluster   where cells are run: processes of this machine, or a Ray cluster
 
 `node.experiments.report` makes tables, plots and a page of a folder.
 """

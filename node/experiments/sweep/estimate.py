@@ -13,7 +13,7 @@ from node.experiments.sweep.grid import Row, Sweep
 from node.experiments.sweep.loop import TrialQueue
 
 MEASURED_ROUNDS = 10
-"""Rounds that --measure plays of one cell of each row."""
+"""Rounds that --measure runs of one cell of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def seconds(row: Row, folder: Folder) -> float | None:
 
 
 def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
-    """Plays ten rounds of one cell of each row that has no figure yet, here, and keeps what a whole
+    """Runs ten rounds of one cell of each row that has no figure yet, here, and keeps what a whole
     cell would take.
     """
     from node.experiments.sweep.trial import play

@@ -76,11 +76,11 @@ class SweepSection(Section):
     methods: dict[str, Values] = {}
     """name = sections of the experiment; without algorithm.name the name is the algorithm's."""
     settings: dict[str, Values] = {}
-    """name = sections of the experiment, and: title; methods, of which only these are played;
+    """name = sections of the experiment, and: title; methods, of which only these are run;
     rates.
     """
     grid: dict[str, tuple[Any, ...]] = {}
-    """"section.key" = values; every setting is played with every combination."""
+    """"section.key" = values; every setting is run with every combination."""
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     """Each sets train.seed and experiment.seed: parameters, batches without noise, and the
     partition.

@@ -1,8 +1,8 @@
 """The sweep itself: which cell comes next, and what is shown meanwhile.
 
 Row by row, so that what is stopped early has whole rows: a method's rates on the tuning seed, then
-its seeds with the best of them. A cell is kept the moment it is finished; one that failed is told
-and left, the others go on.
+its seeds with the best of them. A cell is kept the moment it is finished; one that failed is
+reported and left, the others go on.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TrialQueue:
                 yield from self._finals(k, row, found.lr)
 
     def ready(self) -> Iterator[Trial]:
-        """Cells that can be played now."""
+        """Cells that can be run now."""
         return (
             it
             for it in self.known()
@@ -99,7 +99,7 @@ def run(
     budget: float | None = None,
     quiet: bool = False,
 ) -> Outcome:
-    """Plays what is not finished.
+    """Runs what is not finished.
 
     Args:
         limit: at most so many cells.
@@ -164,13 +164,13 @@ def _take(
 
 
 def _other_code(trial: Trial, record: Mapping[str, Any]) -> str:
-    """A sentence if the cell was played by code that is not this process's: it would never count as
+    """A sentence if the cell was run by code that is not this process's: it would never count as
     finished.
     """
     here = code.of(trial.configuration)
     if record["code"] == here:
         return ""
-    return f"It was played by other code ({record['code']}, here {here}): install the same everywhere, and start anew."
+    return f"It was run by other code ({record['code']}, here {here}): install the same everywhere, and start again."
 
 
 def _traced(folder: Path, news: TrialUpdate) -> Path | None:

@@ -70,7 +70,7 @@ class RayCluster:
 
 
 def _play(key: str, configuration: dict[str, Any]) -> dict[str, Any]:
-    """In a process of Ray's, which plays many cells and imports torch once."""
+    """In a process of Ray's, which runs many cells and imports torch once."""
     from node.experiments.sweep.trial import play
 
     try:

@@ -1,4 +1,4 @@
-"""A process that plays cells: a JSON line in, lines out. torch is imported once, not once a cell.
+"""A process that runs cells: a JSON line in, lines out. torch is imported once, not once a cell.
 
     in    {"key", "configuration"}
     out   {"key", "share"} now and then, then {"key", "record"} or {"key", "error", "trace"}

@@ -32,7 +32,7 @@ class TrialUpdate:
 
 
 class Runner(Protocol):
-    """Where cells are played."""
+    """Where cells are run."""
 
     @property
     def slots(self) -> int:
