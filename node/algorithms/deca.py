@@ -71,7 +71,7 @@ UNBOUND: tuple[int, Callable[[Tensor, int], Tensor]] = (-1, lambda theta, t: the
 
 class BadamConfig(BlockSchedule, AdamConfig, WarmupDecay):
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the block's gradient; a longer one is shortened to it. None: as it is."""
+    """Largest norm of the block's gradient; a longer one is scaled to it. None: no bound."""
 
 
 def _nothing() -> Tensor:
@@ -186,8 +186,8 @@ class DecaConfig(BadamConfig):
     mix_every: int = Field(default=1, ge=1)
     """s: the block is mixed in every s-th step of a visit, and in its last."""
     wire: Literal["float32", "bf16-delta"] = "float32"
-    """float32: θ½. bf16-delta: what the step changed, in half the bytes; what rounding left over
-    goes with the next.
+    """float32: θ½. bf16-delta: the change of the step, in half the bytes; the rounding error is
+    sent with the next one.
     """
 
     @property

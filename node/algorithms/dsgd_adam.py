@@ -32,7 +32,7 @@ from peer.neighborhood import View
 
 class DsgdAdamConfig(AdamConfig, WarmupDecay):
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient; a longer one is shortened to it. None: as it is."""
+    """Largest norm of the gradient; a longer one is scaled to it. None: no bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

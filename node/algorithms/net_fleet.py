@@ -49,7 +49,7 @@ from peer.neighborhood import View
 
 class NetFleetConfig(Schedule):
     restart: int = Field(default=0, ge=0)
-    """Rounds between fresh gradients in the place of differences; 0: only the first. 1: gradient
+    """Rounds between fresh gradients instead of differences; 0: only the first. 1: gradient
     tracking.
     """
     mix_steps: bool = False

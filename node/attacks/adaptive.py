@@ -50,8 +50,8 @@ class AlieConfig(MessageAttackConfig):
 
 
 class Alie:
-    """A little is enough: μ − z·σ by coordinate, among the honest values and yet always on one
-    side. Baruch, Baruch, Goldberg, arXiv 1902.06635.
+    """A little is enough: μ − z·σ per coordinate, among the honest values but always on one side.
+    Baruch, Baruch, Goldberg, arXiv 1902.06635.
 
     Knows: μ and σ over its own truth and what each neighbor said in the same place the round
     before. Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
@@ -70,13 +70,13 @@ class Alie:
 
 class InnerProductConfig(MessageAttackConfig):
     epsilon: float = Field(default=0.5, ge=0)
-    """ε: the mean is said times −ε. Above (n − f)/f it turns a plain mean of n with f attackers
-    round.
+    """ε: the mean is multiplied by −ε. Above (n − f)/f it reverses a plain mean of n with f
+    attackers.
     """
 
 
 class InnerProduct:
-    """Inner-product manipulation: −ε·μ, so that what is averaged and the true gradient disagree.
+    """Inner-product manipulation: −ε·μ, so that the average and the true gradient disagree.
     Xie, Koyejo, Gupta, "Fall of empires", arXiv 1903.03936.
 
     Knows: μ over its own truth and what each neighbor said in the same place the round before.
@@ -99,9 +99,9 @@ class DissensusConfig(MessageAttackConfig):
 
 
 class Dissensus:
-    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: what its neighbors k pull it back, b pulls
-    it away. He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning via ClippedGossip",
-    arXiv 2202.01545, definition of the dissensus attack.
+    """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: b pulls it away as far as its neighbors k
+    pull it back. He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning via
+    ClippedGossip", arXiv 2202.01545, definition of the dissensus attack.
 
     Knows: what each neighbor mixed in the round before, and its own row of W. Deviations: the
     paper's b says something else to every neighbor, each its victim; here all hear the same, made

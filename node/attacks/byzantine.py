@@ -57,13 +57,13 @@ class MessageAttackConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     words: tuple[Word, ...] = ("answer", "state")
-    """What is lied about: answers to neighbors, questions (costs only the attacker), state (what is
-    mixed or said).
+    """What is falsified: answers to neighbors, questions (hurts only the attacker), state (what is
+    mixed or sent to all).
     """
     of: Literal["step", "value"] = "step"
-    """Parameters in a Mix: lie about their step since the last mixing, or about their value."""
+    """Parameters in a Mix: falsify their step since the last mixing, or their value."""
     strength: float = Field(default=1.0, ge=0)
-    """truth + strength·(lie − truth) is said: 0 is the truth, bit for bit; more than 1 overshoots
+    """truth + strength·(lie − truth) is sent: 0 is the truth, bit for bit; more than 1 overshoots
     the lie.
     """
 

@@ -17,7 +17,7 @@ class LabelFlipConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     share: float = Field(default=1.0, ge=0, le=1)
-    """Of the node's examples, each drawn once for the whole run; the others keep their labels."""
+    """Share of the node's examples, drawn once for the whole run; the others keep their labels."""
 
 
 class LabelFlip:

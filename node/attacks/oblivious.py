@@ -13,7 +13,7 @@ from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
 
 class SignFlipConfig(MessageAttackConfig):
     factor: float = Field(default=1.0, gt=0)
-    """The truth is said times −factor."""
+    """The truth is multiplied by −factor."""
 
 
 class SignFlip:
@@ -36,7 +36,7 @@ class SignFlip:
 
 class ScalingConfig(MessageAttackConfig):
     factor: float = 10.0
-    """The truth is said times factor."""
+    """The truth is multiplied by factor."""
 
 
 class Scaling:
@@ -84,11 +84,11 @@ class Gaussian:
 
 
 class Zero:
-    """Zeros: a free rider, who gives no gradient and no step of its own, and takes what mixing
-    gives. Lin, Du, Liu, "Free-riders in federated learning", arXiv 1911.12560.
+    """Zeros: a free rider, which contributes no gradient and no step of its own, and benefits from
+    mixing. Lin, Du, Liu, "Free-riders in federated learning", arXiv 1911.12560.
 
-    Knows: nothing. Deviations: the work is done all the same (see `liar`). With of = "value" the
-    parameters are zeros too.
+    Knows: nothing. Deviations: the work is done nevertheless (see `byzantine`). With of = "value"
+    the parameters are zeros too.
     """
 
     Config: ClassVar[type[BaseModel]] = MessageAttackConfig

@@ -18,7 +18,7 @@ class StateOnlyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     lie: str = "sign-flip"
-    """Which word attack; every further key is that attack's own, but `words`."""
+    """Which message attack; every further key is that attack's own, except `words`."""
 
     @property
     def options(self) -> dict[str, Any]:

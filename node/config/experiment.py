@@ -17,8 +17,8 @@ class Attackers(AttackSection):
     """
 
     nodes: int | tuple[str, ...] = 1
-    """Who attacks: names, or how many, which are spread evenly over the sorted names, from the
-    first on.
+    """Who attacks: names, or a number of nodes, spread evenly over the sorted names from the first
+    on.
     """
 
 
@@ -28,23 +28,23 @@ class ExperimentSection(Section):
     nodes: int = Field(default=4, ge=1)
     """Number of nodes, named n0, n1, … (zero-padded)."""
     partition: Literal["iid", "dirichlet", "dirichlet-unequal", "shards", "column"] = "dirichlet"
-    """How the public data set is divided. dirichlet: each node draws class priors, all get equally
-    many rows (the papers). dirichlet-unequal: each class is shared out by a Dirichlet draw. shards:
-    rows sorted by label are cut, each node gets `shards` pieces. column: the values of `column` are
-    dealt to the nodes."""
+    """How the public data set is divided. dirichlet: each node draws class priors, and all get
+    equally many rows (as in the papers). dirichlet-unequal: each class is divided by a Dirichlet
+    draw. shards: rows sorted by label are cut, each node gets `shards` pieces. column: the values
+    of `column` are dealt to the nodes."""
     alpha: float = Field(default=0.25, gt=0)
     """Dirichlet concentration; small is very non-IID."""
     shards: int = Field(default=2, ge=1)
     """Pieces per node."""
     column: str = ""
-    """A table's column, or an array [n] of the .npz, e.g. who wrote a digit; of texts also
-    `language` or `file`. The other partitions divide by its values too, in place of the labels,
-    where it is given."""
+    """A table's column, or an array [n] of the .npz, e.g. the writer of a digit; for texts also
+    `language` or `file`. If it is given, the other partitions divide by its values instead of the
+    labels, too."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the partition."""
     device: Device = "cpu"
-    """Where gradients are computed (see compute.device). Small models are faster on the CPU, bits
-    repeat only there.
+    """Where gradients are computed (see compute.device). Small models are faster on the CPU, and
+    bits repeat only there.
     """
     attack: Attackers | None = None
     """Some of the nodes attack the others; run.toml never says so."""

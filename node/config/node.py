@@ -43,11 +43,11 @@ class DataSection(Section):
     """Name of the private data set: its ledger's name. Required for own data."""
     path: Path | None = None
     """Own data: an .npz with arrays x (float or uint8) and y (integers), a table (.csv, .tsv,
-    .parquet), or a folder of images in sub-folders."""
+    .parquet), or a folder of images in subfolders."""
     test: Path | None = None
     """Own public test set, same form; None: no accuracy is reported."""
     validation: Path | None = None
-    """The validation set, same form, where the algorithm needs one; its SHA-256 is
+    """The validation set, same form, if the algorithm needs one; its SHA-256 is
     validation.digest in run.toml.
     """
     rows: Path | None = None
@@ -58,7 +58,7 @@ class ListenSection(Section):
     address: str = "127.0.0.1:0"
     """host:port to bind; port 0 takes a free one (only useful when `up` distributes it)."""
     advertise: str = ""
-    """host:port neighbors dial; empty: the bound address, or where that is all of them, those of
+    """host:port that neighbors dial; empty: the bound address, or for a wildcard address, those of
     this machine.
     """
     insecure: bool = False
@@ -69,35 +69,35 @@ class ListenSection(Section):
 
 class PeersSection(Section):
     static: dict[str, str] = {}
-    """name -> host:port of members; these come before the roster's addresses."""
+    """name -> host:port of members; they are tried before the roster's addresses."""
     discovery: tuple[DiscoveryName, ...] = ("static",)
     """Who finds addresses, together: static (roster and [peers.static]) | dns | exchange (members
     tell each other) | mdns (the local network); docs/discovery.md."""
     dns: str = ""
-    """dns: host:port; with {name} in it a DNS name per node, else one whose records are all
-    nodes'.
+    """dns: host:port; with {name} in it a DNS name per node, otherwise one name with the records of
+    all nodes.
     """
 
 
 class ComputeSection(Section):
     device: Device = "auto"
-    """Where gradients are computed: auto (a GPU where there is one) | cpu | cuda | cuda:N | mps."""
+    """Where gradients are computed: auto (a GPU if there is one) | cpu | cuda | cuda:N | mps."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of this daemon; more than one per core cuts speed tenfold."""
     loop: Literal["auto", "uvloop", "asyncio"] = "auto"
-    """Event loop; auto takes uvloop where it is installed."""
+    """Event loop; auto takes uvloop if it is installed."""
 
 
 class BudgetSection(Section):
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["unlimited"] | None = None
-    """Lifetime ε_total of this data set over all runs, or "unlimited". Needed unless the ledger is
-    thrown away: run.toml must not decide what these data give away."""
+    """Lifetime ε_total of this data set over all runs, or "unlimited". Required unless the ledger
+    is temporary: run.toml must not decide what these data may cost."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of the lifetime ε."""
     ledger_dir: Path | None = None
-    """Where ledgers lie; None: $XDG_STATE_HOME/peerpoise/ledger."""
+    """The folder of the ledgers; None: $XDG_STATE_HOME/peerpoise/ledger."""
     experiment: bool = False
-    """Throw-away ledger for bundled public data (set by `up` and `simulate`)."""
+    """Temporary ledger for bundled public data (set by `up` and `simulate`)."""
 
     @property
     def limit(self) -> float | None:
@@ -140,7 +140,7 @@ class MetricsSection(Section):
     listen: str = "127.0.0.1:0"
     """host:port of /metrics; port 0 takes a free one (see `peerpoise status`); empty: none."""
     diagnostics: bool = False
-    """Exports per-neighbor cosines in paper mode too, where they leak."""
+    """Exports per-neighbor cosines in paper mode, too, where they leak."""
 
 
 class NodeConfig(Section):

@@ -34,8 +34,8 @@ class AlgorithmSection(Section):
 
 
 class TopologySection(Section):
-    """The graph over the sorted names of the roster. W is Metropolis', unless edges with weights
-    give it.
+    """The graph over the sorted names of the roster. W has Metropolis weights unless the edges have
+    weights.
     """
 
     kind: str = "ring"
@@ -77,8 +77,8 @@ class TrainSection(Section):
 
 class PrivacySection(Section):
     mode: Literal["strict", "paper", "none"] = "strict"
-    """strict: all that leaves is noised first. paper: the papers' calibration (NOT a guarantee).
-    none: no privacy.
+    """strict: everything that leaves is noised first. paper: the papers' calibration (NOT a
+    guarantee). none: no privacy.
     """
     epsilon: float | None = Field(default=None, gt=0)
     """Target ε_total over the run: σ is calibrated for the largest closed neighborhood. Excludes
@@ -102,13 +102,13 @@ class PrivacySection(Section):
     (accounted as such).
     """
     max_examples: int | None = Field(default=None, ge=1)
-    """n: no answer can be larger than one from so many examples, at any node (their sum is held to
-    n·clip), and each takes the time of a batch of qn + 6√(qn); None: B/q. Raise it where a node has
-    more examples, since the time of larger batches shows. Never the private number of anybody's
+    """n: no answer, at any node, is larger than one from n examples can be (their sum is held to
+    n·clip), and each takes the time of a batch of qn + 6√(qn); None: B/q. Raise it if a node has
+    more examples, because the time of larger batches can be seen. Never anybody's private number of
     examples."""
     backend: Literal["auto", "ghost", "vmap", "loop"] = "auto"
-    """How gradients are clipped one by one. auto: the first of ghost (linear layers only) and vmap
-    that agrees with the loop at start, else the loop."""
+    """How per-example gradients are clipped. auto: the first of ghost (linear layers only) and vmap
+    that agrees with the loop at start, otherwise the loop."""
     chunk: int | None = Field(default=None, ge=1)
     """Examples per chunk; None: 16 to 128, for vmap fewer with larger models."""
     paper_q: float | None = Field(default=None, gt=0)
@@ -141,14 +141,14 @@ class PrivacySection(Section):
 
 
 class ValidationSection(Section):
-    """The examples on which ROSS and PDSL value what they hear; the same at all nodes, never
+    """The examples on which ROSS and PDSL score what they receive; the same at all nodes, never
     sent.
     """
 
     size: int | None = Field(default=None, ge=1)
-    """Public data sets: so many training examples, of all classes alike, are held out before the
-    data are divided, whatever the algorithm. None: 500 (a tenth, if that is less) where the
-    algorithm needs them."""
+    """Public data sets: this many training examples, equally many of each class, are held out
+    before the data are divided, whatever the algorithm. None: 500 (at most a tenth of the set) if
+    the algorithm needs them."""
     path: Path | None = None
     """Own data: a file like data.path; `pack` gives every host a copy (data.validation in its
     node.toml).
@@ -158,7 +158,8 @@ class ValidationSection(Section):
     in handshakes.
     """
     public: bool = True
-    """False: the validation set is private and outside the guarantee; said beside every ε."""
+    """False: the validation set is private and outside the guarantee, which is noted beside every
+    ε."""
 
 
 class MixSection(Section):
@@ -168,9 +169,9 @@ class MixSection(Section):
     """mean: weighted by W. The others tolerate neighbors that lie, but don't preserve the mean over
     the nodes (docs/poison.md). clipping: self-centered."""
     byzantine: int = Field(default=1, ge=0)
-    """How many liars among a node and its neighbors are tolerated: trimmed_mean leaves out so many
-    values of a coordinate on each side, multi_krum so many vectors, clipping so many neighbors when
-    it takes τ from the others' distances."""
+    """How many liars among a node and its neighbors are tolerated: trimmed_mean leaves out this
+    many values of a coordinate on each side, multi_krum this many vectors, clipping this many
+    neighbors when it takes τ from the others' distances."""
     tau: float | None = Field(default=None, gt=0)
     """clipping: τ, how far a neighbor can pull (a norm); None: the largest distance after the
     `byzantine` farthest.
@@ -178,33 +179,33 @@ class MixSection(Section):
 
 
 class LimitsSection(Section):
-    """How large a node's payloads may be. What is larger is refused like malformed data."""
+    """How large a node's payloads may be. Larger ones are refused like malformed data."""
 
     rms: float = Field(default=1e4, gt=0, le=1e9)
-    """Largest root mean square of what is said, mixed, or answered without noise. A node whose own
-    state is beyond it has diverged and stops; neighbors refuse what is."""
+    """Largest root mean square of what is sent, except noised answers. A node whose own state
+    exceeds it has diverged and stops; neighbors refuse larger payloads."""
 
 
 class SyncSection(Section):
     mode: Literal["round", "quorum", "async"] = "round"
-    """round: wait for all live neighbors. quorum: for a share of them. async: never wait, not with
+    """round: wait for all live neighbors. quorum: for a share of them. async: never wait; not for
     algorithms that train block by block."""
     deadline_s: float = Field(default=10.0, gt=0)
     """Seconds without any progress after which a neighbor is lost. Measures progress, not compute
     time.
     """
     slowest: float = Field(default=10.0, ge=1)
-    """How many times as long as a round takes the faster half of the neighbors (this node itself,
-    where there is one neighbor only) a neighbor may take. More uses up patience."""
+    """How many times as long as the faster half of the neighbors (or this node, if it has only one
+    neighbor) a neighbor may take for a round. More uses up patience."""
     patience_s: float | None = Field(default=None, gt=0)
-    """Seconds for which a neighbor that is slower than that, though it shows progress, is waited
-    for before it is lost; each time half of what is left, so twice as many in the whole run. A
-    tenth of the time in which it is on time is given back. Unset: 30 rounds, as long as they take
-    the faster half, from 3 deadlines to 900 s."""
+    """Seconds for which a neighbor that is slower than that, but makes progress, is waited for
+    before it is lost; after each loss half of what is left, so twice as many in the whole run. A
+    tenth of the time in which it is on time is given back. Unset: the time of 30 rounds of the
+    faster half, at least 3 deadlines and at most 900 s."""
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of live neighbors to wait for in quorum mode."""
     staleness: int = Field(default=2, ge=0)
-    """τ: largest age in rounds of what is used in async mode."""
+    """τ: async mode uses messages up to this many rounds old."""
 
 
 class StartSection(Section):
@@ -216,7 +217,7 @@ class StartSection(Section):
 
 class RunSection(Section):
     name: RunName = "run"
-    """For people; part of the run folder's name."""
+    """A name for people; part of the run folder's name."""
     nonce: str = ""
     """Random, written by `up` and `pack`, so that two runs of one file differ."""
     federation: str = ""

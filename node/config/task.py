@@ -16,40 +16,40 @@ BUNDLED_TASKS = ("causal-lm", "classification")
 
 
 class TextSection(Section):
-    """Of causal-lm: how a row of text becomes tokens, and what of the model is trained
+    """Of causal-lm: how a row of text becomes tokens, and which part of the model is trained
     (docs/language-models.md).
     """
 
     template: str = "plain"
-    """What stands before the answer. plain: nothing, or the `prompt` columns. instruction: they as
-    an instruction. chat: they as the user's message in the model's own template. Or a text with
-    {column} fields; an empty cell leaves nothing in its place; {{ and }} stand for braces."""
+    """The text before the answer. plain: none, or the `prompt` columns. instruction: these columns
+    as an instruction. chat: these as the user's message in the model's own template. Or a text with
+    {column} fields, where an empty cell is an empty string and {{ and }} stand for braces."""
     prompt: tuple[str, ...] = ()
-    """Columns that are given, one below the other."""
+    """Columns of the prompt, one below the other."""
     answer: str = "text"
-    """The column that is learned; no row leaves it empty. Of a conversation (a list of {role,
-    content}) the last turn of the assistant is learned, and what was said before is given. Only the
-    answer's tokens and the end of the sequence are labels; the rest is masked. With task.labels it
-    is what a model is tested on: the label of the lowest loss is its answer."""
+    """The column that is learned; it may not be empty in any row. Of a conversation (a list of
+    {role, content}) the last assistant turn is learned, and the turns before are the prompt. Only
+    the answer's tokens and the end of the sequence are labels; the rest is masked. With
+    task.labels, a model is evaluated on it: the label with the lowest loss is its answer."""
     length: int = Field(default=128, ge=2)
-    """Tokens of a sequence. Of a longer one the answer keeps half or more, and loses its end; what
-    is given loses its beginning."""
+    """Tokens of a sequence. A longer one is cut: the answer keeps half or more and loses its end,
+    the prompt loses its beginning."""
     piece: int = Field(default=400, ge=16)
     """Plain text files: largest number of characters of a row."""
     test: Path | None = None
     """data = "file": a PUBLIC file of the same form to test on; None: a fifth of the rows."""
     test_size: int | None = Field(default=None, ge=1)
-    """Tests on so many rows of the test set, of all classes (languages, files) alike; None: on
-    all.
+    """Evaluate on this many rows of the test set, equally many of each class (language, file);
+    None: on all.
     """
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """How weights are stored and computed with. bfloat16 halves memory; for algorithms that keep
-    what they train in float32 (deca, badam, dsgd-adam, dec-lora), since single steps are lost in
-    it. On an NVIDIA GPU it is trained under torch's autocast."""
+    """Type in which weights are stored and computed. bfloat16 halves memory; only for algorithms
+    that keep what they train in float32 (deca, badam, dsgd-adam, dec-lora), because bfloat16 rounds
+    small steps away. On an NVIDIA GPU it is trained under torch's autocast."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences per forward and backward pass; None: the whole batch."""
     embeddings: bool = False
-    """Train what stands outside of the layers too: embeddings, last norm, head."""
+    """Train the parameters outside of the layers, too: embeddings, last norm, head."""
     lora_rank: int = Field(default=0, ge=0)
     """Above 0 only adapters of this rank (LoRA) beside the layers' linear maps are trained and
     sent.
@@ -85,18 +85,18 @@ class TaskSection(Section):
     "package.module:function" or, on this machine only, "FILE.py:function" (docs/own-task.md). Its
     code sees the private data."""
     data: str = "digits"
-    """digits | mnist | fashion-mnist | cifar-10 | torchvision:NAME, and of text fortunes: public
-    sets, divided among the nodes (see $PEERPOISE_DATA). file: the PUBLIC file `path`, divided as
-    well. own: each node's data.path."""
+    """digits | mnist | fashion-mnist | cifar-10 | torchvision:NAME, and, as text, fortunes: public
+    sets, divided among the nodes (see $PEERPOISE_DATA). file: the PUBLIC file `path`, divided, too.
+    own: each node's data.path."""
     path: Path | None = None
     """data = "file": .npz, .csv, .tsv, .parquet or a folder of images; with [task.text] .parquet,
     .csv, .tsv, .jsonl, .json, .txt or a folder of such (docs/data.md). Relative to the working
     directory."""
     held_out: bool = False
-    """Public sets: a fifth of every class of the TRAINING examples is held out, and tested on in
-    place of the test set. For choosing a learning rate, which must not be done by the test set."""
+    """Public sets: a fifth of every class of the TRAINING examples is held out and replaces the
+    test set. For choosing a learning rate, which must not be done on the test set."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in order: sub-folders of images, values of a table's label column.
+    """Names of the classes, in order: subfolders of images, values of a table's label column.
     Empty: integers.
     """
     label: str = "label"
@@ -106,7 +106,7 @@ class TaskSection(Section):
     center)/scale is learned.
     """
     channels: Literal[1, 3] = 3
-    """Folders of images: 1 makes them grey."""
+    """Folders of images: 1 makes them gray."""
     model: str = "softmax"
     """softmax | mlp | lenet | cnn and cnn-cifar (the papers', for 1×28×28 and 3×32×32) | resnet8.
     Of causal-lm: bytes (a million parameters, from scratch) | smollm2 | a folder or .gguf file | a
@@ -114,22 +114,22 @@ class TaskSection(Section):
     hidden: int = Field(default=64, ge=1)
     """Width of the MLP's hidden layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of cnn-cifar (0.4 in the authors' code). Above 0 gradients depend on a random mask, so runs
-    don't repeat bit for bit; noised ones are computed by the slower loop, with a mask of its own
-    for each record, from the secret stream."""
+    """Of cnn-cifar (0.4 in the authors' code). Above 0, gradients depend on a random mask, so runs
+    don't repeat bit for bit; noised ones are computed by the slower loop, with a separate mask for
+    each record from the secret stream."""
     image_size: int | None = Field(default=None, ge=4, le=512)
     """Images are scaled (bilinear) to this many pixels a side; None leaves arrays as they are.
-    Folders of images need it, since those come in any size."""
+    Required for folders of images, which may have any size."""
     mean: tuple[float, ...] = ()
-    """Images, by channel: (x − mean)/std is learned, x in 0 … 1. PUBLIC constants, say the published
-    ones of a data set: those of private data would give something of them away. Empty: x as it
-    is."""
+    """Images, by channel: the model is fed (x − mean)/std, x in 0 … 1. PUBLIC constants, such as
+    the published ones of a data set: those of private data would reveal something about them.
+    Empty: x as it is."""
     std: tuple[float, ...] = ()
-    """See mean; as many."""
+    """See mean; equally many."""
     value_range: tuple[float, float] | None = None
-    """[low, high], PUBLIC: all that the model is fed lies within, images (uint8 counts as 0 … 1)
-    before mean and std, a table's features after centering and scaling; a node whose data don't
-    refuses them. Nodes with integers and nodes with floats fit together in [0, 1] only. None:
+    """[low, high], PUBLIC: the range of everything the model is fed, of images (uint8 counts as 0 …
+    1) before mean and std, of a table's features after centering and scaling; a node refuses data
+    outside it. Nodes with integers match nodes with floats in [0, 1] only. None:
     floats beyond ±20 are refused."""
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""

@@ -84,7 +84,7 @@ class ShapleyConfig(Section):
     value: Kind = "accuracy"
     """v: accuracy, or the negative mean loss, on the validation set."""
     normalization: Literal["relu", "minmax", "softmax"] = "relu"
-    """φ': max(φ, 0), or (φ − min φ)/(max φ − min φ), by which the least is always 0, or
+    """φ': max(φ, 0), or (φ − min φ)/(max φ − min φ), so that the smallest is always 0, or
     softmax(φ/temperature).
     """
     null_players: Literal["capped", "paper"] = "capped"
@@ -97,19 +97,19 @@ class ShapleyConfig(Section):
     """ρ: φ̄ ← ρφ̄ + (1 − ρ)φ over rounds, before normalization. Noise asks for it."""
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "auto"
     """auto: exact up to 8 players (a node and 7 neighbors), permutations above. svarm: stratified,
-    some two to four times better for as many evaluations. first_order: one gradient on the
+    about two to four times better for equally many evaluations. first_order: one gradient on the
     validation set instead (neg_loss only)."""
     permutations: int = Field(default=10, ge=1)
     """R: orders per round; with `antithetic` a pair of them is an order and its reverse."""
     antithetic: bool = True
-    """Whether every second order is the reverse of the one before."""
+    """Every second order is the reverse of the one before."""
     truncation: float = Field(default=0.0, ge=0)
-    """τ: an order ends where the rest is worth less than that, in units of v; 0: never."""
+    """τ: an order ends when the rest is worth less than this, in units of v; 0: never."""
     evaluations: int | None = Field(default=None, ge=1)
     """svarm: coalitions per round; None: as many as the permutations would take."""
     seconds: float | None = Field(default=None, gt=0)
-    """Time for the estimate of a round, after which no further sample is drawn. Runs then don't
-    repeat bit for bit.
+    """Seconds per round after which the estimate draws no further sample. Runs then don't repeat
+    bit for bit.
     """
 
     mix_momentum: bool = True

@@ -20,7 +20,7 @@ class Schedule(AlgorithmConfig):
     lr_decay: float = Field(default=0.995, gt=0, le=1)
     """Factor on η after every `decay_every` rounds."""
     decay_every: int = Field(default=0, ge=0)
-    """Rounds between decays of η; 0: η stays."""
+    """Rounds between decays of η; 0: η is constant."""
 
 
 def step_size(t: int, schedule: Schedule) -> float:
@@ -37,11 +37,11 @@ class WarmupDecay(AlgorithmConfig):
     lr: float = Field(default=5e-5, gt=0)
     """γ: the largest step size."""
     warmup: int = Field(default=0, ge=0)
-    """Rounds in which it rises to `lr`, linearly."""
+    """Rounds in which the step size rises linearly to `lr`."""
     decay: Literal["no", "linear", "cosine"] = "no"
-    """How it falls to 0 afterwards."""
+    """How the step size decays to 0 afterwards."""
     decay_until: int | None = Field(default=None, ge=1)
-    """Round at which it has fallen to 0; None: when the run ends."""
+    """Round at which it has decayed to 0; None: when the run ends."""
 
     def on_run(self, rounds: int) -> Self:
         """With what follows from the run's rounds."""
