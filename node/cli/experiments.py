@@ -185,7 +185,7 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
     more = f" Stopped: {outcome.stopped}." if outcome.stopped else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
     console.print(
-        f"{outcome.played} cells played{failed}, {outcome.left} left.{more}", markup=False
+        f"{outcome.played} cells run{failed}, {outcome.left} left.{more}", markup=False
     )
     console.print(f"peerpoise report {folder.path}", markup=False, soft_wrap=True)
 

@@ -1,12 +1,29 @@
-"""What points to a document points to one that is there."""
+"""Documents, files, metrics and settings that the documents name exist."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from node.config import ExperimentConfig, NodeConfig
+from node.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 POINTERS = re.compile(r"\bdocs/[\w/-]+\.(?:md|json)\b")
+FILES = re.compile(
+    r"(?<![\w/])(?:node|peer|tests|deploy|docs|proto)/[\w./-]*\w\.(?:py|toml|md|proto)\b"
+)
+METRICS = re.compile(r"\bpeerpoise_[a-z_]+\b")
+SETTINGS = re.compile(r"`([a-z]+(?:\.[a-z_]+)+)`")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "docs/results/README.md"]
+
+
+def texts() -> dict[str, str]:
+    return {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def test_every_document_that_is_named_exists() -> None:
@@ -15,6 +32,46 @@ def test_every_document_that_is_named_exists() -> None:
     texts = {
         str(path.relative_to(ROOT)): path.read_bytes().decode(errors="ignore") for path in files
     }
-    named = {(name, found) for name, text in texts.items() for found in POINTERS.findall(text)}
-    assert {found for _, found in named} >= {"docs/configuration.md", "docs/exit-codes.md"}
-    assert [(name, found) for name, found in sorted(named) if not (ROOT / found).exists()] == []
+    named = {(name, target) for name, text in texts.items() for target in POINTERS.findall(text)}
+    assert {target for _, target in named} >= {"docs/configuration.md", "docs/exit-codes.md"}
+    assert [(name, target) for name, target in named if not (ROOT / target).exists()] == []
+
+
+def test_every_file_that_a_document_names_exists() -> None:
+    named = {(page, file) for page, text in texts().items() for file in FILES.findall(text)}
+    assert len(named) > 50
+    assert [(page, file) for page, file in sorted(named) if not (ROOT / file).exists()] == []
+
+
+def test_every_metric_that_a_document_names_exists() -> None:
+    registry = Metrics(version="", torch="", python="").registry
+    known = {sample for family in registry.collect() for sample in names(family.name, family.type)}
+    named = {(page, name) for page, text in texts().items() for name in METRICS.findall(text)}
+    assert len(named) > 10
+    assert [(page, name) for page, name in sorted(named) if name not in known] == []
+
+
+def names(family: str, kind: str) -> Iterator[str]:
+    """What a metric's samples are called."""
+    yield f"{family}_total" if kind == "counter" else family
+    if kind == "histogram":
+        yield from (f"{family}_bucket", f"{family}_count", f"{family}_sum")
+
+
+def settings(model: type[BaseModel]) -> Iterator[str]:
+    """The keys of a configuration file, with dots."""
+    for name, field in model.model_fields.items():
+        yield name
+        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from (f"{name}.{key}" for key in settings(kind))
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT) for page in PAGES], ids=str)
+def test_every_setting_that_a_document_names_exists(page: Path) -> None:
+    known = {*settings(ExperimentConfig), *settings(NodeConfig)}
+    sections = {key.partition(".")[0] for key in known if "." in key} - {"algorithm", "attack"}
+    named = set(SETTINGS.findall((ROOT / page).read_text(encoding="utf-8")))
+    wrong = {key for key in named if key.partition(".")[0] in sections and key not in known}
+    assert wrong - {"run.toml", "run.task", "peers.json", "node.toml"} == set()

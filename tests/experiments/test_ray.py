@@ -61,7 +61,7 @@ def test_the_command(tiny, tmp_path):
         [*command, "--ray", "local", "--out", str(tmp_path / "out")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "4 cells played, 0 left" in done.stdout
+    assert "4 cells run, 0 left" in done.stdout
 
 
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch):
