@@ -252,8 +252,8 @@ def status(
 ) -> None:
     """Show what each daemon does and waits for.
 
-    Round, phase, whom it waits for, since when, until when, its neighbors, ε of the run and of the
-    data's lifetime.
+    Round, phase, which neighbors it waits for, since when and until when, and the ε of the run and
+    of the data's lifetime.
     """
     from node.observability import terminal
 
@@ -266,14 +266,14 @@ def health(
         Path | None, typer.Argument(help="A node's folder, if it answers there.")
     ] = None,
     ready: Annotated[
-        bool, typer.Option("--ready", help="It must run rounds, too, as /-/ready has it.")
+        bool, typer.Option("--ready", help="It must also be running rounds, as for /-/ready.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Say whether the daemon is alive: exit code 0 if it answers, 1 if not. For health checks of
     containers.
 
-    Of several daemons of this user each has to answer.
+    If this user has several daemons, each has to answer.
     """
     from node.cli import health as probe
 
@@ -288,8 +288,7 @@ def health(
 def algorithms(as_json: Json = False) -> None:
     """List the algorithms.
 
-    With their papers and what in them is reconstructed; --json adds deviations and what they don't
-    cover.
+    With their papers and what is reconstructed; --json adds deviations and what is not covered.
     """
     from node.cli import algorithms
 
@@ -335,7 +334,7 @@ def export(
 def evaluate(
     folder: Run, node: Node = None, average: Average = False, as_json: Json = False
 ) -> None:
-    """Test a trained model on the public test set."""
+    """Evaluate a trained model on the public test set."""
     from node.experiments import run_folder
 
     metrics = run_folder.evaluate(folder, run_folder.model_file(folder, node, average))

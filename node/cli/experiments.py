@@ -42,15 +42,15 @@ def sweep(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a core each.")] = 1,
     only: Only = [],
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many cells.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many cells.")] = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, help="Start no cell after so many core-hours.")
+        float | None, typer.Option(min=0, help="Start no cell after this many core-hours.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Ten rounds, two rates, one seed: does it run?")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say which cells there are and what they take.")
+        bool, typer.Option("--dry-run", help="Only show the cells, and what they would take.")
     ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="With --dry-run: run ten rounds of each row first.")
@@ -184,9 +184,7 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
         console.print(note, markup=False)
     more = f" Stopped: {outcome.stopped}." if outcome.stopped else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    console.print(
-        f"{outcome.played} cells run{failed}, {outcome.left} left.{more}", markup=False
-    )
+    console.print(f"{outcome.played} cells run{failed}, {outcome.left} left.{more}", markup=False)
     console.print(f"peerpoise report {folder.path}", markup=False, soft_wrap=True)
 
 

@@ -27,7 +27,7 @@ def plan(
     delta: Annotated[float | None, typer.Option(help="δ.")] = None,
     rounds: Annotated[int | None, typer.Option(help="T.")] = None,
     rate: Annotated[
-        float | None, typer.Option(help="q, with which each example enters a batch.")
+        float | None, typer.Option(help="q, the probability of each example in a batch.")
     ] = None,
     graph: Annotated[str | None, typer.Option(help="Graph, of those in topology.kind.")] = None,
     nodes: Annotated[int | None, typer.Option(help="N.")] = None,
@@ -41,7 +41,7 @@ def plan(
     settings: Settings = [],
     as_json: Json = False,
 ) -> None:
-    """Say which noise a target ε takes, or which ε a noise gives, on this and on other graphs.
+    """Show how much noise a target ε takes, or which ε a noise gives, on this and on other graphs.
 
     Stated by PLD, as a run states it. FILE gives what no option does; a node.toml also names the
     ledger of its data.
