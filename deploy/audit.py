@@ -16,7 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 LOCK = Path(__file__).parent / "requirements-dev.lock"
-UNREACHABLE = "Nothing was audited: the database of vulnerabilities can't be reached; try again with a network."
+UNREACHABLE = (
+    "Nothing was audited: the database of vulnerabilities can't be reached; try again with a "
+    "network."
+)
 
 
 def main(pip_audit: str) -> int:
@@ -26,39 +29,26 @@ def main(pip_audit: str) -> int:
     with TemporaryDirectory() as folder:
         wanted, report = Path(folder) / "wanted.txt", Path(folder) / "report.json"
         wanted.write_text("\n".join(pins), encoding="utf-8")
-        command = [
-            pip_audit,
-            "--disable-pip",
-            "--no-deps",
-            "-r",
-            str(wanted),
-            "-f",
-            "json",
-            "-o",
-            str(report),
-        ]
-        subprocess.run(command, capture_output=True, check=False)
-        found = (
-            json.loads(report.read_text(encoding="utf-8"))["dependencies"]
-            if report.exists()
-            else []
-        )
-    code, lines = judged(found)
+        options = f"--disable-pip --no-deps -r {wanted} -f json -o {report}"
+        subprocess.run([pip_audit, *options.split()], capture_output=True, check=False)
+        dependencies = []
+        if report.exists():
+            dependencies = json.loads(report.read_text(encoding="utf-8"))["dependencies"]
+    code, lines = judged(dependencies)
     print("\n".join(lines))
     return code
 
 
 def judged(dependencies: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:
-    """Exit code, and what is to be said of pip-audit's findings. What it skipped is not known to be
-    sound.
-    """
+    """Exit code and lines for pip-audit's findings. A package it skipped may be vulnerable."""
     skipped = [it["name"] for it in dependencies if "skip_reason" in it]
     if len(skipped) == len(dependencies):
         return 2, [UNREACHABLE]
     known = [
-        f"{it['name']} {it['version']}: {hole['id']}, fixed in {', '.join(hole['fix_versions']) or 'no version'}"
-        for it in dependencies
-        for hole in it.get("vulns", ())
+        f"{package['name']} {package['version']}: {hole['id']}, "
+        f"fixed in {', '.join(hole['fix_versions']) or 'no version'}"
+        for package in dependencies
+        for hole in package.get("vulns", ())
     ]
     if skipped:
         known.append(f"Not audited, as the database does not know them: {', '.join(skipped)}.")

@@ -25,8 +25,10 @@ from typing import TypeAlias
 HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13")
 PROCESSORS = ("x86_64", "aarch64")
-TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_24", "manylinux_2_17", "manylinux2014",
-        "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1")  # fmt: skip
+TAGS = (
+    *(f"manylinux_2_{minor}" for minor in (28, 27, 26, 24, 17)),
+    *("manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1"),
+)
 """Linux with glibc 2.28 (2018) or newer."""
 EDITABLE = ("editables>=0.5",)
 """What hatchling needs for pip install -e."""
@@ -68,39 +70,29 @@ def main() -> None:
 
 def _flat(extra: str, extras: Mapping[str, Sequence[str]]) -> list[str]:
     """An extra's requirements, with those of the extras that it names."""
-    found: list[str] = []
-    for each in extras[extra]:
-        ours = each.startswith("peerpoise[")
-        found += (
-            [it for name in each[len("peerpoise[") : -1].split(",") for it in _flat(name, extras)]
-            if ours
-            else [each]
-        )
-    return found
+    requirements: list[str] = []
+    for requirement in extras[extra]:
+        if not requirement.startswith("peerpoise["):
+            requirements.append(requirement)
+            continue
+        for name in requirement[len("peerpoise[") : -1].split(","):
+            requirements += _flat(name, extras)
+    return requirements
 
 
 def taken(
     requirements: Sequence[str], options: Sequence[str] = (), bounds: Sequence[str] = ()
 ) -> Files:
-    """Which files pip would install for the requirements; `bounds` on versions, of whatever is
-    needed for them.
-    """
+    """Which files pip would install for the requirements; `bounds` constrain versions."""
     with TemporaryDirectory() as folder:
         wanted, within, report = (
             Path(folder) / name for name in ("wanted.txt", "within.txt", "report.json")
         )
         wanted.write_text("\n".join(requirements), encoding="utf-8")
         within.write_text("\n".join(bounds), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--dry-run",
-            "--ignore-installed",
-        ]
-        command += ["--report", str(report), *options, "-r", str(wanted), "-c", str(within)]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
+        command += ["--ignore-installed", "--report", str(report), *options]
+        command += ["-r", str(wanted), "-c", str(within)]
         subprocess.run(command, check=True)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]
     return {
@@ -114,8 +106,10 @@ def taken(
 
 def write(file: Path, versions: Mapping[str, str], hashes: Mapping[str, set[str]]) -> None:
     lines = [
-        "# Written by make lock from pyproject.toml; pip install --no-deps --require-hashes -r FILE",
-        f"# torch=={versions['torch']} comes first, from the index of your build, and has no hash here.",
+        "# Written by make lock from pyproject.toml; "
+        "pip install --no-deps --require-hashes -r FILE",
+        f"# torch=={versions['torch']} comes first, from the index of your build, "
+        "and has no hash here.",
     ]
     for name in sorted(hashes):
         lines += [

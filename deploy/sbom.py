@@ -41,10 +41,12 @@ def document() -> dict[str, Any]:
     components = [
         _component(name, installed[name], "library") for name in sorted(needs) if name != PROJECT
     ]
-    edges = [{"ref": _purl(name, installed[name]), "dependsOn": [_purl(it, installed[it]) for it in needs[name]]}
-             for name in sorted(needs)]  # fmt: skip
+    purl = {name: _purl(name, installed[name]) for name in needs}
+    edges = [
+        {"ref": purl[name], "dependsOn": [purl[it] for it in needs[name]]} for name in sorted(needs)
+    ]
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    found = {
+    bom = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
@@ -56,8 +58,8 @@ def document() -> dict[str, Any]:
         "dependencies": edges,
     }
     return {
-        **found,
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(found))}",
+        **bom,
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(bom))}",
     }
 
 
@@ -69,15 +71,15 @@ def _needed(of: Distribution) -> set[str]:
 
 
 def _component(name: str, of: Distribution, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    component: dict[str, Any] = {
         "type": kind,
         "bom-ref": _purl(name, of),
         "name": name,
         "version": of.version,
     }
     if expression := of.metadata.get("License-Expression"):
-        found["licenses"] = [{"expression": expression}]
-    return {**found, "purl": _purl(name, of)}
+        component["licenses"] = [{"expression": expression}]
+    return {**component, "purl": _purl(name, of)}
 
 
 def _purl(name: str, of: Distribution) -> str:

@@ -43,8 +43,8 @@ def plan(
 ) -> None:
     """Show how much noise a target ε takes, or which ε a noise gives, on this and on other graphs.
 
-    Stated by PLD, as a run states it. FILE gives what no option does; a node.toml also names the
-    ledger of its data.
+    Computed with PLD, as in a run. FILE sets what no option does; a node.toml also names the ledger
+    of its data.
     """
     from rich.console import Console
 
