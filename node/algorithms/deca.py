@@ -33,8 +33,9 @@ Deviations
     * The gradient's norm is bounded by `clip_norm` (the authors' trainer does so too); in mode
       strict the noised one's.
     * wire = "bf16-delta" says bfloat16 of θ½ − θ and what was left over before; each receiver adds
-      the mean to its own θ. It equals (7) only where the θ agree: it mixes no disagreement away.
-      The mean is kept, as the own part is rounded like the sent one.
+      the mean to its own θ. It equals (7) only where the θ agree: it averages updates only, so
+      existing disagreement between the θ persists. The mean is kept, as the own part is rounded
+      like the sent one.
 Reconstructions
     * A node that comes back in the middle of a block goes on from its checkpoint's θ, m, v and r if
       it was in that block already, otherwise from its own θ, zero moments and r = 0. h then spans

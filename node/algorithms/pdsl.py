@@ -23,8 +23,8 @@ Reconstructions
       by default (min-max gives the weakest neighbor nothing, also an honest one); φ is smoothed
       over rounds (ρ = 0.9), since of noised gradients one round tells little. v is the accuracy;
       both x and v are mixed; all φ' zero: π = w.
-    * Who is not heard is no player, and w is renormalized over those heard where π falls back to
-      it.
+    * A neighbor that is not heard is not a player, and w is renormalized over those heard where π
+      falls back to it.
 Not covered
     * The validation set has to be public: x̃_i tells of it, and ε says nothing of that
       (validation.public).

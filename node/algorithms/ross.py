@@ -21,8 +21,8 @@ Reconstructions
       reading, the weakest neighbor always weighs nothing, also an honest one. All φ' zero: π = w.
     * v is the accuracy by default; both x and v are mixed (mix_momentum); validation set as in
       [validation].
-    * Who is not heard is no player, and w is renormalized over those heard where π falls back to
-      it.
+    * A neighbor that is not heard is not a player, and w is renormalized over those heard where π
+      falls back to it.
 Not covered
     * Shapley values filter gradients, not states: a neighbor that lies in its state still enters
       with w_ij. mix_by "trimmed_mean" tolerates some of it; "pi" is no defense, since φ never sees the
