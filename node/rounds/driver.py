@@ -1,4 +1,4 @@
-"""The daemon's driver: plays one node's conversation with its neighbors over a session.
+"""The daemon's driver: runs one node's conversation with its neighbors over a session.
 
 `lockstep.py` is the same in a plain loop. Here every verb becomes transfers, and waiting is a
 policy (`[sync]`): round (all live neighbors, each with a deadline that measures progress), quorum
@@ -96,7 +96,7 @@ class Driver:
     async def wait_for_neighbors(self, start: StartSection) -> None:
         """Waits for the neighbors. A run that is under way is joined without the missing ones: when
         most are there, or at the end of a deadline. That it is under way, this node knows of
-        itself, having played before; or most say so.
+        itself, having run before; or most say so.
 
         Raises:
             PeersUnavailable: fewer than `min_neighbors` shook hands until the timeout.
@@ -150,7 +150,7 @@ class Driver:
         )
 
     async def run(self, first: int) -> None:
-        """Plays the rounds first … rounds − 1.
+        """Runs the rounds first … rounds − 1.
 
         Raises (in a group of the tasks of a round):
             Diverged: what this node would say is beyond the bounds; nothing of it has left.
@@ -177,7 +177,7 @@ class Driver:
     def _enter(self, t: int) -> int:
         """t, or the later round at which most neighbors are if this node is behind: it has no edge
         to use yet, they went on without it (quorum), or a partition has healed. Who is behind fewer
-        than that plays its rounds alone, which is quick, and is waited for at the round agreed
+        than that runs its rounds alone, which is quick, and is waited for at the round agreed
         on."""
         quorum = self.sync.mode == "quorum"
         near = FAR if self.membership.live(t) and not quorum else 2
@@ -339,7 +339,7 @@ class Driver:
         return outgoing
 
     def _form(self, verb: Verb, role: Role) -> Form:
-        """A question may be anything: the gate bounds what its gradient can tell."""
+        """Questions are not bounded: the gate bounds what their gradient can reveal."""
         layout, tensors = verb.layout or self.layout, verb.tensors
         if isinstance(verb, Ask) and role is Role.ANSWER:
             layout, tensors = verb.answer_layout or layout, ANY_VECTOR

@@ -32,7 +32,7 @@ DIFFERENCES: Mapping[str, pb.Code] = {
 }
 """Names of digests for which the wire has a sentence of their own; it has one for all others."""
 LASTING = frozenset({pb.CODE_PROTOCOL, pb.CODE_RUN, pb.CODE_DIFFERENT} | {*DIFFERENCES.values()})
-"""Refusals that time does not mend."""
+"""Refusals that time does not cure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ class PeerState:
     spki: bytes = b""
     """The public key (DER) that it showed when it proved its id."""
     passed_on: int = 0
-    """How many of the statements noted here it was told."""
+    """How many of the statements noted here were sent to it."""
     contradicted: bool = False
     """It told different neighbors different things."""
     nonce: bytes = b""
@@ -152,7 +152,7 @@ class PeerState:
     _newest: int = 0
 
     def renew(self, incarnation: int) -> None:
-        """A handshake with another process of it: its sequence numbers start anew."""
+        """A handshake with another process of it: its sequence numbers start again."""
         if incarnation != self.incarnation:
             self.incarnation, self._seen, self._newest = incarnation, set(), 0
 

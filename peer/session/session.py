@@ -91,8 +91,8 @@ class Session:
         self._tasks.create_task(work)
 
     async def goodbye(self, finished: bool) -> None:
-        """Tells every neighbor; who can't be told will notice. When all rounds are done there is
-        time to try again.
+        """Tells every neighbor; one that can't be reached will notice. When all rounds are done
+        there is time to try again.
         """
         self.table.stopping = not finished
         leave = pb.Leave(
