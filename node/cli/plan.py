@@ -30,7 +30,7 @@ from node.privacy.accountant import (
     epsilon_total,
     remaining_compositions,
 )
-from node.privacy.gate import mechanism, noise_multiplier
+from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.ledger import Ledger
 from node.records.journal import plain
 from node.records.summary import AGAINST, LINK, Epsilon, Privacy, conditions
@@ -171,7 +171,9 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases)
         )
         return sigma, epsilon_total(
-            mechanism(privacy, d=d or 0, sigma=sigma, releases=releases), rounds, privacy.delta
+            release_mechanism(privacy, d=d or 0, sigma=sigma, releases=releases),
+            rounds,
+            privacy.delta,
         )
 
     def cost(degree: int, **graph: Any) -> Cost:
@@ -183,7 +185,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         own = cost(question.degree, graph="")
     else:
         own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
-    told = mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
+    mechanism = release_mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
     return Outlook(
         algorithm=run.algorithm.name,
         nodes=len(question.names),
@@ -197,7 +199,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             delta=privacy.delta,
             sigma=own.sigma,
             accountant="PLD",
-            epsilon=Epsilon(total=own.epsilon, link=epsilon_link(told, rounds, privacy.delta)),
+            epsilon=Epsilon(total=own.epsilon, link=epsilon_link(mechanism, rounds, privacy.delta)),
             public_validation=run.validation.public,
             insecure_seed=privacy.insecure_seed is not None,
             warning=warning(privacy, own.epsilon),
@@ -207,7 +209,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))
         ),
         impossible=impossible,
-        lifetime=_lifetime(question, own, told) if question.data else None,
+        lifetime=_lifetime(question, own, mechanism) if question.data else None,
     )
 
 
@@ -245,7 +247,7 @@ def _up(sigma: float) -> float:
     return round(math.ceil(round(sigma / digit, 6)) * digit, 12)
 
 
-def _lifetime(question: Question, own: Cost, told: Mechanism) -> Lifetime:
+def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
     """Read from the ledger itself, which no daemon may have open."""
     budget, rounds = question.budget, question.run.train.rounds
     limit = budget.limit
@@ -258,9 +260,9 @@ def _lifetime(question: Question, own: Cost, told: Mechanism) -> Lifetime:
     left = None
     if limit is not None:
         compositions = remaining_compositions(
-            rows, told, limit, budget.delta, most=told.compositions(rounds)
+            rows, mechanism, limit, budget.delta, most=mechanism.compositions(rounds)
         )
-        left = compositions // max(told.compositions(1), 1)
+        left = compositions // max(mechanism.compositions(1), 1)
     return Lifetime(
         data=question.data,
         ledger=str(budget.folder),

@@ -25,6 +25,7 @@ from node.attacks import Attack
 from node.config import NodeConfig, RunConfig
 from node.daemon.reload import Reload, keep_version
 from node.experiments.run_folder import MODEL
+from node.hooks import Hooks
 from node.learning.learner import Learner, Plan, build
 from node.observability import metrics, status
 from node.observability.telemetry import Telemetry
@@ -299,9 +300,11 @@ class Daemon:
             limit_delta=self.node.budget.delta,
             device=self.node.compute.device,
             attack=self.attack,
-            yield_point=self.compute.yield_point,
-            on_release=self.watch.released,
-            on_withheld=self.watch.withheld,
+            hooks=Hooks(
+                yield_point=self.compute.yield_point,
+                on_release=self.watch.released,
+                on_withheld=self.watch.withheld,
+            ),
         )
 
     def _resume(self) -> int:

@@ -24,6 +24,7 @@ from node.algorithms import Algorithm, Capability, find, without_noise
 from node.attacks import Attack
 from node.config import AlgorithmConfig, DataSection, PaperCalibrated, PrivacySection, RunConfig
 from node.device import pick
+from node.hooks import NO_HOOKS, Hooks
 from node.learning import promises
 from node.learning.requirements import room_for_blocks
 from node.learning.resources import resources
@@ -41,7 +42,8 @@ from node.privacy.accountant import (
     epsilon_rdp,
     epsilon_total,
 )
-from node.privacy.gate import GradientGate, make_gate, mechanism, noise_multiplier
+from node.privacy.calibration import noise_multiplier, release_mechanism
+from node.privacy.gate import GateConfig, GradientGate, make_gate
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.records import summary
@@ -168,7 +170,7 @@ class Plan:
             return None
         if privacy.sigma is None:
             return privacy.epsilon
-        planned = mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
+        planned = release_mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
         return _planned(planned, rounds, privacy.delta)
 
     @property
@@ -427,13 +429,10 @@ def build(
     limit_delta: float = 1e-5,
     device: str = "cpu",
     attack: Attack | None = None,
-    yield_point: Callable[[], None] = lambda: None,
-    on_release: Callable[[int, Peer], None] = lambda t, peer: None,
-    on_withheld: Callable[[int, Peer, str], None] = lambda t, peer, why: None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are
-    not given; `device` is what `compute.device` says. `attack`: it lies to its neighbors so. The
-    callbacks are those of `make_gate`.
+    not given; `device` is what `compute.device` says. `attack`: it lies to its neighbors so.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
@@ -450,7 +449,7 @@ def build(
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
     if run.task.name not in TASKS:
-        task.evaluate(x, yield_point)  # a mistake in it is found before anything is released
+        task.evaluate(x, hooks.yield_point)  # a mistake in it is found before anything is released
     task = attack.on_task(task, run, name) if attack else task
     neighborhood = plan.neighborhoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma
@@ -458,30 +457,28 @@ def build(
     blockwise = Capability.LAYERS in plan.algorithm.NEEDS
     unusable = UnusableRecords(name)
     gate = make_gate(
-        run.privacy,
+        GateConfig(
+            privacy=run.privacy,
+            me=name,
+            run=run.run_id,
+            rounds=run.train.rounds,
+            releases=releases,
+            sigma=sigma,
+            seed=run.train.seed,
+            full_gradient=not blockwise,
+            limit=limit,
+            limit_delta=limit_delta,
+        ),
         task,
-        me=name,
-        run=run.run_id,
-        rounds=run.train.rounds,
-        releases=releases,
-        sigma=sigma,
-        seed=run.train.seed,
         ledger=ledger,
         keys=Keys.fresh() if seed is None else Keys.insecure(seed, name),
-        whole=not blockwise,
-        limit=limit,
-        limit_delta=limit_delta,
-        yield_point=yield_point,
-        on_release=on_release,
-        on_withheld=on_withheld,
-        on_unusable=unusable,
-        start=lambda: task.initial_parameters(run.train.seed),
+        hooks=replace(hooks, on_unusable=unusable),
     )
     digest = _digest(x)
     if not blockwise:
         x = x.to(torch.float32)
     given = resources(
-        plan.algorithm, task, me=name, start=x, gradients=gate, yield_point=yield_point
+        plan.algorithm, task, me=name, start=x, gradients=gate, yield_point=hooks.yield_point
     )
     room_for_blocks(plan.options, run, task, neighborhood.degree)
     algorithm = plan.algorithm(plan.options, given)
@@ -493,7 +490,9 @@ def build(
         algorithm=algorithm,
         gate=gate,
         ledger=ledger,
-        mechanism=mechanism(run.privacy, d=task.layout.size, sigma=sigma, releases=releases),
+        mechanism=release_mechanism(
+            run.privacy, d=task.layout.size, sigma=sigma, releases=releases
+        ),
         sigma=sigma,
         start=digest,
         unusable=unusable,

@@ -1,11 +1,11 @@
-"""The gate at the data: the only place where gradients of private examples come into being.
+"""The privacy gate: the only place where gradients of private examples come into being.
 
-DPGate   (1) and (2) of DPDL for every answer, the own one included: clip per example, secret Poisson batch, noise,
-             debit on disk, and only then a `Released` gradient. What an algorithm does with it is
-             post-processing. The difference of two models' gradients is clipped per example too:
-             one release, one debit.
-PaperGate    the papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
-NonPrivateGate    plain gradients of public batches. No privacy.
+DPGate          (1) and (2) of DPDL for every answer, the node's own included: clip per example,
+                secret Poisson batch, noise, debit on disk, and only then a `Released` gradient.
+                What an algorithm does with it is post-processing. The difference of two models'
+                gradients is clipped per example too: one release, one debit.
+PaperGate       The papers' scheme: one batch a round for all, the own gradient clean. No guarantee.
+NonPrivateGate  Plain gradients of public batches. No privacy.
 
 One release per (recipient, round): a repeat gets the stored bytes, another question in the same
 round is refused. A round in which the ledger failed stays without an answer for that recipient. An
@@ -17,24 +17,28 @@ gradients).
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NewType, Protocol
+from typing import NewType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from node.config import PrivacySection
+from node.hooks import NO_HOOKS, Hooks
 from node.maths.blocks import Block
-from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick, unusable
+from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick
 from node.maths.purity import keyed_seeds
 from node.maths.synthetic import random_parameters
 from node.privacy import noise
-from node.privacy.accountant import Mechanism, calibrate, remaining_compositions
+from node.privacy.accountant import Mechanism, remaining_compositions
 from node.privacy.block_objective import BlockObjective
+from node.privacy.calibration import release_mechanism
 from node.privacy.ledger import Ledger
+from node.privacy.suspects import Suspects
 from node.randomness import Keys, public_generator
 from node.task import Task
 from peer.errors import ConfigurationError, LedgerError
@@ -51,77 +55,67 @@ class QuestionRefused(Withheld):
     """
 
 
-class GradientGate(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateConfig:
+    """One node's part of one run, as its gate has to know it."""
+
+    privacy: PrivacySection
+    me: Peer
+    run: str
+    """The run's id, under which the ledger has its debits."""
+    rounds: int
+    releases: int
+    """|K| of THIS node: releases a round at most, its own included."""
+    sigma: float
+    """Nominal noise multiplier: `noise_multiplier`, or the paper's formula in mode paper."""
+    seed: int
+    """The run's public seed, of initial parameters and of the batches of mode none."""
+    full_gradient: bool = True
+    """Gradients of all parameters will be asked for, not of blocks."""
+    limit: float | None = None
+    """The data's lifetime ε_total; None: unlimited."""
+    limit_delta: float = 1e-5
+
+
+@dataclass(kw_only=True, eq=False)
+class GradientGate(ABC):
     """`node.algorithms.Gradients`, and what status and metrics may know of it."""
 
-    exhausted: bool = False
-    """A release was withheld because the budget is spent."""
-    fault: str = ""
-    """The ledger's sentence while it fails; empty when all is well."""
-    faults: int = 0
-    """How often the ledger failed."""
-    withheld: int = 0
-    """Releases that were not made, for lack of budget or ledger; the own one counts too."""
+    config: GateConfig
+    task: Task
+    hooks: Hooks = NO_HOOKS
     choice: Choice | None = None
     """How gradients of single examples are computed; None: they are not (mode none), or block by
     block.
     """
+    exhausted: bool = field(default=False, init=False)
+    """A release was withheld because the budget is spent."""
+    fault: str = field(default="", init=False)
+    """The ledger's sentence while it fails; empty when all is well."""
+    faults: int = field(default=0, init=False)
+    """How often the ledger failed."""
+    withheld: int = field(default=0, init=False)
+    """Releases that were not made, for lack of budget or ledger; the own one counts too."""
 
-    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor: ...
+    def __post_init__(self) -> None:
+        self.me = self.config.me
+        self._suspects = Suspects(self.task, self.config.seed, self.hooks.on_unusable)
 
-    def own(self, x: Tensor, t: int) -> Tensor: ...
+    @abstractmethod
+    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        """The gradient at x [d] for `to` in round t, flat float32 [d]."""
 
-    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor: ...
+    @abstractmethod
+    def own(self, x: Tensor, t: int) -> Tensor:
+        """The own gradient at x [d] in round t, flat float32 [d]."""
 
-    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]: ...
+    @abstractmethod
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
+        """What the own gradient at x has more than that at `before`, flat float32 [d]."""
 
-
-def _nothing() -> None:
-    pass
-
-
-def _nobody(t: int, recipient: Peer, why: str = "") -> None:
-    pass
-
-
-def _unread(t: int, rows: Tensor) -> None:
-    pass
-
-
-LOOKED_AT = 64
-"""Suspect records that are looked at in one release: each costs a gradient."""
-
-
-@dataclass(slots=True)
-class _Suspects:
-    """Records whose gradients were not finite, perhaps because of a neighbor's model: each is
-    looked at once.
-    """
-
-    task: Task
-    start: Callable[[], Tensor] | None
-    """Gives the run's initial parameters."""
-    tell: Callable[[int, Tensor], None]
-    told: set[int] = field(default_factory=set)
-    cleared: set[int] = field(default_factory=set)
-    """Looked at: a neighbor's model was to blame."""
-
-    def __call__(self, t: int, rows: Tensor, *, own: bool) -> None:
-        """`own`: they were met at this node's own model; else they have to fail at the start, and
-        at made-up parameters, too."""
-        known = self.told if own else self.told | self.cleared
-        new = torch.tensor(
-            [row for row in rows.tolist() if row not in known][:LOOKED_AT], dtype=torch.int64
-        )
-        bad = new
-        if not own and len(bad):
-            bad = unusable(self.task, bad, random_parameters(self.task.layout, 0))
-        if not own and len(bad) and self.start is not None:
-            bad = unusable(self.task, bad, self.start())
-        self.told |= set(bad.tolist())
-        self.cleared |= set(new.tolist()) - self.told
-        if len(bad):
-            self.tell(t, bad)
+    @abstractmethod
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
+        """(θ, t) -> the own gradient of one block of the model x [d], flat float32 [block]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,63 +134,50 @@ class _Question:
 
 
 @dataclass(slots=True)
-class _Last:
-    """The last question of a recipient. `answer` is None while it is computed and when it was
-    withheld.
-    """
+class _LastQuestion:
+    """What a recipient asked last."""
 
     round: int
     question: bytes
     answer: Released | None = None
+    """None while it is computed, and when it was withheld."""
 
 
 @dataclass(kw_only=True, eq=False)
 class DPGate(GradientGate):
-    """Every release is clipped, noised and debited. See `make_gate` for the fields."""
+    """Every release is clipped, noised and debited. See `make_gate`."""
 
-    config: PrivacySection
-    task: Task
-    me: Peer
-    run: str
-    rounds: int
-    sigma: float
     mechanism: Mechanism
     ledger: Ledger
     keys: Keys
-    choice: Choice | None
     budget: int | None = None
-    """Units that may still be spent; None: no lifetime limit."""
-    yield_point: Callable[[], None] = _nothing
-    on_release: Callable[[int, Peer], None] = _nobody
-    on_withheld: Callable[[int, Peer, str], None] = _nobody
-    on_unusable: Callable[[int, Tensor], None] = _unread
-    start: Callable[[], Tensor] | None = None
-    """Gives the run's initial parameters."""
+    """Compositions that may still be spent; None: no lifetime limit."""
 
-    _last: dict[Peer, _Last] = field(default_factory=dict)
+    _last: dict[Peer, _LastQuestion] = field(default_factory=dict)
     _without: dict[Peer, int] = field(default_factory=dict)
     """The last round in which a recipient got nothing."""
     _backends: dict[int, Backend] = field(default_factory=dict)
-    """Of each block, by its place."""
+    """Of each block, by where it starts."""
     _batch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+    """The round and the rows of the last shared batch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._spent_at_start = self.ledger.compositions
-        self._suspects = _Suspects(self.task, self.start, self.on_unusable)
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """g̈ at x for `to` in round t, flat float32 [d]. May be entered again, for another
-        recipient, by `yield_point`.
+        recipient, by `hooks.yield_point`.
 
         Raises:
-            QuestionRefused: another x in the same round, or a round that is over. Withheld: the
-            budget is spent or the ledger can't record the debit; for `to` = me zeros are returned
-            then.
+            QuestionRefused: another x in the same round, or a round that is over.
+            Withheld: the budget is spent or the ledger can't record the debit; for `to` = me zeros
+                are returned then.
         """
-        return self._served(_Question(self.task, x), t, to)
+        return self._zeros_if_withheld(_Question(self.task, x), t, to)
 
     def own(self, x: Tensor, t: int) -> Tensor:
-        """Own gradient: identical to `self(x, t, me)`. Flat float32 [d]."""
+        """Identical to `self(x, t, me)`."""
         return self(x, t, self.me)
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
@@ -209,26 +190,35 @@ class DPGate(GradientGate):
         Raises:
             QuestionRefused: another release for me in the same round, or a round that is over.
             Withheld: the budget is spent or the ledger can't record the debit; zeros would say that
-            nothing changed.
+                nothing changed.
         """
-        return self._copied(_Question(self.task, x, before), t, self.me)
+        return self._copy_of_answer(_Question(self.task, x, before), t, self.me)
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
         """(θ, t) -> the round's release for me, of one block: clipped over its parameters alone,
         else as any other.
         """
-        if (
-            block.span.start not in self._backends
-        ):  # tried where the other parameters are made up as well
-            made_up = BlockObjective(self.task, random_parameters(self.task.layout, 0), block)
-            self._backends[block.span.start] = pick(self.config.backend, made_up, self.config.chunk)
-        task, backend = BlockObjective(self.task, x, block), self._backends[block.span.start]
-        return lambda theta, t: self._served(_Question(task, theta, backend=backend), t, self.me)
+        backend = self._backend_of(block)
+        task = BlockObjective(self.task, x, block)
 
-    def _served(self, question: _Question, t: int, to: Peer) -> Tensor:
-        """As `_copied`, but zeros for me where it is withheld."""
+        def gradient(theta: Tensor, t: int) -> Tensor:
+            question = _Question(task, theta, backend=backend)
+            return self._zeros_if_withheld(question, t, self.me)
+
+        return gradient
+
+    def _backend_of(self, block: Block) -> Backend:
+        start = block.span.start
+        if start not in self._backends:  # tried where the other parameters are made up as well
+            made_up = BlockObjective(self.task, random_parameters(self.task.layout, 0), block)
+            privacy = self.config.privacy
+            self._backends[start] = pick(privacy.backend, made_up, privacy.chunk)
+        return self._backends[start]
+
+    def _zeros_if_withheld(self, question: _Question, t: int, to: Peer) -> Tensor:
+        """As `_copy_of_answer`, but zeros for me where it is withheld."""
         try:
-            return self._copied(question, t, to)
+            return self._copy_of_answer(question, t, to)
         except QuestionRefused:
             raise
         except Withheld:
@@ -236,8 +226,8 @@ class DPGate(GradientGate):
                 raise
             return torch.zeros(question.task.layout.size)
 
-    def _copied(self, question: _Question, t: int, to: Peer) -> Tensor:
-        """A copy of the answer; a withheld one is counted and reported."""
+    def _copy_of_answer(self, question: _Question, t: int, to: Peer) -> Tensor:
+        """The answer, which the caller may change; counts and reports what is withheld."""
         try:
             return self._answer(question, t, to).clone()
         except QuestionRefused:
@@ -246,79 +236,79 @@ class DPGate(GradientGate):
             if self._without.get(to) != t:  # asked for again, it is still one
                 self._without[to] = t
                 self.withheld += 1
-                self.on_withheld(t, to, str(reason))
+                self.hooks.on_withheld(t, to, str(reason))
             raise
 
     def _answer(self, question: _Question, t: int, to: Peer) -> Released:
-        last, asked = self._previous(to), question.digest
+        last, asked = self._last_question(to), question.digest
         if t == last.round and asked == last.question:
             if last.answer is None:
                 raise Withheld("the answer of this round is not there")
             return last.answer
         if t <= last.round:
             raise QuestionRefused("this round has another question's answer, or is over")
-        self._check(t)
-        self._last[to] = last = _Last(t, asked)
+        self._check_affordable(t)
+        self._last[to] = last = _LastQuestion(t, asked)
         last.answer = self._release(question, t, to)
         return last.answer
 
-    def _previous(self, to: Peer) -> _Last:
+    def _last_question(self, to: Peer) -> _LastQuestion:
         """What `to` asked last, after a restart as far as the ledger knows."""
         if to not in self._last:
             with self._ledger_errors_withhold():
-                self._last[to] = _Last(self.ledger.last_round(self.run, to), b"")
+                self._last[to] = _LastQuestion(self.ledger.last_round(self.config.run, to), b"")
         return self._last[to]
 
-    def _check(self, t: int) -> None:
+    def _check_affordable(self, t: int) -> None:
         """Raises Withheld unless one more debit in round t is within the run and within the
         budget.
         """
-        if not 0 <= t < self.rounds:
+        if not 0 <= t < self.config.rounds:
             raise QuestionRefused("the run has no such round")
         with self._ledger_errors_withhold():
-            made = self.ledger.count(self.run, t)
+            made = self.ledger.count(self.config.run, t)
         if made >= self.mechanism.releases:
             raise Withheld(f"this round has its {made} releases")
         paid = made > 0 and self.mechanism.batches == "shared"
-        if (
-            self.budget is not None
-            and not paid
-            and self.ledger.compositions - self._spent_at_start >= self.budget
-        ):
+        if self.budget is None or paid:
+            return
+        if self.ledger.compositions - self._spent_at_start >= self.budget:
             self.exhausted = True
             raise Withheld("the privacy budget of the data is spent")
 
     def _release(self, question: _Question, t: int, to: Peer) -> Released:
         total = self._clipped(question, t, to)
         failpoint("before_noise")
-        stream = self.keys.stream("noise", t, to)
-        answer = noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
+        privacy, stream = self.config.privacy, self.keys.stream("noise", t, to)
+        answer = noise.release(total, self.config.sigma, privacy.clip, privacy.batch, stream)
         failpoint("after_noise")
-        self._check(t)
+        self._check_affordable(t)  # again: others were answered meanwhile
         with self._ledger_errors_withhold():
-            self.ledger.debit(self.run, t, to, self.mechanism)
+            self.ledger.debit(self.config.run, t, to, self.mechanism)
         self.fault = ""
-        self.on_release(t, to)
+        self.hooks.on_release(t, to)
         return Released(answer)
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
+        """The sum of the batch's clipped gradients, flat float64 [d]."""
+        privacy = self.config.privacy
         total = clipped_sum(
             question.task,
             question.x,
             self._rows(t, to),
-            self.config.clip,
+            privacy.clip,
             before=question.before,
-            chunk=self.config.chunk,
-            least=self.config.largest_batch,
+            chunk=privacy.chunk,
+            least=privacy.largest_batch,
             backend=question.backend or (self.choice.backend if self.choice else "loop"),
             seeds=keyed_seeds(self.keys.stream("loss", t, to).bytes(32)),
-            yield_point=self.yield_point,
-            on_unusable=lambda rows: self._suspects(t, rows, own=to == self.me),
+            yield_point=self.hooks.yield_point,
+            on_unusable=lambda rows: self._suspects.examine(t, rows, own_model=to == self.me),
         )
-        return noise.held(total, self.config.largest_sum)
+        return noise.held(total, privacy.largest_sum)
 
     def _rows(self, t: int, to: Peer) -> Tensor:
-        """The secret Poisson batch: one per answer, or one a round for all."""
+        """The secret Poisson batch, int64 [n]: one per answer, or one a round for all."""
         if self.mechanism.batches == "independent":
             return self._draw(t, to)
         if t < self._batch[0]:
@@ -329,7 +319,7 @@ class DPGate(GradientGate):
 
     def _draw(self, t: int, to: Peer) -> Tensor:
         uniform = self.keys.stream("batch", t, to).uniform(self.task.num_examples)
-        return torch.from_numpy(np.flatnonzero(uniform < self.config.rate))
+        return torch.from_numpy(np.flatnonzero(uniform < self.config.privacy.rate))
 
     @contextmanager
     def _ledger_errors_withhold(self) -> Iterator[None]:
@@ -360,7 +350,7 @@ class PaperGate(DPGate):
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
         total = super()._clipped(question, t, to)
         if to == self.me:
-            self._clean = (total / self.config.batch).to(torch.float32)
+            self._clean = (total / self.config.privacy.batch).to(torch.float32)
         return total
 
 
@@ -370,64 +360,47 @@ class NonPrivateGate(GradientGate):
     round for all.
     """
 
-    task: Task
-    me: Peer
-    batch: int
-    seed: int
-    yield_point: Callable[[], None] = _nothing
-    on_release: Callable[[int, Peer], None] = _nobody
-    on_withheld: Callable[[int, Peer, str], None] = _nobody
-    on_unusable: Callable[[int, Tensor], None] = _unread
-    start: Callable[[], Tensor] | None = None
-    """Gives the run's initial parameters."""
-
     _own: tuple[int, bytes, Tensor] = (-1, b"", torch.empty(0))
-
-    def __post_init__(self) -> None:
-        self._suspects = _Suspects(self.task, self.start, self.on_unusable)
+    """Round, digest of x, and gradient: the last one for me."""
 
     def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
         """The plain gradient at x of round t's batch, flat float32 [d]."""
-        gradient = self.own(x, t) if to == self.me else self._mean(x, t)
-        self.on_release(t, to)
-        return Released(gradient)
+        gradient = self.own(x, t) if to == self.me else self._mean(self.task, x, t)
+        return self._released(gradient, t, to)
 
     def own(self, x: Tensor, t: int) -> Tensor:
         """The same as for me; computed once."""
         key = (t, _digest(x))
         if self._own[:2] != key:
-            self._own = (*key, self._mean(x, t))
+            self._own = (*key, self._mean(self.task, x, t))
         return self._own[2].clone()
 
     def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
         """The plain gradient at x less that at `before`, both of round t's batch."""
-        gained = self._mean(x, t).sub_(self._mean(before, t))
-        self.on_release(t, self.me)
-        return Released(gained)
+        gained = self._mean(self.task, x, t).sub_(self._mean(self.task, before, t))
+        return self._released(gained, t, self.me)
 
     def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
         """(θ, t) -> the plain gradient of one block, of round t's batch."""
         task = BlockObjective(self.task, x, block)
+        return lambda theta, t: self._released(self._mean(task, theta, t), t, self.me)
 
-        def gradient(theta: Tensor, t: int) -> Tensor:
-            found = self._mean(theta, t, task)
-            self.on_release(t, self.me)
-            return Released(found)
+    def _released(self, gradient: Tensor, t: int, to: Peer) -> Released:
+        self.hooks.on_release(t, to)
+        return Released(gradient)
 
-        return gradient
-
-    def _mean(self, x: Tensor, t: int, task: Task | None = None) -> Tensor:
-        draw = torch.randperm(
-            self.task.num_examples, generator=public_generator(self.seed, self.me, t, "batch")
-        )
+    def _mean(self, task: Task, x: Tensor, t: int) -> Tensor:
+        seed, me = self.config.seed, self.me
+        generator = public_generator(seed, me, t, "batch")
+        order = torch.randperm(self.task.num_examples, generator=generator)
         gradient = mean_gradient(
-            task or self.task,
+            task,
             x,
-            draw[: self.batch],
-            lambda rows: self._suspects(t, rows, own=False),
-            keyed_seeds(f"{self.seed} {self.me} {t}".encode()),
+            order[: self.config.privacy.batch],
+            lambda rows: self._suspects.examine(t, rows, own_model=False),
+            keyed_seeds(f"{seed} {me} {t}".encode()),
         )
-        self.yield_point()
+        self.hooks.yield_point()
         return gradient
 
 
@@ -436,119 +409,57 @@ def _digest(x: Tensor) -> bytes:
     return hashlib.sha256(x.detach().to(torch.float32).contiguous().numpy().data).digest()
 
 
-def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: int) -> float:
-    """The nominal σ of a strict run: `config.sigma`, or calibrated so that ε_total ≤
-    `config.epsilon`.
-
-    `releases` is |K| of the largest closed neighborhood, d the number of parameters. Takes a CPU
-    second or two.
-
-    Raises:
-        ConfigurationError: no noise reaches the target.
-    """
-    if config.epsilon is None:
-        return config.sigma or 0.0
-    goal = calibrate(
-        config.epsilon,
-        config.delta,
-        rate=config.rate,
-        rounds=rounds,
-        releases=releases,
-        batches=config.batches,
-    )
-    return noise.nominal(goal, d)
-
-
-def mechanism(config: PrivacySection, *, d: int, sigma: float, releases: int) -> Mechanism:
-    """What the accountant and the ledger record for answers with the nominal σ."""
-    if config.mode == "none":
-        return Mechanism(sigma=0.0, rate=1.0, mode="none")
-    batches = "shared" if config.mode == "paper" else config.batches
-    effective = noise.effective(sigma, d)
-    return Mechanism(
-        sigma=effective, rate=config.rate, batches=batches, releases=releases, mode=config.mode
-    )
-
-
 def make_gate(
-    config: PrivacySection,
+    config: GateConfig,
     task: Task,
     *,
-    me: Peer,
-    run: str,
-    rounds: int,
-    releases: int,
-    sigma: float,
-    seed: int,
     ledger: Ledger | None,
     keys: Keys,
-    whole: bool = True,
-    limit: float | None = None,
-    limit_delta: float = 1e-5,
-    yield_point: Callable[[], None] = _nothing,
-    on_release: Callable[[int, Peer], None] = _nobody,
-    on_withheld: Callable[[int, Peer, str], None] = _nobody,
-    on_unusable: Callable[[int, Tensor], None] = _unread,
-    start: Callable[[], Tensor] | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> GradientGate:
-    """The gate of the configured mode.
-
-    `releases` is |K| of THIS node, its own release included; `sigma` the nominal multiplier
-    (`noise_multiplier`, or the paper's formula in mode paper); `seed` draws the public batches of
-    mode none; `whole`: gradients of all parameters will be asked for, not of blocks; `limit` is the
-    data's lifetime ε_total at `limit_delta`. In mode none a ledger, if given, is marked.
-    `yield_point` is called between chunks, `on_release(round, recipient)` after each debit,
-    `on_withheld(round, recipient, why)` where nothing is released, `on_unusable(round, row
-    numbers)` where gradients of records are not finite, whatever the model: that is for the data's
-    owner alone; `start`, which gives the initial parameters, helps to tell such records from a
-    neighbor's model that is to blame.
+    """The gate of the configured mode. In mode none a ledger, if given, is marked.
 
     Raises:
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the
-        model can't have. LedgerError: the mark can't be recorded, or a noised mode has no ledger.
+            model can't have.
+        LedgerError: the mark can't be recorded, or a noised mode has no ledger.
     """
-    if config.mode != "strict" and limit is not None:
+    privacy = config.privacy
+    if privacy.mode != "strict" and config.limit is not None:
         raise ConfigurationError(
-            f'privacy.mode = "{config.mode}" gives no guarantee, so budget.epsilon can\'t be kept; use mode "strict", '
-            'or set budget.epsilon = "unlimited".'
+            f'privacy.mode = "{privacy.mode}" gives no guarantee, so budget.epsilon can\'t be '
+            'kept; use mode "strict", or set budget.epsilon = "unlimited".'
         )
-    if config.mode == "none":
+    if privacy.mode == "none":
         if ledger is not None:
-            ledger.mark(run, "none")
-        return NonPrivateGate(
-            task=task,
-            me=me,
-            batch=config.batch,
-            seed=seed,
-            yield_point=yield_point,
-            on_release=on_release,
-            on_unusable=on_unusable,
-            start=start,
-        )
+            ledger.mark(config.run, "none")
+        return NonPrivateGate(config=config, task=task, hooks=hooks)
     if ledger is None:
-        raise LedgerError(f'privacy.mode = "{config.mode}" releases nothing without a ledger.')
-    told = mechanism(config, d=task.layout.size, sigma=sigma, releases=releases)
-    budget = None
-    if limit is not None:
-        budget = remaining_compositions(
-            ledger.rows(), told, limit, limit_delta, most=told.compositions(rounds)
-        )
-    kind = DPGate if config.mode == "strict" else PaperGate
+        raise LedgerError(f'privacy.mode = "{privacy.mode}" releases nothing without a ledger.')
+    mechanism = release_mechanism(
+        privacy, d=task.layout.size, sigma=config.sigma, releases=config.releases
+    )
+    kind = DPGate if privacy.mode == "strict" else PaperGate
     return kind(
         config=config,
         task=task,
-        me=me,
-        run=run,
-        rounds=rounds,
-        sigma=sigma,
-        mechanism=told,
+        hooks=hooks,
+        choice=choose(privacy.backend, task, privacy.chunk) if config.full_gradient else None,
+        mechanism=mechanism,
         ledger=ledger,
         keys=keys,
-        choice=choose(config.backend, task, config.chunk) if whole else None,
-        budget=budget,
-        yield_point=yield_point,
-        on_release=on_release,
-        on_withheld=on_withheld,
-        on_unusable=on_unusable,
-        start=start,
+        budget=_budget(config, ledger, mechanism),
+    )
+
+
+def _budget(config: GateConfig, ledger: Ledger, mechanism: Mechanism) -> int | None:
+    """Compositions that the data's lifetime limit leaves to this run; None: no limit."""
+    if config.limit is None:
+        return None
+    return remaining_compositions(
+        ledger.rows(),
+        mechanism,
+        config.limit,
+        config.limit_delta,
+        most=mechanism.compositions(config.rounds),
     )

@@ -18,9 +18,9 @@ import torch
 from kit.mesh import mesh, play
 from kit.meter import Meter
 from node.algorithms import Capability, Resources, find
-from node.config import MixSection, RunConfig, SyncSection
+from node.config import MixSection, PrivacySection, RunConfig, SyncSection
 from node.learning import requirements
-from node.privacy.gate import NonPrivateGate
+from node.privacy.gate import GateConfig, NonPrivateGate
 from node.rounds.lockstep import simulate
 from node.tasks import make
 from peer.errors import ConfigurationError
@@ -132,7 +132,16 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
     )
     with meter.counting():
         start = task.initial_parameters(0)
-        m, gradients = start.nbytes, NonPrivateGate(task=task, me="a", batch=1, seed=1)
+        config = GateConfig(
+            privacy=PrivacySection(mode="none", batch=1),
+            me="a",
+            run="run",
+            rounds=9,
+            releases=1,
+            sigma=0.0,
+            seed=1,
+        )
+        m, gradients = start.nbytes, NonPrivateGate(config=config, task=task)
         node = algorithm(
             options, resources("a", task.layout, start, task.stages, gradients=gradients)
         )

@@ -1,4 +1,4 @@
-"""A small private task, and the a gate around it."""
+"""A small private task, and a gate around it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from node.config import PrivacySection
+from node.hooks import Hooks
 from node.maths import ghost
-from node.privacy.gate import GradientGate, make_gate
+from node.privacy.gate import GateConfig, GradientGate, make_gate
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.task import flat
@@ -73,26 +74,26 @@ def make_small(kind: str = "softmax", n: int = 40) -> Small:
     return Small(module, torch.randn(shape), torch.randint(0, 3, (n,)))
 
 
+HOOKS = ("yield_point", "on_release", "on_withheld", "on_unusable")
+
+
 def gate(
     task: Small, ledger: Ledger | None, keys: Keys | None = None, **changes: Any
 ) -> GradientGate:
-    """A gate of mode strict with σ = 1 unless told otherwise; `config_…` changes go to the
-    configuration.
+    """A gate of mode strict with σ = 1 unless told otherwise; `config_…` changes go to `[privacy]`,
+    hooks to `Hooks`, all others to `GateConfig`.
     """
-    options = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}
-    options |= {
-        name.removeprefix("config_"): changes.pop(name)
-        for name in list(changes)
-        if name.startswith("config_")
-    }
-    others = {
-        "me": "a",
-        "run": "run",
-        "rounds": 10,
-        "releases": 3,
-        "sigma": options["sigma"],
-        "seed": 0,
-    } | changes
+    privacy = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}
+    own = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "seed": 0}
+    hooks = {}
+    for name, value in changes.items():
+        if name.startswith("config_"):
+            privacy[name.removeprefix("config_")] = value
+        elif name in HOOKS:
+            hooks[name] = value
+        else:
+            own[name] = value
+    config = GateConfig(privacy=PrivacySection(**privacy), **{"sigma": privacy["sigma"]} | own)
     return make_gate(
-        PrivacySection(**options), task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), **others
+        config, task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), hooks=Hooks(**hooks)
     )

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.small import gate
 from kit.zoo import RECORDS, Kind, Model, Waking
 from node.maths.clipping import SLACK, choose, clipped_sum, mean_gradient, pick
 from node.maths.purity import Impure
-from node.privacy import gate
+from node.privacy.suspects import Suspects
 from node.task import views
 from peer.errors import ConfigurationError
 
@@ -320,21 +321,19 @@ def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_row_cleared_at_a_neighbors_model_is_told_at_one_s_own() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
-    told: list[list[int]] = []
-    suspects = gate._Suspects(
-        task, lambda: task.initial_parameters(0), lambda t, rows: told.append(rows.tolist())
-    )
-    suspects(0, torch.tensor([3]), own=False)
-    assert told == []
-    suspects(1, torch.tensor([3]), own=True)
-    suspects(2, torch.tensor([3]), own=True)
-    assert told == [[3]]
+    reported: list[list[int]] = []
+    suspects = Suspects(task, 0, lambda t, rows: reported.append(rows.tolist()))
+    suspects.examine(0, torch.tensor([3]), own_model=False)
+    assert reported == []
+    suspects.examine(1, torch.tensor([3]), own_model=True)
+    suspects.examine(2, torch.tensor([3]), own_model=True)
+    assert reported == [[3]]
 
 
 def test_without_noise_augmentation_is_new_in_each_round_and_the_same_when_repeated() -> None:
     def gradient(t: int) -> Tensor:
         task = of_batch(augmented)
-        plain = gate.NonPrivateGate(task=task, me="a", batch=RECORDS, seed=1)
+        plain = gate(task, None, config_mode="none", config_batch=RECORDS, seed=1)
         return plain.own(task.initial_parameters(0), t)
 
     assert gradient(0).equal(gradient(0))

@@ -96,7 +96,7 @@ def test_it_is_one_release_debited_repeated_and_refused_like_any(
     ledger: Ledger, backend: str
 ) -> None:
     task = make_small("mlp")
-    strict = gate(task, ledger, releases=1, config_backend=backend, whole=False)
+    strict = gate(task, ledger, releases=1, config_backend=backend, full_gradient=False)
     x = task.initial_parameters(0)
     block, other = blocks(task, "mlp")
     within, theta = strict.within(x, block), x[block.span]
@@ -118,7 +118,7 @@ def test_the_noise_of_a_block_has_the_release_s_deviation(ledger: Ledger) -> Non
     """
     task = make_small("mlp")
     strict = gate(
-        task, ledger, releases=1, config_clip=1e-6, sigma=3.0, config_sigma=3.0, whole=False
+        task, ledger, releases=1, config_clip=1e-6, sigma=3.0, config_sigma=3.0, full_gradient=False
     )
     x = task.initial_parameters(0)
     block = blocks(task, "mlp")[0]
@@ -129,7 +129,7 @@ def test_the_noise_of_a_block_has_the_release_s_deviation(ledger: Ledger) -> Non
 
 def test_a_spent_budget_gives_zeros_for_me(ledger: Ledger) -> None:
     task = make_small("mlp")
-    strict = gate(task, ledger, releases=1, limit=1e-9, whole=False)
+    strict = gate(task, ledger, releases=1, limit=1e-9, full_gradient=False)
     block = blocks(task, "mlp")[1]
     found = strict.within(task.initial_parameters(0), block)(
         task.initial_parameters(0)[block.span], 0

@@ -495,7 +495,7 @@ def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
         task.layout, [["1.weight", "1.bias"], ["3.weight", "3.bias"], ["5.weight", "5.bias"]], 1
     )
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
-        strict = gate(task, ledger, config_backend="auto", whole=False)
+        strict = gate(task, ledger, config_backend="auto", full_gradient=False)
         for block in blocks:
             strict.within(task.initial_parameters(0), block)
     for block in blocks:

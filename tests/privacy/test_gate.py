@@ -1,4 +1,4 @@
-"""The gate: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when
+"""The privacy gate: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when
 off.
 """
 
@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kit.small import Small, gate, make_small
+from node.config import PrivacySection
 from node.maths import clipping, ghost
-from node.privacy import gate as door_module
+from node.privacy import gate as gate_module
 from node.privacy import noise
 from node.privacy.accountant import Spent, epsilon
-from node.privacy.gate import DPGate, NonPrivateGate, PaperGate, QuestionRefused, noise_multiplier
+from node.privacy.calibration import noise_multiplier, release_mechanism
+from node.privacy.gate import DPGate, NonPrivateGate, PaperGate, QuestionRefused
 from node.privacy.ledger import Ledger
 from node.randomness import Keys, Stream
 from node.task import views
@@ -67,7 +69,7 @@ def test_no_more_answers_a_round_than_accounted(task: Small, ledger: Ledger) -> 
         strict(task.initial_parameters(0), 0, "d")
 
 
-def test_a_restarted_door_answers_no_round_again(task: Small, ledger: Ledger) -> None:
+def test_a_restarted_gate_answers_no_round_again(task: Small, ledger: Ledger) -> None:
     x = task.initial_parameters(0)
     gate(task, ledger)(x, 3, "b")
     again = gate(task, ledger)
@@ -208,7 +210,7 @@ def clipped_difference(task: Small, strict: DPGate, x: Tensor, before: Tensor) -
     """How far the released sum is from Σ_b clip(clip ∇ℓ_b(x) − clip ∇ℓ_b(before)), written as
     stupidly as possible.
     """
-    clip = strict.config.clip
+    clip = strict.config.privacy.clip
     total = torch.zeros(task.layout.size, dtype=torch.float64)
     for row in range(task.num_examples):
         each = []
@@ -220,7 +222,9 @@ def clipped_difference(task: Small, strict: DPGate, x: Tensor, before: Tensor) -
         g = each[0] - each[1]
         if g.isfinite().all():
             total += g * min(1.0, clip / max(float(g.norm()), 1e-300))
-    return float((strict.difference(x, before, 0).double() * strict.config.batch - total).norm())
+    return float(
+        (strict.difference(x, before, 0).double() * strict.config.privacy.batch - total).norm()
+    )
 
 
 def clipped_apart(
@@ -241,7 +245,7 @@ def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(
     task = make_small("mlp", n=12)
     task.x[0] = NAN
     if bug == "clipped apart":
-        monkeypatch.setattr(door_module, "clipped_sum", clipped_apart)
+        monkeypatch.setattr(gate_module, "clipped_sum", clipped_apart)
     if bug == "not clipped":
         monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
         monkeypatch.setattr(
@@ -391,13 +395,13 @@ def test_noise_without_a_ledger_is_refused(task: Small) -> None:
 def drawn(strict: DPGate, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The rows of every later answer."""
     seen: list[list[int]] = []
-    original = door_module.clipped_sum
+    original = gate_module.clipped_sum
 
     def spy(task: Any, x: Tensor, rows: Tensor, clip: float, **how: Any) -> Tensor:
         seen.append(rows.tolist())
         return original(task, x, rows, clip, **how)
 
-    monkeypatch.setattr(door_module, "clipped_sum", spy)
+    monkeypatch.setattr(gate_module, "clipped_sum", spy)
     return seen
 
 
@@ -471,14 +475,12 @@ def test_clear_gradients_are_plain_public_and_free(task: Small) -> None:
 
 
 def test_calibrated_noise_covers_the_largest_neighborhood() -> None:
-    config = door_module.PrivacySection(epsilon=8.0, delta=1e-4, rate=0.0512)
+    config = PrivacySection(epsilon=8.0, delta=1e-4, rate=0.0512)
     sigma = noise_multiplier(config, d=650, rounds=1000, releases=3)
     assert sigma == pytest.approx(1.68, rel=0.01)
-    told = door_module.mechanism(config, d=650, sigma=sigma, releases=3)
-    assert 7.9 < epsilon([Spent(told, 3000)], 1e-4) <= 8.0
-    assert (
-        noise_multiplier(door_module.PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
-    )
+    mechanism = release_mechanism(config, d=650, sigma=sigma, releases=3)
+    assert 7.9 < epsilon([Spent(mechanism, 3000)], 1e-4) <= 8.0
+    assert noise_multiplier(PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
 
 
 def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(
@@ -487,9 +489,7 @@ def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(
     gate(task, ledger, config_sigma=2.0)(task.initial_parameters(0), 0, "b")
     [row] = ledger.rows()
     assert row.mechanism.sigma == noise.effective(2.0, task.layout.size) < 2.0
-    large = door_module.mechanism(
-        door_module.PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1
-    )
+    large = release_mechanism(PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1)
     assert large.sigma == pytest.approx(2.0 / (1 + 2.0 * 10**4.5 / noise.STEPS), rel=1e-4)
     assert large.sigma < 1.9
 
@@ -645,9 +645,10 @@ def same_for_all(self: Keys, purpose: str, round: int, recipient: str) -> Stream
 def forgetful(self: DPGate, question: Any, t: int, to: str) -> Tensor:
     self.keys = Keys.fresh()
     total, stream = self._clipped(question, t, to), self.keys.stream("noise", t, to)
-    if self.ledger.last_round(self.run, to) < t:
-        self.ledger.debit(self.run, t, to, self.mechanism)
-    return noise.release(total, self.sigma, self.config.clip, self.config.batch, stream)
+    config, privacy = self.config, self.config.privacy
+    if self.ledger.last_round(config.run, to) < t:
+        self.ledger.debit(config.run, t, to, self.mechanism)
+    return noise.release(total, config.sigma, privacy.clip, privacy.batch, stream)
 
 
 BUGS: dict[str, tuple[Any, str, Any]] = {

@@ -33,7 +33,7 @@ from node.experiments.run_folder import MODEL
 from node.experiments.sweep import code
 from node.learning.learner import Plan
 from node.privacy.accountant import epsilon_total
-from node.privacy.gate import mechanism
+from node.privacy.calibration import release_mechanism
 from node.records import checkpoint, journal
 from node.records.summary import Summary
 from peer.message import Peer
@@ -119,10 +119,10 @@ def accounted(config: ExperimentConfig, summary: Summary, model: Path) -> float 
         for neighborhood in neighborhoods.values()
     )
     _, x = checkpoint.load_model(model)
-    told = mechanism(
+    mechanism = release_mechanism(
         run.privacy, d=x.numel(), sigma=summary.privacy.sigma or 0.0, releases=releases
     )
-    found = epsilon_total(replace(told, mode="strict"), run.train.rounds, run.privacy.delta)
+    found = epsilon_total(replace(mechanism, mode="strict"), run.train.rounds, run.privacy.delta)
     return found if found < float("inf") else None
 
 
