@@ -35,8 +35,9 @@ from node import device as devices
 from node.config import ExperimentConfig, PrivacySection, load
 from node.learning.learner import Plan
 from node.learning.resources import resources
+from node.maths.backends import pick
 from node.maths.blocks import Block
-from node.maths.clipping import clipped_sum, mean_gradient, pick
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy import noise
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger

@@ -6,7 +6,7 @@ import torch
 
 from node.config import AlgorithmConfig, PrivacySection, RunConfig
 from node.maths.blocks import BlockSchedule, partition_blocks
-from node.maths.clipping import chunk_for
+from node.maths.chunks import chunk_for
 from node.process import available_memory, mib
 from node.task import Task
 from peer.errors import ConfigurationError

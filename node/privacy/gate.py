@@ -29,8 +29,10 @@ from torch import Tensor
 
 from node.config import PrivacySection
 from node.hooks import NO_HOOKS, Hooks
+from node.maths.backends import Choice, choose, pick
 from node.maths.blocks import Block
-from node.maths.clipping import Backend, Choice, choose, clipped_sum, mean_gradient, pick
+from node.maths.chunks import Backend
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.maths.purity import keyed_seeds
 from node.maths.synthetic import random_parameters
 from node.privacy import noise

@@ -28,7 +28,9 @@ from rich.table import Table
 
 from node.config import RunConfig
 from node.device import pick
-from node.maths.clipping import Backend, clipped_sum, mean_gradient, probe
+from node.maths.backends import probe
+from node.maths.chunks import Backend
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy import noise
 from node.randomness import Keys
 from node.tasks import make

@@ -31,7 +31,9 @@ from rich.table import Table
 
 from node import process
 from node.config import RunConfig
-from node.maths.clipping import chunk_for, clipped_sum, mean_gradient, pick
+from node.maths.backends import pick
+from node.maths.chunks import chunk_for
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy import noise
 from node.randomness import Keys
 from node.task import Task

@@ -14,7 +14,8 @@ import torch
 from node.algorithms import ALGORITHMS, find
 from node.config import ExperimentConfig, RunConfig
 from node.experiments.in_process import simulate
-from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.maths.backends import probe
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.records.checkpoint import load_model
 from node.tasks import make
 

@@ -17,7 +17,8 @@ from kit.language import language_run
 from node.config import ExperimentConfig
 from node.experiments.in_process import simulate
 from node.llm import models
-from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.maths.backends import probe
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.records.summary import Metric
 from node.task import flat, views
 from node.tasks import causal_lm, make

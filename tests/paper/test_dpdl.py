@@ -11,8 +11,8 @@ from dp_accounting.rdp import RdpAccountant
 from kit.golden import EQUATIONS, close, layout, neighborhood, vector, vectors
 from node.algorithms import Resources
 from node.algorithms.dpdl import Dpdl, DpdlConfig, State, scale
-from node.maths.clipping import clip_and_sum
 from node.maths.cosine import calibration, cosine
+from node.maths.materialized import clip_and_sum
 from node.rounds.lockstep import exchange, simulate
 from peer.message import Ask, Layout, Mix, Replies
 from peer.neighborhood import Neighborhood, View

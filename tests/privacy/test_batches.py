@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from kit.small import gate
 from kit.zoo import RECORDS, Kind, Model, Waking
-from node.maths.clipping import SLACK, choose, clipped_sum, mean_gradient, pick
+from node.maths.backends import choose, pick
+from node.maths.clipping import SLACK, clipped_sum, mean_gradient
 from node.maths.purity import Impure
 from node.privacy.suspects import Suspects
 from node.task import views
@@ -185,7 +186,7 @@ def test_what_begins_to_remember_is_refused_at_the_start_or_when_it_does(
 
     with pytest.raises(Impure):
         pick("loop", made(), 16)
-    monkeypatch.setattr("node.maths.clipping._ask_odd", lambda *_: None)
+    monkeypatch.setattr("node.maths.backends._ask_odd", lambda *_: None)
     task = made()
     assert pick("loop", task, 16) == "loop"
     with pytest.raises(Impure, match="asked again"):

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from kit.small import Small, gate, make_small
 from node.data import Examples
-from node.maths import clipping
+from node.maths import backends, chunks, clipping
+from node.maths.backends import probe
 from node.maths.blocks import partition_blocks
-from node.maths.clipping import clip_and_sum, clipped_sum, mean_gradient, probe
+from node.maths.clipping import clipped_sum, mean_gradient
+from node.maths.materialized import clip_and_sum
 from node.maths.purity import refuse_batchnorm
 from node.maths.synthetic import SyntheticTask, random_parameters
 from node.privacy.block_objective import BlockObjective
@@ -39,7 +41,7 @@ NOT_FINITE = st.sampled_from([float("nan"), float("inf"), -float("inf")])
     ("kind", "backend"),
     [*itertools.product(["softmax", "mlp"], BACKENDS), ("cnn", "vmap"), ("cnn", "loop")],
 )
-def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: clipping.Backend) -> None:
+def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: chunks.Backend) -> None:
     task = make_small(kind)
     rows = torch.arange(task.num_examples)
     wrapped = GradSampleModule(task.module, loss_reduction="sum").train()
@@ -88,7 +90,7 @@ def test_eq1_eq2_golden(name: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ragged_last_chunk_and_breathing(backend: clipping.Backend) -> None:
+def test_ragged_last_chunk_and_breathing(backend: chunks.Backend) -> None:
     task = make_small("mlp", n=37)
     rows, breaths = torch.arange(37), []
     whole = clipped_sum(task, task.initial_parameters(0), rows, 0.5, chunk=37, backend=backend)
@@ -108,7 +110,7 @@ def test_ragged_last_chunk_and_breathing(backend: clipping.Backend) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("own", [False, True])
 def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
-    monkeypatch: pytest.MonkeyPatch, backend: clipping.Backend, own: bool
+    monkeypatch: pytest.MonkeyPatch, backend: chunks.Backend, own: bool
 ) -> None:
     """As many chunks, as many calls of the loss and as many examples fetched, also of an own task,
     which is asked for one example at a time; and the same bits. Without `least` the work tells the
@@ -171,12 +173,12 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     ("d", "chunk"), [(1, 128), (650, 128), (28_938, 64), (50_890, 64), (215_000, 16), (10**9, 16)]
 )
 def test_larger_models_have_smaller_chunks(d: int, chunk: int) -> None:
-    assert clipping.chunk_for(d) == chunk
-    assert clipping.chunk_for(d, backend="ghost") == clipping.GHOST_CHUNK, "it holds no gradients"
+    assert chunks.chunk_for(d) == chunk
+    assert chunks.chunk_for(d, backend="ghost") == chunks.GHOST_CHUNK, "it holds no gradients"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_examples_give_zeros(task: Small, backend: clipping.Backend) -> None:
+def test_no_examples_give_zeros(task: Small, backend: chunks.Backend) -> None:
     none = torch.empty(0, dtype=torch.int64)
     assert (
         clipped_sum(task, task.initial_parameters(0), none, 1.0, backend=backend).tolist()
@@ -207,7 +209,7 @@ def test_mean_gradient_is_the_mean_of_unclipped_ones() -> None:
     bad=st.none() | NOT_FINITE,
 )
 def test_contribution_is_bounded_for_any_model(
-    backend: clipping.Backend, seed: int, scale: float, bad: float | None
+    backend: chunks.Backend, seed: int, scale: float, bad: float | None
 ) -> None:
     task = SMALL[seed % 2]
     x = torch.randn(task.layout.size, generator=torch.Generator().manual_seed(seed)) * scale
@@ -221,7 +223,7 @@ def test_contribution_is_bounded_for_any_model(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_contribution_to_a_difference_is_bounded_for_any_two_models(
-    backend: clipping.Backend,
+    backend: chunks.Backend,
 ) -> None:
     """1000 pairs: of every size, with and without what is not finite, close to each other and far
     apart.
@@ -252,7 +254,7 @@ def test_contribution_to_a_difference_is_bounded_for_any_two_models(
 
 @pytest.mark.parametrize(("kind", "backend"), [("cnn", "vmap"), ("cnn", "loop"), ("mlp", "ghost")])
 def test_a_difference_is_that_of_each_examples_gradients(
-    kind: str, backend: clipping.Backend
+    kind: str, backend: chunks.Backend
 ) -> None:
     task = make_small(kind)
     before = task.initial_parameters(0)
@@ -265,7 +267,7 @@ def test_a_difference_is_that_of_each_examples_gradients(
 
 @pytest.mark.parametrize("backend", ["ghost", "vmap"])
 def test_the_differences_along_a_path_add_up_to_a_clipped_gradient(
-    backend: clipping.Backend,
+    backend: chunks.Backend,
 ) -> None:
     """Those of plain gradients, each clipped, would miss for good what the first gradient lost by
     clipping.
@@ -305,7 +307,7 @@ def test_clipped_norm_is_exactly_bounded_for_long_gradients(seed: int, m: int, p
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("difference", [False, True])
 def test_one_bad_example_spoils_nothing(
-    task: Small, difference: bool, backend: clipping.Backend
+    task: Small, difference: bool, backend: chunks.Backend
 ) -> None:
     task.x[3, 2] = float("nan")
     rows = torch.arange(task.num_examples)
@@ -350,7 +352,7 @@ def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
 def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: str) -> None:
     """The gradient at a kink is a convention: two ways of computing it may take different sides."""
 
-    known = SyntheticTask(task, clipping.PROBED).batch(torch.arange(kinks))[0]
+    known = SyntheticTask(task, backends.PROBED).batch(torch.arange(kinks))[0]
 
     def at_kink(x: torch.Tensor) -> torch.Tensor:
         return (x.unsqueeze(-2) == known).all(-1).any(-1)
@@ -380,7 +382,7 @@ def test_batch_norm_is_refused_in_one_sentence() -> None:
     refuse_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
 
 
-def moved_by_one_record(difference: bool, backend: clipping.Backend) -> float:
+def moved_by_one_record(difference: bool, backend: chunks.Backend) -> float:
     """The most that removing one record moves the clipped sum (C = 1), over models made to magnify
     rounding: weights of 1e9, and biases that cancel the logits of one record up to rounding, so
     that a last bit decides its class."""
@@ -405,7 +407,7 @@ def moved_by_one_record(difference: bool, backend: clipping.Backend) -> float:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("difference", [False, True])
 def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbor_sends(
-    difference: bool, backend: clipping.Backend
+    difference: bool, backend: chunks.Backend
 ) -> None:
     assert moved_by_one_record(difference, backend) <= 1 + clipping.SLACK
 
@@ -413,7 +415,7 @@ def test_one_record_moves_the_sum_by_at_most_c_whatever_model_a_neighbor_sends(
 @pytest.mark.parametrize("backend", ["ghost", "vmap"])
 @pytest.mark.parametrize("difference", [False, True])
 def test_without_filled_chunks_such_a_model_breaks_the_bound(
-    monkeypatch: pytest.MonkeyPatch, difference: bool, backend: clipping.Backend
+    monkeypatch: pytest.MonkeyPatch, difference: bool, backend: chunks.Backend
 ) -> None:
     """The power check: a ragged last chunk rounds differently."""
     monkeypatch.setattr(clipping, "pad_to_chunk", lambda rows, chunk: rows)
@@ -438,13 +440,13 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
 
     task = make_small("mlp")
     placed = Placed(task.module, task.x, task.y)
-    assert clipping.probe(placed) == "vmap"
-    monkeypatch.setattr(clipping, "_is_batch_invariant", lambda *_: False)
-    assert clipping.probe(task) == "loop"
+    assert backends.probe(placed) == "vmap"
+    monkeypatch.setattr(backends, "_is_batch_invariant", lambda *_: False)
+    assert backends.probe(task) == "loop"
     for backend in ("ghost", "vmap"):
         with pytest.raises(ConfigurationError, match='use "auto"'):
-            clipping.pick(backend, task)
-    assert clipping.pick("loop", task) == "loop"
+            backends.pick(backend, task)
+    assert backends.pick("loop", task) == "loop"
 
 
 def hostile(task: Small, seed: int) -> torch.Tensor:
@@ -468,11 +470,11 @@ def test_what_the_probe_trusts_keeps_its_bits_at_hostile_models(inputs: int, hid
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
     task = Small(module, torch.randn(300, inputs), torch.randint(0, 10, (300,)))
-    backend = clipping.probe(task)
-    rows = torch.arange(clipping._length(None, task.layout.size, clipping.device.CPU, backend))
+    backend = backends.probe(task)
+    rows = torch.arange(chunks.chunk_length(None, task.layout.size, chunks.device.CPU, backend))
     if backend != "loop":
         assert all(
-            clipping._is_permutation_equivariant(task, hostile(task, seed), rows, backend)
+            backends._is_permutation_equivariant(task, hostile(task, seed), rows, backend)
             for seed in range(60)
         )
 
@@ -481,8 +483,8 @@ def test_the_choice_is_not_a_record_s() -> None:
     """Power: where examples are absurd, private ones would choose differently."""
     task = make_small("mlp")
     absurd = Small(task.module, torch.full_like(task.x, 1e35), task.y)
-    assert clipping.probe(absurd) == clipping.probe(task) == "ghost"
-    assert clipping.probe(Small(task.module, task.x[:1], task.y[:1])) == "ghost"
+    assert backends.probe(absurd) == backends.probe(task) == "ghost"
+    assert backends.probe(Small(task.module, task.x[:1], task.y[:1])) == "ghost"
 
 
 def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
@@ -501,11 +503,11 @@ def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
     for block in blocks:
         made_up = BlockObjective(task, random_parameters(task.layout, 0), block)
         backend = strict._backends[block.span.start]
-        assert backend == clipping.probe(made_up)
-        rows = torch.arange(clipping._length(None, block.size, clipping.device.CPU, backend))
+        assert backend == backends.probe(made_up)
+        rows = torch.arange(chunks.chunk_length(None, block.size, chunks.device.CPU, backend))
         if backend != "loop":
             for seed in range(20):
                 x = hostile(task, seed)
-                assert clipping._is_permutation_equivariant(
+                assert backends._is_permutation_equivariant(
                     BlockObjective(task, x, block), x[block.span], rows % 40, backend
                 )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kit.small import Small, gate, make_small
 from node.config import PrivacySection
-from node.maths import clipping, ghost
+from node.maths import clipping, ghost, materialized
 from node.privacy import gate as gate_module
 from node.privacy import noise
 from node.privacy.accountant import Spent, epsilon
@@ -247,12 +247,12 @@ def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(
     if bug == "clipped apart":
         monkeypatch.setattr(gate_module, "clipped_sum", clipped_apart)
     if bug == "not clipped":
-        monkeypatch.setattr(clipping, "clip_and_sum", no_clip_finite)
+        monkeypatch.setattr(materialized, "clip_and_sum", no_clip_finite)
         monkeypatch.setattr(
             ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, clip, 1e9)
         )
     if bug == "plain gradients":
-        monkeypatch.setattr(clipping, "_clip", lambda gradients, clip: None)
+        monkeypatch.setattr(materialized, "clip_", lambda gradients, clip: None)
         monkeypatch.setattr(
             ghost, "clip_and_sum", lambda models, clip: ghost_difference(models, 1e9, clip)
         )
@@ -587,7 +587,7 @@ def clamp_instead_of_mask(gradients: Any, clip: float) -> Any:
     }, all_of(gradients)
 
 
-CLIP_AND_SUM, RELEASE, STREAM = clipping.clip_and_sum, noise.release, Keys.stream
+CLIP_AND_SUM, RELEASE, STREAM = materialized.clip_and_sum, noise.release, Keys.stream
 GHOST = ghost.clip_and_sum
 
 
@@ -652,10 +652,10 @@ def forgetful(self: DPGate, question: Any, t: int, to: str) -> Tensor:
 
 
 BUGS: dict[str, tuple[Any, str, Any]] = {
-    "gradients are not clipped": (clipping, "clip_and_sum", no_clip),
-    "the batch is clipped, not each example": (clipping, "clip_and_sum", clip_the_batch),
-    "each tensor is clipped on its own": (clipping, "clip_and_sum", clip_each_tensor),
-    "a NaN norm is clamped": (clipping, "clip_and_sum", clamp_instead_of_mask),
+    "gradients are not clipped": (materialized, "clip_and_sum", no_clip),
+    "the batch is clipped, not each example": (materialized, "clip_and_sum", clip_the_batch),
+    "each tensor is clipped on its own": (materialized, "clip_and_sum", clip_each_tensor),
+    "a NaN norm is clamped": (materialized, "clip_and_sum", clamp_instead_of_mask),
     "a ghost is not clipped": (ghost, "clip_and_sum", lambda models, clip: GHOST(models, 1e9)),
     "each tensor of a ghost is clipped on its own": (ghost, "clip_and_sum", ghost_of_each_tensor),
     "a ghost's NaN norm is clamped": (ghost, "clip_and_sum", ghost_clamped),

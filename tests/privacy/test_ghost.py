@@ -14,8 +14,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from kit.small import Small, gate, make_small
 from node.data import Examples
-from node.maths import clipping, ghost
-from node.maths.clipping import SLACK, clipped_sum, probe
+from node.maths import chunks, ghost
+from node.maths.backends import probe
+from node.maths.clipping import SLACK, clipped_sum
 from node.privacy.ledger import Ledger
 from node.tasks.classification import Classification
 from peer.errors import ConfigurationError
@@ -41,7 +42,7 @@ def network(seed: int) -> Small:
 
 
 def ghost_chunk() -> int:
-    return clipping.chunk_for(1, backend="ghost")
+    return chunks.chunk_for(1, backend="ghost")
 
 
 def close(found: Tensor, expected: Tensor) -> bool:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from kit.small import gate
 from kit.zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model, Waking
-from node.maths import clipping
-from node.maths.clipping import SLACK, Backend, clipped_sum, pick, probe
+from node.maths import backends
+from node.maths.backends import pick, probe
+from node.maths.chunks import Backend
+from node.maths.clipping import SLACK, clipped_sum
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.task import flat, views
@@ -115,7 +117,7 @@ def assert_a_sentence(error: ConfigurationError, words: str) -> None:
 
 @pytest.mark.parametrize("kind", PURE.values(), ids=PURE)
 def test_the_choice_has_a_reason(kind: Kind) -> None:
-    choice = clipping.choose("auto", kind.make(), CHUNK)
+    choice = backends.choose("auto", kind.make(), CHUNK)
     assert choice.backend == probe(kind.make(), CHUNK)
     assert choice.reason
     assert "\n" not in choice.reason

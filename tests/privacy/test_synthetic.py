@@ -26,8 +26,10 @@ from kit.zoo import (
     masked,
     sequences,
 )
-from node.maths import clipping
-from node.maths.clipping import Backend, clipped_sum, pick, probe
+from node.maths import backends
+from node.maths.backends import pick, probe
+from node.maths.chunks import Backend
+from node.maths.clipping import clipped_sum
 from peer.errors import ConfigurationError
 
 CHUNK = 16
@@ -268,14 +270,14 @@ def test_vmap_is_not_refused_for_a_false_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_VALUES)
 def test_what_is_chosen_needs_no_declaration(name: str) -> None:
-    choice = clipping.choose("auto", WITH_VALUES[name].make(), CHUNK)
+    choice = backends.choose("auto", WITH_VALUES[name].make(), CHUNK)
     assert "example()" not in choice.reason
 
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_without_a_declaration_it_is_looped_and_says_what_to_do(name: str) -> None:
     task = replace(DECLARED[name], example=()).make()
-    choice = clipping.choose("auto", task, CHUNK)
+    choice = backends.choose("auto", task, CHUNK)
     assert choice.backend == "loop"
     assert "example()" in choice.reason
     assert "\n" not in choice.reason
@@ -290,7 +292,7 @@ def test_without_a_declaration_it_is_looped_and_says_what_to_do(name: str) -> No
 @pytest.mark.parametrize("declared", [True, False])
 def test_private_values_have_no_part_in_the_choice(name: str, declared: bool) -> None:
     values = EVERY[name] if declared else replace(EVERY[name], example=())
-    here, there = (clipping.choose("auto", values.make(seed), CHUNK) for seed in (1, 2))
+    here, there = (backends.choose("auto", values.make(seed), CHUNK) for seed in (1, 2))
     assert (here.backend, here.reason) == (there.backend, there.reason)
 
 

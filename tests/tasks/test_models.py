@@ -7,7 +7,8 @@ import torch
 
 from node.config import TaskSection
 from node.data import Examples
-from node.maths.clipping import clipped_sum, probe
+from node.maths.backends import probe
+from node.maths.clipping import clipped_sum
 from node.maths.purity import keyed_seeds
 from node.models import MODELS, build
 from node.tasks.classification import Classification

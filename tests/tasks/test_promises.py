@@ -22,7 +22,8 @@ from node import task as interface
 from node import tasks
 from node.config import RunConfig
 from node.learning import promises
-from node.maths.clipping import clipped_sum, mean_gradient, probe
+from node.maths.backends import probe
+from node.maths.clipping import clipped_sum, mean_gradient
 from node.task import flat
 from node.tasks.guard import guard
 from peer.errors import ConfigurationError
