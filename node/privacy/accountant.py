@@ -42,8 +42,11 @@ WEAK = 50.0
 anybody could use.
 """
 
-MOST_UNITS = 1_000_000
+MOST_COMPOSITIONS = 1_000_000
 """`remaining_compositions` counts no further unless told to."""
+
+LEAST_SIGMA = 1e-3
+"""`calibrate` goes no lower: where nothing is released, any σ keeps the target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,10 @@ class Mechanism:
         return self.sigma / math.sqrt(self.releases) if self.batches == "shared" else self.sigma
 
     def compositions(self, rounds: int) -> int:
-        """Units of a run in which every answer is made."""
-        return rounds if self.batches == "shared" else rounds * self.releases
+        """Compositions of a run in which every answer is made."""
+        if self.batches == "shared" and self.releases:
+            return rounds
+        return rounds * self.releases
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +136,8 @@ def calibrate(
     releases: int = 1,
     batches: Batches = "independent",
 ) -> float:
-    """The smallest effective σ (four digits, rounded up) with which a run of `rounds` has ε_total ≤
-    target (PLD).
+    """The smallest effective σ (four digits, rounded up; LEAST_SIGMA at least) with which a run of
+    `rounds` has ε_total ≤ target (PLD).
 
     Raises:
         ConfigurationError: no σ up to a million reaches the target at this δ.
@@ -157,6 +162,8 @@ def calibrate(
 
 def _refine(good: Callable[[float], bool], start: float) -> float:
     """From a Rényi σ (usually 5–15 % too large) to the PLD one."""
+    if good(LEAST_SIGMA):
+        return LEAST_SIGMA
     low, high = start * 0.8, start
     while not good(high):
         low, high = high, high * 1.2
@@ -178,7 +185,11 @@ def _bisect(good: Callable[[float], bool], low: float, high: float, ratio: float
 
 
 def remaining_compositions(
-    rows: Iterable[Spent], mechanism: Mechanism, limit: float, delta: float, most: int = MOST_UNITS
+    rows: Iterable[Spent],
+    mechanism: Mechanism,
+    limit: float,
+    delta: float,
+    most: int = MOST_COMPOSITIONS,
 ) -> int:
     """How many more units, up to `most`, keep ε(rows and they) ≤ limit, by PLD.
 

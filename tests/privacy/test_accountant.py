@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 
 from node.privacy.accountant import (
+    LEAST_SIGMA,
     PLD_CUTOFF,
     Mechanism,
     Spent,
@@ -50,6 +51,15 @@ def test_calibration_is_rounded_up_and_reaches_its_target() -> None:
         made = Mechanism(sigma=sigma, rate=0.1, batches=batches, releases=releases)
         less = Mechanism(sigma=sigma * 0.995, rate=0.1, batches=batches, releases=releases)
         assert epsilon_total(made, 200, 1e-5) <= 4.0 < epsilon_total(less, 200, 1e-5)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("batches", ["independent", "shared"])
+def test_where_nothing_is_released_any_noise_reaches_the_target(batches: str) -> None:
+    sigma = calibrate(4.0, 1e-5, rate=0.1, rounds=200, releases=0, batches=batches)
+    assert sigma == LEAST_SIGMA
+    nothing = Mechanism(sigma=sigma, rate=0.1, batches=batches, releases=0)
+    assert epsilon_total(nothing, 200, 1e-5) == 0.0
 
 
 def test_degree_trap() -> None:
