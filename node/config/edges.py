@@ -57,7 +57,7 @@ def _edge(words: list[str], place: str) -> tuple[str | float, ...]:
             raise ValueError
         return (words[0], words[1], *map(float, words[2:]))
     except ValueError:
-        said = " ".join(words)
+        line = " ".join(words)
         raise ConfigurationError(
-            f"{place}: an edge is two names and perhaps a weight, not {said!r}."
+            f"{place}: an edge is two names and perhaps a weight, not {line!r}."
         ) from None

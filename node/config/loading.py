@@ -68,18 +68,18 @@ def layers(
     """(where from, nested values) of everything that is set, lowest precedence first. A removed
     key's value is None.
     """
-    found = [(str(file), _read(file)) for file in files]
+    stack = [(str(file), _read(file)) for file in files]
     for name, value in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
             path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             if path[0] in model.model_fields or path[0] not in _all_sections():
-                found.append((f"${name}", nested(path, _value(value))))
+                stack.append((f"${name}", nested(path, _value(value))))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
-        found.append((f"--set {key}", nested(key.split("."), _value(value))))
-    return found
+        stack.append((f"--set {key}", nested(key.split("."), _value(value))))
+    return stack
 
 
 def origins(
@@ -88,10 +88,10 @@ def origins(
     """section.key -> where its value comes from, for everything that is set; what is not in it is a
     default.
     """
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for origin, values in layers(model, files, settings):
-        found |= dict.fromkeys(flatten(values), origin)
-    return found
+        by_key |= dict.fromkeys(flatten(values), origin)
+    return by_key
 
 
 def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -109,12 +109,12 @@ def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProx
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values as {"section.key": value}."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= (
+        flat |= (
             flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
-    return found
+    return flat
 
 
 def _all_sections() -> set[str]:

@@ -29,9 +29,9 @@ class Section(BaseModel):
     def _can_be_read(self) -> Self:
         for name, value in self:
             for text in (name, *_texts(value)):
-                if found := MISLEADING.search(text):
+                if match := MISLEADING.search(text):
                     raise ValueError(
-                        f"{readable(name)} holds U+{ord(found[0]):04X}, which can't be seen; remove it"
+                        f"{readable(name)} holds U+{ord(match[0]):04X}, which can't be seen; remove it"
                     )
         return self
 

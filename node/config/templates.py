@@ -23,14 +23,14 @@ def filled(template: str, value: Callable[[str], str]) -> str:
     """The template with the value of each field in its place."""
     opened = 0
 
-    def piece(found: re.Match[str]) -> str:
+    def piece(match: re.Match[str]) -> str:
         nonlocal opened
-        if found[1]:
-            return value(found[1])
-        opened += 1 if found[0] == "{{" else -1
+        if match[1]:
+            return value(match[1])
+        opened += 1 if match[0] == "{{" else -1
         if opened < 0:  # it closes two braces of JSON
             opened = 0
-            return found[0]
-        return found[0][0]
+            return match[0]
+        return match[0][0]
 
     return PIECE.sub(piece, template)

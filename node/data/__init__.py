@@ -141,22 +141,22 @@ def digest(node: DataSection, task: TaskSection) -> str:
     Raises:
         DataError: a file can't be read.
     """
-    found = hashlib.sha256(task.data.encode())
+    sha = hashlib.sha256(task.data.encode())
     try:
         for path in (node.path, node.rows):
             for file in (
                 sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
             ):
                 if file.is_file():
-                    found.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+                    sha.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
                     with file.open("rb") as stream:
                         while block := stream.read(1 << 20):
-                            found.update(block)
+                            sha.update(block)
     except OSError as error:
         raise DataError(
             f"{error.filename} can't be read ({error.strerror}); check [data] of the node."
         ) from None
-    return found.hexdigest()
+    return sha.hexdigest()
 
 
 __all__ = [

@@ -63,16 +63,18 @@ def npz(path: Path, classes: int) -> Examples:
     Raises:
         DataError: one sentence that says what is wrong with the file.
     """
-    found = _load(path)
-    if not isinstance(found, dict):
+    arrays = _load(path)
+    if not isinstance(arrays, dict):
         raise DataError(f"{path} is a single array; an .npz with the arrays x and y is expected.")
-    if missing := {"x", "y"} - set(found):
+    if missing := {"x", "y"} - set(arrays):
         raise DataError(
             f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected."
         )
-    x, y = found["x"], found["y"]
+    x, y = arrays["x"], arrays["y"]
     columns = {
-        name: it for name, it in found.items() if name not in ("x", "y") and it.shape == x.shape[:1]
+        name: it
+        for name, it in arrays.items()
+        if name not in ("x", "y") and it.shape == x.shape[:1]
     }
     values = INTEGERS if x.dtype == np.uint8 else FLOATS
     return Examples(_images(path, x), _labels(path, y, len(x), classes), columns, values)
@@ -85,42 +87,42 @@ def rows(path: Path, limit: int) -> NDArray[np.int64]:
         DataError: the file is missing, damaged, empty, or names rows twice or outside 0 … limit −
         1.
     """
-    found = _load(path)
-    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
+    numbers = _load(path)
+    if not isinstance(numbers, np.ndarray) or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise DataError(
             f"{path} is no one-dimensional .npy of row numbers; write it again with peerpoise up."
         )
-    if len(found) == 0:
+    if len(numbers) == 0:
         raise DataError(f"{path} names no rows: this node would have nothing to learn from.")
-    if found.min() < 0 or found.max() >= limit:
+    if numbers.min() < 0 or numbers.max() >= limit:
         raise DataError(
             f"{path} names rows outside 0 … {limit - 1}; it belongs to another data set."
         )
-    if len(np.unique(found)) != len(found):
+    if len(np.unique(numbers)) != len(numbers):
         raise DataError(
             f"{path} names a row twice; one example counted twice would cost twice the privacy."
         )
-    return found.astype(np.int64)
+    return numbers.astype(np.int64)
 
 
 def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
     """The array of an .npy, or the arrays of an .npz."""
     try:
         with path.open("rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return found
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             refuse_bomb(
-                path.stat().st_size, sum(member.file_size for member in found.zip.infolist())
+                path.stat().st_size, sum(member.file_size for member in loaded.zip.infolist())
             )
-            return {name: found[name] for name in found.files}
+            return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise DataError(
             f"There is no data file {path}; check data.path and data.rows in the node's file."
         ) from None
     except DAMAGE as error:
-        said = error.strerror or "" if isinstance(error, OSError) else str(error)
-        text = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = error.strerror or "" if isinstance(error, OSError) else str(error)
+        text = (reason.splitlines() or [type(error).__name__])[0].rstrip(".")
         text = (
             "it holds Python objects, which are never unpickled; save numbers"
             if "pickle" in text

@@ -113,10 +113,10 @@ def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
             )
         for column, k in zip(cells, kept, strict=True):
             column.append(row[k])
-    found = {head[k]: column for k, column in zip(kept, cells, strict=True)}
+    by_name = {head[k]: column for k, column in zip(kept, cells, strict=True)}
     for name in named:
-        _refuse_other_encodings(path, name, found[name])
-    return found
+        _refuse_other_encodings(path, name, by_name[name])
+    return by_name
 
 
 def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
@@ -142,7 +142,7 @@ def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
             above += 1
             continue
         raise DataError(
-            _missing(path, named, *max(heads.items(), key=lambda it: len(it[1])), above)
+            _missing(path, named, *max(heads.items(), key=lambda item: len(item[1])), above)
         )
 
 
@@ -245,11 +245,11 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
         )
-    found: Columns = {}
+    by_name: Columns = {}
     for name in once if others else named:
         column = table.column(name)
         try:  # Python's own times have no nanoseconds
-            found[name] = (
+            by_name[name] = (
                 column.cast("string") if pyarrow.types.is_timestamp(column.type) else column
             ).to_pylist()
         except (pyarrow.ArrowException, ValueError, OverflowError):
@@ -257,7 +257,7 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
                 raise DataError(
                     f"{path}: the column {name!r} has text or times that can't be read."
                 ) from None
-    return found
+    return by_name
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -26,10 +26,10 @@ class Turn(TypedDict):
 
 def turns(cell: str) -> list[Turn]:
     """The turns of a conversation; none: the cell is no conversation."""
-    found = _list(cell)
+    items = _list(cell)
     return (
-        [Turn(role=turn["role"], content=turn["content"]) for turn in found]
-        if all(map(_is_turn, found))
+        [Turn(role=turn["role"], content=turn["content"]) for turn in items]
+        if all(map(_is_turn, items))
         else []
     )
 
@@ -39,10 +39,10 @@ def parsed(cell: str) -> str:
     if isinstance(cell, Nested) or not WRITTEN.match(cell):
         return cell
     try:
-        found = json.loads(cell)
+        items = json.loads(cell)
         return (
-            Nested(json.dumps(found, ensure_ascii=False))
-            if all("role" in turn for turn in found)
+            Nested(json.dumps(items, ensure_ascii=False))
+            if all("role" in turn for turn in items)
             else cell
         )
     except (ValueError, TypeError, RecursionError):
@@ -58,15 +58,15 @@ def is_broken(cell: str) -> bool:
     """Is it a conversation with a turn that can't be shown: without a text, or with calls of
     tools?
     """
-    found = _list(cell)
-    return any(isinstance(turn, dict) and "role" in turn for turn in found) and not all(
-        map(_is_turn, found)
+    items = _list(cell)
+    return any(isinstance(turn, dict) and "role" in turn for turn in items) and not all(
+        map(_is_turn, items)
     )
 
 
 def _list(cell: str) -> list[Any]:
-    found = json.loads(cell) if isinstance(cell, Nested) else []
-    return found if isinstance(found, list) else []
+    value = json.loads(cell) if isinstance(cell, Nested) else []
+    return value if isinstance(value, list) else []
 
 
 def _is_turn(value: Any) -> bool:
@@ -79,18 +79,21 @@ def _is_turn(value: Any) -> bool:
 
 def divided(cell: str) -> tuple[Nested, str] | None:
     """What was said before the last turn of the assistant, and that turn; None: there is none."""
-    said = turns(cell)
-    last = max((k for k, turn in enumerate(said) if turn["role"] == ASSISTANT), default=None)
+    conversation = turns(cell)
+    last = max(
+        (k for k, turn in enumerate(conversation) if turn["role"] == ASSISTANT), default=None
+    )
     if last is None:
         return None
-    return Nested(json.dumps(said[:last], ensure_ascii=False)), said[last]["content"]
+    before = json.dumps(conversation[:last], ensure_ascii=False)
+    return Nested(before), conversation[last]["content"]
 
 
-def plain(said: Sequence[Turn]) -> str:
+def plain(conversation: Sequence[Turn]) -> str:
     """One turn below the other, each after the name of its role: what a model without a chat
     template is given.
     """
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation)
 
 
 def shown(cell: object) -> str:

@@ -92,9 +92,9 @@ class Examples:
 
     def digest(self) -> str:
         """SHA-256 (hex) of images and labels."""
-        found = hashlib.sha256(self.x.contiguous().numpy().tobytes())
-        found.update(self.y.numpy().tobytes())
-        return found.hexdigest()
+        sha = hashlib.sha256(self.x.contiguous().numpy().tobytes())
+        sha.update(self.y.numpy().tobytes())
+        return sha.hexdigest()
 
 
 def for_testing(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -92,13 +92,13 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
     return images, others
 
 
-def _remark_on_missing(folder: Path, labels: Sequence[str], found: Collection[str]) -> None:
+def _remark_on_missing(folder: Path, labels: Sequence[str], present: Collection[str]) -> None:
     """One sentence on standard error, if there are classes without an image: a folder may be
     misplaced.
     """
-    if missing := [repr(label) for label in labels if composed(label) not in found]:
-        said = f"{folder} has no images of {', '.join(missing)} (task.labels)."
-        print(f"warning: {said}", file=sys.stderr, flush=True)
+    if missing := [repr(label) for label in labels if composed(label) not in present]:
+        sentence = f"{folder} has no images of {', '.join(missing)} (task.labels)."
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -51,13 +51,13 @@ def _debian(folder: Path) -> dict[str, list[str]]:
 
 def _cookies(folder: Path, patterns: tuple[str, ...]) -> list[str]:
     """EACH of the cookies, chosen once for all; fewer where there are fewer."""
-    found: set[str] = set()
+    texts: set[str] = set()
     for file in (file for pattern in patterns for file in folder.glob(pattern)):
         if file.is_file() and file.suffix not in (".dat", ".u8"):
-            found |= {
+            texts |= {
                 cookie.strip()
                 for cookie in file.read_text(encoding="utf-8", errors="replace").split("\n%")
             }
-    kept = [it for it in sorted(found) if SHORTEST <= len(it) <= LONGEST and "\ufffd" not in it]
+    kept = [it for it in sorted(texts) if SHORTEST <= len(it) <= LONGEST and "\ufffd" not in it]
     order = np.random.default_rng(SEED).permutation(len(kept))
     return [kept[k] for k in order[:EACH]]

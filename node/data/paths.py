@@ -33,8 +33,8 @@ def package(name: str) -> Path | None:
 
 def user() -> Path | None:
     """$PEERPOISE_DATA, or the user's data folder; None: this user has no home."""
-    if own := os.environ.get("PEERPOISE_DATA"):
-        return Path(own)
+    if named := os.environ.get("PEERPOISE_DATA"):
+        return Path(named)
     try:
         return Path(platformdirs.user_data_dir("peerpoise")) / "data"
     except RuntimeError:

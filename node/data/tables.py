@@ -53,25 +53,25 @@ def table(path: Path, task: TaskSection) -> Examples:
         raise ConfigurationError(
             "A table needs [task.features] in the run file: column = [center, scale], public constants of each."
         )
-    found = columns.read(path, (*task.features, task.label), others=task.data != "own")
-    if not (n := len(found[task.label])):
+    cells = columns.read(path, (*task.features, task.label), others=task.data != "own")
+    if not (n := len(cells[task.label])):
         raise DataError(f"{path} has no rows.")
-    values = [_scaled(path, name, found[name], *task.features[name]) for name in task.features]
+    values = [_scaled(path, name, cells[name], *task.features[name]) for name in task.features]
     x = torch.from_numpy(np.stack(values, axis=1)).view(n, 1, 1, len(values))
-    others = {name: _array(column) for name, column in found.items() if name not in task.features}
+    others = {name: _array(column) for name, column in cells.items() if name not in task.features}
     return Examples(
-        x, torch.from_numpy(labels(path, found[task.label], task)), others, STANDARDIZED
+        x, torch.from_numpy(labels(path, cells[task.label], task)), others, STANDARDIZED
     )
 
 
-def labels(path: Path, found: Sequence[Any], task: TaskSection) -> NDArray[np.int64]:
+def labels(path: Path, cells: Sequence[Any], task: TaskSection) -> NDArray[np.int64]:
     """Labels as 0 … classes − 1: places in `task.labels`, or the integers themselves where that is
     empty.
 
     Raises:
         DataError: something is no label.
     """
-    names = [columns.text(value).strip() for value in found]
+    names = [columns.text(value).strip() for value in cells]
     if "" in names:
         raise DataError(f"{path}, row {names.index('') + 1}, has no label; leave it out.")
     if task.labels:
@@ -188,11 +188,11 @@ def _mark(cell: str) -> str:
     """
     if EITHER.fullmatch(cell):
         return ""
-    if found := DECIMAL.fullmatch(cell):
-        return found["mark"]
-    if not (found := GROUPED.fullmatch(cell)):
+    if match := DECIMAL.fullmatch(cell):
+        return match["mark"]
+    if not (match := GROUPED.fullmatch(cell)):
         return ""
-    return found["mark"] or ({",": ".", ".": ","}.get(found["group"], "") if found["more"] else "")
+    return match["mark"] or ({",": ".", ".": ","}.get(match["group"], "") if match["more"] else "")
 
 
 def _why(cell: Any) -> str:

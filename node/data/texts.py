@@ -69,10 +69,10 @@ class Texts:
 
     def digest(self) -> str:
         """SHA-256 (hex) of all columns and labels."""
-        found = hashlib.sha256(self.y.numpy().tobytes())
+        sha = hashlib.sha256(self.y.numpy().tobytes())
         for name in sorted(self.columns):
-            found.update(json.dumps([name, *map(str, self.columns[name])]).encode())
-        return found.hexdigest()
+            sha.update(json.dumps([name, *map(str, self.columns[name])]).encode())
+        return sha.hexdigest()
 
 
 def public(task: TaskSection) -> tuple[Texts, Texts]:
@@ -86,10 +86,10 @@ def public(task: TaskSection) -> tuple[Texts, Texts]:
         raise ConfigurationError(
             'task.data = "file" needs task.path: a public file or folder to divide.'
         )
-    found = read(task.path, task)
+    texts = read(task.path, task)
     if task.text.test:
-        return found, read(task.text.test, task)
-    train, test = found.split()
+        return texts, read(task.text.test, task)
+    train, test = texts.split()
     if not len(test):
         raise DataError(
             f"{task.path} has so few rows that a fifth of a kind is none to test on; name task.text.test."
@@ -126,16 +126,16 @@ def read(path: Path, task: TaskSection) -> Texts:
         raise DataError(
             f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them."
         )
-    found = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
+    merged = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
     kinds = np.repeat(np.arange(len(files)), sizes)
-    if path.is_dir() and "file" not in found:
-        found["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
+    if path.is_dir() and "file" not in merged:
+        merged["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
     if task.labels:
-        kinds = labels(path, list(found[task.text.answer]), task)
-        found[task.text.answer] = strings(
+        kinds = labels(path, list(merged[task.text.answer]), task)
+        merged[task.text.answer] = strings(
             [task.labels[k] for k in kinds]
         )  # what it is tested on: yes, not " Yes" or 1.0
-    return Texts(torch.from_numpy(kinds), found)
+    return Texts(torch.from_numpy(kinds), merged)
 
 
 def _files(path: Path) -> list[Path]:
@@ -322,17 +322,17 @@ READERS: Mapping[str, Callable[[Path, TaskSection], Part]] = {
 
 def pieces(text: str, longest: int) -> list[str]:
     """The paragraphs of a text, those that are too long cut where words end."""
-    found: list[str] = []
+    rows: list[str] = []
     for paragraph in re.split(r"\n[ \t]*\n", text):
         if len(whole := paragraph.strip()) <= longest:
-            found += [whole] if whole else []
+            rows += [whole] if whole else []
         else:
-            found += textwrap.wrap(whole, longest)
-    return found
+            rows += textwrap.wrap(whole, longest)
+    return rows
 
 
 def strings(values: Sequence[Any]) -> NDArray[Any]:
     """Values as an array of Python strings [n] (see `columns.text`)."""
-    found = np.empty(len(values), dtype=object)
-    found[:] = [value if isinstance(value, str) else columns.text(value) for value in values]
-    return found
+    array = np.empty(len(values), dtype=object)
+    array[:] = [value if isinstance(value, str) else columns.text(value) for value in values]
+    return array

@@ -51,8 +51,8 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
         ) from None
 
 
-def _read(found: Any) -> Examples:
-    images = np.stack([np.asarray(image) for image, _ in found])
+def _read(dataset: Any) -> Examples:
+    images = np.stack([np.asarray(image) for image, _ in dataset])
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    labels = torch.tensor([int(label) for _, label in found])
+    labels = torch.tensor([int(label) for _, label in dataset])
     return Examples(torch.from_numpy(np.ascontiguousarray(images)), labels)

@@ -88,23 +88,23 @@ def layers(model: nn.Module, reached: Set[nn.Module]) -> list[tuple[str, ...]]:
 
 def _reached(model: nn.Module) -> set[nn.Module]:
     """The modules that tokens run through: not those for images, say."""
-    found: set[nn.Module] = set()
+    reached: set[nn.Module] = set()
     with ExitStack() as hooks, torch.inference_mode():
         for module in model.modules():
-            hooks.enter_context(module.register_forward_hook(lambda it, *_: found.add(it)))
+            hooks.enter_context(module.register_forward_hook(lambda inner, *_: reached.add(inner)))
         try:
             model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
         except Exception as error:  # models raise what they like; without adapters it ran
             raise ConfigurationError(
                 f"The model does not run with adapters (task.text.lora_rank): {first_line(error)}."
             ) from None
-    return found
+    return reached
 
 
 def _embeddings(model: nn.Module) -> set[str]:
     """Names of the parameters of embeddings (tokens, positions)."""
-    found = [name for name, it in model.named_modules() if isinstance(it, nn.Embedding)]
-    return {f"{name}.weight" for name in found}
+    names = [name for name, it in model.named_modules() if isinstance(it, nn.Embedding)]
+    return {f"{name}.weight" for name in names}
 
 
 def with_lora(model: nn.Module, text: TextSection) -> nn.Module:
@@ -115,7 +115,7 @@ def with_lora(model: nn.Module, text: TextSection) -> nn.Module:
         ConfigurationError: peft has none for such a model.
     """
     library = peft()
-    how = library.LoraConfig(
+    lora = library.LoraConfig(
         r=text.lora_rank,
         lora_alpha=text.lora_alpha,
         lora_dropout=0.0,
@@ -124,14 +124,14 @@ def with_lora(model: nn.Module, text: TextSection) -> nn.Module:
     )
     with warnings.catch_warnings(action="ignore"):  # peft asks transformers for names of before
         try:
-            found: nn.Module = library.get_peft_model(share_weights(model), how)
+            adapted: nn.Module = library.get_peft_model(share_weights(model), lora)
         except ValueError as error:
             name, reason = type(model).__name__, str(error).split(". ")[0].rstrip(".")
             raise ConfigurationError(
                 f"{name} takes no adapters (task.text.lora_rank): {reason}."
             ) from None
     bases: list[Any] = [
-        it.base_layer for it in found.modules() if hasattr(it, "base_layer")
+        it.base_layer for it in adapted.modules() if hasattr(it, "base_layer")
     ]  # some in each other
     adapting = [
         id(w) for it in bases if not hasattr(it, "base_layer") for w in it.parameters(recurse=False)
@@ -141,7 +141,7 @@ def with_lora(model: nn.Module, text: TextSection) -> nn.Module:
             f"{type(model).__name__} takes no adapters (task.text.lora_rank): they can't be merged into weights that "
             "its layers share."
         )
-    return found.eval().requires_grad_(False)
+    return adapted.eval().requires_grad_(False)
 
 
 def drop_weights(model: nn.Module, names: Collection[str]) -> nn.Module:

@@ -83,12 +83,12 @@ def answers(
     only.
     """
     k = len(questions[0][1])
-    found = torch.zeros(2, len(questions), k, dtype=torch.float64)
+    sums = torch.zeros(2, len(questions), k, dtype=torch.float64)
     for number, rows in enumerate(_alike(questions, max(1, 4 * CHUNK // k))):
         if number:
             yield_point()
-        found[:, rows] = _together(forward, [questions[row] for row in rows], device, last).cpu()
-    return Judged(found[0], found[1])
+        sums[:, rows] = _together(forward, [questions[row] for row in rows], device, last).cpu()
+    return Judged(sums[0], sums[1])
 
 
 def score_without_cache(
@@ -144,10 +144,10 @@ def _together(
     return torch.stack([losses.view(n, k), (ids != MASKED).double().sum(1).view(n, k)])
 
 
-def macro_f1(truth: Tensor, found: Tensor) -> float:
+def macro_f1(truth: Tensor, answered: Tensor) -> float:
     """Mean of the classes' F1 over all classes that are the truth or an answer, each int64 [n]."""
     scores = []
-    for label in {*truth.tolist(), *found.tolist()}:
-        hit = int(((truth == label) & (found == label)).sum())
-        scores.append(2 * hit / int((truth == label).sum() + (found == label).sum()))
+    for label in {*truth.tolist(), *answered.tolist()}:
+        hit = int(((truth == label) & (answered == label)).sum())
+        scores.append(2 * hit / int((truth == label).sum() + (answered == label).sum()))
     return sum(scores) / len(scores)

@@ -109,7 +109,7 @@ def _looks_ahead(model: Any, n: int) -> bool:
     is exactly 0 where they don't, in any type and whichever experts are chosen."""
     seen: list[Tensor] = []
 
-    def watch(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
+    def watch(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
         seen.append(embedded.detach().requires_grad_())
         return seen[-1].clone()  # some models scale it in place
 
@@ -134,14 +134,14 @@ def _repeats(model: Any) -> bool:
 def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> Any:
     """Model and tokenizer."""
     library = transformers()
-    how = {
+    options = {
         "dtype": dtype,
         "attn_implementation": attention,
         "use_safetensors": True,
     }  # never a pickle
     model, tokenizer = library.AutoModelForCausalLM, library.AutoTokenizer
     return _there(
-        place, lambda: (model.from_pretrained(place, **how), tokenizer.from_pretrained(place))
+        place, lambda: (model.from_pretrained(place, **options), tokenizer.from_pretrained(place))
     )
 
 
@@ -306,18 +306,18 @@ def digest(path: Path) -> str:
     Raises:
         DataError: it can't be read.
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     try:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
-                found.update(
+                sha.update(
                     f"{file.name}\0{file.stat().st_size}\0".encode() if path.is_dir() else b""
                 )
                 with file.open("rb") as stream:
                     while block := stream.read(1 << 20):
-                        found.update(block)
+                        sha.update(block)
     except OSError as error:
         raise DataError(
             f"{error.filename} can't be read ({error.strerror}); check task.model."
         ) from None
-    return found.hexdigest()
+    return sha.hexdigest()

@@ -85,8 +85,8 @@ class Pretrained:
         self.begin: tuple[int, ...] = (begin,) if starts else ()
 
     def encode(self, text: str) -> list[int]:
-        found: Sequence[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return list(found)
+        ids: Sequence[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return list(ids)
 
     def chat(self, turns: Sequence[Turn]) -> str:
         from jinja2 import TemplateError

@@ -1,9 +1,8 @@
-"""What a neighbor's gradient is worth to a node's own model: the game of ROSS and PDSL, and the
-weights that follow.
+"""What a neighbor's gradient is worth to a node's own model: the game of ROSS and PDSL.
 
     x_i(S) = x_i − γ·(1/|S|) Σ_{j∈S} g_{j→i} for a coalition S ⊆ N_i;  x_i(∅) = x_i
     v_i(S) = value of x_i(S) on the validation set
-    π_ij   = φ'_ij w_ij / Σ_k φ'_ik w_ik                                       w_ij where the sum is 0
+    π_ij   = φ'_ij w_ij / Σ_k φ'_ik w_ik                        w_ij where the sum is 0
 
 φ' is φ made non-negative. Pure functions; the values come from a `UtilityOracle`.
 
@@ -12,7 +11,8 @@ the others' step, and is worth something wherever that step hurts: a free rider 
 the weight so, one that says the model itself up to .81. So every player is compared with staying
 put, that is, with a zero gradient in its place:
 
-    G_ij = max{ v_i(x_i − γ g_{j→i}) − v_i(x_i),  v_i(x_i(N_i)) − v_i(x_i(N_i) + (γ/|N_i|) g_{j→i}) }
+    G_ij = max{ v_i(x_i − γ g_{j→i}) − v_i(x_i),
+                v_i(x_i(N_i)) − v_i(x_i(N_i) + (γ/|N_i|) g_{j→i}) }
 
 A neighbor that adds nothing to that has w_ij at most, and what it had more goes to those who do, or
 else to the own gradient (`null_players` = "paper": it does not). Zeros and echoes of the model
@@ -44,16 +44,13 @@ Kind: TypeAlias = Literal["accuracy", "neg_loss"]
 
 ROUNDING = 1e-12
 """Values below this are rounding error of a zero φ. Where nobody else is worth anything, it would
-get all the weight.
-"""
+get all the weight."""
 NOTHING = 0.01
-"""Share of the largest φ up to which G is nothing: a whisper, a thousandth of an honest gradient,
-is like zeros.
-"""
+"""Share of the largest φ up to which G counts as nothing: a thousandth of an honest gradient is
+like zeros."""
 ECHO = 0.99
-"""Cosine with the model itself beyond which a gradient tells of no data: a step along it only
-scales the model.
-"""
+"""Cosine with the model itself beyond which a gradient carries no information about data: a step
+along it only scales the model."""
 MAX_NORM_RATIO = 10.0
 """Times the own gradient's length that another one may have. Of honest ones 1.3 is usual; one in a
 thousand was longer (classes apart, small batches), to whom it does little. At 30 a liar cost a
@@ -133,28 +130,29 @@ def unsupported_reason(options: ShapleyConfig, players: int) -> str:
     if options.estimator == "first_order" and options.value != "neg_loss":
         return 'estimator = "first_order" values the loss; set value = "neg_loss".'
     if options.estimator == "exact" and players > 2 * EXACT:
-        return f'estimator = "exact" would value 2^{players} coalitions a round; take "svarm" or "permutations".'
-    if options.estimator == "svarm" and (least := shapley.svarm_least(players)) > _budget(
-        options, players
-    ):
-        return f"evaluations = {_budget(options, players)} is too few for {players} players; svarm needs {least}."
+        return (
+            f'estimator = "exact" would value 2^{players} coalitions a round; take "svarm" or '
+            '"permutations".'
+        )
+    if options.estimator == "svarm":
+        budget, least = _budget(options, players), shapley.svarm_least(players)
+        if budget < least:
+            return f"evaluations = {budget} is too few for {players} players; svarm needs {least}."
     return ""
 
 
 def clip_relative_norms(cross: Mapping[Peer, Tensor], me: Peer) -> dict[Peer, Tensor]:
-    """The gradients [d] of those heard, me included, with those longer than REACH times the own one
-    shortened to that.
+    """The gradients [d] of those heard, me included; those longer than MAX_NORM_RATIO times the own
+    one are shortened to that.
 
     An accuracy says nothing of a length: by luck on a few examples anything is worth something, and
     one step along 1e16 ends a model. Where the own gradient is zero (no budget is left) the others'
     lower median counts.
     """
     length = {j: float(torch.linalg.vector_norm(g, dtype=torch.float64)) for j, g in cross.items()}
-    usual = length[me] or median_low([it for it in length.values() if it] or [0.0])
-    return {
-        j: g if length[j] <= MAX_NORM_RATIO * usual else g * (MAX_NORM_RATIO * usual / length[j])
-        for j, g in cross.items()
-    }
+    usual = length[me] or median_low([value for value in length.values() if value] or [0.0])
+    most = MAX_NORM_RATIO * usual
+    return {j: g if length[j] <= most else g * (most / length[j]) for j, g in cross.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,20 +182,22 @@ def shapley_weights(
     """From the gradients that were heard to their weights.
 
     Args:
-        cross: g_{j→i} [d] of those heard, me included. weight: row of W. before: φ̄ of the round
-        before. step: γ, the step size. seed: of what is sampled; the same on every machine.
+        cross: g_{j→i} [d] of those heard, me included.
+        weight: row of W.
+        before: φ̄ of the round before.
+        step: γ, the step size.
+        seed: of what is sampled; the same on every machine.
     """
     capping = options.null_players == "capped"
     players = {j: g for j, g in cross.items() if not (capping and adds_nothing(g, x))} or cross
-    found, _ = shapley_values(options, judge, x, players, step, seed)
-    found = {
-        j: value if isfinite(value) else 0.0 for j, value in found.items()
-    }  # once in φ̄, NaN would never leave it
-    phi = {j: found.get(j, 0.0) for j in cross}
+    values, _ = shapley_values(options, judge, x, players, step, seed)
+    # once in φ̄, NaN would never leave it
+    values = {j: value if isfinite(value) else 0.0 for j, value in values.items()}
+    phi = {j: values.get(j, 0.0) for j in cross}
     smooth = smoothed(options, before, phi)
     pi = aggregation_weights(options, {j: smooth[j] for j in players}, weight)
     if capping:
-        least = NOTHING * max(0.0, *found.values())
+        least = NOTHING * max(0.0, *values.values())
         gain = gains(options, judge, x, players, step)
         pi = capped(pi, weight, {j for j in players if gain[j] > least}, me)
     return ShapleyWeights(phi, smooth, {j: pi.get(j, 0.0) for j in cross})
@@ -221,14 +221,14 @@ def gains(
     peers, k = sorted(cross), len(cross)
     moves = torch.stack([cross[j] for j in peers])
     if options.estimator == "first_order":
-        found = (moves @ judge.gradient(x).to(moves.dtype) * step).tolist()
-        return {j: max(slope, slope / k) for j, slope in zip(peers, found, strict=True)}
-    alone, others = torch.eye(k, dtype=moves.dtype), 1 - torch.eye(k, dtype=moves.dtype)
-    both = torch.cat(
-        [torch.zeros_like(alone[:1]), torch.ones_like(alone[:1]) / k, alone, others / k]
+        slopes = (moves @ judge.gradient(x).to(moves.dtype) * step).tolist()
+        return {j: max(slope, slope / k) for j, slope in zip(peers, slopes, strict=True)}
+    alone = torch.eye(k, dtype=moves.dtype)
+    shares = torch.cat(
+        [torch.zeros_like(alone[:1]), torch.ones_like(alone[:1]) / k, alone, (1 - alone) / k]
     )
-    nobody, everybody, *each = judge.around(x, moves, options.value)(-step * both)
-    return {j: max(each[i] - nobody, everybody - each[k + i]) for i, j in enumerate(peers)}
+    nobody, everybody, *values = judge.around(x, moves, options.value)(-step * shares)
+    return {j: max(values[i] - nobody, everybody - values[k + i]) for i, j in enumerate(peers)}
 
 
 def capped(
@@ -237,14 +237,16 @@ def capped(
     """π with the neighbors outside of `add`, who add nothing, held to their share of w (over the
     peers of π). What they had more goes to `add` in proportion to π, and where these have nothing
     to the own gradient."""
-    whole = sum(weight[j] for j in sorted(pi))
-    share = {j: weight[j] / whole for j in pi}
+    total = sum(weight[j] for j in sorted(pi))
+    share = {j: weight[j] / total for j in pi}
     held = {j: min(pi[j], share[j]) for j in pi if j not in add and j != me}
-    to = {j: pi[j] for j in sorted(pi) if j in add and pi[j] > 0} or {j: 1.0 for j in pi if j == me}
-    if not to:
+    receivers = {j: pi[j] for j in sorted(pi) if j in add and pi[j] > 0}
+    if not receivers and me in pi:
+        receivers = {me: 1.0}
+    if not receivers:
         return share
-    more = sum(pi[j] - held[j] for j in sorted(held)) / sum(to.values())
-    return {j: held.get(j, pi[j]) + more * to.get(j, 0.0) for j in pi}
+    surplus = sum(pi[j] - held[j] for j in sorted(held)) / sum(receivers.values())
+    return {j: held.get(j, pi[j]) + surplus * receivers.get(j, 0.0) for j in pi}
 
 
 def shapley_values(
@@ -262,18 +264,18 @@ def shapley_values(
     moves = torch.stack([cross[j] for j in peers])
     players = len(peers)
     if options.estimator == "first_order":
-        slope = judge.gradient(x).to(moves.dtype)
-        found = shapley.first_order([step * float(a) for a in moves @ slope])
-        return dict(zip(peers, found.phi, strict=True)), found
+        gradient = judge.gradient(x).to(moves.dtype)
+        estimate = shapley.first_order([step * float(a) for a in moves @ gradient])
+        return dict(zip(peers, estimate.phi, strict=True)), estimate
 
-    valued = judge.around(x, moves, options.value)
+    value = judge.around(x, moves, options.value)
 
     def values(coalitions: Sequence[int]) -> Sequence[float]:
-        aggregation_weights = [
+        shares = [
             [step * -(mask >> i & 1) / max(1, mask.bit_count()) for i in range(players)]
             for mask in coalitions
         ]
-        return valued(torch.tensor(aggregation_weights, dtype=moves.dtype))
+        return value(torch.tensor(shares, dtype=moves.dtype))
 
     end = None if options.seconds is None else judge.now() + options.seconds
 
@@ -281,19 +283,22 @@ def shapley_values(
         return end is not None and judge.now() >= end
 
     if not options.sampled(players):
-        found = shapley.exact(players, values)
+        estimate = shapley.exact(players, values)
     elif options.estimator == "svarm":
-        found = shapley.svarm(
+        estimate = shapley.svarm(
             players, values, budget=_budget(options, players), draw=draw, enough=enough
         )
     else:
-        how = {
-            "count": options.permutations,
-            "antithetic": options.antithetic,
-            "truncation": options.truncation,
-        }
-        found = shapley.permutations(players, values, draw=draw, enough=enough, **how)  # type: ignore[arg-type]
-    return dict(zip(peers, found.phi, strict=True)), found
+        estimate = shapley.permutations(
+            players,
+            values,
+            count=options.permutations,
+            draw=draw,
+            antithetic=options.antithetic,
+            truncation=options.truncation,
+            enough=enough,
+        )
+    return dict(zip(peers, estimate.phi, strict=True)), estimate
 
 
 def _budget(options: ShapleyConfig, players: int) -> int:
@@ -308,10 +313,8 @@ def smoothed(
     as it was.
     """
     rho = options.smoothing
-    return {
-        **before,
-        **{j: rho * before.get(j, value) + (1 - rho) * value for j, value in phi.items()},
-    }
+    heard = {j: rho * before.get(j, value) + (1 - rho) * value for j, value in phi.items()}
+    return {**before, **heard}
 
 
 def aggregation_weights(
@@ -320,8 +323,7 @@ def aggregation_weights(
     """π_ij of the peers of `phi`; they add up to 1.
 
     Args:
-        weight: row of W; w of the peers of `phi` is looked at, and made to add up to 1 where all
-        φ'w are 0.
+        weight: row of W; of the peers of `phi` only, and made to add up to 1 where all φ'w are 0.
     """
     raised = {j: value * weight[j] for j, value in _non_negative(options, phi).items()}
     total = sum(raised[j] for j in sorted(raised))
@@ -348,11 +350,11 @@ def _non_negative(options: ShapleyConfig, phi: Mapping[Peer, float]) -> dict[Pee
 def mixing_rule(options: ShapleyConfig, pi: Mapping[Peer, float]) -> str | Rule:
     """What `mix_by` means for a Mix."""
 
-    def by_pi(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
-        found = {j: pi.get(j, 0.0) for j in weight}
-        total = sum(found[j] for j in sorted(found))
+    def by_pi(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
+        shares = {j: pi.get(j, 0.0) for j in weight}
+        total = sum(shares[j] for j in sorted(shares))
         if not total:
             return vectors[me].clone()
-        return weighted_sum({j: share / total for j, share in found.items()}, vectors)
+        return weighted_sum({j: share / total for j, share in shares.items()}, vectors)
 
     return by_pi if options.mix_by == "pi" else {"w": "mean"}.get(options.mix_by, options.mix_by)

@@ -1,11 +1,11 @@
-"""Ghost clipping: gradients that are outer products are clipped and summed without being written
-down.
+"""Ghost clipping: gradients that are outer products are clipped and summed, never materialized.
 
 Where every parameter belongs to a linear layer that sees one vector a_b per example, example b's
 gradient is ∂ℓ_b/∂W = δ_b a_bᵀ and ∂ℓ_b/∂bias = δ_b, where δ_b = ∂ℓ_b/∂(the layer's output). So,
 summed over the parameters,
 
-    ‖g_b‖² = Σ ‖δ_b‖²‖a_b‖²,   ⟨g_b, g′_b⟩ = Σ (δ_b·δ′_b)(a_b·a′_b),   and for each   Σ_b f_b g_b = δᵀ diag(f) a.
+    ‖g_b‖² = Σ ‖δ_b‖²‖a_b‖²,   ⟨g_b, g′_b⟩ = Σ (δ_b·δ′_b)(a_b·a′_b),
+    and for each   Σ_b f_b g_b = δᵀ diag(f) a.
 
 Norms: Goodfellow, arXiv 1510.01799; ghost clipping: Li et al., arXiv 2110.05679, who go backwards
 once more for the sum. δ and a are float32, as the model computes them; all that follows is float64,
@@ -32,25 +32,26 @@ A bias has a = 1.
 Factored = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Factors]
 """(parameters, a stacked batch) -> its factors."""
 
-ELEMENTWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-               nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Dropout)  # fmt: skip
+ELEMENTWISE = (
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Dropout,
+)  # fmt: skip
 """Layers without parameters that can't mix examples. Dropout draws for each example."""
 
 
 def factored(task: Task) -> Factored:
-    """What gives the task's gradients as factors: its method `factors()`, optional, None where they
-    are none.
+    """The function that gives the task's gradients as factors.
 
     Raises:
-        ConfigurationError: there are none.
+        ConfigurationError: the task has no such method `factors()`, or it gives None.
     """
-    found: Factored | None = getattr(task, "factors", lambda: None)()
-    if found is None:
+    result: Factored | None = getattr(task, "factors", lambda: None)()
+    if result is None:
         raise ConfigurationError(
-            'privacy.backend = "ghost" needs a model of linear layers with nothing but element-wise functions between '
-            'them, like softmax and mlp; use "auto".'
+            'privacy.backend = "ghost" needs a model of linear layers with nothing but '
+            'element-wise functions between them, like softmax and mlp; use "auto".'
         )
-    return found
+    return result
 
 
 def is_linear(module: nn.Module, parameters: Collection[str]) -> bool:
@@ -60,10 +61,9 @@ def is_linear(module: nn.Module, parameters: Collection[str]) -> bool:
     if type(module) is not nn.Sequential or not len(module):
         return False
     first, *rest = module.named_children()
-    linear = {
-        name: layer for name, layer in rest if type(layer) is nn.Linear
-    }  # a subclass may do anything
-    own = [
+    # a subclass of nn.Linear may do anything
+    linear = {name: layer for name, layer in rest if type(layer) is nn.Linear}
+    owned = [
         f"{name}.{inner}" for name, layer in linear.items() for inner, _ in layer.named_parameters()
     ]
     return (
@@ -71,7 +71,7 @@ def is_linear(module: nn.Module, parameters: Collection[str]) -> bool:
         and (first[1].start_dim, first[1].end_dim) == (1, -1)
         and all(_elementwise(layer) for name, layer in rest if name not in linear)
         and len(rest) + 1 == len(module)  # none is used twice
-        and sorted(own) == sorted(parameters)  # no parameter is shared
+        and sorted(owned) == sorted(parameters)  # no parameter is shared
     )
 
 
@@ -82,9 +82,13 @@ def _elementwise(layer: nn.Module) -> bool:
 def factors(
     layers: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> Factors:
-    """Of an `is_linear` module on a batch x [n, …]. `loss` is the SUM over the rows of the module's
-    output of a loss of each, so that the rows of its gradient are the examples' own."""
-    inputs, outputs = {}, {}
+    """Factors of an `is_linear` module's gradients on a batch x [n, …].
+
+    `loss` is the SUM over the rows of the module's output of a loss of each, so that the rows of
+    its gradient are the examples' own.
+    """
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for name, layer in layers.named_children():
         if isinstance(layer, nn.Linear):
             inputs[name] = x.detach()
@@ -92,14 +96,13 @@ def factors(
             outputs[name] = x if x.requires_grad else x.requires_grad_()
         else:
             x = layer(x)
-    found: Factors = {}
-    for name, delta in zip(
-        outputs, torch.autograd.grad(loss(x), list(outputs.values())), strict=True
-    ):
-        found[f"{name}.weight"] = delta, inputs[name]
+    deltas = torch.autograd.grad(loss(x), list(outputs.values()))
+    result: Factors = {}
+    for name, delta in zip(outputs, deltas, strict=True):
+        result[f"{name}.weight"] = delta, inputs[name]
         if f"{name}.bias" in parameters:
-            found[f"{name}.bias"] = delta, delta.new_ones(len(delta), 1)
-    return found
+            result[f"{name}.bias"] = delta, delta.new_ones(len(delta), 1)
+    return result
 
 
 def clip_and_sum(models: Sequence[Factors], clip: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -109,14 +112,15 @@ def clip_and_sum(models: Sequence[Factors], clip: float) -> tuple[dict[str, Tens
     Examples whose norm is not finite at one of the models are left out.
     """
     models = [
-        {name: (delta.double(), a.double()) for name, (delta, a) in each.items()} for each in models
+        {name: (delta.double(), a.double()) for name, (delta, a) in factors.items()}
+        for factors in models
     ]
-    norms = torch.stack([_inner(each, each).sqrt() for each in models])
+    norms = torch.stack([_inner(factors, factors).sqrt() for factors in models])
     usable = norms.isfinite().all(0)
     if not bool(usable.all()):
         models = [
-            {name: (delta[usable], a[usable]) for name, (delta, a) in each.items()}
-            for each in models
+            {name: (delta[usable], a[usable]) for name, (delta, a) in factors.items()}
+            for factors in models
         ]
         norms = norms[:, usable]
     factor = (clip / norms).clamp(max=1.0)
@@ -126,7 +130,7 @@ def clip_and_sum(models: Sequence[Factors], clip: float) -> tuple[dict[str, Tens
         # matters nowhere else
         apart = (norm.square() + other.square() - 2 * f * g * _inner(*models)).clamp(min=0.0).sqrt()
         factor = torch.stack([f, -g]) * (clip / apart).clamp(max=1.0)
-    sums = [_weighted_sum(f, each) for f, each in zip(factor, models, strict=True)]
+    sums = [_weighted_sum(f, factors) for f, factors in zip(factor, models, strict=True)]
     total = sums[0] if len(sums) == 1 else {name: sums[0][name] + sums[1][name] for name in sums[0]}
     return total, usable
 
@@ -140,5 +144,6 @@ def _inner(here: Factors, there: Factors) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _weighted_sum(factor: Tensor, each: Factors) -> dict[str, Tensor]:
-    return {name: (factor.unsqueeze(1) * delta).t() @ a for name, (delta, a) in each.items()}
+def _weighted_sum(factor: Tensor, factors: Factors) -> dict[str, Tensor]:
+    """Σ_b factor_b g_b, factor [n]: {parameter: [out, in]}."""
+    return {name: (factor.unsqueeze(1) * delta).t() @ a for name, (delta, a) in factors.items()}

@@ -32,7 +32,7 @@ def device_of(task: Task) -> torch.device:
 
 
 def vmapped(task: Task) -> Gradients:
-    """All at once. Raises whatever vmap can't take, random numbers among it."""
+    """All examples at once. Raises whatever vmap raises, also where the loss is random."""
 
     def loss(parameters: Parameters, *example: Tensor) -> Tensor:
         return scalar(task.loss(parameters, example))
@@ -40,10 +40,10 @@ def vmapped(task: Task) -> Gradients:
     def gradients(
         parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor
     ) -> dict[str, Tensor]:
-        each = vmap(grad(loss), in_dims=(None, *[0] * len(batch)), randomness="error")
+        mapped = vmap(grad(loss), in_dims=(None, *[0] * len(batch)), randomness="error")
         with warnings.catch_warnings(), seeded_rows(device_of(task)):
             warnings.filterwarnings("ignore", "There is a performance drop")
-            result: dict[str, Tensor] = each(dict(parameters), *batch)
+            result: dict[str, Tensor] = mapped(dict(parameters), *batch)
         return result
 
     return gradients
@@ -66,7 +66,8 @@ def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
             single[row] = tuple(column.detach() for column in task.batch(torch.tensor([row])))
     if any(column.shape[:1] != (1,) for example in single.values() for column in example):
         raise TaskError(
-            "The task's batch(rows) gives tensors without one entry for each row; index each by rows."
+            "The task's batch(rows) gives tensors without one entry for each row; "
+            "index each by rows."
         )
     try:
         return tuple(
@@ -80,8 +81,8 @@ def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
 
 
 def looped(task: Task, seeds: Seeds) -> Gradients:
-    """One after another, each with torch's generator seeded for its row and with parameters of its
-    own.
+    """One example after another, each with torch's generator seeded for its row and with parameters
+    of its own.
 
     Raises:
         TaskError: the loss is no scalar, or can't be differentiated.
@@ -91,7 +92,7 @@ def looped(task: Task, seeds: Seeds) -> Gradients:
     def gradients(
         parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor
     ) -> dict[str, Tensor]:
-        each = []
+        singles = []
         with seeded_rows(device_of(task)) as seed, torch.enable_grad():
             for row, *example in zip(rows.tolist(), *batch, strict=True):
                 leaves = {
@@ -99,8 +100,8 @@ def looped(task: Task, seeds: Seeds) -> Gradients:
                 }
                 seed(seeds(row))
                 # a copy of its own: kernels may round by how the memory is aligned
-                each.append(_gradient(task, leaves, tuple(it.clone() for it in example)))
-        return {name: torch.stack([one[name] for one in each]) for name in parameters}
+                singles.append(_gradient(task, leaves, tuple(it.clone() for it in example)))
+        return {name: torch.stack([g[name] for g in singles]) for name in parameters}
 
     return gradients
 
@@ -133,9 +134,8 @@ def _differentiable() -> Iterator[None]:
     except Exception as error:  # also out of the task's own autograd functions
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise
-        raise TaskError(
-            f"The gradient of the task's loss can't be computed: {first_line(error).partition(' Hint:')[0]}."
-        ) from error
+        reason = first_line(error).partition(" Hint:")[0]
+        raise TaskError(f"The gradient of the task's loss can't be computed: {reason}.") from error
 
 
 def scalar(loss: object, name: str = "loss") -> Tensor:
@@ -146,7 +146,8 @@ def scalar(loss: object, name: str = "loss") -> Tensor:
     """
     if not isinstance(loss, Tensor):
         raise TaskError(
-            f"The task's {name} gave a {type(loss).__name__}; a scalar tensor is expected (no .item())."
+            f"The task's {name} gave a {type(loss).__name__}; a scalar tensor is expected "
+            "(no .item())."
         )
     if loss.numel() != 1:
         raise TaskError(
@@ -163,6 +164,6 @@ def _refuse_changed(leaves: Parameters) -> None:
     for name, leaf in leaves.items():
         if leaf._version:
             raise Impure(
-                f"The loss changes the parameter {name!r} itself (as an embedding with max_norm does), so one record "
-                "would reach the gradients of others; leave that out."
+                f"The loss changes the parameter {name!r} itself (as an embedding with max_norm "
+                "does), so one record would reach the gradients of others; leave that out."
             )

@@ -1,13 +1,13 @@
-"""The vector nearest to one's own gradient that agrees with all others: the quadratic programme of
-CGA.
+"""The vector nearest to one's own gradient that agrees with all others: CGA's quadratic program.
 
-    g̃ = argmin ½‖g̃ − g‖²  s.t.  ⟨g̃, g_j⟩ ≥ 0 for every j        g̃ = g + Σ_j u_j g_j with the dual's u ≥ 0
+    g̃ = argmin ½‖g̃ − g‖²  s.t.  ⟨g̃, g_j⟩ ≥ 0 for every j
+    g̃ = g + Σ_j u_j g_j                                       with the dual's u ≥ 0
 
 The dual is a non-negative least-squares problem, ‖g + Σ_j u_j g_j‖ → min over u ≥ 0, with one row
 per parameter. All that it depends on are the inner products of the k+1 vectors, so it is solved on
 a root of their matrix: k+1 rows instead of d, and one pass over the vectors. The vectors are scaled
 to length 1 first (a constraint does not depend on the length of its g_j), so that the matrix holds
-cosines and a neighbor's scale can't worsen its condition. Squaring costs half of float64's 16
+cosines and a neighbor's scale can't ruin its condition. Squaring costs half of float64's 16
 digits; the gradients are float32 and have 7. Where directions cancel but for rounding, exact
 multipliers are without bound and amplify it: a ridge of RIDGE·‖u‖² keeps g̃ no longer than g.
 
@@ -36,7 +36,7 @@ RIDGE = 1e-12
 gives 5e-7 at most.
 """
 SHORTEST = 1e-12
-"""A gradient so much shorter than one's own, or longer, has no direction: it is taken for zero."""
+"""A gradient so much shorter than one's own, or longer, has no direction: it is treated as zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +92,10 @@ def _dual(cosines: Matrix) -> Matrix:
     values, vectors = np.linalg.eigh(cosines + np.diag([RIDGE] * k + [0.0]))
     root = np.sqrt(values.clip(0.0))[:, None] * vectors.T  # rootᵀ·root = cosines and ridge
     try:
-        found: Matrix = nnls(root[:, :-1], -root[:, -1], maxiter=100 * (k + 1))[0]
+        u: Matrix = nnls(root[:, :-1], -root[:, -1], maxiter=100 * (k + 1))[0]
     except RuntimeError:
         return np.zeros(k)
-    return found
+    return u
 
 
 def _inner_products(vectors: Sequence[Tensor]) -> Matrix:
@@ -106,5 +106,5 @@ def _inner_products(vectors: Sequence[Tensor]) -> Matrix:
         block = torch.stack([a[start : start + BLOCK] for a in vectors]).double()
         for i in range(k):
             total[i, i:] += (block[i:] * block[i]).sum(1)
-    found: Matrix = torch.triu(total).add_(torch.triu(total, 1).T).numpy()
-    return found
+    symmetric: Matrix = torch.triu(total).add_(torch.triu(total, 1).T).numpy()
+    return symmetric

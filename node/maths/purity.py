@@ -5,7 +5,7 @@ A layer that updates a buffer as it runs (running mean, power iteration, codeboo
 over into the gradients of all records after it, by any distance. So buffers, and every other tensor
 that the task or its modules hold, are watched whenever gradients of private records are computed
 (`State.unchanged`). What can't be seen that way (a Python counter, a generator of its own) is
-looked for by asking the same questions twice (`clipping.choose`).
+looked for by asking the same questions twice (`backends.choose`).
 
 Random numbers of torch's own generator are allowed in a loss where each record has a seed of its
 own (`Seeds`): then one record's draws are the same whichever other records there are.
@@ -31,6 +31,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from node.hooks import no_op
 from node.task import Wrapper
 from peer.errors import TaskError
 
@@ -85,10 +86,6 @@ def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
         yield seed
 
 
-def _nothing() -> None:
-    pass
-
-
 class Impure(TaskError):
     """A loss is no function of parameters and example."""
 
@@ -104,7 +101,7 @@ class State:
         self._modules: dict[int, tuple[str, nn.Module]] = {}
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._roots: list[nn.Module] = []
-        self.check: Callable[[], None] = _nothing
+        self.check: Callable[[], None] = no_op
         """Asks a made-up example again, and raises Impure if its gradient is another one than at
         the start.
         """
@@ -123,9 +120,7 @@ class State:
         if not isinstance(attributes, dict):
             return cls(task)
         state: State | None = attributes.get(KEPT)
-        if state is None or state.task != id(
-            task
-        ):  # a copy of the task has the state of the other one
+        if state is None or state.task != id(task):  # a copied task brings the original's state
             state = attributes[KEPT] = cls(task)
         return state
 
@@ -243,7 +238,7 @@ def _value(tensor: Tensor) -> Tensor | None:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Are they equal? NaN is equal to NaN."""
+    """Are two tensors [*shape] equal? NaN is equal to NaN."""
     return torch.equal(a, b) or (
         a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
     )
@@ -258,18 +253,18 @@ def _of_module(path: str, module: nn.Module, *, swapped: bool = False) -> list[_
     parameters.
     """
     layer = _title(path, module)
-    places = None if swapped else module._buffers
+    registry = None if swapped else module._buffers
     held = [
-        _Held(name, it, layer, places) for name, it in module._buffers.items() if it is not None
+        _Held(name, buffer, layer, registry)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     held += [_Held(name, it, layer) for name, it in vars(module).items() if isinstance(it, Tensor)]
-    if not swapped:
-        few = {
-            name: it
-            for name, it in module._parameters.items()
-            if it is not None and it.numel() <= FEW
-        }
-        held += [_Held(name, it, layer) for name, it in few.items()]
+    if swapped:
+        return held
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.numel() <= FEW:
+            held.append(_Held(name, parameter, layer))
     return held
 
 
@@ -311,9 +306,10 @@ def _filled(cell: CellType) -> bool:
 def _refusal(held: _Held) -> str:
     owner = f"The layer {held.layer}" if held.layer else "The task"
     return (
-        f"{owner} changes its tensor {held.name!r} when a loss is computed: one record would reach the gradients of "
-        "others, clipping would bound nothing, and the tensor is no part of the model that is shared; use a layer "
-        "without running statistics (GroupNorm, LayerNorm), or keep this one in evaluation mode."
+        f"{owner} changes its tensor {held.name!r} when a loss is computed: one record would reach "
+        "the gradients of others, clipping would bound nothing, and the tensor is no part of the "
+        "model that is shared; use a layer without running statistics (GroupNorm, LayerNorm), or "
+        "keep this one in evaluation mode."
     )
 
 
@@ -386,11 +382,9 @@ def _traced(ask: Callable[[], object]) -> list[_Call]:
 def _copies(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value.detach().clone()]
-    return (
-        [copy for item in value for copy in _copies(item)]
-        if isinstance(value, tuple | list)
-        else []
-    )
+    if isinstance(value, tuple | list):
+        return [copy for item in value for copy in _copies(item)]
+    return []
 
 
 def refuse_batchnorm(module: nn.Module) -> None:
@@ -412,6 +406,7 @@ def _refuse_batch_statistics(path: str, layer: nn.Module) -> None:
 
 def _mixes(path: str, layer: nn.Module) -> str:
     return (
-        f"The model's layer {path or 'model'!r} is a {type(layer).__name__}, which mixes the examples of a batch, so "
-        "their gradients can't be clipped one by one; use GroupNorm or LayerNorm."
+        f"The model's layer {path or 'model'!r} is a {type(layer).__name__}, which mixes the "
+        "examples of a batch, so their gradients can't be clipped one by one; use GroupNorm or "
+        "LayerNorm."
     )

@@ -1,13 +1,13 @@
-"""How a closed neighborhood's vectors become one: the W-weighted mean, and rules that tolerate
-neighbors who lie.
+"""How a closed neighborhood's vectors become one: the W-weighted mean, and robust aggregation,
+which tolerates f = `byzantine` Byzantine neighbors.
 
     mean          Σ_j w_ij x_j
-    median        of every coordinate                                    Yin et al., arXiv 1803.01498
-    trimmed_mean  of every coordinate, without the `byzantine` largest and smallest values (the same paper)
-    multi_krum    the mean of the n − byzantine vectors nearest to their n − byzantine − 2 nearest others
-                                                                         Blanchard et al., arXiv
-                                                                         1703.02757
-    clipping      x_i + Σ_j w_ij clip(x_j − x_i, τ), self-centered        He, Karimireddy, Jaggi, arXiv 2202.01545
+    median        of every coordinate (Yin et al., arXiv 1803.01498)
+    trimmed_mean  of every coordinate, without the f largest and smallest values (the same paper)
+    multi_krum    the mean of the n − f vectors nearest to their n − f − 2 nearest others (Blanchard
+                  et al., arXiv 1703.02757)
+    clipping      x_i + Σ_j w_ij clip(x_j − x_i, τ), self-centered (He, Karimireddy, Jaggi, arXiv
+                  2202.01545)
 
 All but the mean are pure functions of what one node heard, so W is not doubly stochastic any more:
 the mean of x over the nodes drifts, most where data differ most. median, trimmed_mean and
@@ -16,14 +16,12 @@ of one and not of the other.
 
 Deviations
     * multi_krum scores with at least one nearest other, so that it works on a ring (n = 3, where
-      the paper's n − f − 2
-      is 0), and ends ties, which two vectors that are each other's nearest always make then, by the
-      distance to all. Its theorem asks for n ≥ 2f + 3.
-    * τ of clipping, where none is given, is the largest distance to a neighbor after the `byzantine`
-      farthest are left out
-      (with byzantine = 1 as in the authors' public code); their theory wants distances to honest ones,
-      which nobody knows.
-    * Where too few were heard (`ENOUGH`), the own vector stays.
+      the paper's n − f − 2 is 0), and breaks ties, which two vectors that are each other's nearest
+      always make then, by the distance to all. Its theorem asks for n ≥ 2f + 3.
+    * τ of clipping, where none is given, is the largest distance to a neighbor after the f farthest
+      are left out (f = 1 as in the authors' public code); their theory wants distances to honest
+      ones, which nobody knows.
+    * Where too few were heard to decide anything (`ENOUGH`), the own vector stays.
 """
 
 from __future__ import annotations
@@ -50,29 +48,29 @@ BLOCK = 1 << 14
 """Coordinates sorted at a time: a neighborhood of ten stays in the cache."""
 
 
-def mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+def mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
     """Σ_j w_ij x_j."""
     return weighted_sum(weight, vectors)
 
 
-def median(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+def median(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
     """Of every coordinate; of an even number the mean of the two in the middle."""
     return _trimmed(_rows(weight, vectors), (len(weight) - 1) // 2)
 
 
 def trimmed_mean(
-    weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection
+    weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection
 ) -> Tensor:
     """Of every coordinate, without the `byzantine` largest and the `byzantine` smallest values."""
-    return _trimmed(_rows(weight, vectors), how.byzantine)
+    return _trimmed(_rows(weight, vectors), mix.byzantine)
 
 
-def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
-    """The mean of the n − byzantine vectors whose squared distances to their nearest others are smallest
-    in sum.
+def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
+    """The mean of the n − f vectors whose squared distances to their nearest others have the
+    smallest sums.
     """
     peers = sorted(weight)
-    keep = len(peers) - how.byzantine
+    keep = len(peers) - mix.byzantine
     apart = torch.stack(
         [torch.stack([distance(vectors[i], vectors[j]) for j in peers]) for i in peers]
     )
@@ -83,15 +81,15 @@ def multi_krum(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: Mi
     return weighted_sum({peers[k]: 1 / keep for k in chosen}, vectors)
 
 
-def clipping(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, how: MixSection) -> Tensor:
+def clipping(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
     """x_i + Σ_j w_ij (x_j − x_i)·min{1, τ/‖x_j − x_i‖}."""
-    own = vectors[me]
-    apart = {j: float(distance(vectors[j], own)) for j in sorted(weight) if j != me}
-    tau = how.tau if how.tau is not None else sorted(apart.values())[-1 - how.byzantine]
-    result = own.clone()
+    center = vectors[me]
+    apart = {j: float(distance(vectors[j], center)) for j in sorted(weight) if j != me}
+    tau = mix.tau if mix.tau is not None else sorted(apart.values())[-1 - mix.byzantine]
+    result = center.clone()
     for j, far in apart.items():
         shrink = min(1.0, tau / far) if far else 0.0
-        result.add_(vectors[j] - own, alpha=weight[j] * shrink)
+        result.add_(vectors[j] - center, alpha=weight[j] * shrink)
     return result
 
 
@@ -107,51 +105,46 @@ ENOUGH.
 """
 
 ENOUGH: Mapping[str, Callable[[MixSection], int]] = {
-    "mean": lambda how: 1,
-    "median": lambda how: 3,
-    "trimmed_mean": lambda how: 2 * how.byzantine + 1,
-    "multi_krum": lambda how: 2 * how.byzantine + 1,
-    "clipping": lambda how: 1 if how.tau is not None else how.byzantine + 2,
+    "mean": lambda mix: 1,
+    "median": lambda mix: 3,
+    "trimmed_mean": lambda mix: 2 * mix.byzantine + 1,
+    "multi_krum": lambda mix: 2 * mix.byzantine + 1,
+    "clipping": lambda mix: 1 if mix.tau is not None else mix.byzantine + 2,
 }
-"""rule -> the smallest closed neighborhood it can say anything of."""
+"""rule -> size of the smallest closed neighborhood in which it can decide anything."""
 
 
 MEAN = MixSection()
 """The default: every Mix is the W-weighted mean, unless it asks for another rule itself."""
 
 
-def is_mean(asked: str | Rule, how: MixSection) -> bool:
+def is_mean(asked: str | Rule, mix: MixSection) -> bool:
     """Whether a Mix that asks for this rule is the W-weighted mean."""
-    return asked == how.rule == "mean"
+    return asked == mix.rule == "mean"
 
 
 def rule_for(
-    asked: str | Rule, how: MixSection, me: Peer
+    asked: str | Rule, mix: MixSection, me: Peer
 ) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
-    """What a Mix that asks for a rule folds with at this node; "mean" gives way to the run's `[mix]
-    rule`.
-    """
+    """The rule of a Mix at this node; one that asks for "mean" gets the run's `[mix] rule`."""
     if not isinstance(asked, str):
-        return lambda weight, vectors: asked(weight, vectors, me, how)
-    name = how.rule if asked == "mean" else asked
-    rule, enough = RULES[name], ENOUGH[name](how)
+        return lambda weight, vectors: asked(weight, vectors, me, mix)
+    name = mix.rule if asked == "mean" else asked
+    rule, enough = RULES[name], ENOUGH[name](mix)
     return lambda weight, vectors: (
-        rule(weight, vectors, me, how) if len(weight) >= enough else vectors[me].clone()
+        rule(weight, vectors, me, mix) if len(weight) >= enough else vectors[me].clone()
     )
 
 
 def undersized_neighborhood(
-    neighborhoods: Mapping[Peer, Neighborhood], how: MixSection
+    neighborhoods: Mapping[Peer, Neighborhood], mix: MixSection
 ) -> Peer | None:
     """A node whose closed neighborhood is too small for the run's rule, if there is one."""
-    return next(
-        (
-            name
-            for name in sorted(neighborhoods)
-            if len(neighborhoods[name].weight) < ENOUGH[how.rule](how)
-        ),
-        None,
-    )
+    enough = ENOUGH[mix.rule](mix)
+    for name, neighborhood in sorted(neighborhoods.items()):
+        if len(neighborhood.weight) < enough:
+            return name
+    return None
 
 
 def _rows(weight: Mapping[Peer, float], vectors: Vectors) -> Tensor:
@@ -161,9 +154,7 @@ def _rows(weight: Mapping[Peer, float], vectors: Vectors) -> Tensor:
 
 
 def _trimmed(rows: Tensor, byzantine: int) -> Tensor:
-    """The mean over dimension 0 of [n, d], without the `byzantine` largest and smallest of every
-    column.
-    """
+    """The mean over dimension 0 of [n, d], without the f largest and smallest of every column."""
     kept = slice(byzantine, len(rows) - byzantine)
     return torch.cat(
         [block.sort(dim=0).values[kept].mean(0) for block in torch.split(rows, BLOCK, dim=1)]

@@ -1,26 +1,26 @@
 """Shapley values of a game of k players, exactly or from a sample of its coalitions.
 
-    φ_i = Σ_{S ⊆ K∖{i}} |S|!(k−|S|−1)!/k! · [v(S∪{i}) − v(S)]                                      Shapley, 1953
+    φ_i = Σ_{S ⊆ K∖{i}} |S|!(k−|S|−1)!/k! · [v(S∪{i}) − v(S)]                    Shapley, 1953
 
 exact          all 2^k coalitions
-permutations   the mean marginal contribution along random orders of the players (Castro, Gómez, Tejada 2009),
-               antithetic (an order and its reverse), truncated where the rest adds less than τ (TMC
-               of Ghorbani, Zou, arXiv 1904.02868)
-svarm          stratified by player and size: each coalition's value serves all k players at once (Stratified SVARM+ of
-               Kolpaczki, Bengs, Muschalik, Hüllermeier, arXiv 2302.00736)
+permutations   the mean marginal contribution along random orders of the players (Castro, Gómez,
+               Tejada 2009), antithetic (an order and its reverse), truncated where the rest adds
+               less than τ (TMC of Ghorbani, Zou, arXiv 1904.02868)
+svarm          stratified by player and size: each coalition's value serves all k players at once
+               (Stratified SVARM+ of Kolpaczki, Bengs, Muschalik, Hüllermeier, arXiv 2302.00736)
 first_order    in closed form, for games whose v(S) is v(∅) + the mean of a number per player
 
 A coalition is a bitmask: bit i stands for player i. `values` is asked for several coalitions at
 once and never twice for the same one; it is what costs. All estimates share v(K) − v(∅) among the
-players without rest (efficiency), up to 1e-12·max(1, |v|); that of svarm by spreading what is left
-over equally.
+players without remainder (efficiency), up to 1e-12·max(1, |v|); that of svarm by spreading the
+remainder equally.
 
 Deviations
     * svarm measures the strata of the empty, the single, the all-but-one and the full coalitions
-      exactly, as its
-      authors do, and draws sizes in between uniformly, not by their harmonic weights.
-    * A truncated order shares what is left equally among the players left, instead of giving them
-      nothing.
+      exactly, as its authors do, and draws sizes in between uniformly, not by their harmonic
+      weights.
+    * A truncated order shares the remainder equally among the remaining players, instead of giving
+      them nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from statistics import fmean, stdev
 from typing import TypeAlias
 
 Values: TypeAlias = Callable[[Sequence[int]], Sequence[float]]
-"""ShapleyConfig (bitmasks) -> what each is worth."""
+"""Coalitions (bitmasks) -> what each is worth."""
 Enough: TypeAlias = Callable[[], bool]
 """Asked between samples: is the time up? One sample is always made."""
 
@@ -65,7 +65,8 @@ class Game:
 
     def __call__(self, *coalitions: int) -> list[float]:
         """v of each; what is not known yet is asked for together."""
-        if new := [mask for mask in dict.fromkeys(coalitions) if mask not in self._known]:
+        new = [mask for mask in dict.fromkeys(coalitions) if mask not in self._known]
+        if new:
             self._known.update(zip(new, self._values(new), strict=True))
         return [self._known[mask] for mask in coalitions]
 
@@ -107,13 +108,10 @@ def permutations(
         samples.append(_marginals(game, order, truncation))
         if enough():
             break
-    pairs = (
-        [samples[k : k + 2] for k in range(0, len(samples), 2)]
-        if antithetic
-        else [[one] for one in samples]
-    )
-    columns = [[fmean(one[i] for one in pair) for pair in pairs] for i in range(players)]
-    phi = tuple(fmean(one[i] for one in samples) for i in range(players))
+    size = 2 if antithetic else 1  # an order and its reverse are one sample: they depend
+    groups = [samples[k : k + size] for k in range(0, len(samples), size)]
+    columns = [[fmean(phi[i] for phi in group) for group in groups] for i in range(players)]
+    phi = tuple(fmean(sample[i] for sample in samples) for i in range(players))
     return Estimate(phi, tuple(_error(column) for column in columns), game.evaluations)
 
 
@@ -127,13 +125,13 @@ def _orders(players: int, count: int, draw: random.Random, antithetic: bool) -> 
 def _marginals(game: Game, order: Sequence[int], truncation: float) -> list[float]:
     """What each player adds when they join in this order."""
     phi, mask = [0.0] * game.players, 0
-    before, whole = game(0, game.full)
+    before, everybody = game(0, game.full)
     if not truncation:
         game(*accumulate(1 << i for i in order))  # all at once
     for place, i in enumerate(order):
-        if abs(whole - before) < truncation:
+        if abs(everybody - before) < truncation:
             for j in order[place:]:
-                phi[j] = (whole - before) / (game.players - place)
+                phi[j] = (everybody - before) / (game.players - place)
             break
         mask |= 1 << i
         (after,) = game(mask)
@@ -160,10 +158,10 @@ def svarm(
     while inner and game.evaluations < min(budget, 1 << players) and not enough():
         size = draw.choice(inner)
         strata.add(game, [sum(1 << i for i in draw.sample(range(players), size))])
-    empty, whole = game(0, game.full)
+    empty, everybody = game(0, game.full)
     phi, error = strata.combined(empty)
-    rest = (whole - empty - sum(phi)) / players
-    return Estimate(tuple(value + rest for value in phi), tuple(error), game.evaluations)
+    remainder = (everybody - empty - sum(phi)) / players
+    return Estimate(tuple(value + remainder for value in phi), tuple(error), game.evaluations)
 
 
 def svarm_least(players: int) -> int:
@@ -213,24 +211,22 @@ def _stratum(sample: Sequence[float], population: int) -> float:
     """
     if len(sample) >= population:
         return 0.0
-    return (
-        inf
-        if len(sample) < 2
-        else stdev(sample) ** 2 / len(sample) * (1 - len(sample) / population)
-    )
+    if len(sample) < 2:
+        return inf
+    return stdev(sample) ** 2 / len(sample) * (1 - len(sample) / population)
 
 
 def _warm_up(players: int, draw: random.Random) -> list[int]:
     """Coalitions that give every stratum between the borders a value: the players in blocks of each
     size, and what such blocks leave."""
-    found = []
+    coalitions = []
     for size in range(2, players - 1):
-        found += [sum(1 << i for i in block) for block in _blocks(players, size, draw)]
-        found += [
+        coalitions += [sum(1 << i for i in block) for block in _blocks(players, size, draw)]
+        coalitions += [
             (1 << players) - 1 - sum(1 << i for i in block)
             for block in _blocks(players, players - size, draw)
         ]
-    return found
+    return coalitions
 
 
 def _blocks(players: int, size: int, draw: random.Random) -> list[list[int]]:

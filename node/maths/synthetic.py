@@ -1,5 +1,7 @@
-"""A task on made-up examples and parameters: what may be tried before anything private is touched,
-and may decide how private examples are treated without telling anything of them.
+"""A task on synthetic examples and parameters.
+
+It may be tried before anything private is touched, and may decide how private examples are treated
+without revealing anything of them.
 
 Values have to be admissible: 0 is no length, an empty mask has no mean. So integers are drawn from
 0 and 1, or all 1, or 0; floats are normal, or uniform in (0.25, 1): the first combination with
@@ -56,7 +58,9 @@ class SyntheticTask(Wrapper, Task):
     indexes = True
 
     def __init__(self, task: Task, examples: int, values: Values = Values()) -> None:
-        self._task, self.layout, self.num_examples = task, task.layout, examples
+        self._task = task
+        self.layout = task.layout
+        self.num_examples = examples
         self.device = getattr(task, "device", device.CPU)
         columns = _columns(task, examples, values)
         scaled = [
@@ -110,9 +114,8 @@ def admissible(task: Task) -> Values:
             except Exception as error:
                 failure = error
                 continue
-            if all(bool(it.isfinite().all()) for it in gradients) and any(
-                bool(it.any()) for it in gradients
-            ):
+            finite = all(bool(g.isfinite().all()) for g in gradients)
+            if finite and any(bool(g.any()) for g in gradients):
                 return values
             fallback = fallback or replace(values, telling=False)
         if fallback is not None:
@@ -120,9 +123,9 @@ def admissible(task: Task) -> Values:
         if declared(task) is not None:
             reason = first_line(failure).removeprefix("The task's example() ")
             raise TaskError(f"The task's example() can't be learned from: {reason}.") from failure
-        own = Values("own", telling=False)
-        _gradients(task, own)
-        return own
+        own_values = Values("own", telling=False)
+        _gradients(task, own_values)
+        return own_values
 
 
 def _candidates(task: Task) -> Iterator[Values]:
@@ -130,9 +133,9 @@ def _candidates(task: Task) -> Iterator[Values]:
         for floats in ("normal", "uniform", "declared"):
             yield Values("declared", (), floats)
         return
-    whole = sum(not it.dtype.is_floating_point and not it.is_complex() for it in _first(task))
+    count = sum(not it.dtype.is_floating_point and not it.is_complex() for it in _first(task))
     for kind in ("normal", "uniform"):
-        tried = [(EITHER,) * whole, *islice(product((1, 0), repeat=whole), MOST), (0,) * whole]
+        tried = [(EITHER,) * count, *islice(product((1, 0), repeat=count), MOST), (0,) * count]
         for integers in dict.fromkeys(tried):
             yield Values("made up", integers, kind)
 
@@ -140,9 +143,9 @@ def _candidates(task: Task) -> Iterator[Values]:
 def _gradients(task: Task, values: Values) -> list[Tensor]:
     """Of a few examples, each parameter's [n, *shape]."""
     n = min(TRIED, task.num_examples) if values.source == "own" else TRIED
-    rehearsal, rows = SyntheticTask(task, n, values), torch.arange(n)
-    parameters = views(task.layout, device.onto(rehearsal.initial_parameters(0), rehearsal.device))
-    return list(looped(rehearsal, PROCESS_SEEDS)(parameters, rehearsal.batch(rows), rows).values())
+    synthetic, rows = SyntheticTask(task, n, values), torch.arange(n)
+    parameters = views(task.layout, device.onto(synthetic.initial_parameters(0), synthetic.device))
+    return list(looped(synthetic, PROCESS_SEEDS)(parameters, synthetic.batch(rows), rows).values())
 
 
 def declared(task: Task) -> tuple[Tensor, ...] | None:
@@ -159,8 +162,8 @@ def declared(task: Task) -> tuple[Tensor, ...] | None:
         isinstance(column, Tensor) for column in columns
     ):
         raise TaskError(
-            f"The task's example() gives something of type {type(columns).__name__}; a tuple of tensors is expected, "
-            "as of batch(), without the first dimension."
+            f"The task's example() gives something of type {type(columns).__name__}; a tuple of "
+            "tensors is expected, as of batch(), without the first dimension."
         )
     return tuple(columns)
 
@@ -184,15 +187,17 @@ def _columns(task: Task, n: int, values: Values) -> list[Tensor]:
 
 def _refuse_other(example: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> None:
     """Raises TaskError: the declared example has not the shapes and types of the task's own."""
-    ours = [(it.dtype, tuple(it.shape)) for it in example]
-    right = [(it.dtype, tuple(it.shape[1:])) for it in batch]
-    if ours != right:
-        what, expected = (
-            "; ".join(f"{kind} {list(shape)}" for kind, shape in it) for it in (ours, right)
-        )
+    actual = [(column.dtype, tuple(column.shape)) for column in example]
+    expected = [(column.dtype, tuple(column.shape[1:])) for column in batch]
+    if actual != expected:
         raise TaskError(
-            f"The task's example() gives {what}, where an example of batch() is {expected}."
+            f"The task's example() gives {_in_words(actual)}, where an example of batch() is "
+            f"{_in_words(expected)}."
         )
+
+
+def _in_words(columns: list[tuple[torch.dtype, tuple[int, ...]]]) -> str:
+    return "; ".join(f"{kind} {list(shape)}" for kind, shape in columns)
 
 
 def _near(column: Tensor, n: int, generator: torch.Generator, floats: str) -> Tensor:
@@ -215,9 +220,8 @@ def _like(
         return _floats(shape, generator, floats).to(column.dtype)
     value = next(integers, 1)
     if value == EITHER:
-        highest = (
-            256 if column.dtype == torch.uint8 and column.dim() > 2 else 2
-        )  # the former: images
+        is_image = column.dtype == torch.uint8 and column.dim() > 2
+        highest = 256 if is_image else 2
         few = torch.randint(0, highest, (TRIED, *shape[1:]), generator=generator)
         return few[torch.arange(n) % TRIED].to(column.dtype)
     return torch.full(shape, value, dtype=column.dtype)

@@ -79,7 +79,7 @@ def cnn_cifar(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
 
 def _only(name: str, shape: tuple[int, int, int], needed: tuple[int, int, int]) -> None:
     if shape != needed:
-        found, wanted = ("×".join(map(str, it)) for it in (shape, needed))
+        actual, wanted = ("×".join(map(str, it)) for it in (shape, needed))
         raise ConfigurationError(
-            f"The model {name} needs images of {wanted}, not {found}; set task.image_size = {needed[1]}."
+            f"The model {name} needs images of {wanted}, not {actual}; set task.image_size = {needed[1]}."
         )

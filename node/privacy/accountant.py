@@ -111,8 +111,8 @@ def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
     total = sum(
         row.compositions * _renyi(row.mechanism.unit_sigma, row.mechanism.rate) for row in spent
     )
-    found, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
-    return float(found) if not math.isnan(found) else math.inf
+    figure, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
+    return float(figure) if not math.isnan(figure) else math.inf
 
 
 def epsilon_total(mechanism: Mechanism, rounds: int, delta: float) -> float:

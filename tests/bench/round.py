@@ -70,10 +70,10 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def config(task: str, nodes: int, rounds: int) -> ExperimentConfig:
-    told = TASKS[task]
-    text = {"name": "causal-lm", "data": "fortunes"} if "text" in told["task"] else {}
+    changes = TASKS[task]
+    text = {"name": "causal-lm", "data": "fortunes"} if "text" in changes["task"] else {}
     return ExperimentConfig(
-        **told | {"task": told["task"] | text},
+        **changes | {"task": changes["task"] | text},
         train={"rounds": rounds, "seed": 1, "evaluate_every": 0, "checkpoint_every": rounds},
         experiment={"nodes": nodes, "seed": 1, "partition": "iid" if text else "dirichlet"},
     )  # type: ignore[arg-type]
@@ -117,8 +117,10 @@ class Daemons:
         """Payload bytes all nodes sent per round; waits for their end."""
         for process in self.processes:
             process.wait()
-        found = [json.loads((home / "summary.json").read_text()) for home in self.homes.values()]
-        return float(sum(summary["bytes_sent"]["mean"] for summary in found)) / rounds
+        summaries = [
+            json.loads((home / "summary.json").read_text()) for home in self.homes.values()
+        ]
+        return float(sum(summary["bytes_sent"]["mean"] for summary in summaries)) / rounds
 
     def stop(self) -> None:
         for process in self.processes:
@@ -191,27 +193,27 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
     """Daemons, compute and wire in turn; medians."""
     run, cycle = config(task, nodes, rounds), CYCLES.get(task, 1)
     each = max(1, rounds // (repetitions + 1) // cycle) * cycle
-    found: list[dict[str, float]] = []
+    cycles: list[dict[str, float]] = []
     compute, mixing, wires = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         inside = Compute(run, Path(folder))
         alone = (
             Compute(badam(run), Path(folder) / "alone") if run.algorithm.name == "deca" else inside
         )
-        for it in {inside, alone}:
-            it.milliseconds(each)  # warms up
+        for lane in {inside, alone}:
+            lane.milliseconds(each)  # warms up
         for _ in range(repetitions):
-            found.append(daemons(run, cycle))
+            cycles.append(daemons(run, cycle))
             compute.append(alone.milliseconds(each))
             mixing.append(inside.milliseconds(each) - compute[-1] if inside is not alone else 0.0)
             rows = asyncio.run(wire.measure([16], 1))
             wires.append(
                 next(row["cpu_seconds_per_gb"] for row in rows if row["kind"] == "grpc+mtls")
             )
-        for it in {inside, alone}:
-            it.close()
+        for lane in {inside, alone}:
+            lane.close()
     cpu, wall, sent = (
-        statistics.median(it[key] for it in found) for key in ("cpu_ms", "wall_ms", "bytes")
+        statistics.median(lane[key] for lane in cycles) for key in ("cpu_ms", "wall_ms", "bytes")
     )
     wire_ms = statistics.median(wires) * sent / 1e6
     floor = statistics.median(compute) + wire_ms
@@ -229,8 +231,8 @@ def measure(task: str, nodes: int, rounds: int, repetitions: int) -> dict[str, A
         "cpu_ratio": cpu / floor,
         "wall_ratio": wall / floor_wall,
         "cpu_ratio_range": [
-            min(it["cpu_ms"] for it in found) / floor,
-            max(it["cpu_ms"] for it in found) / floor,
+            min(lane["cpu_ms"] for lane in cycles) / floor,
+            max(lane["cpu_ms"] for lane in cycles) / floor,
         ],
         "overhead_cpu_ms_per_node": (cpu - floor) / nodes,
     }
@@ -251,22 +253,22 @@ def show(rows: list[dict[str, Any]]) -> None:
     table.add_column("wall ms")
     table.add_column("wall ratio")
     table.title = "a round against its floor (CPU of all nodes)"
-    for it in rows:
-        low, high = it["cpu_ratio_range"]
+    for row in rows:
+        low, high = row["cpu_ratio_range"]
         figures = [
-            f"{it[name]:.1f}" for name in ("compute_ms", "mixing_ms", "wire_ms", "round_cpu_ms")
+            f"{row[name]:.1f}" for name in ("compute_ms", "mixing_ms", "wire_ms", "round_cpu_ms")
         ]
         cells = [
-            it["task"],
-            str(it["nodes"]),
+            row["task"],
+            str(row["nodes"]),
             *figures,
-            f"{it['cpu_ratio']:.2f}",
+            f"{row['cpu_ratio']:.2f}",
             f"{low:.2f} – {high:.2f}",
         ]
         cells += [
-            f"{it['overhead_cpu_ms_per_node']:.1f}",
-            f"{it['round_wall_ms']:.0f}",
-            f"{it['wall_ratio']:.2f}",
+            f"{row['overhead_cpu_ms_per_node']:.1f}",
+            f"{row['round_wall_ms']:.0f}",
+            f"{row['wall_ratio']:.2f}",
         ]
         table.add_row(*cells)
     Console(stderr=True, width=130).print(table)

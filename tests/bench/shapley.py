@@ -129,11 +129,11 @@ def estimates(games: int, players: int = 10, budget: int = 200) -> dict[str, flo
         table = np.random.default_rng(seed).uniform(-1, 1, 1 << players).tolist()
         values = lambda masks, table=table: [table[mask] for mask in masks]  # noqa: E731
         phi, orders = exact(players, values).phi, (budget - 2) // (players - 1)
-        for name, found in (
+        for name, estimate in (
             ("svarm", svarm(players, values, budget=budget, draw=random.Random(seed))),
             ("permutations", permutations(players, values, count=orders, draw=random.Random(seed))),
         ):
-            apart = np.subtract(found.phi, phi)
+            apart = np.subtract(estimate.phi, phi)
             off[name].append(float(np.sqrt((apart**2).mean()) / np.std(phi)))
     return {name: statistics.fmean(values) for name, values in off.items()}
 

@@ -74,15 +74,15 @@ class Nodes:
 def measure(setting: str, turns: int, node_rounds: int) -> list[dict[str, Any]]:
     """One row per size; `node_rounds`: rounds × nodes that each size plays in a turn."""
     sizes = [Nodes(setting, n) for n in SIZES]
-    found = [[nodes.milliseconds(node_rounds // nodes.n) for nodes in sizes] for _ in range(turns)]
+    turned = [[nodes.milliseconds(node_rounds // nodes.n) for nodes in sizes] for _ in range(turns)]
     return [
         {
             "setting": setting,
             "nodes": n,
-            "cpu_ms": statistics.median(turn[k] for turn in found),
-            "ratio": statistics.median(turn[k] / turn[0] for turn in found),
+            "cpu_ms": statistics.median(turn[k] for turn in turned),
+            "ratio": statistics.median(turn[k] / turn[0] for turn in turned),
             "ratio_quartiles": [
-                float(np.quantile([turn[k] / turn[0] for turn in found], q)) for q in (0.25, 0.75)
+                float(np.quantile([turn[k] / turn[0] for turn in turned], q)) for q in (0.25, 0.75)
             ],
         }
         for k, n in enumerate(SIZES)
@@ -91,10 +91,10 @@ def measure(setting: str, turns: int, node_rounds: int) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table("setting", "nodes", "CPU ms per node and round", "ratio to 4", "quartiles")
-    for it in rows:
-        low, high = it["ratio_quartiles"]
-        figures = [f"{it['cpu_ms']:.2f}", f"{it['ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
-        table.add_row(it["setting"], str(it["nodes"]), *figures)
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        figures = [f"{row['cpu_ms']:.2f}", f"{row['ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
+        table.add_row(row["setting"], str(row["nodes"]), *figures)
     Console(stderr=True, width=100).print(table)
 
 

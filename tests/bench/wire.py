@@ -213,13 +213,13 @@ async def one_size(end: End, process: Any, size: int, repetitions: int) -> list[
 
 def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ratios and the aims beside them."""
-    found = {(row["mb"], row["kind"]): row for row in rows}
+    by_kind = {(row["mb"], row["kind"]): row for row in rows}
     ratios = []
-    for (mb, kind), row in found.items():
+    for (mb, kind), row in by_kind.items():
         if kind not in PAIRS:
             continue
         base, least, cpu_aim, wall_aim = PAIRS[kind]
-        of = found[mb, base]
+        of = by_kind[mb, base]
         cpu = row["cpu_seconds_per_gb"] / of["cpu_seconds_per_gb"]
         wall = row["wall_seconds"] / of["wall_seconds"]
         aims = {"cpu_aim": cpu_aim, "wall_aim": wall_aim} if mb >= least else {}

@@ -50,10 +50,10 @@ def test_gradients(model: str) -> None:
     assert close(mean_gradient(there, x, draw), mean_gradient(here, x, draw), 1e-4)
     backend = probe(there)
     for clip in (0.01, 1e6):  # all clipped, none clipped
-        found = clipped_sum(there, x, draw, clip, backend=backend)
-        assert found.device.type == "cpu"
-        assert close(found, clipped_sum(here, x, draw, clip), 1e-4)
-        assert close(clipped_sum(there, x, draw, clip, backend="loop"), found, 1e-4)
+        on_gpu = clipped_sum(there, x, draw, clip, backend=backend)
+        assert on_gpu.device.type == "cpu"
+        assert close(on_gpu, clipped_sum(here, x, draw, clip), 1e-4)
+        assert close(clipped_sum(there, x, draw, clip, backend="loop"), on_gpu, 1e-4)
 
 
 def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
@@ -73,8 +73,10 @@ def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("mode", ["strict", "none"])
 def test_every_algorithm(name: str, mode: str, tmp_path: Path) -> None:
-    found = {device: final(name, mode, tmp_path / device, device) for device in ("cpu", "cuda")}
-    assert close(found["cuda"], found["cpu"], 1e-3)
+    parameters = {
+        device: final(name, mode, tmp_path / device, device) for device in ("cpu", "cuda")
+    }
+    assert close(parameters["cuda"], parameters["cpu"], 1e-3)
 
 
 def final(name: str, mode: str, folder: Path, device: str) -> torch.Tensor:

@@ -10,11 +10,11 @@ from node.config import RunConfig
 def language_run(
     *, privacy: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **task: Any
 ) -> RunConfig:
-    given = {
+    task = {
         "name": "causal-lm",
         "model": "bytes",
         "data": "fortunes",
         **task,
         "text": {"length": 32, **(text or {})},
     }
-    return RunConfig(privacy=privacy or {"mode": "none"}, task=given)  # type: ignore[arg-type]
+    return RunConfig(privacy=privacy or {"mode": "none"}, task=task)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def gate(
     hooks to `Hooks`, all others to `GateConfig`.
     """
     privacy = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}
-    own = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "seed": 0}
+    node = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "seed": 0}
     hooks = {}
     for name, value in changes.items():
         if name.startswith("config_"):
@@ -92,8 +92,8 @@ def gate(
         elif name in HOOKS:
             hooks[name] = value
         else:
-            own[name] = value
-    config = GateConfig(privacy=PrivacySection(**privacy), **{"sigma": privacy["sigma"]} | own)
+            node[name] = value
+    config = GateConfig(privacy=PrivacySection(**privacy), **{"sigma": privacy["sigma"]} | node)
     return make_gate(
         config, task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), hooks=Hooks(**hooks)
     )

@@ -599,8 +599,8 @@ class Fading(Model):
 class Centered(Model):
     """Subtracts a running mean of its own, outside of any layer."""
 
-    def __init__(self, *how: Any) -> None:
-        super().__init__(*how)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.mean = torch.zeros(FEATURES)
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:

@@ -212,9 +212,9 @@ def test_own_texts_need_a_path_and_a_name(tmp_path: Path) -> None:
                         (DataSection(path=tmp_path / "a.txt"), "needs data.name")):  # fmt: skip
         with pytest.raises(ConfigurationError, match=says):
             make(run, where)
-    it = make(run, DataSection(path=tmp_path / "a.txt", name="mine"))
-    assert it.num_examples == 2
-    assert it.evaluate(it.initial_parameters(0)) == {}
+    task = make(run, DataSection(path=tmp_path / "a.txt", name="mine"))
+    assert task.num_examples == 2
+    assert task.evaluate(task.initial_parameters(0)) == {}
 
 
 def test_ross_and_pdsl_are_refused() -> None:

@@ -70,23 +70,23 @@ def test_a_checkpoint_in_mid_block_goes_on_bit_for_bit(
     through, first, again = (learners(options) for _ in range(3))
     play(through, ROUNDS)
     play(first, CUT)
-    for name, it in first.items():
+    for name, learner in first.items():
         (tmp_path / name).mkdir()
-        checkpoint.save(tmp_path / name, CUT - 1, it.algorithm.state)
-        found = checkpoint.latest(tmp_path / name, type(again[name].algorithm.state))
-        assert found is not None
-        assert_same(found.state, it.algorithm.state)
-        again[name].algorithm.state = found.state
+        checkpoint.save(tmp_path / name, CUT - 1, learner.algorithm.state)
+        loaded = checkpoint.latest(tmp_path / name, type(again[name].algorithm.state))
+        assert loaded is not None
+        assert_same(loaded.state, learner.algorithm.state)
+        again[name].algorithm.state = loaded.state
     play(again, ROUNDS, first=CUT)
-    for name, it in through.items():
-        assert it.algorithm.parameters.dtype == torch.bfloat16
-        assert torch.equal(again[name].algorithm.parameters, it.algorithm.parameters)
-        assert_same(again[name].algorithm.state, it.algorithm.state)
+    for name, learner in through.items():
+        assert learner.algorithm.parameters.dtype == torch.bfloat16
+        assert torch.equal(again[name].algorithm.parameters, learner.algorithm.parameters)
+        assert_same(again[name].algorithm.state, learner.algorithm.state)
 
 
-def assert_same(found: Any, kept: Any) -> None:
-    for field in kept.__dataclass_fields__:
-        ours, theirs = getattr(found, field), getattr(kept, field)
+def assert_same(actual: Any, expected: Any) -> None:
+    for field in expected.__dataclass_fields__:
+        ours, theirs = getattr(actual, field), getattr(expected, field)
         if isinstance(theirs, torch.Tensor):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs), field
@@ -115,7 +115,7 @@ def test_without_the_moments_it_would_be_another_run(learners: Learners) -> None
     through, again = learners({"name": "deca"}), learners({"name": "deca"})
     play(through, ROUNDS)
     play(again, CUT)
-    for it in again.values():
-        it.algorithm.state = State(x=it.algorithm.parameters)
+    for learner in again.values():
+        learner.algorithm.state = State(x=learner.algorithm.parameters)
     play(again, ROUNDS, first=CUT)
     assert not torch.equal(again["n0"].algorithm.parameters, through["n0"].algorithm.parameters)

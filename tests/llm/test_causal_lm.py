@@ -32,10 +32,10 @@ def task(rows: np.ndarray = ROWS, privacy: dict | None = None, **text: object) -
 
 
 def test_an_examples_loss_is_transformers_own_and_a_batchs_is_the_mean_over_its_examples() -> None:
-    it = task(embeddings=True, length=200)
-    x = it.initial_parameters(0)
+    lm = task(embeddings=True, length=200)
+    x = lm.initial_parameters(0)
     model = models.tiny_llama(torch.float32, "eager", 0)
-    ids, labels = it.batch(torch.tensor([1, 5, 9]))
+    ids, labels = lm.batch(torch.tensor([1, 5, 9]))
     assert len(set((labels != -100).sum(1).tolist())) > 1, (
         "of different lengths, or the two means are one"
     )
@@ -43,24 +43,24 @@ def test_an_examples_loss_is_transformers_own_and_a_batchs_is_the_mean_over_its_
         [model(input_ids=i[None], labels=l[None]).loss for i, l in zip(ids, labels, strict=True)]
     )
     ours = torch.stack(
-        [it.loss(views(it.layout, x), example) for example in zip(ids, labels, strict=True)]
+        [lm.loss(views(lm.layout, x), example) for example in zip(ids, labels, strict=True)]
     )
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(it.mean_loss(views(it.layout, x), (ids, labels)), theirs.mean())
+    torch.testing.assert_close(lm.mean_loss(views(lm.layout, x), (ids, labels)), theirs.mean())
 
 
 def test_only_the_answer_is_learned() -> None:
-    it = task(template="Language {language}, then:", answer="text", length=64)
-    ids, labels = it.batch(torch.tensor([3]))
-    given = len("Language de, then:") + 1
-    assert (labels[0, :given] == -100).all()
-    assert torch.equal(labels[0, given:], ids[0, given:]), (
+    lm = task(template="Language {language}, then:", answer="text", length=64)
+    ids, labels = lm.batch(torch.tensor([3]))
+    prompt = len("Language de, then:") + 1
+    assert (labels[0, :prompt] == -100).all()
+    assert torch.equal(labels[0, prompt:], ids[0, prompt:]), (
         "the row is longer than the sequence: no pad"
     )
     logits = models.tiny_llama(torch.float32, "eager", 0)(input_ids=ids).logits[0]
-    expected = functional.cross_entropy(logits[given - 1 : -1], ids[0, given:])
+    expected = functional.cross_entropy(logits[prompt - 1 : -1], ids[0, prompt:])
     torch.testing.assert_close(
-        it.loss(views(it.layout, it.initial_parameters(0)), (ids[0], labels[0])), expected
+        lm.loss(views(lm.layout, lm.initial_parameters(0)), (ids[0], labels[0])), expected
     )
 
 
@@ -68,8 +68,8 @@ def test_a_template_names_any_column_and_leaves_other_braces(tmp_path: Path) -> 
     rows = [{"head-line": "Up", "the day": None, "text": "b"}] * 10
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = {"template": '{head-line}, {the day}: {"mood": {}', "length": 40}
-    it = make(language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text), np.arange(1))
-    ids = it.batch(torch.tensor([0]))[0][0].tolist()
+    lm = make(language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text), np.arange(1))
+    ids = lm.batch(torch.tensor([0]))[0][0].tolist()
     assert bytes(token for token in ids if token < 256).decode() == 'Up, : {"mood": {} b'
 
 
@@ -78,57 +78,57 @@ def test_what_is_given_leaves_room_for_every_label_in_training_and_in_tests(tmp_
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = {"template": "{head}", "answer": "mood", "length": 40}
     labels = {"labels": ["up", "much further down"], "classes": 2}
-    it = make(
+    lm = make(
         language_run(data="file", path=str(tmp_path / "a.jsonl"), text=text, **labels), np.arange(4)
     )
-    asked = [(len(given), max(map(len, answers))) for given, answers in it._test.questions]  # type: ignore[attr-defined]
+    asked = [(len(context), max(map(len, answers))) for context, answers in lm._test.questions]  # type: ignore[attr-defined]
     assert asked == [(40 - 19, 19)] * len(asked)
-    learned = it.batch(torch.arange(4))[1] != -100
+    learned = lm.batch(torch.arange(4))[1] != -100
     assert learned.int().argmax(1).tolist() == [40 - 19] * 4, (
         "cut as in tests, however short the answer is"
     )
 
 
 def test_pads_and_neighbors_in_a_batch_reach_no_loss() -> None:
-    it = task(length=300)
-    parameters = views(it.layout, it.initial_parameters(0))
-    ids, labels = it.batch(torch.arange(4))
+    lm = task(length=300)
+    parameters = views(lm.layout, lm.initial_parameters(0))
+    ids, labels = lm.batch(torch.arange(4))
     after = (labels != -100).nonzero()[:, 1].max() + 1
     spoilt = ids.clone()
     spoilt[:, after:] = 7
     assert after < ids.shape[1]
     assert torch.equal(
-        it.loss(parameters, (ids[0], labels[0])), it.loss(parameters, (spoilt[0], labels[0]))
+        lm.loss(parameters, (ids[0], labels[0])), lm.loss(parameters, (spoilt[0], labels[0]))
     )
 
 
 def test_the_gradient_of_a_block_is_the_full_gradients_slice_and_nothing_flows_elsewhere() -> None:
-    it = task()
-    x, batch = it.initial_parameters(0), it.batch(torch.arange(4))
-    full = views(it.layout, mean_gradient(it, x, torch.arange(4)))
-    block = it.stages[2]
-    parameters = {n: p.clone().requires_grad_(n in block) for n, p in views(it.layout, x).items()}
-    found = torch.autograd.grad(
-        it.mean_loss(parameters, batch), [parameters[name] for name in block]
+    lm = task()
+    x, batch = lm.initial_parameters(0), lm.batch(torch.arange(4))
+    full = views(lm.layout, mean_gradient(lm, x, torch.arange(4)))
+    block = lm.stages[2]
+    parameters = {n: p.clone().requires_grad_(n in block) for n, p in views(lm.layout, x).items()}
+    gradients = torch.autograd.grad(
+        lm.mean_loss(parameters, batch), [parameters[name] for name in block]
     )
-    for name, gradient in zip(block, found, strict=True):
+    for name, gradient in zip(block, gradients, strict=True):
         torch.testing.assert_close(gradient, full[name])
-    it.mean_loss(parameters, batch).backward()
+    lm.mean_loss(parameters, batch).backward()
     assert {name for name, p in parameters.items() if p.grad is not None} == set(block)
 
 
 def test_bfloat16_all_around_leaves_a_float32_blocks_gradient_float32() -> None:
-    it = task(dtype="bfloat16")
-    x = it.initial_parameters(0)
+    lm = task(dtype="bfloat16")
+    x = lm.initial_parameters(0)
     assert x.dtype == torch.bfloat16
-    parameters = views(it.layout, x)
-    for name in it.stages[1]:
+    parameters = views(lm.layout, x)
+    for name in lm.stages[1]:
         parameters[name] = parameters[name].float().requires_grad_()
-    it.mean_loss(parameters, it.batch(torch.arange(2))).backward()
-    assert all(parameters[name].grad.dtype == torch.float32 for name in it.stages[1])  # type: ignore[union-attr]
+    lm.mean_loss(parameters, lm.batch(torch.arange(2))).backward()
+    assert all(parameters[name].grad.dtype == torch.float32 for name in lm.stages[1])  # type: ignore[union-attr]
     fine = task()
     exact = views(fine.layout, mean_gradient(fine, x.float(), torch.arange(2)))
-    for name in it.stages[1]:
+    for name in lm.stages[1]:
         torch.testing.assert_close(parameters[name].grad, exact[name], atol=0.02, rtol=0.1)
 
 
@@ -138,9 +138,9 @@ def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(
     """The CPU's autocast plays the GPU's. What is trained stays float32 where autocast wants it so:
     in norms.
     """
-    it, fine = task(dtype="bfloat16"), task()
-    x, batch = it.initial_parameters(0), it.batch(torch.arange(4))
-    norm = next(name for name in it.stages[1] if "norm" in name)
+    lm, fine = task(dtype="bfloat16"), task()
+    x, batch = lm.initial_parameters(0), lm.batch(torch.arange(4))
+    norm = next(name for name in lm.stages[1] if "norm" in name)
 
     def trained(of: CausalLM, nudge: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss and flat gradient of a block in float32."""
@@ -149,24 +149,24 @@ def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(
             parameters[name] = (
                 parameters[name].float().add(nudge if name == norm else 0).requires_grad_()
             )
-        found = torch.autograd.grad(
-            loss := of.mean_loss(parameters, batch), [parameters[it] for it in of.stages[1]]
+        gradients = torch.autograd.grad(
+            loss := of.mean_loss(parameters, batch), [parameters[name] for name in of.stages[1]]
         )
-        assert {g.dtype for g in found} == {torch.float32}
-        return loss, torch.cat([g.reshape(-1) for g in found])
+        assert {g.dtype for g in gradients} == {torch.float32}
+        return loss, torch.cat([g.reshape(-1) for g in gradients])
 
-    cast, exact = trained(it), trained(fine)
-    assert torch.equal(trained(it, 0.003)[0], cast[0]), "rounded away"
-    single = it.loss(views(it.layout, x), (batch[0][0], batch[1][0]))
+    cast, exact = trained(lm), trained(fine)
+    assert torch.equal(trained(lm, 0.003)[0], cast[0]), "rounded away"
+    single = lm.loss(views(lm.layout, x), (batch[0][0], batch[1][0]))
     monkeypatch.setattr(causal_lm, "AUTOCAST", set())
-    assert all(map(torch.equal, trained(it), cast)), "a CPU has no autocast"
+    assert all(map(torch.equal, trained(lm), cast)), "a CPU has no autocast"
     monkeypatch.setattr(causal_lm, "AUTOCAST", {"cpu"})
-    mixed = trained(it)
+    mixed = trained(lm)
     assert mixed[1].isfinite().all()
     assert 0 < (mixed[1] - exact[1]).norm() < 0.02 * exact[1].norm()
-    assert not torch.equal(trained(it, 0.003)[0], mixed[0])
+    assert not torch.equal(trained(lm, 0.003)[0], mixed[0])
     assert all(map(torch.equal, trained(fine), exact)), "float32 is what it says"
-    assert torch.equal(it.loss(views(it.layout, x), (batch[0][0], batch[1][0])), single), (
+    assert torch.equal(lm.loss(views(lm.layout, x), (batch[0][0], batch[1][0])), single), (
         "of single examples it is not"
     )
 
@@ -185,15 +185,15 @@ def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> Non
     for config in (None, gpt2, neox):
         run = language_run(model=str(model_folder(config)))
         frozen, every = (
-            make(language_run(model=run.task.model, text={"embeddings": it}), ROWS)
-            for it in (False, True)
+            make(language_run(model=run.task.model, text={"embeddings": embeddings}), ROWS)
+            for embeddings in (False, True)
         )
         whole = AutoModelForCausalLM.from_pretrained(run.task.model)
-        for it in (frozen, every):
-            assert [name for stage in it.stages for name in stage] == [
-                name for name, _ in it.layout.fields
+        for lm in (frozen, every):
+            assert [name for stage in lm.stages for name in stage] == [
+                name for name, _ in lm.layout.fields
             ]
-            assert len(it.stages) == 3
+            assert len(lm.stages) == 3
         assert all(f".{k}." in name for k, stage in enumerate(frozen.stages) for name in stage)
         assert every.layout.size == sum(p.numel() for p in whole.parameters())
         x = every.initial_parameters(0)
@@ -205,51 +205,52 @@ def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> Non
 
 
 def test_one_weight_that_is_embedding_and_head_is_one_parameter_and_gets_both_gradients() -> None:
-    it = task(embeddings=True)
-    names = [name for name, _ in it.layout.fields]
+    lm = task(embeddings=True)
+    names = [name for name, _ in lm.layout.fields]
     assert names[0] == "model.embed_tokens.weight"
     assert "lm_head.weight" not in names
     model = models.tiny_llama(torch.float32, "eager", 0).requires_grad_()
-    ids, labels = it.batch(torch.tensor([0]))
+    ids, labels = lm.batch(torch.tensor([0]))
     model(input_ids=ids, labels=labels).loss.backward()
-    ours = views(it.layout, mean_gradient(it, it.initial_parameters(0), torch.tensor([0])))
+    ours = views(lm.layout, mean_gradient(lm, lm.initial_parameters(0), torch.tensor([0])))
     torch.testing.assert_close(ours[names[0]], model.get_input_embeddings().weight.grad)
-    assert it.layout.size == 984_576
+    assert lm.layout.size == 984_576
 
 
 def test_adapters_are_all_that_is_trained_with_lora() -> None:
-    it, without = task(lora_rank=2), task()
-    assert all(".lora_" in name for name, _ in it.layout.fields)
-    assert len(it.stages) == 4
-    assert it.layout.size == 4 * 2 * (4 * 2 * 128 + 3 * (128 + 448))
-    x, batch = it.initial_parameters(3), it.batch(torch.arange(3))
-    assert torch.equal(x, it.initial_parameters(3))
-    assert not torch.equal(x, it.initial_parameters(4))
+    lora, without = task(lora_rank=2), task()
+    assert all(".lora_" in name for name, _ in lora.layout.fields)
+    assert len(lora.stages) == 4
+    assert lora.layout.size == 4 * 2 * (4 * 2 * 128 + 3 * (128 + 448))
+    x, batch = lora.initial_parameters(3), lora.batch(torch.arange(3))
+    assert torch.equal(x, lora.initial_parameters(3))
+    assert not torch.equal(x, lora.initial_parameters(4))
     at_first = without.mean_loss(views(without.layout, without.initial_parameters(0)), batch)
     torch.testing.assert_close(
-        it.mean_loss(views(it.layout, x), batch), at_first, msg="B is zero at the start"
+        lora.mean_loss(views(lora.layout, x), batch), at_first, msg="B is zero at the start"
     )
     for _ in range(3):
-        x = x - mean_gradient(it, x, torch.arange(3))
-    assert it.mean_loss(views(it.layout, x), batch) < at_first
+        x = x - mean_gradient(lora, x, torch.arange(3))
+    assert lora.mean_loss(views(lora.layout, x), batch) < at_first
 
 
 def test_per_example_gradients_by_vmap_are_those_of_the_loop() -> None:
-    it = task(privacy={"mode": "strict", "sigma": 1.0})
-    x = it.initial_parameters(0)
-    assert probe(it) == "vmap"
+    lm = task(privacy={"mode": "strict", "sigma": 1.0})
+    x = lm.initial_parameters(0)
+    assert probe(lm) == "vmap"
     by_vmap, by_loop = (
-        clipped_sum(it, x, torch.arange(5), 0.5, backend=it2) for it2 in ("vmap", "loop")
+        clipped_sum(lm, x, torch.arange(5), 0.5, backend=backend) for backend in ("vmap", "loop")
     )  # type: ignore[arg-type]
     torch.testing.assert_close(by_vmap, by_loop, atol=1e-5, rtol=1e-4)
 
 
 def test_the_start_is_drawn_from_the_seed_and_frozen_weights_from_the_runs() -> None:
-    one, other = task(), task(np.arange(3))
-    assert torch.equal(one.initial_parameters(5), other.initial_parameters(5))
-    assert not torch.equal(one.initial_parameters(5), one.initial_parameters(6))
+    first, second = task(), task(np.arange(3))
+    assert torch.equal(first.initial_parameters(5), second.initial_parameters(5))
+    assert not torch.equal(first.initial_parameters(5), first.initial_parameters(6))
     assert not torch.equal(
-        flat(one.layout, views(one.layout, one.initial_parameters(0))), torch.zeros(one.layout.size)
+        flat(first.layout, views(first.layout, first.initial_parameters(0))),
+        torch.zeros(first.layout.size),
     )
 
 
@@ -269,8 +270,8 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     )
     train = config.train.model_copy(update={"rounds": 8, "evaluate_every": 4})
     privacy = config.privacy.model_copy(update={"batch": 4})
-    found = simulate(config.model_copy(update={"train": train, "privacy": privacy}), tmp_path)
-    perplexity = found.task_metrics["perplexity"]
+    summary = simulate(config.model_copy(update={"train": train, "privacy": privacy}), tmp_path)
+    perplexity = summary.task_metrics["perplexity"]
     assert isinstance(perplexity, Metric)
     assert perplexity.mean == pytest.approx(np.mean(list(perplexity.per_node.values())))  # type: ignore[arg-type]
     assert len(perplexity.per_node) == 5

@@ -86,23 +86,23 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     """What layers share is the first one's, with what comes through the others."""
     torch.manual_seed(0)
     run = language_run(model=str(model_folder(config)))
-    it: Any = make(run, ROWS)
+    task: Any = make(run, ROWS)
     model = AutoModelForCausalLM.from_pretrained(run.task.model)
-    names = [name for stage in it.stages for name in stage]
-    assert len(it.stages) == count
+    names = [name for stage in task.stages for name in stage]
+    assert len(task.stages) == count
     assert sorted(names) == sorted(
         name for name, _ in model.named_parameters() if not name.startswith(outside)
     )
-    ids, labels = it.batch(torch.arange(4))
+    ids, labels = task.batch(torch.arange(4))
     logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
     losses = functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
     (losses.sum(1) / (labels[:, 1:] != -100).sum(1)).mean().backward()
-    x = it.initial_parameters(0)
-    for block in partition_blocks(it.layout, it.stages, 1):
-        found = mean_gradient(BlockObjective(it, x, block), x[block.span], torch.arange(4))
+    x = task.initial_parameters(0)
+    for block in partition_blocks(task.layout, task.stages, 1):
+        gradient = mean_gradient(BlockObjective(task, x, block), x[block.span], torch.arange(4))
         expected = [model.get_parameter(name).grad.reshape(-1) for name, _ in block.layout.fields]
-        assert found.any()
-        torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-4)
+        assert gradient.any()
+        torch.testing.assert_close(gradient, torch.cat(expected), atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", [JAMBA, MIXTRAL], ids=["jamba", "mixtral"])
@@ -110,14 +110,14 @@ def test_adapters_of_layers_of_several_kinds_and_of_experts_are_trained_and_merg
     config: Any, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = language_run(model=str(model_folder(config)), text={"lora_rank": 2})
-    it: Any = make(run, ROWS)
-    x = it.initial_parameters(0)
+    task: Any = make(run, ROWS)
+    x = task.initial_parameters(0)
     for _ in range(3):
-        x -= 10 * mean_gradient(it, x, torch.arange(4))
-    save_pretrained(run, it.layout, x, tmp_path / "whole")
+        x -= 10 * mean_gradient(task, x, torch.arange(4))
+    save_pretrained(run, task.layout, x, tmp_path / "whole")
     ids, plain = torch.arange(8).reshape(1, 8), AutoModelForCausalLM.from_pretrained(run.task.model)
     with torch.inference_mode():
-        ours = it._forward(views(it.layout, x), ids).logits
+        ours = task._forward(views(task.layout, x), ids).logits
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")(input_ids=ids).logits
         before = plain(input_ids=ids).logits
     torch.testing.assert_close(merged, ours, atol=1e-5, rtol=1e-4)

@@ -79,8 +79,9 @@ def test_peers_alone_do_learn_and_deca_learns_more_than_their_average_knows(
     """259 tokens: who guesses has 259. Models that began as one and never met may be averaged with
     profit, too.
     """
-    for it in alone.values():
-        assert max(perplexities(it).values()) < 130
-        assert it.algorithm_metrics["bytes_per_step"] == 0
-    averaged = [it.algorithm_metrics["averaged_model"]["perplexity"] for it in alone.values()]  # type: ignore[index]
+    for summary in alone.values():
+        assert max(perplexities(summary).values()) < 130
+        assert summary.algorithm_metrics["bytes_per_step"] == 0
+    models = [summary.algorithm_metrics["averaged_model"] for summary in alone.values()]
+    averaged = [model["perplexity"] for model in models]  # type: ignore[index]
     assert max(perplexities(deca).values()) < 0.95 * min(averaged)  # type: ignore[type-var]

@@ -59,41 +59,42 @@ def test_the_models_answer_is_the_label_whose_example_has_the_lowest_loss(
     run = language_run(
         model=str(folder), data="file", path=str(reviews), labels=LABELS, classes=3, text=text
     )
-    it: Any = make(run, np.arange(6))
-    assert it._repeats == (config.model_type in ("llama", "bloom")), "else the slow way is tested"
-    found = it.evaluate(it.initial_parameters(0))
+    task: Any = make(run, np.arange(6))
+    assert task._repeats == (config.model_type in ("llama", "bloom")), "else the slow way is tested"
+    figures = task.evaluate(task.initial_parameters(0))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = models.load(str(folder), torch.float32, "eager", 0).tokens
     truth, guessed, summed, losses, nll, count = [], [], [], [], 0.0, 0
-    for given, labels, right in zip(
-        [given for given, _ in it._test.questions],
-        [labels for _, labels in it._test.questions],
-        it._test.truth.tolist(),
+    for context, labels, right in zip(
+        [context for context, _ in task._test.questions],
+        [labels for _, labels in task._test.questions],
+        task._test.truth.tolist(),
         strict=True,
     ):
         assert [label[:-1] for label in labels] == [tokens.encode(label) for label in LABELS]
         each = []
         for label in labels:
-            logits = model(input_ids=torch.tensor([given + label])).logits[0, len(given) - 1 : -1]
+            logits = model(input_ids=torch.tensor([context + label])).logits[0]
+            logits = logits[len(context) - 1 : -1]
             each.append(functional.cross_entropy(logits, torch.tensor(label)).item())
         truth.append(right)
         guessed.append(int(np.argmin(each)))
         summed.append(int(np.argmin(np.multiply(each, [len(label) for label in labels]))))
         losses.append(each[right])
         nll, count = nll + each[right] * len(labels[right]), count + len(labels[right])
-    assert len(set(map(len, [given for given, _ in it._test.questions]))) > 2, (
+    assert len(set(map(len, [context for context, _ in task._test.questions]))) > 2, (
         "prompts of several lengths"
     )
     assert np.mean(np.equal(truth, guessed)) != np.mean(np.equal(truth, summed)), (
         "or sums would do as well"
     )
-    assert found["accuracy"] == pytest.approx(np.mean(np.equal(truth, guessed)))
-    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(np.mean(np.equal(truth, guessed)))
+    assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert figures["perplexity"] == pytest.approx(np.exp(nll / count), rel=1e-5)
     metrics = pytest.importorskip(
         "sklearn.metrics", reason="pip install 'peerpoise[demo]' brings scikit-learn"
     )
-    assert found["f1"] == pytest.approx(metrics.f1_score(truth, guessed, average="macro"))
+    assert figures["f1"] == pytest.approx(metrics.f1_score(truth, guessed, average="macro"))
 
 
 def test_the_cache_of_bytes_serves_all_labels() -> None:
@@ -106,25 +107,26 @@ def test_macro_f1_is_scikit_learns() -> None:
     )
     generator = np.random.default_rng(1)
     for _ in range(20):
-        truth, found = generator.integers(0, 5, 30), generator.integers(1, 7, 30)
-        expected = metrics.f1_score(truth, found, average="macro")
-        assert macro_f1(torch.from_numpy(truth), torch.from_numpy(found)) == pytest.approx(expected)
+        truth, answered = generator.integers(0, 5, 30), generator.integers(1, 7, 30)
+        expected = metrics.f1_score(truth, answered, average="macro")
+        f1 = macro_f1(torch.from_numpy(truth), torch.from_numpy(answered))
+        assert f1 == pytest.approx(expected)
 
 
 def test_perplexity_is_over_all_label_tokens_and_breathes_between_chunks() -> None:
-    it = make(language_run(text={"length": 100, "test_size": 20}), np.arange(4))
+    task = make(language_run(text={"length": 100, "test_size": 20}), np.arange(4))
     breaths: list[int] = []
-    found = it.evaluate(it.initial_parameters(0), lambda: breaths.append(1))
+    figures = task.evaluate(task.initial_parameters(0), lambda: breaths.append(1))
     model = models.tiny_llama(torch.float32, "eager", 0)
     nll, count, losses = 0.0, 0, []
-    for ids, labels in zip(it._test.rows.ids.long(), it._test.rows.labels.long(), strict=True):
+    for ids, labels in zip(task._test.rows.ids.long(), task._test.rows.labels.long(), strict=True):
         loss, n = (
             model(input_ids=ids[None], labels=labels[None]).loss.item(),
             int((labels != -100).sum()),
         )
         nll, count = nll + loss * n, count + n
         losses.append(loss)
-    assert found == pytest.approx(
+    assert figures == pytest.approx(
         {"loss": np.mean(losses), "perplexity": np.exp(nll / count)}, rel=1e-5
     )
     assert len(breaths) == 2

@@ -48,9 +48,9 @@ def config(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[[str],
 
 
 def test_only_adapters_travel(config: Callable[[str], ExperimentConfig], tmp_path: Path) -> None:
-    found = in_process.simulate(config("ring"), tmp_path / "run")
-    assert found.algorithm_metrics["bytes_per_step"] == 2 * 4 * ADAPTERS, "to two neighbors"
-    assert found.consensus_distance > 0  # type: ignore[operator]
+    summary = in_process.simulate(config("ring"), tmp_path / "run")
+    assert summary.algorithm_metrics["bytes_per_step"] == 2 * 4 * ADAPTERS, "to two neighbors"
+    assert summary.consensus_distance > 0  # type: ignore[operator]
 
 
 def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], ExperimentConfig]) -> None:
@@ -58,14 +58,17 @@ def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], Experiment
     of B·A would be.
     """
     twins = in_process._learners(config("full"))
-    verbs = [next(it.algorithm.round(0, View(it.neighborhood))) for it in twins.values()]
-    said = torch.stack([materialize(verb.tensors) for verb in verbs])
+    verbs = [
+        next(learner.algorithm.round(0, View(learner.neighborhood))) for learner in twins.values()
+    ]
+    sent = torch.stack([materialize(verb.tensors) for verb in verbs])
     learners = in_process._learners(config("full"))
-    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.neighborhoods, 1)
-    assert said.shape == (4, ADAPTERS)
-    assert said.std(0).max() > 0.005, "the peers disagree"
-    for it in learners.values():
-        torch.testing.assert_close(it.algorithm.parameters, said.mean(0))
+    algorithms = {name: learner.algorithm for name, learner in learners.items()}
+    simulate(algorithms, learners["n0"].plan.neighborhoods, 1)
+    assert sent.shape == (4, ADAPTERS)
+    assert sent.std(0).max() > 0.005, "the peers disagree"
+    for learner in learners.values():
+        torch.testing.assert_close(learner.algorithm.parameters, sent.mean(0))
 
 
 def test_the_model_is_untouched_and_adapters_are_merged_into_it(
@@ -74,14 +77,17 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
     """W + (α/r)·B·A in the layers, all else as it came."""
     run = config("ring")
     learners = in_process._learners(run)
-    simulate({n: it.algorithm for n, it in learners.items()}, learners["n0"].plan.neighborhoods, 3)
-    it = learners["n0"]
-    save_pretrained(it.run, it.task.layout, it.algorithm.parameters, tmp_path / "merged")
+    algorithms = {name: learner.algorithm for name, learner in learners.items()}
+    simulate(algorithms, learners["n0"].plan.neighborhoods, 3)
+    learner = learners["n0"]
+    save_pretrained(
+        learner.run, learner.task.layout, learner.algorithm.parameters, tmp_path / "merged"
+    )
     came, merged = (
         AutoModelForCausalLM.from_pretrained(where).state_dict()
         for where in (run.task.model, tmp_path / "merged")
     )
-    learned, adapted = views(it.task.layout, it.algorithm.parameters), 0
+    learned, adapted = views(learner.task.layout, learner.algorithm.parameters), 0
     for name, value in came.items():
         a, b = (
             next(

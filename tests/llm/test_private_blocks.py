@@ -61,12 +61,12 @@ def test_one_release_a_round_whatever_the_degree(
     monkeypatch.setattr(
         in_process.Ledger, "in_memory", lambda: ledgers.append(in_memory()) or ledgers[-1]
     )
-    found = in_process.simulate(config(kind="star"), tmp_path)
+    summary = in_process.simulate(config(kind="star"), tmp_path)
     assert len(ledgers) == 4
     for ledger in ledgers:
         assert (ledger.compositions, ledger.head[0]) == (ROUNDS, ROUNDS)
         assert [spent.mechanism.releases for spent in ledger.rows()] == [1]
-    privacy = found.privacy
+    privacy = summary.privacy
     assert (privacy.mode, privacy.delta, privacy.sigma) == ("strict", 1e-3, 1.5)
     assert privacy.warning is None
     totals = set(privacy.epsilon.per_node.values())
@@ -79,10 +79,11 @@ def test_noise_of_sigma_c_over_b_is_on_the_block() -> None:
     """Clipped gradients of a few examples, each C long, are next to nothing on one of so many
     parameters.
     """
-    it = learners(clip=1e-6, sigma=1.5, batch=5)["n0"]
-    before = it.algorithm.parameters.clone()
-    g = it.gate.within(before, block := it.algorithm.block(0))(before[block.span].float(), 0)  # type: ignore[attr-defined]
-    assert len(g) == block.size < it.task.layout.size
+    learner = learners(clip=1e-6, sigma=1.5, batch=5)["n0"]
+    before = learner.algorithm.parameters.clone()
+    block = learner.algorithm.block(0)  # type: ignore[attr-defined]
+    g = learner.gate.within(before, block)(before[block.span].float(), 0)
+    assert len(g) == block.size < learner.task.layout.size
     assert float(g.std()) == pytest.approx(1.5 * 1e-6 / 5, rel=0.02)
 
 
@@ -99,10 +100,10 @@ def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:
         {"mode": "none", "sigma": None},
         {"mode": "none", "sigma": None},
     ):
-        it = learners(**mode)["n1"]
-        x = it.algorithm.parameters
-        block = it.algorithm.block(0)  # type: ignore[attr-defined]
-        within = it.gate.within(x, block)
+        learner = learners(**mode)["n1"]
+        x = learner.algorithm.parameters
+        block = learner.algorithm.block(0)  # type: ignore[attr-defined]
+        within = learner.gate.within(x, block)
         answers.append((within(x[block.span], 0), within(x[block.span], 1)))
     assert not torch.equal(answers[0][0], answers[1][0])
     assert torch.equal(answers[2][0], answers[3][0])
@@ -115,9 +116,9 @@ def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
     """
     for mode, loud in (({"mode": "none", "sigma": None}, True), ({}, False)):
         folder = tmp_path / str(loud)
-        found = in_process.simulate(config(rounds=1, **mode), folder)
+        summary = in_process.simulate(config(rounds=1, **mode), folder)
         warned = learner.NO_PRIVACY if loud else None
-        assert found.privacy.warning == warned
+        assert summary.privacy.warning == warned
         for home in sorted((folder / "nodes").iterdir()):
             assert read(home / "summary.json").privacy.warning == warned
             events = [
@@ -130,12 +131,12 @@ def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
 
 def test_a_spent_budget_gives_zeros_and_no_debit() -> None:
     """The third round of two that are paid for."""
-    it = learners()["n0"]
-    it.gate.budget = 2  # type: ignore[attr-defined]
-    x = it.algorithm.parameters
-    block = it.algorithm.block(0)  # type: ignore[attr-defined]
-    within = it.gate.within(x, block)
+    learner = learners()["n0"]
+    learner.gate.budget = 2  # type: ignore[attr-defined]
+    x = learner.algorithm.parameters
+    block = learner.algorithm.block(0)  # type: ignore[attr-defined]
+    within = learner.gate.within(x, block)
     asked = [within(x[block.span], t) for t in range(3)]
     assert [bool(g.any()) for g in asked] == [True, True, False]
-    assert it.ledger is not None
-    assert it.ledger.compositions == 2
+    assert learner.ledger is not None
+    assert learner.ledger.compositions == 2

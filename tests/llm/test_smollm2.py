@@ -43,7 +43,7 @@ def capitals(tmp_path: Path, **text: object) -> RunConfig:
     lines = [f'{{"land": "{land}", "city": "{city}"}}' for land, city in
              [("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome")] * 5]  # fmt: skip
     (tmp_path / "capitals.jsonl").write_text("\n".join(lines))
-    told = {
+    section = {
         "template": "The capital of {land} is",
         "answer": "city",
         "length": 16,
@@ -52,25 +52,25 @@ def capitals(tmp_path: Path, **text: object) -> RunConfig:
     }
     return language_run(
         model="smollm2", data="file", path=str(tmp_path / "capitals.jsonl"), labels=["Paris", "Berlin", "Rome"],
-        classes=3, text=told,
+        classes=3, text=section,
     )  # fmt: skip
 
 
 def test_it_knows_capitals_and_a_tied_head_stays_frozen(tmp_path: Path) -> None:
-    it = make(capitals(tmp_path, dtype="bfloat16"), np.arange(6))
-    x = it.initial_parameters(0)
-    found = it.evaluate(x)
-    assert found["accuracy"] == found["f1"] == 1
-    assert it.layout.size == 134_515_008 - 49_152 * 576 - 576, (
+    lm = make(capitals(tmp_path, dtype="bfloat16"), np.arange(6))
+    x = lm.initial_parameters(0)
+    figures = lm.evaluate(x)
+    assert figures["accuracy"] == figures["f1"] == 1
+    assert lm.layout.size == 134_515_008 - 49_152 * 576 - 576, (
         "all but the embeddings, which are the head, and a norm"
     )
-    assert len(it.stages) == 30
+    assert len(lm.stages) == 30
     parameters = {
-        n: p.float().requires_grad_() if n in it.stages[29] else p
-        for n, p in views(it.layout, x).items()
+        n: p.float().requires_grad_() if n in lm.stages[29] else p
+        for n, p in views(lm.layout, x).items()
     }
-    it.mean_loss(parameters, it.batch(torch.arange(4))).backward()
-    assert all(parameters[name].grad is not None for name in it.stages[29])
+    lm.mean_loss(parameters, lm.batch(torch.arange(4))).backward()
+    assert all(parameters[name].grad is not None for name in lm.stages[29])
     frozen = models.load("smollm2", torch.bfloat16, "sdpa", 0).model
     assert frozen.get_output_embeddings().weight is frozen.get_input_embeddings().weight  # type: ignore[operator]
     assert all(p.grad is None for p in frozen.parameters())
@@ -95,9 +95,9 @@ def test_a_cache_that_cant_be_written_is_a_sentence(
 
 
 def test_a_chat_puts_the_question_into_the_models_own_template(tmp_path: Path) -> None:
-    it = make(capitals(tmp_path, template="chat", prompt=("land",), length=64), np.array([0]))
+    lm = make(capitals(tmp_path, template="chat", prompt=("land",), length=64), np.array([0]))
     tokens = models.load("smollm2", torch.float32, "sdpa", 0).tokens
-    ids, labels = it.batch(torch.tensor([0]))
+    ids, labels = lm.batch(torch.tensor([0]))
     text = tokens.tokenizer.decode(ids[0][: int((labels[0] != -100).nonzero().max()) + 1])  # type: ignore[attr-defined]
     assert text.startswith("<|im_start|>system")
     assert text.endswith(
@@ -122,8 +122,8 @@ def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
         classes=7,
         text=text,
     )
-    it = make(run, np.arange(5))
-    assert it._test.truth.bincount().tolist() == [2] * 7, "balanced"
-    found = it.evaluate(it.initial_parameters(0))
-    assert 0 <= found["accuracy"] <= 1
-    assert found["perplexity"] < 1000
+    lm = make(run, np.arange(5))
+    assert lm._test.truth.bincount().tolist() == [2] * 7, "balanced"
+    figures = lm.evaluate(lm.initial_parameters(0))
+    assert 0 <= figures["accuracy"] <= 1
+    assert figures["perplexity"] < 1000

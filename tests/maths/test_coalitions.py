@@ -60,15 +60,15 @@ def vectors(k, seed=0, d=5):
     return {f"p{i:02}": torch.randn(d, dtype=torch.float64, generator=chance) for i in range(k)}
 
 
-def close(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(abs(found[j] - expected[j]) < 1e-12 for j in expected)
+def close(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert all(abs(actual[j] - expected[j]) < 1e-12 for j in expected)
 
 
 def test_phi_of_the_golden_game():
     values = {int(mask): v for mask, v in SHAPLEY["value_by_bitmask"].items()}
-    found = exact(len(SHAPLEY["players"]), lambda masks: [values[mask] for mask in masks])
-    close({str(i): phi for i, phi in enumerate(found.phi)}, SHAPLEY["phi"])
+    estimate = exact(len(SHAPLEY["players"]), lambda masks: [values[mask] for mask in masks])
+    close({str(i): phi for i, phi in enumerate(estimate.phi)}, SHAPLEY["phi"])
 
 
 @pytest.mark.parametrize("normalization", ["minmax", "relu", "softmax"])
@@ -98,16 +98,16 @@ def test_where_nothing_is_left_pi_is_w(normalization, phi, expected):
 
 
 def test_pi_falls_back_to_w_over_those_heard():
-    found = aggregation_weights(
+    pi = aggregation_weights(
         ShapleyConfig(), {"a": -1.0, "b": -2.0}, {"a": 0.2, "b": 0.3, "c": 0.5}
     )
-    close(found, {"a": 0.4, "b": 0.6})
+    close(pi, {"a": 0.4, "b": 0.6})
 
 
 def test_softmax_is_of_phi_over_the_temperature_and_bears_large_ones():
     phi, w = {"a": 1000.0, "b": 999.0}, {"a": 0.5, "b": 0.5}
-    found = aggregation_weights(ShapleyConfig(normalization="softmax", temperature=2.0), phi, w)
-    assert found["a"] / found["b"] == pytest.approx(np.exp(0.5))
+    pi = aggregation_weights(ShapleyConfig(normalization="softmax", temperature=2.0), phi, w)
+    assert pi["a"] / pi["b"] == pytest.approx(np.exp(0.5))
 
 
 def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
@@ -116,7 +116,7 @@ def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
     """
     cross, x, step = vectors(3), torch.zeros(5, dtype=torch.float64), 0.3
     judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
-    phi, found = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, step, "seed")
+    phi, estimate = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, step, "seed")
     peers = sorted(cross)
     v = {}
     for size in range(4):
@@ -124,7 +124,7 @@ def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
             model = x - step * sum(cross[j] for j in members) / size if size else x
             assert any(torch.allclose(model, asked, atol=1e-15) for asked, _ in judge.asked)
             v[frozenset(members)] = -float((model - judge.wanted).square().sum())
-    assert len(judge.asked) == found.evaluations == 8
+    assert len(judge.asked) == estimate.evaluations == 8
     assert {kind for _, kind in judge.asked} == {"neg_loss"}
     for j in peers:
         others = [p for p in peers if p != j]
@@ -139,29 +139,29 @@ def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
 @pytest.mark.parametrize(("k", "sampled"), [(8, False), (9, True)])
 def test_up_to_eight_players_are_exact_above_they_are_sampled(k, sampled):
     judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
-    _, found = shapley_values(
+    _, estimate = shapley_values(
         ShapleyConfig(), judge, torch.zeros(5, dtype=torch.float64), vectors(k), 0.1, "seed"
     )
-    assert (found.evaluations < 1 << k) == sampled
-    assert found.evaluations <= (10 * (k - 1) + 2 if sampled else 256)
+    assert (estimate.evaluations < 1 << k) == sampled
+    assert estimate.evaluations <= (10 * (k - 1) + 2 if sampled else 256)
 
 
 def test_svarm_spends_no_more_than_the_permutations_would():
     judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
-    how = ShapleyConfig(estimator="svarm", permutations=10)
-    _, found = shapley_values(
-        how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
+    options = ShapleyConfig(estimator="svarm", permutations=10)
+    _, estimate = shapley_values(
+        options, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
     )
-    assert 62 <= found.evaluations <= 92
+    assert 62 <= estimate.evaluations <= 92
 
 
 def test_a_budget_in_seconds_ends_the_sampling():
     judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
-    how = ShapleyConfig(estimator="permutations", permutations=1000, seconds=3.0)
-    _, found = shapley_values(
-        how, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
+    options = ShapleyConfig(estimator="permutations", permutations=1000, seconds=3.0)
+    _, estimate = shapley_values(
+        options, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
     )
-    assert found.evaluations < 50
+    assert estimate.evaluations < 50
 
 
 def test_the_same_seed_samples_the_same():
@@ -178,10 +178,10 @@ def test_first_order_is_near_for_small_steps():
     judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
     x, cross = torch.zeros(5, dtype=torch.float64), vectors(4)
     full, _ = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, 1e-5, "seed")
-    near, found = shapley_values(
+    near, estimate = shapley_values(
         ShapleyConfig(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-5, "seed"
     )
-    assert found.evaluations == 0
+    assert estimate.evaluations == 0
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
 
 
@@ -192,7 +192,7 @@ def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
         vectors(3),
         0.3,
     )
-    found = gains(
+    gain = gains(
         ShapleyConfig(value="neg_loss"), judge, x, {**cross, "z": torch.zeros_like(x)}, step
     )
 
@@ -203,8 +203,8 @@ def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
     for j, g in cross.items():
         alone = value(x - step * g) - value(x)
         beside = value(x - step * total / 4) - value(x - step * (total - g) / 4)
-        assert found[j] == pytest.approx(max(alone, beside), abs=1e-12)
-    assert found["z"] == 0
+        assert gain[j] == pytest.approx(max(alone, beside), abs=1e-12)
+    assert gain["z"] == 0
     near = gains(ShapleyConfig(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-6)
     full = gains(ShapleyConfig(value="neg_loss"), judge, x, cross, 1e-6)
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
@@ -240,10 +240,10 @@ def test_zeros_and_echoes_add_nothing():
 
 
 def test_smoothing_starts_with_phi_and_keeps_who_is_not_heard():
-    how = ShapleyConfig(smoothing=0.75)
-    first = smoothed(how, {}, {"a": 1.0, "b": 2.0})
+    options = ShapleyConfig(smoothing=0.75)
+    first = smoothed(options, {}, {"a": 1.0, "b": 2.0})
     assert first == {"a": 1.0, "b": 2.0}
-    assert smoothed(how, first, {"a": 5.0}) == {"a": 2.0, "b": 2.0}
+    assert smoothed(options, first, {"a": 5.0}) == {"a": 2.0, "b": 2.0}
 
 
 def test_weights_are_of_those_heard_and_add_up_to_one():
@@ -251,7 +251,7 @@ def test_weights_are_of_those_heard_and_add_up_to_one():
     weight = {"p00": 0.4, "p01": 0.3, "p02": 0.3}
     cross = vectors(2)
     before = {"p02": 9.0}
-    found = shapley_weights(
+    weights = shapley_weights(
         ShapleyConfig(),
         judge,
         torch.zeros(5, dtype=torch.float64),
@@ -262,9 +262,9 @@ def test_weights_are_of_those_heard_and_add_up_to_one():
         seed="",
         me="p00",
     )
-    assert found.pi.keys() == found.phi.keys() == cross.keys()
-    assert sum(found.pi.values()) == pytest.approx(1)
-    assert found.smooth["p02"] == 9.0
+    assert weights.pi.keys() == weights.phi.keys() == cross.keys()
+    assert sum(weights.pi.values()) == pytest.approx(1)
+    assert weights.smooth["p02"] == 9.0
 
 
 def test_states_are_mixed_by_pi_of_those_that_came():
@@ -289,8 +289,8 @@ def test_states_are_mixed_by_pi_of_those_that_came():
     ],
 )
 def test_what_options_can_not_value_is_a_sentence(options, players, says):
-    found = unsupported_reason(ShapleyConfig(**options), players)
-    assert says in found if says else not found
+    reason = unsupported_reason(ShapleyConfig(**options), players)
+    assert says in reason if says else not reason
 
 
 @pytest.mark.parametrize("normalization", ["relu", "minmax"])
@@ -304,12 +304,16 @@ def test_rounding_earns_nothing(normalization):
             return lambda aggregation_weights: [24 / 143] * len(aggregation_weights)
 
     cross, weight = vectors(5), {"p00": 0.4, "p01": 0.1, "p02": 0.2, "p03": 0.2, "p04": 0.1}
-    how = {"weight": weight, "before": {}, "step": 0.1, "seed": "s", "me": "p00"}
-    found = shapley_weights(
-        ShapleyConfig(normalization=normalization), Unmoved(None), torch.zeros(5), cross, **how
+    arguments = {"weight": weight, "before": {}, "step": 0.1, "seed": "s", "me": "p00"}
+    weights = shapley_weights(
+        ShapleyConfig(normalization=normalization),
+        Unmoved(None),
+        torch.zeros(5),
+        cross,
+        **arguments,
     )
-    assert any(found.phi.values()), "power: rounding leaves something"
-    close(found.pi, weight)
+    assert any(weights.phi.values()), "power: rounding leaves something"
+    close(weights.pi, weight)
 
 
 def test_a_gradient_out_of_reach_is_shortened_and_others_stay_bit_for_bit():
@@ -318,10 +322,10 @@ def test_a_gradient_out_of_reach_is_shortened_and_others_stay_bit_for_bit():
         "b": torch.tensor([30.0, 39.0]),
         "liar": torch.tensor([0.0, 1e16]),
     }
-    found = clip_relative_norms(cross, "a")
-    assert found["a"] is cross["a"]
-    assert found["b"] is cross["b"]
-    assert torch.allclose(found["liar"], torch.tensor([0.0, 10 * 5.0]))
+    clipped = clip_relative_norms(cross, "a")
+    assert clipped["a"] is cross["a"]
+    assert clipped["b"] is cross["b"]
+    assert torch.allclose(clipped["liar"], torch.tensor([0.0, 10 * 5.0]))
 
 
 def test_where_the_own_gradient_is_zero_the_others_median_counts():
@@ -342,7 +346,7 @@ def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
         def around(self, x, moves, kind):
             return lambda aggregation_weights: [float("nan")] * len(aggregation_weights)
 
-    how = {
+    arguments = {
         "weight": {"a": 0.25, "b": 0.75},
         "before": {"a": 1.0},
         "step": 0.1,
@@ -351,8 +355,12 @@ def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
     }
     for normalization in ("relu", "minmax", "softmax"):
         options = ShapleyConfig(value="neg_loss", smoothing=0.5, normalization=normalization)
-        found = shapley_weights(
-            options, Broken(None), torch.zeros(1), {"a": torch.ones(1), "b": torch.ones(1)}, **how
+        weights = shapley_weights(
+            options,
+            Broken(None),
+            torch.zeros(1),
+            {"a": torch.ones(1), "b": torch.ones(1)},
+            **arguments,
         )
-        assert found.smooth == {"a": 0.5, "b": 0.0}
-        assert sum(found.pi.values()) == pytest.approx(1.0)
+        assert weights.smooth == {"a": 0.5, "b": 0.0}
+        assert sum(weights.pi.values()) == pytest.approx(1.0)

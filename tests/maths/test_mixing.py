@@ -84,8 +84,8 @@ def test_a_vector_that_is_missing_is_an_error_of_ours():
 
 
 def test_tuples_are_mixed_place_by_place():
-    said = {"a": (torch.zeros(3), torch.ones(3)), "b": (torch.ones(3), torch.ones(3) * 3)}
-    x, v = mixed({"a": 0.25, "b": 0.75}, said)
+    payloads = {"a": (torch.zeros(3), torch.ones(3)), "b": (torch.ones(3), torch.ones(3) * 3)}
+    x, v = mixed({"a": 0.25, "b": 0.75}, payloads)
     assert torch.equal(x, torch.full((3,), 0.75))
     assert torch.equal(v, torch.full((3,), 2.5))
 

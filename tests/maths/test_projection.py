@@ -34,9 +34,9 @@ def oracle(g, others):
     for chosen in chain.from_iterable(combinations(rows, n) for n in range(len(rows) + 1)):
         active = np.array(chosen).reshape(len(chosen), len(g))
         u = -np.linalg.lstsq(active.T, g, rcond=None)[0] if len(active) else np.zeros(0)
-        found = g + active.T @ u
-        if (u >= -1e-9).all() and all(row @ found >= -1e-9 * scale for row in rows):
-            return found
+        nearest = g + active.T @ u
+        if (u >= -1e-9).all() and all(row @ nearest >= -1e-9 * scale for row in rows):
+            return nearest
     raise AssertionError("no choice fulfils the KKT conditions")
 
 
@@ -45,11 +45,11 @@ def test_it_is_the_nearest_of_all_that_agree(k):
     seen = set()
     for seed in range(60):
         g, others = case(seed, k)
-        found = project(g, others)
+        result = project(g, others)
         np.testing.assert_allclose(
-            found.vector, oracle(g, others), rtol=0, atol=1e-8 * float(g.norm())
+            result.vector, oracle(g, others), rtol=0, atol=1e-8 * float(g.norm())
         )
-        seen.add(sum(u > 0 for u in found.multiplier.values()))
+        seen.add(sum(u > 0 for u in result.multiplier.values()))
     assert {0, 1} <= seen
     assert max(seen) >= min(k, 3), "power: cases with several active constraints at once"
 
@@ -74,12 +74,12 @@ def test_a_solver_of_the_primal_finds_nothing_nearer(seed):
 def test_the_result_agrees_with_all_and_is_no_longer_than_before(dtype, slack):
     for seed in range(200):
         g, others = case(seed, k=1 + seed % 8, d=40, dtype=dtype)
-        found = project(g, others).vector
-        assert found.dtype == dtype
+        projected = project(g, others).vector
+        assert projected.dtype == dtype
         size = float(g.norm())
-        assert float(found.norm()) <= size * (1 + slack)
+        assert float(projected.norm()) <= size * (1 + slack)
         assert all(
-            float(row.double() @ found.double()) >= -slack * size * float(row.norm())
+            float(row.double() @ projected.double()) >= -slack * size * float(row.norm())
             for row in others.values()
         )
 
@@ -87,10 +87,10 @@ def test_the_result_agrees_with_all_and_is_no_longer_than_before(dtype, slack):
 def test_what_already_agrees_is_left_alone_bit_for_bit():
     g = torch.randn(50, generator=torch.Generator().manual_seed(1))
     others = {"a": g + 0.1, "b": 3 * g}
-    found = project(g, others)
-    assert torch.equal(found.vector, g)
-    assert found.vector.data_ptr() != g.data_ptr(), "a copy: the caller may change it"
-    assert set(found.multiplier.values()) == {0.0}
+    result = project(g, others)
+    assert torch.equal(result.vector, g)
+    assert result.vector.data_ptr() != g.data_ptr(), "a copy: the caller may change it"
+    assert set(result.multiplier.values()) == {0.0}
     assert torch.equal(project(g, {}).vector, g)
 
 
@@ -110,13 +110,13 @@ def test_an_inactive_constraint_changes_nothing():
 def test_the_multipliers_make_the_result_and_the_cosines_are_told():
     for seed in range(20):
         g, others = case(seed)
-        found = project(g, others)
+        result = project(g, others)
         made = g + sum(
-            found.multiplier[j] * g.norm() / row.norm() * row for j, row in others.items()
+            result.multiplier[j] * g.norm() / row.norm() * row for j, row in others.items()
         )
-        torch.testing.assert_close(found.vector, made, rtol=0, atol=1e-10 * float(g.norm()))
+        torch.testing.assert_close(result.vector, made, rtol=0, atol=1e-10 * float(g.norm()))
         for j, row in others.items():
-            assert found.cosine[j] == pytest.approx(
+            assert result.cosine[j] == pytest.approx(
                 float(g @ row / g.norm() / row.norm()), abs=1e-12
             )
 
@@ -157,9 +157,9 @@ DEGENERATE = {
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_degenerate_gradients(name):
     g, others, expected = DEGENERATE[name]
-    found = project(g, {f"n{k:02}": row for k, row in enumerate(others)})
-    torch.testing.assert_close(found.vector, expected, rtol=0, atol=1e-6)
-    assert all(np.isfinite([*found.multiplier.values(), *found.cosine.values()]))
+    result = project(g, {f"n{k:02}": row for k, row in enumerate(others)})
+    torch.testing.assert_close(result.vector, expected, rtol=0, atol=1e-6)
+    assert all(np.isfinite([*result.multiplier.values(), *result.cosine.values()]))
 
 
 def test_random_degenerate_gradients_stay_finite_and_shorter():
@@ -169,9 +169,9 @@ def test_random_degenerate_gradients_stay_finite_and_shorter():
         base = torch.from_numpy(chance.normal(size=(2, 6))).float()
         drawn = chance.integers(-1, 2, size=(9, 2)) * 10.0 ** chance.integers(-30, 30, size=(9, 1))
         vectors = [torch.from_numpy(row).float() @ base for row in drawn]
-        found = project(vectors[0], {f"n{k}": row for k, row in enumerate(vectors[1:])}).vector
-        assert torch.isfinite(found).all()
-        assert float(found.double().norm()) <= float(vectors[0].double().norm()) * (1 + 1e-5)
+        projected = project(vectors[0], {f"n{k}": row for k, row in enumerate(vectors[1:])}).vector
+        assert torch.isfinite(projected).all()
+        assert float(projected.double().norm()) <= float(vectors[0].double().norm()) * (1 + 1e-5)
 
 
 def test_a_solver_that_does_not_end_leaves_the_vector(monkeypatch):
@@ -192,10 +192,10 @@ def test_its_bits_do_not_depend_on_where_the_vectors_lie():
     expected = project(g, others)
     assert sum(u > 0 for u in expected.multiplier.values()) > 1
     for offset in range(1, 17):
-        found = project(
+        result = project(
             at_offset(g, offset), {j: at_offset(row, offset + 3) for j, row in others.items()}
         )
-        assert torch.equal(found.vector, expected.vector)
-        assert found == type(found)(
-            vector=found.vector, multiplier=expected.multiplier, cosine=expected.cosine
+        assert torch.equal(result.vector, expected.vector)
+        assert result == type(result)(
+            vector=result.vector, multiplier=expected.multiplier, cosine=expected.cosine
         )

@@ -33,8 +33,8 @@ def uneven(vectors, seed=0):
 
 
 def by(rule, vectors, weight=None, **options):
-    how = MixSection(rule=rule, **options)
-    return rule_for("mean", how, ME)(weight or uneven(vectors), vectors)
+    mix = MixSection(rule=rule, **options)
+    return rule_for("mean", mix, ME)(weight or uneven(vectors), vectors)
 
 
 def oracle(rule, vectors, weight, byzantine=1, tau=None):
@@ -150,9 +150,9 @@ def test_neighbors_that_agree_with_me_change_nothing(rule):
 
 def test_a_tuple_is_mixed_place_by_place():
     vectors = normal(5, 20)
-    weight, how = uneven(vectors), MixSection(rule="median")
+    weight, mix = uneven(vectors), MixSection(rule="median")
     pairs = {name: (x, 2 * x) for name, x in vectors.items()}
-    x, v = mixed(weight, pairs, rule_for("mean", how, ME))
+    x, v = mixed(weight, pairs, rule_for("mean", mix, ME))
     assert torch.equal(x, by("median", vectors, weight))
     assert torch.equal(v, 2 * x)
 
@@ -169,13 +169,13 @@ def test_where_too_few_were_heard_the_own_vector_stays(rule):
 def test_what_a_mix_asks_for_itself_goes_before_the_run():
     vectors = normal(5, 20)
     weight = uneven(vectors)
-    how = MixSection(rule="median")
-    assert torch.equal(rule_for("mean", how, ME)(weight, vectors), by("median", vectors, weight))
+    mix = MixSection(rule="median")
+    assert torch.equal(rule_for("mean", mix, ME)(weight, vectors), by("median", vectors, weight))
     assert torch.equal(
-        rule_for("trimmed_mean", how, ME)(weight, vectors), by("trimmed_mean", vectors, weight)
+        rule_for("trimmed_mean", mix, ME)(weight, vectors), by("trimmed_mean", vectors, weight)
     )
-    own = rule_for(lambda weight, vectors, me, how: vectors[me] * 3, how, "n2")
-    assert torch.equal(own(weight, vectors), vectors["n2"] * 3)
+    thrice = rule_for(lambda weight, vectors, me, mix: vectors[me] * 3, mix, "n2")
+    assert torch.equal(thrice(weight, vectors), vectors["n2"] * 3)
 
 
 def test_the_tables_and_the_configuration_name_the_same_rules():
@@ -214,8 +214,12 @@ def test_the_rule_of_ross_is_looked_at_too(run_of):
         ConfigurationError, match=r"algorithm\.mix_by = trimmed_mean can tell nothing"
     ):
         Plan.of(ross["trimmed_mean"], ring)
-    for by, said in (("trimmed_mean", "trimmed_mean"), ("pi", "row"), ("w", "doubly-stochastic")):
-        assert mixing(ross[by]) == said
+    for by, expected in (
+        ("trimmed_mean", "trimmed_mean"),
+        ("pi", "row"),
+        ("w", "doubly-stochastic"),
+    ):
+        assert mixing(ross[by]) == expected
     Plan.of(ross["pi"], ring)
 
 

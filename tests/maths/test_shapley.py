@@ -96,9 +96,9 @@ def test_exact_is_what_shapiq_says(k):
 
 def test_exact_values_every_coalition_once():
     asked = Asked(game(5, 1))
-    found = exact(5, asked)
+    estimate = exact(5, asked)
     assert sorted(asked.asked) == list(range(32))
-    assert (found.evaluations, found.error) == (32, (0.0,) * 5)
+    assert (estimate.evaluations, estimate.error) == (32, (0.0,) * 5)
 
 
 @estimators
@@ -131,9 +131,9 @@ def test_a_null_player_is_worth_nothing_and_twins_are_worth_the_same(it, data):
 
 def test_all_orders_together_are_exact():
     v = game(4, 3)
-    found = permutations(4, Asked(v), count=20_000, draw=random.Random(0))
-    assert found.phi == pytest.approx(exact(4, Asked(v)).phi, abs=0.02)
-    assert found.evaluations == 16
+    estimate = permutations(4, Asked(v), count=20_000, draw=random.Random(0))
+    assert estimate.phi == pytest.approx(exact(4, Asked(v)).phi, abs=0.02)
+    assert estimate.evaluations == 16
 
 
 def test_an_antithetic_pair_is_an_order_and_its_reverse():
@@ -192,10 +192,10 @@ def errors(k, budget, estimate, games=30):
     off, standard = [], []
     for seed in range(games):
         v = game(k, seed)
-        phi, found = exact(k, Asked(v)).phi, estimate(k, Asked(v), budget, random.Random(seed))
-        apart = [a - b for a, b in zip(found.phi, phi, strict=True)]
+        phi, estimated = exact(k, Asked(v)).phi, estimate(k, Asked(v), budget, random.Random(seed))
+        apart = [a - b for a, b in zip(estimated.phi, phi, strict=True)]
         off.append(sqrt(fmean(x * x for x in apart)) / pstdev(phi))
-        standard += [x / e for x, e in zip(apart, found.error, strict=True) if 0 < e < inf]
+        standard += [x / e for x, e in zip(apart, estimated.error, strict=True) if 0 < e < inf]
     return fmean(off), sqrt(fmean(z * z for z in standard))
 
 

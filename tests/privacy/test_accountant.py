@@ -128,10 +128,10 @@ def test_units_left_is_the_last_affordable_one(
     [(1e-3, 0.5, 1e-5), (0.05, 1.0, 1e-5), (2.0, Q, 1e-30), (1.0, 1e-9, 1e-12), (1e5, 1.0, 0.9)],
 )
 def test_no_figure_is_ever_an_exception(sigma: float, rate: float, delta: float) -> None:
-    found = epsilon([Spent(Mechanism(sigma=sigma, rate=rate), 1000)], delta)
-    assert found >= 0.0
+    figure = epsilon([Spent(Mechanism(sigma=sigma, rate=rate), 1000)], delta)
+    assert figure >= 0.0
     if sigma < 0.1:
-        assert found > PLD_CUTOFF
+        assert figure > PLD_CUTOFF
 
 
 def test_nothing_spent_is_zero() -> None:

@@ -221,11 +221,11 @@ class Picky(Model):
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 def test_a_model_at_which_the_loss_raises_costs_its_records_not_the_run(backend: Any) -> None:
     task = Picky(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
-    told: list[Tensor] = []
+    unusable: list[Tensor] = []
     x = task.initial_parameters(0)
     task.columns[0][5] = float("nan")
-    whole = clipped_sum(task, x, EVERY, 1.0, chunk=16, backend=backend, on_unusable=told.append)
-    assert torch.cat(told).unique().tolist() == [5]
+    whole = clipped_sum(task, x, EVERY, 1.0, chunk=16, backend=backend, on_unusable=unusable.append)
+    assert torch.cat(unusable).unique().tolist() == [5]
     rest = clipped_sum(task, x, EVERY[EVERY != 5], 1.0, chunk=16, backend=backend)
     torch.testing.assert_close(whole, rest, atol=1e-12, rtol=1e-12)
     hostile = torch.full_like(x, float("nan"))

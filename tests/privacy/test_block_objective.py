@@ -84,11 +84,11 @@ def test_examples_are_clipped_over_the_block_alone(kind: str, backend: str) -> N
             part = g[block.span]
             expected += part * min(1.0, clip / float(part.norm()))
             other += part * min(1.0, clip / float(g.norm()))
-        found = clipped_sum(
+        actual = clipped_sum(
             BlockObjective(task, x, block), x[block.span], rows, clip, backend=backend
         )  # type: ignore[arg-type]
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-        assert not torch.allclose(found, other, atol=1e-4)
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+        assert not torch.allclose(actual, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["auto", "loop", "ghost"])
@@ -131,10 +131,10 @@ def test_a_spent_budget_gives_zeros_for_me(ledger: Ledger) -> None:
     task = make_small("mlp")
     strict = gate(task, ledger, releases=1, limit=1e-9, full_gradient=False)
     block = blocks(task, "mlp")[1]
-    found = strict.within(task.initial_parameters(0), block)(
+    release = strict.within(task.initial_parameters(0), block)(
         task.initial_parameters(0)[block.span], 0
     )
-    assert torch.equal(found, torch.zeros(block.size))
+    assert torch.equal(release, torch.zeros(block.size))
     assert strict.exhausted
 
 

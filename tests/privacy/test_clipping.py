@@ -124,8 +124,8 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     def count(what: str, much: int) -> None:
         seen[what] = seen.get(what, 0) + much
 
-    def counted(*given: Any) -> Any:
-        gradients = looped(*given)
+    def counted(*arguments: Any) -> Any:
+        gradients = looped(*arguments)
 
         def gradient(model: Any, examples: Any, rows: Any) -> Any:
             count("looped", len(rows))
@@ -137,18 +137,18 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     monkeypatch.setattr(task, "batch", lambda rows: (count("fetched", len(rows)), batch(rows))[1])
     ask = clipping._despite_errors
     monkeypatch.setattr(
-        clipping, "_despite_errors", lambda *given: (count("asked", 1), ask(*given))[1]
+        clipping, "_despite_errors", lambda *arguments: (count("asked", 1), ask(*arguments))[1]
     )
 
     def work(n: int, least: int) -> tuple[dict[str, int], Tensor]:
         seen.clear()
-        how = {
+        options = {
             "chunk": 16,
             "least": least,
             "backend": backend,
             "yield_point": lambda: count("breaths", 1),
         }
-        total = clipped_sum(task, task.initial_parameters(0), torch.arange(n), 0.5, **how)  # type: ignore[arg-type]
+        total = clipped_sum(task, task.initial_parameters(0), torch.arange(n), 0.5, **options)  # type: ignore[arg-type]
         return dict(seen), total
 
     sizes = (0, 1, 15, 16, 17, 32, 40)
@@ -259,9 +259,9 @@ def test_a_difference_is_that_of_each_examples_gradients(
     task = make_small(kind)
     before = task.initial_parameters(0)
     x, rows = before * 1.5, torch.arange(task.num_examples)
-    found = clipped_sum(task, x, rows, 1e9, before=before, chunk=16, backend=backend) / len(rows)
+    actual = clipped_sum(task, x, rows, 1e9, before=before, chunk=16, backend=backend) / len(rows)
     expected = mean_gradient(task, x, rows) - mean_gradient(task, before, rows)
-    torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(actual.float(), expected, atol=1e-6, rtol=1e-5)
     assert not clipped_sum(task, x, rows, 1.0, before=x, backend=backend).any()
 
 
@@ -311,9 +311,9 @@ def test_one_bad_example_spoils_nothing(
 ) -> None:
     task.x[3, 2] = float("nan")
     rows = torch.arange(task.num_examples)
-    how = {"before": task.initial_parameters(0) * 2 if difference else None, "backend": backend}
-    with_bad = clipped_sum(task, task.initial_parameters(0), rows, 1.0, **how)
-    without = clipped_sum(task, task.initial_parameters(0), rows[rows != 3], 1.0, **how)
+    options = {"before": task.initial_parameters(0) * 2 if difference else None, "backend": backend}
+    with_bad = clipped_sum(task, task.initial_parameters(0), rows, 1.0, **options)
+    without = clipped_sum(task, task.initial_parameters(0), rows[rows != 3], 1.0, **options)
     torch.testing.assert_close(with_bad, without, atol=1e-6, rtol=1e-6)
 
 
@@ -370,8 +370,8 @@ def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: 
 
             return found if backend == "ghost" else None
 
-    it = Kinked(task.module, task.x, task.y)
-    assert probe(it) == (backend if most else "loop")
+    kinked = Kinked(task.module, task.x, task.y)
+    assert probe(kinked) == (backend if most else "loop")
 
 
 def test_batch_norm_is_refused_in_one_sentence() -> None:
@@ -398,8 +398,8 @@ def moved_by_one_record(difference: bool, backend: chunks.Backend) -> float:
             dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)),
         )
         before = torch.zeros_like(x) if difference else None
-        how = {"before": before, "chunk": 128, "backend": backend}
-        full, less = (clipped_sum(task, x, kept, 1.0, **how) for kept in (rows, rows[1:]))
+        options = {"before": before, "chunk": 128, "backend": backend}
+        full, less = (clipped_sum(task, x, kept, 1.0, **options) for kept in (rows, rows[1:]))
         worst = max(worst, float((full - less).norm()))
     return worst
 

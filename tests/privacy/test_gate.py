@@ -38,8 +38,8 @@ NAN = float("nan")
 
 
 def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Ledger) -> None:
-    told: list[tuple[int, str]] = []
-    strict = gate(task, ledger, on_release=lambda *what: told.append(what))
+    releases: list[tuple[int, str]] = []
+    strict = gate(task, ledger, on_release=lambda *what: releases.append(what))
     x = task.initial_parameters(0)
     first = strict(x, 0, "b")
     first_bytes = first.numpy().tobytes()
@@ -47,7 +47,7 @@ def test_a_release_is_debited_and_repeated_byte_for_byte(task: Small, ledger: Le
     assert strict(x.clone(), 0, "b").numpy().tobytes() == first_bytes
     assert strict(x, 0, "c").numpy().tobytes() != first_bytes
     assert strict.own(x, 0).equal(strict(x, 0, "a"))
-    assert told == [(0, "b"), (0, "c"), (0, "a")]
+    assert releases == [(0, "b"), (0, "c"), (0, "a")]
     assert ledger.compositions == 3
 
 
@@ -138,15 +138,15 @@ def test_answers_may_be_asked_for_while_another_is_computed(task: Small, ledger:
 def test_a_difference_is_one_release_for_me_debited_and_repeated_byte_for_byte(
     task: Small, ledger: Ledger
 ) -> None:
-    told: list[tuple[int, str]] = []
-    strict = gate(task, ledger, releases=1, on_release=lambda *what: told.append(what))
+    releases: list[tuple[int, str]] = []
+    strict = gate(task, ledger, releases=1, on_release=lambda *what: releases.append(what))
     before = task.initial_parameters(0)
     x = before + 1
     first = strict.difference(x, before, 0)
     first_bytes = first.numpy().tobytes()
     first.zero_()
     assert strict.difference(x.clone(), before.clone(), 0).numpy().tobytes() == first_bytes
-    assert told == [(0, "a")]
+    assert releases == [(0, "a")]
     assert ledger.compositions == 1
     strict.difference(x, before, 1)
     assert [(row.compositions, row.mechanism.releases) for row in ledger.rows()] == [(2, 1)], (
@@ -193,17 +193,21 @@ def test_a_difference_that_is_withheld_is_no_zero(
 
 
 def test_the_difference_of_mode_none_is_of_one_batch(task: Small) -> None:
-    told: list[tuple[int, str]] = []
+    releases: list[tuple[int, str]] = []
     clear = gate(
-        task, None, config_mode="none", config_batch=16, on_release=lambda *what: told.append(what)
+        task,
+        None,
+        config_mode="none",
+        config_batch=16,
+        on_release=lambda *what: releases.append(what),
     )
     before = task.initial_parameters(0)
     x = before + 1
-    found = clear.difference(x, before, 5)
-    torch.testing.assert_close(found, clear.own(x, 5) - clear.own(before, 5))
-    assert told == [(5, "a")]
+    gained = clear.difference(x, before, 5)
+    torch.testing.assert_close(gained, clear.own(x, 5) - clear.own(before, 5))
+    assert releases == [(5, "a")]
     assert not clear.difference(x, x, 5).any()
-    assert not found.equal(clear.difference(x, before, 6))
+    assert not gained.equal(clear.difference(x, before, 6))
 
 
 def clipped_difference(task: Small, strict: DPGate, x: Tensor, before: Tensor) -> float:
@@ -228,12 +232,14 @@ def clipped_difference(task: Small, strict: DPGate, x: Tensor, before: Tensor) -
 
 
 def clipped_apart(
-    task: Any, x: Tensor, rows: Tensor, clip: float, *, before: Tensor | None = None, **how: Any
+    task: Any, x: Tensor, rows: Tensor, clip: float, *, before: Tensor | None = None, **options: Any
 ) -> Tensor:
     """A bug: each gradient is clipped, and one example moves their difference by 2C."""
-    total = clipping.clipped_sum(task, x, rows, clip, **how)
+    total = clipping.clipped_sum(task, x, rows, clip, **options)
     return (
-        total if before is None else total - clipping.clipped_sum(task, before, rows, clip, **how)
+        total
+        if before is None
+        else total - clipping.clipped_sum(task, before, rows, clip, **options)
     )
 
 
@@ -285,14 +291,14 @@ def no_clip_finite(gradients: Any, clip: float) -> Any:
 def test_a_failing_ledger_withholds_and_recovers(
     task: Small, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[int, str]] = []
-    strict = gate(task, ledger, on_release=lambda *what: told.append(what))
+    releases: list[tuple[int, str]] = []
+    strict = gate(task, ledger, on_release=lambda *what: releases.append(what))
     x = task.initial_parameters(0)
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
     with pytest.raises(Withheld):
         strict(x, 0, "b")
     assert "nothing is released" in strict.fault
-    assert told == [], "nobody is told of a release before its debit stands"
+    assert releases == [], "nobody is told of a release before its debit stands"
     with pytest.raises(Withheld):
         strict(x, 0, "b")  # this round's noise is never drawn again
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))
@@ -397,9 +403,9 @@ def drawn(strict: DPGate, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     original = gate_module.clipped_sum
 
-    def spy(task: Any, x: Tensor, rows: Tensor, clip: float, **how: Any) -> Tensor:
+    def spy(task: Any, x: Tensor, rows: Tensor, clip: float, **options: Any) -> Tensor:
         seen.append(rows.tolist())
-        return original(task, x, rows, clip, **how)
+        return original(task, x, rows, clip, **options)
 
     monkeypatch.setattr(gate_module, "clipped_sum", spy)
     return seen
@@ -422,13 +428,13 @@ def test_batches_are_poisson_and_independent_or_shared(monkeypatch: pytest.Monke
 
 
 def test_fresh_keys_draw_other_batches_and_noise_in_every_process(task: Small) -> None:
-    with Ledger.in_memory() as one, Ledger.in_memory() as two:
+    with Ledger.in_memory() as first, Ledger.in_memory() as second:
         x = task.initial_parameters(0)
-        assert not gate(task, one, Keys.fresh())(x, 0, "b").equal(
-            gate(task, two, Keys.fresh())(x, 0, "b")
+        assert not gate(task, first, Keys.fresh())(x, 0, "b").equal(
+            gate(task, second, Keys.fresh())(x, 0, "b")
         )
-    with Ledger.in_memory() as one, Ledger.in_memory() as two:
-        assert gate(task, one)(x, 0, "b").equal(gate(task, two)(x, 0, "b"))
+    with Ledger.in_memory() as first, Ledger.in_memory() as second:
+        assert gate(task, first)(x, 0, "b").equal(gate(task, second)(x, 0, "b"))
 
 
 # -- the other gates -------------------------------------------------------------------------------
@@ -521,41 +527,41 @@ def violations(backend: str = "vmap") -> set[str]:
 
 
 def _broken_sum(task: Small, batch: int, clip: float, backend: str) -> set[str]:
-    found: set[str] = set()
-    how = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
+    broken: set[str] = set()
+    options = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
     with Ledger.in_memory() as ledger:  # hardly any noise: the sum is seen
-        bare = gate(task, ledger, config_rate=1.0, config_sigma=1e-4, **how)
+        bare = gate(task, ledger, config_rate=1.0, config_sigma=1e-4, **options)
         for round, scale in enumerate((1.0, 30.0)):
             x = task.initial_parameters(0) * scale
             released = bare(x, round, "b").double() * batch
             if not float((released - oracle(task, x, clip)).norm()) < 0.02:
-                found.add("sum")
+                broken.add("sum")
         if ledger.compositions != 2:
-            found.add("debit")
-    return found
+            broken.add("debit")
+    return broken
 
 
 def _broken_noise(task: Small, batch: int, clip: float, backend: str) -> set[str]:
-    found: set[str] = set()
-    how = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
+    broken: set[str] = set()
+    options = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
     with Ledger.in_memory() as ledger:  # no finite gradient at all: the noise is seen
-        noisy = gate(task, ledger, config_rate=0.5, config_sigma=2.0, **how)
+        noisy = gate(task, ledger, config_rate=0.5, config_sigma=2.0, **options)
         x = torch.full_like(task.initial_parameters(0), NAN)
         noises = {
             (t, to): noisy(x, t, to) * batch / (2.0 * clip) for t in range(10) for to in "abc"
         }
         everything = torch.cat(list(noises.values()))
         if not abs(float(everything.std()) - 1.0) < 0.03:
-            found.add("std")
+            broken.add("std")
         if abs(float((noises[0, "a"] * noises[0, "b"]).mean())) > 0.2 or noises[0, "a"].equal(
             noises[1, "a"]
         ):
-            found.add("reuse")
+            broken.add("reuse")
         if not noisy(x, 9, "a").equal(noises[9, "a"] / batch * (2.0 * clip)):
-            found.add("repeat")
+            broken.add("repeat")
         if ledger.compositions != 30:
-            found.add("debit")
-    return found
+            broken.add("debit")
+    return broken
 
 
 def no_clip(gradients: Any, clip: float) -> Any:

@@ -45,8 +45,8 @@ def ghost_chunk() -> int:
     return chunks.chunk_for(1, backend="ghost")
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    return float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return float((actual - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
 @pytest.mark.parametrize("difference", [False, True])
@@ -126,9 +126,9 @@ def test_what_overflows_in_float32_is_clipped_like_any_other(difference: bool) -
     before = -model if difference else None
     moved = 0
     for row in torch.arange(4).view(4, 1):
-        found = clipped_sum(task, model, row, 0.5, before=before, backend="ghost")
-        moved += float(found.norm()) > 0.49
-        assert float(found.norm()) <= 0.5 * (1 + SLACK)
+        clipped = clipped_sum(task, model, row, 0.5, before=before, backend="ghost")
+        moved += float(clipped.norm()) > 0.49
+        assert float(clipped.norm()) <= 0.5 * (1 + SLACK)
         assert not clipped_sum(task, model, row, 0.5, before=before, backend="vmap").any()
     assert moved > 1
 

@@ -29,9 +29,9 @@ VECTORS = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3).map(
 def test_what_is_held_comes_no_farther_apart(a: torch.Tensor, b: torch.Tensor, most: float) -> None:
     """So one example that moves the sum by C moves what is held by C at most."""
     apart = float((a - b).norm())
-    found = noise.held(a.clone(), most), noise.held(b.clone(), most)
-    assert all(float(it.norm()) <= most * (1 + 1e-12) for it in found)
-    assert float((found[0] - found[1]).norm()) <= apart + 1e-9 * most
+    shortened = noise.held(a.clone(), most), noise.held(b.clone(), most)
+    assert all(float(it.norm()) <= most * (1 + 1e-12) for it in shortened)
+    assert float((shortened[0] - shortened[1]).norm()) <= apart + 1e-9 * most
 
 
 def test_a_sum_within_the_bound_keeps_its_bits() -> None:
@@ -60,14 +60,14 @@ def test_a_node_with_too_many_examples_is_held_to_the_bound(
 
 def test_the_bound_of_a_release_is_the_documented_formula() -> None:
     privacy = PrivacySection(sigma=2.0, clip=0.5, rate=0.1, batch=30)
-    found = Bounds.of(LimitsSection(), privacy, sigma=2.0, d=400)
-    assert found.release == pytest.approx((300 * 0.5 + 2.0 * 0.5 * (20 + 6)) / 30)
+    bounds = Bounds.of(LimitsSection(), privacy, sigma=2.0, d=400)
+    assert bounds.release == pytest.approx((300 * 0.5 + 2.0 * 0.5 * (20 + 6)) / 30)
     more = privacy.model_copy(update={"max_examples": 600})
     assert Bounds.of(LimitsSection(), more, sigma=2.0, d=400).release == pytest.approx(
         (600 * 0.5 + 26) / 30
     )
-    assert found.norm(400) == pytest.approx(1e4 * 20, rel=1e-3)
-    assert found.norm(400, Role.ANSWER) == pytest.approx(found.release, rel=1e-3)
+    assert bounds.norm(400) == pytest.approx(1e4 * 20, rel=1e-3)
+    assert bounds.norm(400, Role.ANSWER) == pytest.approx(bounds.release, rel=1e-3)
     assert Bounds.of(LimitsSection(), PrivacySection(mode="none"), sigma=0.0, d=400).release == inf
 
 

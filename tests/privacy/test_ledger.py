@@ -407,18 +407,18 @@ def test_neighbors_notice_a_rollback_of_everything(tmp_path: Path) -> None:
         ledger.debit("run", 0, "b", STRICT)
         old = crash_copy(tmp_path / "live", tmp_path / "old")
         ledger.debit("run", 1, "b", STRICT)
-        told = ledger.head
-        ledger.check_remembered(*told)
+        remembered = ledger.head
+        ledger.check_remembered(*remembered)
         ledger.check_remembered(0, GENESIS)
     with opened(old) as ledger:
         with pytest.raises(LedgerError, match="remembers more debits"):
-            ledger.check_remembered(*told)
+            ledger.check_remembered(*remembered)
         with pytest.raises(LedgerError, match="remembers more debits"):
             ledger.debit("run", 1, "b", STRICT)
     with opened(old) as ledger:
         ledger.debit("run", 1, "c", STRICT)
         with pytest.raises(LedgerError, match="another history"):
-            ledger.check_remembered(*told)
+            ledger.check_remembered(*remembered)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -487,11 +487,11 @@ class LedgerMachine(RuleBasedStateMachine):
         trial = crash_copy(old, self.fresh())
         if not head_too:
             shutil.copy(self.folder / "digits.head", trial)
-        found = vouched(trial)
+        vouched_for = vouched(trial)
         if head_too:
-            assert found == rows  # only a neighbor can tell
+            assert vouched_for == rows  # only a neighbor can tell
         else:
-            assert found is None or found >= self.ledger.head[0]
+            assert vouched_for is None or vouched_for >= self.ledger.head[0]
 
     @rule(share=st.floats(0, 1), suffix=st.sampled_from([".sqlite", ".sqlite-wal"]))
     def cut(self, share: float, suffix: str) -> None:
@@ -499,8 +499,8 @@ class LedgerMachine(RuleBasedStateMachine):
         file = trial / f"digits{suffix}"
         if file.exists():
             os.truncate(file, int(share * file.stat().st_size))
-        found = vouched(trial)
-        assert found is None or found >= len(self.released)
+        vouched_for = vouched(trial)
+        assert vouched_for is None or vouched_for >= len(self.released)
 
     @rule()
     def lose_head(self) -> None:

@@ -100,10 +100,10 @@ def test_rounding_moves_neighboring_sums_by_no_more_than_the_accounted_sensitivi
     sigma, clip, d = 3.0, 1.0, 2000
     step = noise.grid(sigma, clip)
     for _ in range(50):
-        one = torch.randn(d, generator=generator, dtype=torch.float64)
+        total = torch.randn(d, generator=generator, dtype=torch.float64)
         record = torch.randn(d, generator=generator, dtype=torch.float64)
-        other = one + record / record.norm() * clip
-        moved = np.rint(one.numpy() / step) - np.rint(other.numpy() / step)
+        neighboring = total + record / record.norm() * clip
+        moved = np.rint(total.numpy() / step) - np.rint(neighboring.numpy() / step)
         assert np.linalg.norm(moved) * step <= sigma * clip / noise.effective(sigma, d)
 
 

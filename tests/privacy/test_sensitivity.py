@@ -245,8 +245,8 @@ def test_each_record_is_given_its_own_seed(dropout: Model) -> None:
         asked.add(row)
         return 7 * row
 
-    found = clipped_sum(dropout, start(dropout), EVERY, 1.0, backend="loop", seeds=seeds)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    actual = clipped_sum(dropout, start(dropout), EVERY, 1.0, backend="loop", seeds=seeds)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     assert asked == set(EVERY.tolist())
 
 
@@ -303,13 +303,13 @@ def released(task: Model, keys: Keys, seed: int = 0) -> list[Tensor]:
     """
     with torch.random.fork_rng(devices=[]), Ledger.in_memory() as ledger:
         torch.manual_seed(seed)
-        how = {
+        options = {
             "config_backend": "auto",
             "config_rate": 1.0,
             "config_batch": RECORDS,
             "config_sigma": 1e-4,
         }
-        strict = gate(task, ledger, keys, **how)
+        strict = gate(task, ledger, keys, **options)
         return [strict(start(task), round, "b").double() * RECORDS for round in range(2)]
 
 
@@ -348,16 +348,16 @@ def test_what_remembers_gives_no_sum(name: str, backend: Backend) -> None:
 def test_nothing_is_released_or_debited_then(ledger: Ledger) -> None:
     layer = Waking()
     task = Kind(lambda: torch.nn.Sequential(layer, torch.nn.Linear(6, 3))).make()
-    told: list[tuple[int, str]] = []
-    how = {"config_backend": "loop", "config_rate": 1.0, "config_batch": RECORDS}
-    strict = gate(task, ledger, on_release=lambda *what: told.append(what), **how)
+    releases: list[tuple[int, str]] = []
+    options = {"config_backend": "loop", "config_rate": 1.0, "config_batch": RECORDS}
+    strict = gate(task, ledger, on_release=lambda *what: releases.append(what), **options)
     for round in range(2):
         strict(start(task), round, "b")
     layer.awake = True
     with pytest.raises(ConfigurationError, match=r"'(net.)?0'|Waking"):
         strict(start(task), 2, "b")
     assert ledger.compositions == 2
-    assert told == [(0, "b"), (1, "b")]
+    assert releases == [(0, "b"), (1, "b")]
 
 
 # Records whose gradient is not finite
@@ -370,13 +370,13 @@ def test_records_without_a_finite_gradient_are_counted(backend: Backend) -> None
     task.columns[0][20] = float("inf")
     rows = torch.cat([EVERY[EVERY != 4], EVERY[3:4]])  # one of them is asked for twice
     unusable: list[Tensor] = []
-    found = clipped_sum(
+    total = clipped_sum(
         task, start(task), rows, 1.0, chunk=CHUNK, backend=backend, on_unusable=unusable.append
     )
     assert sorted(torch.cat(unusable).tolist()) == [3, 3, 17, 20]
     assert all(each.dtype == torch.int64 for each in unusable)
     good = torch.tensor([row for row in rows.tolist() if row not in (3, 17, 20)])
-    torch.testing.assert_close(found, question(task, backend, good), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(total, question(task, backend, good), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["ghost", "vmap", "loop"])
