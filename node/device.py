@@ -51,15 +51,18 @@ def pick(name: str) -> torch.device:
 def _check_cuda(name: str, index: int) -> None:
     if torch.version.cuda is None:
         raise ConfigurationError(
-            f'compute.device = "{name}", but this torch is for the CPU only; install its CUDA build, or use "auto".'
+            f'compute.device = "{name}", but this torch is for the CPU only; install its CUDA '
+            'build, or use "auto".'
         )
     if not torch.cuda.is_available():
         raise ConfigurationError(
-            f'compute.device = "{name}", but torch finds no NVIDIA GPU or driver (try nvidia-smi); use "auto".'
+            f'compute.device = "{name}", but torch finds no NVIDIA GPU or driver (try nvidia-smi); '
+            'use "auto".'
         )
     if index >= (count := torch.cuda.device_count()):
         raise ConfigurationError(
-            f'compute.device = "{name}", but this machine has {count} GPU(s), counted from cuda:0; choose one of them.'
+            f'compute.device = "{name}", but this machine has {count} GPU(s), counted from cuda:0; '
+            "choose one of them."
         )
 
 
@@ -94,7 +97,8 @@ def enough_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise TemporaryFailure(
-            "The GPU has too little free memory for this model: end what else uses it, lower privacy.chunk, or set "
+            "The GPU has too little free memory for this model: end what else uses it, lower "
+            "privacy.chunk, or set "
             'compute.device = "cpu"; the last checkpoint is kept.'
         ) from None
 

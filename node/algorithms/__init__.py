@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -19,9 +18,9 @@ from torch import Tensor
 from node.config import AlgorithmConfig
 from node.maths.blocks import Block
 from node.maths.coalitions import UtilityOracle
-from peer.errors import ConfigurationError
 from peer.message import Conversation, Layout, Peer
 from peer.neighborhood import View
+from peer.tables import load_entry
 
 
 class Gradients(Protocol):
@@ -185,12 +184,8 @@ def find(name: str) -> type[Algorithm]:
     Raises:
         ConfigurationError: no algorithm of that name.
     """
-    plain = NOISED.get(name, name)
-    if plain not in ALGORITHMS:
-        choice = ", ".join(sorted({*ALGORITHMS, *NOISED}))
-        raise ConfigurationError(f"Unknown algorithm {name!r}; choose one of {choice}.")
-    module, _, attribute = ALGORITHMS[plain].partition(":")
-    algorithm: type[Algorithm] = getattr(import_module(module), attribute)
+    table = {**ALGORITHMS, **{second: ALGORITHMS[first] for second, first in NOISED.items()}}
+    algorithm: type[Algorithm] = load_entry(table, name, "algorithm")
     return algorithm
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ValidationError
@@ -23,9 +22,10 @@ from torch import Tensor
 from node.algorithms import Algorithm
 from node.attacks.byzantine import ByzantineAlgorithm, MessageAttack
 from node.attacks.poisoned_task import PoisonedTask
-from node.config import AttackSection, RunConfig
+from node.config import AttackSection, RunConfig, sentence
 from node.task import Task
 from peer.errors import ConfigurationError
+from peer.tables import load_entry
 
 ATTACKS: Mapping[str, str] = {
     "label-flip": "node.attacks.data_poisoning:LabelFlip",
@@ -73,16 +73,7 @@ class Attack:
     @classmethod
     def of(cls, section: AttackSection) -> Attack:
         """Raises ConfigurationError: no attack of that name, or options that it does not have."""
-        kind = find(section.name)
-        try:
-            return cls(section.name, kind(kind.Config(**section.options)))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-            raise ConfigurationError(
-                f"Configuration: attack.{key}: {what} ({section.name})."
-            ) from None
+        return cls(section.name, make(section.name, section.options))
 
     def on_task(self, task: Task, run: RunConfig, me: str) -> Task:
         """The task with its examples poisoned; for a message attack, the task itself.
@@ -108,18 +99,27 @@ class Attack:
         return f"This node ATTACKS its neighbors ({self.name}), as it was told to."
 
 
+def make(name: str, options: Mapping[str, Any]) -> DataPoisoning | MessageAttack:
+    """The attack of this name.
+
+    Raises:
+        ConfigurationError: no attack of that name, or options that it does not have.
+    """
+    kind = find(name)
+    try:
+        attack: DataPoisoning | MessageAttack = kind(kind.Config(**options))
+    except ValidationError as error:
+        raise ConfigurationError(sentence(error, within="attack", of=name)) from None
+    return attack
+
+
 def find(name: str) -> Any:
     """The attack's class.
 
     Raises:
         ConfigurationError: no attack of that name.
     """
-    if name not in ATTACKS:
-        raise ConfigurationError(
-            f"Unknown attack {name!r}; choose one of {', '.join(sorted(ATTACKS))}."
-        )
-    module, _, attribute = ATTACKS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return load_entry(ATTACKS, name, "attack")
 
 
 __all__ = ["ATTACKS", "Attack", "find"]

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
-from node.config import AttackSection
+from node.attacks.byzantine import MessageAttack, MessageAttackConfig, OutgoingVector
 from peer.errors import ConfigurationError
 
 
@@ -37,8 +36,7 @@ class StateOnly:
 
     def __init__(self, config: StateOnlyConfig) -> None:
         """Raises ConfigurationError: `lie` is no word attack, or has no such options."""
-        from node.attacks import Attack, find
-        from node.attacks.byzantine import MessageAttack
+        from node.attacks import find, make
 
         if (kind := find(config.lie)) is StateOnly or not hasattr(kind, "lie"):
             raise ConfigurationError(
@@ -48,12 +46,11 @@ class StateOnly:
             raise ConfigurationError(
                 "attack.words has no place in the attack state, which lies about the state only."
             )
-        words = {"name": config.lie, **config.options, "words": ("state",)}
-        how = Attack.of(AttackSection(**words)).how
-        assert isinstance(how, MessageAttack)
-        self._how = how
-        self.config: MessageAttackConfig = how.config
-        self.listens = how.listens
+        attack = make(config.lie, {**config.options, "words": ("state",)})
+        assert isinstance(attack, MessageAttack)
+        self._attack = attack
+        self.config: MessageAttackConfig = self._attack.config
+        self.listens = self._attack.listens
 
     def lie(self, said: OutgoingVector) -> Tensor:
-        return self._how.lie(said)
+        return self._attack.lie(said)

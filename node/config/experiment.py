@@ -71,7 +71,8 @@ class ExperimentSection(Section):
         who = self.attack.nodes
         if not isinstance(who, int) and (unknown := sorted(set(who) - set(self.names))):
             raise ValueError(
-                f"attack.nodes names {unknown[0]}, but the nodes are {self.names[0]} … {self.names[-1]}"
+                f"attack.nodes names {unknown[0]}, but the nodes are {self.names[0]} … "
+                f"{self.names[-1]}"
             )
         count = who if isinstance(who, int) else len(who)
         if not isinstance(who, int) and len(set(who)) < count:

@@ -181,20 +181,20 @@ def drop_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value is not None}
 
 
-def sentence(error: ValidationError, files: Sequence[Path], within: str = "") -> str:
-    """One sentence for pydantic's complaint about what the files say, or what they say `within` a
-    section.
+def sentence(
+    error: ValidationError, files: Sequence[Path] = (), *, within: str = "", of: str = ""
+) -> str:
+    """One sentence for pydantic's complaint about what the files say.
+
+    `within`: the section that was read; `of`: the algorithm, say, that its options belong to.
     """
     first = error.errors(include_url=False)[0]
     where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
-    where = readable(where)
     source = f" ({', '.join(map(str, files))})" if files else ""
-    more = error.error_count() - 1
-    what = (
-        "unknown key"
-        if first["type"] == "extra_forbidden"
-        else first["msg"].removeprefix("Value error, ")
-    )
-    return f"Configuration{source}: {where}: {what}." + (
-        f" ({more} more mistakes follow.)" if more else ""
-    )
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        what = "unknown key"
+    owner = f" ({of})" if of else ""
+    count = error.error_count() - 1
+    more = f" ({count} more mistakes follow.)" if count else ""
+    return f"Configuration{source}: {readable(where)}: {what}{owner}.{more}"

@@ -109,8 +109,9 @@ class BudgetSection(Section):
         """
         if self.epsilon is None and not self.experiment:
             raise ConfigurationError(
-                "budget.epsilon is missing in the node's file: write the ε that its data may spend in all runs "
-                'together, or "unlimited"; otherwise the author of run.toml would decide it.'
+                "budget.epsilon is missing in the node's file: write the ε that its data may spend "
+                'in all runs together, or "unlimited"; otherwise the author of run.toml would '
+                "decide it."
             )
         return None if self.epsilon == "unlimited" else self.epsilon
 
@@ -131,7 +132,8 @@ class BudgetSection(Section):
             )
         except RuntimeError:
             raise ConfigurationError(
-                "There is no home folder for the privacy ledger: set budget.ledger_dir in the node's file, or HOME."
+                "There is no home folder for the privacy ledger: set budget.ledger_dir in the "
+                "node's file, or HOME."
             ) from None
         return Path(state) / "peerpoise" / "ledger"
 
@@ -176,6 +178,7 @@ class NodeConfig(Section):
         """
         if name not in (*BUNDLED_TASKS, *self.tasks):
             raise ConfigurationError(
-                f"run.toml wants the task {name!r}, whose code would run here and see the data; if you trust it, write "
-                f"it into tasks in the node's file: tasks = [{json.dumps(name)}], above all sections."
+                f"run.toml wants the task {name!r}, whose code would run here and see the data; if "
+                "you trust it, write it into tasks in the node's file: tasks = "
+                f"[{json.dumps(name)}], above all sections."
             )

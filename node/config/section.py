@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from peer.discovery import DISCOVERIES
 
 INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164"
+    "\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """Characters that are printable by their kind, but show nothing."""
 MISLEADING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -31,7 +32,8 @@ class Section(BaseModel):
             for text in (name, *_texts(value)):
                 if match := MISLEADING.search(text):
                     raise ValueError(
-                        f"{readable(name)} holds U+{ord(match[0]):04X}, which can't be seen; remove it"
+                        f"{readable(name)} holds U+{ord(match[0]):04X}, which can't be seen; "
+                        "remove it"
                     )
         return self
 
@@ -61,7 +63,8 @@ def _device(name: str) -> str:
 def _run_name(name: str) -> str:
     if not re.fullmatch(r"[^/\\]{1,80}", name) or not name.isprintable() or INVISIBLE.search(name):
         raise ValueError(
-            "1 to 80 characters that can be seen, without slashes, are expected, as it names a folder"
+            "1 to 80 characters that can be seen, without slashes, are expected, as it names a "
+            "folder"
         )
     return name
 

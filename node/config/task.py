@@ -74,7 +74,8 @@ class TextSection(Section):
     def _gives_no_answer(self) -> TextSection:
         if self.answer in self.prompt or self.answer in fields(self.template):
             raise ValueError(
-                f"the column {self.answer!r} is the answer, so that prompt and template can't show it"
+                f"the column {self.answer!r} is the answer, so that prompt and template can't show "
+                "it"
             )
         return self
 

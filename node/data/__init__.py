@@ -8,7 +8,7 @@ torchvision's own readers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
@@ -38,7 +38,7 @@ BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
 TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": read_fortunes}
 """The same, of text."""
 FAR = 20
-"""No value that was scaled, by whatever means, lies so far from 0."""
+"""No value lies so far from 0 once it is scaled, by whatever means."""
 Rows: TypeAlias = Examples | Texts
 """What can be divided among nodes: rows that have labels y, and columns."""
 
@@ -78,7 +78,8 @@ def _whole(task: TaskSection) -> tuple[Rows, Rows]:
     if task.data not in BUNDLED:
         known = ", ".join([*sorted({*BUNDLED, *TEXTS}), "torchvision:NAME", "file"])
         raise ConfigurationError(
-            f"Unknown data set {task.data!r}; choose {known}, or own with data.path in the node's file."
+            f"Unknown data set {task.data!r}; choose {known}, or own with data.path in the node's "
+            "file."
         )
     train, test = BUNDLED[task.data]()
     return _within_range(train, task, task.data), _within_range(test, task, task.data)
@@ -114,8 +115,8 @@ def _within_range(examples: Examples, task: TaskSection, source: str) -> Example
         DataError: they are not. Their values are private: none is in the sentence.
     """
     low, high = task.value_range or (-FAR, FAR)
-    whole = 1 if examples.x.is_floating_point() else 255
-    lowest, highest = (values / whole for values in examples.x.aminmax(dim=0))
+    unit = 1 if examples.x.is_floating_point() else 255
+    lowest, highest = (values / unit for values in examples.x.aminmax(dim=0))
     outside = ((lowest < low) | (highest > high)).flatten()
     if not outside.any():
         return examples
@@ -123,13 +124,12 @@ def _within_range(examples: Examples, task: TaskSection, source: str) -> Example
     what = f"column {names[int(outside.nonzero()[0])]!r}, centered and scaled," if names else "x"
     if task.value_range:
         raise DataError(
-            f"{source}: {what} has values outside of task.value_range = [{low:g}, {high:g}]; scale them."
+            f"{source}: {what} has values outside of task.value_range = [{low:g}, {high:g}]; scale "
+            "them."
         )
-    likely = (
-        "see its center and scale in task.features"
-        if names
-        else "if they are 0 … 255, divide by 255 or save uint8"
-    )
+    likely = "if they are 0 … 255, divide by 255 or save uint8"
+    if names:
+        likely = "see its center and scale in task.features"
     raise DataError(
         f"{source}: {what} has values beyond ±{FAR}; {likely}, or else declare task.value_range."
     )
@@ -143,20 +143,23 @@ def digest(node: DataSection, task: TaskSection) -> str:
     """
     sha = hashlib.sha256(task.data.encode())
     try:
-        for path in (node.path, node.rows):
-            for file in (
-                sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
-            ):
-                if file.is_file():
-                    sha.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
-                    with file.open("rb") as stream:
-                        while block := stream.read(1 << 20):
-                            sha.update(block)
+        for file in _files(node):
+            sha.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                hashlib.file_digest(stream, lambda: sha)
     except OSError as error:
         raise DataError(
             f"{error.filename} can't be read ({error.strerror}); check [data] of the node."
         ) from None
     return sha.hexdigest()
+
+
+def _files(node: DataSection) -> Iterator[Path]:
+    """The files that a node learns from, each folder's in sorted order."""
+    for path in (node.path, node.rows):
+        if path is not None:
+            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+            yield from (file for file in inside if file.is_file())
 
 
 __all__ = [

@@ -47,7 +47,8 @@ def digits() -> tuple[Examples, Examples]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ConfigurationError(
-            "The data set digits comes with scikit-learn, which is missing: pip install 'peerpoise[demo]'."
+            "The data set digits comes with scikit-learn, which is missing: pip install "
+            "'peerpoise[demo]'."
         ) from None
     source = load_digits()
     x = torch.from_numpy(source.images.astype(np.float32) / 16).unsqueeze(1)
@@ -68,7 +69,8 @@ def npz(path: Path, classes: int) -> Examples:
         raise DataError(f"{path} is a single array; an .npz with the arrays x and y is expected.")
     if missing := {"x", "y"} - set(arrays):
         raise DataError(
-            f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is expected."
+            f"{path} has no array {' nor '.join(sorted(missing))}; an .npz with x and y is "
+            "expected."
         )
     x, y = arrays["x"], arrays["y"]
     columns = {
@@ -136,14 +138,15 @@ def _images(path: Path, x: NDArray[Any]) -> Tensor:
         raise DataError(f"{path}: x has type {x.dtype}; floats or uint8 are expected.")
     if x.ndim not in (3, 4):
         raise DataError(
-            f"{path}: x has shape {x.shape}; [n, height, width] or [n, channels, height, width] is expected."
+            f"{path}: x has shape {x.shape}; [n, height, width] or [n, channels, height, width] is "
+            "expected."
         )
     if x.size == 0:
         raise DataError(f"{path} is empty: x has shape {x.shape}.")
     if _channels_last(x.shape):
         raise DataError(
-            f"{path}: x has shape {x.shape}, which looks like channels last; [n, channels, height, width] is expected: "
-            "save np.moveaxis(x, -1, 1)."
+            f"{path}: x has shape {x.shape}, which looks like channels last; [n, channels, height, "
+            "width] is expected: save np.moveaxis(x, -1, 1)."
         )
     if x.dtype == np.uint8 and x.max() == 1:
         raise DataError(
@@ -177,6 +180,7 @@ def _labels(path: Path, y: NDArray[Any], n: int, classes: int) -> Tensor:
         raise DataError(f"{path}: x has {n} images but y has {len(y)} labels.")
     if y.min() < 0 or y.max() >= classes:
         raise DataError(
-            f"{path}: labels go from {y.min()} to {y.max()}; 0 … {classes - 1} is expected (task.classes)."
+            f"{path}: labels go from {y.min()} to {y.max()}; 0 … {classes - 1} is expected "
+            "(task.classes)."
         )
     return torch.from_numpy(y.astype(np.int64))

@@ -48,7 +48,8 @@ def read(paths: list[Path]) -> Examples:
             ) from None
         if len(raw) == 0 or len(raw) % RECORD or raw[::RECORD].max() > 9:
             raise DataError(
-                f"{path} is not a whole CIFAR-10 batch (binary version); unpack cifar-10-binary.tar.gz again."
+                f"{path} is not a whole CIFAR-10 batch (binary version); unpack "
+                "cifar-10-binary.tar.gz again."
             )
         parts.append(raw.reshape(-1, RECORD))
     records = np.concatenate(parts)

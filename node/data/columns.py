@@ -109,7 +109,8 @@ def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
     for number, row in enumerate(islice(_rows(path, separator, above), 1, None), 1):
         if len(row) < len(head) or any(row[len(head) :]):
             raise DataError(
-                f"{path} can't be read as a table: row {number} has {len(row)} cells, the header {len(head)}."
+                f"{path} can't be read as a table: row {number} has {len(row)} cells, the header "
+                f"{len(head)}."
             )
         for column, k in zip(cells, kept, strict=True):
             column.append(row[k])
@@ -160,11 +161,17 @@ def _missing(
         for row in below
         for name, cell in zip(head, row, strict=False)
     ):
-        return f"{path} has no header: its first line looks like data; write the names of the columns above it."
+        return (
+            f"{path} has no header: its first line looks like data; write the names of the columns "
+            "above it."
+        )
     if not {*named} & {*head} and any(
         len(name) > LONGEST or len(name.split()) > WORDS for name in head
     ):
-        return f"{path} has no header with the columns {', '.join(map(repr, named))}; write their names above the rows."
+        return (
+            f"{path} has no header with the columns {', '.join(map(repr, named))}; write their "
+            "names above the rows."
+        )
     wanted = ", ".join(repr(name) for name in named if name not in head)
     names = ", ".join(filter(None, head))
     between = f" (separated by {SEPARATORS[separator]})" if len(head) > 1 else ""
@@ -193,8 +200,8 @@ def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Ite
             yield from (row for row in rows if any(row))
         except csv.Error:
             raise DataError(
-                f"{path} can't be read as a table: in line {above + rows.line_num} or before a quotation mark is not "
-                "closed, or not doubled."
+                f"{path} can't be read as a table: in line {above + rows.line_num} or before a "
+                "quotation mark is not closed, or not doubled."
             ) from None
 
 
@@ -243,7 +250,8 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     if missing := [name for name in named if name not in once]:
         names = ", ".join(table.column_names)
         raise DataError(
-            f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in the run file."
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {names}; see [task] in "
+            "the run file."
         )
     by_name: Columns = {}
     for name in once if others else named:

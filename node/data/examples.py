@@ -80,7 +80,8 @@ class Examples:
             return self
         if len(mean) != self.shape[0]:
             raise ConfigurationError(
-                f"task.mean has {len(mean)} figures, the images have {self.shape[0]} channels; give one for each."
+                f"task.mean has {len(mean)} figures, the images have {self.shape[0]} channels; "
+                "give one for each."
             )
         center, scale = (torch.tensor(it).view(1, -1, 1, 1) for it in (mean, std))
         return replace(self, x=(self.x - center) / scale)

@@ -137,7 +137,8 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
                 raise DataError(
-                    f"{path} has more than {PIXELS // 1_000_000} million pixels; scale it down or remove it."
+                    f"{path} has more than {PIXELS // 1_000_000} million pixels; scale it down or "
+                    "remove it."
                 )
             image.load()
             with suppress(Exception):  # a damaged EXIF costs no picture
@@ -150,7 +151,8 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
         raise
     except Image.DecompressionBombError:
         raise DataError(
-            f"{path} has more than {PIXELS // 1_000_000} million pixels; scale it down or remove it."
+            f"{path} has more than {PIXELS // 1_000_000} million pixels; scale it down or remove "
+            "it."
         ) from None
     except Exception:  # SyntaxError, struct.error: Pillow's readers raise anything
         raise DataError(f"{path} can't be read as an image; remove or repair it.") from None
@@ -189,11 +191,13 @@ def _deep(path: Path, image: Any) -> Any:
         values /= (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
     elif image.mode == "I":
         raise DataError(
-            f"{path} has 32-bit integers as pixels, whose white is nowhere defined; save it with 16 bits."
+            f"{path} has 32-bit integers as pixels, whose white is nowhere defined; save it with "
+            "16 bits."
         )
     elif not (values >= 0).all() or not (values <= 1).all():
         raise DataError(
-            f"{path} has floats outside of 0 … 1 as pixels; scale them to 0 … 1, or save it with 16 bits."
+            f"{path} has floats outside of 0 … 1 as pixels; scale them to 0 … 1, or save it with "
+            "16 bits."
         )
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = 1 - values

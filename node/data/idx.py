@@ -60,7 +60,8 @@ def pair(folder: Path, part: str) -> Examples:
     )
     if len(images) != len(labels):
         raise DataError(
-            f"{folder} has {len(images)} {part} images but {len(labels)} labels; unpack both files again."
+            f"{folder} has {len(images)} {part} images but {len(labels)} labels; unpack both files "
+            "again."
         )
     return Examples(
         torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
@@ -82,7 +83,8 @@ def read(path: Path, dimensions: int) -> NDArray[np.uint8]:
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(
-            f"{path} is no IDX file of unsigned bytes with {dimensions} dimension(s); fetch it again."
+            f"{path} is no IDX file of unsigned bytes with {dimensions} dimension(s); fetch it "
+            "again."
         )
     shape = struct.unpack(f">{dimensions}I", raw[4:start])
     if len(raw) - start != prod(shape):

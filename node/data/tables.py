@@ -51,7 +51,8 @@ def table(path: Path, task: TaskSection) -> Examples:
     """
     if not task.features:
         raise ConfigurationError(
-            "A table needs [task.features] in the run file: column = [center, scale], public constants of each."
+            "A table needs [task.features] in the run file: column = [center, scale], public "
+            "constants of each."
         )
     cells = columns.read(path, (*task.features, task.label), others=task.data != "own")
     if not (n := len(cells[task.label])):
@@ -115,7 +116,8 @@ def _scaled(
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
         raise DataError(
-            f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them before."
+            f"{path}: column {name!r} has empty or infinite values (see row {row}); fill them "
+            "before."
         )
     return values
 
@@ -134,7 +136,8 @@ def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]
             "all commas of the column may separate thousands or decimals",
         )
         raise DataError(
-            f"{path}: column {name!r} is not numeric in row {row}: {why}; write numbers with a point."
+            f"{path}: column {name!r} is not numeric in row {row}: {why}; write numbers with a "
+            "point."
         )
     values = [
         _number(_pointed(cell) if mark == "," and isinstance(cell, str) else cell) for cell in cells
@@ -202,7 +205,10 @@ def _why(cell: Any) -> str:
             return "write percentages as plain numbers"
         if EITHER.fullmatch(cell):
             mark = "comma" if "," in cell else "point"
-            return f"its {mark} may separate thousands or decimals; write a plain number, in one way in all rows"
+            return (
+                f"its {mark} may separate thousands or decimals; write a plain number, in one way "
+                "in all rows"
+            )
         if DECIMAL.fullmatch(cell):
             mark, other = ("comma", "points") if "," in cell else ("point", "commas")
             return f"it has a decimal {mark}, other rows decimal {other}; write all in one way"

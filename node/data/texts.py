@@ -92,7 +92,8 @@ def public(task: TaskSection) -> tuple[Texts, Texts]:
     train, test = texts.split()
     if not len(test):
         raise DataError(
-            f"{task.path} has so few rows that a fifth of a kind is none to test on; name task.text.test."
+            f"{task.path} has so few rows that a fifth of a kind is none to test on; name "
+            "task.text.test."
         )
     return train, test
 
@@ -124,7 +125,8 @@ def read(path: Path, task: TaskSection) -> Texts:
     shared = set.intersection(*map(set, parts))
     if any(before_answer(task.text.answer) in {*part} - shared for part in parts):
         raise DataError(
-            f"{path}: the column {task.text.answer!r} holds conversations in some files only; divide them."
+            f"{path}: the column {task.text.answer!r} holds conversations in some files only; "
+            "divide them."
         )
     merged = {name: np.concatenate([part[name] for part in parts]) for name in sorted(shared)}
     kinds = np.repeat(np.arange(len(files)), sizes)
@@ -235,7 +237,8 @@ def _divide_conversations(file: Path, part: Part, answer: str) -> None:
     for row, cell in enumerate(part[answer], 1):
         if (divided := conversations.divided(cell)) is None:
             raise DataError(
-                f"{file}, row {row}: the column {answer!r} is no conversation with a turn of the assistant; a list of "
+                f"{file}, row {row}: the column {answer!r} is no conversation with a turn of the "
+                "assistant; a list of "
                 '{"role": …, "content": …} is expected, one of them with the role assistant.'
             )
         before.append(divided[0])

@@ -28,7 +28,8 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
     except Exception as error:  # RuntimeError too: a torchvision that was built for another torch
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigurationError(
-            f"The data set torchvision:{name} needs torchvision ({reason}); pip install 'peerpoise[torchvision]'."
+            f"The data set torchvision:{name} needs torchvision ({reason}); pip install "
+            "'peerpoise[torchvision]'."
         ) from None
     kind = getattr(datasets, name, None)
     if kind is None:
@@ -47,7 +48,8 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
     except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(
             f"torchvision can't read {name} in {root} ({first_line(error)}); download it first: "
-            f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\""
+            f"python -c \"from torchvision.datasets import {name}; {name}('{root}', "
+            'download=True)"'
         ) from None
 
 

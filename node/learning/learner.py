@@ -22,7 +22,14 @@ from torch import Tensor
 
 from node.algorithms import Algorithm, Capability, find, without_noise
 from node.attacks import Attack
-from node.config import AlgorithmConfig, DataSection, PaperCalibrated, PrivacySection, RunConfig
+from node.config import (
+    AlgorithmConfig,
+    DataSection,
+    PaperCalibrated,
+    PrivacySection,
+    RunConfig,
+    sentence,
+)
 from node.device import pick
 from node.hooks import NO_HOOKS, Hooks
 from node.learning import promises
@@ -84,11 +91,8 @@ class Plan:
         try:
             options = algorithm.Config(**run.algorithm.options)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
             raise ConfigurationError(
-                f"Configuration: algorithm.{key}: {what} ({run.algorithm.name})."
+                sentence(error, within="algorithm", of=run.algorithm.name)
             ) from None
         if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
             raise ConfigurationError(

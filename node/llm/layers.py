@@ -79,7 +79,8 @@ def layers(model: nn.Module, reached: Set[nn.Module]) -> list[tuple[str, ...]]:
     }
     if not any(sizes.values()):
         raise ConfigurationError(
-            f"No layers are recognized in {type(model).__name__}: it has no nn.ModuleList that tokens run through."
+            f"No layers are recognized in {type(model).__name__}: it has no nn.ModuleList that "
+            "tokens run through."
         )
     count = len(lists[max(sizes, key=lambda name: sizes[name])])
     alike = [name for name in sizes if len(lists[name]) == count]
@@ -130,16 +131,13 @@ def with_lora(model: nn.Module, text: TextSection) -> nn.Module:
             raise ConfigurationError(
                 f"{name} takes no adapters (task.text.lora_rank): {reason}."
             ) from None
-    bases: list[Any] = [
-        it.base_layer for it in adapted.modules() if hasattr(it, "base_layer")
-    ]  # some in each other
-    adapting = [
-        id(w) for it in bases if not hasattr(it, "base_layer") for w in it.parameters(recurse=False)
-    ]
-    if len(set(adapting)) < len(adapting):
+    bases: list[Any] = [it.base_layer for it in adapted.modules() if hasattr(it, "base_layer")]
+    innermost = [base for base in bases if not hasattr(base, "base_layer")]
+    weights = [id(w) for base in innermost for w in base.parameters(recurse=False)]
+    if len(set(weights)) < len(weights):
         raise ConfigurationError(
-            f"{type(model).__name__} takes no adapters (task.text.lora_rank): they can't be merged into weights that "
-            "its layers share."
+            f"{type(model).__name__} takes no adapters (task.text.lora_rank): they can't be merged "
+            "into weights that its layers share."
         )
     return adapted.eval().requires_grad_(False)
 

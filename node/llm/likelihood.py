@@ -2,8 +2,8 @@
 
 A label's loss is that of the example which has it as its answer: the mean negative log-likelihood
 of its tokens and the end, so that long labels are at no disadvantage. The model's answer is the
-label with the lowest loss. What is given runs through the model once, and its keys and values serve
-all labels; with every label where they can't be repeated.
+label with the lowest loss. The prompt runs through the model once, and its keys and values serve
+all labels; where they can't be repeated it runs with every label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 8
 Forward = Callable[..., Any]
 """(ids [n, length], **further arguments of a transformers model) -> its output."""
 Questions = Sequence[tuple[list[int], list[list[int]]]]
-"""(what is given, every label's tokens) of each row."""
+"""(prompt, every label's tokens) of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,8 @@ def sequences(forward: Forward, rows: Sequences, yield_point: Callable[[], None]
         if start:
             yield_point()
         ids, labels = (it[start : start + CHUNK].long() for it in (rows.ids, rows.labels))
-        longest = (
-            int((labels != MASKED).nonzero()[:, 1].max()) + 1
-        )  # what is after the last label changes nothing
+        # what is after the last label changes nothing
+        longest = int((labels != MASKED).nonzero()[:, 1].max()) + 1
         losses = token_losses(forward(ids[:, :longest]).logits, shifted(labels[:, :longest]))
         parts.append(torch.stack([losses.double().sum(1), (labels != MASKED).double().sum(1)]))
     nll, tokens = torch.cat(parts, 1).cpu().unsqueeze(2)
@@ -94,28 +93,24 @@ def answers(
 def score_without_cache(
     forward: Forward, questions: Questions, device: torch.device, yield_point: Callable[[], None]
 ) -> Judged:
-    """The same for models whose cache can't be repeated: what is given runs with every label."""
-    rows = [(given, label) for given, labels in questions for label in labels]
-    ids = pad_sequence([torch.tensor(given + label) for given, label in rows], True)
+    """The same for models whose cache can't be repeated: the prompt runs with every label."""
+    rows = [(prompt, label) for prompt, labels in questions for label in labels]
+    ids = pad_sequence([torch.tensor(prompt + label) for prompt, label in rows], True)
     labels = pad_sequence(
-        [torch.tensor([MASKED] * len(given) + label) for given, label in rows], True, MASKED
+        [torch.tensor([MASKED] * len(prompt) + label) for prompt, label in rows], True, MASKED
     )
     judged = sequences(forward, Sequences(ids, labels).to(device), yield_point)
     return Judged(*(it.view(len(questions), -1) for it in (judged.nll, judged.tokens)))
 
 
 def _alike(questions: Questions, most: int) -> list[list[int]]:
-    """Row numbers, together where as many tokens are given: then nothing needs to be padded before
-    the answers.
+    """Row numbers in groups of `most` whose prompts have equally many tokens: then nothing needs to
+    be padded before the answers.
     """
-    order = sorted(range(len(questions)), key=lambda row: (len(questions[row][0]), row))
+    length = [len(prompt) for prompt, _ in questions]
     groups: list[list[int]] = []
-    for row in order:
-        if (
-            groups
-            and len(groups[-1]) < most
-            and len(questions[groups[-1][0]][0]) == len(questions[row][0])
-        ):
+    for row in sorted(range(len(questions)), key=lambda row: (length[row], row)):
+        if groups and len(groups[-1]) < most and length[groups[-1][0]] == length[row]:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -134,12 +129,11 @@ def _together(
         [[label + [MASKED] * (longest - len(label)) for label in labels] for _, labels in questions]
     )
     ids = ids.view(n * k, longest).to(device)
-    given = forward(
-        torch.tensor([given for given, _ in questions], device=device), use_cache=True, **last
-    )
-    given.cache.batch_repeat_interleave(k)
-    first = given.logits[:, -1:].repeat_interleave(k, 0)
-    rest = forward(ids[:, :-1].clamp(min=0), cache=given.cache, use_cache=True).logits
+    prompts = torch.tensor([prompt for prompt, _ in questions], device=device)
+    output = forward(prompts, use_cache=True, **last)
+    output.cache.batch_repeat_interleave(k)
+    first = output.logits[:, -1:].repeat_interleave(k, 0)
+    rest = forward(ids[:, :-1].clamp(min=0), cache=output.cache, use_cache=True).logits
     losses = token_losses(torch.cat([first, rest], 1), ids).double().sum(1)
     return torch.stack([losses.view(n, k), (ids != MASKED).double().sum(1).view(n, k)])
 

@@ -57,7 +57,7 @@ class LanguageModel:
     longest: int | None = None
     """Tokens of the longest sequence; None: it does not say."""
     repeats: bool = True
-    """Its cache of what is given can be repeated, for several answers."""
+    """Its cache of a prompt can be repeated, for several answers."""
 
 
 def load(name: str, dtype: torch.dtype, attention: str | None, seed: int) -> LanguageModel:
@@ -95,7 +95,8 @@ def checked(language: LanguageModel, name: str) -> LanguageModel:
         raise ConfigurationError(f"The model {name} does not run: {first_line(error)}.") from None
     if ahead:
         raise ConfigurationError(
-            f"The model {name} is not causal: a token changes what is predicted before it; take a decoder."
+            f"The model {name} is not causal: a token changes what is predicted before it; take a "
+            "decoder."
         )
     if [it._version for it in language.model.parameters()] != as_read:  # RWKV rescales its layers
         raise ConfigurationError(
@@ -134,11 +135,8 @@ def _repeats(model: Any) -> bool:
 def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> Any:
     """Model and tokenizer."""
     library = transformers()
-    options = {
-        "dtype": dtype,
-        "attn_implementation": attention,
-        "use_safetensors": True,
-    }  # never a pickle
+    # never a pickle
+    options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     model, tokenizer = library.AutoModelForCausalLM, library.AutoTokenizer
     return _there(
         place, lambda: (model.from_pretrained(place, **options), tokenizer.from_pretrained(place))
@@ -209,8 +207,8 @@ def origin(name: str) -> Path | str:
         or path.suffix == ".gguf"
     ):
         raise ConfigurationError(
-            f"task.model = {name!r} is no language model; take bytes, smollm2, a folder or .gguf file that is there, "
-            "or a name of the hub."
+            f"task.model = {name!r} is no language model; take bytes, smollm2, a folder or .gguf "
+            "file that is there, or a name of the hub."
         )
     return name
 
@@ -269,9 +267,8 @@ def _convert(file: Path, into: Path) -> None:
     except Exception as error:
         raise DataError(f"{file} can't be read as a GGUF model: {first_line(error)}.") from None
     config = model.config
-    if hasattr(
-        config, "quantization_config"
-    ):  # it is dequantized, but can't be saved while it says otherwise
+    # it is dequantized, but can't be saved while it says otherwise
+    if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         plain = library.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -294,9 +291,8 @@ def identity(name: str) -> str:
     if isinstance(place := origin(name), Path):
         return digest(place)
     library = transformers()
-    config = _there(
-        place, lambda: library.utils.cached_file(place, "config.json")
-    )  # snapshots/COMMIT/…
+    # snapshots/COMMIT/config.json
+    config = _there(place, lambda: library.utils.cached_file(place, "config.json"))
     return hashlib.sha256(Path(config).parent.name.encode()).hexdigest()
 
 
@@ -310,12 +306,10 @@ def digest(path: Path) -> str:
     try:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
-                sha.update(
-                    f"{file.name}\0{file.stat().st_size}\0".encode() if path.is_dir() else b""
-                )
+                if path.is_dir():
+                    sha.update(f"{file.name}\0{file.stat().st_size}\0".encode())
                 with file.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        sha.update(block)
+                    hashlib.file_digest(stream, lambda: sha)
     except OSError as error:
         raise DataError(
             f"{error.filename} can't be read ({error.strerror}); check task.model."

@@ -1,6 +1,4 @@
-"""Rows of text to sequences of tokens: what is given, and the answer, whose tokens alone are
-labels.
-"""
+"""Rows of text to sequences of tokens: a prompt, and the answer, whose tokens alone are labels."""
 
 from __future__ import annotations
 
@@ -50,7 +48,8 @@ class Encoder:
         """
         if text.template not in NAMED and not fields(text.template):
             raise ConfigurationError(
-                f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text with a {{column}}."
+                f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text "
+                f"with a {{column}}."
             )
         self.text, self.tokens, self.labels = text, tokens, tuple(labels)
         if empty := [it for it in labels if not self.answer("", it)]:
@@ -62,7 +61,8 @@ class Encoder:
         )
         if self.reserved > text.length // 2:
             raise ConfigurationError(
-                f"A label has {self.reserved} tokens, more than half of task.text.length = {text.length}; raise that."
+                f"A label has {self.reserved} tokens, more than half of task.text.length = "
+                f"{text.length}; raise that."
             )
 
     def sequences(self, rows: Texts) -> Sequences:
@@ -71,66 +71,62 @@ class Encoder:
         Raises:
             DataError: in a row nothing would be learned.
         """
-        length, ids, labels = self.text.length, [], []
-        for k, (given, answer) in enumerate(self.pairs(rows)):
+        length = self.text.length
+        ids, labels = [], []
+        for k, (prompt, answer) in enumerate(self.pairs(rows)):
             if not answer:
                 raise DataError(
-                    f"Row {k} has nothing in the column {self.text.answer!r} to learn; leave it out."
+                    f"Row {k} has nothing in the column {self.text.answer!r} to learn; leave it "
+                    "out."
                 )
-            room = length - len(given) - len(answer)
-            ids.append(np.array([*given, *answer, *[self.tokens.pad] * room], np.int32))
-            labels.append(np.array([*[MASKED] * len(given), *answer, *[MASKED] * room], np.int32))
-        return Sequences(
-            *(torch.from_numpy(np.array(it, np.int32).reshape(-1, length)) for it in (ids, labels))
-        )
+            room = length - len(prompt) - len(answer)
+            ids.append([*prompt, *answer, *[self.tokens.pad] * room])
+            labels.append([*[MASKED] * len(prompt), *answer, *[MASKED] * room])
+        return Sequences(_int32(ids, length), _int32(labels, length))
 
     def pairs(self, rows: Texts) -> Iterator[tuple[list[int], list[int]]]:
-        """(what is given, answer with its end) of each row: at least one token each, together at
-        most `length`.
+        """(prompt, answer with its end) of each row: at least one token each, together at most
+        `length`.
         """
         begin = self._begin(rows)
-        for given, text in zip(self.givens(rows), rows.columns[self.text.answer], strict=True):
-            yield self.cut(given, self.answer(given, str(text)), begin)
+        for prompt, text in zip(self.prompts(rows), rows.columns[self.text.answer], strict=True):
+            yield self.cut(prompt, self.answer(prompt, str(text)), begin)
 
     def questions(self, rows: Texts) -> Iterator[tuple[list[int], list[list[int]]]]:
-        """(what is given, every label as its answer) of each row."""
+        """(prompt, every label as its answer) of each row."""
         begin = self._begin(rows)
-        for given in self.givens(rows):
-            yield (
-                self.cut(given, [], begin)[0],
-                [self.answer(given, label) for label in self.labels],
-            )
+        for prompt in self.prompts(rows):
+            answers = [self.answer(prompt, label) for label in self.labels]
+            yield self.cut(prompt, [], begin)[0], answers
 
     def _begin(self, rows: Texts) -> Sequence[int]:
         """A chat template brings its own."""
         chats = before_answer(self.text.answer) in rows.columns and self.tokens.has_chat
         return () if chats or self.text.template == "chat" else self.tokens.begin
 
-    def givens(self, rows: Texts) -> list[str]:
+    def prompts(self, rows: Texts) -> list[str]:
         """What stands before each answer.
 
         Raises:
-            ConfigurationError: what was said before shall stand in a template.
+            ConfigurationError: a conversation is to stand in a template.
             DataError: the template names a column that is not there.
         """
         if before_answer(self.text.answer) in rows.columns:
             return self._conversations(rows.columns[before_answer(self.text.answer)])
         if self.text.template not in NAMED:
             return _filled(self.text.template, rows)
-        prompts = [rows.columns[name] for name in self.text.prompt]
-        if self.text.template == "chat" and len(prompts) == 1:
-            return [self.tokens.chat(turns(cell) or _asked(str(cell))) for cell in prompts[0]]
-        asked = (
-            ["\n".join(map(shown, row)) for row in zip(*prompts, strict=True)]
-            if prompts
-            else [""] * len(rows)
-        )
+        columns = [rows.columns[name] for name in self.text.prompt]
+        if self.text.template == "chat" and len(columns) == 1:
+            return [self.tokens.chat(turns(cell) or _asked(str(cell))) for cell in columns[0]]
+        questions = [""] * len(rows)
+        if columns:
+            questions = ["\n".join(map(shown, row)) for row in zip(*columns, strict=True)]
         match self.text.template:
             case "instruction":
-                return [INSTRUCTION.format(it) for it in asked]
+                return [INSTRUCTION.format(question) for question in questions]
             case "chat":
-                return [self.tokens.chat(_asked(it)) for it in asked]
-        return [f"{it}\n" if it else "" for it in asked]
+                return [self.tokens.chat(_asked(question)) for question in questions]
+        return [f"{question}\n" if question else "" for question in questions]
 
     def _conversations(self, cells: Iterable[str]) -> list[str]:
         """What was said before the answer, in the model's own chat template, or else as `plain` has
@@ -138,7 +134,8 @@ class Encoder:
         """
         if self.text.prompt or self.text.template not in ("plain", "chat"):
             raise ConfigurationError(
-                f"task.text.answer = {self.text.answer!r} holds conversations, which are given as they are: leave out "
+                f"task.text.answer = {self.text.answer!r} holds conversations, which are given as "
+                "they are: leave out "
                 'task.text.prompt, and task.text.template (or set it to "chat").'
             )
         if self.tokens.has_chat or self.text.template == "chat":
@@ -147,24 +144,30 @@ class Encoder:
             plain([*turns(cell), Turn(role="assistant", content="")]).rstrip() for cell in cells
         ]
 
-    def answer(self, given: str, answer: str) -> list[int]:
+    def answer(self, prompt: str, answer: str) -> list[int]:
         """An answer's tokens and the end; after a word it begins with a space."""
-        between = " " if given and not given[-1].isspace() else ""
-        found = self.tokens.encode(between + answer) if answer else []
-        return [*found, self.tokens.end] if found else []
+        between = " " if prompt and not prompt[-1].isspace() else ""
+        tokens = self.tokens.encode(between + answer) if answer else []
+        return [*tokens, self.tokens.end] if tokens else []
 
     def cut(
-        self, given: str, answer: list[int], begin: Sequence[int]
+        self, prompt: str, answer: list[int], begin: Sequence[int]
     ) -> tuple[list[int], list[int]]:
         """Both as tokens, together at most `length`: the answer loses its end, but keeps half of
-        the length anyway; then what is given loses its beginning."""
-        tokens, length = self.tokens.encode(given) if given else [], self.text.length
-        begin = (
-            list(begin) or [self.tokens.end][: not tokens]
-        )  # something has to predict the first token
+        the length anyway; then the prompt loses its beginning.
+        """
+        tokens, length = self.tokens.encode(prompt) if prompt else [], self.text.length
+        begin = list(begin)
+        if not begin and not tokens:  # something has to predict the first token
+            begin = [self.tokens.end]
         answer = answer[: max(length - len(begin) - len(tokens), length // 2)]
         room = length - len(begin) - max(len(answer), self.reserved)
         return [*begin, *tokens[max(0, len(tokens) - room) :]], answer
+
+
+def _int32(rows: Sequence[Sequence[int]], length: int) -> Tensor:
+    """int32 [n, length]; n may be 0."""
+    return torch.from_numpy(np.array(rows, np.int32).reshape(-1, length))
 
 
 def _asked(question: str) -> list[Turn]:
@@ -174,7 +177,8 @@ def _asked(question: str) -> list[Turn]:
 def _filled(template: str, rows: Texts) -> list[str]:
     if missing := [name for name in fields(template) if name not in rows.columns]:
         raise DataError(
-            f"task.text.template names the column {missing[0]!r}; there are {', '.join(rows.columns)}."
+            f"task.text.template names the column {missing[0]!r}; there are "
+            f"{', '.join(rows.columns)}."
         )
 
     def at(row: int) -> str:

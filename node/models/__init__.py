@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 from torch import nn
 
 from node.config import TaskSection
-from peer.errors import ConfigurationError
+from peer.tables import check_entry, load_entry
 
 MODELS: Mapping[str, str] = {
     "softmax": "node.models.images:softmax",
@@ -25,10 +24,7 @@ MODELS: Mapping[str, str] = {
 
 def check_name(name: str) -> None:
     """Raises ConfigurationError: no model of that name."""
-    if name not in MODELS:
-        raise ConfigurationError(
-            f"Unknown model {name!r}; choose one of {', '.join(sorted(MODELS))}."
-        )
+    check_entry(MODELS, name, "model")
 
 
 def build(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
@@ -37,7 +33,5 @@ def build(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     Raises:
         ConfigurationError: no model of that name, or it does not fit the images.
     """
-    check_name(task.model)
-    module, _, function = MODELS[task.model].partition(":")
-    model: nn.Module = getattr(import_module(module), function)(task, shape)
+    model: nn.Module = load_entry(MODELS, task.model, "model")(task, shape)
     return model

@@ -73,7 +73,8 @@ def cnn_cifar(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 8 * 8, 512), nn.ReLU(), nn.Dropout(task.dropout), nn.Linear(512, task.classes),
+        nn.Flatten(), nn.Linear(32 * 8 * 8, 512), nn.ReLU(), nn.Dropout(task.dropout),
+        nn.Linear(512, task.classes),
     )  # fmt: skip
 
 
@@ -81,5 +82,6 @@ def _only(name: str, shape: tuple[int, int, int], needed: tuple[int, int, int]) 
     if shape != needed:
         actual, wanted = ("×".join(map(str, it)) for it in (shape, needed))
         raise ConfigurationError(
-            f"The model {name} needs images of {wanted}, not {actual}; set task.image_size = {needed[1]}."
+            f"The model {name} needs images of {wanted}, not {actual}; set task.image_size = "
+            f"{needed[1]}."
         )

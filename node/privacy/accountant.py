@@ -1,11 +1,11 @@
-"""What was spent means this much: ε of composed Poisson-subsampled Gaussians, add/remove one
-example.
+"""ε of what was spent: composed Poisson-subsampled Gaussians, add/remove one example.
 
-The stated figure is by privacy loss distributions (dp-accounting PLD, an upper bound), the live
-gauge by cached Rényi vectors (looser, 0.2 ms). What is composed are *units*:
+The reported figure is by privacy loss distributions (dp-accounting PLD, an upper bound), the live
+gauge by cached Rényi vectors (looser, 0.2 ms). One composition is
 
-    independent batches    every debit is one subsampled Gaussian at σ
-    shared batch           every round is ONE subsampled Gaussian at σ/√|K|, however many of its |K| answers were made
+    independent batches    a debit: one subsampled Gaussian at σ
+    shared batch           a round: ONE subsampled Gaussian at σ/√|K|, however many of its |K|
+                           answers were made
 
 Counting a shared batch's answers as independent under-reports (σ = 2, q = 250/6000, 4 × 1000
 answers: 6.60 for 8.90). σ is always the effective multiplier (`noise.effective`). dp_accounting is
@@ -33,14 +33,11 @@ DISCRETIZATION = 1e-3
 """Step of the discretized privacy loss: 1e-4 moves ε by 0.02 % and takes seven times as long."""
 
 PLD_CUTOFF = 100.0
-"""Above this Rényi ε it is itself the figure: the exact one would take memory without end and help
-nobody.
-"""
+"""Above this Rényi ε it is itself the figure: the exact one would take unbounded memory and help
+nobody."""
 
 WEAK = 50.0
-"""An ε_total above this is a warning everywhere: odds may change by e^50, which promises nothing
-anybody could use.
-"""
+"""An ε_total above this is a warning everywhere: odds may change by e^50, no useful promise."""
 
 MOST_COMPOSITIONS = 1_000_000
 """`remaining_compositions` counts no further unless told to."""
@@ -69,7 +66,7 @@ class Mechanism:
 
     @property
     def unit_sigma(self) -> float:
-        """Multiplier of one unit: σ, or σ/√|K| for a shared batch's whole round."""
+        """Multiplier of one composition: σ, or σ/√|K| for a shared batch's whole round."""
         return self.sigma / math.sqrt(self.releases) if self.batches == "shared" else self.sigma
 
     def compositions(self, rounds: int) -> int:
@@ -191,9 +188,9 @@ def remaining_compositions(
     delta: float,
     most: int = MOST_COMPOSITIONS,
 ) -> int:
-    """How many more units, up to `most`, keep ε(rows and they) ≤ limit, by PLD.
+    """How many more compositions, up to `most`, keep ε(rows and they) ≤ limit, by PLD.
 
-    A unit is a debit with independent batches, a round with a shared one. 0 when the rows alone
+    One is a debit with independent batches, a round with a shared one. 0 when the rows alone
     exceed the limit.
     """
     past = list(rows)
@@ -226,7 +223,7 @@ def _last_good(good: Callable[[int], bool], low: int, high: int) -> int:
 
 @lru_cache(maxsize=256)
 def _renyi(sigma: float, rate: float) -> npt.NDArray[np.float64]:
-    """Rényi divergence of one unit at each of `_orders()`."""
+    """Rényi divergence of one composition at each of `_orders()`."""
     accountant = _dp().rdp.RdpAccountant(orders=_orders())
     accountant.compose(_event(sigma, rate))
     vector: npt.NDArray[np.float64] = accountant._rdp

@@ -1,10 +1,12 @@
 """The ledger of one data set: what was ever released from it, on disk before the bytes leave.
 
 Files in one folder, per data set:
-    NAME.sqlite   rows chained by SHA-256 (WAL, synchronous = FULL: a commit is on disk when it returns)
-    NAME.head     (sequence, digest) of the last commit, fsynced apart, in two alternating slots with checksums:
-                  SQLite alone silently forgets committed rows when its WAL is cut; a write torn by
-                  a crash damages one slot and leaves the other, older by one row, which never left
+    NAME.sqlite   rows chained by SHA-256 (WAL, synchronous = FULL: a commit is on disk when it
+                  returns)
+    NAME.head     (sequence, digest) of the last commit, fsynced apart, in two alternating slots
+                  with checksums: SQLite alone silently forgets committed rows when its WAL is cut;
+                  a write torn by a crash damages one slot and leaves the other, older by one row,
+                  which never left
     NAME.lock     flock, held while open: one process per data set
 
 Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by
@@ -42,8 +44,9 @@ MARK = -1
 
 _TABLE = """
 CREATE TABLE debit (
-    seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, recipient TEXT NOT NULL, mode TEXT NOT NULL,
-    sigma REAL NOT NULL, rate REAL NOT NULL, batches TEXT NOT NULL, releases INTEGER NOT NULL, time TEXT NOT NULL,
+    seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
+    recipient TEXT NOT NULL, mode TEXT NOT NULL, sigma REAL NOT NULL, rate REAL NOT NULL,
+    batches TEXT NOT NULL, releases INTEGER NOT NULL, time TEXT NOT NULL,
     previous BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (run, round, recipient))
 """
 _COLUMNS = (
@@ -53,8 +56,10 @@ _INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 _SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
 
 _ADVICE = (
-    "Nothing will be released from this data. Restore all of its ledger's files from one copy that is newer than the "
-    'last release; without one, what was spent is unknown, and only privacy.mode = "none" may use the data.'
+    "Nothing will be released from this data. Restore all of its ledger's files from one copy that "
+    "is newer than the "
+    'last release; without one, what was spent is unknown, and only privacy.mode = "none" may use '
+    "the data."
 )
 
 
@@ -67,8 +72,8 @@ def check_name(data_name: str) -> None:
     """Raises ConfigurationError: the name of these data can't be that of their ledger's file."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", data_name):
         raise ConfigurationError(
-            f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or underscores, as it names "
-            "the ledger's file."
+            f"data.name {data_name!r} must be 1 to 64 letters, digits, dots, dashes or "
+            "underscores, as it names the ledger's file."
         )
 
 
@@ -154,12 +159,12 @@ class Ledger:
 
     def last_round(self, run: str, recipient: str | None = None) -> int:
         """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
-        found = self._one(
-            "SELECT COALESCE(MAX(round), -1) FROM debit WHERE run = ? AND recipient = COALESCE(?, recipient)",
+        return self._one(
+            "SELECT COALESCE(MAX(round), -1) FROM debit "
+            "WHERE run = ? AND recipient = COALESCE(?, recipient)",
             run,
             recipient,
         )
-        return found
 
     def count(self, run: str, round: int) -> int:
         """Debits of this round."""
@@ -199,7 +204,10 @@ class Ledger:
             recorded = self._digest_at(sequence, db)
         if recorded != digest:
             what = "more debits" if recorded is None else "another history"
-            self._fault = f"A neighbor remembers {what} of the ledger {self._name} than its files hold. {_ADVICE}"
+            self._fault = (
+                f"A neighbor remembers {what} of the ledger {self._name} than its files hold. "
+                f"{_ADVICE}"
+            )
             raise LedgerError(self._fault)
 
     def close(self) -> None:
@@ -260,9 +268,7 @@ class Ledger:
 
     @contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
-        """Turns what the disk and SQLite raise into LedgerError, after which memory is read from
-        the disk again.
-        """
+        """Turns what the disk and SQLite raise into LedgerError, and reads the disk again."""
         if self._fault:
             raise LedgerError(self._fault)
         db = self._connection()
@@ -380,8 +386,8 @@ class Ledger:
 
     def _refusal(self, error: Exception) -> LedgerError:
         return LedgerError(
-            f"The ledger {self._name} can't be used ({error}), so nothing is released; check the folder's "
-            "space and permissions: it is tried again by itself."
+            f"The ledger {self._name} can't be used ({error}), so nothing is released; check the "
+            "folder's space and permissions: it is tried again by itself."
         )
 
     def _integrity_error(self, why: str) -> LedgerError:

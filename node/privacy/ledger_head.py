@@ -118,8 +118,8 @@ class Lock:
         except OSError:
             self.close()
             raise TemporaryFailure(
-                f"Another process uses the ledger {path.stem} ({path}); one data set serves one daemon at a time: "
-                "stop the other, or try again when it has ended."
+                f"Another process uses the ledger {path.stem} ({path}); one data set serves one "
+                "daemon at a time: stop the other, or try again when it has ended."
             ) from None
 
     @property

@@ -98,6 +98,7 @@ def nominal(sigma: float, d: int) -> float:
     room = 1.0 - math.sqrt(d) * sigma / STEPS
     if room <= 0.0:
         raise ConfigurationError(
-            f"A noise multiplier of {sigma:.3g} for {d} parameters is beyond the noise's grid; choose a larger ε."
+            f"A noise multiplier of {sigma:.3g} for {d} parameters is beyond the noise's grid; "
+            "choose a larger ε."
         )
     return sigma * (1.0 + SLACK) / room

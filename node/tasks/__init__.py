@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import getmodule, unwrap
 from pathlib import Path
@@ -23,6 +22,7 @@ from node.tasks.loading import absolute, is_file, load
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError
 from peer.message import Layout
+from peer.tables import load_entry
 
 TASKS: Mapping[str, str] = {
     "causal-lm": "node.tasks.causal_lm:make",
@@ -79,8 +79,7 @@ def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Ta
         TaskError: the module can't be imported, because of its own code.
     """
     if name in TASKS:
-        module, _, function = TASKS[name].partition(":")
-        maker: Callable[..., Task] = getattr(import_module(module), function)
+        maker: Callable[..., Task] = load_entry(TASKS, name, "task")
         return maker
     path = next((entry.value for entry in entry_points(group="peerpoise.tasks", name=name)), name)
     module, colon, function = path.rpartition(":")

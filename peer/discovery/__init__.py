@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from peer.errors import ConfigurationError
+from peer.tables import load_entry
 
 if TYPE_CHECKING:
     from peer.identity.keys import Identity
@@ -100,10 +99,5 @@ def find(name: str) -> type[Discovery]:
     Raises:
         ConfigurationError: there is none of that name.
     """
-    if name not in DISCOVERIES:
-        raise ConfigurationError(
-            f"There is no discovery {name!r}; choose among {', '.join(DISCOVERIES)}."
-        )
-    module, _, attribute = DISCOVERIES[name].partition(":")
-    found: type[Discovery] = getattr(import_module(module), attribute)
-    return found
+    discovery: type[Discovery] = load_entry(DISCOVERIES, name, "discovery")
+    return discovery

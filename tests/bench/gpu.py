@@ -126,7 +126,8 @@ def main() -> None:
     shares = {key: NODES * value / second for key, value in part.items()}
     console = Console(stderr=True, width=100)
     console.print(
-        f"{second:.3f} s of a node's compute per round: {', '.join(f'{k} {v:.0%}' for k, v in shares.items())}"
+        f"{second:.3f} s of a node's compute per round: "
+        f"{', '.join(f'{k} {v:.0%}' for k, v in shares.items())}"
     )
     console.print(table)
     print(

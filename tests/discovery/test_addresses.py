@@ -228,11 +228,10 @@ def test_configuration_and_table_know_the_same_discoveries() -> None:
     for name in DISCOVERIES:
         assert PeersSection(discovery=(name,)).discovery == (name,)
         assert find(name)
-    for ask in (find, lambda name: PeersSection(discovery=(name,))):
-        with pytest.raises(
-            ValueError, match="here is no discovery 'carrier-pigeon'; choose among static, dns, "
-        ):
-            ask("carrier-pigeon")
+    with pytest.raises(ConfigurationError, match="Unknown discovery 'pigeon'; choose one of dns, "):
+        find("pigeon")
+    with pytest.raises(ValueError, match="no discovery 'pigeon'; choose among static, dns, "):
+        PeersSection(discovery=("pigeon",))
 
 
 @pytest.mark.parametrize(

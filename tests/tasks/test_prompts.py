@@ -52,7 +52,7 @@ def shown(path: Path, tokens: Tokens | None = None, **text: Any) -> list[tuple[s
     assert task.text is not None
     rows = read_texts(path, task)
     encoder = Encoder(task.text, tokens or Bytes(), labels)
-    return list(zip(encoder.givens(rows), rows.columns[task.text.answer], strict=True))
+    return list(zip(encoder.prompts(rows), rows.columns[task.text.answer], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_the_fields_of_a_template() -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_the_last_turn_of_the_assistant_is_learned(tmp_path: Path, kind: str) -> None:
     path = written(tmp_path, [{"messages": TALK}, {"messages": [*TALK, *HELLO]}], kind)
-    given = "system: Be brief.\nuser: Hello.\nassistant: Hi.\nuser: Bye?\nassistant:"
-    assert shown(path, answer="messages") == [(given, "Bye.")] * 2
+    prompt = "system: Be brief.\nuser: Hello.\nassistant: Hi.\nuser: Bye?\nassistant:"
+    assert shown(path, answer="messages") == [(prompt, "Bye.")] * 2
 
 
 def test_an_answer_without_anything_before(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def with_template(folder: Path, template: str = CHATML) -> Pretrained:
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_conversations_go_through_the_models_own_template(tmp_path: Path, template: str) -> None:
     path = written(tmp_path, [{"messages": TALK}])
-    [(given, answer)] = shown(path, with_template(tmp_path), answer="messages", template=template)
+    [(prompt, answer)] = shown(path, with_template(tmp_path), answer="messages", template=template)
     assert (
-        given
+        prompt
         == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>Hi.\n<|user|>Bye?\n<|assistant|>"
     )
     assert answer == "Bye."
@@ -126,8 +126,8 @@ def test_a_chat_template_brings_its_own_beginning(tmp_path: Path) -> None:
     for answer, begins in (("text", True), ("messages", False)):
         task = TaskSection(text={"answer": answer})  # type: ignore[arg-type]
         assert task.text is not None
-        [(given, _)] = Encoder(task.text, tokens).pairs(read_texts(path, task))
-        assert (tokens.begin, given[:1] == [2]) == ((2,), begins)
+        [(prompt, _)] = Encoder(task.text, tokens).pairs(read_texts(path, task))
+        assert (tokens.begin, prompt[:1] == [2]) == ((2,), begins)
 
 
 def test_a_conversation_is_a_prompt_for_another_column(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_conversation_is_a_prompt_for_another_column(tmp_path: Path) -> None:
     mood: dict[str, Any] = {"answer": "mood", "labels": ("bad", "good")}
     assert shown(path, template="{messages}\nMood:", **mood) == [(f"{asked}\nMood:", "good")]
     assert shown(path, prompt=["messages"], **mood) == [(f"{asked}\n", "good")]
-    [(given, _)] = shown(
+    [(prompt, _)] = shown(
         path, with_template(tmp_path), template="chat", prompt=["messages"], **mood
     )
-    assert given == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>"
+    assert prompt == "<|system|>Be brief.\n<|user|>Hello.\n<|assistant|>"
 
 
 def test_labels_may_be_what_the_assistant_said(tmp_path: Path) -> None:
@@ -222,10 +222,10 @@ def test_a_conversation_may_be_written_as_text(tmp_path: Path, kind: str) -> Non
             csv.writer(file).writerows(
                 [["messages", "mood"], [json.dumps(TALK[:3], indent=1), "good"]]
             )
-    given = "system: Be brief.\nuser: Hello."
-    assert shown(path, answer="messages") == [(f"{given}\nassistant:", "Hi.")]
+    prompt = "system: Be brief.\nuser: Hello."
+    assert shown(path, answer="messages") == [(f"{prompt}\nassistant:", "Hi.")]
     assert shown(path, answer="mood", prompt=["messages"]) == [
-        (f"{given}\nassistant: Hi.\n", "good")
+        (f"{prompt}\nassistant: Hi.\n", "good")
     ]
     other = '[{"drug": "a"}]'
     assert shown(written(tmp_path, [{"messages": other}]), answer="messages") == [("", other)]

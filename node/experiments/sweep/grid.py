@@ -349,7 +349,7 @@ def _section(values: Any, file: Path) -> SweepSection:
     try:
         return SweepSection.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, [file], "sweep")) from None
+        raise ConfigurationError(sentence(error, [file], within="sweep")) from None
 
 
 def _difference(values: Mapping[str, Any], file: Path, where: str) -> Difference:
@@ -363,7 +363,7 @@ def _difference(values: Mapping[str, Any], file: Path, where: str) -> Difference
     try:
         return Difference(**own, values=rest)
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, [file], where)) from None
+        raise ConfigurationError(sentence(error, [file], within=where)) from None
 
 
 def _methods(section: SweepSection, values: Values, file: Path) -> dict[str, Difference]:
