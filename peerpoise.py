@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from node.config import DataSection, RunConfig, TaskSection
     from node.data import public_sets
+    from node.figures import Metric
     from node.task import Task, flat, layout_of, views
     from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError
     from peer.message import DType, Layout
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "DataSection",
     "Layout",
+    "Metric",
     "PeerpoiseError",
     "RunConfig",
     "Task",
@@ -42,6 +44,7 @@ __all__ = [
 EXPORTS: Mapping[str, tuple[str, ...]] = {
     "node.config": ("DataSection", "RunConfig", "TaskSection"),
     "node.data": ("public_sets",),
+    "node.figures": ("Metric",),
     "node.task": ("Task", "flat", "layout_of", "views"),
     "peer.errors": ("ConfigurationError", "DataError", "PeerpoiseError", "TaskError"),
     "peer.message": ("DType", "Layout"),

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from node.figures import Metric
 from peer.errors import TaskError
 from peer.message import Layout
 
@@ -31,6 +32,9 @@ class Task(Protocol):
 
     num_examples: int
     """n_i, the number of private training examples. Private: never sent, logged or exported."""
+
+    metrics: tuple[Metric, ...] = ()
+    """What `evaluate` measures, the headline first. A task without it may measure what is common."""
 
     device: torch.device
     """Where it computes. Parameters and row numbers are given on the CPU; `batch` answers on the
@@ -78,8 +82,8 @@ class Task(Protocol):
         ...
 
     def evaluate(self, x: Tensor, yield_point: Callable[[], None] = ...) -> dict[str, float]:
-        """Public test metrics of the flat parameters x, "accuracy" in [0, 1] among them where it
-        applies.
+        """Public test metrics of the flat parameters x, by the names of `metrics`; {} where there
+        is no test set.
         """
         ...
 

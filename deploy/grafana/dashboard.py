@@ -20,12 +20,17 @@ PANELS = (
     # title, unit, legend, expression
     ("Round", "short", "{{instance}}", "peerpoise_round + 1"),
     (
-        "Accuracy on the public test set",
-        "percentunit",
-        "{{instance}}",
-        "peerpoise_test_accuracy_ratio",
+        "Metrics of the task on the public test set",
+        "short",
+        "{{instance}}, {{metric}}",
+        "peerpoise_task_metric",
     ),
-    ("Perplexity on the public test set", "short", "{{instance}}", "peerpoise_test_perplexity"),
+    (
+        "Diagnostics of the algorithm, by neighbor",
+        "short",
+        "{{instance}}, {{name}} {{peer}}",
+        "peerpoise_diagnostic",
+    ),
     ("Rounds a minute", "short", "{{instance}}", "60 * rate(peerpoise_rounds_total[1m])"),
     ("Consensus distance", "short", "{{instance}}", "peerpoise_consensus_distance"),
     (

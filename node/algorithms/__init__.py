@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from node.config import AlgorithmConfig
+from node.figures import Diagnostic
 from node.maths.blocks import Block
 from node.maths.coalitions import UtilityOracle
 from peer.message import Conversation, Layout, Peer
@@ -101,6 +102,8 @@ class Algorithm(ABC):
     """True: one node on the union of all data (an upper bound); `simulate` only, a daemon refuses
     it.
     """
+    DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = ()
+    """What `diagnostics` may tell, the most telling first: reports draw that one."""
 
     state: Any
 
@@ -133,14 +136,8 @@ class Algorithm(ABC):
         """Which of the parameters round t trains."""
         return slice(None)
 
-    def position(self, t: int) -> Mapping[str, int]:
-        """Where round t is in the algorithm's own loops, e.g. {"cycle": 0, "block": 3, "step": 7}."""
-        return {}
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
-        """Per-neighbor figures of the last round for metrics and journal, e.g. {"cosine": {"b":
-        -0.01}}.
-        """
+    def diagnostics(self) -> Mapping[str, float | Mapping[Peer, float]]:
+        """Figures of the last round by their declared names, e.g. {"cosine": {"b": -0.01}}."""
         return {}
 
 

@@ -40,6 +40,7 @@ from pydantic import Field
 from torch import Tensor
 
 from node.algorithms import Algorithm, Resources
+from node.figures import Diagnostic
 from node.maths.projection import project
 from node.maths.schedule import Schedule, step_size
 from peer.message import Conversation, Peer, ask, mix
@@ -63,6 +64,10 @@ class State:
 
 class Cga(Algorithm):
     Config = CgaConfig
+    DIAGNOSTICS = (
+        Diagnostic("cosine", "Cosine of a neighbor's gradient and the own one."),
+        Diagnostic("multiplier", "Of the neighbor's constraint, in units of ‖g‖/‖g_j‖; 0: none."),
+    )
     ANSWERS = True
     config: CgaConfig
     state: State

@@ -56,6 +56,7 @@ from pydantic import Field
 from torch import Tensor
 
 from node.algorithms import Algorithm, Capability, Resources
+from node.figures import Diagnostic
 from node.maths.adam import PIECE, AdamConfig, adam_steps, clip_norm_, drain, upcast
 from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
 from node.maths.schedule import WarmupDecay, rate
@@ -107,6 +108,11 @@ class Badam(Algorithm):
     """
 
     Config = BadamConfig
+    DIAGNOSTICS = (
+        Diagnostic("cycle", "The paper's round: visits to all blocks.", per_neighbor=False),
+        Diagnostic("block", "The trained block, from 0, the embedding's end.", per_neighbor=False),
+        Diagnostic("step", "Inner step of the visit, from 0.", per_neighbor=False),
+    )
     NEEDS = frozenset({Capability.LAYERS})
     config: BadamConfig
     state: State
@@ -135,15 +141,15 @@ class Badam(Algorithm):
         """Where the block of round t lies."""
         return self.block(t // self.config.steps).span
 
-    def position(self, t: int) -> Mapping[str, int]:
-        """Where round t is: the paper's round t, block k (from 0, the embedding's end) and inner
-        step r.
-        """
-        visit, step = divmod(t, self.config.steps)
+    def diagnostics(self) -> Mapping[str, float]:
+        """Where the last round was: the paper's round t, block k and inner step r."""
+        visit, step = self.state.visit, self.state.step
+        if visit < 0:
+            return {}
         return {
             "cycle": visit // len(self.blocks),
             "block": self.blocks.index(self.block(visit)),
-            "step": step,
+            "step": step - 1,
         }
 
     def enter(self, t: int) -> State:

@@ -44,6 +44,7 @@ from torch import Tensor
 
 from node.algorithms import Algorithm, Resources
 from node.config import PaperCalibrated
+from node.figures import Diagnostic
 from node.maths.cosine import calibration, cosine
 from node.maths.mixing import accumulate, accumulator
 from node.maths.schedule import Schedule, step_size
@@ -98,6 +99,10 @@ class State:
 
 class Dpdl(Algorithm):
     Config = DpdlConfig
+    DIAGNOSTICS = (
+        Diagnostic("calibration", "DPDL's calibration weight of a neighbor's gradient."),
+        Diagnostic("cosine", "Cosine of a neighbor's gradient and the own one."),
+    )
     ANSWERS = True
     config: DpdlConfig
     state: State

@@ -42,7 +42,13 @@ from pydantic import Field
 
 from node.algorithms import Algorithm, Capability, Resources
 from node.maths.coalitions import ShapleyWeights
-from node.maths.shapley_rounds import ShapleyRoundConfig, State, diagnostics, shapley_round
+from node.maths.shapley_rounds import (
+    DIAGNOSTICS,
+    ShapleyRoundConfig,
+    State,
+    diagnostics,
+    shapley_round,
+)
 from peer.message import Conversation, Peer
 from peer.neighborhood import View
 
@@ -58,6 +64,7 @@ class PdslConfig(ShapleyRoundConfig):
 
 class Pdsl(Algorithm):
     Config = PdslConfig
+    DIAGNOSTICS = DIAGNOSTICS
     NEEDS = frozenset({Capability.VALIDATION})
     ANSWERS = True
     config: PdslConfig

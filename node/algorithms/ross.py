@@ -38,7 +38,13 @@ import torch
 
 from node.algorithms import Algorithm, Capability, Resources
 from node.maths.coalitions import ShapleyWeights
-from node.maths.shapley_rounds import ShapleyRoundConfig, State, diagnostics, shapley_round
+from node.maths.shapley_rounds import (
+    DIAGNOSTICS,
+    ShapleyRoundConfig,
+    State,
+    diagnostics,
+    shapley_round,
+)
 from peer.message import Conversation, Peer
 from peer.neighborhood import View
 
@@ -49,6 +55,7 @@ class RossConfig(ShapleyRoundConfig):
 
 class Ross(Algorithm):
     Config = RossConfig
+    DIAGNOSTICS = DIAGNOSTICS
     NEEDS = frozenset({Capability.VALIDATION})
     ANSWERS = True
     config: RossConfig

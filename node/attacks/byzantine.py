@@ -145,10 +145,7 @@ class ByzantineAlgorithm(Algorithm):
     def span(self, t: int) -> slice:
         return self._algorithm.span(t)
 
-    def position(self, t: int) -> Mapping[str, int]:
-        return self._algorithm.position(t)
-
-    def diagnostics(self) -> Mapping[str, Mapping[Peer, float]]:
+    def diagnostics(self) -> Mapping[str, float | Mapping[Peer, float]]:
         return self._algorithm.diagnostics()
 
     def round(self, t: int, view: View) -> Conversation:

@@ -21,11 +21,12 @@ from node.attacks import Attack
 from node.config import ExperimentConfig, RunConfig
 from node.data import partition
 from node.experiments.run_folder import MODEL, metrics_of_average, save_average, with_average
+from node.figures import document, headline_text
 from node.learning.learner import Learner, Plan, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.records import checkpoint, summary
-from node.records.journal import Journal, header, tested
+from node.records.journal import Journal, header
 from node.records.summary import Summary
 from node.rounds.lockstep import Hoods
 from node.rounds.lockstep import simulate as play
@@ -35,11 +36,11 @@ from peer.files import ensure_dir
 from peer.message import Peer
 from peer.topology import make_neighborhoods
 
-Progress = Callable[[int, int, Mapping[Peer, Mapping[str, float]]], None]
-"""(rounds finished, rounds, test metrics of each node as last evaluated)."""
+Progress = Callable[[int, int, Mapping[Peer, str]], None]
+"""(rounds finished, rounds, each node's headline metric as last evaluated, for people)."""
 
 
-def _silent(done: int, rounds: int, tested: Mapping[Peer, Mapping[str, float]]) -> None:
+def _silent(done: int, rounds: int, tested: Mapping[Peer, str]) -> None:
     pass
 
 
@@ -96,16 +97,23 @@ def _simulate(
             for name, learner in learners.items():
                 metrics[name] = learner.evaluate(warn=partial(_warn, journals[name]))
                 if metrics[name]:
-                    journals[name].write("test", round=t, **tested(metrics[name]))
+                    journals[name].write("test", round=t, metrics=metrics[name])
                 if learner.ledger is not None:
                     live = learner.live_epsilon(config.privacy.delta)
                     journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
         for name, learner in learners.items():
-            figures = {**apart, **learner.position(t), **learner.algorithm.diagnostics()}
             journals[name].write(
-                "round", round=t, seconds=seconds[-1] - seconds[-2], missing=[], **figures
+                "round",
+                round=t,
+                seconds=seconds[-1] - seconds[-2],
+                diagnostics=learner.diagnostics(),
+                **apart,
             )
-        progress(t + 1, rounds, metrics)
+        tested = {
+            name: headline_text(learners[name].task.metrics, measured)
+            for name, measured in metrics.items()
+        }
+        progress(t + 1, rounds, tested)
 
     conversations = {name: it.algorithm for name, it in learners.items()}
     bounds = next(iter(learners.values())).bounds
@@ -199,6 +207,11 @@ def _journal(home: Path, learner: Learner) -> Journal:
     journal = Journal(home / "journal.jsonl", about)
     if choice := learner.gate.choice:
         journal.write("backend", backend=choice.backend, reason=choice.reason)
+    journal.write(
+        "figures",
+        metrics=document(learner.task.metrics),
+        diagnostics=document(learner.plan.algorithm.DIAGNOSTICS),
+    )
     for text in (learner.plan.warning, learner.attack and learner.attack.warning):
         if text:
             journal.write("warning", text=text)

@@ -28,6 +28,7 @@ from typing import Any
 from node import provisioning
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
 from node.experiments import run_folder
+from node.figures import COMMON_METRICS, Metric, headline_text
 from node.observability import status, terminal
 from node.observability.terminal import Progress, Screen
 from node.process import stopping_signals
@@ -90,11 +91,15 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
     with Screen(config.train.rounds, quiet=quiet) as screen:
         _announce_attack(screen, config)
 
-        def progress(done: int, rounds: int, tested: Mapping[str, Mapping[str, float]]) -> None:
+        def progress(done: int, rounds: int, tested: Mapping[str, str]) -> None:
             if not quiet:
-                seen = Progress(round=done, state="")
                 names = tested or config.experiment.names
-                screen.show({name: _tested(seen, tested.get(name, {})) for name in names})
+                screen.show(
+                    {
+                        name: Progress(round=done, state="", tested=tested.get(name, ""))
+                        for name in names
+                    }
+                )
 
         from node.experiments import in_process
 
@@ -114,6 +119,8 @@ class Daemon:
     sockets: Sequence[Path]
     """Where its status may be asked."""
     seen: Progress = field(default_factory=Progress)
+    declared: Sequence[Metric] = ()
+    """The task's metrics, as its journal says."""
     metrics: str = ""
     _offset: int = 0
     """Bytes of the journal that were read."""
@@ -122,7 +129,9 @@ class Daemon:
         """Catches up with the journal; of a running daemon also asks what it waits for."""
         code = self.process.poll()
         for event in self._news():
-            self.seen = after(self.seen, event)
+            if event["event"] == "figures":
+                self.declared = [Metric(**declaration) for declaration in event["metrics"]]
+            self.seen = after(self.seen, event, self.declared)
         if code is None:
             self.seen = replace(self.seen, state=terminal.doing(self.sockets) or self.seen.state)
         elif code == EXIT_OK:
@@ -157,29 +166,22 @@ class Daemon:
                 self.metrics = answer.read().decode()
 
 
-def after(seen: Progress, event: Mapping[str, Any]) -> Progress:
-    """What is shown of a node after one more line of its journal."""
+def after(
+    seen: Progress, event: Mapping[str, Any], declared: Sequence[Metric] = COMMON_METRICS
+) -> Progress:
+    """What is shown of a node, whose task declares these metrics, after one more line of its
+    journal.
+    """
     match event:
         case {"event": "round", "round": int(t)}:
             return replace(seen, round=t + 1)
-        case {"event": "test"}:
-            found = {"accuracy": event.get("accuracy"), **(event.get("metrics") or {})}
-            return _tested(
-                seen, {name: value for name, value in found.items() if value is not None}
-            )
+        case {"event": "test", "metrics": dict(measured)}:
+            return replace(seen, tested=headline_text(declared, measured) or seen.tested)
         case {"event": "epsilon", "total": float(epsilon)}:
             return replace(seen, epsilon=epsilon)
         case {"event": "state", "state": str(state)}:
             return replace(seen, state=state)
     return seen
-
-
-def _tested(seen: Progress, metrics: Mapping[str, float]) -> Progress:
-    accuracy, perplexity = (
-        metrics.get("accuracy", seen.accuracy),
-        metrics.get("perplexity", seen.perplexity),
-    )
-    return replace(seen, accuracy=accuracy, perplexity=perplexity)
 
 
 def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:

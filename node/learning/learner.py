@@ -31,6 +31,7 @@ from node.config import (
     sentence,
 )
 from node.device import pick
+from node.figures import check_declared, headline
 from node.hooks import NO_HOOKS, Hooks
 from node.learning import promises
 from node.learning.requirements import room_for_blocks
@@ -237,9 +238,11 @@ class Learner:
     def neighborhood(self) -> Neighborhood:
         return self.plan.neighborhoods[self.name]
 
-    def position(self, t: int) -> Mapping[str, int]:
-        """Where round t is in loops of the algorithm's own; {} where it has none."""
-        return self.algorithm.position(t)
+    def diagnostics(self) -> Mapping[str, float | Mapping[Peer, float]]:
+        """The algorithm's figures of the last round, by their declared names."""
+        figures = self.algorithm.diagnostics()
+        check_declared(figures, self.plan.algorithm.DIAGNOSTICS)
+        return figures
 
     def evaluate(
         self,
@@ -251,10 +254,12 @@ class Learner:
         `warn` hears of it.
         """
         try:
-            return self.task.evaluate(self.algorithm.parameters, yield_point)
+            measured = self.task.evaluate(self.algorithm.parameters, yield_point)
         except PeerpoiseError as error:
             warn(error)
             return {}
+        check_declared(measured, self.task.metrics)
+        return measured
 
     def live_epsilon(self, lifetime_delta: float) -> LiveEpsilon:
         """ε of what was released, by Rényi divergence; not above the run's target, which σ was
@@ -339,7 +344,7 @@ class Learner:
         `figures` are further fields of `Summary`. `diverged`: it did so in the round after
         those."""
         diverged = diverged or self.diverged
-        accuracy = {self.name: metrics["accuracy"]} if "accuracy" in metrics else {}
+        first = headline(self.task.metrics, metrics)
         return Summary(
             algorithm=self.run.algorithm.name,
             nodes=self.neighborhood.nodes,
@@ -348,7 +353,7 @@ class Learner:
             spectral_gap=self.plan.spectral_gap,
             dataset=self.run.task.data,
             seed=self.run.train.seed,
-            test_accuracy=summary.accuracy(accuracy, [self.name] if self.attack else []),
+            headline=first.name if first else None,
             attackers=[self.name] if self.attack else [],
             attack=self.attack.name if self.attack else "",
             privacy=self.privacy(),
@@ -358,7 +363,13 @@ class Learner:
             if self.run.privacy.mode == "none" and self.unusable.rows
             else [],
             params_digest={self.name: summary.digest(self.algorithm.parameters)},
-            task_metrics={it: summary.metric({self.name: value}) for it, value in metrics.items()},
+            task_metrics={
+                metric.name: summary.task_metric(
+                    metric, {self.name: metrics[metric.name]}, [self.name] if self.attack else []
+                )
+                for metric in self.task.metrics
+                if metric.name in metrics
+            },
             algorithm_metrics={
                 "bytes_per_step": bytes_sent / played if played else None,
                 **measured,

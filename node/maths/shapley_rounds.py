@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import Field
 from torch import Tensor
 
+from node.figures import Diagnostic
 from node.maths.coalitions import (
     ShapleyConfig,
     ShapleyWeights,
@@ -25,6 +26,11 @@ from node.maths.momentum import momentum_step
 from node.maths.schedule import Schedule, step_size
 from peer.message import Answered, Peer, ask, mix
 from peer.neighborhood import Neighborhood
+
+DIAGNOSTICS = (
+    Diagnostic("weight", "Weight of a neighbor's gradient, from its Shapley value."),
+    Diagnostic("shapley", "Shapley value of a neighbor's gradient."),
+)
 
 
 class ShapleyRoundConfig(Schedule, ShapleyConfig):

@@ -60,9 +60,8 @@ class Metrics:
         diagnostics: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`diagnostics`: export per-neighbor cosines and calibration weights (off in paper mode,
-        where they are made with the clean gradient, unless the node's file says otherwise).
-        `clock`: seconds, monotonic."""
+        """`diagnostics`: export figures per neighbor (off in paper mode, where they are made with
+        the clean gradient, unless the node's file says otherwise). `clock`: seconds, monotonic."""
         self.registry = CollectorRegistry()
         self.diagnostics = diagnostics
         self._clock = clock
@@ -72,14 +71,7 @@ class Metrics:
         self._training()
         self._network()
         self._privacy()
-        tested = (self.test_accuracy, self.test_perplexity)
-        for unknown in (
-            self.consensus_distance,
-            *tested,
-            self.epsilon_limit,
-            self.delta,
-            self.run_rounds,
-        ):
+        for unknown in (self.consensus_distance, self.epsilon_limit, self.delta, self.run_rounds):
             unknown.set(float("nan"))
         info = Info("peerpoise_build", "Version of the program.", registry=self.registry)
         info.info({"version": version, "torch": torch, "python": python})
@@ -98,24 +90,18 @@ class Metrics:
             ["peer"],
             registry=self.registry,
         )
-        self._weight = self._gauge(
-            "peer_weight_ratio",
-            "Weight of a neighbor's gradient where the algorithm weighs it, else in mixing; 0 when lost.",
+        self._mixing_weight = self._gauge(
+            "mixing_weight_ratio", "Weight of a neighbor in the last mixing; 0 when lost.", "peer"
+        )
+        self._diagnostic = self._gauge(
+            "diagnostic",
+            "A figure of the algorithm's last round; of a neighbor, or of this node (peer is empty).",
+            "name",
             "peer",
         )
-        self._shapley = self._gauge(
-            "peer_shapley", "Shapley value of a neighbor's gradient.", "peer"
-        )
-        self._cosine = self._gauge(
-            "peer_cosine", "Cosine of a neighbor's gradient and the own one.", "peer"
-        )
-        self._calibration = self._gauge(
-            "peer_calibration_weight_ratio", "DPDL's calibration weight.", "peer"
-        )
         self.consensus_distance = self._gauge("consensus_distance", "Over the closed neighborhood.")
-        self.test_accuracy = self._gauge("test_accuracy_ratio", "Accuracy on the PUBLIC test set.")
-        self.test_perplexity = self._gauge(
-            "test_perplexity", "A language model's perplexity on the PUBLIC test set."
+        self._task_metric = self._gauge(
+            "task_metric", "A metric of the task on the PUBLIC test set.", "metric"
         )
         self.lag = self._histogram(
             "event_loop_lag_seconds", "How late the event loop wakes up.", LAG_SECONDS
@@ -202,17 +188,16 @@ class Metrics:
     def rtt(self, peer: Peer, seconds: float) -> None:
         self._rtt.labels(self._known(peer)).set(seconds)
 
-    def weight(self, peer: Peer, ratio: float) -> None:
-        self._weight.labels(self._known(peer)).set(ratio)
+    def mixing_weight(self, peer: Peer, ratio: float) -> None:
+        self._mixing_weight.labels(self._known(peer)).set(ratio)
 
-    def diagnostic(self, name: str, peer: Peer, value: float) -> None:
-        """One of `Algorithm.diagnostics()`: weight, shapley, cosine or calibration; others have no
-        metric.
-        """
-        gauges = {"weight": self._weight, "shapley": self._shapley, "cosine": self._cosine}
-        gauge = {**gauges, "calibration": self._calibration}.get(name)
-        if gauge is not None and self.diagnostics:
-            gauge.labels(self._known(peer)).set(value)
+    def task_metric(self, name: str, value: float) -> None:
+        """`name`: one that the task declares."""
+        self._task_metric.labels(name).set(value)
+
+    def diagnostic(self, name: str, value: float, peer: Peer | None = None) -> None:
+        """`name`: one that the algorithm declares; `peer`: whom it is of, None: this node."""
+        self._diagnostic.labels(name, "" if peer is None else self._known(peer)).set(value)
 
     def wire(self, peer: Peer, direction: str, kind: str, nbytes: int) -> None:
         """`direction`: sent | received."""
@@ -355,9 +340,9 @@ def _application(
 
         match environ["PATH_INFO"]:
             case "/metrics":
-                found: Iterable[bytes] = metrics(environ, start_response)
+                page: Iterable[bytes] = metrics(environ, start_response)
                 read()
-                return found
+                return page
             case "/-/healthy":
                 return plain("200 OK")
             case "/-/ready":

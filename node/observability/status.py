@@ -17,11 +17,12 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
+from node.figures import Metric
 from node.records.journal import plain
 from peer.errors import StorageError, TemporaryFailure
 
@@ -95,6 +96,13 @@ class Epsilon(TypedDict):
     """False: mode paper, or a public seed. No ε holds then."""
 
 
+class TaskMetric(TypedDict):
+    name: str
+    unit: Literal["", "ratio"]
+    value: float | None
+    """On the public test set; None: not finite."""
+
+
 class Status(TypedDict):
     """What a daemon says. Times are seconds at the moment of asking."""
 
@@ -113,10 +121,10 @@ class Status(TypedDict):
     neighbors: list[Neighbor]
     epsilon: Epsilon | None
     """None in mode none."""
-    test_accuracy: float | None
-    """On the public test set, 0 … 1."""
-    test_perplexity: float | None
-    """Of a language model, on the public test set."""
+    task_metrics: list[TaskMetric]
+    """As they were measured last, the headline first."""
+    diagnostics: Mapping[str, float | Mapping[str, float]]
+    """Figures of the algorithm's last round, of this node or per neighbor."""
     loop: str
     """uvloop | asyncio."""
     insecure: list[str]
@@ -271,11 +279,9 @@ def _headline(status: Status) -> str:
 
 def _details(status: Status) -> list[str]:
     lines = [_wait(waiting) for waiting in status["waiting_for"]]
-    accuracy = status["test_accuracy"]
-    if accuracy is not None:
-        lines.append(f"test accuracy {accuracy:.1%}")
-    if (perplexity := status["test_perplexity"]) is not None:
-        lines.append(f"test perplexity {perplexity:.1f}")
+    for metric in status["task_metrics"][:1]:
+        shown = Metric(metric["name"], unit=metric["unit"]).show(metric["value"])
+        lines.append(f"test {metric['name']} {shown}")
     lines += _epsilon(status["epsilon"], status["insecure"])
     metrics = f"metrics http://{status['metrics']}/metrics, " if status["metrics"] else ""
     about = f"pid {status['pid']}, up {status['uptime_s']:.0f} s, version {status['version']}"

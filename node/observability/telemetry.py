@@ -19,11 +19,20 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from node.config import BudgetSection, RunConfig
+from node.figures import document
 from node.learning.learner import ADJACENCY, Learner, LiveEpsilon
 from node.observability.metrics import Metrics
-from node.observability.status import Epsilon, Neighbor, Phase, RunEpsilon, Status, Waiting
+from node.observability.status import (
+    Epsilon,
+    Neighbor,
+    Phase,
+    RunEpsilon,
+    Status,
+    TaskMetric,
+    Waiting,
+)
 from node.privacy.gate import GradientGate
-from node.records.journal import Journal, code_version, tested
+from node.records.journal import Journal, code_version
 from node.rounds.waiting import RoundObserver
 from peer import files
 from peer.discovery.addresses import AddressBook
@@ -67,8 +76,10 @@ class Telemetry(RoundObserver, SessionObserver):
         self.limit, self.lifetime_delta = budget.limit, budget.delta
         self.state = "starting"
         self.round_seconds: list[float] = []
-        self.accuracy: float | None = None
-        self.perplexity: float | None = None
+        self.tested_metrics: Mapping[str, float] = {}
+        """The task's metrics as they were measured last."""
+        self.diagnostics: Mapping[str, float | Mapping[Peer, float]] = {}
+        """The algorithm's figures of the last round, as far as they may be shown."""
         self.distance: float | None = None
         self.warnings: list[str] = []
         self.loop = ""
@@ -99,6 +110,13 @@ class Telemetry(RoundObserver, SessionObserver):
         self.metrics.neighbors(learner.neighborhood.neighbors, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
         self.metrics.run_rounds.set(self.run.train.rounds)
+        for metric in learner.task.metrics:
+            self.metrics.task_metric(metric.name, nan)
+        self.log_event(
+            "figures",
+            metrics=document(learner.task.metrics),
+            diagnostics=document(learner.plan.algorithm.DIAGNOSTICS),
+        )
         if self.limit is not None:
             self.metrics.epsilon_limit.set(self.limit)
 
@@ -179,11 +197,8 @@ class Telemetry(RoundObserver, SessionObserver):
 
     def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
         assert self.learner is not None
-        if (
-            "weight" not in self.learner.algorithm.diagnostics()
-        ):  # else the algorithm's own weights are shown
-            for peer in self.learner.neighborhood.neighbors:
-                self.metrics.weight(peer, weight.get(peer, 0.0))
+        for peer in self.learner.neighborhood.neighbors:
+            self.metrics.mixing_weight(peer, weight.get(peer, 0.0))
         self.distance = distance
         self.metrics.consensus_distance.set(distance)
 
@@ -202,23 +217,38 @@ class Telemetry(RoundObserver, SessionObserver):
         self.round_seconds.append(seconds)
         self.metrics.round.set(t)
         self.metrics.rounds.inc()
-        found = self.learner.algorithm.diagnostics()
-        for name, values in found.items():
-            for peer in self.learner.neighborhood.neighbors if name == "weight" else values:
-                self.metrics.diagnostic(name, peer, values.get(peer, 0.0))
-        figures = {**self.learner.position(t), **(found if self.metrics.diagnostics else {})}
+        self.diagnostics = self._shown(self.learner.diagnostics())
+        for name, value in self.diagnostics.items():
+            if isinstance(value, Mapping):
+                for peer in self.learner.neighborhood.neighbors:
+                    self.metrics.diagnostic(name, value.get(peer, nan), peer)
+            else:
+                self.metrics.diagnostic(name, value)
         self.log_event(
-            "round", round=t, seconds=seconds, consensus_distance=self.distance, **figures
+            "round",
+            round=t,
+            seconds=seconds,
+            consensus_distance=self.distance,
+            diagnostics=self.diagnostics,
         )
+
+    def _shown(
+        self, figures: Mapping[str, float | Mapping[Peer, float]]
+    ) -> Mapping[str, float | Mapping[Peer, float]]:
+        """Without those per neighbor where they are not to be shown."""
+        if self.metrics.diagnostics:
+            return figures
+        return {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
 
     # from the compute thread
 
     def tested(self, t: int, metrics: Mapping[str, float]) -> None:
-        if metrics:
-            self.accuracy, self.perplexity = metrics.get("accuracy"), metrics.get("perplexity")
-            self.metrics.test_accuracy.set(metrics.get("accuracy", float("nan")))
-            self.metrics.test_perplexity.set(metrics.get("perplexity", float("nan")))
-            self.log_event("test", round=t, **tested(metrics))
+        if not metrics:
+            return
+        self.tested_metrics = metrics
+        for name, value in metrics.items():
+            self.metrics.task_metric(name, value)
+        self.log_event("test", round=t, metrics=metrics)
 
     def spent(self, t: int, stated: bool) -> None:
         """ε after round t (-1: before the first): live figures always, a line in the journal where
@@ -420,8 +450,8 @@ class Telemetry(RoundObserver, SessionObserver):
             waiting_for=self._waiting(session),
             neighbors=self._neighbors(session),
             epsilon=None if privacy.mode == "none" else epsilon,
-            test_accuracy=self.accuracy,
-            test_perplexity=self.perplexity,
+            task_metrics=self._task_metrics(),
+            diagnostics=self.diagnostics,
             loop=self.loop,
             insecure=self.insecure,
             metrics=self.metrics_address,
@@ -430,6 +460,16 @@ class Telemetry(RoundObserver, SessionObserver):
             pid=os.getpid(),
             version=code_version(),
         )
+
+    def _task_metrics(self) -> list[TaskMetric]:
+        """In the order of their declaration: the headline is the first."""
+        return [
+            TaskMetric(
+                name=metric.name, unit=metric.unit, value=_finite(self.tested_metrics[metric.name])
+            )
+            for metric in (self.learner.task.metrics if self.learner else ())
+            if metric.name in self.tested_metrics
+        ]
 
     def _phase(self, session: Session | None) -> Phase | None:
         if session is None or not session.progress.kind:

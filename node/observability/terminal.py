@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -34,9 +33,8 @@ class Progress:
 
     round: int = 0
     """Rounds that are finished."""
-    accuracy: float | None = None
-    perplexity: float | None = None
-    """Of language models; shown where there is no accuracy."""
+    tested: str = ""
+    """The headline metric as it was measured last, e.g. accuracy 83.1%."""
     epsilon: float | None = None
     state: str = "starting"
     """Phase and whom it waits for, or how it ended."""
@@ -91,15 +89,9 @@ class Screen:
 
 
 def _brief(name: str, node: Progress, rounds: int) -> str:
-    return f"{name} {node.round}/{rounds} {_tested(node)}".rstrip() + (
+    return f"{name} {node.round}/{rounds} {node.tested}".rstrip() + (
         "" if node.round else f" {node.state}"
     )
-
-
-def _tested(node: Progress) -> str:
-    if node.accuracy is None:
-        return "" if node.perplexity is None else f"perplexity {node.perplexity:.1f}"
-    return f"{node.accuracy:.1%}" if isfinite(node.accuracy) else "n/a"
 
 
 def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
@@ -112,7 +104,7 @@ def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
             name,
             f"{node.round}/{rounds}",
             Text("━" * done, "green") + Text("━" * (20 - done), "dim"),
-            _tested(node),
+            node.tested,
             "" if node.epsilon is None else f"{node.epsilon:.2f}",
             Text(node.state),
         )

@@ -4,9 +4,8 @@ What may be written is the literal table EVENTS; any other event or field is a b
 Nothing private is in it: no loss or accuracy on private data, no drawn batch size, no n_i, no
 histogram of labels, no vector. (Seconds of a phase are in it, as they can be seen on the wire too.)
 `data` holds the digest of the private file so that a later reader can tell whether it changed;
-somebody who guesses the whole file can confirm the guess with it. Figures of neighbors (weight,
-shapley, cosine, calibration) are made of releases and of a public validation set; with a private
-one they tell of it too, as all that is sent does.
+somebody who guesses the whole file can confirm the guess with it. Diagnostics are made of releases
+and of a public validation set; with a private one they tell of it too, as all that is sent does.
 """
 
 from __future__ import annotations
@@ -35,20 +34,20 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "resume": "round checkpoint skipped reason",
         "data": "digest",
         "backend": "backend reason",
+        "figures": "metrics diagnostics",
         # state of the node: waiting, running, lingering, stopping, finished
-        "state": "state reason round",
-        "warning": "round what text",
+        "state": "state reason",
+        "warning": "text",
         # a round
-        "phase": "round phase kind seconds wait_seconds heard missing bytes_sent bytes_received",
-        "round": "round seconds bytes_sent bytes_received heard missing consensus_distance cycle block step "
-        "weight shapley cosine calibration multiplier",  # the last line: all kinds of `Algorithm.diagnostics`
-        "test": "round accuracy metrics",
+        "phase": "round phase kind seconds bytes_sent",
+        "round": "round seconds consensus_distance diagnostics",
+        "test": "round metrics",
         "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta accountant against",
         "checkpoint": "round path seconds",
         # neighbors
         "peer": "round peer state reason",
         "lost_edge": "round phase peer reason",
-        "partial_mix": "round phase peer offset",
+        "partial_mix": "round phase peer",
         "refused": "round peer code",
         "rejected": "round peer code",
         "contradiction": "round phase peer told_by path",
@@ -61,15 +60,9 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "end": "round reason signal exit_code wall_seconds complete params_digest",
     }.items()
 }
-"""event -> the fields it may have. `accuracy` and the other `metrics` of "test" are those of the
-PUBLIC test set.
+"""event -> the fields it may have. `metrics` of "test" and `diagnostics` of "round" have the names
+that task and algorithm declare (`node.figures`); "figures" says which those are.
 """
-
-
-def tested(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """A task's metrics as fields of "test"."""
-    others = {name: value for name, value in metrics.items() if name != "accuracy"}
-    return {name: metrics[name] for name in ("accuracy",) if name in metrics} | {"metrics": others}
 
 
 class Journal:

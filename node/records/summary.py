@@ -12,8 +12,9 @@ from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from node.figures import Metric
 from peer import files
 from peer.errors import DataError
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 AGAINST = "against any coalition of other nodes"
 UNCOVERED = "the validation set is private and not covered"
-PERPLEXITY = "perplexity"
-"""The task metric that has a line of its own in the final table."""
 PIECE = 1 << 18
 """Parameters that are looked at at a time: no copy of a large model is made."""
 LINK = "diagnostic, not a guarantee: your other answers reach the same neighbor through other nodes' models"
@@ -45,24 +44,15 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Accuracy(Part):
-    mean: Figure = None
-    """Mean over the honest nodes, 0 … 1."""
-    min: Figure = None
-    """Worst honest node."""
-    per_node: dict[str, Figure] = {}
-
-
-class Metric(Part):
+class TaskMetric(Part):
     mean: Figure = None
     """Mean over the honest nodes."""
+    worst: Figure = None
+    """Of the honest node that does worst."""
     per_node: dict[str, Figure] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_a_number(cls, value: Any) -> Any:
-        """Older summaries have the mean alone."""
-        return {"mean": value} if value is None or isinstance(value, int | float) else value
+    higher_is_better: bool = False
+    unit: Literal["", "ratio"] = ""
+    """ratio: a share from 0 to 1."""
 
 
 class Epsilon(Part):
@@ -124,8 +114,8 @@ class Summary(Part):
     dataset: str
     seed: int
     """train.seed."""
-    test_accuracy: Accuracy = Accuracy()
-    """On the public test set."""
+    headline: str | None = None
+    """The metric of `task_metrics` that the run is known by; null where there is no test set."""
     consensus_distance: Figure = None
     """√(1/N Σ‖x_i − x̄‖²) of the final parameters of all honest nodes that finished; of a daemon:
     over its neighborhood, as it heard it."""
@@ -141,12 +131,14 @@ class Summary(Part):
     """From the first round to the last; of a cluster the slowest node's."""
     params_digest: dict[str, str] = {}
     """node -> SHA-256 of its final float32 parameters."""
-    task_metrics: dict[str, Metric] = {}
-    """All public test metrics: accuracy, loss, f1, perplexity, as far as the task has them."""
+    task_metrics: dict[str, TaskMetric] = {}
+    """All metrics that the task declares, on the public test set."""
     algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
     """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a
-    daemon's process held, on a GPU most that torch allocated there. Of a cluster their means, and
-    averaged_model: the test metrics of the average of the honest nodes' models."""
+    daemon's process held, on a GPU most that torch allocated there. Of a node also what its
+    algorithm declares, of the last round, per neighbor or as one number. Of a cluster the means of
+    single numbers, and averaged_model: the test metrics of the average of the honest nodes' models.
+    """
     version: str
     config_digest: str
     """SHA-256 of run.toml's content."""
@@ -217,7 +209,6 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
     if len({summary.config_digest for summary in summaries}) > 1:
         raise DataError("These summaries belong to different runs: their config_digest differs.")
     first = summaries[0]
-    per_node = _union(summary.test_accuracy.per_node for summary in summaries)
     complete = len(summaries) == first.nodes and all(summary.complete for summary in summaries)
     attackers = sorted(name for summary in summaries for name in summary.attackers)
     honest = [summary for summary in summaries if not summary.attackers]
@@ -228,7 +219,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
     )
     return first.model_copy(
         update={
-            "test_accuracy": accuracy(per_node, attackers),
+            "headline": next((summary.headline for summary in summaries if summary.headline), None),
             "attackers": attackers,
             "attack": next((summary.attack for summary in summaries if summary.attackers), ""),
             "diverged": sorted(name for summary in summaries for name in summary.diverged),
@@ -248,7 +239,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             "wall_seconds": _max(summary.wall_seconds for summary in summaries),
             "rounds_played": _union(summary.rounds_played for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
-            "task_metrics": _metrics(summaries, attackers),
+            "task_metrics": _merge_metrics(summaries, attackers),
             "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
             "insecure": any(summary.insecure for summary in summaries),
             "complete": complete,
@@ -256,19 +247,22 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
     )
 
 
-def accuracy(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Accuracy:
-    """Mean and worst of the honest nodes' accuracies."""
+def task_metric(
+    metric: Metric, per_node: Mapping[str, float | None], attackers: Sequence[str] = ()
+) -> TaskMetric:
+    """A metric of these nodes: mean and worst of the honest ones, as far as they are finite."""
     known = [
-        value for name, value in per_node.items() if value is not None and name not in attackers
+        value
+        for name, value in per_node.items()
+        if value is not None and isfinite(value) and name not in attackers
     ]
-    return Accuracy(
-        mean=_mean(known), min=min(known, default=None), per_node=dict(sorted(per_node.items()))
+    return TaskMetric(
+        mean=_mean(known),
+        worst=metric.worst(known) if known else None,
+        per_node=dict(sorted(per_node.items())),
+        higher_is_better=metric.higher_is_better,
+        unit=metric.unit,
     )
-
-
-def perplexity(summary: Summary) -> float | None:
-    """The nodes' mean; None: the task has none."""
-    return found.mean if (found := summary.task_metrics.get(PERPLEXITY)) else None
 
 
 def seconds(rounds: Sequence[float]) -> Seconds:
@@ -331,17 +325,29 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     from rich.table import Table
 
     columns = [summary] if baseline is None else [summary, baseline]
-    found = Table(
+    rows = Table(
         "", *(_title(column) for column in columns), title=_caption(summary), title_justify="left"
     )
+    if summary.headline:
+        tests = [_tested(column, summary.headline) for column in columns]
+        rows.add_row(f"test {summary.headline}, mean", *(mean for mean, _ in tests))
+        rows.add_row(f"test {summary.headline}, worst node", *(worst for _, worst in tests))
     for name, cells in zip(ROWS, zip(*map(_cells, columns), strict=True), strict=True):
-        if not name.startswith("test ") or any(cell != "–" for cell in cells):
-            found.add_row(name, *cells)
-    return found
+        rows.add_row(name, *cells)
+    return rows
 
 
-ROWS = ("test accuracy, mean", "test accuracy, worst node", "test perplexity, mean", "ε_total", "ε_link",
-        "consensus distance", "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
+ROWS = ("ε_total", "ε_link", "consensus distance", "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
+
+
+def _tested(summary: Summary, name: str) -> tuple[str, str]:
+    """Mean of the nodes, and the worst of them."""
+    values = summary.task_metrics.get(name, TaskMetric())
+    metric = Metric(name, unit=values.unit)
+    mean, worst = (
+        "–" if value is None else metric.show(value) for value in (values.mean, values.worst)
+    )
+    return mean, worst
 
 
 def _title(summary: Summary) -> str:
@@ -385,9 +391,6 @@ def _incomplete(summary: Summary) -> str:
 def _cells(summary: Summary) -> tuple[str, ...]:
     epsilon, none = summary.privacy.epsilon, summary.privacy.mode == "none"
     return (
-        _show(summary.test_accuracy.mean, "{:.1%}"),
-        _show(summary.test_accuracy.min, "{:.1%}"),
-        _show(perplexity(summary), "{:.2f}"),
         "none: no privacy"
         if none
         else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
@@ -442,21 +445,13 @@ def _max(values: Any) -> float | None:
     return max(_known(values), default=None)
 
 
-def metric(per_node: Mapping[str, float | None], attackers: Sequence[str] = ()) -> Metric:
-    """One metric of all nodes, and the honest ones' mean."""
-    known = [
-        value for name, value in per_node.items() if value is not None and name not in attackers
-    ]
-    return Metric(mean=_mean(known), per_node=dict(sorted(per_node.items())))
-
-
-def _metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> dict[str, Metric]:
-    names = sorted({name for summary in summaries for name in summary.task_metrics})
-    parts = {
-        name: [it.task_metrics[name] for it in summaries if name in it.task_metrics]
-        for name in names
-    }
-    return {name: metric(_union(it.per_node for it in parts[name]), attackers) for name in names}
+def _merge_metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> dict[str, TaskMetric]:
+    merged = {}
+    for name in sorted({name for summary in summaries for name in summary.task_metrics}):
+        parts = [it.task_metrics[name] for it in summaries if name in it.task_metrics]
+        metric = Metric(name, higher_is_better=parts[0].higher_is_better, unit=parts[0].unit)
+        merged[name] = task_metric(metric, _union(part.per_node for part in parts), attackers)
+    return merged
 
 
 def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from node import data as datasets
 from node import device as devices
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
+from node.figures import ACCURACY, F1, LOSS, PERPLEXITY
 from node.llm import likelihood, models
 from node.llm.layers import Trained, drop_weights, merged_model, share_weights, trained, with_lora
 from node.llm.prompts import MASKED, Encoder, Sequences
@@ -79,6 +80,8 @@ class CausalLM:
         """`language` without the weights that are trained; `again` makes or reads it with them, for
         a seed. `inputs` says in public what it is fed, whatever the rows are: nodes compare it."""
         self.inputs: Mapping[str, str] = inputs or {}
+        labeled = test is not None and bool(test.questions)
+        self.metrics = (ACCURACY, F1, PERPLEXITY, LOSS) if labeled else (PERPLEXITY, LOSS)
         self.text, self._train, self._test, self._again = text, train, test, again
         self.device, self.micro_batch, self.adapted = (
             devices.CPU,

@@ -23,6 +23,7 @@ from node import models
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
+from node.figures import ACCURACY, LOSS
 from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
@@ -59,6 +60,7 @@ class Classification:
         """
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs: Mapping[str, str] = inputs or {}
+        self.metrics = (ACCURACY, LOSS)
         self.device = devices.CPU
         with torch.device("meta"):
             self._skeleton = build()

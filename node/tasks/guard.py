@@ -25,6 +25,7 @@ from torch import Tensor
 import node
 import peer
 from node.device import CPU
+from node.figures import COMMON_METRICS, Metric
 from node.rounds.compute import Stopped
 from node.task import Task, Wrapper
 from node.tasks.switches import switches_kept
@@ -38,7 +39,7 @@ OURS = tuple(
 INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")})
 """Where a mistake is looked for only if the task itself is installed."""
 SLACK = 1e-6
-"""What rounding may add to an accuracy of 1."""
+"""What rounding may add to a ratio of 1."""
 ATTRIBUTES = ("layout", "num_examples")
 METHODS = ("initial_parameters", "batch", "loss", "mean_loss", "evaluate")
 """What `node.task.Task` asks for, but `device` and `to`."""
@@ -104,6 +105,20 @@ class Guarded(Wrapper):
                 "num_examples is no number of examples; make it a property that gives one"
             )
         return int(count)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The common ones where the task declares none."""
+        declared = _read(self._task, "metrics", self._name)
+        if declared is _MISSING:
+            return COMMON_METRICS
+        if not isinstance(declared, tuple | list) or not all(
+            isinstance(metric, Metric) for metric in declared
+        ):
+            raise self._refusal(
+                "metrics is no tuple of peerpoise.Metric; write one, or leave it out"
+            )
+        return tuple(declared)
 
     @property
     def micro_batch(self) -> int | None:
@@ -173,7 +188,13 @@ class Guarded(Wrapper):
                 f"evaluate gives {_kind(metrics)}; names with a number each are expected, such as "
                 '{"accuracy": 0.9}, or {} where nothing is measured'
             )
-        return {self._metric_name(key): self._metric(key, value) for key, value in metrics.items()}
+        known = {metric.name: metric for metric in self.metrics}
+        return {
+            name: self._metric(known[name], value)
+            for name, value in (
+                (self._metric_name(key, known), value) for key, value in metrics.items()
+            )
+        }
 
     def _validating(self, validate: Callable[..., Any]) -> Callable[..., Tensor]:
         @wraps(validate)
@@ -197,20 +218,29 @@ class Guarded(Wrapper):
             )
         return value
 
-    def _metric_name(self, key: object) -> str:
+    def _metric_name(self, key: object, known: Mapping[str, Metric]) -> str:
         if not isinstance(key, str):
             raise self._refusal(f"evaluate names a metric by {_kind(key)}; a text is expected")
+        if key not in known:
+            raise self._refusal(
+                f"evaluate gives {key!r}, which is none of {', '.join(known)}; declare it in the "
+                f"task's metrics, as peerpoise.Metric({key!r}, …)"
+            )
         return key
 
-    def _metric(self, key: str, value: Any) -> float:
-        number = _number(value)
+    def _metric(self, metric: Metric, value: Any) -> float:
+        number, name = _number(value), metric.name
         if number is None:
-            raise self._refusal(f"evaluate gives {_kind(value)} as {key!r}; one number is expected")
-        if key == "accuracy" and (number < 0 or number > 1 + SLACK):
             raise self._refusal(
-                "evaluate gives an 'accuracy' outside of 0 … 1; return a share, not a percentage"
+                f"evaluate gives {_kind(value)} as {name!r}; one number is expected"
             )
-        return min(number, 1.0) if key == "accuracy" else number
+        if metric.unit != "ratio":
+            return number
+        if number < 0 or number > 1 + SLACK:
+            raise self._refusal(
+                f"evaluate gives {name!r} outside of 0 … 1; return a share, not a percentage"
+            )
+        return min(number, 1.0)
 
     def _refusal(self, reason: str) -> TaskError:
         sentence = f"task.name = {self._name!r}: {reason}."

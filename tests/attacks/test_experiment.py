@@ -65,10 +65,10 @@ def test_results_are_those_of_the_honest(tmp_path):
         4,
         True,
     )
-    each = merged.test_accuracy.per_node
+    each = merged.task_metrics["accuracy"].per_node
     assert list(each) == ["n0", "n1", "n2", "n3"]
-    assert merged.test_accuracy.mean == pytest.approx((each["n1"] + each["n3"]) / 2)
-    assert merged.test_accuracy.min == min(each["n1"], each["n3"])
+    assert merged.task_metrics["accuracy"].mean == pytest.approx((each["n1"] + each["n3"]) / 2)
+    assert merged.task_metrics["accuracy"].worst == min(each["n1"], each["n3"])
     models = {
         name: checkpoint.load_model(tmp_path / "nodes" / name / "model.safetensors")[1]
         for name in each
@@ -183,4 +183,4 @@ def test_one_neighbor_with_huge_answers_does_not_end_ross(tmp_path, options):
     attack = {"name": "gaussian", "std": 1e16, "words": ["answer"]}
     algorithm = {"name": "ross", "lr": 0.1, **options}
     settings = {"train": {"rounds": 25}, "experiment": {"nodes": 5}, "algorithm": algorithm}
-    assert simulate(experiment(attack, **settings), tmp_path).test_accuracy.min > 0.7
+    assert simulate(experiment(attack, **settings), tmp_path).task_metrics["accuracy"].worst > 0.7

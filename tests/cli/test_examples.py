@@ -90,12 +90,8 @@ def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
     for found in (one, other):
         jsonschema.validate(found, SCHEMA)
         assert found["complete"]
-        tested = (
-            found["test_accuracy"]
-            if "deca" not in example.stem
-            else found["task_metrics"]["perplexity"]
-        )
-        assert tested["mean"] is not None
+        assert found["headline"] == ("perplexity" if "deca" in example.stem else "accuracy")
+        assert found["task_metrics"][found["headline"]]["mean"] is not None
     assert one["params_digest"] == other["params_digest"]
     assert one["consensus_distance"] == pytest.approx(other["consensus_distance"])
     assert_folder(tmp_path / "simulated", one)

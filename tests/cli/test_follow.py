@@ -21,6 +21,7 @@ import pytest
 from node.config import MetricsSection, NodeConfig, write
 from node.experiments import local_cluster
 from node.experiments.local_cluster import Daemon, after, follow
+from node.figures import ACCURACY, document
 from node.observability.output import silence
 from node.observability.terminal import Progress, Screen
 from node.process import stopping_signals
@@ -133,23 +134,25 @@ def test_the_journal_is_read_line_by_line(tmp_path: Path) -> None:
     assert found.process.wait() == 0
     lines = [
         {"event": "round", "round": 0},
-        {"event": "test", "accuracy": 0.5},
+        {"event": "figures", "metrics": document([ACCURACY]), "diagnostics": []},
+        {"event": "test", "metrics": {"accuracy": 0.5}},
         {"event": "epsilon", "total": 1.5},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     journal = tmp_path / "n0" / "journal.jsonl"
     journal.write_text(text + '{"event": "round", "rou')
     seen = found.look()
-    assert (seen.round, seen.accuracy, seen.epsilon, seen.state) == (1, 0.5, 1.5, "finished")
+    assert (seen.round, seen.tested, seen.epsilon) == (1, "accuracy 50.0%", 1.5)
+    assert seen.state == "finished"
     journal.write_text(text + '{"event": "round", "round": 1}\n')
     assert found.look().round == 2
 
 
 def test_other_events_change_nothing() -> None:
-    seen = Progress(round=3, accuracy=0.25)
-    assert after(seen, {"event": "test", "accuracy": None}) == seen
+    seen = Progress(round=3, tested="accuracy 25.0%")
+    assert after(seen, {"event": "test", "metrics": {}}) == seen
     told = after(seen, {"event": "test", "metrics": {"perplexity": 12.5, "loss": 2.0}})
-    assert (told.accuracy, told.perplexity) == (0.25, 12.5)
+    assert told.tested == "perplexity 12.5"
     assert after(seen, {"event": "peer", "round": 7, "state": "down"}) == seen
 
 

@@ -52,10 +52,9 @@ def accuracy(peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "simulate", "run.toml", "--set", f"task.channels={channels}", "--folder", "out"
         )
         assert (result.code, result.err) == (0, "")
-        found: float = json.loads((tmp_path / "out" / "summary.json").read_text())["test_accuracy"][
-            "mean"
-        ]
-        return found
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        mean: float = summary["task_metrics"]["accuracy"]["mean"]
+        return mean
 
     return simulated
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from node.attacks import ATTACKS
 from node.attacks.oblivious import Scaling
 from node.experiments import run_folder
 from node.experiments.in_process import simulate
+from node.figures import Diagnostic
 from node.records import checkpoint, summary
 from peer.transport.memory import Network
 
@@ -56,7 +59,7 @@ def test_same_bits(
     assert merged is not None
     assert merged.params_digest == simulated.params_digest
     assert (merged.attackers, merged.attack) == (simulated.attackers, simulated.attack)
-    assert merged.test_accuracy == simulated.test_accuracy
+    assert merged.task_metrics == simulated.task_metrics
     assert merged.consensus_distance == simulated.consensus_distance
     averages = [
         checkpoint.load_model(tmp_path / made / "model.safetensors")[1]
@@ -85,10 +88,9 @@ async def played(folder: Path, **settings: Any) -> dict[str, Path]:
 def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All kinds of `diagnostics`, by simulate and by daemons; its weights are what
-    peer_weight_ratio shows.
-    """
+    """All that it declares, by simulate and by daemons."""
     told = {"weight": {"n1": 0.25}, "shapley": {"n1": -0.5}}
+    monkeypatch.setattr(Xavg, "DIAGNOSTICS", (Diagnostic("weight"), Diagnostic("shapley")))
     monkeypatch.setattr(
         Xavg,
         "diagnostics",
@@ -104,16 +106,13 @@ def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
             nodes = {name: cluster.witness(name) for name in cluster.homes}
             async with asyncio.timeout(60):
                 await asyncio.gather(*(node.task for node in nodes.values()))
-            nodes["n0"].watch.mixed(
-                2, dict.fromkeys(cluster.homes, 1 / 3), 0.0
-            )  # within a round, too
-            for of, metric in (("n0", "weight_ratio"), ("n0", "shapley"), ("n1", "weight_ratio")):
+            for name, diagnostic in product(("n0", "n1"), told):
                 for peer in cluster.homes:
-                    found = nodes[of].metrics.registry.get_sample_value(
-                        f"peerpoise_peer_{metric}", {"peer": peer}
+                    value = nodes[name].metrics.registry.get_sample_value(
+                        "peerpoise_diagnostic", {"name": diagnostic, "peer": peer}
                     )
-                    if found is not None:
-                        shown[f"{of} {metric} {peer}"] = found
+                    if value is not None and isfinite(value):
+                        shown[f"{name} {diagnostic} {peer}"] = value
             return cluster.homes["n0"]
         finally:
             await cluster.end()
@@ -121,14 +120,8 @@ def test_what_an_algorithm_tells_of_its_neighbors_is_kept_and_shown(
     home = asyncio.run(play())
     for place in (tmp_path / "simulated" / "nodes" / "n0", home):
         rounds = events(place, "round")
-        assert [{kind: line[kind] for kind in told} for line in rounds] == [told, told]
-    assert shown == {
-        "n0 weight_ratio n1": 0.25,
-        "n0 weight_ratio n2": 0.0,  # it was given none
-        "n0 shapley n1": -0.5,
-        "n1 weight_ratio n0": pytest.approx(1 / 3),  # no weights of its own: those of the mixing
-        "n1 weight_ratio n2": pytest.approx(1 / 3),
-    }
+        assert [line["diagnostics"] for line in rounds] == [told, told]
+    assert shown == {"n0 weight n1": 0.25, "n0 shapley n1": -0.5}
 
 
 @pytest.mark.cluster
@@ -148,7 +141,7 @@ async def test_an_attacker_shows_what_it_is(cluster: Any) -> None:
         assert "ATTACKS its neighbors (sign-flip)" in n0.log
         assert any("ATTACKS" in event["text"] for event in n0.events("warning"))
         own = json.loads((c.homes["n0"] / "summary.json").read_text())
-        assert (own["attackers"], own["attack"], own["test_accuracy"]["mean"]) == (
+        assert (own["attackers"], own["attack"], own["task_metrics"]["accuracy"]["mean"]) == (
             ["n0"],
             "sign-flip",
             None,

@@ -60,7 +60,7 @@ async def test_killed_in_the_middle_of_a_block_it_returns_at_its_place(cluster: 
             )
         assert since_start(again, "resume")[0]["checkpoint"] == died - 1
         places = [
-            (event["round"], event["cycle"], event["block"], event["step"])
+            (event["round"], *(event["diagnostics"][name] for name in ("cycle", "block", "step")))
             for event in since_start(again, "round")
         ]
         assert places[-1][0] == ROUNDS - 1

@@ -76,7 +76,7 @@ async def watched(c: Cluster, process: Process) -> None:
     assert values["peerpoise_rounds_total",] == 3
     assert values["peerpoise_round",] in (2, 3)
     for peer in ("n0", "n2"):
-        assert values["peerpoise_peer_weight_ratio", peer] == pytest.approx(1 / 3)
+        assert values["peerpoise_mixing_weight_ratio", peer] == pytest.approx(1 / 3)
         assert values["peerpoise_peer_up", peer] == 1
     for recipient in ("n0", "n1", "n2"):
         assert values["peerpoise_releases_total", recipient] >= 3

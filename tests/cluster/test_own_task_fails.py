@@ -47,7 +47,7 @@ class Task:
 
     def evaluate(self, x):
         self.tests += 1
-        return {"error": 1.0 if self.tests < TESTS else [1.0]}
+        return {"loss": 1.0 if self.tests < TESTS else [1.0]}
 
 def make_task(run, data):
     return Task(torch.from_numpy(data))

@@ -109,12 +109,9 @@ def places(home: Path, first: int = 0) -> None:
     """From round `first` on it played every round at its place: blocks from the last one down,
     STEPS rounds in each.
     """
-    expected = []
-    for t in range(first, ROUNDS):
-        visit, step = divmod(t, STEPS)
-        expected.append((t, visit // BLOCKS, BLOCKS - 1 - visit % BLOCKS, step))
+    expected = [place(t) for t in range(first, ROUNDS)]
     played = events(home, "round")[-len(expected) :]
-    assert [(it["round"], it["cycle"], it["block"], it["step"]) for it in played] == expected
+    assert [{"round": it["round"], **it["diagnostics"]} for it in played] == expected
 
 
 def went_on(home: Path) -> None:

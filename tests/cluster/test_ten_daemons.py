@@ -61,12 +61,12 @@ def played(folder: Path, attack: dict[str, object]) -> dict[str, Path]:
 
 
 def gauges(folder: Path, name: str) -> dict[str, float]:
-    """peerpoise_peer_weight_ratio of a node's last scrape."""
+    """ROSS's weights of a node's last scrape."""
     text = (folder / "run" / f"metrics-{name}.txt").read_text()
     return {
         peer: float(value)
         for peer, value in re.findall(
-            r'^peerpoise_peer_weight_ratio\{peer="(n\d)"\} (\S+)', text, re.MULTILINE
+            r'^peerpoise_diagnostic\{name="weight",peer="(n\d)"\} (\S+)', text, re.MULTILINE
         )
     }
 
@@ -95,7 +95,9 @@ def test_among_honest_nodes_nobody_is_persecuted(tmp_path: Path) -> None:
     told: dict[str, list[float]] = {name: [] for name in homes}
     for home in homes.values():
         for line in map(json.loads, (home / "journal.jsonl").read_text().splitlines()):
-            for peer, share in line.get("weight", {}).items() if line["event"] == "round" else ():
+            for peer, share in (
+                line["diagnostics"]["weight"].items() if line["event"] == "round" else ()
+            ):
                 told[peer].append(share)
     assert {len(shares) for shares in told.values()} == {9 * 15}
     assert min(fmean(shares) for shares in told.values()) > 0.3 * W

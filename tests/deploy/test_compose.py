@@ -191,7 +191,7 @@ def test_a_node_is_killed_and_the_others_finish() -> None:
     }
     assert query("peerpoise:finished == 1").keys() == others
     assert query('ALERTS{alertname="PeerpoiseNodeDown"}').keys() == {"n3"}
-    accuracy = query("last_over_time(peerpoise_test_accuracy_ratio[1h])")
+    accuracy = query('last_over_time(peerpoise_task_metric{metric="accuracy"}[1h])')
     say("test accuracy " + ", ".join(f"{name} {accuracy[name]:.1%}" for name in sorted(others)))
 
 

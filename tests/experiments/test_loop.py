@@ -13,6 +13,7 @@ from node.experiments.sweep.estimate import estimated, told
 from node.experiments.sweep.folder import Folder, key_of, sweep_of
 from node.experiments.sweep.grid import load
 from node.experiments.sweep.results import choice, result
+from node.figures import ACCURACY, PERPLEXITY, document
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 
 
@@ -107,9 +108,12 @@ def test_of_equals_the_smallest_rate_and_the_edge_is_marked(tiny, tmp_path):
 
 
 def test_a_result_is_the_mean_of_late_evaluations_and_the_worst_node():
-    found = result({"accuracy": {"a": [0.0, 0.6, 0.8], "b": [1.0, 0.2, 0.4]}}, 2)
-    assert found is not None
-    assert (found.mean, found.worst) == (pytest.approx(0.5), pytest.approx(0.3))
+    values = {"a": [0.0, 0.6, 0.8], "b": [1.0, 0.2, 0.4]}
+    for metric, worst in ((ACCURACY, 0.3), (PERPLEXITY, 0.7)):
+        declared = {"metrics": document([metric]), "diagnostics": []}
+        late = result({"declared": declared, "metrics": {metric.name: values}}, 2)
+        assert late is not None
+        assert (late.mean, late.worst) == (pytest.approx(0.5), pytest.approx(worst))
 
 
 def test_cells_of_other_code_are_played_again_unless_they_may_be_kept(swept, tmp_path):

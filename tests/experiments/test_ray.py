@@ -38,7 +38,7 @@ def test_a_ray_cluster_gives_the_figures_of_this_process(tiny, tmp_path, swept):
     assert all("none.npz" in said for said in outcome.failed.values())
     here = Folder(swept[1])
     for key, record in Folder(tmp_path / "out").records.items():
-        for name in ("accuracy", "bytes", "distance", "weights"):
+        for name in ("metrics", "bytes", "distance", "weights"):
             assert record["figures"][name] == here.records[key]["figures"][name]
 
 

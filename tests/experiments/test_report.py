@@ -53,7 +53,7 @@ def by_hand(tiny, tmp_path):
             folder,
             trial,
             0,
-            accuracy=accuracy,
+            metrics={"accuracy": accuracy},
             bytes=[1e6, 2e6],
             seconds=[1.0, 20.0],
             summary=SUMMARY,
@@ -234,7 +234,7 @@ def test_plots_are_the_same_bytes_again(swept):
     program = f"""
 import hashlib
 from pathlib import Path
-from node.report import findings, plots
+from node.experiments.report import aggregate, plots
 found = aggregate.find(Path({str(swept[1])!r}))
 for part in found.parts:
     for plot in plots.plots(part, found.methods):
@@ -300,8 +300,8 @@ def test_parquet_and_json_hold_what_tables_show(swept):
         ("ring", "xavg", 1), ("ring", "xavg", 2), ("ring", "dpdl", 1), ("ring", "dpdl", 2),
         ("private", "dpdl", 1), ("private", "dpdl", 2)]  # fmt: skip
     told = json.loads((out / "results.json").read_text())["settings"][0]["rows"][0]
-    mean = sum(it["accuracy"] for it in trials[:2]) / 2
-    assert told["accuracy"]["mean"] == pytest.approx(mean)
+    mean = sum(it["mean"] for it in trials[:2]) / 2
+    assert told["mean"]["mean"] == pytest.approx(mean)
     assert tables.setting(found.parts[0]).rows[0][2].startswith(f"{100 * mean:.1f}")
     evaluations = parquet.read_table(out / "evaluations.parquet").to_pylist()
     assert len(evaluations) == 6 * 4 * 4

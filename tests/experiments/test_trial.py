@@ -48,11 +48,11 @@ def test_figures_are_those_of_the_journals(tmp_path):
     summary = in_process.simulate(config(algorithm={"name": "dpdl"}), tmp_path)
     found = figures(tmp_path, summary)
     assert found["rounds"] == [2, 4, 5]
-    assert sorted(found["accuracy"]) == ["n0", "n1", "n2", "n3"]
+    assert sorted(found["metrics"]["accuracy"]) == ["n0", "n1", "n2", "n3"]
     assert {
-        name: values[-1] for name, values in found["accuracy"].items()
-    } == summary.test_accuracy.per_node
-    assert found["metrics"]["loss"].keys() == found["accuracy"].keys()
+        name: values[-1] for name, values in found["metrics"]["accuracy"].items()
+    } == summary.task_metrics["accuracy"].per_node
+    assert found["metrics"]["loss"].keys() == found["metrics"]["accuracy"].keys()
     assert found["bytes"][-1] == summary.bytes_sent.mean
     assert found["bytes"][0] == found["bytes"][-1] * 2 / 5
     assert found["seconds"][-1] == pytest.approx(summary.wall_seconds)
@@ -62,7 +62,7 @@ def test_figures_are_those_of_the_journals(tmp_path):
         it for it in journal.read(tmp_path / "nodes/n1/journal.jsonl") if it["event"] == "round"
     ]
     for kind in ("cosine", "calibration"):
-        expected = statistics.fmean(it[kind]["n2"] for it in rounds[2:4])
+        expected = statistics.fmean(it["diagnostics"][kind]["n2"] for it in rounds[2:4])
         assert found["weights"][kind]["n1"]["n2"][1] == pytest.approx(expected)
 
 
@@ -100,10 +100,8 @@ def test_attackers_are_in_no_figure(tmp_path):
 
     found = figures(tmp_path, Attacked())
     assert found["attackers"] == ["n1", "n3"]
-    assert found["accuracy"] == {name: honest["accuracy"][name] for name in ("n0", "n2")}
-    assert found["metrics"]["loss"] == {
-        name: honest["metrics"]["loss"][name] for name in ("n0", "n2")
-    }
+    for name, by_node in honest["metrics"].items():
+        assert found["metrics"][name] == {node: by_node[node] for node in ("n0", "n2")}
 
 
 def test_held_out_examples_are_training_examples():

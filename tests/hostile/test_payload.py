@@ -79,7 +79,7 @@ def test_strict_answers_of_any_length_cost_only_the_liar_in_a_simulation_too(
     found = simulate(experiment(**settings(HUGE, **how)), tmp_path / "huge")
     assert found.complete
     assert not found.diverged
-    assert found.test_accuracy.mean > alone.test_accuracy.mean - 0.05
+    assert found.task_metrics["accuracy"].mean > alone.task_metrics["accuracy"].mean - 0.05
 
 
 @pytest.mark.cluster
@@ -117,7 +117,7 @@ async def test_who_diverged_says_so_and_blames_nobody(
     merged = run_folder.merge(tmp_path, cluster.homes)
     assert merged is not None
     assert (merged.diverged, merged.complete) == (["n0"], False)
-    assert [*merged.test_accuracy.per_node] == ["n1", "n2", "n3"]
+    assert [*merged.task_metrics["accuracy"].per_node] == ["n1", "n2", "n3"]
 
 
 @pytest.mark.cluster

@@ -11,6 +11,7 @@ from node.experiments.sweep.grid import Trial
 from node.experiments.sweep.trial import play
 from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
+from node.figures import ACCURACY, LOSS, Diagnostic, document
 
 TINY = """\
 [train]
@@ -63,8 +64,11 @@ def keep(folder: Folder, trial: Trial, value: float, **figures: Any) -> None:
     """A finished cell, made by hand: the accuracy of both nodes at both evaluations."""
     told = {
         "rounds": [1, 2],
-        "accuracy": {"n0": [value, value], "n1": [value, value]},
-        "metrics": {},
+        "declared": {
+            "metrics": document([ACCURACY, LOSS]),
+            "diagnostics": document([Diagnostic("weight")]),
+        },
+        "metrics": {"accuracy": {"n0": [value, value], "n1": [value, value]}},
         "bytes": [5, 10],
         "seconds": [1.0, 2.0],
         "distance": [0.1, 0.1],

@@ -172,7 +172,7 @@ def test_every_flipped_byte_is_noticed(tmp_path):
 CHILD = """
 import sys, torch
 from pathlib import Path
-from node import checkpoint
+from node.records import checkpoint
 from peer import failpoint
 from tests.observability.test_checkpoint import state
 failpoint.arm()
@@ -256,7 +256,7 @@ SAVING = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save
-from node import checkpoint, summary
+from node.records import checkpoint, summary
 from node.algorithms.deca import DecaState
 from peer.message import Layout
 

@@ -19,22 +19,22 @@ contradiction: path peer phase round told_by
 data: digest
 end: complete exit_code params_digest reason round signal wall_seconds
 epsilon: accountant adjacency against batches delta lifetime lifetime_delta link mode round total
+figures: diagnostics metrics
 header: configuration cores machine node platform python run seed threads torch version
 lost_edge: peer phase reason round
 outlier: kind peer round times
-partial_mix: offset peer phase round
+partial_mix: peer phase round
 peer: peer reason round state
-phase: bytes_received bytes_sent heard kind missing phase round seconds wait_seconds
+phase: bytes_sent kind phase round seconds
 refused: code peer round
 rejected: code peer round
 release: recipient round
 resume: checkpoint reason round skipped
 roster: round version
-round: block bytes_received bytes_sent calibration consensus_distance cosine cycle heard missing multiplier round \
-seconds shapley step weight
-state: reason round state
-test: accuracy metrics round
-warning: round text what
+round: consensus_distance diagnostics round seconds
+state: reason state
+test: metrics round
+warning: text
 withheld: reason recipient round
 """
 
@@ -66,15 +66,13 @@ def test_private_fields_have_no_place_in_any_event(tmp_path, private):
 
 def test_a_header_then_events_in_order(tmp_path):
     written = Journal(tmp_path / "journal.jsonl", HEADER)
-    written.write(
-        "round", round=0, seconds=0.5, weight={"n1": 0.25}, missing=frozenset({"n3", "n2"})
-    )
-    written.write("test", round=0, accuracy=0.5, metrics={"loss": float("nan")})
+    written.write("round", round=0, seconds=0.5, diagnostics={"weight": {"n1": 0.25}})
+    written.write("test", round=0, metrics={"accuracy": 0.5, "loss": float("nan")})
     first, second, third = read(written.path)
     assert first["event"] == "header"
     assert first["configuration"] == {"algorithm": {"name": "dpdl"}}
     assert {"version", "seed", "machine", "platform", "threads", "torch", "time"} <= first.keys()
-    assert (second["weight"], second["missing"]) == ({"n1": 0.25}, ["n2", "n3"])
+    assert second["diagnostics"] == {"weight": {"n1": 0.25}}
     assert third["metrics"]["loss"] is None
     written.close()
 
@@ -114,7 +112,7 @@ def test_many_threads_write_whole_lines(tmp_path):
 
     def work(k: int) -> None:
         for r in range(100):
-            written.write("warning", round=r, what=str(k), text="x" * 200)
+            written.write("withheld", round=r, recipient=str(k), reason="x" * 200)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for thread in threads:
@@ -124,7 +122,7 @@ def test_many_threads_write_whole_lines(tmp_path):
     written.close()
     entries = read(written.path)[1:]
     assert len(entries) == 400
-    assert [e["round"] for e in entries if e["what"] == "2"] == list(range(100))
+    assert [e["round"] for e in entries if e["recipient"] == "2"] == list(range(100))
 
 
 def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):
@@ -135,18 +133,18 @@ def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, hard))
     try:
         with pytest.raises(StorageError, match="can't be written"):
-            written.write("warning", round=0, what="x", text="y" * 500)
+            written.write("warning", text="y" * 500)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert written.path.read_bytes() == before
-    written.write("warning", round=0, what="x", text="space is back")
+    written.write("warning", text="space is back")
     assert read(written.path)[-1]["text"] == "space is back"
     written.close()
 
 
 def test_lines_are_json_for_any_reader(tmp_path):
     written = Journal(tmp_path / "journal.jsonl", HEADER)
-    written.write("test", round=0, accuracy=float("inf"), metrics={"loss": -0.0})
+    written.write("test", round=0, metrics={"accuracy": float("inf"), "loss": -0.0})
     written.close()
 
     def refuse(constant: str) -> None:

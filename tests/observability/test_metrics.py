@@ -24,12 +24,10 @@ peerpoise_insecure what
 peerpoise_lost_edges peer
 peerpoise_outliers peer
 peerpoise_partial_mixes
-peerpoise_peer_calibration_weight_ratio peer
-peerpoise_peer_cosine peer
+peerpoise_diagnostic name peer
+peerpoise_mixing_weight_ratio peer
 peerpoise_peer_rtt_seconds peer
-peerpoise_peer_shapley peer
 peerpoise_peer_up peer
-peerpoise_peer_weight_ratio peer
 peerpoise_phase_seconds kind
 peerpoise_privacy_delta
 peerpoise_privacy_epsilon_limit
@@ -43,8 +41,7 @@ peerpoise_releases_withheld
 peerpoise_round
 peerpoise_rounds
 peerpoise_run_rounds
-peerpoise_test_accuracy_ratio
-peerpoise_test_perplexity
+peerpoise_task_metric metric
 peerpoise_tls_enabled
 peerpoise_wait_seconds peer
 peerpoise_wire_bytes peer direction kind
@@ -93,12 +90,11 @@ def use(metrics: Metrics) -> None:
     metrics.refused("stranger", "CODE_NOT_A_MEMBER")
     metrics.connections(begun=3, used=2)
     metrics.rtt("n1", 0.001)
-    metrics.weight("n1", 1 / 3)
-    metrics.diagnostic("cosine", "n1", -0.01)
-    metrics.diagnostic("calibration", "n1", 0.5)
-    metrics.diagnostic("shapley", "n1", 0.02)
+    metrics.mixing_weight("n1", 1 / 3)
+    metrics.diagnostic("cosine", -0.01, "n1")
+    metrics.diagnostic("step", 3)
     metrics.consensus_distance.set(0.25)
-    metrics.test_accuracy.set(0.9)
+    metrics.task_metric("accuracy", 0.9)
     metrics.lag.observe(0.002)
     metrics.checkpointed()
     metrics.wire("n1", "sent", "model", 2600)
@@ -171,22 +167,6 @@ def test_strangers_never_become_labels(metrics):
     assert sum(len(family.samples) for family in families) <= before + 4
 
 
-def test_cosines_are_not_exported_where_they_leak():
-    quiet = Metrics(version="0", torch="0", python="0", diagnostics=False)
-    quiet.neighbors(["n1"], me="n0")
-    use(quiet)
-    names = {sample.name for family in quiet.registry.collect() for sample in family.samples}
-    assert "peerpoise_peer_up" in names
-    assert not names & {"peerpoise_peer_cosine", "peerpoise_peer_calibration_weight_ratio"}
-
-
-def test_an_algorithms_other_diagnostics_have_no_metric(metrics):
-    metrics.diagnostic("shapley", "n1", 1.0)
-    assert "shapley" not in {
-        sample.name for family in metrics.registry.collect() for sample in family.samples
-    }
-
-
 def test_age_of_the_checkpoint():
     now = [100.0]
     metrics = Metrics(version="0", torch="0", python="0", clock=lambda: now[0])
@@ -199,8 +179,6 @@ def test_age_of_the_checkpoint():
 def test_what_is_not_known_yet_is_nan_and_not_zero(metrics):
     unknown = [
         "consensus_distance",
-        "test_accuracy_ratio",
-        "test_perplexity",
         "privacy_epsilon_limit",
         "privacy_delta",
     ]

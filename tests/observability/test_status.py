@@ -61,8 +61,8 @@ DOCUMENT: status.Status = {
         "delta": 1e-3,
         "accountant": "RDP",
     },
-    "test_accuracy": 0.875,
-    "test_perplexity": None,
+    "task_metrics": [{"name": "accuracy", "unit": "ratio", "value": 0.875}],
+    "diagnostics": {"step": 3, "weight": {"n1": 0.25}},
     "loop": "uvloop",
     "insecure": [],
     "metrics": "127.0.0.1:9999",
@@ -106,11 +106,11 @@ def test_on_uvloop(short):
 
 async def test_what_is_not_finite_is_null_and_a_large_document_arrives_whole(short):
     many = [{**DOCUMENT["neighbors"][0], "name": f"n{k}"} for k in range(900)]
-    big = {**DOCUMENT, "neighbors": many, "test_accuracy": float("nan")}
+    big = {**DOCUMENT, "neighbors": many, "uptime_s": float("nan")}
     with status.serve(short / "a.sock", lambda: big):
         found = await ask(short / "a.sock")
     assert len(found["neighbors"]) == 900
-    assert found["test_accuracy"] is None
+    assert found["uptime_s"] is None
 
 
 async def test_a_client_that_never_reads_holds_nobody_up(short):
@@ -344,13 +344,13 @@ def test_what_people_see_when_something_is_wrong():
             in uncovered.split(figure)[1].split("\n")[0]
         )
     empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbors": [], "epsilon": None,
-                     "test_accuracy": None, "test_perplexity": 12.34, "metrics": None})  # fmt: skip
+                     "task_metrics": [{"name": "perplexity", "unit": "", "value": 12.34}], "metrics": None})  # fmt: skip
     assert "no privacy (mode none)" in empty
-    assert "test perplexity 12.3" in empty
+    assert "test perplexity 12.34" in empty
 
 
 def test_asking_needs_no_torch_and_the_document_is_json(short):
-    code = "import sys; from node import status; assert 'torch' not in sys.modules and 'grpc' not in sys.modules"
+    code = "import sys; from node.observability import status; assert 'torch' not in sys.modules and 'grpc' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert json.loads(json.dumps(DOCUMENT)) == DOCUMENT
     assert DOCUMENT.keys() == status.Status.__annotations__.keys()

@@ -16,8 +16,9 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
+from node.figures import ACCURACY, LOSS, PERPLEXITY
 from node.records import summary
-from node.records.summary import Epsilon, Metric, Privacy, Range, Seconds, Summary
+from node.records.summary import Epsilon, Privacy, Range, Seconds, Summary, TaskMetric, task_metric
 from peer.errors import DataError, StorageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
@@ -34,30 +35,37 @@ def one(
     return Summary.model_validate(
         {
             "algorithm": "dpdl", "nodes": 3, "rounds": 100, "topology": "ring", "dataset": "digits", "seed": 0,
-            "test_accuracy": summary.accuracy({name: accuracy}), "privacy": privacy,
+            "headline": "accuracy", "privacy": privacy,
             "bytes_sent": Range(mean=100.0, max=100.0), "round_seconds": summary.seconds([0.1, 0.2, 0.3]),
-            "wall_seconds": 30.0, "params_digest": {name: "ab"}, "task_metrics": {"loss": summary.metric({name: 0.5})},
+            "wall_seconds": 30.0, "params_digest": {name: "ab"}, "task_metrics": measured(name, accuracy),
             "version": "0.1.0", "config_digest": "cd", "complete": True,
         }
         | fields
     )  # fmt: skip
 
 
+def measured(name: str, accuracy: float | None, loss: float = 0.5) -> dict[str, TaskMetric]:
+    return {
+        "accuracy": task_metric(ACCURACY, {name: accuracy}),
+        "loss": task_metric(LOSS, {name: loss}),
+    }
+
+
 def test_the_committed_schema_is_current():
-    """After a change: python -c "import node.summary as s; print(s.schema(), end='')" >
+    """After a change: python -c "import node.records.summary as s; print(s.schema(), end='')" >
     docs/summary.schema.json
     """
     assert SCHEMA.read_text() == summary.schema()
 
 
 def test_the_schema_has_the_fields_the_documents_promise():
-    promised = """algorithm nodes rounds topology spectral_gap dataset seed test_accuracy consensus_distance privacy
+    promised = """algorithm nodes rounds topology spectral_gap dataset seed headline consensus_distance privacy
         mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
         insecure ledger attackers attack diverged loss_not_finite
         rounds_played complete"""
     assert set(Summary.model_fields) == set(promised.split())
-    assert set(summary.Accuracy.model_fields) == {"mean", "min", "per_node"}
+    assert set(TaskMetric.model_fields) == {"mean", "worst", "per_node", "higher_is_better", "unit"}
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}
     privacy = "mode batches adjacency delta sigma accountant epsilon public_validation insecure_seed warning"
     assert set(Privacy.model_fields) == set(privacy.split())
@@ -71,7 +79,13 @@ def test_what_is_written_fits_the_schema_and_comes_back(tmp_path):
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(content)
     assert content["consensus_distance"] is None
-    assert content["test_accuracy"] == {"mean": 0.9, "min": 0.9, "per_node": {"n0": 0.9}}
+    assert content["task_metrics"]["accuracy"] == {
+        "mean": 0.9,
+        "worst": 0.9,
+        "per_node": {"n0": 0.9},
+        "higher_is_better": True,
+        "unit": "ratio",
+    }
     assert summary.read(tmp_path / "summary.json") == written
 
 
@@ -84,11 +98,6 @@ def test_the_schema_refuses_what_is_no_summary(change):
         jsonschema.validate(content, json.loads(SCHEMA.read_text()))
     with pytest.raises(ValidationError):
         Summary.model_validate(content)
-
-
-def test_older_summaries_have_the_mean_alone():
-    content = json.loads(one().model_dump_json()) | {"task_metrics": {"loss": 0.25}}
-    assert Summary.model_validate(content).task_metrics == {"loss": Metric(mean=0.25)}
 
 
 def test_a_file_that_is_no_summary_is_one_sentence(tmp_path):
@@ -123,15 +132,16 @@ def test_merge_of_a_whole_cluster():
     parts = [
         one("n0", 0.9, 7.5),
         one("n1", 0.8, 7.9),
-        one("n2", 0.97, 7.5, wall_seconds=40.0, task_metrics={"loss": summary.metric({"n2": 2.0})}),
+        one("n2", 0.97, 7.5, wall_seconds=40.0, task_metrics=measured("n2", 0.97, 2.0)),
     ]
     parts[1] = parts[1].model_copy(update={"bytes_sent": Range(mean=400.0, max=400.0)})
     parts[2] = parts[2].model_copy(update={"round_seconds": Seconds(median=0.5, p95=2.0)})
     xs = {"n0": torch.zeros(2), "n1": torch.zeros(2), "n2": torch.tensor([3.0, 0.0])}
     merged = summary.merge(parts, xs)
-    assert merged.test_accuracy.per_node == {"n0": 0.9, "n1": 0.8, "n2": 0.97}
-    assert merged.test_accuracy.mean == pytest.approx(0.89)
-    assert merged.test_accuracy.min == 0.8
+    accuracy = merged.task_metrics["accuracy"]
+    assert merged.headline == "accuracy"
+    assert accuracy.per_node == {"n0": 0.9, "n1": 0.8, "n2": 0.97}
+    assert (accuracy.mean, accuracy.worst) == (pytest.approx(0.89), 0.8)
     assert merged.privacy.epsilon == Epsilon(
         total=7.9, link=3.25, per_node={"n0": 7.5, "n1": 7.9, "n2": 7.5}
     )
@@ -139,9 +149,9 @@ def test_merge_of_a_whole_cluster():
     assert merged.round_seconds == Seconds(median=0.2, p95=2.0)
     assert merged.wall_seconds == 40
     assert merged.params_digest == {"n0": "ab", "n1": "ab", "n2": "ab"}
-    assert merged.task_metrics == {
-        "loss": Metric(mean=1.0, per_node={"n0": 0.5, "n1": 0.5, "n2": 2.0})
-    }
+    assert merged.task_metrics["loss"] == TaskMetric(
+        mean=1.0, worst=2.0, per_node={"n0": 0.5, "n1": 0.5, "n2": 2.0}
+    )
     assert merged.consensus_distance == pytest.approx(2**0.5)
     assert merged.complete
     assert summary.merge(parts).consensus_distance is None
@@ -164,21 +174,25 @@ def test_nodes_whose_parameters_are_not_finite_are_named():
 
 def test_perplexity_is_kept_of_each_node_and_averaged_over_the_honest_ones():
     each = {"n0": 4.0, "n1": 8.0, "n2": 99.0}
-    told = {name: {"perplexity": summary.metric({name: it})} for name, it in each.items()}
     parts = [
-        one(name, task_metrics=it, attackers=["n2"] if name == "n2" else [])
-        for name, it in told.items()
+        one(
+            name,
+            headline="perplexity",
+            task_metrics={"perplexity": task_metric(PERPLEXITY, {name: value})},
+            attackers=["n2"] if name == "n2" else [],
+        )
+        for name, value in each.items()
     ]
     merged = summary.merge(parts)
-    assert merged.task_metrics == {"perplexity": Metric(mean=6.0, per_node=each)}
+    assert merged.task_metrics == {"perplexity": TaskMetric(mean=6.0, worst=8.0, per_node=each)}
     assert Summary.model_validate_json(merged.model_dump_json()) == merged
     Console(file=(text := StringIO())).print(summary.table(merged, one()))
-    assert re.search(r"test perplexity, mean +│ 6\.00 +│ – ", text.getvalue())
+    assert re.search(r"test perplexity, mean +│ 6 +│ – ", text.getvalue())
 
 
 def test_merge_of_an_incomplete_cluster_says_so():
     assert not summary.merge([one("n0"), one("n1", None)]).complete
-    assert summary.merge([one("n0"), one("n1", None)]).test_accuracy.mean == 0.9
+    assert summary.merge([one("n0"), one("n1", None)]).task_metrics["accuracy"].mean == 0.9
     assert not summary.merge([one("n0"), one("n1"), one("n2", complete=False)]).complete
     with pytest.raises(DataError, match="No node"):
         summary.merge([])
@@ -264,6 +278,6 @@ def test_seconds_of_rounds():
 
 def test_reading_a_summary_needs_no_torch(tmp_path):
     summary.write(tmp_path / "summary.json", one())
-    code = "import sys; from pathlib import Path; from node import summary; summary.table(summary.read(Path(sys.argv[1])))"
+    code = "import sys; from pathlib import Path; from node.records import summary; summary.table(summary.read(Path(sys.argv[1])))"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "summary.json")], check=True)

@@ -21,6 +21,7 @@ from node import data as datasets
 from node import provisioning, tasks
 from node.config import ExperimentConfig, RunConfig
 from node.experiments import in_process
+from node.figures import Metric
 from node.rounds.compute import Stopped
 from node.tasks.guard import Guarded, guard
 from peer.errors import (
@@ -259,15 +260,17 @@ GIVEN = {
     "percent": ('"accuracy": 0.5', '"accuracy": 86.33', "'accuracy' outside of 0 … 1; return a share"),
     "a share below zero": ('"accuracy": 0.5', '"accuracy": -0.1', "'accuracy' outside of 0 … 1"),
     "infinite accuracy": ('"accuracy": 0.5', '"accuracy": np.inf', "'accuracy' outside of 0 … 1"),
-    "nested": ('"accuracy": 0.5', '"by_class": {"a": 0.5}', "something of type dict as 'by_class'; one number"),
-    "a list": ('"accuracy": 0.5', '"confusion": [[1, 2]]', "something of type list as 'confusion'; one number"),
-    "an array": ('"accuracy": 0.5', '"confusion": np.eye(2)', "ndarray of shape (2, 2) as 'confusion'; one number"),
+    "nested": ('"accuracy": 0.5', '"loss": {"a": 0.5}', "something of type dict as 'loss'; one number"),
+    "a list": ('"accuracy": 0.5', '"loss": [[1, 2]]', "something of type list as 'loss'; one number"),
+    "an array": ('"accuracy": 0.5', '"loss": np.eye(2)', "ndarray of shape (2, 2) as 'loss'; one number"),
     "a nested loss": (LOSS, f"return torch.nested.nested_tensor([{LOSS[7:]}[None]])", "loss gives a nested tensor"),
-    "a nested tensor": ('"accuracy": 0.5', '"a": torch.nested.nested_tensor([torch.ones(3)])', "nested tensor as 'a'"),
-    "a tensor": ('"accuracy": 0.5', '"recall": torch.ones(3)', "Tensor of shape (3,) as 'recall'; one number"),
-    "text": ('"accuracy": 0.5', '"note": "0.5"', "something of type str as 'note'; one number"),
+    "a nested tensor": ('"accuracy": 0.5', '"loss": torch.nested.nested_tensor([torch.ones(3)])', "nested tensor as 'loss'"),
+    "a tensor": ('"accuracy": 0.5', '"f1": torch.ones(3)', "Tensor of shape (3,) as 'f1'; one number"),
+    "text": ('"accuracy": 0.5', '"loss": "0.5"', "something of type str as 'loss'; one number"),
     "no value": ('"accuracy": 0.5', '"f1": None', "None as 'f1'; one number"),
     "a complex number": ('"accuracy": 0.5', '"f1": 1j', "something of type complex as 'f1'"),
+    "a name that is not declared": ('"accuracy": 0.5', '"recall": 0.5', "gives 'recall', which is none of accuracy, f1"),
+    "declarations that are none": ("class Task:", "class Task:\n    metrics = ('accuracy',)\n", "metrics is no tuple of"),
     "a number as name": ('"accuracy": 0.5', "7: 0.5", "names a metric by something of type int"),
 }  # fmt: skip
 
@@ -335,20 +338,19 @@ def test_what_is_checked_before_daemons_start_blames_what_is_wrong(
 def test_every_kind_of_number_is_a_metric(
     play: Callable[..., Any], written: str, number: float | None
 ) -> None:
-    summary = play('"accuracy": 0.5', f'"f1 (macro), %": {written}')
-    assert summary.task_metrics["f1 (macro), %"].per_node == {"n0": number, "n1": number}
+    summary = play('"accuracy": 0.5', f'"loss": {written}')
+    assert summary.task_metrics["loss"].per_node == {"n0": number, "n1": number}
 
 
 def test_rounding_above_one_is_an_accuracy_of_one(play: Callable[..., Any]) -> None:
-    assert play('"accuracy": 0.5', '"accuracy": 1.0000001').test_accuracy.mean == 1.0
+    assert play('"accuracy": 0.5', '"accuracy": 1.0000001').task_metrics["accuracy"].mean == 1.0
 
 
 def test_evaluate_may_take_parameters_alone(play: Callable[..., Any]) -> None:
-    assert play("(self, x, yield_point=lambda: None)", "(self, x)").test_accuracy.mean == 0.5
-    assert (
-        play("(self, x, yield_point=lambda: None)", "(self, x, *, digits=3)").test_accuracy.mean
-        == 0.5
-    )
+    short = play("(self, x, yield_point=lambda: None)", "(self, x)")
+    assert short.task_metrics["accuracy"].mean == 0.5
+    keyword = play("(self, x, yield_point=lambda: None)", "(self, x, *, digits=3)")
+    assert keyword.task_metrics["accuracy"].mean == 0.5
 
 
 def test_a_list_is_a_batch_and_one_element_a_number(play: Callable[..., Any]) -> None:
@@ -425,9 +427,9 @@ def test_an_error_without_words_is_named_by_its_kind(kind: type[BaseException]) 
 def test_a_later_failure_of_evaluate_costs_the_metrics_only(
     play: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = 'self.tests = getattr(self, "tests", 0) + 1; return {"accuracy": 1 / (self.tests < 3), "left": 1}'
+    broken = 'self.tests = getattr(self, "tests", 0) + 1; return {"accuracy": 1 / (self.tests < 3), "loss": 1}'
     summary = play('return {"accuracy": 0.5}', broken)
-    assert (summary.complete, summary.test_accuracy.mean) == (True, None)
+    assert (summary.complete, summary.task_metrics["accuracy"].mean) == (True, None)
     sentence = "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 40)."
     assert sentence in capsys.readouterr().err
     journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
@@ -495,6 +497,7 @@ def test_a_method_that_raises_leaves_no_switch_changed() -> None:
 def test_evaluate_and_start_share_no_memory_with_the_model() -> None:
     class Normalizing(Mine):
         own = torch.ones(2)
+        metrics = (Metric("norm"),)
 
         def initial_parameters(self, seed: int) -> Tensor:
             return self.own

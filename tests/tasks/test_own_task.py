@@ -108,7 +108,7 @@ def test_the_pages_module_learns(example: Path) -> None:
     out, _ = peerpoise(
         "simulate", "slope.toml", "--task", "circle.py:make_task", *more, path=example
     )
-    assert json.loads(out)["test_accuracy"]["min"] > 0.85
+    assert json.loads(out)["task_metrics"]["accuracy"]["worst"] > 0.85
 
 
 def settings(*more: str) -> list[str]:

@@ -12,7 +12,16 @@ from node.config import ExperimentConfig
 from node.experiments.sweep import code
 from node.experiments.sweep.folder import Folder, Record, sweep_of
 from node.experiments.sweep.grid import Row, Sweep
-from node.experiments.sweep.results import Choice, choice, finals, result, rounds_to
+from node.experiments.sweep.results import (
+    Choice,
+    Result,
+    choice,
+    finals,
+    metrics_of,
+    result,
+    rounds_to,
+)
+from node.figures import ACCURACY, Metric
 from node.records.summary import Privacy, Summary, conditions
 
 
@@ -81,37 +90,44 @@ class Line:
         ]
 
     @property
+    def metrics(self) -> list[Metric]:
+        """The metrics that were measured, the headline first."""
+        return metrics_of(self.figures[0]) if self.records else []
+
+    @property
+    def results(self) -> list[Result]:
+        """The headline of every run that has one."""
+        results = (result(figures, self.late) for figures in self.figures)
+        return [it for it in results if it is not None]
+
+    @property
     def mean(self) -> Spread | None:
-        """Accuracy, mean over nodes and late evaluations."""
-        return Spread.of(
-            [it.mean for figures in self.figures if (it := result(figures, self.late))]
-        )
+        """The headline, mean over nodes and late evaluations."""
+        return Spread.of([it.mean for it in self.results])
 
     @property
     def worst(self) -> Spread | None:
         """Of the worst node."""
-        return Spread.of(
-            [it.worst for figures in self.figures if (it := result(figures, self.late))]
-        )
+        return Spread.of([it.worst for it in self.results])
 
     def metric(self, name: str) -> Spread | None:
-        """Another test metric, mean over nodes and late evaluations; None: the task has none of
-        that name.
+        """A test metric, mean over nodes and late evaluations; None: the task has none of that
+        name.
         """
-        told = [figures["metrics"].get(name, {}).values() for figures in self.figures]
-        each = [
-            [it for values in nodes for it in values[-self.late :] if it is not None]
-            for nodes in told
-        ]
-        return Spread.of([statistics.fmean(values) for values in each if values])
+        means = []
+        for figures in self.figures:
+            nodes = figures["metrics"].get(name, {}).values()
+            late = [it for values in nodes for it in values[-self.late :] if it is not None]
+            means += [statistics.fmean(late)] if late else []
+        return Spread.of(means)
 
     def averaged(self, name: str) -> Spread | None:
         """A test metric of the averaged model at the end."""
-        told = [
+        models = [
             figures["summary"].get("algorithm_metrics", {}).get("averaged_model", {})
             for figures in self.figures
         ]
-        return Spread.of([it[name] for it in told if it.get(name) is not None])
+        return Spread.of([it[name] for it in models if it.get(name) is not None])
 
     @property
     def bytes(self) -> float | None:
@@ -187,6 +203,11 @@ class Part:
     lines: tuple[Line, ...]
 
     @property
+    def headline(self) -> Metric:
+        """What its runs are known by."""
+        return next((line.metrics[0] for line in self.lines if line.metrics), ACCURACY)
+
+    @property
     def about(self) -> str:
         """What its runs have in common, in a sentence; empty: none was run."""
         told = [it for line in self.lines for it in line.summaries]
@@ -208,7 +229,9 @@ class Part:
         said += f"model {first['task']['model']}{rule}"
         liars = sorted({name for line in self.lines for name in line.attackers})
         return said + (
-            f"; attackers: {', '.join(liars)} (accuracies are the honest nodes')" if liars else ""
+            f"; attackers: {', '.join(liars)} ({self.headline.labels} are the honest nodes')"
+            if liars
+            else ""
         )
 
 
@@ -259,7 +282,7 @@ def collect(sweep: Sweep, folder: Folder) -> Findings:
         trials=sweep.size,
         finished=finished,
         unread=folder.unread,
-        notes=tuple(_notes(sweep, shown, folder)),
+        notes=tuple(_notes(sweep, shown, folder, parts[0].headline)),
     )
 
 
@@ -298,13 +321,16 @@ def _weight(record: Record, *, attackers: bool) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def _notes(sweep: Sweep, records: Sequence[Record], folder: Folder) -> Iterator[str]:
+def _notes(
+    sweep: Sweep, records: Sequence[Record], folder: Folder, headline: Metric
+) -> Iterator[str]:
     if sweep.source["quick"]:
         yield "This was made with --quick: ten rounds, two rates, one seed. It shows that everything runs, no more."
     if sweep.section.tuning_seed is not None:
         yield (
-            f"Each method's learning rate was chosen on seed {sweep.section.tuning_seed} by the accuracy on held-out "
-            "training data. On private data such tuning would cost a budget of its own, which is in no ε here."
+            f"Each method's learning rate was chosen on seed {sweep.section.tuning_seed} by the "
+            f"{headline.label} on held-out training data. On "
+            "private data such tuning would cost a budget of its own, which is in no ε here."
         )
     if others := sum(record["code"] != code.of(record["configuration"]) for record in records):
         yield f"{others} of {len(records)} cells were made by other versions of the code than this one."

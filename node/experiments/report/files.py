@@ -44,9 +44,10 @@ def document(findings: Findings) -> Values:
 
 def _line(line: Line) -> Values:
     privacy = line.privacy
-    spreads = {"accuracy": line.mean, "worst": line.worst, "rounds_to_loss": line.rounds_to}
+    spreads = {"mean": line.mean, "worst": line.worst, "rounds_to_loss": line.rounds_to}
     return {
         "method": line.method,
+        "metric": line.metrics[0].name if line.metrics else None,
         "state": line.state,
         "lr": line.lr,
         "lr_at_edge": bool(line.choice and line.choice.edge),
@@ -109,12 +110,13 @@ def _labeled(findings: Findings) -> Iterator[tuple[Values, Record]]:
 
 def _cell(about: Values, record: Record) -> Values:
     figures, configuration = record["figures"], record["configuration"]
-    found = result(figures, about["late"])
+    late = result(figures, about["late"])
     privacy = figures["summary"]["privacy"]
     return about | {
         "algorithm": configuration["algorithm"]["name"],
-        "accuracy": found.mean if found else None,
-        "worst": found.worst if found else None,
+        "metric": late.metric.name if late else None,
+        "mean": late.mean if late else None,
+        "worst": late.worst if late else None,
         "rounds": configuration["train"]["rounds"],
         "bytes": figures["bytes"][-1] if figures["bytes"] else None,
         "seconds": figures["seconds"][-1] if figures["seconds"] else None,
@@ -139,9 +141,9 @@ def _evaluations(about: Values, record: Record) -> Iterator[Values]:
         shared = {"round": t, "bytes": figures["bytes"][k], "seconds": figures["seconds"][k]}
         shared["distance"] = figures["distance"][k]
         shared["epsilon_total_live"] = epsilon["total"][k] if epsilon else None
-        for node, values in figures["accuracy"].items():
-            others = {key: by_node[node][k] for key, by_node in figures["metrics"].items()}
-            yield about | shared | {"node": node, "accuracy": values[k]} | others
+        for node in next(iter(figures["metrics"].values()), ()):
+            values = {name: by_node[node][k] for name, by_node in figures["metrics"].items()}
+            yield about | shared | {"node": node} | values
 
 
 def _weights(about: Values, record: Record) -> Iterator[Values]:

@@ -12,7 +12,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from node.experiments.report.aggregate import Line, Part
-from node.experiments.report.tables import percent
+from node.experiments.report.tables import shown
+from node.figures import Metric
 from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ dark screens.
 """
 MARKERS = "os^Dv<P>"
 DASHES = ("-", "--", ":")
-KINDS = ("weight", "calibration", "shapley", "cosine")
-"""Which figure per neighbor is drawn: the first of these a method has."""
 NUMBERS = 12
 """Up to so many nodes a heat map has its values written in it."""
 MANY = 2e10
@@ -92,14 +91,14 @@ class Plot:
 
 
 def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
-    """Of one setting: accuracy against rounds, bytes and ε, consensus distance, and weights per
+    """Of one setting: the headline metric against rounds, bytes and ε, consensus distance, and weights per
     neighbor.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
     """
     _checked()
-    lines = [line for line in part.lines if line.records]
+    lines = [line for line in part.lines if line.metrics]
     if not lines:
         return
     most = max(max(line.figures[0]["bytes"]) for line in lines)
@@ -125,9 +124,10 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
     if apart and any(max(line.figures[0]["distance"]) > 0 for line in apart):
         yield _distance(part, apart, methods)
     for line in lines:
-        kind = next((it for it in KINDS if it in line.figures[0]["weights"]), None)
-        if kind is not None:
-            yield _heat(part, line, kind)
+        diagnostics = line.figures[0]["declared"]["diagnostics"]
+        names = [it["name"] for it in diagnostics if it["name"] in line.figures[0]["weights"]]
+        if names:  # the first that is declared is the one that is drawn
+            yield _heat(part, line, names[0])
 
 
 def _curves(
@@ -138,23 +138,23 @@ def _curves(
     label: str,
     x: Callable[[Mapping[str, Any]], Sequence[float | None]],
 ) -> Plot:
+    metric = part.headline
+    percent = "%" if metric.unit == "ratio" else ""
     with _style():
         figure, axes = _axes(lines)
         for line in lines:
-            curves = [_over_nodes(figures) for figures in line.figures]
-            _draw(
-                axes,
-                line,
-                methods,
-                _middle([x(it) for it in line.figures]),
-                [[100 * v for v in it] for it in curves],
-            )
+            curves = [
+                [metric.scale * v for v in _over_nodes(figures, metric)] for figures in line.figures
+            ]
+            _draw(axes, line, methods, _middle([x(it) for it in line.figures]), curves)
         axes.set_xlabel(label)
-        axes.set_ylabel("accuracy, mean of the nodes, %")
+        axes.set_ylabel(f"{metric.label}, mean of the nodes{percent and ', %'}")
         _legend(figure, axes)
-    ends = ", ".join(f"{line.method} {percent(line.mean)} %" for line in lines)
+    ends = ", ".join(
+        f"{line.method} {shown(line.mean, metric)} {percent}".strip() for line in lines
+    )
     plain = " ".join(label.split())
-    title = f"Accuracy against {plain.partition(' (')[0]}"
+    title = f"{metric.label[0].upper()}{metric.label[1:]} against {plain.partition(' (')[0]}"
     alt = f"{title}, setting {part.title}. Lines: a method each. Late means: {ends}. Horizontal: {plain}."
     return Plot(name=f"{slug(part.name)}-{what}", title=title, alt=alt, figure=figure)
 
@@ -277,8 +277,8 @@ def _draw(
         )
 
 
-def _over_nodes(figures: Mapping[str, Any]) -> list[float]:
-    by_node = figures["accuracy"].values()
+def _over_nodes(figures: Mapping[str, Any], metric: Metric) -> list[float]:
+    by_node = figures["metrics"][metric.name].values()
     return [
         statistics.fmean(v for v in values if v is not None)
         for values in zip(*by_node, strict=True)

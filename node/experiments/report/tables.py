@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.experiments.report.aggregate import Findings, Line, Part, Spread
+from node.figures import Metric
 from node.records.summary import LINK
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 NOT_RUN = "not run"
 EDGE = "†"
 EDGE_NOTE = f"{EDGE} the lowest or highest rate that was tried: a better one may lie beyond"
-ACCURACY_NOTE = "Accuracies in percent, mean ± standard deviation over seeds, of the last {late} evaluations of a run"
+LATE_NOTE = (
+    "{labels}, mean ± standard deviation over seeds, of the last {late} evaluations of a run"
+)
 PAPER = (
     "the first figure is the papers' nominal ε, the second ε_total of the noised answers alone as an accountant has "
     "it (PLD); the own gradient, sent on without noise of its own, is in neither"
@@ -54,14 +57,15 @@ def overview(findings: Findings) -> Grid:
         if line is None or line.mean is None or line.worst is None:
             return NOT_RUN if line is None else line.state
         partial = "" if line.state == "finished" else f" ({line.state})"
-        return f"{percent(line.mean)} / {100 * line.worst.mean:.1f}{partial}"
+        metric = line.metrics[0]
+        return f"{shown(line.mean, metric)} / {number(line.worst.mean, metric)}{partial}"
 
     rows = [
         (method, *(trial(part.name, method) for part in findings.parts))
         for method in findings.methods
     ]
-    late = findings.sweep.section.late
-    notes = [f"{ACCURACY_NOTE.format(late=late)}; after the stroke the worst node."]
+    late_note = _late_note(findings.parts[0].headline, findings.sweep.section.late)
+    notes = [f"{late_note}; after the stroke the worst node."]
     return Grid(
         title="All settings",
         head=("method", *(part.title for part in findings.parts)),
@@ -136,24 +140,13 @@ def setting(part: Part) -> Grid:
                 figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")
             ),
         ),
-        ("mean of the nodes", lambda line: percent(line.mean) if line.records else line.state),
-        ("worst node", lambda line: percent(line.worst) if line.records else ""),
+        (
+            "mean of the nodes",
+            lambda line: shown(line.mean, part.headline) if line.records else line.state,
+        ),
+        ("worst node", lambda line: shown(line.worst, part.headline) if line.records else ""),
+        *_metric_columns(part),
     ]
-    if any(line.metric("f1") for line in part.lines):
-        columns += [
-            ("macro-F1", lambda line: percent(line.metric("f1")) if line.records else ""),
-            (
-                "averaged model",
-                lambda line: percent(line.averaged("accuracy")) if line.records else "",
-            ),
-        ]
-    if any(line.metric("perplexity") for line in part.lines):
-        columns.append(
-            (
-                "perplexity",
-                lambda line: spread(it, "{:.1f}") if (it := line.metric("perplexity")) else "",
-            )
-        )
     if any(line.target_loss for line in part.lines):
         columns.append(("rounds to loss", lambda line: _reached(line)))
     columns += [("ε_total", total), ("ε_link", link)] if private else []
@@ -180,6 +173,30 @@ def setting(part: Part) -> Grid:
     )
 
 
+def _metric_columns(part: Part) -> list[Column]:
+    """The metrics beside the headline, those of its unit first, then what is its averaged model's."""
+    headline = part.headline
+    declared = {metric.name: metric for line in part.lines for metric in line.metrics}
+    others = [it for it in declared.values() if it.tabulated and it.name != headline.name]
+    if not others:
+        return []
+
+    def column(metric: Metric) -> Column:
+        return (
+            metric.label,
+            lambda line: shown(line.metric(metric.name), metric) if line.records else "",
+        )
+
+    def averaged(line: Line) -> str:
+        return shown(line.averaged(headline.name), headline) if line.records else ""
+
+    return [
+        *(column(it) for it in others if it.unit == headline.unit),
+        ("averaged model", averaged),
+        *(column(it) for it in others if it.unit != headline.unit),
+    ]
+
+
 def _weights(line: Line) -> str:
     means = [it.mean if (it := line.weighed(attackers=liars)) else None for liars in (True, False)]
     return "" if means == [None, None] else " / ".join(figure(it, "{:.2f}") for it in means)
@@ -188,7 +205,7 @@ def _weights(line: Line) -> str:
 def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:
     found = [f"{part.about}."] if part.about else []
     if any(line.records for line in part.lines):
-        found.append(ACCURACY_NOTE.format(late=part.lines[0].late) + ".")
+        found.append(_late_note(part.headline, part.lines[0].late) + ".")
     if any(line.choice and line.choice.edge for line in part.lines):
         found.append(f"{EDGE_NOTE}.")
     found += [f"({letter}) {told}." for told, letter in letters.items()]
@@ -207,10 +224,23 @@ def figure(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def percent(it: Spread | None) -> str:
-    if it is None:
+def _late_note(metric: Metric, late: int) -> str:
+    labels = metric.labels[0].upper() + metric.labels[1:]
+    percent = " in percent" if metric.unit == "ratio" else ""
+    return LATE_NOTE.format(labels=f"{labels}{percent}", late=late)
+
+
+def number(value: float, metric: Metric) -> str:
+    """A value of a metric without its unit: a ratio in percent."""
+    return f"{metric.scale * value:.1f}"
+
+
+def shown(values: Spread | None, metric: Metric) -> str:
+    """Mean and standard deviation of a metric, a ratio in percent."""
+    if values is None:
         return "–"
-    return f"{100 * it.mean:.1f}" + ("" if it.std is None else f" ± {100 * it.std:.1f}")
+    std = "" if values.std is None else f" ± {number(values.std, metric)}"
+    return f"{number(values.mean, metric)}{std}"
 
 
 def spread(it: Spread, form: str) -> str:
@@ -218,9 +248,10 @@ def spread(it: Spread, form: str) -> str:
 
 
 def rates(part: Part) -> Grid | None:
-    """What tuning saw: accuracy on held-out training data, rate by rate; None: nothing was
+    """What tuning saw: the headline on held-out training data, rate by rate; None: nothing was
     tuned.
     """
+    metric = part.headline
     tried = sorted({lr for line in part.lines if line.choice for lr in line.choice.tried})
     if not tried:
         return None
@@ -228,7 +259,7 @@ def rates(part: Part) -> Grid | None:
     def trial(line: Line, lr: float) -> str:
         known = line.choice.tried.get(lr) if line.choice else None
         mark = " *" if line.choice and line.choice.lr == lr else ""
-        return f"{figure(None if known is None else 100 * known, '{:.1f}')}{mark}"
+        return f"{'–' if known is None else number(known, metric)}{mark}"
 
     return Grid(
         title=f"{part.title}: learning rates",
@@ -238,7 +269,10 @@ def rates(part: Part) -> Grid | None:
             for line in part.lines
             if line.row.tuned
         ),
-        notes=("Accuracy on held-out training data on the tuning seed, in percent; * was chosen.",),
+        notes=(
+            f"{metric.label[0].upper()}{metric.label[1:]} on held-out training data on the tuning seed"
+            f"{', in percent' if metric.unit == 'ratio' else ''}; * was chosen.",
+        ),
     )
 
 

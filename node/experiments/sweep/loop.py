@@ -217,10 +217,13 @@ class ProgressView:
         self.moved(trial, 1.0)
         self._done += 1
         self._bar.update(self._task, trials=self._count)
-        found = result(record["figures"], self._late)
-        said = "finished" if found is None else f"{found.mean:.1%}, worst node {found.worst:.1%}"
+        late = result(record["figures"], self._late)
+        text = "finished"
+        if late is not None:
+            mean, worst = late.metric.show(late.mean), late.metric.show(late.worst)
+            text = f"{late.metric.label} {mean}, worst node {worst}"
         self.console.print(
-            f"{self._count} {trial.label}: {said}, {record['wall_seconds']:.1f} s", markup=False
+            f"{self._count} {trial.label}: {text}, {record['wall_seconds']:.1f} s", markup=False
         )
 
     def failed(self, trial: Trial, error: str, trace: Path | None) -> None:

@@ -9,16 +9,18 @@ from typing import Any
 
 from node.experiments.sweep.folder import Folder, Record
 from node.experiments.sweep.grid import Row
+from node.figures import Metric
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Accuracies are means over a run's last evaluations, 0 … 1."""
+    """The headline metric, a mean over a run's last evaluations."""
 
+    metric: Metric
     mean: float
     """Over the nodes."""
     worst: float
-    """Of the node with the lowest."""
+    """Of the node that does worst."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,19 +30,31 @@ class Choice:
     lr: float | None
     """None: the experiment's own."""
     tried: Mapping[float, float]
-    """Rate -> accuracy on held-out training data."""
+    """Rate -> headline metric on held-out training data."""
     edge: bool
     """It is the lowest or highest of the grid: a better one may lie beyond."""
+    metric: Metric | None = None
+    """What it was chosen by."""
+
+
+def metrics_of(figures: Mapping[str, Any]) -> list[Metric]:
+    """The metrics that were measured, the headline first."""
+    declared = (Metric(**it) for it in figures["declared"]["metrics"])
+    return [metric for metric in declared if metric.name in figures["metrics"]]
 
 
 def result(figures: Mapping[str, Any], late: int) -> Result | None:
-    """None: the task has no accuracy."""
-    each = [
+    """None: nothing was measured, or not to the end."""
+    metrics = metrics_of(figures)
+    if not metrics:
+        return None
+    headline = metrics[0]
+    means = [
         statistics.fmean(values[-late:])
-        for values in figures["accuracy"].values()
+        for values in figures["metrics"][headline.name].values()
         if None not in values[-late:]
     ]
-    return Result(statistics.fmean(each), min(each)) if each else None
+    return Result(headline, statistics.fmean(means), headline.worst(means)) if means else None
 
 
 def choice(row: Row, folder: Folder, late: int, *, partial: bool = False) -> Choice | None:
@@ -52,18 +66,21 @@ def choice(row: Row, folder: Folder, late: int, *, partial: bool = False) -> Cho
     if not row.tuned:
         return Choice(lr=row.rates[0], tried={}, edge=False)
     tried: dict[float, float] = {}
+    metric: Metric | None = None
     for trial in row.tuning():
         record = folder.found(trial)
         if record is None and not (partial and trial.label in folder.failures):
             return None
-        found = result(record["figures"], late) if record else None
-        if found is not None and trial.lr is not None:
-            tried[trial.lr] = found.mean
-    if not tried:
+        late_result = result(record["figures"], late) if record else None
+        if late_result is not None and trial.lr is not None:
+            metric = late_result.metric
+            tried[trial.lr] = late_result.mean
+    if metric is None:
         return None
-    best = max(sorted(tried), key=lambda lr: tried[lr])
+    best_value = metric.best(tried.values())
+    best = min(lr for lr, value in tried.items() if value == best_value)
     rates = [rate for rate in row.rates if rate is not None]
-    return Choice(lr=best, tried=tried, edge=best in (min(rates), max(rates)))
+    return Choice(lr=best, tried=tried, edge=best in (min(rates), max(rates)), metric=metric)
 
 
 def finals(row: Row, folder: Folder, lr: float | None) -> list[Record | None]:

@@ -4,7 +4,8 @@ and summary.
 Everything is plain JSON:
 
     rounds            rounds finished at each evaluation [e]
-    accuracy          node -> [e], honest nodes only; `metrics`: the same of other test metrics, e.g. loss
+    declared          metrics and diagnostics as task and algorithm declare them (`node.figures`)
+    metrics           test metric -> node -> [e], honest nodes only
     bytes             payload bytes a node has sent by then, mean over the nodes [e]
     seconds           of training by then [e]
     distance          consensus distance √(1/N Σ‖x_i − x̄‖²) [e]
@@ -93,12 +94,19 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
     tests = {
         name: [it for it in events if it["event"] == "test"] for name, events in honest.items()
     }
-    metrics = sorted({key for events in tests.values() for it in events for key in it["metrics"]})
+    declared = next(it for it in first if it["event"] == "figures")
+    measured = {name for events in tests.values() for it in events for name in it["metrics"]}
     return {
         "rounds": rounds,
-        "accuracy": {name: [it.get("accuracy") for it in events] for name, events in tests.items()},
-        "metrics": {key: {name: [it["metrics"].get(key) for it in events] for name, events in tests.items()}
-                    for key in metrics},
+        "declared": {kind: declared[kind] for kind in ("metrics", "diagnostics")},
+        "metrics": {
+            metric["name"]: {
+                node: [it["metrics"].get(metric["name"]) for it in events]
+                for node, events in tests.items()
+            }
+            for metric in declared["metrics"]
+            if metric["name"] in measured
+        },
         "bytes": _mean([_sums(events, "phase", "bytes_sent", rounds) for events in honest.values()]),
         "seconds": _sums(first, "round", "seconds", rounds),
         "distance": [it.get("consensus_distance") for it in played if it["round"] + 1 in rounds],
@@ -162,8 +170,8 @@ def _weights(
     for name, events in journals.items():
         told: dict[tuple[str, Peer], list[tuple[int, float]]] = {}
         for it in events:
-            for kind, by_peer in _per_neighbor(it) if it["event"] == "round" else ():
-                for peer, value in by_peer.items():
+            for kind, by_peer in it["diagnostics"].items() if it["event"] == "round" else ():
+                for peer, value in by_peer.items() if isinstance(by_peer, dict) else ():
                     if value is not None:
                         told.setdefault((kind, peer), []).append((it["round"] + 1, value))
         for (kind, peer), values in sorted(told.items()):
@@ -172,14 +180,3 @@ def _weights(
             means = [statistics.fmean(some) if some else None for some in column]
             found.setdefault(kind, {}).setdefault(name, {})[peer] = means
     return found
-
-
-def _per_neighbor(event: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[Peer, Any]]]:
-    """(kind, {neighbor: figure}) of what a round tells, as fields of its own or together in
-    `diagnostics`.
-    """
-    for key, value in event.items():
-        if key == "diagnostics" and isinstance(value, dict):
-            yield from value.items()
-        elif isinstance(value, dict):
-            yield key, value

@@ -1,0 +1,106 @@
+"""Figures that a run shows of itself: declared once, where they are made, and shown everywhere.
+
+A task declares its test metrics, an algorithm its diagnostics. Journal, Prometheus metrics, status,
+summary and reports know none of them by name. Only what is declared leaves a node, so a declaration
+is the place to review for privacy: a metric is measured on the PUBLIC test set, a diagnostic is
+made of what neighbors released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One test metric of a task."""
+
+    name: str
+    """As `Task.evaluate` names it: small letters, digits and _."""
+    help: str = ""
+    """What it is, in a sentence."""
+    higher_is_better: bool = False
+    unit: Literal["", "ratio"] = ""
+    """ratio: a share from 0 to 1, shown in percent."""
+    title: str = ""
+    """What tables call it, where that is not its name."""
+    plural: str = ""
+    """What they call several of its values, where that is not its label."""
+    tabulated: bool = True
+    """Does it have a column of its own in reports?"""
+
+    @property
+    def label(self) -> str:
+        return self.title or self.name
+
+    @property
+    def labels(self) -> str:
+        return self.plural or self.label
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by before it is shown."""
+        return 100.0 if self.unit == "ratio" else 1.0
+
+    def worst(self, values: Iterable[float]) -> float:
+        """Of at least one value."""
+        return min(values) if self.higher_is_better else max(values)
+
+    def best(self, values: Iterable[float]) -> float:
+        """Of at least one value."""
+        return max(values) if self.higher_is_better else min(values)
+
+    def show(self, value: float | None) -> str:
+        """The value for people, e.g. 83.1%; n/a: it is not finite."""
+        if value is None or not isfinite(value):
+            return "n/a"
+        return f"{value:.1%}" if self.unit == "ratio" else f"{value:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One figure of `Algorithm.diagnostics`, of the last round."""
+
+    name: str
+    help: str = ""
+    per_neighbor: bool = True
+    """False: one number of this node."""
+
+
+ACCURACY = Metric(
+    "accuracy",
+    "Share of the test examples whose class is told right.",
+    higher_is_better=True,
+    unit="ratio",
+    plural="accuracies",
+)
+F1 = Metric("f1", "Mean of the labels' F1.", higher_is_better=True, unit="ratio", title="macro-F1")
+LOSS = Metric("loss", "Mean loss of a test example.", tabulated=False)
+PERPLEXITY = Metric("perplexity", "e to the mean loss of a label token.")
+COMMON_METRICS = (ACCURACY, F1, PERPLEXITY, LOSS)
+"""What a task of somebody's own may measure without declaring it."""
+
+
+def headline(declared: Iterable[Metric], measured: Mapping[str, float | None]) -> Metric | None:
+    """The figure a run is known by: the first of the declared metrics that was measured."""
+    return next((metric for metric in declared if metric.name in measured), None)
+
+
+def headline_text(declared: Iterable[Metric], measured: Mapping[str, float | None]) -> str:
+    """The headline for people, e.g. "accuracy 83.1%"; empty: nothing was measured."""
+    metric = headline(declared, measured)
+    return f"{metric.label} {metric.show(measured[metric.name])}" if metric else ""
+
+
+def check_declared(names: Iterable[str], declared: Iterable[Metric | Diagnostic]) -> None:
+    """Raises ValueError: one of the names is not declared, and may not leave this node."""
+    if unknown := sorted(set(names) - {it.name for it in declared}):
+        raise ValueError(f"the figure {', '.join(unknown)} is not declared")
+
+
+def document(declared: Iterable[Metric | Diagnostic]) -> list[dict[str, Any]]:
+    """Declarations as JSON has them; `Metric(**it)` reads one again."""
+    return [asdict(it) for it in declared]

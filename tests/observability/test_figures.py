@@ -1,0 +1,53 @@
+"""Figures are declared once; whatever is not declared stays in the node."""
+
+import pytest
+
+from node.algorithms import ALGORITHMS, find
+from node.figures import COMMON_METRICS, Metric, check_declared, document, headline, headline_text
+
+GOLDEN = """
+badam: cycle block step
+cga: cosine multiplier
+deca: cycle block step
+dpdl: calibration cosine
+pdsl: weight shapley
+ross: weight shapley
+"""
+
+
+def test_golden_list_of_diagnostics():
+    """A new one is a decision about privacy: change this list only after asking what it tells
+    about private data.
+    """
+    declared = {name: [it.name for it in find(name).DIAGNOSTICS] for name in sorted(ALGORITHMS)}
+    lines = [f"{name}: {' '.join(names)}" for name, names in declared.items() if names]
+    assert lines == GOLDEN.split("\n")[1:-1]
+
+
+def test_golden_list_of_metrics():
+    """Those of a task that declares none; each is measured on the public test set."""
+    assert [metric.name for metric in COMMON_METRICS] == ["accuracy", "f1", "perplexity", "loss"]
+
+
+def test_each_declaration_says_what_it_is_and_has_a_name_of_its_own():
+    for declared in (COMMON_METRICS, *(find(name).DIAGNOSTICS for name in ALGORITHMS)):
+        assert all(it.help.endswith(".") for it in declared)
+        assert len({it.name for it in declared}) == len(declared)
+
+
+def test_what_is_not_declared_is_a_bug():
+    check_declared(["loss", "accuracy"], COMMON_METRICS)
+    with pytest.raises(ValueError, match="train_loss is not declared"):
+        check_declared(["loss", "train_loss"], COMMON_METRICS)
+
+
+def test_the_headline_is_the_first_declared_metric_that_was_measured():
+    assert headline(COMMON_METRICS, {}) is None
+    assert headline_text(COMMON_METRICS, {}) == ""
+    assert headline_text(COMMON_METRICS, {"loss": 2.0, "accuracy": 0.831}) == "accuracy 83.1%"
+    assert headline_text(COMMON_METRICS, {"loss": 2.0, "perplexity": 12.5}) == "perplexity 12.5"
+    assert headline_text(COMMON_METRICS, {"loss": float("nan")}) == "loss n/a"
+
+
+def test_a_declaration_comes_back_from_a_document():
+    assert [Metric(**it) for it in document(COMMON_METRICS)] == [*COMMON_METRICS]
