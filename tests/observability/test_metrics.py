@@ -237,7 +237,7 @@ def test_addresses_that_do_not_work_are_one_sentence(metrics, endpoint):
     with pytest.raises(TemporaryFailure, match="choose another port"):
         serve(metrics, endpoint.address)
     for wrong in ("9464", "localhost:", ":9464", "localhost:web"):
-        with pytest.raises(ConfigurationError, match="metrics.listen"):
+        with pytest.raises(ConfigurationError, match=r"metrics\.listen"):
             serve(metrics, wrong)
 
 
