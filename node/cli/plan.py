@@ -25,8 +25,8 @@ from node.learning.learner import warning
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
     Mechanism,
-    epsilon,
     epsilon_link,
+    epsilon_pld,
     epsilon_total,
     remaining_compositions,
 )
@@ -266,7 +266,7 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
     return Lifetime(
         data=question.data,
         ledger=str(budget.folder),
-        spent=epsilon(rows, budget.delta),
+        spent=epsilon_pld(rows, budget.delta),
         delta=budget.delta,
         limit=limit,
         rounds_left=left,

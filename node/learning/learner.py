@@ -45,8 +45,8 @@ from node.privacy.accountant import (
     WEAK,
     Mechanism,
     Spent,
-    epsilon,
     epsilon_link,
+    epsilon_pld,
     epsilon_rdp,
     epsilon_total,
 )
@@ -395,7 +395,7 @@ def mixing(run: RunConfig) -> Mixing:
 
 @lru_cache
 def _stated(rows: tuple[Any, ...], delta: float) -> float:
-    return epsilon(rows, delta)
+    return epsilon_pld(rows, delta)
 
 
 @lru_cache

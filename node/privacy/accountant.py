@@ -84,7 +84,7 @@ class Spent:
     compositions: int
 
 
-def epsilon(rows: Iterable[Spent], delta: float) -> float:
+def epsilon_pld(rows: Iterable[Spent], delta: float) -> float:
     """ε of everything in `rows` together, by PLD. inf: there is no guarantee, or none at this δ;
     never an exception.
     """
@@ -99,7 +99,7 @@ def epsilon(rows: Iterable[Spent], delta: float) -> float:
 
 
 def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
-    """As `epsilon`, by Rényi divergence: 8–17 % larger, 0.2 ms once σ and q have been seen."""
+    """As `epsilon_pld`, by Rényi divergence: 8–17 % larger, 0.2 ms once σ and q have been seen."""
     spent = [row for row in rows if row.compositions > 0]
     if not all(row.mechanism.guaranteed for row in spent):
         return math.inf
@@ -114,7 +114,7 @@ def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
 
 def epsilon_total(mechanism: Mechanism, rounds: int, delta: float) -> float:
     """THE guarantee of a run: all |K| answers of every round, against any coalition."""
-    return epsilon([Spent(mechanism, mechanism.compositions(rounds))], delta)
+    return epsilon_pld([Spent(mechanism, mechanism.compositions(rounds))], delta)
 
 
 def epsilon_link(mechanism: Mechanism, rounds: int, delta: float) -> float:
@@ -154,7 +154,7 @@ def calibrate(
     high = _bisect(
         lambda sigma: reaches(sigma, epsilon_rdp), high / 2 if high > 1 else 1e-2, high, 1.01
     )
-    return _refine(lambda sigma: reaches(sigma, epsilon), high)
+    return _refine(lambda sigma: reaches(sigma, epsilon_pld), high)
 
 
 def _refine(good: Callable[[float], bool], start: float) -> float:
@@ -196,7 +196,7 @@ def remaining_compositions(
     past = list(rows)
 
     def affordable(
-        compositions: int, figure: Callable[[Iterable[Spent], float], float] = epsilon
+        compositions: int, figure: Callable[[Iterable[Spent], float], float] = epsilon_pld
     ) -> bool:
         return figure([*past, Spent(mechanism, compositions)], delta) <= limit
 

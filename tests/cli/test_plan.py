@@ -13,7 +13,7 @@ from kit.command import Call
 from node import provisioning
 from node.config import BudgetSection, DataSection, ExperimentConfig, NodeConfig, load, write
 from node.learning.learner import Plan
-from node.privacy.accountant import Mechanism, Spent, epsilon
+from node.privacy.accountant import Mechanism, Spent, epsilon_pld
 from node.privacy.ledger import Ledger
 from node.tasks import make
 from peer.topology import TOPOLOGIES, make_neighborhoods
@@ -153,7 +153,9 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     past = [Spent(Mechanism(sigma=2.5, rate=0.25), 30)]
     told = Mechanism(sigma=2.0, rate=0.25, releases=3)
     fits = [
-        t for t in range(41) if epsilon([*past, Spent(told, told.compositions(t))], DELTA) <= LIMIT
+        t
+        for t in range(41)
+        if epsilon_pld([*past, Spent(told, told.compositions(t))], DELTA) <= LIMIT
     ]
     assert 0 < max(fits) < 40
     lifetime = found["lifetime"]
@@ -162,7 +164,7 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
         LIMIT,
         max(fits),
     )
-    assert lifetime["spent"] == pytest.approx(epsilon(past, DELTA))
+    assert lifetime["spent"] == pytest.approx(epsilon_pld(past, DELTA))
     said = peerpoise("plan", node).out
     assert f"{max(fits)} of the 40 rounds" in said
 

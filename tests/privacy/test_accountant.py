@@ -17,8 +17,8 @@ from node.privacy.accountant import (
     Mechanism,
     Spent,
     calibrate,
-    epsilon,
     epsilon_link,
+    epsilon_pld,
     epsilon_rdp,
     epsilon_total,
     remaining_compositions,
@@ -89,8 +89,8 @@ def test_rows_of_different_runs_compose() -> None:
         Spent(Mechanism(sigma=1.0, rate=Q), 300),
         Spent(Mechanism(sigma=2.0, rate=0.01, batches="shared", releases=4), 50),
     ]
-    alone = [epsilon([row], 1e-5) for row in rows]
-    assert max(alone) < epsilon(rows, 1e-5) < sum(alone)
+    alone = [epsilon_pld([row], 1e-5) for row in rows]
+    assert max(alone) < epsilon_pld(rows, 1e-5) < sum(alone)
 
 
 @pytest.mark.parametrize("mode", ["paper", "none"])
@@ -99,7 +99,7 @@ def test_what_has_no_guarantee_makes_every_later_epsilon_infinite(mode: str) -> 
         Spent(Mechanism(sigma=2.0, rate=Q), 3),
         Spent(Mechanism(sigma=2.0, rate=Q, mode=mode), 1),
     ]
-    assert epsilon(rows, 1e-5) == epsilon_rdp(rows, 1e-5) == math.inf
+    assert epsilon_pld(rows, 1e-5) == epsilon_rdp(rows, 1e-5) == math.inf
     assert remaining_compositions(rows, Mechanism(sigma=5.0, rate=Q), 1e9, 1e-5) == 0
 
 
@@ -118,9 +118,9 @@ def test_units_left_is_the_last_affordable_one(
     mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=3)
     left = remaining_compositions(rows, mechanism, limit, 1e-5, most=2000)
     if left:
-        assert epsilon([*rows, Spent(mechanism, left)], 1e-5) <= limit
+        assert epsilon_pld([*rows, Spent(mechanism, left)], 1e-5) <= limit
     if left < 2000:
-        assert epsilon([*rows, Spent(mechanism, left + 1)], 1e-5) > limit
+        assert epsilon_pld([*rows, Spent(mechanism, left + 1)], 1e-5) > limit
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,16 @@ def test_units_left_is_the_last_affordable_one(
     [(1e-3, 0.5, 1e-5), (0.05, 1.0, 1e-5), (2.0, Q, 1e-30), (1.0, 1e-9, 1e-12), (1e5, 1.0, 0.9)],
 )
 def test_no_figure_is_ever_an_exception(sigma: float, rate: float, delta: float) -> None:
-    figure = epsilon([Spent(Mechanism(sigma=sigma, rate=rate), 1000)], delta)
+    figure = epsilon_pld([Spent(Mechanism(sigma=sigma, rate=rate), 1000)], delta)
     assert figure >= 0.0
     if sigma < 0.1:
         assert figure > PLD_CUTOFF
 
 
 def test_nothing_spent_is_zero() -> None:
-    assert epsilon([], 1e-5) == epsilon([Spent(Mechanism(sigma=1.0, rate=Q), 0)], 1e-5) == 0.0
+    assert (
+        epsilon_pld([], 1e-5) == epsilon_pld([Spent(Mechanism(sigma=1.0, rate=Q), 0)], 1e-5) == 0.0
+    )
 
 
 def test_unreachable_target_is_one_sentence() -> None:

@@ -24,7 +24,7 @@ from node.config import PrivacySection
 from node.maths import clipping, ghost, materialized
 from node.privacy import gate as gate_module
 from node.privacy import noise
-from node.privacy.accountant import Spent, epsilon
+from node.privacy.accountant import Spent, epsilon_pld
 from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.gate import DPGate, NonPrivateGate, PaperGate, QuestionRefused
 from node.privacy.ledger import Ledger
@@ -359,9 +359,9 @@ def test_the_budget_is_kept_exactly(task: Small, ledger: Ledger, batches: str) -
     assert strict.exhausted
     assert 0 < released < 150
     spent = ledger.rows()
-    assert epsilon(spent, 1e-3) <= limit
+    assert epsilon_pld(spent, 1e-3) <= limit
     more = [Spent(spent[0].mechanism, spent[0].compositions + 1)]
-    assert epsilon(more, 1e-3) > limit
+    assert epsilon_pld(more, 1e-3) > limit
     assert not strict.own(x, 49).any()
     later = gate(
         task,
@@ -450,7 +450,7 @@ def test_paper_own_is_clean_on_the_same_batch(task: Small, ledger: Ledger) -> No
     assert not paper(x, 0, "a").equal(own)
     assert paper(x, 0, "b").any()
     assert [row.mechanism.mode for row in ledger.rows()] == ["paper"]
-    assert epsilon(ledger.rows(), 1e-5) == float("inf")
+    assert epsilon_pld(ledger.rows(), 1e-5) == float("inf")
     with pytest.raises(QuestionRefused):
         paper.own(x + 1, 0)
     paper.difference(x + 1, x, 1)
@@ -485,7 +485,7 @@ def test_calibrated_noise_covers_the_largest_neighborhood() -> None:
     sigma = noise_multiplier(config, d=650, rounds=1000, releases=3)
     assert sigma == pytest.approx(1.68, rel=0.01)
     mechanism = release_mechanism(config, d=650, sigma=sigma, releases=3)
-    assert 7.9 < epsilon([Spent(mechanism, 3000)], 1e-4) <= 8.0
+    assert 7.9 < epsilon_pld([Spent(mechanism, 3000)], 1e-4) <= 8.0
     assert noise_multiplier(PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
 
 
