@@ -1,9 +1,9 @@
-"""On an NVIDIA GPU: seconds per round in the papers' setting, where they go, and the clipping
-backends.
+"""On an NVIDIA GPU: seconds per round in the papers' setting, where they go, and the backends.
 
-round     one node's part of a round of strict DPDL with the papers' CNN, B = 256, N = 10, full graph: ten answers, each
-          for a model that came as bytes, and what the node itself sends
-backends  one private gradient of 256 expected examples by vmap and by the loop, against a plain backward pass
+round     one node's part of a round of strict DPDL with the papers' CNN, B = 256, N = 10, full
+          graph: ten answers, each for a model that came as bytes, and what the node itself sends
+backends  one private gradient of 256 expected examples by vmap and by the loop, against a plain
+          backward pass
 
 Seconds on the wall; the GPU is waited for before the clock is read. Nothing is measured where there
 is no GPU, unless --device cpu asks for it.

@@ -1,8 +1,7 @@
-"""Private gradients against plain ones: the papers' CNN, ResNet-8, an MLP, softmax regression;
-batches of 250.
+"""Private gradients of batches of 250 against plain ones: CNN, ResNet-8, MLP, softmax regression.
 
-private  what the gate does for one answer, without the ledger: a secret Poisson batch of 250 expected examples,
-         gradients clipped one by one, noise on the grid.
+private  what the gate does for one answer, without the ledger: a secret Poisson batch of 250
+         expected examples, gradients clipped one by one, noise on the grid.
 plain    one backward pass of the mean loss over 250 examples of the same data set.
 
 Interleaved in one thread that keeps freed memory as daemons do, medians of CPU time. The parts of

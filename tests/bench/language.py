@@ -1,10 +1,10 @@
-"""What a pass through a language model costs, and how much of its backward pass a block of two
-layers needs.
+"""What a pass through a language model costs, and how much of it a block of two layers needs.
 
 forward        loss of a batch, nothing kept
 all            forward, then backward to all parameters that are trained
-layers a–b     the same for these two alone, the gate's way (`node.privacy.block_objective`): the others stand still in the
-               task's type, and backward ends at the block. ratio: its backward against that to all
+layers a–b     the same for these two alone, the gate's way (`node.privacy.block_objective`): the
+               others stand still in the task's type, and backward ends at the block. ratio: its
+               backward against that to all
 
 Backward is timed by itself, after a forward pass that kept what it needs. What is trained is
 float32, as deca and dsgd-adam keep it. One thread, CPU seconds, medians of interleaved runs.

@@ -1,21 +1,22 @@
-"""A daemon's round against its floor: the compute of the round and the bytes it moves, measured in
-the same run.
+"""A daemon's round against its floor: the compute of the round and the bytes it moves.
 
-round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TLS, on a ring), over the rounds after
-         the first fifth. CPU is that of all daemons; it is steadier than wall time on a busy
-         machine.
-compute  the same learners in one warm thread. Strict DPDL: every gradient the round releases (ledger on disk
-         included), the algorithm's steps, and the mixing. DECA: BAdam's work, that is the block's
-         gradient and its Adam step. Evaluation is off, checkpoints come only at the end, on both
-         sides.
-mixing   DECA: what it takes more than that in the same thread: the neighbors' blocks are folded, and the signal is
-         worked into the moments. It is not in the floor.
-wire     bytes the round's transfers carry × CPU seconds per byte of the bare transport: 16 MB streamed each way
-         between two processes with mutual TLS, as in wire.py.
-floor    CPU: compute + wire of all nodes. Wall: that, spread over min(nodes, cores) cores. It has no latency in it, no
-         control messages, no waiting: no daemon can be faster.
+round    CPU and wall time per round of real daemons (`peerpoise run`, mutual TLS, on a ring), over
+         the rounds after the first fifth. CPU is that of all daemons; it is steadier than wall time
+         on a busy machine.
+compute  The same learners in one warm thread. Strict DPDL: every gradient the round releases
+         (ledger on disk included), the algorithm's steps, and the mixing. DECA: BAdam's work, that
+         is the block's gradient and its Adam step. Evaluation is off, checkpoints come only at the
+         end, on both sides.
+mixing   DECA: what it takes more than that in the same thread: the neighbors' blocks are folded,
+         and the signal is worked into the moments. It is not in the floor.
+wire     Bytes the round's transfers carry × CPU seconds per byte of the bare transport: 16 MB
+         streamed each way between two processes with mutual TLS, as in wire.py.
+floor    CPU: compute + wire of all nodes. Wall: that, spread over min(nodes, cores) cores. It has
+         no latency, control messages or waiting in it: no daemon can be faster.
 
-    python tests/bench/round.py [--quick] [--tasks bytes smollm2]     table on stderr, JSON on stdout
+All are measured in the same run.
+
+    python tests/bench/round.py [--quick] [--tasks bytes smollm2]   table on stderr, JSON on stdout
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Exact Shapley values against forward passes: what valuing all 2^k coalitions of k players costs,
-on 128 images.
+"""Exact Shapley values of all 2^k coalitions of k players, against forward passes on 128 images.
 
-one forward  the value of one given model on the validation set
+one forward  the value of one model on the validation set
 loop         2^k coalitions, each model made in one flat buffer, one forward pass each
-linear       the same where the first layer is linear: its product is made k + 1 times, not 2^k times
+linear       the same where the first layer is linear: its product is computed k + 1 times, not 2^k
 together     many models in one pass (vmap), the alternative that a GPU may choose
 svarm        10 players, against permutations, for as many coalitions: error ÷ spread of φ
 
 One thread, CPU time, medians of interleaved runs. On an NVIDIA GPU: --device cuda, wall time.
 
-    python tests/bench/shapley.py [--quick] [--repetitions 5] [--device cuda]     table on stderr, JSON on stdout
+    python tests/bench/shapley.py [--quick] [--repetitions 5] [--device cuda]
+
+Table on stderr, JSON on stdout.
 """
 
 from __future__ import annotations
@@ -163,8 +164,10 @@ def main() -> None:
     console, errors = Console(stderr=True), estimates(20 if options.quick else 100)
     console.print(table)
     console.print("cost ÷ (2^k forward passes)")
-    console.print(f"10 players, 200 coalitions: error {errors['svarm']:.2f} of the spread by svarm, "
-                  f"{errors['permutations']:.2f} by permutations")  # fmt: skip
+    console.print(
+        f"10 players, 200 coalitions: error {errors['svarm']:.2f} of the spread by svarm, "
+        f"{errors['permutations']:.2f} by permutations"
+    )
     print(json.dumps({"shapley": rows, "estimates": errors}))
 
 

@@ -1,11 +1,12 @@
-"""What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring, so every node
-has two neighbors.
+"""What a node costs the plain driver, by how many there are: N = 4 … 64 on a ring.
+
+So every node has two neighbors.
 
 CPU time of `node.rounds.lockstep` per node and round, everything in it: gradients, noise, ledger in
 memory, messages, mixing. Every node has as many examples, whatever N. All sizes are measured in
 turn, and each against N = 4 of the same turn.
 
-cheap    D-PSGD without noise, softmax regression on 8×8 images: next to nothing but the driver itself.
+cheap    D-PSGD without noise, softmax regression on 8×8 images: hardly more than the driver itself.
 private  strict DPDL, the same model: cross-gradients, noise, debits.
 large    D-PSGD without noise, an MLP of 50,890 parameters: what copies and caches cost.
 

@@ -53,9 +53,9 @@ def test_generator_and_trainer_agree(forward):
     """Left padding, the cache and one pass over both give the same log-probabilities."""
     for temperature in (1.0, 0.7):
         sampling = replace(SAMPLING, temperature=temperature)
-        found = drawn(forward, sampling)
-        trained = completion_log_probs(forward, prompts(), found, sampling)
-        apart = (trained - found.log_probs)[found.mask.bool()].abs().max()
+        completions = drawn(forward, sampling)
+        trained = completion_log_probs(forward, prompts(), completions, sampling)
+        apart = (trained - completions.log_probs)[completions.mask.bool()].abs().max()
         assert apart < 1e-4
         assert trained.isfinite().all()
 
@@ -85,13 +85,13 @@ def test_an_answer_counts_up_to_its_end():
         Output.logits[1:, :, 70] = 30.0
         return Output
 
-    found = generate(
+    completions = generate(
         forward, prompts(["a", "b"]), replace(SAMPLING, max_completion_length=4), torch.Generator()
     )
-    assert found.ids[0].tolist() == [65, TOKENS.end, TOKENS.pad, TOKENS.pad]
-    assert found.mask[0].tolist() == [1, 1, 0, 0]
-    assert found.log_probs[0, 2:].tolist() == [0, 0]
-    assert found.ended.tolist() == [True, False]
+    assert completions.ids[0].tolist() == [65, TOKENS.end, TOKENS.pad, TOKENS.pad]
+    assert completions.mask[0].tolist() == [1, 1, 0, 0]
+    assert completions.log_probs[0, 2:].tolist() == [0, 0]
+    assert completions.ended.tolist() == [True, False]
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_others(forward):
@@ -105,8 +105,8 @@ def test_banned_tokens_are_never_drawn():
     log_p = torch.full((1, TOKENS.size), 0.0)
     uniform = torch.linspace(0, 1, 2000, dtype=torch.float64)[:-1]
     rows = _log_softmax(log_p, SAMPLING).expand(len(uniform), -1)
-    found = set(_draw(rows, SAMPLING, uniform).tolist())
-    assert found == set(range(TOKENS.size)) - set(SAMPLING.banned)
+    tokens = set(_draw(rows, SAMPLING, uniform).tolist())
+    assert tokens == set(range(TOKENS.size)) - set(SAMPLING.banned)
 
 
 def test_draws_follow_the_distribution_and_top_p_cuts_its_tail():
@@ -132,8 +132,8 @@ def test_coupled_draws_differ_only_where_the_policies_do():
 
 def test_it_breathes_after_every_token(forward):
     called = []
-    found = drawn(forward, yield_point=lambda: called.append(1))
-    assert len(called) == found.ids.shape[1]
+    completions = drawn(forward, yield_point=lambda: called.append(1))
+    assert len(called) == completions.ids.shape[1]
 
 
 def test_log_probs_have_a_gradient_in_the_models_parameters():
@@ -143,6 +143,8 @@ def test_log_probs_have_a_gradient_in_the_models_parameters():
     def call(ids, **more):
         return functional_call(model, named, (), {"input_ids": ids, **more})
 
-    found = drawn(call)
-    completion_log_probs(call, prompts(), found, SAMPLING)[found.mask.bool()].sum().backward()
+    completions = drawn(call)
+    completion_log_probs(call, prompts(), completions, SAMPLING)[
+        completions.mask.bool()
+    ].sum().backward()
     assert all(value.grad is not None and value.grad.isfinite().all() for value in named.values())

@@ -35,25 +35,55 @@ from peer.errors import ConfigurationError
 
 ROWS = np.arange(4)
 SMALL: dict[str, Any] = {
-    "vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "pad_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "pad_token_id": 2,
+}
 ZAMBA2 = Zamba2Config(
-    **SMALL, num_hidden_layers=6, layers_block_type=["mamba", "hybrid", "hybrid", "mamba", "hybrid", "hybrid"],
-    num_mem_blocks=2, n_mamba_heads=2, mamba_ngroups=1, mamba_d_state=4, adapter_rank=2, num_key_value_heads=2,
-)  # fmt: skip
+    **SMALL,
+    num_hidden_layers=6,
+    layers_block_type=["mamba", "hybrid", "hybrid", "mamba", "hybrid", "hybrid"],
+    num_mem_blocks=2,
+    n_mamba_heads=2,
+    mamba_ngroups=1,
+    mamba_d_state=4,
+    adapter_rank=2,
+    num_key_value_heads=2,
+)
 """Layers 1 and 4, and 2 and 5, share a transformer."""
 JAMBA = JambaConfig(
-    **SMALL, num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, num_experts=4,
-    expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=2, num_key_value_heads=2, use_mamba_kernels=False,
-)  # fmt: skip
+    **SMALL,
+    num_hidden_layers=4,
+    attn_layer_period=2,
+    attn_layer_offset=1,
+    expert_layer_period=2,
+    num_experts=4,
+    expert_layer_offset=1,
+    mamba_d_state=4,
+    mamba_dt_rank=2,
+    num_key_value_heads=2,
+    use_mamba_kernels=False,
+)
 MIXTRAL = MixtralConfig(
-    **SMALL, num_hidden_layers=3, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=2,
-)  # fmt: skip
+    **SMALL,
+    num_hidden_layers=3,
+    num_key_value_heads=2,
+    num_local_experts=2,
+    num_experts_per_tok=2,
+)
 GIT = GitConfig(
-    **SMALL, num_hidden_layers=3,
-    vision_config={"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16,
-                   "patch_size": 8},
-)  # fmt: skip
+    **SMALL,
+    num_hidden_layers=3,
+    vision_config={
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    },
+)
 """Its image encoder is the larger part."""
 XLM = XLMConfig(
     vocab_size=16, emb_dim=16, n_layers=3, n_heads=2, causal=True, max_position_embeddings=64

@@ -40,8 +40,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def capitals(tmp_path: Path, **text: object) -> RunConfig:
-    lines = [f'{{"land": "{land}", "city": "{city}"}}' for land, city in
-             [("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome")] * 5]  # fmt: skip
+    lines = [
+        f'{{"land": "{land}", "city": "{city}"}}'
+        for land, city in [("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome")] * 5
+    ]
     (tmp_path / "capitals.jsonl").write_text("\n".join(lines))
     section = {
         "template": "The capital of {land} is",
@@ -51,9 +53,13 @@ def capitals(tmp_path: Path, **text: object) -> RunConfig:
         **text,
     }
     return language_run(
-        model="smollm2", data="file", path=str(tmp_path / "capitals.jsonl"), labels=["Paris", "Berlin", "Rome"],
-        classes=3, text=section,
-    )  # fmt: skip
+        model="smollm2",
+        data="file",
+        path=str(tmp_path / "capitals.jsonl"),
+        labels=["Paris", "Berlin", "Rome"],
+        classes=3,
+        text=section,
+    )
 
 
 def test_it_knows_capitals_and_a_tied_head_stays_frozen(tmp_path: Path) -> None:
@@ -110,10 +116,20 @@ def test_a_chat_puts_the_question_into_the_models_own_template(tmp_path: Path) -
     not NWGI.is_dir(), reason="NWGI=FOLDER names the NWGI set: train.parquet, test.parquet"
 )
 def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
-    labels = [f"{strength} {mood}" for mood in ("negative", "positive") for strength in
-              (("strong", "moderately", "mildly"))]  # fmt: skip
-    text = {"template": "chat", "prompt": ("question", "context"), "answer": "answer", "length": 128,
-            "test": str(NWGI / "test.parquet"), "test_size": 14, "dtype": "bfloat16"}  # fmt: skip
+    labels = [
+        f"{strength} {mood}"
+        for mood in ("negative", "positive")
+        for strength in (("strong", "moderately", "mildly"))
+    ]
+    text = {
+        "template": "chat",
+        "prompt": ("question", "context"),
+        "answer": "answer",
+        "length": 128,
+        "test": str(NWGI / "test.parquet"),
+        "test_size": 14,
+        "dtype": "bfloat16",
+    }
     run = language_run(
         model="smollm2",
         data="file",

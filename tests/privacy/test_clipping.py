@@ -465,8 +465,12 @@ def test_what_the_probe_trusts_keeps_its_bits_at_hostile_models(inputs: int, hid
     it.
     """
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, hidden), torch.nn.ReLU(),
-                                 torch.nn.Linear(hidden, 10))  # fmt: skip
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(inputs, hidden),
+        torch.nn.ReLU(),
+        torch.nn.Linear(hidden, 10),
+    )
     for parameter in module.parameters():
         torch.nn.init.zeros_(parameter)
     task = Small(module, torch.randn(300, inputs), torch.randint(0, 10, (300,)))
@@ -490,8 +494,14 @@ def test_the_choice_is_not_a_record_s() -> None:
 def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
     """The others' backends say nothing of it."""
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.ReLU(), torch.nn.Linear(5, 24),
-                                 torch.nn.ReLU(), torch.nn.Linear(24, 10))  # fmt: skip
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 5),
+        torch.nn.ReLU(),
+        torch.nn.Linear(5, 24),
+        torch.nn.ReLU(),
+        torch.nn.Linear(24, 10),
+    )
     task = Small(module, torch.randn(40, 64), torch.randint(0, 10, (40,)))
     blocks = partition_blocks(
         task.layout, [["1.weight", "1.bias"], ["3.weight", "3.bias"], ["5.weight", "5.bias"]], 1

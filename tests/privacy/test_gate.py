@@ -1,5 +1,6 @@
-"""The privacy gate: what leaves is clipped, noised, debited, and leaves once. Each defense is missed when
-off.
+"""The privacy gate: what leaves is clipped, noised, debited, and leaves once.
+
+Each defense is missed when off.
 """
 
 from __future__ import annotations

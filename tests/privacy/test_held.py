@@ -21,7 +21,7 @@ from peer.errors import Malformed
 from peer.session.interfaces import Role
 
 VECTORS = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3).map(
-    lambda it: torch.tensor(it, dtype=torch.float64)
+    lambda values: torch.tensor(values, dtype=torch.float64)
 )
 
 

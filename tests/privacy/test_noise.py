@@ -142,7 +142,10 @@ def test_global_seeds_touch_nothing() -> None:
 
 
 def test_every_process_has_its_own_noise() -> None:
-    code = "from node.randomness import Keys; print(Keys.fresh().stream('noise', 0, 'b').normal(4).tolist())"
+    code = (
+        "from node.randomness import Keys; "
+        "print(Keys.fresh().stream('noise', 0, 'b').normal(4).tolist())"
+    )
     first, second = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
         for _ in range(2)

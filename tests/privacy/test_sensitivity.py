@@ -99,8 +99,11 @@ def test_what_remembers_is_refused_by_its_name(kind: Kind, wanted: Backend) -> N
         assert float((whole - question(kind.make(), backend, without(record))).norm()) <= 1 + SLACK
 
 
-@pytest.mark.parametrize("kind", [k for k in IMPURE.values() if k.when == "start"],
-                         ids=[name for name, k in IMPURE.items() if k.when == "start"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in IMPURE.values() if k.when == "start"],
+    ids=[name for name, k in IMPURE.items() if k.when == "start"],
+)
 def test_it_is_refused_before_any_private_record_is_seen(kind: Kind) -> None:
     with pytest.raises(ConfigurationError) as caught:
         probe(kind.make(), CHUNK)
@@ -129,8 +132,17 @@ def test_what_is_random_is_looped(kind: Kind) -> None:
     assert probe(kind.make(), CHUNK) == "loop"
 
 
-EXPECTED = {"plain": "vmap", "ghost": "ghost", "tied": "vmap", "custom": "loop", "branch": "loop", "packed": "loop",
-            "mask of integers": "vmap", "mask of floats": "vmap", "Embedding": "vmap"}  # fmt: skip
+EXPECTED = {
+    "plain": "vmap",
+    "ghost": "ghost",
+    "tied": "vmap",
+    "custom": "loop",
+    "branch": "loop",
+    "packed": "loop",
+    "mask of integers": "vmap",
+    "mask of floats": "vmap",
+    "Embedding": "vmap",
+}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -153,8 +165,17 @@ def test_the_sum_is_that_of_the_oracle(name: str, backend: Backend) -> None:
     )
 
 
-MOVING = ["running mean", "running mean, reassigned", "running mean, no buffer", "running mean in a closure",
-          "running mean in the task", "cache", "counter in the task", "own generator", "stateful"]  # fmt: skip
+MOVING = [
+    "running mean",
+    "running mean, reassigned",
+    "running mean, no buffer",
+    "running mean in a closure",
+    "running mean in the task",
+    "cache",
+    "counter in the task",
+    "own generator",
+    "stateful",
+]
 
 
 @pytest.mark.parametrize("name", MOVING)
@@ -332,10 +353,17 @@ def test_the_door_takes_no_notice_of_torchs_seed(dropout: Model) -> None:
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("running mean", "loop"), ("running mean, reassigned", "loop"), ("running mean, reassigned", "vmap"),
-     ("counter in a buffer", "loop"), ("BatchNorm1d", "loop"), ("spectral_norm", "loop"), ("teacher", "loop"),
-     ("running mean, by its data", "loop")],
-)  # fmt: skip
+    [
+        ("running mean", "loop"),
+        ("running mean, reassigned", "loop"),
+        ("running mean, reassigned", "vmap"),
+        ("counter in a buffer", "loop"),
+        ("BatchNorm1d", "loop"),
+        ("spectral_norm", "loop"),
+        ("teacher", "loop"),
+        ("running mean, by its data", "loop"),
+    ],
+)
 def test_what_remembers_gives_no_sum(name: str, backend: Backend) -> None:
     """Nobody asked `pick`, or the layer began later."""
     kind = IMPURE[name]
@@ -400,6 +428,14 @@ def test_a_difference_counts_what_is_not_finite_at_one_of_the_models(backend: Ba
     task = PURE["ghost"].make()
     task.columns[0][2] = float("nan")
     unusable: list[Tensor] = []
-    clipped_sum(task, start(task), EVERY, 1.0, before=start(task, 1.0), chunk=CHUNK, backend=backend,
-                on_unusable=unusable.append)  # fmt: skip
+    clipped_sum(
+        task,
+        start(task),
+        EVERY,
+        1.0,
+        before=start(task, 1.0),
+        chunk=CHUNK,
+        backend=backend,
+        on_unusable=unusable.append,
+    )
     assert sorted(set(torch.cat(unusable).tolist())) == [2]

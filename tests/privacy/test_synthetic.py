@@ -322,10 +322,14 @@ def test_the_backends_agree(name: str) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [(torch.zeros(STEPS + 1, dtype=torch.int64), torch.tensor(0)), (torch.zeros(STEPS), torch.tensor(0)),
-     (torch.full((STEPS,), 100),), (torch.zeros(STEPS, dtype=torch.int64), torch.tensor(0))],
+    [
+        (torch.zeros(STEPS + 1, dtype=torch.int64), torch.tensor(0)),
+        (torch.zeros(STEPS), torch.tensor(0)),
+        (torch.full((STEPS,), 100),),
+        (torch.zeros(STEPS, dtype=torch.int64), torch.tensor(0)),
+    ],
     ids=["another shape", "another type", "a column too few", "not admissible"],
-)  # fmt: skip
+)
 def test_an_example_that_is_none_is_a_sentence(example: tuple[Tensor, ...]) -> None:
     with pytest.raises(ConfigurationError, match=r"example\(\)") as caught:
         probe(replace(DECLARED["ids from 100"], example=example).make(), CHUNK)
