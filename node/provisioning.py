@@ -11,14 +11,12 @@ import json
 import math
 import secrets
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.config import (
-    AlgorithmSection,
     BudgetSection,
     ComputeSection,
     DataSection,
@@ -40,10 +38,9 @@ from peer.errors import ConfigurationError, DataError, IdentityError, StorageErr
 from peer.identity.authority import CertificateAuthority
 from peer.identity.keys import load_certificate, names, node_id, p256
 from peer.identity.roster import Member, Roster
-from peer.neighborhood import Neighborhood
 
 if TYPE_CHECKING:
-    from node.data.partition import Rows
+    from node.experiments.resolve import ResolvedRun
     from node.learning.learner import Plan
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
@@ -69,20 +66,18 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def prepare(folder: Path, config: RunConfig, nodes: Mapping[Path, NodeConfig]) -> RunConfig:
+def prepare(folder: Path, pinned: RunConfig, nodes: Mapping[Path, NodeConfig]) -> RunConfig:
     """Writes folder/federation (CA) and each node's folder; returns the run as sealed: with nonce
-    and federation key.
+    and federation key. `pinned`: `ResolvedRun.pinned()`.
 
     Raises:
-        ConfigurationError: an unknown topology, a name given twice, a bad address.
+        ConfigurationError: a bad address.
     """
-    neighborhoods = config.neighborhoods([node.name for node in nodes.values()])
-    completed = complete(config, neighborhoods)  # its mistakes are found before anything is written
     authority = CertificateAuthority.create(make_folder(folder / "federation"))
-    run = config.run.model_copy(
+    run = pinned.run.model_copy(
         update={"nonce": secrets.token_hex(16), "federation": authority.federation}
     )
-    sealed = completed.model_copy(update={"run": run})
+    sealed = pinned.model_copy(update={"run": run})
     shared = sealed.validation.path
     if shared is not None:
         sealed = sealed.model_copy(
@@ -115,52 +110,8 @@ def _written_down(node: NodeConfig) -> tuple[str, ...]:
     return () if endpoint(address)[0] in WILDCARD_HOSTS else (address,)
 
 
-def complete(config: RunConfig, neighborhoods: Mapping[str, Neighborhood]) -> RunConfig:
-    """The run with every option of its algorithm, and its validation set, written out: its digest
-    covers defaults too.
-
-    Raises:
-        ConfigurationError, DataError: an algorithm, option or validation set that can't be had.
-    """
-    from node import tasks
-    from node.learning.learner import Plan
-    from node.tasks import validation
-
-    options = Plan.of(config, neighborhoods).options.model_dump(mode="json", exclude_none=True)
-    fields = {name: getattr(config, name) for name in RunConfig.model_fields}
-    written = AlgorithmSection(name=config.algorithm.name, **options)
-    return tasks.sealed(validation.sealed(RunConfig(**{**fields, "algorithm": written})))
-
-
-def check_local(config: ExperimentConfig) -> None:
-    """`check`, and that the data may be divided here.
-
-    Raises:
-        ConfigurationError: one sentence.
-    """
-    if config.task.data == "own":
-        raise ConfigurationError(
-            'up and simulate divide a bundled data set; task.data = "own" is for real hosts: peerpoise pack.'
-        )
-    check(config, config.experiment.names)
-
-
-def check_daemons(config: ExperimentConfig) -> None:
-    """That the algorithm is one for daemons.
-
-    Raises:
-        ConfigurationError: it wants everybody's data in one place.
-    """
-    from node.algorithms import find
-
-    if find(config.algorithm.name).POOLED:
-        raise ConfigurationError(
-            f"{config.algorithm.name} sees everybody's data, which no daemon may; run it with peerpoise simulate."
-        )
-
-
 def local(
-    folder: Path, config: ExperimentConfig, ports: Sequence[tuple[int, int]]
+    folder: Path, resolved: ResolvedRun, ports: Sequence[tuple[int, int]]
 ) -> tuple[RunConfig, dict[str, Path]]:
     """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the
     run and the folders.
@@ -168,7 +119,7 @@ def local(
     The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data
     may use.
     """
-    places = {}
+    config, places = resolved.experiment, {}
     for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
         places[folder / "nodes" / name] = NodeConfig(
             name=name,
@@ -182,47 +133,30 @@ def local(
             compute=ComputeSection(device=config.experiment.device),
             attack=config.experiment.attack_of(name),
         )
-    parts = shares(config)
-    sealed = prepare(folder, config, places)
+    sealed = prepare(folder, resolved.pinned(), places)
     shutil.rmtree(folder / "federation")
     homes = {home.name: home for home in places}
-    divide(folder, config, homes, parts)
+    divide(folder, resolved, homes)
     return sealed, homes
 
 
-def shares(config: ExperimentConfig) -> list[Rows]:
-    """Every node's rows of the public data.
-
-    Raises:
-        ConfigurationError: the data can't be divided so.
-    """
-    from node import data
-    from node.data import partition
-    from node.tasks import validation
-
-    train, _ = data.public_sets(config.task)
-    held_out = validation.held_out(validation.sealed(config.run_config), train.y.numpy())
-    return partition.divide(config.experiment, train, held_out)
-
-
-def divide(
-    folder: Path, config: ExperimentConfig, homes: Mapping[str, Path], parts: Sequence[Rows]
-) -> list[list[int]]:
+def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> list[list[int]]:
     """Writes rows.npy of every node and partition.json; returns the label histogram
     [nodes][classes] (public data).
     """
-    from node import data
     from node.data import partition
 
-    train, _ = data.public_sets(config.task)
-    for home, rows in zip(homes.values(), parts, strict=True):
-        partition.save(home / "rows.npy", rows)
+    config, train = resolved.experiment, resolved.train
+    assert train is not None
+    for name, home in homes.items():
+        partition.save(home / "rows.npy", resolved.parts[name])
     kinds = partition.kinds(config.experiment, train)
     classes = (
         int(kinds.max()) + 1
         if config.experiment.column or config.task.text
         else config.task.classes
     )
+    parts = list(resolved.parts.values())
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
     document = {
         **config.experiment.model_dump(),
@@ -249,6 +183,8 @@ def pack(
         ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
         StorageError: `out` is not empty.
     """
+    from node.experiments.resolve import resolve
+
     if config.experiment.attack:
         raise ConfigurationError(
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by itself, with "
@@ -273,20 +209,19 @@ def pack(
         out / name: _host(name, address, own.get(name), config, peers)
         for name, address in addresses.items()
     }
-    config = config.model_copy(
-        update={"experiment": config.experiment.model_copy(update={"nodes": len(hosts_of)})}
-    )
     _check_task(config.task.name)
-    plan = check(config, list(addresses))
-    check_daemons(config)
-    budget = BudgetSection(experiment=True, ledger_dir=Path("ledger")) if bundled else _budget(plan)
+    resolved = resolve(config, list(addresses)).checked()
+    resolved.check_daemons()
+    budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
+    if not bundled:
+        budget = _budget(resolved.plan)
     homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
-    parts = shares(config) if bundled else []
-    sealed = prepare(make_folder(out), config, homes)
+    pinned = resolved.pinned()  # its mistakes come before anything is written
+    sealed = prepare(make_folder(out), pinned, homes)
     for home, node in homes.items():
         files.atomic_write(home / "README.txt", _instructions(node, sealed).encode())
     if bundled:
-        divide(out, config, {home.name: home for home in homes}, parts)
+        divide(out, resolved, {home.name: home for home in homes})
     return {
         "run_id": sealed.run_id,
         "hosts": {home.name: str(home) for home in homes},
@@ -493,60 +428,3 @@ def _roster_in(folder: Path) -> tuple[Path, Roster]:
     run = load(RunConfig, [folder / "run.toml"], environ={})
     file = folder / "roster.json"
     return file, Roster.load(file, run.run.federation)
-
-
-def check(config: ExperimentConfig, names: Sequence[str] = ()) -> Plan:
-    """All that can be wrong with a run before it starts: topology, algorithm and its options, task,
-    data set, model. A planned ε that promises nothing is a warning on standard error.
-
-    `names` take part; where it is not known yet who will, the experiment's nodes, or other hosts
-    that edges name.
-
-    Raises:
-        ConfigurationError: one sentence.
-    """
-    from node.attacks import Attack
-    from node.learning.learner import Plan, weak
-    from node.learning.resources import check_compatible
-
-    hosts = {name for edge in config.topology.edges for name in edge[:2]}
-    players = config.experiment.names if hosts <= {*config.experiment.names} else sorted(hosts)
-    plan = Plan.of(config, config.neighborhoods(names or players))
-    attacker = next(iter(config.experiment.attackers), "")
-    section = config.experiment.attack_of(attacker)
-    attack = Attack.of(section) if section else None
-    if attack and plan.algorithm.POOLED:
-        raise ConfigurationError(
-            f"{config.algorithm.name} is one node with everybody's data: nobody attacks it; remove [experiment.attack]."
-        )
-    if config.task.data != "own":
-        import numpy as np
-
-        from node import data
-        from node.learning import promises
-        from node.tasks import TASKS, make, validation
-
-        train, _ = data.public_sets(config.task)
-        held_out = validation.held_out(config, train.y.numpy())
-        task = make(config, np.setdiff1d(np.arange(len(train)), held_out)[:1])
-        check_compatible(plan.algorithm, task)
-        if config.task.name not in TASKS:
-            task.evaluate(promises.checked_start(task, config.train.seed))
-        if attack:
-            attack.on_task(task, config, attacker)
-    else:
-        _check_names(config)
-    if text := weak(plan.epsilon):
-        print(f"warning: {text}", file=sys.stderr)
-    return plan
-
-
-def _check_names(config: ExperimentConfig) -> None:
-    """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far
-    as that is known without the hosts' data."""
-    from node import models, tasks
-    from node.tasks import validation
-
-    tasks.sealed(validation.sealed(config.run_config))
-    if config.task.name == "classification":
-        models.check_name(config.task.model)

@@ -485,9 +485,9 @@ def config_check(
                 print_json({"file": str(file), "ok": False, "faults": [it.said for it in faults]})
             raise typer.Exit(ConfigurationError.exit_code)
     if isinstance(loaded, schema.ExperimentConfig):
-        from node import provisioning
+        from node.experiments.resolve import resolve
 
-        provisioning.check(loaded)
+        resolve(loaded).checked()
     if as_json:
         print_json({"file": str(file), "ok": True}, indent=None)
     else:

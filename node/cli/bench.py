@@ -33,6 +33,7 @@ from torch import Tensor
 
 from node import device as devices
 from node.config import ExperimentConfig, PrivacySection, load
+from node.experiments.resolve import resolve
 from node.learning.learner import Plan
 from node.learning.resources import resources
 from node.maths.backends import pick
@@ -41,13 +42,11 @@ from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy import noise
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
-from node.provisioning import check, check_daemons, shares
 from node.randomness import Keys
 from node.rounds.buffers import ReceiveBuffer, as_bytes
 from node.rounds.lockstep import simulate
 from node.task import Task
 from node.tasks import make
-from node.tasks.validation import sealed
 from peer.codec import frames
 from peer.errors import ConfigurationError, StorageError
 from peer.identity.authority import CertificateAuthority
@@ -127,14 +126,13 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
         raise ConfigurationError(
             "bench divides public data; set task.data to a set with examples like yours."
         )
-    check_daemons(config)
-    check(config, config.experiment.names)
+    resolved = resolve(config).checked()
+    resolved.check_daemons()
     torch.set_num_threads(1)  # as in daemons
-    config = config.model_copy(update={"validation": sealed(config.run_config).validation})
-    plan = Plan.of(config.run_config, config.neighborhoods(config.experiment.names))
+    plan = resolved.plan
     degree = max(neighborhood.degree for neighborhood in plan.neighborhoods.values())
     where = devices.pick(config.experiment.device)
-    task = make(config, max(shares(config), key=len), where)
+    task = make(resolved.run, max(resolved.parts.values(), key=len), where)
     privacy, d = config.privacy, task.layout.size
     batch = (
         min(task.num_examples, privacy.batch)

@@ -136,8 +136,8 @@ def _play(
     ray: str | None,
     quiet: bool,
 ) -> Outcome:
-    from node import provisioning
     from node.experiments.report import aggregate, files
+    from node.experiments.resolve import resolve
     from node.experiments.sweep import loop
     from node.experiments.sweep.raycluster import RayCluster
     from node.experiments.sweep.workers import Runner, Workers
@@ -145,7 +145,7 @@ def _play(
     for row in known.rows:
         trial = row.trial(row.rates[0], row.seeds[0], tuning=False)
         try:
-            provisioning.check(trial.config)
+            resolve(trial.config).checked()
         except ConfigurationError as error:
             said = str(error).rstrip(".")
             raise ConfigurationError(

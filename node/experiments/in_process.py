@@ -12,17 +12,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from node import data
 from node.attacks import Attack
-from node.config import ExperimentConfig, RunConfig
-from node.data import partition
+from node.config import ExperimentConfig
+from node.experiments.resolve import ResolvedRun, resolve
 from node.experiments.run_folder import MODEL, metrics_of_average, save_average, with_average
 from node.figures import document, headline_text
-from node.learning.learner import Learner, Plan, build
+from node.learning.learner import Learner, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.records import checkpoint, summary
@@ -30,11 +27,9 @@ from node.records.journal import Journal, header
 from node.records.summary import Summary
 from node.rounds.lockstep import Hoods
 from node.rounds.lockstep import simulate as play
-from node.tasks import validation
-from peer.errors import ConfigurationError, PeerpoiseError
+from peer.errors import PeerpoiseError
 from peer.files import ensure_dir
 from peer.message import Peer
-from peer.topology import make_neighborhoods
 
 Progress = Callable[[int, int, Mapping[Peer, str]], None]
 """(rounds finished, rounds, each node's headline metric as last evaluated, for people)."""
@@ -45,8 +40,13 @@ def _silent(done: int, rounds: int, tested: Mapping[Peer, str]) -> None:
 
 
 def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
-    """Runs the whole experiment and writes RUN/summary.json, the average model, and each node's
-    model, summary and journal.
+    """As `run`, of an experiment that is resolved first."""
+    return run(resolve(config), folder, progress)
+
+
+def run(resolved: ResolvedRun, folder: Path, progress: Progress = _silent) -> Summary:
+    """Runs the whole experiment and writes RUN/summary.json, the average model, and each node's model,
+    summary and journal.
 
     The consensus distance in the journals is that of all nodes together, where the run is
     evaluated.
@@ -56,20 +56,16 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silen
     Raises:
         ConfigurationError, DataError: one sentence.
     """
-    if config.task.data == "own":
-        raise ConfigurationError(
-            "simulate divides a bundled data set; own data belong to real nodes (peerpoise pack)."
-        )
+    resolved.check_divided()
     torch.set_num_threads(1)
     with ExitStack() as stack:
-        return _simulate(config, folder, progress, stack)
+        return _run(resolved, folder, progress, stack)
 
 
-def _simulate(
-    config: ExperimentConfig, folder: Path, progress: Progress, stack: ExitStack
-) -> Summary:
-    """As `simulate`; the journals are closed with the stack."""
-    learners = _learners(config)
+def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
+    """As `run`; the journals are closed with the stack."""
+    config = resolved.run
+    learners = _learners(resolved)
     for sentence in sorted(
         {it.gate.choice.slow for it in learners.values() if it.gate.choice} - {""}
     ):
@@ -159,36 +155,27 @@ def _warn(journal: Journal, error: PeerpoiseError) -> None:
     print(f"warning: {error}", file=sys.stderr)
 
 
-def _learners(config: ExperimentConfig) -> dict[Peer, Learner]:
-    train, _ = data.public_sets(config.task)
-    run: RunConfig = validation.sealed(config.run_config)
-    shares = partition.divide(config.experiment, train, validation.held_out(run, train.y.numpy()))
-    parts = dict(zip(config.experiment.names, shares, strict=True))
-    pooled = Plan.of(run, {}).algorithm.POOLED
-    if pooled:
-        run, parts = _pooled(run, list(parts.values()))
-    plan = Plan.of(
-        run, make_neighborhoods("full", list(parts)) if pooled else run.neighborhoods(list(parts))
-    )
+def _learners(resolved: ResolvedRun) -> dict[Peer, Learner]:
+    """Every node's; σ and the initial parameters are computed once."""
+    experiment, mode = resolved.experiment.experiment, resolved.run.privacy.mode
     learners: dict[Peer, Learner] = {}
     sigma = start = None
-    for name, rows in parts.items():
-        ledger = None if run.privacy.mode == "none" else Ledger.in_memory()
-        section = config.experiment.attack_of(name)
-        how = {"ledger": ledger, "sigma": sigma, "start": start, "device": config.experiment.device}
-        attack = Attack.of(section) if section else None
-        learners[name] = it = build(plan, name, rows, attack=attack, **how)  # type: ignore[arg-type]
-        sigma = it.sigma
-        start = it.algorithm.parameters if start is None else start
+    for name, rows in resolved.parts.items():
+        section = experiment.attack_of(name)
+        learner = build(
+            resolved.plan,
+            name,
+            rows,
+            ledger=None if mode == "none" else Ledger.in_memory(),
+            sigma=sigma,
+            start=start,
+            device=experiment.device,
+            attack=Attack.of(section) if section else None,
+        )
+        learners[name] = learner
+        sigma = learner.sigma
+        start = learner.algorithm.parameters if start is None else start
     return learners
-
-
-def _pooled(
-    run: RunConfig, parts: list[NDArray[np.int64]]
-) -> tuple[RunConfig, dict[Peer, NDArray[np.int64]]]:
-    """One node with all data, whose batch is as large as all nodes' together."""
-    privacy = run.privacy.model_copy(update={"batch": run.privacy.batch * len(parts)})
-    return run.model_copy(update={"privacy": privacy}), {"all": partition.union(parts)}
 
 
 def _hoods(learners: Mapping[Peer, Learner]) -> Hoods:

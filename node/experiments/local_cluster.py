@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node import provisioning
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
@@ -35,6 +35,9 @@ from node.process import stopping_signals
 from node.records.summary import Summary
 from peer import files
 from peer.errors import EXIT_FAILURE, EXIT_OK, StorageError, TemporaryFailure
+
+if TYPE_CHECKING:
+    from node.experiments.resolve import ResolvedRun
 
 GRACE_S = 6.0
 """A daemon stops within five seconds of SIGTERM by itself; after this long it is killed."""
@@ -60,13 +63,12 @@ def up(
     """Runs the experiment as one daemon per node. Returns the merged summary (None where no node
     finished) and the exit code: 0; that of the daemons that failed, if they agree, else 1; 128 +
     signal when stopped."""
-    config = _by_whole_path(config)
-    provisioning.check_local(config)
-    provisioning.check_daemons(config)
-    folder = _run_folder(config, folder)
+    resolved = _resolved(config)
+    resolved.check_daemons()
+    config, folder = resolved.experiment, _run_folder(config, folder)
     with _reserved(2 * config.experiment.nodes) as ports:
         run, homes = provisioning.local(
-            folder, config, list(zip(ports[::2], ports[1::2], strict=True))
+            folder, resolved, list(zip(ports[::2], ports[1::2], strict=True))
         )
         daemons: list[Daemon] = []
         with Screen(config.train.rounds, quiet=quiet) as screen, _ending(daemons):
@@ -84,9 +86,8 @@ def up(
 
 def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> Summary:
     """Runs the experiment in this process."""
-    config = _by_whole_path(config)
-    provisioning.check_local(config)
-    folder = _run_folder(config, folder)
+    resolved = _resolved(config)
+    config, folder = resolved.experiment, _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
     with Screen(config.train.rounds, quiet=quiet) as screen:
         _announce_attack(screen, config)
@@ -103,7 +104,7 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
 
         from node.experiments import in_process
 
-        summary = in_process.simulate(config, folder, progress)
+        summary = in_process.run(resolved, folder, progress)
     if not quiet:
         _conclude(screen, folder, summary)
     return summary
@@ -357,12 +358,17 @@ def _named_by_time(name: str) -> Path:
         raise files.storage_error(runs, error) from None
 
 
-def _by_whole_path(config: ExperimentConfig) -> ExperimentConfig:
-    """A task that is named by a file keeps its name in every working folder."""
+def _resolved(config: ExperimentConfig) -> ResolvedRun:
+    """The experiment, resolved and checked. A task that is named by a file keeps its name in every
+    working folder.
+    """
+    from node.experiments.resolve import resolve
     from node.tasks import absolute
 
     task = config.task.model_copy(update={"name": absolute(config.task.name)})
-    return config.model_copy(update={"task": task})
+    resolved = resolve(config.model_copy(update={"task": task}))
+    resolved.check_divided()
+    return resolved.checked()
 
 
 def _baseline(config: ExperimentConfig, folder: Path) -> Summary:

@@ -44,6 +44,7 @@ from node.config import ExperimentConfig
 from node.data import partition
 from node.data.paths import package
 from node.experiments import local_cluster
+from node.experiments.resolve import resolve
 from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
 from node.rounds.lockstep import simulate
@@ -90,7 +91,7 @@ class Daemons:
 
     def __init__(self, folder: Path, run: ExperimentConfig, ports: list[int]) -> None:
         _, self.homes = provisioning.local(
-            folder, run, list(zip(ports[::2], ports[1::2], strict=True))
+            folder, resolve(run), list(zip(ports[::2], ports[1::2], strict=True))
         )
         command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config"]
         self.processes = [

@@ -22,6 +22,7 @@ from kit.command import Call
 from node import data, provisioning
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
+from node.experiments.resolve import resolve
 from node.records import checkpoint, summary
 from node.tasks import make, validation
 from peer.errors import Diverged
@@ -198,7 +199,7 @@ def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path
     config = load(ExperimentConfig, [experiment], (), {})
     run, homes = provisioning.local(
         provisioning.make_folder(tmp_path / "run"),
-        config,
+        resolve(config),
         [(7001, 7002), (7003, 7004), (7005, 7006)],
     )
     assert list(homes) == ["n0", "n1", "n2"]

@@ -16,6 +16,7 @@ import torch
 from node import process, provisioning
 from node.config import BudgetSection, ExperimentConfig, NodeConfig, load, write
 from node.config.task import BUNDLED_TASKS
+from node.experiments.resolve import resolve
 from node.records.checkpoint import save_model
 from node.tasks import TASKS
 from peer.errors import ConfigurationError
@@ -43,7 +44,8 @@ def home(tmp_path: Path) -> Path:
         )
         for name in "ab"
     }
-    provisioning.prepare(tmp_path, ExperimentConfig(**values).run_config, nodes)  # type: ignore[arg-type]
+    resolved = resolve(ExperimentConfig(**values), ["a", "b"])  # type: ignore[arg-type]
+    provisioning.prepare(tmp_path, resolved.pinned(), nodes)
     np.savez(tmp_path / "a" / "data.npz", x=np.zeros((4, 8, 8), np.float32), y=np.arange(4))
     (tmp_path / "evil.py").write_text(CODE)
     text = (tmp_path / "a" / "run.toml").read_text()

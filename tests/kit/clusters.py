@@ -40,6 +40,7 @@ from node.config import (
 from node.daemon.bootstrap import resolve_paths
 from node.daemon.daemon import Daemon
 from node.experiments import local_cluster
+from node.experiments.resolve import resolve
 from node.observability import status
 from node.observability.status import Status
 from peer import codec
@@ -132,9 +133,10 @@ class Cluster:
             )
             for name, port in zip(names, ports[len(names) :], strict=True)
         }
-        run = provisioning.prepare(folder, config, places)
+        resolved = resolve(config)
+        run = provisioning.prepare(folder, resolved.pinned(), places)
         homes = {home.name: home for home in places}
-        provisioning.divide(folder, config, homes, provisioning.shares(config))
+        provisioning.divide(folder, resolved, homes)
         return cls(config, folder, run, homes, addresses, held)
 
     def start(

@@ -17,6 +17,7 @@ from kit import TESTS, script
 from node import provisioning
 from node.config import ExperimentConfig
 from node.experiments import local_cluster
+from node.experiments.resolve import resolve
 from node.observability import status
 from node.records import journal
 from peer.errors import TemporaryFailure
@@ -91,7 +92,7 @@ def watch(folder: Path, run: ExperimentConfig, loop: str, *spoils: str) -> Watch
     report, before = folder / "report.json", _busy()
     with local_cluster._reserved(2 * run.experiment.nodes) as ports:
         sealed, homes = provisioning.local(
-            folder / "run", run, list(zip(ports[::2], ports[1::2], strict=True))
+            folder / "run", resolve(run), list(zip(ports[::2], ports[1::2], strict=True))
         )
         processes = [
             _start(home, script("watched", str(home / "node.toml"), str(report), loop, *spoils))

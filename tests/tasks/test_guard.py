@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from node import data as datasets
-from node import provisioning, tasks
+from node import tasks
 from node.config import ExperimentConfig, RunConfig
 from node.experiments import in_process
+from node.experiments.resolve import resolve
 from node.figures import Metric
 from node.rounds.compute import Stopped
 from node.tasks.guard import Guarded, guard
@@ -322,7 +323,7 @@ def test_what_is_checked_before_daemons_start_blames_what_is_wrong(
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TaskError, match=re.escape(sentence)):
-        provisioning.check(settings(task={"name": "mine.py:make_task"}))
+        resolve(settings(task={"name": "mine.py:make_task"})).checked()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from typing import Any
 
 from node.config import ExperimentConfig
 from node.experiments import in_process
+from node.experiments.resolve import resolve
 from node.experiments.run_folder import MODEL
 from node.experiments.sweep import code
 from node.learning.learner import Plan
@@ -59,12 +60,13 @@ def play(
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="peerpoise-cell-") as name:
         folder = Path(name)
-        summary = in_process.simulate(
-            config, folder, lambda done, rounds, tested: progress(done / rounds)
+        resolved = resolve(config)
+        summary = in_process.run(
+            resolved, folder, lambda done, rounds, tested: progress(done / rounds)
         )
-        found = figures(folder, summary)
+        measured = figures(folder, summary)
         if config.privacy.mode == "paper":
-            found["accounted"] = accounted(config, summary, folder / MODEL)
+            measured["accounted"] = accounted(resolved.plan, summary, folder / MODEL)
     return {
         "configuration": config.model_dump(mode="json"),
         "code": code.version(config.algorithm.name, config.task.name),
@@ -73,7 +75,7 @@ def play(
         "machine": platform.machine(),
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
-        "figures": found,
+        "figures": measured,
     }
 
 
@@ -117,21 +119,14 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def accounted(config: ExperimentConfig, summary: Summary, model: Path) -> float | None:
+def accounted(plan: Plan, summary: Summary, model: Path) -> float | None:
     """Of a run in mode paper: ε_total of its noised answers alone, by PLD. Less than the truth: the
     own gradient enters what is sent without noise of its own. None: there is none."""
-    run, names = config.run_config, config.experiment.names
-    neighborhoods = run.neighborhoods(names)
-    releases = max(
-        Plan.of(run, neighborhoods).algorithm.releases(neighborhood.degree)
-        for neighborhood in neighborhoods.values()
-    )
+    privacy, sigma = plan.run.privacy, summary.privacy.sigma or 0.0
     _, x = checkpoint.load_model(model)
-    mechanism = release_mechanism(
-        run.privacy, d=x.numel(), sigma=summary.privacy.sigma or 0.0, releases=releases
-    )
-    found = epsilon_total(replace(mechanism, mode="strict"), run.train.rounds, run.privacy.delta)
-    return found if found < float("inf") else None
+    answers = release_mechanism(privacy, d=x.numel(), sigma=sigma, releases=plan.releases)
+    total = epsilon_total(replace(answers, mode="strict"), plan.run.train.rounds, privacy.delta)
+    return total if total < float("inf") else None
 
 
 def _sums(events: Events, event: str, field: str, rounds: Sequence[int]) -> list[float]:

@@ -1,0 +1,160 @@
+"""An experiment resolved: everything that follows from its file before anything runs, made once.
+
+Whoever runs, packs or checks an experiment starts from a `ResolvedRun`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from node import data, models, tasks
+from node.attacks import Attack
+from node.config import AlgorithmSection, ExperimentConfig, RunConfig
+from node.data import partition
+from node.data.partition import Rows
+from node.learning import promises
+from node.learning.learner import Plan, weak
+from node.learning.resources import check_compatible
+from node.tasks import validation
+from peer.errors import ConfigurationError
+from peer.message import Peer
+from peer.topology import make_neighborhoods
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedRun:
+    """An experiment, and what follows from it."""
+
+    experiment: ExperimentConfig
+    run: RunConfig
+    """The run with its validation set written out; of a pooled algorithm with one large batch."""
+    plan: Plan
+    """Of `run`, on the graph of those who take part."""
+    train: data.Rows | None
+    """The public training examples; None: the data are the nodes' own."""
+    parts: Mapping[Peer, Rows]
+    """Each node's rows of them (of a pooled algorithm one node's, "all"); {} with own data."""
+
+    def pinned(self) -> RunConfig:
+        """The run as run.toml has it: with every option of its algorithm, and what its task needs
+        to be the same everywhere, written out. So its digest covers defaults too.
+
+        Raises:
+            ConfigurationError, DataError: of the task's own files.
+        """
+        options = self.plan.options.model_dump(mode="json", exclude_none=True)
+        algorithm = AlgorithmSection(name=self.run.algorithm.name, **options)
+        fields = {name: getattr(self.run, name) for name in RunConfig.model_fields}
+        return tasks.sealed(RunConfig(**{**fields, "algorithm": algorithm}))
+
+    def check_divided(self) -> None:
+        """Raises ConfigurationError: the data are the nodes' own, not here to be divided."""
+        if self.train is None:
+            raise ConfigurationError(
+                'up and simulate divide a bundled data set; task.data = "own" is for real hosts: '
+                "peerpoise pack."
+            )
+
+    def check_daemons(self) -> None:
+        """Raises ConfigurationError: the algorithm wants everybody's data in one place."""
+        if self.plan.algorithm.POOLED:
+            raise ConfigurationError(
+                f"{self.run.algorithm.name} sees everybody's data, which no daemon may; run it "
+                "with peerpoise simulate."
+            )
+
+    def checked(self) -> ResolvedRun:
+        """This run, after trying all that can be wrong before it starts: task, model, attack. A
+        planned ε that promises nothing is a warning on standard error.
+
+        Raises:
+            ConfigurationError, DataError: one sentence.
+        """
+        _check_attack(self)
+        if self.train is None:
+            _check_names(self)
+        else:
+            _check_task(self)
+        if text := weak(self.plan.epsilon):
+            print(f"warning: {text}", file=sys.stderr)
+        return self
+
+
+def resolve(config: ExperimentConfig, names: Sequence[Peer] = ()) -> ResolvedRun:
+    """Resolves an experiment. `names` take part; where it is not known yet who will, the
+    experiment's nodes, or other hosts that edges name.
+
+    Raises:
+        ConfigurationError, DataError: an unknown topology, algorithm, option or data set, or data
+            that can't be divided so.
+    """
+    names = names or _players(config)
+    experiment = config.experiment.model_copy(update={"nodes": len(names)})
+    config = config.model_copy(update={"experiment": experiment})
+    neighborhoods = config.neighborhoods(names)
+    plan = Plan.of(config.run_config, neighborhoods)  # its mistakes come before any data are read
+    run = validation.sealed(config.run_config)
+    train: data.Rows | None = None
+    parts: dict[Peer, Rows] = {}
+    if config.task.data != "own":
+        train, _ = data.public_sets(config.task)
+        held_out = validation.held_out(run, train.y.numpy())
+        parts = dict(zip(names, partition.divide(experiment, train, held_out), strict=True))
+    if plan.algorithm.POOLED:
+        run, parts = _pooled(run, parts)
+        neighborhoods = make_neighborhoods("full", list(parts))
+    plan = Plan.of(run, neighborhoods)
+    return ResolvedRun(experiment=config, run=run, plan=plan, train=train, parts=parts)
+
+
+def _pooled(run: RunConfig, parts: Mapping[Peer, Rows]) -> tuple[RunConfig, dict[Peer, Rows]]:
+    """One node with all data, whose batch is as large as all nodes' together."""
+    privacy = run.privacy.model_copy(update={"batch": run.privacy.batch * len(parts)})
+    union = partition.union(list(parts.values()))
+    return run.model_copy(update={"privacy": privacy}), {"all": union}
+
+
+def _check_attack(resolved: ResolvedRun) -> None:
+    """Raises ConfigurationError: there is nobody to attack, or no such attack."""
+    section = resolved.experiment.experiment.attack
+    if section is None:
+        return
+    Attack.of(section)
+    if resolved.plan.algorithm.POOLED:
+        raise ConfigurationError(
+            f"{resolved.run.algorithm.name} is one node with everybody's data: nobody attacks it; "
+            "remove [experiment.attack]."
+        )
+
+
+def _check_task(resolved: ResolvedRun) -> None:
+    """Makes the task on one record.
+
+    Raises:
+        ConfigurationError, DataError, TaskError: it can't be made, or does not suit the rest.
+    """
+    run, experiment = resolved.run, resolved.experiment.experiment
+    task = tasks.make(run, next(iter(resolved.parts.values()))[:1])
+    check_compatible(resolved.plan.algorithm, task)
+    if run.task.name not in tasks.TASKS:
+        task.evaluate(promises.checked_start(task, run.train.seed))
+    for attacker in experiment.attackers[:1]:
+        section = experiment.attack_of(attacker)
+        assert section is not None
+        Attack.of(section).on_task(task, run, attacker)
+
+
+def _check_names(resolved: ResolvedRun) -> None:
+    """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far
+    as that is known without the hosts' data."""
+    tasks.sealed(resolved.run)
+    if resolved.run.task.name == "classification":
+        models.check_name(resolved.run.task.model)
+
+
+def _players(config: ExperimentConfig) -> Sequence[Peer]:
+    hosts = {name for edge in config.topology.edges for name in edge[:2]}
+    names = config.experiment.names
+    return names if hosts <= {*names} else sorted(hosts)
