@@ -221,7 +221,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Prepare real hosts: one folder each, ready to start."""
-    from node import provisioning
+    from node.experiments import provisioning
 
     packed = provisioning.pack(_experiment(file, settings), host, data, out, discovery)
     if as_json:
@@ -359,7 +359,7 @@ def ca_create(
     as_json: Json = False,
 ) -> None:
     """Make a federation's certificate authority."""
-    from node import provisioning
+    from node.experiments import provisioning
 
     _print_fields(provisioning.create_authority(folder), as_json)
 
@@ -379,7 +379,7 @@ def ca_issue(
     """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its
     host.
     """
-    from node import provisioning
+    from node.experiments import provisioning
 
     _print_fields(provisioning.issue(folder, out, request, days), as_json)
 
@@ -390,7 +390,7 @@ def ca_show(
     as_json: Json = False,
 ) -> None:
     """Show a certificate: node id, validity, issuer."""
-    from node import provisioning
+    from node.experiments import provisioning
 
     _print_fields(provisioning.show_certificate(file), as_json)
 
@@ -403,7 +403,7 @@ def roster_show(
     as_json: Json = False,
 ) -> None:
     """Show a roster: its version, its members, and those removed."""
-    from node import provisioning
+    from node.experiments import provisioning
 
     _print_fields(provisioning.show_roster(file), as_json)
 
@@ -424,7 +424,7 @@ def roster_remove(
     """Sign the roster's next version, without these members; daemons read it when it is copied over
     theirs.
     """
-    from node import provisioning
+    from node.experiments import provisioning
 
     _print_fields(
         provisioning.remove_members(folder, names, authority or folder / "federation"), as_json

@@ -25,9 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from node import provisioning
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
-from node.experiments import run_folder
+from node.experiments import provisioning, run_folder
 from node.figures import COMMON_METRICS, Metric, headline_text
 from node.observability import status, terminal
 from node.observability.terminal import Progress, Screen

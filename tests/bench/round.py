@@ -39,11 +39,11 @@ from rich.console import Console
 from rich.table import Table
 
 import wire
-from node import data, provisioning
+from node import data
 from node.config import ExperimentConfig
 from node.data import partition
 from node.data.paths import package
-from node.experiments import local_cluster
+from node.experiments import local_cluster, provisioning
 from node.experiments.resolve import resolve
 from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger

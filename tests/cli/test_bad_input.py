@@ -31,8 +31,9 @@ import torch
 from cryptography import x509
 
 from kit.command import Call
-from node import data, provisioning
+from node import data
 from node.config import RunConfig, load
+from node.experiments import provisioning
 from node.observability import status
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger

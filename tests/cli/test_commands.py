@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from kit.command import Call
-from node import data, provisioning
+from node import data
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
+from node.experiments import provisioning
 from node.experiments.resolve import resolve
 from node.records import checkpoint, summary
 from node.tasks import make, validation

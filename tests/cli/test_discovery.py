@@ -13,8 +13,8 @@ import pytest
 from test_doctor import examined
 
 from kit.command import Call
-from node import provisioning
 from node.config import NodeConfig, load
+from node.experiments import provisioning
 
 BARE = ("--host", "a", "--host", "b", "--host", "c")
 

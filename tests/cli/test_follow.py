@@ -21,11 +21,11 @@ import pytest
 from node.config import MetricsSection, NodeConfig, write
 from node.experiments import local_cluster
 from node.experiments.local_cluster import Daemon, after, follow
+from node.experiments.provisioning import OWN
 from node.figures import ACCURACY, document
 from node.observability.output import silence
 from node.observability.terminal import Progress, Screen
 from node.process import stopping_signals
-from node.provisioning import OWN
 from peer.errors import StorageError
 
 QUIET = "import sys; sys.exit(0)"

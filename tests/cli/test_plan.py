@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kit.command import Call
-from node import provisioning
 from node.config import BudgetSection, DataSection, ExperimentConfig, NodeConfig, load, write
+from node.experiments import provisioning
 from node.learning.learner import Plan
 from node.privacy.accountant import Mechanism, Spent, epsilon_pld
 from node.privacy.ledger import Ledger

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kit.clusters import health
-from node.provisioning import remove_members
+from node.experiments.provisioning import remove_members
 
 SECONDS = 3.0
 """From a daemon's start until its health service has answered (here 0.6)."""

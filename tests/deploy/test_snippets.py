@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from node.config import ExperimentConfig, NodeConfig, load, write
+from node.experiments.provisioning import OWN
 from node.experiments.sweep import grid
-from node.provisioning import OWN
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -21,8 +21,8 @@ import pytest
 
 from kit.clusters import Process, experiment
 from kit.hosts import NETWORK, Host, switch, why_not
-from node import provisioning
 from node.config import RunConfig, load
+from node.experiments import provisioning
 from peer.discovery.pex import FILE
 from peer.v1 import peer_pb2 as pb
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from node import provisioning
 from node.config import NodeConfig, write
 from node.data import partition
+from node.experiments import provisioning
 from node.observability import status
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger

@@ -15,7 +15,7 @@ from cryptography import x509
 from kit.clusters import Cluster, Process, events, identity_of
 from kit.flooded import cluster, state_of, warns
 from kit.raw import Raw
-from node.provisioning import remove_members
+from node.experiments.provisioning import remove_members
 from peer.identity.authority import CertificateAuthority
 from peer.identity.keys import load_key
 

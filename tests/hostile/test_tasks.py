@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from node import process, provisioning
+from node import process
 from node.config import BudgetSection, ExperimentConfig, NodeConfig, load, write
 from node.config.task import BUNDLED_TASKS
+from node.experiments import provisioning
 from node.experiments.resolve import resolve
 from node.records.checkpoint import save_model
 from node.tasks import TASKS

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from kit.forkserver import Forked
-from node import provisioning
 from node.config import (
     BudgetSection,
     DataSection,
@@ -39,7 +38,7 @@ from node.config import (
 )
 from node.daemon.bootstrap import resolve_paths
 from node.daemon.daemon import Daemon
-from node.experiments import local_cluster
+from node.experiments import local_cluster, provisioning
 from node.experiments.resolve import resolve
 from node.observability import status
 from node.observability.status import Status

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kit import TESTS, script
-from node import provisioning
 from node.config import ExperimentConfig
-from node.experiments import local_cluster
+from node.experiments import local_cluster, provisioning
 from node.experiments.resolve import resolve
 from node.observability import status
 from node.records import journal

@@ -11,9 +11,9 @@ import torch
 from kit.quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played, view
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.config import ExperimentConfig
+from node.experiments.provisioning import complete
 from node.learning.learner import Plan
 from node.maths.graph import spectral_gap
-from node.provisioning import complete
 from node.rounds.lockstep import simulate
 from peer.errors import ConfigurationError
 from peer.message import Mix, step
