@@ -8,7 +8,7 @@ no torch; tensors are opaque to it (`T`), only the layout that describes them is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
@@ -126,10 +126,13 @@ class Mix(Generic[T]):
     kind: str
     tensors: Payload[T]
     rule: str | Callable[..., T] = "mean"
-    """mean: by W, or as the run's `[mix]` says. Another name of node.maths.robust, or a function
-    like those there: so, whatever the run says."""
+    """mean: by W, or as the run's `[mix]` says. Another name of node.maths.robust: so, whatever the
+    run says. A function like those there is for attackers, who look at what they mix."""
     streaming: bool = False
     layout: Layout | None = None
+    weights: Mapping[Peer, float] | None = None
+    """The mean by these instead of W, whatever the run says: over the closed neighborhood, in
+    proportion among those who were heard; the own vector stays where they are all zero."""
 
 
 Verb: TypeAlias = Say[Any] | Ask[Any] | Mix[Any]
@@ -183,6 +186,7 @@ def mix(
     *,
     streaming: bool = ...,
     layout: Layout | None = ...,
+    weights: Mapping[Peer, float] | None = ...,
 ) -> Answered[T]: ...
 
 
@@ -194,6 +198,7 @@ def mix(
     *,
     streaming: bool = ...,
     layout: Layout | None = ...,
+    weights: Mapping[Peer, float] | None = ...,
 ) -> Answered[M]: ...
 
 
@@ -204,9 +209,10 @@ def mix(
     *,
     streaming: bool = False,
     layout: Layout | None = None,
+    weights: Mapping[Peer, float] | None = None,
 ) -> Answered[Any]:
     """`x, v = yield from mix("state", (x, v))`: a `Mix`, with the type of what it sends back."""
-    return (yield Mix(kind, tensors, rule, streaming, layout))
+    return (yield Mix(kind, tensors, rule, streaming, layout, weights))
 
 
 def step(conversation: Conversation, reply: Any = None) -> Verb | None:

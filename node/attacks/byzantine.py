@@ -41,7 +41,7 @@ from node.algorithms import Algorithm
 from node.config import MixSection
 from node.maths.adam import upcast
 from node.maths.mixing import materialize
-from node.maths.robust import Vectors, rule_for
+from node.maths.robust import Vectors, rule_of
 from node.randomness import public_generator
 from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb, step
 from peer.neighborhood import View
@@ -286,9 +286,7 @@ class ByzantineAlgorithm(Algorithm):
                     peer: x.clone() if zero is None else x - zero for peer, x in others.items()
                 }
                 self._heard[phase, "state", k] = heard
-            return rule_for(verb.rule, mix, me)(
-                weight, {**vectors, me: truth[k].to(vectors[me].dtype)}
-            )
+            return rule_of(verb, mix, me)(weight, {**vectors, me: truth[k].to(vectors[me].dtype)})
 
         return rule
 

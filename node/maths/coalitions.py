@@ -32,11 +32,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from node.config import MixSection, Section
+from node.config import Section
 from node.maths import shapley
 from node.maths.cosine import cosine
-from node.maths.mixing import weighted_sum
-from node.maths.robust import Rule, Vectors
 from node.maths.shapley import EXACT, Estimate
 from peer.message import Peer
 
@@ -347,14 +345,10 @@ def _non_negative(options: ShapleyConfig, phi: Mapping[Peer, float]) -> dict[Pee
             return {j: exp((value - most) / options.temperature) for j, value in phi.items()}
 
 
-def mixing_rule(options: ShapleyConfig, pi: Mapping[Peer, float]) -> str | Rule:
-    """What `mix_by` means for a Mix."""
-
-    def by_pi(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
-        shares = {j: pi.get(j, 0.0) for j in weight}
-        total = sum(shares[j] for j in sorted(shares))
-        if not total:
-            return vectors[me].clone()
-        return weighted_sum({j: share / total for j, share in shares.items()}, vectors)
-
-    return by_pi if options.mix_by == "pi" else {"w": "mean"}.get(options.mix_by, options.mix_by)
+def mix_arguments(
+    options: ShapleyConfig, pi: Mapping[Peer, float]
+) -> tuple[str, Mapping[Peer, float] | None]:
+    """(rule, weights) of the Mix that `mix_by` means."""
+    if options.mix_by == "pi":
+        return "mean", pi
+    return {"w": "mean"}.get(options.mix_by, options.mix_by), None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from peer.message import IncrementalPayload, Payload, Peer
+from peer.neighborhood import Neighborhood
 
 BLOCK = 1 << 15
 """Elements of each vector that are converted to float64 at a time, 256 KiB."""
@@ -65,6 +66,21 @@ def materialize(payload: Payload[Tensor]) -> Tensor | tuple[Tensor, ...]:
     done = sum(payload.steps)
     assert done == payload.flat.numel(), f"{done} of {payload.flat.numel()} elements were filled"
     return payload.flat
+
+
+def mixing_row(
+    neighborhood: Neighborhood, partners: Set[Peer], weights: Mapping[Peer, float] | None = None
+) -> dict[Peer, float]:
+    """By what a node mixes with these neighbors only: its row of W, in which the others' weight
+    goes to self; or a Mix's own `weights`, in proportion (all zero: the own vector stays)."""
+    me = neighborhood.me
+    if weights is None:
+        return dict(neighborhood.without(frozenset(neighborhood.neighbors) - partners).weight)
+    shares = {j: weights.get(j, 0.0) for j in sorted({*partners, me})}
+    total = sum(shares.values())
+    if not total:
+        return {j: float(j == me) for j in shares}
+    return {j: share / total for j, share in shares.items()}
 
 
 def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -> frozenset[Peer]:

@@ -27,14 +27,14 @@ Deviations
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from node.config import MixSection
 from node.maths.mixing import weighted_sum
-from peer.message import Peer
+from peer.message import Mix, Peer
 from peer.neighborhood import Neighborhood
 
 Vectors: TypeAlias = Mapping[Peer, Tensor]
@@ -118,9 +118,17 @@ MEAN = MixSection()
 """The default: every Mix is the W-weighted mean, unless it asks for another rule itself."""
 
 
-def is_mean(asked: str | Rule, mix: MixSection) -> bool:
-    """Whether a Mix that asks for this rule is the W-weighted mean."""
-    return asked == mix.rule == "mean"
+def is_mean(verb: Mix[Tensor], mix: MixSection) -> bool:
+    """Whether a Mix is a weighted mean, by W or by its own weights."""
+    return verb.rule == "mean" and (verb.weights is not None or mix.rule == "mean")
+
+
+def rule_of(
+    verb: Mix[Any], mix: MixSection, me: Peer
+) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
+    """The rule of this Mix at this node."""
+    own = verb.weights is not None and verb.rule == "mean"
+    return weighted_sum if own else rule_for(verb.rule, mix, me)
 
 
 def rule_for(

@@ -18,7 +18,7 @@ from node.maths.coalitions import (
     ShapleyWeights,
     UtilityOracle,
     clip_relative_norms,
-    mixing_rule,
+    mix_arguments,
     shapley_weights,
 )
 from node.maths.mixing import weighted_sum
@@ -79,11 +79,11 @@ def shapley_round(
     )
     g = weighted_sum(weights.pi, cross).add_(x, alpha=config.weight_decay)
     x, v = momentum_step(x, state.v, g, beta=config.beta, lr=eta)
-    rule = mixing_rule(config, weights.pi)
+    rule, row = mix_arguments(config, weights.pi)
     if config.mix_momentum:
-        x, v = yield from mix("state", (x, v), rule)
+        x, v = yield from mix("state", (x, v), rule, weights=row)
     else:
-        x = yield from mix("state", x, rule)
+        x = yield from mix("state", x, rule, weights=row)
     return State(x=x, v=v, phi=weights.smooth), weights
 
 

@@ -24,8 +24,9 @@ from node.maths.mixing import (
     agreed,
     consensus_distance,
     mixed,
+    mixing_row,
 )
-from node.maths.robust import MEAN, distance, is_mean, rule_for
+from node.maths.robust import MEAN, distance, is_mean, rule_of
 from node.rounds.bounds import RMS_ONLY, Bounds, outliers
 from node.rounds.buffers import SendBuffer, parts_of
 from node.rounds.compute import Compute
@@ -230,7 +231,7 @@ class Driver:
                 return await self._say(t, phase, verb)
             case Ask():
                 return await self._ask(t, phase, verb)
-            case Mix(streaming=True) if self.sync.mode == "round" and is_mean(verb.rule, self.mix):
+            case Mix(streaming=True) if self.sync.mode == "round" and is_mean(verb, self.mix):
                 return await self._stream(t, phase, verb)
             case Mix():
                 return await self._mix(t, phase, verb)
@@ -262,11 +263,11 @@ class Driver:
         await self._swap(phase, self.heard)
         await outgoing.until(outgoing.flat.nbytes)
         heard = phase.heard()
-        weight = self._row(self._partners(t, phase))
+        weight = mixing_row(self.neighborhood, self._partners(t, phase), verb.weights)
         self.heard = heard
         failpoint("before_aggregate")
         me = self.neighborhood.me
-        rule = rule_for(verb.rule, self.mix, me)
+        rule = rule_of(verb, self.mix, me)
         reply, consensus, apart = await self.compute.own(_mixed, me, weight, phase, rule)
         failpoint("after_aggregate")
         self._report(t, verb.kind, apart)
@@ -286,7 +287,7 @@ class Driver:
         await self.waiting.until(present, phase.came, phase.came)
         partners = self._partners(t, phase)
         phase.ignore(phase.heard() - partners)
-        weight = self._row(partners)
+        weight = mixing_row(self.neighborhood, partners, verb.weights)
         into, size = accumulator(outgoing.flat), outgoing.flat.itemsize
         for offset, length in frames(outgoing.flat.nbytes):
             await outgoing.until(offset + length)
@@ -319,11 +320,6 @@ class Driver:
         if self.waiting.live - partners:
             self.watcher.dropped(t, phase.key.phase, self.waiting.live - partners, False)
         return partners
-
-    def _row(self, partners: frozenset[Peer]) -> dict[Peer, float]:
-        """This node's row of W when it mixes with these only."""
-        lost = frozenset(self.neighborhood.neighbors) - partners
-        return dict(self.neighborhood.without(lost).weight)
 
     # ----------------------------------------------------------------------------------------------- phases
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.config import MixSection
-from node.maths.mixing import agreed, materialize, mixed
-from node.maths.robust import MEAN, rule_for
+from node.maths.mixing import agreed, materialize, mixed, mixing_row
+from node.maths.robust import MEAN, rule_of
 from node.rounds.bounds import RMS_ONLY, Bounds
 from node.rounds.buffers import Size
 from peer.errors import Malformed
@@ -215,8 +215,8 @@ def _reply(
 ) -> Any:
     if isinstance(verb, Mix):
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
-        weight = neighborhood.without(frozenset(neighborhood.neighbors) - keep).weight
-        return mixed(weight, {j: said[j] for j in weight}, rule_for(verb.rule, mix, i))
+        weight = mixing_row(neighborhood, keep, verb.weights)
+        return mixed(weight, {j: said[j] for j in weight}, rule_of(verb, mix, i))
     if isinstance(verb, Say):
         return Replies(
             ((j, _copy(said[j])) for j in contacts[i]),

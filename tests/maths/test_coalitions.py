@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from kit.golden import EQUATIONS
-from node.config import MixSection
 from node.maths.coalitions import (
     ShapleyConfig,
     adds_nothing,
@@ -20,13 +19,15 @@ from node.maths.coalitions import (
     capped,
     clip_relative_norms,
     gains,
-    mixing_rule,
+    mix_arguments,
     shapley_values,
     shapley_weights,
     smoothed,
     unsupported_reason,
 )
+from node.maths.mixing import mixing_row
 from node.maths.shapley import exact
+from peer.neighborhood import Neighborhood
 
 SHAPLEY, FALLBACKS = EQUATIONS["shapley"], EQUATIONS["shapley_fallbacks"]
 
@@ -268,13 +269,15 @@ def test_weights_are_of_those_heard_and_add_up_to_one():
 
 
 def test_states_are_mixed_by_pi_of_those_that_came():
-    rule = mixing_rule(ShapleyConfig(mix_by="pi"), {"a": 0.2, "b": 0.6, "c": 0.2})
-    vectors = {j: torch.full((2,), value) for j, value in (("a", 1.0), ("b", 5.0))}
-    assert rule({"a": 0.5, "b": 0.5}, vectors, "a", MixSection()).tolist() == [4.0, 4.0]
-    alone = mixing_rule(ShapleyConfig(mix_by="pi"), {"a": 0.0, "b": 0.0})
-    assert alone({"a": 0.5, "b": 0.5}, vectors, "a", MixSection()).tolist() == [1.0, 1.0]
-    assert mixing_rule(ShapleyConfig(), {}) == "mean"
-    assert mixing_rule(ShapleyConfig(mix_by="trimmed_mean"), {}) == "trimmed_mean"
+    pi = {"a": 0.2, "b": 0.6, "c": 0.2}
+    rule, weights = mix_arguments(ShapleyConfig(mix_by="pi"), pi)
+    assert (rule, weights) == ("mean", pi)
+    here = Neighborhood(me="a", weight=dict.fromkeys("abc", 1 / 3), nodes=3)
+    assert mixing_row(here, {"b"}, weights) == {"a": 0.25, "b": pytest.approx(0.75)}
+    assert mixing_row(here, {"b"}, {"a": 0.0, "b": 0.0}) == {"a": 1.0, "b": 0.0}
+    assert mixing_row(here, {"b"}) == {"a": 2 / 3, "b": 1 / 3}
+    assert mix_arguments(ShapleyConfig(), pi) == ("mean", None)
+    assert mix_arguments(ShapleyConfig(mix_by="trimmed_mean"), pi) == ("trimmed_mean", None)
 
 
 @pytest.mark.parametrize(
