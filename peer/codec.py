@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError, Message
 
 from peer.endpoint import endpoint
 from peer.errors import ConfigurationError, Malformed
+from peer.message import MAX_NOTE
 from peer.v1 import peer_pb2
 
 PROTOCOL = 3
@@ -132,6 +133,7 @@ RULES: Mapping[str, Rule] = {
     "waiting_for": _names,
     "live": _names,
     "withheld": _free,
+    "note": lambda data: len(data) <= MAX_NOTE,
     "code": _free,  # a newer peer may have more codes; `sentence` knows what to say then
     "detail": _text,
     "version": _text,

@@ -85,14 +85,28 @@ filled.
 """
 
 
+MAX_NOTE = 4 << 10
+"""Bytes of a note."""
+
+
 @dataclass(frozen=True, slots=True)
 class Say(Generic[T]):
-    """The same to every neighbor. Sends back `Replies`: what each neighbor said."""
+    """The same to every neighbor. Sends back `Replies`: what each neighbor said.
+
+    Raises:
+        ValueError: the note is too long.
+    """
 
     kind: str
     tensors: Payload[T]
     layout: Layout | None = None
     """None: the model's layout."""
+    note: bytes = b""
+    """Bytes that travel with the message, at most MAX_NOTE; neighbors find them in
+    `Replies.notes`."""
+
+    def __post_init__(self) -> None:
+        _check_note(self.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,9 @@ class Ask(Generic[T]):
     `answer(peer, question)` runs in the compute thread, at most once per neighbor and round, until
     the round ends. It may raise `Withheld`: the neighbor then hears that there is no answer and
     goes on without waiting.
+
+    Raises:
+        ValueError: the note is too long.
     """
 
     kind: str
@@ -111,6 +128,11 @@ class Ask(Generic[T]):
     layout: Layout | None = None
     answer_layout: Layout | None = None
     """None: the question's layout."""
+    note: bytes = b""
+    """Bytes that travel with the question; see `Say`."""
+
+    def __post_init__(self) -> None:
+        _check_note(self.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +171,24 @@ class Withheld(Exception):
 
 
 class Replies(dict[Peer, T]):
-    """What was heard, by neighbor in sorted order; `missing` names the neighbors who were not
-    heard.
-    """
+    """What was heard, by neighbor in sorted order."""
 
-    def __init__(self, heard: Iterable[tuple[Peer, T]] = (), missing: Iterable[Peer] = ()) -> None:
+    def __init__(
+        self,
+        heard: Iterable[tuple[Peer, T]] = (),
+        missing: Iterable[Peer] = (),
+        notes: Mapping[Peer, bytes] | None = None,
+    ) -> None:
         super().__init__(sorted(heard, key=lambda item: item[0]))
         self.missing = frozenset(missing)
+        """Neighbors who were not heard."""
+        self.notes = dict(notes or {})
+        """The notes on what neighbors said or asked, of those who wrote one."""
+
+
+def _check_note(note: bytes) -> None:
+    if len(note) > MAX_NOTE:
+        raise ValueError(f"A note has {len(note)} bytes; {MAX_NOTE} travel with a message at most.")
 
 
 def say(kind: str, tensors: Payload[T], layout: Layout | None = None) -> Answered[Replies[T]]:

@@ -113,15 +113,17 @@ class SendBuffer:
         *,
         most: float | None = None,
         stated: bool = True,
+        note: bytes = b"",
     ) -> None:
-        """most: the largest norm that an honest node may have; None: it may be anything. stated:
+        """most: the largest norm that an honest node may have; None: it may be anything. note:
+        bytes that travel in the header. stated:
         its digest will be signed, so it is computed here, in the compute thread: later it would
         wait behind answers.
 
         Raises:
             Diverged: it is larger, or not finite. Nothing of it has left.
         """
-        self.parts = parts_of(tensors)
+        self.parts, self.note = parts_of(tensors), note
         self.ready = 0
         self._size = None if most is None else Size(most)
         self._compute = compute
@@ -184,7 +186,9 @@ class SendBuffer:
     async def digest(self) -> bytes:
         await self.until(self.flat.nbytes)
         assert self._hash is not None, "nobody is to sign it"
-        return self._hash.digest()
+        signed = self._hash.copy()
+        signed.update(self.note)
+        return signed.digest()
 
 
 class FrameQueue:

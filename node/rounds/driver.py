@@ -255,7 +255,7 @@ class Driver:
         self._close(answers)  # questions stay answerable until the round ends
         self.heard = answers.heard()
         self._report(t, verb.kind, answers.norms(self.heard))
-        return answers.replies(self.neighborhood.neighbors)
+        return answers.replies(self.neighborhood.neighbors, questions.notes)
 
     async def _mix(self, t: int, number: int, verb: Mix[Tensor]) -> Any:
         outgoing = await self._outgoing(verb)
@@ -326,9 +326,10 @@ class Driver:
     async def _outgoing(self, verb: Verb) -> SendBuffer:
         """What the verb says, as bytes. Of an incremental payload the beginning."""
         layout = verb.layout or self.layout
+        note = b"" if isinstance(verb, Mix) else verb.note
         most = self.bounds.norm(parts_of(verb.tensors) * layout.size) if self.honest else None
         outgoing = await self.compute.own(
-            partial(SendBuffer, verb.tensors, layout, self.compute, most=most)
+            partial(SendBuffer, verb.tensors, layout, self.compute, most=most, note=note)
         )
         if not outgoing.complete:
             self._tasks.start(outgoing.fill())

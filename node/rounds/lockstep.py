@@ -10,7 +10,7 @@ What the wire would refuse, because it is not finite or too large, is lost here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
@@ -140,8 +140,7 @@ def _exchange(
     )
     before = arrived(verbs, neighborhoods) if heard is None else heard
     replies = {
-        i: _reply(i, verbs[i], said, answers[i], neighborhoods[i], contacts, before, mix)
-        for i in said
+        i: _reply(i, verbs, said, answers[i], neighborhoods[i], contacts, before, mix) for i in said
     }
     for i, verb in verbs.items() if sent is not None else ():
         assert sent is not None
@@ -205,7 +204,7 @@ def arrived(
 
 def _reply(
     i: Peer,
-    verb: Verb,
+    verbs: Mapping[Peer, Verb],
     said: Mapping[Peer, Any],
     answers: Mapping[Peer, Any],
     neighborhood: Neighborhood,
@@ -213,17 +212,24 @@ def _reply(
     before: Contacts,
     mix: MixSection,
 ) -> Any:
+    verb = verbs[i]
     if isinstance(verb, Mix):
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
         weight = mixing_row(neighborhood, keep, verb.weights)
         return mixed(weight, {j: said[j] for j in weight}, rule_of(verb, mix, i))
     if isinstance(verb, Say):
-        return Replies(
-            ((j, _copy(said[j])) for j in contacts[i]),
-            frozenset(neighborhood.neighbors) - contacts[i],
-        )
-    got = {j: answer for j, answer in answers.items() if answer is not None and j in contacts[i]}
-    return Replies(got.items(), frozenset(neighborhood.neighbors) - got.keys())
+        there = {j: _copy(said[j]) for j in contacts[i]}
+    else:
+        there = {j: it for j, it in answers.items() if it is not None and j in contacts[i]}
+    asked_by = contacts[i] if isinstance(verb, Say) else answers.keys()
+    missing = frozenset(neighborhood.neighbors) - there.keys()
+    return Replies(there.items(), missing, _notes(verbs, asked_by))
+
+
+def _notes(verbs: Mapping[Peer, Verb], peers: Iterable[Peer]) -> dict[Peer, bytes]:
+    """What these wrote on their messages."""
+    spoken = {j: verbs[j] for j in sorted(peers)}
+    return {j: verb.note for j, verb in spoken.items() if not isinstance(verb, Mix) and verb.note}
 
 
 def _answers(

@@ -5,7 +5,7 @@ A Say or a Mix is one phase; an Ask is two, its questions and its answers (`ques
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +91,8 @@ class Phase:
         """Neighbors that have taken what this node says."""
         self.heard_by: dict[Peer, frozenset[Peer]] = {}
         """Whom each neighbor says it heard in the phase before; known from its header on."""
+        self.notes: dict[Peer, bytes] = {}
+        """What neighbors wrote on their messages, of those who did."""
         self._received: dict[Peer, ReceiveBuffer | None] = {}
         """None: the answer is withheld."""
 
@@ -148,6 +150,8 @@ class Phase:
         if self.latest is None and self.transfers.mailbox.round != self.key.round:
             return
         self._received[peer] = sink if isinstance(sink, ReceiveBuffer) else None
+        if message.note:
+            self.notes[peer] = message.note
         if self.latest is not None and isinstance(sink, ReceiveBuffer):
             self.latest.keep(self.key, peer, message.round, sink)
 
@@ -164,10 +168,15 @@ class Phase:
         older = frozenset[Peer]() if self.latest is None else self.latest.peers(self.key)
         return frozenset(self._received) | older
 
-    def replies(self, neighbors: Iterable[Peer]) -> Replies[Any]:
-        """The payloads that came."""
+    def replies(
+        self, neighbors: Iterable[Peer], notes: Mapping[Peer, bytes] | None = None
+    ) -> Replies[Any]:
+        """The payloads that came. `notes`: of the questions, if these are answers."""
         there = {peer for peer in self.heard() if self._buffer(peer) is not None}
-        return Replies(((peer, self.take(peer)) for peer in there), frozenset(neighbors) - there)
+        payloads = ((peer, self.take(peer)) for peer in there)
+        return Replies(
+            payloads, frozenset(neighbors) - there, self.notes if notes is None else notes
+        )
 
     def take(self, peer: Peer) -> Any:
         """The neighbor's payload: one vector, or a tuple of them."""

@@ -88,17 +88,23 @@ class Incoming:
     """Whom the sender heard in the phase before."""
     withheld: bool = False
     """No payload follows."""
+    note: bytes = b""
 
 
 class FrameSource(Protocol):
     """The bytes of what this node says; the same object serves all neighbors."""
+
+    @property
+    def note(self) -> bytes:
+        """Bytes that travel in the header."""
+        ...
 
     async def frame(self, offset: int, length: int) -> bytes:
         """These bytes; waits until they are computed."""
         ...
 
     async def digest(self) -> bytes:
-        """SHA-256 of all of it."""
+        """SHA-256 of all of it, and of the note behind it."""
         ...
 
 
@@ -185,6 +191,8 @@ class SessionObserver:
 
 class NoPayload:
     """The payload of a withheld answer."""
+
+    note = b""
 
     async def frame(self, offset: int, length: int) -> bytes:
         raise AssertionError("a withheld answer has no payload")

@@ -128,7 +128,10 @@ class Transfers:
         phase = self.mailbox.admitting(key)
         assert phase is not None, "it has just admitted the transfer"
         message = Incoming(
-            round=key.round, heard=self.table.known(header.heard), withheld=header.withheld
+            round=key.round,
+            heard=self.table.known(header.heard),
+            withheld=header.withheld,
+            note=header.note,
         )
         sink = phase.receive(peer, message)
         try:
@@ -168,6 +171,7 @@ class Transfers:
         if trailer.bytes != header.bytes:
             raise Malformed("The sender gave up on the way.", pb.CODE_STALLED)
         if self._is_stated(header.role):
+            hashed.update(header.note)
             self._note(peer, header, trailer, hashed.digest())
 
     def _count(self, peer: Peer, direction: str, kind: str, count: int) -> None:
@@ -304,6 +308,7 @@ class Transfers:
             bytes=0 if withheld else shape.nbytes,
             heard=sorted(self.table.ids[name] for name in heard),
             withheld=withheld,
+            note=source.note,
             statements=self._heard_of_others(peer),
         )
         self.table.address(header, peer)

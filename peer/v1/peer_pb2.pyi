@@ -92,7 +92,7 @@ class Proof(_message.Message):
     def __init__(self, spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "statements")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "statements", "note")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class Header(_message.Message):
     HEARD_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     STATEMENTS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -129,7 +130,8 @@ class Header(_message.Message):
     heard: _containers.RepeatedScalarFieldContainer[str]
     withheld: bool
     statements: _containers.RepeatedCompositeFieldContainer[Statement]
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ...) -> None: ...
+    note: bytes
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ..., note: _Optional[bytes] = ...) -> None: ...
 
 class Trailer(_message.Message):
     __slots__ = ("bytes", "digest", "signature")

@@ -20,7 +20,7 @@ from node.rounds.lockstep import simulate
 from node.rounds.phase import WINDOW, StreamingPhase
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
-from peer.message import IncrementalPayload, Layout, Mix, Say
+from peer.message import MAX_NOTE, Ask, IncrementalPayload, Layout, Mix, Say
 from peer.session.interfaces import Incoming, Key, Role, SessionObserver
 from peer.topology import GraphOptions, make_neighborhoods
 from peer.transport.grpc import Grpc
@@ -623,6 +623,65 @@ async def test_say_hears_every_neighbor_in_sorted_order():
     nodes = {name: Sayer(neighborhood) for name, neighborhood in neighborhoods.items()}
     await play(mesh(nodes, neighborhoods, 2))
     assert [float(nodes[name].parameters[0]) for name in sorted(nodes)] == [10, 9, 8, 7, 6]
+
+
+class Noter:
+    """Writes a note on what it says and asks; every second node writes none."""
+
+    def __init__(self, neighborhood):
+        self.me, self.parameters = neighborhood.me, torch.zeros(LAYOUT.size)
+        self.notes = []
+
+    def round(self, t, view):
+        note = f"{self.me} {t}".encode() if int(self.me[1:]) % 2 else b""
+        said = yield Say("number", self.parameters, note=note)
+        asked = yield Ask("number", self.parameters, lambda peer, x: x, note=note * 2)
+        self.notes.append((said.notes, asked.notes))
+
+
+async def test_notes_reach_the_neighbors_in_both_drivers():
+    neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2", "n3"])
+    alone, live = ({name: Noter(it) for name, it in neighborhoods.items()} for _ in range(2))
+    simulate(alone, neighborhoods, 2)
+    await play(mesh(live, neighborhoods, 2))
+    assert live["n0"].notes[1] == (
+        {"n1": b"n1 1", "n3": b"n3 1"},
+        {"n1": b"n1 1n1 1", "n3": b"n3 1n3 1"},
+    )
+    assert {name: it.notes for name, it in live.items()} == {
+        name: it.notes for name, it in alone.items()
+    }
+
+
+def test_a_note_that_is_too_long_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match="4096"):
+        Say("number", torch.zeros(1), note=bytes(MAX_NOTE + 1))
+
+
+class Weigher(Streamer):
+    """Mixes by weights of its own, of which one neighbor has none."""
+
+    def round(self, t, view):
+        weights = {"n0": 0.5, "n1": 0.25, "n2": 0.0, "n3": 0.75}
+        said = self.filling() if self.streaming else self.parameters
+        self.parameters = yield Mix(
+            "block", said, streaming=self.streaming, layout=self.layout, weights=weights
+        )
+
+
+@pytest.mark.parametrize("mix", [MixSection(), MixSection(rule="median")], ids=["W", "median"])
+async def test_a_mix_by_its_own_weights_streams_whatever_the_run_says(mix):
+    neighborhoods = make_neighborhoods("ring", ["n0", "n1", "n2", "n3"])
+    collected = {name: Weigher(it, False) for name, it in neighborhoods.items()}
+    before = {name: it.parameters for name, it in collected.items()}
+    simulate(collected, neighborhoods, 1, mix=mix)
+    expected = (0.5 * before["n0"] + 0.25 * before["n1"] + 0.75 * before["n3"]) / 1.5
+    assert torch.allclose(collected["n0"].parameters, expected, atol=1e-6)
+    live = {name: Weigher(it, True) for name, it in neighborhoods.items()}
+    together = mesh(live, neighborhoods, 1, layout=BLOCK, mix=mix)
+    await play(together)
+    assert torch.equal(results(live), results(collected))
+    assert together["n0"].notes.weights[0] == pytest.approx({"n0": 1 / 3, "n1": 1 / 6, "n3": 0.5})
 
 
 class Poisoner(Streamer):

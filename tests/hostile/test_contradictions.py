@@ -82,12 +82,20 @@ def proofs(node: Any) -> list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statemen
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("role", [Role.QUESTION, Role.MIX], ids=lambda role: role.name)
+@pytest.mark.parametrize(
+    ("role", "lie"),
+    [
+        (Role.QUESTION, {}),
+        (Role.MIX, {}),
+        (Role.QUESTION, {"by": 0.0, "note": b"another"}),
+    ],
+    ids=["question", "mix", "note"],
+)
 async def test_two_receivers_who_share_an_edge_catch_it_within_two_rounds(
-    people: dict[str, Identity], role: Role
+    people: dict[str, Identity], role: Role, lie: dict[str, Any]
 ) -> None:
     nodes = together(people, "full")
-    tells_otherwise(nodes["n1"], "n2", frozenset([role]), first=LIES_FROM)
+    tells_otherwise(nodes["n1"], "n2", frozenset([role]), first=LIES_FROM, **lie)
     async with alive(nodes) as tasks:
         honest = [tasks[name] for name in ("n0", "n2", "n3")]
         await asyncio.wait_for(asyncio.gather(*honest), 60)

@@ -57,37 +57,41 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
 
 
 class Moved:
-    """A payload of float32, each of whose numbers is moved."""
+    """A payload of float32, each of whose numbers is moved by so much, with a note on it."""
 
-    def __init__(self, payload: FrameSource, nbytes: int) -> None:
-        self.payload, self.nbytes = payload, nbytes
+    def __init__(
+        self, payload: FrameSource, nbytes: int, by: float = 0.25, note: bytes = b""
+    ) -> None:
+        self.payload, self.nbytes, self.by, self.note = payload, nbytes, by, note
 
     async def frame(self, offset: int, length: int) -> bytes:
         values = torch.frombuffer(
             bytearray(await self.payload.frame(offset, length)), dtype=torch.float32
         )
-        return (values + 0.25).numpy().tobytes()
+        return (values + self.by).numpy().tobytes()
 
     async def digest(self) -> bytes:
         hashed = hashlib.sha256()
         for offset, length in codec.frames(self.nbytes):
             hashed.update(await self.frame(offset, length))
+        hashed.update(self.note)
         return hashed.digest()
 
 
-def tells_otherwise(node: Any, to: Peer, roles: frozenset[Role], first: int) -> None:
+def tells_otherwise(
+    node: Any, to: Peer, roles: frozenset[Role], first: int, *, by: float = 0.25, note: bytes = b""
+) -> None:
     """From round `first` on `node` tells neighbor `to` other things than all the others, properly
-    signed.
+    signed: its numbers are moved by `by`, and it writes a note on them.
     """
     transfers = node.session.transfers
     deliver = transfers.deliver
 
     async def other(peer: Peer, key: Key, shape: Shape, payload: FrameSource, **more: Any) -> bool:
-        lie = peer == to and key.role in roles and key.round >= first
-        told: bool = await deliver(
-            peer, key, shape, Moved(payload, shape.nbytes) if lie else payload, **more
-        )
-        return told
+        if peer == to and key.role in roles and key.round >= first:
+            payload = Moved(payload, shape.nbytes, by, note)
+        delivered: bool = await deliver(peer, key, shape, payload, **more)
+        return delivered
 
     transfers.deliver = other
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from peer import codec, message
 from peer.errors import Malformed
+from peer.message import MAX_NOTE
 from peer.v1 import peer_pb2 as pb
 
 MESSAGES = (
@@ -67,7 +68,7 @@ def rule(message: Message) -> None:
 
 def test_messages_survive_the_way_there_and_back() -> None:
     for sent in (
-        header(heard=[ID]),
+        header(heard=[ID], note=b"n" * MAX_NOTE),
         hello(),
         pb.Verdict(code=pb.CODE_OK, round=3),
         pb.Trailer(bytes=400),
@@ -97,6 +98,7 @@ def test_messages_survive_the_way_there_and_back() -> None:
         header(bytes=(1 << 40) + 1),
         header(heard=[ID] * 1025),
         header(heard=["?"]),
+        header(note=bytes(MAX_NOTE + 1)),
         hello(nonce=bytes(31)),
         hello(nonce=b""),
         hello(round=-2),
