@@ -1,5 +1,6 @@
-"""CIFAR-10 from its binary version (cifar-10-binary.tar.gz, unpacked). The Python version is
-pickles, never opened.
+"""CIFAR-10 from its binary version (cifar-10-binary.tar.gz, unpacked).
+
+The Python version holds pickles and is never opened.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ def cifar_10() -> tuple[Examples, Examples]:
         "cifar-10", "unpack cifar-10-binary.tar.gz (the binary version, no pickle) into it"
     )
     inner = next((path.parent for path in sorted(folder.rglob("test_batch.bin"))), folder)
-    return read([inner / f"data_batch_{k}.bin" for k in range(1, 6)]), read(
-        [inner / "test_batch.bin"]
-    )
+    train = read([inner / f"data_batch_{k}.bin" for k in range(1, 6)])
+    return train, read([inner / "test_batch.bin"])
 
 
 def read(paths: list[Path]) -> Examples:

@@ -1,8 +1,7 @@
-"""Columns of tables as offices and programs write them: CSV with any usual separator, gzipped or
-not, and Parquet.
+"""Columns of tables: CSV with any usual separator, gzipped or not, and Parquet.
 
-Cells of CSV are text, whatever they look like; who wants numbers converts the columns it names. No
-cell is ever quoted in a sentence: rows are told by their number, the first below the header is 1.
+Cells of CSV are text, whatever they look like; callers convert the columns that hold numbers. No
+cell is ever quoted in a sentence: rows are named by their number, the first below the header is 1.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from peer.errors import ConfigurationError, DataError
 SEPARATORS: Mapping[str, str] = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV, PARQUET = (".csv", ".tsv"), (".parquet",)
 INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"
-"""Characters without a width that are copied along with names."""
+"""Characters without a width, which get copied along with names."""
 LOOKED_AT = 100
 """Rows that are compared with a header to see whether it is one."""
 
@@ -37,9 +36,8 @@ DATA = re.compile(r"[+-]?[.,]?\d|[\[{<]")
 ABOVE = re.compile(r'\s*(#|"?sep=|$)', re.IGNORECASE)
 """How lines begin that may stand above a header."""
 LONGEST, WORDS = 40, 4
-"""Of a column's name, in characters and in words; what is longer may be a cell of a table without a
-header.
-"""
+"""Most characters and words of a column's name; a longer one may be a cell of a table without a
+header."""
 Columns = dict[str, list[Any]]
 
 
@@ -59,8 +57,7 @@ def ending(path: Path) -> str:
 
 
 def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
-    """The columns of these names; the others too, if asked for, whose name is neither empty nor
-    there twice.
+    """The columns of these names; with `others` all those whose name is unique and not empty.
 
     Raises:
         ConfigurationError: pyarrow is missing, which Parquet needs.
@@ -94,7 +91,7 @@ def text(value: Any) -> str:
 
 
 def is_unicode(cell: str) -> bool:
-    """Not bytes that were no UTF-8, nor half of a character as JSON can write it."""
+    """Neither bytes that were no UTF-8, nor half of a surrogate pair, as JSON can write it."""
     return cell.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in cell)
 
 
@@ -104,7 +101,8 @@ def is_unicode(cell: str) -> bool:
 def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
     separator, above, head = _header(path, named)
     once = {name for name, n in Counter(head).items() if n == 1 and name}
-    kept = [k for k, name in enumerate(head) if name in (once if others else named)]
+    wanted = once if others else named
+    kept = [k for k, name in enumerate(head) if name in wanted]
     cells: list[list[str]] = [[] for _ in kept]
     for number, row in enumerate(islice(_rows(path, separator, above), 1, None), 1):
         if len(row) < len(head) or any(row[len(head) :]):
@@ -142,9 +140,8 @@ def _header(path: Path, named: Collection[str]) -> tuple[str, int, list[str]]:
         if above < len(lines) and ABOVE.match(lines[above]):
             above += 1
             continue
-        raise DataError(
-            _missing(path, named, *max(heads.items(), key=lambda item: len(item[1])), above)
-        )
+        separator, head = max(heads.items(), key=lambda item: len(item[1]))
+        raise DataError(_missing(path, named, separator, head, above))
 
 
 def _missing(
@@ -155,19 +152,13 @@ def _missing(
         return f"{path} can't be read as a table: it is empty."
     if not is_unicode("".join(head)):
         return f"{path} is not UTF-8 text (see its header); save it as UTF-8."
-    below = list(islice(_rows(path, separator, above, strict=False), 1, LOOKED_AT))
-    if any(map(DATA.match, head)) or any(
-        name and name == cell.strip()
-        for row in below
-        for name, cell in zip(head, row, strict=False)
-    ):
+    if any(map(DATA.match, head)) or _repeats(head, _rows(path, separator, above, strict=False)):
         return (
             f"{path} has no header: its first line looks like data; write the names of the columns "
             "above it."
         )
-    if not {*named} & {*head} and any(
-        len(name) > LONGEST or len(name.split()) > WORDS for name in head
-    ):
+    is_long = any(len(name) > LONGEST or len(name.split()) > WORDS for name in head)
+    if is_long and not {*named} & {*head}:
         return (
             f"{path} has no header with the columns {', '.join(map(repr, named))}; write their "
             "names above the rows."
@@ -178,11 +169,17 @@ def _missing(
     return f"{path} has no column {wanted}; it has {names}{between}; see [task] in the run file."
 
 
+def _repeats(head: Sequence[str], rows: Iterator[list[str]]) -> bool:
+    """Has a row below the header the header's cell in the same column?"""
+    for row in islice(rows, 1, LOOKED_AT):
+        if any(name and name == cell.strip() for name, cell in zip(head, row, strict=False)):
+            return True
+    return False
+
+
 def _names(path: Path, separator: str, above: int) -> list[str]:
-    return [
-        name.strip().strip(INVISIBLE)
-        for name in next(_rows(path, separator, above, strict=False), [])
-    ]
+    head = next(_rows(path, separator, above, strict=False), [])
+    return [name.strip().strip(INVISIBLE) for name in head]
 
 
 def _rows(path: Path, separator: str, above: int, *, strict: bool = True) -> Iterator[list[str]]:
@@ -237,11 +234,9 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     except (FileNotFoundError, DataError, Bomb):
         raise
     except (pyarrow.ArrowException, ValueError, OSError):
-        what = (
-            "a file in it is no Parquet, is damaged, or has other types"
-            if path.is_dir()
-            else "it is no Parquet, or damaged"
-        )
+        what = "it is no Parquet, or damaged"
+        if path.is_dir():
+            what = "a file in it is no Parquet, is damaged, or has other types"
         raise DataError(f"{path} can't be read as a table: {what}.") from None
     count = Counter(table.column_names)
     once = [name for name, n in count.items() if n == 1]
@@ -256,10 +251,10 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
     by_name: Columns = {}
     for name in once if others else named:
         column = table.column(name)
-        try:  # Python's own times have no nanoseconds
-            by_name[name] = (
-                column.cast("string") if pyarrow.types.is_timestamp(column.type) else column
-            ).to_pylist()
+        try:
+            if pyarrow.types.is_timestamp(column.type):  # Python's own times have no nanoseconds
+                column = column.cast("string")
+            by_name[name] = column.to_pylist()
         except (pyarrow.ArrowException, ValueError, OverflowError):
             if name in named:
                 raise DataError(
@@ -269,18 +264,18 @@ def _parquet(path: Path, named: Collection[str], others: bool) -> Columns:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raises Bomb: by what the file says of itself it unpacks to too much; a cell counts as a byte
-    at least.
+    """Raises Bomb: by its own metadata the file unpacks to too much; a cell counts as a byte at
+    least.
     """
     from pyarrow import parquet
 
-    about = parquet.read_metadata(path)
-    declared = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
-    refuse_bomb(path.stat().st_size, max(declared, about.num_rows * about.num_columns))
+    metadata = parquet.read_metadata(path)
+    declared = sum(metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
+    refuse_bomb(path.stat().st_size, max(declared, metadata.num_rows * metadata.num_columns))
 
 
 def _folder(folder: Path) -> Any:
-    """The table in all files of a folder; what the names of its folders say is text."""
+    """The table in all files of a folder; values in the names of its folders are text."""
     import pyarrow
     from pyarrow import dataset
 
@@ -304,7 +299,7 @@ def _folder(folder: Path) -> Any:
 
 
 def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files of Parquet in a folder, and what is not used; without what systems and Spark
+    """The files of Parquet in a folder, and those not used; without what systems and Spark
     (_SUCCESS) leave there.
     """
 

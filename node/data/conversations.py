@@ -1,6 +1,4 @@
-"""Conversations: a cell that is a list of {"role": …, "content": …}, as chat data sets have them in
-a column.
-"""
+"""Conversations: cells that are lists of {"role": …, "content": …}, as in chat data sets."""
 
 from __future__ import annotations
 
@@ -27,11 +25,9 @@ class Turn(TypedDict):
 def turns(cell: str) -> list[Turn]:
     """The turns of a conversation; none: the cell is no conversation."""
     items = _list(cell)
-    return (
-        [Turn(role=turn["role"], content=turn["content"]) for turn in items]
-        if all(map(_is_turn, items))
-        else []
-    )
+    if not all(map(_is_turn, items)):
+        return []
+    return [Turn(role=turn["role"], content=turn["content"]) for turn in items]
 
 
 def parsed(cell: str) -> str:
@@ -40,13 +36,11 @@ def parsed(cell: str) -> str:
         return cell
     try:
         items = json.loads(cell)
-        return (
-            Nested(json.dumps(items, ensure_ascii=False))
-            if all("role" in turn for turn in items)
-            else cell
-        )
+        if all("role" in turn for turn in items):
+            return Nested(json.dumps(items, ensure_ascii=False))
     except (ValueError, TypeError, RecursionError):
-        return cell
+        pass
+    return cell
 
 
 def is_python(cell: str) -> bool:
@@ -59,9 +53,8 @@ def is_broken(cell: str) -> bool:
     tools?
     """
     items = _list(cell)
-    return any(isinstance(turn, dict) and "role" in turn for turn in items) and not all(
-        map(_is_turn, items)
-    )
+    is_conversation = any(isinstance(turn, dict) and "role" in turn for turn in items)
+    return is_conversation and not all(map(_is_turn, items))
 
 
 def _list(cell: str) -> list[Any]:
@@ -80,18 +73,17 @@ def _is_turn(value: Any) -> bool:
 def divided(cell: str) -> tuple[Nested, str] | None:
     """What was said before the last turn of the assistant, and that turn; None: there is none."""
     conversation = turns(cell)
-    last = max(
-        (k for k, turn in enumerate(conversation) if turn["role"] == ASSISTANT), default=None
-    )
-    if last is None:
+    answers = [k for k, turn in enumerate(conversation) if turn["role"] == ASSISTANT]
+    if not answers:
         return None
+    last = answers[-1]
     before = json.dumps(conversation[:last], ensure_ascii=False)
     return Nested(before), conversation[last]["content"]
 
 
 def plain(conversation: Sequence[Turn]) -> str:
-    """One turn below the other, each after the name of its role: what a model without a chat
-    template is given.
+    """One turn below the other, each after the name of its role: for models without a chat
+    template.
     """
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation)
 

@@ -1,6 +1,4 @@
-"""Labelled examples, and the split of a whole set into train and test that is the same everywhere,
-for ever.
-"""
+"""Labeled examples, and the split of a whole set into train and test, which never changes."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from peer.errors import ConfigurationError
 SPLIT_SEED = 20260604
 """Seed of the split of a whole data set. Changing it changes what every row number means."""
 INTEGERS, FLOATS, STANDARDIZED = "0 … 1, from integers", "floats", "columns, centered and scaled"
-"""How values come about, in words that nodes compare."""
+"""Where values come from, in words that nodes compare."""
 TEST_SHARE = 0.2
 """Share of each class that goes to the public test set."""
 
@@ -36,9 +34,7 @@ class Examples:
     y: Tensor
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     values: str = INTEGERS
-    """How they come about: INTEGERS over their largest, FLOATS as a file has them, or
-    STANDARDIZED.
-    """
+    """Where they come from: INTEGERS over their largest, FLOATS as in the file, or STANDARDIZED."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -50,6 +46,7 @@ class Examples:
         return channels, height, width
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
+        """The examples of these row numbers [n], in their order."""
         index = torch.from_numpy(np.ascontiguousarray(rows))
         columns = {name: column[rows] for name, column in self.columns.items()}
         return replace(self, x=self.x[index], y=self.y[index], columns=columns)
@@ -83,13 +80,14 @@ class Examples:
                 f"task.mean has {len(mean)} figures, the images have {self.shape[0]} channels; "
                 "give one for each."
             )
-        center, scale = (torch.tensor(it).view(1, -1, 1, 1) for it in (mean, std))
+        center = torch.tensor(mean).view(1, -1, 1, 1)
+        scale = torch.tensor(std).view(1, -1, 1, 1)
         return replace(self, x=(self.x - center) / scale)
 
     def split(self) -> tuple[Examples, Examples]:
         """(train, test): TEST_SHARE of every class in test."""
-        held = for_testing(self.y.numpy())
-        return self.take(np.setdiff1d(np.arange(len(self)), held)), self.take(held)
+        test = test_rows(self.y.numpy())
+        return self.take(np.setdiff1d(np.arange(len(self)), test)), self.take(test)
 
     def digest(self) -> str:
         """SHA-256 (hex) of images and labels."""
@@ -98,8 +96,8 @@ class Examples:
         return sha.hexdigest()
 
 
-def for_testing(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows, sorted, that a set that comes whole gives to its test set."""
+def test_rows(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of the test set, sorted, of a set that comes whole: a share of each label [n]."""
     generator = np.random.default_rng(SPLIT_SEED)
     test: list[NDArray[np.int64]] = []
     for label in np.unique(labels):

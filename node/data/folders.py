@@ -35,11 +35,10 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 def images(folder: Path, task: TaskSection) -> Examples:
-    """All images, as RGB (as gray where `task.channels` is 1), at task.image_size. Other files are
-    counted on standard error, and classes without an image named.
+    """All images, as RGB (as gray where `task.channels` is 1), at task.image_size.
 
-    The sub-folders' numbers come from the run file's list, never from what one node happens to
-    have.
+    Other files are counted on standard error, and classes without an image named. The sub-folders'
+    numbers come from the run file's list, never from what one node happens to have.
 
     Raises:
         ConfigurationError: `task.labels` or `task.image_size` is missing, or Pillow is.
@@ -68,7 +67,7 @@ def images(folder: Path, task: TaskSection) -> Examples:
 
 
 def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]], list[Path]]:
-    """The images with the number of their class, and what is not used.
+    """The images with the number of their class, and the files not used.
 
     Raises:
         DataError: a sub-folder is of no class.
@@ -78,7 +77,8 @@ def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]]
         for path in sorted(folder.iterdir())
         if path.name in labels or not unused.is_clutter(path.name)
     ]
-    images, others = [], [path for path in inside if path.is_file()]
+    images: list[tuple[Path, int]] = []
+    others = [path for path in inside if path.is_file()]
     classes = {composed(label): k for k, label in enumerate(labels)}
     places = [(classes.get(composed(path.name)), path) for path in inside if path.is_dir()]
     if unknown := [path.name for k, path in places if k is None]:
@@ -102,8 +102,10 @@ def _remark_on_missing(folder: Path, labels: Sequence[str], present: Collection[
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a class's folder, and links to folders, which are not followed: they may lead
-    in a circle, or to another class."""
+    """All files below a class's folder, and links to folders.
+
+    Those are not followed: they may lead in a circle, or to another class.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
@@ -118,11 +120,14 @@ def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """uint8 [n, channels, height, width], or float32 in 0 … 1 where one of them has more than 8
     bits.
     """
-    if any(each.dtype != np.uint8 for each in pixels):
-        pixels = [
-            each.astype(np.float32) / 255 if each.dtype == np.uint8 else each for each in pixels
-        ]
-    return np.stack(pixels)
+    if all(image.dtype == np.uint8 for image in pixels):
+        return np.stack(pixels)
+    return np.stack([_floats(image) for image in pixels])
+
+
+def _floats(image: NDArray[Any]) -> NDArray[Any]:
+    """Pixels as float32 in 0 … 1."""
+    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
 
 
 def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
@@ -144,9 +149,8 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
             with suppress(Exception):  # a damaged EXIF costs no picture
                 ImageOps.exif_transpose(image, in_place=True)
             deep = image.mode[0] in "IF"
-            pixels = np.asarray(
-                (_deep(path, image) if deep else _over_white(image, channels)).resize((size, size))
-            )
+            shown = _deep(path, image) if deep else _over_white(image, channels)
+            pixels = np.asarray(shown.resize((size, size)))
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -156,10 +160,8 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
         ) from None
     except Exception:  # SyntaxError, struct.error: Pillow's readers raise anything
         raise DataError(f"{path} can't be read as an image; remove or repair it.") from None
-    if deep:
-        pixels = np.repeat(pixels[:, :, None], channels, axis=2).clip(
-            0, 1
-        )  # between pixels a cubic can overshoot
+    if deep:  # between pixels a cubic can overshoot
+        pixels = np.repeat(pixels[:, :, None], channels, axis=2).clip(0, 1)
     return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
 
 
@@ -167,10 +169,9 @@ def _over_white(image: Any, channels: int) -> Any:
     """With 8 bits a channel, what is transparent over white."""
     from PIL import Image
 
-    if isinstance(key := image.info.get("transparency"), tuple) and max(key) > 255:
-        image.info["transparency"] = tuple(
-            level >> 8 for level in key
-        )  # as Pillow reads 16-bit colors
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # Pillow reads 16-bit colors as 8 bits
+        image.info["transparency"] = tuple(level >> 8 for level in key)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

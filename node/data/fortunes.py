@@ -1,8 +1,8 @@
-"""Short texts in five languages, for experiments where every peer speaks another one.
+"""Short texts in five languages, for experiments where each peer has another one.
 
 Debian's fortune cookies where the packages fortunes-min, -de, -es, -it and -pl are all installed;
 they are read there and never copied (most are GPL). Elsewhere sentences that come with peerpoise,
-165 of each language.
+165 in each language.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from node.data.paths import system
 from node.data.texts import Texts, strings
 
-OWN = Path(__file__).parent / "languages"
+BUNDLED = Path(__file__).parent / "languages"
 PLACES: Mapping[str, tuple[str, ...]] = {
     "de": ("de/*",),
     "en": ("fortunes", "literature", "riddles"),
@@ -25,10 +25,10 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "pl": ("pl/*",),
 }
 """Language -> patterns of files of the system's fortunes."""
-EACH, SHORTEST, LONGEST = 400, 20, 300
-"""Of each language so many cookies, of so many characters."""
+COUNT, SHORTEST, LONGEST = 400, 20, 300
+"""Cookies of each language, and their least and most characters."""
 SEED = 20260602
-"""Of the choice. Changing it changes what every row number means."""
+"""Of their choice. Changing it changes what every row number means."""
 
 
 def read_fortunes() -> tuple[Texts, Texts]:
@@ -37,10 +37,11 @@ def read_fortunes() -> tuple[Texts, Texts]:
     by_language = _debian(shared / "games" / "fortunes") if shared else {}
     if not by_language or not all(by_language.values()):
         by_language = {
-            name: (OWN / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in PLACES
+            name: (BUNDLED / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+            for name in PLACES
         }
-    texts = [text for some in by_language.values() for text in some]
-    languages = [language for language, some in by_language.items() for _ in some]
+    texts = [text for cookies in by_language.values() for text in cookies]
+    languages = [language for language, cookies in by_language.items() for _ in cookies]
     kinds = torch.from_numpy(np.unique(languages, return_inverse=True)[1].astype(np.int64))
     return Texts(kinds, {"text": strings(texts), "language": strings(languages)}).split()
 
@@ -50,7 +51,7 @@ def _debian(folder: Path) -> dict[str, list[str]]:
 
 
 def _cookies(folder: Path, patterns: tuple[str, ...]) -> list[str]:
-    """EACH of the cookies, chosen once for all; fewer where there are fewer."""
+    """COUNT of the cookies, always the same; fewer where there are fewer."""
     texts: set[str] = set()
     for file in (file for pattern in patterns for file in folder.glob(pattern)):
         if file.is_file() and file.suffix not in (".dat", ".u8"):
@@ -58,6 +59,8 @@ def _cookies(folder: Path, patterns: tuple[str, ...]) -> list[str]:
                 cookie.strip()
                 for cookie in file.read_text(encoding="utf-8", errors="replace").split("\n%")
             }
-    kept = [it for it in sorted(texts) if SHORTEST <= len(it) <= LONGEST and "\ufffd" not in it]
+    kept = [
+        text for text in sorted(texts) if SHORTEST <= len(text) <= LONGEST and "\ufffd" not in text
+    ]
     order = np.random.default_rng(SEED).permutation(len(kept))
-    return [kept[k] for k in order[:EACH]]
+    return [kept[k] for k in order[:COUNT]]

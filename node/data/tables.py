@@ -46,8 +46,9 @@ def table(path: Path, task: TaskSection) -> Examples:
     `task.features`.
 
     Raises:
-        ConfigurationError: the run file names no features, or pyarrow is missing. DataError: the
-        file is missing, damaged, lacks a column, or holds what is no number or no label.
+        ConfigurationError: the run file names no features, or pyarrow is missing.
+        DataError: the file is missing, damaged, lacks a column, or holds what is no number or no
+            label.
     """
     if not task.features:
         raise ConfigurationError(
@@ -77,11 +78,9 @@ def labels(path: Path, cells: Sequence[Any], task: TaskSection) -> NDArray[np.in
         raise DataError(f"{path}, row {names.index('') + 1}, has no label; leave it out.")
     if task.labels:
         return _numbered(path, names, task.labels)
+    matches = [INTEGER.fullmatch(name) for name in names]
     try:
-        numbers = np.array(
-            [int(whole[1]) if (whole := INTEGER.fullmatch(name)) else None for name in names],
-            np.int64,
-        )
+        numbers = np.array([int(match[1]) if match else None for match in matches], np.int64)
     except (TypeError, ValueError, OverflowError):
         raise DataError(
             f"{path}: labels are not integers; name the classes in task.labels."
@@ -94,9 +93,11 @@ def labels(path: Path, cells: Sequence[Any], task: TaskSection) -> NDArray[np.in
 
 def _numbered(path: Path, names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
     """The places of names among the classes; true and false in any letters."""
-    known, names = ([composed(name.strip()) for name in each] for each in (classes, names))
+    known = [composed(name.strip()) for name in classes]
+    names = [composed(name.strip()) for name in names]
     if {name.lower() for name in known} == TRUTH.keys():
-        known, names = ([name.lower() for name in each] for each in (known, names))
+        known = [name.lower() for name in known]
+        names = [name.lower() for name in names]
     number = {name: k for k, name in enumerate(known)}
     places = [number.get(name, number.get(WHOLE.sub("", name))) for name in names]
     if None in places:
@@ -131,18 +132,16 @@ def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]
     """
     mark = _decimal_mark(cells)
     if mark is None:
-        row, why = (
-            _first_comma(cells),
-            "all commas of the column may separate thousands or decimals",
-        )
         raise DataError(
-            f"{path}: column {name!r} is not numeric in row {row}: {why}; write numbers with a "
-            "point."
+            f"{path}: column {name!r} is not numeric in row {_first_comma(cells)}: all commas of "
+            "the column may separate thousands or decimals; write numbers with a point."
         )
-    values = [
-        _number(_pointed(cell) if mark == "," and isinstance(cell, str) else cell) for cell in cells
-    ]
-    if (bad := next((k for k, value in enumerate(values) if value is None), None)) is not None:
+    pointed = cells
+    if mark == ",":
+        pointed = [_pointed(cell) if isinstance(cell, str) else cell for cell in cells]
+    values = [_number(cell) for cell in pointed]
+    if None in values:
+        bad = values.index(None)
         raise DataError(
             f"{path}: column {name!r} is not numeric in row {bad + 1}: {_why(cells[bad])}."
         )
@@ -173,8 +172,10 @@ def _first_comma(cells: Sequence[Any]) -> int:
 
 
 def _decimal_mark(cells: Sequence[Any]) -> str | None:
-    """Comma or point, as most cells say that have a mark and can be read in one way only. None: no
-    cell says it, and there are commas that may separate thousands or decimals."""
+    """Comma or point, by the majority of the cells that can be read in one way only.
+
+    None: there is no such cell, but commas that may separate thousands or decimals.
+    """
     texts = [cell for cell in cells if isinstance(cell, str)]
     with_comma = [cell for cell in texts if "," in cell]
     if not with_comma:
@@ -193,9 +194,12 @@ def _mark(cell: str) -> str:
         return ""
     if match := DECIMAL.fullmatch(cell):
         return match["mark"]
-    if not (match := GROUPED.fullmatch(cell)):
+    match = GROUPED.fullmatch(cell)
+    if not match:
         return ""
-    return match["mark"] or ({",": ".", ".": ","}.get(match["group"], "") if match["more"] else "")
+    if match["mark"] or not match["more"]:
+        return match["mark"] or ""
+    return {",": ".", ".": ","}.get(match["group"], "")
 
 
 def _why(cell: Any) -> str:

@@ -24,7 +24,7 @@ from node.config import TaskSection, TextSection
 from node.config.templates import fields
 from node.data import columns, conversations, unused
 from node.data.columns import Nested, ending
-from node.data.examples import for_testing
+from node.data.examples import test_rows
 from node.data.tables import labels
 from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError, DataError
@@ -47,15 +47,14 @@ class Texts:
         return len(self.y)
 
     def take(self, rows: NDArray[np.int64]) -> Texts:
-        return Texts(
-            self.y[torch.from_numpy(rows)],
-            {name: column[rows] for name, column in self.columns.items()},
-        )
+        """The texts of these row numbers [n], in their order."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Texts(self.y[torch.from_numpy(rows)], columns)
 
     def split(self) -> tuple[Texts, Texts]:
         """(train, test): a fifth of every kind in test."""
-        held = for_testing(self.y.numpy())
-        return self.take(np.setdiff1d(np.arange(len(self)), held)), self.take(held)
+        test = test_rows(self.y.numpy())
+        return self.take(np.setdiff1d(np.arange(len(self)), test)), self.take(test)
 
     def balanced(self, size: int | None) -> Texts:
         """The first rows of each kind in turn, `size` in all; None or too many: all."""
@@ -181,35 +180,28 @@ def _make_text(file: Path, part: Part, text: TextSection) -> None:
     ]
     for name in shown:
         part[name] = strings([*map(conversations.parsed, part[name])])
-        _refuse(
-            file,
-            name,
-            part[name],
-            lambda cell: not columns.is_unicode(cell),
-            "is no Unicode text; repair it",
-        )
-        _refuse(
-            file,
-            name,
-            part[name],
-            conversations.is_python,
-            "holds a list as Python prints it; save it as JSON",
-        )
-        what = "has a turn whose content is no text, or that calls tools; leave it out"
-        _refuse(file, name, part[name], conversations.is_broken, what)
+        for wrong, what in REFUSED:
+            _refuse(file, name, part[name], wrong, what)
     _divide_conversations(file, part, text.answer)
     for name in shown:
-        _refuse(
-            file,
-            name,
-            part[name],
-            _is_nested,
-            "holds a list or an object; take what is needed as text",
-        )
-    if len(empty := np.flatnonzero([not cell.strip() for cell in part[text.answer]])):
+        what = "holds a list or an object; take what is needed as text"
+        _refuse(file, name, part[name], _is_nested, what)
+    empty = np.flatnonzero([not cell.strip() for cell in part[text.answer]])
+    if len(empty):
         raise DataError(
             f"{file}, row {empty[0] + 1}, has nothing in the column {text.answer!r}; leave it out."
         )
+
+
+REFUSED: Sequence[tuple[Callable[[str], bool], str]] = (
+    (lambda cell: not columns.is_unicode(cell), "is no Unicode text; repair it"),
+    (conversations.is_python, "holds a list as Python prints it; save it as JSON"),
+    (
+        conversations.is_broken,
+        "has a turn whose content is no text, or that calls tools; leave it out",
+    ),
+)
+"""What is wrong with a cell that is shown -> the sentence's end."""
 
 
 def _refuse(

@@ -42,9 +42,8 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
             f"The data set torchvision:{name} has no place, without a home; set PEERPOISE_DATA."
         )
     try:
-        return _read(kind(root=str(root), train=True, download=False)), _read(
-            kind(str(root), train=False)
-        )
+        train, test = (kind(root=str(root), train=train, download=False) for train in (True, False))
+        return _read(train), _read(test)
     except (RuntimeError, TypeError, ValueError) as error:
         raise DataError(
             f"torchvision can't read {name} in {root} ({first_line(error)}); download it first: "

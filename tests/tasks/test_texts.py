@@ -111,7 +111,7 @@ def test_one_language_per_peer_and_all_of_them_in_the_test_set(
 
 @pytest.mark.parametrize("language", fortunes.PLACES)
 def test_our_own_texts_are_many_and_all_different(language: str) -> None:
-    texts = (fortunes.OWN / f"{language}.txt").read_text(encoding="utf-8").splitlines()
+    texts = (fortunes.BUNDLED / f"{language}.txt").read_text(encoding="utf-8").splitlines()
     assert len(set(texts)) == len(texts) >= 160
     assert all(40 <= len(text) <= 200 and text == text.strip() for text in texts)
 
