@@ -166,7 +166,11 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
     from node.experiments.report import aggregate, files, tables
 
     found = aggregate.collect(known, folder)
-    how: dict[str, Any] = {"played": outcome.played, "failed": outcome.failed, "left": outcome.left}
+    how: dict[str, Any] = {
+        "finished": outcome.finished,
+        "failed": outcome.failed,
+        "left": outcome.left,
+    }
     how |= {
         "core_hours": outcome.core_hours,
         "stopped": outcome.stopped or None,
@@ -184,7 +188,9 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
         console.print(note, markup=False)
     more = f" Stopped: {outcome.stopped}." if outcome.stopped else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    console.print(f"{outcome.played} cells run{failed}, {outcome.left} left.{more}", markup=False)
+    console.print(
+        f"{outcome.finished} cells finished{failed}, {outcome.left} left.{more}", markup=False
+    )
     console.print(f"peerpoise report {folder.path}", markup=False, soft_wrap=True)
 
 

@@ -105,7 +105,7 @@ class Daemon:
         self.remembered = NeighborLedgerHeads(node.folder)
         self.finished = -1
         """The last round that is complete."""
-        self.played = 0
+        self.rounds_run = 0
         """How many are, those of earlier processes included."""
         self.tested: dict[str, float] = {}
         self.sent_before = 0.0
@@ -316,7 +316,7 @@ class Daemon:
         if found is not None and found.extra.get("run") == run.run_id:
             learner.algorithm.state = found.state
             self.finished = at = found.round
-            self.played = int(found.extra.get("played", at + 1))
+            self.rounds_run = int(found.extra.get("rounds_run", at + 1))
             self.sent_before = float(found.extra.get("bytes", 0.0))
             self.watch.round_seconds = round_seconds(self.journal.path, at + 1)
         debited = (
@@ -492,7 +492,7 @@ class Daemon:
     # -- in the compute thread
 
     def _completed(self, t: int) -> None:
-        self.finished, self.played = t, self.played + 1
+        self.finished, self.rounds_run = t, self.rounds_run + 1
 
     def _after_round(self, t: int) -> None:
         train = self.run.train
@@ -518,7 +518,7 @@ class Daemon:
             about = {
                 "run": self.run.run_id,
                 "bytes": str(self._bytes_sent()),
-                "played": str(self.played),
+                "rounds_run": str(self.rounds_run),
             }
             path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
             self.remembered.save()
@@ -537,7 +537,7 @@ class Daemon:
         learner, watch, folder = self.learner, self.watch, self.node.folder
         tested = {} if diverged else self.tested or self._evaluate()
         found = learner.summarize(
-            played=self.played,
+            rounds_run=self.rounds_run,
             metrics=tested,
             consensus_distance=watch.distance,
             bytes_sent=self._bytes_sent(),

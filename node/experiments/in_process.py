@@ -123,7 +123,7 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
     each = [after - before for before, after in pairwise(seconds)]
     found = {
         name: learner.summarize(
-            played=rounds,
+            rounds_run=rounds,
             metrics=metrics[name],
             bytes_sent=sent[name],
             round_seconds=summary.seconds(each),

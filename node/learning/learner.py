@@ -333,7 +333,7 @@ class Learner:
     def summarize(
         self,
         *,
-        played: int,
+        rounds_run: int,
         metrics: Mapping[str, float],
         bytes_sent: float,
         measured: Mapping[str, float] = MappingProxyType({}),
@@ -371,13 +371,13 @@ class Learner:
                 if metric.name in metrics
             },
             algorithm_metrics={
-                "bytes_per_step": bytes_sent / played if played else None,
+                "bytes_per_step": bytes_sent / rounds_run if rounds_run else None,
                 **measured,
             },
             version=code_version(),
             config_digest=self.run.digest,
-            rounds_played={self.name: played},
-            complete=played == self.run.train.rounds and not (diverged and self.attack is None),
+            rounds_run={self.name: rounds_run},
+            complete=rounds_run == self.run.train.rounds and not (diverged and self.attack is None),
             bytes_sent=Range(mean=bytes_sent, max=bytes_sent),
             **figures,
         )

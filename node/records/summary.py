@@ -159,7 +159,7 @@ class Summary(Part):
     """data: debits went to the lifetime ledger of the private data. experiment: to a throw-away
     one.
     """
-    rounds_played: dict[str, int] = {}
+    rounds_run: dict[str, int] = {}
     """node -> the rounds it ran; fewer than `rounds` where it skipped some, most neighbors being
     further.
     """
@@ -237,7 +237,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
                 p95=_max(summary.round_seconds.p95 for summary in summaries),
             ),
             "wall_seconds": _max(summary.wall_seconds for summary in summaries),
-            "rounds_played": _union(summary.rounds_played for summary in summaries),
+            "rounds_run": _union(summary.rounds_run for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
             "task_metrics": _merge_metrics(summaries, attackers),
             "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
@@ -381,11 +381,12 @@ def _caption(summary: Summary) -> str:
 
 
 def _incomplete(summary: Summary) -> str:
-    fewer = {
-        name: played for name, played in summary.rounds_played.items() if played < summary.rounds
-    }
-    said = [f"{name} ran {played} rounds only" for name, played in sorted(fewer.items())]
-    return "INCOMPLETE: " + (", ".join(said) or "not every node finished")
+    fewer = [
+        f"{name} ran {count} rounds only"
+        for name, count in sorted(summary.rounds_run.items())
+        if count < summary.rounds
+    ]
+    return "INCOMPLETE: " + (", ".join(fewer) or "not every node finished")
 
 
 def _cells(summary: Summary) -> tuple[str, ...]:

@@ -38,11 +38,11 @@ def test_a_sweep_and_its_report(peerpoise: Call, file: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     first = peerpoise("sweep", file, "--out", out, "--limit", "1")
     assert first.code == 0, first.err
-    assert "1 cells run, 1 left. Stopped: --limit 1 is reached." in first.out
+    assert "1 cells finished, 1 left. Stopped: --limit 1 is reached." in first.out
     assert "1/2" in first.out
     second = peerpoise("sweep", file, "--out", out, "--json")
     told = json.loads(second.out)
-    assert (told["played"], told["left"], told["failed"], told["stopped"]) == (1, 0, {}, None)
+    assert (told["finished"], told["left"], told["failed"], told["stopped"]) == (1, 0, {}, None)
     [row] = told["settings"][0]["rows"]
     assert (row["method"], row["state"], row["lr"]) == ("xavg", "finished", 0.1)
     made = peerpoise(
@@ -108,7 +108,7 @@ def test_a_cell_that_fails_is_in_the_exit_code(peerpoise: Call, file: Path, tmp_
     file.write_text(SWEEP + "[sweep.settings.good]\n" + bad, encoding="utf-8")
     result = peerpoise("sweep", file, "--out", tmp_path / "out")
     assert result.code == 1
-    assert "2 cells run, 2 failed, 2 left" in result.out
+    assert "2 cells finished, 2 failed, 2 left" in result.out
     assert "experiment.column = 'who' is no column of the data" in result.out
     assert "Traceback" not in result.out + result.err
 

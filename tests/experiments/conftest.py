@@ -28,5 +28,5 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Path]:
     folder = Folder(place / "out")
     with folder.claimed(sweep):
         outcome = loop.run(sweep, folder, Here(), quiet=True)
-    assert (outcome.played, outcome.failed, outcome.left) == (12, {}, 0)
+    assert (outcome.finished, outcome.failed, outcome.left) == (12, {}, 0)
     return sweep, place / "out"

@@ -27,14 +27,14 @@ def kept(out):
 def test_a_finished_cell_is_never_played_again(tiny, tmp_path):
     sweep, out = load(tiny).only(["xavg"]), tmp_path / "out"
     first = loop.run(sweep, Folder(out_of(sweep, out)), Here(), limit=1, quiet=True)
-    assert (first.played, first.left, first.stopped) == (1, 3, "--limit 1 is reached")
+    assert (first.finished, first.left, first.stopped) == (1, 3, "--limit 1 is reached")
     before = kept(out)
     runner = Here()
     second = loop.run(sweep, Folder(out), runner, quiet=True)
-    assert (second.played, len(runner.played), second.left) == (3, 3, 0)
+    assert (second.finished, len(runner.played), second.left) == (3, 3, 0)
     assert {name: kept(out)[name] for name in before} == before
     third = Here()
-    assert loop.run(sweep, Folder(out), third, quiet=True).played == 0
+    assert loop.run(sweep, Folder(out), third, quiet=True).finished == 0
     assert third.played == []
 
 
@@ -48,7 +48,7 @@ def test_the_budget_ends_it(tiny, tmp_path):
     found = loop.run(
         sweep, Folder(out_of(sweep, tmp_path / "out")), Here(), budget=1e-9, quiet=True
     )
-    assert (found.played, found.left, found.stopped) == (
+    assert (found.finished, found.left, found.stopped) == (
         1,
         3,
         "the budget of 1e-09 core-hours is spent",
@@ -63,7 +63,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     sweep = load(tiny).only(["xavg"])
     folder = Folder(out_of(sweep, tmp_path / "out"))
     found = loop.run(sweep, folder, Here(), quiet=True)
-    assert found.played == 4
+    assert found.finished == 4
     assert sorted(found.failed) == [
         "broken, xavg, lr 0.01, seed 100 (tuning)", "broken, xavg, lr 0.3, seed 100 (tuning)"]  # fmt: skip
     assert all("none.npz" in said and "\n" not in said for said in found.failed.values())
@@ -196,6 +196,6 @@ def test_a_cell_that_other_code_played_is_failed_and_not_played_for_ever(tiny, t
     sweep = load(tiny).only(["xavg"])
     runner, folder = Elsewhere(), Folder(out_of(sweep, tmp_path / "out"))
     found = loop.run(sweep, folder, runner, quiet=True)
-    assert (found.played, len(runner.played), len(found.failed)) == (0, 2, 2)
+    assert (found.finished, len(runner.played), len(found.failed)) == (0, 2, 2)
     assert all("other code" in said for said in found.failed.values())
     assert not (tmp_path / "out" / "cells").exists()

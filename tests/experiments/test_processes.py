@@ -38,7 +38,7 @@ def test_two_processes_give_the_figures_of_one(tiny, tmp_path, swept):
             outcome = loop.run(
                 sweep, folder, Workers(jobs, tmp_path / str(jobs) / "log"), quiet=True
             )
-        assert (outcome.played, outcome.failed, outcome.left) == (8, {}, 0)
+        assert (outcome.finished, outcome.failed, outcome.left) == (8, {}, 0)
         found.append(figures(Folder(tmp_path / str(jobs))))
     assert found[0] == found[1] == figures(Folder(swept[1]))
     assert len(found[0]) == 8

@@ -34,7 +34,7 @@ def test_a_ray_cluster_gives_the_figures_of_this_process(tiny, tmp_path, swept):
     folder = Folder(tmp_path / "out")
     with folder.claimed(sweep):
         outcome = loop.run(sweep, folder, RayCluster("local", 2), quiet=True)
-    assert (outcome.played, len(outcome.failed)) == (8, 2)
+    assert (outcome.finished, len(outcome.failed)) == (8, 2)
     assert all("none.npz" in said for said in outcome.failed.values())
     here = Folder(swept[1])
     for key, record in Folder(tmp_path / "out").records.items():
@@ -61,7 +61,7 @@ def test_the_command(tiny, tmp_path):
         [*command, "--ray", "local", "--out", str(tmp_path / "out")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "4 cells run, 0 left" in done.stdout
+    assert "4 cells finished, 0 left" in done.stdout
 
 
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch):

@@ -53,7 +53,7 @@ async def test_claims_of_other_rounds(daemons: Any, mode: str, lie: Lie) -> None
             summary = json.loads((process.home / "summary.json").read_text())
             rounds = [it["round"] for it in process.events("round")]
             skipped = [it["skipped"] for it in process.events("resume") if "skipped" in it]
-            assert summary["rounds_played"] == {process.home.name: len(rounds)}
+            assert summary["rounds_run"] == {process.home.name: len(rounds)}
             assert summary["complete"] == (len(rounds) == ROUNDS)
             assert rounds[-1] == ROUNDS - 1
             if mode == "round":

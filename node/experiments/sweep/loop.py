@@ -25,7 +25,7 @@ from peer import files
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    played: int = 0
+    finished: int = 0
     """Cells that were finished by this call."""
     failed: dict[str, str] = field(default_factory=dict)
     """Cell -> one sentence."""
@@ -158,7 +158,7 @@ def _take(
         shown.failed(trial, error, _traced(folder.path, news))
         return
     folder.keep(trial, dict(news.record))
-    outcome.played += 1
+    outcome.finished += 1
     outcome.core_hours += news.record["cpu_seconds"] / 3600
     shown.finished(trial, news.record)
 
