@@ -29,13 +29,7 @@ def pick(name: str) -> torch.device:
         ConfigurationError: it is asked for and not there.
     """
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = _best()
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigurationError(
             'compute.device = "mps", but torch can use no GPU of a Mac here; use "auto".'
@@ -46,6 +40,12 @@ def pick(name: str) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return device
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _check_cuda(name: str, index: int) -> None:
@@ -67,14 +67,14 @@ def _check_cuda(name: str, index: int) -> None:
 
 
 def onto(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device; through pinned memory, so that the copy does not wait."""
+    """x [*shape] on the device; through pinned memory, so that the copy does not wait."""
     if device.type == "cuda" and x.device == CPU:
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
 def back(x: Tensor) -> Tensor:
-    """x on the CPU."""
+    """x [*shape] on the CPU."""
     if x.device.type != "cuda":
         return x.to(CPU)
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
@@ -109,6 +109,5 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

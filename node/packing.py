@@ -1,6 +1,4 @@
-"""Packed files of one's own: how much they may unpack to, so that two megabytes don't take all of
-the memory.
-"""
+"""How much a packed file may unpack to, so that two megabytes don't take all of the memory."""
 
 from __future__ import annotations
 
@@ -10,9 +8,8 @@ from pathlib import Path
 from typing import IO
 
 RATIO = 100
-"""Times its size that a packed file may unpack to. Real data are far below; DEFLATE and RLE get to
-1,000 and more.
-"""
+"""Times its size that a packed file may unpack to. Real data are far below; DEFLATE and RLE can
+reach 1,000 and more."""
 FREE = 64 << 20
 """Bytes that any file may unpack to."""
 TOO_LARGE = (
@@ -47,7 +44,8 @@ class _Bounded(io.RawIOBase):
     """A stream that may be read up to so many bytes."""
 
     def __init__(self, stream: gzip.GzipFile, most: int) -> None:
-        self._stream, self._left = stream, most
+        self._stream = stream
+        self._left = most
 
     def readable(self) -> bool:
         return True

@@ -1,6 +1,4 @@
-"""This process: how much memory there is, how what was freed is kept, who may read it, and which
-signals stop it.
-"""
+"""This process: its memory, who may read it, and which signals stop it."""
 
 from __future__ import annotations
 
@@ -25,22 +23,21 @@ def retain_freed_memory() -> bool:
     """Freed blocks of model and frame size are used again by this process, not given back.
 
     False where there is no glibc, or its user set this (MALLOC_… in the environment)."""
-    if not sys.platform.startswith("linux") or any(
-        name.startswith("MALLOC_") for name in os.environ
-    ):
+    if not sys.platform.startswith("linux"):
+        return False
+    if any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(key, value) == 1 for key, value in KEPT.items()])  # noqa: C419 (all are set)
 
 
 def hide() -> None:
-    """Whatever ends this process, no memory of it is written to a file, and no other process of
-    this user reads it: keys and noise are in it. Best effort where there is no prctl."""
+    """Keeps this process's memory, with keys and noise in it, out of files and of the reach of
+    other processes of this user. Best effort where there is no prctl.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(
-            PR_SET_DUMPABLE, 0, 0, 0, 0
-        )  # core_pattern may be a program, which no limit stops
+    if sys.platform.startswith("linux"):  # core_pattern may be a program, which no limit stops
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def available_memory() -> int | None:
@@ -48,25 +45,25 @@ def available_memory() -> int | None:
     say.
     """
     try:
-        lines = dict(
-            line.split(":")
-            for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        )
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    free = 1024 * int(lines["MemAvailable"].split()[0])
+    kib = dict(line.split(":") for line in lines)["MemAvailable"].split()[0]
+    free = 1024 * int(kib)
     try:
-        most, used = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip()
-            for name in ("max", "current")
-        )
+        most, used = _cgroup("max"), _cgroup("current")
     except OSError:
         return free
     return free if most == "max" else min(free, int(most) - int(used))
 
 
+def _cgroup(name: str) -> str:
+    return Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8").strip()
+
+
 def mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
+    """A number of bytes in MiB, for people."""
+    return f"{size / MiB:,.0f} MiB"
 
 
 def stopping_signals() -> list[signal.Signals]:

@@ -4,24 +4,19 @@ sees them.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 
 from node.attacks.byzantine import MessageAttack, MessageAttackConfig, OutgoingVector
+from node.config import OpenSection
 from peer.errors import ConfigurationError
 
 
-class StateOnlyConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
+class StateOnlyConfig(OpenSection):
     lie: str = "sign-flip"
     """Which message attack; every further key is that attack's own, except `words`."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
 
 
 class StateOnly:

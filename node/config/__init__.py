@@ -46,7 +46,7 @@ from node.config.run import (
     TrainSection,
     ValidationSection,
 )
-from node.config.section import Device, DiscoveryName, RunName, Section
+from node.config.section import Device, DiscoveryName, OpenSection, RunName, Section
 from node.config.task import TaskSection, TextSection
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "LimitsSection",
     "MixSection",
     "NodeConfig",
+    "OpenSection",
     "PaperCalibrated",
     "PeersSection",
     "PrivacySection",

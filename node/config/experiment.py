@@ -54,9 +54,10 @@ class ExperimentSection(Section):
         """Who attacks, sorted."""
         if self.attack is None:
             return ()
-        if isinstance(who := self.attack.nodes, int):
-            return tuple(self.names[k * self.nodes // who] for k in range(who))
-        return tuple(sorted(who))
+        nodes = self.attack.nodes
+        if isinstance(nodes, int):
+            return tuple(self.names[k * self.nodes // nodes] for k in range(nodes))
+        return tuple(sorted(nodes))
 
     def attack_of(self, name: str) -> AttackSection | None:
         """What this node does to its neighbors, as its node.toml has it."""
@@ -68,22 +69,26 @@ class ExperimentSection(Section):
     def _somebody_is_honest(self) -> ExperimentSection:
         if self.attack is None:
             return self
-        who = self.attack.nodes
-        if not isinstance(who, int) and (unknown := sorted(set(who) - set(self.names))):
-            raise ValueError(
-                f"attack.nodes names {unknown[0]}, but the nodes are {self.names[0]} … "
-                f"{self.names[-1]}"
-            )
-        count = who if isinstance(who, int) else len(who)
-        if not isinstance(who, int) and len(set(who)) < count:
-            raise ValueError("attack.nodes names a node twice")
+        nodes = self.attack.nodes
+        if isinstance(nodes, int):
+            count = nodes
+        else:
+            count = len(nodes)
+            unknown = sorted(set(nodes) - set(self.names))
+            if unknown:
+                first, last = self.names[0], self.names[-1]
+                raise ValueError(
+                    f"attack.nodes names {unknown[0]}, but the nodes are {first} … {last}"
+                )
+            if len(set(nodes)) < count:
+                raise ValueError("attack.nodes names a node twice")
         if count < 1 or count > self.nodes:
             raise ValueError(
                 f"attack.nodes = {count} of {self.nodes} nodes; 1 to {self.nodes - 1} can attack"
             )
         if count == self.nodes:
             raise ValueError(
-                f"all {count} nodes attack and nobody is left who is honest; lower attack.nodes"
+                f"all {count} nodes attack and no honest node is left; lower attack.nodes"
             )
         return self
 
@@ -101,4 +106,5 @@ class ExperimentConfig(RunConfig):
 
     @property
     def run_config(self) -> RunConfig:
+        """The run alone."""
         return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})

@@ -22,7 +22,6 @@ from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
 
-
 C = TypeVar("C", bound=Section)
 
 
@@ -32,9 +31,10 @@ def load(
     settings: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> C:
-    """Reads and checks. Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an
-    empty value removes the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier
-    files > defaults.
+    """Reads and checks a configuration.
+
+    Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an empty value removes
+    the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
 
     Raises:
         ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
@@ -69,11 +69,13 @@ def layers(
     key's value is None.
     """
     stack = [(str(file), _read(file)) for file in files]
-    for name, value in sorted((os.environ if environ is None else environ).items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and "__" in name:
-            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            if path[0] in model.model_fields or path[0] not in _all_sections():
-                stack.append((f"${name}", nested(path, _value(value))))
+    variables = os.environ if environ is None else environ
+    for name, value in sorted(variables.items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
+            continue
+        path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if path[0] in model.model_fields or path[0] not in _all_sections():
+            stack.append((f"${name}", nested(path, _value(value))))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
@@ -111,16 +113,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values as {"section.key": value}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
 
 
 def _all_sections() -> set[str]:
-    """The environment is one for both files: a section that belongs to the other file is passed
-    over.
-    """
+    """The environment serves both files: a section of the other one is skipped."""
     return {*ExperimentConfig.model_fields, *NodeConfig.model_fields}
 
 
@@ -160,10 +161,11 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
 
 def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
     """["a", "b"], 1 -> {"a": {"b": 1}}."""
+    inner: Any = value
     for key in reversed(path):
-        value = {key: value}
-    nested: dict[str, Any] = value
-    return nested
+        inner = {key: inner}
+    tree: dict[str, Any] = inner
+    return tree
 
 
 def _value(text: str) -> Any:

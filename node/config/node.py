@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from node.config.section import Device, DiscoveryName, Section
+from node.config.section import Device, DiscoveryName, OpenSection, Section
 from node.config.task import BUNDLED_TASKS
 from peer.errors import ConfigurationError
 
 
-class AttackSection(Section):
+class AttackSection(OpenSection):
     """`[attack]`, needs `--i-am-testing`: what this node lies about (docs/poison.md). Every other
     key is the attack's own."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     name: str
     """label-flip | feature-noise | sign-flip | scaling | gaussian | zero | echo | alie |
     inner-product | dissensus | state."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
 
 
 class IdentitySection(Section):

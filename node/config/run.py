@@ -8,29 +8,23 @@ import json
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from node.config.section import RunName, Section
+from node.config.section import OpenSection, RunName, Section
 from node.config.task import TaskSection
 from peer.neighborhood import Neighborhood
 from peer.topology import GraphOptions, make_neighborhoods
 
 
-class AlgorithmSection(Section):
+class AlgorithmSection(OpenSection):
     """`[algorithm]`: the name; every other key belongs to the algorithm's own Config, which checks
     it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
     name: str = "dpdl"
     """Which algorithm; `peerpoise algorithms` lists them."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
 
 
 class TopologySection(Section):

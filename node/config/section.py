@@ -14,14 +14,15 @@ INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164"
     "\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Characters that are printable by their kind, but show nothing."""
+"""Characters that count as printable, but show nothing."""
 MISLEADING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Controls but tab and line feed, and what turns the direction of the text behind it."""
+"""Controls other than tab and line feed, and marks that change the direction of text."""
 
 
 class Section(BaseModel):
-    """No text in any of them may hold what misleads those who read it: other people write these
-    files, too.
+    """A frozen section of a file, in which an unknown key is an error.
+
+    No text in it may mislead its readers: other people write these files, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -30,12 +31,24 @@ class Section(BaseModel):
     def _can_be_read(self) -> Self:
         for name, value in self:
             for text in (name, *_texts(value)):
-                if match := MISLEADING.search(text):
+                match = MISLEADING.search(text)
+                if match:
                     raise ValueError(
                         f"{readable(name)} holds U+{ord(match[0]):04X}, which can't be seen; "
                         "remove it"
                     )
         return self
+
+
+class OpenSection(Section):
+    """A section whose other keys belong to somebody else, who checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other keys."""
+        return dict(self.__pydantic_extra__ or {})
 
 
 def readable(text: str) -> str:
@@ -76,9 +89,5 @@ def _discovery(name: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_device)]
-
-
 DiscoveryName = Annotated[str, AfterValidator(_discovery)]
-
-
 RunName = Annotated[str, AfterValidator(_run_name)]

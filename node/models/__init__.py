@@ -1,5 +1,6 @@
-"""Models: functions from a task's section and an image's shape to an `nn.Module` that gives logits
-[n, classes].
+"""Models: functions from a task's section and an image's shape to an `nn.Module`.
+
+Its input is [n, channels, height, width], its output logits [n, classes].
 """
 
 from __future__ import annotations
