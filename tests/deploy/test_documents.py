@@ -43,6 +43,17 @@ def test_every_file_that_a_document_names_exists() -> None:
     assert [(page, file) for page, file in sorted(named) if not (ROOT / file).exists()] == []
 
 
+def test_the_map_of_files_names_every_room_and_what_is_in_the_small_ones() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    files = page[page.index("## Files") : page.index("Walls (import-linter")]
+    named = set(re.findall(r"\w+", files))
+    rooms = [path for root in ("peer", "node", "tests") for path in (ROOT / root).glob("*/")]
+    assert {room.name for room in rooms if any(room.glob("*.py"))} - named == set()
+    modules = [*ROOT.glob("peer/**/*.py"), *ROOT.glob("node/*.py"), *ROOT.glob("node/rounds/*.py")]
+    missing = {path.stem for path in modules if "v1" not in path.parts} - named - {"__init__"}
+    assert missing == set()
+
+
 def test_every_metric_that_a_document_names_exists() -> None:
     registry = Metrics(version="", torch="", python="").registry
     known = {sample for family in registry.collect() for sample in names(family.name, family.type)}
