@@ -1,10 +1,90 @@
-"""What holds on a quiet machine holds on a slow or busy one: hypothesis sets no deadline for an
-example.
+"""What holds for every test: it leaves nothing behind, programs of ours are forked, and hypothesis
+sets no deadline for an example (what holds on a quiet machine holds on a slow or busy one).
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
+
+from kit import ROOT, clock, forkserver
+from kit.clusters import clustered
 
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
+
+MAY_STAY = {
+    ".hypothesis": "hypothesis keeps its examples there",
+    ".pytest_cache": "pytest's own",
+    ".coverage": "make coverage",
+    "build": "make's",
+    "runs": "other commands of whoever works here",
+}
+"""Names in the repository's folder that may appear during a test, and why."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs() -> Iterator[None]:
+    with forkserver.replace_popen():
+        yield
+
+
+@pytest.fixture
+def real_starts() -> Iterator[None]:
+    """Processes of this test start as a user's do."""
+    with forkserver.real_starts():
+        yield
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Any:
+    """`async with cluster(nodes=3, …) as c`: see `kit.clusters.clustered`."""
+    return partial(clustered, tmp_path / "cluster")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    virtual = item.get_closest_marker("virtual_time")
+    return {"virtual": clock.Loop} if virtual else {"real": asyncio.new_event_loop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """No task of asyncio outlives its test: pytest-asyncio would cancel it without a word."""
+    result = yield
+    left = [task for task in asyncio.tasks._all_tasks if not task.done()]  # type: ignore[attr-defined]
+    assert not left, f"tasks left behind: {left}"
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What is there before a test, of whatever scope its fixtures are, is there for `_left`."""
+    item.stash[BEFORE] = _present()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """No thread, process or file of a test outlives it and its fixtures."""
+    result = yield
+    left = sorted(_present() - item.stash[BEFORE])
+    assert not left, f"left behind: {left}"
+    return result
+
+
+BEFORE = pytest.StashKey[set[str]]()
+
+
+def _present() -> set[str]:
+    threads = {f"thread {thread.name}" for thread in threading.enumerate() if not thread.daemon}
+    files = {f"file {path.name}" for path in ROOT.iterdir() if path.name not in MAY_STAY}
+    return threads | files | {f"process {name}" for name in forkserver.children()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 from kit.clusters import health
 from node.experiments.provisioning import remove_members
 
-SECONDS = 3.0
-"""From a daemon's start until its health service has answered (here 0.6)."""
 HOLD = """
 import sys, time
 from importlib.abc import MetaPathFinder
@@ -48,13 +45,11 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 @pytest.mark.cluster
 async def test_health_is_served_before_torch(cluster: Any, held: tuple[Path, Path]) -> None:
-    """NOT_SERVING while torch loads, SERVING while rounds are played."""
+    """NOT_SERVING while torch is held up, SERVING while rounds are played."""
     asked, go = held
     async with cluster(nodes=2) as c:
-        began = time.monotonic()
         n0 = c.start("n0", fresh=True)
         assert await health(c, "n0", asker="n1", wait=True) == "NOT_SERVING"
-        assert time.monotonic() - began < SECONDS
         await n0.until(asked.exists)
         assert await health(c, "n0", asker="n1") == "NOT_SERVING"
         go.touch()

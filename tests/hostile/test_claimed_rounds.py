@@ -18,6 +18,7 @@ from kit.mesh import alive, mesh
 from kit.toys import cluster
 from node.config import SyncSection
 from peer.membership import FASTER, Heartbeat, Membership, majority
+from peer.transport.memory import Network
 
 ROUNDS = 60
 SECONDS = 60.0
@@ -61,7 +62,7 @@ async def played(lie: Lie, mode: str, graph: str, round: int) -> Played:
     return found
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("graph", ["ring", "full"])
 @pytest.mark.parametrize("mode", ["round", "async"])
 @pytest.mark.parametrize("lie", Lie)
@@ -70,7 +71,7 @@ async def test_one_liar_costs_no_round(lie: Lie, mode: str, graph: str) -> None:
     assert found.rounds == {name: [*range(ROUNDS)] for name in found.rounds}
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("graph", ["ring", "full"])
 @pytest.mark.parametrize("lie", Lie)
 @pytest.mark.parametrize("round", [ROUNDS - 1, (1 << 31) - 5])
@@ -83,7 +84,7 @@ async def test_in_quorum_nobody_is_moved_beyond_the_honest(
     assert all(rounds[-1] == ROUNDS - 1 for rounds in found.rounds.values())
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("mode", ["round", "quorum"])
 async def test_power_of_the_majority(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """With one claim taken for enough the liar has its way."""
@@ -173,13 +174,14 @@ def test_a_majority_is_of_all_neighbors_and_never_one_alone(degree: int, needed:
     assert majority(degree) == needed
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 async def test_a_lone_pair_heals_by_waiting() -> None:
     """Two nodes of a ring whose other neighbor is gone, cut apart and healed: who is behind plays
     its rounds alone, and is waited for at the round agreed on. Nobody skips."""
     nodes, neighborhoods = cluster(("d-psgd", {}), "ring")
-    together = mesh(nodes, neighborhoods, 1_000_000, sync=SyncSection(deadline_s=1.0))
-    network = together["n0"].transport.network
+    network = Network(1, delay=(0.001, 0.002))
+    sync = SyncSection(deadline_s=1.0)
+    together = mesh(nodes, neighborhoods, 1_000_000, network=network, sync=sync)
     async with alive(together) as tasks:
         await until(lambda: len(together["n0"].notes.rounds) >= 2)
         for gone in ("n2", "n3"):

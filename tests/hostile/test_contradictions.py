@@ -57,7 +57,10 @@ def together(
 ) -> dict[str, Any]:
     """A mesh whose nodes have keys, each with `Proofs`."""
     algorithms, neighborhoods = cluster(("dpdl", {"lr": 0.02}), graph, nodes)
-    ids, network = {name: people[name].id for name in neighborhoods}, Network()
+    ids, network = (
+        {name: people[name].id for name in neighborhoods},
+        Network(1, delay=(0.001, 0.002)),
+    )
     transports = {name: Memory(network, ids[name]) for name in neighborhoods}
     sync = SyncSection(deadline_s=10.0, mode=mode)  # type: ignore[arg-type]
     found = mesh(
@@ -81,7 +84,7 @@ def proofs(node: Any) -> list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statemen
     return found
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     ("role", "lie"),
     [
@@ -112,7 +115,7 @@ async def test_two_receivers_who_share_an_edge_catch_it_within_two_rounds(
         assert nodes[name].notes.rounds == list(range(ROUNDS)), "the run goes on"
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 async def test_where_no_two_receivers_share_an_edge_nobody_sees_it(
     people: dict[str, Identity],
 ) -> None:
@@ -122,7 +125,7 @@ async def test_where_no_two_receivers_share_an_edge_nobody_sees_it(
     assert not any(proofs(node) for node in nodes.values())
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 async def test_power_of_passing_statements_on(
     people: dict[str, Identity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +136,7 @@ async def test_power_of_passing_statements_on(
     assert not any(proofs(node) for node in nodes.values())
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("mode", ["round", "quorum", "async"])
 @pytest.mark.parametrize("graph", ["ring", "full"])
 async def test_nobody_honest_is_accused(people: dict[str, Identity], graph: str, mode: str) -> None:
@@ -144,7 +147,7 @@ async def test_nobody_honest_is_accused(people: dict[str, Identity], graph: str,
         assert all(node.notes.losses == [] for node in nodes.values())
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 async def test_who_starts_again_is_not_accused(people: dict[str, Identity]) -> None:
     """A new process may say another thing in a round that an old one has spoken in."""
     nodes = together(people, "full", rounds=4000)

@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import threading
 from typing import Any
 
 import pytest
 
+from kit import clock
 from kit.mesh import Node, alive, mesh
 from kit.toys import Toy, cluster
 from node.config import SyncSection
@@ -48,7 +48,7 @@ class Pausing(Toy):
 
     def __call__(self, x: Any, t: int, to: str) -> Any:
         if random.Random(f"{self._me} {t} {to}").random() < 1 / 20:
-            threading.Event().wait(PAUSE)
+            clock.sleep(PAUSE)
         return super().__call__(x, t, to)
 
 
@@ -85,7 +85,7 @@ def blameless(node: Node) -> bool:
     return node.session.table.observer.found == []
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("graph", GRAPHS)
 async def test_pauses_and_delays(people: dict[str, Identity], graph: str) -> None:
     nodes = together(people, graph, Network(1, delay=(0.0, 0.002), drop=0.01, duplicate=0.01))
@@ -100,7 +100,7 @@ async def test_pauses_and_delays(people: dict[str, Identity], graph: str) -> Non
         assert blameless(node)
 
 
-@pytest.mark.cluster
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("graph", ["ring", "full"])
 async def test_a_restart(people: dict[str, Identity], graph: str) -> None:
     """Who was restarted is taken back by everybody; nobody else is lost, and nobody accused."""

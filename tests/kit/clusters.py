@@ -20,12 +20,12 @@ import traceback
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit.forkserver import Forked
+from kit import forkserver
 from node.config import (
     BudgetSection,
     DataSection,
@@ -147,8 +147,7 @@ class Cluster:
         inside: Sequence[str] = (),
         fresh: bool = False,
     ) -> Process:
-        """A daemon in a process of its own. `inside` as in `Process.start`; `fresh`: it imports
-        torch itself, which takes seconds."""
+        """A daemon in a process of its own. `inside`, `fresh`: as in `Process.start`."""
         process = Process.start(
             self.homes[name],
             self.run,
@@ -200,7 +199,7 @@ class Process:
     """One daemon's process."""
 
     home: Path
-    popen: subprocess.Popen[bytes] | Forked
+    popen: subprocess.Popen[bytes]
     socket: Path
 
     @classmethod
@@ -213,8 +212,8 @@ class Process:
         inside: Sequence[str] = (),
         fresh: bool = False,
     ) -> Process:
-        """`inside`: a command that runs the daemon's in its own place, such as ip netns exec
-        NAME.
+        """`inside`: a command that runs the daemon's in its own place, such as ip netns exec NAME.
+        `fresh`: it is started as a user's is, which takes seconds.
         """
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PEERPOISE_")}
         environ |= {
@@ -229,19 +228,16 @@ class Process:
             *options,
             *["--i-am-testing"] * bool(failpoints),
         )
-        path = home / "daemon.log"
-        if fresh or inside:
-            command = [*inside, sys.executable, "-P", "-m", "peerpoise", *words]
-            with path.open("wb") as log:
-                popen: subprocess.Popen[bytes] | Forked = subprocess.Popen(
-                    command,
-                    env=environ,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-        else:
-            popen = Forked(words, environ, path)
+        command = [*inside, sys.executable, "-P", "-m", "peerpoise", *words]
+        started = forkserver.real_starts() if fresh else nullcontext()
+        with (home / "daemon.log").open("wb") as log, started:
+            popen = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         return cls(home, popen, status.place(run.run_id, home.name))
 
     @property

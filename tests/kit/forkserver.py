@@ -1,79 +1,313 @@
-"""Daemons that start in a second: each is forked from a process that has imported torch, and
-nothing of ours.
+"""Programs of this repository start in a fraction of a second: each is forked from a process that
+has imported torch and ours.
 
-A daemon of its own process, `python -m peerpoise`, spends three CPU seconds on imports of
-libraries, which is most of what these tests would do. What is imported of ours, and all that
-happens afterwards, is the same.
+`python -m peerpoise` spends its first two CPU seconds on imports. A session of tests starts
+hundreds, so `replace_popen` lets `subprocess` fork those that run a module of ours (PACKAGES) and
+start all else as ever. Afterwards the child is a child of the test like any other: the server's own
+fork ends at once, and its orphan is adopted by the nearest ancestor that asked for orphans
+(PR_SET_CHILD_SUBREAPER), which is the process of the test. Linux only; elsewhere everything is
+started as ever.
+
+Within `real_starts()` nothing is forked: for tests of a start itself.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
+import ctypes
+import gc
+import importlib
+import json
 import os
+import resource
 import runpy
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = [
-    "pytest",
-    "torch",
-    "torch.func",
-    "pydantic",
+PRELOADED = (
     "cryptography.x509",
+    "dp_accounting.pld.privacy_loss_distribution",
+    "dp_accounting.rdp",
+    "google.protobuf.message",
+    "node.cli.app",
+    "node.experiments.in_process",
+    "node.experiments.sweep.trial",
+    "node.tasks.classification",
+    "prometheus_client",
+    "rich.table",
     "safetensors.torch",
-    "rich.console",
-]
+    "scipy.optimize",
+    "scipy.special",
+    "sklearn.datasets",
+    "torch.func",
+    "uvloop",
+)
+"""Without grpc: what it may do after a fork depends on what it did before."""
+PACKAGES = ("peerpoise", "node", "kit")
+STARTUP = ("GRPC_", "LANG", "LC_", "LD_", "LOCPATH", "MALLOC_", "MKL_", "OMP_", "PYTHON")
+"""Variables that a process reads when it starts or imports a library: the server has one set."""
+LATER = ("PYTHONIOENCODING", "PYTHONWARNINGS")
+"""Those of them that the child of a fork can still heed."""
+PR_SET_CHILD_SUBREAPER = 36
+LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)
 
 
-def command(words: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
-    """`python -m peerpoise WORDS` in this process, with this environment; what it prints goes to
-    the log.
+def _startup(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(STARTUP) and name not in LATER
+    }
+
+
+class Server:
+    """The process from which others are forked, and the socket to it; started at its first use."""
+
+    def __init__(self) -> None:
+        self.startup = _startup({**os.environ, "OMP_NUM_THREADS": "1"})
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def suits(self, environ: Mapping[str, str]) -> bool:
+        return _startup(environ) == self.startup
+
+    def fork(self, request: Mapping[str, Any], streams: Sequence[int]) -> int:
+        """The process id of a new child of this process."""
+        connection = self._socket or self._start()
+        socket.send_fds(connection, [json.dumps(request).encode()], list(streams))
+        return int(connection.recv(64))
+
+    def close(self) -> None:
+        if self._socket and self._process:
+            self._socket.close()
+            self._process.wait()
+            self._socket = self._process = None
+
+    def _start(self) -> socket.socket:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = _popen(
+                [sys.executable, __file__, str(theirs.fileno())],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        return self._socket
+
+
+_popen = subprocess.Popen
+_server = Server()
+_real = False
+
+
+class Popen(subprocess.Popen[Any]):
+    """`subprocess.Popen` that forks where it can."""
+
+    def _execute_child(
+        self,
+        args: Any,
+        executable: Any,
+        preexec_fn: Any,
+        close_fds: Any,
+        pass_fds: Any,
+        cwd: Any,
+        env: Any,
+        startupinfo: Any,
+        creationflags: Any,
+        shell: Any,
+        p2cread: int,
+        p2cwrite: int,
+        c2pread: int,
+        c2pwrite: int,
+        errread: int,
+        errwrite: int,
+        *more: Any,
+    ) -> None:
+        environ = dict(os.environ if env is None else env)
+        plain = close_fds and not (executable or preexec_fn or pass_fds or shell)
+        place = _place(args) if plain and not _real and _server.suits(environ) else None
+        pipes = (p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+        if place is None:
+            super()._execute_child(  # type: ignore[misc]
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
+                creationflags, shell, *pipes, *more,
+            )  # fmt: skip
+            return
+        request = {
+            "module": args[place],
+            "words": [os.fspath(word) for word in args[place + 1 :]],
+            "cwd": os.fspath(cwd or os.getcwd()),
+            "safe_path": "-P" in args[:place],
+            "environ": environ,
+            "limits": {limit: resource.getrlimit(limit) for limit in LIMITS},
+            "session": bool(more[-2]),
+        }
+        ends = enumerate((p2cread, c2pwrite, errwrite))
+        self.pid = _server.fork(request, [std if end == -1 else end for std, end in ends])
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def replace_popen() -> Iterator[None]:
+    """`subprocess` and asyncio's loops fork inside the block."""
+    if sys.platform != "linux":
+        yield
+        return
+    subprocess.Popen = Popen  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        subprocess.Popen = _popen  # type: ignore[misc]
+        _server.close()
+
+
+@contextmanager
+def real_starts() -> Iterator[None]:
+    """Every process starts as a user's does inside the block."""
+    global _real
+    _real = True
+    try:
+        yield
+    finally:
+        _real = False
+
+
+def children() -> set[str]:
+    """Processes that this one has started or adopted and that still run: "PID NAME"; without the
+    server.
     """
+    server = _server._process.pid if _server._process else 0
+    found = set()
+    for list_of in Path("/proc/self/task").glob("*/children"):
+        for pid in map(int, list_of.read_text(encoding="ascii").split()):
+            with suppress(OSError):
+                name, state = _stat(pid)
+                if pid != server and state != "Z":
+                    found.add(f"{pid} {name}")
+    return found
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Name and state of a process."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    return name, rest.split()[0]
+
+
+def _place(args: Any) -> int | None:
+    """Where in this command the module of ours is that it runs: python [-P] -m MODULE …"""
+    words = [os.fspath(word) for word in args] if not isinstance(args, str | bytes) else []
+    for start in ([sys.executable, "-m"], [sys.executable, "-P", "-m"]):
+        place = len(start)
+        if words[:place] == start and words[place].partition(".")[0] in PACKAGES:
+            return place
+    return None
+
+
+def serve(connection: socket.socket) -> dict[str, Any] | None:
+    """Forks a process per request. In each of them this returns its request, with the streams in
+    place; None in the server when its test has gone.
+    """
+    for name in PRELOADED:
+        with suppress(ImportError):  # an environment without torch has tests too
+            importlib.import_module(name)
+    assert "grpc" not in sys.modules
+    assert threading.active_count() == 1, "a fork takes along one thread only"
+    gc.freeze()  # else the first collection in each child copies every page
+    while True:
+        message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        if not message:
+            return None
+        middle = os.fork()
+        if middle:
+            for fd in fds:
+                os.close(fd)
+            os.waitpid(middle, 0)  # it has said who its child is, and that is an orphan now
+            continue
+        child = os.fork()
+        if child:
+            connection.send(str(child).encode())
+            os._exit(0)
+        connection.close()
+        for std, fd in enumerate(fds):
+            os.dup2(fd, std)
+        os.closerange(3, max(fds) + 1)
+        request: dict[str, Any] = json.loads(message)
+        return request
+
+
+def become(request: Mapping[str, Any]) -> None:
+    """This process as `python -m MODULE WORDS…` finds it, and that run to its end."""
+    environ = request["environ"]
     os.environ.clear()
     os.environ.update(environ)
-    nothing, out = (
-        os.open(os.devnull, os.O_RDONLY),
-        os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-    )
-    for ours, std in ((nothing, 0), (out, 1), (out, 2)):
-        os.dup2(ours, std)
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
-    )
-    sys.argv = ["peerpoise", *words]
-    runpy.run_module("node.cli.app", run_name="__main__")
+    os.chdir(request["cwd"])
+    for limit, (soft, hard) in request["limits"].items():
+        resource.setrlimit(int(limit), (soft, hard))
+    if request["session"]:
+        os.setsid()
+    encoding, _, errors = environ.get("PYTHONIOENCODING", "").partition(":")
+    for std, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        lenient = "backslashreplace" if name == "stderr" else errors or "strict"
+        stream = open(
+            std,
+            mode,
+            encoding=encoding or None,
+            errors=lenient,
+            buffering=1 if name == "stderr" or os.isatty(std) else -1,
+            closefd=False,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.resetwarnings()
+    warnings.filters[:] = list(_filters)
+    for entry in filter(None, reversed(environ.get("PYTHONWARNINGS", "").split(","))):
+        warnings._setoption(entry)  # type: ignore[attr-defined]
+    if not request["safe_path"]:
+        sys.path.insert(0, request["cwd"])
+    sys.argv = [request["module"], *request["words"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
-class Forked:
-    """As much of `subprocess.Popen` as is needed."""
+def _code(request: Mapping[str, Any]) -> int:
+    """Runs it; its exit code. All that a process does at its end but to free what the server made,
+    which would copy it first.
+    """
+    try:
+        become(request)
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = 120
+    return code or 0
 
-    def __init__(self, words: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(LIBRARIES)
-        self._process: Any = context.Process(target=command, args=(words, dict(environ), log))
-        self._process.start()
 
-    @property
-    def pid(self) -> int:
-        return int(self._process.pid)
-
-    def poll(self) -> int | None:
-        code: int | None = self._process.exitcode
-        return code
-
-    def wait(self) -> int:
-        self._process.join()
-        return int(self._process.exitcode)
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+if __name__ == "__main__":
+    _filters = list(warnings.filters)
+    sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
+    if wanted := serve(socket.socket(fileno=int(sys.argv[1]))):
+        os._exit(_code(wanted))

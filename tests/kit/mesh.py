@@ -4,9 +4,9 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from kit import clock
 from kit.toys import LAYOUT
 from node.config import StartSection, SyncSection
-from node.rounds.compute import Compute
 from node.rounds.driver import Driver
 from node.rounds.waiting import RoundObserver
 from peer.membership import Membership
@@ -92,7 +92,7 @@ class Node:
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, sync.deadline_s),
         )
-        self.compute = Compute()
+        self.compute = clock.compute()
         self.session = Session(
             table,
             identity=more.pop("identity", None),

@@ -12,6 +12,7 @@ import torch
 
 from node.algorithms import ALGORITHMS, Resources, find
 from node.maths.mixing import materialize
+from node.rounds.lockstep import simulate
 from peer.message import Layout, Withheld, step
 from peer.topology import make_neighborhoods
 
@@ -53,6 +54,7 @@ GOSSIPING = ("deca", {"bma": "none", "layers_per_block": 2, "lr": 0.8})
 mix no θ.
 """
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
+TALKING = [variant for variant in VARIANTS if variant[0] not in ("local", "centralized", "badam")]
 
 
 def stream(*key):
@@ -192,3 +194,9 @@ class Listened:
 
     def __getattr__(self, name):
         return getattr(self.algorithm, name)
+
+
+def simulated(variant, kind, n=4, rounds=6, **more):
+    nodes, neighborhoods = cluster(variant, kind, n, **more)
+    simulate(nodes, neighborhoods, rounds)
+    return results(nodes)
