@@ -27,9 +27,9 @@ def one_sentence(result: Result, *parts: str) -> None:
         (["attack.name=zero", "attack.nodes=0"], "attack.nodes = 0 of 3"),
         (
             ["attack.name=zero", "attack.nodes=3"],
-            "all 3 nodes attack and nobody is left who is honest",
+            "all 3 nodes attack and no honest node is left",
         ),
-        (["attack.name=zero", 'attack.nodes=["n0","n1","n2"]'], "nobody is left who is honest"),
+        (["attack.name=zero", 'attack.nodes=["n0","n1","n2"]'], "no honest node is left"),
         (
             ["attack.name=zero", 'attack.nodes=["n0","n7"]'],
             "attack.nodes names n7, but the nodes are n0 … n2",
