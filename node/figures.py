@@ -72,7 +72,7 @@ class Diagnostic:
 
 ACCURACY = Metric(
     "accuracy",
-    "Share of the test examples whose class is told right.",
+    "Share of the test examples that are classified correctly.",
     higher_is_better=True,
     unit="ratio",
     plural="accuracies",

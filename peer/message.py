@@ -1,4 +1,4 @@
-"""The vocabulary of a round: three verbs, what is heard, and the layout of what is said.
+"""The vocabulary of a round: three verbs, their replies, and the layout of payloads.
 
 An algorithm is a conversation: a generator that yields `Say`, `Ask` or `Mix` and receives what it
 heard. The verbs follow MPI's neighborhood collectives. This module is pure: no network, no clock,

@@ -25,7 +25,7 @@ Weights: TypeAlias = Mapping[Peer, Mapping[Peer, float]]
 """Rows of W over closed neighborhoods, float64."""
 
 ATTEMPTS = 1000
-"""Erdős–Rényi graphs that are drawn before it is said that none is connected."""
+"""Erdős–Rényi graphs that are drawn before giving up on a connected one."""
 TOLERANCE = 1e-5
 """What the sums of a given W may miss 1 by: six decimals of it were written down. The diagonal then
 takes the rest.

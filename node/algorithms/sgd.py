@@ -56,7 +56,7 @@ class Local(Algorithm):
         self.state = State(x=resources.start.clone(), v=torch.zeros_like(resources.start))
 
     def round(self, t: int, view: View) -> Conversation:
-        """One step; nothing is said."""
+        """One step, without a message."""
         c, x = self.config, self.state.x
         g = self.gradients(x, t, self.me).add(x, alpha=c.weight_decay)
         x, v = momentum_step(x, self.state.v, g, beta=c.beta, lr=step_size(t, c))

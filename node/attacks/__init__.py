@@ -96,7 +96,7 @@ class Attack:
     @property
     def warning(self) -> str:
         """What the attacker says of itself, to its own people."""
-        return f"This node ATTACKS its neighbors ({self.name}), as it was told to."
+        return f"This node ATTACKS its neighbors ({self.name}), as configured."
 
 
 def make(name: str, options: Mapping[str, Any]) -> DataPoisoning | MessageAttack:

@@ -106,7 +106,7 @@ class Dissensus:
     Knows: what each neighbor mixed in the round before, and its own row of W. Deviations: the
     paper's b says something else to every neighbor, each its victim; here all hear the same, made
     for one victim, the neighbor farthest from the others. The victim's neighbors and weights are
-    taken to be b's own. Who is farther from the median of all than OUTLIER times what half of them
+    taken to be b's own. A node farther from the median of all than OUTLIER times what half of them
     are is taken for another liar and left out: two that amplify each other would soon be beyond all
     numbers. Nothing but the parameters is lied about.
     """

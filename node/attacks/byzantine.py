@@ -20,7 +20,7 @@ Deviations
       different neighbors
       (equivocation) can't be made of this wrapper. Answers differ by neighbor anyway, and so may
       lies in them.
-    * The honest answer is always made (and debited) first, also by a free rider, who would save
+    * The honest answer is always made (and debited) first, also by a free rider, which would save
       itself the work; so
       what an attacker says of its privacy is never too little. A withheld answer stays withheld.
     * What was heard is not in the checkpoint: an attacker that starts again knows nothing in its
@@ -48,7 +48,7 @@ from peer.neighborhood import View
 
 Word: TypeAlias = Literal["answer", "question", "state"]
 Place: TypeAlias = tuple[int, Word, int]
-"""(number of the verb in its round, what is said, which vector of it)."""
+"""(number of the verb in its round, kind, index of the vector)."""
 
 
 class MessageAttackConfig(BaseModel):
@@ -100,13 +100,13 @@ class MessageAttack(Protocol):
     """Does it use `OutgoingVector.heard`? Remembering costs a copy of all that is heard."""
 
     def lie(self, said: OutgoingVector) -> Tensor:
-        """What is said instead of `said.truth`, which is left as it is."""
+        """The vector to send instead of `said.truth`, which is left as it is."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """When something is said, and who is around."""
+    """When a message is sent, and among whom."""
 
     t: int
     phase: int

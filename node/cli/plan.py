@@ -99,7 +99,7 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: a run, who takes part, and whose ledger it will be written to."""
+    """The question: a run, its nodes, and the ledger it will be written to."""
 
     run: RunConfig
     names: Sequence[str]

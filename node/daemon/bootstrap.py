@@ -76,7 +76,7 @@ def serve(
     roster = Roster.load(node.roster, run.run.federation)
     if node.name not in roster.by_name:
         raise ConfigurationError(
-            f"{file} names this node {node.name!r}, who is not in the roster {node.roster}."
+            f"{file} names this node {node.name!r}, which is not in the roster {node.roster}."
         )
     identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
     if node.name in roster.removed:

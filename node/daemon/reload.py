@@ -41,7 +41,7 @@ def keep_version(folder: Path, roster: Roster) -> None:
     """Notes in the state folder which version is in force, for the next start.
 
     Raises:
-        IdentityError: a higher one was: this one would take back who was removed.
+        IdentityError: a higher one was: this one would take removed members back.
         StorageError: the disk refuses.
     """
     path = folder / "roster.version"

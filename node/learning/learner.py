@@ -67,7 +67,10 @@ from peer.neighborhood import Neighborhood
 ADJACENCY = "add/remove one example"
 """Adjacency relation of every reported ε."""
 PAPER_WARNING = "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
-SEED_WARNING = "privacy.insecure_seed is set: who knows it can compute noise and batches; there is no guarantee."
+SEED_WARNING = (
+    "privacy.insecure_seed is set: anybody who knows it can compute noise and batches; there is no "
+    "guarantee."
+)
 NO_PRIVACY = "Mode none: gradients leave without noise; whoever receives them can reconstruct private examples."
 
 
@@ -180,7 +183,7 @@ class Plan:
 
     @property
     def warning(self) -> str | None:
-        """What must be said beside everything that is said of this run's privacy."""
+        """The warning that accompanies every statement of this run's privacy."""
         return warning(self.run.privacy, self.epsilon)
 
 
@@ -416,7 +419,7 @@ def weak(planned: float | None) -> str | None:
 
 
 def warning(config: PrivacySection, planned: float | None = None) -> str | None:
-    """What must be said beside everything that is said of privacy, where this ε_total is
+    """The warning that accompanies every statement of privacy if this ε_total is
     planned.
     """
     said = [
@@ -460,7 +463,7 @@ def build(
                 "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove the seed, or "
                 'set budget.epsilon = "unlimited".'
             )
-        ledger.mark(run.run_id, "none")  # who knows the seed can take the noise away again
+        ledger.mark(run.run_id, "none")  # anybody who knows the seed can remove the noise
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
     if run.task.name not in TASKS:

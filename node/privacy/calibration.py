@@ -1,4 +1,4 @@
-"""The noise of a run: how much it takes, and what the accountant is told of it."""
+"""The noise of a run: how much it takes, and how it enters the accountant."""
 
 from __future__ import annotations
 

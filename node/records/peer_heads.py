@@ -51,7 +51,7 @@ class NeighborLedgerHeads:
         return before
 
     def save(self) -> None:
-        """Writes the file if something was learnt.
+        """Writes the file if something new was heard.
 
         Raises:
             StorageError: the disk refuses; the old file stays.

@@ -1,4 +1,4 @@
-"""summary.json: what came out of a run. `up`, `run` and `simulate` write the same shape; its JSON
+"""summary.json: the result of a run. `up`, `run` and `simulate` write the same shape; its JSON
 schema is docs/summary.schema.json. A field that the writer can't know is null (one daemon knows
 only itself)."""
 
@@ -99,7 +99,7 @@ class Seconds(Part):
 
 
 class Summary(Part):
-    """What came out of a run."""
+    """The result of a run."""
 
     algorithm: str
     nodes: int = Field(ge=1)

@@ -1,9 +1,9 @@
 """Where nodes can be dialed: the interface every discovery implements, and the table of them.
 
-A discovery finds *addresses* for node ids of the roster. It decides nothing else: who takes part is
-the roster's business, and who answers at an address proves it by certificate. So a wrong address
-costs an attempt to connect, never more. `peer/discovery/addresses.py` puts the discoveries of a
-node together.
+A discovery finds *addresses* for node ids of the roster. It decides nothing else: the roster says
+who the members are, and whatever answers at an address proves its identity by certificate. So a
+wrong address costs an attempt to connect, never more. `peer/discovery/addresses.py` puts the
+discoveries of a node together.
 """
 
 from __future__ import annotations

@@ -121,10 +121,10 @@ class AddressBook:
             await discovery.announce(addresses)
 
     def answer(self, said: pb.Peers) -> pb.Peers:
-        """What a member that asks is told.
+        """The answer to a member that asks.
 
         Raises:
-            Malformed: this node does not exchange addresses, or what it was told is no good.
+            Malformed: this node does not exchange addresses, or what it received is malformed.
         """
         for discovery in self.discoveries.values():
             if isinstance(discovery, Exchanges):

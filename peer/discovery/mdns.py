@@ -5,8 +5,8 @@ A node announces one service: the first characters of its id and its port, nothi
 on the network can announce anything, so what is heard is a hint: only services named after the id
 of a member are looked at, all other records are dropped from zeroconf's cache at once, few
 addresses are kept and for a short time, goodbyes are not believed, and names are never logged. A
-node that can't connect otherwise tries the hints in turn; who answers there has to show the
-certificate of the id that was dialed, before anything is said.
+node that can't connect otherwise tries the hints in turn; what answers there has to show the
+certificate of the id that was dialed, before anything is sent.
 
 Not covered: somebody on the network can keep mDNS from working (by floods under a member's own
 prefix), and see which machines take part. Interfaces that appear later are not used until the node
@@ -34,7 +34,7 @@ from peer.errors import Unreachable
 
 TYPE = "_peerpoise._tcp.local."
 PREFIX = 16
-"""Characters of the id that are told: 80 bits, enough to find it in a roster."""
+"""Characters of the id that are announced: 80 bits, enough to find it in a roster."""
 OURS = re.compile(rf"[a-z2-7]{{{PREFIX}}}-[0-9a-f]{{8}}\.({re.escape(TYPE)}|local\.)")
 """Names of our services and their hosts, which are made of the id and chance: safe to handle and
 print.

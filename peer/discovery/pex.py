@@ -133,7 +133,7 @@ class Exchange:
             self._changed = True
 
     def answer(self, said: pb.Peers) -> pb.Peers:
-        """What a member that asks is told; who it is was checked.
+        """The answer to a member, whose identity was checked.
 
         Raises:
             Malformed: it asks too often, or tells what its member did not sign.

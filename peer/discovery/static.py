@@ -28,7 +28,9 @@ class Static:
         roster = around.roster
         for name in around.static:
             if name not in roster.by_name:
-                raise ConfigurationError(f"peers.static names {name!r}, who is not in the roster.")
+                raise ConfigurationError(
+                    f"peers.static names {name!r}, which is not in the roster."
+                )
         table = {member.id: member.addresses for member in roster.members}
         for name, address in around.static.items():
             member = roster.by_name[name]

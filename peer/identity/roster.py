@@ -69,7 +69,7 @@ class Roster:
             if twice:
                 raise ConfigurationError(f"The roster has the {what} {twice[0]} twice.")
         if strangers := sorted(set(self.removed) - {member.name for member in self.members}):
-            raise ConfigurationError(f"The roster removes {strangers[0]}, who is no member.")
+            raise ConfigurationError(f"The roster removes {strangers[0]}, which is not a member.")
         object.__setattr__(
             self, "members", tuple(sorted(self.members, key=lambda member: member.name))
         )
@@ -128,7 +128,7 @@ class Roster:
         if newer.digest != self.digest:
             raise ConfigurationError("it adds or changes members, which needs a new run")
         if back := sorted(set(self.removed) - set(newer.removed)):
-            raise ConfigurationError(f"it takes {back[0]} back, who was removed for good")
+            raise ConfigurationError(f"it takes {back[0]} back, which was removed for good")
         return frozenset(newer.removed) - frozenset(self.removed)
 
     def save(self, path: Path, key: PrivateKey) -> None:

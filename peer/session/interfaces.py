@@ -147,7 +147,7 @@ class Witness(Protocol):
 
 
 class _NoWitness:
-    """Nothing is said or remembered."""
+    """Neither states nor remembers anything."""
 
     def current(self) -> pb.SignedHead:
         return pb.SignedHead()

@@ -56,7 +56,7 @@ class Transfers:
         link: Callable[[Peer], Awaitable[Link]],
         identity: Identity | None = None,
     ) -> None:
-        """`identity` signs what is said to all alike; None where no key proves anything."""
+        """`identity` signs what is sent to every neighbor; None if no key proves anything."""
         self.table, self.mailbox, self._link, self.identity = (
             table,
             mailbox,
@@ -179,7 +179,7 @@ class Transfers:
         self.table.membership.moved(peer, self.table.now)
         self.table.observer.bytes_moved(peer, direction, kind, count)
 
-    # what is said to all alike
+    # what is sent to every neighbor
 
     def _is_stated(self, role: int) -> bool:
         return self.identity is not None and role != pb.ROLE_ANSWER

@@ -49,7 +49,7 @@ class Admission:
     """The buckets of one listener."""
 
     def __init__(self, hangs: Callable[[str], None] = lambda caller: None) -> None:
-        """`hangs` is told of every call that has to wait."""
+        """`hangs` is called for every call that has to wait."""
         self._hangs = hangs
         self._buckets: dict[str, Bucket] = {}
 

@@ -591,7 +591,7 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "certificate of another federation": (certificate_of_another_federation, 77, "not issued by the CA"),
     "wrong roster signature": (roster_is_changed, 77, "not signed by the federation"),
     "roster is cut": (roster_is_cut, 78, "not a roster"),
-    "not in the roster": (not_in_the_roster, 78, "'z', who is not in the roster"),
+    "not in the roster": (not_in_the_roster, 78, "'z', which is not in the roster"),
     "signing request that is none": (request_that_is_none, 77, "not a certificate request"),
     "GPU asked and absent": (gpu_that_is_not_there, 78, 'compute.device = "cuda:0", but'),
     "port taken": (port_is_taken, 75, "is taken by another process"),

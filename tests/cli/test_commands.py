@@ -258,7 +258,7 @@ def test_a_roster_loses_members_for_good(peerpoise: Call, experiment: Path, tmp_
     assert json.loads(peerpoise("roster", "show", tmp_path / "out", "--json").out) == shown
     for words, code, said in (
         (("b",), 78, "was removed from the roster before"),
-        (("x",), 78, "who is no member"),
+        (("x",), 78, "which is not a member"),
         (("a", "c"), 78, "Nobody would be left"),
     ):
         refused = peerpoise("roster", "remove", tmp_path / "out", *words)

@@ -163,7 +163,7 @@ def test_what_no_run_can_do_is_refused_in_a_sentence() -> None:
     ):
         with pytest.raises(ConfigurationError, match=said):
             older.gone(newer)
-    for names, said in ((["c"], "who is no member"), (["a", "b"], "Nobody would be left")):
+    for names, said in ((["c"], "which is not a member"), (["a", "b"], "Nobody would be left")):
         with pytest.raises(ConfigurationError, match=said):
             first.without(names)
     with pytest.raises(ConfigurationError, match="removed from the roster before"):

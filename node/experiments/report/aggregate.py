@@ -237,7 +237,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Everything that is told of a sweep."""
+    """Everything that a report shows of a sweep."""
 
     sweep: Sweep
     parts: tuple[Part, ...]
@@ -255,7 +255,7 @@ class Findings:
 
 
 def find(path: Path) -> Findings:
-    """Reads a folder; cells of any version of the code are shown, and it is said if they differ.
+    """Reads a folder; cells of any version of the code are shown, with a note if versions differ.
 
     Raises:
         DataError, ConfigurationError: it holds no sweep, or something of it is damaged.
