@@ -83,7 +83,7 @@ def main() -> None:
     if sentence := shadowed():
         print(f"peerpoise: {sentence}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
-    from node.cli.app import main as command
+    from node.cli.main import main as command
 
     command()
 

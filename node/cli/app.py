@@ -1,39 +1,27 @@
 """The command line: `peerpoise COMMAND`.
 
 Nothing heavy is imported at the top (the help must come at once): a command imports what it needs
-when it runs. Every mistake of a user ends in one sentence on standard error and an exit code of
-docs/exit-codes.md; with `--json` also in `{"error": …, "exit_code": …}` on standard output. Any
-other exception is a bug of ours: exit code 70.
+when it runs. Commands of one kind have a file of their own.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal
 
 import typer
 
-from node.cli import experiments, inspect, stdio
+from node.cli import config, experiments, federation, inspect
 from node.cli.options import Json, Settings
-from node.observability.output import documents_only, print_json, silence, unread
+from node.observability.output import print_json
 from peer.errors import (
-    EXIT_BUG,
-    EXIT_FAILURE,
-    EXIT_OK,
-    EXIT_PIPE,
     BudgetSpent,
     ConfigurationError,
     Diverged,
-    PeerpoiseError,
-    StorageError,
-    TaskError,
-    TemporaryFailure,
 )
 
 app = typer.Typer(
@@ -43,12 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-ca = typer.Typer(help="The federation's certificate authority.", no_args_is_help=True)
-roster = typer.Typer(help="The signed list of members.", no_args_is_help=True)
-config = typer.Typer(help="Look at configuration before it runs.", no_args_is_help=True)
-app.add_typer(ca, name="ca")
-app.add_typer(roster, name="roster")
-app.add_typer(config, name="config")
+app.add_typer(federation.ca, name="ca")
+app.add_typer(federation.roster, name="roster")
+app.add_typer(config.app, name="config")
 app.add_typer(inspect.app)
 app.add_typer(experiments.app)
 
@@ -351,165 +336,6 @@ def evaluate(
         )
 
 
-@ca.command("create")
-def ca_create(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder to make for the CA's key and certificate.")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Make a federation's certificate authority."""
-    from node.experiments import provisioning
-
-    _print_fields(provisioning.create_authority(folder), as_json)
-
-
-@ca.command("issue")
-def ca_issue(
-    folder: Annotated[Path, typer.Argument(help="The CA's folder.")],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for key.pem, certificate.pem and ca.pem.")
-    ],
-    request: Annotated[
-        Path | None, typer.Option("--request", help="A signing request (PEM); no key is made.")
-    ] = None,
-    days: Annotated[int, typer.Option(min=1, max=3650, help="Days of validity.")] = 365,
-    as_json: Json = False,
-) -> None:
-    """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its
-    host.
-    """
-    from node.experiments import provisioning
-
-    _print_fields(provisioning.issue(folder, out, request, days), as_json)
-
-
-@ca.command("show")
-def ca_show(
-    file: Annotated[Path, typer.Argument(help="A certificate (PEM) or a folder that holds one.")],
-    as_json: Json = False,
-) -> None:
-    """Show a certificate: node id, validity, issuer."""
-    from node.experiments import provisioning
-
-    _print_fields(provisioning.show_certificate(file), as_json)
-
-
-@roster.command("show")
-def roster_show(
-    file: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Show a roster: its version, its members, and those removed."""
-    from node.experiments import provisioning
-
-    _print_fields(provisioning.show_roster(file), as_json)
-
-
-@roster.command("remove")
-def roster_remove(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder with run.toml and roster.json.")
-    ],
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME…", help="Members to remove, for good.")
-    ],
-    authority: Annotated[
-        Path | None, typer.Option("--ca", help="The CA's folder; federation in FOLDER, by default.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Sign the roster's next version, without these members; daemons read it when it is copied over
-    theirs.
-    """
-    from node.experiments import provisioning
-
-    _print_fields(
-        provisioning.remove_members(folder, names, authority or folder / "federation"), as_json
-    )
-
-
-@config.command("show")
-def config_show(
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
-    settings: Settings = [],
-    origin: Annotated[
-        bool, typer.Option("--origin", help="Say where each value comes from.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show every value in force: files, environment, --set and defaults together."""
-    from node import config as schema
-
-    model = schema.detect_config(file)
-    values = schema.flatten(schema.load(model, [file], settings).model_dump(mode="json"))
-    origins = schema.origins(model, [file], settings) if origin else {}
-    if as_json:
-        print_json(
-            {k: {"value": v, "origin": origins.get(k, "default")} for k, v in values.items()}
-            if origin
-            else values
-        )
-        return
-    for key, value in values.items():
-        typer.echo(
-            f"{key} = {json.dumps(value, ensure_ascii=False)}"
-            + (f"  # {origins.get(key, 'default')}" * origin)
-        )
-
-
-@config.command("check")
-def config_check(
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml")],
-    settings: Settings = [],
-    as_json: Json = False,
-) -> None:
-    """Check a run, experiment or node file without running it; of a node also the files it
-    names.
-    """
-    from node import config as schema
-
-    loaded = schema.load(schema.detect_config(file), [file], settings)
-    if isinstance(loaded, schema.NodeConfig):
-        from node.cli import doctor_node
-
-        faults = [
-            it for it in doctor_node.examine(file, settings, dial=False) if it.level == "fault"
-        ]
-        if faults:
-            for it in faults:
-                typer.echo(f"{it.what}: {it.said.rstrip('.')}; {it.do}.", err=True)
-            if as_json:
-                print_json({"file": str(file), "ok": False, "faults": [it.said for it in faults]})
-            raise typer.Exit(ConfigurationError.exit_code)
-    if isinstance(loaded, schema.ExperimentConfig):
-        from node.experiments.resolve import resolve
-
-        resolve(loaded).checked()
-    if as_json:
-        print_json({"file": str(file), "ok": True}, indent=None)
-    else:
-        typer.echo(f"{file} is in order.")
-
-
-@config.command("schema")
-def config_schema(
-    which: Annotated[Literal["run", "experiment", "node"], typer.Argument()] = "experiment",
-    as_json: Json = False,
-) -> None:
-    """Print the JSON schema of run.toml, an experiment file or node.toml."""
-    from node import config as schema
-
-    models: tuple[type[schema.Section], ...] = (
-        schema.RunConfig,
-        schema.ExperimentConfig,
-        schema.NodeConfig,
-    )
-    print_json(models[("run", "experiment", "node").index(which)].model_json_schema())
-
-
 def _experiment(file: Path, settings: list[str], task: str | None = None) -> Any:
     from node.config import ExperimentConfig, load
 
@@ -534,128 +360,3 @@ def _node_file() -> Path:
     raise ConfigurationError(
         f"There is no node file; name one with --config, or put it at {places[0]} or {places[1]}."
     )
-
-
-def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(fields)
-    else:
-        typer.echo("\n".join(f"{key:<12} {value}" for key, value in fields.items()))
-
-
-def main() -> None:
-    """Entry point: the one place where exceptions become exit codes."""
-    stdio.spell()
-    out = sys.stdout
-    with documents_only() if "--json" in sys.argv else nullcontext():
-        code = _command()
-    sys.exit(_flushed(out, code))
-
-
-def _command() -> int:
-    try:
-        app(prog_name="peerpoise")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else EXIT_FAILURE
-    except TaskError as error:
-        return _refuse(_with_traceback(error), error.exit_code)
-    except PeerpoiseError as error:
-        return _refuse(str(error), error.exit_code)
-    except Exception as error:
-        return _refuse(*_other(error))
-    return EXIT_OK
-
-
-def _flushed(out: TextIO, code: int) -> int:
-    """The exit code when all is written. That the reader of a pipe has gone is worth no word: it
-    has read enough.
-    """
-    try:
-        out.flush()
-        return EXIT_PIPE if code == EXIT_FAILURE and unread(out) else code
-    except OSError as error:
-        silence(out)
-        if error.errno == errno.EPIPE:
-            return EXIT_PIPE
-        if code != EXIT_OK:
-            return code  # it was said already
-        print(f"peerpoise: Standard output can't be written: {error.strerror}.", file=sys.stderr)
-        return StorageError.exit_code
-
-
-def _refuse(sentence: str, code: int) -> int:
-    with suppress(OSError):  # nobody reads it, or the disk is full
-        print(f"peerpoise: {sentence}", file=sys.stderr)
-        if "--json" in sys.argv:
-            print_json({"error": sentence, "exit_code": code}, indent=None)
-    return code
-
-
-def _with_traceback(error: TaskError) -> str:
-    """The sentence, and where the traceback is, if its own code raised."""
-    if error.__cause__ is None:
-        return str(error)
-    file = _traceback("peerpoise-task-")
-    return str(error) + (f" The traceback is in {file}." if file else "")
-
-
-def _other(error: Exception) -> tuple[str, int]:
-    """Sentence and exit code of what we did not raise: too little memory, a full disk, a missing
-    package, or a bug.
-    """
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        said = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
-        return said, TemporaryFailure.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        said = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
-        return said, StorageError.exit_code
-    if isinstance(error, RuntimeError) and "home directory" in str(
-        error
-    ):  # of pathlib, for a path that begins with ~
-        return (
-            "This user has no home folder: set HOME, or write paths without ~.",
-            ConfigurationError.exit_code,
-        )
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in (
-        "node",
-        "peer",
-    ):
-        said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
-        return said, ConfigurationError.exit_code
-    if isinstance(error, UnicodeEncodeError):  # names of files, which may be the run's
-        characters = ascii(error.object[error.start : error.end])
-        said = f"The characters {characters} don't exist in {error.encoding}; choose another name, or LC_ALL=C.UTF-8."
-        return said, ConfigurationError.exit_code
-    return _bug(error), EXIT_BUG
-
-
-def _bug(error: Exception) -> str:
-    """One sentence; the traceback goes to a file, or with PEERPOISE_DEBUG=1 to standard error."""
-    if file := _traceback("peerpoise-bug-"):
-        said = f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in {file}, please report it."
-        return said
-    return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
-
-
-def _traceback(prefix: str) -> str:
-    """The file with the traceback; empty where none can be written, or with PEERPOISE_DEBUG=1,
-    which prints it.
-    """
-    import tempfile
-    import traceback
-
-    if os.environ.get("PEERPOISE_DEBUG") == "1":
-        traceback.print_exc()
-        return ""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", prefix=prefix, suffix=".txt", delete=False
-        ) as file:
-            traceback.print_exc(file=file)
-    except OSError:
-        return ""
-    return file.name
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kit.command import Call, Result
-from node.cli.app import main
+from node.cli.main import main
 
 EXAMPLE = """\
 [run]

@@ -46,7 +46,7 @@ def test_help_is_cheap() -> None:
     program = """
 import resource, sys
 sys.argv = ["peerpoise", "--help"]
-from node.cli.app import main
+from node.cli.main import main
 try:
     main()
 except SystemExit as end:

@@ -15,7 +15,7 @@ import pytest
 
 import node.config
 from kit.command import Call, Result
-from node.cli.app import main
+from node.cli.main import main
 from peer import errors
 
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"

@@ -38,7 +38,7 @@ PRELOADED = (
     "dp_accounting.pld.privacy_loss_distribution",
     "dp_accounting.rdp",
     "google.protobuf.message",
-    "node.cli.app",
+    "node.cli.main",
     "node.experiments.in_process",
     "node.experiments.sweep.trial",
     "node.tasks.classification",

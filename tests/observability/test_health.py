@@ -20,7 +20,7 @@ from node.observability import status
 
 PROGRAM = """
 import resource, sys
-from node.cli.app import main
+from node.cli.main import main
 try:
     main()
 finally:
