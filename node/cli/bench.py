@@ -43,8 +43,8 @@ from node.privacy import noise
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
+from node.rounds import lockstep
 from node.rounds.buffers import ReceiveBuffer, as_bytes
-from node.rounds.lockstep import simulate
 from node.task import Task
 from node.tasks import make
 from peer.codec import frames
@@ -253,7 +253,7 @@ def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
 
     def play() -> None:
         t = next(rounds)
-        simulate(nodes, plan.neighborhoods, t + 1, first=t, mix=plan.run.mix, after_phase=phase)
+        lockstep.run(nodes, plan.neighborhoods, t + 1, first=t, mix=plan.run.mix, after_phase=phase)
 
     seconds = _median(play)
     return seconds / len(nodes), max(sent.values()) // next(rounds)

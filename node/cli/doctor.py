@@ -7,7 +7,6 @@ about it. Nothing is changed, and nothing heavy is imported but torch itself, wh
 from __future__ import annotations
 
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from packaging.requirements import Requirement
 
 from node.process import available_memory, mib
 from peer.errors import ConfigurationError, first_line
@@ -115,10 +116,9 @@ def _torch() -> Iterator[Finding]:
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     said = f"{torch.__version__}, {build} build, {torch.get_num_threads()} threads"
-    wanted = next(
-        (need for need in requires("peerpoise") or () if need.startswith("torch")), "torch"
-    )
-    if _satisfied(wanted, torch.__version__):
+    requirements = map(Requirement, requires("peerpoise") or ())
+    wanted = next((it for it in requirements if it.name == "torch"), Requirement("torch"))
+    if fits(wanted, torch.__version__):
         yield ok("torch", said)
     else:
         yield fault("torch", f"{said}; peerpoise needs {wanted}", f"pip install '{wanted}'")
@@ -217,14 +217,9 @@ CHECKS: Sequence[Callable[[], Iterator[Finding]]] = (
 )  # fmt: skip
 
 
-def _satisfied(requirement: str, installed: str) -> bool:
-    """Does a version fit "torch<2.14,>=2.11"? As far as its first two numbers go."""
-    have = tuple(map(int, installed.split(".")[:2]))
-    compare = {">=": have.__ge__, "<": have.__lt__}
-    return all(
-        compare[how]((int(a), int(b)))
-        for how, a, b in re.findall(r"(>=|<)(\d+)\.(\d+)", requirement)
-    )
+def fits(requirement: Requirement, installed: str) -> bool:
+    """Is an installed version, a pre-release too, one that is required?"""
+    return requirement.specifier.contains(installed, prereleases=True)
 
 
 def _version(package: str) -> str:

@@ -77,7 +77,7 @@ def sweep(
     path = out or Path("runs") / f"sweep-{known.name}{'-quick' if quick else ''}"
     folder = Folder(path, any_code=any_code)
     if dry_run:
-        _foresee(known, folder, measure=measure, as_json=as_json)
+        _dry_run(known, folder, measure=measure, as_json=as_json)
         return
     outcome = _play(known, folder, jobs=jobs, limit=limit, budget=budget, ray=ray, quiet=as_json)
     _show(known, folder, outcome, as_json=as_json)
@@ -194,7 +194,7 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
     console.print(f"peerpoise report {folder.path}", markup=False, soft_wrap=True)
 
 
-def _foresee(known: Sweep, folder: Folder, *, measure: bool, as_json: bool) -> None:
+def _dry_run(known: Sweep, folder: Folder, *, measure: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from node.experiments.sweep import estimate
@@ -203,10 +203,10 @@ def _foresee(known: Sweep, folder: Folder, *, measure: bool, as_json: bool) -> N
     if measure:
         with folder.claimed(known):
             estimate.measure(known, folder, quiet=as_json)
-    outlook = estimate.estimated(known, folder)
+    forecast = estimate.estimated(known, folder)
     if as_json:
-        print_json(estimate.document(outlook, known, folder))
+        print_json(estimate.document(forecast, known, folder))
     else:
         console = Console(highlight=False, soft_wrap=True)
-        for line in estimate.told(outlook):
+        for line in estimate.lines(forecast):
             console.print(line, markup=False)

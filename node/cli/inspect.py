@@ -66,11 +66,11 @@ def plan(
 
         question = planning.read(file, [*told, *settings])
         question = planning.with_options(question, degree=degree, data=data, limit=limit)
-        outlook = planning.answer(question, progress.update)
+        privacy_plan = planning.answer(question, progress.update)
     if as_json:
-        print_json(planning.document(outlook))
+        print_json(planning.document(privacy_plan))
     else:
-        console.print(planning.show(outlook))
+        console.print(planning.show(privacy_plan))
 
 
 @app.command()

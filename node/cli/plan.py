@@ -77,7 +77,7 @@ class Lifetime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class PrivacyPlan:
     """What `plan` answers."""
 
     algorithm: str
@@ -150,7 +150,7 @@ def with_options(
     return replace(question, degree=degree, data=data or question.data, budget=budget)
 
 
-def answer(question: Question, say: Callable[[str], None] = lambda text: None) -> Outlook:
+def answer(question: Question, say: Callable[[str], None] = lambda text: None) -> PrivacyPlan:
     """Calibrates or accounts, once per |K|; `say` hears what is being computed. Some CPU seconds.
 
     Raises:
@@ -186,7 +186,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
     else:
         own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
     mechanism = release_mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
-    return Outlook(
+    return PrivacyPlan(
         algorithm=run.algorithm.name,
         nodes=len(question.names),
         rounds=rounds,
@@ -273,19 +273,19 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
     )
 
 
-def document(outlook: Outlook) -> dict[str, Any]:
+def document(plan: PrivacyPlan) -> dict[str, Any]:
     """For programs; what is not finite is None."""
-    found: dict[str, Any] = plain({**asdict(outlook), "privacy": outlook.privacy.model_dump()})
+    found: dict[str, Any] = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
     return found
 
 
-def show(outlook: Outlook) -> RenderableType:
+def show(plan: PrivacyPlan) -> RenderableType:
     """For people."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    wanted = "" if outlook.target is None else f" for ε_total ≤ {outlook.target:g}"
+    wanted = "" if plan.target is None else f" for ε_total ≤ {plan.target:g}"
     table = Table(
         "graph",
         "degree",
@@ -297,8 +297,8 @@ def show(outlook: Outlook) -> RenderableType:
         pad_edge=False,
         title_justify="left",
     )
-    table.title = f"What graphs of {outlook.nodes} nodes cost{wanted}, under the same conditions"
-    for it in outlook.graphs:
+    table.title = f"What graphs of {plan.nodes} nodes cost{wanted}, under the same conditions"
+    for it in plan.graphs:
         cells = [
             str(it.degree),
             str(it.releases),
@@ -307,17 +307,17 @@ def show(outlook: Outlook) -> RenderableType:
             f"{it.spectral_gap:.2g}",
         ]
         table.add_row(it.graph, *cells)
-    lines = [*_headline(outlook), *_lifetime_lines(outlook)]
-    no = [Text(f"not {kind}: {why}") for kind, why in outlook.impossible.items()]
+    lines = [*_headline(plan), *_lifetime_lines(plan)]
+    no = [Text(f"not {kind}: {why}") for kind, why in plan.impossible.items()]
     return Group(*(Text(line) for line in lines), Text(), table, *no)
 
 
-def _headline(outlook: Outlook) -> Iterator[str]:
-    it, privacy = outlook.cost, outlook.privacy
-    where = f"{it.graph} of {outlook.nodes} nodes" if it.graph else "any graph"
+def _headline(plan: PrivacyPlan) -> Iterator[str]:
+    it, privacy = plan.cost, plan.privacy
+    where = f"{it.graph} of {plan.nodes} nodes" if it.graph else "any graph"
     yield (
-        f"{outlook.algorithm}, {where}, {it.degree} neighbors at most: |K| = {it.releases} releases a round, "
-        f"{outlook.rounds} rounds, q = {outlook.rate:g}"
+        f"{plan.algorithm}, {where}, {it.degree} neighbors at most: |K| = {it.releases} releases a round, "
+        f"{plan.rounds} rounds, q = {plan.rate:g}"
     )
     yield f"σ = {it.sigma:.4g}: ε_total = {it.epsilon:.3g} ({conditions(privacy)})"
     yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
@@ -325,8 +325,8 @@ def _headline(outlook: Outlook) -> Iterator[str]:
         yield privacy.warning
 
 
-def _lifetime_lines(outlook: Outlook) -> Iterator[str]:
-    it = outlook.lifetime
+def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
+    it = plan.lifetime
     if it is None:
         return
     yield (
@@ -334,4 +334,4 @@ def _lifetime_lines(outlook: Outlook) -> Iterator[str]:
         f"(add/remove one example, δ = {it.delta:g}, PLD, {AGAINST})"
     )
     if it.limit is not None:
-        yield f"Limit {it.limit:g}: {it.rounds_left} of the {outlook.rounds} rounds of this run can release."
+        yield f"Limit {it.limit:g}: {it.rounds_left} of the {plan.rounds} rounds of this run can release."

@@ -536,14 +536,15 @@ class Daemon:
         """
         learner, watch, folder = self.learner, self.watch, self.node.folder
         tested = {} if diverged else self.tested or self._evaluate()
+        peak = device.peak_memory(getattr(learner.task, "device", device.CPU))
+        figures: dict[str, float | Mapping[str, float]] = {"peak_memory_bytes": peak}
+        figures |= watch.diagnostics
         found = learner.summarize(
             rounds_run=self.rounds_run,
             metrics=tested,
             consensus_distance=watch.distance,
             bytes_sent=self._bytes_sent(),
-            measured={
-                "peak_memory_bytes": device.peak_memory(getattr(learner.task, "device", device.CPU))
-            },
+            measured=figures,
             round_seconds=summary.seconds(watch.round_seconds),
             wall_seconds=sum(watch.round_seconds),
             insecure=self.insecure,

@@ -25,8 +25,7 @@ from node.privacy.ledger import Ledger
 from node.records import checkpoint, summary
 from node.records.journal import Journal, header
 from node.records.summary import Summary
-from node.rounds.lockstep import Hoods
-from node.rounds.lockstep import simulate as play
+from node.rounds import lockstep
 from peer.errors import PeerpoiseError
 from peer.files import ensure_dir
 from peer.message import Peer
@@ -111,22 +110,24 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
         }
         progress(t + 1, rounds, tested)
 
-    conversations = {name: it.algorithm for name, it in learners.items()}
-    bounds = next(iter(learners.values())).bounds
-    how = {
-        "mix": config.mix,
-        "bounds": bounds,
-        "after_phase": after_phase,
-        "after_round": after_round,
-    }
-    play(conversations, _hoods(learners), rounds, **how)  # type: ignore[arg-type]
-    each = [after - before for before, after in pairwise(seconds)]
-    found = {
+    first = next(iter(learners.values()))
+    lockstep.run(
+        {name: learner.algorithm for name, learner in learners.items()},
+        first.plan.neighborhoods,
+        rounds,
+        mix=config.mix,
+        bounds=first.bounds,
+        after_phase=after_phase,
+        after_round=after_round,
+    )
+    round_seconds = [after - before for before, after in pairwise(seconds)]
+    summaries = {
         name: learner.summarize(
             rounds_run=rounds,
             metrics=metrics[name],
+            measured=learner.diagnostics(),
             bytes_sent=sent[name],
-            round_seconds=summary.seconds(each),
+            round_seconds=summary.seconds(round_seconds),
             wall_seconds=seconds[-1] - seconds[0],
         )
         for name, learner in learners.items()
@@ -135,12 +136,15 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
         checkpoint.save_model(
             homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters
         )
-        summary.write(homes[name] / "summary.json", found[name])
-        reason = "diverged" if found[name].diverged else "finished"
-        end = {"complete": found[name].complete, "params_digest": found[name].params_digest[name]}
+        summary.write(homes[name] / "summary.json", summaries[name])
+        reason = "diverged" if summaries[name].diverged else "finished"
+        end = {
+            "complete": summaries[name].complete,
+            "params_digest": summaries[name].params_digest[name],
+        }
         journals[name].write("end", reason=reason, **end)
     merged = summary.merge(
-        list(found.values()), {n: it.algorithm.parameters for n, it in learners.items()}
+        list(summaries.values()), {n: it.algorithm.parameters for n, it in learners.items()}
     )
     honest = {name: it for name, it in learners.items() if not it.attack}
     average = save_average(
@@ -176,10 +180,6 @@ def _learners(resolved: ResolvedRun) -> dict[Peer, Learner]:
         sigma = learner.sigma
         start = learner.algorithm.parameters if start is None else start
     return learners
-
-
-def _hoods(learners: Mapping[Peer, Learner]) -> Hoods:
-    return next(iter(learners.values())).plan.neighborhoods
 
 
 def _journal(home: Path, learner: Learner) -> Journal:

@@ -69,12 +69,14 @@ def up(
         run, homes = provisioning.local(
             folder, resolved, list(zip(ports[::2], ports[1::2], strict=True))
         )
-        daemons: list[Daemon] = []
+        daemons: list[DaemonProcess] = []
         with Screen(config.train.rounds, quiet=quiet) as screen, _ending(daemons):
             _announce(screen, config, folder)
             for name, home in homes.items():
                 process = _start(home, insecure, loop, attacks=name in config.experiment.attackers)
-                daemons.append(Daemon(name, home, process, status.places(run.run_id, name, home)))
+                daemons.append(
+                    DaemonProcess(name, home, process, status.places(run.run_id, name, home))
+                )
             code = follow(daemons, folder, screen)
     summary = run_folder.merge(folder, homes)
     _conclude(
@@ -110,7 +112,7 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
 
 
 @dataclass(slots=True)
-class Daemon:
+class DaemonProcess:
     """One node's process, and what was last seen of it."""
 
     name: str
@@ -184,7 +186,7 @@ def after(
     return seen
 
 
-def follow(daemons: list[Daemon], folder: Path, screen: Screen) -> int:
+def follow(daemons: list[DaemonProcess], folder: Path, screen: Screen) -> int:
     """Shows the daemons until the last has ended. A signal stops them all, and so does a screen
     that can't be written; a second signal kills them.
 
@@ -251,14 +253,14 @@ def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subproces
         )
 
 
-def _tell(daemons: list[Daemon], number: signal.Signals) -> None:
+def _tell(daemons: list[DaemonProcess], number: signal.Signals) -> None:
     for daemon in daemons:
         if daemon.process.poll() is None:
             daemon.process.send_signal(number)
 
 
 @contextlib.contextmanager
-def _ending(daemons: list[Daemon]) -> Iterator[None]:
+def _ending(daemons: list[DaemonProcess]) -> Iterator[None]:
     """However the block is left, the daemons have ended then: told to stop, or killed where they
     don't.
     """

@@ -339,7 +339,7 @@ class Learner:
         rounds_run: int,
         metrics: Mapping[str, float],
         bytes_sent: float,
-        measured: Mapping[str, float] = MappingProxyType({}),
+        measured: Mapping[str, float | Mapping[Peer, float]] = MappingProxyType({}),
         diverged: bool = False,
         **figures: Any,
     ) -> Summary:
@@ -375,7 +375,10 @@ class Learner:
             },
             algorithm_metrics={
                 "bytes_per_step": bytes_sent / rounds_run if rounds_run else None,
-                **measured,
+                **{
+                    name: dict(value) if isinstance(value, Mapping) else value
+                    for name, value in measured.items()
+                },
             },
             version=code_version(),
             config_digest=self.run.digest,

@@ -37,7 +37,7 @@ Lossy: TypeAlias = Callable[[int, int, Peer, Peer], bool]
 Of an Ask the answer is lost, not the question: the sender has released it all the same."""
 
 
-def simulate(
+def run(
     algorithms: Mapping[Peer, Algorithm],
     neighborhoods: Hoods,
     rounds: int,

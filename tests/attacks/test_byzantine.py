@@ -11,7 +11,8 @@ from node.algorithms import Algorithm, Resources
 from node.attacks import ATTACKS, Attack
 from node.attacks.byzantine import ByzantineAlgorithm, MessageAttackConfig
 from node.config import AttackSection, MixSection
-from node.rounds.lockstep import exchange, simulate
+from node.rounds import lockstep
+from node.rounds.lockstep import exchange
 from peer.message import Ask, IncrementalPayload, Mix, Say
 from peer.neighborhood import View
 from peer.topology import make_neighborhoods
@@ -71,7 +72,7 @@ def test_strength_zero_has_the_bits_of_honesty(variant, name):
     honest, neighborhoods = cluster(variant)
     liars, _ = attacked(variant, name, strength=0.0, **everything)
     for nodes in (honest, liars):
-        simulate(nodes, neighborhoods, 5, lossy=lossy(1))
+        lockstep.run(nodes, neighborhoods, 5, lossy=lossy(1))
     assert torch.equal(results(honest), results(liars))
 
 
@@ -91,7 +92,7 @@ def test_at_full_strength_it_is_seen_in_the_neighbors(name):
     honest, neighborhoods = cluster(XAVG)
     liars, _ = attacked(XAVG, name)
     for nodes in (honest, liars):
-        simulate(nodes, neighborhoods, 5)
+        lockstep.run(nodes, neighborhoods, 5)
     assert not torch.equal(honest["n0"].parameters, liars["n0"].parameters)
 
 
@@ -99,7 +100,7 @@ def test_at_full_strength_it_is_seen_in_the_neighbors(name):
 def test_the_sequence_of_verbs_is_the_honest_one(variant):
     liars, neighborhoods = attacked(variant, "sign-flip")
     heard = {i: Listened(a) for i, a in liars.items()}
-    simulate(heard, neighborhoods, 4)
+    lockstep.run(heard, neighborhoods, 4)
     assert heard["n1"].verbs == heard["n0"].verbs
 
 
@@ -173,7 +174,7 @@ def test_in_its_own_mixing_an_attacker_believes_itself(variant, mix):
     honest, neighborhoods = cluster(variant)
     liars, _ = attacked(variant, "state", lie="scaling", of="value")
     for nodes in (honest, liars):
-        simulate(nodes, neighborhoods, 1, mix=mix)
+        lockstep.run(nodes, neighborhoods, 1, mix=mix)
     assert torch.equal(liars["n1"].parameters, honest["n1"].parameters)
     assert not torch.equal(liars["n0"].parameters, honest["n0"].parameters)
 
@@ -197,7 +198,7 @@ def test_what_was_mixed_the_round_before_is_known_as_steps():
     before = {}
     for t in range(3):
         before[t] = nodes["n1"].parameters
-        simulate(nodes, neighborhoods, t + 1, first=t)
+        lockstep.run(nodes, neighborhoods, t + 1, first=t)
     for t, (x, v) in enumerate(zip(spy.seen[::2], spy.seen[1::2], strict=True)):
         assert (x.word, x.parameters, v.parameters, list(x.heard)) == (
             "state",
@@ -217,7 +218,7 @@ def test_the_step_of_an_algorithm_that_mixes_first_is_that_of_the_round_before()
     """
     spy = Spy()
     nodes, _, neighborhoods = spied(DPSGD, spy)
-    simulate(nodes, neighborhoods, 3)
+    lockstep.run(nodes, neighborhoods, 3)
     lr = nodes["n1"].config.lr
     assert not spy.seen[0].truth.any(), "before its first step there is none"
     for t in (1, 2):
@@ -234,7 +235,7 @@ def test_the_step_of_a_block_is_counted_from_that_block(wire):
     )
     for t in range(3 * steps):
         before = nodes["n1"].parameters[nodes["n1"].span(t)].clone()
-        simulate(nodes, neighborhoods, t + 1, first=t)
+        lockstep.run(nodes, neighborhoods, t + 1, first=t)
         said = heard["n1"].said[t]
         assert torch.equal(spy.seen[t].truth, said - before if wire == "float32" else said)
         assert list(spy.seen[t].heard) == ["n0", "n2", "n3"] * (t % steps)
@@ -244,7 +245,7 @@ def test_answers_heard_are_those_of_the_round_before_whoever_asks_first():
     """Else it would depend on the network what an attacker says."""
     spy = Spy(words=("answer", "question"))
     nodes, _, neighborhoods = spied(XAVG, spy)
-    simulate(nodes, neighborhoods, 3)
+    lockstep.run(nodes, neighborhoods, 3)
     answers = [said for said in spy.seen if said.word == "answer"]
     questions = [said for said in spy.seen if said.word == "question"]
     assert [list(said.heard) for said in answers] == [[]] * 3 + [["n0", "n2", "n3"]] * 6
@@ -271,7 +272,7 @@ def test_says_pairs_and_slices_are_lied_about_in_their_own_form():
     neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
     nodes = {i: Talker(i, torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
     spy = Spy(more=100.0)
-    simulate({**nodes, "n1": ByzantineAlgorithm(nodes["n1"], spy, 1)}, neighborhoods, 1)
+    lockstep.run({**nodes, "n1": ByzantineAlgorithm(nodes["n1"], spy, 1)}, neighborhoods, 1)
     assert torch.equal(nodes["n0"].heard["n1"][1], torch.full((D,), 102.0))
     torch.testing.assert_close(nodes["n0"].parameters, torch.full((D,), 1 + 100 / 3))
     torch.testing.assert_close(nodes["n1"].parameters, torch.full((D,), 1.0))
@@ -287,7 +288,7 @@ async def test_a_liar_that_collects_among_neighbors_that_stream():
         nodes = {i: Talker(i, torch.full((D,), float(k))) for k, i in enumerate(neighborhoods)}
         talking = {**nodes, "n1": ByzantineAlgorithm(nodes["n1"], Spy(more=100.0), 1)}
         if driver == "simulate":
-            simulate(talking, neighborhoods, 3)
+            lockstep.run(talking, neighborhoods, 3)
         else:
             await play(mesh(talking, neighborhoods, 3))
         found.append(torch.stack([node.parameters for node in nodes.values()]))

@@ -14,7 +14,7 @@ from node.learning.learner import Plan, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.records import checkpoint
-from node.rounds.lockstep import simulate as play
+from node.rounds import lockstep
 
 BASE = {
     "algorithm": {"name": "xavg", "lr": 0.2},
@@ -135,7 +135,7 @@ def strict(attack, rounds=3):
     for name, learner in learners.items():
         honest = getattr(learner.algorithm, "_algorithm", learner.algorithm)
         gates[name] = honest.gradients = Noted(honest.gradients)
-    play({name: it.algorithm for name, it in learners.items()}, plan.neighborhoods, rounds)
+    lockstep.run({name: it.algorithm for name, it in learners.items()}, plan.neighborhoods, rounds)
     debits = {
         name: [it.ledger.count(plan.run.run_id, t) for t in range(rounds)]
         for name, it in learners.items()

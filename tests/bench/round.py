@@ -47,7 +47,7 @@ from node.experiments import local_cluster, provisioning
 from node.experiments.resolve import resolve
 from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 
 DPDL: dict[str, Any] = {
     "algorithm": {"name": "dpdl", "lr": 0.3},
@@ -178,7 +178,7 @@ class Compute:
         start, self.t = self.t, self.t + rounds
         assert self.t <= self.rounds
         began = time.thread_time()
-        simulate(
+        lockstep.run(
             {n: it.algorithm for n, it in self.learners.items()},
             self.neighborhoods,
             self.t,

@@ -29,7 +29,7 @@ from rich.table import Table
 from node.config import RunConfig
 from node.learning.learner import Learner, Plan, build
 from node.privacy.ledger import Ledger
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 
 SIZES = (4, 8, 16, 32, 64)
 EXAMPLES = 350
@@ -68,7 +68,7 @@ class Nodes:
         start, self.t = self.t, self.t + rounds
         algorithms = {name: it.algorithm for name, it in self.learners.items()}
         began = time.thread_time()
-        simulate(algorithms, self.plan.neighborhoods, self.t, first=start)
+        lockstep.run(algorithms, self.plan.neighborhoods, self.t, first=start)
         return 1000 * (time.thread_time() - began) / rounds / self.n
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from kit.command import Call
@@ -100,7 +101,7 @@ def test_too_few_open_files(peerpoise: Call) -> None:
     [("2.11.0", True), ("2.13.1+cpu", True), ("2.14.0", False), ("2.9", False), ("3.0", False)],
 )
 def test_the_version_of_torch(installed: str, fits: bool) -> None:
-    assert doctor._satisfied("torch<2.14,>=2.11", installed) is fits
+    assert doctor.fits(Requirement("torch<2.14,>=2.11"), installed) is fits
 
 
 # -- a node's files

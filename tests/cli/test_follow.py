@@ -20,7 +20,7 @@ import pytest
 
 from node.config import MetricsSection, NodeConfig, write
 from node.experiments import local_cluster
-from node.experiments.local_cluster import Daemon, after, follow
+from node.experiments.local_cluster import DaemonProcess, after, follow
 from node.experiments.provisioning import OWN
 from node.figures import ACCURACY, document
 from node.observability.output import silence
@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_cluster, "GRACE_S", 0.2)
 
 
-def daemon(folder: Path, name: str, program: str, metrics: str = "") -> Daemon:
+def daemon(folder: Path, name: str, program: str, metrics: str = "") -> DaemonProcess:
     home = folder / name
     home.mkdir()
     write(
@@ -60,10 +60,10 @@ def daemon(folder: Path, name: str, program: str, metrics: str = "") -> Daemon:
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT
         )
-    return Daemon(name, home, process, [folder / f"{name}.sock"])
+    return DaemonProcess(name, home, process, [folder / f"{name}.sock"])
 
 
-def run(folder: Path, programs: dict[str, str]) -> tuple[int, list[Daemon]]:
+def run(folder: Path, programs: dict[str, str]) -> tuple[int, list[DaemonProcess]]:
     daemons = [daemon(folder, name, program) for name, program in programs.items()]
     with Screen(4, quiet=True) as screen:
         return follow(daemons, folder, screen), daemons

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # a program: pytest's `pythonpath` does not reach it
 
 from kit.toys import VARIANTS, cluster, lossy, results  # noqa: E402
-from node.rounds.lockstep import simulate  # noqa: E402
+from node.rounds import lockstep  # noqa: E402
 
 SHORT = {"train.rounds": 3, "train.evaluate_every": 1, "privacy.insecure_seed": 7}
 TOO_LARGE = {"deca-paper", "deca-smollm2"}
@@ -41,7 +41,7 @@ def example(path: Path) -> str:
 def conformance(variant: tuple[str, dict[str, object]]) -> str:
     """SHA-256 of the nodes' parameters after six rounds in which messages are lost."""
     nodes, neighborhoods = cluster(variant, "ring")
-    simulate(nodes, neighborhoods, 6, lossy=lossy(4))
+    lockstep.run(nodes, neighborhoods, 6, lossy=lossy(4))
     return hashlib.sha256(results(nodes).numpy().tobytes()).hexdigest()
 
 

@@ -27,7 +27,7 @@ from kit.toys import (
 )
 from node.algorithms import Resources, find
 from node.algorithms.sgd import Local, SgdConfig
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.errors import ConfigurationError
 from peer.message import Mix
 from peer.neighborhood import View
@@ -47,7 +47,7 @@ def verbs_of(variant):
     """The types of the verbs of a round."""
     nodes, neighborhoods = cluster(variant, n=2)
     heard = {i: Listened(a) for i, a in nodes.items()}
-    simulate(heard, neighborhoods, 1)
+    lockstep.run(heard, neighborhoods, 1)
     return [verb[0] for verb in heard["n0"].verbs[0]]
 
 
@@ -69,7 +69,7 @@ def test_the_sequence_of_verbs_never_depends_on_what_was_heard(variant, kind):
     for loss in (None, lossy(1), lossy(2, 0.8), lambda *_: True):
         nodes, neighborhoods = cluster(variant, kind, n=5)
         heard = {i: Listened(a) for i, a in nodes.items()}
-        simulate(heard, neighborhoods, 5, lossy=loss)
+        lockstep.run(heard, neighborhoods, 5, lossy=loss)
         sequences += [listened.verbs for listened in heard.values()]
     assert all(verbs == sequences[0] for verbs in sequences)
 
@@ -80,7 +80,7 @@ def test_the_sequence_of_verbs_is_the_same_when_answers_are_withheld(variant):
     for gate in (Toy, Stingy):
         nodes, neighborhoods = cluster(variant, gate=gate)
         heard = {i: Listened(a) for i, a in nodes.items()}
-        simulate(heard, neighborhoods, 3)
+        lockstep.run(heard, neighborhoods, 3)
         sequences += [listened.verbs for listened in heard.values()]
         assert all(isfinite(float(a.parameters.sum())) for a in nodes.values())
     assert all(verbs == sequences[0] for verbs in sequences)
@@ -93,7 +93,7 @@ def test_it_survives_missing_neighbors(variant, kind, share):
     """Finite, and still nearer to the optima than the start."""
     start = torch.full((D,), 20.0)
     nodes, neighborhoods = cluster(variant, kind, n=5, start=start)
-    simulate(nodes, neighborhoods, 40, lossy=lossy(3, share))
+    lockstep.run(nodes, neighborhoods, 40, lossy=lossy(3, share))
     assert torch.isfinite(results(nodes)).all()
     assert results(nodes).norm(dim=1).max() < 0.7 * start.norm()
 
@@ -102,7 +102,7 @@ def test_it_survives_missing_neighbors(variant, kind, share):
 def test_it_survives_a_node_that_is_down(variant):
     nodes, neighborhoods = cluster(variant, "ring", n=4)
     del nodes["n2"]
-    simulate(nodes, neighborhoods, 5)
+    lockstep.run(nodes, neighborhoods, 5)
     assert torch.isfinite(results(nodes)).all()
 
 
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_bits(variant, kind):
         nodes, neighborhoods = cluster(variant, kind)
         if backwards:
             nodes = {i: nodes[i] for i in sorted(nodes, reverse=True)}
-        simulate(nodes, neighborhoods, 6, lossy=lossy(4))
+        lockstep.run(nodes, neighborhoods, 6, lossy=lossy(4))
         runs.append(results(nodes))
     assert torch.equal(*runs)
 
@@ -129,10 +129,10 @@ def test_resuming_gives_the_bits_of_a_straight_run(variant, kind, stop):
     elsewhere.
     """
     straight, neighborhoods = cluster(variant, kind)
-    simulate(straight, neighborhoods, 7)
+    lockstep.run(straight, neighborhoods, 7)
 
     first, _ = cluster(variant, kind)
-    simulate(first, neighborhoods, stop)
+    lockstep.run(first, neighborhoods, stop)
     second, _ = cluster(variant, kind, start=torch.zeros(D))
     for i, state in ((i, a.state) for i, a in first.items()):
         fields = {
@@ -140,7 +140,7 @@ def test_resuming_gives_the_bits_of_a_straight_run(variant, kind, stop):
             for field in dataclasses.fields(state)
         }
         second[i].state = type(state)(**fields)
-    simulate(second, neighborhoods, 7, first=stop)
+    lockstep.run(second, neighborhoods, 7, first=stop)
     assert torch.equal(results(second), results(straight))
 
 
@@ -148,9 +148,9 @@ def test_resuming_gives_the_bits_of_a_straight_run(variant, kind, stop):
 def test_what_is_resumed_matters(variant):
     """Power of the test above: without the state the bits differ."""
     straight, neighborhoods = cluster(variant)
-    simulate(straight, neighborhoods, 7)
+    lockstep.run(straight, neighborhoods, 7)
     second, _ = cluster(variant, start=torch.zeros(D))
-    simulate(second, neighborhoods, 7, first=4)
+    lockstep.run(second, neighborhoods, 7, first=4)
     assert not torch.equal(results(second), results(straight))
 
 
@@ -205,8 +205,8 @@ def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
     shared = {k: getattr(lone.config, k) for k in ("lr", "lr_decay", "decay_every", "weight_decay")}
     config = SgdConfig(beta=getattr(lone.config, "beta", 0.0), **shared)
     local = Local(config, Resources(me="n0", layout=LAYOUT, start=lone.parameters, gradients=gate))
-    simulate({"n0": lone}, neighborhoods, 15)
-    simulate({"n0": local}, neighborhoods, 15)
+    lockstep.run({"n0": lone}, neighborhoods, 15)
+    lockstep.run({"n0": local}, neighborhoods, 15)
     torch.testing.assert_close(lone.parameters, local.parameters, rtol=1e-5, atol=1e-6)
 
 
@@ -215,7 +215,7 @@ def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
 def test_it_draws_as_many_gradients_as_it_declares(variant, n, kind):
     """|K|: distinct recipients per round, oneself among them. Only neighbors are served."""
     nodes, neighborhoods = cluster(variant, kind, n)
-    simulate(nodes, neighborhoods, 4)
+    lockstep.run(nodes, neighborhoods, 4)
     for i, algorithm in nodes.items():
         served = algorithm.gradients._served
         assert sorted(served) == [0, 1, 2, 3]
@@ -245,7 +245,7 @@ def gossip(variant, loss, rounds=6, n=6, kind="full"):
             state, **{**{name: torch.zeros_like(x) for name in vectors}, "x": x}
         )
     before = results(nodes)
-    simulate(nodes, neighborhoods, rounds, lossy=loss)
+    lockstep.run(nodes, neighborhoods, rounds, lossy=loss)
     after = results(nodes)
     return (
         float((after.mean(0) - before.mean(0)).abs().max()),
@@ -318,7 +318,7 @@ def test_a_withheld_answer_costs_no_edge(variant):
     for gate in (Still, StillStingy):
         name, options = variant
         nodes, neighborhoods = cluster((name, {**options, "weight_decay": 0.0}), gate=gate)
-        simulate(nodes, neighborhoods, 3)
+        lockstep.run(nodes, neighborhoods, 3)
         apart.append(results(nodes))
     assert torch.equal(*apart)
 
@@ -360,7 +360,7 @@ def frames(variant, mode, canary):
     for algorithm in nodes.values():
         algorithm.gradients.mode, algorithm.gradients.secret = mode, torch.full((D,), canary)
     heard = {i: Listened(a) for i, a in nodes.items()}
-    simulate(heard, neighborhoods, 3)
+    lockstep.run(heard, neighborhoods, 3)
     return [part for i in sorted(heard) for part in heard[i].said] + [
         nodes[i].parameters for i in sorted(nodes)
     ]
@@ -405,7 +405,7 @@ def test_its_state_is_a_frozen_dataclass_of_tensors_numbers_and_strings(variant)
 @every
 def test_its_diagnostics_name_neighbors_only(variant):
     nodes, neighborhoods = cluster(variant, "ring", n=5)
-    simulate(nodes, neighborhoods, 2)
+    lockstep.run(nodes, neighborhoods, 2)
     for i, algorithm in nodes.items():
         per_neighbor = {it.name for it in algorithm.DIAGNOSTICS if it.per_neighbor}
         for name, value in algorithm.diagnostics().items():
@@ -426,6 +426,6 @@ def test_an_unknown_algorithm_is_a_sentence():
 @every
 def test_it_tells_all_that_it_declares_and_nothing_else(variant):
     nodes, neighborhoods = cluster(variant)
-    simulate(nodes, neighborhoods, 2)
+    lockstep.run(nodes, neighborhoods, 2)
     for algorithm in nodes.values():
         assert {*algorithm.diagnostics()} == {it.name for it in algorithm.DIAGNOSTICS}

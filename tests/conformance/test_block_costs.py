@@ -21,7 +21,7 @@ from node.algorithms import Capability, Resources, find
 from node.config import MixSection, PrivacySection, RunConfig, SyncSection
 from node.learning import requirements
 from node.privacy.gate import GateConfig, NonPrivateGate
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from node.tasks import make
 from peer.errors import ConfigurationError
 from peer.message import Layout
@@ -146,9 +146,9 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
             options, resources("a", task.layout, start, task.stages, gradients=gradients)
         )
         del start
-        simulate({"a": node}, {"a": neighborhood}, 1)  # and drops what the start took
+        lockstep.run({"a": node}, {"a": neighborhood}, 1)  # and drops what the start took
         meter.peak = 0
-        simulate({"a": node}, {"a": neighborhood}, 9, first=1)
+        lockstep.run({"a": node}, {"a": neighborhood}, 9, first=1)
     expected = m + factor * m / 4
     assert 0.9 * expected < meter.peak < 1.1 * expected
 

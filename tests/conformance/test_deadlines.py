@@ -22,7 +22,7 @@ from kit.toys import (
     stream,
 )
 from node.config import MixSection, StartSection, SyncSection
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from node.rounds.phase import WINDOW, StreamingPhase
 from peer import codec
 from peer.errors import PeersUnavailable, Unreachable
@@ -359,9 +359,9 @@ async def test_a_streaming_mix_gives_the_bits_of_a_collected_one(jitter):
     collected = {
         name: Streamer(neighborhood, False) for name, neighborhood in neighborhoods.items()
     }
-    simulate(collected, neighborhoods, 3)
+    lockstep.run(collected, neighborhoods, 3)
     streamed = {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()}
-    simulate(streamed, neighborhoods, 3)
+    lockstep.run(streamed, neighborhoods, 3)
     assert torch.equal(results(streamed), results(collected))
     live = {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()}
     await play(mesh(live, neighborhoods, 3, layout=BLOCK, network=Network(1, delay=jitter)))
@@ -373,7 +373,7 @@ async def test_a_block_that_would_be_streamed_is_collected_for_a_robust_rule():
     collected = {
         name: Streamer(neighborhood, False) for name, neighborhood in neighborhoods.items()
     }
-    simulate(collected, neighborhoods, 2, mix=mix)
+    lockstep.run(collected, neighborhoods, 2, mix=mix)
     live = {name: Streamer(neighborhood, True) for name, neighborhood in neighborhoods.items()}
     await play(mesh(live, neighborhoods, 2, layout=BLOCK, mix=mix))
     assert torch.equal(results(live), results(collected))
@@ -575,7 +575,7 @@ class Noter:
 async def test_notes_reach_the_neighbors_in_both_drivers():
     neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2", "n3"])
     alone, live = ({name: Noter(it) for name, it in neighborhoods.items()} for _ in range(2))
-    simulate(alone, neighborhoods, 2)
+    lockstep.run(alone, neighborhoods, 2)
     await play(mesh(live, neighborhoods, 2))
     assert live["n0"].notes[1] == (
         {"n1": b"n1 1", "n3": b"n3 1"},
@@ -607,7 +607,7 @@ async def test_a_mix_by_its_own_weights_streams_whatever_the_run_says(mix):
     neighborhoods = make_neighborhoods("ring", ["n0", "n1", "n2", "n3"])
     collected = {name: Weigher(it, False) for name, it in neighborhoods.items()}
     before = {name: it.parameters for name, it in collected.items()}
-    simulate(collected, neighborhoods, 1, mix=mix)
+    lockstep.run(collected, neighborhoods, 1, mix=mix)
     expected = (0.5 * before["n0"] + 0.25 * before["n1"] + 0.75 * before["n3"]) / 1.5
     assert torch.allclose(collected["n0"].parameters, expected, atol=1e-6)
     live = {name: Weigher(it, True) for name, it in neighborhoods.items()}

@@ -10,8 +10,8 @@ from kit.mesh import mesh, play
 from kit.toys import TALKING, VARIANTS, Stingy, cluster, results, simulated
 from node.config import MixSection
 from node.maths.robust import RULES
+from node.rounds import lockstep
 from node.rounds.buffers import ReceiveBuffer
-from node.rounds.lockstep import simulate
 from peer.transport.grpc import Grpc
 from peer.transport.memory import Network
 
@@ -63,7 +63,7 @@ async def test_grpc_gives_the_bits_of_simulate(variant):
 async def test_a_robust_rule_gives_the_bits_of_simulate(variant, rule):
     mix = MixSection(rule=rule)
     expected, neighborhoods = cluster(variant, "full", 5)
-    simulate(expected, neighborhoods, ROUNDS, mix=mix)
+    lockstep.run(expected, neighborhoods, ROUNDS, mix=mix)
     nodes, _ = cluster(variant, "full", 5)
     await play(mesh(nodes, neighborhoods, ROUNDS, mix=mix))
     assert torch.equal(results(nodes), results(expected))

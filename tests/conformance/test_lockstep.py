@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from node.rounds.lockstep import exchange, simulate
+from node.rounds import lockstep
+from node.rounds.lockstep import exchange
 from peer.message import Ask, IncrementalPayload, Layout, Mix, Say, Withheld
 from peer.topology import make_neighborhoods
 
@@ -161,12 +162,12 @@ class Talker:
 def test_a_node_that_leaves_the_round_early_is_a_bug():
     talkers = {i: Talker(X[i], says=1 if i == "b" else 2) for i in X}
     with pytest.raises(AssertionError, match=r"round 0, phase 1: only \['a', 'c'\] still speak"):
-        simulate(talkers, THREE, 1)
+        lockstep.run(talkers, THREE, 1)
 
 
 def test_lossy_is_asked_per_round_phase_sender_and_receiver():
     talkers = {i: Talker(X[i], says=2) for i in X}
-    simulate(talkers, THREE, 3, first=1, lossy=lambda *what: what == (2, 1, "a", "b"))
+    lockstep.run(talkers, THREE, 3, first=1, lossy=lambda *what: what == (2, 1, "a", "b"))
     nothing = frozenset()
     assert talkers["b"].missing == [
         (1, 0, nothing),
@@ -183,7 +184,7 @@ def test_a_mix_agrees_on_who_was_heard_in_the_phase_just_before():
     """
     for phase, expected in ((0, torch.tensor([3.0, 3.0])), (1, (2 * X["a"] + X["c"]) / 3)):
         talkers = {i: Talker(X[i], says=2, mixes=1) for i in X}
-        simulate(
+        lockstep.run(
             talkers, THREE, 1, lossy=lambda t, p, a, b, phase=phase: (p, a, b) == (phase, "b", "a")
         )
         torch.testing.assert_close(talkers["a"].x, expected)
@@ -191,7 +192,7 @@ def test_a_mix_agrees_on_who_was_heard_in_the_phase_just_before():
 
 def test_after_round_hears_every_round_once():
     seen = []
-    simulate({i: Talker(X[i], says=1) for i in X}, THREE, 5, first=2, after_round=seen.append)
+    lockstep.run({i: Talker(X[i], says=1) for i in X}, THREE, 5, first=2, after_round=seen.append)
     assert seen == [2, 3, 4]
 
 
@@ -224,7 +225,7 @@ def test_an_answer_that_is_not_finite_costs_the_edge_in_the_mix_after_it():
     odd = torch.full((2,), float("nan"))
     for b, kept in (((odd, X["b"]), True), ((X["b"], odd), False)):
         nodes = {i: Asker(i, *(b if i == "b" else (X[i], X[i]))) for i in X}
-        simulate(nodes, THREE, 1)
+        lockstep.run(nodes, THREE, 1)
         alone = [(X["a"] + X["b"] + X["c"]) / 3, (2 * X["a"] + X["c"]) / 3][not kept]
         assert torch.allclose(nodes["a"].state, alone)
         assert torch.allclose(nodes["b"].state, alone if kept else X["b"])

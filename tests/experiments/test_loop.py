@@ -9,7 +9,7 @@ import pytest
 
 from kit.sweeps import TINY, Here, keep
 from node.experiments.sweep import loop
-from node.experiments.sweep.estimate import estimated, told
+from node.experiments.sweep.estimate import estimated, lines
 from node.experiments.sweep.folder import Folder, key_of, sweep_of
 from node.experiments.sweep.grid import load
 from node.experiments.sweep.results import choice, result
@@ -179,7 +179,7 @@ def test_what_is_left_and_what_it_takes(swept, tiny, tmp_path):
     more = estimated(load(tiny, ["sweep.seeds=[1, 2, 3]"]), folder)
     assert (more.trials, more.left) == (15, 3)
     assert more.core_hours_left == pytest.approx(more.core_hours / 5, rel=0.9)
-    assert list(told(more))[-1].startswith("15 cells, 3 left: about")
+    assert list(lines(more))[-1].startswith("15 cells, 3 left: about")
 
 
 def test_a_cell_that_other_code_played_is_failed_and_not_played_for_ever(tiny, tmp_path):

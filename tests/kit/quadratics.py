@@ -9,7 +9,7 @@ import torch
 
 from kit.golden import EQUATIONS
 from node.algorithms import Resources
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import Layout
 from peer.neighborhood import Neighborhood, View
 
@@ -69,7 +69,7 @@ def view(me: str) -> View:
 
 def played(nodes: dict[str, Any], rounds: int) -> np.ndarray:
     """Every node's parameters [N, D] after so many rounds."""
-    simulate(nodes, HOODS, rounds)
+    lockstep.run(nodes, HOODS, rounds)
     return np.stack([nodes[i].parameters.numpy() for i in NAMES])
 
 

@@ -12,7 +12,7 @@ import torch
 
 from node.algorithms import ALGORITHMS, Resources, find
 from node.maths.mixing import materialize
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import Layout, Withheld, step
 from peer.topology import make_neighborhoods
 
@@ -198,5 +198,5 @@ class Listened:
 
 def simulated(variant, kind, n=4, rounds=6, **more):
     nodes, neighborhoods = cluster(variant, kind, n, **more)
-    simulate(nodes, neighborhoods, rounds)
+    lockstep.run(nodes, neighborhoods, rounds)
     return results(nodes)

@@ -16,7 +16,7 @@ from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.learning.learner import Learner
 from node.records import checkpoint
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 
 Learners: TypeAlias = Callable[[dict[str, Any]], dict[str, Learner]]
 ROUNDS, CUT = 7, 4
@@ -52,7 +52,9 @@ def peers(model: Path, text: Path, algorithm: dict[str, Any]) -> dict[str, Learn
 
 def play(nodes: dict[str, Learner], rounds: int, first: int = 0) -> None:
     neighborhoods = next(iter(nodes.values())).plan.neighborhoods
-    simulate({name: it.algorithm for name, it in nodes.items()}, neighborhoods, rounds, first=first)
+    lockstep.run(
+        {name: it.algorithm for name, it in nodes.items()}, neighborhoods, rounds, first=first
+    )
 
 
 OPTIONS = [

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.maths.mixing import materialize
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from node.task import views
 from node.tasks.causal_lm import save_pretrained
 from peer.neighborhood import View
@@ -64,7 +64,7 @@ def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], Experiment
     sent = torch.stack([materialize(verb.tensors) for verb in verbs])
     learners = in_process._learners(config("full"))
     algorithms = {name: learner.algorithm for name, learner in learners.items()}
-    simulate(algorithms, learners["n0"].plan.neighborhoods, 1)
+    lockstep.run(algorithms, learners["n0"].plan.neighborhoods, 1)
     assert sent.shape == (4, ADAPTERS)
     assert sent.std(0).max() > 0.005, "the peers disagree"
     for learner in learners.values():
@@ -78,7 +78,7 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
     run = config("ring")
     learners = in_process._learners(run)
     algorithms = {name: learner.algorithm for name, learner in learners.items()}
-    simulate(algorithms, learners["n0"].plan.neighborhoods, 3)
+    lockstep.run(algorithms, learners["n0"].plan.neighborhoods, 3)
     learner = learners["n0"]
     save_pretrained(
         learner.run, learner.task.layout, learner.algorithm.parameters, tmp_path / "merged"

@@ -6,7 +6,7 @@ import torch
 from kit.golden import EQUATIONS, close, vector
 from node.algorithms import Resources
 from node.algorithms.d_psgd import DPsgd, DPsgdConfig
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import Layout, Mix
 from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods
@@ -50,14 +50,14 @@ def six():
 
 def test_one_round_mixes_then_steps():
     nodes, neighborhoods = six()
-    simulate(nodes, neighborhoods, 1)
+    lockstep.run(nodes, neighborhoods, 1)
     for i, mixed in enumerate(EQUATIONS["mix"]["mixed"]):
         close(nodes[str(i)].parameters + 0.5 * (i + 1), mixed)
 
 
 def test_the_gradient_is_taken_at_the_own_model_before_mixing():
     nodes, neighborhoods = six()
-    simulate(nodes, neighborhoods, 1)
+    lockstep.run(nodes, neighborhoods, 1)
     for i, x in enumerate(EQUATIONS["mix"]["x_tilde"]):
         [(at, t, to)] = nodes[str(i)].gradients.asked
         close(at, x)
@@ -81,7 +81,7 @@ def test_one_release_a_round_whatever_the_degree(kind):
     neighborhoods = make_neighborhoods(kind, names)
     gates = {i: GradientGate(torch.ones(7)) for i in names}
     nodes = {i: DPsgd(DPsgdConfig(), resources(i, gates[i], torch.zeros(7))) for i in names}
-    simulate(nodes, neighborhoods, 4)
+    lockstep.run(nodes, neighborhoods, 4)
     assert all(
         [(t, to) for _, t, to in gates[i].asked] == [(t, i) for t in range(4)] for i in names
     )
@@ -92,7 +92,7 @@ def test_weight_decay_and_the_schedule():
     neighborhoods = make_neighborhoods("full", ["a"])
     config = DPsgdConfig(lr=0.1, lr_decay=0.5, decay_every=1, weight_decay=0.01)
     node = DPsgd(config, resources("a", GradientGate(torch.ones(7)), torch.ones(7)))
-    simulate({"a": node}, neighborhoods, 2)
+    lockstep.run({"a": node}, neighborhoods, 2)
     x = 1 - 0.1 * 1.01
     x = x - 0.05 * (1 + 0.01 * x)
     torch.testing.assert_close(node.parameters, torch.full((7,), x))

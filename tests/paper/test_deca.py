@@ -15,7 +15,7 @@ from node.algorithms.dsgd_adam import DsgdAdam
 from node.maths.blocks import BlockSchedule, active_block, partition_blocks
 from node.maths.mixing import materialize, weighted_sum
 from node.maths.schedule import WarmupDecay, rate
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import DType, Layout
 from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods
@@ -115,12 +115,12 @@ def test_the_norm_of_the_reference_signal_is_one_over_the_block_and_has_a_floor(
     nodes, neighborhoods = ring(
         Deca, steps=100, layers_per_block=3, bma="reference", b1=0.0, b2=0.0, lr=1e-5
     )
-    simulate(nodes, neighborhoods, 1)
+    lockstep.run(nodes, neighborhoods, 1)
     for it in nodes.values():
         torch.testing.assert_close(it.state.m.norm(), torch.tensor(1.0))
         torch.testing.assert_close(it.state.v, it.state.m.square())
     tiny, neighborhoods = ring(Deca, steps=100, layers_per_block=3, b1=0.0, lr=1e-12)
-    simulate(tiny, neighborhoods, 1)
+    lockstep.run(tiny, neighborhoods, 1)
     assert all(it.state.m.norm() < 0.1 for it in tiny.values())
 
 
@@ -177,7 +177,7 @@ def test_it_is_the_naive_one_on_a_ring(bma, name):
     gates = {i: Curved(k) for k, i in enumerate(neighborhoods)}
     start = torch.linspace(-1, 1, D, dtype=torch.float64)
     nodes = {i: node(Deca, i, start, gate=gates[i], **told) for i in neighborhoods}
-    simulate(nodes, neighborhoods, 43)
+    lockstep.run(nodes, neighborhoods, 43)
     blocks = [it.span for it in nodes["n0"].blocks]
     blocks = blocks if told.get("order") == "ascending" else blocks[::-1]
     weights = {i: neighborhood.weight for i, neighborhood in neighborhoods.items()}
@@ -225,7 +225,7 @@ def test_without_a_signal_and_without_neighbors_it_is_torch_adam(kind, options, 
     tour = {"steps": 1000, "layers_per_block": 3} if kind is not DsgdAdam else {}
     one = node(kind, lr=0.05, **options, **tour, **({"bma": "none"} if kind is Deca else {}))
     start = one.parameters.clone()
-    simulate({"a": one}, ALONE, 30)
+    lockstep.run({"a": one}, ALONE, 30)
     decay = {"weight_decay": options.get("weight_decay", 0.0)}
     expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05, **decay, **theirs)
     torch.testing.assert_close(one.parameters, expected, rtol=1e-5, atol=1e-5)
@@ -235,8 +235,8 @@ def test_without_a_signal_and_without_neighbors_it_is_torch_adam(kind, options, 
 def test_b_of_one_is_no_signal(bma):
     ones, neighborhoods = ring(Deca, steps=5, bma=bma, b1=1.0, b2=1.0, lr=0.05)
     none, _ = ring(Deca, steps=5, bma="none", lr=0.05)
-    simulate(ones, neighborhoods, 12)
-    simulate(none, neighborhoods, 12)
+    lockstep.run(ones, neighborhoods, 12)
+    lockstep.run(none, neighborhoods, 12)
     assert all(torch.equal(ones[i].parameters, none[i].parameters) for i in none)
 
 
@@ -245,7 +245,7 @@ def test_a_signal_is_not_adam_even_alone(bma):
     """h holds the local step."""
     one = node(Deca, bma=bma, lr=0.05, steps=1000, layers_per_block=3)
     start = one.parameters.clone()
-    simulate({"a": one}, ALONE, 30)
+    lockstep.run({"a": one}, ALONE, 30)
     expected = torch_adam(start, one.gradients.wanted, 30, lr=0.05)
     assert (one.parameters - expected).abs().max() > 1e-3
 
@@ -256,7 +256,7 @@ def test_badam_is_deca_without_exchange_and_signal():
         node(Badam, steps=3, layers_per_block=1),
     )
     for it in (alone, badam):
-        simulate({"a": it}, ALONE, 20)
+        lockstep.run({"a": it}, ALONE, 20)
     assert torch.equal(alone.parameters, badam.parameters)
 
 
@@ -268,9 +268,9 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
         i: node(Deca, "a", start, bma=bma, steps=100, layers_per_block=3, b1=0.0)
         for i in neighborhoods
     }
-    simulate(nodes, neighborhoods, 1)
+    lockstep.run(nodes, neighborhoods, 1)
     alone = node(Deca, start=start, bma="none", steps=100, layers_per_block=3)
-    simulate({"a": alone}, ALONE, 1)
+    lockstep.run({"a": alone}, ALONE, 1)
     step = start - alone.parameters
     for it in nodes.values():
         torch.testing.assert_close(it.parameters, alone.parameters, rtol=1e-6, atol=1e-6)
@@ -300,7 +300,7 @@ def test_blocks_are_consecutive_layers_and_together_the_model():
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
 def test_every_block_is_visited_once_a_cycle_for_r_steps_and_all_nodes_agree(order):
     nodes, neighborhoods = ring(Deca, order=order, steps=4, layers_per_block=1, order_seed=3)
-    simulate(nodes, neighborhoods, 4 * 3 * 2)
+    lockstep.run(nodes, neighborhoods, 4 * 3 * 2)
     asked = [it.gradients.asked for it in nodes.values()]
     assert all(each == asked[0] for each in asked)
     places = [place.start for _, place in asked[0]]
@@ -331,12 +331,12 @@ def test_a_random_order_is_the_seed_s_and_changes_from_cycle_to_cycle():
 def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
     one = node(Badam, steps=3, layers_per_block=1, order="ascending")
     before = one.parameters.clone()
-    simulate({"a": one}, ALONE, 3)
+    lockstep.run({"a": one}, ALONE, 3)
     moved = one.parameters != before
     assert moved[:8].all()
     assert not moved[8:].any()
     assert len(one.state.m) == 8
-    simulate({"a": one}, ALONE, 4, first=3)
+    lockstep.run({"a": one}, ALONE, 4, first=3)
     assert (len(one.state.m), one.state.step) == (4, 1)
     g = one.gradients.asked and before[8:12] - one.gradients.wanted[8:12]
     torch.testing.assert_close(one.state.m, 0.1 * g)
@@ -344,14 +344,14 @@ def test_only_the_active_block_moves_and_moments_begin_at_zero_in_each():
 
 def test_with_one_block_moments_begin_anew_in_every_visit():
     one = node(Badam, steps=3, layers_per_block=3)
-    simulate({"a": one}, ALONE, 4)
+    lockstep.run({"a": one}, ALONE, 4)
     assert one.state.step == 1
 
 
 def test_who_comes_back_in_another_visit_begins_there_with_zero_moments():
     one = node(Badam, steps=3, layers_per_block=1, order="ascending")
-    simulate({"a": one}, ALONE, 2)
-    simulate({"a": one}, ALONE, 5, first=4)
+    lockstep.run({"a": one}, ALONE, 2)
+    lockstep.run({"a": one}, ALONE, 5, first=4)
     assert one.gradients.asked[-1] == (4, slice(8, 12))
     assert one.state.step == 1
 
@@ -362,13 +362,13 @@ def test_who_comes_back_in_another_visit_begins_there_with_zero_moments():
 )
 def test_a_state_goes_on_bit_for_bit_from_the_middle_of_a_block(cut, options):
     through, neighborhoods = ring(Deca, steps=5, layers_per_block=1, **options)
-    simulate(through, neighborhoods, 13)
+    lockstep.run(through, neighborhoods, 13)
     first, _ = ring(Deca, steps=5, layers_per_block=1, **options)
-    simulate(first, neighborhoods, cut)
+    lockstep.run(first, neighborhoods, cut)
     second, _ = ring(Deca, steps=5, layers_per_block=1, **options)
     for i, it in second.items():
         it.state = first[i].state
-    simulate(second, neighborhoods, 13, first=cut)
+    lockstep.run(second, neighborhoods, 13, first=cut)
     assert all(torch.equal(second[i].parameters, through[i].parameters) for i in through)
 
 
@@ -386,10 +386,10 @@ def test_a_model_in_bfloat16_is_trained_in_float32_where_it_is_active():
         lr=1e-4,
         gate=Quadratic(wanted=torch.zeros(D)),
     )
-    simulate({"a": one}, ALONE, 1)
+    lockstep.run({"a": one}, ALONE, 1)
     assert one.state.theta.dtype == torch.float32
     assert torch.equal(one.parameters, start)
-    simulate({"a": one}, ALONE, 49, first=1)
+    lockstep.run({"a": one}, ALONE, 49, first=1)
     assert one.parameters.dtype == torch.bfloat16
     assert (one.parameters < start).all()
 
@@ -413,7 +413,7 @@ def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
 def test_mix_every_s_speaks_every_s_th_step_and_in_the_last_of_a_visit():
     nodes, neighborhoods = ring(Deca, steps=5, mix_every=2, layers_per_block=1)
     spoken = []
-    simulate(
+    lockstep.run(
         nodes,
         neighborhoods,
         10,
@@ -431,11 +431,11 @@ def test_between_mixings_it_is_adam_and_the_signal_spans_them():
     )
     badam = {i: node(Badam, i, warmup=2, **options) for i in neighborhoods}
     start = deca["n0"].parameters.clone()
-    simulate(deca, neighborhoods, 2)
-    simulate(badam, neighborhoods, 2)
+    lockstep.run(deca, neighborhoods, 2)
+    lockstep.run(badam, neighborhoods, 2)
     assert all(torch.equal(deca[i].state.m, badam[i].state.m) for i in deca)
-    simulate(deca, neighborhoods, 3, first=2)
-    simulate(badam, neighborhoods, 3, first=2)
+    lockstep.run(deca, neighborhoods, 3, first=2)
+    lockstep.run(badam, neighborhoods, 3, first=2)
     gammas = sum(rate(t, deca["n0"].config) for t in range(3))
     for i, it in deca.items():
         m, v = badam[i].state.m, badam[i].state.v
@@ -451,7 +451,7 @@ def test_bf16_of_the_change_keeps_the_mean_but_mixes_no_disagreement_away():
         nodes, neighborhoods = ring(
             Deca, start=start, wire=wire, bma="none", steps=200, layers_per_block=3, lr=5e-5
         )
-        simulate(nodes, neighborhoods, 60)
+        lockstep.run(nodes, neighborhoods, 60)
         found[wire] = torch.stack([it.parameters for it in nodes.values()])
     moved = (found["float32"].mean(0) - start).abs().mean()
     assert (found["bf16-delta"].mean(0) - found["float32"].mean(0)).abs().mean() < 0.02 * moved
@@ -507,7 +507,7 @@ def test_clip_norm_shortens_the_gradient_and_leaves_a_short_one():
             gate=Quadratic(wanted=torch.full((D,), 9.0)),
         )
         start = one.parameters.clone()
-        simulate({"a": one}, ALONE, 1)
+        lockstep.run({"a": one}, ALONE, 1)
         g = one.state.m / 0.1
         torch.testing.assert_close(float(g.norm()), expected or float((start - 9).norm()))
 

@@ -13,7 +13,8 @@ from node.algorithms import Resources
 from node.algorithms.dpdl import Dpdl, DpdlConfig, State, scale
 from node.maths.cosine import calibration, cosine
 from node.maths.materialized import clip_and_sum
-from node.rounds.lockstep import exchange, simulate
+from node.rounds import lockstep
+from node.rounds.lockstep import exchange
 from peer.message import Ask, Layout, Mix, Replies
 from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods, metropolis
@@ -332,7 +333,7 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
 @pytest.mark.parametrize(("kind", "degree"), [("full", 4), ("ring", 2)])
 def test_an_agent_makes_degree_plus_one_gradients_a_round(kind, degree):
     nodes, neighborhoods, gates = cluster(kind, n=5)
-    simulate(nodes, neighborhoods, 3)
+    lockstep.run(nodes, neighborhoods, 3)
     for i, gate in gates.items():
         for t in range(3):
             to = sorted(recipient for when, recipient in gate.served if when == t)
@@ -346,7 +347,7 @@ def test_an_agent_makes_degree_plus_one_gradients_a_round(kind, degree):
 def test_a_cluster_finds_the_optimum_of_the_sum_of_its_losses(options):
     """Neighbors' optima are 0, 1, 2, 3: the mean of their losses is least at 1.5."""
     nodes, neighborhoods, _ = cluster(n=4, lr=0.02, weight_decay=0, alpha=0, **options)
-    simulate(nodes, neighborhoods, 200)
+    lockstep.run(nodes, neighborhoods, 200)
     for node in nodes.values():
         torch.testing.assert_close(node.parameters, torch.full((7,), 1.5), rtol=0, atol=1e-3)
 
@@ -374,7 +375,7 @@ def test_a_lone_node_is_the_local_optimizer_up_to_its_factor():
         oracle.zero_grad()
         (0.5 * (1 + 1.5 / (1 + e)) * (x - node.gradients.c).square().sum()).backward()
         oracle.step()
-    simulate({"n0": node}, make_neighborhoods("full", ["n0"]), 20)
+    lockstep.run({"n0": node}, make_neighborhoods("full", ["n0"]), 20)
     torch.testing.assert_close(node.parameters, x.data, rtol=1e-5, atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from node.config import ExperimentConfig
 from node.experiments.provisioning import complete
 from node.learning.learner import Plan
 from node.maths.graph import spectral_gap
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.errors import ConfigurationError
 from peer.message import Mix, step
 from peer.topology import make_neighborhoods
@@ -112,7 +112,7 @@ def test_the_mean_is_kept_when_edges_come_and_go_at_both_ends():
     nodes = cluster(Muffliato, gossip=5, spectral_gap=GAP)
     for node in nodes.values():
         node.gradients = lambda x, t, to: torch.zeros_like(x)
-    simulate(
+    lockstep.run(
         nodes,
         HOODS,
         3,
@@ -130,7 +130,7 @@ def test_a_header_lost_at_one_end_moves_the_mean_further_than_in_a_plain_mix():
         nodes = cluster(Muffliato, gossip=k, spectral_gap=GAP)
         for node in nodes.values():
             node.gradients = lambda x, t, to: torch.zeros_like(x)
-        simulate(nodes, HOODS, 1, lossy=lambda t, phase, a, b: (phase, a, b) == (0, "0", "1"))
+        lockstep.run(nodes, HOODS, 1, lossy=lambda t, phase, a, b: (phase, a, b) == (0, "0", "1"))
         return np.mean([nodes[i].parameters.numpy() for i in NAMES], axis=0) - START.mean(0)
 
     more = acceleration(GAP) - 1

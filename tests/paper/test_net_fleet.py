@@ -27,7 +27,7 @@ from kit.quadratics import (
 from node.algorithms import Resources
 from node.algorithms.d_psgd import DPsgd
 from node.algorithms.net_fleet import NetFleet
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import Mix, Withheld
 from peer.topology import make_neighborhoods
 
@@ -86,7 +86,7 @@ def test_with_a_constant_step_all_reach_the_optimum_of_the_mean(restart):
 def test_y_tracks_the_mean_gradient_of_all():
     """Σ y = Σ s = Σ ∇f_i(x_i) after every round, and the y of all come together."""
     nodes = fleet(lr=0.1)
-    simulate(nodes, HOODS, 60)
+    lockstep.run(nodes, HOODS, 60)
     y, s = (np.stack([getattr(nodes[i].state, name).numpy() for i in NAMES]) for name in "ys")
     before = np.stack([nodes[i].state.before.numpy() for i in NAMES])
     close(s, gradient(slice(None), before))
@@ -97,7 +97,7 @@ def test_y_tracks_the_mean_gradient_of_all():
 def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_difference_to_the_last_model():
     nodes = fleet(lr=0.1)
     seen = {i: [nodes[i].parameters.clone()] for i in NAMES}
-    simulate(
+    lockstep.run(
         nodes,
         HOODS,
         4,
@@ -130,7 +130,7 @@ def test_two_models_are_all_that_is_said():
 
 def test_restarts_ask_for_gradients():
     nodes = fleet(lr=0.1, restart=3)
-    simulate(nodes, HOODS, 8)
+    lockstep.run(nodes, HOODS, 8)
     asked = [(t, what) for t, what, *_ in nodes["1"].gradients.asked]
     assert asked == [(t, "1" if t % 3 == 0 else "difference") for t in range(8)]
 
@@ -161,7 +161,7 @@ def test_noise_adds_up_until_the_next_restart(restart, variance):
         )
         for i in NAMES
     }
-    simulate(nodes, neighborhoods, 40)
+    lockstep.run(nodes, neighborhoods, 40)
     s = torch.stack([nodes[i].state.s for i in NAMES])
     assert float(s.var()) == pytest.approx(variance, rel=0.05)
     torch.testing.assert_close(torch.stack([nodes[i].state.y for i in NAMES]).sum(0), s.sum(0))
@@ -187,7 +187,7 @@ def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
     neighborhoods = make_neighborhoods("full", ["0"])
     node = NetFleet(NetFleet.Config(lr=0.1), resources("0", Spent("0")))
     seen = []
-    simulate(
+    lockstep.run(
         {"0": node}, neighborhoods, 30, after_round=lambda t: seen.append(node.parameters.clone())
     )
     assert not torch.equal(seen[8], seen[9])
@@ -204,7 +204,7 @@ def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
 def test_among_others_too_what_is_withheld_leaves_the_sum():
     nodes = fleet(lr=0.1)
     nodes["2"].gradients = Spent("2")
-    simulate(nodes, HOODS, 15)
+    lockstep.run(nodes, HOODS, 15)
     y, s = (np.stack([getattr(nodes[i].state, name).numpy() for i in NAMES]) for name in "ys")
     assert not s[2].any()
     close(y.sum(0), s.sum(0))

@@ -21,7 +21,7 @@ from kit.quadratics import (
     view,
 )
 from node.algorithms.qg_dsgdm import QgDsgdm, State
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import Mix
 from peer.topology import make_neighborhoods
 
@@ -97,7 +97,7 @@ def test_alone_it_is_quasi_hyperbolic_momentum():
     neighborhoods, beta, mu, lr = make_neighborhoods("full", ["0"]), 0.8, 0.7, 0.2
     config = QgDsgdm.Config(lr=lr, beta=beta, mu=mu, weight_decay=0)
     node = QgDsgdm(config, resources("0"))
-    simulate({"0": node}, neighborhoods, 30)
+    lockstep.run({"0": node}, neighborhoods, 30)
 
     x, h, rho = START[0].copy(), np.zeros(D), mu + (1 - mu) * beta
     for _ in range(30):
@@ -114,7 +114,7 @@ def test_mixing_alone_leaves_no_momentum_in_the_mean():
     nodes = cluster(QgDsgdm, weight_decay=0)
     for node in nodes.values():
         node.gradients = lambda x, t, to: torch.zeros_like(x)
-    simulate(nodes, HOODS, 5, lossy=lambda t, phase, a, b: t == 2 and {a, b} == {"0", "1"})
+    lockstep.run(nodes, HOODS, 5, lossy=lambda t, phase, a, b: t == 2 and {a, b} == {"0", "1"})
     found = np.stack([nodes[i].parameters.numpy() for i in NAMES])
     close(found.mean(0), START.mean(0))
     assert max(float(node.state.m.abs().max()) for node in nodes.values()) > 0.1

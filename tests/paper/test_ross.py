@@ -12,7 +12,8 @@ import torch
 from kit.quadratics import HOODS, NAMES, OPTIMUM, START, D, N, W, close, gradient, resources, view
 from node.algorithms.pdsl import Pdsl, PdslConfig
 from node.algorithms.ross import Ross
-from node.rounds.lockstep import exchange, simulate
+from node.rounds import lockstep
+from node.rounds.lockstep import exchange
 from peer.message import Ask, Mix, Replies, step
 
 CENTRE = OPTIMUM.mean(0)
@@ -49,7 +50,7 @@ def cluster(algorithm=Ross, **options):
 
 
 def played(nodes, rounds):
-    simulate(nodes, HOODS, rounds)
+    lockstep.run(nodes, HOODS, rounds)
     return np.stack([nodes[i].parameters.numpy() for i in NAMES])
 
 
@@ -214,6 +215,6 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
 
 def test_the_state_keeps_the_smoothed_values():
     nodes = cluster(**EXACT, smoothing=0.5)
-    simulate(nodes, HOODS, 2)
+    lockstep.run(nodes, HOODS, 2)
     for i in NAMES:
         assert nodes[i].state.phi.keys() == HOODS[i].weight.keys()

@@ -5,7 +5,7 @@ import torch
 
 from node.algorithms import Resources, find
 from node.algorithms.sgd import Centralized, Local, SgdConfig
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 from peer.message import Layout
 from peer.neighborhood import View
 from peer.topology import make_neighborhoods
@@ -43,7 +43,7 @@ def test_its_steps_have_the_bits_of_torch(algorithm, options):
     neighborhoods, gate = make_neighborhoods("full", ["a"]), Regression(1)
     config = SgdConfig(lr=0.05, lr_decay=0.9, decay_every=10, **options)
     node = algorithm(config, resources("a", gate, torch.ones(12)))
-    simulate({"a": node}, neighborhoods, 50)
+    lockstep.run({"a": node}, neighborhoods, 50)
 
     x = torch.nn.Parameter(torch.ones(12))
     oracle = torch.optim.SGD(
@@ -66,7 +66,7 @@ def test_local_says_nothing_and_hears_nothing():
             i: Local(SgdConfig(), resources(i, Regression(k), torch.zeros(12)))
             for k, i in enumerate(neighborhoods)
         }
-        simulate(nodes, neighborhoods, 10)
+        lockstep.run(nodes, neighborhoods, 10)
         ends.append({i: node.parameters for i, node in nodes.items()})
     assert torch.equal(ends[0]["a"], ends[1]["a"])
     assert not torch.equal(ends[0]["a"], ends[0]["b"])

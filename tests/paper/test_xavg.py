@@ -9,7 +9,8 @@ import torch
 from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
 from node.algorithms.dpdl import Dpdl
 from node.algorithms.xavg import Xavg, mean
-from node.rounds.lockstep import exchange, simulate
+from node.rounds import lockstep
+from node.rounds.lockstep import exchange
 from peer.message import Ask, Mix, Replies
 from peer.topology import make_neighborhoods
 
@@ -87,6 +88,6 @@ def test_on_a_full_graph_it_is_dpdl_without_its_own_weights(rounds):
         nodes = cluster(algorithm, lr=0.1, **options)
         for i in NAMES:
             nodes[i].gradients.own = lambda x, t, i=i: torch.from_numpy(gradient(int(i), x.numpy()))
-        simulate(nodes, neighborhoods, rounds)
+        lockstep.run(nodes, neighborhoods, rounds)
         found.append(np.stack([nodes[i].parameters.numpy() for i in NAMES]))
     close(*found)

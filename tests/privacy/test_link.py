@@ -13,7 +13,7 @@ from node.experiments import in_process
 from node.learning.learner import Learner
 from node.privacy.accountant import Spent, epsilon_link, epsilon_rdp
 from node.privacy.ledger import Ledger
-from node.rounds.lockstep import simulate
+from node.rounds import lockstep
 
 ROUNDS = 12
 
@@ -33,7 +33,7 @@ def learners(**privacy: Any) -> dict[str, Learner]:
 
 def play(nodes: dict[str, Learner], first: int, last: int, without: str = "") -> None:
     up = {name: it.algorithm for name, it in nodes.items() if name != without}
-    simulate(up, next(iter(nodes.values())).plan.neighborhoods, last, first=first)
+    lockstep.run(up, next(iter(nodes.values())).plan.neighborhoods, last, first=first)
 
 
 def figures(learner: Learner) -> tuple[float, float, float, float]:

@@ -236,7 +236,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class SweepReport:
     """Everything that a report shows of a sweep."""
 
     sweep: Sweep
@@ -254,7 +254,7 @@ class Findings:
         return list(dict.fromkeys(line.method for part in self.parts for line in part.lines))
 
 
-def find(path: Path) -> Findings:
+def find(path: Path) -> SweepReport:
     """Reads a folder; cells of any version of the code are shown, with a note if versions differ.
 
     Raises:
@@ -263,7 +263,7 @@ def find(path: Path) -> Findings:
     return collect(sweep_of(path), Folder(path, any_code=True))
 
 
-def collect(sweep: Sweep, folder: Folder) -> Findings:
+def collect(sweep: Sweep, folder: Folder) -> SweepReport:
     parts: list[Part] = []
     finished = 0
     shown: list[Record] = []
@@ -275,7 +275,7 @@ def collect(sweep: Sweep, folder: Folder) -> Findings:
         shown += [record for record in found if record]
     shown += [record for part in parts for line in part.lines for record in line.records]
     finished = len(shown)
-    return Findings(
+    return SweepReport(
         sweep=sweep,
         parts=tuple(parts),
         records=tuple(shown),

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from node.experiments.report.aggregate import Findings, Line
+from node.experiments.report.aggregate import Line, SweepReport
 from node.experiments.sweep.folder import Record
 from node.experiments.sweep.results import result
 from peer import files
@@ -22,14 +22,14 @@ from peer import files
 Values = dict[str, Any]
 
 
-def document(findings: Findings) -> Values:
+def document(report: SweepReport) -> Values:
     """The tables as JSON."""
     return {
-        "sweep": findings.sweep.name,
-        "title": findings.sweep.title,
-        "cells": findings.trials,
-        "finished": findings.finished,
-        "notes": list(findings.notes),
+        "sweep": report.sweep.name,
+        "title": report.sweep.title,
+        "cells": report.trials,
+        "finished": report.finished,
+        "notes": list(report.notes),
         "settings": [
             {
                 "name": part.name,
@@ -37,7 +37,7 @@ def document(findings: Findings) -> Values:
                 "about": part.about,
                 "rows": [_line(it) for it in part.lines],
             }
-            for part in findings.parts
+            for part in report.parts
         ],
     }
 
@@ -64,7 +64,7 @@ def _line(line: Line) -> Values:
     }  # fmt: skip
 
 
-def write(findings: Findings, out: Path) -> list[Path]:
+def write(report: SweepReport, out: Path) -> list[Path]:
     """Returns the files it wrote.
 
     Raises:
@@ -73,7 +73,7 @@ def write(findings: Findings, out: Path) -> list[Path]:
     made = [out / "results.json"]
     files.atomic_write(
         made[0],
-        json.dumps(document(findings), indent=1, ensure_ascii=False).encode() + b"\n",
+        json.dumps(document(report), indent=1, ensure_ascii=False).encode() + b"\n",
         public=True,
     )
     try:
@@ -81,7 +81,7 @@ def write(findings: Findings, out: Path) -> list[Path]:
         from pyarrow import parquet
     except ImportError:
         return made
-    known = list(_labeled(findings))
+    known = list(_labeled(report))
     for name, rows in (
         ("cells", [_cell(about, record) for about, record in known]),
         ("evaluations", [row for about, record in known for row in _evaluations(about, record)]),
@@ -95,8 +95,8 @@ def write(findings: Findings, out: Path) -> list[Path]:
     return made
 
 
-def _labeled(findings: Findings) -> Iterator[tuple[Values, Record]]:
-    for part in findings.parts:
+def _labeled(report: SweepReport) -> Iterator[tuple[Values, Record]]:
+    for part in report.parts:
         for line in part.lines:
             for record in line.records:
                 configuration = record["configuration"]

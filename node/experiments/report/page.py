@@ -9,7 +9,7 @@ import tomli_w
 
 from node.config import drop_none
 from node.experiments.report import plots, tables
-from node.experiments.report.aggregate import Findings, Part
+from node.experiments.report.aggregate import Part, SweepReport
 from node.experiments.report.tables import Grid
 
 STYLE = """
@@ -48,18 +48,16 @@ pre { overflow-x: auto; background: var(--stripe); padding: .8rem; font-size: .8
 """
 
 
-def page(all_findings: Sequence[Findings]) -> str:
+def page(reports: Sequence[SweepReport]) -> str:
     """Raises ConfigurationError: matplotlib is not installed."""
-    title = all_findings[0].sweep.title if len(all_findings) == 1 else "Results"
-    inner = "".join(
-        part for findings in all_findings for part in _sweep(findings, alone=len(all_findings) == 1)
-    )
+    title = reports[0].sweep.title if len(reports) == 1 else "Results"
+    inner = "".join(part for report in reports for part in _sweep(report, alone=len(reports) == 1))
     heading = f"<h1>{escape(title)}</h1>"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{heading}\n"
-        f"{_contents(all_findings)}\n{inner}</main>\n</body>\n</html>\n"
+        f"{_contents(reports)}\n{inner}</main>\n</body>\n</html>\n"
     )
 
 
@@ -68,14 +66,14 @@ def escape(text: str) -> str:
     return html.escape(tables.plain(text))
 
 
-def _contents(all_findings: Sequence[Findings]) -> str:
+def _contents(reports: Sequence[SweepReport]) -> str:
     links = [
         (
-            _anchor(findings, part),
-            part.title if len(all_findings) == 1 else f"{findings.sweep.title}: {part.title}",
+            _anchor(report, part),
+            part.title if len(reports) == 1 else f"{report.sweep.title}: {part.title}",
         )
-        for findings in all_findings
-        for part in findings.parts
+        for report in reports
+        for part in report.parts
     ]
     if len(links) < 2:
         return ""
@@ -83,29 +81,29 @@ def _contents(all_findings: Sequence[Findings]) -> str:
     return f'<nav aria-label="Settings"><ul>{items}</ul></nav>'
 
 
-def _sweep(findings: Findings, *, alone: bool) -> Iterator[str]:
+def _sweep(report: SweepReport, *, alone: bool) -> Iterator[str]:
     if not alone:
-        yield f"<h2>{escape(findings.sweep.title)}</h2>\n"
-    yield f'<p class="soft">{escape(tables.told(findings))}</p>\n'
-    for note in findings.notes:
+        yield f"<h2>{escape(report.sweep.title)}</h2>\n"
+    yield f'<p class="soft">{escape(tables.told(report))}</p>\n'
+    for note in report.notes:
         yield f"<p>{escape(note)}</p>\n"
-    grids = tables.grids(findings)
-    for grid in grids[: len(grids) - len(findings.parts)]:
+    grids = tables.grids(report)
+    for grid in grids[: len(grids) - len(report.parts)]:
         yield _table(grid)
-    for part, grid in zip(findings.parts, grids[-len(findings.parts) :], strict=True):
-        yield from _part(findings, part, grid, "h2" if alone else "h3")
-    told = tomli_w.dumps(drop_none(findings.sweep.source))
+    for part, grid in zip(report.parts, grids[-len(report.parts) :], strict=True):
+        yield from _part(report, part, grid, "h2" if alone else "h3")
+    told = tomli_w.dumps(drop_none(report.sweep.source))
     yield f"<details><summary>Configuration</summary><pre>{html.escape(told)}</pre></details>\n"
 
 
-def _part(findings: Findings, part: Part, grid: Grid, level: str) -> Iterator[str]:
-    yield f'<section aria-labeledby="{_anchor(findings, part)}">\n'
-    yield f'<{level} id="{_anchor(findings, part)}">{escape(part.title)}</{level}>\n'
+def _part(report: SweepReport, part: Part, grid: Grid, level: str) -> Iterator[str]:
+    yield f'<section aria-labeledby="{_anchor(report, part)}">\n'
+    yield f'<{level} id="{_anchor(report, part)}">{escape(part.title)}</{level}>\n'
     yield _table(grid, headed=True)
     if tried := tables.rates(part):
         yield f"<details><summary>Learning rates that were tried</summary>{_table(tried)}</details>\n"
     yield '<div class="figures">\n'
-    for plot in plots.plots(part, findings.methods):
+    for plot in plots.plots(part, report.methods):
         svg = plot.inline().replace("<svg", f'<svg role="img" aria-label="{escape(plot.alt)}"', 1)
         yield f"<figure><figcaption>{escape(plot.title)}</figcaption>{svg}</figure>\n"
     yield "</div>\n</section>\n"
@@ -130,10 +128,8 @@ def _table(grid: Grid, *, headed: bool = False) -> str:
     )
 
 
-def _anchor(findings: Findings, part: Part) -> str:
-    names = [plots.slug(it.name) for it in findings.parts]
-    place = next(k for k, it in enumerate(findings.parts) if it is part)
+def _anchor(report: SweepReport, part: Part) -> str:
+    names = [plots.slug(it.name) for it in report.parts]
+    place = next(k for k, it in enumerate(report.parts) if it is part)
     again = names[:place].count(names[place])
-    return f"s-{plots.slug(findings.sweep.name)}-{names[place]}" + (
-        f"-{again + 1}" if again else ""
-    )
+    return f"s-{plots.slug(report.sweep.name)}-{names[place]}" + (f"-{again + 1}" if again else "")

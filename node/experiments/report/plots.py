@@ -1,4 +1,4 @@
-"""Findings as pictures: SVG or PNG, the same bytes for the same figures (matplotlib, the extra
+"""A sweep's report as pictures: SVG or PNG, the same bytes for the same figures (matplotlib, the extra
 [report]).
 """
 

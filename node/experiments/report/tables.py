@@ -1,4 +1,4 @@
-"""Findings as grids of text: one for terminals, Markdown and the page."""
+"""A sweep's report as grids of text: one for terminals, Markdown and the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from node.experiments.report.aggregate import Findings, Line, Part, Spread
+from node.experiments.report.aggregate import Line, Part, Spread, SweepReport
 from node.figures import Metric
 from node.records.summary import LINK
 
@@ -37,20 +37,16 @@ class Grid:
     notes: tuple[str, ...] = ()
 
 
-def grids(findings: Findings) -> list[Grid]:
+def grids(report: SweepReport) -> list[Grid]:
     """An overview where there are several settings, then a table for each."""
-    first = overview(findings) if len(findings.parts) > 1 else None
-    speed = (
-        speed_up(findings)
-        if len(findings.parts) > 1 and findings.sweep.section.target_loss
-        else None
-    )
-    return [*(it for it in (first, speed) if it), *(setting(part) for part in findings.parts)]
+    first = overview(report) if len(report.parts) > 1 else None
+    speed = speed_up(report) if len(report.parts) > 1 and report.sweep.section.target_loss else None
+    return [*(it for it in (first, speed) if it), *(setting(part) for part in report.parts)]
 
 
-def overview(findings: Findings) -> Grid:
+def overview(report: SweepReport) -> Grid:
     """Methods × settings: mean of the nodes, and the worst one."""
-    lines = {(part.name, line.method): line for part in findings.parts for line in part.lines}
+    lines = {(part.name, line.method): line for part in report.parts for line in part.lines}
 
     def trial(name: str, method: str) -> str:
         line = lines.get((name, method))
@@ -61,22 +57,21 @@ def overview(findings: Findings) -> Grid:
         return f"{shown(line.mean, metric)} / {number(line.worst.mean, metric)}{partial}"
 
     rows = [
-        (method, *(trial(part.name, method) for part in findings.parts))
-        for method in findings.methods
+        (method, *(trial(part.name, method) for part in report.parts)) for method in report.methods
     ]
-    late_note = _late_note(findings.parts[0].headline, findings.sweep.section.late)
+    late_note = _late_note(report.parts[0].headline, report.sweep.section.late)
     notes = [f"{late_note}; after the stroke the worst node."]
     return Grid(
         title="All settings",
-        head=("method", *(part.title for part in findings.parts)),
+        head=("method", *(part.title for part in report.parts)),
         rows=tuple(rows),
         notes=tuple(notes),
     )
 
 
-def speed_up(findings: Findings) -> Grid:
+def speed_up(report: SweepReport) -> Grid:
     """Rounds to the target loss, and how many times fewer than in the first setting."""
-    base = {line.method: line.rounds_to for line in findings.parts[0].lines}
+    base = {line.method: line.rounds_to for line in report.parts[0].lines}
 
     def trial(part: Part, method: str) -> str:
         line = next((it for it in part.lines if it.method == method), None)
@@ -88,15 +83,13 @@ def speed_up(findings: Findings) -> Grid:
         times = "" if first is None else f" (÷ {first.mean / line.rounds_to.mean:.2f})"
         return f"{spread(line.rounds_to, '{:.0f}')}{times}"
 
-    rows = [
-        (method, *(trial(part, method) for part in findings.parts)) for method in findings.methods
-    ]
+    rows = [(method, *(trial(part, method) for part in report.parts)) for method in report.methods]
     return Grid(
-        title=f"Rounds to a test loss of {findings.sweep.section.target_loss:g}",
-        head=("method", *(part.title for part in findings.parts)),
+        title=f"Rounds to a test loss of {report.sweep.section.target_loss:g}",
+        head=("method", *(part.title for part in report.parts)),
         rows=tuple(rows),
         notes=(
-            f"Mean over nodes, to the next evaluation; ÷: fewer than in {findings.parts[0].title}, so many times.",
+            f"Mean over nodes, to the next evaluation; ÷: fewer than in {report.parts[0].title}, so many times.",
         ),
     )
 
@@ -276,12 +269,12 @@ def rates(part: Part) -> Grid | None:
     )
 
 
-def markdown(findings: Findings) -> str:
+def markdown(report: SweepReport) -> str:
     """All tables."""
-    said = [f"## {quoted(findings.sweep.title)}", "", quoted(told(findings)), ""]
-    for note in findings.notes:
+    said = [f"## {quoted(report.sweep.title)}", "", quoted(told(report)), ""]
+    for note in report.notes:
         said += [quoted(note), ""]
-    for grid in grids(findings):
+    for grid in grids(report):
         head = [_row(map(quoted, grid.head)), _row(["---"] * len(grid.head))]
         said += [
             f"### {quoted(grid.title)}",
@@ -294,16 +287,16 @@ def markdown(findings: Findings) -> str:
     return "\n".join(said)
 
 
-def told(findings: Findings) -> str:
+def told(report: SweepReport) -> str:
     """How far it is, in a sentence."""
-    hours = sum(record["cpu_seconds"] for record in findings.records) / 3600
+    hours = sum(record["cpu_seconds"] for record in report.records) / 3600
     versions = sorted(
         {
             f"peerpoise {it['version']}, torch {it['torch']}, {it['machine']}"
-            for it in findings.records
+            for it in report.records
         }
     )
-    said = f"{findings.finished} of {findings.trials} cells are finished, {hours:.2f} core-hours"
+    said = f"{report.finished} of {report.trials} cells are finished, {hours:.2f} core-hours"
     return said + (f" ({'; '.join(versions)})." if versions else ".")
 
 

@@ -25,7 +25,7 @@ START = "node.experiments.in_process"
 SHOWN = frozenset(
     f"node.{name}"
     for name in (
-        "algorithms", "config", "experiments.run_folder", "experiments.sweep", "records.checkpoint", "records.journal",
+        "algorithms", "config", "experiments.run_folder", "figures", "experiments.sweep", "records.checkpoint", "records.journal",
         "records.summary", "tasks",
     )
 )  # fmt: skip

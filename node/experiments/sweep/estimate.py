@@ -56,8 +56,8 @@ class Estimate:
 
 
 def estimated(sweep: Sweep, folder: Folder) -> Estimate:
-    agenda = TrialQueue(sweep, folder)
-    left = agenda.left()
+    queue = TrialQueue(sweep, folder)
+    left = queue.left()
     rows = []
     for row in sweep.rows:
         trials = [*row.tuning(), *row.final(row.rates[0])]
@@ -97,29 +97,29 @@ def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
         console.print(f"{row.setting}, {row.label}: {found:.0f} s a cell", markup=False)
 
 
-def document(outlook: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]:
+def document(estimate: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]:
     """As JSON, cell by cell."""
-    agenda = TrialQueue(sweep, folder)
+    queue = TrialQueue(sweep, folder)
     return {
-        "sweep": outlook.sweep,
-        "cells": outlook.trials,
-        "left": outlook.left,
-        "core_hours": outlook.core_hours,
-        "core_hours_left": outlook.core_hours_left,
-        "unmeasured": outlook.unmeasured,
+        "sweep": estimate.sweep,
+        "cells": estimate.trials,
+        "left": estimate.left,
+        "core_hours": estimate.core_hours,
+        "core_hours_left": estimate.core_hours_left,
+        "unmeasured": estimate.unmeasured,
         "rows": [
             {"setting": it.row.setting, "method": it.row.label, "rates": list(it.row.rates), "cells": it.trials,
              "left": it.left, "seconds_a_cell": it.seconds}
-            for it in outlook.rows
+            for it in estimate.rows
         ],
-        "left_now": [it.label for it in agenda.left()],
+        "left_now": [it.label for it in queue.left()],
     }  # fmt: skip
 
 
-def told(outlook: Estimate) -> Iterator[str]:
+def lines(estimate: Estimate) -> Iterator[str]:
     """In lines."""
     setting = None
-    for it in outlook.rows:
+    for it in estimate.rows:
         row = it.row
         if row.setting != setting:
             setting = row.setting
@@ -129,7 +129,7 @@ def told(outlook: Estimate) -> Iterator[str]:
         each = "" if it.seconds is None else f", {it.seconds:.0f} s each"
         yield f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {it.trials} cells, {it.left} left{each}"
     unknown = (
-        f"; {outlook.unmeasured} cells are unmeasured (--measure)" if outlook.unmeasured else ""
+        f"; {estimate.unmeasured} cells are unmeasured (--measure)" if estimate.unmeasured else ""
     )
-    hours = f"about {outlook.core_hours_left:.2f} of {outlook.core_hours:.2f} core-hours"
-    yield f"{outlook.trials} cells, {outlook.left} left: {hours}{unknown}"
+    hours = f"about {estimate.core_hours_left:.2f} of {estimate.core_hours:.2f} core-hours"
+    yield f"{estimate.trials} cells, {estimate.left} left: {hours}{unknown}"

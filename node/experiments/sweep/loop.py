@@ -106,13 +106,13 @@ def run(
         budget: no cell is started after so many core-hours of this call.
     """
     folder.fail({})
-    agenda, outcome = TrialQueue(sweep, folder), Outcome()
+    queue, outcome = TrialQueue(sweep, folder), Outcome()
     running: dict[str, Trial] = {}
     began = 0
-    with ProgressView(sweep, agenda, quiet=quiet) as shown:
+    with ProgressView(sweep, queue, quiet=quiet) as shown:
         try:
             while True:
-                for trial in list(agenda.ready()) if len(running) < runner.slots else ():
+                for trial in list(queue.ready()) if len(running) < runner.slots else ():
                     if len(running) >= runner.slots or (limit is not None and began >= limit):
                         break
                     if budget is not None and outcome.core_hours >= budget:
@@ -127,40 +127,40 @@ def run(
                 _take(runner.wait(), running, folder, outcome, shown)
         finally:
             runner.close()
-    outcome.left = len(agenda.left())
+    outcome.left = len(queue.left())
     if outcome.left and not outcome.stopped and limit is not None and began >= limit:
         outcome.stopped = f"--limit {limit} is reached"
     return outcome
 
 
 def _take(
-    news: TrialUpdate,
+    update: TrialUpdate,
     running: dict[str, Trial],
     folder: Folder,
     outcome: Outcome,
     shown: ProgressView,
 ) -> None:
-    trial = running[news.key]
-    if news.share is not None:
-        shown.moved(trial, news.share)
+    trial = running[update.key]
+    if update.share is not None:
+        shown.moved(trial, update.share)
         return
-    del running[news.key]
+    del running[update.key]
     error = (
-        news.error
-        if news.record is None
+        update.error
+        if update.record is None
         else ""
         if folder.any_code
-        else _other_code(trial, news.record)
+        else _other_code(trial, update.record)
     )
-    if news.record is None or error:
+    if update.record is None or error:
         outcome.failed[trial.label] = error
         folder.fail(outcome.failed)
-        shown.failed(trial, error, _traced(folder.path, news))
+        shown.failed(trial, error, _traced(folder.path, update))
         return
-    folder.keep(trial, dict(news.record))
+    folder.keep(trial, dict(update.record))
     outcome.finished += 1
-    outcome.core_hours += news.record["cpu_seconds"] / 3600
-    shown.finished(trial, news.record)
+    outcome.core_hours += update.record["cpu_seconds"] / 3600
+    shown.finished(trial, update.record)
 
 
 def _other_code(trial: Trial, record: Mapping[str, Any]) -> str:
@@ -173,21 +173,21 @@ def _other_code(trial: Trial, record: Mapping[str, Any]) -> str:
     return f"It was run by other code ({record['code']}, here {here}): install the same everywhere, and start again."
 
 
-def _traced(folder: Path, news: TrialUpdate) -> Path | None:
-    if not news.trace:
+def _traced(folder: Path, update: TrialUpdate) -> Path | None:
+    if not update.trace:
         return None
-    file = folder / f"bug-{news.key[:12]}.txt"
-    files.atomic_write(file, news.trace.encode())
+    file = folder / f"bug-{update.key[:12]}.txt"
+    files.atomic_write(file, update.trace.encode())
     return file
 
 
 class ProgressView:
     """The progress bar, or where there is no terminal a line per cell; a context manager."""
 
-    def __init__(self, sweep: Sweep, agenda: TrialQueue, *, quiet: bool) -> None:
+    def __init__(self, sweep: Sweep, queue: TrialQueue, *, quiet: bool) -> None:
         self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
         self._late = sweep.section.late
-        left = agenda.left()
+        left = queue.left()
         self._total, self._done = sweep.size, sweep.size - len(left)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[cells]} cells"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip

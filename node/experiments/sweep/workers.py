@@ -85,10 +85,10 @@ class Workers:
                     key=key, error=f"Its process {_end(process.wait())}; see {self._log}."
                 )
             else:
-                news = TrialUpdate(**json.loads(line))
-                if news.share is None:
+                update = TrialUpdate(**json.loads(line))
+                if update.share is None:
                     self._idle.append(self._busy.pop(key))
-                return news
+                return update
 
     def close(self) -> None:
         for process in (*self._idle, *self._busy.values()):
