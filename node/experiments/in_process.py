@@ -64,7 +64,7 @@ def run(resolved: ResolvedRun, folder: Path, progress: Progress = _silent) -> Su
 def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
     """As `run`; the journals are closed with the stack."""
     config = resolved.run
-    learners = _learners(resolved)
+    learners = make_learners(resolved)
     for sentence in sorted(
         {it.gate.choice.slow for it in learners.values() if it.gate.choice} - {""}
     ):
@@ -159,7 +159,7 @@ def _warn(journal: Journal, error: PeerpoiseError) -> None:
     print(f"warning: {error}", file=sys.stderr)
 
 
-def _learners(resolved: ResolvedRun) -> dict[Peer, Learner]:
+def make_learners(resolved: ResolvedRun) -> dict[Peer, Learner]:
     """Every node's; σ and the initial parameters are computed once."""
     experiment, mode = resolved.experiment.experiment, resolved.run.privacy.mode
     learners: dict[Peer, Learner] = {}

@@ -14,6 +14,7 @@ import torch
 from node.algorithms.deca import State
 from node.config import ExperimentConfig
 from node.experiments import in_process
+from node.experiments.resolve import resolve
 from node.learning.learner import Learner
 from node.records import checkpoint
 from node.rounds import lockstep
@@ -47,7 +48,7 @@ def peers(model: Path, text: Path, algorithm: dict[str, Any]) -> dict[str, Learn
         "privacy": {"mode": "none", "batch": 2},
         "experiment": {"nodes": 3},
     }  # fmt: skip
-    return in_process._learners(ExperimentConfig(**values))  # type: ignore[arg-type]
+    return in_process.make_learners(resolve(ExperimentConfig(**values)))  # type: ignore[arg-type]
 
 
 def play(nodes: dict[str, Learner], rounds: int, first: int = 0) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from node.config import ExperimentConfig
 from node.experiments import in_process
+from node.experiments.resolve import resolve
 from node.maths.mixing import materialize
 from node.rounds import lockstep
 from node.task import views
@@ -57,12 +58,12 @@ def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], Experiment
     """On a complete graph everybody has the mean of all A and of all B, which is not what the mean
     of B·A would be.
     """
-    twins = in_process._learners(config("full"))
+    twins = in_process.make_learners(resolve(config("full")))
     verbs = [
         next(learner.algorithm.round(0, View(learner.neighborhood))) for learner in twins.values()
     ]
     sent = torch.stack([materialize(verb.tensors) for verb in verbs])
-    learners = in_process._learners(config("full"))
+    learners = in_process.make_learners(resolve(config("full")))
     algorithms = {name: learner.algorithm for name, learner in learners.items()}
     lockstep.run(algorithms, learners["n0"].plan.neighborhoods, 1)
     assert sent.shape == (4, ADAPTERS)
@@ -76,7 +77,7 @@ def test_the_model_is_untouched_and_adapters_are_merged_into_it(
 ) -> None:
     """W + (α/r)·B·A in the layers, all else as it came."""
     run = config("ring")
-    learners = in_process._learners(run)
+    learners = in_process.make_learners(resolve(run))
     algorithms = {name: learner.algorithm for name, learner in learners.items()}
     lockstep.run(algorithms, learners["n0"].plan.neighborhoods, 3)
     learner = learners["n0"]

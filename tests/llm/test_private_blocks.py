@@ -13,6 +13,7 @@ import torch
 
 from node.config import ExperimentConfig
 from node.experiments import in_process
+from node.experiments.resolve import resolve
 from node.learning import learner
 from node.privacy.ledger import Ledger
 from node.records.summary import read
@@ -88,7 +89,7 @@ def test_noise_of_sigma_c_over_b_is_on_the_block() -> None:
 
 
 def learners(**privacy: Any) -> dict[str, learner.Learner]:
-    return in_process._learners(config(**privacy))
+    return in_process.make_learners(resolve(config(**privacy)))
 
 
 def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:

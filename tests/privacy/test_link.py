@@ -10,6 +10,7 @@ import pytest
 
 from node.config import ExperimentConfig
 from node.experiments import in_process
+from node.experiments.resolve import resolve
 from node.learning.learner import Learner
 from node.privacy.accountant import Spent, epsilon_link, epsilon_rdp
 from node.privacy.ledger import Ledger
@@ -26,9 +27,8 @@ def learners(**privacy: Any) -> dict[str, Learner]:
         "experiment": {"nodes": 3},
         "privacy": section,
     }
-    return in_process._learners(
-        ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}})
-    )
+    config = ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}})
+    return in_process.make_learners(resolve(config))
 
 
 def play(nodes: dict[str, Learner], first: int, last: int, without: str = "") -> None:
