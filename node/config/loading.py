@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
@@ -23,6 +23,8 @@ from peer.errors import ConfigurationError
 ENVIRONMENT_PREFIX = "PEERPOISE_"
 
 C = TypeVar("C", bound=Section)
+Tree: TypeAlias = dict[str, Any]
+"""Nested values, as TOML has them."""
 
 
 def load(
@@ -39,7 +41,7 @@ def load(
     Raises:
         ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
     """
-    merged: dict[str, Any] = {}
+    merged: Tree = {}
     for _, values in layers(model, files, settings, environ):
         merge(merged, values)
     edges.inline(merged, files[-1].parent if files else Path())
@@ -64,7 +66,7 @@ def layers(
     files: Sequence[Path],
     settings: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
-) -> list[tuple[str, dict[str, Any]]]:
+) -> list[tuple[str, Tree]]:
     """(where from, nested values) of everything that is set, lowest precedence first. A removed
     key's value is None.
     """
@@ -109,9 +111,9 @@ def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProx
     files.atomic_write(file, text.encode())
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> Tree:
     """Nested values as {"section.key": value}."""
-    flat: dict[str, Any] = {}
+    flat: Tree = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -125,7 +127,7 @@ def _all_sections() -> set[str]:
     return {*ExperimentConfig.model_fields, *NodeConfig.model_fields}
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Tree:
     try:
         return tomllib.loads(read_text(file))
     except FileNotFoundError:
@@ -150,7 +152,7 @@ def _read(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+def merge(into: Tree, new: Mapping[str, object]) -> None:
     """Lays nested values over others, in place."""
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -159,23 +161,23 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+def nested(path: Sequence[str], value: object) -> Tree:
     """["a", "b"], 1 -> {"a": {"b": 1}}."""
-    inner: Any = value
-    for key in reversed(path):
-        inner = {key: inner}
-    tree: dict[str, Any] = inner
+    *around, last = path
+    tree: Tree = {last: value}
+    for key in reversed(around):
+        tree = {key: tree}
     return tree
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return tomllib.loads(f"v = {text}")["v"] if text else None
     except (ValueError, RecursionError):
         return text
 
 
-def drop_none(values: Mapping[str, Any]) -> dict[str, Any]:
+def drop_none(values: Mapping[str, object]) -> Tree:
     """The values without the keys that were set to None."""
     kept = {
         key: drop_none(value) if isinstance(value, dict) else value for key, value in values.items()

@@ -56,7 +56,7 @@ def readable(text: str) -> str:
     return MISLEADING.sub("?", text)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +106,7 @@ def rows(path: Path, limit: int) -> NDArray[np.int64]:
     return numbers.astype(np.int64)
 
 
-def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
+def _load(path: Path) -> NDArray[np.generic] | dict[str, NDArray[np.generic]]:
     """The array of an .npy, or the arrays of an .npz."""
     try:
         with path.open("rb") as stream:
@@ -133,7 +132,7 @@ def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         raise DataError(f"{path} can't be read as numpy data: {text}.") from None
 
 
-def _images(path: Path, x: NDArray[Any]) -> Tensor:
+def _images(path: Path, x: NDArray[np.generic]) -> Tensor:
     if x.dtype.kind not in "fu" or (x.dtype.kind == "u" and x.dtype != np.uint8):
         raise DataError(f"{path}: x has type {x.dtype}; floats or uint8 are expected.")
     if x.ndim not in (3, 4):
@@ -171,7 +170,7 @@ def _channels_last(shape: tuple[int, ...]) -> bool:
     )
 
 
-def _labels(path: Path, y: NDArray[Any], n: int, classes: int) -> Tensor:
+def _labels(path: Path, y: NDArray[np.generic], n: int, classes: int) -> Tensor:
     if y.dtype.kind not in "iu" or y.ndim != 1:
         raise DataError(
             f"{path}: y has shape {y.shape} and type {y.dtype}; one integer per image is expected."

@@ -38,7 +38,7 @@ ABOVE = re.compile(r'\s*(#|"?sep=|$)', re.IGNORECASE)
 LONGEST, WORDS = 40, 4
 """Most characters and words of a column's name; a longer one may be a cell of a table without a
 header."""
-Columns = dict[str, list[Any]]
+Columns = dict[str, list[object]]
 
 
 class Nested(str):
@@ -77,7 +77,7 @@ def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
         raise DataError(f"{path} can't be read as a table: {reason}.") from None
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """A cell as text: empty where there is nothing, true and false as JSON writes them."""
     if value is None or value != value:
         return ""
@@ -103,7 +103,7 @@ def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
     once = {name for name, n in Counter(head).items() if n == 1 and name}
     wanted = once if others else named
     kept = [k for k, name in enumerate(head) if name in wanted]
-    cells: list[list[str]] = [[] for _ in kept]
+    cells: list[list[object]] = [[] for _ in kept]
     for number, row in enumerate(islice(_rows(path, separator, above), 1, None), 1):
         if len(row) < len(head) or any(row[len(head) :]):
             raise DataError(
@@ -209,11 +209,12 @@ def _opened(path: Path) -> TextIO:
     return TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _refuse_other_encodings(path: Path, name: str, cells: Sequence[str]) -> None:
-    if row := next((number for number, cell in enumerate(cells, 1) if not is_unicode(cell)), None):
-        raise DataError(
-            f"{path}, row {row}: the column {name!r} is not UTF-8 text; save the file as UTF-8."
-        )
+def _refuse_other_encodings(path: Path, name: str, cells: Sequence[object]) -> None:
+    for row, cell in enumerate(cells, 1):
+        if not is_unicode(str(cell)):
+            raise DataError(
+                f"{path}, row {row}: the column {name!r} is not UTF-8 text; save the file as UTF-8."
+            )
 
 
 # -- Parquet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from node.data.columns import Nested
 
@@ -18,16 +18,17 @@ PYTHON = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'")
 
 
 class Turn(TypedDict):
+    """What one party says."""
+
     role: str
     content: str
 
 
 def turns(cell: str) -> list[Turn]:
     """The turns of a conversation; none: the cell is no conversation."""
-    items = _list(cell)
-    if not all(map(_is_turn, items)):
-        return []
-    return [Turn(role=turn["role"], content=turn["content"]) for turn in items]
+    items = [_turn(item) for item in _list(cell)]
+    turns = [item for item in items if item is not None]
+    return turns if len(turns) == len(items) else []
 
 
 def parsed(cell: str) -> str:
@@ -53,21 +54,23 @@ def is_broken(cell: str) -> bool:
     tools?
     """
     items = _list(cell)
-    is_conversation = any(isinstance(turn, dict) and "role" in turn for turn in items)
-    return is_conversation and not all(map(_is_turn, items))
+    is_conversation = any(isinstance(item, dict) and "role" in item for item in items)
+    return is_conversation and any(_turn(item) is None for item in items)
 
 
-def _list(cell: str) -> list[Any]:
+def _list(cell: str) -> list[object]:
     value = json.loads(cell) if isinstance(cell, Nested) else []
     return value if isinstance(value, list) else []
 
 
-def _is_turn(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(key), str) for key in ("role", "content"))
-        and not any(value.get(key) for key in CALLS)
-    )
+def _turn(value: object) -> Turn | None:
+    """The value as a turn; None: it is none, or calls tools."""
+    if not isinstance(value, dict) or any(value.get(key) for key in CALLS):
+        return None
+    role, content = value.get("role"), value.get("content")
+    if isinstance(role, str) and isinstance(content, str):
+        return Turn(role=role, content=content)
+    return None
 
 
 def divided(cell: str) -> tuple[Nested, str] | None:

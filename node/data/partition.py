@@ -60,7 +60,8 @@ def kinds(experiment: ExperimentSection, examples: data.Rows) -> Rows:
         raise ConfigurationError(
             f"experiment.column = {experiment.column!r} is no column of the data; it has {known}."
         )
-    return np.unique(examples.columns[experiment.column], return_inverse=True)[1].astype(np.int64)
+    _, kinds = np.unique(examples.columns[experiment.column], return_inverse=True)
+    return np.asarray(kinds, np.int64)
 
 
 def iid(n: int, nodes: int, seed: int) -> list[Rows]:

@@ -66,7 +66,7 @@ def table(path: Path, task: TaskSection) -> Examples:
     )
 
 
-def labels(path: Path, cells: Sequence[Any], task: TaskSection) -> NDArray[np.int64]:
+def labels(path: Path, cells: Sequence[object], task: TaskSection) -> NDArray[np.int64]:
     """Labels as 0 … classes − 1: places in `task.labels`, or the integers themselves where that is
     empty.
 
@@ -110,7 +110,7 @@ def _numbered(path: Path, names: Sequence[str], classes: Sequence[str]) -> NDArr
 
 
 def _scaled(
-    path: Path, name: str, cells: Sequence[Any], center: float, scale: float
+    path: Path, name: str, cells: Sequence[object], center: float, scale: float
 ) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         values = ((_numbers(path, name, cells) - center) / scale).astype(np.float32)
@@ -123,7 +123,7 @@ def _scaled(
     return values
 
 
-def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]:
+def _numbers(path: Path, name: str, cells: Sequence[object]) -> NDArray[np.float64]:
     """The cells as numbers, NaN where there is nothing; with decimal commas where they can be
     nothing else.
 
@@ -148,15 +148,18 @@ def _numbers(path: Path, name: str, cells: Sequence[Any]) -> NDArray[np.float64]
     return np.array(values, np.float64)
 
 
-def _number(cell: Any) -> float | None:
+def _number(cell: object) -> float | None:
     """None: it is no number."""
+    if cell is None:
+        return math.nan
     if isinstance(cell, str):
         small = cell.strip().lower()
         if small in EMPTY or small in TRUTH:
             return TRUTH.get(small, math.nan)
-        cell = "no number" if "_" in cell else cell  # Python would read 1_000
+        if "_" in cell:  # Python would read 1_000
+            return None
     try:
-        return math.nan if cell is None else float(cell)
+        return float(cell)  # type: ignore[arg-type]  # Parquet has numbers of many types
     except (TypeError, ValueError):
         return None
 
@@ -166,12 +169,12 @@ def _pointed(cell: str) -> str:
     return "no number" if "." in cell else cell.replace(",", ".")
 
 
-def _first_comma(cells: Sequence[Any]) -> int:
+def _first_comma(cells: Sequence[object]) -> int:
     """The number of the first row with a comma."""
     return next(row for row, cell in enumerate(cells, 1) if isinstance(cell, str) and "," in cell)
 
 
-def _decimal_mark(cells: Sequence[Any]) -> str | None:
+def _decimal_mark(cells: Sequence[object]) -> str | None:
     """Comma or point, by the majority of the cells that can be read in one way only.
 
     None: there is no such cell, but commas that may separate thousands or decimals.
@@ -202,7 +205,7 @@ def _mark(cell: str) -> str:
     return {",": ".", ".": ","}.get(match["group"], "")
 
 
-def _why(cell: Any) -> str:
+def _why(cell: object) -> str:
     """What keeps a cell from being a number, without the cell."""
     if isinstance(cell, str):
         if "%" in cell:
@@ -221,7 +224,7 @@ def _why(cell: Any) -> str:
     return "write a plain number, or encode categories before (one column each)"
 
 
-def _array(cells: Sequence[Any]) -> NDArray[Any]:
+def _array(cells: Sequence[object]) -> NDArray[Any]:
     """A column by which a set can be divided: integers in their order, or else text."""
     try:
         return np.array(

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from peer.errors import ConfigurationError, DataError
 
 OBJECTS = (".jsonl", ".ndjson", ".json")
 PLAIN = (".txt", ".md")
-Part: TypeAlias = dict[str, NDArray[Any]]
+Part: TypeAlias = dict[str, NDArray[np.object_]]
 """The columns of a file."""
 
 
@@ -41,7 +41,7 @@ class Texts:
     a row's language or file, by which a set is split and divided."""
 
     y: Tensor
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    columns: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -271,19 +271,17 @@ def _objects(file: Path, task: TaskSection) -> Part:
     return {name: strings([row.get(name) for row in rows]) for name in names}
 
 
-def _listed(file: Path, text: str) -> list[dict[str, Any]]:
+def _listed(file: Path, text: str) -> list[dict[str, object]]:
     try:
-        rows: list[Any] = json.loads(text)
+        rows: list[object] = json.loads(text)
     except (ValueError, RecursionError):
         raise DataError(
             f"{file} is no JSON; a list of objects, or one object on each line, is expected."
         ) from None
-    for number, row in enumerate(rows, 1):
-        _refuse_others(f"{file}, item {number}", row)
-    return rows
+    return [_object(f"{file}, item {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def _lines(file: Path, text: str) -> list[dict[str, Any]]:
+def _lines(file: Path, text: str) -> list[dict[str, object]]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
@@ -292,14 +290,20 @@ def _lines(file: Path, text: str) -> list[dict[str, Any]]:
             raise DataError(
                 f"{file}, line {number}, is no JSON; an object on each line is expected."
             ) from None
-        _refuse_others(f"{file}, line {number}", row)
-        rows += [row] if row else []
+        if _object(f"{file}, line {number}", row):
+            rows.append(row)
     return rows
 
 
-def _refuse_others(place: str, row: Any) -> None:
+def _object(place: str, row: object) -> dict[str, object]:
+    """The row, if it is a JSON object.
+
+    Raises:
+        DataError: it is something else.
+    """
     if not isinstance(row, dict):
         raise DataError(f"{place}: an object with the names of columns as keys is expected.")
+    return row
 
 
 def _plain(file: Path, task: TaskSection) -> Part:
@@ -326,7 +330,7 @@ def pieces(text: str, longest: int) -> list[str]:
     return rows
 
 
-def strings(values: Sequence[Any]) -> NDArray[Any]:
+def strings(values: Sequence[object]) -> NDArray[np.object_]:
     """Values as an array of Python strings [n] (see `columns.text`)."""
     array = np.empty(len(values), dtype=object)
     array[:] = [value if isinstance(value, str) else columns.text(value) for value in values]

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from node.hooks import no_op
+
 Forward = Callable[..., Any]
 """(ids [n, length], **further arguments of a transformers model) -> its output."""
 BANNED = -1e9
@@ -82,7 +84,7 @@ def generate(
     prompts: Prompts,
     sampling: Sampling,
     generator: torch.Generator,
-    yield_point: Callable[[], None] = lambda: None,
+    yield_point: Callable[[], None] = no_op,
 ) -> Completions:
     """An answer to each prompt.
 

@@ -51,7 +51,9 @@ class Encoder:
                 f"task.text.template = {text.template!r} is none of {', '.join(NAMED)}, nor a text "
                 f"with a {{column}}."
             )
-        self.text, self.tokens, self.labels = text, tokens, tuple(labels)
+        self.text = text
+        self.tokens = tokens
+        self.labels = tuple(labels)
         if empty := [it for it in labels if not self.answer("", it)]:
             raise ConfigurationError(
                 f"The label {empty[0]!r} of task.labels has no tokens; give it a word."

@@ -73,13 +73,11 @@ class Pretrained:
             raise ConfigurationError(
                 f"The tokenizer of {name} has no pad token; set pad_token, say to its eos_token."
             )
-        self.tokenizer, self.name, self.pad, self.end, self.size = (
-            tokenizer,
-            name,
-            pad,
-            end,
-            len(tokenizer),
-        )
+        self.tokenizer = tokenizer
+        self.name = name
+        self.pad = pad
+        self.end = end
+        self.size = len(tokenizer)
         self.has_chat = bool(tokenizer.chat_template)
         starts = tokenizer("a").input_ids[:1] == [begin]
         self.begin: tuple[int, ...] = (begin,) if starts else ()

@@ -56,8 +56,11 @@ class Game:
     """Remembers what each coalition is worth."""
 
     def __init__(self, players: int, values: Values) -> None:
-        self.players, self.full = players, (1 << players) - 1
-        self._values, self._known = values, dict[int, float]()
+        self.players = players
+        self.full = (1 << players) - 1
+        """The coalition of all players."""
+        self._values = values
+        self._known: dict[int, float] = {}
 
     @property
     def evaluations(self) -> int:

@@ -85,12 +85,14 @@ class Ledger:
     def __init__(
         self, folder: Path | None, name: str, clock: Callable[[], str] = wall_clock
     ) -> None:
-        self._name, self._clock = name, clock
+        self._name = name
+        self._clock = clock
         self._fault = ""
         self._stale = True
-        self._sequence, self._digest = 0, GENESIS
+        self._sequence = 0
+        self._digest = GENESIS
         self._spent: dict[tuple[str, Mechanism], int] = {}
-        self._told: Counter[tuple[str, str]] = Counter()
+        self._debits: Counter[tuple[str, str]] = Counter()
         """(run, recipient) -> debits."""
         self._db: sqlite3.Connection | None = None
         self._path = folder / f"{name}.sqlite" if folder else None
@@ -137,12 +139,12 @@ class Ledger:
 
     @property
     def compositions(self) -> int:
-        """Units spent so far (see `accountant`), all mechanisms together."""
+        """Compositions spent so far (see `accountant`), all mechanisms together."""
         return sum(self._spent.values())
 
     def rows(self, run: str | None = None) -> list[Spent]:
         """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one
-        unit.
+        composition.
         """
         total: dict[Mechanism, int] = {}
         for (of, mechanism), compositions in self._spent.items():
@@ -153,7 +155,7 @@ class Ledger:
     def longest(self, run: str) -> int:
         """The most debits of this run for one recipient: the longest stream of answers."""
         return max(
-            (count for (of, recipient), count in self._told.items() if of == run and recipient),
+            (count for (of, recipient), count in self._debits.items() if of == run and recipient),
             default=0,
         )
 
@@ -214,7 +216,8 @@ class Ledger:
         """Gives back files and lock; may be called twice."""
         if self._db is not None:
             self._db.close()
-        self._db, self._stale = None, True
+        self._db = None
+        self._stale = True
         if self._head is not None:
             self._head.close()
         if self._lock is not None:
@@ -252,10 +255,10 @@ class Ledger:
             if self._head is not None:
                 self._head.write(self._sequence + 1, digest)
             failpoint("after_ledger_fsync")
-            self._take(run, recipient, m, repeated, digest)
+            self._account(run, recipient, m, repeated, digest)
             return self._sequence
 
-    def _take(
+    def _account(
         self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes
     ) -> None:
         """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid
@@ -263,8 +266,9 @@ class Ledger:
         """
         key = (run, replace(mechanism, sigma=float(mechanism.sigma), rate=float(mechanism.rate)))
         self._spent[key] = self._spent.get(key, 0) + (not repeated)
-        self._told[run, recipient] += 1
-        self._sequence, self._digest = self._sequence + 1, digest
+        self._debits[run, recipient] += 1
+        self._sequence += 1
+        self._digest = digest
 
     @contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
@@ -355,7 +359,10 @@ class Ledger:
 
     def _read_all(self) -> None:
         """Verifies the chain from the first row and adds up what was spent."""
-        self._spent, self._told, self._sequence, self._digest = {}, Counter(), 0, GENESIS
+        self._spent = {}
+        self._debits = Counter()
+        self._sequence = 0
+        self._digest = GENESIS
         shared: set[tuple[str, int]] = set()
         for sequence, *values, previous, digest in self._connected.execute(_SELECT):
             if (sequence, previous) != (self._sequence + 1, self._digest):
@@ -366,7 +373,7 @@ class Ledger:
             mechanism = Mechanism(
                 sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode
             )
-            self._take(run, recipient, mechanism, (run, round) in shared, digest)
+            self._account(run, recipient, mechanism, (run, round) in shared, digest)
             if batches == "shared":
                 shared.add((run, round))
 

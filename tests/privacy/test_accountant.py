@@ -111,7 +111,7 @@ def test_what_has_no_guarantee_makes_every_later_epsilon_infinite(mode: str) -> 
     past=st.integers(0, 60),
     batches=st.sampled_from(["independent", "shared"]),
 )
-def test_units_left_is_the_last_affordable_one(
+def test_remaining_compositions_is_the_last_affordable_number(
     sigma: float, rate: float, limit: float, past: int, batches: str
 ) -> None:
     rows = [Spent(Mechanism(sigma=3.0, rate=0.05), past)]

@@ -320,7 +320,7 @@ def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPat
     assert len(asked) == 1
 
 
-def test_a_row_cleared_at_a_neighbors_model_is_told_at_one_s_own() -> None:
+def test_a_row_cleared_at_a_neighbors_model_is_reported_at_one_s_own() -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
     reported: list[list[int]] = []
     suspects = Suspects(task, 0, lambda t, rows: reported.append(rows.tolist()))
