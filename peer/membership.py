@@ -137,44 +137,46 @@ class Membership:
         """The neighbors whose edge is in use in this round."""
         return frozenset(
             peer
-            for peer, it in self.neighbors.items()
-            if it.presence is Presence.LIVE and it.live_from <= round
+            for peer, neighbor in self.neighbors.items()
+            if neighbor.presence is Presence.LIVE and neighbor.live_from <= round
         )
 
     def agreed(self) -> dict[Peer, int]:
         """live_from of every edge that is or will be in use, as both ends know."""
-        stands = {
-            p: it
-            for p, it in self.neighbors.items()
-            if it.presence is Presence.LIVE and it.confirmed
+        return {
+            peer: neighbor.live_from
+            for peer, neighbor in self.neighbors.items()
+            if neighbor.presence is Presence.LIVE and neighbor.confirmed
         }
-        return {peer: it.live_from for peer, it in stands.items()}
 
     def present(self) -> frozenset[Peer]:
         """Neighbors whose edge stands, be it that they are done with all rounds."""
         stands = (Presence.LIVE, Presence.FINISHED)
-        return frozenset(peer for peer, it in self.neighbors.items() if it.presence in stands)
+        return frozenset(
+            peer for peer, neighbor in self.neighbors.items() if neighbor.presence in stands
+        )
 
     def finished(self) -> frozenset[Peer]:
         """Neighbors that are done with all rounds."""
         return frozenset(
-            peer for peer, it in self.neighbors.items() if it.presence is Presence.FINISHED
+            peer
+            for peer, neighbor in self.neighbors.items()
+            if neighbor.presence is Presence.FINISHED
         )
 
     def removed(self) -> frozenset[Peer]:
         """Neighbors that are in the roster no more."""
         return frozenset(
-            peer for peer, it in self.neighbors.items() if it.presence is Presence.REMOVED
+            peer
+            for peer, neighbor in self.neighbors.items()
+            if neighbor.presence is Presence.REMOVED
         )
 
     def remove(self, peer: Peer) -> None:
         """The roster dropped the neighbor: its edge is lost for good."""
-        it = self.neighbors[peer]
-        it.presence, it.last_error, it.refusal = (
-            Presence.REMOVED,
-            "It was removed from the roster.",
-            "",
-        )
+        neighbor = self.neighbors[peer]
+        neighbor.presence = Presence.REMOVED
+        neighbor.last_error, neighbor.refusal = "It was removed from the roster.", ""
 
     def agree(
         self,
@@ -190,45 +192,51 @@ class Membership:
         """The handshake is done: the edge is used from `live_from` on, at both ends. The end that
         answered does not know yet whether its answer came (`confirmed` False); a beat or transfer
         will tell."""
-        it = self.neighbors[peer]
-        if it.presence is Presence.REMOVED:
+        neighbor = self.neighbors[peer]
+        if neighbor.presence is Presence.REMOVED:
             return
-        it.confirmed = confirmed
-        it._order = max(it._order, order) if incarnation == it.incarnation else order
-        it.presence, it.live_from, it.incarnation = Presence.LIVE, live_from, incarnation
-        it.round = it.reached = round
-        it.last_heard = it.last_work = it.last_excuse = now
-        it.waiting_for, it.last_error, it.refusal, it._unnamed = frozenset(), "", "", 0
+        neighbor.confirmed = confirmed
+        if incarnation == neighbor.incarnation:
+            order = max(neighbor._order, order)
+        neighbor._order = order
+        neighbor.presence, neighbor.live_from = Presence.LIVE, live_from
+        neighbor.incarnation = incarnation
+        neighbor.round = neighbor.reached = round
+        neighbor.last_heard = neighbor.last_work = neighbor.last_excuse = now
+        neighbor.waiting_for = frozenset()
+        neighbor.last_error = neighbor.refusal = ""
+        neighbor._unnamed = 0
 
     def restarted(self, peer: Peer, incarnation: int) -> None:
         """Another process of the neighbor speaks: the old edge is over, a new one can be agreed
         on.
         """
-        it = self.neighbors[peer]
-        if it.presence is Presence.REMOVED:
+        neighbor = self.neighbors[peer]
+        if neighbor.presence is Presence.REMOVED:
             return
-        if it.presence is Presence.LIVE:
+        if neighbor.presence is Presence.LIVE:
             self.lose(peer, "It was restarted.")
-        it.presence, it.incarnation, it._lost_at, it._order = Presence.UNKNOWN, incarnation, None, 0
-        it.round = it.reached = -1
+        neighbor.presence, neighbor.incarnation = Presence.UNKNOWN, incarnation
+        neighbor._lost_at, neighbor._order = None, 0
+        neighbor.round = neighbor.reached = -1
 
     def start_waiting(self, peers: Iterable[Peer], now: float) -> None:
         """From now on these are waited for: what they did before does not count against them."""
         for peer in peers:
-            it = self.neighbors[peer]
-            it.last_work = it.last_excuse = max(it.last_excuse, now)
+            neighbor = self.neighbors[peer]
+            neighbor.last_work = neighbor.last_excuse = max(neighbor.last_excuse, now)
 
     def moved(self, peer: Peer, now: float) -> None:
         """Bytes from or to the neighbor moved."""
-        it = self.neighbors[peer]
-        it.last_heard = it.last_work = it.last_excuse = now
-        it.confirmed = True
+        neighbor = self.neighbors[peer]
+        neighbor.last_heard = neighbor.last_work = neighbor.last_excuse = now
+        neighbor.confirmed = True
 
     def entered(self, peer: Peer, round: int, now: float) -> None:
         """A transfer of that round came from the neighbor."""
-        it = self.neighbors[peer]
-        it.reached = max(it.reached, round)
-        it.shown = (round, now)
+        neighbor = self.neighbors[peer]
+        neighbor.reached = max(neighbor.reached, round)
+        neighbor.shown = (round, now)
 
     def most_have_reached(self, now: float, *, quickest: float | None, heartbeats: bool) -> int:
         """The latest round that a strict majority of all neighbors, and two at least, claim to be
@@ -240,56 +248,68 @@ class Membership:
         known of how long rounds take).
         """
         claims = []
-        for it in self.neighbors.values():
-            if it.presence is not Presence.LIVE or not it.confirmed:
+        for neighbor in self.neighbors.values():
+            if neighbor.presence is not Presence.LIVE or not neighbor.confirmed:
                 continue
-            claim = max(it.live_from, it.reached + 1) if heartbeats else it.live_from
-            if it.shown is not None and quickest:
-                since_round, since = it.shown
+            claim = (
+                max(neighbor.live_from, neighbor.reached + 1) if heartbeats else neighbor.live_from
+            )
+            if neighbor.shown is not None and quickest:
+                since_round, since = neighbor.shown
                 claim = min(claim, since_round + 2 + int((now - since) * FASTER / quickest))
             claims.append(claim)
         needed = majority(len(self.neighbors))
         return sorted(claims)[-needed] if len(claims) >= needed else -1
 
-    def heartbeat(self, peer: Peer, said: Heartbeat, now: float) -> None:
+    def heartbeat(self, peer: Peer, heartbeat: Heartbeat, now: float) -> None:
         """A sign of life. Heartbeats of an earlier process, and overtaken ones, are ignored; those
         of a later one end the edge.
         """
-        it = self.neighbors[peer]
-        if said.incarnation < it.incarnation:
+        neighbor = self.neighbors[peer]
+        if heartbeat.incarnation < neighbor.incarnation:
             return
-        if said.incarnation > it.incarnation:
-            if it.presence is Presence.LIVE:
+        if heartbeat.incarnation > neighbor.incarnation:
+            if neighbor.presence is Presence.LIVE:
                 self.lose(peer, "It was restarted.")
-            it._lost_at = None
+            neighbor._lost_at = None
             return
-        if said.order <= it._order:
+        if heartbeat.order <= neighbor._order:
             return
-        it._order = said.order
-        it.last_heard = now
-        it.reached = max(it.reached, said.round)
-        if (said.progress, said.round, said.phase) != (it._progress, it.round, it.phase):
-            it.last_work = it.last_excuse = now
-        if said.gathers or (
-            said.waiting_for
-            and self.me not in said.waiting_for
-            and said.idle < PATIENCE * self.deadline
+        neighbor._order = heartbeat.order
+        neighbor.last_heard = now
+        neighbor.reached = max(neighbor.reached, heartbeat.round)
+        if (heartbeat.progress, heartbeat.round, heartbeat.phase) != (
+            neighbor._progress,
+            neighbor.round,
+            neighbor.phase,
         ):
-            it.last_excuse = now
-        it._idle_since = now if said.gathers else now - said.idle
-        it._progress, it.round, it.phase = said.progress, said.round, said.phase
-        it.waiting_for = said.waiting_for
-        it._unnamed = 0 if said.names_me or not it.confirmed else it._unnamed + 1
-        it.confirmed |= said.names_me
-        if it.presence is Presence.LIVE and it._unnamed >= MISSED_BEATS:
+            neighbor.last_work = neighbor.last_excuse = now
+        if heartbeat.gathers or (
+            heartbeat.waiting_for
+            and self.me not in heartbeat.waiting_for
+            and heartbeat.idle < PATIENCE * self.deadline
+        ):
+            neighbor.last_excuse = now
+        neighbor._idle_since = now if heartbeat.gathers else now - heartbeat.idle
+        neighbor._progress, neighbor.round, neighbor.phase = (
+            heartbeat.progress,
+            heartbeat.round,
+            heartbeat.phase,
+        )
+        neighbor.waiting_for = heartbeat.waiting_for
+        neighbor._unnamed = (
+            0 if heartbeat.names_me or not neighbor.confirmed else neighbor._unnamed + 1
+        )
+        neighbor.confirmed |= heartbeat.names_me
+        if neighbor.presence is Presence.LIVE and neighbor._unnamed >= MISSED_BEATS:
             self.lose(peer, "It no longer uses this edge.")
 
     def idle(self, peer: Peer, now: float) -> float:
         """Seconds since the last progress of this neighbor, or of anybody down the chain it waits
         for.
         """
-        it = self.neighbors[peer]
-        return now - max(it.last_work, it._idle_since)
+        neighbor = self.neighbors[peer]
+        return now - max(neighbor.last_work, neighbor._idle_since)
 
     def overdue(self, peer: Peer, now: float) -> bool:
         """No excuse for a whole deadline."""
@@ -301,39 +321,36 @@ class Membership:
 
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         """The edge is lost until a new handshake; `idle`: and until the neighbor moves."""
-        it = self.neighbors[peer]
-        if it.presence in (Presence.LIVE, Presence.UNKNOWN):
-            it.presence, it.last_error, it._lost_at = (
-                Presence.LOST,
-                why,
-                it._progress if idle else None,
-            )
+        neighbor = self.neighbors[peer]
+        if neighbor.presence in (Presence.LIVE, Presence.UNKNOWN):
+            neighbor.presence, neighbor.last_error = Presence.LOST, why
+            neighbor._lost_at = neighbor._progress if idle else None
 
     def bar(self, peer: Peer, until: float) -> None:
         """It is not taken back before, be it another process by then."""
-        it = self.neighbors[peer]
-        it.barred_until = max(it.barred_until, until)
+        neighbor = self.neighbors[peer]
+        neighbor.barred_until = max(neighbor.barred_until, until)
 
     def kept_off(self, peer: Peer, incarnation: int, now: float) -> str:
         """Why no edge is agreed on with this process of it yet, in a sentence; empty if nothing
         speaks against it.
         """
-        it = self.neighbors[peer]
+        neighbor = self.neighbors[peer]
         if (
-            it.presence is Presence.LOST
-            and incarnation == it.incarnation
-            and it._lost_at == it._progress
+            neighbor.presence is Presence.LOST
+            and incarnation == neighbor.incarnation
+            and neighbor._lost_at == neighbor._progress
         ):
             return "Nothing has moved at the caller since the edge was lost."
-        if it.barred_until == inf:
+        if neighbor.barred_until == inf:
             return "The caller told its neighbors different things."
-        if now < it.barred_until:
-            return f"The caller held this node up too often; it is taken back in {it.barred_until - now:.0f} s."
+        if now < neighbor.barred_until:
+            return f"The caller held this node up too often; it is taken back in {neighbor.barred_until - now:.0f} s."
         return ""
 
     def leave(self, peer: Peer, *, incarnation: int, finished: bool) -> None:
         """The neighbor said goodbye."""
-        it = self.neighbors[peer]
-        if incarnation >= it.incarnation and it.presence is not Presence.REMOVED:
-            it.presence = Presence.FINISHED if finished else Presence.LEFT
-            it.last_error = "" if finished else "It left."
+        neighbor = self.neighbors[peer]
+        if incarnation >= neighbor.incarnation and neighbor.presence is not Presence.REMOVED:
+            neighbor.presence = Presence.FINISHED if finished else Presence.LEFT
+            neighbor.last_error = "" if finished else "It left."

@@ -114,9 +114,9 @@ def erdos_renyi(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """
     chance = random.Random(f"erdos-renyi {wiring.seed}")
     for _ in range(ATTEMPTS):
-        found = [pair for pair in combinations(names, 2) if chance.random() < wiring.p]
-        if not unreachable(undirected(names, found)):
-            return found
+        pairs = [pair for pair in combinations(names, 2) if chance.random() < wiring.p]
+        if not unreachable(undirected(names, pairs)):
+            return pairs
     raise ConfigurationError(
         f"None of {ATTEMPTS} Erdős–Rényi graphs of {len(names)} nodes with topology.p = {wiring.p:g} is connected; "
         f"raise it (to ln(N)/N = {log(len(names)) / len(names):.2g} or more)."
@@ -175,12 +175,12 @@ def graph(kind: str, names: Sequence[Peer], wiring: GraphOptions = GraphOptions(
     if not names or len(set(names)) != len(names):
         raise ConfigurationError("A topology needs at least one node, each with a name of its own.")
     names = sorted(names)
-    found = undirected(names, TOPOLOGIES[kind](names, wiring))
-    if alone := unreachable(found):
+    edges = undirected(names, TOPOLOGIES[kind](names, wiring))
+    if alone := unreachable(edges):
         raise ConfigurationError(
             f"The graph is not connected: no way leads from {names[0]} to {min(alone)}; add an edge between them."
         )
-    return found
+    return edges
 
 
 def undirected(names: Sequence[Peer], edges: Edges) -> Graph:
@@ -197,9 +197,9 @@ def unreachable(edges: Graph) -> set[Peer]:
     first, *rest = edges
     left, fresh = set(rest), [first]
     while fresh:
-        found = edges[fresh.pop()] & left
-        left -= found
-        fresh.extend(found)
+        reached = edges[fresh.pop()] & left
+        left -= reached
+        fresh.extend(reached)
     return left
 
 

@@ -356,8 +356,8 @@ class Driver:
         def answer(peer: Peer, question: Any) -> SendBuffer:
             layout = answers.form.layout
             try:
-                said = verb.answer(peer, question)
-                return SendBuffer(said, layout, self.compute, most=most, stated=False)
+                vector = verb.answer(peer, question)
+                return SendBuffer(vector, layout, self.compute, most=most, stated=False)
             except Diverged:  # at the neighbor's model, so it is not this node that has
                 why = "The gradient at that model is not finite, or beyond limits.rms."
                 self.watcher.withheld(key.round, peer, why)

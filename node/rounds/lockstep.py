@@ -133,18 +133,19 @@ def _exchange(
     assert len({_form(verb) for verb in verbs.values()}) <= 1, (
         f"nodes disagree on what is said: {verbs}"
     )
-    said = {i: materialize(verbs[i].tensors) for i in sorted(verbs)}
-    answers = {i: _answers(i, verbs, said[i], neighborhoods[i]) for i in said}
+    payloads = {i: materialize(verbs[i].tensors) for i in sorted(verbs)}
+    answers = {i: _answers(i, verbs, payloads[i], neighborhoods[i]) for i in payloads}
     contacts = arrived(
-        verbs, neighborhoods, {*lost, *_refused(verbs, said, answers, neighborhoods, bounds)}
+        verbs, neighborhoods, {*lost, *_refused(verbs, payloads, answers, neighborhoods, bounds)}
     )
     before = arrived(verbs, neighborhoods) if heard is None else heard
     replies = {
-        i: _reply(i, verbs, said, answers[i], neighborhoods[i], contacts, before, mix) for i in said
+        i: _reply(i, verbs, payloads, answers[i], neighborhoods[i], contacts, before, mix)
+        for i in payloads
     }
     for i, verb in verbs.items() if sent is not None else ():
         assert sent is not None
-        sent[i] += _nbytes(said[i], verb.layout) * len(arrived(verbs, neighborhoods)[i])
+        sent[i] += _nbytes(payloads[i], verb.layout) * len(arrived(verbs, neighborhoods)[i])
         if isinstance(verb, Ask):
             for j, answer in replies[i].items():
                 sent[j] += _nbytes(answer, verb.answer_layout or verb.layout)
@@ -153,22 +154,24 @@ def _exchange(
 
 def _refused(
     verbs: Mapping[Peer, Verb],
-    said: Mapping[Peer, Any],
+    payloads: Mapping[Peer, Any],
     answers: Mapping[Peer, Mapping[Peer, Any]],
     neighborhoods: Hoods,
     bounds: Bounds,
 ) -> Edges:
     """Messages beyond the bounds. Questions are not checked: the answering gate must tolerate any
     input."""
-    broken = {j for j in said if not isinstance(verbs[j], Ask) and not _usable(said[j], bounds)}
-    found = {(j, i) for j in broken for i in neighborhoods[j].neighbors}
+    broken = {
+        j for j in payloads if not isinstance(verbs[j], Ask) and not _usable(payloads[j], bounds)
+    }
+    unusable = {(j, i) for j in broken for i in neighborhoods[j].neighbors}
     wrong = {
         (j, i)
         for i, each in answers.items()
         for j, it in each.items()
         if not _usable(it, bounds, Role.ANSWER)
     }
-    return found | wrong
+    return unusable | wrong
 
 
 def _usable(payload: Any, bounds: Bounds, role: Role | None = None) -> bool:
@@ -205,7 +208,7 @@ def arrived(
 def _reply(
     i: Peer,
     verbs: Mapping[Peer, Verb],
-    said: Mapping[Peer, Any],
+    payloads: Mapping[Peer, Any],
     answers: Mapping[Peer, Any],
     neighborhood: Neighborhood,
     contacts: Contacts,
@@ -216,9 +219,9 @@ def _reply(
     if isinstance(verb, Mix):
         keep = agreed(i, before[i], {j: before[j] for j in contacts[i]})
         weight = mixing_row(neighborhood, keep, verb.weights)
-        return mixed(weight, {j: said[j] for j in weight}, rule_of(verb, mix, i))
+        return mixed(weight, {j: payloads[j] for j in weight}, rule_of(verb, mix, i))
     if isinstance(verb, Say):
-        there = {j: _copy(said[j]) for j in contacts[i]}
+        there = {j: _copy(payloads[j]) for j in contacts[i]}
     else:
         there = {j: it for j, it in answers.items() if it is not None and j in contacts[i]}
     asked_by = contacts[i] if isinstance(verb, Say) else answers.keys()

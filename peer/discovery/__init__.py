@@ -77,7 +77,7 @@ class Discovery(Protocol):
 class Exchanges(Protocol):
     """What a discovery has on top that members ask."""
 
-    def answer(self, said: Peers) -> Peers:
+    def answer(self, question: Peers) -> Peers:
         """The answer to a member whose identity was checked."""
         ...
 

@@ -54,8 +54,8 @@ class AddressBook:
         """
         own = cls({}, names)
         around = replace(around, known=own.addresses, resolve=own.names.resolve)
-        found = {name: find(name).of(around) for name in chosen}
-        own.discoveries = {name: found[name] for name in DISCOVERIES if name in found}
+        discoveries = {name: find(name).of(around) for name in chosen}
+        own.discoveries = {name: discoveries[name] for name in DISCOVERIES if name in discoveries}
         own._labels = {member.id: member.name for member in around.roster.members}
         return own
 
@@ -76,7 +76,7 @@ class AddressBook:
                 strict=True,
             )
         )
-        found: dict[str, str] = {}
+        sources: dict[str, str] = {}
         lacking = []
         for name, many in given.items():
             for address in many:
@@ -88,19 +88,19 @@ class AddressBook:
                             if name in HEARSAY and _is_loopback(each) and not self._local:
                                 lacking.append(f"{name}: {each} would be this machine itself")
                                 continue
-                            found.setdefault(
+                            sources.setdefault(
                                 each, name if each == address else f"{name}: {address}"
                             )
             if not many:
                 lacking.append(f"{name}: {self.discoveries[name].missing(node_id)}")
-        if found:
-            self._sources[node_id] = found
+        if sources:
+            self._sources[node_id] = sources
         else:
             who = self._labels.get(node_id, node_id)
             raise Unreachable(
                 f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)})."
             )
-        return list(found)
+        return list(sources)
 
     async def _look_up(self, address: str, owner: str) -> Sequence[str] | Unreachable:
         """All names are looked up at once, so that one whose name server is silent costs a
@@ -120,7 +120,7 @@ class AddressBook:
         for discovery in self.discoveries.values():
             await discovery.announce(addresses)
 
-    def answer(self, said: pb.Peers) -> pb.Peers:
+    def answer(self, question: pb.Peers) -> pb.Peers:
         """The answer to a member that asks.
 
         Raises:
@@ -128,7 +128,7 @@ class AddressBook:
         """
         for discovery in self.discoveries.values():
             if isinstance(discovery, Exchanges):
-                return discovery.answer(said)
+                return discovery.answer(question)
         raise Malformed("This node does not exchange addresses; peers.discovery lacks exchange.")
 
     async def run(self) -> None:
@@ -172,13 +172,13 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
         )
     if not address.is_unspecified:
         return [bound]
-    found = [format_endpoint(each, port) for each in _interfaces(v6=address.version == 6)]
-    if not found:
+    reachable = [format_endpoint(each, port) for each in _interfaces(v6=address.version == 6)]
+    if not reachable:
         raise ConfigurationError(
             f"This node listens at {bound}, but this machine has no address that others could dial; set "
             f"listen.advertise."
         )
-    return found[:MAX_ADDRESSES]
+    return reachable[:MAX_ADDRESSES]
 
 
 def _interfaces(*, v6: bool) -> list[str]:
@@ -220,5 +220,5 @@ def _source_address_for(ip: str) -> str:
             probe.connect((ip, 9))
         except OSError:
             return ""
-        found: str = probe.getsockname()[0]
-        return found
+        source: str = probe.getsockname()[0]
+        return source

@@ -46,8 +46,8 @@ class Dns:
         """Nothing: whoever runs the name server knows."""
 
     async def addresses(self, node_id: str) -> Sequence[str]:
-        found = self._addresses.get(node_id)
-        return (found,) if found else ()
+        address = self._addresses.get(node_id)
+        return (address,) if address else ()
 
     def missing(self, node_id: str) -> str:
         return f"peers.dns {self._scheme!r} gives none"

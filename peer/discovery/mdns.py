@@ -111,16 +111,16 @@ class Mdns:
 
     async def _info(self) -> AsyncServiceInfo | None:
         """What is announced. An advertised host name is looked up: mDNS carries IP addresses."""
-        found: list[tuple[str, int]] = []
+        endpoints: list[tuple[str, int]] = []
         for address in self._own:
             try:
                 assert self.around.resolve is not None
-                found += [endpoint(each) for each in await self.around.resolve(address)]
+                endpoints += [endpoint(each) for each in await self.around.resolve(address)]
             except Unreachable as error:
                 self.around.warn(f"{error} It is not announced by mDNS.")
-        if not found:
+        if not endpoints:
             return None
-        prefix, port = self.around.me[:PREFIX], found[0][1]
+        prefix, port = self.around.me[:PREFIX], endpoints[0][1]
         instance = f"{prefix}-{secrets.token_hex(4)}"
         return AsyncServiceInfo(
             TYPE,
@@ -128,7 +128,7 @@ class Mdns:
             port=port,
             properties={"id": prefix, "port": str(port)},
             server=f"{instance}.local.",
-            parsed_addresses=[host for host, _ in found],
+            parsed_addresses=[host for host, _ in endpoints],
         )
 
     async def _look(self, service: AsyncZeroconf) -> None:
@@ -260,8 +260,8 @@ class RecordListener(RecordUpdateListener):
             del self._requests[info.name]
 
     def _note(self, info: AsyncServiceInfo) -> None:
-        told = info.decoded_properties
-        if info.port and told == {"id": info.name[:PREFIX], "port": str(info.port)}:
+        properties = info.decoded_properties
+        if info.port and properties == {"id": info.name[:PREFIX], "port": str(info.port)}:
             now = asyncio.get_running_loop().time()
             self.heard.note(info.name, info.port, info.parsed_addresses(), now)
 

@@ -82,8 +82,10 @@ class Exchange:
         self._issue()
 
     async def addresses(self, node_id: str) -> Sequence[str]:
-        found = self.book.get(node_id)
-        return tuple(found.addresses) if found is not None and node_id != self.me else ()
+        announcement = self.book.get(node_id)
+        return (
+            tuple(announcement.addresses) if announcement is not None and node_id != self.me else ()
+        )
 
     def missing(self, node_id: str) -> str:
         return "no member that was asked knows one"
@@ -113,35 +115,39 @@ class Exchange:
             Malformed: an announcement that its member did not sign; what came after it is not
             looked at.
         """
-        for said in announcements:
-            if self._newer(said):
-                if not _signed(said):
+        for announcement in announcements:
+            if self._newer(announcement):
+                if not _signed(announcement):
                     raise Malformed(
                         "An announcement is not signed by the node it is about.", pb.CODE_IDENTITY
                     )
-                self._keep(said)
+                self._keep(announcement)
 
-    def _newer(self, said: pb.Announcement) -> bool:
-        held = self.book.get(said.member)
-        return said.member in self.members and (held is None or said.issued > held.issued)
+    def _newer(self, announcement: pb.Announcement) -> bool:
+        held = self.book.get(announcement.member)
+        return announcement.member in self.members and (
+            held is None or announcement.issued > held.issued
+        )
 
-    def _keep(self, said: pb.Announcement) -> None:
-        if said.member == self.me:
-            self._issue(after=said.issued)
+    def _keep(self, announcement: pb.Announcement) -> None:
+        if announcement.member == self.me:
+            self._issue(after=announcement.issued)
         else:
-            self.book[said.member] = pb.Announcement.FromString(said.SerializeToString())
+            self.book[announcement.member] = pb.Announcement.FromString(
+                announcement.SerializeToString()
+            )
             self._changed = True
 
-    def answer(self, said: pb.Peers) -> pb.Peers:
+    def answer(self, question: pb.Peers) -> pb.Peers:
         """The answer to a member, whose identity was checked.
 
         Raises:
             Malformed: it asks too often, or tells what its member did not sign.
         """
-        if not self._may_ask(said.sender, asyncio.get_running_loop().time()):
+        if not self._may_ask(question.sender, asyncio.get_running_loop().time()):
             raise Malformed("Addresses are asked for too often.", pb.CODE_BUSY)
-        self.take(said.known)
-        return self._tell(said.wanted)
+        self.take(question.known)
+        return self._tell(question.wanted)
 
     def _may_ask(self, member: str, now: float) -> bool:
         left, at = self._asked.get(member, (float(BURST), now))
@@ -152,10 +158,10 @@ class Exchange:
     def _tell(self, wanted: Iterable[str]) -> pb.Peers:
         """This node's own announcement, those that are wanted, and others by chance."""
         first = [self.me, *(node_id for node_id in wanted if node_id != self.me)]
-        told = {node_id: self.book[node_id] for node_id in first if node_id in self.book}
-        others = [node_id for node_id in self.book if node_id not in told]
+        chosen = {node_id: self.book[node_id] for node_id in first if node_id in self.book}
+        others = [node_id for node_id in self.book if node_id not in chosen]
         random.shuffle(others)
-        known = [*told.values(), *(self.book[node_id] for node_id in others)][
+        known = [*chosen.values(), *(self.book[node_id] for node_id in others)][
             : codec.MAX_ANNOUNCEMENTS
         ]
         return pb.Peers(run=self.around.run, sender=self.me, known=known)
@@ -163,9 +169,9 @@ class Exchange:
     # what is asked
 
     async def run(self) -> None:
-        for said in await asyncio.to_thread(self._load):
-            if self._newer(said) and said.member != self.me:
-                self.book[said.member] = said
+        for announcement in await asyncio.to_thread(self._load):
+            if self._newer(announcement) and announcement.member != self.me:
+                self.book[announcement.member] = announcement
         pause = TURN_FIRST
         try:
             while True:
@@ -206,8 +212,8 @@ class Exchange:
         """
         asked = 0
         for node_id in random.sample(sorted(candidates), len(candidates)):
-            if asked < FANOUT and (found := await self._known(node_id)):
-                group.create_task(self._ask(node_id, found, wanted))
+            if asked < FANOUT and (addresses := await self._known(node_id)):
+                group.create_task(self._ask(node_id, addresses, wanted))
                 asked += 1
 
     async def _known(self, node_id: str) -> Sequence[str]:
@@ -278,7 +284,11 @@ def _read(path: Path) -> list[pb.Announcement]:
     return many
 
 
-def _signed(said: pb.Announcement) -> bool:
+def _signed(announcement: pb.Announcement) -> bool:
     return announced(
-        said.spki, said.signature, member=said.member, issued=said.issued, addresses=said.addresses
+        announcement.spki,
+        announcement.signature,
+        member=announcement.member,
+        issued=announcement.issued,
+        addresses=announcement.addresses,
     )

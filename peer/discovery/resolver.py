@@ -40,8 +40,11 @@ def is_ip(host: str) -> bool:
 class Resolver:
     """One look-up of a name at a time, however many ask."""
 
-    def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
-        self._look_up = look_up
+    def __init__(
+        self, look_up: Callable[..., list[Any]] = socket.getaddrinfo, seconds: float = SECONDS
+    ) -> None:
+        """`seconds`: a look-up that takes longer has failed."""
+        self._look_up, self._seconds = look_up, seconds
         self._open: dict[str, asyncio.Future[list[str]]] = {}
         self._of: Counter[str] = Counter()
 
@@ -58,8 +61,8 @@ class Resolver:
             return (address,)
         future = self._open.get(host) or self._begin(host, owner)
         try:
-            async with asyncio.timeout(SECONDS):
-                found = await asyncio.shield(future)
+            async with asyncio.timeout(self._seconds):
+                ips = await asyncio.shield(future)
         except TimeoutError:
             raise Unreachable(
                 f"The name {host} can't be looked up: the name server does not answer."
@@ -67,7 +70,7 @@ class Resolver:
         except OSError as error:
             why = printable(error.strerror or str(error))
             raise Unreachable(f"The name {host} can't be found ({why}).") from None
-        return [format_endpoint(ip, port) for ip in found]
+        return [format_endpoint(ip, port) for ip in ips]
 
     def _begin(self, host: str, owner: str) -> asyncio.Future[list[str]]:
         if self._of[owner] >= OPEN:
@@ -84,26 +87,30 @@ class Resolver:
         self._open[host] = future
         self._of[owner] += 1
 
-        def told(found: list[str] | OSError) -> None:
-            if not future.done():
-                future.set_exception(found) if isinstance(found, OSError) else future.set_result(
-                    found
-                )
+        def settle(answer: list[str] | OSError) -> None:
+            if future.done():
+                return
+            if isinstance(answer, OSError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
         def work() -> None:
-            found: list[str] | OSError
+            answer: list[str] | OSError
             try:
-                found = list(
+                answer = list(
                     dict.fromkeys(
                         each[4][0] for each in self._look_up(host, None, type=socket.SOCK_STREAM)
                     )
                 )
             except OSError as error:
-                found = error
+                answer = error
             except UnicodeError:
-                found = OSError(0, "it is no host name")
+                answer = OSError(0, "it is no host name")
             try:
-                loop.call_soon_threadsafe(told, found[:MOST] if isinstance(found, list) else found)
+                loop.call_soon_threadsafe(
+                    settle, answer[:MOST] if isinstance(answer, list) else answer
+                )
             except RuntimeError:
                 pass  # the loop has ended
 

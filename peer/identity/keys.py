@@ -133,10 +133,10 @@ def p256(certificate: x509.Certificate) -> PublicKey | None:
 def names(certificate: x509.Certificate) -> tuple[str, ...]:
     """The DNS names a certificate carries."""
     try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (x509.ExtensionNotFound, ValueError):
         return ()
-    return tuple(found.value.get_values_for_type(x509.DNSName))
+    return tuple(extension.value.get_values_for_type(x509.DNSName))
 
 
 def spki_id(pem_certificate: bytes) -> tuple[str, tuple[str, ...]]:
@@ -278,9 +278,9 @@ class Identity:
             return False
         return True
 
-    def sign_statement(self, run: str, said: peer_pb2.Statement) -> bytes:
+    def sign_statement(self, run: str, statement: peer_pb2.Statement) -> bytes:
         """What makes a statement this node's own, also where a neighbor passes it on."""
-        return self._key.sign(signatures.statement(run, said), ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(signatures.statement(run, statement), ec.ECDSA(hashes.SHA256()))
 
     def label(self, ledger: str) -> bytes:
         """A name for one of this node's ledgers that tells others nothing (32 bytes)."""
@@ -340,10 +340,10 @@ def announced(
     )
 
 
-def stated(public: bytes, run: str, said: peer_pb2.Statement) -> bool:
+def stated(public: bytes, run: str, statement: peer_pb2.Statement) -> bool:
     """Did its sender sign this statement? `public` (SPKI, DER) must be the key of the sender's
     id.
     """
-    return id_of(public) == said.sender and signatures.is_signed(
-        public, said.signature, signatures.statement(run, said)
+    return id_of(public) == statement.sender and signatures.is_signed(
+        public, statement.signature, signatures.statement(run, statement)
     )

@@ -39,15 +39,15 @@ def announcement(member: str, issued: int, addresses: Sequence[str]) -> bytes:
     )
 
 
-def statement(run: str, said: peer_pb2.Statement) -> bytes:
+def statement(run: str, message: peer_pb2.Statement) -> bytes:
     """What a node says to all its neighbors alike."""
-    place = (said.incarnation, said.round, said.phase, said.role)
+    place = (message.incarnation, message.round, message.phase, message.role)
     return _signed(
         "statement",
         run.encode(),
-        said.sender.encode(),
+        message.sender.encode(),
         *(n.to_bytes(8, "big") for n in place),
-        said.digest,
+        message.digest,
     )
 
 

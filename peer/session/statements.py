@@ -25,8 +25,8 @@ Place: TypeAlias = tuple[int, int, int, int]
 """(incarnation, round, phase, role)."""
 
 
-def place(said: pb.Statement) -> Place:
-    return said.incarnation, said.round, said.phase, said.role
+def place(statement: pb.Statement) -> Place:
+    return statement.incarnation, statement.round, statement.phase, statement.role
 
 
 @dataclass(slots=True)
@@ -37,15 +37,15 @@ class Statements:
     """How many there were, ever."""
     _of: dict[Peer, dict[Place, tuple[int, pb.Statement]]] = field(default_factory=dict)
 
-    def note(self, peer: Peer, said: pb.Statement) -> pb.Statement | None:
+    def note(self, peer: Peer, statement: pb.Statement) -> pb.Statement | None:
         """A statement came from the neighbor itself; the one that contradicts it, if another was
         heard before.
         """
         heard = self._of.setdefault(peer, {})
-        if (known := heard.get(place(said))) is not None:
-            return known[1] if known[1].digest != said.digest else None
+        if (known := heard.get(place(statement))) is not None:
+            return known[1] if known[1].digest != statement.digest else None
         self.noted += 1
-        heard[place(said)] = (self.noted, said)
+        heard[place(statement)] = (self.noted, statement)
         if len(heard) > PLACES:
             del heard[next(iter(heard))]
         return None
@@ -54,18 +54,18 @@ class Statements:
         """What came after the first `than` of all, without the neighbors of `but`; the newest
         last.
         """
-        found = [
-            it
+        entries = [
+            entry
             for peer, heard in self._of.items()
             if peer not in but
-            for it in heard.values()
-            if it[0] > than
+            for entry in heard.values()
+            if entry[0] > than
         ]
-        return [said for _, said in sorted(found, key=lambda it: it[0])]
+        return [statement for _, statement in sorted(entries, key=lambda entry: entry[0])]
 
-    def contradicted(self, peer: Peer, said: pb.Statement) -> pb.Statement | None:
+    def contradicted(self, peer: Peer, statement: pb.Statement) -> pb.Statement | None:
         """What the neighbor said here in the very place in which it is said to have said something
         else.
         """
-        _, here = self._of.get(peer, {}).get(place(said), (0, None))
-        return here if here is not None and here.digest != said.digest else None
+        _, here = self._of.get(peer, {}).get(place(statement), (0, None))
+        return here if here is not None and here.digest != statement.digest else None

@@ -184,7 +184,7 @@ class Transfers:
     def _is_stated(self, role: int) -> bool:
         return self.identity is not None and role != pb.ROLE_ANSWER
 
-    def _stated(self, sender: str, incarnation: int, key: Key, digest: bytes) -> pb.Statement:
+    def _statement(self, sender: str, incarnation: int, key: Key, digest: bytes) -> pb.Statement:
         return pb.Statement(
             sender=sender,
             incarnation=incarnation,
@@ -197,22 +197,22 @@ class Transfers:
     def _note(self, peer: Peer, header: pb.Header, trailer: pb.Trailer, digest: bytes) -> None:
         """What came was stated as it came, or is not taken."""
         key = Key(header.round, header.phase, Role(header.role))
-        said = self._stated(header.sender, header.incarnation, key, digest)
-        said.signature = trailer.signature
+        statement = self._statement(header.sender, header.incarnation, key, digest)
+        statement.signature = trailer.signature
         if trailer.digest != digest or not stated(
-            self.table.states[peer].spki, self.table.parameters.run, said
+            self.table.states[peer].spki, self.table.parameters.run, statement
         ):
             raise Malformed("The payload is not what its sender signed.")
-        if (before := self.statements.note(peer, said)) is not None:
-            self._contradicted(peer, peer, before, said)
+        if (before := self.statements.note(peer, statement)) is not None:
+            self._contradicted(peer, peer, before, statement)
 
-    def _compare(self, told_by: Peer, said: Iterable[pb.Statement]) -> None:
+    def _compare(self, told_by: Peer, statements: Iterable[pb.Statement]) -> None:
         """What a neighbor heard of others, with what this node heard of them.
 
         Raises:
             Malformed: it passes on what was never signed, so that it lies itself.
         """
-        for other in said:
+        for other in statements:
             peer = self.table.names.get(other.sender, "")
             here = self.statements.contradicted(peer, other)
             if here is None or self.table.states[peer].contradicted:
@@ -322,11 +322,9 @@ class Transfers:
 
     def _heard_of_others(self, to: Peer) -> list[pb.Statement]:
         """What this neighbor was not told yet, as much as a header carries."""
-        found = self.statements.newer(self.table.states[to].passed_on, [to])
+        news = self.statements.newer(self.table.states[to].passed_on, [to])
         return (
-            found
-            if len(found) <= codec.MAX_STATEMENTS
-            else random.sample(found, codec.MAX_STATEMENTS)
+            news if len(news) <= codec.MAX_STATEMENTS else random.sample(news, codec.MAX_STATEMENTS)
         )
 
     async def _messages(
@@ -342,7 +340,7 @@ class Transfers:
         trailer = pb.Trailer(bytes=header.bytes)
         if self.identity is not None and self._is_stated(header.role):
             trailer.digest = await source.digest()
-            said = self._stated(header.sender, header.incarnation, key, trailer.digest)
-            trailer.signature = self.identity.sign_statement(header.run, said)
+            statement = self._statement(header.sender, header.incarnation, key, trailer.digest)
+            trailer.signature = self.identity.sign_statement(header.run, statement)
         yield codec.encode(trailer)
         failpoint("after_send")

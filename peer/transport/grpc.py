@@ -179,7 +179,7 @@ class Grpc:
     `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs
     forget idle connections, peers answer faster pings with "too many pings"); `reconnect` is the
     back-off in seconds, (first, longest); `handshake` is how many seconds a new connection has to
-    prove itself; `window` is in bytes. `members` are the ids that may call, by default all that
+    prove itself, `request` how many a control call has to deliver its few bytes; `window` is in bytes. `members` are the ids that may call, by default all that
     have a certificate of the CA.
 
     Raises:
@@ -196,6 +196,8 @@ class Grpc:
         reconnect: tuple[float, float] = (0.1, 1.0),
         handshake: float = HANDSHAKE_SECONDS,
         window: int = WINDOW,
+        request: float = REQUEST_SECONDS,
+        transfers_per_peer: int = TRANSFERS_PER_PEER,
         members: Collection[str] | None = None,
     ) -> None:
         if keepalive < 20:
@@ -214,7 +216,8 @@ class Grpc:
             handshake,
             window,
         )
-        self._rpcs = (max_neighbors + 8) * (CALLS_PER_PEER + TRANSFERS_PER_PEER)
+        self._rpcs = (max_neighbors + 8) * (CALLS_PER_PEER + transfers_per_peer)
+        self._request, self._transfers_per_peer = request, transfers_per_peer
         self._server: grpc.aio.Server | None = None
         self._bound = ""
         self._service: Service
@@ -426,7 +429,7 @@ class Grpc:
     def _call(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
             async with self._admitted(context, CALLS_PER_PEER) as caller:
-                request = await _only(context)
+                request = await _only(context, self._request)
                 await self._attached.wait()
                 await context.write(await self._service.call(caller, method, request))
 
@@ -434,7 +437,7 @@ class Grpc:
 
     async def _transfer(self, _: Any, context: Context) -> None:
         async with (
-            self._admitted(context, TRANSFERS_PER_PEER, 1) as caller,
+            self._admitted(context, self._transfers_per_peer, 1) as caller,
             aclosing(_messages(context)) as messages,
         ):
             await self._attached.wait()
@@ -447,7 +450,7 @@ class Grpc:
 
     async def _prove(self, _: Any, context: Context) -> None:
         async with self._admitted(context, CALLS_PER_PEER) as caller:
-            nonce = await _only(context)
+            nonce = await _only(context, self._request)
             if self._identity is None or caller is None or len(nonce) != DIGEST:
                 raise Malformed("There is nothing to prove.", peer_pb2.CODE_MALFORMED)
             signature = self._identity.sign_connection(nonce, caller)
@@ -463,7 +466,7 @@ class Grpc:
     def _check(self, watch: bool) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
         async def handle(_: Any, context: Context) -> None:
             async with self._admitted(context, CALLS_PER_PEER):
-                request = await _only(context)
+                request = await _only(context, self._request)
                 if watch:
                     await self._health.Watch(request, context)
                 else:
@@ -606,10 +609,10 @@ def _code(verdict: bytes) -> int | None:
         return None
 
 
-async def _only(context: Context) -> Any:
-    """The one message of a control call."""
+async def _only(context: Context, seconds: float) -> Any:
+    """The one message of a control call, which has so long to come."""
     try:
-        async with asyncio.timeout(REQUEST_SECONDS):
+        async with asyncio.timeout(seconds):
             request = await context.read()
     except TimeoutError:
         raise Malformed("The call's message did not come.") from None

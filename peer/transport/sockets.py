@@ -53,11 +53,11 @@ def _cut_if(descriptor: int, wanted: Collection[tuple[str, int]], port: int) -> 
     except OSError:
         return False
     try:
-        with socket.socket(fileno=copy) as found:
+        with socket.socket(fileno=copy) as connection:
             copy = -1
-            host, theirs = found.getpeername()[:2]
-            if (_plain(host), theirs) in wanted and found.getsockname()[1] == port:
-                found.shutdown(socket.SHUT_RDWR)
+            host, theirs = connection.getpeername()[:2]
+            if (_plain(host), theirs) in wanted and connection.getsockname()[1] == port:
+                connection.shutdown(socket.SHUT_RDWR)
                 return True
     except (OSError, ValueError):  # no socket, not connected, or not to an IP
         pass

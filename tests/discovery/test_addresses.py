@@ -104,25 +104,20 @@ async def test_however_many_ask_a_name_is_looked_up_once_at_a_time() -> None:
     assert table.asked == ["slow"]
 
 
-async def test_a_name_server_that_does_not_answer_holds_up_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(resolver, "SECONDS", 0.05)
+async def test_a_name_server_that_does_not_answer_holds_up_nobody() -> None:
     go = threading.Event()
     with pytest.raises(Unreachable, match="does not answer"):
-        await Resolver(lambda *_, **__: go.wait() and []).resolve("silent:7")
+        await Resolver(lambda *_, **__: go.wait() and [], seconds=0.05).resolve("silent:7")
     go.set()
 
 
-async def test_ever_new_names_of_one_node_get_no_more_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(resolver, "SECONDS", 0.01)
+async def test_ever_new_names_of_one_node_get_no_more_threads() -> None:
     go, before = threading.Event(), threading.active_count()
     it = Resolver(
         lambda host, *_, **__: (
             [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" else go.wait() and []
-        )
+        ),
+        seconds=0.25,
     )
     for n in range(2 * resolver.OPEN):
         with pytest.raises(
@@ -130,7 +125,6 @@ async def test_ever_new_names_of_one_node_get_no_more_threads(
         ):
             await it.resolve(f"silent{n}:7", "mallory")
     assert threading.active_count() - before <= resolver.OPEN
-    monkeypatch.setattr(resolver, "SECONDS", 5.0)
     assert await it.resolve("honest:7", "bob") == ["10.0.0.1:7"]
     go.set()
     await until(lambda: threading.active_count() <= before)
@@ -140,11 +134,11 @@ async def test_ever_new_names_of_one_node_get_no_more_threads(
 def test_a_process_ends_though_a_look_up_hangs() -> None:
     program = """
 import asyncio, threading
-from peer import names
-resolver.SECONDS = 0.05
+from peer.discovery.resolver import Resolver
 async def main():
+    silent = Resolver(lambda *_, **__: threading.Event().wait(), seconds=0.05)
     try:
-        await resolver.Names(lambda *_, **__: threading.Event().wait()).resolve("silent:7")
+        await silent.resolve("silent:7")
     except Exception as error:
         print(error)
 asyncio.run(main())

@@ -15,7 +15,7 @@ import pytest
 from kit.members import RUN, Node, People, announcement, until
 from kit.wire import Recorder
 from peer import codec
-from peer.discovery import DiscoveryContext, resolver
+from peer.discovery import DiscoveryContext
 from peer.discovery.pex import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange
 from peer.discovery.resolver import Resolver
 from peer.errors import Malformed, Unreachable
@@ -84,12 +84,11 @@ async def test_who_moved_is_found_again_by_its_neighbor(people: People) -> None:
 
 
 async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
-    people: People, monkeypatch: pytest.MonkeyPatch
+    people: People,
 ) -> None:
     """bob announces four names whose name server is silent; only carol, who is no neighbor, knows
     where dave is.
     """
-    monkeypatch.setattr(resolver, "SECONDS", 10 * TURN_SECONDS)
     silent = threading.Event()
     async with AsyncExitStack() as stack:
         stack.callback(silent.set)
@@ -101,7 +100,7 @@ async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
             ["bob", "dave"],
             BOTH,
             roster=roster,
-            names=Resolver(lambda *_, **__: silent.wait() and []),
+            names=Resolver(lambda *_, **__: silent.wait() and [], seconds=10 * TURN_SECONDS),
         )
         dave = Node(people, "dave", ["alice"], BOTH, roster=roster)
         alice.exchange.take(

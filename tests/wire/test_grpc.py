@@ -143,22 +143,18 @@ async def test_one_node_with_many_open_transfers_locks_nobody_out(federation: Fe
         assert ended.count(BUSY) == MANY - wire.TRANSFERS_PER_PEER
 
 
-async def test_power_without_the_quota_it_would(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wire, "TRANSFERS_PER_PEER", 10_000)
+async def test_power_without_the_quota_it_would(federation: Federation) -> None:
     async with nothing_left():
-        listener = Grpc(federation.alice, LOCAL)
+        listener = Grpc(federation.alice, LOCAL, transfers_per_peer=10_000)
         listener._rpcs = 16
         ended, heartbeats, _ = await crowd(federation, listener)
         assert heartbeats == [f"beat {BUSY}"] * 2
         assert ended.count("verdict") == 16
 
 
-async def test_control_does_not_wait_behind_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "TRANSFERS_PER_PEER", 10_000)
+async def test_control_does_not_wait_behind_bulk() -> None:
     async with nothing_left():
-        service, listener = Recorder(), Grpc(None, LOCAL)
+        service, listener = Recorder(), Grpc(None, LOCAL, transfers_per_peer=10_000)
         link = Grpc(None, LOCAL).link("x", await listener.serve(service))
         service.gate.set()
         await link.transfer(some(b"so that both ends know each other's limits"))
@@ -177,12 +173,9 @@ async def test_control_does_not_wait_behind_bulk(monkeypatch: pytest.MonkeyPatch
         await listener.close(0)
 
 
-async def test_a_call_that_never_sends_its_message_gives_its_place_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.2)
+async def test_a_call_that_never_sends_its_message_gives_its_place_back() -> None:
     async with nothing_left():
-        service, listener = Recorder.open(), Grpc(None, LOCAL)
+        service, listener = Recorder.open(), Grpc(None, LOCAL, request=0.2)
         address = await listener.serve(service)
         async with Grpc(None, LOCAL).channel("x", address) as channel:
             silent = [
