@@ -2,13 +2,13 @@
 
     PeerpoiseError                     one sentence that says what to do, and an exit code
     ├── ConfigurationError   78        a file, option or combination of them is wrong
-    │   └── TaskError        78        the code of somebody's own task raised, or gave what is no task's
+    │   └── TaskError        78        an own task raised, or gave what is no task's
     ├── DataError            66        a data set is missing, truncated or not what the task expects
     ├── StorageError         73        a directory or disk refuses; nothing was lost
-    ├── LedgerError          73        the privacy ledger can't vouch for what was spent: nothing is released
+    ├── LedgerError          73        the privacy ledger can't vouch for what was spent
     ├── IdentityError        77        our key, certificate or roster can't be used
     ├── BudgetSpent           3        the privacy budget is used up (an end by policy, not a fault)
-    ├── Diverged              4        this node's own parameters are not finite, or beyond the run's limits
+    ├── Diverged              4        this node's parameters are not finite, or beyond the limits
     ├── PeersUnavailable     69        too few neighbors to start
     ├── TemporaryFailure     75        try again later (port taken, another process holds the lock)
     └── RemoteError                    a neighbor's fault; costs that neighbor's edge, never our run
@@ -82,8 +82,9 @@ class Diverged(PeerpoiseError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This node has diverged: its own parameters are not finite, or beyond limits.rms. The last checkpoint "
-            "stands; start a new run with a smaller algorithm.lr, or a larger limits.rms if they are rightly so large."
+            "This node has diverged: its own parameters are not finite, or beyond limits.rms. "
+            "The last checkpoint stands; start a new run with a smaller algorithm.lr, or a larger "
+            "limits.rms if they are rightly so large."
         )
 
 

@@ -122,9 +122,15 @@ def unsafe(folder: Path) -> str:
     if not stat.S_ISDIR(about.st_mode):
         return f"{folder} is no folder; move it away, or choose another."
     if about.st_uid not in (os.geteuid(), 0):
-        return f"The folder {folder} belongs to another user, who can replace its content; choose one of your own."
+        return (
+            f"The folder {folder} belongs to another user, who can replace its content; choose "
+            "one of your own."
+        )
     if about.st_mode & 0o022:
-        return f"Others can write to the folder {folder} and exchange what is in it; run: chmod go-w {folder}"
+        return (
+            f"Others can write to the folder {folder} and exchange what is in it; run: chmod "
+            f"go-w {folder}"
+        )
     return ""
 
 

@@ -345,7 +345,10 @@ class Membership:
         if neighbor.barred_until == inf:
             return "The caller told its neighbors different things."
         if now < neighbor.barred_until:
-            return f"The caller held this node up too often; it is taken back in {neighbor.barred_until - now:.0f} s."
+            return (
+                "The caller held this node up too often; it is taken back in "
+                f"{neighbor.barred_until - now:.0f} s."
+            )
         return ""
 
     def leave(self, peer: Peer, *, incarnation: int, finished: bool) -> None:

@@ -64,7 +64,8 @@ class Views:
         planned = self._views[0].neighborhood.degree
         if view.neighborhood.degree > planned:
             raise ConfigurationError(
-                f"Version {view.version} of the roster gives this node {view.neighborhood.degree} neighbors; "
+                f"Version {view.version} of the roster gives this node "
+                f"{view.neighborhood.degree} neighbors; "
                 f"the noise of this run was calibrated for {planned}. Start a new run."
             )
         self._views.append(view)

@@ -93,7 +93,8 @@ def hypercube(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     bits = len(names).bit_length() - 1
     if len(names) != 1 << bits:
         raise ConfigurationError(
-            f"A hypercube needs 2, 4, 8, … nodes, not {len(names)}; take {1 << bits} or {2 << bits}."
+            f"A hypercube needs 2, 4, 8, … nodes, not {len(names)}; take {1 << bits} or "
+            f"{2 << bits}."
         )
     for i, k in product(range(len(names)), range(bits)):
         yield names[i], names[i ^ 1 << k]
@@ -118,7 +119,8 @@ def erdos_renyi(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
         if not unreachable(undirected(names, pairs)):
             return pairs
     raise ConfigurationError(
-        f"None of {ATTEMPTS} Erdős–Rényi graphs of {len(names)} nodes with topology.p = {wiring.p:g} is connected; "
+        f"None of {ATTEMPTS} Erdős–Rényi graphs of {len(names)} nodes with topology.p = "
+        f"{wiring.p:g} is connected; "
         f"raise it (to ln(N)/N = {log(len(names)) / len(names):.2g} or more)."
     )
 
@@ -131,12 +133,14 @@ def given(names: Sequence[Peer], wiring: GraphOptions) -> Edges:
     """
     if not wiring.edges:
         raise ConfigurationError(
-            'topology.kind = "edges" needs edges: name a file of them (topology.file) or list them (topology.edges).'
+            'topology.kind = "edges" needs edges: name a file of them (topology.file) or list '
+            "them (topology.edges)."
         )
     for edge in wiring.edges:
         if unknown := {*edge[:2]} - {*names}:
             raise ConfigurationError(
-                f"topology.edges names {min(unknown)}, which is not a node; there are {_some(names)}."
+                f"topology.edges names {min(unknown)}, which is not a node; there are "
+                f"{_some(names)}."
             )
     return [edge[:2] for edge in wiring.edges]
 
@@ -178,7 +182,8 @@ def graph(kind: str, names: Sequence[Peer], wiring: GraphOptions = GraphOptions(
     edges = undirected(names, TOPOLOGIES[kind](names, wiring))
     if alone := unreachable(edges):
         raise ConfigurationError(
-            f"The graph is not connected: no way leads from {names[0]} to {min(alone)}; add an edge between them."
+            f"The graph is not connected: no way leads from {names[0]} to {min(alone)}; add an "
+            "edge between them."
         )
     return edges
 

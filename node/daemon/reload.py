@@ -51,7 +51,8 @@ def keep_version(folder: Path, roster: Roster) -> None:
         known = -1
     if roster.version < known:
         raise IdentityError(
-            f"The roster is of version {roster.version}, and {known} was in force here; copy that one."
+            f"The roster is of version {roster.version}, and {known} was in force here; copy "
+            "that one."
         )
     if roster.version > known:
         files.atomic_write(path, str(roster.version).encode())
@@ -116,14 +117,15 @@ class Reload:
 
     def _stamps(self) -> Stamps:
         """What shows that a file was replaced; a file that is not there just now has none."""
-        own, found = self.node.identity, {}
+        own = self.node.identity
+        stamps: Stamps = {}
         for path in (self.node.roster, own.key, own.certificate, own.ca):
             try:
                 about = path.stat()
             except OSError:
                 continue
-            found[path] = (about.st_mtime_ns, about.st_size, about.st_ino)
-        return found
+            stamps[path] = (about.st_mtime_ns, about.st_size, about.st_ino)
+        return stamps
 
     def _take_roster(self, newer: Roster | PeerpoiseError) -> None:
         try:
@@ -134,7 +136,8 @@ class Reload:
             removed = self.roster.gone(newer)
         except PeerpoiseError as error:
             self.warn(
-                f"The roster {self.node.roster} is not used ({str(error).rstrip('.')}); the one before stays."
+                f"The roster {self.node.roster} is not used ({str(error).rstrip('.')}); the one "
+                "before stays."
             )
             return
         self.roster = newer
@@ -164,6 +167,7 @@ class Reload:
         left = expires - datetime.now(UTC)
         if left < AHEAD:
             self.warn(
-                f"This node's certificate ({path}) or its CA's expires in {left.days} days, on {expires:%Y-%m-%d}: "
+                f"This node's certificate ({path}) or its CA's expires in {left.days} days, on "
+                f"{expires:%Y-%m-%d}: "
                 "put a new one in its place; it is read without a restart."
             )

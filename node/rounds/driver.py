@@ -92,7 +92,7 @@ class Driver:
         """That of the present round."""
         return self.view.neighborhood
 
-    # ------------------------------------------------------------------------------------------------- life
+    # life
 
     async def wait_for_neighbors(self, start: StartSection) -> None:
         """Waits for the neighbors. A run that is under way is joined without the missing ones: when
@@ -222,7 +222,7 @@ class Driver:
             self.completed(t)
         return verb
 
-    # ------------------------------------------------------------------------------------------------ verbs
+    # verbs
 
     async def _speak(self, t: int, phase: int, verb: Verb) -> Any:
         self.waiting.enter(phase)
@@ -321,7 +321,7 @@ class Driver:
             self.watcher.dropped(t, phase.key.phase, self.waiting.live - partners, False)
         return partners
 
-    # ----------------------------------------------------------------------------------------------- phases
+    # phases
 
     async def _outgoing(self, verb: Verb) -> SendBuffer:
         """What the verb says, as bytes. Of an incremental payload the beginning."""

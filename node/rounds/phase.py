@@ -81,6 +81,7 @@ class Phase:
         """`outgoing`: what this node says to all alike; None for answers. `latest`: in async
         mode."""
         self.transfers, self.key, self.form = transfers, key, form
+        self.table = transfers.table
         self.outgoing, self.latest = outgoing, latest
         self.shape = shape_of(form.kind, form.layout, form.parts)
         self.expected: frozenset[Peer] = frozenset()
@@ -101,7 +102,7 @@ class Phase:
     def open(self, peers: Collection[Peer]) -> None:
         """From now on the messages of these neighbors are let in."""
         self.expected = frozenset(peers)
-        self.opened = self.transfers.table.now
+        self.opened = self.table.now
         self.transfers.open(self)
 
     def close(self) -> None:
@@ -117,7 +118,7 @@ class Phase:
         if not await self.deliver(peer, self.outgoing, heard=heard):
             return False
         self.served.add(peer)
-        self.transfers.table.changed.notify()
+        self.table.changed.notify()
         return True
 
     async def deliver(
@@ -147,7 +148,7 @@ class Phase:
     def complete(self, peer: Peer, message: Incoming, sink: Sink) -> None:
         """The neighbor's payload came, or the news that there is none. After the end of its round
         nothing is used any more."""
-        if self.latest is None and self.transfers.mailbox.round != self.key.round:
+        if self.latest is None and self.transfers.round != self.key.round:
             return
         self._received[peer] = sink if isinstance(sink, ReceiveBuffer) else None
         if message.note:
@@ -227,7 +228,7 @@ class StreamingPhase(Phase):
     def receive(self, peer: Peer, message: Incoming) -> Sink:
         assert self.form.most is not None
         self.heard_by[peer] = message.heard
-        changed = self.transfers.table.changed
+        changed = self.table.changed
         changed.notify()
         layout, most = self.form.layout, self.form.most
         stream = FrameQueue(peer, layout, changed, self._window, most=most)

@@ -70,6 +70,6 @@ class QuestionPhase(Phase):
         withheld = isinstance(payload, NoPayload)
         if await self.answers.deliver(peer, payload, round=round, withheld=withheld):
             self.answered.add(peer)
-            self.transfers.table.changed.notify()
+            self.table.changed.notify()
         else:
             self.waiting.refused_by(peer, self.answers.key)

@@ -22,7 +22,7 @@ FAR = 20
 healed.
 """
 PATIENCE_ROUNDS, PATIENCE_DEADLINES, PATIENCE_SECONDS = 30, 3, 900.0
-"""Patience that is not configured: so many rounds, from so many deadlines to so many seconds."""
+"""Patience where none is configured: that many rounds, within that many deadlines and seconds."""
 GIVEN_BACK = 0.1
 """Of the time in which a neighbor is on time, what is taken off that for which it was waited
 for.
@@ -151,10 +151,10 @@ class Waiting:
         """Neighbors whose edge was in use when the round began."""
         self._began = 0.0
         self._left_out: frozenset[Peer] = frozenset()
-        self._told: frozenset[Peer] = frozenset()
+        self._reported: frozenset[Peer] = frozenset()
 
     def begin(self, t: int) -> None:
-        self.t, self.live, self._told, self._began = (
+        self.t, self.live, self._reported, self._began = (
             t,
             self.membership.live(t),
             frozenset(),
@@ -202,7 +202,7 @@ class Waiting:
             for peer in sorted(waiting - still):
                 self.watcher.waited(peer, self.table.now - began)
                 if peer not in self.membership.live(self.t) and not came(peer):
-                    self._tell(peer, self.membership.neighbors[peer].trouble or "It is gone.")
+                    self._report(peer, self.membership.neighbors[peer].trouble or "It is gone.")
             waiting = still
             if not waiting or len(peers) - len(waiting) >= enough:
                 break
@@ -214,9 +214,9 @@ class Waiting:
                 self._check_deadline(peer)
             half = len(peers) - len(waiting) >= len(peers) // 2
             blamed = frozenset(peer for peer in pending if not self._waits_for_others(peer))
-            dozed = await self._wait_for_change(waiting)
+            seconds = await self._wait_for_change(waiting)
             if half:
-                self.patience.wait(dozed, pending, blamed)
+                self.patience.wait(seconds, pending, blamed)
         self.progress.waiting_for = frozenset()
 
     def _still(
@@ -275,11 +275,11 @@ class Waiting:
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         if peer in self.membership.live(self.t):
             self.table.lose(peer, why, idle=idle)
-            self._tell(peer, why)
+            self._report(peer, why)
 
-    def _tell(self, peer: Peer, why: str) -> None:
+    def _report(self, peer: Peer, why: str) -> None:
         """Once a round."""
-        if peer not in self._told:
-            self._told |= {peer}
+        if peer not in self._reported:
+            self._reported |= {peer}
             self.membership.bar(peer, self.table.now + self.patience.lost(peer))
             self.watcher.lost(self.t, self.phase, peer, why)

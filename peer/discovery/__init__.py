@@ -50,7 +50,7 @@ class DiscoveryContext:
 
 class Discovery(Protocol):
     @classmethod
-    def of(cls, around: DiscoveryContext) -> Discovery:
+    def of(cls, context: DiscoveryContext) -> Discovery:
         """Raises ConfigurationError for settings it can't work with."""
         ...
 
@@ -74,7 +74,7 @@ class Discovery(Protocol):
 
 
 @runtime_checkable
-class Exchanges(Protocol):
+class AnswersMembers(Protocol):
     """What a discovery has on top that members ask."""
 
     def answer(self, question: Peers) -> Peers:
@@ -85,7 +85,7 @@ class Exchanges(Protocol):
 DISCOVERIES: Mapping[str, str] = {
     "static": "peer.discovery.static:Static",
     "dns": "peer.discovery.dns:Dns",
-    "exchange": "peer.discovery.pex:Exchange",
+    "exchange": "peer.discovery.pex:PeerExchange",
     "mdns": "peer.discovery.mdns:Mdns",
 }
 """name -> module:class, in the order in which their addresses are tried: the best vouched for

@@ -15,7 +15,7 @@ from dataclasses import replace
 import ifaddr
 
 from peer.codec import MAX_ADDRESSES, is_address
-from peer.discovery import DISCOVERIES, Discovery, DiscoveryContext, Exchanges, find
+from peer.discovery import DISCOVERIES, AnswersMembers, Discovery, DiscoveryContext, find
 from peer.discovery.resolver import Resolver, is_ip
 from peer.endpoint import WILDCARD_HOSTS, endpoint, format_endpoint
 from peer.errors import ConfigurationError, Malformed, Unreachable
@@ -32,9 +32,11 @@ it would be.
 class AddressBook:
     """What the chosen discoveries know, in the order of DISCOVERIES."""
 
-    def __init__(self, discoveries: Mapping[str, Discovery], names: Resolver | None = None) -> None:
+    def __init__(
+        self, discoveries: Mapping[str, Discovery], resolver: Resolver | None = None
+    ) -> None:
         self.discoveries = {name: discoveries[name] for name in DISCOVERIES if name in discoveries}
-        self.names = names or Resolver()
+        self.resolver = resolver or Resolver()
         self._labels: Mapping[str, str] = {}
         self._local = False
         """This node itself announces an address that only its machine can reach: so may the
@@ -45,18 +47,18 @@ class AddressBook:
 
     @classmethod
     def of(
-        cls, chosen: Collection[str], around: DiscoveryContext, names: Resolver | None = None
+        cls, chosen: Collection[str], context: DiscoveryContext, resolver: Resolver | None = None
     ) -> AddressBook:
         """The discoveries of these names.
 
         Raises:
             ConfigurationError: there is no such discovery, or it lacks a setting.
         """
-        own = cls({}, names)
-        around = replace(around, known=own.addresses, resolve=own.names.resolve)
-        discoveries = {name: find(name).of(around) for name in chosen}
+        own = cls({}, resolver)
+        context = replace(context, known=own.addresses, resolve=own.resolver.resolve)
+        discoveries = {name: find(name).of(context) for name in chosen}
         own.discoveries = {name: discoveries[name] for name in DISCOVERIES if name in discoveries}
-        own._labels = {member.id: member.name for member in around.roster.members}
+        own._labels = {member.id: member.name for member in context.roster.members}
         return own
 
     async def addresses(self, node_id: str) -> Sequence[str]:
@@ -98,7 +100,8 @@ class AddressBook:
         else:
             who = self._labels.get(node_id, node_id)
             raise Unreachable(
-                f"No address is known for {who} ({'; '.join(each.rstrip('.') for each in lacking)})."
+                f"No address is known for {who} "
+                f"({'; '.join(each.rstrip('.') for each in lacking)})."
             )
         return list(sources)
 
@@ -107,7 +110,7 @@ class AddressBook:
         look-up's time, not more.
         """
         try:
-            return await self.names.resolve(address, owner)
+            return await self.resolver.resolve(address, owner)
         except Unreachable as error:
             return error
 
@@ -127,7 +130,7 @@ class AddressBook:
             Malformed: this node does not exchange addresses, or what it received is malformed.
         """
         for discovery in self.discoveries.values():
-            if isinstance(discovery, Exchanges):
+            if isinstance(discovery, AnswersMembers):
                 return discovery.answer(question)
         raise Malformed("This node does not exchange addresses; peers.discovery lacks exchange.")
 
@@ -160,23 +163,24 @@ def own_addresses(bound: str, advertise: str) -> list[str]:
         )
     if not is_address(advertise or bound):
         raise ConfigurationError(
-            f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII (xn--…) or an IP."
+            f"{advertise or bound} can't be announced; set listen.advertise to a name in ASCII "
+            "(xn--…) or an IP."
         )
     if advertise or not is_ip(host):
         return [advertise or bound]
     address = ipaddress.ip_address(host)
     if address.is_loopback:
         raise ConfigurationError(
-            f"This node listens at {bound}, where only this machine reaches it, so its address is not announced; set "
-            f"listen.address to 0.0.0.0:{port}, or listen.advertise."
+            f"This node listens at {bound}, where only this machine reaches it, so its address "
+            f"is not announced; set listen.address to 0.0.0.0:{port}, or listen.advertise."
         )
     if not address.is_unspecified:
         return [bound]
     reachable = [format_endpoint(each, port) for each in _interfaces(v6=address.version == 6)]
     if not reachable:
         raise ConfigurationError(
-            f"This node listens at {bound}, but this machine has no address that others could dial; set "
-            f"listen.advertise."
+            f"This node listens at {bound}, but this machine has no address that others could "
+            "dial; set listen.advertise."
         )
     return reachable[:MAX_ADDRESSES]
 

@@ -35,12 +35,12 @@ class Dns:
                 )
 
     @classmethod
-    def of(cls, around: DiscoveryContext) -> Dns:
-        if not around.dns:
+    def of(cls, context: DiscoveryContext) -> Dns:
+        if not context.dns:
             raise ConfigurationError(
                 'peers.discovery has "dns": set peers.dns, such as "{name}.peers.example:7443".'
             )
-        return cls(around.dns, around.roster)
+        return cls(context.dns, context.roster)
 
     async def announce(self, addresses: Sequence[str]) -> None:
         """Nothing: whoever runs the name server knows."""

@@ -59,15 +59,15 @@ GOODBYE_SECONDS = 1.0
 class Mdns:
     """One node's mDNS."""
 
-    def __init__(self, around: DiscoveryContext, interfaces: Collection[str] = ()) -> None:
+    def __init__(self, context: DiscoveryContext, interfaces: Collection[str] = ()) -> None:
         """`interfaces`: IP addresses of those to use; none: all of this machine."""
-        self.around, self.interfaces = around, interfaces
-        self.heard = HintCache({member.id for member in around.roster.members} - {around.me})
+        self.context, self.interfaces = context, interfaces
+        self.heard = HintCache({member.id for member in context.roster.members} - {context.me})
         self._own: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, around: DiscoveryContext) -> Mdns:
-        return cls(around)
+    def of(cls, context: DiscoveryContext) -> Mdns:
+        return cls(context)
 
     async def announce(self, addresses: Sequence[str]) -> None:
         self._own = tuple(addresses)
@@ -83,7 +83,7 @@ class Mdns:
             await self._run()
         except (OSError, Error) as error:
             why = printable(getattr(error, "strerror", None) or str(error))
-            self.around.warn(
+            self.context.warn(
                 f"mDNS can't be used on this machine ({why}); take mdns out of peers.discovery."
             )
 
@@ -114,13 +114,13 @@ class Mdns:
         endpoints: list[tuple[str, int]] = []
         for address in self._own:
             try:
-                assert self.around.resolve is not None
-                endpoints += [endpoint(each) for each in await self.around.resolve(address)]
+                assert self.context.resolve is not None
+                endpoints += [endpoint(each) for each in await self.context.resolve(address)]
             except Unreachable as error:
-                self.around.warn(f"{error} It is not announced by mDNS.")
+                self.context.warn(f"{error} It is not announced by mDNS.")
         if not endpoints:
             return None
-        prefix, port = self.around.me[:PREFIX], endpoints[0][1]
+        prefix, port = self.context.me[:PREFIX], endpoints[0][1]
         instance = f"{prefix}-{secrets.token_hex(4)}"
         return AsyncServiceInfo(
             TYPE,
@@ -137,7 +137,7 @@ class Mdns:
         browser, due = None, 0.0
         try:
             while True:
-                if self.around.missing():
+                if self.context.missing():
                     if clock() >= due:
                         if browser is not None:
                             await browser.async_cancel()

@@ -57,13 +57,13 @@ to check.
 """
 
 
-class Exchange:
+class PeerExchange:
     """One node's side of it, and its book."""
 
-    def __init__(self, around: DiscoveryContext) -> None:
-        self.around, self.me = around, around.me
-        self._path = around.folder / FILE if around.folder else None
-        self.members = set(around.roster.ids)
+    def __init__(self, context: DiscoveryContext) -> None:
+        self.context, self.me = context, context.me
+        self._path = context.folder / FILE if context.folder else None
+        self.members = set(context.roster.ids)
         self.book: dict[str, pb.Announcement] = {}
         """id -> its newest announcement; this node's own too."""
         self._own: tuple[str, ...] = ()
@@ -74,8 +74,8 @@ class Exchange:
         """Some member answered, so that others can know of this node."""
 
     @classmethod
-    def of(cls, around: DiscoveryContext) -> Exchange:
-        return cls(around)
+    def of(cls, context: DiscoveryContext) -> PeerExchange:
+        return cls(context)
 
     async def announce(self, addresses: Sequence[str]) -> None:
         self._own = tuple(addresses)
@@ -94,7 +94,7 @@ class Exchange:
         """Signs this node's addresses again, later than `after`. Without an identity nothing can be
         announced.
         """
-        identity = self.around.identity
+        identity = self.context.identity
         if identity is None or not self._own:
             return
         issued = max(after + 1, time.time_ns() // 1_000_000)
@@ -164,7 +164,7 @@ class Exchange:
         known = [*chosen.values(), *(self.book[node_id] for node_id in others)][
             : codec.MAX_ANNOUNCEMENTS
         ]
-        return pb.Peers(run=self.around.run, sender=self.me, known=known)
+        return pb.Peers(run=self.context.run, sender=self.me, known=known)
 
     # what is asked
 
@@ -185,7 +185,7 @@ class Exchange:
             await self._save()
 
     def _restless(self) -> bool:
-        return bool(self.around.missing()) or not self._heard
+        return bool(self.context.missing()) or not self._heard
 
     async def _rest(self, pause: float) -> None:
         """Until the next turn is due: soon when a neighbor is looked for."""
@@ -198,7 +198,7 @@ class Exchange:
         """Asks a few neighbors and a few others, chosen by chance among those that can be
         dialed.
         """
-        missing = [node_id for node_id in self.around.missing() if node_id in self.members]
+        missing = [node_id for node_id in self.context.missing() if node_id in self.members]
         near = set(missing)
         async with asyncio.TaskGroup() as group:
             for candidates in (near, self.members - near):
@@ -217,20 +217,20 @@ class Exchange:
                 asked += 1
 
     async def _known(self, node_id: str) -> Sequence[str]:
-        assert self.around.known is not None
+        assert self.context.known is not None
         try:
-            return await self.around.known(node_id)
+            return await self.context.known(node_id)
         except Unreachable:
             return ()
 
     async def _ask(self, node_id: str, addresses: Sequence[str], wanted: Sequence[str]) -> None:
         """Asks one member, at the first of its addresses where it answers."""
-        assert self.around.transport is not None
+        assert self.context.transport is not None
         question = self._tell(())
         question.wanted.extend(random.sample(wanted, min(len(wanted), codec.MAX_ANNOUNCEMENTS)))
         request = codec.encode(question)
         for address in addresses:
-            link = self.around.transport.link(node_id, address)
+            link = self.context.transport.link(node_id, address)
             try:
                 reply = codec.decode(pb.Peers, await link.call("Peers", request, CALL_SECONDS))
                 if reply.sender == node_id:
@@ -254,7 +254,7 @@ class Exchange:
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, DecodeError, Malformed):
-            self.around.warn(f"{path} is damaged and not used; addresses are learned again.")
+            self.context.warn(f"{path} is damaged and not used; addresses are learned again.")
             return []
 
     async def _save(self) -> None:
@@ -266,7 +266,7 @@ class Exchange:
         try:
             await asyncio.to_thread(files.atomic_write, self._path, document.encode())
         except StorageError as error:
-            self.around.warn(str(error))
+            self.context.warn(str(error))
 
 
 def _read(path: Path) -> list[pb.Announcement]:

@@ -18,21 +18,21 @@ class Static:
         self._addresses = {node_id: tuple(many) for node_id, many in addresses.items()}
 
     @classmethod
-    def of(cls, around: DiscoveryContext) -> Static:
+    def of(cls, context: DiscoveryContext) -> Static:
         """The roster's addresses; [peers.static] (name -> address) come before them.
 
         Raises:
             ConfigurationError: an address for a name that the roster lacks, or something that is no
             address.
         """
-        roster = around.roster
-        for name in around.static:
+        roster = context.roster
+        for name in context.static:
             if name not in roster.by_name:
                 raise ConfigurationError(
                     f"peers.static names {name!r}, which is not in the roster."
                 )
         table = {member.id: member.addresses for member in roster.members}
-        for name, address in around.static.items():
+        for name, address in context.static.items():
             member = roster.by_name[name]
             table[member.id] = (address, *(one for one in member.addresses if one != address))
         return cls(table)

@@ -221,8 +221,8 @@ class Identity:
             raise IdentityError(f"{certificate} was issued for another key than {key}.")
         if not _is_issued_by(own, authority):
             raise IdentityError(f"{certificate} was not issued by the CA in {ca}.")
-        for path, it in ((certificate, own), (ca, authority)):
-            _check_dates(path, it, now)
+        for path, loaded in ((certificate, own), (ca, authority)):
+            _check_dates(path, loaded, now)
         if names(own) != (f"{expected}.{DOMAIN}",):
             raise IdentityError(
                 f"{certificate} does not carry the name that belongs to its key; issue it again."
@@ -291,11 +291,13 @@ def _check_dates(path: Path, certificate: x509.Certificate, now: datetime) -> No
     if now < certificate.not_valid_before_utc:
         since = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M}"
         raise IdentityError(
-            f"{path} is valid only from {since} UTC on; is this clock right, which says {now:%Y-%m-%d %H:%M}?"
+            f"{path} is valid only from {since} UTC on; is this clock right, which says "
+            f"{now:%Y-%m-%d %H:%M}?"
         )
     if now > certificate.not_valid_after_utc:
         raise IdentityError(
-            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it again."
+            f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue it "
+            "again."
         )
 
 

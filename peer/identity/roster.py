@@ -169,7 +169,8 @@ class Roster:
 def _check(member: Member) -> None:
     if not NAME.fullmatch(member.name):
         raise ConfigurationError(
-            f"{member.name!r} is no name for a node; use up to 64 letters, digits, dots, dashes and underscores."
+            f"{member.name!r} is no name for a node; use up to 64 letters, digits, dots, dashes "
+            "and underscores."
         )
     if not NAME.fullmatch(member.id):
         raise ConfigurationError(f"{member.name} has the id {member.id!r}, which is none.")

@@ -1,4 +1,4 @@
-"""The small interfaces between a session, which moves bytes, and the node that does the arithmetic."""
+"""Interfaces between a session, which moves bytes, and the node that does the arithmetic."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 A transfer is known by (round, phase, role) and its sender. It is
 
     admitted   when this node has opened that phase and expects exactly this kind, layout and size;
-    parked     when it belongs to a phase still to come in this round or to the next round: it is not read past its
-               header, and there is at most one per sender, phase and role;
+    parked     when it belongs to a phase still to come in this round or to the next round: it is
+               not read past its header, and there is at most one per sender, phase and role;
     refused    otherwise, with a code that says why.
 
-A peer chooses no sizes: they come from this node's own opening.
+A peer chooses no sizes: they come from the phases that this node opened.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class Session:
         version: str = "",
     ) -> None:
         """`identity` proves this node's key and signs what it says to all alike; None, or unused,
-        where the transport proves nothing. `work`: what this node computes. `exchange` answers members that ask for addresses.
-        `version`: of the software, for people.
+        where the transport proves nothing. `work`: what this node computes. `exchange` answers
+        members that ask for addresses. `version`: of the software, for people.
         """
         proof = None if transport.insecure else identity
         self.table, self.transport, self.discovery = table, transport, discovery

@@ -85,7 +85,7 @@ class Transfers:
             code = error.code or pb.CODE_MALFORMED
         except TimeoutError:
             code = pb.CODE_STALLED
-        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.mailbox.round))
+        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.round))
         verdict.code = code  # type: ignore[assignment]
         return codec.encode(verdict)
 
@@ -233,6 +233,11 @@ class Transfers:
             )
 
     # phases
+
+    @property
+    def round(self) -> int:
+        """The round whose transfers are let in; -1 before the first."""
+        return self.mailbox.round
 
     def begin(self, round: int) -> None:
         """Enters a round: transfers of earlier rounds are refused from now on."""

@@ -179,8 +179,8 @@ class Grpc:
     `listen` is "host:port" (port 0: a free one). `keepalive` is in seconds, at least 20 (NATs
     forget idle connections, peers answer faster pings with "too many pings"); `reconnect` is the
     back-off in seconds, (first, longest); `handshake` is how many seconds a new connection has to
-    prove itself, `request` how many a control call has to deliver its few bytes; `window` is in bytes. `members` are the ids that may call, by default all that
-    have a certificate of the CA.
+    prove itself, `request` how many a control call has to deliver its few bytes; `window` is in
+    bytes. `members` are the ids that may call, by default all that have a certificate of the CA.
 
     Raises:
         ConfigurationError: `listen` is no address, or keepalive is below 20.

@@ -269,7 +269,8 @@ async def test_a_machine_without_mdns_gets_a_sentence(
     )
     await mdns.run()
     assert warnings == [
-        "mDNS can't be used on this machine (Address already in use); take mdns out of peers.discovery."
+        "mDNS can't be used on this machine (Address already in use); take mdns out of "
+        "peers.discovery."
     ]
 
 

@@ -16,7 +16,7 @@ from kit.members import RUN, Node, People, announcement, until
 from kit.wire import Recorder
 from peer import codec
 from peer.discovery import DiscoveryContext
-from peer.discovery.pex import BURST, FILE, PER_SECOND, TURN_SECONDS, Exchange
+from peer.discovery.pex import BURST, FILE, PER_SECOND, TURN_SECONDS, PeerExchange
 from peer.discovery.resolver import Resolver
 from peer.errors import Malformed, Unreachable
 from peer.identity.roster import Member, Roster
@@ -28,9 +28,9 @@ OLD, NEW = 1_000, 2_000
 
 
 @pytest.fixture
-def exchange(people: People) -> Exchange:
+def exchange(people: People) -> PeerExchange:
     """Alice's, without a network."""
-    return Exchange(
+    return PeerExchange(
         DiscoveryContext(
             roster=people.roster(), run=RUN, me=people.id("alice"), identity=people["alice"]
         )
@@ -188,7 +188,7 @@ async def test_a_node_without_exchange_says_so(people: People) -> None:
         await node.session.call(people.id("bob"), "Peers", codec.encode(said(people)))
 
 
-def test_who_asks_too_often_has_to_wait(exchange: Exchange, people: People) -> None:
+def test_who_asks_too_often_has_to_wait(exchange: PeerExchange, people: People) -> None:
     bob, carol = people.id("bob"), people.id("carol")
     assert [exchange._may_ask(bob, 0.0) for _ in range(BURST + 2)] == [True] * BURST + [False] * 2
     assert exchange._may_ask(carol, 0.0), "the others don't"
@@ -201,7 +201,7 @@ def test_who_asks_too_often_has_to_wait(exchange: Exchange, people: People) -> N
 
 
 async def test_the_newest_announcement_of_a_member_counts(
-    exchange: Exchange, people: People
+    exchange: PeerExchange, people: People
 ) -> None:
     bob = people["bob"]
     exchange.take([announcement(bob, NEW, "10.0.0.2:1"), announcement(bob, OLD, "10.0.0.3:1")])
@@ -226,7 +226,7 @@ async def test_the_newest_announcement_of_a_member_counts(
     ids=str,
 )
 async def test_nobody_can_announce_for_somebody_else(
-    exchange: Exchange, people: People, change: dict[str, Any]
+    exchange: PeerExchange, people: People, change: dict[str, Any]
 ) -> None:
     """Not with any part of an announcement that was signed; what came before is kept, what follows
     is not looked at.
@@ -245,7 +245,7 @@ async def test_nobody_can_announce_for_somebody_else(
 
 
 def test_a_member_can_not_sign_for_another_with_its_own_key(
-    exchange: Exchange, people: People
+    exchange: PeerExchange, people: People
 ) -> None:
     """Whole and well signed, only that the key is not bob's."""
     with pytest.raises(Malformed, match="not signed"):
@@ -255,7 +255,7 @@ def test_a_member_can_not_sign_for_another_with_its_own_key(
     assert not exchange.book
 
 
-def test_addresses_are_for_ids_of_the_roster_only(exchange: Exchange, people: People) -> None:
+def test_addresses_are_for_ids_of_the_roster_only(exchange: PeerExchange, people: People) -> None:
     exchange.take([announcement(people["mallory"], NEW, "10.6.6.6:1")])
     assert not exchange.book
 
@@ -267,7 +267,7 @@ async def test_a_node_whose_clock_was_ahead_is_believed_again(people: People) ->
     future = 1 << 50
     before = announcement(people["alice"], future, "10.0.0.1:1")
     own, other = (
-        Exchange(
+        PeerExchange(
             DiscoveryContext(
                 roster=people.roster(), run=RUN, me=people.id(name), identity=people[name]
             )
@@ -284,7 +284,7 @@ async def test_a_node_whose_clock_was_ahead_is_believed_again(people: People) ->
 
 
 def test_a_replayed_announcement_of_the_own_does_not_change_it(
-    exchange: Exchange, people: People
+    exchange: PeerExchange, people: People
 ) -> None:
     exchange.take([announcement(people["alice"], NEW, "10.6.6.6:1")])
     assert people.id("alice") not in exchange.book
@@ -330,7 +330,7 @@ def test_the_longest_announcements_fit_a_message() -> None:
 
 def test_of_a_large_roster_what_is_wanted_is_told_first(people: People) -> None:
     many = [Member(f"n{i}", f"id-{i}") for i in range(500)]
-    it = Exchange(DiscoveryContext(roster=Roster(1, 0, tuple(many)), run=RUN, me="id-0"))
+    it = PeerExchange(DiscoveryContext(roster=Roster(1, 0, tuple(many)), run=RUN, me="id-0"))
     it.book = {
         member.id: pb.Announcement(member=member.id, issued=1, addresses=["h:1"]) for member in many
     }
@@ -421,6 +421,6 @@ async def test_a_disk_that_refuses_costs_a_warning_only(people: People, tmp_path
 
 
 async def test_without_an_identity_nothing_is_announced(people: People) -> None:
-    it = Exchange(DiscoveryContext(roster=people.roster(), run=RUN, me=people.id("alice")))
+    it = PeerExchange(DiscoveryContext(roster=people.roster(), run=RUN, me=people.id("alice")))
     await it.announce(["10.0.0.1:1"])
     assert not it.book

@@ -112,7 +112,8 @@ def test_facts(kind, n):
         (
             "moon",
             4,
-            "choose one of bipartite, edges, erdos-renyi, exponential, full, grid, hypercube, ring, star, torus",
+            "choose one of bipartite, edges, erdos-renyi, exponential, full, grid, hypercube, "
+            "ring, star, torus",
         ),
         ("ring", 0, "at least one node"),
         ("edges", 3, "needs edges"),
