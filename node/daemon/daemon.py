@@ -166,15 +166,15 @@ class Daemon:
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
         self._answer_status(stack)
-        if ledger := await self.compute.own(self._ledger):
+        if ledger := await self.compute.run(self._ledger):
             stack.enter_context(ledger)
         stack.push_async_callback(
             self._rest
         )  # the ledger is closed after the compute thread has ended
-        self.learner = self.watch.learner = await self.compute.own(self._build, ledger)
+        self.learner = self.watch.learner = await self.compute.run(self._build, ledger)
         self.watch.computes_by(self.learner.gate)
-        first = await self.compute.own(self._resume)
-        incarnation = await self.compute.own(self._incarnation)
+        first = await self.compute.run(self._resume)
+        incarnation = await self.compute.run(self._incarnation)
         transport = self.transport
         self.session = session = self._session(transport, incarnation)
         session.progress.first = first
@@ -229,7 +229,7 @@ class Daemon:
             await self.transport.set_serving(False)
         self.watch.set_state("lingering")
         if first < rounds or not (self.node.folder / "summary.json").exists():
-            await self.compute.own(self._conclude)
+            await self.compute.run(self._conclude)
         await self.session.goodbye(finished=True)
         await driver.linger(LINGER_SECONDS)
         self.watch.set_state("finished")
@@ -474,7 +474,7 @@ class Daemon:
                 self.metrics.ledger_errors.inc()
                 self.watch.warn(str(error))
 
-        self.session.spawn(self.compute.answer(check))
+        self.session.spawn(self.compute.run_priority(check))
 
     def _incarnation(self) -> int:
         """Grows with every process of this node, also when the clock goes back. A damaged file

@@ -155,7 +155,7 @@ class SendBuffer:
     async def fill(self) -> None:
         """Fills the vector, step by step."""
         while not self.complete:
-            self.ready += self.flat.itemsize * await self._compute.own(self._next)
+            self.ready += self.flat.itemsize * await self._compute.run(self._next)
             self._grown.notify()
 
     def _next(self) -> int:

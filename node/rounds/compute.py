@@ -12,11 +12,13 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 
 class Stopped(BaseException):
@@ -31,7 +33,7 @@ class Compute:
     def __init__(self, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.progress = 0
-        """Chunks of work done; beats carry it, so that slow is not taken for dead."""
+        """Chunks of work done; heartbeats carry it, so that slow is not taken for dead."""
         self._loop = asyncio.get_running_loop()
         self._answers: deque[Callable[[], None]] = deque()
         self._own: deque[Callable[[], None]] = deque()
@@ -45,15 +47,15 @@ class Compute:
     def busy(self) -> bool:
         return self._busy or bool(self._answers or self._own)
 
-    async def own(self, work: Callable[..., R], *arguments: Any) -> R:
+    async def run(self, work: Callable[[*Ts], R], *arguments: *Ts) -> R:
         """The result of own work."""
-        return await self._put(self._own, work, arguments)
+        return await self._put(self._own, partial(work, *arguments))
 
-    async def answer(self, work: Callable[..., R], *arguments: Any) -> R:
+    async def run_priority(self, work: Callable[[*Ts], R], *arguments: *Ts) -> R:
         """The result of work for a neighbor: runs before own work that waits, and between the
         chunks of such work.
         """
-        return await self._put(self._answers, work, arguments)
+        return await self._put(self._answers, partial(work, *arguments))
 
     def yield_point(self) -> None:
         """Called between chunks of work, in the compute thread.
@@ -95,9 +97,7 @@ class Compute:
                 return None
             return self._answers.popleft() if self._answers else self._own.popleft()
 
-    async def _put(
-        self, queue: deque[Callable[[], None]], work: Callable[..., R], arguments: tuple[Any, ...]
-    ) -> R:
+    async def _put(self, queue: deque[Callable[[], None]], work: Callable[[], R]) -> R:
         future: asyncio.Future[R] = self._loop.create_future()
 
         def settle(set_it: Callable[[Any], None], value: Any) -> None:
@@ -108,7 +108,7 @@ class Compute:
             if future.cancelled():
                 return  # nobody wants it any more, so it is not worth a debit either
             try:
-                result = work(*arguments)
+                result = work()
             except Stopped:
                 self._loop.call_soon_threadsafe(future.cancel)
             except BaseException as error:

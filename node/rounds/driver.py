@@ -201,17 +201,17 @@ class Driver:
         )
         self.heard = (self.heard & self.waiting.live) | newly
         talk, phase = self.algorithm.round(t, self.view), 0
-        verb = await self.compute.own(self._advance, t, talk, None)
+        verb = await self.compute.run(self._advance, t, talk, None)
         while verb is not None:
             since = self.table.now
             reply = await self._speak(t, phase, verb)
             self.watcher.phase(t, phase, verb.kind, self.table.now - since)
-            verb = await self.compute.own(self._advance, t, talk, reply)
+            verb = await self.compute.run(self._advance, t, talk, reply)
             phase += 1
         if self.sync.mode != "async":
             self._tasks.cancel()
         failpoint("before_round_commit")
-        await self.compute.own(self.after_round, t)
+        await self.compute.run(self.after_round, t)
         seconds = self.waiting.end()
         self._quickest = min(seconds, self._quickest or seconds)
         self.watcher.round(t, seconds)
@@ -268,7 +268,7 @@ class Driver:
         failpoint("before_aggregate")
         me = self.neighborhood.me
         rule = rule_of(verb, self.mix, me)
-        reply, consensus, apart = await self.compute.own(_mixed, me, weight, phase, rule)
+        reply, consensus, apart = await self.compute.run(_mixed, me, weight, phase, rule)
         failpoint("after_aggregate")
         self._report(t, verb.kind, apart)
         self.watcher.mixed(t, weight, consensus)
@@ -301,7 +301,7 @@ class Driver:
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: phase.streams[peer].take() for peer in partners}
             frame[me] = outgoing.flat[place]
-            await self.compute.own(_fold_frame, into[place], dict(weight), frame)
+            await self.compute.run(_fold_frame, into[place], dict(weight), frame)
         await self.waiting.until(partners, phase.served.__contains__, phase.came)
         self._close(phase)
         self.heard = partners
@@ -328,7 +328,7 @@ class Driver:
         layout = verb.layout or self.layout
         note = b"" if isinstance(verb, Mix) else verb.note
         most = self.bounds.norm(parts_of(verb.tensors) * layout.size) if self.honest else None
-        outgoing = await self.compute.own(
+        outgoing = await self.compute.run(
             partial(SendBuffer, verb.tensors, layout, self.compute, most=most, note=note)
         )
         if not outgoing.complete:

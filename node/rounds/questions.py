@@ -62,7 +62,7 @@ class QuestionPhase(Phase):
         self.computing.add(peer)
         payload: SendBuffer | NoPayload
         try:
-            payload = await self.compute.answer(self.answer, peer, self.take(peer))
+            payload = await self.compute.run_priority(self.answer, peer, self.take(peer))
         except Withheld:
             payload = NoPayload()
         finally:
