@@ -65,7 +65,7 @@ class Mechanism:
         return self.mode == "strict" and self.sigma > 0
 
     @property
-    def unit_sigma(self) -> float:
+    def composition_sigma(self) -> float:
         """Multiplier of one composition: σ, or σ/√|K| for a shared batch's whole round."""
         return self.sigma / math.sqrt(self.releases) if self.batches == "shared" else self.sigma
 
@@ -94,7 +94,9 @@ def epsilon_pld(rows: Iterable[Spent], delta: float) -> float:
         return rough
     accountant = _dp().pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
     for row in spent:
-        accountant.compose(_event(row.mechanism.unit_sigma, row.mechanism.rate), row.compositions)
+        accountant.compose(
+            _event(row.mechanism.composition_sigma, row.mechanism.rate), row.compositions
+        )
     return float(accountant.get_epsilon(delta))
 
 
@@ -106,7 +108,8 @@ def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
     if not spent:
         return 0.0
     total = sum(
-        row.compositions * _renyi(row.mechanism.unit_sigma, row.mechanism.rate) for row in spent
+        row.compositions * _renyi(row.mechanism.composition_sigma, row.mechanism.rate)
+        for row in spent
     )
     figure, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
     return float(figure) if not math.isnan(figure) else math.inf

@@ -94,11 +94,11 @@ def test_pads_and_neighbors_in_a_batch_reach_no_loss() -> None:
     parameters = views(lm.layout, lm.initial_parameters(0))
     ids, labels = lm.batch(torch.arange(4))
     after = (labels != -100).nonzero()[:, 1].max() + 1
-    spoilt = ids.clone()
-    spoilt[:, after:] = 7
+    changed = ids.clone()
+    changed[:, after:] = 7
     assert after < ids.shape[1]
     assert torch.equal(
-        lm.loss(parameters, (ids[0], labels[0])), lm.loss(parameters, (spoilt[0], labels[0]))
+        lm.loss(parameters, (ids[0], labels[0])), lm.loss(parameters, (changed[0], labels[0]))
     )
 
 

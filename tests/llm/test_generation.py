@@ -130,7 +130,7 @@ def test_coupled_draws_differ_only_where_the_policies_do():
     assert (one != other).double().mean() < 0.03
 
 
-def test_it_breathes_after_every_token(forward):
+def test_it_yields_after_every_token(forward):
     called = []
     completions = drawn(forward, yield_point=lambda: called.append(1))
     assert len(called) == completions.ids.shape[1]

@@ -113,10 +113,10 @@ def test_macro_f1_is_scikit_learns() -> None:
         assert f1 == pytest.approx(expected)
 
 
-def test_perplexity_is_over_all_label_tokens_and_breathes_between_chunks() -> None:
+def test_perplexity_is_over_all_label_tokens_and_yields_between_chunks() -> None:
     task = make(language_run(text={"length": 100, "test_size": 20}), np.arange(4))
-    breaths: list[int] = []
-    figures = task.evaluate(task.initial_parameters(0), lambda: breaths.append(1))
+    yields: list[int] = []
+    figures = task.evaluate(task.initial_parameters(0), lambda: yields.append(1))
     model = models.tiny_llama(torch.float32, "eager", 0)
     nll, count, losses = 0.0, 0, []
     for ids, labels in zip(task._test.rows.ids.long(), task._test.rows.labels.long(), strict=True):
@@ -129,4 +129,4 @@ def test_perplexity_is_over_all_label_tokens_and_breathes_between_chunks() -> No
     assert figures == pytest.approx(
         {"loss": np.mean(losses), "perplexity": np.exp(nll / count)}, rel=1e-5
     )
-    assert len(breaths) == 2
+    assert len(yields) == 2

@@ -90,9 +90,9 @@ def test_eq1_eq2_golden(name: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ragged_last_chunk_and_breathing(backend: chunks.Backend) -> None:
+def test_ragged_last_chunk_and_yielding(backend: chunks.Backend) -> None:
     task = make_small("mlp", n=37)
-    rows, breaths = torch.arange(37), []
+    rows, yields = torch.arange(37), []
     whole = clipped_sum(task, task.initial_parameters(0), rows, 0.5, chunk=37, backend=backend)
     parts = clipped_sum(
         task,
@@ -101,9 +101,9 @@ def test_ragged_last_chunk_and_breathing(backend: chunks.Backend) -> None:
         0.5,
         chunk=16,
         backend=backend,
-        yield_point=lambda: breaths.append(1),
+        yield_point=lambda: yields.append(1),
     )
-    assert len(breaths) == 3
+    assert len(yields) == 3
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
 
 
@@ -146,7 +146,7 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
             "chunk": 16,
             "least": least,
             "backend": backend,
-            "yield_point": lambda: count("breaths", 1),
+            "yield_point": lambda: count("yields", 1),
         }
         total = clipped_sum(task, task.initial_parameters(0), torch.arange(n), 0.5, **options)  # type: ignore[arg-type]
         return dict(seen), total
@@ -155,18 +155,18 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     done = [work(n, least=40) for n in sizes]
     if backend == "loop":  # a last chunk is asked in two parts
         for each, _ in done:
-            each["asked"] = each["breaths"]
+            each["asked"] = each["yields"]
     assert all(each == done[0][0] for each, _ in done)
     assert done[0][0] | {"fetched": 0, "looped": 0} == {
         "asked": 3,
-        "breaths": 3,
+        "yields": 3,
         "fetched": 0,
         "looped": 0,
     }
     alone = [work(n, least=0) for n in sizes]
     assert all(total.equal(same) for (_, total), (_, same) in zip(done, alone, strict=True))
-    assert len({each.get("breaths", 0) for each, _ in alone}) == 4, "power"
-    assert work(49, least=40)[0]["breaths"] == 4
+    assert len({each.get("yields", 0) for each, _ in alone}) == 4, "power"
+    assert work(49, least=40)[0]["yields"] == 4
 
 
 @pytest.mark.parametrize(

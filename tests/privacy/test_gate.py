@@ -299,7 +299,7 @@ def test_a_failing_ledger_withholds_and_recovers(
     with pytest.raises(Withheld):
         strict(x, 0, "b")
     assert "nothing is released" in strict.fault
-    assert releases == [], "nobody is told of a release before its debit stands"
+    assert releases == [], "no release is reported before its debit stands"
     with pytest.raises(Withheld):
         strict(x, 0, "b")  # this round's noise is never drawn again
     monkeypatch.setitem(failpoint._ARMED, "after_ledger_append", failpoint._Armed("enospc", 1))

@@ -298,7 +298,7 @@ def test_private_values_have_no_part_in_the_choice(name: str, declared: bool) ->
 
 @pytest.mark.parametrize("name", ["mask of integers", "lengths", "one-hot", "counts"])
 def test_private_values_that_are_all_bad_choose_the_same(name: str) -> None:
-    """Power: rehearsed on such records, nothing would be finite."""
+    """Power: tried on such records, nothing would be finite."""
     values = WITH_VALUES[name]
     task = values.make()
     for column in task.columns[:-1]:
