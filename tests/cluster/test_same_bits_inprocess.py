@@ -30,6 +30,13 @@ ONCE: dict[str, dict[str, Any]] = {
 each is enough.
 """
 
+CARRIERS = ("memory", "grpc")
+PAIRS = [
+    (what, kind, CARRIERS[(k + full) % 2], ("asyncio", "uvloop")[(k // 2 + full) % 2])
+    for k, what in enumerate(SETTINGS)
+    for full, kind in enumerate(("ring", "full"))
+]
+"""Every pair of a setting, a graph, a carrier and a loop, where all four together would be 40."""
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 ROUNDS = 4
 
@@ -55,10 +62,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return of
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("carrier", ["memory", "grpc"])
-@pytest.mark.parametrize("kind", ["ring", "full"])
-@pytest.mark.parametrize("what", SETTINGS)
+@pytest.mark.parametrize(("what", "kind", "carrier", "loop"), PAIRS)
 def test_same_bits(
     expected: Any,
     tmp_path: Path,
