@@ -193,7 +193,9 @@ def test_an_answer_that_is_no_gradient_breaks_nobody(
         assert checkpoint.load_model(home / "model.safetensors")[1].isfinite().all()
         if home.name != "n0":
             assert events(home, "test")[-1]["metrics"]["loss"] < 4.0
-            assert all(None not in line["diagnostics"]["weight"].values() for line in events(home, "round"))
+            assert all(
+                None not in line["diagnostics"]["weight"].values() for line in events(home, "round")
+            )
 
 
 @pytest.mark.cluster

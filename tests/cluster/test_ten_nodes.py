@@ -33,7 +33,9 @@ def weights(folder: Path, attack: dict[str, object]) -> dict[str, list[dict[str,
     )
     simulate(config, folder)
     told = {name: events(folder / "nodes" / name, "round") for name in NAMES}
-    return {name: [event["diagnostics"]["weight"] for event in rounds] for name, rounds in told.items()}
+    return {
+        name: [event["diagnostics"]["weight"] for event in rounds] for name, rounds in told.items()
+    }
 
 
 def test_attackers_weigh_less_than_anybody_honest(tmp_path: Path) -> None:
