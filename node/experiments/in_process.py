@@ -19,6 +19,7 @@ from node.config import ExperimentConfig
 from node.experiments.resolve import ResolvedRun, resolve
 from node.experiments.run_folder import MODEL, metrics_of_average, save_average, with_average
 from node.figures import document, headline_text
+from node.hooks import no_op
 from node.learning.learner import Learner, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
@@ -34,16 +35,12 @@ Progress = Callable[[int, int, Mapping[Peer, str]], None]
 """(rounds finished, rounds, each node's headline metric as last evaluated, for people)."""
 
 
-def _silent(done: int, rounds: int, tested: Mapping[Peer, str]) -> None:
-    pass
-
-
-def simulate(config: ExperimentConfig, folder: Path, progress: Progress = _silent) -> Summary:
+def simulate(config: ExperimentConfig, folder: Path, progress: Progress = no_op) -> Summary:
     """As `run`, of an experiment that is resolved first."""
     return run(resolve(config), folder, progress)
 
 
-def run(resolved: ResolvedRun, folder: Path, progress: Progress = _silent) -> Summary:
+def run(resolved: ResolvedRun, folder: Path, progress: Progress = no_op) -> Summary:
     """Runs the whole experiment and writes RUN/summary.json, the average model, and each node's model,
     summary and journal.
 

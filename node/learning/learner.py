@@ -32,7 +32,7 @@ from node.config import (
 )
 from node.device import pick
 from node.figures import check_declared, headline
-from node.hooks import NO_HOOKS, Hooks
+from node.hooks import NO_HOOKS, Hooks, no_op
 from node.learning import promises
 from node.learning.requirements import room_for_blocks
 from node.learning.resources import resources
@@ -249,7 +249,7 @@ class Learner:
 
     def evaluate(
         self,
-        yield_point: Callable[[], None] = lambda: None,
+        yield_point: Callable[[], None] = no_op,
         *,
         warn: Callable[[PeerpoiseError], None],
     ) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from node.algorithms import Algorithm
 from node.config import MixSection
+from node.hooks import no_op
 from node.maths.mixing import agreed, materialize, mixed, mixing_row
 from node.maths.robust import MEAN, rule_of
 from node.rounds.bounds import RMS_ONLY, Bounds
@@ -46,8 +47,8 @@ def run(
     mix: MixSection = MEAN,
     bounds: Bounds = RMS_ONLY,
     lossy: Lossy | None = None,
-    after_phase: Callable[[int, int, str, Mapping[Peer, int]], None] | None = None,
-    after_round: Callable[[int], None] | None = None,
+    after_phase: Callable[[int, int, str, Mapping[Peer, int]], None] = no_op,
+    after_round: Callable[[int], None] = no_op,
 ) -> None:
     """Runs the rounds first … rounds − 1; the algorithms hold the result.
 
@@ -62,13 +63,8 @@ def run(
     heard = arrived(algorithms, neighborhoods)
     for t in range(first, rounds):
         talks = {i: algorithms[i].round(t, views[i].at(t)) for i in sorted(algorithms)}
-        heard = _round(t, talks, neighborhoods, heard, mix, bounds, lossy, after_phase or _unseen)
-        if after_round is not None:
-            after_round(t)
-
-
-def _unseen(t: int, phase: int, kind: str, sent: Mapping[Peer, int]) -> None:
-    pass
+        heard = _round(t, talks, neighborhoods, heard, mix, bounds, lossy, after_phase)
+        after_round(t)
 
 
 def _round(
