@@ -28,6 +28,6 @@ def check(*, ready: bool, folder: Path | None = None) -> list[Status]:
     if not found:
         raise PeerpoiseError("No daemon of this user is running.")
     for each in found:
-        if ready and each["state"] != "running":
+        if ready and not status.is_ready(each["state"]):
             raise PeerpoiseError(f"{each['node']} is not running rounds: it is {each['state']}.")
     return found

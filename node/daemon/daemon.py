@@ -15,7 +15,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ import torch
 from node import data, device
 from node.attacks import Attack
 from node.config import NodeConfig, RunConfig
+from node.daemon import startup
+from node.daemon.background import background, root_cause
 from node.daemon.reload import Reload, keep_version
 from node.experiments.run_folder import MODEL
 from node.hooks import Hooks
@@ -32,25 +34,23 @@ from node.observability.telemetry import Telemetry
 from node.privacy.ledger import Ledger
 from node.process import stopping_signals
 from node.records import checkpoint, summary
-from node.records.journal import Journal, code_version, header, round_seconds
+from node.records.journal import Journal, code_version, round_seconds
 from node.records.peer_heads import LedgerWitness, NeighborLedgerHeads
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver
 from peer import files
-from peer.discovery import DiscoveryContext
-from peer.discovery.addresses import AddressBook, own_addresses
+from peer.discovery.addresses import own_addresses
 from peer.errors import (
     EXIT_OK,
     BudgetSpent,
     ConfigurationError,
     Diverged,
     LedgerError,
-    PeerpoiseError,
     StorageError,
 )
 from peer.identity.keys import Identity
 from peer.identity.roster import Roster
-from peer.membership import Membership, Presence
+from peer.membership import Membership
 from peer.neighborhood import View, Views
 from peer.session.mailbox import Mailbox
 from peer.session.peers import PeerTable, RunParameters
@@ -62,8 +62,6 @@ STOP_SECONDS = 4.0
 for it,
 then goes.
 """
-MAX_INCARNATION = 1 << 63
-"""A message carries no more; the clock gets there in 2262."""
 LINGER_SECONDS = 30.0
 """After the last round a daemon stays reachable for slower neighbors, at most so long."""
 
@@ -74,13 +72,9 @@ class Daemon:
     def __init__(
         self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc
     ) -> None:
-        self.node, self.run, self.roster, self.identity, self.transport = (
-            node,
-            run,
-            roster,
-            identity,
-            transport,
-        )
+        self.node, self.run = node, run
+        self.roster, self.identity = roster, identity
+        self.transport = transport
         self.insecure = transport.insecure
         self.plan = Plan.of(run, run.neighborhoods(roster.names))
         if self.plan.algorithm.POOLED:
@@ -89,7 +83,7 @@ class Daemon:
             )
         self.views = Views(self._view(roster))
         self.attack = Attack.of(node.attack) if node.attack else None
-        self.journal = Journal(node.folder / "journal.jsonl", self._header())
+        self.journal = Journal(node.folder / "journal.jsonl", startup.journal_header(node, run))
         quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
         self.metrics = metrics.Metrics(
             version=code_version(),
@@ -111,6 +105,7 @@ class Daemon:
         self.sent_before = 0.0
         """Payload bytes sent by earlier processes of this node."""
         self.reload: Reload | None = None
+        self._began = time.monotonic()
         self._stopping = ""
 
     def _view(self, roster: Roster) -> View:
@@ -118,19 +113,8 @@ class Daemon:
         neighborhood = self.plan.neighborhoods[self.node.name]
         return View(neighborhood, roster.version, roster.effective_round)
 
-    def _header(self) -> dict[str, Any]:
-        run = self.run
-        return header(
-            run.model_dump(mode="json"),
-            node=self.node.name,
-            run=run.run_id,
-            seed=run.train.seed,
-            threads=self.node.compute.threads,
-        )
-
     async def live(self) -> int:
         """Run until the last round or SIGTERM. Returns the exit code."""
-        self._began = time.monotonic()
         self._mark_insecure()
         self.compute = Compute(self.node.compute.threads)
         main = asyncio.current_task()
@@ -146,7 +130,7 @@ class Daemon:
                 self.watch.log_event("end", reason="stopped", signal=self._stopping, complete=False)
             return EXIT_OK
         except BaseExceptionGroup as group:
-            error = _meant(group)
+            error = root_cause(group)
             raise error from error.__cause__
         finally:
             self.compute.stop()
@@ -161,12 +145,12 @@ class Daemon:
         endpoint = None
         if self.node.metrics.listen:
             endpoint = metrics.serve(
-                self.metrics, self.node.metrics.listen, lambda: self.watch.state == "running"
+                self.metrics, self.node.metrics.listen, lambda: status.is_ready(self.watch.state)
             )
             stack.callback(endpoint.close)
             self.watch.metrics_address = endpoint.address
-        self._answer_status(stack)
-        if ledger := await self.compute.run(self._ledger):
+        startup.serve_status(stack, self.node, self.run, self.watch)
+        if ledger := await self.compute.run(startup.open_ledger, self.node, self.run):
             stack.enter_context(ledger)
         stack.push_async_callback(
             self._rest
@@ -174,7 +158,7 @@ class Daemon:
         self.learner = self.watch.learner = await self.compute.run(self._build, ledger)
         self.watch.computes_by(self.learner.gate)
         first = await self.compute.run(self._resume)
-        incarnation = await self.compute.run(self._incarnation)
+        incarnation = await self.compute.run(startup.next_incarnation, self.node.folder)
         transport = self.transport
         self.session = session = self._session(transport, incarnation)
         session.progress.first = first
@@ -205,12 +189,12 @@ class Daemon:
             self.watch.measure_lag(),
             self._count_connections(),
         )
-        async with _background(*work):
+        async with background(*work):
             try:
                 await self._play(driver, first)
             except BaseException as error:
-                cause = _meant(error) if isinstance(error, BaseExceptionGroup) else error
-                self.watch.set_state("stopping", self._stopping or type(cause).__name__)
+                cause = root_cause(error) if isinstance(error, BaseExceptionGroup) else error
+                await self._enter("stopping", self._stopping or type(cause).__name__)
                 await self._leave(session)
                 if isinstance(cause, Diverged):
                     self._conclude(diverged=True)
@@ -221,25 +205,29 @@ class Daemon:
     async def _play(self, driver: Driver, first: int) -> None:
         rounds = self.run.train.rounds
         if first < rounds:
-            self.watch.set_state("waiting for peers")
+            await self._enter("waiting for peers")
             await driver.wait_for_neighbors(self.run.start)
-            self.watch.set_state("running")
-            await self.transport.set_serving(True)
+            await self._enter("running")
             await driver.run(first)
-            await self.transport.set_serving(False)
-        self.watch.set_state("lingering")
+        await self._enter("lingering")
         if first < rounds or not (self.node.folder / "summary.json").exists():
             await self.compute.run(self._conclude)
         await self.session.goodbye(finished=True)
         await driver.linger(LINGER_SECONDS)
-        self.watch.set_state("finished")
+        await self._enter("finished")
+
+    async def _enter(self, state: str, reason: str = "") -> None:
+        """A node is ready while it runs rounds: gRPC's health, /-/ready and the status socket say
+        the same.
+        """
+        self.watch.set_state(state, reason)
+        await self.transport.set_serving(status.is_ready(state))
 
     async def _leave(self, session: Session) -> None:
         """Asked to stop, or failed: ends work, keeps the last complete round if its state still
         stands, says goodbye.
         """
         self.compute.stop()
-        await self.transport.set_serving(False)
         ended, _ = await asyncio.gather(
             self.compute.join(STOP_SECONDS), session.goodbye(finished=False)
         )
@@ -252,42 +240,6 @@ class Daemon:
         await self.compute.join(0.5)
 
     # -- parts, in the order in which they are needed
-
-    def _answer_status(self, stack: contextlib.AsyncExitStack) -> None:
-        """Opens the status socket. That there can't be one is a warning, never a reason not to
-        start.
-
-        Raises:
-            TemporaryFailure: this node runs already.
-        """
-        refusals = []
-        for path in status.places(self.run.run_id, self.node.name, self.node.folder):
-            try:
-                stack.enter_context(status.serve(path, self.watch.snapshot))
-            except StorageError as error:
-                refusals.append(str(error))
-                continue
-            if path.parent == self.node.folder:
-                self.watch.warn(
-                    f"The folder for status sockets can't be used; ask peerpoise status {path.parent}."
-                )
-            return
-        self.watch.warn(f"peerpoise status can't ask this node. {' '.join(refusals)}")
-
-    def _ledger(self) -> Ledger | None:
-        """The ledger of the data. In mode none it is opened too, and marked, for own data only."""
-        node = self.node
-        if node.budget.experiment and self.run.task.data == "own":
-            raise ConfigurationError(
-                "budget.experiment is for bundled public data; own data have a lifetime ledger."
-            )
-        if self.run.privacy.mode == "none" and node.budget.experiment:
-            return None
-        if not node.budget.experiment and not node.data.name:
-            raise ConfigurationError(
-                "data.name is missing in the node's file: the privacy ledger goes by that name."
-            )
-        return Ledger.open(node.budget.folder, node.data.name or "experiment")
 
     def _build(self, ledger: Ledger | None) -> Learner:
         self.watch.log_event("data", digest=data.digest(self.node.data, self.run.task))
@@ -347,7 +299,9 @@ class Daemon:
             membership=Membership.of(name, neighborhood.neighbors, run.sync.deadline_s),
             observer=self.watch,
         )
-        self.addresses = self._addresses(table, transport)
+        self.addresses = startup.address_book(
+            self.node, run.run_id, self.roster, self.identity, transport, table, self.watch.warn
+        )
         session = Session(
             table,
             identity=self.identity,
@@ -425,30 +379,6 @@ class Daemon:
             await asyncio.sleep(1.0)
             self.watch.connections(self.transport.connections, self.transport.connections_used)
 
-    def _addresses(self, table: PeerTable, transport: Grpc) -> AddressBook:
-        peers, neighbors = self.node.peers, table.membership.neighbors
-
-        def missing() -> list[str]:
-            over = (Presence.FINISHED, Presence.REMOVED)
-            gone = {peer for peer, it in neighbors.items() if it.presence in over}
-            return [
-                it.id for peer, it in table.states.items() if not it.proven and peer not in gone
-            ]
-
-        around = DiscoveryContext(
-            roster=self.roster,
-            run=self.run.run_id,
-            me=self.identity.id,
-            static=peers.static,
-            dns=peers.dns,
-            identity=self.identity,
-            transport=transport,
-            folder=self.node.folder,
-            missing=missing,
-            warn=self.watch.warn,
-        )
-        return AddressBook.of(peers.discovery, around)
-
     async def _announce(self, bound: str) -> None:
         """Lets the discoveries tell others where this node is, if any of them tells."""
         if not {"exchange", "mdns"} & {*self.node.peers.discovery}:
@@ -475,19 +405,6 @@ class Daemon:
                 self.watch.warn(str(error))
 
         self.session.spawn(self.compute.run_priority(check))
-
-    def _incarnation(self) -> int:
-        """Grows with every process of this node, also when the clock goes back. A damaged file
-        counts as none.
-        """
-        path = self.node.folder / "incarnation"
-        try:
-            before = int(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = 0
-        now = max(before + 1 if before < MAX_INCARNATION else 0, time.time_ns())
-        files.atomic_write(path, str(now).encode())
-        return now
 
     # -- in the compute thread
 
@@ -608,27 +525,5 @@ class Daemon:
             watch.announce(text)
 
 
-@contextlib.asynccontextmanager
-async def _background(*work: Coroutine[Any, Any, None]) -> Any:
-    """Runs the work beside the block; its failure is the block's failure, its end comes with the
-    block's.
-    """
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in work]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-
-
 def _in_words(inputs: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in inputs.items()) or "nothing is stated"
-
-
-def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a group of errors comes down to: ours if there is one, with its sentence and exit code;
-    else the first.
-    """
-    leaves = [_meant(it) if isinstance(it, BaseExceptionGroup) else it for it in group.exceptions]
-    return next((error for error in leaves if isinstance(error, PeerpoiseError)), leaves[0])

@@ -140,6 +140,11 @@ class Status(TypedDict):
     version: str
 
 
+def is_ready(state: str) -> bool:
+    """Does a node in this state run rounds?"""
+    return state == "running"
+
+
 def folder() -> Path:
     """Where sockets lie: $XDG_RUNTIME_DIR/peerpoise, else peerpoise-<uid> among the temporary files
     ($TMPDIR), or in /tmp where that path is too long for a socket; mode 0700. A daemon that can't

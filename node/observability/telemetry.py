@@ -86,7 +86,7 @@ class Telemetry(RoundObserver, SessionObserver):
         self.insecure: list[str] = []
         self.metrics_address: str | None = None
         self.epsilon_now: LiveEpsilon | None = None
-        self.learner: Learner | None = None
+        self._learner: Learner | None = None
         self.session: Session | None = None
         self.addresses: AddressBook | None = None
         self._counted = (0, 0)
@@ -102,6 +102,16 @@ class Telemetry(RoundObserver, SessionObserver):
         """Whose calls were refused -> since when they are counted, and how many."""
         self._noted: Counter[Peer] = Counter()
         self._noted_in = -1
+
+    @property
+    def learner(self) -> Learner:
+        """There before the first round; `snapshot` may be asked earlier."""
+        assert self._learner is not None
+        return self._learner
+
+    @learner.setter
+    def learner(self, learner: Learner) -> None:
+        self._learner = learner
 
     def attach(
         self, learner: Learner, session: Session, addresses: AddressBook | None = None
@@ -196,7 +206,6 @@ class Telemetry(RoundObserver, SessionObserver):
                 )
 
     def mixed(self, t: int, weight: Mapping[Peer, float], distance: float) -> None:
-        assert self.learner is not None
         for peer in self.learner.neighborhood.neighbors:
             self.metrics.mixing_weight(peer, weight.get(peer, 0.0))
         self.distance = distance
@@ -213,7 +222,6 @@ class Telemetry(RoundObserver, SessionObserver):
         self.warn(f"Rounds {first} to {last} are skipped: most neighbors are that far already.")
 
     def round(self, t: int, seconds: float) -> None:
-        assert self.learner is not None
         self.round_seconds.append(seconds)
         self.metrics.round.set(t)
         self.metrics.rounds.inc()
@@ -254,7 +262,6 @@ class Telemetry(RoundObserver, SessionObserver):
         """ε after round t (-1: before the first): live figures always, a line in the journal where
         `stated`.
         """
-        assert self.learner is not None
         privacy, gate = self.run.privacy, self.learner.gate
         if privacy.mode == "none" or self.learner.ledger is None:
             return
@@ -467,7 +474,7 @@ class Telemetry(RoundObserver, SessionObserver):
             TaskMetric(
                 name=metric.name, unit=metric.unit, value=_finite(self.tested_metrics[metric.name])
             )
-            for metric in (self.learner.task.metrics if self.learner else ())
+            for metric in (self._learner.task.metrics if self._learner else ())
             if metric.name in self.tested_metrics
         ]
 
