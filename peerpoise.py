@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from node.config import DataSection, RunConfig, TaskSection
     from node.data import public_sets
     from node.figures import Metric
-    from node.task import Task, flat, layout_of, views
+    from node.task import OwnTask, flat, layout_of, views
     from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError
     from peer.message import DType, Layout
 
@@ -30,9 +30,9 @@ __all__ = [
     "DataSection",
     "Layout",
     "Metric",
+    "OwnTask",
     "PeerpoiseError",
     "RunConfig",
-    "Task",
     "TaskError",
     "TaskSection",
     "flat",
@@ -45,7 +45,7 @@ EXPORTS: Mapping[str, tuple[str, ...]] = {
     "node.config": ("DataSection", "RunConfig", "TaskSection"),
     "node.data": ("public_sets",),
     "node.figures": ("Metric",),
-    "node.task": ("Task", "flat", "layout_of", "views"),
+    "node.task": ("OwnTask", "flat", "layout_of", "views"),
     "peer.errors": ("ConfigurationError", "DataError", "PeerpoiseError", "TaskError"),
     "peer.message": ("DType", "Layout"),
 }

@@ -3,71 +3,62 @@
 A task is functional: parameters are an argument, given as one flat float32 vector whose layout both
 ends agree on, so that the gradient of a *neighbor's* model on *our* data (the cross-gradient) is
 the same call as our own.
+
+`Objective` is what gradients are taken of, `Task` what a run needs besides. What a task has no use
+for it inherits: a default says that it does not have it. `OwnTask` is what somebody else's task has
+to offer; `node.tasks.guard` makes a `Task` of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from node.device import CPU
 from node.figures import Metric
 from peer.errors import TaskError
 from peer.message import Layout
 
+Factors: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+"""Parameter -> (δ [n, out], a [n, in]): example b's gradient is δ_b a_bᵀ in the parameter's shape.
+A bias has a = 1.
+"""
+Factored: TypeAlias = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Factors]
+"""(parameters, a stacked batch) -> its factors."""
+Value: TypeAlias = Literal["accuracy", "neg_loss"]
+"""What a model is worth: its accuracy in [0, 1], or its negative mean loss."""
 
-class Wrapper:
-    """A task that holds another one as `_task`."""
 
-
-class Task(Protocol):
-    """Layout, examples, loss, evaluate. Everything that touches private data goes through
-    `privacy.gate`.
-    """
+class Objective(ABC):
+    """A loss on examples. Everything that touches private ones goes through `privacy.gate`."""
 
     layout: Layout
     """Names and shapes of the parameters in the flat vector (d = layout.size)."""
-
     num_examples: int
     """n_i, the number of private training examples. Private: never sent, logged or exported."""
-
-    metrics: tuple[Metric, ...] = ()
-    """What `evaluate` measures, the headline first. A task without it may measure what is common."""
-
-    device: torch.device
+    device: torch.device = CPU
     """Where it computes. Parameters and row numbers are given on the CPU; `batch` answers on the
     device.
     """
+    micro_batch: int | None = None
+    """How many examples a backward pass takes; None: any number."""
+    indexes: bool = False
+    """Does `batch` nothing but index (peerpoise's own tasks)? Others are asked for one row at a
+    time.
+    """
 
-    # Where it has them: `stages`, names of the layout layer by layer (block-wise algorithms ask for
-    # them); `micro_batch`,
-    # how many examples a backward pass takes; `adapted` = True: the layout is that of adapters to a
-    # frozen model;
-    # `example()`: one made-up, public example, tensors without batch dimension, where 0, 1 and
-    # normal numbers are none;
-    # `indexes` = True (of peerpoise's own): `batch` does nothing but index; others are asked for
-    # one row at a time;
-    # `inputs`: what the model is fed, by name, in words that tell nothing of the examples; equal at
-    # all nodes.
-
-    def to(self, device: torch.device) -> None:
-        """Moves the examples to the device. A task without `device` and `to` stays on the CPU."""
-        ...
-
-    def initial_parameters(self, seed: int) -> Tensor:
-        """Initial parameters, flat [d], float32 or what the task keeps them in; the same for a seed
-        on every node.
-        """
-        ...
-
+    @abstractmethod
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The examples of these row numbers (int64 [n], n may be 0), each tensor stacked along its
         first dimension.
         """
-        ...
 
+    @abstractmethod
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
         """Scalar loss of ONE example (tensors without batch dimension).
 
@@ -75,16 +66,111 @@ class Task(Protocol):
         (dropout) come from torch's own generator, which is seeded for each record. Fast where it
         works under `torch.func.vmap`.
         """
+
+    @abstractmethod
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """Scalar mean loss of a stacked batch; equals the mean of `loss` over it up to rounding."""
+
+    def factors(self) -> Factored | None:
+        """What gives the gradients as outer products (`node.maths.ghost`); None: they are none."""
+        return None
+
+    def example(self) -> tuple[Tensor, ...] | None:
+        """One made-up, public example, tensors without batch dimension, where 0, 1 and normal
+        numbers are none. None: they are.
+        """
+        return None
+
+
+class Validation(Protocol):
+    """The validation set Q: what models are worth, in public."""
+
+    def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
+        """Scalar value of these parameters on Q; as "neg_loss" it is differentiable."""
+        ...
+
+    def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, Value], Tensor] | None:
+        """(shares [k], kind) -> value of x + shares·moves on Q, with the product of the first layer
+        made once for x [d] and for every move [k, d]; None: that layer is not linear.
+        """
+        ...
+
+
+class Task(Objective):
+    """An objective that a run learns: how it starts, and how the result is measured."""
+
+    metrics: tuple[Metric, ...] = ()
+    """What `evaluate` measures, the headline first."""
+    inputs: Mapping[str, str] = MappingProxyType({})
+    """What the model is fed, by name, in words that tell nothing of the examples; equal at all
+    nodes.
+    """
+    dtype: torch.dtype = torch.float32
+    """What it keeps its parameters in."""
+    layer_groups: Sequence[Sequence[str]] = ()
+    """The layout's names, layer by layer, for block-wise algorithms; empty: there are no layers."""
+    adapted: bool = False
+    """Is the layout that of adapters to a frozen model?"""
+
+    @abstractmethod
+    def initial_parameters(self, seed: int) -> Tensor:
+        """Initial parameters, flat [d], float32 or `dtype`; the same for a seed on every node."""
+
+    @abstractmethod
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Public test metrics of the flat parameters x [d], by the names of `metrics`; {} where
+        there is no test set. `yield_point` is called now and then.
+        """
+
+    def to(self, device: torch.device) -> None:
+        """Moves the examples to the device. A task that can't stays where it is."""
+        return None
+
+    @property
+    def validation(self) -> Validation | None:
+        """None: there is no validation set."""
+        return None
+
+
+class Wrapper(Objective):
+    """An objective that is another one, but for something."""
+
+    _task: object
+
+
+class OwnTask(Protocol):
+    """What a task of your own has to have (docs/own-task.md); there is nothing to inherit."""
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the parameters in the flat vector (d = layout.size)."""
+        ...
+
+    @property
+    def num_examples(self) -> int:
+        """The number of private training examples."""
+        ...
+
+    def initial_parameters(self, seed: int) -> Tensor:
+        """See `Task`."""
+        ...
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """See `Objective`."""
+        ...
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        """See `Objective`."""
         ...
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        """Scalar mean loss of a stacked batch; equals the mean of `loss` over it up to rounding."""
+        """See `Objective`."""
         ...
 
-    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = ...) -> dict[str, float]:
-        """Public test metrics of the flat parameters x, by the names of `metrics`; {} where there
-        is no test set.
-        """
+    def evaluate(self, x: Tensor) -> Mapping[str, float]:
+        """See `Task`; `yield_point` may be taken as a second argument."""
         ...
 
 

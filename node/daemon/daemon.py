@@ -285,7 +285,7 @@ class Daemon:
         learner = self.learner
         name, neighborhood, run = self.node.name, learner.neighborhood, self.run
         ids = {member.name: member.id for member in self.roster.members}
-        inputs: Mapping[str, str] = getattr(learner.task, "inputs", {})
+        inputs = learner.task.inputs
         table = PeerTable(
             me=name,
             ids=ids,
@@ -453,7 +453,7 @@ class Daemon:
         """
         learner, watch, folder = self.learner, self.watch, self.node.folder
         tested = {} if diverged else self.tested or self._evaluate()
-        peak = device.peak_memory(getattr(learner.task, "device", device.CPU))
+        peak = device.peak_memory(learner.task.device)
         figures: dict[str, float | Mapping[str, float]] = {"peak_memory_bytes": peak}
         figures |= watch.diagnostics
         found = learner.summarize(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from node.device import CPU
-from node.maths.per_example import device_of, scalar
+from node.maths.per_example import scalar
 from node.maths.purity import State
 from node.maths.synthetic import SyntheticTask, Values, admissible
 from node.task import Task, views
@@ -62,8 +62,8 @@ def checked_start(task: Task, seed: int) -> Tensor:
         TaskError: it, the layout, the device or the inputs are not what they should be.
     """
     _check_layout(task)
-    _check_inputs(getattr(task, "inputs", {}))
-    _check_device(device_of(task))
+    _check_inputs(task.inputs)
+    _check_device(task.device)
     with torch.random.fork_rng(devices=[]):
         return _check_start(task, seed)
 
@@ -148,10 +148,10 @@ def _kind(x: object) -> str:
     return f"{x.dtype} {list(x.shape)}, {x.layout}, on {x.device}"
 
 
-def _losses(rehearsal: Task, x: Tensor, rows: Tensor) -> list[Tensor]:
+def _losses(rehearsal: SyntheticTask, x: Tensor, rows: Tensor) -> list[Tensor]:
     parameters = {
         name: it.clone().requires_grad_()
-        for name, it in views(rehearsal.layout, x.to(device_of(rehearsal))).items()
+        for name, it in views(rehearsal.layout, x.to(rehearsal.device)).items()
     }
     batch = rehearsal.batch(rows)
     return [scalar(rehearsal.loss(parameters, tuple(one))) for one in zip(*batch, strict=True)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from node.config import AlgorithmConfig, PrivacySection, RunConfig
 from node.maths.blocks import BlockSchedule, partition_blocks
 from node.maths.chunks import chunk_for
@@ -37,8 +35,7 @@ def room_for_blocks(options: AlgorithmConfig, run: RunConfig, task: Task, degree
 
 def largest(options: BlockSchedule, task: Task) -> int:
     """Parameters of the largest block."""
-    groups = task.stages  # type: ignore[attr-defined]
-    blocks = partition_blocks(task.layout, groups, options.layers_per_block)
+    blocks = partition_blocks(task.layout, task.layer_groups, options.layers_per_block)
     return max(block.size for block in blocks)
 
 
@@ -50,7 +47,7 @@ def memory_needed(options: AlgorithmConfig, run: RunConfig, task: Task, degree: 
     if not isinstance(options, BlockSchedule):
         held = PER_EXAMPLE * _gradients_at_once(privacy, task, d)
         return BASE + 4 * d * (OWN + held + PER_NEIGHBOR * degree)
-    block, width = largest(options, task), getattr(task, "dtype", torch.float32).itemsize
+    block, width = largest(options, task), task.dtype.itemsize
     private = privacy.mode != "none"
     clipped = PER_EXAMPLE * _gradients_at_once(privacy, task, block) if private else 0
     training = _beside(options, run, task, degree) + 4 * block * clipped
@@ -77,7 +74,7 @@ def _collected(options: BlockSchedule, run: RunConfig, degree: int) -> float:
 def _gradients_at_once(privacy: PrivacySection, task: Task, d: int) -> int:
     """Gradients of d parameters that are held at a time: a chunk of single examples where they are
     clipped and can't be had as factors."""
-    factors = getattr(task, "factors", lambda: None)()
+    factors = task.factors()
     if privacy.mode == "none" or (factors is not None and privacy.backend in ("auto", "ghost")):
         return 1
     return privacy.chunk or chunk_for(d)

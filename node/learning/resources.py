@@ -23,9 +23,9 @@ REFUSALS = {
 def capabilities(task: Task) -> frozenset[Capability]:
     """What algorithms may ask of the task."""
     offered = {
-        Capability.VALIDATION: getattr(task, "validates", hasattr(task, "validate")) is True,
-        Capability.LAYERS: bool(getattr(task, "stages", ())),
-        Capability.ADAPTERS: getattr(task, "adapted", False),
+        Capability.VALIDATION: task.validation is not None,
+        Capability.LAYERS: bool(task.layer_groups),
+        Capability.ADAPTERS: task.adapted,
     }
     return frozenset(capability for capability, there in offered.items() if there)
 
@@ -60,5 +60,5 @@ def resources(
         start=start,
         gradients=gradients,
         utility=ValidationScorer(task, yield_point) if Capability.VALIDATION in needs else None,
-        layer_groups=task.stages if Capability.LAYERS in needs else (),  # type: ignore[attr-defined]
+        layer_groups=task.layer_groups if Capability.LAYERS in needs else (),
     )

@@ -21,10 +21,10 @@ from node import device
 from node.maths import ghost
 from node.maths.chunks import LANES, Backend, chunk_length
 from node.maths.clipping import clipped_sum
-from node.maths.per_example import device_of, looped, vmapped
+from node.maths.per_example import looped, vmapped
 from node.maths.purity import PROCESS_SEEDS, Impure, State, culprit, same
 from node.maths.synthetic import SyntheticTask, Values, admissible
-from node.task import Task, views
+from node.task import Objective, views
 from peer.errors import ConfigurationError, TaskError, first_line
 
 UNCLIPPED = float("inf")
@@ -66,17 +66,17 @@ class Choice:
         return f"Gradients are computed example by example, which is slow: by the {self.reason}."
 
 
-def pick(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = None) -> Backend:
+def pick(wanted: Backend | Literal["auto"], task: Objective, chunk: int | None = None) -> Backend:
     """`choose`, without the reason."""
     return choose(wanted, task, chunk).backend
 
 
-def probe(task: Task, chunk: int | None = None) -> Backend:
+def probe(task: Objective, chunk: int | None = None) -> Backend:
     """`pick` for "auto"."""
     return pick("auto", task, chunk)
 
 
-def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = None) -> Choice:
+def choose(wanted: Backend | Literal["auto"], task: Objective, chunk: int | None = None) -> Choice:
     """What `privacy.backend` says. Auto: the first of "ghost" and "vmap" that agrees with the loop,
     mostly within PROBE_ERROR, and whose bits don't depend on a record's place; else "loop".
 
@@ -110,7 +110,7 @@ def choose(wanted: Backend | Literal["auto"], task: Task, chunk: int | None = No
     return Choice(wanted, CONFIGURED[wanted])
 
 
-def _refuse_unfit(task: Task, wanted: Backend, chunk: int | None, values: Values) -> None:
+def _refuse_unfit(task: Objective, wanted: Backend, chunk: int | None, values: Values) -> None:
     try:
         invariant = _is_batch_invariant(task, wanted, chunk, values)
     except Exception as error:  # the loss itself is right: the loop took it
@@ -125,7 +125,7 @@ def _refuse_unfit(task: Task, wanted: Backend, chunk: int | None, values: Values
 
 
 def _first_that_agrees(
-    task: Task, chunk: int | None, values: Values, expected: list[Tensor]
+    task: Objective, chunk: int | None, values: Values, expected: list[Tensor]
 ) -> Choice:
     synthetic = SyntheticTask(task, PROBED, values)
     rows = torch.arange(PROBED).view(-1, 1)
@@ -159,7 +159,7 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
     return float((actual - expected).norm()) <= PROBE_ERROR * float(expected.norm())
 
 
-def _repeatable_gradients(task: Task, values: Values) -> list[Tensor]:
+def _repeatable_gradients(task: Objective, values: Values) -> list[Tensor]:
     """The gradients of PROBED examples at made-up parameters, by the loop: asked in turn, and again
     backwards; flat float64 [d] each.
 
@@ -179,12 +179,12 @@ def _repeatable_gradients(task: Task, values: Values) -> list[Tensor]:
     for row, a, b in zip(rows, first, again, strict=True):
         if not torch.equal(a, b):
             raise Impure(_refusal(culprit(partial(gradient, row), partial(gradient, rows[-1]))))
-    if not getattr(task, "indexes", False):
+    if not task.indexes:
         State.of(task).check = _canary(synthetic, x)
     return first
 
 
-def _ask_odd(task: Task, values: Values) -> None:
+def _ask_odd(task: Objective, values: Values) -> None:
     """Asks for gradients of what is far outside: some layers move only then."""
     rows = torch.arange(2)
     with _passing_over_errors():
@@ -222,11 +222,13 @@ def _refusal(layer: str) -> str:
     )
 
 
-def _is_batch_invariant(task: Task, backend: Backend, chunk: int | None, values: Values) -> bool:
+def _is_batch_invariant(
+    task: Objective, backend: Backend, chunk: int | None, values: Values
+) -> bool:
     """Has a record's gradient the same bits wherever it stands in a chunk, and whatever stands
     beside it?
     """
-    length = chunk_length(chunk, task.layout.size, device_of(task), backend)
+    length = chunk_length(chunk, task.layout.size, task.device, backend)
     synthetic, rows = SyntheticTask(task, length, values), torch.arange(length)
     points = [synthetic.initial_parameters(seed) for seed in range(POINTS)]
     if not all(_is_permutation_equivariant(synthetic, x, rows, backend) for x in points):
@@ -254,7 +256,7 @@ def _ignores_others(
     return all(same(a[:few], b[:few]) for a, b in zip(alone, beside, strict=True))
 
 
-def _is_permutation_equivariant(task: Task, x: Tensor, rows: Tensor, backend: Backend) -> bool:
+def _is_permutation_equivariant(task: Objective, x: Tensor, rows: Tensor, backend: Backend) -> bool:
     """Are the rows' gradients at x the same bits when the rows are moved?"""
     gradients = _chunk_gradients(task, x, task.batch(rows), rows, backend)
     for shift in (1, LANES // 2 + 1):
@@ -265,10 +267,10 @@ def _is_permutation_equivariant(task: Task, x: Tensor, rows: Tensor, backend: Ba
 
 
 def _chunk_gradients(
-    task: Task, x: Tensor, batch: tuple[Tensor, ...], rows: Tensor, backend: Backend
+    task: Objective, x: Tensor, batch: tuple[Tensor, ...], rows: Tensor, backend: Backend
 ) -> list[Tensor]:
     """The gradients of a chunk at x, or their factors: [n, …] each."""
-    parameters = views(task.layout, device.onto(x, device_of(task)))
+    parameters = views(task.layout, device.onto(x, task.device))
     if backend == "ghost":
         factors = ghost.factored(task)(parameters, batch)
         return [factor for pair in factors.values() for factor in pair]

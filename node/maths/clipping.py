@@ -28,10 +28,10 @@ from node import device
 from node.hooks import no_op
 from node.maths import ghost, materialized
 from node.maths.chunks import Backend, chunk_length, pad_to_chunk
-from node.maths.per_example import Gradients, backward, device_of, fetch, looped, scalar, vmapped
+from node.maths.per_example import Gradients, backward, fetch, looped, scalar, vmapped
 from node.maths.purity import PROCESS_SEEDS, Impure, Seeds, State, same
 from node.maths.synthetic import SyntheticTask, admissible
-from node.task import Task, views
+from node.task import Factors, Objective, views
 from peer.errors import TaskError, first_line
 
 SLACK = 1e-6
@@ -53,7 +53,7 @@ Clipper = Callable[[Sequence[Mapping[str, Tensor]], tuple[Tensor, ...], Tensor, 
 
 
 def clipped_sum(
-    task: Task,
+    task: Objective,
     x: Tensor,
     rows: Tensor,
     clip: float,
@@ -88,7 +88,7 @@ def clipped_sum(
         Impure: the loss changed a tensor that the task holds, so that nothing bounds what one
             record does.
     """
-    where = device_of(task)
+    where = task.device
     wide = where if where.type == "cuda" else device.CPU  # Apple's GPUs have no float64
     chunk = chunk_length(chunk, task.layout.size, where, backend)
     total = torch.zeros(task.layout.size, dtype=torch.float64, device=wide)
@@ -130,7 +130,7 @@ def clipped_sum(
     return device.back(total)
 
 
-def _dropped(task: Task, n: int, least: int, chunk: int) -> Iterator[Tensor]:
+def _dropped(task: Objective, n: int, least: int, chunk: int) -> Iterator[Tensor]:
     """Rows that are asked beside n others and dropped, int64: up to the end of the last chunk, then
     chunk by chunk.
     """
@@ -173,7 +173,7 @@ def _added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Mapping[str, Ten
     return {name: a[name] + b[name] for name in a}
 
 
-def _raises(task: Task) -> bool:
+def _raises(task: Objective) -> bool:
     """Does its loss raise whatever it is given?"""
     try:
         admissible(task)
@@ -183,7 +183,7 @@ def _raises(task: Task) -> bool:
 
 
 def _clipper(
-    task: Task, backend: Backend, seeds: Seeds, clip: float, wide: torch.device
+    task: Objective, backend: Backend, seeds: Seeds, clip: float, wide: torch.device
 ) -> Clipper:
     if backend == "ghost":
         return _ghost_clipper(task, clip, wide)
@@ -191,11 +191,11 @@ def _clipper(
     return _materialized_clipper(gradients, clip, wide)
 
 
-def _ghost_clipper(task: Task, clip: float, wide: torch.device) -> Clipper:
+def _ghost_clipper(task: Objective, clip: float, wide: torch.device) -> Clipper:
     factored = ghost.factored(task)
     bundled = _is_bundled(task)  # draws nothing, and other threads share the generator
 
-    def factors(model: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> ghost.Factors:
+    def factors(model: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
         before = torch.get_rng_state()
         result = factored(model, batch)
         if not bundled and not torch.equal(before, torch.get_rng_state()):
@@ -218,11 +218,11 @@ def _ghost_clipper(task: Task, clip: float, wide: torch.device) -> Clipper:
     return clipper
 
 
-def _is_bundled(task: Task) -> bool:
+def _is_bundled(task: Objective) -> bool:
     """Does it come with peerpoise?"""
     while isinstance(task, SyntheticTask):
         task = task._task
-    return getattr(task, "indexes", False)
+    return task.indexes
 
 
 def _materialized_clipper(gradients: Gradients, clip: float, wide: torch.device) -> Clipper:
@@ -241,7 +241,7 @@ def _materialized_clipper(gradients: Gradients, clip: float, wide: torch.device)
     return clipper
 
 
-def _add(total: Tensor, task: Task, sums: Mapping[str, Tensor]) -> None:
+def _add(total: Tensor, task: Objective, sums: Mapping[str, Tensor]) -> None:
     """Adds the sums, {} or one for each parameter, to total, flat float64 [d], in place."""
     if not sums:
         return
@@ -250,7 +250,7 @@ def _add(total: Tensor, task: Task, sums: Mapping[str, Tensor]) -> None:
 
 
 def mean_gradient(
-    task: Task,
+    task: Objective,
     x: Tensor,
     rows: Tensor,
     on_unusable: Callable[[Tensor], None] = no_op,
@@ -277,7 +277,7 @@ def mean_gradient(
     if not len(rows):
         return torch.zeros(task.layout.size)
     with device.enough_memory(), State.of(task).unchanged(), torch.enable_grad():
-        there = device.onto(x.detach(), device_of(task))
+        there = device.onto(x.detach(), task.device)
         leaves = {
             name: value.detach().requires_grad_()
             for name, value in views(task.layout, there).items()
@@ -286,7 +286,7 @@ def mean_gradient(
         total = torch.zeros_like(there)
         for name, part_of_total in views(task.layout, total).items():
             leaves[name].grad = part_of_total  # backward adds to it where it lies
-        for part in torch.split(rows, getattr(task, "micro_batch", None) or len(rows)):
+        for part in torch.split(rows, task.micro_batch or len(rows)):
             loss = scalar(task.mean_loss(leaves, fetch(task, part, seeds)))
             if not bool(loss.isfinite()):
                 on_unusable(part)
@@ -297,14 +297,14 @@ def mean_gradient(
         return device.back(total.to(torch.float32))
 
 
-def unusable(task: Task, rows: Tensor, x: Tensor) -> Tensor:
+def unusable(task: Objective, rows: Tensor, x: Tensor) -> Tensor:
     """The rows (int64 [k]) whose gradient is not finite, or can't be computed, at x."""
-    parameters = views(task.layout, device.onto(x.detach().to(torch.float32), device_of(task)))
+    parameters = views(task.layout, device.onto(x.detach().to(torch.float32), task.device))
     finite = [_finite(task, parameters, row.view(1)) for row in rows]
     return rows[~torch.tensor(finite, dtype=torch.bool)]
 
 
-def _finite(task: Task, parameters: Mapping[str, Tensor], row: Tensor) -> bool:
+def _finite(task: Objective, parameters: Mapping[str, Tensor], row: Tensor) -> bool:
     try:
         gradients = looped(task, PROCESS_SEEDS)(parameters, fetch(task, row, PROCESS_SEEDS), row)
     except TaskError:

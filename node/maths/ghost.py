@@ -21,16 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from node.task import Task
+from node.task import Factored, Factors, Objective
 from peer.errors import ConfigurationError
-
-Factors = dict[str, tuple[Tensor, Tensor]]
-"""Parameter -> (δ [n, out], a [n, in]): example b's gradient is δ_b a_bᵀ in the parameter's shape.
-A bias has a = 1.
-"""
-
-Factored = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Factors]
-"""(parameters, a stacked batch) -> its factors."""
 
 ELEMENTWISE = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
@@ -39,13 +31,13 @@ ELEMENTWISE = (
 """Layers without parameters that can't mix examples. Dropout draws for each example."""
 
 
-def factored(task: Task) -> Factored:
+def factored(task: Objective) -> Factored:
     """The function that gives the task's gradients as factors.
 
     Raises:
         ConfigurationError: the task has no such method `factors()`, or it gives None.
     """
-    result: Factored | None = getattr(task, "factors", lambda: None)()
+    result = task.factors()
     if result is None:
         raise ConfigurationError(
             'privacy.backend = "ghost" needs a model of linear layers with nothing but '

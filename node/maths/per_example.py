@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from node import device
 from node.maths.purity import Impure, Seeds, seeded_rows
-from node.task import Task
+from node.task import Objective
 from peer.errors import PeerpoiseError, TaskError, first_line
 
 Parameters = Mapping[str, Tensor]
@@ -26,12 +25,7 @@ Gradients = Callable[[Parameters, tuple[Tensor, ...], Tensor], dict[str, Tensor]
 """
 
 
-def device_of(task: Task) -> torch.device:
-    """Where the task computes; one that does not say stays on the CPU."""
-    return getattr(task, "device", device.CPU)
-
-
-def vmapped(task: Task) -> Gradients:
+def vmapped(task: Objective) -> Gradients:
     """All examples at once. Raises whatever vmap raises, also where the loss is random."""
 
     def loss(parameters: Parameters, *example: Tensor) -> Tensor:
@@ -41,7 +35,7 @@ def vmapped(task: Task) -> Gradients:
         parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor
     ) -> dict[str, Tensor]:
         mapped = vmap(grad(loss), in_dims=(None, *[0] * len(batch)), randomness="error")
-        with warnings.catch_warnings(), seeded_rows(device_of(task)):
+        with warnings.catch_warnings(), seeded_rows(task.device):
             warnings.filterwarnings("ignore", "There is a performance drop")
             result: dict[str, Tensor] = mapped(dict(parameters), *batch)
         return result
@@ -49,7 +43,7 @@ def vmapped(task: Task) -> Gradients:
     return gradients
 
 
-def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
+def fetch(task: Objective, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
     """The examples of `rows` (int64 [n], n > 0), stacked. Nothing of one may depend on which others
     are asked for, so a task that may do more than index is asked row by row, with torch's generator
     seeded for each.
@@ -57,10 +51,10 @@ def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
     Raises:
         TaskError: rows have other shapes than each other, or more than one entry.
     """
-    if getattr(task, "indexes", False):
+    if task.indexes:
         return task.batch(rows)
     single: dict[int, tuple[Tensor, ...]] = {}
-    with seeded_rows(device_of(task)) as seed:
+    with seeded_rows(task.device) as seed:
         for row in dict.fromkeys(rows.tolist()):
             seed(seeds(row))
             single[row] = tuple(column.detach() for column in task.batch(torch.tensor([row])))
@@ -80,7 +74,7 @@ def fetch(task: Task, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
         ) from None
 
 
-def looped(task: Task, seeds: Seeds) -> Gradients:
+def looped(task: Objective, seeds: Seeds) -> Gradients:
     """One example after another, each with torch's generator seeded for its row and with parameters
     of its own.
 
@@ -93,7 +87,7 @@ def looped(task: Task, seeds: Seeds) -> Gradients:
         parameters: Parameters, batch: tuple[Tensor, ...], rows: Tensor
     ) -> dict[str, Tensor]:
         singles = []
-        with seeded_rows(device_of(task)) as seed, torch.enable_grad():
+        with seeded_rows(task.device) as seed, torch.enable_grad():
             for row, *example in zip(rows.tolist(), *batch, strict=True):
                 leaves = {
                     name: value.clone().requires_grad_() for name, value in parameters.items()
@@ -106,7 +100,9 @@ def looped(task: Task, seeds: Seeds) -> Gradients:
     return gradients
 
 
-def _gradient(task: Task, leaves: Parameters, example: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _gradient(
+    task: Objective, leaves: Parameters, example: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
     loss = scalar(task.loss(leaves, example))
     _refuse_changed(leaves)
     if not loss.requires_grad:

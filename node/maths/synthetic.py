@@ -6,13 +6,13 @@ without revealing anything of them.
 Values have to be admissible: 0 is no length, an empty mask has no mean. So integers are drawn from
 0 and 1, or all 1, or 0; floats are normal, or uniform in (0.25, 1): the first combination with
 which the loss and its gradient are finite. A task for which none of them will do declares one
-example (`Task.example`); without, the node's own examples are used for checks that can only refuse,
+example (`Objective.example`); without, the node's own examples are used for checks that can only refuse,
 and choose nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import sqrt
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from node import device
-from node.maths.ghost import Factored
 from node.maths.per_example import looped
 from node.maths.purity import PROCESS_SEEDS, Impure, State
-from node.task import Task, Wrapper, views
+from node.task import Factored, Objective, Wrapper, views
 from peer.errors import TaskError, first_line
 from peer.message import Layout
 
@@ -52,16 +51,17 @@ class Values:
     """Gradients are finite, and not all zero."""
 
 
-class SyntheticTask(Wrapper, Task):
+class SyntheticTask(Wrapper):
     """The task's loss on `examples` rows of its own shape and types, and of these values."""
 
     indexes = True
+    _task: Objective
 
-    def __init__(self, task: Task, examples: int, values: Values = Values()) -> None:
+    def __init__(self, task: Objective, examples: int, values: Values = Values()) -> None:
         self._task = task
         self.layout = task.layout
         self.num_examples = examples
-        self.device = getattr(task, "device", device.CPU)
+        self.device = task.device
         columns = _columns(task, examples, values)
         scaled = [
             it * values.scale if values.scale != 1 and it.is_floating_point() else it
@@ -79,22 +79,13 @@ class SyntheticTask(Wrapper, Task):
         return self._task.mean_loss(parameters, batch)
 
     def factors(self) -> Factored | None:
-        factored: Factored | None = getattr(self._task, "factors", lambda: None)()
-        return factored
-
-    def to(self, device: torch.device) -> None:
-        raise NotImplementedError("the task itself moves")
+        return self._task.factors()
 
     def initial_parameters(self, seed: int) -> Tensor:
         return random_parameters(self.layout, seed)
 
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        raise NotImplementedError("nothing is learned here")
 
-
-def admissible(task: Task) -> Values:
+def admissible(task: Objective) -> Values:
     """The first values with which loss and gradient are finite, and not all zero, at made-up
     parameters; if there are none, the first that can be computed at all (not `telling`); if nothing
     made-up can, the node's own.
@@ -128,7 +119,7 @@ def admissible(task: Task) -> Values:
         return own_values
 
 
-def _candidates(task: Task) -> Iterator[Values]:
+def _candidates(task: Objective) -> Iterator[Values]:
     if declared(task) is not None:
         for floats in ("normal", "uniform", "declared"):
             yield Values("declared", (), floats)
@@ -140,7 +131,7 @@ def _candidates(task: Task) -> Iterator[Values]:
             yield Values("made up", integers, kind)
 
 
-def _gradients(task: Task, values: Values) -> list[Tensor]:
+def _gradients(task: Objective, values: Values) -> list[Tensor]:
     """Of a few examples, each parameter's [n, *shape]."""
     n = min(TRIED, task.num_examples) if values.source == "own" else TRIED
     synthetic, rows = SyntheticTask(task, n, values), torch.arange(n)
@@ -148,16 +139,15 @@ def _gradients(task: Task, values: Values) -> list[Tensor]:
     return list(looped(synthetic, PROCESS_SEEDS)(parameters, synthetic.batch(rows), rows).values())
 
 
-def declared(task: Task) -> tuple[Tensor, ...] | None:
+def declared(task: Objective) -> tuple[Tensor, ...] | None:
     """The example that the task declares, without a batch dimension; None: it declares none.
 
     Raises:
         TaskError: it is no tuple of tensors.
     """
-    example = getattr(task, "example", None)
-    if not callable(example):
+    columns = task.example()
+    if columns is None:
         return None
-    columns: object = example()
     if not isinstance(columns, tuple | list) or not all(
         isinstance(column, Tensor) for column in columns
     ):
@@ -168,12 +158,12 @@ def declared(task: Task) -> tuple[Tensor, ...] | None:
     return tuple(columns)
 
 
-def _first(task: Task) -> tuple[Tensor, ...]:
+def _first(task: Objective) -> tuple[Tensor, ...]:
     """Of one own example only shapes and types are used."""
     return task.batch(torch.tensor([0]))
 
 
-def _columns(task: Task, n: int, values: Values) -> list[Tensor]:
+def _columns(task: Objective, n: int, values: Values) -> list[Tensor]:
     if values.source == "own":
         return list(task.batch(torch.arange(n) % task.num_examples))
     generator = torch.Generator().manual_seed(values.seed)

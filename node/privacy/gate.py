@@ -42,7 +42,7 @@ from node.privacy.calibration import release_mechanism
 from node.privacy.ledger import Ledger
 from node.privacy.suspects import Suspects
 from node.randomness import Keys, public_generator
-from node.task import Task
+from node.task import Objective, Task
 from peer.errors import ConfigurationError, LedgerError
 from peer.failpoint import failpoint
 from peer.message import Peer, Withheld
@@ -124,7 +124,7 @@ class GradientGate(ABC):
 class _Question:
     """What gradient is asked for: at x, or what it is more there than at `before`; of `task`."""
 
-    task: Task
+    task: Objective
     x: Tensor
     before: Tensor | None = None
     backend: Backend | None = None
@@ -391,7 +391,7 @@ class NonPrivateGate(GradientGate):
         self.hooks.on_release(t, to)
         return Released(gradient)
 
-    def _mean(self, task: Task, x: Tensor, t: int) -> Tensor:
+    def _mean(self, task: Objective, x: Tensor, t: int) -> Tensor:
         seed, me = self.config.seed, self.me
         generator = public_generator(seed, me, t, "batch")
         order = torch.randperm(self.task.num_examples, generator=generator)

@@ -44,7 +44,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.de
     """
     name = run.task.name
     task = find(name)(run, data) if name in TASKS else _own(run, data)
-    if device != CPU and hasattr(task, "to"):
+    if device != CPU:
         task.to(device)
     return task
 

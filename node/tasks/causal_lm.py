@@ -42,7 +42,7 @@ from node.llm import likelihood, models
 from node.llm.layers import Trained, drop_weights, merged_model, share_weights, trained, with_lora
 from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
-from node.task import views
+from node.task import Task, views
 from peer.errors import ConfigurationError, DataError, StorageError
 from peer.message import Layout
 
@@ -60,17 +60,15 @@ class Tested:
     truth: Tensor
 
 
-class CausalLM:
-    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments,
-    examples never change.
-    """
+class CausalLM(Task):
+    """A `Task`. Safe to use from several threads: parameters are arguments, examples never change."""
 
     indexes = True
 
     def __init__(
         self,
         language: models.LanguageModel,
-        found: Trained,
+        trained: Trained,
         text: TextSection,
         train: Sequences,
         test: Tested | None,
@@ -79,25 +77,20 @@ class CausalLM:
     ) -> None:
         """`language` without the weights that are trained; `again` makes or reads it with them, for
         a seed. `inputs` says in public what it is fed, whatever the rows are: nodes compare it."""
-        self.inputs: Mapping[str, str] = inputs or {}
+        self.inputs = inputs or {}
+        self.num_examples = len(train)
+        self.micro_batch = text.micro_batch
+        self.adapted = bool(text.lora_rank)
+        self.dtype = TYPES[text.dtype]
+        self.layout = trained.layout
+        self.layer_groups = trained.layer_groups
         labeled = test is not None and bool(test.questions)
         self.metrics = (ACCURACY, F1, PERPLEXITY, LOSS) if labeled else (PERPLEXITY, LOSS)
         self.text, self._train, self._test, self._again = text, train, test, again
-        self.device, self.micro_batch, self.adapted = (
-            devices.CPU,
-            text.micro_batch,
-            bool(text.lora_rank),
-        )
-        self.dtype, self._model = TYPES[text.dtype], language.model
-        self.layout: Layout = found.layout
-        self.stages: tuple[tuple[str, ...], ...] = found.layer_groups
+        self._model = language.model
         self._repeats = language.repeats
         self._chooses = "logits_to_keep" in signature(_inner(language.model).forward).parameters
         self._local = threading.local()
-
-    @property
-    def num_examples(self) -> int:
-        return len(self._train)
 
     def initial_parameters(self, seed: int) -> Tensor:
         """The weights the model comes with, or drawn from the seed, flat [d] in the task's type."""

@@ -8,7 +8,6 @@ import copy
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from node.figures import ACCURACY, LOSS
 from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
-from node.task import flat, views
+from node.task import Factored, Factors, Task, Validation, Value, flat, views
 from node.tasks import validation
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
@@ -36,10 +35,8 @@ EVALUATION_CHUNK = 256
 """Test images per forward pass; a yield point is between two chunks."""
 
 
-class Classification:
-    """A `Task` (see node.task). Safe to use from several threads: parameters are arguments,
-    examples never change.
-    """
+class Classification(Task):
+    """A `Task`. Safe to use from several threads: parameters are arguments, examples never change."""
 
     indexes = True
 
@@ -59,27 +56,21 @@ class Classification:
             ConfigurationError: the module has a batch normalization.
         """
         self._build, self._train, self._test, self._validation = build, train, test, validation
-        self.inputs: Mapping[str, str] = inputs or {}
+        self.inputs = inputs or {}
+        self.num_examples = len(train)
         self.metrics = (ACCURACY, LOSS)
-        self.device = devices.CPU
         with torch.device("meta"):
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
         self.layout = Layout(
             tuple((name, tuple(p.shape)) for name, p in self._skeleton.named_parameters())
         )
-        modules = dict.fromkeys(name.split(".")[0] for name, _ in self.layout.fields)
-        self.stages = tuple(
-            tuple(n for n, _ in self.layout.fields if n.split(".")[0] == it) for it in modules
-        )
-        """Names of the layout, one group for each module at the top that has parameters: what is
-        trained by itself.
-        """
+        groups: dict[str, list[str]] = {}
+        for name, _ in self.layout.fields:
+            groups.setdefault(name.split(".")[0], []).append(name)
+        self.layer_groups = tuple(map(tuple, groups.values()))
+        """One group for each module at the top that has parameters."""
         self._local = threading.local()
-
-    @property
-    def num_examples(self) -> int:
-        return len(self._train)
 
     def initial_parameters(self, seed: int) -> Tensor:
         with seeded(seed):
@@ -102,14 +93,14 @@ class Classification:
         x, y = batch
         return functional.cross_entropy(self._logits(parameters, x), y)
 
-    def factors(self) -> ghost.Factored | None:
+    def factors(self) -> Factored | None:
         """What gives the gradients as outer products (node/maths/ghost.py); None where they are
         none.
         """
         if not ghost.is_linear(self._skeleton, [name for name, _ in self.layout.fields]):
             return None
 
-        def found(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> ghost.Factors:
+        def found(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
             x, y = batch
             loss = partial(functional.cross_entropy, target=y, reduction="sum")
             return ghost.factors(self._module().train(True), parameters, x, loss)
@@ -138,20 +129,17 @@ class Classification:
         return {"accuracy": right / n, "loss": loss / n}
 
     @property
-    def validates(self) -> bool:
-        """Is there a validation set?"""
-        return self._validation is not None
+    def validation(self) -> Validation | None:
+        return None if self._validation is None else self
 
-    def validate(
-        self, parameters: Mapping[str, Tensor], kind: Literal["accuracy", "neg_loss"]
-    ) -> Tensor:
+    def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
         """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""
         assert self._validation is not None
         return _value(
             self._logits(parameters, self._validation.x, train=False), self._validation.y, kind
         )
 
-    def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, str], Tensor] | None:
+    def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, Value], Tensor] | None:
         """(share [k], kind) -> value of x + share·moves on the validation set, without its first
         layer's product, which is linear in the parameters: it is made once for x and for every move
         [k, d]. None: that layer is not linear."""

@@ -16,7 +16,7 @@ from functools import wraps
 from importlib.machinery import all_suffixes
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ import peer
 from node.device import CPU
 from node.figures import COMMON_METRICS, Metric
 from node.rounds.compute import Stopped
-from node.task import Task, Wrapper
+from node.task import Factored, Task, Validation, Value, Wrapper
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
 from peer.message import DType, Layout
@@ -42,9 +42,7 @@ SLACK = 1e-6
 """What rounding may add to a ratio of 1."""
 ATTRIBUTES = ("layout", "num_examples")
 METHODS = ("initial_parameters", "batch", "loss", "mean_loss", "evaluate")
-"""What `node.task.Task` asks for, but `device` and `to`."""
-OPTIONAL_METHODS = ("to", "example", "validate", "factors")
-"""What is no function is as good as absent."""
+"""What `node.task.OwnTask` asks for; all else of `node.task.Task` is optional."""
 COLD = ("initial_parameters", "evaluate", "to", "example", "validate")
 """Called seldom enough to look at torch's switches each time."""
 _MISSING = object()
@@ -72,46 +70,55 @@ def guard(made: object, name: str) -> Task:
         raise ConfigurationError(
             f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes (docs/own-task.md)."
         )
-    return cast(Task, Guarded(made, name))
+    return Guarded(made, name)
 
 
-class Guarded(Wrapper):
-    """A `Task` made by somebody else's code."""
-
-    indexes = False
+class Guarded(Wrapper, Task):
+    """A `Task` made by somebody else's code, of which everything is read once."""
 
     def __init__(self, task: object, name: str) -> None:
+        """Raises TaskError: its code raised, or it has something that is not what it should be."""
         self._task, self._name = task, name
+        self.layout = self._read("layout")
+        self.num_examples = self._num_examples()
+        self.device = self._device()
+        self.micro_batch = self._micro_batch()
+        self.metrics = self._metrics()
+        self.inputs = self._read("inputs", {})
+        self.dtype = self._read("dtype", torch.float32)
+        self.layer_groups = self._read("layer_groups", ())
+        self.adapted = bool(self._read("adapted", False))
         self._initial_parameters, self._batch, self._loss, self._mean_loss, self._evaluate = map(
-            self.__getattr__, METHODS
+            self._function, METHODS
+        )
+        self._to, self._example, self._factors, self._validate = map(
+            self._optional_function, ("to", "example", "factors", "validate")
         )
         self._patient = _takes_two(self._evaluate)
 
-    def __getattr__(self, attribute: str) -> Any:
-        value = _MISSING if attribute.startswith("__") else _read(self._task, attribute, self._name)
-        if value is _MISSING or (attribute in OPTIONAL_METHODS and not callable(value)):
-            raise AttributeError(attribute)
-        if not callable(value):
-            return value
-        call = guarded(value, self._name, attribute)
-        call = _keeping_switches(call, self._name) if attribute in COLD else call
-        return self._validating(call) if attribute == "validate" else call
+    def _read(self, attribute: str, default: Any = None) -> Any:
+        value = _read(self._task, attribute, self._name)
+        return default if value is _MISSING else value
 
-    @property
-    def num_examples(self) -> int:
-        count = _read(self._task, "num_examples", self._name)
+    def _function(self, attribute: str) -> Callable[..., Any]:
+        call = guarded(self._read(attribute), self._name, attribute)
+        return _keeping_switches(call, self._name) if attribute in COLD else call
+
+    def _optional_function(self, attribute: str) -> Callable[..., Any] | None:
+        """What is no function is as good as absent."""
+        return self._function(attribute) if callable(self._read(attribute)) else None
+
+    def _num_examples(self) -> int:
+        count = self._read("num_examples")
         if not _is_count(count):
             raise self._refusal(
                 "num_examples is no number of examples; make it a property that gives one"
             )
         return int(count)
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
+    def _metrics(self) -> tuple[Metric, ...]:
         """The common ones where the task declares none."""
-        declared = _read(self._task, "metrics", self._name)
-        if declared is _MISSING:
-            return COMMON_METRICS
+        declared = self._read("metrics", COMMON_METRICS)
         if not isinstance(declared, tuple | list) or not all(
             isinstance(metric, Metric) for metric in declared
         ):
@@ -120,11 +127,9 @@ class Guarded(Wrapper):
             )
         return tuple(declared)
 
-    @property
-    def micro_batch(self) -> int | None:
-        """None where the task sets no limit."""
-        count = _read(self._task, "micro_batch", self._name)
-        if count is _MISSING or count is None:
+    def _micro_batch(self) -> int | None:
+        count = self._read("micro_batch")
+        if count is None:
             return None
         if not _is_count(count):
             raise self._refusal(
@@ -132,11 +137,9 @@ class Guarded(Wrapper):
             )
         return int(count)
 
-    @property
-    def device(self) -> torch.device:
-        """The CPU where the task names none."""
-        value = _read(self._task, "device", self._name)
-        if value is _MISSING or value is None:
+    def _device(self) -> torch.device:
+        value = self._read("device", CPU)
+        if value is None:
             return CPU
         if not isinstance(value, str | torch.device):
             raise self._refusal(
@@ -148,6 +151,31 @@ class Guarded(Wrapper):
             raise self._refusal(
                 'device is no name of a device; "cpu" and "cuda:0" are some'
             ) from None
+
+    def to(self, device: torch.device) -> None:
+        if self._to is not None:
+            self._to(device)
+            self.device = self._device()
+
+    def example(self) -> tuple[Tensor, ...] | None:
+        """Whatever it gives; `node.maths.synthetic` looks at it."""
+        example: tuple[Tensor, ...] | None = self._example() if self._example else None
+        return example
+
+    def factors(self) -> Factored | None:
+        factors: Factored | None = self._factors() if self._factors else None
+        return factors
+
+    @property
+    def validation(self) -> Validation | None:
+        return self if self._validate else None
+
+    def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
+        assert self._validate is not None, "see `validation`"
+        return self._scalar("validate", self._validate(parameters, kind))
+
+    def linear_first(self, x: Tensor, moves: Tensor) -> None:
+        return None
 
     def initial_parameters(self, seed: int) -> Tensor:
         """The initial parameters as a copy of the task's own."""
@@ -195,13 +223,6 @@ class Guarded(Wrapper):
                 (self._metric_name(key, known), value) for key, value in metrics.items()
             )
         }
-
-    def _validating(self, validate: Callable[..., Any]) -> Callable[..., Tensor]:
-        @wraps(validate)
-        def call(*arguments: Any, **options: Any) -> Tensor:
-            return self._scalar("validate", validate(*arguments, **options))
-
-        return call
 
     def _scalar(self, what: str, value: object) -> Tensor:
         if not isinstance(value, Tensor):

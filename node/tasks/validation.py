@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -171,15 +171,6 @@ def file_digest(path: Path) -> str:
         ) from None
 
 
-class Validated(Protocol):
-    """What a task offers beside `node.task.Task` where its models can be valued."""
-
-    def validate(self, parameters: Any, kind: Kind) -> Tensor:
-        """Scalar value of these parameters (name -> tensor) on Q: accuracy, or the negative mean
-        loss, then differentiable."""
-        ...
-
-
 class ValidationScorer:
     """A `node.maths.coalitions.UtilityOracle` on a task's Q."""
 
@@ -189,13 +180,13 @@ class ValidationScorer:
         Raises:
             ConfigurationError: the task has no validation set.
         """
-        if getattr(task, "validates", hasattr(task, "validate")) is not True:
+        if task.validation is None:
             raise ConfigurationError(
                 "The algorithm values what it hears on a validation set, and there is none: set validation.size, or "
                 "with own data validation.path before pack (data.validation in a node's file)."
             )
-        self.task, self.yield_point = task, yield_point
-        self._where: torch.device = getattr(task, "device", devices.CPU)
+        self.layout, self.validation, self.yield_point = task.layout, task.validation, yield_point
+        self._where = task.device
         self._batched: bool | None = None if self._where.type == "cuda" else False
         """Are many models valued at once? On the CPU never: it is 1.2 to 4 times slower there.
         None: to be tried.
@@ -208,13 +199,13 @@ class ValidationScorer:
         with Q once per move, not once per model."""
         x, moves = (devices.onto(it.detach(), self._where) for it in (x, moves))
         with torch.inference_mode(), devices.enough_memory():
-            found = getattr(self.task, "linear_first", lambda x, moves: None)(x, moves)
+            first_done = self.validation.linear_first(x, moves)
 
         def values(shares: Tensor) -> list[float]:
             shares = devices.onto(shares, self._where)
             with torch.inference_mode(), devices.enough_memory():
-                if found is not None:
-                    return self._each(shares, lambda share: found(share, kind))
+                if first_done is not None:
+                    return self._each(shares, lambda share: first_done(share, kind))
                 if len(shares) >= BATCH and self._batched is None:
                     self._batched = self._faster(x, moves, shares[:BATCH], kind)
                 way = self._together if self._batched else self._in_turn
@@ -224,15 +215,14 @@ class ValidationScorer:
 
     def gradient(self, x: Tensor) -> Tensor:
         """Of the mean loss on Q at x, flat float32 [d]."""
-        parameters = views(self.task.layout, devices.onto(x.detach(), self._where))
+        parameters = views(self.layout, devices.onto(x.detach(), self._where))
         leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        loss = -self.task.validate(leaves, "neg_loss")  # type: ignore[attr-defined]
-        found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-        return devices.back(flat(self.task.layout, found))
+        loss = -self.validation.validate(leaves, "neg_loss")
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return devices.back(flat(self.layout, dict(zip(leaves, gradients, strict=True))))
 
     def _value(self, x: Tensor, kind: Kind) -> Tensor:
-        value: Tensor = self.task.validate(views(self.task.layout, x), kind)  # type: ignore[attr-defined]
-        return value
+        return self.validation.validate(views(self.layout, x), kind)
 
     def _together(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
         found: list[float] = []

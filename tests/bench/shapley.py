@@ -82,7 +82,7 @@ class _Plain:
     """A task whose first layer nobody knows."""
 
     def __init__(self, task: Any) -> None:
-        self.layout, self.device, self.validate, self.validates = (
+        self.layout, self.device, self.validate, self.validation = (
             task.layout,
             task.device,
             task.validate,

@@ -186,7 +186,7 @@ def flat(run, data):  # type: ignore[no-untyped-def]
         run.model_copy(update={"task": run.task.model_copy(update={"name": "classification"})}),
         data,
     )
-    del task.stages  # type: ignore[attr-defined]
+    del task.layer_groups  # type: ignore[attr-defined]
     return task
 
 
@@ -202,10 +202,12 @@ def test_a_task_that_names_no_layers(
     ]
     words = [word for it in settings for word in ("--set", it)]
     refused(
-        peerpoise("config", "check", experiment, *words), 78, "The task names no layers (stages)"
+        peerpoise("config", "check", experiment, *words),
+        78,
+        "The task names no layers (layer_groups)",
     )
     run = ["simulate", experiment, *words, "--folder", experiment.parent / "run"]
-    refused(peerpoise(*run), 78, "The task names no layers (stages)")
+    refused(peerpoise(*run), 78, "The task names no layers (layer_groups)")
 
 
 def test_rounds_need_not_be_whole_visits(peerpoise: Call, tiny: Path) -> None:

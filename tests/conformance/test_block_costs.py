@@ -143,7 +143,7 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
         )
         m, gradients = start.nbytes, NonPrivateGate(config=config, task=task)
         node = algorithm(
-            options, resources("a", task.layout, start, task.stages, gradients=gradients)
+            options, resources("a", task.layout, start, task.layer_groups, gradients=gradients)
         )
         del start
         lockstep.run({"a": node}, {"a": neighborhood}, 1)  # and drops what the start took
@@ -184,7 +184,7 @@ def host(**options):
     layers, each, per_block = LARGE
     layout = Layout(tuple((f"layer{k}", (each,)) for k in range(layers)))
     task = SimpleNamespace(
-        layout=layout, stages=[[name] for name, _ in layout.fields], dtype=torch.bfloat16
+        layout=layout, layer_groups=[[name] for name, _ in layout.fields], dtype=torch.bfloat16
     )
     return find("deca").Config(layers_per_block=per_block, **options), task
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from node.maths import ghost
 from node.privacy.gate import GateConfig, GradientGate, make_gate
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
-from node.task import flat
+from node.task import Factored, Task, flat
 from peer.message import Layout
 
 
-class Small:
-    """An `nn.Module` on random examples, as a `node.task.Task`."""
+class Small(Task):
+    """An `nn.Module` on random examples, as a `Task`."""
 
     def __init__(self, module: nn.Module, x: Tensor, y: Tensor) -> None:
         self.module, self.x, self.y = module.eval(), x, y
@@ -41,7 +41,7 @@ class Small:
             functional_call(self.module, dict(parameters), (batch[0],)), batch[1]
         )
 
-    def factors(self) -> ghost.Factored | None:
+    def factors(self) -> Factored | None:
         if not ghost.is_linear(self.module, [name for name, _ in self.layout.fields]):
             return None
         return lambda parameters, batch: ghost.factors(
@@ -51,7 +51,9 @@ class Small:
             lambda z: nn.functional.cross_entropy(z, batch[1], reduction="sum"),
         )
 
-    def evaluate(self, x: Tensor) -> dict[str, float]:
+    def evaluate(
+        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         return {}
 
 

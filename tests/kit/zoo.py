@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from node.maths import ghost
-from node.task import flat
+from node.task import Factored, Task, flat
 from peer.message import Layout
 
 RECORDS = 24
@@ -34,7 +34,7 @@ Columns = Callable[[torch.Generator], tuple[Tensor, ...]]
 """Made-up records, column by column; the labels come last."""
 
 
-class Model:
+class Model(Task):
     """A module in training mode on made-up records, the first of them as a broken sensor gives
     it.
     """
@@ -48,12 +48,9 @@ class Model:
             torch.manual_seed(0)
             self.net = build().train()
         self.columns = columns(torch.Generator().manual_seed(1))
+        self.num_examples = len(self.columns[0])
         self.parameters = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self.layout = Layout(tuple((name, tuple(p.shape)) for name, p in self.parameters.items()))
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.columns[0])
 
     def initial_parameters(self, seed: int) -> Tensor:
         return flat(self.layout, self.parameters)
@@ -69,7 +66,7 @@ class Model:
         logits = functional_call(self.net, dict(parameters), tuple(inputs))
         return functional.cross_entropy(logits.float(), labels)
 
-    def factors(self) -> ghost.Factored | None:
+    def factors(self) -> Factored | None:
         if not ghost.is_linear(self.net, list(self.parameters)):
             return None
         return lambda parameters, batch: ghost.factors(

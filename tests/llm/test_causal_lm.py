@@ -106,7 +106,7 @@ def test_the_gradient_of_a_block_is_the_full_gradients_slice_and_nothing_flows_e
     lm = task()
     x, batch = lm.initial_parameters(0), lm.batch(torch.arange(4))
     full = views(lm.layout, mean_gradient(lm, x, torch.arange(4)))
-    block = lm.stages[2]
+    block = lm.layer_groups[2]
     parameters = {n: p.clone().requires_grad_(n in block) for n, p in views(lm.layout, x).items()}
     gradients = torch.autograd.grad(
         lm.mean_loss(parameters, batch), [parameters[name] for name in block]
@@ -122,13 +122,13 @@ def test_bfloat16_all_around_leaves_a_float32_blocks_gradient_float32() -> None:
     x = lm.initial_parameters(0)
     assert x.dtype == torch.bfloat16
     parameters = views(lm.layout, x)
-    for name in lm.stages[1]:
+    for name in lm.layer_groups[1]:
         parameters[name] = parameters[name].float().requires_grad_()
     lm.mean_loss(parameters, lm.batch(torch.arange(2))).backward()
-    assert all(parameters[name].grad.dtype == torch.float32 for name in lm.stages[1])  # type: ignore[union-attr]
+    assert all(parameters[name].grad.dtype == torch.float32 for name in lm.layer_groups[1])  # type: ignore[union-attr]
     fine = task()
     exact = views(fine.layout, mean_gradient(fine, x.float(), torch.arange(2)))
-    for name in lm.stages[1]:
+    for name in lm.layer_groups[1]:
         torch.testing.assert_close(parameters[name].grad, exact[name], atol=0.02, rtol=0.1)
 
 
@@ -140,17 +140,18 @@ def test_a_bfloat16_model_is_trained_under_autocast_on_a_gpu(
     """
     lm, fine = task(dtype="bfloat16"), task()
     x, batch = lm.initial_parameters(0), lm.batch(torch.arange(4))
-    norm = next(name for name in lm.stages[1] if "norm" in name)
+    norm = next(name for name in lm.layer_groups[1] if "norm" in name)
 
     def trained(of: CausalLM, nudge: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss and flat gradient of a block in float32."""
         parameters = views(of.layout, x.to(of.dtype))
-        for name in of.stages[1]:
+        for name in of.layer_groups[1]:
             parameters[name] = (
                 parameters[name].float().add(nudge if name == norm else 0).requires_grad_()
             )
         gradients = torch.autograd.grad(
-            loss := of.mean_loss(parameters, batch), [parameters[name] for name in of.stages[1]]
+            loss := of.mean_loss(parameters, batch),
+            [parameters[name] for name in of.layer_groups[1]],
         )
         assert {g.dtype for g in gradients} == {torch.float32}
         return loss, torch.cat([g.reshape(-1) for g in gradients])
@@ -190,11 +191,13 @@ def test_layers_are_found_by_structure(model_folder: Callable[..., Path]) -> Non
         )
         whole = AutoModelForCausalLM.from_pretrained(run.task.model)
         for lm in (frozen, every):
-            assert [name for stage in lm.stages for name in stage] == [
+            assert [name for stage in lm.layer_groups for name in stage] == [
                 name for name, _ in lm.layout.fields
             ]
-            assert len(lm.stages) == 3
-        assert all(f".{k}." in name for k, stage in enumerate(frozen.stages) for name in stage)
+            assert len(lm.layer_groups) == 3
+        assert all(
+            f".{k}." in name for k, stage in enumerate(frozen.layer_groups) for name in stage
+        )
         assert every.layout.size == sum(p.numel() for p in whole.parameters())
         x = every.initial_parameters(0)
         ids, labels = every.batch(torch.tensor([2]))
@@ -220,7 +223,7 @@ def test_one_weight_that_is_embedding_and_head_is_one_parameter_and_gets_both_gr
 def test_adapters_are_all_that_is_trained_with_lora() -> None:
     lora, without = task(lora_rank=2), task()
     assert all(".lora_" in name for name, _ in lora.layout.fields)
-    assert len(lora.stages) == 4
+    assert len(lora.layer_groups) == 4
     assert lora.layout.size == 4 * 2 * (4 * 2 * 128 + 3 * (128 + 448))
     x, batch = lora.initial_parameters(3), lora.batch(torch.arange(3))
     assert torch.equal(x, lora.initial_parameters(3))

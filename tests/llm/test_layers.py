@@ -118,8 +118,8 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     run = language_run(model=str(model_folder(config)))
     task: Any = make(run, ROWS)
     model = AutoModelForCausalLM.from_pretrained(run.task.model)
-    names = [name for stage in task.stages for name in stage]
-    assert len(task.stages) == count
+    names = [name for stage in task.layer_groups for name in stage]
+    assert len(task.layer_groups) == count
     assert sorted(names) == sorted(
         name for name, _ in model.named_parameters() if not name.startswith(outside)
     )
@@ -128,7 +128,7 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     losses = functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
     (losses.sum(1) / (labels[:, 1:] != -100).sum(1)).mean().backward()
     x = task.initial_parameters(0)
-    for block in partition_blocks(task.layout, task.stages, 1):
+    for block in partition_blocks(task.layout, task.layer_groups, 1):
         gradient = mean_gradient(BlockObjective(task, x, block), x[block.span], torch.arange(4))
         expected = [model.get_parameter(name).grad.reshape(-1) for name, _ in block.layout.fields]
         assert gradient.any()

@@ -70,13 +70,13 @@ def test_it_knows_capitals_and_a_tied_head_stays_frozen(tmp_path: Path) -> None:
     assert lm.layout.size == 134_515_008 - 49_152 * 576 - 576, (
         "all but the embeddings, which are the head, and a norm"
     )
-    assert len(lm.stages) == 30
+    assert len(lm.layer_groups) == 30
     parameters = {
-        n: p.float().requires_grad_() if n in lm.stages[29] else p
+        n: p.float().requires_grad_() if n in lm.layer_groups[29] else p
         for n, p in views(lm.layout, x).items()
     }
     lm.mean_loss(parameters, lm.batch(torch.arange(4))).backward()
-    assert all(parameters[name].grad is not None for name in lm.stages[29])
+    assert all(parameters[name].grad is not None for name in lm.layer_groups[29])
     frozen = models.load("smollm2", torch.bfloat16, "sdpa", 0).model
     assert frozen.get_output_embeddings().weight is frozen.get_input_embeddings().weight  # type: ignore[operator]
     assert all(p.grad is None for p in frozen.parameters())

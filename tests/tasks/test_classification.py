@@ -93,8 +93,8 @@ def test_images_are_standardized_by_public_constants():
 
 def test_stages_are_the_modules_that_have_parameters():
     mlp = tasks.make(run(model="mlp", hidden=5), ROWS)
-    assert [len(stage) for stage in mlp.stages] == [2, 2]
-    assert [name for stage in mlp.stages for name in stage] == [
+    assert [len(stage) for stage in mlp.layer_groups] == [2, 2]
+    assert [name for stage in mlp.layer_groups for name in stage] == [
         name for name, _ in mlp.layout.fields
     ]
 

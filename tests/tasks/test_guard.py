@@ -541,7 +541,7 @@ class Mine:
     """A task with all that is optional."""
 
     layout = Layout((("w", (2,)),))
-    examples, micro_batch, adapted, stages = 3, 2, True, (("w",),)
+    examples, micro_batch, adapted, layer_groups = 3, 2, True, (("w",),)
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -581,7 +581,7 @@ class Mine:
 
 def test_what_a_task_has_it_has_and_what_it_lacks_it_lacks() -> None:
     task = Guarded(Mine(), "mine:Mine")
-    assert (task.num_examples, task.micro_batch, task.adapted, task.stages) == (
+    assert (task.num_examples, task.micro_batch, task.adapted, task.layer_groups) == (
         3,
         2,
         True,

@@ -70,7 +70,7 @@ def test_a_daemon_whose_rows_overlap_it_is_told():
     rows = held_out(sealed_run, labels())
     with pytest.raises(DataError, match="overlaps the validation set"):
         make(sealed_run, rows[:5])
-    assert make(sealed_run, np.setdiff1d(np.arange(50), rows)).validates
+    assert make(sealed_run, np.setdiff1d(np.arange(50), rows)).validation
 
 
 def test_too_large_a_set_is_a_sentence():
@@ -107,7 +107,7 @@ def own(files, **section):
 
 def test_own_data_are_validated_on_the_file(files):
     config, section = own(files)
-    assert make(config, section).validates
+    assert make(config, section).validation
 
 
 @pytest.mark.parametrize(
