@@ -68,7 +68,7 @@ class Attack:
     """What one node does, ready to be put at its seam."""
 
     name: str
-    how: DataPoisoning | MessageAttack
+    attack: DataPoisoning | MessageAttack
 
     @classmethod
     def of(cls, section: AttackSection) -> Attack:
@@ -81,16 +81,14 @@ class Attack:
         Raises:
             ConfigurationError: its examples have no labels or features that could be poisoned.
         """
-        return (
-            task
-            if isinstance(self.how, MessageAttack)
-            else PoisonedTask.of(task, self.how, self.name, run, me)
-        )
+        if isinstance(self.attack, MessageAttack):
+            return task
+        return PoisonedTask.of(task, self.attack, self.name, run, me)
 
     def on_algorithm(self, algorithm: Algorithm, seed: int) -> Algorithm:
         """The algorithm with its words as lies; of a data attack the algorithm itself."""
-        if isinstance(self.how, MessageAttack):
-            return ByzantineAlgorithm(algorithm, self.how, seed)
+        if isinstance(self.attack, MessageAttack):
+            return ByzantineAlgorithm(algorithm, self.attack, seed)
         return algorithm
 
     @property

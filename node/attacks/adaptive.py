@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
+from node.attacks.byzantine import MessageAttack, MessageAttackConfig, OutgoingVector
 from node.maths.mixing import weighted_sum
 from node.maths.robust import MEAN, median
 
@@ -22,7 +22,7 @@ class EchoConfig(MessageAttackConfig):
     """Parameters in a Mix: repeat the neighbor's step since the last mixing, or its value."""
 
 
-class Echo:
+class Echo(MessageAttack):
     """An asker gets its own model back as a gradient; everybody gets what the first neighbor said a
     round ago (the mimic attack of Karimireddy, He, Jaggi, arXiv 2006.09365).
 
@@ -31,16 +31,14 @@ class Echo:
     nothing of each other.
     """
 
-    Config: ClassVar[type[BaseModel]] = EchoConfig
+    Config = EchoConfig
     listens = True
+    config: EchoConfig
 
-    def __init__(self, config: EchoConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        if said.question is not None:
-            return said.question
-        return next(iter(said.heard.values()), said.truth)
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        if vector.question is not None:
+            return vector.question
+        return next(iter(vector.heard.values()), vector.truth)
 
 
 class AlieConfig(MessageAttackConfig):
@@ -49,7 +47,7 @@ class AlieConfig(MessageAttackConfig):
     f)), s = ⌊n/2 + 1⌋ − f, of n with f attackers: none at all with 10 and 2."""
 
 
-class Alie:
+class Alie(MessageAttack):
     """A little is enough: μ − z·σ per coordinate, among the honest values but always on one side.
     Baruch, Baruch, Goldberg, arXiv 1902.06635.
 
@@ -57,14 +55,12 @@ class Alie:
     before. Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
     """
 
-    Config: ClassVar[type[BaseModel]] = AlieConfig
+    Config = AlieConfig
     listens = True
+    config: AlieConfig
 
-    def __init__(self, config: AlieConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        everybody = _everybody(said)
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        everybody = _everybody(vector)
         return everybody.mean(0) - self.config.z * everybody.std(0, correction=0)
 
 
@@ -75,7 +71,7 @@ class InnerProductConfig(MessageAttackConfig):
     """
 
 
-class InnerProduct:
+class InnerProduct(MessageAttack):
     """Inner-product manipulation: −ε·μ, so that the average and the true gradient disagree.
     Xie, Koyejo, Gupta, "Fall of empires", arXiv 1903.03936.
 
@@ -83,14 +79,12 @@ class InnerProduct:
     Deviations: as of Alie.
     """
 
-    Config: ClassVar[type[BaseModel]] = InnerProductConfig
+    Config = InnerProductConfig
     listens = True
+    config: InnerProductConfig
 
-    def __init__(self, config: InnerProductConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        return -self.config.epsilon * _everybody(said).mean(0)
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        return -self.config.epsilon * _everybody(vector).mean(0)
 
 
 class DissensusConfig(MessageAttackConfig):
@@ -98,7 +92,7 @@ class DissensusConfig(MessageAttackConfig):
     """ε: 1 keeps the victim where it is, more drives it away from its neighbors."""
 
 
-class Dissensus:
+class Dissensus(MessageAttack):
     """x_i − ε·Σ_k w_ik (x_k − x_i)/w_ib for a victim i: b pulls it away as far as its neighbors k
     pull it back. He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning via
     ClippedGossip", arXiv 2202.01545, definition of the dissensus attack.
@@ -111,28 +105,26 @@ class Dissensus:
     numbers. Nothing but the parameters is lied about.
     """
 
-    Config: ClassVar[type[BaseModel]] = DissensusConfig
+    Config = DissensusConfig
     listens = True
+    config: DissensusConfig
 
-    def __init__(self, config: DissensusConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        if said.word != "state" or not said.parameters or not said.heard:
-            return said.truth
-        middle = median(dict.fromkeys(said.heard, 1.0), said.heard, said.me, MEAN)
-        apart = {peer: float((x - middle).norm()) for peer, x in said.heard.items()}
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        if vector.word != "state" or not vector.parameters or not vector.heard:
+            return vector.truth
+        middle = median(dict.fromkeys(vector.heard, 1.0), vector.heard, vector.me, MEAN)
+        apart = {peer: float((x - middle).norm()) for peer, x in vector.heard.items()}
         usual = OUTLIER * statistics.median(apart.values())
-        heard = {peer: x for peer, x in said.heard.items() if apart[peer] <= usual}
+        heard = {peer: x for peer, x in vector.heard.items() if apart[peer] <= usual}
         if not heard:  # nothing that was heard is a number
-            return said.truth
+            return vector.truth
         x = heard[max(heard, key=lambda peer: apart[peer])]
-        w = {peer: said.weight[peer] / said.weight[said.me] for peer in heard}
+        w = {peer: vector.weight[peer] / vector.weight[vector.me] for peer in heard}
         return x - self.config.epsilon * weighted_sum(
             w, {peer: x_k - x for peer, x_k in heard.items()}
         )
 
 
-def _everybody(said: OutgoingVector) -> Tensor:
+def _everybody(vector: OutgoingVector) -> Tensor:
     """[n, d]: what was heard, and the truth."""
-    return torch.stack([*said.heard.values(), said.truth])
+    return torch.stack([*vector.heard.values(), vector.truth])

@@ -29,9 +29,10 @@ Deviations
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -90,18 +91,20 @@ class OutgoingVector:
     """A public generator of this saying's own."""
 
 
-@runtime_checkable
-class MessageAttack(Protocol):
+class MessageAttack(ABC):
     """A word attack. It has no memory of its own; `OutgoingVector` has what was heard."""
 
     Config: ClassVar[type[BaseModel]]
-    config: MessageAttackConfig
     listens: bool
     """Does it use `OutgoingVector.heard`? Remembering costs a copy of all that is heard."""
+    config: MessageAttackConfig
 
-    def lie(self, said: OutgoingVector) -> Tensor:
-        """The vector to send instead of `said.truth`, which is left as it is."""
-        ...
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        """The vector to send instead of `vector.truth`, which is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +294,9 @@ class ByzantineAlgorithm(Algorithm):
         return rule
 
 
-def _alike(said: Tensor, x: Tensor) -> bool:
+def _alike(sent: Tensor, x: Tensor) -> bool:
     """These are parameters; DECA's changes, which are steps already, are narrower."""
-    return (said.shape, said.dtype) == (x.shape, x.dtype)
+    return (sent.shape, sent.dtype) == (x.shape, x.dtype)
 
 
 def _parts(payload: Any) -> tuple[Any, ...]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-from node.attacks.byzantine import MessageAttackConfig, OutgoingVector
+from node.attacks.byzantine import MessageAttack, MessageAttackConfig, OutgoingVector
 
 
 class SignFlipConfig(MessageAttackConfig):
@@ -16,7 +14,7 @@ class SignFlipConfig(MessageAttackConfig):
     """The truth is multiplied by −factor."""
 
 
-class SignFlip:
+class SignFlip(MessageAttack):
     """−factor·truth. Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-robust stochastic aggregation
     methods", arXiv 1811.03761.
 
@@ -24,14 +22,12 @@ class SignFlip:
     Deviations: of the parameters the step is flipped (`of`).
     """
 
-    Config: ClassVar[type[BaseModel]] = SignFlipConfig
+    Config = SignFlipConfig
     listens = False
+    config: SignFlipConfig
 
-    def __init__(self, config: SignFlipConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        return -self.config.factor * said.truth
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        return -self.config.factor * vector.truth
 
 
 class ScalingConfig(MessageAttackConfig):
@@ -39,7 +35,7 @@ class ScalingConfig(MessageAttackConfig):
     """The truth is multiplied by factor."""
 
 
-class Scaling:
+class Scaling(MessageAttack):
     """factor·truth: one node outvotes the others. Bagdasaryan et al., "How to backdoor federated
     learning", arXiv 1807.00459.
 
@@ -47,14 +43,12 @@ class Scaling:
     Deviations: what is scaled is the honest step, there is no backdoor in it.
     """
 
-    Config: ClassVar[type[BaseModel]] = ScalingConfig
+    Config = ScalingConfig
     listens = False
+    config: ScalingConfig
 
-    def __init__(self, config: ScalingConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        return self.config.factor * said.truth
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        return self.config.factor * vector.truth
 
 
 class GaussianConfig(MessageAttackConfig):
@@ -62,7 +56,7 @@ class GaussianConfig(MessageAttackConfig):
     """Standard deviation of every coordinate."""
 
 
-class Gaussian:
+class Gaussian(MessageAttack):
     """std·z with z ~ N(0, I), fresh for every word, instead of the truth. Blanchard et al.,
     "Machine learning with adversaries", arXiv 1703.02757 (their std is 200).
 
@@ -70,20 +64,18 @@ class Gaussian:
     Deviations: the draws are public (train.seed), so that runs repeat.
     """
 
-    Config: ClassVar[type[BaseModel]] = GaussianConfig
+    Config = GaussianConfig
     listens = False
+    config: GaussianConfig
 
-    def __init__(self, config: GaussianConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        truth = said.truth
-        return torch.randn(truth.shape, dtype=truth.dtype, generator=said.draw()).mul_(
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        truth = vector.truth
+        return torch.randn(truth.shape, dtype=truth.dtype, generator=vector.draw()).mul_(
             self.config.std
         )
 
 
-class Zero:
+class Zero(MessageAttack):
     """Zeros: a free rider, which contributes no gradient and no step of its own, and benefits from
     mixing. Lin, Du, Liu, "Free-riders in federated learning", arXiv 1911.12560.
 
@@ -91,11 +83,9 @@ class Zero:
     the parameters are zeros too.
     """
 
-    Config: ClassVar[type[BaseModel]] = MessageAttackConfig
+    Config = MessageAttackConfig
     listens = False
+    config: MessageAttackConfig
 
-    def __init__(self, config: MessageAttackConfig) -> None:
-        self.config = config
-
-    def lie(self, said: OutgoingVector) -> Tensor:
-        return torch.zeros_like(said.truth)
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        return torch.zeros_like(vector.truth)

@@ -4,12 +4,9 @@ sees them.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from pydantic import BaseModel
 from torch import Tensor
 
-from node.attacks.byzantine import MessageAttack, MessageAttackConfig, OutgoingVector
+from node.attacks.byzantine import MessageAttack, OutgoingVector
 from node.config import OpenSection
 from peer.errors import ConfigurationError
 
@@ -19,7 +16,7 @@ class StateOnlyConfig(OpenSection):
     """Which message attack; every further key is that attack's own, except `words`."""
 
 
-class StateOnly:
+class StateOnly(MessageAttack):
     """Another attack with words = state: answers are honest, so whatever scores a neighbor by its
     gradients (DPDL's cosine, Shapley values of ROSS and PDSL) finds no fault, and mixes the lie
     with w_ij.
@@ -27,13 +24,14 @@ class StateOnly:
     Knows: what that attack knows.
     """
 
-    Config: ClassVar[type[BaseModel]] = StateOnlyConfig
+    Config = StateOnlyConfig
 
     def __init__(self, config: StateOnlyConfig) -> None:
         """Raises ConfigurationError: `lie` is no word attack, or has no such options."""
         from node.attacks import find, make
 
-        if (kind := find(config.lie)) is StateOnly or not hasattr(kind, "lie"):
+        kind = find(config.lie)
+        if kind is StateOnly or not issubclass(kind, MessageAttack):
             raise ConfigurationError(
                 f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example."
             )
@@ -43,9 +41,9 @@ class StateOnly:
             )
         attack = make(config.lie, {**config.options, "words": ("state",)})
         assert isinstance(attack, MessageAttack)
+        super().__init__(attack.config)
         self._attack = attack
-        self.config: MessageAttackConfig = self._attack.config
-        self.listens = self._attack.listens
+        self.listens = attack.listens
 
-    def lie(self, said: OutgoingVector) -> Tensor:
-        return self._attack.lie(said)
+    def lie(self, vector: OutgoingVector) -> Tensor:
+        return self._attack.lie(vector)

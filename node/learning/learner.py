@@ -425,17 +425,13 @@ def warning(config: PrivacySection, planned: float | None = None) -> str | None:
     """The warning that accompanies every statement of privacy if this ε_total is
     planned.
     """
-    said = [
-        text
-        for text, applies in (
-            (PAPER_WARNING, config.mode == "paper"),
-            (NO_PRIVACY, config.mode == "none"),
-            (SEED_WARNING, config.insecure_seed is not None and config.mode != "none"),
-        )
-        if applies
+    sentences = [
+        PAPER_WARNING if config.mode == "paper" else "",
+        NO_PRIVACY if config.mode == "none" else "",
+        SEED_WARNING if config.insecure_seed is not None and config.mode != "none" else "",
+        weak(planned) or "",
     ]
-    said += [text] if (text := weak(planned)) else []
-    return " ".join(said) or None
+    return " ".join(filter(None, sentences)) or None
 
 
 def build(

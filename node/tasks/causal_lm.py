@@ -168,10 +168,10 @@ class CausalLM(Task):
                 forward, self._test.questions, self.device, yield_point
             )
         right, truth = torch.arange(len(self._test.truth)), self._test.truth
-        found = judged.loss.argmin(1)
+        chosen = judged.loss.argmin(1)
         return {
-            "accuracy": float((found == truth).double().mean()),
-            "f1": likelihood.macro_f1(truth, found),
+            "accuracy": float((chosen == truth).double().mean()),
+            "f1": likelihood.macro_f1(truth, chosen),
             **_figures(judged.nll[right, truth], judged.tokens[right, truth]),
         }
 
@@ -238,10 +238,9 @@ def _shared(
     if text.lora_rank:
         with seeded(0):  # of the shapes only; `start` draws
             model = with_lora(model, text)
-    found = trained(model, text)
-    return replace(
-        language, model=drop_weights(model, [it for it, _ in found.layout.fields])
-    ), found
+    ours = trained(model, text)
+    names = [name for name, _ in ours.layout.fields]
+    return replace(language, model=drop_weights(model, names)), ours
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
@@ -251,7 +250,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         raise ConfigurationError(
             "causal-lm knows no validation set: take an algorithm that needs none (not ross or pdsl); no [validation]."
         )
-    language, found = _model(run)
+    language, ours = _model(run)
     encoder = _encoder(language, task)
     _check_model(task)
     if text.digest and not text.digest.endswith(_texts_digest(task.model_dump_json())):
@@ -266,7 +265,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     else:
         train, test = _public(task, data), _public_test(language, task.model_dump_json())
     return CausalLM(
-        language, found, text, encoder.sequences(train), test, again, _inputs(task, text, language)
+        language, ours, text, encoder.sequences(train), test, again, _inputs(task, text, language)
     )
 
 
@@ -300,8 +299,8 @@ def save_pretrained(run: RunConfig, layout: Layout, x: Tensor, folder: Path) -> 
         DataError: x is another model's, or this copy of it is another one.
         StorageError: the disk refuses.
     """
-    text, (language, found) = run.task.text or TextSection(), _model(run)
-    if layout.digest != found.layout.digest:
+    text, (language, ours) = run.task.text or TextSection(), _model(run)
+    if layout.digest != ours.layout.digest:
         raise DataError(f"What was saved has other tensors than {run.task.model}.")
     _check_model(run.task)
     model = merged_model(language.model, views(layout, x.to(TYPES[text.dtype])))

@@ -100,12 +100,12 @@ class Classification(Task):
         if not ghost.is_linear(self._skeleton, [name for name, _ in self.layout.fields]):
             return None
 
-        def found(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
+        def factors(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
             x, y = batch
             loss = partial(functional.cross_entropy, target=y, reduction="sum")
             return ghost.factors(self._module().train(True), parameters, x, loss)
 
-        return found
+        return factors
 
     def evaluate(
         self, x: Tensor, yield_point: Callable[[], None] = lambda: None
@@ -228,18 +228,18 @@ def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
         1,
     ):  # integers over their largest fill 0 … 1 and nothing else
         values = f"{examples.values}, {values}"
-    found = {
+    words = {
         "shape": "×".join(map(str, examples.shape)),
         "values": values,
         "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
     }
     if examples.values == STANDARDIZED:
-        found["features"] = ", ".join(
+        words["features"] = ", ".join(
             f"{name} ({center}, {scale})" for name, (center, scale) in task.features.items()
         )
     if task.mean:
-        found["mean"], found["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
-    return found
+        words["mean"], words["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
+    return words
 
 
 def _prepared(examples: Examples, task: TaskSection) -> Examples:

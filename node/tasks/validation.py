@@ -53,15 +53,15 @@ def held_out(run: RunConfig, labels: Rows) -> Rows:
         return np.empty(0, dtype=np.int64)
     classes, generator = np.unique(labels), np.random.default_rng(SEED)
     each = [size // len(classes) + (k < size % len(classes)) for k in range(len(classes))]
-    found = []
+    chosen = []
     for label, count in zip(classes, each, strict=True):
         rows = generator.permutation(np.flatnonzero(labels == label))
         if count >= len(rows):
             raise ConfigurationError(
                 f"validation.size = {size} takes {count} examples of class {label}, which has {len(rows)}; lower it."
             )
-        found.append(rows[:count])
-    return np.sort(np.concatenate(found))
+        chosen.append(rows[:count])
+    return np.sort(np.concatenate(chosen))
 
 
 def sealed(run: RunConfig) -> RunConfig:
@@ -74,12 +74,12 @@ def sealed(run: RunConfig) -> RunConfig:
     section = run.validation
     needs = Capability.VALIDATION in find(run.algorithm.name).NEEDS
     if section.path is not None:
-        found = file_digest(section.path)
-        if section.digest not in ("", found):
+        digest = file_digest(section.path)
+        if section.digest not in ("", digest):
             raise ConfigurationError(
                 f"{section.path} is not the file whose digest validation.digest is."
             )
-        return _with(run, digest=found)
+        return _with(run, digest=digest)
     if run.task.data == "own":
         if needs and not section.digest:
             raise ConfigurationError(
@@ -115,9 +115,9 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
             raise DataError(
                 f"{path} is not the validation set of this run; copy the file that pack was given."
             )
-        found = datasets.own(path, run.task)
+        examples = datasets.own(path, run.task)
         mine = train if run.task.data == "own" else train.take(_rows(data, len(train)))
-        if shared := _shared(found, mine):
+        if shared := _shared(examples, mine):
             raise DataError(
                 f"{path} overlaps the training data ({shared} examples); validate on others."
             )
@@ -127,18 +127,18 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
             raise DataError(
                 "data.rows overlaps the validation set that validation.size holds out; divide again."
             )
-        found = train.take(rows)
-        if section.digest and found.digest() != section.digest:
+        examples = train.take(rows)
+        if section.digest and examples.digest() != section.digest:
             raise DataError(
                 f"This copy of {run.task.data} is not the one the run was made with; install the same."
             )
     else:
         return None
-    if found.shape != train.shape:
+    if examples.shape != train.shape:
         raise DataError(
-            f"Validation examples have shape {found.shape}, training examples {train.shape}."
+            f"Validation examples have shape {examples.shape}, training examples {train.shape}."
         )
-    return found
+    return examples
 
 
 def _rows(data: DataSection | Rows, n: int) -> Rows:
@@ -225,22 +225,22 @@ class ValidationScorer:
         return self.validation.validate(views(self.layout, x), kind)
 
     def _together(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
-        found: list[float] = []
+        values: list[float] = []
         for part in torch.split(shares, BATCH):
             models = torch.addmm(x, part, moves)
-            found += vmap(lambda model: self._value(model, kind))(models).tolist()
+            values += vmap(lambda model: self._value(model, kind))(models).tolist()
             self.yield_point()
-        return found
+        return values
 
     def _in_turn(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> list[float]:
         return self._each(shares, lambda share: self._value(torch.addmv(x, moves.t(), share), kind))
 
     def _each(self, shares: Tensor, value: Callable[[Tensor], Tensor]) -> list[float]:
-        found = []
+        values = []
         for share in shares:
-            found.append(float(value(share)))
+            values.append(float(value(share)))
             self.yield_point()
-        return found
+        return values
 
     def _faster(self, x: Tensor, moves: Tensor, shares: Tensor, kind: Kind) -> bool:
         """Whether many models at once beat one after the other, here and now; both are warmed up

@@ -9,7 +9,7 @@ from kit.mesh import mesh, play
 from kit.toys import LAYOUT, VARIANTS, D, Listened, Stingy, cluster, lossy, results
 from node.algorithms import Algorithm, Resources
 from node.attacks import ATTACKS, Attack
-from node.attacks.byzantine import ByzantineAlgorithm, MessageAttackConfig
+from node.attacks.byzantine import ByzantineAlgorithm, MessageAttack, MessageAttackConfig
 from node.config import AttackSection, MixSection
 from node.rounds import lockstep
 from node.rounds.lockstep import exchange
@@ -39,14 +39,15 @@ def view(me):
     return View(make_neighborhoods("full", [f"n{i}" for i in range(4)])[me])
 
 
-class Spy:
+class Spy(MessageAttack):
     """Says the truth plus `more`, and keeps what it was told."""
 
     Config = MessageAttackConfig
     listens = True
 
     def __init__(self, more=0.0, **options):
-        self.more, self.config, self.seen = more, MessageAttackConfig(**options), []
+        super().__init__(MessageAttackConfig(**options))
+        self.more, self.seen = more, []
 
     def lie(self, said):
         self.seen.append(said)

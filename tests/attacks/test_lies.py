@@ -28,7 +28,7 @@ def lie(name, word="state", parameters=True, heard=HEARD, weight=WEIGHT, **optio
         me="a",
         draw=lambda: public_generator(1, "a", 2, "test"),
     )
-    found = Attack.of(AttackSection(name=name, **options)).how.lie(said)
+    found = Attack.of(AttackSection(name=name, **options)).attack.lie(said)
     np.testing.assert_array_equal(said.truth.numpy(), TRUTH, "the truth itself is left as it is")
     return found.numpy()
 
@@ -98,7 +98,7 @@ def test_every_word_attack_has_a_formula_here():
     words = {
         name
         for name in ATTACKS
-        if isinstance(Attack.of(AttackSection(name=name)).how, MessageAttack)
+        if isinstance(Attack.of(AttackSection(name=name)).attack, MessageAttack)
     }
     assert words == set(ATTACKS) - {"label-flip", "feature-noise"}
     assert words == {

@@ -6,8 +6,10 @@ import torch
 
 from node.attacks import Attack
 from node.config import AttackSection, RunConfig
+from node.task import Task
 from node.tasks import make
 from peer.errors import ConfigurationError
+from peer.message import Layout
 
 RUN = RunConfig.model_validate(
     {"task": {"data": "digits"}, "train": {"seed": 3}, "privacy": {"mode": "none"}}
@@ -74,14 +76,21 @@ def test_all_else_is_the_honest_tasks(task):
     assert [part.shape[0] for part in found.batch(ROWS[:0])] == [0, 0], "an empty batch is one too"
 
 
-class Points:
-    """Examples as they are given."""
+class Points(Task):
+    """Examples as they are given; nothing is learned from them."""
+
+    layout = Layout((("w", (1,)),))
 
     def __init__(self, *parts):
-        self.parts = parts
+        self.parts, self.num_examples = parts, len(parts[0])
 
     def batch(self, rows):
         return tuple(part[rows] for part in self.parts)
+
+    def loss(self, parameters, example):
+        raise NotImplementedError
+
+    mean_loss = initial_parameters = evaluate = loss
 
 
 @pytest.mark.parametrize(

@@ -541,14 +541,10 @@ class Mine:
     """A task with all that is optional."""
 
     layout = Layout((("w", (2,)),))
-    examples, micro_batch, adapted, layer_groups = 3, 2, True, (("w",),)
+    num_examples, micro_batch, adapted, layer_groups = 3, 2, True, (("w",),)
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-
-    @property
-    def broken(self) -> int:
-        return self.nowhere  # type: ignore[attr-defined, no-any-return]
 
     def factors(self) -> Callable[..., Any]:
         def every(parameters: Any, batch: Any) -> Any:
@@ -579,7 +575,7 @@ class Mine:
         raise OSError("gone")
 
 
-def test_what_a_task_has_it_has_and_what_it_lacks_it_lacks() -> None:
+def test_what_a_task_has_is_read_once_and_what_it_lacks_has_its_default() -> None:
     task = Guarded(Mine(), "mine:Mine")
     assert (task.num_examples, task.micro_batch, task.adapted, task.layer_groups) == (
         3,
@@ -587,15 +583,18 @@ def test_what_a_task_has_it_has_and_what_it_lacks_it_lacks() -> None:
         True,
         (("w",),),
     )
-    assert not hasattr(task, "inputs")
-    assert getattr(task, "dtype", torch.float32) is torch.float32
+    assert (task.inputs, task.dtype, task.indexes) == ({}, torch.float32, False)
     task.to(torch.device("meta"))
     assert task.device == torch.device("meta")
+
+
+def test_an_optional_member_that_raises_is_a_mistake_not_an_absence() -> None:
+    broken = property(lambda self: self.nowhere)
     with pytest.raises(
         TaskError,
-        match=r"broken raised AttributeError: 'Mine' object has no attribute 'nowhere' \(",
+        match=r"inputs raised AttributeError: 'Broken' object has no attribute 'nowhere' \(",
     ):
-        hasattr(task, "broken")
+        Guarded(type("Broken", (Mine,), {"inputs": broken})(), "mine:Mine")
 
 
 def test_what_a_method_gives_is_guarded_too() -> None:
@@ -664,7 +663,7 @@ def test_a_device_that_is_none(device: Any) -> None:
     task = Mine()
     task.device = device
     with pytest.raises(TaskError, match="'mine:Mine': device is"):
-        _ = Guarded(task, "mine:Mine").device
+        Guarded(task, "mine:Mine")
 
 
 def test_a_task_without_a_device_stays_on_the_cpu() -> None:
@@ -704,7 +703,14 @@ def test_what_is_no_method_is_missing(method: str, value: Any) -> None:
 @pytest.mark.parametrize("method", ["to", "example", "validate", "factors"])
 @pytest.mark.parametrize("value", [None, 3, (torch.zeros(3),)], ids=str)
 def test_an_optional_method_that_is_no_function_is_absent(method: str, value: Any) -> None:
-    assert not hasattr(Guarded(type("Permissive", (Mine,), {method: value})(), "mine:Mine"), method)
+    task = Guarded(type("Permissive", (Mine,), {method: value})(), "mine:Mine")
+    task.to(torch.device("meta"))
+    assert {
+        "to": task.device == torch.device("cpu"),
+        "example": task.example() is None,
+        "validate": task.validation is None,
+        "factors": task.factors() is None,
+    }[method]
 
 
 LAYOUTS = {
@@ -745,7 +751,7 @@ def test_a_tensor_of_one_element_is_a_value() -> None:
 )
 def test_a_limit_that_is_no_number_of_examples(number: Any) -> None:
     with pytest.raises(TaskError, match="'mine:Mine': micro_batch is no number of examples"):
-        _ = Guarded(type("Limited", (Mine,), {"micro_batch": number})(), "mine:Mine").micro_batch
+        Guarded(type("Limited", (Mine,), {"micro_batch": number})(), "mine:Mine")
 
 
 @pytest.mark.parametrize("number", [None, 0, 7, np.int64(7)], ids=str)
