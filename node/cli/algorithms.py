@@ -20,14 +20,14 @@ def algorithms() -> list[dict[str, Any]]:
     """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the
     tables, sorted.
     """
-    found = {name: _describe(name, place) for name, place in table("ALGORITHMS").items()}
+    entries = {name: _describe(name, place) for name, place in table("ALGORITHMS").items()}
     for name, own in table("NOISED").items():
-        found[name] = {
-            **found[own],
+        entries[name] = {
+            **entries[own],
             "name": name,
             "summary": f"{own} that never runs without noise (mode strict only)",
         }
-    return [found[name] for name in sorted(found)]
+    return [entries[name] for name in sorted(entries)]
 
 
 def table(name: str) -> dict[str, str]:
@@ -38,8 +38,8 @@ def table(name: str) -> dict[str, str]:
             and ast.unparse(statement.target) == name
             and statement.value
         ):
-            found: dict[str, str] = ast.literal_eval(statement.value)
-            return found
+            literal: dict[str, str] = ast.literal_eval(statement.value)
+            return literal
     raise LookupError(f"node/algorithms/__init__.py has no table {name}")
 
 
@@ -69,5 +69,5 @@ def _bullets(text: str, section: str) -> list[str]:
     items = (
         re.split(r"^\s*\* ", inspect.cleandoc(after[1]), flags=re.MULTILINE)[1:] if after else []
     )
-    found = [" ".join(item.split()) for item in items]
-    return [item for item in found if item != "none."]
+    bullets = [" ".join(item.split()) for item in items]
+    return [item for item in bullets if item != "none."]

@@ -262,11 +262,11 @@ def health(
     """
     from node.cli import health as probe
 
-    found = {each["node"]: each["state"] for each in probe.check(ready=ready, folder=folder)}
+    states = {each["node"]: each["state"] for each in probe.check(ready=ready, folder=folder)}
     if as_json:
-        print_json(found, indent=None)
+        print_json(states, indent=None)
     else:
-        typer.echo("\n".join(f"{name}: {state}" for name, state in found.items()))
+        typer.echo("\n".join(f"{name}: {state}" for name, state in states.items()))
 
 
 @app.command()
@@ -277,11 +277,11 @@ def algorithms(as_json: Json = False) -> None:
     """
     from node.cli import algorithms
 
-    found = algorithms.algorithms()
+    entries = algorithms.algorithms()
     if as_json:
-        print_json(found)
+        print_json(entries)
         return
-    for entry in found:
+    for entry in entries:
         typer.echo(
             f"{entry['name']:<12} {entry['summary']}"
             + (f" ({entry['paper']})" if entry["paper"] else "")

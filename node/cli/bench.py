@@ -186,14 +186,14 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
 def _median(work: Callable[[], Any], where: torch.device = devices.CPU) -> float:
     """Seconds of one call; the first one warms up. A GPU is waited for before the clock is read."""
     work()
-    found: list[float] = []
-    while len(found) < FEWEST or sum(found) < SECONDS:
+    seconds: list[float] = []
+    while len(seconds) < FEWEST or sum(seconds) < SECONDS:
         _finish(where)
         start = time.perf_counter()
         work()
         _finish(where)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def _finish(where: torch.device) -> None:
@@ -211,8 +211,15 @@ def _private(
     def total() -> Tensor:
         uniform = keys.stream("batch", next(rounds), "bench").uniform(task.num_examples)
         rows = torch.from_numpy(np.flatnonzero(uniform < privacy.rate))
-        how = {"chunk": privacy.chunk, "least": privacy.largest_batch, "backend": backend}
-        return clipped_sum(task, x, rows, privacy.clip, **how)  # type: ignore[arg-type]
+        return clipped_sum(
+            task,
+            x,
+            rows,
+            privacy.clip,
+            chunk=privacy.chunk,
+            least=privacy.largest_batch,
+            backend=backend,
+        )
 
     one = total()
     found = {
@@ -227,11 +234,11 @@ def _private(
             )
         ),
     }
-    told = Mechanism(sigma=1.0, rate=privacy.rate, batches="independent")
+    mechanism = Mechanism(sigma=1.0, rate=privacy.rate, batches="independent")
     with _scratch() as folder, Ledger.open(folder, "bench") as ledger:
         return {
             **found,
-            "debit": _median(lambda: ledger.debit("bench", next(rounds), "bench", told)),
+            "debit": _median(lambda: ledger.debit("bench", next(rounds), "bench", mechanism)),
         }
 
 

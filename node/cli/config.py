@@ -64,9 +64,9 @@ def config_check(
         ]
         if faults:
             for it in faults:
-                typer.echo(f"{it.what}: {it.said.rstrip('.')}; {it.do}.", err=True)
+                typer.echo(f"{it.what}: {it.text.rstrip('.')}; {it.do}.", err=True)
             if as_json:
-                print_json({"file": str(file), "ok": False, "faults": [it.said for it in faults]})
+                print_json({"file": str(file), "ok": False, "faults": [it.text for it in faults]})
             raise typer.Exit(ConfigurationError.exit_code)
     if isinstance(loaded, schema.ExperimentConfig):
         from node.experiments.resolve import resolve

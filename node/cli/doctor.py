@@ -40,21 +40,21 @@ CPU_WHEELS = "pip install --index-url https://download.pytorch.org/whl/cpu torch
 class Finding:
     what: str
     level: Level
-    said: str
+    text: str
     do: str = ""
     """What to do about it."""
 
 
-def ok(what: str, said: str) -> Finding:
-    return Finding(what, "ok", said)
+def ok(what: str, text: str) -> Finding:
+    return Finding(what, "ok", text)
 
 
-def warning(what: str, said: str, do: str) -> Finding:
-    return Finding(what, "warning", said, do)
+def warning(what: str, text: str, do: str) -> Finding:
+    return Finding(what, "warning", text, do)
 
 
-def fault(what: str, said: str, do: str) -> Finding:
-    return Finding(what, "fault", said, do)
+def fault(what: str, text: str, do: str) -> Finding:
+    return Finding(what, "fault", text, do)
 
 
 def examine() -> Iterator[Finding]:
@@ -66,8 +66,8 @@ def examine() -> Iterator[Finding]:
 def clashes() -> dict[str, list[str]]:
     """Import name -> other installed distributions that bring it, too."""
     owners = packages_distributions()
-    found = {name: sorted(set(owners.get(name, ())) - {"peerpoise"}) for name in OUR_NAMES}
-    return {name: others for name, others in found.items() if others}
+    others_of = {name: sorted(set(owners.get(name, ())) - {"peerpoise"}) for name in OUR_NAMES}
+    return {name: others for name, others in others_of.items() if others}
 
 
 def refuse_clashes() -> None:
@@ -78,30 +78,30 @@ def refuse_clashes() -> None:
     """
     for finding in _packages():
         if finding.level == "fault":
-            raise ConfigurationError(f"{finding.said}; {finding.do}")
+            raise ConfigurationError(f"{finding.text}; {finding.do}")
 
 
 def _python() -> Iterator[Finding]:
-    said = f"{platform.python_version()} on {platform.platform(terse=True)}, {sys.prefix}"
+    text = f"{platform.python_version()} on {platform.platform(terse=True)}, {sys.prefix}"
     if sys.version_info[:2] < OLDEST_PYTHON:
-        yield fault("python", said, "install Python 3.11 or newer")
+        yield fault("python", text, "install Python 3.11 or newer")
     elif sys.prefix == sys.base_prefix:
         yield warning(
-            "python", f"{said}: no virtual environment", "make one: python3 -m venv .venv"
+            "python", f"{text}: no virtual environment", "make one: python3 -m venv .venv"
         )
     else:
-        yield ok("python", said)
+        yield ok("python", text)
 
 
 def _packages() -> Iterator[Finding]:
-    found = clashes()
-    for name, others in found.items():
-        said = f"the package {', '.join(others)} brings the import name {name!r} too, which peerpoise uses"
+    clashing = clashes()
+    for name, others in clashing.items():
+        text = f"the package {', '.join(others)} brings the import name {name!r} too, which peerpoise uses"
         again = (
             f"pip uninstall {' '.join(others)} && pip install --force-reinstall --no-deps peerpoise"
         )
-        yield fault("packages", said, f"give peerpoise an environment of its own, or: {again}")
-    if not found:
+        yield fault("packages", text, f"give peerpoise an environment of its own, or: {again}")
+    if not clashing:
         yield ok(
             "packages",
             f"nobody else brings {' or '.join(OUR_NAMES)}; peerpoise {_version('peerpoise')}",
@@ -115,13 +115,13 @@ def _torch() -> Iterator[Finding]:
         yield fault("torch", f"it can't be imported: {first_line(error)}", CPU_WHEELS)
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    said = f"{torch.__version__}, {build} build, {torch.get_num_threads()} threads"
+    text = f"{torch.__version__}, {build} build, {torch.get_num_threads()} threads"
     requirements = map(Requirement, requires("peerpoise") or ())
     wanted = next((it for it in requirements if it.name == "torch"), Requirement("torch"))
     if fits(wanted, torch.__version__):
-        yield ok("torch", said)
+        yield ok("torch", text)
     else:
-        yield fault("torch", f"{said}; peerpoise needs {wanted}", f"pip install '{wanted}'")
+        yield fault("torch", f"{text}; peerpoise needs {wanted}", f"pip install '{wanted}'")
     yield from _gpu(torch)
 
 
@@ -174,12 +174,12 @@ def _open_files() -> Iterator[Finding]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    said, most = f"{soft} may be open", min(hard, FILES) if hard > 0 else FILES
+    text, most = f"{soft} may be open", min(hard, FILES) if hard > 0 else FILES
     do = f"ulimit -n {most}, or LimitNOFILE={most} in the systemd unit"
     if soft == resource.RLIM_INFINITY or soft >= FILES:
-        yield ok("open files", said)
+        yield ok("open files", text)
     else:
-        yield (warning if soft >= FEW_FILES else fault)("open files", said, do)
+        yield (warning if soft >= FEW_FILES else fault)("open files", text, do)
 
 
 def _clock() -> Iterator[Finding]:
@@ -188,10 +188,10 @@ def _clock() -> Iterator[Finding]:
     """
     installed = Path(__file__).stat().st_mtime
     if time.time() < installed - 86400:
-        said = f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC is before peerpoise was installed"
+        text = f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC is before peerpoise was installed"
         yield fault(
             "clock",
-            said,
+            text,
             "set the clock (timedatectl set-ntp true), or certificates count as not yet valid",
         )
     else:
@@ -242,7 +242,9 @@ def show(findings: Sequence[Finding]) -> Table:
 
     styles = {"ok": "green", "warning": "yellow", "fault": "bold red"}
     table = Table(box=None, pad_edge=False, show_header=False)
-    for it in findings:
-        do = f"\n→ {it.do}" if it.do else ""
-        table.add_row(Text(MARKS[it.level], styles[it.level]), it.what, Text(it.said + do))
+    for finding in findings:
+        do = f"\n→ {finding.do}" if finding.do else ""
+        table.add_row(
+            Text(MARKS[finding.level], styles[finding.level]), finding.what, Text(finding.text + do)
+        )
     return table

@@ -97,16 +97,16 @@ def _attack(node: NodeConfig) -> Iterator[Finding]:
 
 
 def _budget(node: NodeConfig) -> Iterator[Finding]:
-    """The owner of the data has said what they may give away."""
+    """Has the owner of the data set what they may cost?"""
     try:
         limit = node.budget.limit
     except PeerpoiseError as error:
         yield fault("budget", str(error), "see [budget] in docs/configuration.md")
         return
-    said = "none: a throw-away ledger of public data" if node.budget.experiment else "unlimited"
+    text = "none: a throw-away ledger of public data" if node.budget.experiment else "unlimited"
     yield ok(
         "budget",
-        said
+        text
         if limit is None
         else f"ε_total {limit:g} in all runs together, δ = {node.budget.delta:g}",
     )
@@ -125,11 +125,11 @@ def _identity(node: NodeConfig) -> Iterator[Finding]:
         )
         return
     days = (identity.expires - datetime.now(UTC)).days
-    said = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
+    text = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
     if days < SOON_DAYS:
-        yield warning("certificate", said, "ask for a new one in time: peerpoise ca issue")
+        yield warning("certificate", text, "ask for a new one in time: peerpoise ca issue")
     else:
-        yield ok("certificate", said)
+        yield ok("certificate", text)
 
 
 def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
@@ -203,10 +203,10 @@ def _device(node: NodeConfig) -> Iterator[Finding]:
         yield fault("device", str(error), "see gpu, above")
 
 
-def _writable(what: str, folder: Path, said: str) -> Iterator[Finding]:
+def _writable(what: str, folder: Path, text: str) -> Iterator[Finding]:
     there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        yield ok(what, f"{said}; it can be written")
+        yield ok(what, f"{text}; it can be written")
     else:
         yield fault(
             what,
@@ -257,10 +257,10 @@ def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator
 def _discovery(node: NodeConfig, roster: Roster, written: AddressBook) -> Iterator[Finding]:
     """Is the announced address one that others can dial, and has exchange one to begin with?"""
     chosen = node.peers.discovery
-    said = ", ".join(chosen)
+    text = ", ".join(chosen)
     if SEEKING & {*chosen}:
         try:
-            said += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
+            text += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
         except PeerpoiseError as error:
             yield warning("discovery", str(error), "see listen in node.toml")
             return
@@ -281,7 +281,7 @@ def _discovery(node: NodeConfig, roster: Roster, written: AddressBook) -> Iterat
             "write one into [peers.static], and static into peers.discovery",
         )
         return
-    yield ok("discovery", said)
+    yield ok("discovery", text)
 
 
 def _neighbors(
@@ -294,7 +294,7 @@ def _neighbors(
     )
     for name in neighborhood.neighbors if neighborhood else ():
         try:
-            found = asyncio.run(written.addresses(roster.by_name[name].id))
+            addresses = asyncio.run(written.addresses(roster.by_name[name].id))
         except PeerpoiseError as error:
             if seeking:
                 yield ok(
@@ -307,14 +307,14 @@ def _neighbors(
                     "neighbor", str(error), "see [peers] in node.toml and docs/discovery.md"
                 )
             continue
-        failures = [(address, why) for address in found if (why := _dial(address))]
-        if len(failures) < len(found):
+        failures = [(address, why) for address in addresses if (why := _dial(address))]
+        if len(failures) < len(addresses):
             yield ok("neighbor", f"{name} listens")
         else:
-            said = "; ".join(f"{address}: {why}" for address, why in failures)
+            text = "; ".join(f"{address}: {why}" for address, why in failures)
             yield warning(
                 "neighbor",
-                f"{name} can't be reached ({said})",
+                f"{name} can't be reached ({text})",
                 "start it, or check firewall and address",
             )
 
@@ -381,13 +381,13 @@ def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:
         memory_needed(plan.options, plan.run, task, degree),
         available_memory(),
     )
-    said = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
+    text = f"about {mib(need)} needed" + (f", {mib(free)} available" if free is not None else "")
     try:
         room_for_blocks(plan.options, plan.run, task, degree)
     except PeerpoiseError as error:
         yield fault("memory needed", str(error), "a smaller model")
         return
     if free is not None and need > free:
-        yield warning("memory needed", said, "a smaller model, fewer neighbors, or privacy.chunk")
+        yield warning("memory needed", text, "a smaller model, fewer neighbors, or privacy.chunk")
     else:
-        yield ok("memory needed", said)
+        yield ok("memory needed", text)

@@ -102,13 +102,13 @@ def report(
     from node.experiments.report import aggregate, files, page, tables
     from node.experiments.report import plots as drawing
 
-    found = [aggregate.find(folder) for folder in folders]
-    made = {out or folders[0] / "report.html": page.page(found).encode()}
+    findings = [aggregate.find(folder) for folder in folders]
+    made = {out or folders[0] / "report.html": page.page(findings).encode()}
     if markdown:
-        made[markdown] = "\n".join(tables.markdown(it) for it in found).encode()
+        made[markdown] = "\n".join(tables.markdown(it) for it in findings).encode()
     names = Counter[str]()
     """Of plots: settings "a b" and "a-b" have one."""
-    for it in found if plots else ():
+    for it in findings if plots else ():
         assert plots
         for plot in (plot for part in it.parts for plot in drawing.plots(part, it.methods)):
             name = f"{it.sweep.name}-{plot.name}"
@@ -120,7 +120,10 @@ def report(
         files.put(path, content)
     if as_json:
         print_json(
-            {"files": [str(path) for path in made], "sweeps": [files.document(it) for it in found]}
+            {
+                "files": [str(path) for path in made],
+                "sweeps": [files.document(it) for it in findings],
+            }
         )
     else:
         typer.echo("\n".join(str(path) for path in made))
@@ -165,26 +168,26 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
 
     from node.experiments.report import aggregate, files, tables
 
-    found = aggregate.collect(known, folder)
-    how: dict[str, Any] = {
+    findings = aggregate.collect(known, folder)
+    totals: dict[str, Any] = {
         "finished": outcome.finished,
         "failed": outcome.failed,
         "left": outcome.left,
     }
-    how |= {
+    totals |= {
         "core_hours": outcome.core_hours,
         "stopped": outcome.stopped or None,
         "folder": str(folder.path),
     }
     if as_json:
-        print_json(files.document(found) | how)
+        print_json(files.document(findings) | totals)
         return
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
-    for grid in tables.grids(found):
+    for grid in tables.grids(findings):
         console.print(tables.rich(grid), "")
-    for note in found.notes:
+    for note in findings.notes:
         console.print(note, markup=False)
     more = f" Stopped: {outcome.stopped}." if outcome.stopped else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""

@@ -22,12 +22,14 @@ def check(*, ready: bool, folder: Path | None = None) -> list[Status]:
         PeerpoiseError: there is none, one does not answer, or one is not ready.
     """
     try:
-        found = [status.query(path) for path in status.find(folder)]
+        statuses = [status.query(path) for path in status.find(folder)]
     except TemporaryFailure as error:
         raise PeerpoiseError(str(error)) from None
-    if not found:
+    if not statuses:
         raise PeerpoiseError("No daemon of this user is running.")
-    for each in found:
-        if ready and not status.is_ready(each["state"]):
-            raise PeerpoiseError(f"{each['node']} is not running rounds: it is {each['state']}.")
-    return found
+    for answer in statuses:
+        if ready and not status.is_ready(answer["state"]):
+            raise PeerpoiseError(
+                f"{answer['node']} is not running rounds: it is {answer['state']}."
+            )
+    return statuses

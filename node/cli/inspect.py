@@ -57,14 +57,14 @@ def plan(
         "topology.kind": graph,
         "experiment.nodes": nodes,
     }
-    told = [f"{key}={value}" for key, value in given.items() if value is not None]
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
     if (epsilon is None) != (sigma is None):
-        told.append("privacy.sigma=" if sigma is None else "privacy.epsilon=")
+        options.append("privacy.sigma=" if sigma is None else "privacy.epsilon=")
     console = Console(highlight=False, soft_wrap=True)
     with Console(stderr=True).status("loading") as progress:
         from node.cli import plan as planning
 
-        question = planning.read(file, [*told, *settings])
+        question = planning.read(file, [*options, *settings])
         question = planning.with_options(question, degree=degree, data=data, limit=limit)
         privacy_plan = planning.answer(question, progress.update)
     if as_json:
@@ -97,12 +97,12 @@ def doctor(
             from node.cli import doctor_node
 
             findings += doctor_node.examine(file, settings)
-    found = examination.document(findings)
+    examined = examination.document(findings)
     if as_json:
-        print_json(found)
+        print_json(examined)
     else:
         Console(highlight=False).print(examination.show(findings))
-    raise typer.Exit(EXIT_OK if found["ok"] else EXIT_FAILURE)
+    raise typer.Exit(EXIT_OK if examined["ok"] else EXIT_FAILURE)
 
 
 @app.command()

@@ -90,11 +90,11 @@ def _other(error: Exception) -> tuple[str, int]:
     package, or a bug.
     """
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        said = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
-        return said, TemporaryFailure.exit_code
+        sentence = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
+        return sentence, TemporaryFailure.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        said = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
-        return said, StorageError.exit_code
+        sentence = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
+        return sentence, StorageError.exit_code
     if isinstance(error, RuntimeError) and "home directory" in str(
         error
     ):  # of pathlib, for a path that begins with ~
@@ -106,12 +106,12 @@ def _other(error: Exception) -> tuple[str, int]:
         "node",
         "peer",
     ):
-        said = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
-        return said, ConfigurationError.exit_code
+        sentence = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
+        return sentence, ConfigurationError.exit_code
     if isinstance(error, UnicodeEncodeError):  # names of files, which may be the run's
         characters = ascii(error.object[error.start : error.end])
-        said = f"The characters {characters} don't exist in {error.encoding}; choose another name, or LC_ALL=C.UTF-8."
-        return said, ConfigurationError.exit_code
+        sentence = f"The characters {characters} don't exist in {error.encoding}; choose another name, or LC_ALL=C.UTF-8."
+        return sentence, ConfigurationError.exit_code
     return _bug(error), EXIT_BUG
 
 

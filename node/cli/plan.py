@@ -275,8 +275,8 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
 
 def document(plan: PrivacyPlan) -> dict[str, Any]:
     """For programs; what is not finite is None."""
-    found: dict[str, Any] = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
-    return found
+    converted: dict[str, Any] = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
+    return converted
 
 
 def show(plan: PrivacyPlan) -> RenderableType:

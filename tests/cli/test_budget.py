@@ -135,7 +135,7 @@ def test_a_planned_epsilon_that_promises_nothing_is_a_warning_everywhere(
     assert (PROMISES_NOTHING in (json.loads(simulated.out)["privacy"]["warning"] or "")) is said
     home = packed(peerpoise, experiment, tmp_path / "out", *settings)
     doctor = json.loads(peerpoise("doctor", "--config", home / "node.toml", "--json").out)
-    assert any(PROMISES_NOTHING in it["said"] for it in doctor["findings"]) is said
+    assert any(PROMISES_NOTHING in it["text"] for it in doctor["findings"]) is said
     assert (PROMISES_NOTHING in run(peerpoise, home)[1]) is said
     written = (home / "state" / "journal.jsonl").read_text(encoding="utf-8")
     assert (PROMISES_NOTHING in written) is said

@@ -96,8 +96,8 @@ def test_doctor_says_how_neighbors_are_found(
     )
     assert code == 0
     [discovery] = found["discovery"]
-    assert (discovery["level"], discovery["said"]) == ("ok", "static, mdns; announces h:1")
-    assert [(it["level"], "mdns will look for it" in it["said"]) for it in found["neighbor"]] == [
+    assert (discovery["level"], discovery["text"]) == ("ok", "static, mdns; announces h:1")
+    assert [(it["level"], "mdns will look for it" in it["text"]) for it in found["neighbor"]] == [
         ("ok", True)
     ] * 2
     _, found = examined(
@@ -107,7 +107,7 @@ def test_doctor_says_how_neighbors_are_found(
         "--set",
         "peers.discovery=['mdns']",
     )
-    assert [it["said"] for it in found["neighbor"]] == [
+    assert [it["text"] for it in found["neighbor"]] == [
         "b: mdns will look for it",
         "c: mdns will look for it",
     ]
@@ -133,7 +133,7 @@ def test_doctor_says_what_is_missing(
     packed(peerpoise, experiment, tmp_path / "out", *BARE, "--discovery", "mdns")
     options = [word for each in settings for word in ("--set", each)]
     code, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", *options)
-    assert (found["discovery"][0]["level"], part in found["discovery"][0]["said"]) == (
+    assert (found["discovery"][0]["level"], part in found["discovery"][0]["text"]) == (
         level,
         True,
     ), found["discovery"]
@@ -153,6 +153,6 @@ def test_doctor_looks_host_names_up(peerpoise: Call, experiment: Path, tmp_path:
         ]
         packed(peerpoise, experiment, tmp_path / "out", *hosts)
         _, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml")
-    said = {it["level"]: it["said"] for it in found["neighbor"]}
+    said = {it["level"]: it["text"] for it in found["neighbor"]}
     assert said["ok"] == "b listens"
     assert "can't be found" in said["warning"]

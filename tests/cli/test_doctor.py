@@ -33,7 +33,7 @@ def examined(peerpoise: Call, *arguments: str | Path) -> tuple[int, dict[str, li
     for finding in said["findings"]:
         found.setdefault(finding["what"], []).append(finding)
         assert finding["level"] == "ok" or finding["do"], "who warns says what to do"
-        assert "\n" not in finding["said"] + finding["do"]
+        assert "\n" not in finding["text"] + finding["do"]
     assert said["ok"] == (result.code == 0)
     return result.code, found
 
@@ -51,7 +51,7 @@ def test_a_machine(peerpoise: Call) -> None:
         "clock",
         "memory",
     }
-    assert sys.version.split()[0] in found["python"][0]["said"]
+    assert sys.version.split()[0] in found["python"][0]["text"]
 
 
 def test_for_people(peerpoise: Call) -> None:
@@ -75,7 +75,7 @@ def test_a_clashing_package(peerpoise: Call, experiment: Path, tmp_path: Path) -
     code, found = examined(peerpoise)
     [finding] = found["packages"]
     assert (code, finding["level"]) == (1, "fault")
-    assert "nodeworks" in finding["said"]
+    assert "nodeworks" in finding["text"]
     assert "pip uninstall nodeworks" in finding["do"]
     for command in (
         ["up", experiment, "--folder", tmp_path / "run"],
@@ -155,7 +155,7 @@ def test_a_healthy_node(peerpoise: Call, home: Path, ports: list[int]) -> None:
         "roster",
     }
     assert expected | {"device", "data", "memory needed"} <= levels.keys()
-    assert "1 debits" in found["ledger"][0]["said"]
+    assert "1 debits" in found["ledger"][0]["text"]
     assert contents(home) == before
 
 
@@ -207,7 +207,7 @@ def test_what_is_wrong_with_a_node(
     code, found = examined(peerpoise, "--config", home / "node.toml")
     faults = [it for them in found.values() for it in them if it["level"] == "fault"]
     assert code == 1
-    assert [(it["what"], part in it["said"]) for it in faults] == [(what, True)], faults
+    assert [(it["what"], part in it["text"]) for it in faults] == [(what, True)], faults
 
 
 def test_a_taken_port(peerpoise: Call, home: Path, ports: list[int]) -> None:
@@ -279,7 +279,7 @@ def test_files_that_are_not_used_are_counted(
     )
     code, found = examined(peerpoise, "--config", file)
     assert code == 0
-    assert [(it["level"], "2 .heic" in it["said"]) for it in found["data"]] == [
+    assert [(it["level"], "2 .heic" in it["text"]) for it in found["data"]] == [
         ("warning", True),
         ("ok", False),
     ]
@@ -295,7 +295,7 @@ def test_a_class_without_images_is_remarked(
     )
     code, found = examined(peerpoise, "--config", file)
     assert code == 0
-    assert [(it["level"], "no images of 'dog'" in it["said"]) for it in found["data"]] == [
+    assert [(it["level"], "no images of 'dog'" in it["text"]) for it in found["data"]] == [
         ("warning", True),
         ("ok", False),
     ]
@@ -314,4 +314,4 @@ def test_values_and_axes_that_can_not_be_right(
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(20) % 10)
     code, found = examined(peerpoise, "--config", with_own_data(tmp_path / "mine.npz"))
     assert (code, found["data"][0]["level"]) == (1, "fault")
-    assert says in found["data"][0]["said"]
+    assert says in found["data"][0]["text"]
