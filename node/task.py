@@ -34,6 +34,12 @@ Value: TypeAlias = Literal["accuracy", "neg_loss"]
 """What a model is worth: its accuracy in [0, 1], or its negative mean loss."""
 
 
+class Stopped(BaseException):
+    """Ends the work in the compute thread: the daemon is stopping. Not an Exception, so no
+    algorithm swallows it.
+    """
+
+
 class Objective(ABC):
     """A loss on examples. Everything that touches private ones goes through `privacy.gate`."""
 

@@ -26,14 +26,14 @@ from node.config import NodeConfig, RunConfig
 from node.daemon import startup
 from node.daemon.background import background, root_cause
 from node.daemon.reload import Reload, keep_version
-from node.experiments.run_folder import MODEL
+from node.daemon.telemetry import Telemetry
 from node.hooks import Hooks
 from node.learning.learner import Learner, Plan, build
 from node.observability import metrics, status
-from node.observability.telemetry import Telemetry
 from node.privacy.ledger import Ledger
 from node.process import stopping_signals
 from node.records import checkpoint, summary
+from node.records.checkpoint import MODEL
 from node.records.journal import Journal, code_version, round_seconds
 from node.records.peer_heads import LedgerWitness, NeighborLedgerHeads
 from node.rounds.compute import Compute

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from node.config import NodeConfig, RunConfig
+from node.daemon.telemetry import Telemetry
 from node.observability import status
-from node.observability.telemetry import Telemetry
 from node.privacy.ledger import Ledger
 from node.records.journal import header
 from peer import files

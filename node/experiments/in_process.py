@@ -17,13 +17,14 @@ import torch
 from node.attacks import Attack
 from node.config import ExperimentConfig
 from node.experiments.resolve import ResolvedRun, resolve
-from node.experiments.run_folder import MODEL, metrics_of_average, save_average, with_average
+from node.experiments.run_folder import metrics_of_average, save_average, with_average
 from node.figures import document, headline_text
 from node.hooks import no_op
 from node.learning.learner import Learner, build
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.records import checkpoint, summary
+from node.records.checkpoint import MODEL
 from node.records.journal import Journal, header
 from node.records.summary import Summary
 from node.rounds import lockstep

@@ -16,12 +16,11 @@ from torch import Tensor
 from node.config import NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.records import checkpoint, summary
+from node.records.checkpoint import MODEL
 from node.records.summary import Summary
 from node.task import Task
 from peer.errors import ConfigurationError, DataError, PeerpoiseError
 from peer.message import Layout
-
-MODEL = "model.safetensors"
 
 
 def model_file(run: Path, node: str | None, average: bool) -> Path:

@@ -30,6 +30,8 @@ from peer.errors import DataError
 from peer.message import Layout
 
 S = TypeVar("S")
+MODEL = "model.safetensors"
+"""The file of a trained model in a run's folder."""
 KEPT = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
 NAME = re.compile(r"checkpoint-(\d+)\.safetensors")

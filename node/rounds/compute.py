@@ -17,14 +17,10 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 
+from node.task import Stopped
+
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
-
-
-class Stopped(BaseException):
-    """Ends the work in the compute thread: the daemon is stopping. Not an Exception, so no
-    algorithm swallows it.
-    """
 
 
 class Compute:

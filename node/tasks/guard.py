@@ -26,8 +26,7 @@ import node
 import peer
 from node.device import CPU
 from node.figures import COMMON_METRICS, Metric
-from node.rounds.compute import Stopped
-from node.task import Factored, Task, Validation, Value, Wrapper
+from node.task import Factored, Stopped, Task, Validation, Value, Wrapper
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
 from peer.message import DType, Layout

@@ -15,7 +15,7 @@ import pytest
 from kit import TESTS, script
 from kit.clusters import Process, get
 from kit.flooded import attack, cluster, state_of
-from node.observability.telemetry import WARNINGS
+from node.daemon.telemetry import WARNINGS
 from peer.errors import Unreachable
 from peer.identity.authority import CertificateAuthority
 from peer.transport import grpc as wire

@@ -23,7 +23,7 @@ from blockbuster import BlockBuster, BlockBusterFunction
 
 from kit import ROOT
 from node.daemon import bootstrap
-from node.observability.telemetry import Telemetry
+from node.daemon.telemetry import Telemetry
 from peer.message import Peer
 
 BEAT_SECONDS = 0.02

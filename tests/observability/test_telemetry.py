@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from node.config import BudgetSection, RunConfig
+from node.daemon.telemetry import PER_ROUND, REFUSALS, WARNINGS, Telemetry
 from node.observability.metrics import Metrics
-from node.observability.telemetry import PER_ROUND, REFUSALS, WARNINGS, Telemetry
 from node.records import journal
 from peer.v1 import peer_pb2 as pb
 

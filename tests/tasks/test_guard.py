@@ -23,7 +23,7 @@ from node.config import ExperimentConfig, RunConfig
 from node.experiments import in_process
 from node.experiments.resolve import resolve
 from node.figures import Metric
-from node.rounds.compute import Stopped
+from node.task import Stopped
 from node.tasks.guard import Guarded, guard
 from peer.errors import (
     BudgetSpent,

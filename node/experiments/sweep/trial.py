@@ -31,12 +31,12 @@ from typing import Any
 from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.experiments.resolve import resolve
-from node.experiments.run_folder import MODEL
 from node.experiments.sweep import code
 from node.learning.learner import Plan
 from node.privacy.accountant import epsilon_total
 from node.privacy.calibration import release_mechanism
 from node.records import checkpoint, journal
+from node.records.checkpoint import MODEL
 from node.records.summary import Summary
 from peer.message import Peer
 
