@@ -73,7 +73,8 @@ def shadowed() -> str | None:
         folder = Path(spec.origin).parent if spec and spec.origin else None
         if folder is None or folder.parent != Path(__file__).parent:
             return (
-                f"The package {name!r} is found in {folder or 'no folder'}, which is not peerpoise's; "
+                f"The package {name!r} is found in {folder or 'no folder'}, which is not "
+                "peerpoise's; "
                 "give peerpoise a virtual environment of its own, and check PYTHONPATH."
             )
     return None

@@ -69,7 +69,8 @@ PANELS = (
         "The event loop wakes late, 99 of 100",
         "s",
         "{{instance}}",
-        "histogram_quantile(0.99, sum by (instance, le) (rate(peerpoise_event_loop_lag_seconds_bucket[1m])))",
+        "histogram_quantile(0.99, sum by (instance, le) "
+        "(rate(peerpoise_event_loop_lag_seconds_bucket[1m])))",
     ),
     ("Memory", "bytes", "{{instance}}", 'process_resident_memory_bytes{job="peerpoise"}'),
     (

@@ -213,12 +213,14 @@ def pack(
         print_json(packed)
         return
     typer.echo(
-        f"Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id {packed['run_id']}"
+        "Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id "
+        f"{packed['run_id']}"
     )
     for name, home in packed["hosts"].items():
         typer.echo(f"  {name}  {home}")
     typer.echo(
-        f"Keep {packed['federation']} to yourself: its key can let any machine into this federation."
+        f"Keep {packed['federation']} to yourself: its key can let any machine into this "
+        "federation."
     )
 
 

@@ -354,7 +354,8 @@ def show(report: Report) -> RenderableType:
     from rich.text import Text
 
     head = (
-        f"{report.algorithm}, mode {report.mode}; {report.model} of {report.parameters:,} parameters, batches of about "
+        f"{report.algorithm}, mode {report.mode}; {report.model} of {report.parameters:,} "
+        "parameters, batches of about "
         f"{report.batch}; {report.device}, torch {report.torch}"
     )
     table = Table("of a node's round", box=None, pad_edge=False)
@@ -376,6 +377,7 @@ def show(report: Report) -> RenderableType:
     )
     here = run * max(1.0, report.nodes / report.cores)
     said[-1] += (
-        f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting comes on top"
+        f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting "
+        "comes on top"
     )
     return Group(Text(head, "bold"), table, *(Text(line + ".") for line in said))

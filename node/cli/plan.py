@@ -253,7 +253,8 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
     limit = budget.limit
     if not Ledger.exists(budget.folder, question.data):
         raise DataError(
-            f"There is no ledger {question.data} in {budget.folder}: nothing was released from it yet."
+            f"There is no ledger {question.data} in {budget.folder}: nothing was released from "
+            "it yet."
         )
     with Ledger.open(budget.folder, question.data) as ledger:
         rows = ledger.rows()
@@ -316,7 +317,8 @@ def _headline(plan: PrivacyPlan) -> Iterator[str]:
     it, privacy = plan.cost, plan.privacy
     where = f"{it.graph} of {plan.nodes} nodes" if it.graph else "any graph"
     yield (
-        f"{plan.algorithm}, {where}, {it.degree} neighbors at most: |K| = {it.releases} releases a round, "
+        f"{plan.algorithm}, {where}, {it.degree} neighbors at most: |K| = {it.releases} "
+        "releases a round, "
         f"{plan.rounds} rounds, q = {plan.rate:g}"
     )
     yield f"σ = {it.sigma:.4g}: ε_total = {it.epsilon:.3g} ({conditions(privacy)})"
@@ -334,4 +336,7 @@ def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
         f"(add/remove one example, δ = {it.delta:g}, PLD, {AGAINST})"
     )
     if it.limit is not None:
-        yield f"Limit {it.limit:g}: {it.rounds_left} of the {plan.rounds} rounds of this run can release."
+        yield (
+            f"Limit {it.limit:g}: {it.rounds_left} of the {plan.rounds} rounds of this run "
+            "can release."
+        )

@@ -62,12 +62,14 @@ def serve(
         failpoint.arm()
     elif os.environ.get(failpoint.VARIABLE):
         raise ConfigurationError(
-            f"{failpoint.VARIABLE} is set, which makes a daemon fail, for tests: unset it, or add --i-am-testing."
+            f"{failpoint.VARIABLE} is set, which makes a daemon fail, for tests: unset it, or "
+            "add --i-am-testing."
         )
     node = resolve_paths(load(NodeConfig, [file], settings), file.parent)
     if node.attack and not testing:
         raise ConfigurationError(
-            f"This node would attack its neighbors ({node.attack.name}), which is for tests of your own federation: "
+            f"This node would attack its neighbors ({node.attack.name}), which is for tests of "
+            "your own federation: "
             "add --i-am-testing, or remove [attack]."
         )
     node.budget.limit  # noqa: B018 (the owner must have decided before anything is done with the data)

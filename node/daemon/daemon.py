@@ -109,7 +109,7 @@ class Daemon:
         self._stopping = ""
 
     def _view(self, roster: Roster) -> View:
-        """A roster can only remove members, who stay in the graph: the neighborhood is the plan's."""
+        """The plan's: a roster can only remove members, and they stay in the graph."""
         neighborhood = self.plan.neighborhoods[self.node.name]
         return View(neighborhood, roster.version, roster.effective_round)
 

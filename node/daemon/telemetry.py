@@ -55,7 +55,10 @@ REFUSALS, REFUSALS_S = 200, 10.0
 """Refused calls of one caller in so many seconds that are a warning: an honest one tries again with
 growing pauses.
 """
-NEWER_ROSTER = "{peer} holds version {version} of the roster, this node version {mine}: copy the newest to this node."
+NEWER_ROSTER = (
+    "{peer} holds version {version} of the roster, this node version {mine}: copy "
+    "the newest to this node."
+)
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
 
@@ -339,7 +342,8 @@ class Telemetry(RoundObserver, SessionObserver):
             path=path.name,
         )
         self.warn(
-            f"{peer} told this node and {told_by} different things in round {other.round} and is cut off; "
+            f"{peer} told this node and {told_by} different things in round {other.round} and "
+            "is cut off; "
             f"both statements, signed by it, are in {path.name}."
         )
 
@@ -365,8 +369,10 @@ class Telemetry(RoundObserver, SessionObserver):
                 else "Somebody with a certificate, but not of the roster,"
             )
             self.warn(
-                f"{who} calls this node too often, or is refused: {REFUSALS} calls within {now - began:.0f} s, the last "
-                f"one refused as {_name(code)}; if its owner does not know why, remove it from the roster."
+                f"{who} calls this node too often, or is refused: {REFUSALS} calls within "
+                f"{now - began:.0f} s, the last "
+                f"one refused as {_name(code)}; if its owner does not know why, remove it from "
+                "the roster."
             )
 
     def adopted(self, removed: frozenset[Peer]) -> None:
@@ -375,7 +381,8 @@ class Telemetry(RoundObserver, SessionObserver):
         self._withdraw("is not used (")
         if removed:
             self.warn(
-                f"{', '.join(sorted(removed))}: removed from the roster, and cut; the run goes on without."
+                f"{', '.join(sorted(removed))}: removed from the roster, and cut; the run goes "
+                "on without."
             )
 
     def renewed(self) -> None:
@@ -392,8 +399,10 @@ class Telemetry(RoundObserver, SessionObserver):
         if now - self._strangers[0] >= REFUSALS_S:
             if (count := strangers - self._strangers[1]) >= REFUSALS:
                 self.warn(
-                    f"Somebody opens connections to this node and shows no certificate of its federation: {count} "
-                    f"within {now - self._strangers[0]:.0f} s; a firewall in front of the port would keep them away."
+                    "Somebody opens connections to this node and shows no certificate of its "
+                    f"federation: {count} "
+                    f"within {now - self._strangers[0]:.0f} s; a firewall in front of the port "
+                    "would keep them away."
                 )
             self._strangers = (now, strangers)
 

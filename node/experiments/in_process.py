@@ -42,8 +42,8 @@ def simulate(config: ExperimentConfig, folder: Path, progress: Progress = no_op)
 
 
 def run(resolved: ResolvedRun, folder: Path, progress: Progress = no_op) -> Summary:
-    """Runs the whole experiment and writes RUN/summary.json, the average model, and each node's model,
-    summary and journal.
+    """Runs the whole experiment and writes what it leaves: RUN/summary.json, the average model, and
+    each node's model, summary and journal.
 
     The consensus distance in the journals is that of all nodes together, where the run is
     evaluated.

@@ -218,7 +218,8 @@ def follow(daemons: list[DaemonProcess], folder: Path, screen: Screen) -> int:
             screen.say(f"{daemon.name} {daemon.seen.state}")
     if screen.fault and screen.fault.errno not in GONE:
         raise StorageError(
-            f"The output can't be written: {screen.fault.strerror}; free space, or write it elsewhere."
+            f"The output can't be written: {screen.fault.strerror}; free space, or write it "
+            "elsewhere."
         )
     failed = {daemon.process.returncode for daemon in daemons} - {EXIT_OK}
     if caught:
@@ -388,7 +389,8 @@ def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
     neighborhoods = config.neighborhoods(config.experiment.names)
     gap = spectral_gap({name: neighborhood.weight for name, neighborhood in neighborhoods.items()})
     screen.say(
-        f"{len(neighborhoods)} daemons, {config.topology.kind} (spectral gap {gap:.2g}), {config.algorithm.name}, "
+        f"{len(neighborhoods)} daemons, {config.topology.kind} (spectral gap {gap:.2g}), "
+        f"{config.algorithm.name}, "
         f"{config.task.data}, privacy mode {config.privacy.mode}; run folder {folder}"
     )
     _announce_attack(screen, config)

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""
 BUDGET_NOTE = {
-    "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote what this run is planned "
+    "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "
+    "what this run is planned "
     'to spend; it is for the owner of the data to change. "unlimited": run.toml decides.'
 }
 PORT = 7443
@@ -187,7 +188,8 @@ def pack(
 
     if config.experiment.attack:
         raise ConfigurationError(
-            "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by itself, with "
+            "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "
+            "itself, with "
             "peerpoise run --attack."
         )
     addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
@@ -235,7 +237,8 @@ def _check_task(name: str) -> None:
 
     if is_file(name):
         raise ConfigurationError(
-            f"task.name = {name!r} names a file of this machine; put it where Python finds it on every host, and name "
+            f"task.name = {name!r} names a file of this machine; put it where Python finds it "
+            "on every host, and name "
             "the module: package.module:function."
         )
 
@@ -251,7 +254,8 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
     bare = [name for name, address in addresses.items() if not address]
     if bare and not {"exchange", "mdns"} & {*discovery}:
         raise ConfigurationError(
-            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is found, with --discovery "
+            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is "
+            "found, with --discovery "
             f"exchange or --discovery mdns."
         )
     if len(bare) == len(addresses) and "mdns" not in discovery:
@@ -353,7 +357,8 @@ def _instructions(node: NodeConfig, run: RunConfig) -> str:
     )
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
-        f"Copy it to that machine (node.key readable by its owner only), install peerpoise, and in this folder run:\n\n"
+        "Copy it to that machine (node.key readable by its owner only), install peerpoise, "
+        "and in this folder run:\n\n"
         f"    peerpoise run --config node.toml\n\n"
         f"{how}; it listens at {node.listen.address}.\n{own}"
         f"In another terminal: peerpoise status --watch {node.name}\n"

@@ -95,7 +95,8 @@ class Metrics:
         )
         self._diagnostic = self._gauge(
             "diagnostic",
-            "A figure of the algorithm's last round; of a neighbor, or of this node (peer is empty).",
+            "A figure of the algorithm's last round; of a neighbor, or of this node (peer is "
+            "empty).",
             "name",
             "peer",
         )
@@ -120,7 +121,8 @@ class Metrics:
         )
         self._refused = self._counter(
             "refused",
-            "Calls that were refused, or hang as there are too many; of a neighbor, or: member, stranger.",
+            "Calls that were refused, or hang as there are too many; of a neighbor, or: "
+            "member, stranger.",
             "peer",
             "code",
         )

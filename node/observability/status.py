@@ -167,7 +167,8 @@ def folder() -> Path:
         ) from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
         raise StorageError(
-            f"{found} must be a folder of this user with mode 0700; remove it. Until then daemons answer in their own "
+            f"{found} must be a folder of this user with mode 0700; remove it. Until then "
+            "daemons answer in their own "
             "folders: peerpoise status ./FOLDER."
         )
     return found
@@ -279,7 +280,10 @@ def _headline(status: Status) -> str:
     phase = status["phase"]
     doing = f", phase {phase['kind']} for {phase['since_s']:.1f} s" if phase else ""
     done = f"round {status['round'] + 1} of {status['rounds']}"
-    return f"{status['node']}: {status['state']}, {done}{doing} ({status['algorithm']}, run {status['run'][:8]})"
+    return (
+        f"{status['node']}: {status['state']}, {done}{doing} ({status['algorithm']}, run "
+        f"{status['run'][:8]})"
+    )
 
 
 def _details(status: Status) -> list[str]:
@@ -308,7 +312,8 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     )
     covers = "VOID: insecure_seed makes the noise public" if "seed" in insecure else covers
     said = (
-        f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, {epsilon['batches']} batches, "
+        f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, "
+        f"{epsilon['batches']} batches, "
         f"{epsilon['accountant']}"
     )
     said += ", the validation set is private and not covered" if "validation" in insecure else ""
@@ -316,9 +321,11 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
         return [f"ε: infinite, there is no guarantee ({said}, {covers})"]
     run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
     return [
-        f"ε_total {_number(run['total'])} in this run ({said}, {covers}); {_number(epsilon['lifetime'])} in the life "
+        f"ε_total {_number(run['total'])} in this run ({said}, {covers}); "
+        f"{_number(epsilon['lifetime'])} in the life "
         f"of these data, limit {limit} (δ = {epsilon['lifetime_delta']:g})",
-        f"ε_link {_number(run['link'])} ({said}, one neighbor alone: a diagnostic, not a guarantee)",
+        f"ε_link {_number(run['link'])} ({said}, one neighbor alone: a diagnostic, not a "
+        "guarantee)",
     ]
 
 

@@ -108,7 +108,10 @@ def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
             "" if node.epsilon is None else f"{node.epsilon:.2f}",
             Text(node.state),
         )
-    table.caption = "* add/remove one example, δ as in run.toml, RDP; against any coalition in mode strict, else void"
+    table.caption = (
+        "* add/remove one example, δ as in run.toml, RDP; against any coalition in "
+        "mode strict, else void"
+    )
     table.caption_justify = "left"
     return table
 

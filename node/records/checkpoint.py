@@ -101,7 +101,8 @@ def latest(
                 else "damaged"
             )
             warn(
-                f"The checkpoint {path.name} is {what} ({error}); the one before it is used, if there is one."
+                f"The checkpoint {path.name} is {what} ({error}); the one before it is used, "
+                "if there is one."
             )
     return None
 

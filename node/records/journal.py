@@ -42,7 +42,8 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "phase": "round phase kind seconds bytes_sent",
         "round": "round seconds consensus_distance diagnostics",
         "test": "round metrics",
-        "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta accountant against",
+        "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta "
+        "accountant against",
         "checkpoint": "round path seconds",
         # neighbors
         "peer": "round peer state reason",

@@ -26,7 +26,10 @@ AGAINST = "against any coalition of other nodes"
 UNCOVERED = "the validation set is private and not covered"
 PIECE = 1 << 18
 """Parameters that are looked at at a time: no copy of a large model is made."""
-LINK = "diagnostic, not a guarantee: your other answers reach the same neighbor through other nodes' models"
+LINK = (
+    "diagnostic, not a guarantee: your other answers reach the same neighbor through other "
+    "nodes' models"
+)
 
 
 def _finite(value: Any) -> Any:
@@ -337,7 +340,14 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     return rows
 
 
-ROWS = ("ε_total", "ε_link", "consensus distance", "bytes sent per node", "seconds per round", "wall seconds")  # fmt: skip
+ROWS = (
+    "ε_total",
+    "ε_link",
+    "consensus distance",
+    "bytes sent per node",
+    "seconds per round",
+    "wall seconds",
+)
 
 
 def _tested(summary: Summary, name: str) -> tuple[str, str]:
@@ -360,18 +370,26 @@ def _title(summary: Summary) -> str:
 def _caption(summary: Summary) -> str:
     gap = "" if summary.spectral_gap is None else f" (spectral gap {summary.spectral_gap:.2g})"
     graph = f"{summary.topology}{gap}"
-    text = f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed {summary.seed}"
+    text = (
+        f"{summary.dataset}, {summary.nodes} nodes, {graph}, {summary.rounds} rounds, seed "
+        f"{summary.seed}"
+    )
     notes = [] if summary.complete else [_incomplete(summary)]
     if summary.attackers:
         notes.append(
-            f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the honest nodes"
+            f"ATTACKED by {', '.join(summary.attackers)} ({summary.attack}); figures of the "
+            "honest nodes"
         )
     if summary.diverged:
         cause = "take a lower lr"
         if summary.loss_not_finite:
-            cause = f"a batch's loss is not finite at {', '.join(summary.loss_not_finite)}: look into the data there"
+            cause = (
+                f"a batch's loss is not finite at {', '.join(summary.loss_not_finite)}: "
+                "look into the data there"
+            )
         notes.append(
-            f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite, or beyond limits.rms; {cause}"
+            f"DIVERGED: the parameters of {', '.join(summary.diverged)} are not finite, or "
+            f"beyond limits.rms; {cause}"
         )
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
@@ -397,14 +415,19 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
         "–" if none or epsilon.link is None else f"{epsilon.link:.2f}\n({_link(summary.privacy)})",
         _show(summary.consensus_distance, "{:.4g}"),
-        f"{_show(summary.bytes_sent.mean, '{:,.0f}')} (largest {_show(summary.bytes_sent.max, '{:,.0f}')})",
-        f"{_show(summary.round_seconds.median, '{:.3f}')} (p95 {_show(summary.round_seconds.p95, '{:.3f}')})",
+        f"{_show(summary.bytes_sent.mean, '{:,.0f}')} (largest "
+        f"{_show(summary.bytes_sent.max, '{:,.0f}')})",
+        f"{_show(summary.round_seconds.median, '{:.3f}')} (p95 "
+        f"{_show(summary.round_seconds.p95, '{:.3f}')})",
         _show(summary.wall_seconds, "{:.1f}"),
     )
 
 
 def _link(privacy: Privacy) -> str:
-    return f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one neighbor alone; {LINK}"
+    return (
+        f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one "
+        f"neighbor alone; {LINK}"
+    )
 
 
 def _show(value: float | None, form: str) -> str:

@@ -129,9 +129,13 @@ def no_decoder(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "code", "says"),
-    [(no_layers, 78, "No layers are recognized in LlamaForCausalLM"), (no_pad, 78, "has no pad token; set pad_token"),
-     (no_order, 78, "is not causal"), (no_decoder, 66, "There is no language model")],
-)  # fmt: skip
+    [
+        (no_layers, 78, "No layers are recognized in LlamaForCausalLM"),
+        (no_pad, 78, "has no pad token; set pad_token"),
+        (no_order, 78, "is not causal"),
+        (no_decoder, 66, "There is no language model"),
+    ],
+)
 def test_a_model_that_cant_be_trained(
     peerpoise: Call, tiny: Path, model: Path, spoil: Callable[[Path], None], code: int, says: str
 ) -> None:

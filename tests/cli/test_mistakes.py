@@ -283,7 +283,11 @@ def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
     [
         (lambda home: (home / "node.key").unlink(), 77, "node.key"),
         (lambda home: (home / "node.pem").write_text("x"), 77, "not a certificate"),
-        (lambda home: (home / "node.pem").write_bytes((home / "../b/node.pem").read_bytes()), 77, "another key"),
+        (
+            lambda home: (home / "node.pem").write_bytes((home / "../b/node.pem").read_bytes()),
+            77,
+            "another key",
+        ),
         (lambda home: (home / "roster.json").unlink(), 78, "roster"),
         (_edit("run.toml", "rounds = 2", "rounds = 'x'"), 78, "train.rounds"),
         (_edit("run.toml", "federation = ", "federation = 'x' #"), 78, "run.federation"),
@@ -292,9 +296,19 @@ def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
         (lambda home: (home / "rows.npy").unlink(), 66, "rows.npy"),
         (lambda home: (home / "rows.npy").write_bytes(b"x"), 66, "rows.npy"),
     ],
-    ids=["no-key", "no-certificate", "other-certificate", "no-roster", "run-type", "federation", "node-unknown-key",
-         "listen", "no-rows", "bad-rows"],
-)  # fmt: skip
+    ids=[
+        "no-key",
+        "no-certificate",
+        "other-certificate",
+        "no-roster",
+        "run-type",
+        "federation",
+        "node-unknown-key",
+        "listen",
+        "no-rows",
+        "bad-rows",
+    ],
+)
 def test_run(
     peerpoise: Call,
     experiment: Path,

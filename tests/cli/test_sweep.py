@@ -122,14 +122,25 @@ def test_a_cell_that_fails_is_in_the_exit_code(peerpoise: Call, file: Path, tmp_
         (SWEEP, ["--set", 'sweep.algorithms=["sgdx"]'], 78, "Unknown algorithm 'sgdx'"),
         (SWEEP, ["--set", "algorithm.lrr=3"], 78, "algorithm.lrr: unknown key"),
         (SWEEP, ["--set", "task.data=imagenet"], 78, "Unknown data set 'imagenet'"),
-        (SWEEP, ["--only", "ross"], 78, "there is no such setting or method; choose of small, xavg"),
+        (
+            SWEEP,
+            ["--only", "ross"],
+            78,
+            "there is no such setting or method; choose of small, xavg",
+        ),
         (SWEEP, ["--ray", "127.0.0.1:1"], 78, "pip install 'peerpoise[ray]'"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_a_sentence(
-    peerpoise: Call, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, arguments: list[str],
-    code: int, part: str,
-) -> None:  # fmt: skip
+    peerpoise: Call,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    arguments: list[str],
+    code: int,
+    part: str,
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     file.write_text(text, encoding="utf-8")
     result = peerpoise("sweep", file, "--out", tmp_path / "out", *arguments)
@@ -146,7 +157,9 @@ def test_the_folder_of_another_sweep_is_left_alone(
     other.write_text(SWEEP)
     result = peerpoise("sweep", other, "--out", out)
     assert (result.code, result.err) == (
-        78, f"peerpoise: {out} holds the sweep 'small', not 'other'; choose another --out.\n")  # fmt: skip
+        78,
+        f"peerpoise: {out} holds the sweep 'small', not 'other'; choose another --out.\n",
+    )
     assert peerpoise("report", tmp_path).err == (
         f"peerpoise: {tmp_path} holds no sweep; name the --out folder of peerpoise sweep.\n"
     )

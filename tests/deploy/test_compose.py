@@ -165,7 +165,8 @@ def test_a_node_that_crashes_comes_back() -> None:
         120,
     )
     say(
-        f"n1 crashed in round {reached:.0f}; {time.monotonic() - began:.0f} s later it has gone on from its checkpoint"
+        f"n1 crashed in round {reached:.0f}; {time.monotonic() - began:.0f} s later it has "
+        "gone on from its checkpoint"
     )
 
 
@@ -179,7 +180,8 @@ def test_a_node_is_killed_and_the_others_finish() -> None:
         120,
     )
     say(
-        f"n3 killed in round {before['n3']:.0f}; 10 rounds later {time.monotonic() - began:.0f} s on"
+        f"n3 killed in round {before['n3']:.0f}; 10 rounds later "
+        f"{time.monotonic() - began:.0f} s on"
     )
     until(lambda: query('ALERTS{alertname="PeerpoiseNodeDown", alertstate="firing"}'), 180)
     say(f"its alert fires {time.monotonic() - began:.0f} s after its death")

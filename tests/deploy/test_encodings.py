@@ -57,7 +57,10 @@ def test_every_text_has_an_encoding() -> None:
 
 
 def test_a_call_without_is_seen() -> None:
-    source = "path.read_text()\nopen(p, 'w')\nopen(p, 'rb')\nsubprocess.run(w, text=True)\np.write_text(t, encoding='u8')\n"
+    source = (
+        "path.read_text()\nopen(p, 'w')\nopen(p, 'rb')\nsubprocess.run(w, "
+        "text=True)\np.write_text(t, encoding='u8')\n"
+    )
     assert list(by_locale(source)) == [
         "path.read_text()",
         "open(p, 'w')",

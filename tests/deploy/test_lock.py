@@ -73,9 +73,21 @@ def test_the_image_is_a_part_of_what_is_tested() -> None:
 def test_makefile_and_image_read_torchs_version() -> None:
     version = locked("requirements.lock")[TORCH][0]
     told = subprocess.run(
-        ["make", "-n", "-s", "-B", "VENV=/nowhere", "LOCKED=1", "TORCH_INDEX=", "/nowhere/torch.installed"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            "make",
+            "-n",
+            "-s",
+            "-B",
+            "VENV=/nowhere",
+            "LOCKED=1",
+            "TORCH_INDEX=",
+            "/nowhere/torch.installed",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"pip install -q '{TORCH}=={version}'" in told.stdout
     command = re.findall(
         r"RUN (sed .*) > torch.txt", (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")

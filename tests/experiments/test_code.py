@@ -12,10 +12,17 @@ from node.experiments.sweep import code
 def test_what_computes_is_in_it_and_what_shows_is_not():
     found = code.reached(code.START, "node.algorithms.dpdl", "node.tasks.classification")
     assert {
-        "node.experiments.in_process", "node.maths.mixing", "node.maths.cosine", "node.privacy.gate",
-        "node.tasks.classification", "node.models.images", "node.data.idx", "peer.topology", "node.algorithms.dpdl",
+        "node.experiments.in_process",
+        "node.maths.mixing",
+        "node.maths.cosine",
+        "node.privacy.gate",
+        "node.tasks.classification",
+        "node.models.images",
+        "node.data.idx",
+        "peer.topology",
+        "node.algorithms.dpdl",
         "node.data.partition",
-    } <= found  # fmt: skip
+    } <= found
     assert not found & {
         "node.algorithms.xavg",
         "node.records.journal",
@@ -39,24 +46,34 @@ def test_so_have_tasks():
 
 
 BEFORE = {
-    "mean": "def mean(x):\n    return sum(x) / len(x)\n\n\ndef spread(x):\n    return max(x) - min(x)\n",
-    "use": "from node.mean import mean, spread\n\nclass Use:\n    def run(self, x):\n        self.x = mean(x)\n",
+    "mean": "def mean(x):\n    return sum(x) / len(x)\n\n\ndef spread(x):\n    return max(x) - "
+    "min(x)\n",
+    "use": "from node.mean import mean, spread\n\nclass Use:\n    def run(self, x):\n        "
+    "self.x = mean(x)\n",
 }
 SAME = {
     "words": {
-        "mean": '"""Other words."""\ndef mean(x):\n    """More."""\n    return (sum(x)  # aside\n / len(x))\n'
+        "mean": '"""Other words."""\ndef mean(x):\n    """More."""\n    return (sum(x)  # '
+        "aside\n / len(x))\n"
         "def spread(x): return max(x) - min(x)\n",
         "use": BEFORE["use"],
     },
     "a moved file": {
-        "use": BEFORE["use"].replace("node.mean", "node.maths.average"), "maths.average": BEFORE["mean"]
+        "use": BEFORE["use"].replace("node.mean", "node.maths.average"),
+        "maths.average": BEFORE["mean"],
     },
     "other names": {
-        "mean": BEFORE["mean"].replace("mean", "average").replace("(x", "(values").replace("x)", "values)")
+        "mean": BEFORE["mean"]
+        .replace("mean", "average")
+        .replace("(x", "(values")
+        .replace("x)", "values)")
         .replace("mavalues", "max"),
-        "use": BEFORE["use"].replace("mean", "average").replace("Use", "User").replace("self.x", "self.result"),
+        "use": BEFORE["use"]
+        .replace("mean", "average")
+        .replace("Use", "User")
+        .replace("self.x", "self.result"),
     },
-}  # fmt: skip
+}
 OTHER = {
     "another function of ours": {**BEFORE, "use": BEFORE["use"].replace("= mean", "= spread")},
     "another function of Python's": {**BEFORE, "mean": BEFORE["mean"].replace("sum", "max")},

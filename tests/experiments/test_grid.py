@@ -76,7 +76,10 @@ def test_every_combination_of_the_grid(tiny):
 
 def test_what_is_more_particular_wins(tiny):
     """Experiment < setting < method < --set."""
-    method = '[sweep.methods.both]\nalgorithm.name = "dmsgd"\nrates = [1.0, 2.0]\ntrain.rounds = 6\nmix.rule = "median"\n'
+    method = (
+        '[sweep.methods.both]\nalgorithm.name = "dmsgd"\nrates = [1.0, 2.0]\ntrain.rounds '
+        '= 6\nmix.rule = "median"\n'
+    )
     setting = (
         '[sweep.settings.long]\nmethods = ["xavg", "both"]\nrates = [5.0, 6.0]\ntrain.rounds = 5\n'
     )
@@ -97,7 +100,10 @@ def test_what_is_more_particular_wins(tiny):
 def test_a_base_is_changed(tiny, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "graph.txt").write_text("n0 n1\nn1 n2\nn2 n3\n")
-    edges = '[topology]\nkind = "edges"\nfile = "graph.txt"\n[task]\nmodel = "mlp"\n[train]\nrounds = 99\n'
+    edges = (
+        '[topology]\nkind = "edges"\nfile = "graph.txt"\n[task]\nmodel = '
+        '"mlp"\n[train]\nrounds = 99\n'
+    )
     (tmp_path / "base" / "base.toml").write_text(edges)
     tiny.write_text(TINY.replace("[sweep]\n", '[sweep]\nbase = "base/base.toml"\n'))
     config = next(iter(load(tiny).rows[0].final(0.1))).config

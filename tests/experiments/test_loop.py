@@ -65,7 +65,9 @@ def test_a_failed_cell_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     found = loop.run(sweep, folder, Here(), quiet=True)
     assert found.finished == 4
     assert sorted(found.failed) == [
-        "broken, xavg, lr 0.01, seed 100 (tuning)", "broken, xavg, lr 0.3, seed 100 (tuning)"]  # fmt: skip
+        "broken, xavg, lr 0.01, seed 100 (tuning)",
+        "broken, xavg, lr 0.3, seed 100 (tuning)",
+    ]
     assert all("none.npz" in said and "\n" not in said for said in found.failed.values())
     assert "failed: broken, xavg, lr 0.3" in capsys.readouterr().err
     assert Folder(tmp_path / "out").failures == found.failed

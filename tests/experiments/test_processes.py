@@ -52,7 +52,10 @@ def test_killed_it_goes_on_where_it_was(tiny, tmp_path):
     """kill -9 in the middle of a cell: finished cells stay as they are, of the unfinished one there
     is nothing.
     """
-    slow = "[sweep.settings.slow]\ntrain = { rounds = 1000000, evaluate_every = 0 }\nmethods = ['dpdl']\n"
+    slow = (
+        "[sweep.settings.slow]\ntrain = { rounds = 1000000, evaluate_every = 0 }\nmethods = "
+        "['dpdl']\n"
+    )
     tiny.write_text(TINY.partition("[sweep.settings.private]")[0] + slow)
     out = tmp_path / "out"
     with subprocess.Popen(

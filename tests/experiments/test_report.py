@@ -20,13 +20,29 @@ from node.experiments.report import aggregate, files, page, plots, tables
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load
 
-SUMMARY = {"algorithm": "dmsgd", "nodes": 4, "rounds": 4, "topology": "ring", "dataset": "digits", "seed": 1,
-           "version": "0", "config_digest": "0", "complete": True, "privacy": {"mode": "none"}}  # fmt: skip
+SUMMARY = {
+    "algorithm": "dmsgd",
+    "nodes": 4,
+    "rounds": 4,
+    "topology": "ring",
+    "dataset": "digits",
+    "seed": 1,
+    "version": "0",
+    "config_digest": "0",
+    "complete": True,
+    "privacy": {"mode": "none"},
+}
 
 
 def private(total, **changes):
-    told = {"mode": "strict", "batches": "independent", "delta": 1e-3, "sigma": 1.0, "accountant": "PLD",
-            "epsilon": {"total": total, "link": total / 2}}  # fmt: skip
+    told = {
+        "mode": "strict",
+        "batches": "independent",
+        "delta": 1e-3,
+        "sigma": 1.0,
+        "accountant": "PLD",
+        "epsilon": {"total": total, "link": total / 2},
+    }
     return SUMMARY | {"privacy": told | changes}
 
 
@@ -125,8 +141,14 @@ def test_no_epsilon_without_its_conditions(tiny, tmp_path):
     row, notes = row_of(found, "private", "dpdl")
     assert (row["ε_total"], row["ε_link"]) == ("8.00 (a)", "4.00 (a, one link)")
     [under] = [note for note in notes if note.startswith("(a)")]
-    for part in ("mode strict", "add/remove one example", "δ = 0.001", "independent batches", "PLD",
-                 "against any coalition of other nodes"):  # fmt: skip
+    for part in (
+        "mode strict",
+        "add/remove one example",
+        "δ = 0.001",
+        "independent batches",
+        "PLD",
+        "against any coalition of other nodes",
+    ):
         assert part in under
     row, notes = row_of(found, "private", "paper")
     assert (row["ε_total"], row["ε_link"]) == ("no guarantee: 8.00 / 55.25 (b)", "–")
@@ -253,9 +275,17 @@ for part in found.parts:
     ]
     assert told[0] == told[1]
     names = [line.split()[0] for line in told[0].splitlines()]
-    assert names == ["ring-rounds", "ring-bytes", "ring-distance", "ring-calibration-dpdl",
-                     "private-rounds", "private-bytes", "private-epsilon", "private-distance",
-                     "private-calibration-dpdl"]  # fmt: skip
+    assert names == [
+        "ring-rounds",
+        "ring-bytes",
+        "ring-distance",
+        "ring-calibration-dpdl",
+        "private-rounds",
+        "private-bytes",
+        "private-epsilon",
+        "private-distance",
+        "private-calibration-dpdl",
+    ]
 
 
 def test_an_epsilon_axis_says_what_it_is(swept):
@@ -294,11 +324,20 @@ def test_parquet_and_json_hold_what_tables_show(swept):
     _, out = swept
     found = aggregate.find(out)
     assert {it.name for it in files.write(found, out)} == {
-        "results.json", "cells.parquet", "evaluations.parquet", "weights.parquet"}  # fmt: skip
+        "results.json",
+        "cells.parquet",
+        "evaluations.parquet",
+        "weights.parquet",
+    }
     trials = parquet.read_table(out / "cells.parquet").to_pylist()
     assert [(it["setting"], it["method"], it["seed"]) for it in trials] == [
-        ("ring", "xavg", 1), ("ring", "xavg", 2), ("ring", "dpdl", 1), ("ring", "dpdl", 2),
-        ("private", "dpdl", 1), ("private", "dpdl", 2)]  # fmt: skip
+        ("ring", "xavg", 1),
+        ("ring", "xavg", 2),
+        ("ring", "dpdl", 1),
+        ("ring", "dpdl", 2),
+        ("private", "dpdl", 1),
+        ("private", "dpdl", 2),
+    ]
     told = json.loads((out / "results.json").read_text())["settings"][0]["rows"][0]
     mean = sum(it["mean"] for it in trials[:2]) / 2
     assert told["mean"]["mean"] == pytest.approx(mean)

@@ -73,8 +73,14 @@ def test_epsilon_is_told_with_its_conditions():
     epsilon = found["epsilon"]
     assert 0 < epsilon["total"][0] < epsilon["total"][-1] <= 8.0
     assert epsilon["link"][-1] < epsilon["total"][-1]
-    expected = {"mode": "strict", "batches": "independent", "adjacency": "add/remove one example", "delta": 1e-3,
-                "accountant": "RDP", "against": "any coalition of other nodes"}  # fmt: skip
+    expected = {
+        "mode": "strict",
+        "batches": "independent",
+        "adjacency": "add/remove one example",
+        "delta": 1e-3,
+        "accountant": "RDP",
+        "against": "any coalition of other nodes",
+    }
     assert {key: epsilon[key] for key in expected} == expected
     assert "accounted" not in found
 

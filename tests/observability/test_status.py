@@ -311,7 +311,10 @@ def test_what_people_see():
     text = printed(DOCUMENT)
     assert "n0: running, round 7 of 100, phase model for 0.2 s (dpdl, run abcdefgh)" in text
     assert "waits for n2 since 0.2 s, for 9.8 s more: its answer to our model" in text
-    said = "mode strict, add/remove one example, δ = 0.001, independent batches, RDP, against any coalition of other nodes"
+    said = (
+        "mode strict, add/remove one example, δ = 0.001, independent batches, RDP, against "
+        "any coalition of other nodes"
+    )
     assert f"ε_total 2.5 in this run ({said})" in text
     assert "4.5 in the life of these data, limit none (δ = 1e-05)" in text
     assert "not a guarantee" in text.split("ε_link")[1]
@@ -343,14 +346,26 @@ def test_what_people_see_when_something_is_wrong():
             "the validation set is private and not covered"
             in uncovered.split(figure)[1].split("\n")[0]
         )
-    empty = printed({**DOCUMENT, "phase": None, "waiting_for": [], "neighbors": [], "epsilon": None,
-                     "task_metrics": [{"name": "perplexity", "unit": "", "value": 12.34}], "metrics": None})  # fmt: skip
+    empty = printed(
+        {
+            **DOCUMENT,
+            "phase": None,
+            "waiting_for": [],
+            "neighbors": [],
+            "epsilon": None,
+            "task_metrics": [{"name": "perplexity", "unit": "", "value": 12.34}],
+            "metrics": None,
+        }
+    )
     assert "no privacy (mode none)" in empty
     assert "test perplexity 12.34" in empty
 
 
 def test_asking_needs_no_torch_and_the_document_is_json(short):
-    code = "import sys; from node.observability import status; assert 'torch' not in sys.modules and 'grpc' not in sys.modules"
+    code = (
+        "import sys; from node.observability import status; assert 'torch' not in "
+        "sys.modules and 'grpc' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert json.loads(json.dumps(DOCUMENT)) == DOCUMENT
     assert DOCUMENT.keys() == status.Status.__annotations__.keys()

@@ -34,14 +34,25 @@ def one(
     )
     return Summary.model_validate(
         {
-            "algorithm": "dpdl", "nodes": 3, "rounds": 100, "topology": "ring", "dataset": "digits", "seed": 0,
-            "headline": "accuracy", "privacy": privacy,
-            "bytes_sent": Range(mean=100.0, max=100.0), "round_seconds": summary.seconds([0.1, 0.2, 0.3]),
-            "wall_seconds": 30.0, "params_digest": {name: "ab"}, "task_metrics": measured(name, accuracy),
-            "version": "0.1.0", "config_digest": "cd", "complete": True,
+            "algorithm": "dpdl",
+            "nodes": 3,
+            "rounds": 100,
+            "topology": "ring",
+            "dataset": "digits",
+            "seed": 0,
+            "headline": "accuracy",
+            "privacy": privacy,
+            "bytes_sent": Range(mean=100.0, max=100.0),
+            "round_seconds": summary.seconds([0.1, 0.2, 0.3]),
+            "wall_seconds": 30.0,
+            "params_digest": {name: "ab"},
+            "task_metrics": measured(name, accuracy),
+            "version": "0.1.0",
+            "config_digest": "cd",
+            "complete": True,
         }
         | fields
-    )  # fmt: skip
+    )
 
 
 def measured(name: str, accuracy: float | None, loss: float = 0.5) -> dict[str, TaskMetric]:
@@ -67,7 +78,10 @@ def test_the_schema_has_the_fields_the_documents_promise():
     assert set(Summary.model_fields) == set(promised.split())
     assert set(TaskMetric.model_fields) == {"mean", "worst", "per_node", "higher_is_better", "unit"}
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}
-    privacy = "mode batches adjacency delta sigma accountant epsilon public_validation insecure_seed warning"
+    privacy = (
+        "mode batches adjacency delta sigma accountant epsilon public_validation "
+        "insecure_seed warning"
+    )
     assert set(Privacy.model_fields) == set(privacy.split())
 
 
@@ -265,8 +279,18 @@ def test_the_table_says_what_voids_a_guarantee():
 
 
 def test_an_empty_summary_can_be_shown():
-    unknown = Summary(algorithm="local", nodes=1, rounds=1, topology="ring", dataset="own", seed=0, version="0",
-                      config_digest="", complete=True, privacy=Privacy(mode="strict"))  # fmt: skip
+    unknown = Summary(
+        algorithm="local",
+        nodes=1,
+        rounds=1,
+        topology="ring",
+        dataset="own",
+        seed=0,
+        version="0",
+        config_digest="",
+        complete=True,
+        privacy=Privacy(mode="strict"),
+    )
     assert "(mode strict, add/remove one example, δ unknown" in printed(unknown)
 
 
@@ -278,6 +302,9 @@ def test_seconds_of_rounds():
 
 def test_reading_a_summary_needs_no_torch(tmp_path):
     summary.write(tmp_path / "summary.json", one())
-    code = "import sys; from pathlib import Path; from node.records import summary; summary.table(summary.read(Path(sys.argv[1])))"
+    code = (
+        "import sys; from pathlib import Path; from node.records import summary; "
+        "summary.table(summary.read(Path(sys.argv[1])))"
+    )
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "summary.json")], check=True)

@@ -225,7 +225,10 @@ class Part:
         if divided.startswith("dirichlet"):
             divided += f" {first['experiment']['alpha']:g}"
         rule = "" if first["mix"]["rule"] == "mean" else f", mixing by {first['mix']['rule']}"
-        said = f"{told[0].dataset}, {many} nodes, {first['topology']['kind']}, {divided}, {rounds} rounds, "
+        said = (
+            f"{told[0].dataset}, {many} nodes, {first['topology']['kind']}, {divided}, "
+            f"{rounds} rounds, "
+        )
         said += f"model {first['task']['model']}{rule}"
         liars = sorted({name for line in self.lines for name in line.attackers})
         return said + (
@@ -325,7 +328,10 @@ def _notes(
     sweep: Sweep, records: Sequence[Record], folder: Folder, headline: Metric
 ) -> Iterator[str]:
     if sweep.source["quick"]:
-        yield "This was made with --quick: ten rounds, two rates, one seed. It shows that everything runs, no more."
+        yield (
+            "This was made with --quick: ten rounds, two rates, one seed. It shows that "
+            "everything runs, no more."
+        )
     if sweep.section.tuning_seed is not None:
         yield (
             f"Each method's learning rate was chosen on seed {sweep.section.tuning_seed} by the "
@@ -333,7 +339,10 @@ def _notes(
             "private data such tuning would cost a budget of its own, which is in no ε here."
         )
     if others := sum(record["code"] != code.of(record["configuration"]) for record in records):
-        yield f"{others} of {len(records)} cells were made by other versions of the code than this one."
+        yield (
+            f"{others} of {len(records)} cells were made by other versions of the code than "
+            "this one."
+        )
     by_kind: dict[tuple[str, str], set[str]] = {}
     for record in records:
         kind = record["configuration"]["algorithm"]["name"], record["configuration"]["task"]["name"]
@@ -341,4 +350,7 @@ def _notes(
     if mixed := sorted({name for (name, _), codes in by_kind.items() if len(codes) > 1}):
         yield f"Runs of {', '.join(mixed)} were made by different versions of the code."
     if folder.unread:
-        yield f"{folder.unread} files in {folder.path.name}/cells are of another version and were left out."
+        yield (
+            f"{folder.unread} files in {folder.path.name}/cells are of another version and "
+            "were left out."
+        )

@@ -51,17 +51,24 @@ def _line(line: Line) -> Values:
         "state": line.state,
         "lr": line.lr,
         "lr_at_edge": bool(line.choice and line.choice.edge),
-        "lr_tried": {f"{lr:g}": value for lr, value in (line.choice.tried if line.choice else {}).items()},
+        "lr_tried": {
+            f"{lr:g}": value for lr, value in (line.choice.tried if line.choice else {}).items()
+        },
         **{key: asdict(it) if it else None for key, it in spreads.items()},
         "bytes": line.bytes,
         "seconds": line.seconds,
-        "epsilon": None if privacy is None or privacy.mode == "none" else {
-            "total": privacy.epsilon.total, "link": privacy.epsilon.link, "nominal": line.nominal,
-            "answers_alone": line.accounted, "conditions": line.conditions,
+        "epsilon": None
+        if privacy is None or privacy.mode == "none"
+        else {
+            "total": privacy.epsilon.total,
+            "link": privacy.epsilon.link,
+            "nominal": line.nominal,
+            "answers_alone": line.accounted,
+            "conditions": line.conditions,
         },
         "attackers": line.attackers,
         "failures": list(line.failures),
-    }  # fmt: skip
+    }
 
 
 def write(report: SweepReport, out: Path) -> list[Path]:

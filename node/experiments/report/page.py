@@ -101,7 +101,9 @@ def _part(report: SweepReport, part: Part, grid: Grid, level: str) -> Iterator[s
     yield f'<{level} id="{_anchor(report, part)}">{escape(part.title)}</{level}>\n'
     yield _table(grid, headed=True)
     if tried := tables.rates(part):
-        yield f"<details><summary>Learning rates that were tried</summary>{_table(tried)}</details>\n"
+        yield (
+            f"<details><summary>Learning rates that were tried</summary>{_table(tried)}</details>\n"
+        )
     yield '<div class="figures">\n'
     for plot in plots.plots(part, report.methods):
         svg = plot.inline().replace("<svg", f'<svg role="img" aria-label="{escape(plot.alt)}"', 1)

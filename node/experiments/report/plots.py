@@ -1,5 +1,6 @@
-"""A sweep's report as pictures: SVG or PNG, the same bytes for the same figures (matplotlib, the extra
-[report]).
+"""A sweep's report as pictures: SVG or PNG, the same bytes for the same figures.
+
+matplotlib is the extra [report].
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Plot:
 
 
 def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
-    """Of one setting: the headline metric against rounds, bytes and ε, consensus distance, and weights per
-    neighbor.
+    """Of one setting: the headline metric against rounds, bytes and ε; consensus distance; weights
+    per neighbor.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -155,7 +156,10 @@ def _curves(
     )
     plain = " ".join(label.split())
     title = f"{metric.label[0].upper()}{metric.label[1:]} against {plain.partition(' (')[0]}"
-    alt = f"{title}, setting {part.title}. Lines: a method each. Late means: {ends}. Horizontal: {plain}."
+    alt = (
+        f"{title}, setting {part.title}. Lines: a method each. Late means: {ends}. "
+        f"Horizontal: {plain}."
+    )
     return Plot(name=f"{slug(part.name)}-{what}", title=title, alt=alt, figure=figure)
 
 
@@ -171,7 +175,10 @@ def _distance(part: Part, lines: Sequence[Line], methods: Sequence[str]) -> Plot
         axes.set_xlabel("rounds")
         axes.set_ylabel("consensus distance")
         _legend(figure, axes)
-    alt = f"Consensus distance against rounds, logarithmic, setting {part.title}. At the end: {', '.join(ends)}."
+    alt = (
+        f"Consensus distance against rounds, logarithmic, setting {part.title}. At the end: "
+        f"{', '.join(ends)}."
+    )
     return Plot(
         name=f"{slug(part.name)}-distance", title="Consensus distance", alt=alt, figure=figure
     )
@@ -220,7 +227,10 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
         for lies in _kinds(found, liars)
     ]
     words = [f"honest neighbors {told[0]:.3g}", *(f"attackers {it:.3g}" for it in told[1:])]
-    alt = f"{kind} each node gives its neighbors, {line.method}, setting {part.title}. Means: {', '.join(words)}."
+    alt = (
+        f"{kind} each node gives its neighbors, {line.method}, setting {part.title}. Means: "
+        f"{', '.join(words)}."
+    )
     name = f"{slug(part.name)}-{kind}-{slug(line.method)}"
     return Plot(name=name, title=f"{line.method}: {kind} per neighbor", alt=alt, figure=figure)
 

@@ -22,7 +22,8 @@ LATE_NOTE = (
     "{labels}, mean ± standard deviation over seeds, of the last {late} evaluations of a run"
 )
 PAPER = (
-    "the first figure is the papers' nominal ε, the second ε_total of the noised answers alone as an accountant has "
+    "the first figure is the papers' nominal ε, the second ε_total of the noised answers alone "
+    "as an accountant has "
     "it (PLD); the own gradient, sent on without noise of its own, is in neither"
 )
 
@@ -89,7 +90,8 @@ def speed_up(report: SweepReport) -> Grid:
         head=("method", *(part.title for part in report.parts)),
         rows=tuple(rows),
         notes=(
-            f"Mean over nodes, to the next evaluation; ÷: fewer than in {report.parts[0].title}, so many times.",
+            "Mean over nodes, to the next evaluation; ÷: fewer than in "
+            f"{report.parts[0].title}, so many times.",
         ),
     )
 
@@ -167,7 +169,7 @@ def setting(part: Part) -> Grid:
 
 
 def _metric_columns(part: Part) -> list[Column]:
-    """The metrics beside the headline, those of its unit first, then what is its averaged model's."""
+    """Metrics beside the headline: those of its unit, the averaged model's headline, the others."""
     headline = part.headline
     declared = {metric.name: metric for line in part.lines for metric in line.metrics}
     others = [it for it in declared.values() if it.tabulated and it.name != headline.name]
@@ -263,7 +265,8 @@ def rates(part: Part) -> Grid | None:
             if line.row.tuned
         ),
         notes=(
-            f"{metric.label[0].upper()}{metric.label[1:]} on held-out training data on the tuning seed"
+            f"{metric.label[0].upper()}{metric.label[1:]} on held-out training data on the "
+            "tuning seed"
             f"{', in percent' if metric.unit == 'ratio' else ''}; * was chosen.",
         ),
     )

@@ -25,10 +25,17 @@ START = "node.experiments.in_process"
 SHOWN = frozenset(
     f"node.{name}"
     for name in (
-        "algorithms", "config", "experiments.run_folder", "figures", "experiments.sweep", "records.checkpoint", "records.journal",
-        "records.summary", "tasks",
+        "algorithms",
+        "config",
+        "experiments.run_folder",
+        "figures",
+        "experiments.sweep",
+        "records.checkpoint",
+        "records.journal",
+        "records.summary",
+        "tasks",
     )
-)  # fmt: skip
+)
 """What keeps, shows or checks, is in a trial's configuration anyway, or is a table of what is
 loaded by name.
 """

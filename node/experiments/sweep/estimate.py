@@ -108,12 +108,18 @@ def document(estimate: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]
         "core_hours_left": estimate.core_hours_left,
         "unmeasured": estimate.unmeasured,
         "rows": [
-            {"setting": it.row.setting, "method": it.row.label, "rates": list(it.row.rates), "cells": it.trials,
-             "left": it.left, "seconds_a_cell": it.seconds}
+            {
+                "setting": it.row.setting,
+                "method": it.row.label,
+                "rates": list(it.row.rates),
+                "cells": it.trials,
+                "left": it.left,
+                "seconds_a_cell": it.seconds,
+            }
             for it in estimate.rows
         ],
         "left_now": [it.label for it in queue.left()],
-    }  # fmt: skip
+    }
 
 
 def lines(estimate: Estimate) -> Iterator[str]:
@@ -127,7 +133,10 @@ def lines(estimate: Estimate) -> Iterator[str]:
         rates = ", ".join("its own" if lr is None else f"{lr:g}" for lr in row.rates)
         tuned = f"lr {rates} on seed {row.tuning_seed}, then " if row.tuned else f"lr {rates}, "
         each = "" if it.seconds is None else f", {it.seconds:.0f} s each"
-        yield f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {it.trials} cells, {it.left} left{each}"
+        yield (
+            f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {it.trials} "
+            f"cells, {it.left} left{each}"
+        )
     unknown = (
         f"; {estimate.unmeasured} cells are unmeasured (--measure)" if estimate.unmeasured else ""
     )

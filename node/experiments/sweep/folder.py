@@ -95,12 +95,14 @@ class Folder:
             other, quick = _json(known), sweep.source["quick"]
             if (theirs := other["sweep"]["name"]) != sweep.name:
                 raise ConfigurationError(
-                    f"{self.path} holds the sweep {theirs!r}, not {sweep.name!r}; choose another --out."
+                    f"{self.path} holds the sweep {theirs!r}, not {sweep.name!r}; choose "
+                    "another --out."
                 )
             if other["quick"] != quick:
                 which = ("a full sweep", "a --quick one")
                 raise ConfigurationError(
-                    f"{self.path} holds {which[not quick]}, this is {which[quick]}; choose another --out."
+                    f"{self.path} holds {which[not quick]}, this is {which[quick]}; choose "
+                    "another --out."
                 )
         elif self.path.is_dir() and any(it.name != "lock" for it in self.path.iterdir()):
             raise StorageError(
@@ -126,7 +128,8 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise TemporaryFailure(
-                    f"Another sweep is at work in {self.path}; wait for it, or choose another --out."
+                    f"Another sweep is at work in {self.path}; wait for it, or choose another "
+                    "--out."
                 ) from None
             files.atomic_write(self.path / "sweep.json", _bytes(sweep.source), public=True)
             yield

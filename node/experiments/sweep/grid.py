@@ -107,7 +107,8 @@ class SweepSection(Section):
                 raise ValueError(f"{what} names a value twice")
         if self.tuning_seed is not None and self.tuning_seed in self.seeds:
             raise ValueError(
-                f"tuning_seed {self.tuning_seed} is one of the seeds; tuning needs a seed of its own"
+                f"tuning_seed {self.tuning_seed} is one of the seeds; tuning needs a seed of "
+                "its own"
             )
         if twice := set(self.algorithms) & set(self.methods):
             raise ValueError(f"{min(twice)!r} stands in algorithms and in methods; keep one")
@@ -295,7 +296,8 @@ def read(source: Values, file: Path) -> Sweep:
         for method in setting.methods or methods:
             if method not in methods:
                 raise ConfigurationError(
-                    f"{file}: sweep.settings.{name}.methods: there is no method {method!r}; add it to sweep.algorithms."
+                    f"{file}: sweep.settings.{name}.methods: there is no method {method!r}; "
+                    "add it to sweep.algorithms."
                 )
             own = deepcopy(values)
             short = {"train": {"rounds": QUICK_ROUNDS}} if quick else {}
@@ -358,7 +360,8 @@ def _difference(values: Mapping[str, Any], file: Path, where: str) -> Difference
     for key, value in rest.items():
         if key not in ExperimentConfig.model_fields or not isinstance(value, dict):
             raise ConfigurationError(
-                f"{file}: {where}.{key}: unknown key; sections of the experiment, {', '.join(OWN)} are known."
+                f"{file}: {where}.{key}: unknown key; sections of the experiment, "
+                f"{', '.join(OWN)} are known."
             )
     try:
         return Difference(**own, values=rest)

@@ -170,7 +170,10 @@ def _other_code(trial: Trial, record: Mapping[str, Any]) -> str:
     here = code.of(trial.configuration)
     if record["code"] == here:
         return ""
-    return f"It was run by other code ({record['code']}, here {here}): install the same everywhere, and start again."
+    return (
+        f"It was run by other code ({record['code']}, here {here}): install the same "
+        "everywhere, and start again."
+    )
 
 
 def _traced(folder: Path, update: TrialUpdate) -> Path | None:
@@ -189,8 +192,14 @@ class ProgressView:
         self._late = sweep.section.late
         left = queue.left()
         self._total, self._done = sweep.size, sweep.size - len(left)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[cells]} cells"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[cells]} cells"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task(
             sweep.name, total=sum(it.work for it in left) or 1, trials=self._count

@@ -44,7 +44,8 @@ class RayCluster:
             ray.init(address=address, log_to_driver=False, logging_level="error", **how)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TemporaryFailure(
-                f"No Ray cluster answers at {address} ({first_line(error)}); use --ray local for one of this machine."
+                f"No Ray cluster answers at {address} ({first_line(error)}); use --ray local "
+                "for one of this machine."
             ) from None
         self._play = ray.remote(num_cpus=1)(_play)
         self._keys: dict[Any, str] = {}

@@ -109,14 +109,16 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
             for metric in declared["metrics"]
             if metric["name"] in measured
         },
-        "bytes": _mean([_sums(events, "phase", "bytes_sent", rounds) for events in honest.values()]),
+        "bytes": _mean(
+            [_sums(events, "phase", "bytes_sent", rounds) for events in honest.values()]
+        ),
         "seconds": _sums(first, "round", "seconds", rounds),
         "distance": [it.get("consensus_distance") for it in played if it["round"] + 1 in rounds],
         "epsilon": _epsilon(list(honest.values())),
         "weights": _weights(honest, rounds),
         "attackers": attackers,
         "summary": told,
-    }  # fmt: skip
+    }
 
 
 def accounted(plan: Plan, summary: Summary, model: Path) -> float | None:
