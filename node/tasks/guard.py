@@ -158,7 +158,11 @@ class Guarded(Wrapper, Task):
 
     def example(self) -> tuple[Tensor, ...] | None:
         """Whatever it gives; `node.maths.synthetic` looks at it."""
-        example: tuple[Tensor, ...] | None = self._example() if self._example else None
+        if self._example is None:
+            return None
+        example: tuple[Tensor, ...] | None = self._example()
+        if example is None:
+            raise self._refusal("example() gives None; leave it out, or return a tuple of tensors")
         return example
 
     def factors(self) -> Factored | None:

@@ -110,7 +110,10 @@ def test_a_check_changes_nothing() -> None:
 
 
 def test_a_start_that_differs_between_two_calls() -> None:
-    refused(changed(initial_parameters=lambda self, seed: torch.randn(self.layout.size)), "start")
+    refused(
+        changed(initial_parameters=lambda self, seed: torch.randn(self.layout.size)),
+        "initial_parameters",
+    )
 
 
 def test_a_start_that_moves_on() -> None:
@@ -120,7 +123,7 @@ def test_a_start_that_moves_on() -> None:
         self.net[0].reset_parameters()
         return flat(self.layout, dict(self.net.named_parameters()))
 
-    refused(changed(initial_parameters=initial_parameters), "start")
+    refused(changed(initial_parameters=initial_parameters), "initial_parameters")
 
 
 def seeded(build: Callable[[Good], object]) -> Any:
@@ -171,7 +174,7 @@ def test_a_start_that_fills_a_lazy_net_with_a_batch_normalization() -> None:
 
 
 def test_a_start_that_changes_what_it_holds_each_time_is_refused_all_the_same() -> None:
-    refused(seeded(lambda task: task.net[0].bias.data.add_(1)), "start", "again")
+    refused(seeded(lambda task: task.net[0].bias.data.add_(1)), "initial_parameters", "again")
 
 
 def test_a_start_that_goes_by_the_seed_is_right() -> None:
@@ -212,7 +215,7 @@ STARTS = {
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_a_start_that_is_no_vector_of_the_layout(start: Any) -> None:
-    refused(changed(initial_parameters=start), "start")
+    refused(changed(initial_parameters=start), "initial_parameters")
 
 
 def test_a_start_in_bfloat16_is_right() -> None:
@@ -415,7 +418,7 @@ class OwnDropout(Good):
 
 
 def test_random_numbers_from_whichever_generator_have_no_mean_to_compare() -> None:
-    promises.check(OwnDropout(), 0)
+    check(OwnDropout())
 
 
 class Large(Good):
@@ -437,8 +440,8 @@ class OneVector(Good):
 
 @pytest.mark.parametrize("kind", [Good, House, ByRecord, Half, Double, Dropout, Large, OneVector])
 def test_equal_up_to_rounding_is_right(kind: type[Good]) -> None:
-    task = kind()
-    check(task)
+    task = guard(kind(), "mine:make")
+    promises.check(task, 0)
     rows = torch.arange(RECORDS)
     total = clipped_sum(task, task.initial_parameters(0), rows, 1e9, backend=probe(task))
     mean = mean_gradient(task, task.initial_parameters(0), rows)
@@ -503,12 +506,13 @@ def test_a_batch_that_is_no_tuple_of_tensors(batch: Any) -> None:
 
 
 def test_a_list_of_tensors_is_right() -> None:
-    task = changed(batch=lambda self, rows: [self.x[rows], self.y[rows]])
-    check(task)
+    task = guard(changed(batch=lambda self, rows: [self.x[rows], self.y[rows]]), "mine:make")
+    promises.check(task, 0)
     rows = torch.arange(RECORDS)
-    found = clipped_sum(task, task.initial_parameters(0), rows, 1.0, backend=probe(task))
-    assert found.equal(
-        clipped_sum(Good(), Good().initial_parameters(0), rows, 1.0, backend=probe(Good()))
+    good = guard(Good(), "mine:make")
+    total = clipped_sum(task, task.initial_parameters(0), rows, 1.0, backend=probe(task))
+    assert total.equal(
+        clipped_sum(good, good.initial_parameters(0), rows, 1.0, backend=probe(good))
     )
 
 
@@ -559,7 +563,7 @@ def test_a_loss_without_gradients_for_some_parameters_is_right() -> None:
     check(Unused())
 
 
-@pytest.mark.parametrize("method", ["start", "batch", "loss", "mean_loss"])
+@pytest.mark.parametrize("method", ["initial_parameters", "batch", "loss", "mean_loss"])
 def test_an_exception_in_the_tasks_code_names_the_method(method: str) -> None:
     def fails(*_: Any) -> Any:
         raise KeyError("ward_7")
@@ -656,9 +660,10 @@ def test_the_layout_of_what_asks_for_gradients() -> None:
     net = frozen()
     assert interface.layout_of(net) == Layout((("2.weight", (3, 4)), ("2.bias", (3,))))
     assert interface.layout_of(nn.Linear(6, 1)).fields == (("weight", (1, 6)), ("bias", (1,)))
-    task = Good(net)
-    task.layout = interface.layout_of(net)
-    check(task)
+    good = Good(net)
+    good.layout = interface.layout_of(net)
+    task = guard(good, "mine:make")
+    promises.check(task, 0)
     before = net[0].weight.clone()
     assert len(mean_gradient(task, task.initial_parameters(0), torch.arange(RECORDS))) == 15
     assert net[0].weight.equal(before)
@@ -769,8 +774,8 @@ def of_embeddings(sparse: bool) -> Good:
 
 
 def test_sparse_gradients_give_the_same_sums_as_dense_ones() -> None:
-    sparse, dense = of_embeddings(True), of_embeddings(False)
-    check(sparse)
+    sparse, dense = (guard(of_embeddings(kind), "mine:make") for kind in (True, False))
+    promises.check(sparse, 0)
     rows, x = torch.arange(RECORDS), dense.initial_parameters(0)
     expected = clipped_sum(dense, x, rows, 0.5, backend="loop")
     assert clipped_sum(sparse, x, rows, 0.5, backend="loop").equal(expected)
@@ -870,4 +875,4 @@ def test_a_task_that_leaves_torch_alone_is_made(
     run = RunConfig.model_validate(
         {"privacy": {"mode": "none"}, "task": {"name": f"{module}:make"}}
     )
-    check(tasks.make(run, np.arange(5)))
+    promises.check(tasks.make(run, np.arange(5)), 0)
