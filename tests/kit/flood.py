@@ -104,7 +104,7 @@ async def main(count: int) -> None:
         heard += 1
         note(*given)  # type: ignore[arg-type]
 
-    listening.heard.note = counted  # type: ignore[method-assign]
+    listening.heard.note = counted  # type: ignore[method-assign, assignment]
     running = asyncio.create_task(listening.run())
 
     async def send(packets: Iterable[bytes]) -> None:

@@ -272,7 +272,7 @@ def become(request: Mapping[str, Any]) -> None:
         setattr(sys, f"__{name}__", stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.resetwarnings()
-    warnings.filters[:] = list(_filters)
+    warnings.filters[:] = list(_filters)  # type: ignore[index]
     for entry in filter(None, reversed(environ.get("PYTHONWARNINGS", "").split(","))):
         warnings._setoption(entry)  # type: ignore[attr-defined]
     if not request["safe_path"]:
