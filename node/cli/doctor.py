@@ -96,7 +96,10 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     clashing = clashes()
     for name, others in clashing.items():
-        text = f"the package {', '.join(others)} brings the import name {name!r} too, which peerpoise uses"
+        text = (
+            f"the package {', '.join(others)} brings the import name {name!r} too, which "
+            "peerpoise uses"
+        )
         again = (
             f"pip uninstall {' '.join(others)} && pip install --force-reinstall --no-deps peerpoise"
         )
@@ -188,7 +191,10 @@ def _clock() -> Iterator[Finding]:
     """
     installed = Path(__file__).stat().st_mtime
     if time.time() < installed - 86400:
-        text = f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC is before peerpoise was installed"
+        text = (
+            f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC is before peerpoise was "
+            "installed"
+        )
         yield fault(
             "clock",
             text,

@@ -260,7 +260,10 @@ def _discovery(node: NodeConfig, roster: Roster, written: AddressBook) -> Iterat
     text = ", ".join(chosen)
     if SEEKING & {*chosen}:
         try:
-            text += f"; announces {', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
+            text += (
+                "; announces "
+                f"{', '.join(own_addresses(node.listen.address, node.listen.advertise))}"
+            )
         except PeerpoiseError as error:
             yield warning("discovery", str(error), "see listen in node.toml")
             return
@@ -370,7 +373,8 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
     )
     yield ok(
         "data",
-        f"{plan.run.task.data}: {task.num_examples} examples, {task.layout.size:,} parameters{digest}",
+        f"{plan.run.task.data}: {task.num_examples} examples, {task.layout.size:,} "
+        f"parameters{digest}",
     )
     neighborhood = plan.neighborhoods.get(node.name)
     yield from _memory(plan, task, neighborhood.degree if neighborhood else 0)

@@ -90,10 +90,16 @@ def _other(error: Exception) -> tuple[str, int]:
     package, or a bug.
     """
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        sentence = "This machine has too little memory for this run; choose a smaller model, smaller chunks or fewer nodes."
+        sentence = (
+            "This machine has too little memory for this run; choose a smaller model, "
+            "smaller chunks or fewer nodes."
+        )
         return sentence, TemporaryFailure.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        sentence = f"{error.filename or 'A file'} can't be written: {error.strerror}; free space or choose another place."
+        sentence = (
+            f"{error.filename or 'A file'} can't be written: {error.strerror}; free "
+            "space or choose another place."
+        )
         return sentence, StorageError.exit_code
     if isinstance(error, RuntimeError) and "home directory" in str(
         error
@@ -106,11 +112,17 @@ def _other(error: Exception) -> tuple[str, int]:
         "node",
         "peer",
     ):
-        sentence = f"The package {error.name} is missing; install peerpoise with all it needs: pip install peerpoise."
+        sentence = (
+            f"The package {error.name} is missing; install peerpoise with all it needs: "
+            "pip install peerpoise."
+        )
         return sentence, ConfigurationError.exit_code
     if isinstance(error, UnicodeEncodeError):  # names of files, which may be the run's
         characters = ascii(error.object[error.start : error.end])
-        sentence = f"The characters {characters} don't exist in {error.encoding}; choose another name, or LC_ALL=C.UTF-8."
+        sentence = (
+            f"The characters {characters} don't exist in {error.encoding}; choose "
+            "another name, or LC_ALL=C.UTF-8."
+        )
         return sentence, ConfigurationError.exit_code
     return _bug(error), EXIT_BUG
 
@@ -118,7 +130,10 @@ def _other(error: Exception) -> tuple[str, int]:
 def _bug(error: Exception) -> str:
     """One sentence; the traceback goes to a file, or with PEERPOISE_DEBUG=1 to standard error."""
     if file := _traceback("peerpoise-bug-"):
-        said = f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in {file}, please report it."
+        said = (
+            f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in "
+            f"{file}, please report it."
+        )
         return said
     return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
 
