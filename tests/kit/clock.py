@@ -101,8 +101,8 @@ class Counted(Compute):
             self._jobs += jobs
             self._hanging += hanging
 
-    async def _put(self, queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return await super()._put(_Counting(self, queue), work, arguments)  # type: ignore[arg-type]
+    async def _put(self, queue: Any, work: Callable[[], Any]) -> Any:
+        return await super()._put(_Counting(self, queue), work)  # type: ignore[arg-type]
 
 
 class _Counting:
