@@ -19,7 +19,7 @@ from node.experiments.in_process import simulate
 from node.llm import models
 from node.maths.backends import probe
 from node.maths.clipping import clipped_sum, mean_gradient
-from node.records.summary import Metric
+from node.records.summary import TaskMetric
 from node.task import flat, views
 from node.tasks import causal_lm, make
 from node.tasks.causal_lm import CausalLM
@@ -275,7 +275,7 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     privacy = config.privacy.model_copy(update={"batch": 4})
     summary = simulate(config.model_copy(update={"train": train, "privacy": privacy}), tmp_path)
     perplexity = summary.task_metrics["perplexity"]
-    assert isinstance(perplexity, Metric)
+    assert isinstance(perplexity, TaskMetric)
     assert perplexity.mean == pytest.approx(np.mean(list(perplexity.per_node.values())))  # type: ignore[arg-type]
     assert len(perplexity.per_node) == 5
     assert perplexity.mean < 120, "259 are the tokens"
