@@ -96,8 +96,8 @@ async def _peak(name, layers, each, per_block, kind, n, options, policies):
         nodes = {i: algorithm(config, resources(i, layout, start, groups)) for i in neighborhoods}
         together = mesh(nodes, neighborhoods, 3, layout=layout, **policies)
         for node in together.values():
-            node.compute.own = counted(node.compute.own, meter)
-            node.compute.answer = counted(node.compute.answer, meter)
+            node.compute.run = counted(node.compute.run, meter)
+            node.compute.run_priority = counted(node.compute.run_priority, meter)
         await play(together)
     return meter.peak / n
 
