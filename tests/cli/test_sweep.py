@@ -102,15 +102,17 @@ def test_measuring_says_core_hours(peerpoise: Call, file: Path, tmp_path: Path) 
     assert not (tmp_path / "out" / "cells").exists(), "ten rounds are no cell"
 
 
-def test_a_cell_that_fails_is_in_the_exit_code(peerpoise: Call, file: Path, tmp_path: Path) -> None:
+def test_data_that_can_not_be_divided_are_found_before_a_cell_runs(
+    peerpoise: Call, file: Path, tmp_path: Path
+) -> None:
     """Only a partition knows that a column is missing."""
     bad = "[sweep.settings.bad]\nexperiment = { partition = 'column', column = 'who' }\n"
     file.write_text(SWEEP + "[sweep.settings.good]\n" + bad, encoding="utf-8")
     result = peerpoise("sweep", file, "--out", tmp_path / "out")
-    assert result.code == 1
-    assert "2 cells finished, 2 failed, 2 left" in result.out
-    assert "experiment.column = 'who' is no column of the data" in result.out
-    assert "Traceback" not in result.out + result.err
+    assert result.code == 78
+    assert "experiment.column = 'who' is no column of the data" in result.err
+    assert "(setting bad, method xavg)" in result.err
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 @pytest.mark.parametrize(

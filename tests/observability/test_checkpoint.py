@@ -257,7 +257,7 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import save
 from node.records import checkpoint, summary
-from node.algorithms.deca import DecaState
+from node.algorithms.deca import State
 from peer.message import Layout
 
 def kib(field):
@@ -266,7 +266,7 @@ def kib(field):
 torch.set_num_threads(1)
 folder, n = Path(sys.argv[1]), 1 << 25
 for size in (n >> 10, n):  # the first round loads what is loaded late
-    it = DecaState(x=torch.ones(size, dtype=torch.bfloat16), theta=torch.ones(size // 8), m=torch.ones(size // 8))
+    it = State(x=torch.ones(size, dtype=torch.bfloat16), theta=torch.ones(size // 8), m=torch.ones(size // 8))
     layout, held = Layout((("w", (size,)),)), kib("VmRSS")
     for work in (
         lambda: summary.digest(it.x),
