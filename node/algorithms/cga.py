@@ -3,7 +3,7 @@ neighbor's. Esfandiari, Tan, Jiang, Balu, Herron, Hegde, Sarkar, "Cross-gradient
 decentralized learning from non-IID data", arXiv 2103.02051, algorithm 1.
 
     g_{j→i}  the gradient of j's loss at i's model, computed by j; j ≠ i
-    g̃_i = argmin ½‖g̃ − g_ii‖²  s.t.  ⟨g̃, g_{j→i}⟩ ≥ 0 for every neighbor j          (`node.maths.projection`)
+    g̃_i = argmin ½‖g̃ − g_ii‖²  s.t.  ⟨g̃, g_{j→i}⟩ ≥ 0 for every neighbor j  (`node.maths.projection`)
     v_i ← β v_i − η g̃_i ;  x_i ← Σ_j w_ij x_j + v_i                                   v is not mixed
 
 A step that harms nobody to first order; where all agree it is the own gradient. All gradients are

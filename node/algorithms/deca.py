@@ -14,8 +14,8 @@ at θ, r: steps in the block so far.
 
     reference  h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1e-6), one norm over the block; b = (0.2, 0.333). As in the authors' code.
     literal    h = θ⁺ − θ, as printed; b = (0.9, 0.999). Against m's sign and in units of parameters.
-    scaled     h = (θ − θ⁺)/γ · (√v̂ + ε), in units of a gradient; b = (0.9, 0.999). Without (8) and (9) where γ = 0.
-    trivial    the step as above, but only the signal is carried: m ← a₁m + (1 − a₁)h, v ← a₂v + (1 − a₂)h²,
+    scaled  h = (θ − θ⁺)/γ · (√v̂ + ε), in units of a gradient; b = (0.9, 0.999). Without (8) and (9) where γ = 0.
+    trivial  the step as above, but only the signal is carried: m ← a₁m + (1 − a₁)h, v ← a₂v + (1 − a₂)h²,
                h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1). The paper's ablation.
     none       without (8) and (9).
 

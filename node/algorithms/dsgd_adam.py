@@ -1,7 +1,7 @@
 """DSGD-Adam: every node steps with its own full Adam, and the models are averaged. The baseline of
 DECA that needs 9M.
 
-    x̃_i = x_i − γ m̂_i/(√v̂_i + ε) of Adam at x_i ;  x_i ← Σ_j w_ij x̃_j          one exchange of the model
+    x̃_i = x_i − γ m̂_i/(√v̂_i + ε) of Adam at x_i ;  x_i ← Σ_j w_ij x̃_j  one exchange of the model
 
 DADAM of Nazari, Tarzanagh, Michailidis, arXiv 1901.09109, in its plain form; the moments stay at
 home.

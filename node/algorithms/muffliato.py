@@ -69,7 +69,8 @@ class MuffliatoConfig(Schedule):
         gap = self.spectral_gap or float(f"{spectral_gap:.6g}")
         if gap < 1e-9:
             raise ConfigurationError(
-                "muffliato needs a graph on which averaging converges; the spectral gap of this W is 0: give "
+                "muffliato needs a graph on which averaging converges; the spectral gap of this W "
+                "is 0: give "
                 "topology.edges other weights, or another topology.kind."
             )
         return self.model_copy(

@@ -2,9 +2,9 @@
 "NET-FLEET: achieving linear convergence speedup for fully decentralized federated learning with
 heterogeneous data", arXiv 2208.08490.
 
-    s_i ← s_i + ∇f_i(x_i^t; ξ) − ∇f_i(x_i^{t−1}; ξ)       both on the batch ξ of round t; s_i = ∇f_i(x_i; ξ) at first
-    y_i ← y_i + what s_i gained                           so Σ_i y_i = Σ_i s_i: y_i tracks the mean gradient of all
-    x_i ← Σ_j w_ij x_j − η y_i ;  y_i ← Σ_j w_ij y_j      one exchange, of twice the model; the step takes y before it
+    s_i ← s_i + ∇f_i(x_i^t; ξ) − ∇f_i(x_i^{t−1}; ξ)  both on the batch ξ of round t; s_i = ∇f_i(x_i; ξ) at first
+    y_i ← y_i + what s_i gained            so Σ_i y_i = Σ_i s_i: y_i tracks the mean gradient of all
+    x_i ← Σ_j w_ij x_j − η y_i ;  y_i ← Σ_j w_ij y_j  one exchange, of twice the model; the step takes y before it
 
 What differs between the nodes' data cancels in y, so a constant η leads to one point. In mode
 strict (DP-NET-FLEET) the difference is ONE release: what an example's clipped gradient gained is

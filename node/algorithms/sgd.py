@@ -5,7 +5,7 @@ everybody's data.
 on the union of the data (an upper bound); `simulate` builds ONE node for it, with all examples and
 a batch of B·N; a daemon refuses it, since it would have to see its neighbors' data.
 
-    v ← β v + g + λ x ;  x ← x − η v          momentum as in torch.optim.SGD (no dampening, no Nesterov)
+    v ← β v + g + λ x ;  x ← x − η v      momentum as in torch.optim.SGD (no dampening, no Nesterov)
 
 The gradient is the gate's release to oneself: clipped and noised in the modes strict and paper
 (then this is DP-SGD).

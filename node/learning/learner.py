@@ -100,15 +100,18 @@ class Plan:
             ) from None
         if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
             raise ConfigurationError(
-                f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
+                f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name '
+                f"{own} instead."
             )
         if run.privacy.mode == "paper" and not isinstance(options, PaperCalibrated):
             raise ConfigurationError(
-                f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or "none".'
+                f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or '
+                '"none".'
             )
         if run.sync.mode == "async" and isinstance(options, BlockSchedule):
             raise ConfigurationError(
-                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different blocks, which have no '
+                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different '
+                "blocks, which have no "
                 'mean; set "round" or "quorum", or take dsgd-adam.'
             )
         named, mix = "mix.rule", run.mix
@@ -117,7 +120,8 @@ class Plan:
         if not algorithm.POOLED and (node := undersized_neighborhood(neighborhoods, mix)):
             raise ConfigurationError(
                 f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbors are "
-                f"{len(neighborhoods[node].weight)}; lower mix.byzantine, take more edges, or another rule."
+                f"{len(neighborhoods[node].weight)}; lower mix.byzantine, take more edges, or "
+                "another rule."
             )
         if isinstance(options, ShapleyConfig):
             _players(run.algorithm.name, options, neighborhoods)
@@ -416,7 +420,8 @@ def weak(planned: float | None) -> str | None:
     if planned is None or planned <= WEAK:
         return None
     return (
-        f"The planned ε_total is {planned:.3g}, and above {WEAK:g} it promises next to nothing: what leaves may show "
+        f"The planned ε_total is {planned:.3g}, and above {WEAK:g} it promises next to nothing: "
+        "what leaves may show "
         "single records; set privacy.epsilon to 10 or less, or privacy.sigma higher."
     )
 
@@ -459,7 +464,8 @@ def build(
     if seed is not None and run.privacy.mode != "none" and ledger is not None:
         if limit is not None:
             raise ConfigurationError(
-                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; remove the seed, or "
+                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; "
+                "remove the seed, or "
                 'set budget.epsilon = "unlimited".'
             )
         ledger.mark(run.run_id, "none")  # anybody who knows the seed can remove the noise
@@ -530,7 +536,8 @@ def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
     x = promises.check(task, run.train.seed)
     if given is not None and not torch.equal(x.to(given.dtype), given):
         raise TaskError(
-            "The task's initial_parameters(seed) gives other values at each node, so they would not learn one model; draw them from "
+            "The task's initial_parameters(seed) gives other values at each node, so they would "
+            "not learn one model; draw them from "
             "the seed: torch.manual_seed(seed), within torch.random.fork_rng()."
         )
     return x

@@ -71,7 +71,8 @@ def checked_start(task: Task, seed: int) -> Tensor:
 def _check_layout(task: Task) -> None:
     if not task.layout.fields:
         raise TaskError(
-            "The task's layout has no parameters; name those that are to be learned (node.task.layout_of)."
+            "The task's layout has no parameters; name those that are to be learned "
+            "(node.task.layout_of)."
         )
     if empty := [name for name, shape in task.layout.fields if 0 in tuple(shape)]:
         raise TaskError(
@@ -114,7 +115,8 @@ def _check_examples(task: Task) -> None:
         raise TaskError("The task's num_examples counts more rows than batch(rows) has.") from error
     if not batch or not all(column.dim() and len(column) == 2 for column in batch):
         raise TaskError(
-            "The task's batch(rows) gives not one entry for each of the rows in every tensor; index them by rows."
+            "The task's batch(rows) gives not one entry for each of the rows in every tensor; "
+            "index them by rows."
         )
 
 
@@ -122,14 +124,16 @@ def _check_start(task: Task, seed: int) -> Tensor:
     x, again = task.initial_parameters(seed), task.initial_parameters(seed)
     if not _is_vector(x, task.layout.size):
         raise TaskError(
-            f"The task's initial_parameters(seed) gives {_kind(x)}; a flat, dense vector of {task.layout.size} floats on the CPU is "
+            f"The task's initial_parameters(seed) gives {_kind(x)}; a flat, dense vector of "
+            f"{task.layout.size} floats on the CPU is "
             "expected, as its layout says."
         )
     if not bool(x.isfinite().all()):
         raise TaskError("The task's initial_parameters(seed) has values that are not finite.")
     if not torch.equal(x, again):
         raise TaskError(
-            "The task's initial_parameters(seed) gives other values when it is asked again; draw them from the seed: "
+            "The task's initial_parameters(seed) gives other values when it is asked again; draw "
+            "them from the seed: "
             "torch.manual_seed(seed), within torch.random.fork_rng()."
         )
     return x
@@ -162,7 +166,8 @@ def _check_loss(task: Task, values: Values) -> None:
     losses = _losses(rehearsal, rehearsal.initial_parameters(0), torch.arange(COMPARED))
     if not any(loss.requires_grad for loss in losses):
         raise TaskError(
-            "The task's loss does not depend on the parameters that it is given; compute it from them."
+            "The task's loss does not depend on the parameters that it is given; compute it from "
+            "them."
         )
 
 
@@ -170,11 +175,13 @@ def _check_frozen(task: Task) -> None:
     for name, parameters in _named(task).items():
         if all(parameter.is_complex() for parameter in parameters):
             raise TaskError(
-                f"The parameter {name!r} is complex, and the layout's are real; hold it as real and imaginary part."
+                f"The parameter {name!r} is complex, and the layout's are real; hold it as real "
+                "and imaginary part."
             )
         if not any(parameter.requires_grad for parameter in parameters):
             raise TaskError(
-                f"The parameter {name!r} is frozen (requires_grad = False) but stands in the layout, so it would be "
+                f"The parameter {name!r} is frozen (requires_grad = False) but stands in the "
+                "layout, so it would be "
                 "trained; make the layout by node.task.layout_of(module), which leaves it out."
             )
 
@@ -223,13 +230,16 @@ def _compare(rehearsal: SyntheticTask, x: Tensor) -> None:
     loss = scalar(rehearsal.mean_loss(parameters, rehearsal.batch(rows)), "mean_loss")
     if not loss.requires_grad:
         raise TaskError(
-            "The task's mean_loss does not depend on the parameters that it is given; compute it from them."
+            "The task's mean_loss does not depend on the parameters that it is given; compute it "
+            "from them."
         )
     mean, expected = float(loss.detach()), float(each.mean())
     scale = float(each.abs().mean())
     if each.isfinite().all() and not abs(mean - expected) <= TOLERANCE * scale:
         raise TaskError(
-            "The task's mean_loss is not the mean of its loss over the examples of a batch, so runs with and without "
-            "privacy would learn different things; look for shapes that broadcast ([n, 1] with [n]), sums, weights, "
+            "The task's mean_loss is not the mean of its loss over the examples of a batch, so "
+            "runs with and without "
+            "privacy would learn different things; look for shapes that broadcast ([n, 1] with "
+            "[n]), sums, weights, "
             "and layers that mix examples."
         )

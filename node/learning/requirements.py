@@ -28,7 +28,8 @@ def room_for_blocks(options: AlgorithmConfig, run: RunConfig, task: Task, degree
     need, free = _beside(options, run, task, degree), available_memory()
     if free is not None and need > free:
         raise ConfigurationError(
-            f"algorithm.layers_per_block = {options.layers_per_block} makes blocks that take {mib(need)} beside the "
+            f"algorithm.layers_per_block = {options.layers_per_block} makes blocks that take "
+            f"{mib(need)} beside the "
             f"model, but {mib(free)} are available; lower it, or take a machine with more memory."
         )
 

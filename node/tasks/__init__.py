@@ -85,7 +85,8 @@ def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Ta
     module, colon, function = path.rpartition(":")
     if not colon:
         raise ConfigurationError(
-            f"Unknown task {name!r}; choose one of {', '.join(sorted(TASKS))}, or your own as package.module:function "
+            f"Unknown task {name!r}; choose one of {', '.join(sorted(TASKS))}, or your own as "
+            "package.module:function "
             "or FILE.py:function."
         )
     if not function:

@@ -61,7 +61,7 @@ class Tested:
 
 
 class CausalLM(Task):
-    """A `Task`. Safe to use from several threads: parameters are arguments, examples never change."""
+    """A `Task`, safe to use from several threads: parameters are arguments."""
 
     indexes = True
 
@@ -248,7 +248,8 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     task, text = run.task, run.task.text or TextSection()
     if run.validation.size is not None or run.validation.path is not None:
         raise ConfigurationError(
-            "causal-lm knows no validation set: take an algorithm that needs none (not ross or pdsl); no [validation]."
+            "causal-lm knows no validation set: take an algorithm that needs none (not ross or "
+            "pdsl); no [validation]."
         )
     language, ours = _model(run)
     encoder = _encoder(language, task)
@@ -319,7 +320,8 @@ def _encoder(language: models.LanguageModel, task: TaskSection) -> Encoder:
     text = task.text or TextSection()
     if language.longest is not None and text.length > language.longest:
         raise ConfigurationError(
-            f"task.text.length = {text.length}, but {task.model} takes {language.longest} tokens at most."
+            f"task.text.length = {text.length}, but {task.model} takes {language.longest} tokens "
+            "at most."
         )
     return Encoder(text, language.tokens, task.labels)
 

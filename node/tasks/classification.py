@@ -36,7 +36,7 @@ EVALUATION_CHUNK = 256
 
 
 class Classification(Task):
-    """A `Task`. Safe to use from several threads: parameters are arguments, examples never change."""
+    """A `Task`, safe to use from several threads: parameters are arguments."""
 
     indexes = True
 
@@ -202,12 +202,14 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
     train = _prepared(train, task)
     if test and test.shape != train.shape:
         raise DataError(
-            f"Test images have shape {test.shape}, training images {train.shape}; set task.image_size."
+            f"Test images have shape {test.shape}, training images {train.shape}; set "
+            "task.image_size."
         )
     for what, other in (("Test", test), ("Validation", judged)):
         if other and _inputs(other, task)["values"] != _inputs(train, task)["values"]:
             raise DataError(
-                f"{what} images are {other.values}, training images {train.values}; bring them into one form, or set "
+                f"{what} images are {other.values}, training images {train.values}; bring them "
+                "into one form, or set "
                 "task.value_range = [0, 1]."
             )
     judged = _prepared(judged, task) if judged else None

@@ -67,7 +67,8 @@ def guard(made: object, name: str) -> Task:
         )
     if not _is_layout(_read(made, "layout", name)):
         raise ConfigurationError(
-            f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes (docs/own-task.md)."
+            f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes "
+            "(docs/own-task.md)."
         )
     return Guarded(made, name)
 

@@ -35,7 +35,8 @@ def load(place: str, name: str) -> ModuleType:
         return _from_file(Path(place).expanduser().absolute(), name)
     if not all(part.isidentifier() for part in place.split(".")):
         raise ConfigurationError(
-            f"task.name = {name!r} names no module; write package.module:function, or FILE.py:function."
+            f"task.name = {name!r} names no module; write package.module:function, or "
+            "FILE.py:function."
         )
     try:
         return import_module(place)

@@ -44,6 +44,7 @@ def switches_kept(task: str) -> Iterator[None]:
             SWITCHES[name][1](before[name])
     if changed:
         raise TaskError(
-            f"task.name = {task!r} changes torch's {changed[0]} for the whole process; set it where it is needed only, "
+            f"task.name = {task!r} changes torch's {changed[0]} for the whole process; set it "
+            "where it is needed only, "
             "and put it back."
         )

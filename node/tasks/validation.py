@@ -58,7 +58,8 @@ def held_out(run: RunConfig, labels: Rows) -> Rows:
         rows = generator.permutation(np.flatnonzero(labels == label))
         if count >= len(rows):
             raise ConfigurationError(
-                f"validation.size = {size} takes {count} examples of class {label}, which has {len(rows)}; lower it."
+                f"validation.size = {size} takes {count} examples of class {label}, which has "
+                f"{len(rows)}; lower it."
             )
         chosen.append(rows[:count])
     return np.sort(np.concatenate(chosen))
@@ -125,12 +126,14 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
         rows = held_out(run, train.y.numpy())
         if len(np.intersect1d(rows, _rows(data, len(train)))):
             raise DataError(
-                "data.rows overlaps the validation set that validation.size holds out; divide again."
+                "data.rows overlaps the validation set that validation.size holds out; divide "
+                "again."
             )
         examples = train.take(rows)
         if section.digest and examples.digest() != section.digest:
             raise DataError(
-                f"This copy of {run.task.data} is not the one the run was made with; install the same."
+                f"This copy of {run.task.data} is not the one the run was made with; install the "
+                "same."
             )
     else:
         return None
@@ -182,7 +185,8 @@ class ValidationScorer:
         """
         if task.validation is None:
             raise ConfigurationError(
-                "The algorithm values what it hears on a validation set, and there is none: set validation.size, or "
+                "The algorithm values what it hears on a validation set, and there is none: set "
+                "validation.size, or "
                 "with own data validation.path before pack (data.validation in a node's file)."
             )
         self.layout, self.validation, self.yield_point = task.layout, task.validation, yield_point

@@ -102,7 +102,7 @@ def packed(peerpoise: Call, tiny: Path, *words: str) -> Path:
     return tiny.parent / "packed" / "a"
 
 
-# ------------------------------------------------------------------------------------------------------- models
+# ------------------------------------------------------------------------------------------- models
 
 
 def no_layers(folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_rounds_need_not_be_whole_visits(peerpoise: Call, tiny: Path) -> None:
     assert "visit" not in result.err
 
 
-# --------------------------------------------------------------------------------------------------------- texts
+# -------------------------------------------------------------------------------------------- texts
 
 
 def no_rows(text: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_node_with_an_empty_file_of_its_own(peerpoise: Call, tiny: Path) -> No
     refused(peerpoise("run", "--config", home / "node.toml"), 66, "data.jsonl has no rows")
 
 
-# ----------------------------------------------------------------------------------------------- what does not agree
+# ------------------------------------------------------------------------------ what does not agree
 
 
 def test_peers_with_different_models(
@@ -287,7 +287,7 @@ def test_peers_with_different_models(
         shutil.copytree(right, model, dirs_exist_ok=True)
 
 
-# -------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 @pytest.mark.parametrize(("each", "missing"), [(1, 0), (1, 1), (3, 0)])

@@ -64,7 +64,8 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         }
         for name in ("n2", "n3"):
             expected[name] = (
-                f"{address[name]} and this node do not accept each other's certificate or TLS version."
+                f"{address[name]} and this node do not accept each other's certificate or TLS "
+                "version."
             )
         errors = await n0.until(lambda: refusals(n0, impostors, expected))
         assert address["n1"] in errors["n1"]

@@ -124,7 +124,8 @@ def went_on(home: Path) -> None:
     lost = [it["round"] for it in events(home, "lost_edge", "partial_mix") if it["peer"] == VICTIM]
     assert (DIES in lost) == (home.name in ("n0", "n2"))
     say(
-        f"{home.name} was without {VICTIM} in rounds {sorted(set(lost))}; its longest round took {longest:.0f} s"
+        f"{home.name} was without {VICTIM} in rounds {sorted(set(lost))}; its longest round took "
+        f"{longest:.0f} s"
     )
 
 
@@ -144,13 +145,16 @@ def measured(homes: dict[str, Path], found: Summary) -> None:
         peak = own.algorithm_metrics["peak_memory_bytes"]
         assert isinstance(peak, float | int)
         say(
-            f"{name}: {len(seconds)} rounds of {statistics.median(seconds):.1f} s (median); {peak / 1e9:.2f} GB at most"
+            f"{name}: {len(seconds)} rounds of {statistics.median(seconds):.1f} s (median); "
+            f"{peak / 1e9:.2f} GB at most"
         )
     say(
-        f"bytes per round and node {found.algorithm_metrics['bytes_per_step']}, of blocks {2 * BLOCK} at two neighbors"
+        f"bytes per round and node {found.algorithm_metrics['bytes_per_step']}, of blocks "
+        f"{2 * BLOCK} at two neighbors"
     )
     say(
-        f"perplexity {found.task_metrics['perplexity']}, of the average {found.algorithm_metrics['averaged_model']}"
+        f"perplexity {found.task_metrics['perplexity']}, of the average "
+        f"{found.algorithm_metrics['averaged_model']}"
     )
 
 

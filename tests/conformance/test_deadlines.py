@@ -38,7 +38,7 @@ LATENCY = (0.001, 0.002)
 """Without it rounds would take next to no time, and whoever looks now and then would come too late."""
 
 
-# ------------------------------------------------------------------------------------------------ lost edges
+# --------------------------------------------------------------------------------------- lost edges
 
 
 async def until(condition):
@@ -258,7 +258,7 @@ async def test_rounds_that_are_much_faster_than_beats_lose_no_edge():
     assert torch.equal(results(nodes), simulated(("d-psgd", {}), "ring", rounds=400))
 
 
-# ------------------------------------------------------------------------------------------- slow is not dead
+# --------------------------------------------------------------------------------- slow is not dead
 
 
 class Slow(Toy):
@@ -317,7 +317,7 @@ async def test_a_stuck_node_is_lost_after_the_deadline_though_it_beats():
     assert "n1" in {peer for _, peer in together["n2"].notes.losses}
 
 
-# ----------------------------------------------------------------------------------------- the rest of the verbs
+# ---------------------------------------------------------------------------- the rest of the verbs
 
 BLOCK = Layout((("block", (700_001,)),))
 
@@ -666,7 +666,7 @@ async def test_another_kind_in_the_same_phase_is_refused_not_waited_out():
     assert set(together["n0"].notes.weights[0]) == {"n0", "n2"}
 
 
-# -------------------------------------------------------------------------------------------- waiting policies
+# --------------------------------------------------------------------------------- waiting policies
 
 
 async def test_quorum_goes_on_with_a_stalled_third_node():

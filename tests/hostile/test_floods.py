@@ -123,7 +123,8 @@ async def test_rounds_cost_what_they_cost_at_rest(tmp_path: Path, kinds: tuple[s
             ):
                 flooded = await cost(n0)
                 print(
-                    f"{kind}: a round costs {flooded / rest:.2f} times as much, {memory(n0) - before:+.0f} MiB"
+                    f"{kind}: a round costs {flooded / rest:.2f} times as much, "
+                    f"{memory(n0) - before:+.0f} MiB"
                 )
                 assert flooded < COST[kind] * rest, kind
                 assert memory(n0) < before + MEMORY, kind

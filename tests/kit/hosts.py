@@ -59,7 +59,8 @@ def why_not() -> str:
         made = subprocess.run(veth, capture_output=True, text=True, check=False)
         ip("netns", "del", name)
     return (
-        f"no network namespaces here ({made.stderr.strip()}); a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN"
+        f"no network namespaces here ({made.stderr.strip()}); a container needs CAP_SYS_ADMIN and "
+        "CAP_NET_ADMIN"
         if made.returncode
         else ""
     )

@@ -107,7 +107,8 @@ def best_of_three(folder: Path, run: ExperimentConfig, *, moving: bool) -> None:
             BEAT_P99_SECONDS / max(0.1, 1 - watched.others),
         )
         found.append(
-            f"{1000 * late:.0f} ms of {1000 * bound:.0f} ({watched.others:.0%} of the processors for others)"
+            f"{1000 * late:.0f} ms of {1000 * bound:.0f} ({watched.others:.0%} of the processors "
+            "for others)"
         )
         if late < bound:
             print(f"p99 of heartbeats: {found[-1]}")

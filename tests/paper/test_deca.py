@@ -62,7 +62,7 @@ def ring(kind, n=4, start=None, **options):
     return {i: node(kind, i, start, **options) for i in neighborhoods}, neighborhoods
 
 
-# -------------------------------------------------------------------------------------------------- the equations
+# ------------------------------------------------------------------------------------ the equations
 
 
 class Given:
@@ -187,7 +187,7 @@ def test_it_is_the_naive_one_on_a_ring(bma, name):
         torch.testing.assert_close(nodes[i].parameters, found[i], rtol=error, atol=error)
 
 
-# ---------------------------------------------------------------------------------------------------- identities
+# --------------------------------------------------------------------------------------- identities
 
 
 def torch_adam(start, wanted, rounds, share=lambda t: 1.0, norm=1e9, **options):
@@ -278,7 +278,7 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
         assert cosine > 0.9
 
 
-# ------------------------------------------------------------------------------------------------ blocks and orders
+# -------------------------------------------------------------------------------- blocks and orders
 
 
 def test_blocks_are_consecutive_layers_and_together_the_model():
@@ -372,7 +372,7 @@ def test_a_state_goes_on_bit_for_bit_from_the_middle_of_a_block(cut, options):
     assert all(torch.equal(second[i].parameters, through[i].parameters) for i in through)
 
 
-# ---------------------------------------------------------------------------------------------- storage and the wire
+# ----------------------------------------------------------------------------- storage and the wire
 
 
 def test_a_model_in_bfloat16_is_trained_in_float32_where_it_is_active():
@@ -482,7 +482,7 @@ def test_what_rounding_leaves_over_goes_with_the_next_change(keep):
     assert (wrong < 1e-6) is keep
 
 
-# ------------------------------------------------------------------------------------------------------- the schedule
+# ------------------------------------------------------------------------------------- the schedule
 
 
 def test_the_rate_warms_up_and_falls():

@@ -32,8 +32,10 @@ def test_the_commands_run() -> None:
 
 def test_a_language_model_is_a_sentence_that_names_the_extra() -> None:
     done = python(
-        "import numpy as np\nfrom node.config import RunConfig\nfrom node.tasks import TASKS, make\nprint(*TASKS)\n"
-        "run = RunConfig(privacy={'mode': 'none'}, task={'name': 'causal-lm', 'model': 'bytes', 'data': 'fortunes'})\n"
+        "import numpy as np\nfrom node.config import RunConfig\nfrom node.tasks import TASKS, "
+        "make\nprint(*TASKS)\n"
+        "run = RunConfig(privacy={'mode': 'none'}, task={'name': 'causal-lm', 'model': 'bytes', "
+        "'data': 'fortunes'})\n"
         "from peer.errors import ConfigurationError\n"
         "try:\n    make(run, np.arange(3))\nexcept ConfigurationError as error:\n    print(error)"
     )

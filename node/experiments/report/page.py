@@ -117,7 +117,8 @@ def _table(grid: Grid, *, headed: bool = False) -> str:
     """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in grid.head)
     rows = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>\n'
+        "<tr><th "
+        f'scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>\n'
         for first, *rest in grid.rows
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in grid.notes)

@@ -5,13 +5,13 @@ their cells.
     algorithms = ["dpdl", "xavg"]                       # methods by the algorithm's name
     seeds = [1, 2, 3]                                   # train.seed and experiment.seed
     rates = [0.01, 0.1]                                 # algorithm.lr; each a row of its own, or
-    tuning_seed = 100                                   # the best one is chosen on this seed and held-out training data
+    tuning_seed = 100               # the best one is chosen on this seed and held-out training data
     [sweep.methods."dmsgd, median"]                     # methods that take more than a name
     algorithm.name = "dmsgd"
     mix.rule = "median"
     [sweep.settings.ring]                               # named differences from the experiment
     topology.kind = "ring"
-    [sweep.grid]                                        # every combination of these values, in every setting
+    [sweep.grid]                               # every combination of these values, in every setting
     "experiment.alpha" = [0.1, 0.25]
 
 What is more particular wins: the experiment < a setting < its grid values < a method < environment

@@ -11,7 +11,7 @@ Everything is plain JSON:
     distance          consensus distance √(1/N Σ‖x_i − x̄‖²) [e]
     epsilon           total and link [e], by Rényi divergence (looser than the summary's), and what an ε is under; null
                       without privacy
-    weights           kind -> node -> neighbor -> [e], mean over the rounds since the evaluation before; null where it
+    weights  kind -> node -> neighbor -> [e], mean over the rounds since the evaluation before; null where it
                       was never recorded
     attackers         nodes that lie, in none of the figures above
     summary           what `simulate` writes
