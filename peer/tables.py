@@ -10,7 +10,7 @@ from peer.errors import ConfigurationError
 
 
 def check_entry(table: Mapping[str, str], name: str, what: str) -> None:
-    """Raises ConfigurationError: the table has no such name. `what` says of what, in the singular."""
+    """Raises ConfigurationError: the table has no such name. `what` says of what."""
     if name not in table:
         choice = ", ".join(sorted(table))
         raise ConfigurationError(f"Unknown {what} {name!r}; choose one of {choice}.")

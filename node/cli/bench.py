@@ -3,10 +3,10 @@
 Each part is measured alone, as often as it takes for a steady median of seconds on the wall, and
 counted as often as a node with the most neighbors does it in a round:
 
-gradient  the gradients of one secret batch, clipped one by one and summed (mode none: the plain gradient of a batch)
+gradient  the gradients of one secret batch, clipped one by one and summed (mode none: plain)
 noise     Gaussian noise on the grid for one answer
 debit     one entry of the privacy ledger, on the disk of the working directory
-wire  one model over loopback with mutual TLS; both ends are in this process, as a node sends and receives alike
+wire  one model over loopback with mutual TLS; both ends are in this process
 steps     the algorithm's own arithmetic and the averaging
 
 Their sum is a floor: it has no network in it, no waiting for neighbors, no evaluation, no

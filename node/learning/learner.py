@@ -66,12 +66,18 @@ from peer.neighborhood import Neighborhood
 
 ADJACENCY = "add/remove one example"
 """Adjacency relation of every reported ε."""
-PAPER_WARNING = "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, so no ε is guaranteed."
+PAPER_WARNING = (
+    "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, "
+    "so no ε is guaranteed."
+)
 SEED_WARNING = (
     "privacy.insecure_seed is set: anybody who knows it can compute noise and batches; there is no "
     "guarantee."
 )
-NO_PRIVACY = "Mode none: gradients leave without noise; whoever receives them can reconstruct private examples."
+NO_PRIVACY = (
+    "Mode none: gradients leave without noise; whoever receives them can reconstruct private "
+    "examples."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

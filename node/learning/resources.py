@@ -13,11 +13,14 @@ from peer.errors import ConfigurationError
 from peer.message import Peer
 
 REFUSALS = {
-    Capability.VALIDATION: "The algorithm values what it hears on a validation set, and there is none: set "
+    Capability.VALIDATION: "The algorithm values what it hears on a validation set, and there is "
+    "none: set "
     "validation.size, or with own data validation.path before pack (data.validation in a node's "
     "file).",
-    Capability.LAYERS: "The task names no layers (layer_groups), so they can't be trained block by block.",
-    Capability.ADAPTERS: 'dec-lora averages adapters; set task.text.lora_rank (task.name = "causal-lm"), or take dsgd-adam.',
+    Capability.LAYERS: "The task names no layers (layer_groups), so they can't be trained block by "
+    "block.",
+    Capability.ADAPTERS: "dec-lora averages adapters; set task.text.lora_rank (task.name = "
+    '"causal-lm"), or take dsgd-adam.',
 }
 
 

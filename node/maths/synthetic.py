@@ -6,8 +6,8 @@ without revealing anything of them.
 Values have to be admissible: 0 is no length, an empty mask has no mean. So integers are drawn from
 0 and 1, or all 1, or 0; floats are normal, or uniform in (0.25, 1): the first combination with
 which the loss and its gradient are finite. A task for which none of them will do declares one
-example (`Objective.example`); without, the node's own examples are used for checks that can only refuse,
-and choose nothing.
+example (`Objective.example`); else the node's own examples are used for checks that can only
+refuse, and choose nothing.
 """
 
 from __future__ import annotations

@@ -158,8 +158,11 @@ class Classification(Task):
         all_of = torch.cat([x.unsqueeze(0), moves])
         products = torch.stack([_linear(views(self.layout, it), first, inputs) for it in all_of])
         ready, steps = products[0].reshape(-1), products[1:].reshape(len(moves), -1).t()
-        names = {f"{place}.{inner}": f"{name}.{inner}" for place, (name, layer) in enumerate(layers[1:])
-                 for inner, _ in layer.named_parameters()}  # fmt: skip
+        names = {
+            f"{place}.{inner}": f"{name}.{inner}"
+            for place, (name, layer) in enumerate(layers[1:])
+            for inner, _ in layer.named_parameters()
+        }
 
         def value(share: Tensor, kind: str) -> Tensor:
             hidden = torch.addmv(ready, steps, share).view(products.shape[1:])

@@ -52,7 +52,10 @@ def _hint(module: str, function: str) -> str:
     file = Path(*module.split(".")).with_suffix(".py")
     if not file.exists():
         return ""
-    return f" There is {file} in this folder: set PYTHONPATH=. and start again; or, for up, write {file}:{function}."
+    return (
+        f" There is {file} in this folder: set PYTHONPATH=. and start again; or, for up, write "
+        f"{file}:{function}."
+    )
 
 
 def _from_file(file: Path, name: str) -> ModuleType:

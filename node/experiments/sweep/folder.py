@@ -1,7 +1,7 @@
 """What is kept of a sweep: OUT/sweep.json (what was asked for), and a file per finished cell.
 
     OUT/sweep.json               the file's values, with environment and --set
-    OUT/cells/KEY.json           a finished cell's record (`node.experiments.sweep.trial`), whole or not there
+    OUT/cells/KEY.json       a finished cell's record (`node.experiments.sweep.trial`), or absent
     OUT/failures.json            label -> the sentence it failed with, of the last call
     OUT/costs.json               row -> measured seconds of a cell (--measure)
 

@@ -9,10 +9,10 @@ Everything is plain JSON:
     bytes             payload bytes a node has sent by then, mean over the nodes [e]
     seconds           of training by then [e]
     distance          consensus distance √(1/N Σ‖x_i − x̄‖²) [e]
-    epsilon           total and link [e], by Rényi divergence (looser than the summary's), and what an ε is under; null
-                      without privacy
-    weights  kind -> node -> neighbor -> [e], mean over the rounds since the evaluation before; null where it
-                      was never recorded
+    epsilon           total and link [e], by Rényi divergence (looser than the summary's), what ε is
+                      under; null without privacy
+    weights           kind -> node -> neighbor -> [e], mean over rounds since the last evaluation;
+                      null where it was never recorded
     attackers         nodes that lie, in none of the figures above
     summary           what `simulate` writes
 """
