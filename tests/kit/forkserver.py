@@ -229,20 +229,23 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
         message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
         if not message:
             return None
+        reading, writing = os.pipe()
         middle = os.fork()
         if middle:
-            for fd in fds:
+            for fd in (writing, *fds):
                 os.close(fd)
-            os.waitpid(middle, 0)  # it has said who its child is, and that is an orphan now
+            os.waitpid(middle, 0)  # only now is its child an orphan that the test has adopted
+            connection.send(os.read(reading, 64))
+            os.close(reading)
             continue
         child = os.fork()
         if child:
-            connection.send(str(child).encode())
+            os.write(writing, str(child).encode())
             os._exit(0)
         connection.close()
         for std, fd in enumerate(fds):
             os.dup2(fd, std)
-        os.closerange(3, max(fds) + 1)
+        os.closerange(3, max(*fds, reading, writing) + 1)
         request: dict[str, Any] = json.loads(message)
         return request
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from golden import EQUATIONS as CASES
+from kit.golden import EQUATIONS as CASES
 
 from node.maths.grpo import GrpoConfig, advantages, grpo_loss, has_spread, token_weights
 

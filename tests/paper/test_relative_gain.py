@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 import pytest
-from golden import EQUATIONS as CASES
+from kit.golden import EQUATIONS as CASES
 from hypothesis import given
 from hypothesis import strategies as st
 
