@@ -69,9 +69,9 @@ def config_check(
                 print_json({"file": str(file), "ok": False, "faults": [it.text for it in faults]})
             raise typer.Exit(ConfigurationError.exit_code)
     if isinstance(loaded, schema.ExperimentConfig):
-        from node.experiments.resolve import resolve
+        from node.experiments.resolve import participants, resolve
 
-        resolve(loaded).checked()
+        resolve(loaded, participants(loaded)).checked()
     if as_json:
         print_json({"file": str(file), "ok": True}, indent=None)
     else:

@@ -83,14 +83,13 @@ class ResolvedRun:
 
 
 def resolve(config: ExperimentConfig, names: Sequence[Peer] = ()) -> ResolvedRun:
-    """Resolves an experiment. `names` take part; where it is not known yet who will, the
-    experiment's nodes, or other hosts that edges name.
+    """Resolves an experiment in which `names` take part, or the experiment's own nodes.
 
     Raises:
         ConfigurationError, DataError: an unknown topology, algorithm, option or data set, or data
             that can't be divided so.
     """
-    names = names or _players(config)
+    names = names or config.experiment.names
     experiment = config.experiment.model_copy(update={"nodes": len(names)})
     config = config.model_copy(update={"experiment": experiment})
     neighborhoods = config.neighborhoods(names)
@@ -154,7 +153,10 @@ def _check_names(resolved: ResolvedRun) -> None:
         models.check_name(resolved.run.task.model)
 
 
-def _players(config: ExperimentConfig) -> Sequence[Peer]:
+def participants(config: ExperimentConfig) -> Sequence[Peer]:
+    """Who will take part where it is not known yet: the experiment's nodes, or other hosts that
+    edges name.
+    """
     hosts = {name for edge in config.topology.edges for name in edge[:2]}
     names = config.experiment.names
     return names if hosts <= {*names} else sorted(hosts)

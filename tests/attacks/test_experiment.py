@@ -43,7 +43,7 @@ def test_flipped_labels_at_four_of_ten_nodes_hurt_plain_averaging(tmp_path, algo
         attack = {"name": "label-flip", "nodes": nodes} if nodes else None
         simulate(experiment(attack, algorithm={"name": algorithm}), tmp_path / str(nodes))
         tests = [
-            json.loads(line)["accuracy"]
+            json.loads(line)["metrics"]["accuracy"]
             for line in (tmp_path / str(nodes) / "nodes" / "n1" / "journal.jsonl")
             .read_text()
             .splitlines()

@@ -27,6 +27,7 @@ from torch import Tensor
 from kit import clusters
 from kit.clusters import Cluster
 from node.learning import learner
+from node.task import Task
 from peer import codec
 from peer.message import Layout
 from peer.transport.memory import Memory, MemoryLink, Network
@@ -43,7 +44,7 @@ CLEAN = (canary, canary / canary.norm(), -canary)
 """As it is, clipped to C = 1 and divided by B = 1, and as a step against it."""
 
 
-class Secret:
+class Secret(Task):
     """A task with one example, whose gradient is the canary whatever the model is."""
 
     layout = Layout((("weight", (64, 64)),))

@@ -41,8 +41,12 @@ def played(
         for name in ("n1", "n2", "n3", "n4")
         for line in (folder / "nodes" / name / "journal.jsonl").read_text().splitlines()
     ]
-    accuracy = fmean(it["accuracy"] for it in lines if it["event"] == "test" and it["round"] >= 29)
-    return accuracy, max(it["weight"].get("n0", 0.0) for it in lines if it["event"] == "round")
+    accuracy = fmean(
+        it["metrics"]["accuracy"] for it in lines if it["event"] == "test" and it["round"] >= 29
+    )
+    return accuracy, max(
+        it["diagnostics"]["weight"].get("n0", 0.0) for it in lines if it["event"] == "round"
+    )
 
 
 @pytest.mark.slow

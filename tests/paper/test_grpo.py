@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit.golden import EQUATIONS as CASES
 
+from kit.golden import EQUATIONS as CASES
 from node.maths.grpo import GrpoConfig, advantages, grpo_loss, has_spread, token_weights
 
 G, T, LONGEST = 4, 7, 10

@@ -11,7 +11,7 @@ import torch
 from kit.quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played, view
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.config import ExperimentConfig
-from node.experiments.provisioning import complete
+from node.experiments.resolve import resolve
 from node.learning.learner import Plan
 from node.maths.graph import spectral_gap
 from node.rounds import lockstep
@@ -162,8 +162,8 @@ def test_every_node_of_a_run_finds_them_and_the_run_file_holds_them():
         7,
         pytest.approx(plan.spectral_gap, rel=1e-5),
     )
-    written = complete(run, neighborhoods)
+    written = resolve(run, list(neighborhoods)).pinned()
     assert written.algorithm.options["gossip"] == 7
-    assert written.digest != complete(run, run.neighborhoods([f"n{i}" for i in range(9)])).digest
+    assert written.digest != resolve(run, [f"n{i}" for i in range(9)]).pinned().digest
     assert Plan.of(written, neighborhoods).options == plan.options
     assert Plan.of(run, {}).options.gossip is None

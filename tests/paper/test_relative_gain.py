@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import sqrt
 
 import pytest
-from kit.golden import EQUATIONS as CASES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.golden import EQUATIONS as CASES
 from node.maths.relative_gain import Baseline, GainConfig, gain_weights, mixing_weights
 
 CASE, CAPPED = CASES["fgrpo"], CASES["fgrpo_cap_two_passes"]
