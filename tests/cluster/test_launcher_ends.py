@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kit import forkserver
 from kit.clusters import events, until
 from node.config import RunConfig, load
 from node.observability import status
@@ -42,6 +43,7 @@ Up = Callable[..., subprocess.Popen[bytes]]
 def up(tmp_path: Path) -> Iterator[Up]:
     """Starts `peerpoise up` in tmp_path/out."""
     (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
+    before = forkserver.children()
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*more: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -67,6 +69,11 @@ def up(tmp_path: Path) -> Iterator[Up]:
         for home in HOMES:  # whom a test that failed has left behind
             with suppress(TemporaryFailure):
                 os.kill(status.query(status.place(run, Path(home).name))["pid"], signal.SIGKILL)
+    for child in (
+        forkserver.children() - before
+    ):  # daemons whose launcher has gone end by themselves
+        with suppress(ChildProcessError):
+            os.waitpid(int(child.partition(" ")[0]), 0)
 
 
 async def playing(folder: Path) -> None:

@@ -66,7 +66,7 @@ class Watched:
         came or went.
         """
         found, before = [], 0
-        for state, seconds, frames in self.report["beats"]:
+        for state, seconds, frames in self.report["heartbeats"]:
             if state == "running" and (frames > before or not moving):
                 found.append(seconds)
             before = frames
