@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from kit import ROOT, clock, forkserver
-from kit.clusters import clustered
+from kit import ROOT, forkserver
 
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
@@ -29,7 +28,11 @@ MAY_STAY = {
 }
 """Names in the repository's folder that may appear during a test, and why."""
 
-GRPC = "rpc_task"
+_of_asyncio = vars(asyncio.tasks)
+TASKS: Iterable[asyncio.Task[object]] = _of_asyncio.get(
+    "_all_tasks", _of_asyncio.get("_scheduled_tasks", ())
+)
+"""Of all loops; asyncio itself tells those of one, and has another name for them since 3.12."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,31 +51,36 @@ def real_starts() -> Iterator[None]:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Any:
     """`async with cluster(nodes=3, …) as c`: see `kit.clusters.clustered`."""
+    from kit.clusters import clustered  # needs torch, which not every Python has
+
     return partial(clustered, tmp_path / "cluster")
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    virtual = item.get_closest_marker("virtual_time")
-    return {"virtual": clock.Loop} if virtual else {"real": asyncio.new_event_loop}
+    if item.get_closest_marker("virtual_time") is None:
+        return {"real": asyncio.new_event_loop}
+    from kit import clock  # needs torch
+
+    return {"virtual": clock.Loop}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
     """No task of asyncio outlives its test: pytest-asyncio would cancel it without a word."""
     result = yield
-    left = [task for task in asyncio.tasks._all_tasks if _is_ours(task)]  # type: ignore[attr-defined]
+    left = [task for task in TASKS if _is_ours(task)]
     assert not left, f"tasks left behind: {left}"
     return result
 
 
 def _is_ours(task: asyncio.Task[object]) -> bool:
-    """Still running, and neither the end of a generator that was dropped, which a loop makes a task
-    of, nor a call that grpc ends by itself.
+    """Still running, and started by code of this repository: what grpc and asyncio begin by
+    themselves (a call, the end of a generator that was dropped) they end by themselves.
     """
-    made_by_others = "async_generator_athrow" in repr(task.get_coro()) or task.get_name() == GRPC
-    return not task.done() and not made_by_others
+    code = getattr(task.get_coro(), "cr_code", None)
+    return not task.done() and code is not None and code.co_filename.startswith(f"{ROOT}/")
 
 
 @pytest.hookimpl(wrapper=True)
