@@ -83,7 +83,7 @@ def test_histogram_counts_examples_per_node_and_class():
     ]
 
 
-LABELLED = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
+LABELED = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 
 
 def disjoint(parts: list[np.ndarray]) -> bool:
@@ -93,7 +93,7 @@ def disjoint(parts: list[np.ndarray]) -> bool:
     )
 
 
-@given(LABELLED, st.integers(1, 8), st.sampled_from([1e-3, 0.25, 100.0]), st.integers(0, 2**32))
+@given(LABELED, st.integers(1, 8), st.sampled_from([1e-3, 0.25, 100.0]), st.integers(0, 2**32))
 def test_unequal_parts_hold_every_row_and_none_is_empty(labels, nodes, alpha, seed):
     if nodes > len(labels):
         with pytest.raises(ConfigurationError, match="more than"):
@@ -109,7 +109,7 @@ def test_unequal_parts_are_unequal():
     assert max(sizes) > 3 * min(sizes)
 
 
-@given(LABELLED, st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
+@given(LABELED, st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
 def test_every_node_has_so_many_shards_of_one_size(labels, nodes, each, seed):
     if nodes * each > len(labels):
         with pytest.raises(ConfigurationError, match="more than"):

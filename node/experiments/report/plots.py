@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INK = "#123456"
 """Text and frames; the page shows it in its own color of text."""
-COLOURS = ("#0060a8", "#c44e00", "#00785a", "#a83279", "#7a5cb8", "#8a6d00", "#c0392b", "#4a5560")
+COLORS = ("#0060a8", "#c44e00", "#00785a", "#a83279", "#7a5cb8", "#8a6d00", "#c0392b", "#4a5560")
 """Told apart by the color-blind together with MARKERS and dashes; the page has brighter ones for
 dark screens.
 """
@@ -83,7 +83,7 @@ class Plot:
             re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
             count=1,
         )
-        for number, color in enumerate(COLOURS):
+        for number, color in enumerate(COLORS):
             text = text.replace(color, f"var(--c{number})")
         return re.sub(r"^\s+", "", text.replace(INK, "currentColor"), flags=re.MULTILINE)
 
@@ -263,8 +263,8 @@ def _draw(
     """The mean of the runs, and the range of them."""
     k = methods.index(line.method)
     look: dict[str, Any] = {
-        "color": COLOURS[k % len(COLOURS)],
-        "linestyle": DASHES[k // len(COLOURS) % len(DASHES)],
+        "color": COLORS[k % len(COLORS)],
+        "linestyle": DASHES[k // len(COLORS) % len(DASHES)],
     }
     every = max(1, len(x) // 8)
     axes.plot(
