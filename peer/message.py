@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from math import prod
+from math import inf, prod
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 T = TypeVar("T")
@@ -140,6 +140,9 @@ class Mix(Generic[T]):
     """The average over the closed neighborhood, weighted by W unless another rule is asked for.
     Sends back the mixed tensors, shaped like `tensors`.
 
+    Raises:
+        ValueError: the weights are none, or go with another rule than the mean.
+
     Collected (default): whole, checked messages, folded in sorted order. Streaming: frames are
     added in sorted order into one accumulator as they arrive; for blocks. Other rules than the mean
     need whole messages, and so does who doesn't wait for all: they are collected all the same.
@@ -153,8 +156,17 @@ class Mix(Generic[T]):
     streaming: bool = False
     layout: Layout | None = None
     weights: Mapping[Peer, float] | None = None
-    """The mean by these instead of W, whatever the run says: over the closed neighborhood, in
-    proportion among those who were heard; the own vector stays where they are all zero."""
+    """The mean by these instead of W, whatever the run says: finite and not negative, over the
+    closed neighborhood (others are ignored), in proportion among those who were heard; the own
+    vector stays where they are all zero."""
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        if not all(0 <= weight < inf for weight in self.weights.values()):
+            raise ValueError("The weights of a Mix are finite and not negative.")
+        if isinstance(self.rule, str) and self.rule != "mean":
+            raise ValueError(f"A Mix by weights is a mean; it can't follow the rule {self.rule}.")
 
 
 Verb: TypeAlias = Say[Any] | Ask[Any] | Mix[Any]
@@ -191,9 +203,11 @@ def _check_note(note: bytes) -> None:
         raise ValueError(f"A note has {len(note)} bytes; {MAX_NOTE} travel with a message at most.")
 
 
-def say(kind: str, tensors: Payload[T], layout: Layout | None = None) -> Answered[Replies[T]]:
+def say(
+    kind: str, tensors: Payload[T], layout: Layout | None = None, note: bytes = b""
+) -> Answered[Replies[T]]:
     """`heard = yield from say("state", x)`: a `Say`, with the type of what it sends back."""
-    heard: Replies[T] = yield Say(kind, tensors, layout)
+    heard: Replies[T] = yield Say(kind, tensors, layout, note)
     return heard
 
 
@@ -203,11 +217,12 @@ def ask(
     answer: Callable[[Peer, T], T],
     layout: Layout | None = None,
     answer_layout: Layout | None = None,
+    note: bytes = b"",
 ) -> Answered[Replies[T]]:
     """`answers = yield from ask("model", x, answer)`: an `Ask`, with the type of what it sends
     back.
     """
-    answers: Replies[T] = yield Ask(kind, tensors, answer, layout, answer_layout)
+    answers: Replies[T] = yield Ask(kind, tensors, answer, layout, answer_layout, note)
     return answers
 
 

@@ -59,14 +59,15 @@ class Views:
         """Takes the view of a newer version of the roster.
 
         Raises:
-            ConfigurationError: it has more neighbors than the noise was calibrated for.
+            ConfigurationError: it has neighbors that the run did not begin with, for whom the noise
+                was not calibrated.
         """
-        planned = self._views[0].neighborhood.degree
-        if view.neighborhood.degree > planned:
+        began = self._views[0].neighborhood.neighbors
+        if unknown := sorted({*view.neighborhood.neighbors} - {*began}):
             raise ConfigurationError(
-                f"Version {view.version} of the roster gives this node "
-                f"{view.neighborhood.degree} neighbors; "
-                f"the noise of this run was calibrated for {planned}. Start a new run."
+                f"Version {view.version} of the roster gives this node the neighbor {unknown[0]}; "
+                f"the noise of this run was calibrated for the {len(began)} it began with. "
+                "Start a new run."
             )
         self._views.append(view)
 

@@ -79,6 +79,8 @@ class ReceiveBuffer:
         self.layout, self.parts = layout, parts
         self.size = None if most is None else Size(most)
         self.flat = torch.empty(parts * layout.size, dtype=TORCH[layout.dtype])
+        self.note = b""
+        """What its sender wrote on it, known when it is complete."""
         self._bytes = as_bytes(self.flat)
 
     async def write(self, offset: int, frame: memoryview) -> None:
@@ -115,10 +117,11 @@ class SendBuffer:
         stated: bool = True,
         note: bytes = b"",
     ) -> None:
-        """most: the largest norm that an honest node may have; None: it may be anything. note:
-        bytes that travel in the header. stated:
-        its digest will be signed, so it is computed here, in the compute thread: later it would
-        wait behind answers.
+        """Args:
+            most: the largest norm that an honest node may have; None: it may be anything.
+            stated: its digest will be signed, so it is computed here, in the compute thread: later
+                it would wait behind answers.
+            note: bytes that travel in the header.
 
         Raises:
             Diverged: it is larger, or not finite. Nothing of it has left.

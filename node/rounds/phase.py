@@ -92,8 +92,6 @@ class Phase:
         """Neighbors that have taken what this node says."""
         self.heard_by: dict[Peer, frozenset[Peer]] = {}
         """Whom each neighbor says it heard in the phase before; known from its header on."""
-        self.notes: dict[Peer, bytes] = {}
-        """What neighbors wrote on their messages, of those who did."""
         self._received: dict[Peer, ReceiveBuffer | None] = {}
         """None: the answer is withheld."""
 
@@ -150,10 +148,12 @@ class Phase:
         nothing is used any more."""
         if self.latest is None and self.transfers.round != self.key.round:
             return
-        self._received[peer] = sink if isinstance(sink, ReceiveBuffer) else None
-        if message.note:
-            self.notes[peer] = message.note
-        if self.latest is not None and isinstance(sink, ReceiveBuffer):
+        if not isinstance(sink, ReceiveBuffer):
+            self._received[peer] = None
+            return
+        sink.note = message.note
+        self._received[peer] = sink
+        if self.latest is not None:
             self.latest.keep(self.key, peer, message.round, sink)
 
     def came(self, peer: Peer) -> bool:
@@ -168,6 +168,12 @@ class Phase:
         """Everybody who was heard, withheld answers included; in async mode recently enough."""
         older = frozenset[Peer]() if self.latest is None else self.latest.peers(self.key)
         return frozenset(self._received) | older
+
+    @property
+    def notes(self) -> dict[Peer, bytes]:
+        """What neighbors wrote on the messages that were heard, of those who did."""
+        buffers = {peer: self._buffer(peer) for peer in self.heard()}
+        return {peer: it.note for peer, it in sorted(buffers.items()) if it is not None and it.note}
 
     def replies(
         self, neighbors: Iterable[Peer], notes: Mapping[Peer, bytes] | None = None

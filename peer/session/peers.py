@@ -58,6 +58,8 @@ class RunParameters:
             if here == there:
                 continue
             code = DIFFERENCES.get(name, pb.CODE_DIFFERENT)
+            if code == pb.CODE_ROSTER:  # its version says which side has to be brought up to date
+                return _differs(code, f"version {self.roster}", f"version {hello.roster}")
             if name in self.words:
                 return _differs(code, _shortened(self.words[name]), "something else")
             return _differs(code, _abbreviated(name, here), _abbreviated(name, there))

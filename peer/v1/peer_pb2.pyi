@@ -184,7 +184,7 @@ class SignedHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "digests", "round", "from_round", "head", "version", "propose", "order")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "round", "from_round", "head", "version", "propose", "order", "digests")
     class DigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -199,13 +199,13 @@ class Hello(_message.Message):
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
-    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -213,14 +213,14 @@ class Hello(_message.Message):
     receiver: str
     incarnation: int
     nonce: bytes
-    digests: _containers.ScalarMap[str, bytes]
     round: int
     from_round: int
     head: SignedHead
     version: str
     propose: bool
     order: int
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., digests: _Optional[_Mapping[str, bytes]] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ...) -> None: ...
+    digests: _containers.ScalarMap[str, bytes]
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ..., digests: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "head", "remembered", "version", "order")

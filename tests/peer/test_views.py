@@ -25,8 +25,11 @@ def test_the_newest_of_several_that_count_is_taken() -> None:
     assert views.at(0).version == 3
 
 
-def test_more_neighbors_than_the_noise_was_calibrated_for_are_refused() -> None:
+@pytest.mark.parametrize("neighbors", [("b", "c"), ("c",)])
+def test_neighbors_for_whom_the_noise_was_not_calibrated_are_refused(
+    neighbors: tuple[str, ...],
+) -> None:
     views = Views(View(neighborhood("b")))
-    with pytest.raises(ConfigurationError, match="calibrated for 1"):
-        views.adopt(View(neighborhood("b", "c"), 2, 3))
+    with pytest.raises(ConfigurationError, match="the neighbor c; .* calibrated for the 1 it"):
+        views.adopt(View(neighborhood(*neighbors), 2, 3))
     assert views.at(3).version == 1
