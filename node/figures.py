@@ -1,17 +1,24 @@
 """Figures that a run shows of itself: declared once, where they are made, and shown everywhere.
 
 A task declares its test metrics, an algorithm its diagnostics. Journal, Prometheus metrics, status,
-summary and reports know none of them by name. Only what is declared leaves a node, so a declaration
-is the place to review for privacy: a metric is measured on the PUBLIC test set, a diagnostic is
-made of what neighbors released.
+summary and reports know none of them by name. Of a task and an algorithm only what is declared is
+shown, so a declaration is the place to review for privacy: a metric is measured on the PUBLIC test
+set, a diagnostic is made of what neighbors released (in mode paper with the clean own gradient, so
+those per neighbor are hidden there).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
+
+Unit: TypeAlias = Literal["", "ratio"]
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+LONGEST = 200
+"""Characters of a text in a declaration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class Metric:
     help: str = ""
     """What it is, in a sentence."""
     higher_is_better: bool = False
-    unit: Literal["", "ratio"] = ""
+    unit: Unit = ""
     """ratio: a share from 0 to 1, shown in percent."""
     title: str = ""
     """What tables call it, where that is not its name."""
@@ -58,6 +65,26 @@ class Metric:
         if value is None or not isfinite(value):
             return "n/a"
         return f"{value:.1%}" if self.unit == "ratio" else f"{value:.4g}"
+
+
+def unfit(metric: Metric) -> str | None:
+    """What keeps a declaration of somebody's own from being shown, in a few words; None: nothing.
+    It goes into file formats, tables and terminals.
+    """
+    if type(metric) is not Metric:
+        return "something else than a peerpoise.Metric"
+    texts = (metric.name, metric.help, metric.title, metric.plural)
+    if not all(isinstance(text, str) and len(text) <= LONGEST for text in texts):
+        return f"a text that is none, or longer than {LONGEST} characters"
+    if not NAME.fullmatch(metric.name):
+        return f"the name {metric.name!r}; small letters, digits and _ are expected, a letter first"
+    if not all(text.isprintable() for text in texts):
+        return f"characters that can't be printed in {metric.name}"
+    if metric.unit not in get_args(Unit):
+        return f'the unit {metric.unit!r} of {metric.name}; "ratio" is one, and "" for none'
+    if not all(isinstance(flag, bool) for flag in (metric.higher_is_better, metric.tabulated)):
+        return f"something else than True or False in {metric.name}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Slow is not dead. A neighbor is excused as long as it shows progress: its counte
 moves, bytes of its transfers arrive, it still gathers its neighbors before its first round, or it
 waits for somebody other than me who shows progress. Only who shows none of that for a whole
 deadline is lost. How long ago there was progress anywhere down the chain of waiting travels in the
-beats (`idle`), and grows in a circle of nodes that wait for each other, so such a circle is broken.
+beats (`idle`), and grows in a cycle of nodes that wait for each other, so that such a cycle ends.
 
     unknown ── agree ──> live ── lose ──> lost ── agree ──> live
                           └──── leave ──> left | finished

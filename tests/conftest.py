@@ -22,6 +22,9 @@ settings.load_profile("any-machine")
 MAY_STAY = {
     ".hypothesis": "hypothesis keeps its examples there",
     ".pytest_cache": "pytest's own",
+    ".mypy_cache": "a lint beside the tests",
+    ".ruff_cache": "a lint beside the tests",
+    "__pycache__": "Python's own",
     ".coverage": "make coverage",
     "build": "make's",
     "runs": "other commands of whoever works here",
@@ -80,19 +83,23 @@ def _is_ours(task: asyncio.Task[object]) -> bool:
     themselves (a call, the end of a generator that was dropped) they end by themselves.
     """
     code = getattr(task.get_coro(), "cr_code", None)
-    return not task.done() and code is not None and code.co_filename.startswith(f"{ROOT}/")
+    file = code.co_filename if code is not None else ""
+    ours = file.startswith(f"{ROOT}/") and "site-packages" not in file
+    return not task.done() and ours
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """What is there before a test, of whatever scope its fixtures are, is there for `_left`."""
+    """What is there before a test, of whatever scope its fixtures are, may be there after it."""
     item.stash[BEFORE] = _present()
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """No thread, process or file of a test outlives it and its fixtures."""
+    """No thread that Python would wait for, no compute thread, no process of a test, and no name that
+    it made in the repository's folder outlives it and its fixtures.
+    """
     result = yield
     left = sorted(_present() - item.stash[BEFORE])
     assert not left, f"left behind: {left}"
@@ -103,6 +110,10 @@ BEFORE = pytest.StashKey[set[str]]()
 
 
 def _present() -> set[str]:
-    threads = {f"thread {thread.name}" for thread in threading.enumerate() if not thread.daemon}
+    threads = {
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        if not thread.daemon or thread.name == "compute"
+    }
     files = {f"file {path.name}" for path in ROOT.iterdir() if path.name not in MAY_STAY}
     return threads | files | {f"process {name}" for name in forkserver.children()}

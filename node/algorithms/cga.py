@@ -11,16 +11,16 @@ the gate's: in mode strict they are clipped and noised first (then this is DP-CG
 releases a round).
 
 Deviations
-    * The authors' public code weighs the gradients by w before the programme, asks for multipliers
+    * The authors' public code weighs the gradients by w before the program, asks for multipliers
       of 0.5 at least (so some of every neighbor's gradient is added always) and solves one per
-      parameter tensor. Here it is the programme as it is written, over the whole vector.
+      parameter tensor. Here it is the program as it is written, over the whole vector.
     * x is sent twice, as the question and to be mixed: 3·d floats per neighbor, not 2·d. A Mix
       agrees with the other end on lost edges; a question that was answered does not.
     * Weight decay λ x_i is added to g̃ (post-processing).
     * v holds steps, not gradients, as in the paper: when η decays, old steps keep the η they were
       made with.
 Reconstructions
-    * The paper's text was not at hand: the programme is as others state it, the deviations are from
+    * The paper's text was not at hand: the program is as others state it, the deviations are from
       the authors' code.
     * A neighbor that is not heard constrains nothing. So does a gradient that is zero.
 Not covered

@@ -258,11 +258,11 @@ def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
         for name, size in bytes_sent.items():
             sent[name] += size
 
-    def play() -> None:
+    def run_round() -> None:
         t = next(rounds)
         lockstep.run(nodes, plan.neighborhoods, t + 1, first=t, mix=plan.run.mix, after_phase=phase)
 
-    seconds = _median(play)
+    seconds = _median(run_round)
     return seconds / len(nodes), max(sent.values()) // next(rounds)
 
 

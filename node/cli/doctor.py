@@ -1,4 +1,4 @@
-"""`peerpoise doctor`: is this machine fit to run a node? (Are a node's files? See `checkup`.)
+"""`peerpoise doctor`: is this machine fit to run a node? (A node's files: `doctor_node`.)
 
 Every finding is ok (✓), a warning (!) or a fault (✗) that would stop a daemon, with what to do
 about it. Nothing is changed, and nothing heavy is imported but torch itself, which is looked at.

@@ -79,7 +79,7 @@ def sweep(
     if dry_run:
         _dry_run(known, folder, measure=measure, as_json=as_json)
         return
-    outcome = _play(known, folder, jobs=jobs, limit=limit, budget=budget, ray=ray, quiet=as_json)
+    outcome = _run(known, folder, jobs=jobs, limit=limit, budget=budget, ray=ray, quiet=as_json)
     _show(known, folder, outcome, as_json=as_json)
     raise typer.Exit(EXIT_FAILURE if outcome.failed else EXIT_OK)
 
@@ -129,7 +129,7 @@ def report(
         typer.echo("\n".join(str(path) for path in made))
 
 
-def _play(
+def _run(
     known: Sweep,
     folder: Folder,
     *,

@@ -30,9 +30,7 @@ def ca_create(
 @ca.command("issue")
 def ca_issue(
     folder: Annotated[Path, typer.Argument(help="The CA's folder.")],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for key.pem, certificate.pem and ca.pem.")
-    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for node.key, node.pem and ca.pem.")],
     request: Annotated[
         Path | None, typer.Option("--request", help="A signing request (PEM); no key is made.")
     ] = None,

@@ -191,7 +191,7 @@ class Daemon:
         )
         async with background(*work):
             try:
-                await self._play(driver, first)
+                await self._run_rounds(driver, first)
             except BaseException as error:
                 cause = root_cause(error) if isinstance(error, BaseExceptionGroup) else error
                 await self._enter("stopping", self._stopping or type(cause).__name__)
@@ -202,7 +202,7 @@ class Daemon:
         if endpoint:
             await endpoint.read_again()
 
-    async def _play(self, driver: Driver, first: int) -> None:
+    async def _run_rounds(self, driver: Driver, first: int) -> None:
         rounds = self.run.train.rounds
         if first < rounds:
             await self._enter("waiting for peers")

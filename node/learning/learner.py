@@ -255,6 +255,9 @@ class Learner:
         """The algorithm's figures of the last round, by their declared names."""
         figures = self.algorithm.diagnostics()
         check_declared(figures, self.plan.algorithm.DIAGNOSTICS)
+        for declared in self.plan.algorithm.DIAGNOSTICS:
+            shown = figures.get(declared.name)  # those per neighbor may be hidden: they must be so
+            assert shown is None or isinstance(shown, Mapping) == declared.per_neighbor
         return figures
 
     def evaluate(
@@ -460,21 +463,13 @@ def build(
     hooks: Hooks = NO_HOOKS,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are
-    not given; `device` is what `compute.device` says. `attack`: it lies to its neighbors so.
+    not given; `device` is what `compute.device` says. `attack`: what it does to its neighbors.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
     """
     run = plan.run
-    seed = run.privacy.insecure_seed
-    if seed is not None and run.privacy.mode != "none" and ledger is not None:
-        if limit is not None:
-            raise ConfigurationError(
-                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; "
-                "remove the seed, or "
-                'set budget.epsilon = "unlimited".'
-            )
-        ledger.mark(run.run_id, "none")  # anybody who knows the seed can remove the noise
+    keys = _keys(run, name, ledger, limit)
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
     if run.task.name not in TASKS:
@@ -500,7 +495,7 @@ def build(
         ),
         task,
         ledger=ledger,
-        keys=Keys.fresh() if seed is None else Keys.insecure(seed, name),
+        keys=keys,
         hooks=replace(hooks, on_unusable=unusable),
     )
     digest = _digest(x)
@@ -528,6 +523,27 @@ def build(
         bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
         attack=attack,
     )
+
+
+def _keys(run: RunConfig, name: Peer, ledger: Ledger | None, limit: float | None) -> Keys:
+    """Of noise and batches: fresh ones, or those of `privacy.insecure_seed`, under which a ledger
+    counts on no noise.
+
+    Raises:
+        ConfigurationError: a budget can't be kept with a seed.
+        LedgerError: the ledger can't be written.
+    """
+    seed = run.privacy.insecure_seed
+    if seed is None:
+        return Keys.fresh()
+    if run.privacy.mode != "none" and ledger is not None:
+        if limit is not None:
+            raise ConfigurationError(
+                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; "
+                'remove the seed, or set budget.epsilon = "unlimited".'
+            )
+        ledger.mark(run.run_id, "none")  # anybody who knows the seed can remove the noise
+    return Keys.insecure(seed, name)
 
 
 def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:

@@ -152,18 +152,18 @@ def _kind(x: object) -> str:
     return f"{x.dtype} {list(x.shape)}, {x.layout}, on {x.device}"
 
 
-def _losses(rehearsal: SyntheticTask, x: Tensor, rows: Tensor) -> list[Tensor]:
+def _losses(synthetic: SyntheticTask, x: Tensor, rows: Tensor) -> list[Tensor]:
     parameters = {
         name: it.clone().requires_grad_()
-        for name, it in views(rehearsal.layout, x.to(rehearsal.device)).items()
+        for name, it in views(synthetic.layout, x.to(synthetic.device)).items()
     }
-    batch = rehearsal.batch(rows)
-    return [scalar(rehearsal.loss(parameters, tuple(one))) for one in zip(*batch, strict=True)]
+    batch = synthetic.batch(rows)
+    return [scalar(synthetic.loss(parameters, tuple(one))) for one in zip(*batch, strict=True)]
 
 
 def _check_loss(task: Task, values: Values) -> None:
-    rehearsal = SyntheticTask(task, COMPARED, values)
-    losses = _losses(rehearsal, rehearsal.initial_parameters(0), torch.arange(COMPARED))
+    synthetic = SyntheticTask(task, COMPARED, values)
+    losses = _losses(synthetic, synthetic.initial_parameters(0), torch.arange(COMPARED))
     if not any(loss.requires_grad for loss in losses):
         raise TaskError(
             "The task's loss does not depend on the parameters that it is given; compute it from "
@@ -202,10 +202,10 @@ def _random(task: Task, values: Values) -> bool:
     """Does the loss draw random numbers, from whichever generator? Then its mean is another one
     each time.
     """
-    rehearsal = SyntheticTask(task, COMPARED, values)
-    x, rows = rehearsal.initial_parameters(0), torch.arange(COMPARED)
-    first = torch.stack(_losses(rehearsal, x, rows)).detach()
-    again = (torch.stack(_losses(rehearsal, x, rows)).detach() for _ in range(TIMES))
+    synthetic = SyntheticTask(task, COMPARED, values)
+    x, rows = synthetic.initial_parameters(0), torch.arange(COMPARED)
+    first = torch.stack(_losses(synthetic, x, rows)).detach()
+    again = (torch.stack(_losses(synthetic, x, rows)).detach() for _ in range(TIMES))
     return not all(torch.allclose(first, losses, equal_nan=True) for losses in again)
 
 
@@ -215,19 +215,19 @@ def _check_mean(task: Task, start: Tensor, values: Values) -> None:
     made_up = SyntheticTask(task, compared, values)
     own = SyntheticTask(task, min(compared, task.num_examples), replace(values, source="own"))
     points = [made_up.initial_parameters(seed) for seed in range(times)] + [start.to(torch.float32)]
-    for rehearsal in (made_up, own):
+    for synthetic in (made_up, own):
         for x in points:
-            _compare(rehearsal, x)
+            _compare(synthetic, x)
 
 
-def _compare(rehearsal: SyntheticTask, x: Tensor) -> None:
-    rows = torch.arange(rehearsal.num_examples)
-    each = torch.stack([loss.detach().double() for loss in _losses(rehearsal, x, rows)])
+def _compare(synthetic: SyntheticTask, x: Tensor) -> None:
+    rows = torch.arange(synthetic.num_examples)
+    each = torch.stack([loss.detach().double() for loss in _losses(synthetic, x, rows)])
     parameters = {
         name: it.clone().requires_grad_()
-        for name, it in views(rehearsal.layout, x.to(rehearsal.device)).items()
+        for name, it in views(synthetic.layout, x.to(synthetic.device)).items()
     }
-    loss = scalar(rehearsal.mean_loss(parameters, rehearsal.batch(rows)), "mean_loss")
+    loss = scalar(synthetic.mean_loss(parameters, synthetic.batch(rows)), "mean_loss")
     if not loss.requires_grad:
         raise TaskError(
             "The task's mean_loss does not depend on the parameters that it is given; compute it "

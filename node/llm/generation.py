@@ -1,10 +1,11 @@
 """Answers drawn from a language model: in batches, with a cache of keys and values, prompts padded
 on the left; and the log-probabilities of answers for training, from one pass over both.
 
-A token's log-probability is that of softmax(logits / temperature) over all tokens but those that
-never are part of an answer (padding, begin). Top-p cuts only what is drawn. Draws come from one
-uniform number per row and token by the inverse of the cumulative distribution, so two policies that
-are asked with the same numbers are coupled: where they agree they say the same.
+A token's log-probability is that of softmax(logits / temperature), at temperature 0 of
+softmax(logits), over all tokens but those that never are part of an answer (padding, begin). Top-p
+cuts only what is drawn. Draws come from one uniform number per row and token by the inverse of the
+cumulative distribution, so two policies that are asked with the same numbers are coupled: where
+they agree they say the same. Masks are on the CPU.
 """
 
 from __future__ import annotations
@@ -92,23 +93,24 @@ def generate(
         generator: of the uniform numbers, one for every row and token, whether it is used or not.
         yield_point: called after every token.
     """
-    n = len(prompts.ids)
+    n, limit = len(prompts.ids), sampling.max_completion_length
+    uniform = torch.rand(limit, n, generator=generator, dtype=torch.float64)
     ended = torch.zeros(n, dtype=torch.bool)
     mask, position = prompts.mask, prompts.mask.sum(1, keepdim=True)
     output = forward(
         prompts.ids, use_cache=True, attention_mask=mask, position_ids=_positions(mask)
     )
     ids, masks, log_probs = [], [], []
-    for number in range(sampling.max_completion_length):
+    for number in range(limit):
         log_p = _log_softmax(output.logits[:, -1], sampling)
-        drawn = _draw(log_p, sampling, torch.rand(n, generator=generator, dtype=torch.float64))
+        drawn = _draw(log_p, sampling, uniform[number])
         token = torch.where(ended, sampling.pad, drawn)
         ids.append(token)
         masks.append(~ended)
         log_probs.append(torch.where(ended, 0.0, log_p.gather(1, drawn[:, None])[:, 0]))
         ended = ended | (token == sampling.end)
         yield_point()
-        if ended.all() or number + 1 == sampling.max_completion_length:
+        if ended.all() or number + 1 == limit:
             break
         mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
         output = forward(

@@ -7,8 +7,8 @@ TRL.
     loss       −min(ϱA, clip(ϱ, 1 − ε, 1 + ε_high) A) + β (exp(l_ref − l) − (l_ref − l) − 1)
 
 All answers to a prompt are one group of consecutive rows. The loss of a batch is a weighted sum
-over tokens (`token_weights`), so parts of a batch add up to it exactly, and groups whose rewards
-are all equal can be left out of the pass while they stay in the denominator.
+over tokens (`token_weights`), so parts of a batch add up to it exactly; and where beta is 0, groups
+whose rewards are all equal can be left out of the pass while they stay in the denominator.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ class GrpoConfig(Section):
     """Upper limit of the ratio where the advantage is negative (two-sided clipping); None: none."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the reference model; 0 keeps none in memory."""
-    mask_truncated_completions: bool = False
-    """Leave out answers that were cut off at the token limit."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def advantages(rewards: Tensor, config: GrpoConfig) -> Tensor:
 
 
 def has_spread(rewards: Tensor, config: GrpoConfig) -> Tensor:
-    """Which groups have rewards that differ, bool [n / num_generations]; others teach nothing."""
+    """Which groups have rewards that differ, bool [n / num_generations]; others: no advantage."""
     groups = rewards.view(-1, config.num_generations)
     return groups.amax(dim=1) != groups.amin(dim=1)
 

@@ -4,7 +4,7 @@ different tasks compare (FGRPO, arXiv 2606.03094; a reconstruction from its abst
     gain    g_j = (R̄_j − b_j)/max(s_j, 1e-8)        "z"; "ratio" divides by max(|b_j|, 1e-8)
     spread  s_j ← √EMA_λ((R̄_j − b_j)²)              with the old b_j
     base    b_j ← λ b_j + (1 − λ) R̄_j               starts at the first R̄_j
-    weight  u_j = softmax(clip(g_j, −c, c)/τ), at most u_max; w_ij = (1 − μ) W_ij + μ u_j
+    weight  u_j = softmax(clip(g_j, −c, c)/τ), at most max(u_max, 1/n); w_ij = (1 − μ) W_ij + μ u_j
 
 A gain is 0 until two rewards were observed. The rows of u are not doubly stochastic: the mean over
 the network is not preserved, and an algorithm that mixes by w needs a pull towards consensus.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, isfinite, sqrt
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +24,8 @@ from peer.message import Peer
 
 SMALLEST = 1e-8
 """Least divisor of a gain."""
+LARGEST = 1e100
+"""Magnitude beyond which a reward is no reward: it gains least, and no baseline learns of it."""
 
 
 class GainConfig(Section):
@@ -45,7 +47,7 @@ class GainConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a peer's rewards were so far, as every neighbor computes it from its commits."""
+    """What a peer's rewards were so far."""
 
     observations: int = 0
     mean: float = 0.0
@@ -55,6 +57,8 @@ class Baseline:
 
     def gain(self, reward: float, config: GainConfig) -> float:
         """g_j of this reward against the past; 0 until two were observed."""
+        if not abs(reward) < LARGEST:
+            return -config.clip
         if self.observations < 2:
             return 0.0
         scale = self.spread if config.form == "z" else abs(self.mean)
@@ -62,6 +66,8 @@ class Baseline:
 
     def observe(self, reward: float, config: GainConfig) -> Baseline:
         """The baseline after this reward."""
+        if not abs(reward) < LARGEST:
+            return self
         if self.observations == 0:
             return Baseline(1, reward, 0.0)
         surprise = (reward - self.mean) ** 2
@@ -78,7 +84,10 @@ def gain_weights(gains: Mapping[Peer, float], config: GainConfig) -> dict[Peer, 
 
     What lies above the cap is shared among the others in proportion to theirs, until none does.
     """
-    clipped = {j: max(-config.clip, min(config.clip, g)) for j, g in sorted(gains.items())}
+    clipped = {
+        j: max(-config.clip, min(config.clip, g)) if isfinite(g) else -config.clip
+        for j, g in sorted(gains.items())
+    }
     if config.cap * len(clipped) < 1:
         return dict.fromkeys(clipped, 1 / len(clipped))
     raw = {j: exp(g / config.temperature) for j, g in clipped.items()}
@@ -99,7 +108,7 @@ def mixing_weights(
 ) -> dict[Peer, float]:
     """w_ij = (1 − μ) W_ij + μ u_j over the peers of `row`, node i's row of W; they add up to 1.
 
-    A weight is at most (1 − μ) W_ij + μ u_max, whatever a peer claims.
+    A weight is at most (1 − μ) W_ij + μ max(u_max, 1/n), whatever one of n peers claims.
     """
     u = gain_weights({j: gains[j] for j in row}, config)
     return {j: (1 - config.mixing) * row[j] + config.mixing * u[j] for j in sorted(row)}

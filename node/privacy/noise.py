@@ -48,21 +48,19 @@ def noised(total: Tensor, sigma: float, clip: float, stream: Stream) -> npt.NDAr
     """
     if not (sigma > 0 and clip > 0 and bool(total.isfinite().all())):
         raise ValueError("noise needs a positive sigma and clip, and a finite sum")
-    compositions = np.empty(total.numel(), dtype=np.int64)
-    for start in range(0, len(compositions), BLOCK):
+    points = np.empty(total.numel(), dtype=np.int64)
+    for start in range(0, len(points), BLOCK):
         block = total[start : start + BLOCK].numpy() / grid(sigma, clip)
         np.rint(np.clip(block, -_LARGEST, _LARGEST, out=block), out=block)
-        compositions[start : start + BLOCK] = block
-        compositions[start : start + BLOCK] += np.rint(stream.normal(len(block)) * STEPS).astype(
-            np.int64
-        )
-    return compositions
+        points[start : start + BLOCK] = block
+        points[start : start + BLOCK] += np.rint(stream.normal(len(block)) * STEPS).astype(np.int64)
+    return points
 
 
 def release(total: Tensor, sigma: float, clip: float, divisor: int, stream: Stream) -> Tensor:
     """g̈ = (Σ_b ĝ_b + z)/B, flat float32 [d]; B is the public divisor."""
-    compositions = torch.from_numpy(noised(total, sigma, clip, stream))
-    return compositions.mul(grid(sigma, clip) / divisor).to(torch.float32)
+    points = torch.from_numpy(noised(total, sigma, clip, stream))
+    return points.mul(grid(sigma, clip) / divisor).to(torch.float32)
 
 
 def held(total: Tensor, most: float) -> Tensor:

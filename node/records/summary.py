@@ -146,7 +146,7 @@ class Summary(Part):
     config_digest: str
     """SHA-256 of run.toml's content."""
     attackers: list[str] = []
-    """Nodes that lied on purpose, to see what it does: not in mean, min, consensus distance and
+    """Nodes that lied on purpose, to see what it does: not in mean, worst, consensus distance and
     averaged model. Only of attackers of this experiment; a real liar doesn't say so."""
     attack: str = ""
     """What they did (docs/poison.md)."""

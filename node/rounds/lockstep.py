@@ -30,7 +30,7 @@ from peer.session.interfaces import Role
 
 Edges: TypeAlias = AbstractSet[tuple[Peer, Peer]]
 """Directed edges (sender, receiver)."""
-Hoods: TypeAlias = Mapping[Peer, Neighborhood]
+Neighborhoods: TypeAlias = Mapping[Peer, Neighborhood]
 Contacts: TypeAlias = Mapping[Peer, frozenset[Peer]]
 """Node -> whom it heard in a phase."""
 Lossy: TypeAlias = Callable[[int, int, Peer, Peer], bool]
@@ -40,7 +40,7 @@ Of an Ask the answer is lost, not the question: the sender has released it all t
 
 def run(
     algorithms: Mapping[Peer, Algorithm],
-    neighborhoods: Hoods,
+    neighborhoods: Neighborhoods,
     rounds: int,
     *,
     first: int = 0,
@@ -70,7 +70,7 @@ def run(
 def _round(
     t: int,
     talks: Mapping[Peer, Conversation],
-    neighborhoods: Hoods,
+    neighborhoods: Neighborhoods,
     heard: Contacts,
     mix: MixSection,
     bounds: Bounds,
@@ -94,7 +94,7 @@ def _round(
 
 def exchange(
     verbs: Mapping[Peer, Verb],
-    neighborhoods: Hoods,
+    neighborhoods: Neighborhoods,
     lost: Edges = frozenset(),
     heard: Contacts | None = None,
     sent: dict[Peer, int] | None = None,
@@ -118,7 +118,7 @@ def exchange(
 
 def _exchange(
     verbs: Mapping[Peer, Verb],
-    neighborhoods: Hoods,
+    neighborhoods: Neighborhoods,
     lost: Edges,
     heard: Contacts | None,
     sent: dict[Peer, int] | None,
@@ -152,7 +152,7 @@ def _refused(
     verbs: Mapping[Peer, Verb],
     payloads: Mapping[Peer, Any],
     answers: Mapping[Peer, Mapping[Peer, Any]],
-    neighborhoods: Hoods,
+    neighborhoods: Neighborhoods,
     bounds: Bounds,
 ) -> Edges:
     """Messages beyond the bounds. Questions are not checked: the answering gate must tolerate any
@@ -190,7 +190,9 @@ def _nbytes(payload: Any, layout: Layout | None) -> int:
 
 
 def arrived(
-    up: AbstractSet[Peer] | Mapping[Peer, Any], neighborhoods: Hoods, lost: Edges = frozenset()
+    up: AbstractSet[Peer] | Mapping[Peer, Any],
+    neighborhoods: Neighborhoods,
+    lost: Edges = frozenset(),
 ) -> Contacts:
     """Whom each node that is up hears when `lost` is lost; an answer that is withheld is heard
     too.
@@ -262,7 +264,7 @@ def _form(verb: Verb) -> tuple[Any, ...]:
     return type(verb), verb.kind, verb.layout, getattr(verb, "answer_layout", None), streaming
 
 
-def _lost(t: int, phase: int, neighborhoods: Hoods, lossy: Lossy | None) -> Edges:
+def _lost(t: int, phase: int, neighborhoods: Neighborhoods, lossy: Lossy | None) -> Edges:
     if lossy is None:
         return frozenset()
     return {

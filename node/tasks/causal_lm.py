@@ -236,7 +236,7 @@ def _shared(
     language = models.checked(models.load(name, TYPES[text.dtype], attention, seed), name)
     model = language.model
     if text.lora_rank:
-        with seeded(0):  # of the shapes only; `start` draws
+        with seeded(0):  # of the shapes only; `initial_parameters` draws
             model = with_lora(model, text)
     ours = trained(model, text)
     names = [name for name, _ in ours.layout.fields]

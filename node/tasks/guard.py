@@ -1,9 +1,9 @@
 """The border to somebody's own task: whatever its code raises becomes one sentence that names the
 file and the line.
 
-A thin proxy: what a task has, it has, and what it lacks, it lacks. What our code raised passes, and
-so does the end of a daemon (`Stopped`) or of a program in the terminal (Ctrl-C). A model goes in
-and out as a copy, and torch's switches stay as they were.
+Everything of it is read when it is made; what it lacks has the defaults of `node.task.Task`. What
+our code raised passes, and so does the end of a daemon (`Stopped`) or of a program in the terminal
+(Ctrl-C). A model goes in and out as a copy, and torch's switches stay as they were.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 import node
 import peer
 from node.device import CPU
-from node.figures import COMMON_METRICS, Metric
+from node.figures import COMMON_METRICS, Metric, unfit
 from node.task import Factored, Stopped, Task, Validation, Value, Wrapper
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
@@ -85,9 +85,9 @@ class Guarded(Wrapper, Task):
         self.micro_batch = self._micro_batch()
         self.metrics = self._metrics()
         self.inputs = self._read("inputs", {})
-        self.dtype = self._read("dtype", torch.float32)
-        self.layer_groups = self._read("layer_groups", ())
-        self.adapted = bool(self._read("adapted", False))
+        self.dtype = self._dtype()
+        self.layer_groups = self._layer_groups()
+        self.adapted = self._read("adapted", False) is True
         self._initial_parameters, self._batch, self._loss, self._mean_loss, self._evaluate = map(
             self._function, METHODS
         )
@@ -125,7 +125,27 @@ class Guarded(Wrapper, Task):
             raise self._refusal(
                 "metrics is no tuple of peerpoise.Metric; write one, or leave it out"
             )
+        if problem := next(filter(None, map(unfit, declared)), None):
+            raise self._refusal(f"metrics has {problem}")
+        names = [metric.name for metric in declared]
+        if len({*names}) < len(names):
+            raise self._refusal("metrics has a name twice; each figure has one of its own")
         return tuple(declared)
+
+    def _dtype(self) -> torch.dtype:
+        dtype = self._read("dtype", torch.float32)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise self._refusal(f"dtype is {_kind(dtype)}; a type of floats is expected")
+        return dtype
+
+    def _layer_groups(self) -> tuple[tuple[str, ...], ...]:
+        groups = self._read("layer_groups", ())
+        known = {name for name, _ in self.layout.fields}
+        if not isinstance(groups, tuple | list) or not all(
+            isinstance(group, tuple | list) and known.issuperset(group) for group in groups
+        ):
+            raise self._refusal("layer_groups is no tuple of tuples of the layout's names")
+        return tuple(map(tuple, groups))
 
     def _micro_batch(self) -> int | None:
         count = self._read("micro_batch")
@@ -247,9 +267,11 @@ class Guarded(Wrapper, Task):
         if not isinstance(key, str):
             raise self._refusal(f"evaluate names a metric by {_kind(key)}; a text is expected")
         if key not in known:
-            raise self._refusal(
-                f"evaluate gives {key!r}, which is none of {', '.join(known)}; declare it in the "
-                f"task's metrics, as peerpoise.Metric({key!r}, …)"
+            raise TaskError(  # the name may quote data, and is for the owner's terminal only
+                f"task.name = {self._name!r}: evaluate gives {key!r}, which is none of "
+                f"{', '.join(known)}; declare it in the task's metrics, as "
+                f"peerpoise.Metric({key!r}, …).",
+                f"task.name = {self._name!r}: evaluate gives a figure that is not declared.",
             )
         return key
 

@@ -26,7 +26,7 @@ words = pytest.mark.parametrize("name", WORDS)
 
 
 def attacked(variant, name, kind="full", n=4, who=("n1",), gate=None, **options):
-    """(nodes, hoods), some of them liars."""
+    """(nodes, neighborhoods), some of them liars."""
     nodes, neighborhoods = cluster(variant, kind, n, **({"gate": gate} if gate else {}))
     attack = Attack.of(AttackSection(name=name, **options))
     return {
@@ -55,7 +55,7 @@ class Spy(MessageAttack):
 
 
 def spied(variant, spy, kind="full", n=4):
-    """(nodes with the spy as n1 and everybody's words noted, hoods)."""
+    """(nodes with the spy as n1 and everybody's words noted, neighborhoods)."""
     nodes, neighborhoods = cluster(variant, kind, n)
     heard = {i: Listened(a) for i, a in nodes.items()}
     return (

@@ -399,6 +399,7 @@ def test_every_exit_code_is_documented() -> None:
     assert [code for code in sorted(codes) if f"\n| {code} |" not in page] == []
 
 
+@pytest.mark.usefixtures("real_starts")
 def test_the_process_itself(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -51,7 +51,7 @@ class Loop(asyncio.SelectorEventLoop):
     def working(self) -> bool:
         return self._in_executor > 0 or any(compute.working for compute in self.computes)
 
-    def run_in_executor(self, *arguments: Any) -> Any:
+    def run_in_executor(self, *arguments: Any) -> Any:  # type: ignore[override]
         future = super().run_in_executor(*arguments)
         self._in_executor += 1
         future.add_done_callback(self._left_executor)
@@ -153,10 +153,11 @@ class Event:
             if self._is_set:
                 return
             self._waiting[wake] = compute
+            if compute and seconds is not None:  # before it counts as idle, or time jumps first
+                loop = compute.loop
+                loop.call_soon_threadsafe(loop.call_later, seconds, self._elapsed, wake)
             if compute:
                 compute.count(hanging=1)
-        if seconds is not None and compute:
-            compute.loop.call_soon_threadsafe(compute.loop.call_later, seconds, self._elapsed, wake)
         assert wake.wait(REAL_SECONDS if seconds is None or compute else seconds) or not compute
 
     def _elapsed(self, wake: threading.Event) -> None:

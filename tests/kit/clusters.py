@@ -19,7 +19,7 @@ import threading
 import traceback
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,14 +75,16 @@ def experiment(**settings: Any) -> ExperimentConfig:
     key.
     """
     short = {"nodes": "experiment", "rounds": "train", "kind": "topology"}
-    values = {name: dict(section) for name, section in EXPERIMENT.items()}
+    values: dict[str, Any] = {name: dict(section) for name, section in EXPERIMENT.items()}
     for key, value in settings.items():
         change = {key: value} if key in short else value
         section = values.setdefault(short.get(key, key), {})
         section |= change
-    return ExperimentConfig(
-        **{name: {k: v for k, v in it.items() if v is not None} for name, it in values.items()}
-    )
+    given: dict[str, Any] = {
+        name: {k: v for k, v in section.items() if v is not None}
+        for name, section in values.items()
+    }
+    return ExperimentConfig(**given)
 
 
 async def until(
@@ -402,10 +404,11 @@ class Witness(Daemon):
             reply: bytes = await call(caller, method, request)
             return reply
 
-        session.transfer, session.call = noted, answered
+        session.transfer = noted  # type: ignore[method-assign]
+        session.call = answered  # type: ignore[method-assign]
         return session
 
-    async def _note(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _note(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         names, first = (
             {member.id: member.name for member in self.roster.members},
             await anext(messages),

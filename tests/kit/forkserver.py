@@ -8,7 +8,9 @@ fork ends at once, and its orphan is adopted by the nearest ancestor that asked 
 (PR_SET_CHILD_SUBREAPER), which is the process of the test. Linux only; elsewhere everything is
 started as ever.
 
-Within `real_starts()` nothing is forked: for tests of a start itself.
+Within `real_starts()` nothing is forked: for tests of a start itself. A fork differs from a start in
+that libraries are loaded already (nothing in its folder can stand in for one), that umask and
+process group are the server's, and that an uncaught Ctrl-C ends it with 1.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ PRELOADED = (
 )
 """Without grpc: what it may do after a fork depends on what it did before."""
 PACKAGES = ("peerpoise", "node", "kit")
-STARTUP = ("GRPC_", "LANG", "LC_", "LD_", "LOCPATH", "MALLOC_", "MKL_", "OMP_", "PYTHON")
+STARTUP = (
+    "GRPC_", "LANG", "LC_", "LD_", "LOCPATH", "MALLOC_", "MKL_", "OMP_", "PROMETHEUS_", "PYTHON",
+    "prometheus_",
+)  # fmt: skip
 """Variables that a process reads when it starts or imports a library: the server has one set."""
 LATER = ("PYTHONIOENCODING", "PYTHONWARNINGS")
 """Those of them that the child of a fork can still heed."""

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from kit import clock
 from kit.toys import LAYOUT
@@ -37,11 +38,11 @@ class Book:
 class Notes(RoundObserver):
     """What the driver told."""
 
-    losses: list = field(default_factory=list)
-    drops: list = field(default_factory=list)
-    skips: list = field(default_factory=list)
-    weights: dict = field(default_factory=dict)
-    rounds: list = field(default_factory=list)
+    losses: list[Any] = field(default_factory=list)
+    drops: list[Any] = field(default_factory=list)
+    skips: list[Any] = field(default_factory=list)
+    weights: dict[int, Any] = field(default_factory=dict)
+    rounds: list[int] = field(default_factory=list)
 
     def lost(self, t, phase, peer, why):
         self.losses.append((t, peer))

@@ -19,12 +19,12 @@ def write_model(
     vocabulary = {word: k for k, word in enumerate(["<unk>", "<end>", "<pad>", *words.split()])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", **special).save_pretrained(
-        folder
-    )
+    tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer(tokenizer_object=inner, unk_token="<unk>", **special).save_pretrained(folder)
     config = config or LlamaConfig(
         vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
         max_position_embeddings=64,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model: Any = AutoModelForCausalLM
+    model.from_config(config).save_pretrained(folder)
     return folder

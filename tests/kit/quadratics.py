@@ -17,7 +17,7 @@ N, D = 6, 7
 LAYOUT = Layout((("w", (D,)),))
 W = np.array(EQUATIONS["metropolis"]["W"])
 NAMES = [str(i) for i in range(N)]
-HOODS = {
+NEIGHBORHOODS = {
     i: Neighborhood(me=i, weight={j: w for j, w in zip(NAMES, row, strict=True) if w}, nodes=N)
     for i, row in zip(NAMES, W.tolist(), strict=True)
 }
@@ -58,18 +58,18 @@ def cluster(algorithm: Any, **options: Any) -> dict[str, Any]:
 def resources(me: str, gradients: Any = None, **more: Any) -> Resources:
     """Those of one node at its row of START; `gradients` in place of its own."""
     start = torch.from_numpy(START[int(me)])
-    gate = gradients or GradientGate(me)
+    gate: Any = gradients or GradientGate(me)
     return Resources(me=me, layout=LAYOUT, start=start, gradients=gate, **more)
 
 
 def view(me: str) -> View:
     """Who is around that node."""
-    return View(HOODS[me])
+    return View(NEIGHBORHOODS[me])
 
 
 def played(nodes: dict[str, Any], rounds: int) -> np.ndarray:
     """Every node's parameters [N, D] after so many rounds."""
-    lockstep.run(nodes, HOODS, rounds)
+    lockstep.run(nodes, NEIGHBORHOODS, rounds)
     return np.stack([nodes[i].parameters.numpy() for i in NAMES])
 
 

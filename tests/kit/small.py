@@ -85,9 +85,15 @@ def gate(
     """A gate of mode strict with σ = 1 unless told otherwise; `config_…` changes go to `[privacy]`,
     hooks to `Hooks`, all others to `GateConfig`.
     """
-    privacy = {"mode": "strict", "sigma": 1.0, "rate": 0.5, "batch": 20, "backend": "vmap"}
-    node = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "seed": 0}
-    hooks = {}
+    privacy: dict[str, Any] = {
+        "mode": "strict",
+        "sigma": 1.0,
+        "rate": 0.5,
+        "batch": 20,
+        "backend": "vmap",
+    }
+    node: dict[str, Any] = {"me": "a", "run": "run", "rounds": 10, "releases": 3, "seed": 0}
+    hooks: dict[str, Any] = {}
     for name, value in changes.items():
         if name.startswith("config_"):
             privacy[name.removeprefix("config_")] = value
@@ -95,7 +101,7 @@ def gate(
             hooks[name] = value
         else:
             node[name] = value
-    config = GateConfig(privacy=PrivacySection(**privacy), **{"sigma": privacy["sigma"]} | node)
+    config = GateConfig(privacy=PrivacySection(**privacy), **{"sigma": privacy["sigma"], **node})
     return make_gate(
         config, task, ledger=ledger, keys=keys or Keys.insecure(1, "a"), hooks=Hooks(**hooks)
     )

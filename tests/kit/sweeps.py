@@ -8,7 +8,7 @@ from typing import Any
 from node.experiments.sweep import code
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import Trial
-from node.experiments.sweep.trial import play
+from node.experiments.sweep.trial import run_trial
 from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
 from node.figures import ACCURACY, LOSS, Diagnostic, document
@@ -52,7 +52,7 @@ class Here:
         assert self._next is not None
         key, configuration = self._next
         try:
-            return TrialUpdate(key=key, record=play(configuration))
+            return TrialUpdate(key=key, record=run_trial(configuration))
         except Exception as error:
             return TrialUpdate(key=key, **failure(error))
 
@@ -77,7 +77,10 @@ def keep(folder: Folder, trial: Trial, value: float, **figures: Any) -> None:
         "attackers": [],
         "summary": {},
     }
-    record = {"configuration": trial.configuration, "code": code.of(trial.configuration)}
+    record: dict[str, Any] = {
+        "configuration": trial.configuration,
+        "code": code.of(trial.configuration),
+    }
     record |= {
         "cpu_seconds": 1.0,
         "wall_seconds": 1.0,

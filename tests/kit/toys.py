@@ -143,7 +143,7 @@ class Judgement:
 
 
 def cluster(variant, kind="full", n=4, gate=Toy, start=None):
-    """(nodes, hoods) of the variant, all starting at `start` or, each at its own, at random."""
+    """(nodes, neighborhoods) of the variant, all starting at `start` or, each at its own, at random."""
     name, options = variant
     algorithm = find(name)
     neighborhoods = make_neighborhoods(kind, [f"n{i}" for i in range(n)])

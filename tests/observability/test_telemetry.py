@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,3 +119,24 @@ def test_connections_that_come_to_nothing_are_counted(watch: Telemetry) -> None:
     watch._strangers = (0.0, 0)
     watch.connections(10 * REFUSALS, 2)
     assert "shows no certificate of its federation" in watch.warnings[-1]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_figures_per_neighbor_are_shown_only_where_they_do_not_leak(
+    watch: Telemetry, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    """In mode paper they are made with clean gradients."""
+    learner = SimpleNamespace(
+        diagnostics=lambda: {"cosine": {"b": -0.5}, "step": 3},
+        neighborhood=SimpleNamespace(neighbors=["b"]),
+    )
+    monkeypatch.setattr(Telemetry, "learner", learner)
+    watch.metrics.neighbors(["b"], "a")
+    watch.metrics.diagnostics = shown
+    watch.round(0, 0.1)
+    value = watch.metrics.registry.get_sample_value
+    figure = value("peerpoise_diagnostic", {"name": "cosine", "peer": "b"})
+    assert figure == (-0.5 if shown else None)
+    [line] = [it for it in journal.read(watch.journal.path) if it["event"] == "round"]
+    own = {"step": 3}
+    assert line["diagnostics"] == ({"cosine": {"b": -0.5}, **own} if shown else own)

@@ -10,13 +10,25 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
+from kit.quadratics import (
+    NAMES,
+    NEIGHBORHOODS,
+    START,
+    D,
+    N,
+    W,
+    close,
+    cluster,
+    gradient,
+    played,
+    view,
+)
 from node.algorithms.cga import Cga, State
 from node.rounds.lockstep import exchange
 from peer.message import Ask, Mix, Replies
 
 OPTIONS = {"lr": 0.2, "beta": 0.8, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01}
-NEIGHBORS = {i: [int(j) for j in HOODS[str(i)].neighbors] for i in range(N)}
+NEIGHBORS = {i: [int(j) for j in NEIGHBORHOODS[str(i)].neighbors] for i in range(N)}
 
 
 def nearest(g, rows):
@@ -59,7 +71,7 @@ def test_the_model_goes_out_gradients_come_back_and_the_model_alone_is_mixed():
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
         (Ask, "model", D)
     }
-    heard = exchange(verbs, HOODS)
+    heard = exchange(verbs, NEIGHBORHOODS)
     close(heard["0"]["1"], gradient(1, START[0]))
     mixes = {i: talks[i].send(heard[i]) for i in NAMES}
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in mixes.values()} == {
@@ -67,8 +79,10 @@ def test_the_model_goes_out_gradients_come_back_and_the_model_alone_is_mixed():
     }
     for i in NAMES:
         close(mixes[i].tensors, START[int(i)])
-        assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(HOODS[i].weight)
-        assert Cga.releases(HOODS[i].degree) == len(HOODS[i].weight)
+        assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(
+            NEIGHBORHOODS[i].weight
+        )
+        assert Cga.releases(NEIGHBORHOODS[i].degree) == len(NEIGHBORHOODS[i].weight)
 
 
 def after(answers, missing=(), **options):
@@ -85,7 +99,7 @@ def after(answers, missing=(), **options):
 
 
 OWN = gradient(3, START[3])
-AGREES = {j: torch.from_numpy(OWN + 0.01) for j in HOODS["3"].neighbors}
+AGREES = {j: torch.from_numpy(OWN + 0.01) for j in NEIGHBORHOODS["3"].neighbors}
 
 
 def test_where_all_agree_it_is_momentum_on_the_own_gradient():

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
+from kit.quadratics import (
+    NAMES,
+    NEIGHBORHOODS,
+    START,
+    D,
+    N,
+    W,
+    close,
+    cluster,
+    gradient,
+    played,
+    view,
+)
 from node.algorithms.dmsgd import Dmsgd, State
 from peer.message import Mix
 
@@ -67,4 +79,4 @@ def test_one_release_a_round_at_the_own_model_whatever_the_degree():
     for i in NAMES:
         assert [(t, to) for t, to, _ in nodes[i].gradients.asked] == [(t, i) for t in range(3)]
         close(nodes[i].gradients.asked[0][2], START[int(i)])
-    assert {Dmsgd.releases(HOODS[i].degree) for i in NAMES} == {1}
+    assert {Dmsgd.releases(NEIGHBORHOODS[i].degree) for i in NAMES} == {1}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, W, close, cluster, gradient, played, view
+from kit.quadratics import NAMES, NEIGHBORHOODS, START, D, W, close, cluster, gradient, played, view
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.config import ExperimentConfig
 from node.experiments.resolve import resolve
@@ -19,7 +19,7 @@ from peer.errors import ConfigurationError
 from peer.message import Mix, step
 from peer.topology import make_neighborhoods
 
-GAP = spectral_gap({i: HOODS[i].weight for i in NAMES})
+GAP = spectral_gap({i: NEIGHBORHOODS[i].weight for i in NAMES})
 OPTIONS = {"lr": 0.2, "lr_decay": 0.5, "decay_every": 20, "weight_decay": 0.01, "spectral_gap": GAP}
 
 
@@ -47,7 +47,7 @@ def test_one_release_a_round_and_k_models_are_all_that_is_said():
     played(nodes, 3)
     for i in NAMES:
         assert [(t, to) for t, to, _ in nodes[i].gradients.asked] == [(t, i) for t in range(3)]
-    assert {Muffliato.releases(HOODS[i].degree) for i in NAMES} == {1}
+    assert {Muffliato.releases(NEIGHBORHOODS[i].degree) for i in NAMES} == {1}
     talk, said = nodes["0"].round(3, view("0")), []
     verb = step(talk)
     while verb is not None:
@@ -114,7 +114,7 @@ def test_the_mean_is_kept_when_edges_come_and_go_at_both_ends():
         node.gradients = lambda x, t, to: torch.zeros_like(x)
     lockstep.run(
         nodes,
-        HOODS,
+        NEIGHBORHOODS,
         3,
         lossy=lambda t, phase, *ends: random.Random(f"{t} {phase} {sorted(ends)}").random() < 0.3,
     )
@@ -130,7 +130,9 @@ def test_a_header_lost_at_one_end_moves_the_mean_further_than_in_a_plain_mix():
         nodes = cluster(Muffliato, gossip=k, spectral_gap=GAP)
         for node in nodes.values():
             node.gradients = lambda x, t, to: torch.zeros_like(x)
-        lockstep.run(nodes, HOODS, 1, lossy=lambda t, phase, a, b: (phase, a, b) == (0, "0", "1"))
+        lockstep.run(
+            nodes, NEIGHBORHOODS, 1, lossy=lambda t, phase, a, b: (phase, a, b) == (0, "0", "1")
+        )
         return np.mean([nodes[i].parameters.numpy() for i in NAMES], axis=0) - START.mean(0)
 
     more = acceleration(GAP) - 1

@@ -8,9 +8,9 @@ import torch
 
 from kit.quadratics import (
     CURVE,
-    HOODS,
     LAYOUT,
     NAMES,
+    NEIGHBORHOODS,
     OPTIMUM,
     START,
     D,
@@ -86,7 +86,7 @@ def test_with_a_constant_step_all_reach_the_optimum_of_the_mean(restart):
 def test_y_tracks_the_mean_gradient_of_all():
     """Σ y = Σ s = Σ ∇f_i(x_i) after every round, and the y of all come together."""
     nodes = fleet(lr=0.1)
-    lockstep.run(nodes, HOODS, 60)
+    lockstep.run(nodes, NEIGHBORHOODS, 60)
     y, s = (np.stack([getattr(nodes[i].state, name).numpy() for i in NAMES]) for name in "ys")
     before = np.stack([nodes[i].state.before.numpy() for i in NAMES])
     close(s, gradient(slice(None), before))
@@ -99,7 +99,7 @@ def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_differen
     seen = {i: [nodes[i].parameters.clone()] for i in NAMES}
     lockstep.run(
         nodes,
-        HOODS,
+        NEIGHBORHOODS,
         4,
         after_round=lambda t: [seen[i].append(nodes[i].parameters.clone()) for i in NAMES],
     )
@@ -111,7 +111,7 @@ def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_differen
         for t, _, x, before in later:
             assert torch.equal(x, seen[i][t])
             assert torch.equal(before, seen[i][t - 1])
-    assert {NetFleet.releases(HOODS[i].degree) for i in NAMES} == {1}
+    assert {NetFleet.releases(NEIGHBORHOODS[i].degree) for i in NAMES} == {1}
 
 
 def test_two_models_are_all_that_is_said():
@@ -130,7 +130,7 @@ def test_two_models_are_all_that_is_said():
 
 def test_restarts_ask_for_gradients():
     nodes = fleet(lr=0.1, restart=3)
-    lockstep.run(nodes, HOODS, 8)
+    lockstep.run(nodes, NEIGHBORHOODS, 8)
     asked = [(t, what) for t, what, *_ in nodes["1"].gradients.asked]
     assert asked == [(t, "1" if t % 3 == 0 else "difference") for t in range(8)]
 
@@ -204,7 +204,7 @@ def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
 def test_among_others_too_what_is_withheld_leaves_the_sum():
     nodes = fleet(lr=0.1)
     nodes["2"].gradients = Spent("2")
-    lockstep.run(nodes, HOODS, 15)
+    lockstep.run(nodes, NEIGHBORHOODS, 15)
     y, s = (np.stack([getattr(nodes[i].state, name).numpy() for i in NAMES]) for name in "ys")
     assert not s[2].any()
     close(y.sum(0), s.sum(0))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kit.quadratics import (
-    HOODS,
     NAMES,
+    NEIGHBORHOODS,
     START,
     D,
     N,
@@ -87,7 +87,7 @@ def test_one_release_a_round_at_the_own_model_whatever_the_degree():
     for i in NAMES:
         assert [(t, to) for t, to, _ in nodes[i].gradients.asked] == [(t, i) for t in range(3)]
         close(nodes[i].gradients.asked[0][2], START[int(i)])
-    assert {QgDsgdm.releases(HOODS[i].degree) for i in NAMES} == {1}
+    assert {QgDsgdm.releases(NEIGHBORHOODS[i].degree) for i in NAMES} == {1}
 
 
 def test_alone_it_is_quasi_hyperbolic_momentum():
@@ -114,7 +114,9 @@ def test_mixing_alone_leaves_no_momentum_in_the_mean():
     nodes = cluster(QgDsgdm, weight_decay=0)
     for node in nodes.values():
         node.gradients = lambda x, t, to: torch.zeros_like(x)
-    lockstep.run(nodes, HOODS, 5, lossy=lambda t, phase, a, b: t == 2 and {a, b} == {"0", "1"})
+    lockstep.run(
+        nodes, NEIGHBORHOODS, 5, lossy=lambda t, phase, a, b: t == 2 and {a, b} == {"0", "1"}
+    )
     found = np.stack([nodes[i].parameters.numpy() for i in NAMES])
     close(found.mean(0), START.mean(0))
     assert max(float(node.state.m.abs().max()) for node in nodes.values()) > 0.1

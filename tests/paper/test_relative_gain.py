@@ -104,3 +104,16 @@ def test_a_moving_average_forgets():
     baseline, surprise = Baseline(2, 0.0, 1.0), GainConfig(decay=0.5)
     after = baseline.observe(3.0, surprise)
     assert (after.mean, after.spread) == (1.5, pytest.approx(sqrt(0.5 * 1 + 0.5 * 9)))
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), 1e200])
+def test_a_reward_that_is_none_gains_least_and_moves_no_baseline(reward):
+    baseline, c = Baseline(5, 1.0, 2.0), GainConfig()
+    assert baseline.gain(reward, c) == -c.clip
+    assert baseline.observe(reward, c) == baseline
+
+
+@pytest.mark.parametrize("gain", [float("nan"), float("inf")])
+def test_a_gain_that_is_no_number_weighs_least(gain):
+    weights = gain_weights({"a": 0.0, "b": gain, "c": 0.0}, GainConfig())
+    assert weights["b"] == min(weights.values()) < weights["a"]

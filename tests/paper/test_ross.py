@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, OPTIMUM, START, D, N, W, close, gradient, resources, view
+from kit.quadratics import (
+    NAMES,
+    NEIGHBORHOODS,
+    OPTIMUM,
+    START,
+    D,
+    N,
+    W,
+    close,
+    gradient,
+    resources,
+    view,
+)
 from node.algorithms.pdsl import Pdsl, PdslConfig
 from node.algorithms.ross import Ross
 from node.rounds import lockstep
@@ -50,7 +62,7 @@ def cluster(algorithm=Ross, **options):
 
 
 def played(nodes, rounds):
-    lockstep.run(nodes, HOODS, rounds)
+    lockstep.run(nodes, NEIGHBORHOODS, rounds)
     return np.stack([nodes[i].parameters.numpy() for i in NAMES])
 
 
@@ -134,21 +146,23 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed(algori
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
         (Ask, "model", D)
     }
-    heard = exchange(verbs, HOODS)
+    heard = exchange(verbs, NEIGHBORHOODS)
     states = {i: talks[i].send(heard[i]) for i in NAMES}
     assert {(type(s), s.kind, *(part.numel() for part in s.tensors)) for s in states.values()} == {
         (Mix, "state", D, D)
     }
     for i in NAMES:
-        assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(HOODS[i].weight)
-        assert algorithm.releases(HOODS[i].degree) == len(HOODS[i].weight)
+        assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(
+            NEIGHBORHOODS[i].weight
+        )
+        assert algorithm.releases(NEIGHBORHOODS[i].degree) == len(NEIGHBORHOODS[i].weight)
 
 
 def test_who_is_not_heard_is_no_player():
     node = cluster(**EXACT)["3"]
     talk = node.round(0, view("3"))
     next(talk)
-    there = [j for j in HOODS["3"].neighbors if j != "4"]
+    there = [j for j in NEIGHBORHOODS["3"].neighbors if j != "4"]
     mix = talk.send(
         Replies(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"})
     )
@@ -165,8 +179,8 @@ def test_a_poisonous_gradient_weighs_nothing_and_an_honest_one_its_part():
     node = cluster(**EXACT)["3"]
     talk = node.round(0, view("3"))
     next(talk)
-    liar = HOODS["3"].neighbors[0]
-    towards = {j: torch.from_numpy(START[3] - CENTRE) for j in HOODS["3"].neighbors}
+    liar = NEIGHBORHOODS["3"].neighbors[0]
+    towards = {j: torch.from_numpy(START[3] - CENTRE) for j in NEIGHBORHOODS["3"].neighbors}
     towards[liar] = -towards[liar]
     finish(talk, Replies(towards.items()))
     weight = node.diagnostics()["weight"]
@@ -197,8 +211,8 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
     node.gradients = lambda *given: torch.from_numpy(CENTRE - START[3]) + 0.1 * torch.arange(D)
     talk = node.round(0, view("3"))
     next(talk)
-    hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in HOODS["3"].neighbors}
-    liar = HOODS["3"].neighbors[0]
+    hurts = {j: torch.from_numpy(CENTRE - START[3]) for j in NEIGHBORHOODS["3"].neighbors}
+    liar = NEIGHBORHOODS["3"].neighbors[0]
     hurts[liar] = {
         "zeros": torch.zeros_like(x),
         "a whisper": 1e-6 * torch.ones_like(x),
@@ -215,6 +229,6 @@ def test_who_adds_nothing_weighs_its_share_at_most(says, null_players):
 
 def test_the_state_keeps_the_smoothed_values():
     nodes = cluster(**EXACT, smoothing=0.5)
-    lockstep.run(nodes, HOODS, 2)
+    lockstep.run(nodes, NEIGHBORHOODS, 2)
     for i in NAMES:
-        assert nodes[i].state.phi.keys() == HOODS[i].weight.keys()
+        assert nodes[i].state.phi.keys() == NEIGHBORHOODS[i].weight.keys()

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from kit.quadratics import HOODS, NAMES, START, D, N, W, close, cluster, gradient, played, view
+from kit.quadratics import (
+    NAMES,
+    NEIGHBORHOODS,
+    START,
+    D,
+    N,
+    W,
+    close,
+    cluster,
+    gradient,
+    played,
+    view,
+)
 from node.algorithms.dpdl import Dpdl
 from node.algorithms.xavg import Xavg, mean
 from node.rounds import lockstep
@@ -46,21 +58,25 @@ def test_the_model_goes_out_gradients_come_back_and_both_states_are_mixed():
     assert {(type(verb), verb.kind, verb.tensors.numel()) for verb in verbs.values()} == {
         (Ask, "model", D)
     }
-    heard = exchange(verbs, HOODS)
+    heard = exchange(verbs, NEIGHBORHOODS)
     close(heard["0"]["1"], gradient(1, START[0]))
     states = {i: talks[i].send(heard[i]) for i in NAMES}
     assert {(type(s), s.kind, *(part.numel() for part in s.tensors)) for s in states.values()} == {
         (Mix, "state", D, D)
     }
     for i in NAMES:
-        assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(HOODS[i].weight)
-        assert Xavg.releases(HOODS[i].degree) == len(HOODS[i].weight)
+        assert sorted(to for _, to, _ in nodes[i].gradients.asked) == sorted(
+            NEIGHBORHOODS[i].weight
+        )
+        assert Xavg.releases(NEIGHBORHOODS[i].degree) == len(NEIGHBORHOODS[i].weight)
 
 
 def test_the_gradient_is_the_mean_by_w():
-    cross = {j: torch.full((D,), float(j) + 1, dtype=torch.float64) for j in HOODS["3"].weight}
+    cross = {
+        j: torch.full((D,), float(j) + 1, dtype=torch.float64) for j in NEIGHBORHOODS["3"].weight
+    }
     expected = sum(W[3, int(j)] * (float(j) + 1) for j in cross)
-    close(mean(HOODS["3"].weight, cross), np.full(D, expected))
+    close(mean(NEIGHBORHOODS["3"].weight, cross), np.full(D, expected))
 
 
 def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
@@ -68,16 +84,16 @@ def test_who_is_not_heard_leaves_a_mean_of_those_who_are():
     node = cluster(Xavg, **OPTIONS)["3"]
     talk = node.round(0, view("3"))
     next(talk)
-    there = [j for j in HOODS["3"].neighbors if j != "4"]
+    there = [j for j in NEIGHBORHOODS["3"].neighbors if j != "4"]
     mix = talk.send(
         Replies(((j, torch.from_numpy(gradient(int(j), START[3]))) for j in there), {"4"})
     )
     weight = {j: W[3, j] for j in (3, *map(int, there))}
     g = sum(w * gradient(j, START[3]) for j, w in weight.items()) / sum(weight.values())
     close(mix.tensors[1], g + 0.01 * START[3])
-    everybody = {j: torch.ones(D, dtype=torch.float64) for j in HOODS["3"].weight}
+    everybody = {j: torch.ones(D, dtype=torch.float64) for j in NEIGHBORHOODS["3"].weight}
     alone = {"3": everybody["3"]}
-    close(mean(HOODS["3"].weight, alone), np.ones(D))
+    close(mean(NEIGHBORHOODS["3"].weight, alone), np.ones(D))
 
 
 @pytest.mark.parametrize("rounds", [1, 10])

@@ -30,6 +30,6 @@ def test_neighbors_for_whom_the_noise_was_not_calibrated_are_refused(
     neighbors: tuple[str, ...],
 ) -> None:
     views = Views(View(neighborhood("b")))
-    with pytest.raises(ConfigurationError, match="the neighbor c; .* calibrated for the 1 it"):
+    with pytest.raises(ConfigurationError, match=r"the neighbor c; .* calibrated for the 1 it"):
         views.adopt(View(neighborhood(*neighbors), 2, 3))
     assert views.at(3).version == 1

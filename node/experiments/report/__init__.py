@@ -1,6 +1,6 @@
 """What a sweep's folder says: tables, plots, files for other programs, one page.
 
-report  rows and their figures, from the records
+aggregate rows and their figures, from the records
 tables    report as grids of text; for terminals and Markdown
 plots     report as SVG or PNG (matplotlib, the extra [report])
 files     results.json and parquet

@@ -97,7 +97,7 @@ def _sweep(report: SweepReport, *, alone: bool) -> Iterator[str]:
 
 
 def _part(report: SweepReport, part: Part, grid: Grid, level: str) -> Iterator[str]:
-    yield f'<section aria-labeledby="{_anchor(report, part)}">\n'
+    yield f'<section aria-labelledby="{_anchor(report, part)}">\n'
     yield f'<{level} id="{_anchor(report, part)}">{escape(part.title)}</{level}>\n'
     yield _table(grid, headed=True)
     if tried := tables.rates(part):

@@ -164,6 +164,8 @@ def _curves(
 
 
 def _distance(part: Part, lines: Sequence[Line], methods: Sequence[str]) -> Plot:
+    from matplotlib.ticker import LogFormatter
+
     with _style():
         figure, axes = _axes(lines)
         ends = []
@@ -172,6 +174,9 @@ def _distance(part: Part, lines: Sequence[Line], methods: Sequence[str]) -> Plot
             _draw(axes, line, methods, _middle([it["rounds"] for it in line.figures]), curves)
             ends.append(f"{line.method} {statistics.fmean(curve[-1] for curve in curves):.2g}")
         axes.set_yscale("log")
+        # In plain text: a "$" in a name begins no formula (text.parse_math), nor does one here.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
         axes.set_xlabel("rounds")
         axes.set_ylabel("consensus distance")
         _legend(figure, axes)

@@ -49,7 +49,7 @@ def overview(report: SweepReport) -> Grid:
     """Methods × settings: mean of the nodes, and the worst one."""
     lines = {(part.name, line.method): line for part in report.parts for line in part.lines}
 
-    def trial(name: str, method: str) -> str:
+    def cell(name: str, method: str) -> str:
         line = lines.get((name, method))
         if line is None or line.mean is None or line.worst is None:
             return NOT_RUN if line is None else line.state
@@ -58,7 +58,7 @@ def overview(report: SweepReport) -> Grid:
         return f"{shown(line.mean, metric)} / {number(line.worst.mean, metric)}{partial}"
 
     rows = [
-        (method, *(trial(part.name, method) for part in report.parts)) for method in report.methods
+        (method, *(cell(part.name, method) for part in report.parts)) for method in report.methods
     ]
     late_note = _late_note(report.parts[0].headline, report.sweep.section.late)
     notes = [f"{late_note}; after the stroke the worst node."]
@@ -74,7 +74,7 @@ def speed_up(report: SweepReport) -> Grid:
     """Rounds to the target loss, and how many times fewer than in the first setting."""
     base = {line.method: line.rounds_to for line in report.parts[0].lines}
 
-    def trial(part: Part, method: str) -> str:
+    def cell(part: Part, method: str) -> str:
         line = next((it for it in part.lines if it.method == method), None)
         if line is None or not line.records:
             return NOT_RUN if line is None else line.state
@@ -84,7 +84,7 @@ def speed_up(report: SweepReport) -> Grid:
         times = "" if first is None else f" (÷ {first.mean / line.rounds_to.mean:.2f})"
         return f"{spread(line.rounds_to, '{:.0f}')}{times}"
 
-    rows = [(method, *(trial(part, method) for part in report.parts)) for method in report.methods]
+    rows = [(method, *(cell(part, method) for part in report.parts)) for method in report.methods]
     return Grid(
         title=f"Rounds to a test loss of {report.sweep.section.target_loss:g}",
         head=("method", *(part.title for part in report.parts)),
@@ -251,7 +251,7 @@ def rates(part: Part) -> Grid | None:
     if not tried:
         return None
 
-    def trial(line: Line, lr: float) -> str:
+    def cell(line: Line, lr: float) -> str:
         known = line.choice.tried.get(lr) if line.choice else None
         mark = " *" if line.choice and line.choice.lr == lr else ""
         return f"{'–' if known is None else number(known, metric)}{mark}"
@@ -260,7 +260,7 @@ def rates(part: Part) -> Grid | None:
         title=f"{part.title}: learning rates",
         head=("method", *(f"{lr:g}" for lr in tried)),
         rows=tuple(
-            (line.method, *(trial(line, lr) for lr in tried))
+            (line.method, *(cell(line, lr) for lr in tried))
             for line in part.lines
             if line.row.tuned
         ),
@@ -303,8 +303,8 @@ def told(report: SweepReport) -> str:
     return said + (f" ({'; '.join(versions)})." if versions else ".")
 
 
-def _row(trials: Iterable[str]) -> str:
-    return "| " + " | ".join(trials) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def plain(text: str) -> str:
@@ -329,7 +329,7 @@ def rich(grid: Grid) -> Table:
     for name in grid.head:
         table.add_column(Text(plain(name)))
     for row in grid.rows:
-        table.add_row(*(Text(plain(trial)) for trial in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     table.caption = Text("\n".join(map(plain, grid.notes)))
     table.caption_justify = "left"
     return table

@@ -80,7 +80,7 @@ def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
     """Runs ten rounds of one cell of each row that has no figure yet, here, and keeps what a whole
     cell would take.
     """
-    from node.experiments.sweep.trial import play
+    from node.experiments.sweep.trial import run_trial
 
     console = Console(stderr=quiet, highlight=False, soft_wrap=True)
     TrialQueue(sweep, folder)  # mistakes in later rows first
@@ -90,7 +90,7 @@ def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
         trial = row.trial(row.rates[0], row.seeds[0], tuning=False)
         rounds, train = trial.config.train.rounds, trial.configuration["train"]
         short = min(rounds, MEASURED_ROUNDS)
-        record = play({**trial.configuration, "train": {**train, "rounds": short}})
+        record = run_trial({**trial.configuration, "train": {**train, "rounds": short}})
         training = record["figures"]["summary"]["wall_seconds"] / record["wall_seconds"]
         found = record["cpu_seconds"] * (1 - training + training * rounds / short)
         folder.price(row, found)

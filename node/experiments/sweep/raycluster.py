@@ -47,7 +47,7 @@ class RayCluster:
                 f"No Ray cluster answers at {address} ({first_line(error)}); use --ray local "
                 "for one of this machine."
             ) from None
-        self._play = ray.remote(num_cpus=1)(_play)
+        self._run = ray.remote(num_cpus=1)(_run)
         self._keys: dict[Any, str] = {}
 
     @property
@@ -56,7 +56,7 @@ class RayCluster:
         return 1 << 30
 
     def start(self, key: str, configuration: Mapping[str, Any]) -> None:
-        self._keys[self._play.remote(key, dict(configuration))] = key
+        self._keys[self._run.remote(key, dict(configuration))] = key
 
     def wait(self) -> TrialUpdate:
         [ready], _ = self._ray.wait(list(self._keys), num_returns=1)
@@ -70,11 +70,11 @@ class RayCluster:
         self._ray.shutdown()
 
 
-def _play(key: str, configuration: dict[str, Any]) -> dict[str, Any]:
+def _run(key: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """In a process of Ray's, which runs many cells and imports torch once."""
-    from node.experiments.sweep.trial import play
+    from node.experiments.sweep.trial import run_trial
 
     try:
-        return {"record": play(configuration)}
+        return {"record": run_trial(configuration)}
     except Exception as error:
         return failure(error)

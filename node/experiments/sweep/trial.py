@@ -48,7 +48,7 @@ Progress = Callable[[float], None]
 """Of the share of its rounds a cell has finished."""
 
 
-def play(
+def run_trial(
     configuration: Mapping[str, Any], progress: Progress = lambda share: None
 ) -> dict[str, Any]:
     """A cell's record.
@@ -91,7 +91,7 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
         name: events for name, events in journals.items() if name not in attackers
     } or journals
     first = next(iter(honest.values()))
-    played = [it for it in first if it["event"] == "round"]
+    rounds_run = [it for it in first if it["event"] == "round"]
     rounds = [it["round"] + 1 for it in first if it["event"] == "test"]
     tests = {
         name: [it for it in events if it["event"] == "test"] for name, events in honest.items()
@@ -113,7 +113,9 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
             [_sums(events, "phase", "bytes_sent", rounds) for events in honest.values()]
         ),
         "seconds": _sums(first, "round", "seconds", rounds),
-        "distance": [it.get("consensus_distance") for it in played if it["round"] + 1 in rounds],
+        "distance": [
+            it.get("consensus_distance") for it in rounds_run if it["round"] + 1 in rounds
+        ],
         "epsilon": _epsilon(list(honest.values())),
         "weights": _weights(honest, rounds),
         "attackers": attackers,

@@ -43,7 +43,7 @@ def _read(stream: TextIO, orders: queue.SimpleQueue[str]) -> None:
 
 
 def _answer(order: dict[str, Any], out: TextIO) -> dict[str, Any]:
-    from node.experiments.sweep.trial import play
+    from node.experiments.sweep.trial import run_trial
 
     told = time.monotonic()
 
@@ -54,7 +54,7 @@ def _answer(order: dict[str, Any], out: TextIO) -> dict[str, Any]:
             _say(out, {"key": order["key"], "share": share})
 
     try:
-        return {"record": play(order["configuration"], progress)}
+        return {"record": run_trial(order["configuration"], progress)}
     except Exception as error:
         return failure(error)
 
