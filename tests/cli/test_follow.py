@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,14 @@ QUIET = "import sys; sys.exit(0)"
 DEAF = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdin.read()
 os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)
 """
 POLITE = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+sys.stdin.read()
 os.kill(os.getppid(), signal.SIGINT)
 time.sleep(60)
 """
@@ -49,7 +51,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_cluster, "GRACE_S", 0.2)
 
 
-def daemon(folder: Path, name: str, program: str, metrics: str = "") -> DaemonProcess:
+def daemon(
+    folder: Path, name: str, program: str, metrics: str = "", stdin: int = subprocess.DEVNULL
+) -> DaemonProcess:
     home = folder / name
     home.mkdir()
     write(
@@ -58,14 +62,34 @@ def daemon(folder: Path, name: str, program: str, metrics: str = "") -> DaemonPr
     )
     with (home / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-c", program],
+            stdin=stdin,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     return DaemonProcess(name, home, process, [folder / f"{name}.sock"])
 
 
+class Starting(Screen):
+    """A program that reads its standard input goes on once `follow` looks at it: no signal comes
+    before its handlers are there."""
+
+    def __init__(self, daemons: list[DaemonProcess]) -> None:
+        super().__init__(4, quiet=True)
+        self.daemons = daemons
+
+    def show(self, nodes: Mapping[str, Progress]) -> None:
+        super().show(nodes)
+        for each in self.daemons:
+            assert each.process.stdin
+            each.process.stdin.close()
+
+
 def run(folder: Path, programs: dict[str, str]) -> tuple[int, list[DaemonProcess]]:
-    daemons = [daemon(folder, name, program) for name, program in programs.items()]
-    with Screen(4, quiet=True) as screen:
+    daemons = [
+        daemon(folder, name, program, stdin=subprocess.PIPE) for name, program in programs.items()
+    ]
+    with Starting(daemons) as screen:
         return follow(daemons, folder, screen), daemons
 
 
