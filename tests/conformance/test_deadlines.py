@@ -591,6 +591,20 @@ def test_a_note_that_is_too_long_is_refused_where_it_is_written():
         Say("number", torch.zeros(1), note=bytes(MAX_NOTE + 1))
 
 
+@pytest.mark.parametrize(
+    ("weights", "rule", "why"),
+    [
+        ({"n0": -0.1}, "mean", "not negative"),
+        ({"n0": float("inf")}, "mean", "finite"),
+        ({"n0": float("nan")}, "mean", "finite"),
+        ({"n0": 1.0}, "median", "can't follow the rule median"),
+    ],
+)
+def test_weights_that_are_none_are_refused_where_they_are_written(weights, rule, why):
+    with pytest.raises(ValueError, match=why):
+        Mix("block", torch.zeros(1), rule, weights=weights)
+
+
 class Weigher(Streamer):
     """Mixes by weights of its own, of which one neighbor has none."""
 

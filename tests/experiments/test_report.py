@@ -305,6 +305,19 @@ def test_an_epsilon_axis_says_what_it_is(swept):
         assert part in plot.alt
 
 
+def test_ticks_of_a_logarithmic_axis_are_plain_text(swept):
+    """matplotlib writes 10⁻³ as a formula by default, in a font that a page doesn't have."""
+    found = aggregate.find(swept[1])
+    distances = [
+        plot.svg()
+        for part in found.parts
+        for plot in plots.plots(part, found.methods)
+        if plot.name.endswith("distance")
+    ]
+    assert len(distances) == 2
+    assert not any("mathdefault" in svg for svg in distances)
+
+
 def test_a_heat_map_marks_attackers(tiny, tmp_path):
     sweep, folder = load(tiny, ["sweep.rates=[0.3]"]).only(["ring/dpdl"]), Folder(tmp_path / "out")
     weight = {

@@ -125,6 +125,13 @@ def test_a_field_outside_its_limits_is_malformed(bad: Message) -> None:
         codec.encode(bad)
 
 
+def test_the_handshake_of_an_earlier_protocol_can_be_read_to_be_refused() -> None:
+    """Protocol 2 had the layout's digest, bytes, at field 8, where no field is today: read as one
+    of another type it would be malformed, and its sender would never hear of another protocol."""
+    earlier = hello(protocol=2).SerializeToString() + bytes([8 << 3 | 2, 32]) + bytes(32)
+    assert codec.decode(pb.Hello, earlier).protocol == 2
+
+
 def test_a_message_above_the_cap_is_malformed_before_it_is_parsed() -> None:
     with pytest.raises(Malformed, match="too long"):
         codec.decode(pb.Beat, bytes(codec.MAX_CONTROL + 1))

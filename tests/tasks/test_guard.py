@@ -41,6 +41,7 @@ from peer.message import Layout
 TASK = """\
 import sys
 import numpy as np
+import peerpoise
 import torch
 from torch.nn import functional
 from peer.errors import DataError
@@ -243,6 +244,7 @@ def test_what_the_code_raises_is_one_sentence_with_its_line(
         assert number <= int(place[1]) <= number + 1
 
 
+METRIC = "class Task:\n    metrics = (peerpoise.Metric("
 GIVEN = {
     "nothing": ("return Task(torch", "Task(torch", "made something without layout"),
     "the class": ("return Task(torch.from_numpy(data))", "return Task", "made the class Task"),
@@ -272,6 +274,12 @@ GIVEN = {
     "a complex number": ('"accuracy": 0.5', '"f1": 1j', "something of type complex as 'f1'"),
     "a name that is not declared": ('"accuracy": 0.5', '"recall": 0.5', "gives 'recall', which is none of accuracy, f1"),
     "declarations that are none": ("class Task:", "class Task:\n    metrics = ('accuracy',)\n", "metrics is no tuple of"),
+    "a name for tables only": ("class Task:", f"{METRIC}'Top 5'),)\n", "metrics has the name 'Top 5'; small letters"),
+    "a unit nobody knows": ("class Task:", f"{METRIC}'f1', unit='%'),)\n", "metrics has the unit '%' of f1"),
+    "a title of two lines": ("class Task:", f"{METRIC}'f1', title='a\\nb'),)\n", "can't be printed in f1"),
+    "a figure twice": ("class Task:", f"{METRIC}'f1'), peerpoise.Metric('f1'))\n", "metrics has a name twice"),
+    "a type of integers": ("class Task:", "class Task:\n    dtype = torch.int32\n", "a type of floats is expected"),
+    "groups of unknown names": ("class Task:", "class Task:\n    layer_groups = (('v',),)\n", "no tuple of tuples of the layout"),
     "a number as name": ('"accuracy": 0.5', "7: 0.5", "names a metric by something of type int"),
 }  # fmt: skip
 
