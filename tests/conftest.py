@@ -5,6 +5,7 @@ sets no deadline for an example (what holds on a quiet machine holds on a slow o
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
@@ -93,6 +94,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """What is there before a test, of whatever scope its fixtures are, may be there after it."""
     item.stash[BEFORE] = _present()
     return (yield)
+
+
+@pytest.fixture(autouse=True)
+def mesh_threads() -> Iterator[None]:
+    """Those of meshes end with their test."""
+    yield
+    if clock := sys.modules.get("kit.clock"):
+        clock.end_computing()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ import torch
 from node import data
 from node.config import ExperimentConfig, TaskSection
 from node.experiments import in_process
-from node.experiments.sweep.trial import figures, play
+from node.experiments.sweep.trial import figures, run_trial
 from node.privacy.accountant import Mechanism, epsilon_total
 from node.privacy.noise import effective
 from node.records import journal
@@ -41,7 +41,7 @@ def without_time(record):
 
 def test_the_same_cell_has_the_same_figures():
     told = config(algorithm={"name": "dpdl", "lr": 0.3}).model_dump(mode="json")
-    assert without_time(play(told)) == without_time(play(told))
+    assert without_time(run_trial(told)) == without_time(run_trial(told))
 
 
 def test_figures_are_those_of_the_journals(tmp_path):
@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_journals(tmp_path):
 
 
 def test_epsilon_is_told_with_its_conditions():
-    found = play(config(algorithm={"name": "dpdl"}, privacy=NOISED).model_dump(mode="json"))[
+    found = run_trial(config(algorithm={"name": "dpdl"}, privacy=NOISED).model_dump(mode="json"))[
         "figures"
     ]
     epsilon = found["epsilon"]
@@ -88,7 +88,7 @@ def test_epsilon_is_told_with_its_conditions():
 def test_mode_paper_has_the_accounted_epsilon_of_its_answers():
     """One shared batch a round, three answers: σ/√3."""
     told = config(algorithm={"name": "dpdl"}, privacy={**NOISED, "mode": "paper"})
-    found = play(told.model_dump(mode="json"))["figures"]
+    found = run_trial(told.model_dump(mode="json"))["figures"]
     sigma = effective(found["summary"]["privacy"]["sigma"], 650)
     told = Mechanism(sigma=sigma, rate=0.2, batches="shared", releases=3)
     assert found["accounted"] == pytest.approx(epsilon_total(told, 5, 1e-3))
@@ -127,5 +127,5 @@ def test_held_out_examples_are_training_examples():
 
 
 def test_a_record_is_json():
-    record = play(config().model_dump(mode="json"))
+    record = run_trial(config().model_dump(mode="json"))
     assert json.loads(json.dumps(record, allow_nan=False)) == record

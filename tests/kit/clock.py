@@ -123,9 +123,23 @@ class _Counting:
         self.queue.append(counted)
 
 
+MADE: list[Compute] = []
+"""For meshes of the test that runs."""
+
+
 def compute() -> Compute:
-    """For a mesh, on the running loop."""
-    return Counted() if isinstance(asyncio.get_running_loop(), Loop) else Compute()
+    """For a mesh, on the running loop; it ends with the test: not all nodes of a mesh live."""
+    made = Counted() if isinstance(asyncio.get_running_loop(), Loop) else Compute()
+    MADE.append(made)
+    return made
+
+
+def end_computing() -> None:
+    """Ends the threads that meshes did not end themselves."""
+    while MADE:
+        made = MADE.pop()
+        made.stop()
+        made._thread.join(5.0)
 
 
 class Event:
