@@ -222,7 +222,7 @@ def _private(
         )
 
     one = total()
-    found = {
+    seconds = {
         "gradient": _median(total, where),
         "noise": _median(
             lambda: noise.release(
@@ -237,7 +237,7 @@ def _private(
     mechanism = Mechanism(sigma=1.0, rate=privacy.rate, batches="independent")
     with _scratch() as folder, Ledger.open(folder, "bench") as ledger:
         return {
-            **found,
+            **seconds,
             "debit": _median(lambda: ledger.debit("bench", next(rounds), "bench", mechanism)),
         }
 
@@ -301,12 +301,12 @@ async def _wire(layout: Layout, x: Tensor) -> float:
         try:
             end.slot = slot
             await link.transfer(messages())
-            found: list[float] = []
-            while len(found) < FEWEST or sum(found) < SECONDS:
+            durations: list[float] = []
+            while len(durations) < FEWEST or sum(durations) < SECONDS:
                 start = time.perf_counter()
                 await link.transfer(messages())
-                found.append(time.perf_counter() - start)
-            return statistics.median(found)
+                durations.append(time.perf_counter() - start)
+            return statistics.median(durations)
         finally:
             await link.close()
             await listener.close(0)
@@ -361,23 +361,23 @@ def show(report: Report) -> RenderableType:
     table = Table("of a node's round", box=None, pad_edge=False)
     for title in ("times", "ms each", "ms", "share"):
         table.add_column(title, justify="right")
-    for name, it in report.parts.items():
-        each, times = 1000 * it.seconds, f"{it.times:.3g}"
-        table.add_row(name, times, f"{each:.3g}", f"{each * it.times:.3g}", f"{it.share:.0%}")
+    for name, part in report.parts.items():
+        each, times = 1000 * part.seconds, f"{part.times:.3g}"
+        table.add_row(name, times, f"{each:.3g}", f"{each * part.times:.3g}", f"{part.share:.0%}")
     table.add_row("all", "", "", f"{1000 * report.round_seconds:.3g}", "")
-    said = [
+    lines = [
         f"A plain backward pass of {report.batch} examples: {1000 * report.plain_seconds:.3g} ms"
     ]
     if report.private_over_plain is not None:
-        said[0] += f"; a private gradient: {report.private_over_plain:.1f} times that"
-    said.append(f"{report.bytes_sent:,} bytes sent and received by a node in a round")
+        lines[0] += f"; a private gradient: {report.private_over_plain:.1f} times that"
+    lines.append(f"{report.bytes_sent:,} bytes sent and received by a node in a round")
     run = report.rounds * report.round_seconds
-    said.append(
+    lines.append(
         f"{report.rounds} rounds: at least {run:.3g} s on {report.nodes} machines like this one"
     )
     here = run * max(1.0, report.nodes / report.cores)
-    said[-1] += (
+    lines[-1] += (
         f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting "
         "comes on top"
     )
-    return Group(Text(head, "bold"), table, *(Text(line + ".") for line in said))
+    return Group(Text(head, "bold"), table, *(Text(line + ".") for line in lines))

@@ -59,14 +59,14 @@ def config_check(
     if isinstance(loaded, schema.NodeConfig):
         from node.cli import doctor_node
 
-        faults = [
-            it for it in doctor_node.examine(file, settings, dial=False) if it.level == "fault"
-        ]
+        findings = doctor_node.examine(file, settings, dial=False)
+        faults = [finding for finding in findings if finding.level == "fault"]
         if faults:
-            for it in faults:
-                typer.echo(f"{it.what}: {it.text.rstrip('.')}; {it.do}.", err=True)
+            for finding in faults:
+                typer.echo(f"{finding.what}: {finding.text.rstrip('.')}; {finding.do}.", err=True)
             if as_json:
-                print_json({"file": str(file), "ok": False, "faults": [it.text for it in faults]})
+                texts = [finding.text for finding in faults]
+                print_json({"file": str(file), "ok": False, "faults": texts})
             raise typer.Exit(ConfigurationError.exit_code)
     if isinstance(loaded, schema.ExperimentConfig):
         from node.experiments.resolve import participants, resolve

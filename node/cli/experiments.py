@@ -102,27 +102,28 @@ def report(
     from node.experiments.report import aggregate, files, page, tables
     from node.experiments.report import plots as drawing
 
-    findings = [aggregate.find(folder) for folder in folders]
-    made = {out or folders[0] / "report.html": page.page(findings).encode()}
+    reports = [aggregate.find(folder) for folder in folders]
+    made = {out or folders[0] / "report.html": page.page(reports).encode()}
     if markdown:
-        made[markdown] = "\n".join(tables.markdown(it) for it in findings).encode()
+        made[markdown] = "\n".join(map(tables.markdown, reports)).encode()
     names = Counter[str]()
     """Of plots: settings "a b" and "a-b" have one."""
-    for it in findings if plots else ():
+    for sweep_report in reports if plots else ():
         assert plots
-        for plot in (plot for part in it.parts for plot in drawing.plots(part, it.methods)):
-            name = f"{it.sweep.name}-{plot.name}"
-            names[name] += 1
-            name += f"-{names[name]}" if names[name] > 1 else ""
-            made[plots / f"{name}.svg"] = plot.svg().encode()
-            made[plots / f"{name}.png"] = plot.png()
+        for part in sweep_report.parts:
+            for plot in drawing.plots(part, sweep_report.methods):
+                name = f"{sweep_report.sweep.name}-{plot.name}"
+                names[name] += 1
+                name += f"-{names[name]}" if names[name] > 1 else ""
+                made[plots / f"{name}.svg"] = plot.svg().encode()
+                made[plots / f"{name}.png"] = plot.png()
     for path, content in made.items():
         files.put(path, content)
     if as_json:
         print_json(
             {
                 "files": [str(path) for path in made],
-                "sweeps": [files.document(it) for it in findings],
+                "sweeps": [files.document(sweep_report) for sweep_report in reports],
             }
         )
     else:
@@ -150,9 +151,9 @@ def _run(
         try:
             resolve(trial.config).checked()
         except ConfigurationError as error:
-            said = str(error).rstrip(".")
+            sentence = str(error).rstrip(".")
             raise ConfigurationError(
-                f"{said} (setting {row.setting}, method {row.method})."
+                f"{sentence} (setting {row.setting}, method {row.method})."
             ) from None
     with folder.claimed(known):
         runner: Runner = (

@@ -130,11 +130,10 @@ def _other(error: Exception) -> tuple[str, int]:
 def _bug(error: Exception) -> str:
     """One sentence; the traceback goes to a file, or with PEERPOISE_DEBUG=1 to standard error."""
     if file := _traceback("peerpoise-bug-"):
-        said = (
+        return (
             f"This is a bug in peerpoise ({type(error).__name__}); the traceback is in "
             f"{file}, please report it."
         )
-        return said
     return f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
 
 

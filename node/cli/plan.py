@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         ),
         cost=own,
         graphs=tuple(
-            sorted((cost(**each) for each in graphs), key=lambda it: (it.releases, it.graph))
+            sorted((cost(**graph) for graph in graphs), key=attrgetter("releases", "graph"))
         ),
         impossible=impossible,
         lifetime=_lifetime(question, own, mechanism) if question.data else None,
@@ -299,44 +300,44 @@ def show(plan: PrivacyPlan) -> RenderableType:
         title_justify="left",
     )
     table.title = f"What graphs of {plan.nodes} nodes cost{wanted}, under the same conditions"
-    for it in plan.graphs:
+    for cost in plan.graphs:
         cells = [
-            str(it.degree),
-            str(it.releases),
-            f"{it.sigma:.4g}",
-            f"{it.epsilon:.3g}",
-            f"{it.spectral_gap:.2g}",
+            str(cost.degree),
+            str(cost.releases),
+            f"{cost.sigma:.4g}",
+            f"{cost.epsilon:.3g}",
+            f"{cost.spectral_gap:.2g}",
         ]
-        table.add_row(it.graph, *cells)
+        table.add_row(cost.graph, *cells)
     lines = [*_headline(plan), *_lifetime_lines(plan)]
     no = [Text(f"not {kind}: {why}") for kind, why in plan.impossible.items()]
     return Group(*(Text(line) for line in lines), Text(), table, *no)
 
 
 def _headline(plan: PrivacyPlan) -> Iterator[str]:
-    it, privacy = plan.cost, plan.privacy
-    where = f"{it.graph} of {plan.nodes} nodes" if it.graph else "any graph"
+    cost, privacy = plan.cost, plan.privacy
+    where = f"{cost.graph} of {plan.nodes} nodes" if cost.graph else "any graph"
     yield (
-        f"{plan.algorithm}, {where}, {it.degree} neighbors at most: |K| = {it.releases} "
+        f"{plan.algorithm}, {where}, {cost.degree} neighbors at most: |K| = {cost.releases} "
         "releases a round, "
         f"{plan.rounds} rounds, q = {plan.rate:g}"
     )
-    yield f"σ = {it.sigma:.4g}: ε_total = {it.epsilon:.3g} ({conditions(privacy)})"
+    yield f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} ({conditions(privacy)})"
     yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
     if privacy.warning:
         yield privacy.warning
 
 
 def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
-    it = plan.lifetime
-    if it is None:
+    lifetime = plan.lifetime
+    if lifetime is None:
         return
     yield (
-        f"The data {it.data} have spent ε_total = {it.spent:.3g} over all runs "
-        f"(add/remove one example, δ = {it.delta:g}, PLD, {AGAINST})"
+        f"The data {lifetime.data} have spent ε_total = {lifetime.spent:.3g} over all runs "
+        f"(add/remove one example, δ = {lifetime.delta:g}, PLD, {AGAINST})"
     )
-    if it.limit is not None:
+    if lifetime.limit is not None:
         yield (
-            f"Limit {it.limit:g}: {it.rounds_left} of the {plan.rounds} rounds of this run "
-            "can release."
+            f"Limit {lifetime.limit:g}: {lifetime.rounds_left} of the {plan.rounds} rounds of this "
+            "run can release."
         )

@@ -263,13 +263,13 @@ class Daemon:
         """Loads the newest checkpoint of this run; the first round that may be entered."""
         learner, run = self.learner, self.run
         files.forget_drafts(self.node.folder)
-        found = checkpoint.latest(self.node.folder, type(learner.algorithm.state), self.watch.warn)
+        loaded = checkpoint.latest(self.node.folder, type(learner.algorithm.state), self.watch.warn)
         at = -1
-        if found is not None and found.extra.get("run") == run.run_id:
-            learner.algorithm.state = found.state
-            self.finished = at = found.round
-            self.rounds_run = int(found.extra.get("rounds_run", at + 1))
-            self.sent_before = float(found.extra.get("bytes", 0.0))
+        if loaded is not None and loaded.extra.get("run") == run.run_id:
+            learner.algorithm.state = loaded.state
+            self.finished = at = loaded.round
+            self.rounds_run = int(loaded.extra.get("rounds_run", at + 1))
+            self.sent_before = float(loaded.extra.get("bytes", 0.0))
             self.watch.round_seconds = round_seconds(self.journal.path, at + 1)
         debited = (
             learner.ledger.last_round(run.run_id)
@@ -384,8 +384,8 @@ class Daemon:
         if not {"exchange", "mdns"} & {*self.node.peers.discovery}:
             return
         try:
-            found = await asyncio.to_thread(own_addresses, bound, self.node.listen.advertise)
-            await self.addresses.announce(found)
+            addresses = await asyncio.to_thread(own_addresses, bound, self.node.listen.advertise)
+            await self.addresses.announce(addresses)
         except ConfigurationError as error:
             self.watch.warn(str(error))
 
@@ -456,7 +456,7 @@ class Daemon:
         peak = device.peak_memory(learner.task.device)
         figures: dict[str, float | Mapping[str, float]] = {"peak_memory_bytes": peak}
         figures |= watch.diagnostics
-        found = learner.summarize(
+        run_summary = learner.summarize(
             rounds_run=self.rounds_run,
             metrics=tested,
             consensus_distance=watch.distance,
@@ -470,14 +470,14 @@ class Daemon:
         )
         if not diverged:
             checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
-        summary.write(folder / "summary.json", found)
+        summary.write(folder / "summary.json", run_summary)
         self.watch.log_event(
             "end",
             reason="diverged" if diverged else "finished",
             exit_code=Diverged.exit_code if diverged else self._exit_code(),
             wall_seconds=time.monotonic() - self._began,
-            complete=found.complete,
-            params_digest=found.params_digest[self.node.name],
+            complete=run_summary.complete,
+            params_digest=run_summary.params_digest[self.node.name],
         )
 
     # -- signals

@@ -325,7 +325,8 @@ class Telemetry(RoundObserver, SessionObserver):
             "run": self.run.run_id,
             "public_key": base64.b64encode(public).decode(),
             "statements": [
-                MessageToDict(said, preserving_proto_field_name=True) for said in (one, other)
+                MessageToDict(statement, preserving_proto_field_name=True)
+                for statement in (one, other)
             ],
         }
         try:

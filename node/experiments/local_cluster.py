@@ -139,13 +139,15 @@ class DaemonProcess:
         elif code == EXIT_OK:
             self.seen = replace(self.seen, state="finished")
         else:
-            how = (
+            ending = (
                 f"ended with exit code {code}"
                 if code > 0
                 else f"was killed by {signal.Signals(-code).name}"
             )
-            how = "was stopped before it could begin" if code == -signal.SIGTERM else how
-            self.seen = replace(self.seen, state=f"{how}: {_last_line(self.home / 'daemon.log')}")
+            ending = "was stopped before it could begin" if code == -signal.SIGTERM else ending
+            self.seen = replace(
+                self.seen, state=f"{ending}: {_last_line(self.home / 'daemon.log')}"
+            )
         return self.seen
 
     def _news(self) -> list[dict[str, Any]]:
@@ -318,12 +320,12 @@ def _reserved(count: int) -> Iterator[list[int]]:
 
 
 def _bound() -> socket.socket:
-    found = socket.socket()
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sys.platform == "linux":
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    found.bind(("127.0.0.1", 0))
-    return found
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(("127.0.0.1", 0))
+    return bound
 
 
 def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:

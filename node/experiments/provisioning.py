@@ -269,17 +269,17 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
 
 def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str, str]:
     """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not (name and (value if equals else bare)):
             raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
-        if name in found or name == "federation" or not NAME.fullmatch(name):
+        if name in pairs or name == "federation" or not NAME.fullmatch(name):
             raise ConfigurationError(
                 f"{option} {text!r}: {name!r} is given twice or can't name a host's folder."
             )
-        found[name] = value
-    return found
+        pairs[name] = value
+    return pairs
 
 
 def _host(
@@ -333,7 +333,7 @@ def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:
     path, at = node.data.path, node.listen.advertise
-    how = (
+    contact = (
         f"Neighbors reach it at {at}"
         if at
         else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
@@ -360,7 +360,7 @@ def _instructions(node: NodeConfig, run: RunConfig) -> str:
         "Copy it to that machine (node.key readable by its owner only), install peerpoise, "
         "and in this folder run:\n\n"
         f"    peerpoise run --config node.toml\n\n"
-        f"{how}; it listens at {node.listen.address}.\n{own}"
+        f"{contact}; it listens at {node.listen.address}.\n{own}"
         f"In another terminal: peerpoise status --watch {node.name}\n"
     )
 

@@ -102,12 +102,12 @@ def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
     for place in (run, run.parent):
         if (place / "node.toml").exists():
             node = load(NodeConfig, [place / "node.toml"])
-            found = {
+            paths = {
                 key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")
             }
             config = load(RunConfig, [_under(place, node.run) or node.run])
             node.check_task(config.task.name)
-            return config, node.data.model_copy(update=found)
+            return config, node.data.model_copy(update=paths)
     import numpy as np
 
     return load(RunConfig, [run / "run.toml"]), np.arange(1)
@@ -171,7 +171,7 @@ def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> Ten
 
 
 def partition_histogram(run: Path) -> dict[str, Sequence[int]]:
-    found: dict[str, Sequence[int]] = json.loads(
+    histogram: dict[str, Sequence[int]] = json.loads(
         (run / "partition.json").read_text(encoding="utf-8")
     )["histogram"]
-    return found
+    return histogram

@@ -155,31 +155,31 @@ def folder() -> Path:
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir() and _is_short(runtime):
-        found = Path(runtime) / "peerpoise"
+        path = Path(runtime) / "peerpoise"
     else:
-        found = Path(_temporary()) / f"peerpoise-{os.getuid()}"
+        path = Path(_temporary()) / f"peerpoise-{os.getuid()}"
     try:
-        found.mkdir(mode=0o700, exist_ok=True)
-        about = found.lstat()
+        path.mkdir(mode=0o700, exist_ok=True)
+        about = path.lstat()
     except OSError as error:
         raise StorageError(
-            f"The folder {found} for status sockets can't be made: {error.strerror or error}."
+            f"The folder {path} for status sockets can't be made: {error.strerror or error}."
         ) from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
         raise StorageError(
-            f"{found} must be a folder of this user with mode 0700; remove it. Until then "
+            f"{path} must be a folder of this user with mode 0700; remove it. Until then "
             "daemons answer in their own "
             "folders: peerpoise status ./FOLDER."
         )
-    return found
+    return path
 
 
 def _temporary() -> str:
     try:
-        found = tempfile.gettempdir()
+        path = tempfile.gettempdir()
     except OSError:  # there is no folder that can be written
         return SHORT
-    return found if _is_short(found) else SHORT
+    return path if _is_short(path) else SHORT
 
 
 def _is_short(folder: str) -> bool:
@@ -201,10 +201,10 @@ def places(run_id: str, node: str, home: Path) -> list[Path]:
     """Where a node's socket may be, best first: among all of this user's, or in the node's own
     folder.
     """
-    found = [place(run_id, node, home)]
+    paths = [place(run_id, node, home)]
     with suppress(StorageError):
-        found.insert(0, place(run_id, node))
-    return found
+        paths.insert(0, place(run_id, node))
+    return paths
 
 
 @contextmanager
@@ -311,20 +311,22 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
         "against any coalition of other nodes" if epsilon["mode"] == "strict" else "NOT a guarantee"
     )
     covers = "VOID: insecure_seed makes the noise public" if "seed" in insecure else covers
-    said = (
+    conditions = (
         f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, "
         f"{epsilon['batches']} batches, "
         f"{epsilon['accountant']}"
     )
-    said += ", the validation set is private and not covered" if "validation" in insecure else ""
+    conditions += (
+        ", the validation set is private and not covered" if "validation" in insecure else ""
+    )
     if not epsilon["guaranteed"]:
-        return [f"ε: infinite, there is no guarantee ({said}, {covers})"]
+        return [f"ε: infinite, there is no guarantee ({conditions}, {covers})"]
     run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
     return [
-        f"ε_total {_number(run['total'])} in this run ({said}, {covers}); "
+        f"ε_total {_number(run['total'])} in this run ({conditions}, {covers}); "
         f"{_number(epsilon['lifetime'])} in the life "
         f"of these data, limit {limit} (δ = {epsilon['lifetime_delta']:g})",
-        f"ε_link {_number(run['link'])} ({said}, one neighbor alone: a diagnostic, not a "
+        f"ε_link {_number(run['link'])} ({conditions}, one neighbor alone: a diagnostic, not a "
         "guarantee)",
     ]
 

@@ -133,11 +133,15 @@ def doing(places: Sequence[Path]) -> str | None:
     """
     socket = next((path for path in places if path.exists()), places[0])
     try:
-        said = sockets.query(socket, timeout=0.5)
+        answer = sockets.query(socket, timeout=0.5)
     except TemporaryFailure:
         return None
-    waits = ", ".join(f"{each['peer']} ({each['since_s']:.1f} s)" for each in said["waiting_for"])
-    what = said["phase"]["kind"] if said["phase"] and said["state"] == "running" else said["state"]
+    waits = ", ".join(f"{each['peer']} ({each['since_s']:.1f} s)" for each in answer["waiting_for"])
+    what = (
+        answer["phase"]["kind"]
+        if answer["phase"] and answer["state"] == "running"
+        else answer["state"]
+    )
     return f"{what}, waits for {waits}" if waits else what
 
 
@@ -149,39 +153,39 @@ def status(name: str | None, *, watch: bool, as_json: bool) -> None:
         PeerpoiseError: none is running, or none of that name.
     """
     if as_json:
-        for found in _looks(name, watch):
-            print_json(found, indent=None if watch else 2)
+        for statuses in _looks(name, watch):
+            print_json(statuses, indent=None if watch else 2)
     elif not watch:
         Console().print(_render(next(_looks(name, watch))))
     else:
         with Live(auto_refresh=False, screen=False) as live:
-            for found in _looks(name, watch):
-                live.update(_render(found), refresh=True)
+            for statuses in _looks(name, watch):
+                live.update(_render(statuses), refresh=True)
 
 
 def _looks(name: str | None, watch: bool) -> Iterator[list[Status]]:
     while True:
-        found = _running(name)
-        if not found:
+        statuses = _running(name)
+        if not statuses:
             raise PeerpoiseError(
                 f"No daemon {name} of this user is running." if name else "No daemon is running."
             )
-        yield found
+        yield statuses
         if not watch:
             return
         time.sleep(WATCH_S)
 
 
 def _running(name: str | None) -> list[Status]:
-    found = []
+    statuses = []
     folder = Path(name) if name and os.sep in name else None
     for socket in sockets.find(folder):
         try:
-            found.append(sockets.query(socket))
+            statuses.append(sockets.query(socket))
         except TemporaryFailure:
             continue  # it ended between the two
-    return [each for each in found if folder or name in (None, each["node"])]
+    return [each for each in statuses if folder or name in (None, each["node"])]
 
 
-def _render(found: Sequence[Status]) -> Group:
-    return Group(*(part for each in found for part in (sockets.render(each), Text())))
+def _render(statuses: Sequence[Status]) -> Group:
+    return Group(*(part for each in statuses for part in (sockets.render(each), Text())))

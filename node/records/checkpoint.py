@@ -230,12 +230,12 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [
+    numbered = [
         (int(match[1]), path)
         for path in folder.glob("checkpoint-*")
         if (match := NAME.fullmatch(path.name))
     ]
-    return [path for _, path in sorted(found, reverse=True)]
+    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def _forget(folder: Path, newest: Path) -> None:

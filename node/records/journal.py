@@ -153,8 +153,8 @@ def run_of(path: Path) -> str | None:
     """
     try:
         with path.open("rb") as file:
-            found: str = json.loads(file.readline())["run"]
-            return found
+            run_id: str = json.loads(file.readline())["run"]
+            return run_id
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

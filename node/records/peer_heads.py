@@ -69,11 +69,11 @@ class NeighborLedgerHeads:
 
     def _read(self) -> dict[str, dict[bytes, SignedHead]]:
         try:
-            found: dict[str, dict[bytes, SignedHead]] = {}
+            heads: dict[str, dict[bytes, SignedHead]] = {}
             for node_id, encoded in json.loads(self._path.read_text(encoding="utf-8")).items():
-                heads = [SignedHead.FromString(base64.b64decode(text)) for text in encoded]
-                found[node_id] = {head.label: head for head in heads}
-            return found
+                signed = [SignedHead.FromString(base64.b64decode(text)) for text in encoded]
+                heads[node_id] = {head.label: head for head in signed}
+            return heads
         except (OSError, ValueError, TypeError, AttributeError, DecodeError):
             return {}
 

@@ -177,10 +177,10 @@ def schema() -> str:
 
 def digest(x: Tensor) -> str:
     """SHA-256 (hex) of the parameters as little-endian float32."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for piece in _pieces(x.detach().cpu()):
-        found.update(piece.float().numpy().astype("<f4", copy=False).tobytes())
-    return found.hexdigest()
+        hasher.update(piece.float().numpy().astype("<f4", copy=False).tobytes())
+    return hasher.hexdigest()
 
 
 def norm(x: Tensor) -> float:
@@ -309,18 +309,18 @@ def conditions(privacy: Privacy) -> str:
     what voids it.
     """
     delta = "δ unknown" if privacy.delta is None else f"δ = {privacy.delta:g}"
-    said = [f"mode {privacy.mode}", privacy.adjacency, delta]
+    parts = [f"mode {privacy.mode}", privacy.adjacency, delta]
     if privacy.batches:
-        said.append(f"{privacy.batches} batches")
-    said.append(privacy.accountant or "accountant unknown")
-    said.append(
+        parts.append(f"{privacy.batches} batches")
+    parts.append(privacy.accountant or "accountant unknown")
+    parts.append(
         AGAINST if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration"
     )
     if privacy.insecure_seed:
-        said.append("VOID: insecure_seed makes the noise public")
+        parts.append("VOID: insecure_seed makes the noise public")
     if not privacy.public_validation:
-        said.append(UNCOVERED)
-    return ", ".join(said)
+        parts.append(UNCOVERED)
+    return ", ".join(parts)
 
 
 def table(summary: Summary, baseline: Summary | None = None) -> Table:

@@ -125,8 +125,8 @@ def test_cells_of_other_code_are_played_again_unless_they_may_be_kept(swept, tmp
     (tmp_path / "cells").mkdir()
     record = json.loads((out / "cells" / f"{key_of(trial)}.json").read_text())
     (tmp_path / "cells" / "old.json").write_text(json.dumps({**record, "code": "another"}))
-    assert Folder(tmp_path).found(trial) is None
-    assert Folder(tmp_path, any_code=True).found(trial) is not None
+    assert Folder(tmp_path).finished(trial) is None
+    assert Folder(tmp_path, any_code=True).finished(trial) is not None
 
 
 def test_a_record_of_an_older_schema_is_the_same_cell(swept, tmp_path):
@@ -138,10 +138,10 @@ def test_a_record_of_an_older_schema_is_the_same_cell(swept, tmp_path):
     del record["configuration"]["mix"]
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "old.json").write_text(json.dumps(record))
-    assert Folder(tmp_path).found(trial) is not None
+    assert Folder(tmp_path).finished(trial) is not None
     record["configuration"]["train"]["gone"] = 3
     (tmp_path / "cells" / "old.json").write_text(json.dumps(record))
-    assert (Folder(tmp_path).found(trial), Folder(tmp_path).unread) == (None, 1)
+    assert (Folder(tmp_path).finished(trial), Folder(tmp_path).unread) == (None, 1)
 
 
 def test_a_folder_belongs_to_one_sweep(tiny, tmp_path, swept):

@@ -144,16 +144,16 @@ class Line:
         """Rounds to the target loss; None: not all seeds reached it."""
         if self.target_loss is None:
             return None
-        found = [rounds_to(figures, self.target_loss) for figures in self.figures]
-        return None if None in found else Spread.of([float(t) for t in found if t is not None])
+        rounds = [rounds_to(figures, self.target_loss) for figures in self.figures]
+        return None if None in rounds else Spread.of([float(t) for t in rounds if t is not None])
 
     @property
     def privacy(self) -> Privacy | None:
         """What is claimed of all its runs: the largest ε."""
-        told = [it.privacy for it in self.summaries]
+        claims = [it.privacy for it in self.summaries]
         return (
-            max(told, key=lambda it: (it.epsilon.total is None, it.epsilon.total or 0.0))
-            if told
+            max(claims, key=lambda claim: (claim.epsilon.total is None, claim.epsilon.total or 0.0))
+            if claims
             else None
         )
 
@@ -174,8 +174,8 @@ class Line:
     @property
     def accounted(self) -> float | None:
         """Mode paper: ε_total of the noised answers alone."""
-        found = [it["accounted"] for it in self.figures if it.get("accounted") is not None]
-        return max(found, default=None)
+        totals = [it["accounted"] for it in self.figures if it.get("accounted") is not None]
+        return max(totals, default=None)
 
     @property
     def attackers(self) -> list[str]:
@@ -187,9 +187,9 @@ class Line:
         no such neighbor."""
         return Spread.of(
             [
-                it
+                weight
                 for record in self.records
-                if (it := _weight(record, attackers=attackers)) is not None
+                if (weight := _weight(record, attackers=attackers)) is not None
             ]
         )
 
@@ -210,28 +210,24 @@ class Part:
     @property
     def about(self) -> str:
         """What its runs have in common, in a sentence; empty: none was run."""
-        told = [it for line in self.lines for it in line.summaries]
-        if not told:
+        summaries = [it for line in self.lines for it in line.summaries]
+        if not summaries:
             return ""
         first = next(line for line in self.lines if line.records).records[0]["configuration"]
-        many = (
-            ", ".join(
-                str(n) for n in sorted({it.nodes for it in told if it.algorithm != "centralized"})
-            )
-            or "1"
-        )
-        rounds = ", ".join(str(n) for n in sorted({it.rounds for it in told}))
+        sizes = {it.nodes for it in summaries if it.algorithm != "centralized"}
+        many = ", ".join(map(str, sorted(sizes))) or "1"
+        rounds = ", ".join(str(n) for n in sorted({it.rounds for it in summaries}))
         divided = first["experiment"]["partition"]
         if divided.startswith("dirichlet"):
             divided += f" {first['experiment']['alpha']:g}"
         rule = "" if first["mix"]["rule"] == "mean" else f", mixing by {first['mix']['rule']}"
-        said = (
-            f"{told[0].dataset}, {many} nodes, {first['topology']['kind']}, {divided}, "
+        sentence = (
+            f"{summaries[0].dataset}, {many} nodes, {first['topology']['kind']}, {divided}, "
             f"{rounds} rounds, "
         )
-        said += f"model {first['task']['model']}{rule}"
+        sentence += f"model {first['task']['model']}{rule}"
         liars = sorted({name for line in self.lines for name in line.attackers})
-        return said + (
+        return sentence + (
             f"; attackers: {', '.join(liars)} ({self.headline.labels} are the honest nodes')"
             if liars
             else ""
@@ -274,8 +270,8 @@ def collect(sweep: Sweep, folder: Folder) -> SweepReport:
         lines = [_line(sweep, row, folder) for row in sweep.rows if row.setting == name]
         parts.append(Part(name=name, title=title, lines=tuple(lines)))
     for row in sweep.rows:
-        found = [folder.found(trial) for trial in row.tuning()]
-        shown += [record for record in found if record]
+        tuned = [folder.finished(trial) for trial in row.tuning()]
+        shown += [record for record in tuned if record]
     shown += [record for part in parts for line in part.lines for record in line.records]
     finished = len(shown)
     return SweepReport(
@@ -297,31 +293,32 @@ def _line(sweep: Sweep, row: Row, folder: Folder) -> Line:
     failures = tuple(
         f"{label}: {folder.failures[label]}" for label in labels if label in folder.failures
     )
-    how: dict[str, Any] = {
-        "row": row,
-        "choice": chosen,
-        "late": late,
-        "target_loss": sweep.section.target_loss,
-    }
-    return Line(records=tuple(records), failures=failures, **how)
+    return Line(
+        row=row,
+        choice=chosen,
+        records=tuple(records),
+        failures=failures,
+        late=late,
+        target_loss=sweep.section.target_loss,
+    )
 
 
 def _weight(record: Record, *, attackers: bool) -> float | None:
     """Of one run: mean of π_ij/w_ij over honest i, their neighbors j of that kind, and time."""
     config, liars = ExperimentConfig(**record["configuration"]), set(record["figures"]["attackers"])
-    told = record["figures"]["weights"].get("weight", {})
-    found = [
+    weights = record["figures"]["weights"].get("weight", {})
+    ratios = [
         value / neighborhood.weight[peer]
         for node, neighborhood in (
-            config.neighborhoods(config.experiment.names) if told else {}
+            config.neighborhoods(config.experiment.names) if weights else {}
         ).items()
         if node not in liars
-        for peer, values in told.get(node, {}).items()
+        for peer, values in weights.get(node, {}).items()
         if (peer in liars) is attackers
         for value in values
         if value is not None
     ]
-    return statistics.fmean(found) if found else None
+    return statistics.fmean(ratios) if ratios else None
 
 
 def _notes(

@@ -84,7 +84,7 @@ def _contents(reports: Sequence[SweepReport]) -> str:
 def _sweep(report: SweepReport, *, alone: bool) -> Iterator[str]:
     if not alone:
         yield f"<h2>{escape(report.sweep.title)}</h2>\n"
-    yield f'<p class="soft">{escape(tables.told(report))}</p>\n'
+    yield f'<p class="soft">{escape(tables.progress(report))}</p>\n'
     for note in report.notes:
         yield f"<p>{escape(note)}</p>\n"
     grids = tables.grids(report)
@@ -92,8 +92,8 @@ def _sweep(report: SweepReport, *, alone: bool) -> Iterator[str]:
         yield _table(grid)
     for part, grid in zip(report.parts, grids[-len(report.parts) :], strict=True):
         yield from _part(report, part, grid, "h2" if alone else "h3")
-    told = tomli_w.dumps(drop_none(report.sweep.source))
-    yield f"<details><summary>Configuration</summary><pre>{html.escape(told)}</pre></details>\n"
+    configuration = tomli_w.dumps(drop_none(report.sweep.source))
+    yield f"<details><summary>Configuration</summary><pre>{html.escape(configuration)}</pre></details>\n"
 
 
 def _part(report: SweepReport, part: Part, grid: Grid, level: str) -> Iterator[str]:

@@ -113,10 +113,11 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
     private = [line for line in lines if line.conditions and line.figures[0]["epsilon"]]
     guaranteed = [line for line in private if None not in line.figures[0]["epsilon"]["total"]]
     if guaranteed:
-        told = guaranteed[0].figures[0]["epsilon"]
+        epsilon = guaranteed[0].figures[0]["epsilon"]
         label = (
-            f"ε_total so far ({told['mode']}, {told['adjacency']}, δ = {told['delta']:g},\n"
-            f"{told['batches']} batches, {told['accountant']}, against {told['against']})"
+            f"ε_total so far ({epsilon['mode']}, {epsilon['adjacency']}, "
+            f"δ = {epsilon['delta']:g},\n"
+            f"{epsilon['batches']} batches, {epsilon['accountant']}, against {epsilon['against']})"
         )
         yield _curves(
             part, guaranteed, methods, "epsilon", label, lambda figures: figures["epsilon"]["total"]
@@ -190,11 +191,11 @@ def _distance(part: Part, lines: Sequence[Line], methods: Sequence[str]) -> Plot
 
 
 def _heat(part: Part, line: Line, kind: str) -> Plot:
-    found = _late_weights(line, kind)
-    nodes = sorted({name for pair in found for name in pair})
+    weights = _late_weights(line, kind)
+    nodes = sorted({name for pair in weights for name in pair})
     liars = set(line.attackers)
-    rows = [node for node in nodes if any(pair[0] == node for pair in found)]
-    values = [[found.get((node, peer), float("nan")) for peer in nodes] for node in rows]
+    rows = [node for node in nodes if any(pair[0] == node for pair in weights)]
+    values = [[weights.get((node, peer), float("nan")) for peer in nodes] for node in rows]
     with _style():
         from matplotlib.figure import Figure
 
@@ -203,7 +204,7 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
         )
         axes = figure.subplots()
         axes.grid(visible=False)
-        low, high = min(0.0, *found.values()), max(*found.values(), 0.0)
+        low, high = min(0.0, *weights.values()), max(*weights.values(), 0.0)
         mesh = axes.pcolormesh(values, cmap="cividis", vmin=low, vmax=high or 1.0)
         names = [f"{name} ✗" if name in liars else name for name in nodes]
         axes.set_xticks(
@@ -215,7 +216,7 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
         axes.set_ylabel("node")
         figure.colorbar(mesh, ax=axes, label=kind)
         if len(nodes) <= NUMBERS:
-            for (node, peer), value in found.items():
+            for (node, peer), value in weights.items():
                 share = (value - low) / ((high - low) or 1.0)
                 color = "black" if share > 0.55 else "white"
                 place = nodes.index(peer) + 0.5, rows.index(node) + 0.5
@@ -227,11 +228,11 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
                     color=color,
                     fontsize=8,
                 )
-    told = [
-        statistics.fmean(v for (i, j), v in found.items() if i != j and (j in liars) is lies)
-        for lies in _kinds(found, liars)
+    means = [
+        statistics.fmean(v for (i, j), v in weights.items() if i != j and (j in liars) is lies)
+        for lies in _kinds(weights, liars)
     ]
-    words = [f"honest neighbors {told[0]:.3g}", *(f"attackers {it:.3g}" for it in told[1:])]
+    words = [f"honest neighbors {means[0]:.3g}", *(f"attackers {it:.3g}" for it in means[1:])]
     alt = (
         f"{kind} each node gives its neighbors, {line.method}, setting {part.title}. Means: "
         f"{', '.join(words)}."
@@ -240,22 +241,22 @@ def _heat(part: Part, line: Line, kind: str) -> Plot:
     return Plot(name=name, title=f"{line.method}: {kind} per neighbor", alt=alt, figure=figure)
 
 
-def _kinds(found: Mapping[tuple[str, str], float], liars: set[str]) -> list[bool]:
+def _kinds(weights: Mapping[tuple[str, str], float], liars: set[str]) -> list[bool]:
     return [
-        lies for lies in (False, True) if any(i != j and (j in liars) is lies for i, j in found)
+        lies for lies in (False, True) if any(i != j and (j in liars) is lies for i, j in weights)
     ]
 
 
 def _late_weights(line: Line, kind: str) -> dict[tuple[str, str], float]:
     """(node, neighbor) -> mean over late evaluations and seeds."""
-    told: dict[tuple[str, str], list[float]] = {}
+    series: dict[tuple[str, str], list[float]] = {}
     for figures in line.figures:
         for node, by_peer in figures["weights"].get(kind, {}).items():
             for peer, values in by_peer.items():
-                told.setdefault((node, peer), []).extend(
+                series.setdefault((node, peer), []).extend(
                     v for v in values[-line.late :] if v is not None
                 )
-    return {pair: statistics.fmean(values) for pair, values in told.items() if values}
+    return {pair: statistics.fmean(values) for pair, values in series.items() if values}
 
 
 def _draw(
@@ -339,14 +340,14 @@ def _style() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def _saved(figure: Figure, form: str, **how: Any) -> bytes:
+def _saved(figure: Figure, form: str, **options: Any) -> bytes:
     out = BytesIO()
     with _style():
         figure.savefig(
             out,
             format=form,
             metadata={"Date": None, "Creator": None} if form == "svg" else {"Software": None},
-            **how,
+            **options,
         )
     return out.getvalue()
 

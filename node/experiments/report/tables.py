@@ -105,10 +105,10 @@ def setting(part: Part) -> Grid:
 
     def letter(line: Line) -> str:
         assert line.conditions
-        told = line.conditions + (
+        conditions = line.conditions + (
             f"; {PAPER}" if line.privacy and line.privacy.mode == "paper" else ""
         )
-        return letters.setdefault(told, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
+        return letters.setdefault(conditions, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
 
     def total(line: Line) -> str:
         if line.privacy is None:
@@ -193,20 +193,21 @@ def _metric_columns(part: Part) -> list[Column]:
 
 
 def _weights(line: Line) -> str:
-    means = [it.mean if (it := line.weighed(attackers=liars)) else None for liars in (True, False)]
+    spreads = [line.weighed(attackers=liars) for liars in (True, False)]
+    means = [weights.mean if weights else None for weights in spreads]
     return "" if means == [None, None] else " / ".join(figure(it, "{:.2f}") for it in means)
 
 
 def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:
-    found = [f"{part.about}."] if part.about else []
+    notes = [f"{part.about}."] if part.about else []
     if any(line.records for line in part.lines):
-        found.append(_late_note(part.headline, part.lines[0].late) + ".")
+        notes.append(_late_note(part.headline, part.lines[0].late) + ".")
     if any(line.choice and line.choice.edge for line in part.lines):
-        found.append(f"{EDGE_NOTE}.")
-    found += [f"({letter}) {told}." for told, letter in letters.items()]
+        notes.append(f"{EDGE_NOTE}.")
+    notes += [f"({letter}) {conditions}." for conditions, letter in letters.items()]
     if private and letters:
-        found.append(f"ε_link: one neighbor's stream of answers alone; {LINK}.")
-    return found + [failure for line in part.lines for failure in line.failures]
+        notes.append(f"ε_link: one neighbor's stream of answers alone; {LINK}.")
+    return notes + [failure for line in part.lines for failure in line.failures]
 
 
 def _reached(line: Line) -> str:
@@ -238,8 +239,8 @@ def shown(values: Spread | None, metric: Metric) -> str:
     return f"{number(values.mean, metric)}{std}"
 
 
-def spread(it: Spread, form: str) -> str:
-    return form.format(it.mean) + ("" if not it.std else f" ± {form.format(it.std)}")
+def spread(value: Spread, form: str) -> str:
+    return form.format(value.mean) + ("" if not value.std else f" ± {form.format(value.std)}")
 
 
 def rates(part: Part) -> Grid | None:
@@ -274,23 +275,23 @@ def rates(part: Part) -> Grid | None:
 
 def markdown(report: SweepReport) -> str:
     """All tables."""
-    said = [f"## {quoted(report.sweep.title)}", "", quoted(told(report)), ""]
+    lines = [f"## {quoted(report.sweep.title)}", "", quoted(progress(report)), ""]
     for note in report.notes:
-        said += [quoted(note), ""]
+        lines += [quoted(note), ""]
     for grid in grids(report):
         head = [_row(map(quoted, grid.head)), _row(["---"] * len(grid.head))]
-        said += [
+        lines += [
             f"### {quoted(grid.title)}",
             "",
             *head,
             *(_row(map(quoted, row)) for row in grid.rows),
             "",
         ]
-        said += [f"* {quoted(note)}" for note in grid.notes] + [""]
-    return "\n".join(said)
+        lines += [f"* {quoted(note)}" for note in grid.notes] + [""]
+    return "\n".join(lines)
 
 
-def told(report: SweepReport) -> str:
+def progress(report: SweepReport) -> str:
     """How far it is, in a sentence."""
     hours = sum(record["cpu_seconds"] for record in report.records) / 3600
     versions = sorted(
@@ -299,8 +300,8 @@ def told(report: SweepReport) -> str:
             for it in report.records
         }
     )
-    said = f"{report.finished} of {report.trials} cells are finished, {hours:.2f} core-hours"
-    return said + (f" ({'; '.join(versions)})." if versions else ".")
+    sentence = f"{report.finished} of {report.trials} cells are finished, {hours:.2f} core-hours"
+    return sentence + (f" ({'; '.join(versions)})." if versions else ".")
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -71,7 +71,7 @@ def estimated(sweep: Sweep, folder: Folder) -> Estimate:
 def seconds(row: Row, folder: Folder) -> float | None:
     """What a cell of this row takes: as cells of it took, or as it was measured; None: unknown."""
     for trial in (*row.tuning(), *row.final(row.rates[0])):
-        if record := folder.found(trial):
+        if record := folder.finished(trial):
             return float(record["cpu_seconds"])
     return folder.costs.get(f"{row.setting}/{row.method}")
 
@@ -92,9 +92,9 @@ def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
         short = min(rounds, MEASURED_ROUNDS)
         record = run_trial({**trial.configuration, "train": {**train, "rounds": short}})
         training = record["figures"]["summary"]["wall_seconds"] / record["wall_seconds"]
-        found = record["cpu_seconds"] * (1 - training + training * rounds / short)
-        folder.price(row, found)
-        console.print(f"{row.setting}, {row.label}: {found:.0f} s a cell", markup=False)
+        cell_seconds = record["cpu_seconds"] * (1 - training + training * rounds / short)
+        folder.price(row, cell_seconds)
+        console.print(f"{row.setting}, {row.label}: {cell_seconds:.0f} s a cell", markup=False)
 
 
 def document(estimate: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]:
@@ -125,17 +125,17 @@ def document(estimate: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]
 def lines(estimate: Estimate) -> Iterator[str]:
     """In lines."""
     setting = None
-    for it in estimate.rows:
-        row = it.row
+    for estimated in estimate.rows:
+        row = estimated.row
         if row.setting != setting:
             setting = row.setting
             yield setting
         rates = ", ".join("its own" if lr is None else f"{lr:g}" for lr in row.rates)
         tuned = f"lr {rates} on seed {row.tuning_seed}, then " if row.tuned else f"lr {rates}, "
-        each = "" if it.seconds is None else f", {it.seconds:.0f} s each"
+        each = "" if estimated.seconds is None else f", {estimated.seconds:.0f} s each"
         yield (
-            f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {it.trials} "
-            f"cells, {it.left} left{each}"
+            f"  {row.method}: {tuned}seeds {', '.join(map(str, row.seeds))}: {estimated.trials} "
+            f"cells, {estimated.left} left{each}"
         )
     unknown = (
         f"; {estimate.unmeasured} cells are unmeasured (--measure)" if estimate.unmeasured else ""

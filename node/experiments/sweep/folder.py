@@ -61,7 +61,7 @@ class Folder:
         if known not in self._of or record["code"] == now:
             self._of[known] = record
 
-    def found(self, trial: Trial) -> Record | None:
+    def finished(self, trial: Trial) -> Record | None:
         """The cell's record, if it is finished."""
         record = self._of.get(trial.digest)
         current = record is not None and record["code"] == code.of(trial.configuration)

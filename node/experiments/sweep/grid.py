@@ -24,7 +24,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,15 +188,17 @@ class Row:
         if tuning:
             merge(values, {"task": {"held_out": True}})
         config = experiment(values, self.files, f" (setting {self.setting}, method {self.method})")
-        told = config.model_dump(mode="json")
-        how: dict[str, Any] = {
-            "setting": self.setting,
-            "method": self.method,
-            "lr": lr,
-            "seed": seed,
-            "tuning": tuning,
-        }
-        return Trial(config=config, configuration=told, digest=digest(told), **how)
+        configuration = config.model_dump(mode="json")
+        return Trial(
+            setting=self.setting,
+            method=self.method,
+            lr=lr,
+            seed=seed,
+            tuning=tuning,
+            config=config,
+            configuration=configuration,
+            digest=digest(configuration),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,21 +311,21 @@ def read(source: Values, file: Path) -> Sweep:
             if quick:
                 middle = max(len(rates) // 2 - 1, 0)
                 rates = rates[middle : middle + 2]
-            how: dict[str, Any] = {
-                "setting": name,
-                "method": method,
-                "tuning_seed": section.tuning_seed,
-            }
-            how |= {
-                "seeds": section.seeds[:1] if quick else section.seeds,
-                "values": own,
-                "files": (file,),
-            }
+            row = Row(
+                setting=name,
+                method=method,
+                label=method,
+                rates=rates,
+                seeds=section.seeds[:1] if quick else section.seeds,
+                tuning_seed=section.tuning_seed,
+                values=own,
+                files=(file,),
+            )
             if section.tuning_seed is not None or len(rates) == 1:
-                rows.append(Row(rates=rates, label=method, **how))
+                rows.append(row)
             else:
                 rows += [
-                    Row(rates=(rate,), label=f"{method}, lr {rate:g}", **how) for rate in rates
+                    replace(row, rates=(rate,), label=f"{method}, lr {rate:g}") for rate in rates
                 ]
     return Sweep(section=section, source=source, rows=tuple(rows), titles=titles)
 
@@ -370,21 +372,23 @@ def _difference(values: Mapping[str, Any], file: Path, where: str) -> Difference
 
 
 def _methods(section: SweepSection, values: Values, file: Path) -> dict[str, Difference]:
-    found = {name: Difference(values={"algorithm": {"name": name}}) for name in section.algorithms}
+    methods = {
+        name: Difference(values={"algorithm": {"name": name}}) for name in section.algorithms
+    }
     for name, change in section.methods.items():
         own = _difference(change, file, f"sweep.methods.{name}")
         merge(
             own.values, {"algorithm": {"name": own.values.get("algorithm", {}).get("name", name)}}
         )
-        found[name] = own
-    if not found:
+        methods[name] = own
+    if not methods:
         name = values.get("algorithm", {}).get("name")
         if name is None:
             raise ConfigurationError(
                 f'{file}: name the methods to compare, say sweep.algorithms = ["dpdl", "xavg"].'
             )
-        found[name] = Difference()
-    return found
+        methods[name] = Difference()
+    return methods
 
 
 def _settings(section: SweepSection, file: Path) -> Iterator[tuple[str, str, Difference]]:

@@ -54,20 +54,21 @@ class TrialQueue:
         for k, row in enumerate(self.sweep.rows):
             yield from self._tuning[k]
             done = all(
-                self.folder.found(it) or it.label in self.folder.failures for it in self._tuning[k]
+                self.folder.finished(it) or it.label in self.folder.failures
+                for it in self._tuning[k]
             )
-            found = (
+            chosen = (
                 choice(row, self.folder, self.sweep.section.late, partial=True) if done else None
             )
-            if found is not None:
-                yield from self._finals(k, row, found.lr)
+            if chosen is not None:
+                yield from self._finals(k, row, chosen.lr)
 
     def ready(self) -> Iterator[Trial]:
         """Cells that can be run now."""
         return (
             it
             for it in self.known()
-            if not self.folder.found(it) and it.label not in self.folder.failures
+            if not self.folder.finished(it) and it.label not in self.folder.failures
         )
 
     def left(self) -> list[Trial]:
@@ -82,7 +83,7 @@ class TrialQueue:
             if row.tuned and (row.setting, row.method) not in rows
             for trial in self._finals(k, row, row.rates[0])
         ]
-        return [it for it in known if not self.folder.found(it)] + guess
+        return [it for it in known if not self.folder.finished(it)] + guess
 
     def _finals(self, k: int, row: Row, lr: float | None) -> list[Trial]:
         if (k, lr) not in self._final:

@@ -37,11 +37,11 @@ class RayCluster:
                 "--ray needs Ray, which is missing: pip install 'peerpoise[ray]'."
             ) from None
         self._ray = ray
-        how: dict[str, Any] = (
+        options: dict[str, Any] = (
             {"num_cpus": jobs, "include_dashboard": False} if address == LOCAL else {}
         )
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", **how)
+            ray.init(address=address, log_to_driver=False, logging_level="error", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TemporaryFailure(
                 f"No Ray cluster answers at {address} ({first_line(error)}); use --ray local "

@@ -68,7 +68,7 @@ def choice(row: Row, folder: Folder, late: int, *, partial: bool = False) -> Cho
     tried: dict[float, float] = {}
     metric: Metric | None = None
     for trial in row.tuning():
-        record = folder.found(trial)
+        record = folder.finished(trial)
         if record is None and not (partial and trial.label in folder.failures):
             return None
         late_result = result(record["figures"], late) if record else None
@@ -85,7 +85,7 @@ def choice(row: Row, folder: Folder, late: int, *, partial: bool = False) -> Cho
 
 def finals(row: Row, folder: Folder, lr: float | None) -> list[Record | None]:
     """A record per seed; None where the cell was not run."""
-    return [folder.found(trial) for trial in row.final(lr)]
+    return [folder.finished(trial) for trial in row.final(lr)]
 
 
 def rounds_to(figures: Mapping[str, Any], loss: float) -> int | None:

@@ -81,8 +81,8 @@ def run_trial(
 
 def figures(folder: Path, summary: Summary) -> dict[str, Any]:
     """What a run folder of `simulate` says."""
-    told = summary.model_dump(mode="json")
-    attackers = sorted(told.get("attackers") or ())
+    summary_values = summary.model_dump(mode="json")
+    attackers = sorted(summary_values.get("attackers") or ())
     journals = {
         path.parent.name: journal.read(path)
         for path in sorted(folder.glob("nodes/*/journal.jsonl"))
@@ -119,7 +119,7 @@ def figures(folder: Path, summary: Summary) -> dict[str, Any]:
         "epsilon": _epsilon(list(honest.values())),
         "weights": _weights(honest, rounds),
         "attackers": attackers,
-        "summary": told,
+        "summary": summary_values,
     }
 
 
@@ -145,37 +145,37 @@ def _mean(columns: Sequence[Sequence[float]]) -> list[float]:
 
 def _epsilon(journals: Sequence[Events]) -> dict[str, Any] | None:
     """The largest of all nodes, evaluation by evaluation."""
-    told = [[it for it in events if it["event"] == "epsilon"] for events in journals]
-    if not told or not told[0]:
+    by_node = [[it for it in events if it["event"] == "epsilon"] for events in journals]
+    if not by_node or not by_node[0]:
         return None
     worst = {
-        scope: [_largest(it[scope] for it in each) for each in zip(*told, strict=True)]
+        scope: [_largest(it[scope] for it in each) for each in zip(*by_node, strict=True)]
         for scope in ("total", "link")
     }
-    return worst | {key: told[0][-1].get(key) for key in CONDITIONS}
+    return worst | {key: by_node[0][-1].get(key) for key in CONDITIONS}
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
     """None (not finite) if any of them is."""
-    found = list(values)
-    return None if None in found else max(value for value in found if value is not None)
+    numbers = list(values)
+    return None if None in numbers else max(value for value in numbers if value is not None)
 
 
 def _weights(
     journals: Mapping[Peer, Events], rounds: Sequence[int]
 ) -> dict[str, dict[Peer, dict[Peer, Column]]]:
     """Every figure per neighbor that the rounds of a journal tell."""
-    found: dict[str, dict[Peer, dict[Peer, Column]]] = {}
+    weights: dict[str, dict[Peer, dict[Peer, Column]]] = {}
     for name, events in journals.items():
-        told: dict[tuple[str, Peer], list[tuple[int, float]]] = {}
-        for it in events:
-            for kind, by_peer in it["diagnostics"].items() if it["event"] == "round" else ():
+        observed: dict[tuple[str, Peer], list[tuple[int, float]]] = {}
+        for event in events:
+            for kind, by_peer in event["diagnostics"].items() if event["event"] == "round" else ():
                 for peer, value in by_peer.items() if isinstance(by_peer, dict) else ():
                     if value is not None:
-                        told.setdefault((kind, peer), []).append((it["round"] + 1, value))
-        for (kind, peer), values in sorted(told.items()):
+                        observed.setdefault((kind, peer), []).append((event["round"] + 1, value))
+        for (kind, peer), values in sorted(observed.items()):
             windows = zip([0, *rounds], rounds, strict=False)
             column = [[value for t, value in values if low < t <= high] for low, high in windows]
             means = [statistics.fmean(some) if some else None for some in column]
-            found.setdefault(kind, {}).setdefault(name, {})[peer] = means
-    return found
+            weights.setdefault(kind, {}).setdefault(name, {})[peer] = means
+    return weights

@@ -45,12 +45,12 @@ def _read(stream: TextIO, orders: queue.SimpleQueue[str]) -> None:
 def _answer(order: dict[str, Any], out: TextIO) -> dict[str, Any]:
     from node.experiments.sweep.trial import run_trial
 
-    told = time.monotonic()
+    reported = time.monotonic()
 
     def progress(share: float) -> None:
-        nonlocal told
-        if time.monotonic() - told > EVERY_S:
-            told = time.monotonic()
+        nonlocal reported
+        if time.monotonic() - reported > EVERY_S:
+            reported = time.monotonic()
             _say(out, {"key": order["key"], "share": share})
 
     try:
@@ -70,8 +70,8 @@ def failure(error: BaseException) -> dict[str, Any]:
             "error": "This machine has too little memory for this cell; take fewer --jobs.",
             "trace": "",
         }
-    said = f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
-    return {"error": said, "trace": "".join(traceback.format_exception(error))}
+    sentence = f"This is a bug in peerpoise ({type(error).__name__}: {error}); please report it."
+    return {"error": sentence, "trace": "".join(traceback.format_exception(error))}
 
 
 def _say(out: TextIO, line: dict[str, Any]) -> None:
