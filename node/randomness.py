@@ -128,7 +128,7 @@ class Keys:
 
         Raises:
             RuntimeError: this or a later round's stream was handed out before (a bug: noise would
-            be drawn twice).
+                be drawn twice).
         """
         if round <= self._last.get((purpose, recipient), -1):
             raise RuntimeError(f"the {purpose} stream of round {round} was used before")

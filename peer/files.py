@@ -93,7 +93,7 @@ def ensure_dir(folder: Path, *, public: bool = False) -> Path:
 
     Raises:
         StorageError: it can't be made; or it is to be private, and others can exchange what is in
-        it.
+            it.
     """
     try:
         for each in [*reversed(folder.parents), folder]:

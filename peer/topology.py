@@ -169,8 +169,7 @@ def graph(kind: str, names: Sequence[Peer], wiring: GraphOptions = GraphOptions(
 
     Raises:
         ConfigurationError: unknown kind; no names, or a name given twice; not to be had with so
-        many nodes; not
-            connected.
+            many nodes; not connected.
     """
     if kind not in TOPOLOGIES:
         raise ConfigurationError(

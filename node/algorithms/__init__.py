@@ -33,7 +33,7 @@ class Gradients(Protocol):
 
         Raises:
             peer.message.Withheld: nothing may be released to `to`; for `to` = me a zero vector is
-            returned instead.
+                returned instead.
         """
         ...
 

@@ -5,8 +5,7 @@ noised: g̈_{j→i} is j's release for i at i's model x_i, the own one included;
 and noise, belong to the privacy gate.
 
     φ_ij = Shapley value of j in the game v_i(S) = value of x_i − γ·mean_{j∈S} g̈_{j→i} on the
-    validation set, by
-           Monte Carlo
+    validation set, by Monte Carlo
     π_ij = φ'_ij w_ij / Σ_k φ'_ik w_ik                                      (node.maths.coalitions)
     ṽ_i  = β v_i + Σ_{j∈N_i} π_ij g̈_{j→i} ;  x̃_i = x_i − γ ṽ_i
     x_i ← Σ_j w_ij x̃_j ;  v_i ← Σ_j w_ij ṽ_j
@@ -59,7 +58,8 @@ class PdslConfig(ShapleyRoundConfig):
     estimator: Literal["auto", "exact", "permutations", "svarm", "first_order"] = "permutations"
     """permutations: Monte Carlo, as the paper. auto: exact up to 8 players, permutations above.
     svarm: stratified, some two to four times better for as many evaluations. first_order: one
-    gradient on the validation set (neg_loss)."""
+    gradient on the validation set (neg_loss).
+    """
 
 
 class Pdsl(Algorithm):

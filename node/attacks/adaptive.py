@@ -43,8 +43,9 @@ class Echo(MessageAttack):
 
 class AlieConfig(MessageAttackConfig):
     z: float = 1.5
-    """Standard deviations from the mean. The paper's largest that hides is Φ⁻¹((n − f − s)/(n −
-    f)), s = ⌊n/2 + 1⌋ − f, of n with f attackers: none at all with 10 and 2."""
+    """Standard deviations from the mean. Of n with f attackers, the paper's largest that hides is
+    Φ⁻¹((n − f − s)/(n − f)), s = ⌊n/2 + 1⌋ − f: none at all with 10 and 2.
+    """
 
 
 class Alie(MessageAttack):
@@ -52,7 +53,8 @@ class Alie(MessageAttack):
     Baruch, Baruch, Goldberg, arXiv 1902.06635.
 
     Knows: μ and σ over its own truth and what each neighbor said in the same place the round
-    before. Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
+    before.
+    Deviations: the paper's attackers share what they know; and μ, σ are of the same round.
     """
 
     Config = AlieConfig
@@ -97,12 +99,12 @@ class Dissensus(MessageAttack):
     pull it back. He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning via
     ClippedGossip", arXiv 2202.01545, definition of the dissensus attack.
 
-    Knows: what each neighbor mixed in the round before, and its own row of W. Deviations: the
-    paper's b says something else to every neighbor, each its victim; here all hear the same, made
-    for one victim, the neighbor farthest from the others. The victim's neighbors and weights are
-    taken to be b's own. A node farther from the median of all than OUTLIER times what half of them
-    are is taken for another liar and left out: two that amplify each other would soon be beyond all
-    numbers. Nothing but the parameters is lied about.
+    Knows: what each neighbor mixed in the round before, and its own row of W.
+    Deviations: the paper's b says something else to every neighbor, each its victim; here all hear
+    the same, made for one victim, the neighbor farthest from the others. The victim's neighbors and
+    weights are taken to be b's own. A node farther from the median of all than OUTLIER times what
+    half of them are is taken for another liar and left out: two that amplify each other would soon
+    be beyond all numbers. Nothing but the parameters is lied about.
     """
 
     Config = DissensusConfig

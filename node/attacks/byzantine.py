@@ -17,12 +17,11 @@ Nothing of other attackers.
 
 Deviations
     * `Mix` and `Say` carry the same to all neighbors: an attacker that says different things to
-      different neighbors
-      (equivocation) can't be made of this wrapper. Answers differ by neighbor anyway, and so may
-      lies in them.
+      different neighbors (equivocation) can't be made of this wrapper. Answers differ by neighbor
+      anyway, and so may lies in them.
     * The honest answer is always made (and debited) first, also by a free rider, which would save
-      itself the work; so
-      what an attacker says of its privacy is never too little. A withheld answer stays withheld.
+      itself the work; so what an attacker says of its privacy is never too little. A withheld
+      answer stays withheld.
     * What was heard is not in the checkpoint: an attacker that starts again knows nothing in its
       first round.
 """

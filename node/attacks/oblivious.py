@@ -79,8 +79,9 @@ class Zero(MessageAttack):
     """Zeros: a free rider, which contributes no gradient and no step of its own, and benefits from
     mixing. Lin, Du, Liu, "Free-riders in federated learning", arXiv 1911.12560.
 
-    Knows: nothing. Deviations: the work is done nevertheless (see `byzantine`). With of = "value"
-    the parameters are zeros too.
+    Knows: nothing.
+    Deviations: the work is done nevertheless (see `byzantine`). With of = "value" the parameters
+    are zeros too.
     """
 
     Config = MessageAttackConfig

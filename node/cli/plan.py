@@ -156,7 +156,8 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
 
     Raises:
         ConfigurationError: not mode strict, an unknown algorithm or graph, or no noise reaches the
-        target. DataError, LedgerError, TemporaryFailure: of the ledger.
+            target.
+        DataError, LedgerError, TemporaryFailure: of the ledger.
     """
     run, privacy = question.run, question.run.privacy
     if privacy.mode != "strict":

@@ -35,5 +35,6 @@ class PaperCalibrated(AlgorithmConfig):
         """The noise multiplier that the paper's formula gives for what is sent to a receiver.
 
         Args:
-            rate: q, the share of the receiver's examples in a batch. rounds: T.
+            rate: q, the share of the receiver's examples in a batch.
+            rounds: T.
         """

@@ -130,8 +130,9 @@ class TaskSection(Section):
     value_range: tuple[float, float] | None = None
     """[low, high], PUBLIC: the range of everything the model is fed, of images (uint8 counts as 0 …
     1) before mean and std, of a table's features after centering and scaling; a node refuses data
-    outside it. Nodes with integers match nodes with floats in [0, 1] only. None:
-    floats beyond ±20 are refused."""
+    outside it. Nodes with integers match nodes with floats in [0, 1] only. None: floats beyond ±20
+    are refused.
+    """
     classes: int = Field(default=10, ge=2)
     """Number of labels, 0 … classes − 1."""
     text: TextSection | None = None

@@ -59,8 +59,7 @@ from peer.transport.grpc import Grpc
 
 STOP_SECONDS = 4.0
 """The compute thread ends at its next yield point; a daemon that was asked to stop waits so long
-for it,
-then goes.
+for it, then goes.
 """
 LINGER_SECONDS = 30.0
 """After the last round a daemon stays reachable for slower neighbors, at most so long."""

@@ -86,7 +86,7 @@ def rows(path: Path, limit: int) -> NDArray[np.int64]:
 
     Raises:
         DataError: the file is missing, damaged, empty, or names rows twice or outside 0 … limit −
-        1.
+            1.
     """
     numbers = _load(path)
     if not isinstance(numbers, np.ndarray) or numbers.ndim != 1 or numbers.dtype.kind not in "iu":

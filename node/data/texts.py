@@ -102,9 +102,9 @@ def read(path: Path, task: TaskSection) -> Texts:
     is theirs.
 
     Raises:
-        ConfigurationError: pyarrow is missing. DataError: it is missing, damaged, empty, of no
-        known kind, a column that the run names is not there, or a row
-            has nothing to learn.
+        ConfigurationError: pyarrow is missing.
+        DataError: it is missing, damaged, empty, of no known kind, a column that the run names is
+            not there, or a row has nothing to learn.
     """
     assert task.text is not None
     files = _files(path)

@@ -436,9 +436,7 @@ def weak(planned: float | None) -> str | None:
 
 
 def warning(config: PrivacySection, planned: float | None = None) -> str | None:
-    """The warning that accompanies every statement of privacy if this ε_total is
-    planned.
-    """
+    """The warning that accompanies every statement of privacy if this ε_total is planned."""
     sentences = [
         PAPER_WARNING if config.mode == "paper" else "",
         NO_PRIVACY if config.mode == "none" else "",

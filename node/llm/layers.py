@@ -40,7 +40,7 @@ def trained(model: nn.Module, text: TextSection) -> Trained:
 
     Raises:
         ConfigurationError: no layers are recognized, it does not run with adapters, or nothing is
-        left to train.
+            left to train.
     """
     inside = layers(model, _reached(model))
     named = dict(model.named_parameters())  # each tied parameter once

@@ -92,8 +92,7 @@ def agreed(me: Peer, heard: Set[Peer], headers: Mapping[Peer, Iterable[Peer]]) -
 
     Args:
         heard: whom I heard in the phase before this Mix (an answer withheld is heard); before the
-        first phase, and on
-            return, who shook hands. It is what my own header says.
+            first phase, and on return, who shook hands. It is what my own header says.
         headers: sender -> the `heard` of the header that came from it for this Mix.
     """
     return frozenset(

@@ -178,8 +178,8 @@ class Ledger:
 
         Raises:
             LedgerError: there is already a debit for (run, round, recipient), or it can't be
-            recorded. The row may
-                stand all the same: it is then spent without a release. A later debit tries again.
+                recorded. The row may stand all the same: it is then spent without a release. A
+                later debit tries again.
         """
         if round < 0:
             raise ValueError("rounds are counted from 0")

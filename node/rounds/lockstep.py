@@ -55,9 +55,12 @@ def run(
     Nodes of `neighborhoods` that have no algorithm are down: their neighbors never hear them.
 
     Args:
-        rounds: T, rounds of the whole run. mix: how a Mix averages. bounds: how large what a node
-        says may be. after_phase: called with t, the phase's number and kind, and the payload bytes
-        each node sent in it. after_round: called with t when all nodes have finished round t.
+        rounds: T, rounds of the whole run.
+        mix: how a Mix averages.
+        bounds: how large what a node says may be.
+        after_phase: called with t, the phase's number and kind, and the payload bytes each node
+            sent in it.
+        after_round: called with t when all nodes have finished round t.
     """
     views = {i: Views(View(neighborhood)) for i, neighborhood in neighborhoods.items()}
     heard = arrived(algorithms, neighborhoods)
@@ -105,10 +108,13 @@ def exchange(
 
     Args:
         verbs: what each node says; all of one type, kind and layout. A neighbor that is not in it
-        is down. lost: (sender, receiver): what the sender says to the receiver does not arrive.
+            is down.
+        lost: (sender, receiver): what the sender says to the receiver does not arrive.
         heard: whom each node heard in the phase before (for the agreement on edges of a Mix); None:
-        all that are up. sent: node -> bytes; what each sends to neighbors that are up is added.
-        mix: how a Mix averages. bounds: how large what a node says may be.
+            all that are up.
+        sent: node -> bytes; what each sends to neighbors that are up is added.
+        mix: how a Mix averages.
+        bounds: how large what a node says may be.
 
     Returns:
         `Replies` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.

@@ -39,7 +39,8 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64], device: torch.de
 
     Raises:
         ConfigurationError: no task, data set or model of that name, or a combination that does not
-        fit. DataError: the node's files are missing, damaged or not what the task expects.
+            fit.
+        DataError: the node's files are missing, damaged or not what the task expects.
         TaskError: the code of an own task made a mistake.
     """
     name = run.task.name

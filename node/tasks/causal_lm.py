@@ -8,8 +8,7 @@ mask is needed.
 
 Deviations
   * A batch's loss is the mean over its examples, not over its tokens: clipping example by example,
-    gradients that are
-    accumulated and batches of any size then mean the same.
+    gradients that are accumulated and batches of any size then mean the same.
   * Models run in evaluation mode: no dropout.
 Not covered
   * Validation sets (ROSS, PDSL).

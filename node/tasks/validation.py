@@ -103,11 +103,11 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
 
     Args:
         train: what this node learns from if its data are its own, otherwise the whole public
-        training set.
+            training set.
 
     Raises:
         ConfigurationError, DataError: it is missing, another one, of another shape, or overlaps the
-        training data.
+            training data.
     """
     section = run.validation
     path = data.validation if isinstance(data, DataSection) and data.validation else section.path

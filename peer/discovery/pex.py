@@ -113,7 +113,7 @@ class PeerExchange:
 
         Raises:
             Malformed: an announcement that its member did not sign; what came after it is not
-            looked at.
+                looked at.
         """
         for announcement in announcements:
             if self._newer(announcement):

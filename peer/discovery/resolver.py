@@ -54,7 +54,7 @@ class Resolver:
 
         Raises:
             Unreachable: the name can't be found now, or too many of its owner's are looked up; a
-            sentence says so.
+                sentence says so.
         """
         host, port = endpoint(address)
         if is_ip(host):

@@ -23,7 +23,7 @@ class Static:
 
         Raises:
             ConfigurationError: an address for a name that the roster lacks, or something that is no
-            address.
+                address.
         """
         roster = context.roster
         for name in context.static:

@@ -85,8 +85,7 @@ def load_key(path: Path) -> PrivateKey:
 
     Raises:
         IdentityError: absent, readable by group or others, in a folder that they can write to,
-        encrypted, or no P-256
-            key.
+            encrypted, or no P-256 key.
     """
     data = _read(path)
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:

@@ -103,7 +103,7 @@ class Roster:
 
         Raises:
             ConfigurationError: one of them is no member, or was removed before, or nobody would be
-            left.
+                left.
         """
         for name in names:
             if name in self.removed:

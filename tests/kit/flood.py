@@ -1,5 +1,5 @@
-"""A node that listens to mDNS while ten thousand services are made up, as a process: `python
--m kit.flood COUNT`.
+"""A node that listens to mDNS while ten thousand services are made up, as a process:
+`python -m kit.flood COUNT`.
 
 Only loopback hears of it. Prints how much the process grew, how many addresses it remembers, how
 many fakes of bob came so far, and which address of bob is the first once he has spoken.
