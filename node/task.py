@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from node.device import CPU
 from node.figures import Metric
+from node.hooks import no_op
 from peer.errors import TaskError
 from peer.message import Layout
 
@@ -123,9 +124,7 @@ class Task(Objective):
         """Initial parameters, flat [d], float32 or `dtype`; the same for a seed on every node."""
 
     @abstractmethod
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
         """Public test metrics of the flat parameters x [d], by the names of `metrics`; {} where
         there is no test set. `yield_point` is called now and then.
         """

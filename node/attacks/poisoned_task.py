@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from node.config import RunConfig
+from node.hooks import no_op
 from node.task import Factored, Task, Validation, Wrapper
 from peer.errors import ConfigurationError
 
@@ -61,9 +62,7 @@ class PoisonedTask(Wrapper, Task):
     def initial_parameters(self, seed: int) -> Tensor:
         return self._task.initial_parameters(seed)
 
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
         return self._task.evaluate(x, yield_point)
 
     def to(self, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from node.algorithms import Algorithm, Capability, Gradients, Resources
+from node.hooks import no_op
 from node.task import Task
 from node.tasks.validation import ValidationScorer
 from peer.errors import ConfigurationError
@@ -14,9 +15,8 @@ from peer.message import Peer
 
 REFUSALS = {
     Capability.VALIDATION: "The algorithm values what it hears on a validation set, and there is "
-    "none: set "
-    "validation.size, or with own data validation.path before pack (data.validation in a node's "
-    "file).",
+    "none: set validation.size, or with own data validation.path before pack (data.validation in a "
+    "node's file).",
     Capability.LAYERS: "The task names no layers (layer_groups), so they can't be trained block by "
     "block.",
     Capability.ADAPTERS: "dec-lora averages adapters; set task.text.lora_rank (task.name = "
@@ -49,7 +49,7 @@ def resources(
     me: Peer,
     start: Tensor,
     gradients: Gradients,
-    yield_point: Callable[[], None] = lambda: None,
+    yield_point: Callable[[], None] = no_op,
 ) -> Resources:
     """What one node's algorithm is made with.
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from node.hooks import no_op
+from node.llm.likelihood import Forward
 
-Forward = Callable[..., Any]
-"""(ids [n, length], **further arguments of a transformers model) -> its output."""
 BANNED = -1e9
 """Logit of tokens that are no part of an answer: finite, since −inf times a mask of 0 is NaN."""
 

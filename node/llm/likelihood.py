@@ -28,7 +28,7 @@ Questions = Sequence[tuple[list[int], list[list[int]]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Likelihoods:
     """Of k answers to each of n rows: summed negative log-likelihoods and their numbers of tokens,
     float64 [n, k].
     """
@@ -56,7 +56,7 @@ def shifted(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=MASKED)
 
 
-def sequences(forward: Forward, rows: Sequences, yield_point: Callable[[], None]) -> Judged:
+def sequences(forward: Forward, rows: Sequences, yield_point: Callable[[], None]) -> Likelihoods:
     """Of the answers that the rows have, [n, 1]."""
     parts = []
     for start in range(0, len(rows), CHUNK):
@@ -68,7 +68,7 @@ def sequences(forward: Forward, rows: Sequences, yield_point: Callable[[], None]
         losses = token_losses(forward(ids[:, :longest]).logits, shifted(labels[:, :longest]))
         parts.append(torch.stack([losses.double().sum(1), (labels != MASKED).double().sum(1)]))
     nll, tokens = torch.cat(parts, 1).cpu().unsqueeze(2)
-    return Judged(nll, tokens)
+    return Likelihoods(nll, tokens)
 
 
 def answers(
@@ -77,7 +77,7 @@ def answers(
     device: torch.device,
     yield_point: Callable[[], None],
     **last: Tensor,
-) -> Judged:
+) -> Likelihoods:
     """Of all labels as answers, [n, k]. `last` are arguments that ask for the last token's logits
     only.
     """
@@ -87,20 +87,22 @@ def answers(
         if number:
             yield_point()
         sums[:, rows] = _together(forward, [questions[row] for row in rows], device, last).cpu()
-    return Judged(sums[0], sums[1])
+    return Likelihoods(sums[0], sums[1])
 
 
 def score_without_cache(
     forward: Forward, questions: Questions, device: torch.device, yield_point: Callable[[], None]
-) -> Judged:
+) -> Likelihoods:
     """The same for models whose cache can't be repeated: the prompt runs with every label."""
     rows = [(prompt, label) for prompt, labels in questions for label in labels]
     ids = pad_sequence([torch.tensor(prompt + label) for prompt, label in rows], True)
     labels = pad_sequence(
         [torch.tensor([MASKED] * len(prompt) + label) for prompt, label in rows], True, MASKED
     )
-    judged = sequences(forward, Sequences(ids, labels).to(device), yield_point)
-    return Judged(*(it.view(len(questions), -1) for it in (judged.nll, judged.tokens)))
+    likelihoods = sequences(forward, Sequences(ids, labels).to(device), yield_point)
+    return Likelihoods(
+        *(it.view(len(questions), -1) for it in (likelihoods.nll, likelihoods.tokens))
+    )
 
 
 def _alike(questions: Questions, most: int) -> list[list[int]]:

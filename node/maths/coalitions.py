@@ -167,7 +167,7 @@ class ShapleyWeights:
 
 def shapley_weights(
     options: ShapleyConfig,
-    judge: UtilityOracle,
+    utility: UtilityOracle,
     x: Tensor,
     cross: Mapping[Peer, Tensor],
     *,
@@ -188,7 +188,7 @@ def shapley_weights(
     """
     capping = options.null_players == "capped"
     players = {j: g for j, g in cross.items() if not (capping and adds_nothing(g, x))} or cross
-    values, _ = shapley_values(options, judge, x, players, step, seed)
+    values, _ = shapley_values(options, utility, x, players, step, seed)
     # once in φ̄, NaN would never leave it
     values = {j: value if isfinite(value) else 0.0 for j, value in values.items()}
     phi = {j: values.get(j, 0.0) for j in cross}
@@ -196,7 +196,7 @@ def shapley_weights(
     pi = aggregation_weights(options, {j: smooth[j] for j in players}, weight)
     if capping:
         least = NOTHING * max(0.0, *values.values())
-        gain = gains(options, judge, x, players, step)
+        gain = gains(options, utility, x, players, step)
         pi = capped(pi, weight, {j for j in players if gain[j] > least}, me)
     return ShapleyWeights(phi, smooth, {j: pi.get(j, 0.0) for j in cross})
 
@@ -208,7 +208,7 @@ def adds_nothing(g: Tensor, x: Tensor) -> bool:
 
 def gains(
     options: ShapleyConfig,
-    judge: UtilityOracle,
+    utility: UtilityOracle,
     x: Tensor,
     cross: Mapping[Peer, Tensor],
     step: float,
@@ -219,13 +219,13 @@ def gains(
     peers, k = sorted(cross), len(cross)
     moves = torch.stack([cross[j] for j in peers])
     if options.estimator == "first_order":
-        slopes = (moves @ judge.gradient(x).to(moves.dtype) * step).tolist()
+        slopes = (moves @ utility.gradient(x).to(moves.dtype) * step).tolist()
         return {j: max(slope, slope / k) for j, slope in zip(peers, slopes, strict=True)}
     alone = torch.eye(k, dtype=moves.dtype)
     shares = torch.cat(
         [torch.zeros_like(alone[:1]), torch.ones_like(alone[:1]) / k, alone, (1 - alone) / k]
     )
-    nobody, everybody, *values = judge.around(x, moves, options.value)(-step * shares)
+    nobody, everybody, *values = utility.around(x, moves, options.value)(-step * shares)
     return {j: max(values[i] - nobody, everybody - values[k + i]) for i, j in enumerate(peers)}
 
 
@@ -249,7 +249,7 @@ def capped(
 
 def shapley_values(
     options: ShapleyConfig,
-    judge: UtilityOracle,
+    utility: UtilityOracle,
     x: Tensor,
     cross: Mapping[Peer, Tensor],
     step: float,
@@ -262,11 +262,11 @@ def shapley_values(
     moves = torch.stack([cross[j] for j in peers])
     players = len(peers)
     if options.estimator == "first_order":
-        gradient = judge.gradient(x).to(moves.dtype)
+        gradient = utility.gradient(x).to(moves.dtype)
         estimate = shapley.first_order([step * float(a) for a in moves @ gradient])
         return dict(zip(peers, estimate.phi, strict=True)), estimate
 
-    value = judge.around(x, moves, options.value)
+    value = utility.around(x, moves, options.value)
 
     def values(coalitions: Sequence[int]) -> Sequence[float]:
         shares = [
@@ -275,10 +275,10 @@ def shapley_values(
         ]
         return value(torch.tensor(shares, dtype=moves.dtype))
 
-    end = None if options.seconds is None else judge.now() + options.seconds
+    end = None if options.seconds is None else utility.now() + options.seconds
 
     def enough() -> bool:
-        return end is not None and judge.now() >= end
+        return end is not None and utility.now() >= end
 
     if not options.sampled(players):
         estimate = shapley.exact(players, values)

@@ -37,6 +37,7 @@ from node import device as devices
 from node.config import DataSection, RunConfig, TaskSection, TextSection
 from node.data import Texts
 from node.figures import ACCURACY, F1, LOSS, PERPLEXITY
+from node.hooks import no_op
 from node.llm import likelihood, models
 from node.llm.layers import Trained, drop_weights, merged_model, share_weights, trained, with_lora
 from node.llm.prompts import MASKED, Encoder, Sequences
@@ -137,9 +138,7 @@ class CausalLM(Task):
             logits = self._forward(parameters, ids, **more).logits
         return _mean(logits, labels)
 
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
         """loss (mean over the examples) and perplexity (over all label tokens) on the PUBLIC test
         set; where the run names labels accuracy in [0, 1] and macro-F1 too. {} where there is no
         test set."""
@@ -152,26 +151,28 @@ class CausalLM(Task):
                 return self._forward(parameters, ids, **more)
 
         if not self._test.questions:
-            judged = likelihood.sequences(forward, self._test.rows.to(self.device), yield_point)
-            return _figures(judged.nll[:, 0], judged.tokens[:, 0])
+            likelihoods = likelihood.sequences(
+                forward, self._test.rows.to(self.device), yield_point
+            )
+            return _figures(likelihoods.nll[:, 0], likelihoods.tokens[:, 0])
         if self._repeats:
             final = torch.tensor(
                 [-1], device=self.device
             )  # 1 would do, but leaves a view that the head is copied for
             last = {"logits_to_keep": final} if self._chooses else {}
-            judged = likelihood.answers(
+            likelihoods = likelihood.answers(
                 forward, self._test.questions, self.device, yield_point, **last
             )
         else:
-            judged = likelihood.score_without_cache(
+            likelihoods = likelihood.score_without_cache(
                 forward, self._test.questions, self.device, yield_point
             )
         right, truth = torch.arange(len(self._test.truth)), self._test.truth
-        chosen = judged.loss.argmin(1)
+        chosen = likelihoods.loss.argmin(1)
         return {
             "accuracy": float((chosen == truth).double().mean()),
             "f1": likelihood.macro_f1(truth, chosen),
-            **_figures(judged.nll[right, truth], judged.tokens[right, truth]),
+            **_figures(likelihoods.nll[right, truth], likelihoods.tokens[right, truth]),
         }
 
     def _forward(

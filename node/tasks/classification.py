@@ -23,6 +23,7 @@ from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
 from node.figures import ACCURACY, LOSS
+from node.hooks import no_op
 from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
@@ -107,9 +108,7 @@ class Classification(Task):
 
         return factors
 
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
         """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none.
         `yield_point` is called between chunks."""
         if self._test is None:
@@ -201,23 +200,23 @@ def _value(logits: Tensor, y: Tensor, kind: str) -> Tensor:
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classification:
     """See `node.tasks.make`."""
     task = run.task
-    train, test, judged = _own(run, data) if task.data == "own" else _bundled(run, data)
+    train, test, validation_set = _own(run, data) if task.data == "own" else _bundled(run, data)
     train = _prepared(train, task)
     if test and test.shape != train.shape:
         raise DataError(
             f"Test images have shape {test.shape}, training images {train.shape}; set "
             "task.image_size."
         )
-    for what, other in (("Test", test), ("Validation", judged)):
+    for what, other in (("Test", test), ("Validation", validation_set)):
         if other and _inputs(other, task)["values"] != _inputs(train, task)["values"]:
             raise DataError(
                 f"{what} images are {other.values}, training images {train.values}; bring them "
                 "into one form, or set "
                 "task.value_range = [0, 1]."
             )
-    judged = _prepared(judged, task) if judged else None
+    validation_set = _prepared(validation_set, task) if validation_set else None
     return Classification(
-        lambda: models.build(task, train.shape), train, test, judged, _inputs(train, task)
+        lambda: models.build(task, train.shape), train, test, validation_set, _inputs(train, task)
     )
 
 
@@ -301,5 +300,6 @@ def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
         raise ConfigurationError(
             f"data.path is set, but the run learns {task.data}; set task.data to own."
         )
-    judged = validation.load(run, data, train)
-    return (train.take(datasets.rows(data.rows, len(train))) if data.rows else train), test, judged
+    validation_set = validation.load(run, data, train)
+    mine = train.take(datasets.rows(data.rows, len(train))) if data.rows else train
+    return mine, test, validation_set

@@ -26,6 +26,7 @@ import node
 import peer
 from node.device import CPU
 from node.figures import COMMON_METRICS, Metric, unfit
+from node.hooks import no_op
 from node.task import Factored, Stopped, Task, Validation, Value, Wrapper
 from node.tasks.switches import switches_kept
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError, first_line
@@ -227,9 +228,7 @@ class Guarded(Wrapper, Task):
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         return self._scalar("mean_loss", self._mean_loss(parameters, batch))
 
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
         """Test metrics as plain numbers, whichever kind of number the task has them in."""
         x = x.clone()
         metrics = (

@@ -1,5 +1,5 @@
 """The validation set Q, on which ROSS and PDSL value what they hear: where it comes from, and the
-judge made of it.
+utility made of it.
 
 Q is public, or declared not to be (`validation.public`), the same at all nodes, and never travels.
 Of a public data set it is held out of the training examples before they are divided; with own data
@@ -25,6 +25,7 @@ from node import device as devices
 from node.algorithms import Capability, find
 from node.config import DataSection, RunConfig
 from node.data import Examples
+from node.hooks import no_op
 from node.maths.coalitions import Kind
 from node.task import Task, flat, views
 from peer.errors import ConfigurationError, DataError
@@ -177,18 +178,9 @@ def file_digest(path: Path) -> str:
 class ValidationScorer:
     """A `node.maths.coalitions.UtilityOracle` on a task's Q."""
 
-    def __init__(self, task: Task, yield_point: Callable[[], None] = lambda: None) -> None:
-        """`yield_point` is called between evaluations.
-
-        Raises:
-            ConfigurationError: the task has no validation set.
-        """
-        if task.validation is None:
-            raise ConfigurationError(
-                "The algorithm values what it hears on a validation set, and there is none: set "
-                "validation.size, or "
-                "with own data validation.path before pack (data.validation in a node's file)."
-            )
+    def __init__(self, task: Task, yield_point: Callable[[], None] = no_op) -> None:
+        """Of a task that has a validation set; `yield_point` is called between evaluations."""
+        assert task.validation is not None
         self.layout, self.validation, self.yield_point = task.layout, task.validation, yield_point
         self._where = task.device
         self._batched: bool | None = None if self._where.type == "cuda" else False

@@ -45,7 +45,7 @@ AIM = 1.15
 
 
 class Bench:
-    """k random gradients, and the judge of a model."""
+    """k random gradients, and the utility of a model."""
 
     def __init__(self, model: str, k: int, device: str) -> None:
         run = RunConfig(
@@ -58,8 +58,8 @@ class Bench:
         self.cross = {
             f"{j:02}": torch.randn(self.task.layout.size, generator=chance) for j in range(k)
         }
-        self.judge = ValidationScorer(self.task)
-        self.judge._batched = False
+        self.utility = ValidationScorer(self.task)
+        self.utility._batched = False
         self.looped = ValidationScorer(_Plain(self.task))  # type: ignore[arg-type]
         self.looped._batched = False
 
@@ -67,9 +67,9 @@ class Bench:
         with torch.inference_mode():
             float(self.task.validate(views(self.task.layout, self.x.to(self.device)), "neg_loss"))  # type: ignore[attr-defined]
 
-    def exact(self, judge: ValidationScorer) -> Callable[[], None]:
+    def exact(self, utility: ValidationScorer) -> Callable[[], None]:
         return lambda: void(
-            shapley_values(ShapleyConfig(value="neg_loss"), judge, self.x, self.cross, 0.01, "")
+            shapley_values(ShapleyConfig(value="neg_loss"), utility, self.x, self.cross, 0.01, "")
         )
 
     def together(self) -> None:
@@ -106,7 +106,7 @@ def measure(model: str, k: int, device: str, repetitions: int) -> dict[str, Any]
     bench = Bench(model, k, device)
     ways = {
         "loop": bench.exact(bench.looped),
-        "linear": bench.exact(bench.judge),
+        "linear": bench.exact(bench.utility),
         "together": bench.together,
     }
     took: dict[str, list[float]] = {name: [] for name in ("forward", *ways)}

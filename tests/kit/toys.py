@@ -127,7 +127,7 @@ class Stingy(Toy):
         return super().__call__(x, t, to)
 
 
-class Judgement:
+class DistanceUtility:
     """Values a model by its distance from the origin, whatever the kind."""
 
     def around(self, x, moves, kind):
@@ -155,7 +155,7 @@ def cluster(variant, kind="full", n=4, gate=Toy, start=None):
             layout=LAYOUT,
             start=x,
             gradients=gate(i),
-            utility=Judgement(),
+            utility=DistanceUtility(),
             layer_groups=STAGES,
         )
         nodes[i] = algorithm(algorithm.Config(**options), resources)

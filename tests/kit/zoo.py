@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
+from node.hooks import no_op
 from node.maths import ghost
 from node.task import Factored, Task, flat
 from peer.message import Layout
@@ -76,9 +77,7 @@ class Model(Task):
             lambda z: functional.cross_entropy(z, batch[1], reduction="sum"),
         )
 
-    def evaluate(
-        self, x: Tensor, yield_point: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
         return {}
 
 

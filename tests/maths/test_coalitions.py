@@ -116,17 +116,17 @@ def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
     definition.
     """
     cross, x, step = vectors(3), torch.zeros(5, dtype=torch.float64), 0.3
-    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
-    phi, estimate = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, step, "seed")
+    utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    phi, estimate = shapley_values(ShapleyConfig(value="neg_loss"), utility, x, cross, step, "seed")
     peers = sorted(cross)
     v = {}
     for size in range(4):
         for members in combinations(peers, size):
             model = x - step * sum(cross[j] for j in members) / size if size else x
-            assert any(torch.allclose(model, asked, atol=1e-15) for asked, _ in judge.asked)
-            v[frozenset(members)] = -float((model - judge.wanted).square().sum())
-    assert len(judge.asked) == estimate.evaluations == 8
-    assert {kind for _, kind in judge.asked} == {"neg_loss"}
+            assert any(torch.allclose(model, asked, atol=1e-15) for asked, _ in utility.asked)
+            v[frozenset(members)] = -float((model - utility.wanted).square().sum())
+    assert len(utility.asked) == estimate.evaluations == 8
+    assert {kind for _, kind in utility.asked} == {"neg_loss"}
     for j in peers:
         others = [p for p in peers if p != j]
         expected = sum(
@@ -139,66 +139,66 @@ def test_a_coalition_moves_the_model_by_the_mean_of_its_gradients():
 
 @pytest.mark.parametrize(("k", "sampled"), [(8, False), (9, True)])
 def test_up_to_eight_players_are_exact_above_they_are_sampled(k, sampled):
-    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
     _, estimate = shapley_values(
-        ShapleyConfig(), judge, torch.zeros(5, dtype=torch.float64), vectors(k), 0.1, "seed"
+        ShapleyConfig(), utility, torch.zeros(5, dtype=torch.float64), vectors(k), 0.1, "seed"
     )
     assert (estimate.evaluations < 1 << k) == sampled
     assert estimate.evaluations <= (10 * (k - 1) + 2 if sampled else 256)
 
 
 def test_svarm_spends_no_more_than_the_permutations_would():
-    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
     options = ShapleyConfig(estimator="svarm", permutations=10)
     _, estimate = shapley_values(
-        options, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
+        options, utility, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
     )
     assert 62 <= estimate.evaluations <= 92
 
 
 def test_a_budget_in_seconds_ends_the_sampling():
-    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
     options = ShapleyConfig(estimator="permutations", permutations=1000, seconds=3.0)
     _, estimate = shapley_values(
-        options, judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
+        options, utility, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, "seed"
     )
     assert estimate.evaluations < 50
 
 
 def test_the_same_seed_samples_the_same():
     def phi(seed):
-        judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+        utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
         return shapley_values(
-            ShapleyConfig(), judge, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, seed
+            ShapleyConfig(), utility, torch.zeros(5, dtype=torch.float64), vectors(10), 0.1, seed
         )[0]
 
     assert phi("n0 3") == phi("n0 3") != phi("n0 4")
 
 
 def test_first_order_is_near_for_small_steps():
-    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
     x, cross = torch.zeros(5, dtype=torch.float64), vectors(4)
-    full, _ = shapley_values(ShapleyConfig(value="neg_loss"), judge, x, cross, 1e-5, "seed")
+    full, _ = shapley_values(ShapleyConfig(value="neg_loss"), utility, x, cross, 1e-5, "seed")
     near, estimate = shapley_values(
-        ShapleyConfig(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-5, "seed"
+        ShapleyConfig(value="neg_loss", estimator="first_order"), utility, x, cross, 1e-5, "seed"
     )
     assert estimate.evaluations == 0
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
 
 
 def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
-    judge, x, cross, step = (
+    utility, x, cross, step = (
         UtilityOracle(torch.ones(5, dtype=torch.float64)),
         torch.zeros(5, dtype=torch.float64),
         vectors(3),
         0.3,
     )
     gain = gains(
-        ShapleyConfig(value="neg_loss"), judge, x, {**cross, "z": torch.zeros_like(x)}, step
+        ShapleyConfig(value="neg_loss"), utility, x, {**cross, "z": torch.zeros_like(x)}, step
     )
 
     def value(model):
-        return -float((model - judge.wanted).square().sum())
+        return -float((model - utility.wanted).square().sum())
 
     total = sum(cross.values())
     for j, g in cross.items():
@@ -206,8 +206,8 @@ def test_a_gain_is_over_staying_put_alone_or_beside_all_others():
         beside = value(x - step * total / 4) - value(x - step * (total - g) / 4)
         assert gain[j] == pytest.approx(max(alone, beside), abs=1e-12)
     assert gain["z"] == 0
-    near = gains(ShapleyConfig(value="neg_loss", estimator="first_order"), judge, x, cross, 1e-6)
-    full = gains(ShapleyConfig(value="neg_loss"), judge, x, cross, 1e-6)
+    near = gains(ShapleyConfig(value="neg_loss", estimator="first_order"), utility, x, cross, 1e-6)
+    full = gains(ShapleyConfig(value="neg_loss"), utility, x, cross, 1e-6)
     assert all(near[j] == pytest.approx(full[j], rel=1e-3) for j in cross)
 
 
@@ -248,13 +248,13 @@ def test_smoothing_starts_with_phi_and_keeps_who_is_not_heard():
 
 
 def test_weights_are_of_those_heard_and_add_up_to_one():
-    judge = UtilityOracle(torch.ones(5, dtype=torch.float64))
+    utility = UtilityOracle(torch.ones(5, dtype=torch.float64))
     weight = {"p00": 0.4, "p01": 0.3, "p02": 0.3}
     cross = vectors(2)
     before = {"p02": 9.0}
     weights = shapley_weights(
         ShapleyConfig(),
-        judge,
+        utility,
         torch.zeros(5, dtype=torch.float64),
         cross,
         weight=weight,

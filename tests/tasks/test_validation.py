@@ -1,5 +1,5 @@
 """The validation set: held out of public data before they are divided, a file for own data, the
-same for all; and the judge made of it."""
+same for all; and the utility made of it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from node import data
+from node.algorithms import find
 from node.config import DataSection, ExperimentConfig, RunConfig
 from node.data import Examples, partition
 from node.experiments.in_process import simulate
+from node.learning.resources import check_compatible
 from node.records import journal
 from node.task import views
 from node.tasks import make
@@ -144,12 +146,12 @@ def test_a_set_that_overlaps_the_training_data_is_a_sentence(files):
         make(config, section)
 
 
-def test_without_one_the_judge_says_what_to_do(files):
+def test_without_one_an_algorithm_that_needs_it_says_what_to_do(files):
     mine = DataSection(name="d", path=files[0])
     with pytest.raises(
         ConfigurationError, match=r"set validation\.size, or with own data validation\.path"
     ):
-        ValidationScorer(make(run(task={"data": "own"}), mine))
+        check_compatible(find("ross"), make(run(task={"data": "own"}), mine))
     with pytest.raises(ConfigurationError, match=r"needs validation\.path"):
         sealed(run(task={"data": "own"}))
 
@@ -165,7 +167,7 @@ def test_a_file_serves_public_data_too(tmp_path):
     assert len(found) == 20
 
 
-# the judge
+# the utility
 
 
 def task(module=None):
@@ -192,8 +194,8 @@ def asked(it, k=5, m=BATCH + 3):
     return x, moves, torch.rand(m, k, generator=chance)
 
 
-def valued(judge, x, moves, shares, kind):
-    return judge.around(x, moves, kind)(shares)
+def valued(scorer, x, moves, shares, kind):
+    return scorer.around(x, moves, kind)(shares)
 
 
 def plainly(it, x, moves, shares, kind):
@@ -231,14 +233,14 @@ def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
 
 def test_all_at_once_is_one_after_the_other():
     it = task(conv)
-    judge = ValidationScorer(it)
-    one = valued(judge, *asked(it), "neg_loss")
-    judge._batched = True
-    assert valued(judge, *asked(it), "neg_loss") == pytest.approx(one, abs=1e-5)
-    assert isinstance(judge._faster(*asked(it), "neg_loss"), bool)
+    scorer = ValidationScorer(it)
+    one = valued(scorer, *asked(it), "neg_loss")
+    scorer._batched = True
+    assert valued(scorer, *asked(it), "neg_loss") == pytest.approx(one, abs=1e-5)
+    assert isinstance(scorer._faster(*asked(it), "neg_loss"), bool)
 
 
-def test_the_judge_breathes_between_evaluations():
+def test_the_scorer_yields_between_evaluations():
     breaths, it = [], task(conv)
     valued(ValidationScorer(it, lambda: breaths.append(1)), *asked(it, m=4), "accuracy")
     assert len(breaths) == 4
