@@ -54,7 +54,7 @@ class DataPoisoning(Protocol):
         """Why examples like these (an empty batch) can't be poisoned; empty: they can."""
         ...
 
-    def spoil(
+    def poison(
         self, rows: Tensor, batch: tuple[Tensor, ...], *, classes: int, seed: int, me: str
     ) -> tuple[Tensor, ...]:
         """The examples of these row numbers, poisoned: the same at every call. `batch` may be on
@@ -86,7 +86,7 @@ class Attack:
         return PoisonedTask.of(task, self.attack, self.name, run, me)
 
     def on_algorithm(self, algorithm: Algorithm, seed: int) -> Algorithm:
-        """The algorithm with its words as lies; of a data attack the algorithm itself."""
+        """The algorithm with its messages falsified; of a data attack the algorithm itself."""
         if isinstance(self.attack, MessageAttack):
             return ByzantineAlgorithm(algorithm, self.attack, seed)
         return algorithm

@@ -112,7 +112,7 @@ class Dissensus(MessageAttack):
     config: DissensusConfig
 
     def lie(self, vector: OutgoingVector) -> Tensor:
-        if vector.word != "state" or not vector.parameters or not vector.heard:
+        if vector.kind != "state" or not vector.parameters or not vector.heard:
             return vector.truth
         middle = median(dict.fromkeys(vector.heard, 1.0), vector.heard, vector.me, MEAN)
         apart = {peer: float((x - middle).norm()) for peer, x in vector.heard.items()}

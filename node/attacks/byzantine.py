@@ -1,10 +1,10 @@
 """The seam of message attacks: between an honest algorithm and its driver, outgoing vectors are
 falsified.
 
-The unit of an attack, a word, is one flat vector of an outgoing message: an answer to j (the
+The unit of an attack is one flat vector of an outgoing message: an answer to j (the
 cross-gradient), a question (the own model), or one vector that `Mix` or `Say` carries to all
-("state"). Behind it the algorithm runs honestly: it mixes its own true vectors, as an attacker that
-wants to stay near the others would.
+("state"); `words` chooses among them. Behind it the algorithm runs honestly: it mixes its own true
+vectors, as an attacker that wants to stay near the others would.
 
 The first vector of a Mix is taken for the parameters x. What is falsified there is, by default, the
 STEP since the last mixing, x̃ − x, as in attacks on gradients: −x itself would be noticed by
@@ -46,17 +46,17 @@ from node.randomness import public_generator
 from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb, step
 from peer.neighborhood import View
 
-Word: TypeAlias = Literal["answer", "question", "state"]
-Place: TypeAlias = tuple[int, Word, int]
+Kind: TypeAlias = Literal["answer", "question", "state"]
+Place: TypeAlias = tuple[int, Kind, int]
 """(number of the verb in its round, kind, index of the vector)."""
 
 
 class MessageAttackConfig(BaseModel):
-    """What all word attacks have in common."""
+    """What all message attacks have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    words: tuple[Word, ...] = ("answer", "state")
+    words: tuple[Kind, ...] = ("answer", "state")
     """What is falsified: answers to neighbors, questions (hurts only the attacker), state (what is
     mixed or sent to all).
     """
@@ -72,7 +72,7 @@ class MessageAttackConfig(BaseModel):
 class OutgoingVector:
     """One vector about to be said."""
 
-    word: Word
+    kind: Kind
     parameters: bool
     """These are the parameters x (or their step)."""
     truth: Tensor
@@ -91,7 +91,7 @@ class OutgoingVector:
 
 
 class MessageAttack(ABC):
-    """A word attack. It has no memory of its own; `OutgoingVector` has what was heard."""
+    """A message attack. It has no memory of its own; `OutgoingVector` has what was heard."""
 
     Config: ClassVar[type[BaseModel]]
     listens: bool
@@ -117,7 +117,7 @@ class _Moment:
 
 
 class ByzantineAlgorithm(Algorithm):
-    """An `Algorithm` in all but its words."""
+    """An `Algorithm` in all but its messages."""
 
     def __init__(self, algorithm: Algorithm, attack: MessageAttack, seed: int) -> None:
         self.config, self.me, self.gradients = algorithm.config, algorithm.me, algorithm.gradients
@@ -191,7 +191,7 @@ class ByzantineAlgorithm(Algorithm):
     def _lies(
         self,
         now: _Moment,
-        word: Word,
+        kind: Kind,
         tensors: Any,
         origin: Tensor | None = None,
         *,
@@ -200,18 +200,18 @@ class ByzantineAlgorithm(Algorithm):
         """A payload with each of its vectors a lie, in the same form. The first is counted from
         `origin`.
         """
-        if word not in self._attack.config.words:
+        if kind not in self._attack.config.words:
             return tensors
         truth = materialize(tensors)
         lies = [
             self._lie(
                 now,
-                word,
+                kind,
                 k,
                 part,
-                self._heard.get((now.phase, word, k), {}),
+                self._heard.get((now.phase, kind, k), {}),
                 None if k else origin,
-                parameters=k == 0 and (mixed or word == "question"),
+                parameters=k == 0 and (mixed or kind == "question"),
             )
             for k, part in enumerate(_parts(truth))
         ]
@@ -234,7 +234,7 @@ class ByzantineAlgorithm(Algorithm):
     def _lie(
         self,
         now: _Moment,
-        word: Word,
+        kind: Kind,
         place: int,
         truth: Tensor,
         heard: Mapping[Peer, Tensor],
@@ -249,7 +249,7 @@ class ByzantineAlgorithm(Algorithm):
         if strength == 0:
             return truth
         vector = OutgoingVector(
-            word=word,
+            kind=kind,
             parameters=parameters,
             truth=truth if origin is None else truth - origin,
             heard=dict(sorted(heard.items())),
@@ -257,15 +257,15 @@ class ByzantineAlgorithm(Algorithm):
             weight=now.view.neighborhood.weight,
             me=self.me,
             draw=lambda: public_generator(
-                self._seed, self.me, now.t, f"lie {now.phase} {word} {place} {to}"
+                self._seed, self.me, now.t, f"lie {now.phase} {kind} {place} {to}"
             ),
         )
         lie = self._attack.lie(vector)
         return truth.lerp((lie if origin is None else origin + lie).to(truth.dtype), strength)
 
-    def _listen(self, phase: int, word: Word, heard: Replies[Any]) -> None:
+    def _listen(self, phase: int, kind: Kind, heard: Replies[Any]) -> None:
         for k in range(max((len(_parts(payload)) for payload in heard.values()), default=0)):
-            self._heard[phase, word, k] = {
+            self._heard[phase, kind, k] = {
                 peer: _parts(payload)[k].clone() for peer, payload in heard.items()
             }
 

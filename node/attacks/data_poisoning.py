@@ -42,7 +42,7 @@ class LabelFlip:
             else "they have no labels (one integer each, last)"
         )
 
-    def spoil(
+    def poison(
         self, rows: Tensor, batch: tuple[Tensor, ...], *, classes: int, seed: int, me: str
     ) -> tuple[Tensor, ...]:
         *others, y = batch
@@ -85,7 +85,7 @@ class FeatureNoise:
             else "their first tensor is no features (floating-point numbers)"
         )
 
-    def spoil(
+    def poison(
         self, rows: Tensor, batch: tuple[Tensor, ...], *, classes: int, seed: int, me: str
     ) -> tuple[Tensor, ...]:
         x, *others = batch

@@ -1,4 +1,4 @@
-"""Lies that need nobody else's words."""
+"""Lies that need nobody else's messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class GaussianConfig(MessageAttackConfig):
 
 
 class Gaussian(MessageAttack):
-    """std·z with z ~ N(0, I), fresh for every word, instead of the truth. Blanchard et al.,
+    """std·z with z ~ N(0, I), fresh for every vector, instead of the truth. Blanchard et al.,
     "Machine learning with adversaries", arXiv 1703.02757 (their std is 200).
 
     Knows: nothing.

@@ -43,7 +43,7 @@ class PoisonedTask(Wrapper, Task):
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         run = self._run
-        return self._attack.spoil(
+        return self._attack.poison(
             rows, self._task.batch(rows), classes=run.task.classes, seed=run.train.seed, me=self._me
         )
 

@@ -27,13 +27,13 @@ class StateOnly(MessageAttack):
     Config = StateOnlyConfig
 
     def __init__(self, config: StateOnlyConfig) -> None:
-        """Raises ConfigurationError: `lie` is no word attack, or has no such options."""
+        """Raises ConfigurationError: `lie` is no message attack, or has no such options."""
         from node.attacks import find, make
 
         kind = find(config.lie)
         if kind is StateOnly or not issubclass(kind, MessageAttack):
             raise ConfigurationError(
-                f"attack.lie = {config.lie!r} is no lie in words; choose sign-flip, for example."
+                f"attack.lie = {config.lie!r} is no message attack; choose sign-flip, for example."
             )
         if "words" in config.options:
             raise ConfigurationError(

@@ -336,7 +336,7 @@ class Daemon:
             "layout": self.learner.task.layout.digest,
             "validation": bytes.fromhex(self.run.validation.digest),
             "inputs": hashlib.sha256(words).digest() if inputs else b"",
-            "start": self.learner.start,
+            "start": self.learner.start_digest,
         }
         return {name: digest for name, digest in digests.items() if digest}
 

@@ -229,7 +229,7 @@ class Learner:
     ledger: Ledger | None
     mechanism: Mechanism
     sigma: float
-    start: bytes
+    start_digest: bytes
     """SHA-256 of the initial parameters."""
     unusable: UnusableRecords
     bounds: Bounds
@@ -496,7 +496,7 @@ def build(
         keys=keys,
         hooks=replace(hooks, on_unusable=unusable),
     )
-    digest = _digest(x)
+    start_digest = _digest(x)
     if not blockwise:
         x = x.to(torch.float32)
     given = resources(
@@ -516,7 +516,7 @@ def build(
             run.privacy, d=task.layout.size, sigma=sigma, releases=releases
         ),
         sigma=sigma,
-        start=digest,
+        start_digest=start_digest,
         unusable=unusable,
         bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
         attack=attack,

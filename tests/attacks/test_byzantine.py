@@ -1,4 +1,4 @@
-"""The seam of word attacks: what an attacker says, what it hears, and that nothing else changes."""
+"""The seam of message attacks: what an attacker says, what it hears, and that nothing else changes."""
 
 from types import SimpleNamespace
 
@@ -18,11 +18,11 @@ from peer.neighborhood import View
 from peer.topology import make_neighborhoods
 
 XAVG, DMSGD, DPSGD = ("xavg", {}), ("dmsgd", {}), ("d-psgd", {})
-WORDS = [name for name in sorted(ATTACKS) if name not in ("label-flip", "feature-noise")]
+MESSAGE_ATTACKS = [name for name in sorted(ATTACKS) if name not in ("label-flip", "feature-noise")]
 every = pytest.mark.parametrize(
     "variant", VARIANTS, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0]
 )
-words = pytest.mark.parametrize("name", WORDS)
+message_attacks = pytest.mark.parametrize("name", MESSAGE_ATTACKS)
 
 
 def attacked(variant, name, kind="full", n=4, who=("n1",), gate=None, **options):
@@ -55,7 +55,7 @@ class Spy(MessageAttack):
 
 
 def spied(variant, spy, kind="full", n=4):
-    """(nodes with the spy as n1 and everybody's words noted, neighborhoods)."""
+    """(nodes with the spy as n1 and everybody's messages noted, neighborhoods)."""
     nodes, neighborhoods = cluster(variant, kind, n)
     heard = {i: Listened(a) for i, a in nodes.items()}
     return (
@@ -66,7 +66,7 @@ def spied(variant, spy, kind="full", n=4):
 
 
 @every
-@words
+@message_attacks
 def test_strength_zero_has_the_bits_of_honesty(variant, name):
     """With the same neighbors lost, too."""
     everything = {} if name == "state" else {"words": ("answer", "question", "state")}
@@ -87,7 +87,7 @@ def test_at_strength_zero_it_does_not_matter_what_the_lie_would_be():
         assert said.numpy().tobytes() == truth.numpy().tobytes()
 
 
-@words
+@message_attacks
 def test_at_full_strength_it_is_seen_in_the_neighbors(name):
     """Power check of the test above."""
     honest, neighborhoods = cluster(XAVG)
@@ -201,7 +201,7 @@ def test_what_was_mixed_the_round_before_is_known_as_steps():
         before[t] = nodes["n1"].parameters
         lockstep.run(nodes, neighborhoods, t + 1, first=t)
     for t, (x, v) in enumerate(zip(spy.seen[::2], spy.seen[1::2], strict=True)):
-        assert (x.word, x.parameters, v.parameters, list(x.heard)) == (
+        assert (x.kind, x.parameters, v.parameters, list(x.heard)) == (
             "state",
             True,
             False,
@@ -247,8 +247,8 @@ def test_answers_heard_are_those_of_the_round_before_whoever_asks_first():
     spy = Spy(words=("answer", "question"))
     nodes, _, neighborhoods = spied(XAVG, spy)
     lockstep.run(nodes, neighborhoods, 3)
-    answers = [said for said in spy.seen if said.word == "answer"]
-    questions = [said for said in spy.seen if said.word == "question"]
+    answers = [said for said in spy.seen if said.kind == "answer"]
+    questions = [said for said in spy.seen if said.kind == "question"]
     assert [list(said.heard) for said in answers] == [[]] * 3 + [["n0", "n2", "n3"]] * 6
     assert all(torch.equal(answers[3].heard["n0"], said.heard["n0"]) for said in answers[4:6])
     assert [list(said.heard) for said in questions] == [[], ["n0", "n2", "n3"], ["n0", "n2", "n3"]]
@@ -302,7 +302,7 @@ def test_what_is_withheld_stays_withheld():
     assert all(them.missing == set(neighborhoods[i].neighbors) for i, them in heard.items())
 
 
-def test_gaussian_draws_anew_for_every_word_and_repeats_by_seed():
+def test_gaussian_draws_anew_for_every_vector_and_repeats_by_seed():
     runs = []
     for _ in range(2):
         liars, neighborhoods = attacked(XAVG, "gaussian")

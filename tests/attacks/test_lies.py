@@ -1,4 +1,4 @@
-"""Every word attack against its formula, written out in NumPy."""
+"""Every message attack against its formula, written out in NumPy."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ WEIGHT = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
 ALL = np.stack([TRUTH, *HEARD.values()])
 
 
-def lie(name, word="state", parameters=True, heard=HEARD, weight=WEIGHT, **options):
+def lie(name, kind="state", parameters=True, heard=HEARD, weight=WEIGHT, **options):
     """What the attacker a says."""
     said = OutgoingVector(
-        word=word,
+        kind=kind,
         parameters=parameters,
         truth=torch.from_numpy(TRUTH.copy()),
         heard={peer: torch.from_numpy(x) for peer, x in heard.items()},
-        question=torch.from_numpy(QUESTION) if word == "answer" else None,
+        question=torch.from_numpy(QUESTION) if kind == "answer" else None,
         weight=weight,
         me="a",
         draw=lambda: public_generator(1, "a", 2, "test"),
@@ -48,15 +48,15 @@ def lie(name, word="state", parameters=True, heard=HEARD, weight=WEIGHT, **optio
         ("state", {"lie": "scaling", "factor": 7.0}, 7 * TRUTH),
     ],
 )
-@pytest.mark.parametrize("word", ["answer", "state"])
-def test_formulas(name, options, expected, word):
-    np.testing.assert_allclose(lie(name, word, **options), expected, rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("kind", ["answer", "state"])
+def test_formulas(name, options, expected, kind):
+    np.testing.assert_allclose(lie(name, kind, **options), expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("word", ["answer", "state"])
-def test_gaussian_is_noise_without_the_truth(word):
+@pytest.mark.parametrize("kind", ["answer", "state"])
+def test_gaussian_is_noise_without_the_truth(kind):
     drawn = torch.randn(6, dtype=torch.float64, generator=public_generator(1, "a", 2, "test"))
-    np.testing.assert_allclose(lie("gaussian", word, std=3.0), 3 * drawn.numpy())
+    np.testing.assert_allclose(lie("gaussian", kind, std=3.0), 3 * drawn.numpy())
 
 
 def test_echo_gives_the_question_back_and_repeats_the_first_neighbor():
@@ -85,8 +85,8 @@ def test_dissensus_leaves_out_who_lies_more_than_others():
 
 
 def test_dissensus_is_about_parameters_only():
-    for word, parameters in (("answer", False), ("state", False)):
-        np.testing.assert_array_equal(lie("dissensus", word, parameters), TRUTH)
+    for kind, parameters in (("answer", False), ("state", False)):
+        np.testing.assert_array_equal(lie("dissensus", kind, parameters), TRUTH)
 
 
 @pytest.mark.parametrize("name", ["alie", "echo", "dissensus"])
@@ -94,14 +94,14 @@ def test_who_heard_nothing_yet_says_the_truth(name):
     np.testing.assert_array_equal(lie(name, heard={}), TRUTH)
 
 
-def test_every_word_attack_has_a_formula_here():
-    words = {
+def test_every_message_attack_has_a_formula_here():
+    tested = {
         name
         for name in ATTACKS
         if isinstance(Attack.of(AttackSection(name=name)).attack, MessageAttack)
     }
-    assert words == set(ATTACKS) - {"label-flip", "feature-noise"}
-    assert words == {
+    assert tested == set(ATTACKS) - {"label-flip", "feature-noise"}
+    assert tested == {
         "sign-flip",
         "scaling",
         "zero",

@@ -51,9 +51,9 @@ def one_sentence(result: Result, *parts: str) -> None:
         ),
         (
             ["attack.name=state", "attack.lie=label-flip"],
-            "attack.lie = 'label-flip' is no lie in words",
+            "attack.lie = 'label-flip' is no message attack",
         ),
-        (["attack.name=state", "attack.lie=state"], "attack.lie = 'state' is no lie in words"),
+        (["attack.name=state", "attack.lie=state"], "attack.lie = 'state' is no message attack"),
         (["attack.name=state", "attack.lie=lies"], "Unknown attack 'lies'"),
         (["attack.name=state", "attack.z=1"], "attack.z: unknown key (sign-flip)"),
         (
