@@ -141,7 +141,6 @@ RULES: Mapping[str, Rule] = {
     "spki": lambda data: len(data) <= MAX_SPKI,
     "signature": lambda data: len(data) <= MAX_SIGNATURE,
     "progress": _free,
-    "working": _free,
     "idle_ms": _free,
     "finished": _free,
     "propose": _free,

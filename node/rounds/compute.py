@@ -35,13 +35,8 @@ class Compute:
         self._own: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopped = False
-        self._busy = False
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        return self._busy or bool(self._answers or self._own)
 
     async def run(self, work: Callable[[*Ts], R], *arguments: *Ts) -> R:
         """The result of own work."""
@@ -80,10 +75,8 @@ class Compute:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            self._busy = True
             job()
             self.progress += 1
-            self._busy = False
 
     def _next(self) -> Callable[[], None] | None:
         with self._wake:

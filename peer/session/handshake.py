@@ -75,6 +75,7 @@ class Handshakes:
     def _hello(self, peer: Peer) -> pb.Hello:
         table = self.table
         hello = pb.Hello(
+            roster=table.parameters.roster,
             nonce=secrets.token_bytes(codec.DIGEST),
             digests=table.parameters.digests,
             round=self.progress.round,

@@ -36,7 +36,6 @@ class Heartbeats:
             round=progress.round,
             phase=progress.phase,
             progress=self._count_ticks(),
-            working=progress.work.busy,
             waiting_for=[table.ids[peer] for peer in sorted(progress.waiting_for)],
             live=[table.ids[peer] for peer in sorted(table.membership.present())],
             head=self.witness.current(),

@@ -112,9 +112,6 @@ class Work(Protocol):
     """This node's own computing, as heartbeats tell of it."""
 
     @property
-    def busy(self) -> bool: ...
-
-    @property
     def progress(self) -> int:
         """Grows with every piece of work that is done."""
         ...
@@ -123,7 +120,6 @@ class Work(Protocol):
 class NoWork:
     """Of a session that nobody computes beside."""
 
-    busy = False
     progress = 0
 
 

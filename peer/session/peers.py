@@ -207,7 +207,7 @@ class PeerTable:
     def address(self, message: pb.Hello | pb.Header, to: Peer) -> None:
         """Fills in who speaks to whom, and in which run."""
         message.protocol = codec.PROTOCOL
-        message.run, message.roster = self.parameters.run, self.parameters.roster
+        message.run = self.parameters.run
         message.sender, message.receiver = self.ids[self.me], self.ids[to]
         message.incarnation = self.incarnation
 

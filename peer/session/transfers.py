@@ -85,7 +85,7 @@ class Transfers:
             code = error.code or pb.CODE_MALFORMED
         except TimeoutError:
             code = pb.CODE_STALLED
-        verdict = pb.Verdict(detail=codec.sentence(code), round=max(0, self.round))
+        verdict = pb.Verdict(detail=codec.sentence(code))
         verdict.code = code  # type: ignore[assignment]
         return codec.encode(verdict)
 

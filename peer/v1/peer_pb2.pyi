@@ -92,10 +92,9 @@ class Proof(_message.Message):
     def __init__(self, spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "statements", "note")
+    __slots__ = ("protocol", "run", "sender", "receiver", "incarnation", "sequence", "round", "phase", "role", "kind", "layout", "parts", "dtype", "bytes", "heard", "withheld", "statements", "note")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
-    ROSTER_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -114,7 +113,6 @@ class Header(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
-    roster: int
     sender: str
     receiver: str
     incarnation: int
@@ -131,7 +129,7 @@ class Header(_message.Message):
     withheld: bool
     statements: _containers.RepeatedCompositeFieldContainer[Statement]
     note: bytes
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ..., note: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., kind: _Optional[str] = ..., layout: _Optional[bytes] = ..., parts: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., bytes: _Optional[int] = ..., heard: _Optional[_Iterable[str]] = ..., withheld: _Optional[bool] = ..., statements: _Optional[_Iterable[_Union[Statement, _Mapping]]] = ..., note: _Optional[bytes] = ...) -> None: ...
 
 class Trailer(_message.Message):
     __slots__ = ("bytes", "digest", "signature")
@@ -162,14 +160,12 @@ class Statement(_message.Message):
     def __init__(self, sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("code", "detail", "round")
+    __slots__ = ("code", "detail")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
-    ROUND_FIELD_NUMBER: _ClassVar[int]
     code: Code
     detail: str
-    round: int
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class SignedHead(_message.Message):
     __slots__ = ("sequence", "digest", "label", "signature")
@@ -249,14 +245,13 @@ class Welcome(_message.Message):
     def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., remembered: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "working", "waiting_for", "live", "head", "idle_ms", "order")
+    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "waiting_for", "live", "head", "idle_ms", "order")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
-    WORKING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -268,13 +263,12 @@ class Beat(_message.Message):
     round: int
     phase: int
     progress: int
-    working: bool
     waiting_for: _containers.RepeatedScalarFieldContainer[str]
     live: _containers.RepeatedScalarFieldContainer[str]
     head: SignedHead
     idle_ms: int
     order: int
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., working: _Optional[bool] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "sender", "incarnation", "finished")

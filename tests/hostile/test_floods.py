@@ -163,14 +163,13 @@ def blast(c: Cluster, kind: str) -> str:
     shared = {
         "protocol": codec.PROTOCOL,
         "run": run,
-        "roster": 1,
         "sender": own,
         "receiver": n0,
         "incarnation": 1,
     }
     messages = {
         "beats": pb.Beat(run=run, sender=own, incarnation=1, round=-1, order=1),
-        "handshakes": pb.Hello(**shared, nonce=bytes(32), digests={"layout": bytes(32)}),
+        "handshakes": pb.Hello(**shared, roster=1, nonce=bytes(32), digests={"layout": bytes(32)}),
         "refused": pb.Header(
             **shared,
             sequence=1,

@@ -99,8 +99,6 @@ def tells_otherwise(
 class Busy:
     """Work that moves whenever somebody looks."""
 
-    busy = True
-
     def __init__(self, honest: Work) -> None:
         self._honest, self._looks = honest, 0
 

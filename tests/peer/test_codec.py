@@ -37,7 +37,6 @@ def header(**changes: object) -> pb.Header:
     fields: dict[str, object] = {
         "protocol": 1,
         "run": "r1",
-        "roster": 1,
         "sender": ID,
         "receiver": "b" * 52,
         "role": pb.ROLE_MIX,
@@ -70,7 +69,7 @@ def test_messages_survive_the_way_there_and_back() -> None:
     for sent in (
         header(heard=[ID], note=b"n" * MAX_NOTE),
         hello(),
-        pb.Verdict(code=pb.CODE_OK, round=3),
+        pb.Verdict(code=pb.CODE_OK),
         pb.Trailer(bytes=400),
     ):
         assert codec.decode(type(sent), codec.encode(sent)) == sent
@@ -178,7 +177,7 @@ def test_each_code_has_a_sentence_and_an_unknown_one_reads_as_no_reason() -> Non
 
 def test_a_newer_peers_code_and_fields_can_be_read() -> None:
     newer = (
-        pb.Verdict(code=77, round=1).SerializeToString() + b"\xa2\x06\x03abc"
+        pb.Verdict(code=77, detail="x").SerializeToString() + b"\xa2\x06\x03abc"
     )  # field 100, unknown here
     assert codec.decode(pb.Verdict, newer).code == 77
 

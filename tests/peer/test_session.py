@@ -248,7 +248,7 @@ def test_sequence_numbers_come_in_any_order_each_once():
 
 
 class Work:
-    busy, progress = True, 0
+    progress = 0
 
 
 async def test_beats_do_not_count_chunks_of_work(session):
@@ -278,7 +278,6 @@ async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_mem
     usual = {"run": "run", "sender": a, "incarnation": 1}
     transfer = {
         "protocol": codec.PROTOCOL,
-        "roster": 1,
         "receiver": people["b"].id,
         "role": pb.ROLE_MIX,
         "parts": 1,

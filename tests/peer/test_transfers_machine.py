@@ -90,7 +90,6 @@ class Machine(RuleBasedStateMachine):
         usual = {
             "protocol": codec.PROTOCOL,
             "run": "run",
-            "roster": 1,
             "sender": "a",
             "receiver": "b",
             "incarnation": 1,
