@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kit.members import NAMES, People
+from kit.bare_nodes import NAMES, People
 from peer.identity.authority import CertificateAuthority
 
 

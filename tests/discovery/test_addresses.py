@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kit.members import LOOPBACK, NAMES, Node, People, until
+from kit.bare_nodes import LOOPBACK, NAMES, Node, People, until
 from kit.wire import nothing_left
 from node.config import PeersSection
 from peer.discovery import DISCOVERIES, DiscoveryContext, addresses, find, resolver

@@ -19,8 +19,8 @@ from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from kit import TESTS, script
-from kit.flood import GROUP, announcement, multicaster, txt
-from kit.members import LOOPBACK, Node, People, an_id, until
+from kit.bare_nodes import LOOPBACK, Node, People, an_id, until
+from kit.mdns_flood import GROUP, announcement, multicaster, txt
 from kit.wire import Recorder, nothing_left
 from peer.discovery import DiscoveryContext
 from peer.discovery.mdns import ADDRESSES, PER_MEMBER, PREFIX, TTL, TYPE, HintCache, Mdns
@@ -315,7 +315,7 @@ def test_a_flood_of_fakes_costs_little_memory_and_hides_nobody() -> None:
     first of his.
     """
     done = subprocess.run(
-        script("flood", str(FAKES)),
+        script("mdns_flood", str(FAKES)),
         cwd=TESTS,
         capture_output=True,
         text=True,

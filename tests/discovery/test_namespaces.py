@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from kit.clusters import Process, experiment
-from kit.hosts import NETWORK, Host, switch, why_not
+from kit.network_namespaces import NETWORK, Host, switch, why_not
 from node.config import RunConfig, load
 from node.experiments import provisioning
 from peer.discovery.pex import FILE

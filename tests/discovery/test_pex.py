@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kit.members import RUN, Node, People, announcement, until
+from kit.bare_nodes import RUN, Node, People, announcement, until
 from kit.wire import Recorder
 from peer import codec
 from peer.discovery import DiscoveryContext

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import peer.membership
-from kit.member import Lie, claim
+from kit.lying_nodes import Lie, claim
 from kit.mesh import alive, mesh
 from kit.toys import cluster
 from node.config import SyncSection

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kit.member import tells_otherwise
+from kit.lying_nodes import tells_otherwise
 from kit.mesh import alive, mesh, play
 from kit.toys import cluster
 from node.config import SyncSection

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.attacked_cluster import attack, cluster, memory, warns
 from kit.clusters import Cluster, Process, get, identity_of, until
-from kit.flooded import attack, cluster, memory, warns
 from kit.wire import Federation, Recorder, nothing_left
 from peer import codec
 from peer.identity.authority import CertificateAuthority
@@ -66,7 +66,7 @@ async def served(
         count: Callable[[], int] = lambda: len(service.calls) + len(service.callers) + len(refused)  # noqa: E731
         began = clock()
         async with attack(
-            "blast", kind, str(federation.folder / "bob"), address, federation.alice.id
+            "flooding_member", kind, str(federation.folder / "bob"), address, federation.alice.id
         ):
             carol = Grpc(federation.carol, "127.0.0.1:0").link(federation.alice.id, address)
             while clock() < began + SECONDS and count() <= enough:
@@ -114,7 +114,7 @@ async def test_rounds_cost_what_they_cost_at_rest(tmp_path: Path, kinds: tuple[s
         for kind in kinds:
             rest, before = await cost(n0), memory(n0)
             async with attack(
-                "blast",
+                "flooding_member",
                 kind,
                 str(c.homes["n2"]),
                 c.addresses["n0"],

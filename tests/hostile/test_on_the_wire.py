@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from kit.clusters import Cluster, Witness
-from kit.member import Lie, claim, tells_otherwise
+from kit.lying_nodes import Lie, claim, tells_otherwise
 from peer.identity.keys import stated
 from peer.session.interfaces import Role
 from peer.v1 import peer_pb2 as pb

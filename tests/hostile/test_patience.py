@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.member import sends_nothing
+from kit.lying_nodes import sends_nothing
 from kit.mesh import alive, mesh
 from kit.toys import cluster
 from node.config import SyncSection

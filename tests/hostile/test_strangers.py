@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kit import TESTS, script
+from kit.attacked_cluster import attack, cluster, state_of
 from kit.clusters import Process, get
-from kit.flooded import attack, cluster, state_of
 from node.daemon.telemetry import WARNINGS
 from peer.errors import Unreachable
 from peer.identity.authority import CertificateAuthority
@@ -67,7 +67,9 @@ async def test_a_neighbor_gets_in_among_strangers(tmp_path: Path) -> None:
     ca = CertificateAuthority.create(tmp_path / "ca")
     alice, bob = ca.enrol(tmp_path / "alice"), ca.enrol(tmp_path / "bob")
     listener = await asyncio.create_subprocess_exec(
-        *script("storm", "listen", str(tmp_path / "alice")), cwd=TESTS, stdout=subprocess.PIPE
+        *script("reconnect_storm", "listen", str(tmp_path / "alice")),
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
     )
     try:
         assert listener.stdout is not None

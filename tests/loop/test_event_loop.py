@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.watching import Watched, config, watch
+from kit.monitored_run import Watched, config, watch
 from node.config import ExperimentConfig
 
 CALLBACK_SECONDS = 0.05

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kit.small import Small, make_small
+from kit.small_task import Small, make_small
 from node.privacy.ledger import Ledger
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kit.small import gate
+from kit.small_task import gate
 from kit.zoo import RECORDS, Kind, Model, Waking
 from node.maths.backends import choose, pick
 from node.maths.clipping import SLACK, clipped_sum, mean_gradient

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kit.small import Small, gate, make_small
+from kit.small_task import Small, gate, make_small
 from node.maths.blocks import Block, partition_blocks
 from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy.block_objective import BlockObjective

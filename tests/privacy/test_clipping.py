@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
-from kit.small import Small, gate, make_small
+from kit.small_task import Small, gate, make_small
 from node.data import Examples
 from node.maths import backends, chunks, clipping
 from node.maths.backends import probe

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kit.small import Small, gate, make_small
+from kit.small_task import Small, gate, make_small
 from node.config import PrivacySection
 from node.maths import clipping, ghost, materialized
 from node.privacy import gate as gate_module
@@ -696,7 +696,7 @@ def test_seeded_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from kit.small import gate, make_small
+from kit.small_task import gate, make_small
 from node.privacy.ledger import Ledger
 from peer import failpoint
 failpoint.arm()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from kit.small import Small, gate, make_small
+from kit.small_task import Small, gate, make_small
 from node.data import Examples
 from node.maths import chunks, ghost
 from node.maths.backends import probe

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.small import Small, gate
+from kit.small_task import Small, gate
 from node.config import LimitsSection, PrivacySection
 from node.privacy import noise
 from node.privacy.ledger import Ledger

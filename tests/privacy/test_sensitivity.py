@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kit.small import gate
+from kit.small_task import gate
 from kit.zoo import IMPURE, PURE, RANDOM, RECORDS, Kind, Model, Waking
 from node.maths import backends
 from node.maths.backends import pick, probe

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from kit import TESTS, script
-from kit.crowd import MANY
-from kit.storm import LINKS
+from kit.concurrent_transfers import MANY
+from kit.reconnect_storm import LINKS
 from kit.wire import SECONDS, Federation, Recorder, Sender, nothing_left, some, until
 from peer.codec import FRAME, MAX_MESSAGE
 from peer.errors import ConfigurationError, TemporaryFailure, Unreachable
@@ -101,13 +101,15 @@ async def test_a_message_above_the_cap_ends_its_transfer_only() -> None:
         await listener.close(0)
 
 
-async def crowd(federation: Federation, listener: Grpc) -> tuple[list[str], list[str], Recorder]:
-    """What `crowd.py` met: how its transfers ended, its beats, and what came in."""
+async def many_transfers(
+    federation: Federation, listener: Grpc
+) -> tuple[list[str], list[str], Recorder]:
+    """What `kit/concurrent_transfers.py` met: how its transfers ended, its beats, and what came in."""
     service = Recorder()
     address = await listener.serve(service)
     folders = [str(federation.folder / name) for name in ("bob", "carol")]
     process = await asyncio.create_subprocess_exec(
-        *script("crowd", address, federation.alice.id, *folders),
+        *script("concurrent_transfers", address, federation.alice.id, *folders),
         cwd=TESTS,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -137,7 +139,7 @@ BUSY = f"refused {peer_pb2.CODE_BUSY}"
 
 async def test_one_node_with_many_open_transfers_locks_nobody_out(federation: Federation) -> None:
     async with nothing_left():
-        ended, heartbeats, service = await crowd(federation, Grpc(federation.alice, LOCAL))
+        ended, heartbeats, service = await many_transfers(federation, Grpc(federation.alice, LOCAL))
         assert heartbeats == ["beat answer to alive"] * 2
         assert len(service.verdicts) == ended.count("verdict") == wire.TRANSFERS_PER_PEER
         assert ended.count(BUSY) == MANY - wire.TRANSFERS_PER_PEER
@@ -147,7 +149,7 @@ async def test_power_without_the_quota_it_would(federation: Federation) -> None:
     async with nothing_left():
         listener = Grpc(federation.alice, LOCAL, transfers_per_peer=10_000)
         listener._rpcs = 16
-        ended, heartbeats, _ = await crowd(federation, listener)
+        ended, heartbeats, _ = await many_transfers(federation, listener)
         assert heartbeats == [f"beat {BUSY}"] * 2
         assert ended.count("verdict") == 16
 
@@ -354,17 +356,17 @@ def test_a_storm_of_connections_ends_nobody(federation: Federation) -> None:
     times, dialling = 30, 5
     alice, bob = (str(federation.folder / name) for name in ("alice", "bob"))
     listener = subprocess.Popen(
-        script("storm", "listen", alice), cwd=TESTS, stdout=subprocess.PIPE, text=True
+        script("reconnect_storm", "listen", alice), cwd=TESTS, stdout=subprocess.PIPE, text=True
     )
     assert listener.stdout is not None
     try:
         address = listener.stdout.readline().strip()
-        words = script("storm", "dial", bob, address, federation.alice.id, str(times))
-        crowd = [
+        words = script("reconnect_storm", "dial", bob, address, federation.alice.id, str(times))
+        dialers = [
             subprocess.Popen(words, cwd=TESTS, stdout=subprocess.PIPE, text=True)
             for _ in range(dialling)
         ]
-        answered = [int(each.communicate(timeout=120)[0]) for each in crowd]
+        answered = [int(each.communicate(timeout=120)[0]) for each in dialers]
         assert listener.poll() is None, "the listener died"
         assert answered == [times * LINKS] * dialling
     finally:

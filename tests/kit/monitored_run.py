@@ -94,7 +94,10 @@ def watch(folder: Path, run: ExperimentConfig, loop: str, *spoils: str) -> Watch
             folder / "run", resolve(run), list(zip(ports[::2], ports[1::2], strict=True))
         )
         processes = [
-            _start(home, script("watched", str(home / "node.toml"), str(report), loop, *spoils))
+            _start(
+                home,
+                script("monitored_daemon", str(home / "node.toml"), str(report), loop, *spoils),
+            )
             if name == HERE
             else _start(
                 home,

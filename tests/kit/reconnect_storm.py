@@ -1,7 +1,9 @@
 """A listener and those who dial it over and over, each in a process of its own.
 
-python -m kit.storm listen FOLDER                         its address is a line; serves until killed
-python -m kit.storm dial FOLDER ADDRESS NODE_ID TIMES  TIMES × LINKS new connections; how many were answered is a line
+python -m kit.reconnect_storm listen FOLDER
+    its address is a line; serves until killed
+python -m kit.reconnect_storm dial FOLDER ADDRESS NODE_ID TIMES
+    TIMES × LINKS new connections; how many were answered is a line
 """
 
 from __future__ import annotations

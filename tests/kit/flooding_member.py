@@ -1,5 +1,5 @@
-"""A member at full blast, in a process of its own: `python -m kit.blast KIND FOLDER ADDRESS NODE_ID
-[MESSAGE…]`.
+"""A member that floods a neighbor, in a process of its own:
+`python -m kit.flooding_member KIND FOLDER ADDRESS NODE_ID [MESSAGE…]`.
 
 FOLDER holds its key and certificate; each MESSAGE is one in hexadecimal digits, sent over and over.
 It attacks the daemon at ADDRESS, which the test started, until it is killed, and connects again
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kit.raw import CONTINUATION, RST_STREAM, SERVICE, Raw, again, literal
+from kit.raw_http2 import CONTINUATION, RST_STREAM, SERVICE, Raw, again, literal
 from peer.identity.keys import Identity
 
 OPEN = 100

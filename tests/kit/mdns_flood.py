@@ -1,5 +1,5 @@
 """A node that listens to mDNS while ten thousand services are made up, as a process:
-`python -m kit.flood COUNT`.
+`python -m kit.mdns_flood COUNT`.
 
 Only loopback hears of it. Prints how much the process grew, how many addresses it remembers, how
 many fakes of bob came so far, and which address of bob is the first once he has spoken.
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kit.members import LOOPBACK, an_id
+from kit.bare_nodes import LOOPBACK, an_id
 from peer.discovery import DiscoveryContext
 from peer.discovery.mdns import PREFIX, TYPE, Mdns
 from peer.identity.roster import Member, Roster

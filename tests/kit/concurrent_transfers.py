@@ -1,5 +1,5 @@
-"""The dialling side of a crowd, in a process of its own: `python -m kit.crowd ADDRESS NODE_ID BOB
-CAROL` (their folders).
+"""Many transfers at once from one node, in a process of its own:
+`python -m kit.concurrent_transfers ADDRESS NODE_ID BOB CAROL` (their folders).
 
 Bob opens 24 transfers over 3 links and lets them lie; each that ends is a line, "verdict" or
 "refused CODE". At a line on standard input carol and then bob want a beat, which is a line too; at

@@ -1,6 +1,6 @@
 """A real daemon whose event loop is watched; the report is written when it ends.
 
-    python -m kit.watched NODE.toml REPORT.json LOOP [SPOIL…]
+    python -m kit.monitored_daemon NODE.toml REPORT.json LOOP [SPOIL…]
 
 Every callback's own CPU time (asyncio only: uvloop's handles can't be wrapped), every blocking call
 on the loop's thread with the product's frames above it, and the wall time of every heartbeat. SPOIL
