@@ -78,8 +78,8 @@ def test_what_is_allowed_happens(training: Watched) -> None:
 
 def test_blocking_calls_are_found(spoiled: Watched) -> None:
     found = " ".join(blocking(spoiled))
-    assert "time.sleep < watched.py:nap" in found
-    assert "watched.py:save" in found
+    assert "time.sleep < monitored_daemon.py:nap" in found
+    assert "monitored_daemon.py:save" in found
 
 
 def blocking(watched: Watched) -> dict[str, int]:
