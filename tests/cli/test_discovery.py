@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_doctor import examined
 
-from kit.command import Call
+from kit.command import Call, examine
 from node.config import NodeConfig, load
 from node.experiments import provisioning
 
@@ -91,7 +90,7 @@ def test_doctor_says_how_neighbors_are_found(
     peerpoise: Call, experiment: Path, tmp_path: Path
 ) -> None:
     packed(peerpoise, experiment, tmp_path / "out", *BARE, "--discovery", "mdns")
-    code, found = examined(
+    code, found = examine(
         peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", "--set", "listen.advertise=h:1"
     )
     assert code == 0
@@ -100,7 +99,7 @@ def test_doctor_says_how_neighbors_are_found(
     assert [(it["level"], "mdns will look for it" in it["text"]) for it in found["neighbor"]] == [
         ("ok", True)
     ] * 2
-    _, found = examined(
+    _, found = examine(
         peerpoise,
         "--config",
         tmp_path / "out" / "a" / "node.toml",
@@ -132,7 +131,7 @@ def test_doctor_says_what_is_missing(
 ) -> None:
     packed(peerpoise, experiment, tmp_path / "out", *BARE, "--discovery", "mdns")
     options = [word for each in settings for word in ("--set", each)]
-    code, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", *options)
+    code, found = examine(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml", *options)
     assert (found["discovery"][0]["level"], part in found["discovery"][0]["text"]) == (
         level,
         True,
@@ -152,7 +151,7 @@ def test_doctor_looks_host_names_up(peerpoise: Call, experiment: Path, tmp_path:
             f"c={'x' * 70}.invalid:7443",
         ]
         packed(peerpoise, experiment, tmp_path / "out", *hosts)
-        _, found = examined(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml")
+        _, found = examine(peerpoise, "--config", tmp_path / "out" / "a" / "node.toml")
     said = {it["level"]: it["text"] for it in found["neighbor"]}
     assert said["ok"] == "b listens"
     assert "can't be found" in said["warning"]

@@ -4,42 +4,26 @@ changed.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
-from kit.command import Call
+from kit.command import Call, examine
 from node.cli import doctor
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 
 
-def examined(peerpoise: Call, *arguments: str | Path) -> tuple[int, dict[str, list[Any]]]:
-    """Exit code, and what -> its findings."""
-    result = peerpoise("doctor", *arguments, "--json")
-    assert result.err == ""
-    said = json.loads(result.out)
-    found: dict[str, list[Any]] = {}
-    for finding in said["findings"]:
-        found.setdefault(finding["what"], []).append(finding)
-        assert finding["level"] == "ok" or finding["do"], "who warns says what to do"
-        assert "\n" not in finding["text"] + finding["do"]
-    assert said["ok"] == (result.code == 0)
-    return result.code, found
-
-
 def test_a_machine(peerpoise: Call) -> None:
-    code, found = examined(peerpoise)
+    code, found = examine(peerpoise)
     assert code == 0
     assert found.keys() == {
         "python",
@@ -72,7 +56,7 @@ def clash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("clash")
 def test_a_clashing_package(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    code, found = examined(peerpoise)
+    code, found = examine(peerpoise)
     [finding] = found["packages"]
     assert (code, finding["level"]) == (1, "fault")
     assert "nodeworks" in finding["text"]
@@ -90,7 +74,7 @@ def test_too_few_open_files(peerpoise: Call) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
     try:
-        code, found = examined(peerpoise)
+        code, found = examine(peerpoise)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert (code, found["open files"][0]["level"]) == (1, "fault")
@@ -139,7 +123,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_a_healthy_node(peerpoise: Call, home: Path, ports: list[int]) -> None:
     before = contents(home)
     with socket.create_server(("127.0.0.1", ports[1])):
-        code, found = examined(peerpoise, "--config", home / "node.toml")
+        code, found = examine(peerpoise, "--config", home / "node.toml")
     assert code == 0
     levels = {what: [it["level"] for it in them] for what, them in found.items()}
     assert levels.pop("neighbor") == ["ok", "warning"], "b listens, c does not"
@@ -204,7 +188,7 @@ def test_what_is_wrong_with_a_node(
     peerpoise: Call, home: Path, what: str, part: str, spoil: Callable[[Path], None]
 ) -> None:
     spoil(home)
-    code, found = examined(peerpoise, "--config", home / "node.toml")
+    code, found = examine(peerpoise, "--config", home / "node.toml")
     faults = [it for them in found.values() for it in them if it["level"] == "fault"]
     assert code == 1
     assert [(it["what"], part in it["text"]) for it in faults] == [(what, True)], faults
@@ -212,13 +196,13 @@ def test_what_is_wrong_with_a_node(
 
 def test_a_taken_port(peerpoise: Call, home: Path, ports: list[int]) -> None:
     with socket.create_server(("0.0.0.0", ports[0])):
-        code, found = examined(peerpoise, "--config", home / "node.toml")
+        code, found = examine(peerpoise, "--config", home / "node.toml")
     assert (code, found["listen.address"][0]["level"]) == (1, "fault")
 
 
 def test_a_ledger_in_use_is_no_fault(peerpoise: Call, home: Path) -> None:
     with Ledger.open(home / "ledger", "digits"):
-        code, found = examined(peerpoise, "--config", home / "node.toml")
+        code, found = examine(peerpoise, "--config", home / "node.toml")
     assert (code, found["ledger"][0]["level"]) == (0, "warning")
 
 
@@ -226,7 +210,7 @@ def test_no_ledger_is_made(peerpoise: Call, home: Path) -> None:
     for path in (home / "ledger").iterdir():
         path.unlink()
     (home / "ledger").rmdir()
-    _, found = examined(peerpoise, "--config", home / "node.toml")
+    _, found = examine(peerpoise, "--config", home / "node.toml")
     assert found["ledger"][0]["level"] == "ok"
     assert not (home / "ledger").exists()
 
@@ -234,14 +218,14 @@ def test_no_ledger_is_made(peerpoise: Call, home: Path) -> None:
 def test_more_memory_than_there_is(peerpoise: Call, home: Path) -> None:
     edit = replace("run.toml", 'model = "softmax"\nhidden = 64', 'model = "mlp"\nhidden = 3000000')
     edit(home)
-    code, found = examined(peerpoise, "--config", home / "node.toml")
+    code, found = examine(peerpoise, "--config", home / "node.toml")
     assert (code, found["memory needed"][0]["level"]) == (0, "warning")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
 def test_an_unreadable_folder(peerpoise: Call, home: Path) -> None:
     (home / "ledger").chmod(0)
-    code, found = examined(peerpoise, "--config", home / "node.toml")
+    code, found = examine(peerpoise, "--config", home / "node.toml")
     (home / "ledger").chmod(0o700)
     assert (code, found["ledger"][0]["level"]) == (1, "fault")
 
@@ -277,7 +261,7 @@ def test_files_that_are_not_used_are_counted(
     file = with_own_data(
         pictures, 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8"
     )
-    code, found = examined(peerpoise, "--config", file)
+    code, found = examine(peerpoise, "--config", file)
     assert code == 0
     assert [(it["level"], "2 .heic" in it["text"]) for it in found["data"]] == [
         ("warning", True),
@@ -293,7 +277,7 @@ def test_a_class_without_images_is_remarked(
     file = with_own_data(
         tmp_path / "pets", 'task.labels=["cat", "dog"]', "task.classes=2", "task.image_size=8"
     )
-    code, found = examined(peerpoise, "--config", file)
+    code, found = examine(peerpoise, "--config", file)
     assert code == 0
     assert [(it["level"], "no images of 'dog'" in it["text"]) for it in found["data"]] == [
         ("warning", True),
@@ -312,6 +296,6 @@ def test_values_and_axes_that_can_not_be_right(
     peerpoise: Call, tmp_path: Path, with_own_data: Callable[..., Path], x: np.ndarray, says: str
 ) -> None:
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(20) % 10)
-    code, found = examined(peerpoise, "--config", with_own_data(tmp_path / "mine.npz"))
+    code, found = examine(peerpoise, "--config", with_own_data(tmp_path / "mine.npz"))
     assert (code, found["data"][0]["level"]) == (1, "fault")
     assert says in found["data"][0]["text"]

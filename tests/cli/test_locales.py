@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_sweep
+
+from kit.sweeps import UNTUNED
 
 LOCALES = {
     "latin-1": ("de_DE", "ISO-8859-1"),
@@ -143,7 +144,7 @@ def test_a_running_daemon_is_shown(encoding: str, experiment: Path, tmp_path: Pa
 def test_a_sweep_and_its_report(encoding: str, tmp_path: Path) -> None:
     """Workers talk through pipes."""
     file, out = tmp_path / "small.toml", tmp_path / "out"
-    file.write_text(test_sweep.SWEEP, encoding="utf-8")
+    file.write_text(UNTUNED, encoding="utf-8")
     assert "xavg" in printed(encoding, "sweep", file, "--out", out)
     assert str(out / "report.html") in printed(
         encoding, "report", out, "--markdown", tmp_path / "page.md"

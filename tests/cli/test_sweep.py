@@ -10,27 +10,13 @@ from pathlib import Path
 import pytest
 
 from kit.command import Call
-
-SWEEP = """\
-[train]
-rounds = 2
-evaluate_every = 1
-[privacy]
-mode = "none"
-batch = 30
-[experiment]
-nodes = 3
-[sweep]
-algorithms = ["xavg"]
-rates = [0.1]
-seeds = [1, 2]
-"""
+from kit.sweeps import UNTUNED
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(SWEEP)
+    path.write_text(UNTUNED)
     return path
 
 
@@ -68,7 +54,7 @@ def test_settings_whose_names_differ_in_punctuation_have_plots_and_anchors_of_th
     peerpoise: Call, file: Path, tmp_path: Path
 ) -> None:
     file.write_text(
-        SWEEP.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n',
+        UNTUNED.replace("[1, 2]", "[1]") + '[sweep.settings."a b"]\n[sweep.settings."a-b"]\n',
         encoding="utf-8",
     )
     peerpoise("sweep", file, "--out", tmp_path / "out")
@@ -107,7 +93,7 @@ def test_data_that_can_not_be_divided_are_found_before_a_cell_runs(
 ) -> None:
     """Only a partition knows that a column is missing."""
     bad = "[sweep.settings.bad]\nexperiment = { partition = 'column', column = 'who' }\n"
-    file.write_text(SWEEP + "[sweep.settings.good]\n" + bad, encoding="utf-8")
+    file.write_text(UNTUNED + "[sweep.settings.good]\n" + bad, encoding="utf-8")
     result = peerpoise("sweep", file, "--out", tmp_path / "out")
     assert result.code == 78
     assert "experiment.column = 'who' is no column of the data" in result.err
@@ -118,19 +104,24 @@ def test_data_that_can_not_be_divided_are_found_before_a_cell_runs(
 @pytest.mark.parametrize(
     ("text", "arguments", "code", "part"),
     [
-        (SWEEP.partition("[sweep]")[0], [], 78, "no [sweep] section"),
-        (SWEEP + '[sweep.grid]\n"train.runds" = [1]\n', [], 78, "train.runds: unknown key"),
-        (SWEEP + '[sweep.grid]\n"train.rounds" = []\n', [], 78, "grid.train.rounds has no values"),
-        (SWEEP, ["--set", 'sweep.algorithms=["sgdx"]'], 78, "Unknown algorithm 'sgdx'"),
-        (SWEEP, ["--set", "algorithm.lrr=3"], 78, "algorithm.lrr: unknown key"),
-        (SWEEP, ["--set", "task.data=imagenet"], 78, "Unknown data set 'imagenet'"),
+        (UNTUNED.partition("[sweep]")[0], [], 78, "no [sweep] section"),
+        (UNTUNED + '[sweep.grid]\n"train.runds" = [1]\n', [], 78, "train.runds: unknown key"),
         (
-            SWEEP,
+            UNTUNED + '[sweep.grid]\n"train.rounds" = []\n',
+            [],
+            78,
+            "grid.train.rounds has no values",
+        ),
+        (UNTUNED, ["--set", 'sweep.algorithms=["sgdx"]'], 78, "Unknown algorithm 'sgdx'"),
+        (UNTUNED, ["--set", "algorithm.lrr=3"], 78, "algorithm.lrr: unknown key"),
+        (UNTUNED, ["--set", "task.data=imagenet"], 78, "Unknown data set 'imagenet'"),
+        (
+            UNTUNED,
             ["--only", "ross"],
             78,
             "there is no such setting or method; choose of small, xavg",
         ),
-        (SWEEP, ["--ray", "127.0.0.1:1"], 78, "pip install 'peerpoise[ray]'"),
+        (UNTUNED, ["--ray", "127.0.0.1:1"], 78, "pip install 'peerpoise[ray]'"),
     ],
 )
 def test_mistakes_are_a_sentence(
@@ -156,7 +147,7 @@ def test_the_folder_of_another_sweep_is_left_alone(
     out = tmp_path / "out"
     assert peerpoise("sweep", file, "--out", out, "--limit", "1").code == 0
     other = tmp_path / "other.toml"
-    other.write_text(SWEEP)
+    other.write_text(UNTUNED)
     result = peerpoise("sweep", other, "--out", out)
     assert (result.code, result.err) == (
         78,

@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 import torch
 import uvloop
-from test_same_bits_inprocess import Jittery
 
-from kit import clusters
-from kit.clusters import Cluster, events, experiment, get
+from kit.clusters import Cluster, events, experiment, get, over_memory
 from node.algorithms.xavg import Xavg
 from node.attacks import ATTACKS
 from node.attacks.oblivious import Scaling
@@ -52,9 +50,7 @@ def test_same_bits(
     simulated = simulate(experiment(**settings), tmp_path / "simulated")
     if carrier == "memory":
         network = Network(seed=len(what), delay=(0.0, 0.004), duplicate=0.2)
-        monkeypatch.setattr(
-            clusters, "Grpc", lambda identity, listen: Jittery(network, identity.id)
-        )
+        over_memory(monkeypatch, network)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         homes = runner.run(played(tmp_path / "cluster", **settings))
     merged = run_folder.merge(tmp_path / "cluster", homes)
@@ -169,8 +165,7 @@ def test_an_answer_that_is_no_gradient_breaks_nobody(
     and with numbers.
     """
     monkeypatch.setattr(Scaling, "lie", lambda self, said: torch.full_like(said.truth, value))
-    monkeypatch.setattr(clusters, "Grpc", lambda identity, listen: Jittery(network, identity.id))
-    network = Network(seed=1, delay=(0.0, 0.002))
+    over_memory(monkeypatch, Network(seed=1, delay=(0.0, 0.002)))
     settings = {"kind": kind, "nodes": 4, "rounds": 5, **CLEAR, "train": {"evaluate_every": 1}}
     settings |= {"algorithm": {"name": "ross", "value": "neg_loss", "smoothing": 0.5, "lr": 0.1}}
     settings["experiment"] = {"attack": {"name": "scaling", "words": ["answer"]}}

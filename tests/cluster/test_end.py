@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_same_bits_inprocess import Jittery
 
-from kit import clusters
-from kit.clusters import Cluster, until
+from kit.clusters import Cluster, over_memory, until
 from node.daemon import daemon
 from peer.transport.memory import Network
 
@@ -20,7 +18,7 @@ from peer.transport.memory import Network
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network()
-    monkeypatch.setattr(clusters, "Grpc", lambda identity, listen: Jittery(made, identity.id))
+    over_memory(monkeypatch, made)
     monkeypatch.setattr(daemon, "LINGER_SECONDS", 600.0)
     return made
 

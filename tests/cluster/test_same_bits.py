@@ -11,18 +11,9 @@ from typing import Any
 import pytest
 
 from kit.clusters import experiment
+from kit.same_bits import SETTINGS
 from node.experiments.in_process import simulate
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "strict": {"privacy": {"insecure_seed": 7}},
-    "paper": {"privacy": {"mode": "paper", "insecure_seed": 7}},
-    "d-psgd": {"algorithm": {"name": "d-psgd"}, "privacy": {"mode": "none", "sigma": None}},
-    "ross": {
-        "algorithm": {"name": "ross", "value": "neg_loss"},
-        "privacy": {"mode": "none", "sigma": None},
-    },
-    "pdsl": {"algorithm": {"name": "pdsl"}, "privacy": {"insecure_seed": 7}},
-}
 CLUSTERS = [
     ("strict", "ring", 4, "uvloop"),
     ("strict", "full", 3, "asyncio"),

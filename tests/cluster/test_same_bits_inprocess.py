@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import uvloop
-from test_same_bits import SETTINGS
 
-from kit import clusters
-from kit.clusters import Cluster, events, experiment
+from kit.clusters import Cluster, events, experiment, over_memory
+from kit.same_bits import SETTINGS
 from node.experiments.in_process import simulate
 from node.records import summary
-from peer.transport.memory import Memory, Network
+from peer.transport.memory import Network
 
 ONCE: dict[str, dict[str, Any]] = {
     "cga": {"algorithm": {"name": "dp-cga", "lr": 0.3}, "privacy": {"insecure_seed": 7}},
@@ -39,13 +38,6 @@ PAIRS = [
 """Every pair of a setting, a graph, a carrier and a loop, where all four together would be 40."""
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 ROUNDS = 4
-
-
-class Jittery(Memory):
-    """Memory in the daemon's hands."""
-
-    async def set_serving(self, serving: bool) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +66,7 @@ def test_same_bits(
 ) -> None:
     if carrier == "memory":
         network = Network(seed=len(what) + len(kind), delay=(0.0, 0.004), duplicate=0.2)
-        monkeypatch.setattr(
-            clusters, "Grpc", lambda identity, listen: Jittery(network, identity.id)
-        )
+        over_memory(monkeypatch, network)
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         found = runner.run(digests(tmp_path, kind, what))
     assert found == expected(what, kind)

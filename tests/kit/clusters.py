@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kit import forkserver
 from node.config import (
     BudgetSection,
@@ -47,6 +49,7 @@ from peer.errors import TemporaryFailure
 from peer.identity.keys import Identity
 from peer.identity.roster import Roster
 from peer.transport.grpc import Grpc
+from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # isort: skip (after ours, which sets grpc's ciphers)
@@ -482,3 +485,15 @@ def faults(
             if any(not longest.startswith(answer) for answer in answers):
                 found.append(f"{me} has two different answers of round {t}")
     return found
+
+
+class _DaemonMemory(Memory):
+    async def set_serving(self, serving: bool) -> None:
+        pass
+
+
+def over_memory(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
+    """Witnesses of this test meet over `network` instead of gRPC."""
+    monkeypatch.setitem(
+        globals(), "Grpc", lambda identity, listen: _DaemonMemory(network, identity.id)
+    )

@@ -13,6 +13,21 @@ from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
 from node.figures import ACCURACY, LOSS, Diagnostic, document
 
+UNTUNED = """\
+[train]
+rounds = 2
+evaluate_every = 1
+[privacy]
+mode = "none"
+batch = 30
+[experiment]
+nodes = 3
+[sweep]
+algorithms = ["xavg"]
+rates = [0.1]
+seeds = [1, 2]
+"""
+"""One algorithm at one rate; nothing is tuned."""
 TINY = """\
 [train]
 rounds = 4

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_status import DOCUMENT
 
+from kit.status_document import DOCUMENT
 from node.observability import status
 
 PROGRAM = """

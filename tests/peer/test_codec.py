@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.fuzz import mutated
 from peer import codec, message
 from peer.errors import Malformed
 from peer.message import MAX_NOTE
@@ -200,22 +201,6 @@ def test_any_bytes_give_a_message_or_malformed(cls: type[Message], data: bytes) 
         assert codec.encode(codec.decode(cls, data)) is not None
     except Malformed:
         pass
-
-
-def mutated(valid: list[bytes], rng: random.Random) -> bytes:
-    data = bytearray(rng.choice(valid))
-    for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(data) + 1)
-        change = rng.randrange(4)
-        if change == 0 and place < len(data):
-            data[place] ^= 1 << rng.randrange(8)
-        elif change == 1:
-            data[place:place] = rng.randbytes(rng.randint(1, 8))
-        elif change == 2:
-            del data[place : place + rng.randint(1, 8)]
-        else:
-            data[place : place + 2] = rng.choice((b"\xff\xff", b"\x00\x00", b"\x80\x80"))
-    return bytes(data)
 
 
 def test_a_hundred_thousand_fuzzed_messages_raise_only_malformed_and_memory_stays_flat() -> None:

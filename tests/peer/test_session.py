@@ -6,8 +6,8 @@ import resource
 from contextlib import suppress
 
 import pytest
-from test_codec import mutated
 
+from kit.fuzz import mutated
 from peer import codec
 from peer.discovery.static import Static
 from peer.errors import Malformed, RemoteError
