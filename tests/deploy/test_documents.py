@@ -43,12 +43,39 @@ def test_every_file_that_a_document_names_exists() -> None:
     assert [(page, file) for page, file in sorted(named) if not (ROOT / file).exists()] == []
 
 
-def test_the_map_of_files_names_every_room_and_what_is_in_the_small_ones() -> None:
+def file_map() -> str:
+    """ARCHITECTURE's."""
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    files = page[page.index("## Files") : page.index("Walls (import-linter")]
-    named = set(re.findall(r"\w+", files))
-    rooms = [path for root in ("peer", "node", "tests") for path in (ROOT / root).glob("*/")]
-    assert {room.name for room in rooms if any(room.glob("*.py"))} - named == set()
+    return page[page.index("## Files") : page.index("Walls (import-linter")].split("```")[1]
+
+
+def mapped_folders() -> Iterator[str]:
+    """Every folder of the map, from the root. A line that goes on belongs to the folder above."""
+    root = parent = ""
+    for line in file_map().splitlines():
+        names = re.findall(r"(?<!\S)([\w-]+)/(?=[\s:;])", f"{line} ")
+        indent = len(line) - len(line.lstrip())
+        if indent == 0 and names:
+            root = parent = names.pop(0)
+            yield root
+        elif indent == 2:
+            parent = root
+        yield from (f"{parent}/{name}" for name in names)
+        if indent == 2 and names:
+            parent = f"{root}/{names[0]}"
+
+
+def test_the_map_of_files_names_every_folder_with_code_and_no_other() -> None:
+    named = set(mapped_folders())
+    assert [folder for folder in sorted(named) if not (ROOT / folder).is_dir()] == []
+    modules = [path for root in ("peer", "node", "tests") for path in ROOT.glob(f"{root}/**/*.py")]
+    folders = {str(path.parent.relative_to(ROOT)) for path in modules}
+    assert len(folders) > 40
+    assert folders - named == set()
+
+
+def test_the_map_of_files_names_every_module_of_the_small_folders() -> None:
+    named = set(re.findall(r"\w+", file_map()))
     modules = [*ROOT.glob("peer/**/*.py"), *ROOT.glob("node/*.py"), *ROOT.glob("node/rounds/*.py")]
     missing = {path.stem for path in modules if "v1" not in path.parts} - named - {"__init__"}
     assert missing == set()
