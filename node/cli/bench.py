@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,6 +73,10 @@ class Cost:
     """Of once, on the wall."""
     share: float = 0.0
     """Of the round."""
+
+    def within(self, round_seconds: float) -> Cost:
+        """With its share of a round that takes so long."""
+        return replace(self, share=self.times * self.seconds / round_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,42 +133,37 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
     resolved = resolve(config).checked()
     resolved.check_daemons()
     torch.set_num_threads(1)  # as in daemons
-    plan = resolved.plan
-    degree = max(neighborhood.degree for neighborhood in plan.neighborhoods.values())
+    plan, privacy = resolved.plan, config.privacy
     where = devices.pick(config.experiment.device)
     task = make(resolved.run, max(resolved.parts.values(), key=len), where)
-    privacy, d = config.privacy, task.layout.size
+    x = task.initial_parameters(config.train.seed)
+    releases = plan.algorithm.releases(
+        max(neighborhood.degree for neighborhood in plan.neighborhoods.values())
+    )
     batch = (
         min(task.num_examples, privacy.batch)
         if privacy.mode == "none"
         else round(privacy.rate * task.num_examples)
     )
-    releases, x = plan.algorithm.releases(degree), task.initial_parameters(config.train.seed)
 
     say("gradients")
     plain = _median(lambda: mean_gradient(task, x, torch.arange(batch)), where)
-    parts: dict[str, Cost] = {}
-    if privacy.mode == "none":
-        parts["gradient"] = Cost(times=releases, seconds=plain)
-    else:
-        parts |= {
-            name: Cost(times=releases, seconds=it)
-            for name, it in _private(task, privacy, x, where).items()
-        }
+    answer = {"gradient": plain} if privacy.mode == "none" else _private(task, privacy, x, where)
     say("steps")
     steps, sent = _steps(plan, task, x)
-    parts["steps"] = Cost(times=1, seconds=steps)
     say("wire")
-    parts["wire"] = Cost(
-        times=sent / task.layout.nbytes, seconds=asyncio.run(_wire(task.layout, x)) if sent else 0.0
-    )
-    whole = sum(it.times * it.seconds for it in parts.values())
-    private = parts["gradient"].seconds + parts["noise"].seconds if "noise" in parts else None
+    wire = asyncio.run(_wire(task.layout, x)) if sent else 0.0
+    parts = {
+        **{name: Cost(times=releases, seconds=seconds) for name, seconds in answer.items()},
+        "steps": Cost(times=1, seconds=steps),
+        "wire": Cost(times=sent / task.layout.nbytes, seconds=wire),
+    }
+    whole = sum(part.times * part.seconds for part in parts.values())
     return Report(
         algorithm=config.algorithm.name,
         mode=privacy.mode,
         model=config.task.model if config.task.name == "classification" else config.task.name,
-        parameters=d,
+        parameters=task.layout.size,
         device=torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
         torch=torch.__version__,
         cores=os.cpu_count() or 1,
@@ -173,12 +172,11 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
         batch=batch,
         releases=releases,
         plain_seconds=plain,
-        private_over_plain=None if private is None else private / plain,
+        private_over_plain=(
+            None if privacy.mode == "none" else (answer["gradient"] + answer["noise"]) / plain
+        ),
         bytes_sent=sent,
-        parts={
-            name: Cost(times=it.times, seconds=it.seconds, share=it.times * it.seconds / whole)
-            for name, it in parts.items()
-        },
+        parts={name: part.within(whole) for name, part in parts.items()},
         round_seconds=whole,
     )
 

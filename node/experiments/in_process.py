@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from node.attacks import Attack
-from node.config import ExperimentConfig
+from node.config import ExperimentConfig, RunConfig
 from node.experiments.resolve import ResolvedRun, resolve
 from node.experiments.run_folder import metrics_of_average, save_average, with_average
 from node.figures import document, headline_text
@@ -61,86 +61,28 @@ def run(resolved: ResolvedRun, folder: Path, progress: Progress = no_op) -> Summ
 
 def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitStack) -> Summary:
     """As `run`; the journals are closed with the stack."""
-    config = resolved.run
     learners = make_learners(resolved)
-    for sentence in sorted(
-        {it.gate.choice.slow for it in learners.values() if it.gate.choice} - {""}
-    ):
+    slow = {it.gate.choice.slow for it in learners.values() if it.gate.choice} - {""}
+    for sentence in sorted(slow):
         print(f"peerpoise: {sentence}", file=sys.stderr)
-    rounds, every = config.train.rounds, config.train.evaluate_every
     homes = {name: ensure_dir(folder / "nodes" / name) for name in learners}
     journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
     for journal in journals.values():
         stack.callback(journal.close)
-    metrics: dict[Peer, dict[str, float]] = {}
-    seconds = [time.perf_counter()]
-    sent = dict.fromkeys(learners, 0)
-
-    def after_phase(t: int, phase: int, kind: str, count: Mapping[Peer, int]) -> None:
-        for name, journal in journals.items():
-            sent[name] += count[name]
-            journal.write("phase", round=t, phase=phase, kind=kind, bytes_sent=count[name])
-
-    def after_round(t: int) -> None:
-        seconds.append(time.perf_counter())
-        apart: dict[str, float] = {}
-        if t + 1 == rounds or (every and (t + 1) % every == 0):
-            honest = [it.algorithm.parameters for it in learners.values() if not it.attack]
-            apart["consensus_distance"] = consensus_distance(honest)
-            for name, learner in learners.items():
-                metrics[name] = learner.evaluate(warn=partial(_warn, journals[name]))
-                if metrics[name]:
-                    journals[name].write("test", round=t, metrics=metrics[name])
-                if learner.ledger is not None:
-                    live = learner.live_epsilon(config.privacy.delta)
-                    journals[name].write("epsilon", **learner.spent(t, live, config.privacy.delta))
-        for name, learner in learners.items():
-            journals[name].write(
-                "round",
-                round=t,
-                seconds=seconds[-1] - seconds[-2],
-                diagnostics=learner.diagnostics(),
-                **apart,
-            )
-        tested = {
-            name: headline_text(learners[name].task.metrics, measured)
-            for name, measured in metrics.items()
-        }
-        progress(t + 1, rounds, tested)
-
+    recorder = _Recorder(resolved.run, learners, journals, progress)
     first = next(iter(learners.values()))
     lockstep.run(
         {name: learner.algorithm for name, learner in learners.items()},
         first.plan.neighborhoods,
-        rounds,
-        mix=config.mix,
+        resolved.run.train.rounds,
+        mix=resolved.run.mix,
         bounds=first.bounds,
-        after_phase=after_phase,
-        after_round=after_round,
+        after_phase=recorder.after_phase,
+        after_round=recorder.after_round,
     )
-    round_seconds = [after - before for before, after in pairwise(seconds)]
-    summaries = {
-        name: learner.summarize(
-            rounds_run=rounds,
-            metrics=metrics[name],
-            measured=learner.diagnostics(),
-            bytes_sent=sent[name],
-            round_seconds=summary.seconds(round_seconds),
-            wall_seconds=seconds[-1] - seconds[0],
-        )
-        for name, learner in learners.items()
-    }
+    summaries = recorder.summaries()
     for name, learner in learners.items():
-        checkpoint.save_model(
-            homes[name] / MODEL, learner.task.layout, learner.algorithm.parameters
-        )
-        summary.write(homes[name] / "summary.json", summaries[name])
-        reason = "diverged" if summaries[name].diverged else "finished"
-        end = {
-            "complete": summaries[name].complete,
-            "params_digest": summaries[name].params_digest[name],
-        }
-        journals[name].write("end", reason=reason, **end)
+        _keep(homes[name], learner, journals[name], summaries[name])
     merged = summary.merge(
         list(summaries.values()), {n: it.algorithm.parameters for n, it in learners.items()}
     )
@@ -150,6 +92,89 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
     )
     task = next(iter(honest.values())).task
     return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
+
+
+class _Recorder:
+    """Keeps the journals while the rounds run, and what the summaries are made of."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        learners: Mapping[Peer, Learner],
+        journals: Mapping[Peer, Journal],
+        progress: Progress,
+    ) -> None:
+        self.run, self.learners, self.journals, self.progress = run, learners, journals, progress
+        self.metrics: dict[Peer, dict[str, float]] = {}
+        """As last evaluated."""
+        self.sent = dict.fromkeys(learners, 0)
+        self.clock = [time.perf_counter()]
+        """When it began, and when each round ended."""
+
+    def after_phase(self, t: int, phase: int, kind: str, sent: Mapping[Peer, int]) -> None:
+        for name, journal in self.journals.items():
+            self.sent[name] += sent[name]
+            journal.write("phase", round=t, phase=phase, kind=kind, bytes_sent=sent[name])
+
+    def after_round(self, t: int) -> None:
+        self.clock.append(time.perf_counter())
+        rounds, every = self.run.train.rounds, self.run.train.evaluate_every
+        apart: dict[str, float] = {}
+        if t + 1 == rounds or (every and (t + 1) % every == 0):
+            honest = [it.algorithm.parameters for it in self.learners.values() if not it.attack]
+            apart["consensus_distance"] = consensus_distance(honest)
+            self._evaluate(t)
+        for name, learner in self.learners.items():
+            self.journals[name].write(
+                "round",
+                round=t,
+                seconds=self.clock[-1] - self.clock[-2],
+                diagnostics=learner.diagnostics(),
+                **apart,
+            )
+        tested = {
+            name: headline_text(self.learners[name].task.metrics, measured)
+            for name, measured in self.metrics.items()
+        }
+        self.progress(t + 1, rounds, tested)
+
+    def _evaluate(self, t: int) -> None:
+        delta = self.run.privacy.delta
+        for name, learner in self.learners.items():
+            journal = self.journals[name]
+            self.metrics[name] = learner.evaluate(warn=partial(_warn, journal))
+            if self.metrics[name]:
+                journal.write("test", round=t, metrics=self.metrics[name])
+            if learner.ledger is not None:
+                live = learner.live_epsilon(delta)
+                journal.write("epsilon", **learner.spent(t, live, delta))
+
+    def summaries(self) -> dict[Peer, Summary]:
+        """Every node's, once the last round has ended."""
+        round_seconds = [after - before for before, after in pairwise(self.clock)]
+        return {
+            name: learner.summarize(
+                rounds_run=self.run.train.rounds,
+                metrics=self.metrics[name],
+                measured=learner.diagnostics(),
+                bytes_sent=self.sent[name],
+                round_seconds=summary.seconds(round_seconds),
+                wall_seconds=self.clock[-1] - self.clock[0],
+            )
+            for name, learner in self.learners.items()
+        }
+
+
+def _keep(home: Path, learner: Learner, journal: Journal, result: Summary) -> None:
+    """A node's model and summary, and the end of its journal."""
+    checkpoint.save_model(home / MODEL, learner.task.layout, learner.algorithm.parameters)
+    summary.write(home / "summary.json", result)
+    journal.write(
+        "end",
+        reason="diverged" if result.diverged else "finished",
+        complete=result.complete,
+        params_digest=result.params_digest[learner.name],
+    )
 
 
 def _warn(journal: Journal, error: PeerpoiseError) -> None:

@@ -101,40 +101,11 @@ Column = tuple[str, Callable[[Line], str]]
 
 def setting(part: Part) -> Grid:
     """The lines of a setting. Every ε has a letter, and under the table what it is an ε of."""
-    letters: dict[str, str] = {}
-
-    def letter(line: Line) -> str:
-        assert line.conditions
-        conditions = line.conditions + (
-            f"; {PAPER}" if line.privacy and line.privacy.mode == "paper" else ""
-        )
-        return letters.setdefault(conditions, "abcdefghijklmnopqrstuvwxyz"[len(letters) % 26])
-
-    def total(line: Line) -> str:
-        if line.privacy is None:
-            return ""
-        if line.privacy.mode == "none":
-            return "–"
-        if line.privacy.mode == "paper":
-            nominal, answers = (figure(it, "{:.2f}") for it in (line.nominal, line.accounted))
-            return f"no guarantee: {nominal} / {answers} ({letter(line)})"
-        return f"{figure(line.privacy.epsilon.total, '{:.2f}')} ({letter(line)})"
-
-    def link(line: Line) -> str:
-        if line.privacy is None:
-            return ""
-        known = line.privacy.epsilon.link
-        return "–" if known is None else f"{known:.2f} ({letter(line)}, one link)"
-
+    budgets = _Budgets()
     private = any(line.conditions for line in part.lines)
     columns: list[Column] = [
         ("method", lambda line: line.method),
-        (
-            "lr",
-            lambda line: (
-                figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")
-            ),
-        ),
+        ("lr", _rate),
         (
             "mean of the nodes",
             lambda line: shown(line.mean, part.headline) if line.records else line.state,
@@ -143,20 +114,13 @@ def setting(part: Part) -> Grid:
         *_metric_columns(part),
     ]
     if any(line.target_loss for line in part.lines):
-        columns.append(("rounds to loss", lambda line: _reached(line)))
-    columns += [("ε_total", total), ("ε_link", link)] if private else []
+        columns.append(("rounds to loss", _reached))
+    columns += [("ε_total", budgets.total), ("ε_link", budgets.link)] if private else []
     if any(line.weighed(attackers=True) for line in part.lines):
         columns.append(("weight of attackers / others, in w", _weights))
     columns += [
         ("MB sent per node", lambda line: "" if line.bytes is None else f"{line.bytes / 1e6:,.1f}"),
-        (
-            "seconds",
-            lambda line: (
-                ""
-                if line.seconds is None
-                else f"{line.seconds:,.{0 if line.seconds >= 10 else 1}f}"
-            ),
-        ),
+        ("seconds", _seconds),
         ("seeds", lambda line: f"{len(line.records)}/{len(line.row.seeds)}"),
     ]
     rows = tuple(tuple(show(line) for _, show in columns) for line in part.lines)
@@ -164,8 +128,52 @@ def setting(part: Part) -> Grid:
         title=part.title,
         head=tuple(name for name, _ in columns),
         rows=rows,
-        notes=tuple(_notes(part, letters, private)),
+        notes=tuple(_notes(part, budgets.letters, private)),
     )
+
+
+class _Budgets:
+    """The cells of every ε, each with the letter of its conditions."""
+
+    def __init__(self) -> None:
+        self.letters: dict[str, str] = {}
+        """Conditions -> letter, as they come."""
+
+    def total(self, line: Line) -> str:
+        if line.privacy is None:
+            return ""
+        if line.privacy.mode == "none":
+            return "–"
+        if line.privacy.mode == "paper":
+            nominal, answers = (figure(it, "{:.2f}") for it in (line.nominal, line.accounted))
+            return f"no guarantee: {nominal} / {answers} ({self._letter(line)})"
+        return f"{figure(line.privacy.epsilon.total, '{:.2f}')} ({self._letter(line)})"
+
+    def link(self, line: Line) -> str:
+        if line.privacy is None:
+            return ""
+        known = line.privacy.epsilon.link
+        return "–" if known is None else f"{known:.2f} ({self._letter(line)}, one link)"
+
+    def _letter(self, line: Line) -> str:
+        assert line.conditions
+        conditions = line.conditions + (
+            f"; {PAPER}" if line.privacy and line.privacy.mode == "paper" else ""
+        )
+        return self.letters.setdefault(
+            conditions, "abcdefghijklmnopqrstuvwxyz"[len(self.letters) % 26]
+        )
+
+
+def _rate(line: Line) -> str:
+    """Marked if it is at the edge of what was tried."""
+    return figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")
+
+
+def _seconds(line: Line) -> str:
+    if line.seconds is None:
+        return ""
+    return f"{line.seconds:,.0f}" if line.seconds >= 10 else f"{line.seconds:,.1f}"
 
 
 def _metric_columns(part: Part) -> list[Column]:
