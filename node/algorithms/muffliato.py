@@ -70,8 +70,7 @@ class MuffliatoConfig(Schedule):
         if gap < 1e-9:
             raise ConfigurationError(
                 "muffliato needs a graph on which averaging converges; the spectral gap of this W "
-                "is 0: give "
-                "topology.edges other weights, or another topology.kind."
+                "is 0: give topology.edges other weights, or another topology.kind."
             )
         return self.model_copy(
             update={

@@ -353,8 +353,7 @@ def show(report: Report) -> RenderableType:
 
     head = (
         f"{report.algorithm}, mode {report.mode}; {report.model} of {report.parameters:,} "
-        "parameters, batches of about "
-        f"{report.batch}; {report.device}, torch {report.torch}"
+        f"parameters, batches of about {report.batch}; {report.device}, torch {report.torch}"
     )
     table = Table("of a node's round", box=None, pad_edge=False)
     for title in ("times", "ms each", "ms", "share"):

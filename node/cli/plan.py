@@ -320,8 +320,7 @@ def _headline(plan: PrivacyPlan) -> Iterator[str]:
     where = f"{cost.graph} of {plan.nodes} nodes" if cost.graph else "any graph"
     yield (
         f"{plan.algorithm}, {where}, {cost.degree} neighbors at most: |K| = {cost.releases} "
-        "releases a round, "
-        f"{plan.rounds} rounds, q = {plan.rate:g}"
+        f"releases a round, {plan.rounds} rounds, q = {plan.rate:g}"
     )
     yield f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} ({conditions(privacy)})"
     yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"

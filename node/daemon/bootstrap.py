@@ -69,8 +69,7 @@ def serve(
     if node.attack and not testing:
         raise ConfigurationError(
             f"This node would attack its neighbors ({node.attack.name}), which is for tests of "
-            "your own federation: "
-            "add --i-am-testing, or remove [attack]."
+            "your own federation: add --i-am-testing, or remove [attack]."
         )
     node.budget.limit  # noqa: B018 (the owner must have decided before anything is done with the data)
     run = load(RunConfig, [node.run], environ={})

@@ -168,6 +168,5 @@ class Reload:
         if left < AHEAD:
             self.warn(
                 f"This node's certificate ({path}) or its CA's expires in {left.days} days, on "
-                f"{expires:%Y-%m-%d}: "
-                "put a new one in its place; it is read without a restart."
+                f"{expires:%Y-%m-%d}: put a new one in its place; it is read without a restart."
             )

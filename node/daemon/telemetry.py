@@ -56,8 +56,8 @@ REFUSALS, REFUSALS_S = 200, 10.0
 growing pauses.
 """
 NEWER_ROSTER = (
-    "{peer} holds version {version} of the roster, this node version {mine}: copy "
-    "the newest to this node."
+    "{peer} holds version {version} of the roster, this node version {mine}: copy the newest to "
+    "this node."
 )
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
@@ -343,9 +343,8 @@ class Telemetry(RoundObserver, SessionObserver):
             path=path.name,
         )
         self.warn(
-            f"{peer} told this node and {told_by} different things in round {other.round} and "
-            "is cut off; "
-            f"both statements, signed by it, are in {path.name}."
+            f"{peer} told this node and {told_by} different things in round {other.round} and is "
+            f"cut off; both statements, signed by it, are in {path.name}."
         )
 
     def refused(self, peer: Peer, code: int) -> None:
@@ -371,9 +370,8 @@ class Telemetry(RoundObserver, SessionObserver):
             )
             self.warn(
                 f"{who} calls this node too often, or is refused: {REFUSALS} calls within "
-                f"{now - began:.0f} s, the last "
-                f"one refused as {_name(code)}; if its owner does not know why, remove it from "
-                "the roster."
+                f"{now - began:.0f} s, the last one refused as {_name(code)}; if its owner does "
+                "not know why, remove it from the roster."
             )
 
     def adopted(self, removed: frozenset[Peer]) -> None:
@@ -401,9 +399,8 @@ class Telemetry(RoundObserver, SessionObserver):
             if (count := strangers - self._strangers[1]) >= REFUSALS:
                 self.warn(
                     "Somebody opens connections to this node and shows no certificate of its "
-                    f"federation: {count} "
-                    f"within {now - self._strangers[0]:.0f} s; a firewall in front of the port "
-                    "would keep them away."
+                    f"federation: {count} within {now - self._strangers[0]:.0f} s; a firewall in "
+                    "front of the port would keep them away."
                 )
             self._strangers = (now, strangers)
 

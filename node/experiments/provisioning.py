@@ -189,8 +189,7 @@ def pack(
     if config.experiment.attack:
         raise ConfigurationError(
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "
-            "itself, with "
-            "peerpoise run --attack."
+            "itself, with peerpoise run --attack."
         )
     addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
     peers = _peers(addresses, discovery)
@@ -237,9 +236,8 @@ def _check_task(name: str) -> None:
 
     if is_file(name):
         raise ConfigurationError(
-            f"task.name = {name!r} names a file of this machine; put it where Python finds it "
-            "on every host, and name "
-            "the module: package.module:function."
+            f"task.name = {name!r} names a file of this machine; put it where Python finds it on "
+            "every host, and name the module: package.module:function."
         )
 
 
@@ -254,9 +252,8 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
     bare = [name for name, address in addresses.items() if not address]
     if bare and not {"exchange", "mdns"} & {*discovery}:
         raise ConfigurationError(
-            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is "
-            "found, with --discovery "
-            f"exchange or --discovery mdns."
+            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is found, "
+            "with --discovery exchange or --discovery mdns."
         )
     if len(bare) == len(addresses) and "mdns" not in discovery:
         raise ConfigurationError(

@@ -430,8 +430,8 @@ def weak(planned: float | None) -> str | None:
         return None
     return (
         f"The planned ε_total is {planned:.3g}, and above {WEAK:g} it promises next to nothing: "
-        "what leaves may show "
-        "single records; set privacy.epsilon to 10 or less, or privacy.sigma higher."
+        "what leaves may show single records; set privacy.epsilon to 10 or less, or privacy.sigma "
+        "higher."
     )
 
 
@@ -557,8 +557,8 @@ def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
     if given is not None and not torch.equal(x.to(given.dtype), given):
         raise TaskError(
             "The task's initial_parameters(seed) gives other values at each node, so they would "
-            "not learn one model; draw them from "
-            "the seed: torch.manual_seed(seed), within torch.random.fork_rng()."
+            "not learn one model; draw them from the seed: torch.manual_seed(seed), within "
+            "torch.random.fork_rng()."
         )
     return x
 

@@ -125,16 +125,14 @@ def _check_start(task: Task, seed: int) -> Tensor:
     if not _is_vector(x, task.layout.size):
         raise TaskError(
             f"The task's initial_parameters(seed) gives {_kind(x)}; a flat, dense vector of "
-            f"{task.layout.size} floats on the CPU is "
-            "expected, as its layout says."
+            f"{task.layout.size} floats on the CPU is expected, as its layout says."
         )
     if not bool(x.isfinite().all()):
         raise TaskError("The task's initial_parameters(seed) has values that are not finite.")
     if not torch.equal(x, again):
         raise TaskError(
             "The task's initial_parameters(seed) gives other values when it is asked again; draw "
-            "them from the seed: "
-            "torch.manual_seed(seed), within torch.random.fork_rng()."
+            "them from the seed: torch.manual_seed(seed), within torch.random.fork_rng()."
         )
     return x
 
@@ -181,8 +179,8 @@ def _check_frozen(task: Task) -> None:
         if not any(parameter.requires_grad for parameter in parameters):
             raise TaskError(
                 f"The parameter {name!r} is frozen (requires_grad = False) but stands in the "
-                "layout, so it would be "
-                "trained; make the layout by node.task.layout_of(module), which leaves it out."
+                "layout, so it would be trained; make the layout by node.task.layout_of(module), "
+                "which leaves it out."
             )
 
 
@@ -238,8 +236,6 @@ def _compare(synthetic: SyntheticTask, x: Tensor) -> None:
     if each.isfinite().all() and not abs(mean - expected) <= TOLERANCE * scale:
         raise TaskError(
             "The task's mean_loss is not the mean of its loss over the examples of a batch, so "
-            "runs with and without "
-            "privacy would learn different things; look for shapes that broadcast ([n, 1] with "
-            "[n]), sums, weights, "
-            "and layers that mix examples."
+            "runs with and without privacy would learn different things; look for shapes that "
+            "broadcast ([n, 1] with [n]), sums, weights, and layers that mix examples."
         )

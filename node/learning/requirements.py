@@ -29,8 +29,8 @@ def room_for_blocks(options: AlgorithmConfig, run: RunConfig, task: Task, degree
     if free is not None and need > free:
         raise ConfigurationError(
             f"algorithm.layers_per_block = {options.layers_per_block} makes blocks that take "
-            f"{mib(need)} beside the "
-            f"model, but {mib(free)} are available; lower it, or take a machine with more memory."
+            f"{mib(need)} beside the model, but {mib(free)} are available; lower it, or take a "
+            "machine with more memory."
         )
 
 

@@ -47,6 +47,6 @@ class UnusableRecords:
         count = f"{len(self.rows)} record{'s' * (len(self.rows) > 1)}"
         return (
             f"{self.node}, round {t}: the loss or gradient of {count} (row {shown}) is not finite, "
-            "so they can't be "
-            "learned from; look for empty masks, missing or huge values, logarithms of 0."
+            "so they can't be learned from; look for empty masks, missing or huge values, "
+            "logarithms of 0."
         )

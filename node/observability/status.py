@@ -167,9 +167,8 @@ def folder() -> Path:
         ) from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
         raise StorageError(
-            f"{path} must be a folder of this user with mode 0700; remove it. Until then "
-            "daemons answer in their own "
-            "folders: peerpoise status ./FOLDER."
+            f"{path} must be a folder of this user with mode 0700; remove it. Until then daemons "
+            "answer in their own folders: peerpoise status ./FOLDER."
         )
     return path
 
@@ -313,8 +312,7 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     covers = "VOID: insecure_seed makes the noise public" if "seed" in insecure else covers
     conditions = (
         f"mode {epsilon['mode']}, {epsilon['adjacency']}, δ = {epsilon['delta']:g}, "
-        f"{epsilon['batches']} batches, "
-        f"{epsilon['accountant']}"
+        f"{epsilon['batches']} batches, {epsilon['accountant']}"
     )
     conditions += (
         ", the validation set is private and not covered" if "validation" in insecure else ""
@@ -324,8 +322,8 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
     return [
         f"ε_total {_number(run['total'])} in this run ({conditions}, {covers}); "
-        f"{_number(epsilon['lifetime'])} in the life "
-        f"of these data, limit {limit} (δ = {epsilon['lifetime_delta']:g})",
+        f"{_number(epsilon['lifetime'])} in the life of these data, "
+        f"limit {limit} (δ = {epsilon['lifetime_delta']:g})",
         f"ε_link {_number(run['link'])} ({conditions}, one neighbor alone: a diagnostic, not a "
         "guarantee)",
     ]

@@ -109,8 +109,8 @@ def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
             Text(node.state),
         )
     table.caption = (
-        "* add/remove one example, δ as in run.toml, RDP; against any coalition in "
-        "mode strict, else void"
+        "* add/remove one example, δ as in run.toml, RDP; against any coalition in mode strict, "
+        "else void"
     )
     table.caption_justify = "left"
     return table

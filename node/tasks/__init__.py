@@ -87,8 +87,7 @@ def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Ta
     if not colon:
         raise ConfigurationError(
             f"Unknown task {name!r}; choose one of {', '.join(sorted(TASKS))}, or your own as "
-            "package.module:function "
-            "or FILE.py:function."
+            "package.module:function or FILE.py:function."
         )
     if not function:
         raise ConfigurationError(

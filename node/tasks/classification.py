@@ -211,8 +211,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
         if other and _inputs(other, task)["values"] != _inputs(train, task)["values"]:
             raise DataError(
                 f"{what} images are {other.values}, training images {train.values}; bring them "
-                "into one form, or set "
-                "task.value_range = [0, 1]."
+                "into one form, or set task.value_range = [0, 1]."
             )
     validation_set = _prepared(validation_set, task) if validation_set else None
     return Classification(

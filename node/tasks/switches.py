@@ -45,6 +45,5 @@ def switches_kept(task: str) -> Iterator[None]:
     if changed:
         raise TaskError(
             f"task.name = {task!r} changes torch's {changed[0]} for the whole process; set it "
-            "where it is needed only, "
-            "and put it back."
+            "where it is needed only, and put it back."
         )

@@ -178,9 +178,8 @@ async def test_who_has_no_address_gets_a_sentence_with_what_each_discovery_lacks
     with pytest.raises(Unreachable) as caught:
         await it.addresses(people.id("bob"))
     assert str(caught.value) == (
-        "No address is known for bob (The name nowhere can't be found (Name or service not "
-        "known); exchange: no member "
-        "that was asked knows one; mdns: nobody on this network announces one)."
+        "No address is known for bob (The name nowhere can't be found (Name or service not known); "
+        "exchange: no member that was asked knows one; mdns: nobody on this network announces one)."
     )
     with pytest.raises(
         Unreachable, match=r"carol \(static: neither roster nor peers.static has one"

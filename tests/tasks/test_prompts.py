@@ -25,8 +25,8 @@ TALK = [
 ]  # fmt: skip
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "Anna"}}]}
 CHATML = (
-    "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 

@@ -332,8 +332,8 @@ def _notes(
     if sweep.section.tuning_seed is not None:
         yield (
             f"Each method's learning rate was chosen on seed {sweep.section.tuning_seed} by the "
-            f"{headline.label} on held-out training data. On "
-            "private data such tuning would cost a budget of its own, which is in no ε here."
+            f"{headline.label} on held-out training data. On private data such tuning would cost a "
+            "budget of its own, which is in no ε here."
         )
     if others := sum(record["code"] != code.of(record["configuration"]) for record in records):
         yield (

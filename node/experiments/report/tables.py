@@ -22,9 +22,8 @@ LATE_NOTE = (
     "{labels}, mean ± standard deviation over seeds, of the last {late} evaluations of a run"
 )
 PAPER = (
-    "the first figure is the papers' nominal ε, the second ε_total of the noised answers alone "
-    "as an accountant has "
-    "it (PLD); the own gradient, sent on without noise of its own, is in neither"
+    "the first figure is the papers' nominal ε, the second ε_total of the noised answers alone as "
+    "an accountant has it (PLD); the own gradient, sent on without noise of its own, is in neither"
 )
 
 
@@ -274,9 +273,8 @@ def rates(part: Part) -> Grid | None:
             if line.row.tuned
         ),
         notes=(
-            f"{metric.label[0].upper()}{metric.label[1:]} on held-out training data on the "
-            "tuning seed"
-            f"{', in percent' if metric.unit == 'ratio' else ''}; * was chosen.",
+            f"{metric.label[0].upper()}{metric.label[1:]} on held-out training data on the tuning "
+            f"seed{', in percent' if metric.unit == 'ratio' else ''}; * was chosen.",
         ),
     )
 
