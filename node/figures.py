@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
+
+from node.jsontypes import Json
 
 Unit: TypeAlias = Literal["", "ratio"]
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -128,6 +130,6 @@ def check_declared(names: Iterable[str], declared: Iterable[Metric | Diagnostic]
         raise ValueError(f"the figure {', '.join(unknown)} is not declared")
 
 
-def document(declared: Iterable[Metric | Diagnostic]) -> list[dict[str, Any]]:
+def document(declared: Iterable[Metric | Diagnostic]) -> list[Json]:
     """Declarations as JSON has them; `Metric(**it)` reads one again."""
     return [asdict(it) for it in declared]

@@ -9,7 +9,7 @@ evaluates or allocates by a peer's number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, EncodeError, Message
@@ -74,7 +74,7 @@ def _name(text: str) -> bool:
     return NAME.fullmatch(text) is not None
 
 
-def _names(texts: Any) -> bool:
+def _names(texts: Sequence[str]) -> bool:
     return len(texts) <= MAX_PEERS and all(map(_name, texts))
 
 
@@ -105,7 +105,7 @@ def _text(text: str) -> bool:
     return len(text) <= MAX_TEXT and (not text or text.isprintable())
 
 
-def _free(_: Any) -> bool:
+def _free(_: object) -> bool:
     return True
 
 

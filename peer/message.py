@@ -79,10 +79,10 @@ class IncrementalPayload(Generic[T]):
     """
 
 
-Payload: TypeAlias = T | tuple[T, ...] | IncrementalPayload[T]
-"""One flat vector, a tuple of them (each of the verb's layout), or one that is still being
-filled.
-"""
+WholePayload: TypeAlias = T | tuple[T, ...]
+"""One flat vector, or a tuple of them, each of the verb's layout."""
+Payload: TypeAlias = WholePayload[T] | IncrementalPayload[T]
+"""Whole, or still being filled."""
 
 
 MAX_NOTE = 4 << 10
@@ -230,7 +230,7 @@ def ask(
 def mix(
     kind: str,
     tensors: IncrementalPayload[T],
-    rule: str | Callable[..., Any] = ...,
+    rule: str | Callable[..., object] = ...,
     *,
     streaming: bool = ...,
     layout: Layout | None = ...,
@@ -242,7 +242,7 @@ def mix(
 def mix(
     kind: str,
     tensors: M,
-    rule: str | Callable[..., Any] = ...,
+    rule: str | Callable[..., object] = ...,
     *,
     streaming: bool = ...,
     layout: Layout | None = ...,
@@ -252,18 +252,18 @@ def mix(
 
 def mix(
     kind: str,
-    tensors: Any,
-    rule: str | Callable[..., Any] = "mean",
+    tensors: object,
+    rule: str | Callable[..., object] = "mean",
     *,
     streaming: bool = False,
     layout: Layout | None = None,
     weights: Mapping[Peer, float] | None = None,
-) -> Answered[Any]:
+) -> Answered[object]:
     """`x, v = yield from mix("state", (x, v))`: a `Mix`, with the type of what it sends back."""
     return (yield Mix(kind, tensors, rule, streaming, layout, weights))
 
 
-def step(conversation: Conversation, reply: Any = None) -> Verb | None:
+def step(conversation: Conversation, reply: object = None) -> Verb | None:
     """The next verb of a conversation that hears `reply` (None where it has said nothing yet); None
     when it is over.
     """

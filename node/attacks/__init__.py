@@ -48,7 +48,7 @@ class DataPoisoning(Protocol):
 
     Config: ClassVar[type[BaseModel]]
 
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: BaseModel) -> None: ...
 
     def refuse(self, batch: tuple[Tensor, ...]) -> str:
         """Why examples like these (an empty batch) can't be poisoned; empty: they can."""
@@ -97,7 +97,7 @@ class Attack:
         return f"This node ATTACKS its neighbors ({self.name}), as configured."
 
 
-def make(name: str, options: Mapping[str, Any]) -> DataPoisoning | MessageAttack:
+def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAttack:
     """The attack of this name.
 
     Raises:

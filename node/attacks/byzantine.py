@@ -43,7 +43,18 @@ from node.maths.adam import upcast
 from node.maths.mixing import materialize
 from node.maths.robust import Vectors, rule_of
 from node.randomness import public_generator
-from peer.message import Ask, Conversation, Mix, Peer, Replies, Say, Verb, step
+from peer.message import (
+    Ask,
+    Conversation,
+    Mix,
+    Payload,
+    Peer,
+    Replies,
+    Say,
+    Verb,
+    WholePayload,
+    step,
+)
 from peer.neighborhood import View
 
 Kind: TypeAlias = Literal["answer", "question", "state"]
@@ -98,7 +109,7 @@ class MessageAttack(ABC):
     """Does it use `OutgoingVector.heard`? Remembering costs a copy of all that is heard."""
     config: MessageAttackConfig
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: MessageAttackConfig) -> None:
         self.config = config
 
     @abstractmethod
@@ -192,11 +203,11 @@ class ByzantineAlgorithm(Algorithm):
         self,
         now: _Moment,
         kind: Kind,
-        tensors: Any,
+        tensors: Payload[Tensor],
         origin: Tensor | None = None,
         *,
         mixed: bool = False,
-    ) -> Any:
+    ) -> Payload[Tensor]:
         """A payload with each of its vectors a lie, in the same form. The first is counted from
         `origin`.
         """
@@ -217,11 +228,11 @@ class ByzantineAlgorithm(Algorithm):
         ]
         return tuple(lies) if isinstance(truth, tuple) else lies[0]
 
-    def _answer(self, now: _Moment, verb: Ask[Any]) -> Callable[[Peer, Any], Any]:
+    def _answer(self, now: _Moment, verb: Ask[Tensor]) -> Callable[[Peer, Tensor], Tensor]:
         # what was heard in the round before, whoever answers first in this one
         heard = self._heard.get((now.phase, "answer", 0), {})
 
-        def answer(to: Peer, question: Any) -> Any:
+        def answer(to: Peer, question: Tensor) -> Tensor:
             if self._attack.listens:
                 self._heard.setdefault((now.phase, "question", 0), {})[to] = question.clone()
             truth = verb.answer(to, question)
@@ -263,14 +274,14 @@ class ByzantineAlgorithm(Algorithm):
         lie = self._attack.lie(vector)
         return truth.lerp((lie if origin is None else origin + lie).to(truth.dtype), strength)
 
-    def _listen(self, phase: int, kind: Kind, heard: Replies[Any]) -> None:
+    def _listen(self, phase: int, kind: Kind, heard: Replies[WholePayload[Tensor]]) -> None:
         for k in range(max((len(_parts(payload)) for payload in heard.values()), default=0)):
             self._heard[phase, kind, k] = {
                 peer: _parts(payload)[k].clone() for peer, payload in heard.items()
             }
 
     def _rule(
-        self, phase: int, verb: Mix[Any], truth: tuple[Tensor, ...], origin: Tensor | None
+        self, phase: int, verb: Mix[Tensor], truth: tuple[Tensor, ...], origin: Tensor | None
     ) -> Callable[..., Tensor]:
         """The verb's own rule with the truth in the attacker's own place; the driver calls it
         vector by vector.
@@ -298,5 +309,5 @@ def _alike(sent: Tensor, x: Tensor) -> bool:
     return (sent.shape, sent.dtype) == (x.shape, x.dtype)
 
 
-def _parts(payload: Any) -> tuple[Any, ...]:
+def _parts(payload: WholePayload[Tensor]) -> tuple[Tensor, ...]:
     return payload if isinstance(payload, tuple) else (payload,)

@@ -43,7 +43,7 @@ def table(name: str) -> dict[str, str]:
     raise LookupError(f"node/algorithms/__init__.py has no table {name}")
 
 
-def _describe(name: str, place: str) -> dict[str, Any]:
+def _describe(name: str, place: str) -> dict[str, object]:
     module, _, kind = place.partition(":")
     tree = ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
     text = ast.get_docstring(tree) or ""

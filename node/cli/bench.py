@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
     )
 
 
-def _median(work: Callable[[], Any], where: torch.device = devices.CPU) -> float:
+def _median(work: Callable[[], object], where: torch.device = devices.CPU) -> float:
     """Seconds of one call; the first one warms up. A GPU is waited for before the clock is read."""
     work()
     seconds: list[float] = []
@@ -340,7 +340,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def document(report: Report) -> dict[str, Any]:
+def document(report: Report) -> dict[str, object]:
     """For programs."""
     return asdict(report)
 

@@ -235,7 +235,7 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def document(findings: Sequence[Finding]) -> dict[str, Any]:
+def document(findings: Sequence[Finding]) -> dict[str, object]:
     """For programs."""
     fit = all(it.level != "fault" for it in findings)
     return {"ok": fit, "findings": [asdict(finding) for finding in findings]}

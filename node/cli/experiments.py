@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -170,7 +170,7 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
     from node.experiments.report import aggregate, files, tables
 
     findings = aggregate.collect(known, folder)
-    totals: dict[str, Any] = {
+    totals: dict[str, object] = {
         "finished": outcome.finished,
         "failed": outcome.failed,
         "left": outcome.left,

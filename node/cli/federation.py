@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -92,7 +92,7 @@ def roster_remove(
     )
 
 
-def _print_fields(fields: dict[str, Any], as_json: bool) -> None:
+def _print_fields(fields: dict[str, object], as_json: bool) -> None:
     if as_json:
         print_json(fields)
     else:

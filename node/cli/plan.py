@@ -276,7 +276,7 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
     )
 
 
-def document(plan: PrivacyPlan) -> dict[str, Any]:
+def document(plan: PrivacyPlan) -> dict[str, object]:
     """For programs; what is not finite is None."""
     converted: dict[str, Any] = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
     return converted

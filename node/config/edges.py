@@ -11,13 +11,12 @@ its digest covers, and a file beside it would have to travel, and be checked, by
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError
 
 
-def inline(run: dict[str, Any], folder: Path) -> None:
+def inline(run: dict[str, object], folder: Path) -> None:
     """Reads `topology.file` of a run's values into `topology.edges`, unless those are there.
 
     Raises:

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import tomli_w
 from pydantic import ValidationError
@@ -17,13 +17,14 @@ from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
 from node.config.section import Section, readable
 from node.encoding import NotUtf8, read_text
+from node.jsontypes import Json
 from peer import files
 from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
 
 C = TypeVar("C", bound=Section)
-Tree: TypeAlias = dict[str, Any]
+Tree = Json
 """Nested values, as TOML has them."""
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
 
 from peer.errors import PeerpoiseError
 
 
 @contextlib.asynccontextmanager
-async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def background(*work: Coroutine[object, object, None]) -> AsyncIterator[None]:
     """Runs the work beside the block; its failure is the block's failure, its end comes with the
     block's.
     """

@@ -16,7 +16,6 @@ import platform
 import signal
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -481,7 +480,7 @@ class Daemon:
 
     # -- signals
 
-    def _on_signals(self, main: asyncio.Task[Any]) -> None:
+    def _on_signals(self, main: asyncio.Task[object]) -> None:
         """SIGTERM and SIGINT: stop in order; the second one ends the process at once. SIGHUP: where
         there is a terminal, it has closed, which is the same; a service reads roster and
         certificate again."""

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from node.config import NodeConfig, RunConfig
 from node.daemon.telemetry import Telemetry
@@ -27,7 +26,7 @@ LARGEST = 1 << 63
 """No message carries a larger incarnation, so a file that holds one is damaged."""
 
 
-def journal_header(node: NodeConfig, run: RunConfig) -> dict[str, Any]:
+def journal_header(node: NodeConfig, run: RunConfig) -> dict[str, object]:
     """The first line of this process's journal."""
     return header(
         run.model_dump(mode="json"),

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from math import isfinite, nan
-from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
@@ -133,7 +132,7 @@ class Telemetry(RoundObserver, SessionObserver):
         if self.limit is not None:
             self.metrics.epsilon_limit.set(self.limit)
 
-    def log_event(self, event: str, **fields: Any) -> None:
+    def log_event(self, event: str, **fields: object) -> None:
         """A line in the journal. A full disk costs the line, not the run."""
         try:
             self.journal.write(event, **fields)
@@ -418,7 +417,7 @@ class Telemetry(RoundObserver, SessionObserver):
             self.metrics.up(peer, live)
             self._note_of(peer, "peer", state="live" if live else "not live")
 
-    def _note_of(self, peer: Peer, event: str, **fields: Any) -> None:
+    def _note_of(self, peer: Peer, event: str, **fields: object) -> None:
         """A line about what a neighbor did, PER_ROUND of them in a round; the metrics count all."""
         t = self.session.progress.round if self.session else -1
         if t != self._noted_in:

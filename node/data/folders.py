@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ from node.data.examples import Examples
 from node.encoding import composed
 from peer.errors import ConfigurationError, DataError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Pixels: TypeAlias = NDArray[np.generic]
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 """Whatever a file's name says, none of Pillow's other readers is asked."""
 PIXELS = 64_000_000
@@ -116,7 +120,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in (*names, *links) if not unused.is_clutter(name))
 
 
-def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _stacked(pixels: Sequence[Pixels]) -> Pixels:
     """uint8 [n, channels, height, width], or float32 in 0 … 1 where one of them has more than 8
     bits.
     """
@@ -125,12 +129,12 @@ def _stacked(pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.stack([_floats(image) for image in pixels])
 
 
-def _floats(image: NDArray[Any]) -> NDArray[Any]:
+def _floats(image: Pixels) -> Pixels:
     """Pixels as float32 in 0 … 1."""
     return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
 
 
-def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
+def _image(path: Path, size: int, channels: int) -> Pixels:
     """uint8 [channels, size, size], or float32 in 0 … 1 where its pixels have more than 8 bits."""
     try:
         from PIL import Image, ImageOps
@@ -165,7 +169,7 @@ def _image(path: Path, size: int, channels: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
 
 
-def _over_white(image: Any, channels: int) -> Any:
+def _over_white(image: Image.Image, channels: int) -> Image.Image:
     """With 8 bits a channel, what is transparent over white."""
     from PIL import Image
 
@@ -178,7 +182,7 @@ def _over_white(image: Any, channels: int) -> Any:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _deep(path: Path, image: Any) -> Any:
+def _deep(path: Path, image: Image.Image) -> Image.Image:
     """Gray of more than 8 bits as floats in 0 … 1: 16 bits over the largest, floats as they are.
 
     Raises:

@@ -4,10 +4,12 @@ runs.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import SupportsInt
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from node.data.examples import Examples
 from node.data.paths import user
@@ -52,7 +54,7 @@ def torchvision(name: str) -> tuple[Examples, Examples]:
         ) from None
 
 
-def _read(dataset: Any) -> Examples:
+def _read(dataset: Iterable[tuple[ArrayLike, SupportsInt]]) -> Examples:
     images = np.stack([np.asarray(image) for image, _ in dataset])
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     labels = torch.tensor([int(label) for _, label in dataset])

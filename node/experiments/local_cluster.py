@@ -171,7 +171,7 @@ class DaemonProcess:
 
 
 def after(
-    seen: Progress, event: Mapping[str, Any], declared: Sequence[Metric] = COMMON_METRICS
+    seen: Progress, event: Mapping[str, object], declared: Sequence[Metric] = COMMON_METRICS
 ) -> Progress:
     """What is shown of a node, whose task declares these metrics, after one more line of its
     journal.

@@ -362,12 +362,12 @@ def _instructions(node: NodeConfig, run: RunConfig) -> str:
     )
 
 
-def create_authority(folder: Path) -> dict[str, Any]:
+def create_authority(folder: Path) -> dict[str, object]:
     authority = CertificateAuthority.create(make_folder(folder))
     return {"folder": str(folder), "federation": authority.federation}
 
 
-def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str, Any]:
+def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str, object]:
     """A node's certificate in `out`; with `request` the key stays where it was made."""
     authority = CertificateAuthority.load(folder)
     if request is None:
@@ -381,7 +381,7 @@ def issue(folder: Path, out: Path, request: Path | None, days: int) -> dict[str,
     return {"folder": str(out), "id": show_certificate(out / "node.pem")["id"]}
 
 
-def show_certificate(place: Path) -> dict[str, Any]:
+def show_certificate(place: Path) -> dict[str, object]:
     """What a certificate says; of a folder, its node.pem, otherwise its ca.pem."""
     if place.is_dir():
         place = place / ("node.pem" if (place / "node.pem").exists() else "ca.pem")
@@ -397,7 +397,7 @@ def show_certificate(place: Path) -> dict[str, Any]:
     }
 
 
-def show_roster(folder: Path) -> dict[str, Any]:
+def show_roster(folder: Path) -> dict[str, object]:
     """What the roster in this folder says; run.toml beside it has the key that it must be signed
     with.
     """
@@ -410,7 +410,7 @@ def show_roster(folder: Path) -> dict[str, Any]:
     }
 
 
-def remove_members(folder: Path, names: Sequence[str], authority: Path) -> dict[str, Any]:
+def remove_members(folder: Path, names: Sequence[str], authority: Path) -> dict[str, object]:
     """Writes the next version of the roster in this folder, without these members.
 
     Raises:

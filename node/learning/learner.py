@@ -302,7 +302,7 @@ class Learner:
             total=total, link=link, lifetime=epsilon_rdp(self.ledger.rows(), lifetime_delta)
         )
 
-    def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, Any]:
+    def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, object]:
         """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
         config = self.run.privacy
         guaranteed = (
@@ -413,7 +413,7 @@ def mixing(run: RunConfig) -> Mixing:
 
 
 @lru_cache
-def _stated(rows: tuple[Any, ...], delta: float) -> float:
+def _stated(rows: tuple[Spent, ...], delta: float) -> float:
     return epsilon_pld(rows, delta)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from node.hooks import no_op
-from node.llm.likelihood import Forward
+from node.llm.forward import Forward
 
 BANNED = -1e9
 """Logit of tokens that are no part of an answer: finite, since −inf times a mask of 0 is NaN."""

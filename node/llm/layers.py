@@ -159,7 +159,7 @@ def merged_model(model: nn.Module, learned: Mapping[str, Tensor]) -> Any:
         id(model.get_parameter(name)): nn.Parameter(it.clone(), requires_grad=False)
         for name, it in learned.items()
     }
-    made: Any = _copied(model, put)
+    made: object = _copied(model, put)
     return copy.deepcopy(made).merge_and_unload() if hasattr(made, "merge_and_unload") else made
 
 

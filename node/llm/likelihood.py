@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from node.llm.forward import Forward
 from node.llm.prompts import MASKED, Sequences
 
 CHUNK = 8
 """Sequences per forward pass."""
-Forward = Callable[..., Any]
-"""(ids [n, length], **further arguments of a transformers model) -> its output."""
 Questions = Sequence[tuple[list[int], list[list[int]]]]
 """(prompt, every label's tokens) of each row."""
 

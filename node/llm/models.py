@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 import torch
@@ -29,6 +29,7 @@ from node.models import MODELS
 from node.randomness import seeded
 from peer.errors import ConfigurationError, DataError, StorageError, first_line
 
+R = TypeVar("R")
 BYTES = {
     "vocab_size": Bytes.size,
     "hidden_size": 128,
@@ -110,7 +111,7 @@ def _looks_ahead(model: Any, n: int) -> bool:
     is exactly 0 where they don't, in any type and whichever experts are chosen."""
     seen: list[Tensor] = []
 
-    def watch(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+    def watch(module: nn.Module, inputs: object, embedded: Tensor) -> Tensor:
         seen.append(embedded.detach().requires_grad_())
         return seen[-1].clone()  # some models scale it in place
 
@@ -132,7 +133,7 @@ def _repeats(model: Any) -> bool:
     return True
 
 
-def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> Any:
+def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
     """Model and tokenizer."""
     library = transformers()
     # never a pickle
@@ -143,7 +144,7 @@ def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) ->
     )
 
 
-def _there(place: Path | str, read: Callable[[], Any]) -> Any:
+def _there(place: Path | str, read: Callable[[], R]) -> R:
     """What is read of a folder, or of the hub; what was downloaded before is taken as it is."""
     last: Exception | None = None
     ways: list[AbstractContextManager[None]] = (
@@ -175,9 +176,8 @@ def tiny_llama(dtype: torch.dtype, attention: str | None, seed: int) -> nn.Modul
     return _frozen(model.to(dtype))
 
 
-def _frozen(model: Any) -> nn.Module:
-    frozen: nn.Module = model.eval().requires_grad_(False)
-    return frozen
+def _frozen(model: nn.Module) -> nn.Module:
+    return model.eval().requires_grad_(False)
 
 
 def source(name: str) -> Path | str:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +153,7 @@ class State:
             tensors += _of_module(path, module)
         return tensors
 
-    def _tracer(self, before: list[_Held]) -> Callable[[nn.Module, Any], None]:
+    def _tracer(self, before: list[_Held]) -> Callable[[nn.Module, object], None]:
         """A hook that adds each new module to those that are watched, before it runs for the first
         time.
         """
@@ -182,7 +181,7 @@ class State:
                 self._modules[id(module)] = new[-1]
         return new
 
-    def _walk(self, value: Any, name: str, depth: int, seen: set[int]) -> None:
+    def _walk(self, value: object, name: str, depth: int, seen: set[int]) -> None:
         if depth < 0 or id(value) in seen:
             return
         seen.add(id(value))
@@ -268,7 +267,7 @@ def _of_module(path: str, module: nn.Module, *, swapped: bool = False) -> list[_
     return held
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
+def _parts(value: object) -> list[tuple[str, object]]:
     """(name, part) of a container, function or object."""
     match value:
         case str() | bytes() | type() | ModuleType():
@@ -286,7 +285,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     return list(getattr(value, "__dict__", {}).items())
 
 
-def _containers(module: nn.Module) -> list[tuple[str, Any]]:
+def _containers(module: nn.Module) -> list[tuple[str, object]]:
     """Plain lists and mappings of all its layers, which may hold further layers."""
     kinds = (list, tuple, set, deque, dict)
     every = [item for part in module.modules() for item in vars(part).items()]

@@ -27,7 +27,7 @@ Deviations
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ def is_mean(verb: Mix[Tensor], mix: MixSection) -> bool:
 
 
 def rule_of(
-    verb: Mix[Any], mix: MixSection, me: Peer
+    verb: Mix[Tensor], mix: MixSection, me: Peer
 ) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
     """The rule of this Mix at this node."""
     own = verb.weights is not None and verb.rule == "mean"

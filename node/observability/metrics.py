@@ -376,7 +376,7 @@ class _Handler(WSGIRequestHandler):
     timeout = 10
     """Seconds after which a silent scraper is dropped."""
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 

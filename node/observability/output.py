@@ -8,13 +8,13 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 _documents: list[TextIO] = []
 """Where documents go in place of standard output, which somebody else's code may print to."""
 
 
-def print_json(value: Any, indent: int | None = 2) -> None:
+def print_json(value: object, indent: int | None = 2) -> None:
     """In ASCII: programs read it, whatever the locale."""
     out = _documents[-1] if _documents else sys.stdout
     print(json.dumps(value, indent=indent), file=out, flush=True)

@@ -139,7 +139,7 @@ def load_model(path: Path) -> tuple[Layout, Tensor]:
         raise DataError(f"{path} is no model of peerpoise, or damaged: {error}.") from None
 
 
-def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: object, place: str, tensors: dict[str, Tensor]) -> object:
     """The value as JSON; tensors are put aside under their place and leave its name."""
     match value:
         case Tensor() if value.dtype in DTYPES:
@@ -161,7 +161,7 @@ def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint can't hold {kind} at {place}")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: object, tensors: Mapping[str, Tensor]) -> object:
     match value:
         case {"tensor": str(place)}:
             return tensors[place]
@@ -200,7 +200,7 @@ def _written(
     order = sorted(
         tensors, key=lambda name: (-types[name].itemsize, name)
     )  # so that all lie aligned
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name in order:
         begin, end = end, end + tensors[name].numel() * types[name].itemsize

@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from node.jsontypes import Json
 from peer import files
 from peer.errors import StorageError
 
@@ -71,7 +72,7 @@ class Journal:
     Thread-safe.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
         """Opens or continues the journal and writes the header (see `header`).
 
         Raises:
@@ -86,7 +87,7 @@ class Journal:
             raise files.storage_error(path, error) from None
         self.write("header", **header)
 
-    def write(self, event: str, **fields: Any) -> None:
+    def write(self, event: str, **fields: object) -> None:
         """Appends one line, with the wall-clock time; what is not finite becomes null.
 
         Raises:
@@ -118,8 +119,8 @@ class Journal:
 
 
 def header(
-    configuration: Mapping[str, Any], *, node: str, run: str, seed: int, threads: int
-) -> dict[str, Any]:
+    configuration: Mapping[str, object], *, node: str, run: str, seed: int, threads: int
+) -> dict[str, object]:
     """What a reader needs to repeat the run: its configuration (run.toml, never node.toml), code,
     seed and machine.
     """
@@ -159,7 +160,7 @@ def run_of(path: Path) -> str | None:
         return None
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Json]:
     """All events of a journal, without a torn last line.
 
     Raises:
@@ -192,7 +193,7 @@ def round_seconds(path: Path, first: int) -> list[float]:
     ]
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """The value as JSON has it: sets sorted, tuples as lists, what is not finite as None."""
     match value:
         case float():

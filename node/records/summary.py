@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+V = TypeVar("V")
 AGAINST = "against any coalition of other nodes"
 UNCOVERED = "the validation set is private and not covered"
 PIECE = 1 << 18
@@ -32,7 +33,7 @@ LINK = (
 )
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
@@ -447,25 +448,25 @@ def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
     )
 
 
-def _union(parts: Any) -> dict[str, Any]:
+def _union(parts: Iterable[Mapping[str, V]]) -> dict[str, V]:
     return dict(sorted((name, value) for part in parts for name, value in part.items()))
 
 
-def _known(values: Any) -> list[float]:
+def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     known = _known(values)
     return sum(known) / len(known) if known else None
 
 
-def _median(values: Any) -> float | None:
+def _median(values: Iterable[float | None]) -> float | None:
     known = _known(values)
     return statistics.median(known) if known else None
 
 
-def _max(values: Any) -> float | None:
+def _max(values: Iterable[float | None]) -> float | None:
     return max(_known(values), default=None)
 
 
@@ -478,7 +479,7 @@ def _merge_metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> di
     return merged
 
 
-def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Of the plain figures."""
     names = sorted(
         {name for part in parts for name, value in part.items() if not isinstance(value, Mapping)}

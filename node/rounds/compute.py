@@ -13,13 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 import torch
 
 from node.task import Stopped
 
 R = TypeVar("R")
+V = TypeVar("V")
 Ts = TypeVarTuple("Ts")
 
 
@@ -89,7 +90,7 @@ class Compute:
     async def _put(self, queue: deque[Callable[[], None]], work: Callable[[], R]) -> R:
         future: asyncio.Future[R] = self._loop.create_future()
 
-        def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        def settle(set_it: Callable[[V], None], value: V) -> None:
             if not future.done():
                 set_it(value)
 

@@ -38,7 +38,19 @@ from peer.codec import frames
 from peer.errors import Diverged, PeersUnavailable
 from peer.failpoint import failpoint
 from peer.membership import majority
-from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
+from peer.message import (
+    Ask,
+    Conversation,
+    Layout,
+    Mix,
+    Peer,
+    Replies,
+    Say,
+    Verb,
+    WholePayload,
+    Withheld,
+    step,
+)
 from peer.neighborhood import Neighborhood, Views
 from peer.session.interfaces import Key, Role
 from peer.session.session import Session
@@ -216,7 +228,7 @@ class Driver:
         self._quickest = min(seconds, self._quickest or seconds)
         self.watcher.round(t, seconds)
 
-    def _advance(self, t: int, talk: Conversation, reply: Any) -> Verb | None:
+    def _advance(self, t: int, talk: Conversation, reply: object) -> Verb | None:
         verb = step(talk, reply)
         if verb is None:
             self.completed(t)
@@ -224,7 +236,7 @@ class Driver:
 
     # verbs
 
-    async def _speak(self, t: int, phase: int, verb: Verb) -> Any:
+    async def _speak(self, t: int, phase: int, verb: Verb) -> object:
         self.waiting.enter(phase)
         match verb:
             case Say():
@@ -236,14 +248,14 @@ class Driver:
             case Mix():
                 return await self._mix(t, phase, verb)
 
-    async def _say(self, t: int, number: int, verb: Say[Tensor]) -> Replies[Any]:
+    async def _say(self, t: int, number: int, verb: Say[Tensor]) -> Replies[WholePayload[Tensor]]:
         phase = self._phase(Key(t, number, Role.SAY), verb, await self._outgoing(verb))
         await self._swap(phase)
         self.heard = phase.heard()
         self._report(t, verb.kind, phase.norms(self.heard))
         return phase.replies(self.neighborhood.neighbors)
 
-    async def _ask(self, t: int, number: int, verb: Ask[Tensor]) -> Replies[Any]:
+    async def _ask(self, t: int, number: int, verb: Ask[Tensor]) -> Replies[WholePayload[Tensor]]:
         outgoing = await self._outgoing(verb)
         answers = self._phase(Key(t, number, Role.ANSWER), verb)
         questions = self._questions(Key(t, number, Role.QUESTION), verb, outgoing, answers)
@@ -257,7 +269,7 @@ class Driver:
         self._report(t, verb.kind, answers.norms(self.heard))
         return answers.replies(self.neighborhood.neighbors, questions.notes)
 
-    async def _mix(self, t: int, number: int, verb: Mix[Tensor]) -> Any:
+    async def _mix(self, t: int, number: int, verb: Mix[Tensor]) -> WholePayload[Tensor]:
         outgoing = await self._outgoing(verb)
         phase = self._phase(Key(t, number, Role.MIX), verb, outgoing)
         await self._swap(phase, self.heard)
@@ -406,11 +418,13 @@ class Driver:
 
 def _mixed(
     me: Peer, weight: Mapping[Peer, float], phase: Phase, rule: AggregationRule
-) -> tuple[Any, float, dict[Peer, float]]:
+) -> tuple[WholePayload[Tensor], float, dict[Peer, float]]:
     """The average; of the payloads' first vectors the consensus distance, and each neighbor's
     distance from the own.
     """
-    payloads = {peer: phase.own() if peer == me else phase.take(peer) for peer in weight}
+    payloads: dict[Peer, Any] = {
+        peer: phase.own() if peer == me else phase.take(peer) for peer in weight
+    }
     parameters = {peer: it[0] if isinstance(it, tuple) else it for peer, it in payloads.items()}
     apart = {
         peer: float(distance(x, parameters[me])) for peer, x in parameters.items() if peer != me

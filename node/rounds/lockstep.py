@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-from node.algorithms import Algorithm
 from node.config import MixSection
 from node.hooks import no_op
 from node.maths.mixing import agreed, materialize, mixed, mixing_row
@@ -24,7 +23,19 @@ from node.maths.robust import MEAN, rule_of
 from node.rounds.bounds import RMS_ONLY, Bounds
 from node.rounds.buffers import Size
 from peer.errors import Malformed
-from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Say, Verb, Withheld, step
+from peer.message import (
+    Ask,
+    Conversation,
+    Layout,
+    Mix,
+    Peer,
+    Replies,
+    Say,
+    Verb,
+    WholePayload,
+    Withheld,
+    step,
+)
 from peer.neighborhood import Neighborhood, View, Views
 from peer.session.interfaces import Role
 
@@ -38,8 +49,14 @@ Lossy: TypeAlias = Callable[[int, int, Peer, Peer], bool]
 Of an Ask the answer is lost, not the question: the sender has released it all the same."""
 
 
+class Rounds(Protocol):
+    """What an `Algorithm` is to this driver."""
+
+    def round(self, t: int, view: View) -> Conversation: ...
+
+
 def run(
-    algorithms: Mapping[Peer, Algorithm],
+    algorithms: Mapping[Peer, Rounds],
     neighborhoods: Neighborhoods,
     rounds: int,
     *,
@@ -156,8 +173,8 @@ def _exchange(
 
 def _refused(
     verbs: Mapping[Peer, Verb],
-    payloads: Mapping[Peer, Any],
-    answers: Mapping[Peer, Mapping[Peer, Any]],
+    payloads: Mapping[Peer, WholePayload[Tensor]],
+    answers: Mapping[Peer, Mapping[Peer, WholePayload[Tensor] | None]],
     neighborhoods: Neighborhoods,
     bounds: Bounds,
 ) -> Edges:
@@ -176,7 +193,7 @@ def _refused(
     return unusable | wrong
 
 
-def _usable(payload: Any, bounds: Bounds, role: Role | None = None) -> bool:
+def _usable(payload: WholePayload[Tensor] | None, bounds: Bounds, role: Role | None = None) -> bool:
     parts = payload if isinstance(payload, tuple) else () if payload is None else (payload,)
     size = Size(bounds.norm(sum(part.numel() for part in parts), role))
     try:
@@ -187,7 +204,7 @@ def _usable(payload: Any, bounds: Bounds, role: Role | None = None) -> bool:
     return True
 
 
-def _nbytes(payload: Any, layout: Layout | None) -> int:
+def _nbytes(payload: WholePayload[Tensor], layout: Layout | None) -> int:
     """Bytes of a payload on the wire."""
     size = 4 if layout is None else layout.nbytes // layout.size
     return size * sum(
@@ -196,7 +213,7 @@ def _nbytes(payload: Any, layout: Layout | None) -> int:
 
 
 def arrived(
-    up: AbstractSet[Peer] | Mapping[Peer, Any],
+    up: AbstractSet[Peer] | Mapping[Peer, object],
     neighborhoods: Neighborhoods,
     lost: Edges = frozenset(),
 ) -> Contacts:
@@ -213,7 +230,7 @@ def _reply(
     i: Peer,
     verbs: Mapping[Peer, Verb],
     payloads: Mapping[Peer, Any],
-    answers: Mapping[Peer, Any],
+    answers: Mapping[Peer, WholePayload[Tensor] | None],
     neighborhood: Neighborhood,
     contacts: Contacts,
     before: Contacts,
@@ -240,8 +257,8 @@ def _notes(verbs: Mapping[Peer, Verb], peers: Iterable[Peer]) -> dict[Peer, byte
 
 
 def _answers(
-    i: Peer, verbs: Mapping[Peer, Verb], question: Any, neighborhood: Neighborhood
-) -> dict[Peer, Any]:
+    i: Peer, verbs: Mapping[Peer, Verb], question: WholePayload[Tensor], neighborhood: Neighborhood
+) -> dict[Peer, WholePayload[Tensor] | None]:
     """What each neighbor that is up answers to i's question; None: it is withheld. None at all
     where nobody asks.
     """
@@ -250,7 +267,7 @@ def _answers(
     return {j: _answer(verbs[j], i, question) for j in neighborhood.neighbors if j in verbs}
 
 
-def _answer(verb: Verb, asker: Peer, question: Any) -> Any:
+def _answer(verb: Verb, asker: Peer, question: WholePayload[Tensor]) -> WholePayload[Tensor] | None:
     assert isinstance(verb, Ask)
     try:
         return _copy(verb.answer(asker, _copy(question)))
@@ -258,14 +275,14 @@ def _answer(verb: Verb, asker: Peer, question: Any) -> Any:
         return None
 
 
-def _copy(payload: Any) -> Any:
+def _copy(payload: WholePayload[Tensor]) -> WholePayload[Tensor]:
     """What travels is a copy, never a reference."""
     return (
         payload.clone() if isinstance(payload, Tensor) else tuple(part.clone() for part in payload)
     )
 
 
-def _form(verb: Verb) -> tuple[Any, ...]:
+def _form(verb: Verb) -> tuple[object, ...]:
     streaming = isinstance(verb, Mix) and verb.streaming
     return type(verb), verb.kind, verb.layout, getattr(verb, "answer_layout", None), streaming
 

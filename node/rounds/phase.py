@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from node.rounds.buffers import FrameQueue, ReceiveBuffer, SendBuffer, parts_of, shape_of
-from peer.message import Layout, Payload, Peer, Replies
+from peer.message import Layout, Payload, Peer, Replies, WholePayload
 from peer.session.interfaces import DiscardSink, FrameSource, Incoming, Key, Role, Sink
 from peer.session.transfers import Transfers
 
@@ -177,7 +176,7 @@ class Phase:
 
     def replies(
         self, neighbors: Iterable[Peer], notes: Mapping[Peer, bytes] | None = None
-    ) -> Replies[Any]:
+    ) -> Replies[WholePayload[Tensor]]:
         """The payloads that came. `notes`: of the questions, if these are answers."""
         there = {peer for peer in self.heard() if self._buffer(peer) is not None}
         payloads = ((peer, self.take(peer)) for peer in there)
@@ -185,7 +184,7 @@ class Phase:
             payloads, frozenset(neighbors) - there, self.notes if notes is None else notes
         )
 
-    def take(self, peer: Peer) -> Any:
+    def take(self, peer: Peer) -> WholePayload[Tensor]:
         """The neighbor's payload: one vector, or a tuple of them."""
         buffer = self._buffer(peer)
         assert buffer is not None, f"nothing came from {peer}"
@@ -200,7 +199,7 @@ class Phase:
             if buffer is not None and buffer.size is not None
         }
 
-    def own(self) -> Any:
+    def own(self) -> WholePayload[Tensor]:
         """This node's payload as the neighbors get it, in the same form."""
         assert self.outgoing is not None
         full = self.outgoing.flat.float()

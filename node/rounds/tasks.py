@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
 
 from peer.message import Peer
 from peer.session.interfaces import Key, Role
@@ -43,14 +42,14 @@ class RoundTasks:
         self.cancel()
         await self._group.__aexit__(kind, error, traceback)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Runs something until it is over or the round is."""
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def send(self, key: Key, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
+    def send(self, key: Key, peer: Peer, work: Coroutine[object, object, None]) -> None:
         """Runs what sends a neighbor the message of this key."""
         place = (key.phase, key.role, peer)
         before = self._sending.get(place)

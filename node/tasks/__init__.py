@@ -119,7 +119,7 @@ def exporter(run: RunConfig) -> Callable[[RunConfig, Layout, Tensor, Path], None
 
 def _beside(run: RunConfig, name: str) -> Callable[..., Any] | None:
     """A function of the module that the task comes from."""
-    function: Callable[..., Any] | None = getattr(
+    function: Callable[..., object] | None = getattr(
         getmodule(unwrap(find(run.task.name))), name, None
     )
     return (

@@ -39,6 +39,7 @@ from node.data import Texts
 from node.figures import ACCURACY, F1, LOSS, PERPLEXITY
 from node.hooks import no_op
 from node.llm import likelihood, models
+from node.llm.forward import Output
 from node.llm.layers import Trained, drop_weights, merged_model, share_weights, trained, with_lora
 from node.llm.prompts import MASKED, Encoder, Sequences
 from node.randomness import seeded
@@ -119,7 +120,7 @@ class CausalLM(Task):
         """Parameters of any float type; those that ask for a gradient get it in their own. A
         bfloat16 model computes under autocast on an NVIDIA GPU."""
         ids, labels = batch[0], likelihood.shifted(batch[1])
-        more: dict[str, Any] = {}
+        more: dict[str, object] = {}
         places = (labels != MASKED).any(0).nonzero()[:, 0]
         longest = int(places[-1]) + 1  # what is after the last label changes nothing
         ids, labels = ids[:, :longest], labels[:, :longest]
@@ -146,7 +147,7 @@ class CausalLM(Task):
             return {}
         parameters = views(self.layout, devices.onto(x.detach().to(self.dtype), self.device))
 
-        def forward(ids: Tensor, **more: Any) -> Any:
+        def forward(ids: Tensor, **more: object) -> Output:
             with torch.inference_mode():
                 return self._forward(parameters, ids, **more)
 
@@ -175,15 +176,14 @@ class CausalLM(Task):
             **_figures(likelihoods.nll[right, truth], likelihoods.tokens[right, truth]),
         }
 
-    def _forward(
-        self, parameters: Mapping[str, Tensor], ids: Tensor, *, use_cache: bool = False, **more: Any
-    ) -> Any:
+    def _forward(self, parameters: Mapping[str, Tensor], ids: Tensor, **more: object) -> Output:
         if not torch.is_autocast_enabled(self.device.type):  # which casts where it wants to
             parameters = {name: value.to(self.dtype) for name, value in parameters.items()}
-        arguments = {"input_ids": ids, "use_cache": use_cache, **more}
-        return functional_call(
+        arguments = {"input_ids": ids, "use_cache": False, **more}
+        output: Output = functional_call(
             self._module(), {**_tensors(self._model, self.device), **parameters}, (), arguments
         )
+        return output
 
     def _module(self) -> nn.Module:
         """This thread's own modules: functional_call swaps tensors inside them while it runs."""

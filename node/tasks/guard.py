@@ -274,7 +274,7 @@ class Guarded(Wrapper, Task):
             )
         return key
 
-    def _metric(self, metric: Metric, value: Any) -> float:
+    def _metric(self, metric: Metric, value: object) -> float:
         number, name = _number(value), metric.name
         if number is None:
             raise self._refusal(
@@ -299,7 +299,7 @@ def guarded(function: Callable[..., Any], name: str, what: str) -> Callable[...,
     """
 
     @wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
+    def call(*arguments: object, **options: object) -> object:
         try:
             result = function(*arguments, **options)
         except BaseException as error:
@@ -309,9 +309,9 @@ def guarded(function: Callable[..., Any], name: str, what: str) -> Callable[...,
     return call
 
 
-def _keeping_switches(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _keeping_switches(function: Callable[..., object], name: str) -> Callable[..., object]:
     @wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
+    def call(*arguments: object, **options: object) -> object:
         with switches_kept(name):
             return function(*arguments, **options)
 
@@ -330,7 +330,7 @@ def _with_gradients(yield_point: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-def _read(task: object, attribute: str, name: str) -> Any:
+def _read(task: object, attribute: str, name: str) -> object:
     """The attribute; _MISSING where there is none. An AttributeError out of a property of that name
     is a mistake.
     """
@@ -406,7 +406,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
-def _takes_two(evaluate: Callable[..., Any]) -> bool:
+def _takes_two(evaluate: Callable[..., object]) -> bool:
     """Does it take `yield_point` beside the parameters?"""
     try:
         inspect.signature(evaluate).bind(None, None)

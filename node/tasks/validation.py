@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ def sealed(run: RunConfig) -> RunConfig:
     return _with(run, digest=train.take(held_out(run, train.y.numpy())).digest())
 
 
-def _with(run: RunConfig, **changes: Any) -> RunConfig:
+def _with(run: RunConfig, **changes: object) -> RunConfig:
     return run.model_copy(update={"validation": run.validation.model_copy(update=changes)})
 
 

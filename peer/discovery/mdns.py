@@ -152,7 +152,7 @@ class Mdns:
                 await browser.async_cancel()
 
 
-def _nothing(**_: Any) -> None:
+def _nothing(**_: object) -> None:
     """A browser only asks here; `RecordListener` hears the answers."""
 
 

@@ -178,11 +178,11 @@ def _check(member: Member) -> None:
         endpoint(address)
 
 
-def _signed(body: Mapping[str, Any]) -> bytes:
+def _signed(body: Mapping[str, object]) -> bytes:
     return f"{FORMAT}\n{json.dumps(body, sort_keys=True, separators=(',', ':'))}".encode()
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], bytes]:
+def _parse(path: Path) -> tuple[dict[str, object], bytes]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigurationError(f"{path} is too large for a roster.")

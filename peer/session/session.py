@@ -12,7 +12,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from peer import codec
 from peer.errors import Malformed, RemoteError, Unreachable
@@ -86,7 +86,7 @@ class Session:
             for peer in self.table.states:
                 self._tasks.create_task(self._keep(peer), name=f"keep {peer}")
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, work: Coroutine[object, object, object]) -> None:
         """Runs something beside the session, as long as it runs."""
         self._tasks.create_task(work)
 

@@ -39,7 +39,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, NoReturn, TypeAlias, get_args
+from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
 
 from google.protobuf.message import DecodeError
 
@@ -105,11 +105,14 @@ CONNECT_SECONDS = 10.0
 REVOKED = "This node was revoked."
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Bulk: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
+C = TypeVar("C", bound="grpc.aio.Call")
 
 _log = logging.getLogger(__name__)
 
 
-def common_options(window: int) -> list[tuple[str, Any]]:
+def common_options(window: int) -> list[tuple[str, object]]:
     """What both ends set: message limits, no compression (noise does not shrink, bombs grow), no
     hidden retries.
     """
@@ -127,7 +130,7 @@ def common_options(window: int) -> list[tuple[str, Any]]:
 
 def server_options(
     keepalive: float, handshake: float, window: int = WINDOW
-) -> list[tuple[str, Any]]:
+) -> list[tuple[str, object]]:
     """Half the client's interval is tolerated, so that clocks and jitter never look like "too many
     pings".
     """
@@ -155,7 +158,7 @@ def most_connections() -> int:
 
 def client_options(
     keepalive: float, reconnect: tuple[float, float], node_id: str, window: int = WINDOW
-) -> list[tuple[str, Any]]:
+) -> list[tuple[str, object]]:
     """Every channel has a connection of its own and expects the certificate of exactly
     `node_id`.
     """
@@ -223,7 +226,7 @@ class Grpc:
         self._service: Service
         self._attached = asyncio.Event()
         self._health = health.aio.HealthServicer()
-        self._open: dict[tuple[str, int], set[asyncio.Task[Any]]] = {}
+        self._open: dict[tuple[str, int], set[asyncio.Task[object]]] = {}
         self._links: set[GrpcLink] = set()
         self._members = None if members is None else frozenset(members)
         self._revoked: set[str] = set()
@@ -412,7 +415,7 @@ class Grpc:
         METADATA, and grpc makes Python objects of its headers, up to 16 MiB a call, before we are
         asked."""
         stream = grpc.stream_stream_rpc_method_handler
-        own: dict[str, Any] = {method: stream(self._call(method)) for method in METHODS}
+        own: dict[str, Handler] = {method: stream(self._call(method)) for method in METHODS}
         own["Transfer"], own["Prove"] = stream(self._transfer), stream(self._prove)
         asked, answered = (
             health_pb2.HealthCheckRequest.FromString,
@@ -426,8 +429,8 @@ class Grpc:
         server.add_registered_method_handlers(health.SERVICE_NAME, checks)
         server.add_generic_rpc_handlers((_Anything(stream(self._unknown)),))
 
-    def _call(self, method: Method) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
-        async def handle(_: Any, context: Context) -> None:
+    def _call(self, method: Method) -> Callable[[object, Context], Coroutine[object, object, None]]:
+        async def handle(_: object, context: Context) -> None:
             async with self._admitted(context, CALLS_PER_PEER) as caller:
                 request = await _only(context, self._request)
                 await self._attached.wait()
@@ -435,7 +438,7 @@ class Grpc:
 
         return handle
 
-    async def _transfer(self, _: Any, context: Context) -> None:
+    async def _transfer(self, _: object, context: Context) -> None:
         async with (
             self._admitted(context, self._transfers_per_peer, 1) as caller,
             aclosing(_messages(context)) as messages,
@@ -448,7 +451,7 @@ class Grpc:
                 self.refused(caller, code)
             await context.write(verdict)
 
-    async def _prove(self, _: Any, context: Context) -> None:
+    async def _prove(self, _: object, context: Context) -> None:
         async with self._admitted(context, CALLS_PER_PEER) as caller:
             nonce = await _only(context, self._request)
             if self._identity is None or caller is None or len(nonce) != DIGEST:
@@ -458,13 +461,13 @@ class Grpc:
                 peer_pb2.Proof(spki=self._identity.spki, signature=signature).SerializeToString()
             )
 
-    async def _unknown(self, _: Any, context: Context) -> None:
+    async def _unknown(self, _: object, context: Context) -> None:
         """What is no method of ours costs its caller a token all the same."""
         async with self._admitted(context, CALLS_PER_PEER):
             raise Malformed("There is no such method.", peer_pb2.CODE_MALFORMED)
 
-    def _check(self, watch: bool) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
-        async def handle(_: Any, context: Context) -> None:
+    def _check(self, watch: bool) -> Callable[[object, Context], Coroutine[object, object, None]]:
+        async def handle(_: object, context: Context) -> None:
             async with self._admitted(context, CALLS_PER_PEER):
                 request = await _only(context, self._request)
                 if watch:
@@ -592,12 +595,10 @@ class _Anything(grpc.GenericRpcHandler):
     asked.
     """
 
-    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         return self._handler
 
 
@@ -632,7 +633,7 @@ class GrpcLink:
     def __init__(self, transport: Grpc, node_id: str, address: str) -> None:
         self.node_id, self.address = node_id, address
         self._transport = transport
-        self._calls: set[Any] = set()
+        self._calls: set[grpc.aio.Call] = set()
         self._proving = asyncio.Lock()
         self._connect()
 
@@ -641,9 +642,15 @@ class GrpcLink:
         self._identity = self._transport.identity
         self._channels = [self._transport.channel(self.node_id, self.address) for _ in range(2)]
         control, bulk = self._channels
-        self._control: dict[str, Any] = {m: control.unary_unary(f"/{SERVICE}/{m}") for m in METHODS}
-        self._bulk: Any = bulk.stream_stream(f"/{SERVICE}/Transfer")
-        self._ask_proof: Any = bulk.unary_unary(f"/{SERVICE}/Prove")
+        self._control: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
+            method: control.unary_unary(f"/{SERVICE}/{method}") for method in METHODS
+        }
+        self._bulk: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = bulk.stream_stream(
+            f"/{SERVICE}/Transfer"
+        )
+        self._ask_proof: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = bulk.unary_unary(
+            f"/{SERVICE}/Prove"
+        )
         self._proven: asyncio.Task[None] | None = None
         """Runs as long as the connection of bulk is the one that was proved."""
 
@@ -672,9 +679,11 @@ class GrpcLink:
         async with self._following(lambda: self._bulk()) as call:
             sending = asyncio.ensure_future(_send(call, messages))
             reading = asyncio.ensure_future(call.read())
-            call.add_done_callback(
-                lambda _: sending.cancel()
-            )  # or a failing write would hide why the call ended
+
+            def stop(_: object) -> None:  # or a failing write would hide why the call ended
+                sending.cancel()
+
+            call.add_done_callback(stop)
             try:
                 await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_COMPLETED)
                 if sending.done() and not sending.cancelled():
@@ -739,7 +748,7 @@ class GrpcLink:
         await _close(self._channels, self._proven)
 
     @asynccontextmanager
-    async def _following(self, start: Callable[[], Any]) -> AsyncIterator[Any]:
+    async def _following(self, start: Callable[[], C]) -> AsyncIterator[C]:
         """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with
         the block.
         """
@@ -780,7 +789,7 @@ async def _close(channels: Sequence[grpc.aio.Channel], proven: asyncio.Task[None
         await channel.close()
 
 
-async def _send(call: Any, messages: AsyncIterable[bytes]) -> bool:
+async def _send(call: Bulk, messages: AsyncIterable[bytes]) -> bool:
     """Writes until the end (True), or until the call is over: why, the reading side says."""
     iterator = aiter(messages)
     try:

@@ -12,7 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+)
 from contextlib import aclosing
 from itertools import product
 from typing import Any, TypeVar
@@ -120,7 +127,7 @@ class Network:
         if (source, target) in self._cuts or {source, target} & self._dead:
             raise Unreachable(f"{target} can't be reached from {source}.")
 
-    async def under_way(self, source: str, target: str, work: Coroutine[Any, Any, R]) -> R:
+    async def under_way(self, source: str, target: str, work: Coroutine[object, object, R]) -> R:
         """Runs `work` until it ends or the network breaks between the two.
 
         Raises:
@@ -179,7 +186,7 @@ class Memory:
             task.cancel()
         await asyncio.gather(*repeats, return_exceptions=True)
 
-    async def deliver(self, work: Callable[[Service], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def deliver(self, work: Callable[[Service], Coroutine[object, object, bytes]]) -> bytes:
         """Lets the service do its part.
 
         Raises:
@@ -196,7 +203,7 @@ class Memory:
             _log.exception("A call could not be served.")
             raise Unreachable(f"{self.node_id} has a fault of its own.") from None
 
-    def repeat(self, work: Callable[[Service], Coroutine[Any, Any, bytes]]) -> None:
+    def repeat(self, work: Callable[[Service], Coroutine[object, object, bytes]]) -> None:
         """Delivers once more, unheard."""
 
         async def again() -> None:
@@ -241,7 +248,7 @@ class MemoryLink:
         if lost and first:
             raise Unreachable(f"A call to {self.node_id} was lost.")
 
-        def work(service: Service) -> Coroutine[Any, Any, bytes]:
+        def work(service: Service) -> Coroutine[object, object, bytes]:
             return service.call(self.source, method, request)
 
         node = network.node(self.node_id)
@@ -315,7 +322,7 @@ class _closing:
     def __init__(self, messages: AsyncIterable[bytes]) -> None:
         self._iterator = aiter(messages)
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> AsyncIterator[bytes]:
         return self._iterator
 
     async def __aexit__(self, *_: object) -> None:

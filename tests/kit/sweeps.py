@@ -12,6 +12,7 @@ from node.experiments.sweep.trial import run_trial
 from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
 from node.figures import ACCURACY, LOSS, Diagnostic, document
+from node.jsontypes import Json
 
 UNTUNED = """\
 [train]
@@ -56,12 +57,12 @@ class Here:
     slots = 1
 
     def __init__(self) -> None:
-        self.played: list[Mapping[str, Any]] = []
-        self._next: tuple[str, Mapping[str, Any]] | None = None
+        self.played: list[Json] = []
+        self._next: tuple[str, Json] | None = None
 
-    def start(self, key: str, configuration: Mapping[str, Any]) -> None:
-        self._next = key, configuration
-        self.played.append(configuration)
+    def start(self, key: str, configuration: Mapping[str, object]) -> None:
+        self._next = key, dict(configuration)
+        self.played.append(self._next[1])
 
     def wait(self) -> TrialUpdate:
         assert self._next is not None

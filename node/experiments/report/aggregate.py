@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from node.config import ExperimentConfig
 from node.experiments.sweep import code
@@ -22,6 +21,7 @@ from node.experiments.sweep.results import (
     rounds_to,
 )
 from node.figures import ACCURACY, Metric
+from node.jsontypes import Json
 from node.records.summary import Privacy, Summary, conditions
 
 
@@ -79,7 +79,7 @@ class Line:
         return "failed" if self.failures else "not run"
 
     @property
-    def figures(self) -> list[Mapping[str, Any]]:
+    def figures(self) -> list[Json]:
         return [record["figures"] for record in self.records]
 
     @property

@@ -12,17 +12,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from node.experiments.report.aggregate import Line, SweepReport
 from node.experiments.sweep.folder import Record
 from node.experiments.sweep.results import result
+from node.jsontypes import Json
 from peer import files
 
-Values = dict[str, Any]
 
-
-def document(report: SweepReport) -> Values:
+def document(report: SweepReport) -> Json:
     """The tables as JSON."""
     return {
         "sweep": report.sweep.name,
@@ -42,7 +40,7 @@ def document(report: SweepReport) -> Values:
     }
 
 
-def _line(line: Line) -> Values:
+def _line(line: Line) -> Json:
     privacy = line.privacy
     spreads = {"mean": line.mean, "worst": line.worst, "rounds_to_loss": line.rounds_to}
     return {
@@ -102,7 +100,7 @@ def write(report: SweepReport, out: Path) -> list[Path]:
     return made
 
 
-def _labeled(report: SweepReport) -> Iterator[tuple[Values, Record]]:
+def _labeled(report: SweepReport) -> Iterator[tuple[Json, Record]]:
     for part in report.parts:
         for line in part.lines:
             for record in line.records:
@@ -115,7 +113,7 @@ def _labeled(report: SweepReport) -> Iterator[tuple[Values, Record]]:
                 )
 
 
-def _cell(about: Values, record: Record) -> Values:
+def _cell(about: Json, record: Record) -> Json:
     figures, configuration = record["figures"], record["configuration"]
     late = result(figures, about["late"])
     privacy = figures["summary"]["privacy"]
@@ -141,7 +139,7 @@ def _cell(about: Values, record: Record) -> Values:
     }
 
 
-def _evaluations(about: Values, record: Record) -> Iterator[Values]:
+def _evaluations(about: Json, record: Record) -> Iterator[Json]:
     figures = record["figures"]
     epsilon = figures["epsilon"] or {}
     for k, t in enumerate(figures["rounds"]):
@@ -153,7 +151,7 @@ def _evaluations(about: Values, record: Record) -> Iterator[Values]:
             yield about | shared | {"node": node} | values
 
 
-def _weights(about: Values, record: Record) -> Iterator[Values]:
+def _weights(about: Json, record: Record) -> Iterator[Json]:
     figures = record["figures"]
     for kind, by_node in figures["weights"].items():
         for node, by_peer in by_node.items():

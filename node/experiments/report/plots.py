@@ -8,19 +8,23 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from node.experiments.report.aggregate import Line, Part
 from node.experiments.report.tables import shown
 from node.figures import Metric
+from node.jsontypes import Json
 from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Column: TypeAlias = Callable[[Json], Sequence[float | None]]
+"""Of a run's figures, what is drawn along the x axis."""
 INK = "#123456"
 """Text and frames; the page shows it in its own color of text."""
 COLORS = ("#0060a8", "#c44e00", "#00785a", "#a83279", "#7a5cb8", "#8a6d00", "#c0392b", "#4a5560")
@@ -104,7 +108,7 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
         return
     most = max(max(line.figures[0]["bytes"]) for line in lines)
     unit, size = ("GB", 1e9) if most > MANY else ("MB", 1e6)
-    against: list[tuple[str, str, Callable[[Mapping[str, Any]], Sequence[float | None]]]] = [
+    against: list[tuple[str, str, Column]] = [
         ("rounds", "rounds", lambda figures: figures["rounds"]),
         ("bytes", f"{unit} sent per node", lambda figures: [it / size for it in figures["bytes"]]),
     ]
@@ -138,7 +142,7 @@ def _curves(
     methods: Sequence[str],
     what: str,
     label: str,
-    x: Callable[[Mapping[str, Any]], Sequence[float | None]],
+    x: Column,
 ) -> Plot:
     metric = part.headline
     percent = "%" if metric.unit == "ratio" else ""
@@ -268,10 +272,7 @@ def _draw(
 ) -> None:
     """The mean of the runs, and the range of them."""
     k = methods.index(line.method)
-    look: dict[str, Any] = {
-        "color": COLORS[k % len(COLORS)],
-        "linestyle": DASHES[k // len(COLORS) % len(DASHES)],
-    }
+    color = COLORS[k % len(COLORS)]
     every = max(1, len(x) // 8)
     axes.plot(
         x,
@@ -279,7 +280,8 @@ def _draw(
         marker=MARKERS[k % len(MARKERS)],
         markevery=(k % every, every),
         label=line.method,
-        **look,
+        color=color,
+        linestyle=DASHES[k // len(COLORS) % len(DASHES)],
     )
     if len(curves) > 1:
         columns = list(zip(*curves, strict=False))
@@ -287,13 +289,13 @@ def _draw(
             x,
             [min(it) for it in columns],
             [max(it) for it in columns],
-            color=look["color"],
+            color=color,
             alpha=0.12,
             lw=0,
         )
 
 
-def _over_nodes(figures: Mapping[str, Any], metric: Metric) -> list[float]:
+def _over_nodes(figures: Json, metric: Metric) -> list[float]:
     by_node = figures["metrics"][metric.name].values()
     return [
         statistics.fmean(v for v in values if v is not None)
@@ -301,7 +303,7 @@ def _over_nodes(figures: Mapping[str, Any], metric: Metric) -> list[float]:
     ]
 
 
-def _middle(columns: Sequence[Sequence[Any]]) -> list[float]:
+def _middle(columns: Sequence[Sequence[object]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*columns, strict=False)]
 
 
@@ -334,7 +336,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
 
 
-def _style() -> Any:
+def _style() -> AbstractContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context(STYLE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
@@ -97,7 +96,7 @@ def measure(sweep: Sweep, folder: Folder, *, quiet: bool = False) -> None:
         console.print(f"{row.setting}, {row.label}: {cell_seconds:.0f} s a cell", markup=False)
 
 
-def document(estimate: Estimate, sweep: Sweep, folder: Folder) -> dict[str, Any]:
+def document(estimate: Estimate, sweep: Sweep, folder: Folder) -> dict[str, object]:
     """As JSON, cell by cell."""
     queue = TrialQueue(sweep, folder)
     return {

@@ -25,10 +25,11 @@ from pydantic import ValidationError
 from node.config import ExperimentConfig
 from node.experiments.sweep import code
 from node.experiments.sweep.grid import Row, Sweep, Trial, digest, read
+from node.jsontypes import Json
 from peer import files
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 
-Record = dict[str, Any]
+Record = Json
 
 
 class Folder:
@@ -152,7 +153,7 @@ def sweep_of(path: Path) -> Sweep:
     return read(_json(path / "sweep.json"), path / "sweep.json")
 
 
-def _json(file: Path, missing: Any = None) -> Any:
+def _json(file: Path, missing: object = None) -> Any:
     try:
         return json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -163,5 +164,5 @@ def _json(file: Path, missing: Any = None) -> Any:
         ) from None
 
 
-def _bytes(value: Any) -> bytes:
+def _bytes(value: object) -> bytes:
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"

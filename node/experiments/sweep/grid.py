@@ -42,6 +42,7 @@ from node.config import (
     nested,
     sentence,
 )
+from node.jsontypes import Json
 from peer.errors import ConfigurationError
 
 LATE = 5
@@ -50,7 +51,7 @@ QUICK_ROUNDS = 10
 OWN = ("title", "rates", "methods")
 """Keys of a setting or method that are the sweep's own, not the experiment's."""
 
-Values = dict[str, Any]
+Values = Json
 Rate = Annotated[float, Field(gt=0)]
 
 
@@ -342,7 +343,7 @@ WAITING = ("sync", "start")
 """Sections about waiting for neighbors; a simulation reads of them only `sync.mode`."""
 
 
-def digest(configuration: Mapping[str, Any]) -> str:
+def digest(configuration: Json) -> str:
     """SHA-256 (hex) of what a simulation reads of a configuration, as JSON has it."""
     read = {name: values for name, values in configuration.items() if name not in WAITING}
     read["mode"] = configuration["sync"]["mode"]
@@ -356,7 +357,7 @@ def _section(values: Any, file: Path) -> SweepSection:
         raise ConfigurationError(sentence(error, [file], within="sweep")) from None
 
 
-def _difference(values: Mapping[str, Any], file: Path, where: str) -> Difference:
+def _difference(values: Values, file: Path, where: str) -> Difference:
     own = {key: value for key, value in values.items() if key in OWN}
     rest = {key: value for key, value in values.items() if key not in OWN}
     for key, value in rest.items():

@@ -7,10 +7,9 @@ reported and left, the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +19,7 @@ from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import Row, Sweep, Trial
 from node.experiments.sweep.results import choice, result
 from node.experiments.sweep.workers import Runner, TrialUpdate
+from node.jsontypes import Json
 from peer import files
 
 
@@ -164,7 +164,7 @@ def _take(
     shown.finished(trial, update.record)
 
 
-def _other_code(trial: Trial, record: Mapping[str, Any]) -> str:
+def _other_code(trial: Trial, record: Json) -> str:
     """A sentence if the cell was run by code that is not this process's: it would never count as
     finished.
     """
@@ -223,7 +223,7 @@ class ProgressView:
         self._share[trial.digest] = share
         self._bar.advance(self._task, (share - before) * trial.work)
 
-    def finished(self, trial: Trial, record: Mapping[str, Any]) -> None:
+    def finished(self, trial: Trial, record: Json) -> None:
         self.moved(trial, 1.0)
         self._done += 1
         self._bar.update(self._task, trials=self._count)

@@ -14,6 +14,7 @@ from typing import Any
 
 from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
+from node.jsontypes import Json
 from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
 LOCAL = "local"
@@ -37,7 +38,7 @@ class RayCluster:
                 "--ray needs Ray, which is missing: pip install 'peerpoise[ray]'."
             ) from None
         self._ray = ray
-        options: dict[str, Any] = (
+        options: dict[str, object] = (
             {"num_cpus": jobs, "include_dashboard": False} if address == LOCAL else {}
         )
         try:
@@ -48,14 +49,14 @@ class RayCluster:
                 "for one of this machine."
             ) from None
         self._run = ray.remote(num_cpus=1)(_run)
-        self._keys: dict[Any, str] = {}
+        self._keys: dict[object, str] = {}
 
     @property
     def slots(self) -> int:
         """All that are ready at once: Ray has the queue."""
         return 1 << 30
 
-    def start(self, key: str, configuration: Mapping[str, Any]) -> None:
+    def start(self, key: str, configuration: Mapping[str, object]) -> None:
         self._keys[self._run.remote(key, dict(configuration))] = key
 
     def wait(self) -> TrialUpdate:
@@ -70,7 +71,7 @@ class RayCluster:
         self._ray.shutdown()
 
 
-def _run(key: str, configuration: dict[str, Any]) -> dict[str, Any]:
+def _run(key: str, configuration: Json) -> Json:
     """In a process of Ray's, which runs many cells and imports torch once."""
     from node.experiments.sweep.trial import run_trial
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from node.experiments.sweep.folder import Folder, Record
 from node.experiments.sweep.grid import Row
 from node.figures import Metric
+from node.jsontypes import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class Choice:
     """What it was chosen by."""
 
 
-def metrics_of(figures: Mapping[str, Any]) -> list[Metric]:
+def metrics_of(figures: Json) -> list[Metric]:
     """The metrics that were measured, the headline first."""
     declared = (Metric(**it) for it in figures["declared"]["metrics"])
     return [metric for metric in declared if metric.name in figures["metrics"]]
 
 
-def result(figures: Mapping[str, Any], late: int) -> Result | None:
+def result(figures: Json, late: int) -> Result | None:
     """None: nothing was measured, or not to the end."""
     metrics = metrics_of(figures)
     if not metrics:
@@ -88,7 +88,7 @@ def finals(row: Row, folder: Folder, lr: float | None) -> list[Record | None]:
     return [folder.finished(trial) for trial in row.final(lr)]
 
 
-def rounds_to(figures: Mapping[str, Any], loss: float) -> int | None:
+def rounds_to(figures: Json, loss: float) -> int | None:
     """After how many rounds the nodes' mean test loss was first this low, to the next evaluation;
     None: never.
     """

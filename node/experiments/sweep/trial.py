@@ -26,12 +26,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.experiments.resolve import resolve
 from node.experiments.sweep import code
+from node.jsontypes import Json
 from node.learning.learner import Plan
 from node.privacy.accountant import epsilon_total
 from node.privacy.calibration import release_mechanism
@@ -42,15 +42,13 @@ from peer.message import Peer
 
 CONDITIONS = ("mode", "batches", "adjacency", "delta", "accountant", "against")
 
-Events = Sequence[Mapping[str, Any]]
+Events = Sequence[Json]
 Column = list[float | None]
 Progress = Callable[[float], None]
 """Of the share of its rounds a cell has finished."""
 
 
-def run_trial(
-    configuration: Mapping[str, Any], progress: Progress = lambda share: None
-) -> dict[str, Any]:
+def run_trial(configuration: Json, progress: Progress = lambda share: None) -> Json:
     """A cell's record.
 
     Raises:
@@ -79,7 +77,7 @@ def run_trial(
     }
 
 
-def figures(folder: Path, summary: Summary) -> dict[str, Any]:
+def figures(folder: Path, summary: Summary) -> Json:
     """What a run folder of `simulate` says."""
     summary_values = summary.model_dump(mode="json")
     attackers = sorted(summary_values.get("attackers") or ())
@@ -143,7 +141,7 @@ def _mean(columns: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*columns, strict=True)]
 
 
-def _epsilon(journals: Sequence[Events]) -> dict[str, Any] | None:
+def _epsilon(journals: Sequence[Events]) -> dict[str, object] | None:
     """The largest of all nodes, evaluation by evaluation."""
     by_node = [[it for it in events if it["event"] == "epsilon"] for events in journals]
     if not by_node or not by_node[0]:

@@ -17,7 +17,9 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, TextIO
+from typing import TextIO
+
+from node.jsontypes import Json
 
 EVERY_S = 0.5
 """Seconds between two words on how far a cell is."""
@@ -42,7 +44,7 @@ def _read(stream: TextIO, orders: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def _answer(order: dict[str, Any], out: TextIO) -> dict[str, Any]:
+def _answer(order: Json, out: TextIO) -> Json:
     from node.experiments.sweep.trial import run_trial
 
     reported = time.monotonic()
@@ -59,7 +61,7 @@ def _answer(order: dict[str, Any], out: TextIO) -> dict[str, Any]:
         return failure(error)
 
 
-def failure(error: BaseException) -> dict[str, Any]:
+def failure(error: BaseException) -> Json:
     """What became of a cell, in one sentence; the traceback of what is no mistake of the user's."""
     from peer.errors import PeerpoiseError
 
@@ -74,7 +76,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     return {"error": sentence, "trace": "".join(traceback.format_exception(error))}
 
 
-def _say(out: TextIO, line: dict[str, Any]) -> None:
+def _say(out: TextIO, line: dict[str, object]) -> None:
     out.write(json.dumps(line) + "\n")
 
 

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from node.jsontypes import Json
 from peer import files
 
 
@@ -26,7 +27,7 @@ class TrialUpdate:
 
     key: str
     share: float | None = None
-    record: Mapping[str, Any] | None = None
+    record: Json | None = None
     error: str = ""
     trace: str = ""
 
@@ -39,7 +40,7 @@ class Runner(Protocol):
         """How many cells it takes at a time."""
         ...
 
-    def start(self, key: str, configuration: Mapping[str, Any]) -> None: ...
+    def start(self, key: str, configuration: Mapping[str, object]) -> None: ...
 
     def wait(self) -> TrialUpdate:
         """The next that is heard of any cell that was started."""
@@ -64,7 +65,7 @@ class Workers:
     def slots(self) -> int:
         return self._jobs
 
-    def start(self, key: str, configuration: Mapping[str, Any]) -> None:
+    def start(self, key: str, configuration: Mapping[str, object]) -> None:
         process = self._idle.pop() if self._idle else self._made()
         self._busy[key] = process
         assert process.stdin
