@@ -77,8 +77,8 @@ def _component(name: str, of: Distribution, kind: str) -> dict[str, Any]:
         "name": name,
         "version": of.version,
     }
-    if expression := of.metadata.get("License-Expression"):
-        component["licenses"] = [{"expression": expression}]
+    if "License-Expression" in of.metadata:
+        component["licenses"] = [{"expression": of.metadata["License-Expression"]}]
     return {**component, "purl": _purl(name, of)}
 
 

@@ -110,7 +110,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     it made in the repository's folder outlives it and its fixtures.
     """
     result = yield
-    left = sorted(_present() - item.stash[BEFORE])
+    before = item.stash[BEFORE]
+    left = sorted(_present() - before)
     assert not left, f"left behind: {left}"
     return result
 

@@ -1,6 +1,7 @@
 """The seam of message attacks: what an attacker says, what it hears, and that nothing else changes."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from peer.message import Ask, IncrementalPayload, Mix, Say
 from peer.neighborhood import View
 from peer.topology import make_neighborhoods
 
-XAVG, DMSGD, DPSGD = ("xavg", {}), ("dmsgd", {}), ("d-psgd", {})
+XAVG: tuple[str, dict[str, Any]] = ("xavg", {})
+DMSGD: tuple[str, dict[str, Any]] = ("dmsgd", {})
+DPSGD: tuple[str, dict[str, Any]] = ("d-psgd", {})
 MESSAGE_ATTACKS = [name for name in sorted(ATTACKS) if name not in ("label-flip", "feature-noise")]
 every = pytest.mark.parametrize(
     "variant", VARIANTS, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0]
@@ -57,7 +60,7 @@ class Spy(MessageAttack):
 def spied(variant, spy, kind="full", n=4):
     """(nodes with the spy as n1 and everybody's messages noted, neighborhoods)."""
     nodes, neighborhoods = cluster(variant, kind, n)
-    heard = {i: Listened(a) for i, a in nodes.items()}
+    heard: dict[str, Any] = {i: Listened(a) for i, a in nodes.items()}
     return (
         heard | {"n1": ByzantineAlgorithm(heard["n1"], spy, 1)},
         heard,
@@ -81,9 +84,9 @@ def test_at_strength_zero_it_does_not_matter_what_the_lie_would_be():
     """Not even where it is beyond all numbers, or the truth is −0."""
     for truth in (torch.tensor([1.0, -0.0]), torch.tensor([3e38, 0.0])):
         talker = Talker("n1", truth)
-        talker.round = lambda t, view, truth=truth: (yield Mix("m", truth))
+        setattr(talker, "round", lambda t, view, truth=truth: (yield Mix("m", truth)))  # noqa: B010
         spy = Spy(more=float("inf"), strength=0.0)
-        said = next(ByzantineAlgorithm(talker, spy, 1).round(0, view("n1"))).tensors
+        said: Any = next(ByzantineAlgorithm(talker, spy, 1).round(0, view("n1"))).tensors
         assert said.numpy().tobytes() == truth.numpy().tobytes()
 
 
@@ -122,11 +125,9 @@ def test_answers_and_states_are_lies_questions_are_not():
     asked = {}
     for nodes in (honest, liars):
         talks = {i: a.round(0, view(i)) for i, a in nodes.items()}
-        verbs = {i: next(talk) for i, talk in talks.items()}
-        assert all(
-            type(verb) is Ask and torch.equal(verb.tensors, nodes[i].parameters)
-            for i, verb in verbs.items()
-        )
+        verbs: dict[str, Any] = {i: next(talk) for i, talk in talks.items()}
+        assert all(type(verb) is Ask for verb in verbs.values())
+        assert all(torch.equal(verbs[i].tensors, nodes[i].parameters) for i in verbs)
         heard = exchange(verbs, neighborhoods)
         states = {i: talks[i].send(dict(heard[i])) for i in talks}
         asked[nodes is liars] = heard, states
@@ -259,7 +260,8 @@ class Talker(Algorithm):
     """Says a pair, then mixes slices one after another."""
 
     def __init__(self, me, x):
-        super().__init__(None, Resources(me=me, layout=LAYOUT, start=x, gradients=None))
+        nothing: Any = None
+        super().__init__(None, Resources(me=me, layout=LAYOUT, start=x, gradients=nothing))
         self.state = SimpleNamespace(x=x)
 
     def round(self, t, view):

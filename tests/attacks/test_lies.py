@@ -28,7 +28,9 @@ def lie(name, kind="state", parameters=True, heard=HEARD, weight=WEIGHT, **optio
         me="a",
         draw=lambda: public_generator(1, "a", 2, "test"),
     )
-    found = Attack.of(AttackSection(name=name, **options)).attack.lie(said)
+    attack = Attack.of(AttackSection(name=name, **options)).attack
+    assert isinstance(attack, MessageAttack)
+    found = attack.lie(said)
     np.testing.assert_array_equal(said.truth.numpy(), TRUTH, "the truth itself is left as it is")
     return found.numpy()
 

@@ -1,5 +1,7 @@
 """The seam of data attacks: which examples the gate sees."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,9 @@ class Points(Task):
     def loss(self, parameters, example):
         raise NotImplementedError
 
-    mean_loss = initial_parameters = evaluate = loss
+    mean_loss: Any = loss
+    initial_parameters: Any = loss
+    evaluate: Any = loss
 
 
 @pytest.mark.parametrize(

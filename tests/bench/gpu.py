@@ -45,9 +45,12 @@ MODELS = {
 
 class Bench:
     def __init__(self, model: str, device: torch.device) -> None:
-        run = RunConfig(
-            task={"data": "digits", "model": model, **MODELS[model]}, privacy={"sigma": SIGMA}
-        )  # type: ignore[arg-type]
+        run = RunConfig.model_validate(
+            {
+                "task": {"data": "digits", "model": model, **MODELS[model]},
+                "privacy": {"sigma": SIGMA},
+            }
+        )
         self.device, self.task = device, make(run, np.arange(EXAMPLES), device)
         self.x, self.keys, self.round = (
             self.task.initial_parameters(1),

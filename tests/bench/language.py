@@ -60,7 +60,7 @@ class Case:
         self.task = make(RunConfig(privacy={"mode": "none"}, task=task), np.arange(0, 80, 10))  # type: ignore[arg-type]
         self.batch = self.task.batch(torch.arange(options["text"]["micro_batch"]))
         self.x = self.task.initial_parameters(0)
-        self.blocks = partition_blocks(self.task.layout, self.task.layer_groups, 2)  # type: ignore[attr-defined]
+        self.blocks = partition_blocks(self.task.layout, self.task.layer_groups, 2)
 
     @property
     def parts(self) -> list[str]:

@@ -48,11 +48,13 @@ class Bench:
     """k random gradients, and the utility of a model."""
 
     def __init__(self, model: str, k: int, device: str) -> None:
-        run = RunConfig(
-            task={"data": "digits", **MODELS[model]},
-            privacy={"sigma": 1.0},
-            validation={"size": 128},
-        )  # type: ignore[arg-type]
+        run = RunConfig.model_validate(
+            {
+                "task": {"data": "digits", **MODELS[model]},
+                "privacy": {"sigma": 1.0},
+                "validation": {"size": 128},
+            }
+        )
         self.task, self.device = make(run, np.array([], dtype=np.int64), pick(device)), device
         self.x, chance = self.task.initial_parameters(1), torch.Generator().manual_seed(k)
         self.cross = {

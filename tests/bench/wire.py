@@ -77,7 +77,7 @@ class End:
         }
         self.services = {kind: ReceiveBuffer(self.slot) for kind in self.grpc}
         self.links: dict[str, Any] = {}
-        self.sockets: dict[str, list[socket.socket]] = {}
+        self.sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
 
     async def listen(self) -> dict[str, str]:
         return {
@@ -105,7 +105,8 @@ class End:
                 sending = self.links[kind].transfer(self.frames(size))
                 await asyncio.gather(sending, self.services[kind].arrived.acquire())
         else:
-            await asyncio.to_thread(self.by_socket, *self.sockets[kind], size * times)
+            out, back = self.sockets[kind]
+            await asyncio.to_thread(self.by_socket, out, back, size * times)
         return time.process_time() - start
 
     async def frames(self, size: int) -> AsyncIterator[bytes]:
@@ -146,9 +147,9 @@ async def child(folder: Path, largest: int) -> None:
     context = end.tls(server=True)
     for kind, listener in listeners.items():
         pair = [listener.accept()[0] for _ in range(2)]
-        end.sockets[kind] = (
-            [context.wrap_socket(one, server_side=True) for one in pair] if kind == "tls" else pair
-        )
+        if kind == "tls":
+            pair = [context.wrap_socket(one, server_side=True) for one in pair]
+        end.sockets[kind] = (pair[0], pair[1])
         listener.close()
     while line := await asyncio.to_thread(sys.stdin.readline):
         say(await end.exchange(**json.loads(line)))
@@ -179,12 +180,10 @@ async def measure(sizes: list[int], repetitions: int) -> list[dict[str, Any]]:
             end.dial(there["grpc"])
             context = end.tls(server=False)
             for kind, port in there["ports"].items():
-                pair = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)][::-1]
-                end.sockets[kind] = (
-                    [context.wrap_socket(one) for one in pair[::-1]][::-1]
-                    if kind == "tls"
-                    else pair
-                )
+                pair = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+                if kind == "tls":
+                    pair = [context.wrap_socket(one) for one in pair]
+                end.sockets[kind] = (pair[1], pair[0])
             rows = [await one_size(end, process, size, repetitions) for size in sizes]
             await end.close()
             process.stdin.close()
@@ -196,7 +195,7 @@ async def one_size(end: End, process: Any, size: int, repetitions: int) -> list[
     taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for repetition in range(repetitions + 1):
         for kind in KINDS:
-            order = {"kind": kind, "size": size * MB, "times": times}
+            order: dict[str, Any] = {"kind": kind, "size": size * MB, "times": times}
             print(json.dumps(order), file=process.stdin, flush=True)
             start = time.perf_counter()
             cpu = await end.exchange(**order)

@@ -184,13 +184,13 @@ def test_adapters_are_averaged_only_where_there_are_some(
     assert peerpoise("config", "check", tiny, "--set", "task.text.lora_rank=2").code == 0
 
 
-def flat(run, data):  # type: ignore[no-untyped-def]
+def flat(run, data):
     """A task of one's own that names no layers."""
     task = make(
         run.model_copy(update={"task": run.task.model_copy(update={"name": "classification"})}),
         data,
     )
-    del task.layer_groups  # type: ignore[attr-defined]
+    del task.layer_groups
     return task
 
 

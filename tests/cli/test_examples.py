@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from kit.command import Call
+from node.algorithms.deca import DecaConfig
 from node.config import ExperimentConfig, load
 from node.learning.learner import Plan
 from node.records import checkpoint, summary
@@ -69,6 +70,7 @@ def test_an_example_that_is_too_large_is_in_order(name: str) -> None:
     config = load(ExperimentConfig, [ROOT / "deploy" / "examples" / f"{name}.toml"], environ={})
     neighborhoods = config.neighborhoods(config.experiment.names)
     plan = Plan.of(config.run_config, neighborhoods)
+    assert isinstance(plan.options, DecaConfig)
     assert plan.options.layers_per_block == 2
     assert plan.options.decay_until == config.train.rounds
     assert set(neighborhoods) == set(config.experiment.names)

@@ -36,8 +36,8 @@ def encoding(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:
     """Commands that start from here on have a locale with this encoding."""
-    for name in ("PYTHONIOENCODING", "PYTHONUTF8"):
-        monkeypatch.delenv(name, raising=False)
+    for variable in ("PYTHONIOENCODING", "PYTHONUTF8"):
+        monkeypatch.delenv(variable, raising=False)
     name: str = request.param
     variables = made(tmp_path / "locales", *LOCALES[name]) if name in LOCALES else {"LC_ALL": name}
     for variable, value in variables.items():

@@ -191,8 +191,8 @@ def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signa
     command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
     journal = home / "state" / "journal.jsonl"
     ends = pty.openpty()
-    streams = {"stdin": ends[1], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **streams) as process:
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=ends[1], stdout=silent, stderr=silent) as process:
         try:
             while not journal.exists() or b'"event": "round"' not in journal.read_bytes():
                 assert process.poll() is None

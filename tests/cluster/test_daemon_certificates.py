@@ -31,7 +31,6 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
         own = {name: identity_of(c, name) for name in c.homes}
         strangers = CertificateAuthority.create(tmp_path / "strangers")
         key = new_key()
-        expired = {"start": timedelta(days=-9), "end": timedelta(days=-1)}
         impostors = {
             "n1": None,
             "n2": strangers.enrol(tmp_path / "stranger"),
@@ -39,7 +38,8 @@ async def test_impostors_are_refused_at_both_ends(cluster: Any, tmp_path: Path) 
                 federation,
                 load_key(c.homes["n3"] / "node.key"),
                 (f"{own['n3'].id}.peerpoise",),
-                **expired,
+                start=timedelta(days=-9),
+                end=timedelta(days=-1),
             ).of(own["n3"]),
             "n4": Forgery(federation, key, (name_of(key),)).of(own["n4"]),
             "n5": own["n1"],

@@ -48,7 +48,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
     def start(*more: str, **options: Any) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "peerpoise", "up", "run.toml", "--folder", "out", *more]
-        streams = {
+        streams: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.PIPE,

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from math import e, isfinite
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,8 @@ class Scaled(Toy):
 
     __slots__ = ("factor",)
 
+    factor: float
+
     def __call__(self, x, t, to):
         return self.factor * super().__call__(x, t, to)
 
@@ -180,7 +183,7 @@ def local_sgd_scale(variant):
     this. None: alone it is another optimizer.
     """
     name, options = variant
-    config = find(name).Config(**options)
+    config: Any = find(name).Config(**options)
     match name:
         case "deca" | "badam" | "dsgd-adam" | "dec-lora":
             return None
@@ -343,6 +346,9 @@ class Secretive(Toy):
     """
 
     __slots__ = ("mode", "secret")
+
+    mode: str
+    secret: torch.Tensor
 
     def __call__(self, x, t, to):
         return torch.randn(D, generator=stream(self._me, t, to))

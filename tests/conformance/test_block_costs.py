@@ -10,6 +10,7 @@ import asyncio
 import gc
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from kit.mesh import mesh, play
 from kit.meter import Meter
 from node.algorithms import Capability, Resources, find
+from node.algorithms.deca import Badam, Deca
 from node.config import MixSection, PrivacySection, RunConfig, SyncSection
 from node.learning import requirements
 from node.privacy.gate import GateConfig, NonPrivateGate
@@ -49,12 +51,13 @@ class Given:
         return torch.ones(len(x))
 
 
-def resources(me, layout, start, layer_groups, gradients=None):
+def resources(me, layout, start, layer_groups, gradients: Any = None):
+    given: Any = Given()
     return Resources(
         me=me,
         layout=layout,
         start=start,
-        gradients=gradients or Given(),
+        gradients=gradients or given,
         layer_groups=layer_groups,
     )
 
@@ -121,14 +124,16 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
     """Gradients too: θ, m, v, the gradient and θ in bfloat16 are 9M/B. One row of eight tokens."""
     pytest.importorskip("transformers", reason="pip install 'peerpoise[llm]' brings transformers")
     text = {"length": 8, "dtype": "bfloat16", "micro_batch": 1}
-    run = RunConfig(
-        privacy={"mode": "none"},
-        task={"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": text},
+    run = RunConfig.model_validate(
+        {
+            "privacy": {"mode": "none"},
+            "task": {"name": "causal-lm", "model": "bytes", "data": "fortunes", "text": text},
+        }
     )
     task, algorithm, meter = make(run, np.arange(4)), find(name), Meter()
     neighborhood, options = (
         Neighborhood(me="a", weight={"a": 1.0}, nodes=1),
-        algorithm.Config(steps=1, layers_per_block=1),
+        algorithm.Config.model_validate({"steps": 1, "layers_per_block": 1}),
     )
     with meter.counting():
         start = task.initial_parameters(0)
@@ -186,12 +191,12 @@ def host(**options):
     task = SimpleNamespace(
         layout=layout, layer_groups=[[name] for name, _ in layout.fields], dtype=torch.bfloat16
     )
-    return find("deca").Config(layers_per_block=per_block, **options), task
+    return Deca.Config(layers_per_block=per_block, **options), task
 
 
 def beside(policies):
     """A run, and two neighbors."""
-    return RunConfig(privacy={"mode": "none"}, **(policies or {}))
+    return RunConfig.model_validate({"privacy": {"mode": "none"}, **(policies or {})})
 
 
 def start(options, policies=None):
@@ -243,7 +248,7 @@ def test_without_streaming_the_neighbors_blocks_are_held_too(monkeypatch, polici
 )
 def test_who_mixes_nothing_asks_for_no_neighbors_blocks(policies):
     config, task = host()
-    alone = find("badam").Config(layers_per_block=config.layers_per_block)
+    alone = Badam.Config(layers_per_block=config.layers_per_block)
     assert requirements.memory_needed(
         alone, beside(policies), task, 2
     ) == requirements.memory_needed(config, beside({}), task, 2)
@@ -281,7 +286,7 @@ class Counting(Memory):
 
             return await transfer(link, seen())
 
-        link.transfer = counted
+        setattr(link, "transfer", counted)  # noqa: B010
         return link
 
 
@@ -295,7 +300,7 @@ async def test_a_step_sends_the_block_to_each_neighbor_and_less_than_a_thousandt
         3,
     )
     algorithm = find("deca")
-    config = algorithm.Config(layers_per_block=2, steps=4, order="ascending", wire=wire)
+    config = Deca.Config(layers_per_block=2, steps=4, order="ascending", wire=wire)
     start = torch.ones(layout.size, dtype=torch.bfloat16)
     groups = [[f"layer{k}"] for k in range(3)]
     nodes = {i: algorithm(config, resources(i, layout, start, groups)) for i in neighborhoods}

@@ -4,7 +4,9 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +131,7 @@ class Unanswering(Memory):
 
             return await send(all_of_them())
 
-        link.transfer = transfer
+        setattr(link, "transfer", transfer)  # noqa: B010
         return link
 
 
@@ -266,6 +268,9 @@ class Slow(Toy):
 
     __slots__ = ("chunk", "yield_point")
 
+    chunk: float
+    yield_point: Callable[[], None]
+
     def __call__(self, x, t, to):
         for _ in range(20):
             clock.sleep(self.chunk)
@@ -295,6 +300,8 @@ class Stuck(Toy):
     """Hangs without any sign of progress."""
 
     __slots__ = ("event",)
+
+    event: Any
 
     def __call__(self, x, t, to):
         if t == 1 and to == "n0":
@@ -397,7 +404,7 @@ class Halting(Streamer):
 async def test_who_stalls_in_a_streaming_mix_is_lost_from_a_frame_on_and_self_takes_its_weight():
     neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2"])
     big = Layout((("block", (1_000_000,)),))
-    nodes = {
+    nodes: dict[str, Any] = {
         name: (Halting if name == "n1" else Streamer)(neighborhood, True, 4, big)
         for name, neighborhood in neighborhoods.items()
     }
@@ -488,7 +495,7 @@ async def test_who_waited_for_others_is_given_the_whole_patience_for_its_own_wor
 async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
     """The whole loop does, longer than patience and deadline, while a neighbor is waited for."""
     neighborhoods = make_neighborhoods("full", ["n0", "n1"])
-    nodes = {
+    nodes: dict[str, Any] = {
         name: (Halting if name == "n1" else Streamer)(neighborhood, True, 7)
         for name, neighborhood in neighborhoods.items()
     }
@@ -499,7 +506,9 @@ async def test_seconds_in_which_a_node_stands_still_are_no_test_of_patience():
         session = together["n0"].session
         while not (nodes["n1"].halted.is_set() and "n1" in session.progress.waiting_for):
             await session.table.changed.wait(0.01)
-        asyncio.get_running_loop().jump(2.0)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, clock.Loop)
+        loop.jump(2.0)
         for _ in range(10):  # it looks after its neighbors again
             session.table.changed.notify()
             await asyncio.sleep(0)
@@ -640,7 +649,7 @@ class Poisoner(Streamer):
 
 class Rejections(SessionObserver):
     def __init__(self):
-        self.rejections = Counter()
+        self.rejections: Counter[tuple[str, int]] = Counter()
 
     def rejected(self, peer, code):
         self.rejections[peer, code] += 1
@@ -706,7 +715,7 @@ class Late(Streamer):
 
 async def test_quorum_waits_for_whole_blocks_of_its_share():
     neighborhoods = make_neighborhoods("full", ["n0", "n1", "n2", "n3", "n4"])
-    nodes = {
+    nodes: dict[str, Any] = {
         name: (Late if name == "n1" else Streamer)(neighborhood, True)
         for name, neighborhood in neighborhoods.items()
     }

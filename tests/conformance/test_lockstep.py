@@ -1,5 +1,7 @@
 """The plain driver: what is heard for what is said, and what is lost."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -67,7 +69,7 @@ def test_what_is_lost_is_missing_at_the_receiver_only():
 
 
 def test_a_lost_answer_was_released_in_vain():
-    served = []
+    served: list[tuple[str, str]] = []
     exchange({i: ask(i, served=served) for i in X}, THREE, lost={("a", "b")})
     assert ("a", "b") in served
 
@@ -168,7 +170,7 @@ def test_a_node_that_leaves_the_round_early_is_a_bug():
 def test_lossy_is_asked_per_round_phase_sender_and_receiver():
     talkers = {i: Talker(X[i], says=2) for i in X}
     lockstep.run(talkers, THREE, 3, first=1, lossy=lambda *what: what == (2, 1, "a", "b"))
-    nothing = frozenset()
+    nothing: frozenset[str] = frozenset()
     assert talkers["b"].missing == [
         (1, 0, nothing),
         (1, 1, nothing),
@@ -182,16 +184,18 @@ def test_a_mix_agrees_on_who_was_heard_in_the_phase_just_before():
     """Lost in phase 0 and heard again in phase 1: the edge is mixed. Lost in phase 1: it is not, at
     either end.
     """
+
+    def in_phase(phase):
+        return lambda t, *edge: edge == (phase, "b", "a")
+
     for phase, expected in ((0, torch.tensor([3.0, 3.0])), (1, (2 * X["a"] + X["c"]) / 3)):
         talkers = {i: Talker(X[i], says=2, mixes=1) for i in X}
-        lockstep.run(
-            talkers, THREE, 1, lossy=lambda t, p, a, b, phase=phase: (p, a, b) == (phase, "b", "a")
-        )
+        lockstep.run(talkers, THREE, 1, lossy=in_phase(phase))
         torch.testing.assert_close(talkers["a"].x, expected)
 
 
 def test_after_round_hears_every_round_once():
-    seen = []
+    seen: list[int] = []
     lockstep.run({i: Talker(X[i], says=1) for i in X}, THREE, 5, first=2, after_round=seen.append)
     assert seen == [2, 3, 4]
 
@@ -206,8 +210,11 @@ def test_what_the_wire_would_refuse_is_not_heard(value):
     assert exchange(said, THREE)["a"].missing == {"b"}
     mixed = exchange({i: Mix("m", broken if i == "b" else X[i]) for i in X}, THREE)
     assert torch.allclose(mixed["a"], (2 * X["a"] + X["c"]) / 3)
-    asked = {i: Ask("q", X[i], answer=lambda peer, question, i=i: broken if (i, peer) == ("b", "a") else question)
-             for i in X}  # fmt: skip
+
+    def answer(i, peer, question):
+        return broken if (i, peer) == ("b", "a") else question
+
+    asked = {i: Ask("q", X[i], answer=partial(answer, i)) for i in X}
     assert [exchange(asked, THREE)[i].missing for i in X] == [{"b"}, frozenset(), frozenset()]
 
 
@@ -216,7 +223,8 @@ def test_an_answer_that_is_not_finite_costs_the_edge_in_the_mix_after_it():
 
     class Asker:
         def __init__(self, me, question, answer):
-            self.me, self.question, self.answer, self.state = me, question, answer, None
+            self.me, self.question, self.answer = me, question, answer
+            self.state = torch.empty(0)
 
         def round(self, t, view):
             yield Ask("q", self.question, answer=lambda peer, question: self.answer)

@@ -26,7 +26,7 @@ def test_every_public_name_is_the_one_of_its_module() -> None:
 
 def test_another_name_is_an_import_error() -> None:
     with pytest.raises(ImportError, match="cannot import name 'Trainer' from 'peerpoise'"):
-        from peerpoise import Trainer  # type: ignore[attr-defined]  # noqa: F401
+        from peerpoise import Trainer  # noqa: F401
 
 
 def test_importing_it_loads_nothing_else() -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -106,8 +107,13 @@ async def test_however_many_ask_a_name_is_looked_up_once_at_a_time() -> None:
 
 async def test_a_name_server_that_does_not_answer_holds_up_nobody() -> None:
     go = threading.Event()
+
+    def silent(*_: Any, **__: Any) -> list[Any]:
+        go.wait()
+        return []
+
     with pytest.raises(Unreachable, match="does not answer"):
-        await Resolver(lambda *_, **__: go.wait() and [], seconds=0.05).resolve("silent:7")
+        await Resolver(silent, seconds=0.05).resolve("silent:7")
     go.set()
 
 
@@ -115,7 +121,7 @@ async def test_ever_new_names_of_one_node_get_no_more_threads() -> None:
     go, before = threading.Event(), threading.active_count()
     it = Resolver(
         lambda host, *_, **__: (
-            [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" else go.wait() and []
+            [(0, 0, 0, "", ("10.0.0.1", 0))] if host == "honest" or not go.wait() else []
         ),
         seconds=0.25,
     )
@@ -299,9 +305,8 @@ async def test_one_name_for_all_nodes(people: People) -> None:
         for node in nodes.values():
             await stack.enter_async_context(node.alive())
         for i, name in enumerate(NAMES):
-            await until(
-                lambda i=i, name=name: nodes[name].live(NAMES[i - 1], NAMES[(i + 1) % len(NAMES)])
-            )
+            after = NAMES[(i + 1) % len(NAMES)]
+            await until(partial(nodes[name].live, NAMES[i - 1], after))
             assert nodes[name].table.states[NAMES[i - 1]].address == nodes[NAMES[i - 1]].bound
 
 
@@ -332,12 +337,10 @@ async def test_dead_addresses_before_the_right_one_cost_little(people: People) -
     async with AsyncExitStack() as stack:
         bob = Node(people, "bob", ["alice"], ["static"])
         alice = Node(people, "alice", ["bob"], ["static"])
-        alice.addresses.discoveries["static"] = find("static")(
+        alice.addresses.discoveries["static"] = Static(
             {people.id("bob"): [*dead, await bob.serve()]}
         )
-        bob.addresses.discoveries["static"] = find("static")(
-            {people.id("alice"): [await alice.serve()]}
-        )
+        bob.addresses.discoveries["static"] = Static({people.id("alice"): [await alice.serve()]})
         for node in (alice, bob):
             await stack.enter_async_context(node.alive())
         await until(lambda: alice.live("bob"), 4, lambda: alice.error("bob"))
@@ -422,9 +425,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *ips: str, towards: str = "") -> No
     import ifaddr
 
     found = [ifaddr.IP((ip, 0, 0) if ":" in ip else ip, 24, "eth0") for ip in ips]
-    monkeypatch.setattr(
-        addresses.ifaddr, "get_adapters", lambda: [ifaddr.Adapter("eth0", "eth0", found)]
-    )
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: [ifaddr.Adapter("eth0", "eth0", found)])
     monkeypatch.setattr(
         addresses, "_source_address_for", lambda ip: towards if ":" not in ip else ""
     )

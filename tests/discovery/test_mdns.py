@@ -257,12 +257,10 @@ async def test_what_is_still_asked_for_at_the_end_is_given_up(people: People) ->
 async def test_a_machine_without_mdns_gets_a_sentence(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import zeroconf._utils.net
-
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(zeroconf._utils.net.socket, "socket", refuse)
+    monkeypatch.setattr(socket, "socket", refuse)
     warnings: list[str] = []
     mdns = Mdns(
         DiscoveryContext(roster=people.roster(), me=people.id("alice"), warn=warnings.append)

@@ -90,6 +90,11 @@ async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
     where dave is.
     """
     silent = threading.Event()
+
+    def never(*_: Any, **__: Any) -> list[Any]:
+        silent.wait()
+        return []
+
     async with AsyncExitStack() as stack:
         stack.callback(silent.set)
         carol = Node(people, "carol", ["bob"], BOTH)
@@ -100,7 +105,7 @@ async def test_names_that_nobody_answers_for_keep_nobody_else_from_being_asked(
             ["bob", "dave"],
             BOTH,
             roster=roster,
-            names=Resolver(lambda *_, **__: silent.wait() and [], seconds=10 * TURN_SECONDS),
+            names=Resolver(never, seconds=10 * TURN_SECONDS),
         )
         dave = Node(people, "dave", ["alice"], BOTH, roster=roster)
         alice.exchange.take(

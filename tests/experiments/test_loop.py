@@ -115,7 +115,7 @@ def test_a_result_is_the_mean_of_late_evaluations_and_the_worst_node():
         declared = {"metrics": document([metric]), "diagnostics": []}
         late = result({"declared": declared, "metrics": {metric.name: values}}, 2)
         assert late is not None
-        assert (late.mean, late.worst) == (pytest.approx(0.5), pytest.approx(worst))
+        assert (late.mean, late.worst) == pytest.approx((0.5, worst))
 
 
 def test_cells_of_other_code_are_played_again_unless_they_may_be_kept(swept, tmp_path):
@@ -193,7 +193,7 @@ def test_a_cell_that_other_code_played_is_failed_and_not_played_for_ever(tiny, t
         def wait(self):
             assert len(self.played) < 5, "it is played again and again"
             news = super().wait()
-            return replace(news, record={**news.record, "code": "another"})
+            return replace(news, record={**(news.record or {}), "code": "another"})
 
     sweep = load(tiny).only(["xavg"])
     runner, folder = Elsewhere(), Folder(out_of(sweep, tmp_path / "out"))

@@ -100,11 +100,7 @@ def test_attackers_are_in_no_figure(tmp_path):
     summary = in_process.simulate(config(algorithm={"name": "dmsgd"}), tmp_path)
     honest = figures(tmp_path, summary)
 
-    class Attacked:
-        def model_dump(self, mode):
-            return {**summary.model_dump(mode=mode), "attackers": ["n1", "n3"]}
-
-    found = figures(tmp_path, Attacked())
+    found = figures(tmp_path, summary.model_copy(update={"attackers": ["n1", "n3"]}))
     assert found["attackers"] == ["n1", "n3"]
     for name, by_node in honest["metrics"].items():
         assert found["metrics"][name] == {node: by_node[node] for node in ("n0", "n2")}
@@ -114,6 +110,10 @@ def test_held_out_examples_are_training_examples():
     """A fifth of them; nobody learns from them, and none is a test example."""
     train, test = data.public_sets(TaskSection())
     left, held = data.public_sets(TaskSection(held_out=True))
+    assert isinstance(train, data.Examples)
+    assert isinstance(test, data.Examples)
+    assert isinstance(left, data.Examples)
+    assert isinstance(held, data.Examples)
     assert len(left) + len(held) == len(train)
     assert len(held) == pytest.approx(len(train) / 5, abs=5)
     rows = {tuple(x.flatten().tolist()) for x in train.x}

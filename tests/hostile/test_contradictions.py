@@ -74,7 +74,7 @@ def together(
     )
     for node in found.values():
         node.session.table.observer = Proofs()
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def proofs(node: Any) -> list[tuple[Peer, Peer, bytes, pb.Statement, pb.Statement]]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +130,7 @@ async def test_rounds_cost_what_they_cost_at_rest(tmp_path: Path, kinds: tuple[s
                 assert flooded < COST[kind] * rest, kind
                 assert memory(n0) < before + MEMORY, kind
         await until(lambda: warns(n0, "n2, a member of the roster, calls this node too often"))
-        found = get(f"http://{n0.status()['metrics']}/metrics")
+        found = get(f"http://{n0.metrics}/metrics")
         assert 'peerpoise_refused_total{code="CODE_BUSY",peer="n2"}' in found
         assert not n0.events("withheld", "lost_edge")
         assert n1.code is None
@@ -160,7 +161,7 @@ def ids(c: Cluster) -> dict[str, str]:
 def blast(c: Cluster, kind: str) -> str:
     """What n2 says over and over, in hexadecimal digits: as near to the truth as can be."""
     own, n0, run = ids(c)["n2"], ids(c)["n0"], c.run.run_id
-    shared = {
+    shared: dict[str, Any] = {
         "protocol": codec.PROTOCOL,
         "run": run,
         "sender": own,

@@ -78,11 +78,13 @@ def together(
     )
     for node in found.values():
         node.session.table.observer = Faults()
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def blameless(node: Node) -> bool:
-    return node.session.table.observer.found == []
+    observer = node.session.table.observer
+    assert isinstance(observer, Faults)
+    return observer.found == []
 
 
 @pytest.mark.virtual_time

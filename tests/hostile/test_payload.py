@@ -23,7 +23,10 @@ from peer.errors import Diverged
 
 HUGE = {"name": "gaussian", "std": 3e17, "words": ["answer"]}
 """Its squares are finite in float32, so that a check for numbers lets it in."""
-CLEAR = {"algorithm": {"name": "d-psgd", "lr": 0.1}, "privacy": {"mode": "none", "sigma": None}}
+CLEAR: dict[str, Any] = {
+    "algorithm": {"name": "d-psgd", "lr": 0.1},
+    "privacy": {"mode": "none", "sigma": None},
+}
 
 
 def settings(attack: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -79,7 +82,10 @@ def test_strict_answers_of_any_length_cost_only_the_liar_in_a_simulation_too(
     found = simulate(experiment(**settings(HUGE, **how)), tmp_path / "huge")
     assert found.complete
     assert not found.diverged
-    assert found.task_metrics["accuracy"].mean > alone.task_metrics["accuracy"].mean - 0.05
+    here, there = (run.task_metrics["accuracy"].mean for run in (found, alone))
+    assert here is not None
+    assert there is not None
+    assert here > there - 0.05
 
 
 @pytest.mark.cluster

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ async def test_a_roster_that_changes_anything_else_is_refused_in_a_sentence(tmp_
             (old[:100], "is not a roster"),
         ):
             put(file, bad)
-            await n0.until(lambda said=said: warns(n0, said))
+            await n0.until(partial(warns, n0, said))
         put(file, old)
         before = n0.events("round")[-1]["round"]
         await n0.until(lambda: n0.reached(before + 5))

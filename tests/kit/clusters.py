@@ -253,6 +253,13 @@ class Process:
     def log(self) -> str:
         return (self.home / "daemon.log").read_text()
 
+    @property
+    def metrics(self) -> str:
+        """The address of its metrics."""
+        now = self.status()
+        assert now is not None
+        return str(now["metrics"])
+
     def status(self) -> Status | None:
         """None while it starts or when it is gone."""
         try:

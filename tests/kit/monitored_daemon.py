@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def time_callbacks(report: Report) -> None:
         run(handle)
         report.ran(time.thread_time() - start, lambda: repr(handle))
 
-    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    setattr(asyncio.Handle, "_run", timed)  # noqa: B010
 
 
 def note_blocking(report: Report) -> None:
@@ -111,7 +111,7 @@ def _noting(
     return log_event
 
 
-def _ours(stack: traceback.StackSummary) -> list[str]:
+def _ours(stack: Sequence[traceback.FrameSummary]) -> list[str]:
     """ "file:function" of the frames in the product, innermost first; of anything else where there
     are none.
     """
@@ -153,8 +153,9 @@ def hear_beats(report: Report, spoil: Callable[[], None]) -> None:
         round_trip(watch, peer, seconds)
         report.heartbeats.append((report.state, seconds, report.frames))
 
-    Telemetry.attach, Telemetry.set_state = attached, became  # type: ignore[method-assign]
-    Telemetry.round_trip, Telemetry.bytes_moved = noted, moved  # type: ignore[method-assign]
+    instead = {"attach": attached, "set_state": became, "round_trip": noted, "bytes_moved": moved}
+    for name, method in instead.items():
+        setattr(Telemetry, name, method)
 
 
 def burn() -> None:
@@ -186,7 +187,12 @@ def main(node: str, to: str, loop: str, *spoils: str) -> None:
     if loop == "asyncio":
         time_callbacks(report)
     note_blocking(report)
-    hear_beats(report, lambda: [again(FAULTS[name]) for name in spoils] and None)
+
+    def spoil() -> None:
+        for name in spoils:
+            again(FAULTS[name])
+
+    hear_beats(report, spoil)
     try:
         bootstrap.serve(Path(node), loop=loop)
     finally:

@@ -78,7 +78,7 @@ HOOKS = ("yield_point", "on_release", "on_withheld", "on_unusable")
 
 
 def gate(
-    task: Small, ledger: Ledger | None, keys: Keys | None = None, **changes: Any
+    task: Task, ledger: Ledger | None, keys: Keys | None = None, **changes: Any
 ) -> GradientGate:
     """A gate of mode strict with σ = 1 unless told otherwise; `config_…` changes go to `[privacy]`,
     hooks to `Hooks`, all others to `GateConfig`.

@@ -328,6 +328,8 @@ def counted_calls(layer: nn.Module) -> nn.Module:
 class Moving(nn.Module):
     """Subtracts a running mean, kept in a buffer."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(FEATURES))
@@ -408,6 +410,8 @@ class Annealed(nn.Module):
 class Steps(nn.Module):
     """A counter in a buffer, as BatchNorm has it, that nothing depends on."""
 
+    steps: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps", torch.tensor(0))
@@ -459,6 +463,8 @@ class SkippedLayer(nn.Module):
 class Quantile(nn.Module):
     """Scales by a moving quantile."""
 
+    level: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("level", torch.ones(()))
@@ -470,6 +476,8 @@ class Quantile(nn.Module):
 
 class Observer(nn.Module):
     """Rounds to 8 bits over the range seen so far, as in quantization-aware training."""
+
+    top: Tensor
 
     def __init__(self, least: float = 0.0) -> None:
         super().__init__()
@@ -483,6 +491,8 @@ class Observer(nn.Module):
 
 class Codebook(nn.Module):
     """Vector quantization with a codebook that follows what it sees."""
+
+    codes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -498,6 +508,8 @@ class Codebook(nn.Module):
 class Waking(nn.Module):
     """Follows its inputs once it is awake."""
 
+    mean: Tensor
+
     def __init__(self, awake: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(FEATURES))
@@ -511,6 +523,9 @@ class Waking(nn.Module):
 
 class ActNorm(nn.Module):
     """Takes its scale from the first record that it sees."""
+
+    ready: Tensor
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -539,6 +554,8 @@ class Stateful(nn.Module):
 
 class Queue(nn.Module):
     """Compares with the records seen last."""
+
+    queue: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, model_folder: Callable[...
         make(language_run(model=str(tmp_path / "broken.gguf")), ROWS)
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 16,
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -96,7 +97,7 @@ def test_a_model_that_sees_later_tokens(model_folder: Callable[..., Path], dtype
 
 
 def test_a_model_that_changes_as_it_runs(model_folder: Callable[..., Path]) -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 16,
         "hidden_size": 16,
         "attention_hidden_size": 16,
@@ -190,7 +191,7 @@ def test_a_row_with_nothing_to_learn_and_a_label_beyond_the_length(tmp_path: Pat
     with pytest.raises(DataError, match="row 2, has nothing in the column 'text'"):
         make(language_run(data="file", path=str(tmp_path / "a.jsonl")), ROWS)
     (tmp_path / "a.jsonl").write_text('{"text": "a long label"}\n{"text": "short"}\n' * 10)
-    labels = {"labels": ["a long label", "short"], "classes": 2}
+    labels: dict[str, Any] = {"labels": ["a long label", "short"], "classes": 2}
     with pytest.raises(ConfigurationError, match="A label has 14 tokens"):
         make(
             language_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,14 +77,11 @@ def test_an_answer_counts_up_to_its_end():
     logits = torch.full((1, 1, TOKENS.size), -30.0)
     script = iter([65, TOKENS.end, 66, 67])
 
-    class Output:
-        cache = None
-
     def forward(ids, **more):
-        Output.logits = logits.clone().repeat(len(ids), ids.shape[1], 1)
-        Output.logits[0, :, next(script)] = 30.0
-        Output.logits[1:, :, 70] = 30.0
-        return Output
+        said = logits.clone().repeat(len(ids), ids.shape[1], 1)
+        said[0, :, next(script)] = 30.0
+        said[1:, :, 70] = 30.0
+        return SimpleNamespace(cache=None, logits=said)
 
     completions = generate(
         forward, prompts(["a", "b"]), replace(SAMPLING, max_completion_length=4), torch.Generator()

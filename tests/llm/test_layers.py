@@ -130,7 +130,8 @@ def test_all_layers_are_trained_and_a_block_gets_its_slice_of_the_full_gradient(
     x = task.initial_parameters(0)
     for block in partition_blocks(task.layout, task.layer_groups, 1):
         gradient = mean_gradient(BlockObjective(task, x, block), x[block.span], torch.arange(4))
-        expected = [model.get_parameter(name).grad.reshape(-1) for name, _ in block.layout.fields]
+        grads: list[Any] = [model.get_parameter(name).grad for name, _ in block.layout.fields]
+        expected = [grad.reshape(-1) for grad in grads]
         assert gradient.any()
         torch.testing.assert_close(gradient, torch.cat(expected), atol=1e-6, rtol=1e-4)
 

@@ -16,6 +16,7 @@ from kit.language import language_run
 from node.llm import models
 from node.llm.likelihood import macro_f1
 from node.tasks import make
+from node.tasks.causal_lm import CausalLM
 
 LABELS = ["good", "bad the was", "bad a"]
 SMALL: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "eos_token_id": 1, "pad_token_id": 2}
@@ -115,6 +116,8 @@ def test_macro_f1_is_scikit_learns() -> None:
 
 def test_perplexity_is_over_all_label_tokens_and_yields_between_chunks() -> None:
     task = make(language_run(text={"length": 100, "test_size": 20}), np.arange(4))
+    assert isinstance(task, CausalLM)
+    assert task._test is not None
     yields: list[int] = []
     figures = task.evaluate(task.initial_parameters(0), lambda: yields.append(1))
     model = models.tiny_llama(torch.float32, "eager", 0)

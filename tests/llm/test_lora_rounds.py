@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_a_and_b_are_averaged_each_for_itself(config: Callable[[str], Experiment
     verbs = [
         next(learner.algorithm.round(0, View(learner.neighborhood))) for learner in twins.values()
     ]
-    sent = torch.stack([materialize(verb.tensors) for verb in verbs])
+    payloads: list[Any] = [materialize(verb.tensors) for verb in verbs]
+    sent = torch.stack(payloads)
     learners = in_process.make_learners(resolve(config("full")))
     algorithms = {name: learner.algorithm for name, learner in learners.items()}
     lockstep.run(algorithms, learners["n0"].plan.neighborhoods, 1)

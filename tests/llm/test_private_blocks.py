@@ -59,9 +59,12 @@ def test_one_release_a_round_whatever_the_degree(
     """The star's middle has three neighbors, its tips one: as many debits, the same ε."""
     ledgers: list[Ledger] = []
     in_memory = Ledger.in_memory
-    monkeypatch.setattr(
-        in_process.Ledger, "in_memory", lambda: ledgers.append(in_memory()) or ledgers[-1]
-    )
+
+    def kept() -> Ledger:
+        ledgers.append(in_memory())
+        return ledgers[-1]
+
+    monkeypatch.setattr(Ledger, "in_memory", kept)
     summary = in_process.simulate(config(kind="star"), tmp_path)
     assert len(ledgers) == 4
     for ledger in ledgers:
@@ -115,7 +118,8 @@ def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
     """Mode none is loud: in each node's journal and summary and in the whole run's. Mode strict has
     nothing to say.
     """
-    for mode, loud in (({"mode": "none", "sigma": None}, True), ({}, False)):
+    none: dict[str, Any] = {"mode": "none", "sigma": None}
+    for mode, loud in ((none, True), ({}, False)):
         folder = tmp_path / str(loud)
         summary = in_process.simulate(config(rounds=1, **mode), folder)
         warned = learner.NO_PRIVACY if loud else None

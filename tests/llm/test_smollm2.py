@@ -18,6 +18,7 @@ from node.data import paths
 from node.llm import models
 from node.task import views
 from node.tasks import make
+from node.tasks.causal_lm import CausalLM
 from peer.errors import StorageError
 
 pytestmark = [
@@ -139,6 +140,8 @@ def test_nwgi_is_read_and_answered(tmp_path: Path) -> None:
         text=text,
     )
     lm = make(run, np.arange(5))
+    assert isinstance(lm, CausalLM)
+    assert lm._test is not None
     assert lm._test.truth.bincount().tolist() == [2] * 7, "balanced"
     figures = lm.evaluate(lm.initial_parameters(0))
     assert 0 <= figures["accuracy"] <= 1

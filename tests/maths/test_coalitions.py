@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from math import factorial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -307,7 +308,13 @@ def test_rounding_earns_nothing(normalization):
             return lambda aggregation_weights: [24 / 143] * len(aggregation_weights)
 
     cross, weight = vectors(5), {"p00": 0.4, "p01": 0.1, "p02": 0.2, "p03": 0.2, "p04": 0.1}
-    arguments = {"weight": weight, "before": {}, "step": 0.1, "seed": "s", "me": "p00"}
+    arguments: dict[str, Any] = {
+        "weight": weight,
+        "before": {},
+        "step": 0.1,
+        "seed": "s",
+        "me": "p00",
+    }
     weights = shapley_weights(
         ShapleyConfig(normalization=normalization),
         Unmoved(None),
@@ -349,7 +356,7 @@ def test_values_that_are_no_numbers_are_worth_nothing_and_are_forgotten():
         def around(self, x, moves, kind):
             return lambda aggregation_weights: [float("nan")] * len(aggregation_weights)
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "weight": {"a": 0.25, "b": 0.75},
         "before": {"a": 1.0},
         "step": 0.1,

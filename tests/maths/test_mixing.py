@@ -98,9 +98,9 @@ def test_a_vector_is_filled_once_and_to_its_end():
             x[2 * k : 2 * k + 2] += k + 1
             yield 2
 
-    assert torch.equal(
-        materialize(IncrementalPayload(x, steps())), torch.tensor([1.0, 1, 2, 2, 3, 3])
-    )
+    filled = materialize(IncrementalPayload(x, steps()))
+    assert filled is x
+    assert torch.equal(x, torch.tensor([1.0, 1, 2, 2, 3, 3]))
     with pytest.raises(AssertionError):
         materialize(IncrementalPayload(x, iter([2, 2])))
 

@@ -189,7 +189,7 @@ def test_a_graph_that_is_too_thin_for_the_rule_is_one_sentence(run_of):
     star = make_neighborhoods("star", ["n0", "n1", "n2", "n3"])
     for rule in RULES:
         Plan.of(run_of(rule=rule), ring)
-        assert undersized_neighborhood(ring, MixSection(rule=rule)) is None
+        assert undersized_neighborhood(ring, MixSection.model_validate({"rule": rule})) is None
     with pytest.raises(
         ConfigurationError,
         match=r"mix.rule = median can tell nothing .* n1 and its neighbors are 2",
@@ -206,7 +206,7 @@ def test_the_rule_of_ross_is_looked_at_too(run_of):
     ring = make_neighborhoods("ring", ["n0", "n1", "n2", "n3"])
     ross = {
         by: run_of(byzantine=byzantine).model_copy(
-            update={"algorithm": AlgorithmSection(name="ross", mix_by=by)}
+            update={"algorithm": AlgorithmSection.model_validate({"name": "ross", "mix_by": by})}
         )
         for by, byzantine in (("trimmed_mean", 2), ("pi", 1), ("w", 2))
     }

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,8 @@ async def test_a_daemon_that_hangs_is_not_healthy(sockets: Path) -> None:
 
 
 async def test_ready_is_more_than_alive(sockets: Path) -> None:
-    with status.serve(sockets / "run-n0.sock", lambda: {**DOCUMENT, "state": "waiting for peers"}):
+    waiting: Any = {**DOCUMENT, "state": "waiting for peers"}
+    with status.serve(sockets / "run-n0.sock", lambda: waiting):
         alive, ready = await health(sockets, "--json"), await health(sockets, "--ready")
     assert (alive.returncode, alive.stdout) == (0, '{"n0": "waiting for peers"}\n')
     assert ready.returncode == 1

@@ -63,10 +63,13 @@ def metrics():
 
 
 @pytest.fixture
-def endpoint(metrics):
-    ready = threading.Event()
+def ready():
+    return threading.Event()
+
+
+@pytest.fixture
+def endpoint(metrics, ready):
     made = serve(metrics, "127.0.0.1:0", ready.is_set)
-    made.ready = ready
     yield made
     made.close()
 
@@ -192,12 +195,12 @@ def test_two_nodes_in_one_process_do_not_mix():
     assert two.registry.get_sample_value("peerpoise_rounds_total") == 0
 
 
-def test_healthy_and_ready(endpoint):
+def test_healthy_and_ready(endpoint, ready):
     assert get(endpoint, "/-/healthy") == "200 OK\n"
     with pytest.raises(urllib.error.HTTPError, match="503") as caught:
         get(endpoint, "/-/ready")
     caught.value.close()
-    endpoint.ready.set()
+    ready.set()
     assert get(endpoint, "/-/ready") == "200 OK\n"
     with pytest.raises(urllib.error.HTTPError, match="404") as caught:
         get(endpoint, "/")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -52,8 +53,8 @@ def test_on_uvloop(short):
 
 
 async def test_what_is_not_finite_is_null_and_a_large_document_arrives_whole(short):
-    many = [{**DOCUMENT["neighbors"][0], "name": f"n{k}"} for k in range(900)]
-    big = {**DOCUMENT, "neighbors": many, "uptime_s": float("nan")}
+    many = [status.Neighbor(**{**DOCUMENT["neighbors"][0], "name": f"n{k}"}) for k in range(900)]
+    big = status.Status(**{**DOCUMENT, "neighbors": many, "uptime_s": float("nan")})
     with status.serve(short / "a.sock", lambda: big):
         found = await ask(short / "a.sock")
     assert len(found["neighbors"]) == 900
@@ -272,7 +273,8 @@ def test_what_people_see():
 
 
 def test_what_people_see_when_something_is_wrong():
-    nominal = {**DOCUMENT["epsilon"], "mode": "paper"}
+    assert DOCUMENT["epsilon"] is not None
+    nominal = status.Epsilon(**{**DOCUMENT["epsilon"], "mode": "paper"})
     text = printed(
         {
             **DOCUMENT,
@@ -327,5 +329,5 @@ def test_asking_needs_no_torch_and_the_document_is_json(short):
     ],
 )
 def test_what_peers_say_is_no_markup(field: str, text: str) -> None:
-    neighbor = status.Neighbor(**{**DOCUMENT["neighbors"][0], field: text})
+    neighbor: Any = {**DOCUMENT["neighbors"][0], field: text}
     assert text in printed(status.Status(**{**DOCUMENT, "neighbors": [neighbor]}))

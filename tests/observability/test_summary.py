@@ -155,7 +155,7 @@ def test_merge_of_a_whole_cluster():
     accuracy = merged.task_metrics["accuracy"]
     assert merged.headline == "accuracy"
     assert accuracy.per_node == {"n0": 0.9, "n1": 0.8, "n2": 0.97}
-    assert (accuracy.mean, accuracy.worst) == (pytest.approx(0.89), 0.8)
+    assert (accuracy.mean, accuracy.worst) == pytest.approx((0.89, 0.8))
     assert merged.privacy.epsilon == Epsilon(
         total=7.9, link=3.25, per_node={"n0": 7.5, "n1": 7.9, "n2": 7.5}
     )
@@ -187,7 +187,7 @@ def test_nodes_whose_parameters_are_not_finite_are_named():
 
 
 def test_perplexity_is_kept_of_each_node_and_averaged_over_the_honest_ones():
-    each = {"n0": 4.0, "n1": 8.0, "n2": 99.0}
+    each: dict[str, float | None] = {"n0": 4.0, "n1": 8.0, "n2": 99.0}
     parts = [
         one(
             name,

@@ -92,7 +92,8 @@ def after(answers, missing=(), **options):
     node = cluster(Cga, **{**OPTIONS, **options})["3"]
     node.state = State(x=node.parameters, v=torch.ones(D, dtype=torch.float64))
     talk = node.round(0, view(node.me))
-    mix = talk.send(Replies(answers.items(), missing)) if next(talk) else None
+    next(talk)
+    mix = talk.send(Replies(answers.items(), missing))
     with pytest.raises(StopIteration):
         talk.send(mix.tensors)
     return node

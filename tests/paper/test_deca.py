@@ -3,6 +3,7 @@ bf16-delta.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from node.maths.blocks import BlockSchedule, active_block, partition_blocks
 from node.maths.mixing import materialize, weighted_sum
 from node.maths.schedule import WarmupDecay, rate
 from node.rounds import lockstep
-from peer.message import DType, Layout
+from peer.message import DType, Layout, Mix
 from peer.neighborhood import Neighborhood, View
 from peer.topology import make_neighborhoods
 
@@ -37,21 +38,29 @@ class Quadratic:
 
     def within(self, x, block):
         assert block.layout.size == block.span.stop - block.span.start
-        return lambda theta, t: (
-            self.asked.append((t, block.span)),
-            theta - self.wanted[block.span].to(theta),
-        )[1]
+
+        def gradient(theta, t):
+            self.asked.append((t, block.span))
+            return theta - self.wanted[block.span].to(theta)
+
+        return gradient
 
     def __call__(self, x, t, to):
         return x - self.wanted.to(x)
 
+    def own(self, x, t):
+        raise NotImplementedError
 
-def node(kind, me="a", start=None, layer_groups=LAYER_GROUPS, gate=None, **options):
+    def difference(self, x, before, t):
+        raise NotImplementedError
+
+
+def node(kind, me="a", start=None, layer_groups=LAYER_GROUPS, gate: Any = None, **options):
     resources = Resources(
         me=me,
         layout=LAYOUT,
         start=torch.linspace(-1, 1, D) if start is None else start,
-        gradients=gate or Quadratic(me),
+        gradients=Quadratic(me) if gate is None else gate,
         layer_groups=layer_groups,
     )
     return kind(kind.Config(**options), resources)
@@ -65,7 +74,7 @@ def ring(kind, n=4, start=None, **options):
 # ------------------------------------------------------------------------------------ the equations
 
 
-class Given:
+class Given(Quadratic):
     """The golden gradient."""
 
     def within(self, x, block):
@@ -99,7 +108,9 @@ def test_a_step_of_each_signal_is_the_golden_one(bma):
     talk = deca.round(r, View(neighborhood))
     verb = next(talk)
     half = materialize(verb.tensors)
+    assert isinstance(half, torch.Tensor)
     close(half, found["theta_half"])
+    assert isinstance(verb, Mix)
     assert verb.streaming
     mixed = weighted_sum(CASE["w"], {"self": half, **vectors(CASE["theta_half_neighbors"])})
     close(mixed, found["theta_next"])
@@ -140,7 +151,7 @@ class Curved:
         return lambda theta, t: self.of(theta, block.span, t)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mix_every": {"mix_every": 2},
     "mix_every = steps": {"mix_every": 5},
@@ -164,7 +175,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_is_the_naive_one_on_a_ring(bma, name):
     """Five nodes, visits of five steps, one of them cut short by the end; float64."""
-    told = {"bma": bma, "lr": 0.05, "steps": 5, "decay_until": 60, **OPTIONS[name]}
+    told: dict[str, Any] = {"bma": bma, "lr": 0.05, "steps": 5, "decay_until": 60, **OPTIONS[name]}
     nothing = {
         "warmup": 0,
         "decay": "no",
@@ -401,7 +412,12 @@ def test_the_payload_is_the_block_alone_and_the_gradient_s_own_memory():
     class Noting(Quadratic):
         def within(self, x, block):
             inner = super().within(x, block)
-            return lambda theta, t: handed.append(inner(theta, t)) or handed[-1]
+
+            def gradient(theta, t):
+                handed.append(inner(theta, t))
+                return handed[-1]
+
+            return gradient
 
     nodes, neighborhoods = ring(Deca, steps=2, layers_per_block=1, gate=Noting())
     talk = nodes["n0"].round(0, View(neighborhoods["n0"]))

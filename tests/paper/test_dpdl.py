@@ -2,6 +2,7 @@
 
 from itertools import product
 from math import e, log, sqrt
+from typing import Any
 
 import dp_accounting
 import pytest
@@ -49,11 +50,9 @@ def golden(name, mode, granularity, scale):
     case = EQUATIONS[name]
     options = {key: case[key] for key in ("alpha", "beta", "lr", "weight_decay")}
     config = DpdlConfig(**options, granularity=granularity, scale=scale)
+    gradients: Any = Given(case, mode)
     given = Resources(
-        me=str(case["me"]),
-        layout=layout(case),
-        start=vector(case["x"]),
-        gradients=Given(case, mode),
+        me=str(case["me"]), layout=layout(case), start=vector(case["x"]), gradients=gradients
     )
     node = Dpdl(config, given)
     node.state = State(x=vector(case["x"]), v=vector(case["v"]))
@@ -80,6 +79,12 @@ class Quadratic:
 
     def own(self, x, t):
         return x - self.c
+
+    def difference(self, x, before, t):
+        raise NotImplementedError
+
+    def within(self, x, block):
+        raise NotImplementedError
 
 
 def cluster(kind="full", n=4, d=7, **options):

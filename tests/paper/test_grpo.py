@@ -7,6 +7,7 @@ from __future__ import annotations
 from itertools import product
 from math import exp
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,7 @@ def test_parts_of_a_batch_add_up_and_groups_without_spread_can_be_left_out(loss_
     [gradient] = torch.autograd.grad(whole.loss, now)
     parts = [slice(0, G), slice(2 * G, 3 * G), slice(3 * G, 4 * G)]
     summed = sum(grpo_loss(now[p], old[p], advantage[p], weights[p], c).loss for p in parts)
+    assert isinstance(summed, torch.Tensor)
     [in_parts] = torch.autograd.grad(summed, now)
     torch.testing.assert_close(summed, whole.loss)
     torch.testing.assert_close(in_parts, gradient)
@@ -196,6 +198,6 @@ def _trainer(c, now, mask):
     )  # fmt: skip
 
 
-class _Ignore(dict):
+class _Ignore(dict[Any, Any]):
     def __missing__(self, key):
         return []

@@ -51,6 +51,7 @@ def test_one_release_a_round_and_k_models_are_all_that_is_said():
     talk, said = nodes["0"].round(3, view("0")), []
     verb = step(talk)
     while verb is not None:
+        assert isinstance(verb.tensors, torch.Tensor)
         said.append((type(verb), verb.kind, verb.tensors.numel()))
         verb = step(talk, verb.tensors)
     assert said == [(Mix, "gossip", D)] * 4
@@ -155,17 +156,22 @@ def test_k_and_the_gap_are_taken_from_the_graph_unless_they_are_given():
 
 
 def test_every_node_of_a_run_finds_them_and_the_run_file_holds_them():
-    run = ExperimentConfig(
-        algorithm={"name": "muffliato"}, privacy={"mode": "none"}, topology={"kind": "ring"}
+    run = ExperimentConfig.model_validate(
+        {
+            "algorithm": {"name": "muffliato"},
+            "privacy": {"mode": "none"},
+            "topology": {"kind": "ring"},
+        }
     )
     neighborhoods = run.neighborhoods([f"n{i}" for i in range(10)])
     plan = Plan.of(run, neighborhoods)
-    assert (plan.options.gossip, plan.options.spectral_gap) == (
-        7,
-        pytest.approx(plan.spectral_gap, rel=1e-5),
-    )
+    assert isinstance(plan.options, Muffliato.Config)
+    assert plan.options.gossip == 7
+    assert plan.options.spectral_gap == pytest.approx(plan.spectral_gap, rel=1e-5)
     written = resolve(run, list(neighborhoods)).pinned()
     assert written.algorithm.options["gossip"] == 7
     assert written.digest != resolve(run, [f"n{i}" for i in range(9)]).pinned().digest
     assert Plan.of(written, neighborhoods).options == plan.options
-    assert Plan.of(run, {}).options.gossip is None
+    alone = Plan.of(run, {}).options
+    assert isinstance(alone, Muffliato.Config)
+    assert alone.gossip is None

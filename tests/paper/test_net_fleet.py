@@ -2,6 +2,8 @@
 mixed.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -97,12 +99,12 @@ def test_y_tracks_the_mean_gradient_of_all():
 def test_the_first_round_asks_for_a_gradient_and_each_later_one_for_the_difference_to_the_last_model():
     nodes = fleet(lr=0.1)
     seen = {i: [nodes[i].parameters.clone()] for i in NAMES}
-    lockstep.run(
-        nodes,
-        NEIGHBORHOODS,
-        4,
-        after_round=lambda t: [seen[i].append(nodes[i].parameters.clone()) for i in NAMES],
-    )
+
+    def note(t):
+        for i in NAMES:
+            seen[i].append(nodes[i].parameters.clone())
+
+    lockstep.run(nodes, NEIGHBORHOODS, 4, after_round=note)
     for i in NAMES:
         first, *later = nodes[i].gradients.asked
         assert first[:2] == (0, i)
@@ -154,10 +156,11 @@ def test_noise_adds_up_until_the_next_restart(restart, variance):
     """Round 39 is the last of a block of 4: s then holds the noise of so many releases."""
     layout, start = type(LAYOUT)((("w", (2000,)),)), torch.zeros(2000, dtype=torch.float64)
     neighborhoods = make_neighborhoods("ring", NAMES)
+    gates: dict[str, Any] = {i: Noise(i) for i in NAMES}
     nodes = {
         i: NetFleet(
             NetFleet.Config(lr=0.1, restart=restart),
-            Resources(me=i, layout=layout, start=start, gradients=Noise(i)),
+            Resources(me=i, layout=layout, start=start, gradients=gates[i]),
         )
         for i in NAMES
     }
@@ -185,7 +188,8 @@ def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
     ever.
     """
     neighborhoods = make_neighborhoods("full", ["0"])
-    node = NetFleet(NetFleet.Config(lr=0.1), resources("0", Spent("0")))
+    gate = Spent("0")
+    node = NetFleet(NetFleet.Config(lr=0.1), resources("0", gate))
     seen = []
     lockstep.run(
         {"0": node}, neighborhoods, 30, after_round=lambda t: seen.append(node.parameters.clone())
@@ -193,7 +197,7 @@ def test_a_node_whose_release_is_withheld_takes_its_gradient_out_of_y():
     assert not torch.equal(seen[8], seen[9])
     for t in range(10, 20):
         close(seen[t], seen[9])
-    assert [(t, what) for t, what, *_ in node.gradients.asked if t >= 10] == [
+    assert [(t, what) for t, what, *_ in gate.asked if t >= 10] == [
         (10, "difference"),
         *((t, "0") for t in range(11, 21)),
         *((t, "difference") for t in range(21, 30)),

@@ -14,11 +14,13 @@ names = pytest.mark.parametrize("name", sorted(NOISED))
 
 
 def experiment(name, **privacy):
-    return ExperimentConfig(
-        algorithm={"name": name},
-        train={"rounds": 2, "evaluate_every": 0},
-        privacy={"sigma": 2.0, "rate": 0.1, "batch": 30, "insecure_seed": 1, **privacy},
-        experiment={"nodes": 3},
+    return ExperimentConfig.model_validate(
+        {
+            "algorithm": {"name": name},
+            "train": {"rounds": 2, "evaluate_every": 0},
+            "privacy": {"sigma": 2.0, "rate": 0.1, "batch": 30, "insecure_seed": 1, **privacy},
+            "experiment": {"nodes": 3},
+        }
     )
 
 

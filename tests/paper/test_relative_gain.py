@@ -62,7 +62,7 @@ def test_the_first_two_rewards_gain_nothing_and_the_third_is_measured_by_the_fir
     two = one.observe(5.0, config())
     assert (start.gain(3.0, config()), one.gain(5.0, config())) == (0.0, 0.0)
     assert (one.mean, one.spread) == (3.0, 0.0)
-    assert (two.mean, two.spread) == (pytest.approx(3.2), 2.0)
+    assert (two.mean, two.spread) == pytest.approx((3.2, 2.0))
     assert two.gain(5.2, config()) == pytest.approx(1.0)
 
 
@@ -103,7 +103,7 @@ def test_a_claim_bounds_a_liars_weight():
 def test_a_moving_average_forgets():
     baseline, surprise = Baseline(2, 0.0, 1.0), GainConfig(decay=0.5)
     after = baseline.observe(3.0, surprise)
-    assert (after.mean, after.spread) == (1.5, pytest.approx(sqrt(0.5 * 1 + 0.5 * 9)))
+    assert (after.mean, after.spread) == pytest.approx((1.5, sqrt(0.5 * 1 + 0.5 * 9)))
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), 1e200])

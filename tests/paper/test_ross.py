@@ -93,7 +93,8 @@ def phi_of(x, g, step):
 
 
 def reference(rounds, rho=0.0, momentum=True, lr=0.1, beta=0.8):
-    x, v, smooth = START.copy(), np.zeros((N, D)), [{} for _ in range(N)]
+    x, v = START.copy(), np.zeros((N, D))
+    smooth: list[dict[int, float]] = [{} for _ in range(N)]
     for t in range(rounds):
         eta, new = lr * 0.5 ** (t // 10), np.zeros((N, D))
         for i in range(N):

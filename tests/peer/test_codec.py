@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import resource
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -34,8 +35,8 @@ ID = "a" * 52
 HEAD = pb.SignedHead(sequence=9, digest=bytes(32))
 
 
-def header(**changes: object) -> pb.Header:
-    fields: dict[str, object] = {
+def header(**changes: Any) -> pb.Header:
+    fields: dict[str, Any] = {
         "protocol": 1,
         "run": "r1",
         "sender": ID,
@@ -50,8 +51,8 @@ def header(**changes: object) -> pb.Header:
     return pb.Header(**(fields | changes))
 
 
-def hello(**changes: object) -> pb.Hello:
-    fields: dict[str, object] = {
+def hello(**changes: Any) -> pb.Hello:
+    fields: dict[str, Any] = {
         "run": "r1",
         "sender": ID,
         "receiver": "b" * 52,
@@ -177,8 +178,9 @@ def test_each_code_has_a_sentence_and_an_unknown_one_reads_as_no_reason() -> Non
 
 
 def test_a_newer_peers_code_and_fields_can_be_read() -> None:
+    code: Any = 77
     newer = (
-        pb.Verdict(code=77, detail="x").SerializeToString() + b"\xa2\x06\x03abc"
+        pb.Verdict(code=code, detail="x").SerializeToString() + b"\xa2\x06\x03abc"
     )  # field 100, unknown here
     assert codec.decode(pb.Verdict, newer).code == 77
 
@@ -211,7 +213,9 @@ def test_a_hundred_thousand_fuzzed_messages_raise_only_malformed_and_memory_stay
         codec.encode(pb.Beat(run="r", sender=ID, live=[ID], waiting_for=[ID], idle_ms=1 << 20))
     ]
     valid[pb.Welcome] = [
-        codec.encode(pb.Welcome(code=1, spki=bytes(91), signature=bytes(72), detail="x" * 99))
+        codec.encode(
+            pb.Welcome(code=pb.CODE_OK, spki=bytes(91), signature=bytes(72), detail="x" * 99)
+        )
     ]
     outcomes = {"message": 0, "malformed": 0}
 

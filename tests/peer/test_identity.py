@@ -41,7 +41,7 @@ def load(folder: Path, **changes: Path) -> Identity:
         "certificate": folder / "node.pem",
         "ca": folder / "ca.pem",
     } | changes
-    return Identity.load(**files)
+    return Identity.load(files["key"], files["certificate"], files["ca"])
 
 
 def test_the_id_is_the_fingerprint_of_the_key(folder: Path) -> None:

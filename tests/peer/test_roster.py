@@ -146,7 +146,7 @@ def test_a_next_version_removes_members_and_changes_nothing_else(
         4,
         ("a", "b"),
         ("b",),
-        {"id-a"},
+        frozenset({"id-a"}),
     )
     assert second.digest == first.digest
     assert first.gone(second) == {"b"}

@@ -270,11 +270,8 @@ async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_mem
     session, people
 ):
     """Through both gates a neighbor has: what it says is garbled, who it is is not."""
-    a, head, rng = (
-        people["a"].id,
-        {"sequence": 2, "digest": bytes(32), "label": bytes(32)},
-        random.Random(11),
-    )
+    a, rng = people["a"].id, random.Random(11)
+    head = pb.SignedHead(sequence=2, digest=bytes(32), label=bytes(32))
     usual = {"run": "run", "sender": a, "incarnation": 1}
     transfer = {
         "protocol": codec.PROTOCOL,
@@ -283,13 +280,18 @@ async def test_a_hundred_thousand_fuzzed_calls_raise_only_the_error_tree_and_mem
         "parts": 1,
     }
     valid = {
-        "Handshake": codec.encode(hello(people, propose=False, head=pb.SignedHead(**head))),
-        "Beat": codec.encode(
-            pb.Beat(**usual, live=[a], waiting_for=[a], head=pb.SignedHead(**head))
-        ),
+        "Handshake": codec.encode(hello(people, propose=False, head=head)),
+        "Beat": codec.encode(pb.Beat(**usual, live=[a], waiting_for=[a], head=head)),
         "Leave": codec.encode(pb.Leave(**usual)),
         "Transfer": codec.encode(
-            pb.Header(**usual, **transfer, kind="state", layout=bytes(32), dtype=1, bytes=400)
+            pb.Header(
+                **usual,
+                **transfer,
+                kind="state",
+                layout=bytes(32),
+                dtype=pb.DTYPE_FLOAT32,
+                bytes=400,
+            )
         ),
     }
     seen = dict.fromkeys(valid, 0)

@@ -6,6 +6,7 @@ is left half-open.
 """
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -69,7 +70,8 @@ class Machine(RuleBasedStateMachine):
         )
         table.membership.agree("a", live_from=0, incarnation=1, round=0, now=0.0)
         table.states["a"].renew(1)
-        self.transfers = Transfers(table, Mailbox(), None)
+        nobody: Any = None  # it sends nothing
+        self.transfers = Transfers(table, Mailbox(), nobody)
         self.transfers.begin(0)
 
     def teardown(self):

@@ -5,6 +5,7 @@ second opinion.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from opacus.accountants import PRVAccountant
 from node.privacy.accountant import (
     LEAST_SIGMA,
     PLD_CUTOFF,
+    Batches,
     Mechanism,
     Spent,
     calibrate,
@@ -26,6 +28,7 @@ from node.privacy.accountant import (
 from peer.errors import ConfigurationError
 
 Q = 250 / 6000
+BATCHES: tuple[Batches, ...] = ("independent", "shared")
 
 
 @pytest.mark.parametrize(
@@ -46,16 +49,16 @@ def test_sigma_of_epsilon_total(releases: int, target: float, sigma: float) -> N
 
 
 def test_calibration_is_rounded_up_and_reaches_its_target() -> None:
-    for batches, releases in (("independent", 3), ("shared", 3)):
-        sigma = calibrate(4.0, 1e-5, rate=0.1, rounds=200, releases=releases, batches=batches)
-        made = Mechanism(sigma=sigma, rate=0.1, batches=batches, releases=releases)
-        less = Mechanism(sigma=sigma * 0.995, rate=0.1, batches=batches, releases=releases)
+    for batches in BATCHES:
+        sigma = calibrate(4.0, 1e-5, rate=0.1, rounds=200, releases=3, batches=batches)
+        made = Mechanism(sigma=sigma, rate=0.1, batches=batches, releases=3)
+        less = Mechanism(sigma=sigma * 0.995, rate=0.1, batches=batches, releases=3)
         assert epsilon_total(made, 200, 1e-5) <= 4.0 < epsilon_total(less, 200, 1e-5)
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("batches", ["independent", "shared"])
-def test_where_nothing_is_released_any_noise_reaches_the_target(batches: str) -> None:
+@pytest.mark.parametrize("batches", BATCHES)
+def test_where_nothing_is_released_any_noise_reaches_the_target(batches: Batches) -> None:
     sigma = calibrate(4.0, 1e-5, rate=0.1, rounds=200, releases=0, batches=batches)
     assert sigma == LEAST_SIGMA
     nothing = Mechanism(sigma=sigma, rate=0.1, batches=batches, releases=0)
@@ -94,7 +97,9 @@ def test_rows_of_different_runs_compose() -> None:
 
 
 @pytest.mark.parametrize("mode", ["paper", "none"])
-def test_what_has_no_guarantee_makes_every_later_epsilon_infinite(mode: str) -> None:
+def test_what_has_no_guarantee_makes_every_later_epsilon_infinite(
+    mode: Literal["paper", "none"],
+) -> None:
     rows = [
         Spent(Mechanism(sigma=2.0, rate=Q), 3),
         Spent(Mechanism(sigma=2.0, rate=Q, mode=mode), 1),
@@ -109,10 +114,10 @@ def test_what_has_no_guarantee_makes_every_later_epsilon_infinite(mode: str) -> 
     rate=st.floats(0.01, 0.3),
     limit=st.floats(0.5, 8.0),
     past=st.integers(0, 60),
-    batches=st.sampled_from(["independent", "shared"]),
+    batches=st.sampled_from(BATCHES),
 )
 def test_remaining_compositions_is_the_last_affordable_number(
-    sigma: float, rate: float, limit: float, past: int, batches: str
+    sigma: float, rate: float, limit: float, past: int, batches: Batches
 ) -> None:
     rows = [Spent(Mechanism(sigma=3.0, rate=0.05), past)]
     mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=3)

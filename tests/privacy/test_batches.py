@@ -21,7 +21,7 @@ from node.maths.backends import choose, pick
 from node.maths.clipping import SLACK, clipped_sum, mean_gradient
 from node.maths.purity import Impure
 from node.privacy.suspects import Suspects
-from node.task import views
+from node.task import Objective, views
 from peer.errors import ConfigurationError
 
 EVERY = torch.arange(RECORDS)
@@ -30,8 +30,8 @@ Batch = Callable[[Model, Tensor], tuple[Tensor, ...]]
 
 def of_batch(batch: Batch) -> Model:
     task = Kind(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))).make()
-    plain = task.batch
-    task.batch = lambda rows: batch(plain, rows)  # type: ignore[method-assign, assignment, arg-type]
+    plain: Any = task.batch
+    setattr(task, "batch", lambda rows: batch(plain, rows))  # noqa: B010
     return task
 
 
@@ -300,22 +300,31 @@ def test_a_copy_of_a_task_has_a_state_of_its_own() -> None:
     task = Kind(lambda: nn.Sequential(Waking(), nn.Linear(6, 3))).make()
     assert clipped_sum(task, task.initial_parameters(0), EVERY, 1.0, backend="loop").any()
     other = copy.deepcopy(task)
-    other.net[0].awake = True
+    layer = next(other.net.children())
+    assert isinstance(layer, Waking)
+    layer.awake = True
     with pytest.raises(Impure):
         clipped_sum(other, other.initial_parameters(0), EVERY, 1.0, backend="loop")
 
 
-def test_a_loss_that_is_constant_for_a_batch_has_no_gradient() -> None:
+def test_a_loss_that_is_constant_for_a_batch_has_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     task = Kind(lambda: nn.Linear(6, 3)).make()
-    task.mean_loss = lambda *_: torch.tensor(1.0)  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(task, "mean_loss", lambda *_: torch.tensor(1.0))
     assert not mean_gradient(task, task.initial_parameters(0), EVERY).any()
 
 
 def test_rows_that_raise_ask_made_up_examples_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbor's model that makes all of them raise costs no more than that."""
     task = Picky(lambda: nn.Linear(6, 3), Kind(lambda: nn.Linear(6, 3)).columns)
-    asked: list[int] = []
-    monkeypatch.setattr("node.maths.clipping._raises", lambda task: bool(asked.append(1)))
+    asked: list[Objective] = []
+
+    def raises(task: Objective) -> bool:
+        asked.append(task)
+        return False
+
+    monkeypatch.setattr("node.maths.clipping._raises", raises)
     assert not clipped_sum(task, torch.full((21,), float("nan")), EVERY, 1.0, chunk=16).any()
     assert len(asked) == 1
 

@@ -4,7 +4,7 @@ like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kit.small_task import Small, gate, make_small
 from node.maths.blocks import Block, partition_blocks
+from node.maths.chunks import Backend
 from node.maths.clipping import clipped_sum, mean_gradient
 from node.privacy.block_objective import BlockObjective
 from node.privacy.ledger import Ledger
@@ -46,20 +47,23 @@ def test_a_block_s_gradient_is_its_part_of_the_whole_one(
     whole = mean_gradient(task, x, rows)
     for block in blocks(task, kind):
         within = BlockObjective(task, x, block)
-        task.micro_batch = micro_batch  # type: ignore[attr-defined]
+        task.micro_batch = micro_batch
         torch.testing.assert_close(
             mean_gradient(within, x[block.span], rows), whole[block.span], atol=1e-6, rtol=1e-5
         )
 
 
-def test_backward_stops_at_the_block() -> None:
+def test_backward_stops_at_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else is given a gradient, or asked for one."""
     task = make_small("mlp")
-    x, seen = task.initial_parameters(0), []
-    loss = task.mean_loss
-    task.mean_loss = lambda parameters, batch: (
-        seen.append(dict(parameters)) or loss(parameters, batch)
-    )  # type: ignore
+    x, loss = task.initial_parameters(0), task.mean_loss
+    seen: list[dict[str, Tensor]] = []
+
+    def noted(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        seen.append(dict(parameters))
+        return loss(parameters, batch)
+
+    monkeypatch.setattr(task, "mean_loss", noted)
     block = blocks(task, "mlp")[1]
     mean_gradient(BlockObjective(task, x, block), x[block.span], torch.arange(5))
     assert {name for name, value in seen[0].items() if value.requires_grad} == {
@@ -70,7 +74,7 @@ def test_backward_stops_at_the_block() -> None:
 
 
 @pytest.mark.parametrize(("kind", "backend"), BACKENDS)
-def test_examples_are_clipped_over_the_block_alone(kind: str, backend: str) -> None:
+def test_examples_are_clipped_over_the_block_alone(kind: str, backend: Backend) -> None:
     """Against autograd, one by one. Power: clipped over the whole model it is another sum."""
     task, rows, clip = make_small(kind), torch.arange(9), 0.05
     x = task.initial_parameters(0)
@@ -86,7 +90,7 @@ def test_examples_are_clipped_over_the_block_alone(kind: str, backend: str) -> N
             other += part * min(1.0, clip / float(g.norm()))
         actual = clipped_sum(
             BlockObjective(task, x, block), x[block.span], rows, clip, backend=backend
-        )  # type: ignore[arg-type]
+        )
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
         assert not torch.allclose(actual, other, atol=1e-4)
 

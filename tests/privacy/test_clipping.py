@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from kit.small_task import Small, gate, make_small
 from node.data import Examples
+from node.device import CPU
 from node.maths import backends, chunks, clipping
 from node.maths.backends import probe
 from node.maths.blocks import partition_blocks
 from node.maths.clipping import clipped_sum, mean_gradient
 from node.maths.materialized import clip_and_sum
+from node.maths.per_example import looped
 from node.maths.purity import refuse_batchnorm
 from node.maths.synthetic import SyntheticTask, random_parameters
 from node.privacy.block_objective import BlockObjective
+from node.privacy.gate import DPGate
 from node.privacy.ledger import Ledger
 from node.task import flat
 from node.tasks.classification import Classification
@@ -49,7 +52,7 @@ def test_eq1_same_clipped_sum_as_opacus(kind: str, backend: chunks.Backend) -> N
         wrapped(task.x.clone().requires_grad_()), task.y, reduction="sum"
     ).backward()
     samples = {
-        name: dict(task.module.named_parameters())[name].grad_sample
+        name: getattr(dict(task.module.named_parameters())[name], "grad_sample")  # noqa: B009
         for name, _ in task.layout.fields
     }
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples.values()]).norm(dim=0)
@@ -117,8 +120,8 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
     size."""
     task = make_small("mlp", n=50)
     if not own:
-        task.indexes = True  # type: ignore[attr-defined]
-    batch, looped = task.batch, clipping.looped
+        task.indexes = True
+    batch = task.batch
     seen: dict[str, int] = {}
 
     def count(what: str, much: int) -> None:
@@ -134,11 +137,19 @@ def test_an_answer_takes_the_same_work_whatever_its_secret_batch(
         return gradient
 
     monkeypatch.setattr(clipping, "looped", counted)
-    monkeypatch.setattr(task, "batch", lambda rows: (count("fetched", len(rows)), batch(rows))[1])
+
+    def fetched(rows: Tensor) -> tuple[Tensor, ...]:
+        count("fetched", len(rows))
+        return batch(rows)
+
     ask = clipping._despite_errors
-    monkeypatch.setattr(
-        clipping, "_despite_errors", lambda *arguments: (count("asked", 1), ask(*arguments))[1]
-    )
+
+    def asked(*arguments: Any) -> Any:
+        count("asked", 1)
+        return ask(*arguments)
+
+    monkeypatch.setattr(task, "batch", fetched)
+    monkeypatch.setattr(clipping, "_despite_errors", asked)
 
     def work(n: int, least: int) -> tuple[dict[str, int], Tensor]:
         seen.clear()
@@ -311,9 +322,10 @@ def test_one_bad_example_spoils_nothing(
 ) -> None:
     task.x[3, 2] = float("nan")
     rows = torch.arange(task.num_examples)
-    options = {"before": task.initial_parameters(0) * 2 if difference else None, "backend": backend}
-    with_bad = clipped_sum(task, task.initial_parameters(0), rows, 1.0, **options)
-    without = clipped_sum(task, task.initial_parameters(0), rows[rows != 3], 1.0, **options)
+    x = task.initial_parameters(0)
+    before = x * 2 if difference else None
+    with_bad = clipped_sum(task, x, rows, 1.0, before=before, backend=backend)
+    without = clipped_sum(task, x, rows[rows != 3], 1.0, before=before, backend=backend)
     torch.testing.assert_close(with_bad, without, atol=1e-6, rtol=1e-6)
 
 
@@ -325,21 +337,21 @@ def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
     class Doubled(Small):
         """Its factors are those of half its loss."""
 
-        def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
+        def mean_loss(self, parameters, batch):
             return 2 * super().mean_loss(parameters, batch)
 
     task = Doubled(task.module, 1e-3 * task.x, task.y)  # not clipped, else both would be the same
     assert probe(task) == "vmap"
 
     class Branching(Small):
-        factors = None
+        factors: Any = None
 
-        def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
+        def mean_loss(self, parameters, batch):
             loss = super().mean_loss(parameters, batch)
             return loss if loss.item() > 0 else -loss
 
     class Random(Small):
-        def mean_loss(self, parameters, batch):  # type: ignore[no-untyped-def]
+        def mean_loss(self, parameters, batch):
             return super().mean_loss(parameters, batch) * torch.rand(())
 
     for kind in (Branching, Random):
@@ -358,14 +370,16 @@ def test_probe_asks_most_examples(task: Small, kinks: int, most: bool, backend: 
         return (x.unsqueeze(-2) == known).all(-1).any(-1)
 
     class Kinked(Small):
-        def loss(self, parameters, example):  # type: ignore[no-untyped-def]
+        def loss(self, parameters, example):
             side = at_kink(example[0]) & torch._C._functorch.is_functorch_wrapped_tensor(example[0])
             return super().loss(parameters, example) + 1e-1 * side * parameters["1.weight"].sum()
 
-        def factors(self):  # type: ignore[no-untyped-def]
-            def found(parameters, batch):  # type: ignore[no-untyped-def]
+        def factors(self):
+            whole: Any = super().factors()
+
+            def found(parameters, batch):
                 side = 1 - 2 * at_kink(batch[0]).float().unsqueeze(1)
-                plain = super(Kinked, self).factors()(parameters, batch)
+                plain = whole(parameters, batch)
                 return {name: (delta * side, a) for name, (delta, a) in plain.items()}
 
             return found if backend == "ghost" else None
@@ -398,8 +412,10 @@ def moved_by_one_record(difference: bool, backend: chunks.Backend) -> float:
             dict(zip((name for name, _ in task.layout.fields), (weights, bias), strict=True)),
         )
         before = torch.zeros_like(x) if difference else None
-        options = {"before": before, "chunk": 128, "backend": backend}
-        full, less = (clipped_sum(task, x, kept, 1.0, **options) for kept in (rows, rows[1:]))
+        full, less = (
+            clipped_sum(task, x, kept, 1.0, before=before, chunk=128, backend=backend)
+            for kept in (rows, rows[1:])
+        )
         worst = max(worst, float((full - less).norm()))
     return worst
 
@@ -428,12 +444,14 @@ def test_a_model_whose_gradients_depend_on_their_place_is_given_to_another_backe
     class Placed(Small):
         """Its factors have another last bit at the end of a chunk."""
 
-        def factors(self):  # type: ignore[no-untyped-def]
-            def found(parameters, batch):  # type: ignore[no-untyped-def]
+        def factors(self):
+            whole: Any = super().factors()
+
+            def found(parameters, batch):
                 place = 1 + 1e-7 * (
                     torch.arange(len(batch[1])) == len(batch[1]) - 1
                 ).float().unsqueeze(1)
-                plain = super(Placed, self).factors()(parameters, batch)
+                plain = whole(parameters, batch)
                 return {name: (delta * place, a) for name, (delta, a) in plain.items()}
 
             return found
@@ -475,7 +493,7 @@ def test_what_the_probe_trusts_keeps_its_bits_at_hostile_models(inputs: int, hid
         torch.nn.init.zeros_(parameter)
     task = Small(module, torch.randn(300, inputs), torch.randint(0, 10, (300,)))
     backend = backends.probe(task)
-    rows = torch.arange(chunks.chunk_length(None, task.layout.size, chunks.device.CPU, backend))
+    rows = torch.arange(chunks.chunk_length(None, task.layout.size, CPU, backend))
     if backend != "loop":
         assert all(
             backends._is_permutation_equivariant(task, hostile(task, seed), rows, backend)
@@ -508,13 +526,14 @@ def test_a_block_is_tried_by_itself(tmp_path: Path) -> None:
     )
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
         strict = gate(task, ledger, config_backend="auto", full_gradient=False)
+        assert isinstance(strict, DPGate)
         for block in blocks:
             strict.within(task.initial_parameters(0), block)
     for block in blocks:
         made_up = BlockObjective(task, random_parameters(task.layout, 0), block)
         backend = strict._backends[block.span.start]
         assert backend == backends.probe(made_up)
-        rows = torch.arange(chunks.chunk_length(None, block.size, chunks.device.CPU, backend))
+        rows = torch.arange(chunks.chunk_length(None, block.size, CPU, backend))
         if backend != "loop":
             for seed in range(20):
                 x = hostile(task, seed)

@@ -23,6 +23,7 @@ from torch import Tensor
 from kit.small_task import Small, gate, make_small
 from node.config import PrivacySection
 from node.maths import clipping, ghost, materialized
+from node.maths.clipping import clipped_sum
 from node.privacy import gate as gate_module
 from node.privacy import noise
 from node.privacy.accountant import Spent, epsilon_pld
@@ -184,6 +185,7 @@ def test_a_difference_that_is_withheld_is_no_zero(
     """Zeros would say that the gradient has not changed."""
     why: list[str] = []
     strict = gate(task, ledger, on_withheld=lambda t, to, reason: why.append(reason))
+    assert isinstance(strict, DPGate)
     if budget:
         strict.budget = 0
     else:
@@ -273,6 +275,7 @@ def test_the_gradients_of_a_difference_are_clipped_and_it_once_more(
             config_sigma=1e-4,
             config_backend=backend,
         )
+        assert isinstance(bare, DPGate)
         off = clipped_difference(
             task, bare, task.initial_parameters(0) * -3, task.initial_parameters(0)
         )
@@ -329,6 +332,7 @@ def test_two_answers_that_are_computed_at_once_are_not_both_released_where_one_i
         config_chunk=8,
         releases=1 if what == "releases" else 3,
     )
+    assert isinstance(strict, DPGate)
     if what == "budget":
         strict.budget = 1
     x = task.initial_parameters(0)
@@ -402,11 +406,10 @@ def test_noise_without_a_ledger_is_refused(task: Small) -> None:
 def drawn(strict: DPGate, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The rows of every later answer."""
     seen: list[list[int]] = []
-    original = gate_module.clipped_sum
 
     def spy(task: Any, x: Tensor, rows: Tensor, clip: float, **options: Any) -> Tensor:
         seen.append(rows.tolist())
-        return original(task, x, rows, clip, **options)
+        return clipped_sum(task, x, rows, clip, **options)
 
     monkeypatch.setattr(gate_module, "clipped_sum", spy)
     return seen
@@ -417,6 +420,7 @@ def test_batches_are_poisson_and_independent_or_shared(monkeypatch: pytest.Monke
     for batches in ("independent", "shared"):
         with Ledger.in_memory() as ledger:
             strict = gate(task, ledger, config_batches=batches, config_rate=0.3)
+            assert isinstance(strict, DPGate)
             rows = drawn(strict, monkeypatch)
             for round in range(10):
                 for to in "abc":
@@ -529,7 +533,11 @@ def violations(backend: str = "vmap") -> set[str]:
 
 def _broken_sum(task: Small, batch: int, clip: float, backend: str) -> set[str]:
     broken: set[str] = set()
-    options = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
+    options: dict[str, Any] = {
+        "config_batch": batch,
+        "config_clip": clip,
+        "config_backend": backend,
+    }
     with Ledger.in_memory() as ledger:  # hardly any noise: the sum is seen
         bare = gate(task, ledger, config_rate=1.0, config_sigma=1e-4, **options)
         for round, scale in enumerate((1.0, 30.0)):
@@ -544,7 +552,11 @@ def _broken_sum(task: Small, batch: int, clip: float, backend: str) -> set[str]:
 
 def _broken_noise(task: Small, batch: int, clip: float, backend: str) -> set[str]:
     broken: set[str] = set()
-    options = {"config_batch": batch, "config_clip": clip, "config_backend": backend}
+    options: dict[str, Any] = {
+        "config_batch": batch,
+        "config_clip": clip,
+        "config_backend": backend,
+    }
     with Ledger.in_memory() as ledger:  # no finite gradient at all: the noise is seen
         noisy = gate(task, ledger, config_rate=0.5, config_sigma=2.0, **options)
         x = torch.full_like(task.initial_parameters(0), NAN)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -377,7 +378,11 @@ def test_nothing_is_released_or_debited_then(ledger: Ledger) -> None:
     layer = Waking()
     task = Kind(lambda: torch.nn.Sequential(layer, torch.nn.Linear(6, 3))).make()
     releases: list[tuple[int, str]] = []
-    options = {"config_backend": "loop", "config_rate": 1.0, "config_batch": RECORDS}
+    options: dict[str, Any] = {
+        "config_backend": "loop",
+        "config_rate": 1.0,
+        "config_batch": RECORDS,
+    }
     strict = gate(task, ledger, on_release=lambda *what: releases.append(what), **options)
     for round in range(2):
         strict(start(task), round, "b")

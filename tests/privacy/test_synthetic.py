@@ -96,6 +96,8 @@ class OfTokens(nn.Module):
 class Table(nn.Module):
     """A constant table, indexed by a column."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.arange(12.0).view(TOKENS + 2, 1).expand(-1, 4).cos())
@@ -190,7 +192,7 @@ class Values:
         task = self.task(self.build, self.columns)
         task.columns = self.columns(torch.Generator().manual_seed(seed))
         if self.example:
-            task.example = lambda: self.example  # type: ignore[attr-defined]
+            setattr(task, "example", lambda: self.example)  # noqa: B010
         return task
 
 
@@ -345,7 +347,8 @@ def test_an_empty_mask_is_counted(name: str, backend: Backend) -> None:
     task = WITH_VALUES[name].make()
     _, mask, _ = task.columns
     mask[[2, 11]] = 0
-    rows, unusable = torch.arange(RECORDS), []
+    rows = torch.arange(RECORDS)
+    unusable: list[Tensor] = []
     assert probe(task, CHUNK) == "vmap"
     x = task.initial_parameters(0)
     whole = clipped_sum(

@@ -2,6 +2,7 @@
 
 import threading
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_start_is_the_modules_own_initialization_and_leaves_the_global_generator
 
 def test_start_is_the_same_while_other_threads_start(task):
     """Whole nodes live in threads of one process in tests; torch's generator is one for all."""
-    started = []
+    started: list[Any] = []
 
     def work():
         started.extend(task.initial_parameters(7) for _ in range(50))

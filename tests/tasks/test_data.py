@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def test_digits_are_split_the_same_way_everywhere_and_balanced():
     assert len(train) + len(test) == 1797
     assert train.shape == test.shape == (1, 8, 8)
     assert train.x.dtype == torch.float32
-    assert (train.x.min(), train.x.max()) == (0, 1)
+    assert (float(train.x.min()), float(train.x.max())) == (0, 1)
     share = torch.bincount(test.y) / (torch.bincount(train.y) + torch.bincount(test.y))
     assert torch.allclose(share, torch.full((10,), 0.2), atol=0.004)
     # Row numbers mean the same for ever: these sums change with the seed of the split and with any
@@ -67,9 +68,8 @@ def good() -> dict[str, np.ndarray]:
 
 def saved(folder: Path, **arrays: np.ndarray) -> Path:
     path = folder / "mine.npz"
-    np.savez(
-        path, **{name: array for name, array in (good() | arrays).items() if array is not None}
-    )
+    kept: dict[str, Any] = {n: each for n, each in (good() | arrays).items() if each is not None}
+    np.savez(path, **kept)
     return path
 
 

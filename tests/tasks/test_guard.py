@@ -535,7 +535,7 @@ def test_neighbors_are_answered_with_gradients_while_a_task_evaluates(
                 yield_point()
             return {}
 
-    gradients = []
+    gradients: list[Tensor] = []
 
     def answer() -> None:
         x = torch.ones(2, requires_grad=True)
@@ -570,7 +570,7 @@ class Mine:
         return (torch.ones(len(rows), 2),)
 
     def loss(self, parameters: Any, example: Any) -> Tensor:
-        return (parameters["w"] * example[0]).sum()  # type: ignore[no-any-return]
+        return (parameters["w"] * example[0]).sum()
 
     def mean_loss(self, parameters: Any, batch: Any) -> Tensor:
         raise KeyboardInterrupt
@@ -607,10 +607,12 @@ def test_an_optional_member_that_raises_is_a_mistake_not_an_absence() -> None:
 
 def test_what_a_method_gives_is_guarded_too() -> None:
     task = Guarded(Mine(), "mine:Mine")
+    factors = task.factors()
+    assert factors is not None
     with pytest.raises(
         TaskError, match=r"factors raised ValueError: not factored \(test_guard.py, line \d+\)"
     ):
-        task.factors()({}, ())
+        factors({}, ())
     with pytest.raises(
         TaskError, match=r"validate raised OSError: gone \(test_guard.py, line \d+\)"
     ):

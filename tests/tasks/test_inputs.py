@@ -26,7 +26,7 @@ def inputs(path: Path, **task: object) -> Mapping[str, str]:
     """What the task of a host says that learns from this file."""
     run = RunConfig.model_validate({"privacy": {"mode": "none"}, "task": {"data": "own", **task}})
     made = tasks.make(run, DataSection(path=path, name="mine"))
-    return made.inputs  # type: ignore[attr-defined]
+    return made.inputs
 
 
 def saved(folder: Path, x: np.ndarray, name: str = "mine", n: int = 20) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from node import tasks
 from node.config import DataSection, RunConfig
@@ -200,7 +201,7 @@ def test_a_daemons_public_rows_are_the_simulators(
     np.save(example / "rows.npy", np.array(rows))
     section = DataSection(name="digits", rows=example / "rows.npy")
     daemons, simulated = tasks.make(run(name), section), tasks.make(run(name), np.array(rows))
-    every = np.arange(len(rows))
+    every = torch.arange(len(rows))
     assert daemons.num_examples == simulated.num_examples == len(rows)
     for ours, theirs in zip(daemons.batch(every), simulated.batch(every), strict=True):
         assert ours.equal(theirs)

@@ -40,7 +40,8 @@ def test_parts_are_disjoint_equal_and_cover_what_equal_sizes_allow(labels, nodes
 
 def test_same_seed_same_parts_other_seed_other_parts():
     def divided(seed: int, kind: str) -> list[list[int]]:
-        section = ExperimentSection(nodes=4, partition=kind, seed=seed, column="writer")
+        values = {"nodes": 4, "partition": kind, "seed": seed, "column": "writer"}
+        section = ExperimentSection.model_validate(values)
         return [rows.tolist() for rows in partition.divide(section, EXAMPLES)]
 
     for kind in ("iid", "dirichlet", "dirichlet-unequal", "shards", "column"):

@@ -43,7 +43,7 @@ class Good:
         generator = torch.Generator().manual_seed(1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.net = net or nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+            self.net: Any = net or nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
         self.layout: Any = Layout(
             tuple((name, tuple(p.shape)) for name, p in self.net.named_parameters())
         )
@@ -242,7 +242,7 @@ class House(Good):
         x, y = example
         return functional.mse_loss(self.logits(parameters, x).squeeze(-1), y)
 
-    mean_loss = loss
+    mean_loss: Any = loss
 
 
 class Careless(House):
@@ -367,7 +367,7 @@ class ClassWeights(Good):
             self.logits(parameters, x), y, weight=torch.tensor([1.0, 5.0, 9.0])
         )
 
-    mean_loss = loss
+    mean_loss: Any = loss
 
 
 @pytest.mark.parametrize(
@@ -582,8 +582,8 @@ LAYOUTS = {
         (("0.weight", (4, 6)), ("0.weight", (4,)), ("2.weight", (3, 4)), ("2.bias", (3,)))
     ),
     "numbers for shapes": Layout(
-        (("0.weight", 24), ("0.bias", 4), ("2.weight", 12), ("2.bias", 3))
-    ),  # type: ignore[arg-type]
+        (("0.weight", 24), ("0.bias", 4), ("2.weight", 12), ("2.bias", 3))  # type: ignore[arg-type]
+    ),
     "negative": Layout((("0.weight", (-1, 6)), ("0.bias", (4,)))),
     "names that are none": Layout(((0, (4, 6)), (1, (4,)))),  # type: ignore[arg-type]
     "empty": Layout(()),
@@ -609,7 +609,7 @@ def test_shapes_of_torch_are_right() -> None:
     check(task)
 
 
-def frozen() -> nn.Module:
+def frozen() -> Any:
     net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
     net[0].requires_grad_(False)
     return net
@@ -651,8 +651,9 @@ def test_a_frozen_student_with_a_frozen_teacher() -> None:
 
 def test_a_frozen_parameter_below_another_name() -> None:
     """One of many, deep in the model."""
-    net = nn.Sequential(nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)), nn.Linear(4, 3))
-    net[0][1].bias.requires_grad_(False)
+    norm = nn.LayerNorm(4)
+    norm.bias.requires_grad_(False)
+    net = nn.Sequential(nn.Sequential(nn.Linear(6, 4), norm), nn.Linear(4, 3))
     refused(Good(net), "0.1.bias", "layout_of")
 
 

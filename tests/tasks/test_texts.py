@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,15 @@ from peer.errors import ConfigurationError, DataError
 
 
 def section(path: Path | None = None, **text: object) -> TaskSection:
-    return TaskSection(name="causal-lm", data="file", path=path, text=text)  # type: ignore[arg-type]
+    return TaskSection.model_validate(
+        {"name": "causal-lm", "data": "file", "path": path, "text": text}
+    )
+
+
+def moods(labels: tuple[str, str], column: str = "text") -> TaskSection:
+    return TaskSection.model_validate(
+        {"labels": labels, "classes": 2, "text": {"answer": "mood", "prompt": [column]}}
+    )
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
@@ -39,9 +48,7 @@ def test_a_table_of_texts_has_its_columns_and_labels(kind: str, tmp_path: Path) 
 
         table = pyarrow.Table.from_pylist(rows)
         parquet.write_table(table, path) if kind == "parquet" else csv.write_csv(table, path)
-    task = TaskSection(
-        labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["headline"]}
-    )  # type: ignore[arg-type]
+    task = moods(("bad", "good"), "headline")
     found = read_texts(path, task)
     assert found.y.tolist() == [1, 0]
     assert found.columns["headline"].tolist() == ["up, up", "dołu"]
@@ -227,7 +234,7 @@ def test_an_empty_cell_is_no_word_and_no_answer(kind: str, tmp_path: Path) -> No
     "text",
     [{"prompt": ["mood"]}, {"template": "{headline} is {mood}:"}, {"template": "{a b}{mood}"}],
 )
-def test_the_answer_is_not_shown_before(text: dict[str, object]) -> None:
+def test_the_answer_is_not_shown_before(text: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="the column 'mood' is the answer"):
         section(answer="mood", **text)
 
@@ -279,9 +286,7 @@ def test_reports_of_several_lines_of_any_number(tmp_path: Path) -> None:
     report = 'First line of {}.\nSecond, with a comma.\n\nThird ""quoted"".' + " more words" * 15
     rows = "".join(f'"{report.format(k)}",{("good", "bad")[k % 2]}\n' for k in range(12_000))
     (tmp_path / "a.csv").write_text("text,mood\n" + rows)
-    task = TaskSection(
-        labels=("bad", "good"), classes=2, text={"answer": "mood", "prompt": ["text"]}
-    )  # type: ignore[arg-type]
+    task = moods(("bad", "good"))
     found = read_texts(tmp_path / "a.csv", task)
     assert (len(found), int(found.y.sum())) == (12_000, 6_000)
     assert found.columns["text"][7].splitlines()[3].startswith('Third "quoted". more')
@@ -352,9 +357,7 @@ def test_what_is_about_a_data_set_is_not_learned(
 
 def test_the_label_is_learned_not_how_a_row_writes_it(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,mood\nx, TRUE \ny,false\nz,False\n")
-    task = TaskSection(
-        labels=("false", "true"), classes=2, text={"answer": "mood", "prompt": ["text"]}
-    )  # type: ignore[arg-type]
+    task = moods(("false", "true"))
     found = read_texts(tmp_path / "a.csv", task)
     assert found.columns["mood"].tolist() == ["true", "false", "false"]
 

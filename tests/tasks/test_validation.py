@@ -59,7 +59,9 @@ def test_where_the_algorithm_needs_one_there_are_500_or_a_tenth():
 
 @pytest.mark.parametrize("how", ["iid", "dirichlet", "dirichlet-unequal", "shards"])
 def test_what_is_held_out_is_nobodys_training_example(how):
-    config = ExperimentConfig(privacy=NONE, experiment={"nodes": 3, "partition": how})
+    config = ExperimentConfig.model_validate(
+        {"privacy": NONE, "experiment": {"nodes": 3, "partition": how}}
+    )
     train, _ = data.public_sets(config.task)
     rows = held_out(run(validation={"size": 200}), labels())
     parts = partition.divide(config.experiment, train, rows)
@@ -162,6 +164,7 @@ def test_a_file_serves_public_data_too(tmp_path):
     assert config.validation.digest == hashlib.sha256(shared.read_bytes()).hexdigest()
     assert len(held_out(config, labels())) == 0
     train, _ = data.public_sets(config.task)
+    assert isinstance(train, data.Examples)
     found = load(config, np.arange(9), train)
     assert found is not None
     assert len(found) == 20
@@ -194,11 +197,11 @@ def asked(it, k=5, m=BATCH + 3):
     return x, moves, torch.rand(m, k, generator=chance)
 
 
-def valued(scorer, x, moves, shares, kind):
+def valued(scorer, kind, x, moves, shares):
     return scorer.around(x, moves, kind)(shares)
 
 
-def plainly(it, x, moves, shares, kind):
+def plainly(it, kind, x, moves, shares):
     return [float(it.validate(views(it.layout, x + share @ moves), kind)) for share in shares]
 
 
@@ -208,9 +211,9 @@ def plainly(it, x, moves, shares, kind):
 )
 def test_values_are_those_of_the_moved_models(module, kind):
     it = task(module)
-    found = valued(ValidationScorer(it), *asked(it), kind)
+    found = valued(ValidationScorer(it), kind, *asked(it))
     assert found == pytest.approx(
-        plainly(it, *asked(it), kind), abs=1e-5 if kind == "neg_loss" else 0.021
+        plainly(it, kind, *asked(it)), abs=1e-5 if kind == "neg_loss" else 0.021
     )
 
 
@@ -224,25 +227,26 @@ def test_a_linear_first_layer_is_multiplied_once_per_move(monkeypatch):
         return whole(x, *rest)
 
     monkeypatch.setattr(nn.functional, "linear", counted)
-    valued(ValidationScorer(it), *asked(it, k=5, m=32), "accuracy")
+    valued(ValidationScorer(it), "accuracy", *asked(it, k=5, m=32))
     assert products.count(64) == 6
     products.clear()
-    plainly(it, *asked(it, k=5, m=32), "accuracy")
+    plainly(it, "accuracy", *asked(it, k=5, m=32))
     assert products.count(64) == 32, "power"
 
 
 def test_all_at_once_is_one_after_the_other():
     it = task(conv)
     scorer = ValidationScorer(it)
-    one = valued(scorer, *asked(it), "neg_loss")
+    one = valued(scorer, "neg_loss", *asked(it))
     scorer._batched = True
-    assert valued(scorer, *asked(it), "neg_loss") == pytest.approx(one, abs=1e-5)
-    assert isinstance(scorer._faster(*asked(it), "neg_loss"), bool)
+    assert valued(scorer, "neg_loss", *asked(it)) == pytest.approx(one, abs=1e-5)
+    x, moves, shares = asked(it)
+    assert isinstance(scorer._faster(x, moves, shares, "neg_loss"), bool)
 
 
 def test_the_scorer_yields_between_evaluations():
     breaths, it = [], task(conv)
-    valued(ValidationScorer(it, lambda: breaths.append(1)), *asked(it, m=4), "accuracy")
+    valued(ValidationScorer(it, lambda: breaths.append(1)), "accuracy", *asked(it, m=4))
     assert len(breaths) == 4
 
 
@@ -253,7 +257,7 @@ def test_its_gradient_is_that_of_the_mean_loss():
     direction = torch.randn(it.layout.size, generator=torch.Generator().manual_seed(5))
     step = 1e-3 * direction / direction.norm()
     loss = [
-        -plainly(it, x, step.unsqueeze(0), torch.tensor([[sign]]), "neg_loss")[0]
+        -plainly(it, "neg_loss", x, step.unsqueeze(0), torch.tensor([[sign]]))[0]
         for sign in (1.0, -1.0)
     ]
     assert float(found @ step) == pytest.approx((loss[0] - loss[1]) / 2, rel=0.02)
@@ -262,10 +266,15 @@ def test_its_gradient_is_that_of_the_mean_loss():
 @pytest.mark.parametrize("public", [True, False])
 def test_a_private_one_is_said_beside_every_epsilon_of_the_journal(tmp_path, public):
     strict = {"mode": "strict", "sigma": 2.0, "rate": 0.1, "batch": 30}
-    config = ExperimentConfig(
-        algorithm={"name": "pdsl"}, privacy=strict, train={"rounds": 1}, experiment={"nodes": 3},
-        validation={"public": public},
-    )  # fmt: skip
+    config = ExperimentConfig.model_validate(
+        {
+            "algorithm": {"name": "pdsl"},
+            "privacy": strict,
+            "train": {"rounds": 1},
+            "experiment": {"nodes": 3},
+            "validation": {"public": public},
+        }
+    )
     simulate(config, tmp_path)
     told = [
         it

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -125,9 +126,10 @@ def one_usage(federation: Federation, _: Path) -> Identity:
 
 
 MIDDLE = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "middle")])
-ONLY_OURS = [through_an_intermediate, an_authority_itself, no_usage, one_usage]
+Making = Callable[[Federation, Path], Identity]
+ONLY_OURS: list[Making] = [through_an_intermediate, an_authority_itself, no_usage, one_usage]
 """Chains that TLS takes, and no CA of ours makes."""
-BAD = [
+BAD: list[Making] = [
     other_ca,
     expired,
     not_yet_valid,
@@ -138,7 +140,6 @@ BAD = [
     self_signed,
     swapped_key,
 ]
-Making = Callable[[Federation, Path], Identity]
 
 
 async def refused(link: object, service: Recorder) -> Unreachable:
@@ -293,10 +294,12 @@ async def test_a_listener_refuses_a_dialler_without_a_certificate(federation: Fe
         credentials = grpc.ssl_channel_credentials(federation.ca.pem)
         options = [("grpc.ssl_target_name_override", f"{federation.alice.id}.peerpoise")]
         async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+            beat: Any = channel.unary_unary("/peerpoise.peer.v1.Peer/Beat")
+            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
             with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary("/peerpoise.peer.v1.Peer/Beat")(b"hello", timeout=SECONDS)
+                await beat(b"hello", timeout=SECONDS)
             with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=SECONDS)
+                await check(b"", timeout=SECONDS)
         assert not service.calls
         await clear.close()
         await listener.close(0)

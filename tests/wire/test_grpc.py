@@ -180,16 +180,14 @@ async def test_a_call_that_never_sends_its_message_gives_its_place_back() -> Non
         service, listener = Recorder.open(), Grpc(None, LOCAL, request=0.2)
         address = await listener.serve(service)
         async with Grpc(None, LOCAL).channel("x", address) as channel:
-            silent = [
+            silent: list[Any] = [
                 channel.stream_stream("/peerpoise.peer.v1.Peer/Beat")()
                 for _ in range(wire.CALLS_PER_PEER)
             ]
             codes = await asyncio.gather(*(call.code() for call in silent))
             assert {code.name for code in codes} == {"INVALID_ARGUMENT"}
-            assert (
-                await channel.unary_unary("/peerpoise.peer.v1.Peer/Beat")(b"x", timeout=SECONDS)
-                == b"answer to x"
-            )
+            beat: Any = channel.unary_unary("/peerpoise.peer.v1.Peer/Beat")
+            assert await beat(b"x", timeout=SECONDS) == b"answer to x"
         assert not listener._open
         await listener.close(0)
 
