@@ -10,13 +10,14 @@ import ast
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+
+from node.jsontypes import Json
 
 FOLDER = Path(__file__).parents[1] / "algorithms"
 SECTIONS = ("Deviations", "Reconstructions", "Not covered")
 
 
-def algorithms() -> list[dict[str, Any]]:
+def algorithms() -> list[Json]:
     """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the
     tables, sorted.
     """

@@ -22,6 +22,7 @@ import numpy as np
 from node.algorithms import find
 from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, detect_config, load
 from node.daemon.bootstrap import resolve_paths
+from node.jsontypes import Json
 from node.learning.learner import warning
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
@@ -215,7 +216,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
     )
 
 
-def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[Json], dict[str, str]]:
     """Facts of every graph of the table over these names, and why others can't be had. Given edges
     count as one.
     """
@@ -228,7 +229,7 @@ def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[dict[str, Any]],
     return facts, impossible
 
 
-def _facts(kind: str, neighborhoods: Mapping[str, Neighborhood]) -> dict[str, Any]:
+def _facts(kind: str, neighborhoods: Mapping[str, Neighborhood]) -> Json:
     gap = spectral_gap({name: neighborhood.weight for name, neighborhood in neighborhoods.items()})
     return {
         "graph": kind,
@@ -278,7 +279,7 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
 
 def document(plan: PrivacyPlan) -> dict[str, object]:
     """For programs; what is not finite is None."""
-    converted: dict[str, Any] = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
+    converted: Json = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
     return converted
 
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
 from node.experiments import provisioning, run_folder
 from node.figures import COMMON_METRICS, Metric, headline_text
+from node.jsontypes import Json
 from node.observability import status, terminal
 from node.observability.terminal import Progress, Screen
 from node.process import stopping_signals
@@ -150,7 +151,7 @@ class DaemonProcess:
             )
         return self.seen
 
-    def _news(self) -> list[dict[str, Any]]:
+    def _news(self) -> list[Json]:
         try:
             with (self.home / "journal.jsonl").open("rb") as file:
                 file.seek(self._offset)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, T5Config
 from kit.command import Call, Result
 from kit.model_folders import write_model
 from node.algorithms import find
-from node.config import ExperimentConfig, PrivacySection, load
+from node.config import ExperimentConfig, PrivacySection, RunConfig, load
 from node.learning import requirements
 from node.llm import models
 from node.tasks import causal_lm, make
@@ -184,7 +185,7 @@ def test_adapters_are_averaged_only_where_there_are_some(
     assert peerpoise("config", "check", tiny, "--set", "task.text.lora_rank=2").code == 0
 
 
-def flat(run, data):
+def flat(run: RunConfig, data: Any) -> Any:
     """A task of one's own that names no layers."""
     task = make(
         run.model_copy(update={"task": run.task.model_copy(update={"name": "classification"})}),
@@ -277,9 +278,8 @@ def test_peers_with_different_models(
     """
     home, right = packed(peerpoise, tiny), tmp_path / "right"
     shutil.copytree(model, right)
-    AutoModelForCausalLM.from_config(
-        AutoModelForCausalLM.from_pretrained(model).config
-    ).save_pretrained(model)
+    untyped: Any = AutoModelForCausalLM
+    untyped.from_config(untyped.from_pretrained(model).config).save_pretrained(model)
     for code, says in ((66, "is not the one the run was made with"), (69, "b: ")):
         for cached in (models.identity, causal_lm._shared):  # a daemon is a process of its own
             cached.cache_clear()

@@ -12,13 +12,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from node.algorithms import ALGORITHMS, NOISED
+from node.jsontypes import Json
 from node.tasks import TASKS
 
 START = "node.experiments.in_process"
@@ -52,7 +53,7 @@ def version(algorithm: str, task: str = "classification") -> str:
     return digest(_tree(module) for module in modules)[:12]
 
 
-def of(configuration: Mapping[str, Any]) -> str:
+def of(configuration: Json) -> str:
     """`version` of a trial with this configuration."""
     return version(configuration["algorithm"]["name"], configuration["task"]["name"])
 

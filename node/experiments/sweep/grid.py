@@ -350,7 +350,7 @@ def digest(configuration: Json) -> str:
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
-def _section(values: Any, file: Path) -> SweepSection:
+def _section(values: object, file: Path) -> SweepSection:
     try:
         return SweepSection.model_validate(values)
     except ValidationError as error:
@@ -414,5 +414,5 @@ def _settings(section: SweepSection, file: Path) -> Iterator[tuple[str, str, Dif
             yield known, title, setting.model_copy(update={"values": values})
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
