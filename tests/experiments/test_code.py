@@ -58,6 +58,12 @@ SAME = {
         "def spread(x): return max(x) - min(x)\n",
         "use": BEFORE["use"],
     },
+    "annotations": {
+        "mean": "T: TypeAlias = list\nM = TypeVar('M')\ndef mean(x: T[M]) -> M:\n    return sum(x) / len(x)\n"
+        "def spread(x: T[M]) -> M:\n    return max(x) - min(x)\n",
+        "use": "from node.mean import mean, spread\n\nclass Use:\n    @overload\n    def run(self): ...\n"
+        "    def run(self, x: int) -> None:\n        self.x: int = mean(x)\n",
+    },
     "a moved file": {
         "use": BEFORE["use"].replace("node.mean", "node.maths.average"),
         "maths.average": BEFORE["mean"],
@@ -78,6 +84,7 @@ OTHER = {
     "another function of ours": {**BEFORE, "use": BEFORE["use"].replace("= mean", "= spread")},
     "another function of Python's": {**BEFORE, "mean": BEFORE["mean"].replace("sum", "max")},
     "another operator": {**BEFORE, "mean": BEFORE["mean"].replace("/", "*")},
+    "a field's type": {**BEFORE, "mean": "class A:\n    x: int = 1\n" + BEFORE["mean"]},
     "one module more": {**BEFORE, "more": "X = 1\n"},
 }
 

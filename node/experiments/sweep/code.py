@@ -1,10 +1,10 @@
 """What of this program a trial's figures depend on: the code that `simulate` reaches, and the
 algorithm's own file.
 
-Only what runs counts. Comments, docstrings, layout and the text of errors do not; neither do the
-names of our modules, functions, fields and variables: moving a file or renaming a function
-consistently voids no result. Algorithms and tasks are named by strings in their tables: the file of
-another one is not in a trial's version.
+Only what runs counts. Comments, docstrings, annotations, layout and the text of errors do not;
+neither do the names of our modules, functions, fields and variables: moving a file or renaming a
+function consistently voids no result. Algorithms and tasks are named by strings in their tables:
+the file of another one is not in a trial's version.
 """
 
 from __future__ import annotations
@@ -102,12 +102,46 @@ def _imports(module: str) -> frozenset[str]:
 
 
 class _Meaning(ast.NodeTransformer):
-    """Drops what does not run or only speaks to people."""
+    """Drops what does not run, or only speaks to people and type checkers."""
+
+    def __init__(self) -> None:
+        self.fields: set[ast.AnnAssign] = set()
+        """Of classes."""
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
         return super().visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """The types of its fields may run (pydantic, dataclasses); no other annotation does."""
+        self.fields |= {line for line in node.body if isinstance(line, ast.AnnAssign)}
+        return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        node.returns = None
+        typed = any(_is_named(decorator, "overload") for decorator in node.decorator_list)
+        return None if typed else self.generic_visit(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node in self.fields:
+            return self.generic_visit(node)
+        if node.value is None or _is_named(node.annotation, "TypeAlias"):
+            return None
+        return self.generic_visit(ast.Assign([node.target], node.value))
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        made = node.value
+        is_variable = isinstance(made, ast.Call) and _is_named(made.func, "TypeVar")
+        return None if is_variable else self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
         for part in ast.walk(node):
@@ -119,6 +153,10 @@ class _Meaning(ast.NodeTransformer):
         if isinstance(node.value, str) and ENTRY.fullmatch(node.value):
             node.value = ""
         return node
+
+
+def _is_named(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
 
 
 def _bound(tree: ast.Module) -> frozenset[str]:
