@@ -1,8 +1,8 @@
 """How large an honest node's payload can be: the public bounds to which every receiver holds it.
 
 An answer in a noised mode is a release, which `node.privacy.noise.largest` bounds at every node.
-Everything else, also an answer without noise, has a root mean square of at most [limits] rms. A
-node whose own state is beyond that has diverged.
+What is said or mixed, and an answer without noise, has a root mean square of at most [limits] rms.
+A question is not bounded. A node whose own state is beyond that has diverged.
 """
 
 from __future__ import annotations
