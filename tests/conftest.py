@@ -5,6 +5,7 @@ sets no deadline for an example (what holds on a quiet machine holds on a slow o
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -111,9 +112,18 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     """
     result = yield
     before = item.stash[BEFORE]
+    if _present() - before:
+        gc.collect()  # the threads of a pool (transformers has some) end with it
+        _join_pools()
     left = sorted(_present() - before)
     assert not left, f"left behind: {left}"
     return result
+
+
+def _join_pools() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(1.0)
 
 
 BEFORE = pytest.StashKey[set[str]]()

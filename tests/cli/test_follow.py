@@ -138,14 +138,20 @@ def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
     program = POLITE.replace("SIGTERM, lambda", "SIGINT, lambda").replace(
         "signal.SIGINT)", "signal.SIGHUP)"
     )
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which it may be for the tests, too
     try:
         code, _ = run(tmp_path, {"n0": program.replace("time.sleep(60)", "")})
         assert code == 0
         assert signal.SIGHUP not in stopping_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in stopping_signals()
+        again(tmp_path, program)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert signal.SIGHUP in stopping_signals()
+
+
+def again(tmp_path: Path, program: str) -> None:
+    """Where nothing ignores it, a closed terminal ends it."""
     (tmp_path / "again").mkdir()
     assert (
         run(tmp_path / "again", {"n0": program.replace("time.sleep(60)", "time.sleep(1)")})[0]

@@ -439,10 +439,10 @@ def test_a_later_failure_of_evaluate_costs_the_metrics_only(
     broken = 'self.tests = getattr(self, "tests", 0) + 1; return {"accuracy": 1 / (self.tests < 3), "loss": 1}'
     summary = play('return {"accuracy": 0.5}', broken)
     assert (summary.complete, summary.task_metrics) == (True, {})
-    sentence = "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 40)."
+    sentence = "warning: task.name = 'mine:make_task': evaluate raised ZeroDivisionError: division by zero (mine.py, line 41)."
     assert sentence in capsys.readouterr().err
     journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
-    assert journal.count("evaluate raised ZeroDivisionError (mine.py, line 40).") == 2
+    assert journal.count("evaluate raised ZeroDivisionError (mine.py, line 41).") == 2
     assert "division by zero" not in journal, "an exception's own words may quote data"
     assert journal.count('"test"') == 1
 

@@ -70,7 +70,7 @@ def experiment(
         "task": {"name": f"{module}:make_task"},
         "train": {"rounds": 3},
         "algorithm": {"name": "dpdl", "lr": 0.1},
-        "privacy": {"rate": 0.5, "batch": 50, **privacy},
+        "privacy": {"rate": 0.95, "batch": 50, **privacy},  # every record is drawn sooner or later
         "experiment": {"nodes": 2, "partition": "iid"},
     }
     return ExperimentConfig.model_validate(values)
