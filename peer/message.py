@@ -203,11 +203,23 @@ def _check_note(note: bytes) -> None:
         raise ValueError(f"A note has {len(note)} bytes; {MAX_NOTE} travel with a message at most.")
 
 
+@overload
 def say(
-    kind: str, tensors: Payload[T], layout: Layout | None = None, note: bytes = b""
-) -> Answered[Replies[T]]:
+    kind: str, tensors: tuple[T, ...], layout: Layout | None = ..., note: bytes = ...
+) -> Answered[Replies[tuple[T, ...]]]: ...
+
+
+@overload
+def say(
+    kind: str, tensors: T | IncrementalPayload[T], layout: Layout | None = ..., note: bytes = ...
+) -> Answered[Replies[T]]: ...
+
+
+def say(
+    kind: str, tensors: Any, layout: Layout | None = None, note: bytes = b""
+) -> Answered[Replies[Any]]:
     """`heard = yield from say("state", x)`: a `Say`, with the type of what it sends back."""
-    heard: Replies[T] = yield Say(kind, tensors, layout, note)
+    heard: Replies[Any] = yield Say(kind, tensors, layout, note)
     return heard
 
 

@@ -19,6 +19,7 @@ from node.config import AlgorithmConfig
 from node.figures import Diagnostic
 from node.maths.blocks import Block
 from node.maths.coalitions import UtilityOracle
+from node.maths.policy import Policy
 from peer.message import Conversation, Layout, Peer
 from peer.neighborhood import View
 from peer.tables import load_entry
@@ -67,11 +68,12 @@ class Capability(Enum):
     VALIDATION = "a validation set, on which models are valued"
     LAYERS = "layers that can be trained one after another"
     ADAPTERS = "adapters to a frozen model"
+    POLICY = "questions, whose answers are rewarded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one node's algorithm works with. The last two are there for those that need them."""
+    """What one node's algorithm works with. The last three are there for those that need them."""
 
     me: Peer
     layout: Layout
@@ -83,6 +85,8 @@ class Resources:
     """Capability.VALIDATION: what models are worth."""
     layer_groups: Sequence[Sequence[str]] = ()
     """Capability.LAYERS: the layout's names, layer by layer."""
+    policy: Policy | None = None
+    """Capability.POLICY: what answers questions, and is rewarded."""
 
 
 class Algorithm(ABC):
@@ -98,6 +102,8 @@ class Algorithm(ABC):
     """What it needs of a task; any other task is refused."""
     ANSWERS: ClassVar[bool] = False
     """Does it release a gradient to each neighbor in every round, beside the own one?"""
+    PRIVATE: ClassVar[bool] = True
+    """False: it has no differential privacy, and any mode but none is refused."""
     POOLED: ClassVar[bool] = False
     """True: one node on the union of all data (an upper bound); `simulate` only, a daemon refuses
     it.
@@ -156,6 +162,8 @@ ALGORITHMS: Mapping[str, str] = {
     "badam": "node.algorithms.deca:Badam",
     "dsgd-adam": "node.algorithms.dsgd_adam:DsgdAdam",
     "dec-lora": "node.algorithms.dsgd_adam:DecLora",
+    "fgrpo": "node.algorithms.fgrpo:Fgrpo",
+    "grpo": "node.algorithms.fgrpo:Grpo",
     "local": "node.algorithms.sgd:Local",
     "centralized": "node.algorithms.sgd:Centralized",
 }

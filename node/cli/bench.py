@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from node import device as devices
+from node.algorithms import Resources
 from node.config import ExperimentConfig, PrivacySection, load
 from node.experiments.resolve import resolve
 from node.learning.learner import Plan
@@ -39,6 +40,7 @@ from node.learning.resources import resources
 from node.maths.backends import pick
 from node.maths.blocks import Block
 from node.maths.clipping import clipped_sum, mean_gradient
+from node.maths.policy import Draws
 from node.privacy import noise
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
@@ -240,14 +242,17 @@ def _private(
         }
 
 
+def _resources(plan: Plan, task: Task, me: Peer, x: Tensor) -> Resources:
+    draws = Draws(me, 0, Keys.insecure(0, me))
+    return resources(plan.algorithm, task, start=x, gradients=_Given(), draws=draws)
+
+
 def _steps(plan: Plan, task: Task, x: Tensor) -> tuple[float, int]:
     """(seconds of a node's own arithmetic in a round, bytes that the node which sends most sends in
     it): all nodes in lockstep, with gradients that cost nothing."""
     sent = dict.fromkeys(plan.neighborhoods, 0)
     nodes = {
-        name: plan.algorithm(
-            plan.options, resources(plan.algorithm, task, me=name, start=x, gradients=_Given())
-        )
+        name: plan.algorithm(plan.options, _resources(plan, task, name, x))
         for name in plan.neighborhoods
     }
     rounds = count()

@@ -47,7 +47,7 @@ from node.config.run import (
     ValidationSection,
 )
 from node.config.section import Device, DiscoveryName, OpenSection, RunName, Section
-from node.config.task import TaskSection, TextSection
+from node.config.task import ReasoningSection, TaskSection, TextSection
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -72,6 +72,7 @@ __all__ = [
     "PaperCalibrated",
     "PeersSection",
     "PrivacySection",
+    "ReasoningSection",
     "RunConfig",
     "RunName",
     "RunSection",

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from node.config.section import Section
 from node.config.templates import fields
 
-BUNDLED_TASKS = ("causal-lm", "classification")
+BUNDLED_TASKS = ("causal-lm", "classification", "reasoning")
 """Those whose code is ours."""
 
 
@@ -80,9 +80,32 @@ class TextSection(Section):
         return self
 
 
+class ReasoningSection(Section):
+    """Of reasoning: which questions there are, and what answers earn (docs/reasoning.md)."""
+
+    families: tuple[str, ...] = ("add-seven", "largest", "reverse", "sort")
+    """data = "questions": their families, made from seeds; peerpoise tasks lists them."""
+    reward_scale: dict[str, tuple[float, float]] = {}
+    """Family = [factor, offset]: a reward r of it counts as factor · r + offset, as owners of
+    different tasks pay on different scales."""
+
+    def scale(self, family: str) -> tuple[float, float]:
+        """(factor, offset) of a family's rewards."""
+        return self.reward_scale.get(family, (1.0, 0.0))
+
+    @model_validator(mode="after")
+    def _scales_are_used(self) -> ReasoningSection:
+        if unused := sorted({*self.reward_scale} - {*self.families}):
+            raise ValueError(f"reward_scale names {unused[0]!r}, which is none of families")
+        if bad := [name for name, (factor, _) in self.reward_scale.items() if not factor > 0]:
+            raise ValueError(f"the factor of {bad[0]!r} in reward_scale must be positive")
+        return self
+
+
 class TaskSection(Section):
     name: str = "classification"
-    """classification | causal-lm (a language model; needs the extra llm), or your own:
+    """classification | causal-lm (a language model; needs the extra llm) | reasoning (one that
+    answers questions and is rewarded), or your own:
     "package.module:function" or, on this machine only, "FILE.py:function" (docs/own-task.md). Its
     code sees the private data."""
     data: str = "digits"
@@ -137,6 +160,8 @@ class TaskSection(Section):
     """Number of labels, 0 … classes − 1."""
     text: TextSection | None = None
     """The data are text."""
+    reasoning: ReasoningSection | None = None
+    """The data are questions with right answers."""
 
     @model_validator(mode="after")
     def _as_many_labels(self) -> TaskSection:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from node.config import DataSection, TaskSection
+from node.config import DataSection, ReasoningSection, TaskSection
 from node.data import columns
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
@@ -21,6 +21,7 @@ from node.data.examples import STANDARDIZED, Examples
 from node.data.folders import images
 from node.data.fortunes import read_fortunes
 from node.data.idx import fashion_mnist, mnist
+from node.data.questions import read_questions
 from node.data.tables import table
 from node.data.texts import Texts
 from node.data.texts import public as public_texts
@@ -64,6 +65,8 @@ def _public(section: str) -> tuple[Rows, Rows]:
 def _whole(task: TaskSection) -> tuple[Rows, Rows]:
     if task.data in TEXTS:
         return TEXTS[task.data]()
+    if task.data == "questions":
+        return read_questions((task.reasoning or ReasoningSection()).families)
     if task.data == "file" and task.text is not None:
         return public_texts(task)
     if task.data == "file":
@@ -76,7 +79,7 @@ def _whole(task: TaskSection) -> tuple[Rows, Rows]:
         train, test = torchvision(task.data.removeprefix("torchvision:"))
         return _within_range(train, task, task.data), _within_range(test, task, task.data)
     if task.data not in BUNDLED:
-        known = ", ".join([*sorted({*BUNDLED, *TEXTS}), "torchvision:NAME", "file"])
+        known = ", ".join([*sorted({*BUNDLED, *TEXTS, "questions"}), "torchvision:NAME", "file"])
         raise ConfigurationError(
             f"Unknown data set {task.data!r}; choose {known}, or own with data.path in the node's "
             "file."

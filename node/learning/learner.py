@@ -40,6 +40,7 @@ from node.learning.unusable import UnusableRecords
 from node.maths.blocks import BlockSchedule
 from node.maths.coalitions import ShapleyConfig, unsupported_reason
 from node.maths.graph import spectral_gap
+from node.maths.policy import Draws
 from node.maths.robust import undersized_neighborhood
 from node.privacy.accountant import (
     WEAK,
@@ -108,6 +109,11 @@ class Plan:
             raise ConfigurationError(
                 f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name '
                 f"{own} instead."
+            )
+        if run.privacy.mode != "none" and not algorithm.PRIVATE:
+            raise ConfigurationError(
+                f"{run.algorithm.name} has no differential privacy: what it sends shows what it "
+                'learned from. Set privacy.mode = "none" if that may be, or take another algorithm.'
             )
         if run.privacy.mode == "paper" and not isinstance(options, PaperCalibrated):
             raise ConfigurationError(
@@ -499,9 +505,8 @@ def build(
     start_digest = _digest(x)
     if not blockwise:
         x = x.to(torch.float32)
-    given = resources(
-        plan.algorithm, task, me=name, start=x, gradients=gate, yield_point=hooks.yield_point
-    )
+    draws = Draws(name, run.train.seed, keys, hooks.yield_point)
+    given = resources(plan.algorithm, task, start=x, gradients=gate, draws=draws)
     room_for_blocks(plan.options, run, task, neighborhood.degree)
     algorithm = plan.algorithm(plan.options, given)
     algorithm = attack.on_algorithm(algorithm, run.train.seed) if attack else algorithm

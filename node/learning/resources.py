@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from node.algorithms import Algorithm, Capability, Gradients, Resources
-from node.hooks import no_op
+from node.maths.policy import Draws, RewardedTask
 from node.task import Task
 from node.tasks.validation import ValidationScorer
 from peer.errors import ConfigurationError
-from peer.message import Peer
 
 REFUSALS = {
     Capability.VALIDATION: "The algorithm values what it hears on a validation set, and there is "
@@ -19,6 +16,8 @@ REFUSALS = {
     "node's file).",
     Capability.LAYERS: "The task names no layers (layer_groups), so they can't be trained block by "
     "block.",
+    Capability.POLICY: "The algorithm learns from rewarded answers, and the task asks no "
+    'questions: set task.name = "reasoning".',
     Capability.ADAPTERS: "dec-lora averages adapters; set task.text.lora_rank (task.name = "
     '"causal-lm"), or take dsgd-adam.',
 }
@@ -30,6 +29,7 @@ def capabilities(task: Task) -> frozenset[Capability]:
         Capability.VALIDATION: task.validation is not None,
         Capability.LAYERS: bool(task.layer_groups),
         Capability.ADAPTERS: task.adapted,
+        Capability.POLICY: isinstance(task, RewardedTask),
     }
     return frozenset(capability for capability, there in offered.items() if there)
 
@@ -46,10 +46,9 @@ def resources(
     algorithm: type[Algorithm],
     task: Task,
     *,
-    me: Peer,
     start: Tensor,
     gradients: Gradients,
-    yield_point: Callable[[], None] = no_op,
+    draws: Draws,
 ) -> Resources:
     """What one node's algorithm is made with.
 
@@ -59,10 +58,13 @@ def resources(
     check_compatible(algorithm, task)
     needs = algorithm.NEEDS
     return Resources(
-        me=me,
+        me=draws.me,
         layout=task.layout,
         start=start,
         gradients=gradients,
-        utility=ValidationScorer(task, yield_point) if Capability.VALIDATION in needs else None,
-        layer_groups=task.layer_groups if Capability.LAYERS in needs else (),
+        utility=ValidationScorer(task, draws.yield_point)
+        if Capability.VALIDATION in needs
+        else None,
+        layer_groups=task.layer_groups,
+        policy=task.policy(draws) if isinstance(task, RewardedTask) else None,
     )

@@ -10,7 +10,7 @@ they agree they say the same. Masks are on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from node.hooks import no_op
 from node.llm.forward import Forward
+from node.maths.policy import Completions, Prompts
 
 BANNED = -1e9
 """Logit of tokens that are no part of an answer: finite, since −inf times a mask of 0 is NaN."""
@@ -39,42 +40,6 @@ class Sampling:
     """0 takes the likeliest token."""
     top_p: float = 1.0
     """Draws from the smallest set of tokens that has this probability."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Prompts of a batch, padded on the left."""
-
-    ids: Tensor
-    """int64 [n, P]."""
-    mask: Tensor
-    """int64 [n, P]: 1 for the prompt's tokens."""
-
-    @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], pad: int) -> Prompts:
-        longest = max(map(len, prompts))
-        ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        return cls(torch.tensor(ids), torch.tensor(mask))
-
-    def repeated(self, times: int) -> Prompts:
-        """Each prompt `times` times, in consecutive rows."""
-        return Prompts(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Completions:
-    """Answers to the prompts of a batch, padded on the right."""
-
-    ids: Tensor
-    """int64 [n, T]."""
-    mask: Tensor
-    """int64 [n, T]: 1 for the answer's tokens, its end included."""
-    log_probs: Tensor
-    """Of every token when it was drawn, float32 [n, T]; 0 behind an answer."""
-
-    ended: Tensor
-    """Which have an end, bool [n]; the others were cut off at the limit."""
 
 
 @torch.no_grad()

@@ -24,6 +24,10 @@ class Tokens(Protocol):
         """The tokens of a text, without begin or end."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, whatever they are; those that are no text leave nothing."""
+        ...
+
     has_chat: bool
     """Has it a chat template?"""
 
@@ -49,6 +53,9 @@ class Bytes:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
 
     def chat(self, turns: Sequence[Turn]) -> str:
         raise ConfigurationError(
@@ -85,6 +92,10 @@ class Pretrained:
     def encode(self, text: str) -> list[int]:
         ids: Sequence[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def chat(self, turns: Sequence[Turn]) -> str:
         from jinja2 import TemplateError

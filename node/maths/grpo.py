@@ -43,6 +43,14 @@ class GrpoConfig(Section):
     """Upper limit of the ratio where the advantage is negative (two-sided clipping); None: none."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the reference model; 0 keeps none in memory."""
+    questions: int = Field(default=8, ge=1)
+    """Questions of a step, each with `num_generations` answers."""
+    max_completion_length: int = Field(default=16, ge=1)
+    """Tokens of an answer at most, its end included; one that is cut off is wrong."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the softmax from which answers are drawn."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Answers are drawn from the smallest set of tokens that has this probability."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from peer.tables import load_entry
 TASKS: Mapping[str, str] = {
     "causal-lm": "node.tasks.causal_lm:make",
     "classification": "node.tasks.classification:make",
+    "reasoning": "node.tasks.reasoning:make",
 }
 """name -> module:function, called with the run and the node's data. A new task: one file, one line
 here, and its name in BUNDLED_TASKS (node/config/task.py)."""

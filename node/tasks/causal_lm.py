@@ -56,9 +56,28 @@ AUTOCAST = {"cuda"}
 class Tested:
     """A public test set; with labels also what is asked, and which label is right, int64 [n]."""
 
+    texts: Texts
     rows: Sequences
     questions: likelihood.Questions
     truth: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """What a language task is made of."""
+
+    language: models.LanguageModel
+    """Without the weights that are trained."""
+    trained: Trained
+    text: TextSection
+    encoder: Encoder
+    rows: Texts
+    """The node's own."""
+    test: Tested | None
+    again: Callable[[int], nn.Module]
+    """Makes or reads the model with all its weights, for a seed."""
+    inputs: Mapping[str, str]
+    """What it is fed, in public, whatever the rows are: nodes compare it."""
 
 
 class CausalLM(Task):
@@ -66,31 +85,21 @@ class CausalLM(Task):
 
     indexes = True
 
-    def __init__(
-        self,
-        language: models.LanguageModel,
-        trained: Trained,
-        text: TextSection,
-        train: Sequences,
-        test: Tested | None,
-        again: Callable[[int], nn.Module],
-        inputs: Mapping[str, str] | None = None,
-    ) -> None:
-        """`language` without the weights that are trained; `again` makes or reads it with them, for
-        a seed. `inputs` says in public what it is fed, whatever the rows are: nodes compare it."""
-        self.inputs = inputs or {}
-        self.num_examples = len(train)
-        self.micro_batch = text.micro_batch
-        self.adapted = bool(text.lora_rank)
-        self.dtype = TYPES[text.dtype]
-        self.layout = trained.layout
-        self.layer_groups = trained.layer_groups
-        labeled = test is not None and bool(test.questions)
+    def __init__(self, of: Ingredients) -> None:
+        self.inputs = of.inputs
+        self._train = of.encoder.sequences(of.rows)
+        self.num_examples = len(self._train)
+        self.micro_batch = of.text.micro_batch
+        self.adapted = bool(of.text.lora_rank)
+        self.dtype = TYPES[of.text.dtype]
+        self.layout = of.trained.layout
+        self.layer_groups = of.trained.layer_groups
+        labeled = of.test is not None and bool(of.test.questions)
         self.metrics = (ACCURACY, F1, PERPLEXITY, LOSS) if labeled else (PERPLEXITY, LOSS)
-        self.text, self._train, self._test, self._again = text, train, test, again
-        self._model = language.model
-        self._repeats = language.repeats
-        self._chooses = "logits_to_keep" in signature(_inner(language.model).forward).parameters
+        self.text, self._test, self._again = of.text, of.test, of.again
+        self._model = of.language.model
+        self._repeats = of.language.repeats
+        self._chooses = "logits_to_keep" in signature(_inner(of.language.model).forward).parameters
         self._local = threading.local()
 
     def initial_parameters(self, seed: int) -> Tensor:
@@ -245,10 +254,15 @@ def _shared(
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
     """See `node.tasks.make`."""
+    return CausalLM(ingredients(run, data))
+
+
+def ingredients(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Ingredients:
+    """Raises as `node.tasks.make`."""
     task, text = run.task, run.task.text or TextSection()
     if run.validation.size is not None or run.validation.path is not None:
         raise ConfigurationError(
-            "causal-lm knows no validation set: take an algorithm that needs none (not ross or "
+            f"{task.name} knows no validation set: take an algorithm that needs none (not ross or "
             "pdsl); no [validation]."
         )
     language, ours = _model(run)
@@ -261,12 +275,19 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> CausalLM:
         return models.load(task.model, TYPES[text.dtype], _attention(run), seed).model
 
     if task.data == "own":
-        train, own_test = _own(task, data)
+        rows, own_test = _own(task, data)
         test = _tested(encoder, own_test) if own_test else None
     else:
-        train, test = _public(task, data), _public_test(language, task.model_dump_json())
-    return CausalLM(
-        language, ours, text, encoder.sequences(train), test, again, _inputs(task, text, language)
+        rows, test = _public(task, data), _public_test(language, task.model_dump_json())
+    return Ingredients(
+        language=language,
+        trained=ours,
+        text=text,
+        encoder=encoder,
+        rows=rows,
+        test=test,
+        again=again,
+        inputs=_inputs(task, text, language),
     )
 
 
@@ -329,7 +350,7 @@ def _encoder(language: models.LanguageModel, task: TaskSection) -> Encoder:
 def _tested(encoder: Encoder, rows: Texts) -> Tested:
     rows = rows.balanced(encoder.text.test_size)
     questions = list(encoder.questions(rows)) if encoder.labels else []
-    return Tested(encoder.sequences(rows), questions, rows.y)
+    return Tested(rows, encoder.sequences(rows), questions, rows.y)
 
 
 @lru_cache(maxsize=2)

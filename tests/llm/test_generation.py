@@ -10,7 +10,6 @@ import torch
 from torch.func import functional_call
 
 from node.llm.generation import (
-    Prompts,
     Sampling,
     _draw,
     _log_softmax,
@@ -19,6 +18,7 @@ from node.llm.generation import (
 )
 from node.llm.models import tiny_llama
 from node.llm.tokens import Bytes
+from node.maths.policy import Prompts
 
 TEXTS = ["a", "What is 3 + 4?", "Reverse: abc", "x" * 30]
 TOKENS = Bytes()

@@ -1,0 +1,534 @@
+"""FGRPO: peers with different tasks improve one reasoning model by reinforcement, and weigh each
+other by how far each outdoes its own past.
+
+Chen, Li, Wang et al., arXiv 2606.03094 (2 June 2026), known from its abstract only: everything
+below is a RECONSTRUCTION. In a round node i takes E local steps of GRPO (`node.maths.grpo`) from
+its model θ_i to θ_i + δ_i, says δ_i, and averages what it hears:
+
+    D       2 × the running median of the norms of accepted updates; longer ones are shortened to it
+    u_j     shares by relative gain (`node.maths.relative_gain`), over the closed neighborhood
+    w_ij    (1 − μ) W_ij + μ u_j
+    θ_i ← θ_i + η Σ_j w_ij δ_j + κ Σ_j W_ij (θ_j − θ_i)
+
+κ is 0 where the graph is full, else 0.5: the rows of u are not doubly stochastic, so models drift
+apart without it. With δ_j a neighbor signs a commitment (`node.maths.commitment`): its reward R̄_j
+before the round, the chain of its earlier ones, and the generators of its questions. No privacy:
+updates leave as they are, so every mode but none is refused.
+
+    gain = "reported"   g_j from the R̄_j of the chain. As the abstract has it; who lies about R̄ is believed.
+    gain = "audited"    z of paired audits (`node.maths.audit`) of θ_i + ½δ_j on fresh questions of j's
+                        generators, and of the own ones; the smaller counts. Below −3: no weight.
+                        The whole update is checked on the own fixed questions: below −3 only the
+                        own part of it is taken.
+    weights             uniform | size | reward | raw-gain instead of gain: baselines of the paper's kind
+    advantage           history: RAE's (SPIRAL, arXiv 2506.24119), reward minus the mean of the own past
+
+Reconstructions
+    * All of the aggregation but its idea; audits, commitments, pull and norm bound are ours.
+    * Updates are shortened before they are audited, and a convicted neighbor's model is not pulled
+      at either.
+    * The pull is by the models that the round began with, which travel with the updates.
+    * The optimizer's state stays at home and is kept over rounds: a fresh Adam's δ is three times as
+      long, and hurts.
+Not covered
+    * An update that helps on all questions that its auditor asks, and hurts elsewhere.
+    * Generators that differ from the allowed families can't be audited: `reported` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from statistics import median
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from node.algorithms import Algorithm, Capability, Resources
+from node.config import AlgorithmConfig, Section
+from node.figures import Diagnostic
+from node.maths.adam import AdamConfig, adam_steps, clip_norm_, drain, upcast
+from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened, softmax_weights
+from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
+from node.maths.commitment import Commitment, update_digest
+from node.maths.grpo import GrpoConfig, advantages
+from node.maths.mixing import weighted_sum
+from node.maths.policy import Policy, PolicyGradient, Rollouts
+from node.maths.relative_gain import Baseline, GainConfig, gain_weights
+from peer.message import Conversation, IncrementalPayload, Peer, Replies, mix, say
+from peer.neighborhood import View
+
+REMEMBERED = 16
+"""Rounds whose norms, and commitments of a neighbor, are kept."""
+
+
+class WarmUp(Section):
+    """Supervised rounds before reinforcement: a policy that is never right learns nothing."""
+
+    rounds: int = Field(default=0, ge=0)
+    """Rounds of DSGD-Adam on questions and answers; batches as `privacy.batch` says."""
+    lr: float = Field(default=3e-3, gt=0)
+    """Their step size."""
+
+
+class GrpoRunConfig(GrpoConfig, AdamConfig, AlgorithmConfig):
+    lr: float = Field(default=1e-3, gt=0)
+    """Step size of Adam."""
+    a2: float = Field(default=0.99, ge=0, lt=1)
+    """a₂: decay of the second moment; rounds are few."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; a longer one is scaled to it. None: no bound."""
+    local_steps: int = Field(default=2, ge=1)
+    """E, steps of a round; each asks anew."""
+    advantage: Literal["group", "history"] = "group"
+    """group: GRPO's. history: reward minus the moving mean of the own past ones (RAE)."""
+    history: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of that mean."""
+    warmup: WarmUp = WarmUp()
+
+
+class FgrpoConfig(GrpoRunConfig):
+    gain: Literal["audited", "reported"] = "audited"
+    """By what neighbors are weighed: what audits see, or what they say of themselves."""
+    weights: Literal["gain", "uniform", "size", "reward", "raw-gain"] = "gain"
+    """gain: as above. Others are baselines, and believe what neighbors say: size, their number of
+    questions; reward, R̄; raw-gain, R̄ minus its mean so far."""
+    relative: GainConfig = GainConfig()
+    audit: AuditConfig = AuditConfig()
+    eta: float = Field(default=1.0, gt=0)
+    """η: share of the averaged update that is applied."""
+    pull: float | None = Field(default=None, ge=0, le=1)
+    """κ, towards the neighbors' models; None: 0 where the graph is full, else 0.5."""
+    norm_bound: float | None = Field(default=2.0, gt=0)
+    """Updates are shortened to so many times the median norm; None: they are not."""
+    block: BlockSchedule | None = None
+    """Train and say one block of layers at a time, as DECA does; None: all parameters."""
+
+    def on_graph(self, spectral_gap: float, nodes: int) -> Self:
+        if self.pull is not None:
+            return self
+        full = spectral_gap > 1 - 1e-9
+        return self.model_copy(update={"pull": 0.0 if full else 0.5})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    x: Tensor
+    """θ_i, float32 [d]."""
+    m: Tensor
+    v: Tensor
+    step: int = 0
+    """Adam's steps since the moments were zero."""
+    reference: Tensor | None = None
+    """beta > 0: the model that reinforcement began with."""
+    past: tuple[int, float] = (0, 0.0)
+    """Rewards of the own answers so far: how many steps, and their moving mean."""
+    chain: tuple[int, str] = (-1, "")
+    """Round and digest of the own last commitment."""
+    heard: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Neighbor -> round -> digest, of its last commitments."""
+    baselines: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    """`Baseline`s of the closed neighborhood."""
+    evidence: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    """`Evidence` of each on its own questions, and on this node's."""
+    norms: tuple[float, ...] = ()
+    """Median norms of accepted updates, of the last rounds."""
+
+
+class Grpo(Algorithm):
+    """GRPO, every node for itself, after a warm-up together: what FGRPO is compared with."""
+
+    Config = GrpoRunConfig
+    NEEDS = frozenset({Capability.POLICY})
+    PRIVATE = False
+    DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = (
+        Diagnostic("reward", "Mean reward of the own answers.", per_neighbor=False),
+        Diagnostic("rollouts_exact", "Share of them that are right.", per_neighbor=False),
+        Diagnostic(
+            "frac_reward_zero_std", "Share of groups that all earn alike.", per_neighbor=False
+        ),
+        Diagnostic("entropy", "Of the own answers' tokens, in nats.", per_neighbor=False),
+        Diagnostic("kl", "From the model that reinforcement began with.", per_neighbor=False),
+        Diagnostic("clip_ratio_low", "Share of tokens clipped below.", per_neighbor=False),
+        Diagnostic("clip_ratio_high", "Share of tokens clipped above.", per_neighbor=False),
+        Diagnostic("completion_length", "Mean tokens of the own answers.", per_neighbor=False),
+        Diagnostic("grad_norm", "Norm of the gradient before it is clipped.", per_neighbor=False),
+        Diagnostic("mismatch", "Log-probabilities, generator and trainer.", per_neighbor=False),
+        Diagnostic("generated_per_second", "Tokens by CPU-second.", per_neighbor=False),
+        Diagnostic("trained_per_second", "Tokens by CPU-second.", per_neighbor=False),
+    )
+    config: GrpoRunConfig
+    state: State
+    checkpointable = True
+
+    def __init__(self, config: GrpoRunConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        assert resources.policy is not None
+        self.policy: Policy = resources.policy
+        x = upcast(resources.start)
+        self.state = State(x=x, m=torch.zeros_like(x), v=torch.zeros_like(x))
+        self._figures: dict[str, float | Mapping[Peer, float]] = {}
+
+    def diagnostics(self) -> Mapping[str, float | Mapping[Peer, float]]:
+        return self._figures
+
+    def round(self, t: int, view: View) -> Conversation:
+        if t < self.config.warmup.rounds:
+            yield from self.warm_up(t)
+            return
+        state, x = self.local_steps(t, self.begin(t))
+        self.state, self.checkpointable = replace(state, x=x), True
+
+    def warm_up(self, t: int) -> Conversation:
+        """A round of DSGD-Adam on questions and their answers."""
+        c, s = self.config, self.state
+        half = clip_norm_(self.gradients(s.x, t, self.me), c.clip_norm)
+        self.checkpointable = False
+        steps = adam_steps(c, s.x, s.m, s.v, half, lr=c.warmup.lr, step=s.step)
+        x = yield from mix("state", IncrementalPayload(half, steps), streaming=True)
+        self.state = replace(s, x=x, step=s.step + 1)
+        self.checkpointable = True
+
+    def begin(self, t: int) -> State:
+        """The state that a round of reinforcement starts from: moments are zero in the first."""
+        s = self.state
+        if t > self.config.warmup.rounds or s.chain[0] >= 0 or s.past[0]:
+            return s
+        reference = s.x.clone() if self.config.beta else None
+        return replace(
+            s, m=torch.zeros_like(s.m), v=torch.zeros_like(s.v), step=0, reference=reference
+        )
+
+    def local_steps(self, t: int, state: State, span: slice = slice(None)) -> tuple[State, Tensor]:
+        """E steps from the state's x, of the parameters of `span`; the state after them, with x as
+        it was, and the new parameters [d]. Moments change in place.
+        """
+        c, x, learned = self.config, state.x.clone(), []
+        self.checkpointable = False
+        for step in range(c.local_steps):
+            rollouts = self.policy.rollouts(x, c, t, step)
+            advantage, state = self.advantage(rollouts, state)
+            update = self.policy.gradient(x, rollouts, c, advantage, state.reference)
+            learned.append((rollouts, update))
+            if update.gradient is None:
+                continue
+            g = clip_norm_(update.gradient[span], c.clip_norm)
+            m, v = state.m[span], state.v[span]
+            drain(adam_steps(c, x[span], m, v, g, lr=c.lr, step=state.step))
+            x[span] = g
+            state = replace(state, step=state.step + 1)
+        self._figures = dict(figures(learned))
+        return state, x
+
+    def advantage(self, rollouts: Rollouts, state: State) -> tuple[Tensor, State]:
+        """Of every answer, [n], and the state that knows their rewards."""
+        steps, mean = state.past
+        now = float(rollouts.rewards.mean())
+        decay = self.config.history if steps else 0.0
+        after = replace(state, past=(steps + 1, decay * mean + (1 - decay) * now))
+        if self.config.advantage == "history":
+            return rollouts.rewards - (mean if steps else now), after
+        return advantages(rollouts.rewards, self.config), after
+
+
+class Fgrpo(Grpo):
+    Config = FgrpoConfig
+    DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = (
+        Diagnostic("weight", "What the neighbor's update weighed."),
+        Diagnostic("gain", "The neighbor's relative gain, or z of its audits."),
+        Diagnostic("convicted", "1: it has no weight, its updates hurt or its chain is broken."),
+        *Grpo.DIAGNOSTICS,
+        Diagnostic("audit_tokens", "Tokens read for audits.", per_neighbor=False),
+        Diagnostic("rolled_back", "1: only the own part was taken.", per_neighbor=False),
+    )
+    config: FgrpoConfig
+
+    def __init__(self, config: FgrpoConfig, resources: Resources) -> None:
+        super().__init__(config, resources)
+        self.blocks: tuple[Block, ...] = ()
+        if config.block:
+            groups = resources.layer_groups
+            self.blocks = partition_blocks(resources.layout, groups, config.block.layers_per_block)
+
+    def span(self, t: int) -> slice:
+        block = self.block(t)
+        return block.span if block else slice(None)
+
+    def block(self, t: int) -> Block | None:
+        """The one that round t trains; None: all parameters."""
+        schedule, since = self.config.block, t - self.config.warmup.rounds
+        if not schedule or since < 0:
+            return None
+        return active_block(self.blocks, since // schedule.steps, schedule)
+
+    def round(self, t: int, view: View) -> Conversation:
+        c = self.config
+        if t < c.warmup.rounds:
+            yield from self.warm_up(t)
+            return
+        state, block = self.begin(t), self.block(t)
+        if block and (t - c.warmup.rounds) % block_steps(c) == 0:
+            state = replace(state, m=state.m.zero_(), v=state.v.zero_(), step=0)
+        span = self.span(t)
+        reward = self.policy.reward(state.x)
+        state, after = self.local_steps(t, state, span)
+        before = state.x[span].clone()
+        own = after[span] - before
+        said: tuple[Tensor, ...] = (own, before) if c.pull else (own,)
+        commitment = self.commitment(t, state, own, reward)
+        layout = block.layout if block else None
+        heard = yield from say("update", said, layout, note=commitment.encode())
+        updates, state = self.read(t, state, heard, Update(commitment, said))
+        updates, state = self.bound(updates, state)
+        gains, state = self.gains(t, state, updates, span)
+        convicted = frozenset(gains.convicted) | (frozenset(heard) - frozenset(updates))
+        row = view.neighborhood.without(
+            set(view.neighborhood.neighbors) - (set(updates) - convicted)
+        )
+        w = self.weights(dict(row.weight), gains.score)
+        step = weighted_sum(w, {j: updates[j].delta for j in w})
+        theta = before + c.eta * step
+        if c.pull:
+            theta += c.pull * pull(dict(row.weight), before, updates)
+        x, rolled_back = self.checked(state.x, span, theta, own)
+        self._figures |= {
+            "weight": {j: w.get(j, 0.0) for j in heard},
+            "gain": {j: gains.score.get(j, 0.0) for j in heard},
+            "convicted": {j: float(j in convicted) for j in heard},
+            "audit_tokens": float(gains.tokens),
+            "rolled_back": float(rolled_back),
+        }
+        chain = (t, commitment.digest)
+        self.state, self.checkpointable = replace(state, x=x, chain=chain), True
+
+    def commitment(self, t: int, state: State, delta: Tensor, reward: float) -> Commitment:
+        previous_round, previous = state.chain
+        return Commitment(
+            round=t,
+            update=update_digest(delta),
+            reward=reward,
+            evaluation=self.policy.evaluation.hex(),
+            families=self.policy.families,
+            questions=self.policy.questions if self.config.weights == "size" else 0,
+            previous_round=previous_round,
+            previous=previous,
+        )
+
+    def read(
+        self, t: int, state: State, heard: Replies[Any], own: Update
+    ) -> tuple[dict[Peer, Update], State]:
+        """The updates whose commitments hold, the own one included, and the state that remembers
+        them. A chain with a gap, as after a restart, begins anew: its baseline is forgotten.
+        """
+        updates, chains = {self.me: own}, dict(state.heard)
+        baselines = dict(state.baselines)
+        for j, parts in heard.items():
+            chain = chains.get(j, {})
+            commitment = commitment_of(heard.notes.get(j, b""), t, parts[0], chain)
+            if commitment is None:
+                continue
+            updates[j] = Update(commitment, parts)
+            if chain and chain.get(str(commitment.previous_round)) != commitment.previous:
+                baselines.pop(j, None)
+            kept = {**chain, str(t): commitment.digest}
+            chains[j] = dict(sorted(kept.items(), key=lambda item: int(item[0]))[-REMEMBERED:])
+        return updates, replace(state, heard=chains, baselines=baselines)
+
+    def bound(
+        self, updates: Mapping[Peer, Update], state: State
+    ) -> tuple[dict[Peer, Update], State]:
+        """Neighbors' updates of at most D; the state knows this round's norms."""
+        norms = {j: float(torch.linalg.vector_norm(each.delta)) for j, each in updates.items()}
+        now = tuple(sorted(norms.values()))
+        state = replace(state, norms=(*state.norms, median(now))[-REMEMBERED:])
+        if self.config.norm_bound is None:
+            return dict(updates), state
+        most = largest_norm(state.norms, now, self.config.norm_bound)
+        return {
+            j: each
+            if j == self.me
+            else replace(each, parts=(shortened(each.delta, norms[j], most), *each.parts[1:]))
+            for j, each in updates.items()
+        }, state
+
+    def gains(
+        self, t: int, state: State, updates: Mapping[Peer, Update], span: slice
+    ) -> tuple[Gains, State]:
+        """How much each outdoes its past, as it says or as audits see, and who is convicted."""
+        c = self.config
+        past = {j: Baseline(*state.baselines.get(j, (0, 0.0, 0.0))) for j in updates}
+        claims = {j: each.commitment.reward for j, each in updates.items()}
+        if c.weights == "raw-gain":
+            claimed = {
+                j: claims[j] - past[j].mean if past[j].observations else 0.0 for j in updates
+            }
+        elif c.weights == "reward":
+            claimed = claims
+        elif c.weights == "size":
+            claimed = {j: float(each.commitment.questions) for j, each in updates.items()}
+        else:
+            claimed = {j: past[j].gain(claims[j], c.relative) for j in updates}
+        after = {j: past[j].observe(claims[j], c.relative) for j in updates}
+        baselines = {**state.baselines, **{j: astuple(each) for j, each in after.items()}}
+        state = replace(state, baselines=baselines)
+        if c.weights != "gain" or c.gain == "reported":
+            return Gains(claimed), state
+        return self.audited(t, state, updates, span)
+
+    def audited(
+        self, t: int, state: State, updates: Mapping[Peer, Update], span: slice
+    ) -> tuple[Gains, State]:
+        c, tokens = self.config.audit, self.policy.tokens_read
+        evidence = dict(state.evidence)
+        for j in self.chosen(t, updates):
+            commitment, delta = updates[j].commitment, updates[j].delta
+            seed = self.policy.audit_seed(t, bytes.fromhex(commitment.digest))
+            tried = state.x.clone()
+            tried[span] += c.scale * delta
+            theirs, ours = evidence_of(evidence.get(j))
+            for number, families in enumerate((commitment.families, self.policy.families)):
+                asked = (families, seed, c.questions)
+                differences = self.policy.right(tried, *asked) - self.policy.right(state.x, *asked)
+                if number == 0:
+                    theirs = theirs.observe(differences, c)
+                else:
+                    ours = ours.observe(differences, c)
+            evidence[j] = (theirs.total, theirs.squares, ours.total, ours.squares)
+        z = {j: min(each.z for each in evidence_of(evidence.get(j))) for j in updates}
+        convicted = frozenset(j for j in z if j != self.me and z[j] < -c.convict)
+        gains = Gains(z, convicted, self.policy.tokens_read - tokens)
+        return gains, replace(state, evidence=evidence)
+
+    def chosen(self, t: int, updates: Mapping[Peer, Update]) -> list[Peer]:
+        """Whom to audit in this round, and itself."""
+        most, others = self.config.audit.neighbors_per_round, sorted({*updates} - {self.me})
+        if most is None or most >= len(others):
+            return sorted(updates)
+        start = t * most % len(others)
+        return sorted({self.me, *(others * 2)[start : start + most]})
+
+    def weights(self, row: Mapping[Peer, float], score: Mapping[Peer, float]) -> dict[Peer, float]:
+        """w_ij over the peers of row i of W."""
+        c, scores = self.config, {j: score[j] for j in row}
+        match c.weights:
+            case "gain":
+                u = gain_weights(scores, c.relative)
+            case "reward" | "raw-gain":
+                u = softmax_weights(scores)
+            case "size" if sum(scores.values()) > 0:
+                u = {j: scores[j] / sum(scores.values()) for j in row}
+            case _:
+                u = dict.fromkeys(row, 1 / len(row))
+        mu = c.relative.mixing
+        return {j: (1 - mu) * row[j] + mu * u[j] for j in sorted(row)}
+
+    def checked(self, x: Tensor, span: slice, theta: Tensor, own: Tensor) -> tuple[Tensor, bool]:
+        """The new model [d]: with θ in the span, unless it is worse on the own fixed questions than
+        the one before; then only the own update is taken."""
+        after = x.clone()
+        after[span] = theta
+        c = self.config
+        if c.weights != "gain" or c.gain == "reported":
+            return after, False
+        differences = self.policy.fixed(after) - self.policy.fixed(x)
+        if Evidence().observe(differences, c.audit).z >= -c.audit.convict:
+            return after, False
+        after[span] = x[span] + own
+        return after, True
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a peer said in a round."""
+
+    commitment: Commitment
+    parts: tuple[Tensor, ...]
+    """δ, and with a pull the model before it, each flat [n]."""
+
+    @property
+    def delta(self) -> Tensor:
+        return self.parts[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """By what peers are weighed, and who is not."""
+
+    score: Mapping[Peer, float]
+    convicted: frozenset[Peer] = frozenset()
+    tokens: int = 0
+    """Read for audits."""
+
+
+def commitment_of(
+    note: bytes, t: int, delta: Tensor, chain: Mapping[str, str]
+) -> Commitment | None:
+    """What a neighbor committed itself to with δ in round t; None: it is of another round or
+    update, or denies what it said before."""
+    try:
+        commitment = Commitment.decode(note)
+    except ValueError:
+        return None
+    known = chain.get(str(commitment.previous_round))
+    if known is not None and known != commitment.previous:
+        return None
+    if commitment.round != t or commitment.update != update_digest(delta):
+        return None
+    return commitment
+
+
+def evidence_of(kept: tuple[float, float, float, float] | None) -> tuple[Evidence, Evidence]:
+    """On the peer's questions, and on the own ones."""
+    total, squares, own_total, own_squares = kept or (0.0, 0.0, 0.0, 0.0)
+    return Evidence(total, squares), Evidence(own_total, own_squares)
+
+
+def pull(row: Mapping[Peer, float], before: Tensor, updates: Mapping[Peer, Update]) -> Tensor:
+    """Σ_j W_ij (θ_j − θ_i), [n], no difference longer than twice their median."""
+    apart = {
+        j: updates[j].parts[1] - before for j in sorted(row) if updates[j].parts[1] is not before
+    }
+    norms = {j: float(torch.linalg.vector_norm(each)) for j, each in apart.items()}
+    most = largest_norm([], norms.values())
+    total = torch.zeros_like(before)
+    for j, each in apart.items():
+        total.add_(shortened(each, norms[j], most), alpha=row[j])
+    return total
+
+
+def block_steps(c: FgrpoConfig) -> int:
+    """Rounds in a block."""
+    return c.block.steps if c.block else 1
+
+
+def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, float]:
+    """Of a round's local steps, by the names of DIAGNOSTICS: means over the steps."""
+    answers = [rollouts for rollouts, _ in learned]
+    updates = [update for _, update in learned]
+    tokens = sum(float(each.completions.mask.sum()) for each in answers)
+    count = sum(len(each.rewards) for each in answers)
+    drawing, training = (sum(each.seconds for each in part) for part in (answers, updates))
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(learned)
+
+    norms = [
+        0.0 if it.gradient is None else float(torch.linalg.vector_norm(it.gradient))
+        for it in updates
+    ]
+    return {
+        "reward": mean(float(each.rewards.mean()) for each in answers),
+        "rollouts_exact": mean(float(each.exact.double().mean()) for each in answers),
+        "frac_reward_zero_std": mean(each.zero_spread for each in updates),
+        "entropy": mean(each.entropy for each in updates),
+        "kl": mean(each.kl for each in updates),
+        "clip_ratio_low": mean(each.clip_low for each in updates),
+        "clip_ratio_high": mean(each.clip_high for each in updates),
+        "completion_length": tokens / count,
+        "grad_norm": mean(norms),
+        "mismatch": mean(each.mismatch for each in updates),
+        "generated_per_second": tokens / max(drawing, 1e-9),
+        "trained_per_second": tokens / max(training, 1e-9),
+    }

@@ -1,0 +1,56 @@
+"""Questions with one right answer, of several families, for policies that are rewarded.
+
+Columns `question`, `answer` and `family`; labels are the families, so that a run can give each peer
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+
+from node.data.families import Family, Item, find
+from node.data.texts import Texts, strings
+
+TRAIN, TEST = 800, 150
+"""Most questions of a family; it may have fewer."""
+TRIED = 20_000
+"""Seeds that are asked for questions that were not there yet."""
+
+
+def read_questions(families: Sequence[str]) -> tuple[Texts, Texts]:
+    """(train, test): none is in both.
+
+    Raises:
+        ConfigurationError: there is no such family.
+    """
+    return _texts(families, TRAIN, held_out=False), _texts(families, TEST, held_out=True)
+
+
+def texts(items: Sequence[Item], families: Sequence[str]) -> Texts:
+    """Items as rows; `families` names that of each."""
+    known = sorted(set(families))
+    return Texts(
+        torch.tensor([known.index(name) for name in families], dtype=torch.int64),
+        {
+            "question": strings([item.prompt for item in items]),
+            "answer": strings([item.answer for item in items]),
+            "family": strings(list(families)),
+        },
+    )
+
+
+def _texts(families: Sequence[str], most: int, *, held_out: bool) -> Texts:
+    items = {name: _distinct(find(name), most, held_out) for name in sorted(set(families))}
+    return texts(
+        [item for each in items.values() for item in each],
+        [name for name, each in items.items() for _ in each],
+    )
+
+
+def _distinct(family: Family, most: int, held_out: bool) -> list[Item]:
+    """The first different ones."""
+    items = islice(family.items(0, held_out=held_out), TRIED)
+    return list(islice(dict.fromkeys(items), most))

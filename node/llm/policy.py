@@ -1,0 +1,277 @@
+"""A language model as a policy (`node.maths.policy.Policy`): it answers questions, is rewarded, and
+learns from its answers by GRPO.
+
+What others say of themselves is never believed here: an answer's reward is computed from its text,
+and an audit asks for the probability of the canonical answer, in one pass over question and answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from node.config import ReasoningSection
+from node.data import Texts, families, questions
+from node.data.families import Item
+from node.llm.generation import Forward, Sampling, completion_log_probs, generate
+from node.llm.prompts import Encoder
+from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
+from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
+from node.randomness import public_generator
+from node.task import views
+from peer.errors import TaskError
+from peer.message import Layout
+
+EVALUATED = 32
+"""Questions of the fixed set by which `reward` goes."""
+AT_ONCE = 64
+"""Rows of a forward pass without gradients."""
+PARITY: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest mean difference between log-probabilities of generator and trainer, by the type in which
+the model computes. More means that they are not the same model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions as tokens, and the right answers with their ends."""
+
+    items: Sequence[Item]
+    families: Sequence[str]
+    prompts: Sequence[list[int]]
+    answers: Sequence[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, rows: Sequence[int]) -> Asked:
+        """These questions."""
+        return Asked(
+            [self.items[row] for row in rows],
+            [self.families[row] for row in rows],
+            [self.prompts[row] for row in rows],
+            [self.answers[row] for row in rows],
+        )
+
+
+class LanguagePolicy:
+    """One node's policy."""
+
+    def __init__(
+        self,
+        forward: Callable[[Mapping[str, Tensor]], Forward],
+        layout: Layout,
+        encoder: Encoder,
+        section: ReasoningSection,
+        rows: Texts,
+        held_out: Texts,
+        draws: Draws,
+        *,
+        dtype: torch.dtype = torch.float32,
+        micro_batch: int | None = None,
+    ) -> None:
+        """`forward` gives the model with these parameters; `rows` are trained on, `held_out` are
+        not."""
+        self._forward, self._layout, self._encoder = forward, layout, encoder
+        self._section, self._draws = section, draws
+        self._parity, self._micro_batch = PARITY[dtype], micro_batch
+        self._train = self.asked(rows)
+        self.families = tuple(sorted(set(self._train.families)))
+        own = [k for k, name in enumerate(held_out.columns["family"]) if name in self.families]
+        self._fixed = self.asked(held_out.take(np.array(own, np.int64)).balanced(EVALUATED))
+        self.evaluation = hashlib.sha256(json.dumps(self._fixed.prompts).encode()).digest()
+        self.questions, self.tokens_read = len(self._train), 0
+        self._nonce = (-1, b"")
+
+    def asked(self, rows: Texts) -> Asked:
+        """Rows of questions and answers as tokens."""
+        prompts, answers = zip(*self._encoder.pairs(rows), strict=True)
+        columns = zip(rows.columns["question"], rows.columns["answer"], strict=True)
+        items = [Item(str(question), str(answer)) for question, answer in columns]
+        return Asked(items, [str(name) for name in rows.columns["family"]], prompts, answers)
+
+    def sampling(self, config: GrpoConfig, temperature: float | None = None) -> Sampling:
+        """How answers are drawn; temperature 0 takes the likeliest tokens."""
+        tokens = self._encoder.tokens
+        banned = {tokens.pad, *tokens.begin} - {tokens.end}
+        return Sampling(
+            max_completion_length=config.max_completion_length,
+            end=tokens.end,
+            pad=tokens.pad,
+            banned=tuple(sorted(banned)),
+            temperature=config.temperature if temperature is None else temperature,
+            top_p=config.top_p,
+        )
+
+    def rollouts(self, x: Tensor, config: GrpoConfig, t: int, step: int) -> Rollouts:
+        generator = public_generator(self._draws.seed, self._draws.me, t, f"rollouts {step}")
+        rows = torch.randperm(len(self._train), generator=generator)[: config.questions]
+        asked = self._train.take(
+            [int(row) for row in rows.repeat_interleave(config.num_generations)]
+        )
+        since = time.thread_time()
+        prompts = Prompts.of(asked.prompts, self._encoder.tokens.pad)
+        completions = generate(
+            self._at(x), prompts, self.sampling(config), generator, self._draws.yield_point
+        )
+        return Rollouts(
+            prompts=prompts,
+            completions=completions,
+            rewards=torch.tensor(
+                [
+                    self._reward(asked.families[k], asked.items[k], text)
+                    for k, text in enumerate(self.texts(completions))
+                ]
+            ),
+            exact=self.exact(asked, completions),
+            seconds=time.thread_time() - since,
+        )
+
+    def gradient(
+        self,
+        x: Tensor,
+        rollouts: Rollouts,
+        config: GrpoConfig,
+        advantages: Tensor,
+        reference: Tensor | None = None,
+    ) -> PolicyGradient:
+        since, sampling = time.thread_time(), self.sampling(config)
+        weights = token_weights(rollouts.completions.mask, config, config.max_completion_length)
+        leaf = x.detach().clone().requires_grad_()
+        forward = self._forward(views(self._layout, leaf))
+        # Without KL, answers without an advantage weigh in the denominator only.
+        rows = torch.arange(len(advantages)) if config.beta else advantages.nonzero()[:, 0]
+        sums: dict[str, float] = defaultdict(float)
+        for part in torch.split(rows, self._micro_batch or len(advantages)) if len(rows) else ():
+            prompts, drawn = rollouts.prompts.rows(part), rollouts.completions.rows(part)
+            log_probs = completion_log_probs(forward, prompts, drawn, sampling)
+            now, counts = log_probs.detach(), drawn.mask.bool()
+            terms = grpo_loss(
+                log_probs,
+                now,
+                advantages[part],
+                weights[part],
+                config,
+                reference=self._log_probs(reference, prompts, drawn, sampling),
+            )
+            torch.autograd.backward(terms.loss)
+            sums["tokens"] += terms.tokens
+            sums["low"] += terms.clipped_low
+            sums["high"] += terms.clipped_high
+            sums["kl"] += terms.kl
+            sums["nll"] -= float(now[counts].sum())
+            sums["apart"] += float((now - drawn.log_probs)[counts].abs().sum())
+            self._draws.yield_point()
+        mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
+        if mean.get("apart", 0.0) > self._parity:
+            raise TaskError(
+                "The model that answers is not the one that is trained: their log-probabilities "
+                f"differ by {mean['apart']:.2g} a token; it may have changed while it answered."
+            )
+        return PolicyGradient(
+            gradient=leaf.grad,
+            entropy=mean.get("nll", 0.0),
+            clip_low=mean.get("low", 0.0),
+            clip_high=mean.get("high", 0.0),
+            kl=mean.get("kl", 0.0),
+            zero_spread=1 - float(has_spread(rollouts.rewards, config).double().mean()),
+            mismatch=mean.get("apart", 0.0),
+            seconds=time.thread_time() - since,
+        )
+
+    def _log_probs(
+        self, x: Tensor | None, prompts: Prompts, drawn: Completions, sampling: Sampling
+    ) -> Tensor | None:
+        """Of the answers under other parameters, [n, T]."""
+        if x is None:
+            return None
+        with torch.no_grad():
+            return completion_log_probs(self._at(x), prompts, drawn, sampling)
+
+    def reward(self, x: Tensor) -> float:
+        scales = [self._section.scale(name) for name in self._fixed.families]
+        factor, offset = torch.tensor(scales, dtype=torch.float64).T
+        return float((factor * self.probabilities(x, self._fixed) + offset).mean())
+
+    def fixed(self, x: Tensor) -> Tensor:
+        return self._read(x, self._fixed)
+
+    def audit_seed(self, t: int, commitment: bytes) -> int:
+        if self._nonce[0] != t:
+            self._nonce = (t, self._draws.keys.stream("audit", t, self._draws.me).bytes(32))
+        place = hashlib.sha256(self._nonce[1] + t.to_bytes(8, "big") + commitment).digest()
+        return int.from_bytes(place[:7], "big")
+
+    def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
+        chosen = [names[k % len(names)] for k in range(count)]
+        items = [families.FAMILIES[name].sample(seed + k) for k, name in enumerate(chosen)]
+        return self._read(x, self.asked(questions.texts(items, chosen)))
+
+    def _read(self, x: Tensor, asked: Asked) -> Tensor:
+        self.tokens_read += sum(map(len, (*asked.prompts, *asked.answers)))
+        return self.probabilities(x, asked)
+
+    def probabilities(self, x: Tensor, asked: Asked) -> Tensor:
+        """Of the right answers with their ends, float64 [n]."""
+        forward, sampling = self._at(x), self.sampling(GrpoConfig())
+        parts = []
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked.take(range(start, min(start + AT_ONCE, len(asked))))
+            prompts = Prompts.of(some.prompts, sampling.pad)
+            answers = _padded(some.answers, sampling.pad)
+            with torch.no_grad():
+                log_probs = completion_log_probs(forward, prompts, answers, sampling)
+            parts.append((log_probs.double() * answers.mask).sum(1).exp())
+            self._draws.yield_point()
+        return torch.cat(parts)
+
+    def greedy(self, x: Tensor, asked: Asked, config: GrpoConfig) -> Tensor:
+        """Whether the likeliest answers are right, bool [n]."""
+        sampling, generator = self.sampling(config, 0.0), torch.Generator()
+        parts = []
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked.take(range(start, min(start + AT_ONCE, len(asked))))
+            prompts = Prompts.of(some.prompts, sampling.pad)
+            drawn = generate(self._at(x), prompts, sampling, generator, self._draws.yield_point)
+            parts.append(self.exact(some, drawn))
+        return torch.cat(parts)
+
+    def texts(self, completions: Completions) -> list[str]:
+        """The answers, without their ends."""
+        lengths = completions.mask.sum(1) - completions.ended.long()
+        return [
+            self._encoder.tokens.decode(row[:length])
+            for row, length in zip(completions.ids.tolist(), lengths.tolist(), strict=True)
+        ]
+
+    def exact(self, asked: Asked, completions: Completions) -> Tensor:
+        """Which are right: the canonical answer, and an end."""
+        found = [
+            families.is_exact(item, text)
+            for item, text in zip(asked.items, self.texts(completions), strict=True)
+        ]
+        return torch.tensor(found) & completions.ended
+
+    def _reward(self, family: str, item: Item, text: str) -> float:
+        factor, offset = self._section.scale(family)
+        return factor * families.FAMILIES[family].score(item, text) + offset
+
+    def _at(self, x: Tensor) -> Forward:
+        return self._forward(views(self._layout, x.detach()))
+
+
+def _padded(answers: Sequence[Sequence[int]], pad: int) -> Completions:
+    """Answers as if they had been drawn."""
+    longest = max(map(len, answers))
+    ids = torch.tensor([[*answer, *[pad] * (longest - len(answer))] for answer in answers])
+    mask = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
+    return Completions(
+        ids, mask, torch.zeros(ids.shape), torch.ones(len(answers), dtype=torch.bool)
+    )

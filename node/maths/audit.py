@@ -1,0 +1,81 @@
+"""Does a neighbor's update help? Judged by the probability of right answers before and after it, on
+the same fresh questions, so that differences are small and paired.
+
+    evidence  S₁ ← φ S₁ + Σ_p d_p ,  S₂ ← φ S₂ + Σ_p d_p²   over the questions p of a round; φ = 0.8
+    z = S₁/√S₂ ;  convicted where z < −3
+
+A reconstruction (FGRPO, arXiv 2606.03094, is known from its abstract): the paper's gains are what
+peers say of themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from node.config import Section
+
+
+class AuditConfig(Section):
+    """How neighbors are audited."""
+
+    questions: int = Field(default=16, ge=1)
+    """Fresh questions a round and neighbor, of its families and as many of the own ones."""
+    scale: float = Field(default=0.5, gt=0, le=1)
+    """Share of the update that is tried: about what is applied of it; a whole one may hurt where a
+    part helps."""
+    forgetting: float = Field(default=0.8, ge=0, lt=1)
+    """φ, of the evidence of earlier rounds."""
+    convict: float = Field(default=3.0, gt=0)
+    """A neighbor whose z falls below minus this has no weight."""
+    neighbors_per_round: int | None = Field(default=None, ge=1)
+    """At most so many are audited in a round, in turn, and the others keep their verdicts; None:
+    all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What audits saw of one peer on one kind of questions."""
+
+    total: float = 0.0
+    """S₁."""
+    squares: float = 0.0
+    """S₂."""
+
+    def observe(self, differences: Tensor, config: AuditConfig) -> Evidence:
+        """With a round's differences, float64 [p]; those that are not finite count as the worst."""
+        d = torch.nan_to_num(differences, nan=-1.0, posinf=-1.0, neginf=-1.0)
+        return Evidence(
+            config.forgetting * self.total + float(d.sum()),
+            config.forgetting * self.squares + float((d * d).sum()),
+        )
+
+    @property
+    def z(self) -> float:
+        return self.total / sqrt(self.squares) if self.squares > 0 else 0.0
+
+
+def largest_norm(past: Iterable[float], now: Iterable[float], times: float = 2.0) -> float:
+    """D: `times` the median norm of updates that were accepted in the last rounds and of those that
+    are here now."""
+    norms = [*past, *now]
+    return times * median(norms) if norms else 0.0
+
+
+def shortened(delta: Tensor, norm: float, most: float) -> Tensor:
+    """δ, scaled to norm `most` where it is longer."""
+    return delta * (most / norm) if norm > most else delta
+
+
+def softmax_weights(scores: Mapping[str, float]) -> dict[str, float]:
+    """Shares by plain softmax, neither clipped nor capped: what one huge claim does to them is what
+    relative gains are for."""
+    peers = sorted(scores)
+    shares = torch.softmax(torch.tensor([scores[j] for j in peers], dtype=torch.float64), 0)
+    return dict(zip(peers, shares.tolist(), strict=True))

@@ -1,0 +1,79 @@
+"""What a peer binds itself to with its update, before anybody audits it: a chain of commitments, so
+that its past can't be told anew.
+
+It travels as a note, under the signature of the message it belongs to. Never in it: questions or
+answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from math import isfinite
+
+from torch import Tensor
+
+from peer.message import MAX_NOTE
+
+NO_ONE = ""
+"""Before the first commitment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitment:
+    """Of one round."""
+
+    round: int
+    update: str
+    """SHA-256 (hex) of δ as it was sent."""
+    reward: float
+    """R̄ under the model that the round began with."""
+    evaluation: str
+    """SHA-256 (hex) of the questions that R̄ was measured on."""
+    families: tuple[str, ...]
+    """Generators of the own questions."""
+    questions: int = 0
+    """How many there are; 0: it does not say."""
+    previous_round: int = -1
+    previous: str = NO_ONE
+    """Digest of the commitment of that round."""
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex)."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    @classmethod
+    def decode(cls, note: bytes) -> Commitment:
+        """Raises ValueError: it is none."""
+        values = json.loads(note.decode()) if len(note) <= MAX_NOTE else None
+        expected = {"round", "update", "reward", "evaluation", "families", "questions"}
+        expected |= {"previous_round", "previous"}
+        if not isinstance(values, dict) or set(values) != expected:
+            raise ValueError("no commitment")
+        texts = [values["update"], values["evaluation"], values["previous"], *_list(values)]
+        numbers = [values["round"], values["questions"], values["previous_round"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a text is none")
+        if not all(type(number) is int and -1 <= number < 2**53 for number in numbers):
+            raise ValueError("a number is none")
+        reward = values["reward"]
+        if not isinstance(reward, int | float) or not isfinite(reward):
+            raise ValueError("the reward is none")
+        return cls(**{**values, "families": tuple(values["families"]), "reward": float(reward)})
+
+
+def _list(values: dict[str, object]) -> list[object]:
+    families = values["families"]
+    if not isinstance(families, list):
+        raise ValueError("no families")
+    return families
+
+
+def update_digest(delta: Tensor) -> str:
+    """Of δ, float32 [n], as `Commitment.update` has it."""
+    return hashlib.sha256(delta.contiguous().numpy().data).hexdigest()

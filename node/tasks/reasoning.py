@@ -1,0 +1,125 @@
+"""Questions with right answers: a language model answers them, and is rewarded.
+
+As a task it is causal-lm on questions and answers, which is how its policy is warmed up; as a
+policy (`node.llm.policy`) it answers by itself. Which questions are for testing only is decided by
+the question's text, so that no seed brings one of them into training.
+
+Not covered
+  * Other generators of questions than peerpoise's own families, and scoring in another process:
+    answers are compared with the right one as text, nothing of them is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from node.config import DataSection, ReasoningSection, RunConfig, TextSection
+from node.figures import Metric
+from node.hooks import no_op
+from node.llm.policy import LanguagePolicy
+from node.maths.grpo import GrpoConfig
+from node.maths.policy import Draws, RewardedTask
+from node.randomness import Keys
+from node.tasks import causal_lm
+from node.tasks.causal_lm import CausalLM, Ingredients
+from peer.errors import ConfigurationError
+
+EXACT = Metric(
+    "exact_match",
+    "Share of the test questions whose likeliest answer is the right one.",
+    higher_is_better=True,
+    unit="ratio",
+)
+REWARD = Metric(
+    "reward",
+    "Probability of the right answer to a test question, averaged.",
+    higher_is_better=True,
+)
+seal, save_pretrained = causal_lm.seal, causal_lm.save_pretrained
+
+
+class Reasoning(CausalLM, RewardedTask):
+    """A causal-lm task that has a policy."""
+
+    def __init__(self, of: Ingredients, section: ReasoningSection, config: GrpoConfig) -> None:
+        super().__init__(of)
+        assert of.test is not None, "questions bring their test set"
+        self._rows, self._encoder, self._section = of.rows, of.encoder, section
+        self._tested = of.test.texts
+        names = sorted(set(map(str, self._tested.columns["family"])))
+        self._sampled = config
+        self.metrics = (
+            EXACT,
+            REWARD,
+            *(
+                Metric(
+                    _of_family(name),
+                    f"Of questions of the family {name}.",
+                    higher_is_better=True,
+                    unit="ratio",
+                )
+                for name in names
+            ),
+        )
+
+    def policy(self, draws: Draws) -> LanguagePolicy:
+        def forward(parameters: Mapping[str, Tensor]) -> Callable[..., object]:
+            return partial(self._forward, parameters)
+
+        return LanguagePolicy(
+            forward,
+            self.layout,
+            self._encoder,
+            self._section,
+            self._rows,
+            self._tested,
+            draws,
+            dtype=self.dtype,
+            micro_batch=self.micro_batch,
+        )
+
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
+        """Of the PUBLIC test questions of all families, each family alike."""
+        policy = self.policy(Draws("", 0, Keys.insecure(0, ""), yield_point))
+        asked = policy.asked(self._tested)
+        right = policy.greedy(x.to(self.dtype), asked, self._sampled)
+        likely = policy.probabilities(x.to(self.dtype), asked)
+        families = sorted(set(asked.families))
+        of = {
+            name: torch.tensor([k for k, each in enumerate(asked.families) if each == name])
+            for name in families
+        }
+        exact = {name: float(right[rows].double().mean()) for name, rows in of.items()}
+        return {
+            "exact_match": sum(exact.values()) / len(exact),
+            "reward": sum(float(likely[rows].mean()) for rows in of.values()) / len(of),
+            **{_of_family(name): value for name, value in exact.items()},
+        }
+
+
+def _of_family(name: str) -> str:
+    return f"exact_match_{name.replace('-', '_')}"
+
+
+def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
+    """See `node.tasks.make`."""
+    if run.task.data != "questions":
+        raise ConfigurationError(
+            'The task reasoning learns questions: set task.data = "questions".'
+        )
+    task = run.task.model_copy(update={"text": _text(run.task.text)})
+    run = run.model_copy(update={"task": task})
+    limit = run.algorithm.options.get("max_completion_length")
+    config = GrpoConfig() if limit is None else GrpoConfig(max_completion_length=limit)
+    return Reasoning(causal_lm.ingredients(run, data), task.reasoning or ReasoningSection(), config)
+
+
+def _text(text: TextSection | None) -> TextSection:
+    """Which columns are question and answer is known."""
+    return (text or TextSection()).model_copy(update={"prompt": ("question",), "answer": "answer"})
