@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from node.algorithms import Algorithm, Capability, Gradients, Resources
-from node.maths.policy import Draws, RewardedTask
+from node.maths.policy import Draws
 from node.task import Task
+from node.tasks.rewarded import RewardedTask
 from node.tasks.validation import ValidationScorer
 from peer.errors import ConfigurationError
 

@@ -4,7 +4,6 @@ it.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +14,6 @@ from torch import Tensor
 from node.hooks import no_op
 from node.maths.grpo import GrpoConfig
 from node.randomness import Keys
-from node.task import Task
 from peer.message import Peer
 
 
@@ -160,11 +158,3 @@ class Policy(Protocol):
             KeyError: a generator is none of those that are allowed.
         """
         ...
-
-
-class RewardedTask(Task):
-    """A task with questions whose answers are rewarded."""
-
-    @abstractmethod
-    def policy(self, draws: Draws) -> Policy:
-        """What answers them at one node."""

@@ -24,10 +24,11 @@ from node.figures import Metric
 from node.hooks import no_op
 from node.llm.policy import LanguagePolicy
 from node.maths.grpo import GrpoConfig
-from node.maths.policy import Draws, RewardedTask
+from node.maths.policy import Draws
 from node.randomness import Keys
 from node.tasks import causal_lm
 from node.tasks.causal_lm import CausalLM, Ingredients
+from node.tasks.rewarded import RewardedTask
 from peer.errors import ConfigurationError
 
 EXACT = Metric(
