@@ -1,0 +1,296 @@
+"""FGRPO (a reconstruction of arXiv 2606.03094): weights, audits, commitments and the pull, with a
+tabular policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kit.bandits import LAYOUT, cluster, success
+from node.algorithms.fgrpo import Fgrpo, Grpo, Update, commitment_of, pull
+from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened
+from node.maths.commitment import Commitment, update_digest
+from node.maths.relative_gain import GainConfig
+from node.rounds import lockstep
+from peer.message import Say, step
+from peer.neighborhood import View
+
+ROUNDS = 30
+
+
+def played(algorithm=Fgrpo, rounds=ROUNDS, graph="full", liar=None, **options):
+    nodes, neighborhoods = cluster(algorithm, graph, **options)
+    if liar:
+        nodes["n5"] = liar(nodes["n5"])
+    lockstep.run(nodes, neighborhoods, rounds)
+    return nodes
+
+
+def mean_success(nodes, without=()):
+    honest = [node for name, node in nodes.items() if name not in without]
+    return sum(success(node.parameters) for node in honest) / len(honest)
+
+
+class Liar:
+    """Sends factor · δ, and claims a reward, with a chain that holds."""
+
+    def __init__(self, node, factor=-3.0, claim=1e3):
+        self.node, self.factor, self.claim = node, factor, claim
+        self.chain = (-1, "")
+
+    @property
+    def parameters(self):
+        return self.node.parameters
+
+    def round(self, t, view):
+        talk = self.node.round(t, view)
+        verb = step(talk)
+        delta = self.factor * verb.tensors[0]
+        commitment = replace(
+            Commitment.decode(verb.note),
+            update=update_digest(delta),
+            reward=self.claim,
+            previous_round=self.chain[0],
+            previous=self.chain[1],
+        )
+        self.chain = (t, commitment.digest)
+        said = (delta, *verb.tensors[1:])
+        reply = yield Say(verb.kind, said, verb.layout, commitment.encode())
+        with pytest.raises(StopIteration):
+            talk.send(reply)
+
+
+def test_peers_with_different_questions_learn_one_policy_for_all():
+    together, alone = played(), played(Grpo)
+    assert mean_success(together) > 0.9
+    assert mean_success(alone) < 0.5
+
+
+def test_each_alone_says_nothing():
+    nodes, neighborhoods = cluster(Grpo)
+    assert step(nodes["n0"].round(0, View(neighborhoods["n0"]))) is None
+
+
+@pytest.mark.parametrize("weights", ["uniform", "size", "reward", "raw-gain", "gain"])
+def test_baselines_learn_too(weights):
+    assert mean_success(played(weights=weights, gain="reported")) > 0.8
+
+
+def test_equal_gains_weigh_alike():
+    nodes = played(rounds=1, gain="reported")
+    assert set(nodes["n0"].diagnostics()["weight"].values()) == {pytest.approx(1 / 6)}
+
+
+def test_a_liar_is_convicted_and_costs_next_to_nothing():
+    """It sends −3δ and claims a huge reward: who believes it learns little, who audits goes on."""
+    believing = played(liar=Liar, gain="reported", norm_bound=None)
+    uniform = played(liar=Liar, weights="uniform", norm_bound=None)
+    audited, honest = played(liar=Liar), played()
+    assert mean_success(audited, ["n5"]) >= 0.9 * mean_success(honest)
+    for lost in (believing, uniform):
+        assert mean_success(lost, ["n5"]) < mean_success(audited, ["n5"]) - 0.1
+    for name in ("n0", "n1", "n2", "n3", "n4"):
+        verdicts = audited[name].diagnostics()
+        assert verdicts["convicted"] == {
+            peer: float(peer == "n5") for peer in verdicts["convicted"]
+        }
+        assert verdicts["weight"]["n5"] == 0
+
+
+def test_power_of_the_verdict():
+    """With a bound that convicts nobody the liar of the test above does harm."""
+    nobody = played(liar=Liar, audit=AuditConfig(convict=1e9), norm_bound=None)
+    assert mean_success(nobody, ["n5"]) < mean_success(played(liar=Liar), ["n5"]) - 0.1
+
+
+def test_a_subtle_liar_is_convicted_too():
+    nodes = played(liar=lambda node: Liar(node, factor=-0.5, claim=1.0))
+    assert nodes["n0"].diagnostics()["convicted"]["n5"] == 1
+
+
+def test_nobody_honest_is_convicted():
+    nodes, neighborhoods = cluster(Fgrpo)
+    verdicts = []
+    lockstep.run(
+        nodes,
+        neighborhoods,
+        ROUNDS,
+        after_round=lambda t: verdicts.extend(
+            verdict
+            for node in nodes.values()
+            for verdict in node.diagnostics()["convicted"].values()
+        ),
+    )
+    assert len(verdicts) == 30 * ROUNDS
+    assert sum(verdicts) <= 0.01 * len(verdicts)
+
+
+def test_in_a_ring_the_pull_keeps_models_together():
+    def spread(nodes):
+        return float(torch.stack([node.parameters for node in nodes.values()]).std(0).norm())
+
+    with_pull, without = (played(graph="ring", pull=kappa) for kappa in (0.5, 0.0))
+    assert spread(with_pull) < 0.5 * spread(without)
+    assert mean_success(with_pull) > mean_success(without)
+
+
+def test_the_pull_is_on_where_the_graph_is_not_full():
+    assert cluster(Fgrpo, "full")[0]["n0"].config.pull == 0.0
+    assert cluster(Fgrpo, "ring")[0]["n0"].config.pull == 0.5
+
+
+def test_the_pull_takes_no_difference_longer_than_twice_the_median():
+    def update(model):
+        return Update(None, (torch.zeros(4), model))
+
+    before = torch.zeros(4)
+    updates = {"a": update(before), "b": update(torch.ones(4)), "c": update(-torch.ones(4))}
+    updates["d"] = update(torch.full((4,), 1e6))
+    row = dict.fromkeys("abcd", 0.25)
+    assert pull(row, before, updates).tolist() == pytest.approx([0.5] * 4)
+
+
+def test_groups_that_all_earn_alike_change_nothing():
+    nodes, neighborhoods = cluster(Fgrpo)
+    for node in nodes.values():
+        node.policy.rewarded = False
+    lockstep.run(nodes, neighborhoods, 2)
+    for node in nodes.values():
+        assert not node.parameters.any()
+        assert node.state.step == 0
+        assert node.diagnostics()["frac_reward_zero_std"] == 1
+
+
+def test_an_update_that_hurts_as_a_whole_is_taken_back():
+    """Nobody is convicted, but what all of it together does to the own questions is seen."""
+    options = {"audit": AuditConfig(questions=1), "norm_bound": None, "rounds": 1}
+    nodes, neighborhoods = cluster(Fgrpo, nodes=3, norm_bound=None)
+    node = nodes["n0"]
+    talk = node.round(0, View(neighborhoods["n0"]))
+    own = step(talk).tensors[0]
+    theta = -20 * own
+    x, rolled_back = node.checked(node.state.x, slice(None), theta, own)
+    assert rolled_back
+    assert torch.equal(x, node.state.x + own)
+    x, rolled_back = node.checked(node.state.x, slice(None), 2 * own, own)
+    assert (rolled_back, torch.equal(x, 2 * own)) == (False, True)
+    assert options
+
+
+def test_only_so_many_are_audited_in_a_round():
+    few, all_of_them = (
+        played(rounds=6, audit=AuditConfig(neighbors_per_round=most)) for most in (2, None)
+    )
+    per_peer = 4 * AuditConfig().questions
+    assert few["n0"].diagnostics()["audit_tokens"] == 3 * per_peer
+    assert all_of_them["n0"].diagnostics()["audit_tokens"] == 6 * per_peer
+    assert set(few["n0"].state.evidence) == set(all_of_them["n0"].state.evidence)
+
+
+def test_optimizer_state_and_verdicts_are_in_the_checkpoint():
+    """A run in two halves, the second from the state of the first, is the run in one."""
+    straight, _ = played(rounds=8), None
+    nodes, neighborhoods = cluster(Fgrpo)
+    lockstep.run(nodes, neighborhoods, 4)
+    again, _ = cluster(Fgrpo)
+    for name, node in again.items():
+        node.state = nodes[name].state
+    lockstep.run(again, neighborhoods, 8, first=4)
+    for name, node in again.items():
+        assert torch.equal(node.parameters, straight[name].parameters)
+
+
+# commitments
+
+DELTA = torch.arange(4.0)
+FIRST = Commitment(
+    round=0, update=update_digest(DELTA), reward=0.5, evaluation="e", families=("f0",)
+)
+CHAIN = {"0": FIRST.digest}
+SECOND = replace(FIRST, round=1, previous_round=0, previous=FIRST.digest)
+
+
+def test_a_commitment_is_what_it_was_on_the_other_side():
+    assert commitment_of(FIRST.encode(), 0, DELTA, {}) == FIRST
+    assert commitment_of(SECOND.encode(), 1, DELTA, CHAIN) == SECOND
+
+
+@pytest.mark.parametrize(
+    ("commitment", "t", "delta", "why"),
+    [
+        (FIRST, 1, DELTA, "a replayed one"),
+        (SECOND, 1, DELTA + 1, "of another update"),
+        (replace(SECOND, previous="0" * 64), 1, DELTA, "denies its past"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_commitment_that_does_not_hold_counts_for_nothing(commitment, t, delta, why):
+    assert commitment_of(commitment.encode(), t, delta, CHAIN) is None
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"[" * 4000,
+        FIRST.encode().replace(b"0.5", b"NaN"),
+        FIRST.encode().replace(b"0.5", b"1e999"),
+        FIRST.encode().replace(b'["f0"]', b'"f0"'),
+        FIRST.encode().replace(b'["f0"]', b"[1]"),
+        FIRST.encode().replace(b'"round": 0', b'"round": -7'),
+        FIRST.encode().replace(b'"round": 0', b'"round": true'),
+        FIRST.encode().replace(b'"evaluation": "e"', b'"evaluation": null'),
+        FIRST.encode() + b" " * 5000,
+    ],
+    ids=range(13),
+)
+def test_whatever_stands_in_a_note_is_a_commitment_or_nothing(note):
+    assert commitment_of(note, 0, DELTA, {}) is None
+
+
+def test_a_chain_with_a_gap_begins_anew():
+    """As after a restart from an older checkpoint: nobody is convicted, the baseline is forgotten."""
+    nodes, neighborhoods = cluster(Fgrpo, gain="reported")
+    lockstep.run(nodes, neighborhoods, 6)
+    nodes["n1"].state = replace(nodes["n1"].state, chain=(2, "f" * 64), heard={})
+    before = nodes["n0"].state.baselines["n1"]
+    lockstep.run(nodes, neighborhoods, 7, first=6)
+    assert nodes["n0"].state.baselines["n1"][0] in (1, before[0] + 1)
+
+
+# audits
+
+
+def test_evidence_is_forgotten_by_and_by():
+    d, c = torch.tensor([0.1, -0.1, 0.2], dtype=torch.float64), AuditConfig()
+    once = Evidence().observe(d, c)
+    assert (once.total, once.squares) == pytest.approx((0.2, 0.06))
+    twice = once.observe(d, c)
+    assert (twice.total, twice.squares) == pytest.approx((0.36, 0.108))
+    assert twice.z == pytest.approx(0.36 / 0.108**0.5)
+    assert Evidence().z == 0
+
+
+def test_a_difference_that_is_none_is_the_worst():
+    assert Evidence().observe(torch.tensor([float("nan")] * 16), AuditConfig()).z == -4
+
+
+def test_updates_are_bounded_by_the_median():
+    assert largest_norm([1.0], [1.0, 1.0, 100.0]) == 2.0
+    assert torch.linalg.vector_norm(shortened(DELTA, float(DELTA.norm()), 2.0)) == pytest.approx(2)
+    assert shortened(DELTA, float(DELTA.norm()), 10.0) is DELTA
+
+
+def test_a_share_is_bounded_whatever_is_claimed():
+    nodes = played(rounds=6, liar=Liar, gain="reported", relative=GainConfig(mixing=0.5))
+    assert nodes["n0"].diagnostics()["weight"]["n5"] <= 0.5 / 6 + 0.5 * 0.5 + 1e-9
+
+
+def test_the_layout_is_the_blocks_where_blocks_are_said():
+    assert LAYOUT.size == 30
