@@ -10,8 +10,8 @@ its model θ_i to θ_i + δ_i, says δ_i, and averages what it hears:
     w_ij    (1 − μ) W_ij + μ u_j
     θ_i ← θ_i + η Σ_j w_ij δ_j + κ Σ_j W_ij (θ_j − θ_i)
 
-κ is 0 where the graph is full, else 0.5: the rows of u are not doubly stochastic, so models drift
-apart without it. With δ_j a neighbor signs a commitment (`node.maths.commitment`): its reward R̄_j
+κ is 0.5, but 0 where all nodes weigh alike (a full graph, no audits): the rows of u are not doubly
+stochastic, so models drift apart without it. With δ_j a neighbor signs a commitment (`node.maths.commitment`): its reward R̄_j
 before the round, the chain of its earlier ones, and the generators of its questions. No privacy:
 updates leave as they are, so every mode but none is refused.
 
@@ -100,7 +100,8 @@ class FgrpoConfig(GrpoRunConfig):
     eta: float = Field(default=1.0, gt=0)
     """η: share of the averaged update that is applied."""
     pull: float | None = Field(default=None, ge=0, le=1)
-    """κ, towards the neighbors' models; None: 0 where the graph is full, else 0.5."""
+    """κ, towards the neighbors' models, which then travel too; None: 0 where all nodes weigh alike
+    (a full graph, no audits), else 0.5."""
     norm_bound: float | None = Field(default=2.0, gt=0)
     """Updates are shortened to so many times the median norm; None: they are not."""
     block: BlockSchedule | None = None
@@ -110,7 +111,12 @@ class FgrpoConfig(GrpoRunConfig):
         if self.pull is not None:
             return self
         full = spectral_gap > 1 - 1e-9
-        return self.model_copy(update={"pull": 0.0 if full else 0.5})
+        return self.model_copy(update={"pull": 0.0 if full and not self.audits else 0.5})
+
+    @property
+    def audits(self) -> bool:
+        """Are neighbors weighed by what audits see?"""
+        return self.weights == "gain" and self.gain == "audited"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,7 +379,7 @@ class Fgrpo(Grpo):
         after = {j: past[j].observe(claims[j], c.relative) for j in updates}
         baselines = {**state.baselines, **{j: astuple(each) for j, each in after.items()}}
         state = replace(state, baselines=baselines)
-        if c.weights != "gain" or c.gain == "reported":
+        if not c.audits:
             return Gains(claimed), state
         return self.audited(t, state, updates, span)
 
@@ -430,7 +436,7 @@ class Fgrpo(Grpo):
         after = x.clone()
         after[span] = theta
         c = self.config
-        if c.weights != "gain" or c.gain == "reported":
+        if not c.audits:
             return after, False
         differences = self.policy.fixed(after) - self.policy.fixed(x)
         if Evidence().observe(differences, c.audit).z >= -c.audit.convict:

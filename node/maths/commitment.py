@@ -50,7 +50,12 @@ class Commitment:
     @classmethod
     def decode(cls, note: bytes) -> Commitment:
         """Raises ValueError: it is none."""
-        values = json.loads(note.decode()) if len(note) <= MAX_NOTE else None
+        if len(note) > MAX_NOTE:
+            raise ValueError("too long")
+        try:
+            values = json.loads(note.decode())
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         expected = {"round", "update", "reward", "evaluation", "families", "questions"}
         expected |= {"previous_round", "previous"}
         if not isinstance(values, dict) or set(values) != expected:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kit.bandits import LAYOUT, cluster, success
+from kit.bandits import cluster, success
 from node.algorithms.fgrpo import Fgrpo, Grpo, Update, commitment_of, pull
 from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened
 from node.maths.commitment import Commitment, update_digest
@@ -18,7 +18,7 @@ from node.rounds import lockstep
 from peer.message import Say, step
 from peer.neighborhood import View
 
-ROUNDS = 30
+ROUNDS = 40
 
 
 def played(algorithm=Fgrpo, rounds=ROUNDS, graph="full", liar=None, **options):
@@ -65,7 +65,7 @@ class Liar:
 
 def test_peers_with_different_questions_learn_one_policy_for_all():
     together, alone = played(), played(Grpo)
-    assert mean_success(together) > 0.9
+    assert mean_success(together) > 0.95
     assert mean_success(alone) < 0.5
 
 
@@ -81,7 +81,7 @@ def test_baselines_learn_too(weights):
 
 def test_equal_gains_weigh_alike():
     nodes = played(rounds=1, gain="reported")
-    assert set(nodes["n0"].diagnostics()["weight"].values()) == {pytest.approx(1 / 6)}
+    assert list(nodes["n0"].diagnostics()["weight"].values()) == pytest.approx([1 / 6] * 5)
 
 
 def test_a_liar_is_convicted_and_costs_next_to_nothing():
@@ -92,12 +92,36 @@ def test_a_liar_is_convicted_and_costs_next_to_nothing():
     assert mean_success(audited, ["n5"]) >= 0.9 * mean_success(honest)
     for lost in (believing, uniform):
         assert mean_success(lost, ["n5"]) < mean_success(audited, ["n5"]) - 0.1
-    for name in ("n0", "n1", "n2", "n3", "n4"):
-        verdicts = audited[name].diagnostics()
-        assert verdicts["convicted"] == {
-            peer: float(peer == "n5") for peer in verdicts["convicted"]
-        }
-        assert verdicts["weight"]["n5"] == 0
+
+
+def verdicts(rounds=ROUNDS, liar=None, **options):
+    """Round -> (receiver, peer) -> convicted, of honest receivers."""
+    nodes, neighborhoods = cluster(Fgrpo, **options)
+    if liar:
+        nodes["n5"] = liar(nodes["n5"])
+    seen = []
+    lockstep.run(
+        nodes,
+        neighborhoods,
+        rounds,
+        after_round=lambda t: seen.append(
+            {
+                (name, peer): verdict
+                for name, node in nodes.items()
+                if not isinstance(node, Liar)
+                for peer, verdict in node.diagnostics()["convicted"].items()
+            }
+        ),
+    )
+    return seen
+
+
+@pytest.mark.parametrize("factor", [-3.0, -0.5], ids=["gross", "subtle"])
+def test_a_liar_is_convicted_by_everybody_within_six_rounds(factor):
+    seen = verdicts(rounds=6, liar=lambda node: Liar(node, factor=factor, claim=1.0))
+    for (receiver, peer), _ in seen[-1].items():
+        convicted = any(each[receiver, peer] for each in seen)
+        assert convicted == (peer == "n5"), (receiver, peer)
 
 
 def test_power_of_the_verdict():
@@ -106,26 +130,10 @@ def test_power_of_the_verdict():
     assert mean_success(nobody, ["n5"]) < mean_success(played(liar=Liar), ["n5"]) - 0.1
 
 
-def test_a_subtle_liar_is_convicted_too():
-    nodes = played(liar=lambda node: Liar(node, factor=-0.5, claim=1.0))
-    assert nodes["n0"].diagnostics()["convicted"]["n5"] == 1
-
-
 def test_nobody_honest_is_convicted():
-    nodes, neighborhoods = cluster(Fgrpo)
-    verdicts = []
-    lockstep.run(
-        nodes,
-        neighborhoods,
-        ROUNDS,
-        after_round=lambda t: verdicts.extend(
-            verdict
-            for node in nodes.values()
-            for verdict in node.diagnostics()["convicted"].values()
-        ),
-    )
-    assert len(verdicts) == 30 * ROUNDS
-    assert sum(verdicts) <= 0.01 * len(verdicts)
+    seen = [verdict for each in verdicts() for verdict in each.values()]
+    assert len(seen) == 6 * 5 * ROUNDS
+    assert sum(seen) <= 0.01 * len(seen)
 
 
 def test_in_a_ring_the_pull_keeps_models_together():
@@ -133,13 +141,26 @@ def test_in_a_ring_the_pull_keeps_models_together():
         return float(torch.stack([node.parameters for node in nodes.values()]).std(0).norm())
 
     with_pull, without = (played(graph="ring", pull=kappa) for kappa in (0.5, 0.0))
-    assert spread(with_pull) < 0.5 * spread(without)
+    assert spread(with_pull) < 0.6 * spread(without)
     assert mean_success(with_pull) > mean_success(without)
 
 
-def test_the_pull_is_on_where_the_graph_is_not_full():
-    assert cluster(Fgrpo, "full")[0]["n0"].config.pull == 0.0
-    assert cluster(Fgrpo, "ring")[0]["n0"].config.pull == 0.5
+@pytest.mark.parametrize(
+    ("graph", "options", "kappa"),
+    [
+        ("full", {"gain": "reported"}, 0.0),
+        ("full", {"weights": "uniform"}, 0.0),
+        ("full", {}, 0.5),
+        ("ring", {"gain": "reported"}, 0.5),
+        ("ring", {}, 0.5),
+    ],
+)
+def test_the_pull_is_off_where_all_weigh_alike(graph, options, kappa):
+    assert cluster(Fgrpo, graph, **options)[0]["n0"].config.pull == kappa
+
+
+def test_auditors_weigh_differently_and_drift_apart_without_a_pull():
+    assert mean_success(played(pull=0.0)) < mean_success(played()) - 0.1
 
 
 def test_the_pull_takes_no_difference_longer_than_twice_the_median():
@@ -166,7 +187,6 @@ def test_groups_that_all_earn_alike_change_nothing():
 
 def test_an_update_that_hurts_as_a_whole_is_taken_back():
     """Nobody is convicted, but what all of it together does to the own questions is seen."""
-    options = {"audit": AuditConfig(questions=1), "norm_bound": None, "rounds": 1}
     nodes, neighborhoods = cluster(Fgrpo, nodes=3, norm_bound=None)
     node = nodes["n0"]
     talk = node.round(0, View(neighborhoods["n0"]))
@@ -177,7 +197,6 @@ def test_an_update_that_hurts_as_a_whole_is_taken_back():
     assert torch.equal(x, node.state.x + own)
     x, rolled_back = node.checked(node.state.x, slice(None), 2 * own, own)
     assert (rolled_back, torch.equal(x, 2 * own)) == (False, True)
-    assert options
 
 
 def test_only_so_many_are_audited_in_a_round():
@@ -258,10 +277,11 @@ def test_a_chain_with_a_gap_begins_anew():
     """As after a restart from an older checkpoint: nobody is convicted, the baseline is forgotten."""
     nodes, neighborhoods = cluster(Fgrpo, gain="reported")
     lockstep.run(nodes, neighborhoods, 6)
-    nodes["n1"].state = replace(nodes["n1"].state, chain=(2, "f" * 64), heard={})
-    before = nodes["n0"].state.baselines["n1"]
+    nodes["n1"].state = replace(nodes["n1"].state, chain=(-1, ""))
     lockstep.run(nodes, neighborhoods, 7, first=6)
-    assert nodes["n0"].state.baselines["n1"][0] in (1, before[0] + 1)
+    assert nodes["n0"].state.baselines["n1"][0] == 1
+    assert nodes["n0"].state.baselines["n2"][0] == 7
+    assert nodes["n0"].diagnostics()["convicted"]["n1"] == 0
 
 
 # audits
@@ -290,7 +310,3 @@ def test_updates_are_bounded_by_the_median():
 def test_a_share_is_bounded_whatever_is_claimed():
     nodes = played(rounds=6, liar=Liar, gain="reported", relative=GainConfig(mixing=0.5))
     assert nodes["n0"].diagnostics()["weight"]["n5"] <= 0.5 / 6 + 0.5 * 0.5 + 1e-9
-
-
-def test_the_layout_is_the_blocks_where_blocks_are_said():
-    assert LAYOUT.size == 30
