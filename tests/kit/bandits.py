@@ -5,6 +5,7 @@ question of a family shifts them a little. Exact, and a thousand times faster th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def cluster(algorithm, graph="full", nodes=6, families=None, **options):
     """(nodes by name, neighborhoods); node k learns family k mod 3, or `families` of its name."""
     names = [f"n{k}" for k in range(nodes)]
     neighborhoods = make_neighborhoods(graph, names, GraphOptions())
-    made = {}
+    made, no_gradients = {}, cast(Any, NoGradients())
     for k, name in enumerate(names):
         own = (families or {}).get(name, (FAMILIES[k % len(FAMILIES)],))
         config = algorithm.Config(lr=0.3, a2=0.9, **options)
@@ -132,7 +133,7 @@ def cluster(algorithm, graph="full", nodes=6, families=None, **options):
                 me=name,
                 layout=LAYOUT,
                 start=torch.zeros(LAYOUT.size),
-                gradients=NoGradients(),
+                gradients=no_gradients,
                 policy=TabularPolicy(name, own),
             ),
         )

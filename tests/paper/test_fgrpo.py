@@ -119,7 +119,7 @@ def verdicts(rounds=ROUNDS, liar=None, **options):
 @pytest.mark.parametrize("factor", [-3.0, -0.5], ids=["gross", "subtle"])
 def test_a_liar_is_convicted_by_everybody_within_six_rounds(factor):
     seen = verdicts(rounds=6, liar=lambda node: Liar(node, factor=factor, claim=1.0))
-    for (receiver, peer), _ in seen[-1].items():
+    for receiver, peer in seen[-1]:
         convicted = any(each[receiver, peer] for each in seen)
         assert convicted == (peer == "n5"), (receiver, peer)
 
