@@ -15,6 +15,7 @@ from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
 from node.maths.policy import Completions, PolicyGradient, Prompts, Rollouts
 from node.randomness import public_generator
 from peer.message import Layout
+from peer.neighborhood import Neighborhood
 from peer.topology import GraphOptions, make_neighborhoods
 
 FAMILIES = ("f0", "f1", "f2")
@@ -119,7 +120,9 @@ class NoGradients:
         raise AssertionError("no warm-up was asked for")
 
 
-def cluster(algorithm, graph="full", nodes=6, families=None, **options):
+def cluster(
+    algorithm: Any, graph: str = "full", nodes: int = 6, families: Any = None, **options: Any
+) -> tuple[dict[str, Any], dict[str, Neighborhood]]:
     """(nodes by name, neighborhoods); node k learns family k mod 3, or `families` of its name."""
     names = [f"n{k}" for k in range(nodes)]
     neighborhoods = make_neighborhoods(graph, names, GraphOptions())
