@@ -282,11 +282,11 @@ class Fgrpo(Grpo):
         state, after = self.local_steps(t, state, span)
         before = state.x[span].clone()
         own = after[span] - before
-        said: tuple[Tensor, ...] = (own, before) if c.pull else (own,)
+        payload: tuple[Tensor, ...] = (own, before) if c.pull else (own,)
         commitment = self.commitment(t, state, own, reward)
         layout = block.layout if block else None
-        heard = yield from say("update", said, layout, note=commitment.encode())
-        updates, state = self.read(t, state, heard, Update(commitment, said))
+        heard = yield from say("update", payload, layout, note=commitment.encode())
+        updates, state = self.read(t, state, heard, Update(commitment, payload))
         updates, state = self.bound(updates, state)
         gains, state = self.gains(t, state, updates, span)
         convicted = frozenset(gains.convicted) | (frozenset(heard) - frozenset(updates))

@@ -21,7 +21,8 @@ from torch import Tensor
 from node.config import ReasoningSection
 from node.data import Texts, families, questions
 from node.data.families import Item
-from node.llm.generation import Forward, Sampling, completion_log_probs, generate
+from node.llm.generation import Sampling, completion_log_probs, generate
+from node.llm.likelihood import Forward
 from node.llm.prompts import Encoder
 from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
@@ -253,11 +254,11 @@ class LanguagePolicy:
 
     def exact(self, asked: Asked, completions: Completions) -> Tensor:
         """Which are right: the canonical answer, and an end."""
-        found = [
+        right = [
             families.is_exact(item, text)
             for item, text in zip(asked.items, self.texts(completions), strict=True)
         ]
-        return torch.tensor(found) & completions.ended
+        return torch.tensor(right) & completions.ended
 
     def _reward(self, family: str, item: Item, text: str) -> float:
         factor, offset = self._section.scale(family)
