@@ -87,6 +87,7 @@ class GrpoRunConfig(GrpoConfig, AdamConfig, AlgorithmConfig):
     history: float = Field(default=0.95, ge=0, lt=1)
     """Decay of that mean."""
     warmup: WarmUp = WarmUp()
+    """Supervised rounds before."""
 
 
 class FgrpoConfig(GrpoRunConfig):
@@ -96,7 +97,9 @@ class FgrpoConfig(GrpoRunConfig):
     """gain: as above. Others are baselines, and believe what neighbors say: size, their number of
     questions; reward, R̄; raw-gain, R̄ minus its mean so far."""
     relative: GainConfig = GainConfig()
+    """How gains become weights."""
     audit: AuditConfig = AuditConfig()
+    """How neighbors are audited."""
     eta: float = Field(default=1.0, gt=0)
     """η: share of the averaged update that is applied."""
     pull: float | None = Field(default=None, ge=0, le=1)

@@ -1,9 +1,10 @@
 """Attackers, for tests of one's own federation: daemons that lie to their neighbors, one line in
 the table each.
 
-There are two seams. A DATA attack poisons the training examples between task and gate; all that
+There are three seams. A DATA attack poisons the training examples between task and gate; all that
 follows is honest. A MESSAGE attack is called by `byzantine.ByzantineAlgorithm`, which stands
-between algorithm and driver and falsifies the honest algorithm's messages. So an attacker is a
+between algorithm and driver and falsifies the honest algorithm's messages. A REWARD attack pays
+a policy for the wrong thing. So an attacker is a
 daemon like any other on the same wire, and the same in `simulate`.
 
 What an attacker reports about its own privacy stays true: its gate clips, noises and debits what an
@@ -13,15 +14,16 @@ honest node would release, and false messages are computed from that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from node.algorithms import Algorithm
+from node.algorithms import Algorithm, Resources
 from node.attacks.byzantine import ByzantineAlgorithm, MessageAttack
 from node.attacks.poisoned_task import PoisonedTask
+from node.attacks.reward_hack import RewardHack
 from node.config import AttackSection, RunConfig, sentence
 from node.task import Task
 from peer.errors import ConfigurationError
@@ -39,6 +41,7 @@ ATTACKS: Mapping[str, str] = {
     "inner-product": "node.attacks.adaptive:InnerProduct",
     "dissensus": "node.attacks.adaptive:Dissensus",
     "state": "node.attacks.state_only:StateOnly",
+    "reward-hack": "node.attacks.reward_hack:RewardHack",
 }
 """name -> module:class. A new attack: one class, one line here, one test of its formula."""
 
@@ -68,7 +71,7 @@ class Attack:
     """What one node does, ready to be put at its seam."""
 
     name: str
-    attack: DataPoisoning | MessageAttack
+    attack: DataPoisoning | MessageAttack | RewardHack
 
     @classmethod
     def of(cls, section: AttackSection) -> Attack:
@@ -81,9 +84,23 @@ class Attack:
         Raises:
             ConfigurationError: its examples have no labels or features that could be poisoned.
         """
-        if isinstance(self.attack, MessageAttack):
+        if isinstance(self.attack, MessageAttack | RewardHack):
             return task
         return PoisonedTask.of(task, self.attack, self.name, run, me)
+
+    def on_resources(self, resources: Resources) -> Resources:
+        """With a policy that is rewarded for the wrong thing; for other attacks as they are.
+
+        Raises:
+            ConfigurationError: there is no policy.
+        """
+        if not isinstance(self.attack, RewardHack):
+            return resources
+        if resources.policy is None:
+            raise ConfigurationError(
+                f"The attack {self.name} is for algorithms whose answers are rewarded; take fgrpo."
+            )
+        return replace(resources, policy=self.attack.hacked(resources.policy))
 
     def on_algorithm(self, algorithm: Algorithm, seed: int) -> Algorithm:
         """The algorithm with its messages falsified; of a data attack the algorithm itself."""
@@ -97,7 +114,7 @@ class Attack:
         return f"This node ATTACKS its neighbors ({self.name}), as configured."
 
 
-def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAttack:
+def make(name: str, options: Mapping[str, Any]) -> DataPoisoning | MessageAttack | RewardHack:
     """The attack of this name.
 
     Raises:
@@ -105,7 +122,7 @@ def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAtt
     """
     kind = find(name)
     try:
-        attack: DataPoisoning | MessageAttack = kind(kind.Config(**options))
+        attack: DataPoisoning | MessageAttack | RewardHack = kind(kind.Config(**options))
     except ValidationError as error:
         raise ConfigurationError(sentence(error, within="attack", of=name)) from None
     return attack

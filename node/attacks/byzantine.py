@@ -40,6 +40,7 @@ from torch import Tensor
 from node.algorithms import Algorithm
 from node.config import MixSection
 from node.maths.adam import upcast
+from node.maths.commitment import Commitment, update_digest
 from node.maths.mixing import materialize
 from node.maths.robust import Vectors, rule_of
 from node.randomness import public_generator
@@ -77,6 +78,11 @@ class MessageAttackConfig(BaseModel):
     """truth + strength·(lie − truth) is sent: 0 is the truth, bit for bit; more than 1 overshoots
     the lie.
     """
+    since: int = Field(default=0, ge=0)
+    """The first round in which it lies."""
+    claim: float | None = None
+    """Of fgrpo: the reward that it claims in its commitments; None: the true one. They are to what
+    it sends, in a chain that holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +144,8 @@ class ByzantineAlgorithm(Algorithm):
         """Which of the parameters are mixed; None: there was no round yet."""
         self._mixed = torch.empty(0)
         """What the last Mix of them gave; before it, as they were."""
+        self._committed: tuple[str, str] = ("", "")
+        """Digests of the last commitment: the honest algorithm's, and that which was sent."""
 
     @property
     def state(self) -> Any:
@@ -185,12 +193,15 @@ class ByzantineAlgorithm(Algorithm):
 
     def _falsified(self, now: _Moment, verb: Verb, since: Tensor) -> Verb:
         """The verb with lies in it."""
+        if now.t < self._attack.config.since:
+            return verb
         match verb:
             case Ask():
                 question = self._lies(now, "question", verb.tensors)
                 return replace(verb, tensors=question, answer=self._answer(now, verb))
             case Say():
-                return replace(verb, tensors=self._lies(now, "state", verb.tensors))
+                lies = self._lies(now, "state", verb.tensors)
+                return replace(verb, tensors=lies, note=self._note(verb.note, lies))
             case Mix():
                 truth = materialize(verb.tensors)
                 steps = self._attack.config.of == "step" and _alike(_parts(truth)[0], since)
@@ -198,6 +209,22 @@ class ByzantineAlgorithm(Algorithm):
                 lies = self._lies(now, "state", truth, origin, mixed=True)
                 rule = self._rule(now.phase, verb, _parts(truth), origin)
                 return replace(verb, tensors=lies, rule=rule)
+
+    def _note(self, note: bytes, lies: Any) -> bytes:
+        """A commitment to what is sent; other notes as they are."""
+        try:
+            truth = Commitment.decode(note)
+        except ValueError:
+            return note
+        claim, (honest, sent) = self._attack.config.claim, self._committed
+        lie = replace(
+            truth,
+            update=update_digest(_parts(lies)[0]),
+            reward=truth.reward if claim is None else claim,
+            previous=sent if truth.previous == honest else truth.previous,
+        )
+        self._committed = (truth.digest, lie.digest)
+        return lie.encode()
 
     def _lies(
         self,

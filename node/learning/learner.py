@@ -507,6 +507,7 @@ def build(
         x = x.to(torch.float32)
     draws = Draws(name, run.train.seed, keys, hooks.yield_point)
     given = resources(plan.algorithm, task, start=x, gradients=gate, draws=draws)
+    given = attack.on_resources(given) if attack else given
     room_for_blocks(plan.options, run, task, neighborhood.degree)
     algorithm = plan.algorithm(plan.options, given)
     algorithm = attack.on_algorithm(algorithm, run.train.seed) if attack else algorithm

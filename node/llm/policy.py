@@ -21,8 +21,8 @@ from torch import Tensor
 from node.config import ReasoningSection
 from node.data import Texts, families, questions
 from node.data.families import Item
+from node.llm.forward import Forward
 from node.llm.generation import Sampling, completion_log_probs, generate
-from node.llm.likelihood import Forward
 from node.llm.prompts import Encoder
 from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts

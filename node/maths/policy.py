@@ -119,8 +119,11 @@ class Policy(Protocol):
     """SHA-256 of the fixed questions by which `reward` goes."""
     questions: int
     """How many the node learns from."""
-    tokens_read: int
-    """By `right` and `fixed` so far."""
+
+    @property
+    def tokens_read(self) -> int:
+        """By `right` and `fixed` so far."""
+        ...
 
     def rollouts(self, x: Tensor, config: GrpoConfig, t: int, step: int) -> Rollouts:
         """Answers to own questions in a local step of round t."""

@@ -9,22 +9,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kit.bandits import cluster, success
+from kit.bandits import LAYOUT, cluster, success
+from node.algorithms import Resources
 from node.algorithms.fgrpo import Fgrpo, Grpo, Update, commitment_of, pull
+from node.attacks import Attack
+from node.config import AttackSection
 from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened
 from node.maths.commitment import Commitment, update_digest
 from node.maths.relative_gain import GainConfig
 from node.rounds import lockstep
-from peer.message import Say, step
+from peer.message import step
 from peer.neighborhood import View
 
 ROUNDS = 40
 
 
-def played(algorithm=Fgrpo, rounds=ROUNDS, graph="full", liar=None, **options):
+def played(algorithm=Fgrpo, rounds=ROUNDS, graph="full", attacker=None, **options):
     nodes, neighborhoods = cluster(algorithm, graph, **options)
-    if liar:
-        nodes["n5"] = liar(nodes["n5"])
+    if attacker:
+        nodes["n5"] = attacker(nodes["n5"])
     lockstep.run(nodes, neighborhoods, rounds)
     return nodes
 
@@ -34,33 +37,10 @@ def mean_success(nodes, without=()):
     return sum(success(node.parameters) for node in honest) / len(honest)
 
 
-class Liar:
-    """Sends factor · δ, and claims a reward, with a chain that holds."""
-
-    def __init__(self, node, factor=-3.0, claim=1e3):
-        self.node, self.factor, self.claim = node, factor, claim
-        self.chain = (-1, "")
-
-    @property
-    def parameters(self):
-        return self.node.parameters
-
-    def round(self, t, view):
-        talk = self.node.round(t, view)
-        verb = step(talk)
-        delta = self.factor * verb.tensors[0]
-        commitment = replace(
-            Commitment.decode(verb.note),
-            update=update_digest(delta),
-            reward=self.claim,
-            previous_round=self.chain[0],
-            previous=self.chain[1],
-        )
-        self.chain = (t, commitment.digest)
-        said = (delta, *verb.tensors[1:])
-        reply = yield Say(verb.kind, said, verb.layout, commitment.encode())
-        with pytest.raises(StopIteration):
-            talk.send(reply)
+def liar(factor=3.0, claim=1e3):
+    """A peer that sends −factor · δ, and claims a reward."""
+    section = AttackSection(name="sign-flip", factor=factor, claim=claim, words=("state",))
+    return lambda node: Attack.of(section).on_algorithm(node, 0)
 
 
 def test_peers_with_different_questions_learn_one_policy_for_all():
@@ -86,19 +66,19 @@ def test_equal_gains_weigh_alike():
 
 def test_a_liar_is_convicted_and_costs_next_to_nothing():
     """It sends −3δ and claims a huge reward: who believes it learns little, who audits goes on."""
-    believing = played(liar=Liar, gain="reported", norm_bound=None)
-    uniform = played(liar=Liar, weights="uniform", norm_bound=None)
-    audited, honest = played(liar=Liar), played()
+    believing = played(attacker=liar(), gain="reported", norm_bound=None)
+    uniform = played(attacker=liar(), weights="uniform", norm_bound=None)
+    audited, honest = played(attacker=liar()), played()
     assert mean_success(audited, ["n5"]) >= 0.9 * mean_success(honest)
     for lost in (believing, uniform):
         assert mean_success(lost, ["n5"]) < mean_success(audited, ["n5"]) - 0.1
 
 
-def verdicts(rounds=ROUNDS, liar=None, **options):
+def verdicts(rounds=ROUNDS, attacker=None, **options):
     """Round -> (receiver, peer) -> convicted, of honest receivers."""
     nodes, neighborhoods = cluster(Fgrpo, **options)
-    if liar:
-        nodes["n5"] = liar(nodes["n5"])
+    if attacker:
+        nodes["n5"] = attacker(nodes["n5"])
     seen = []
     lockstep.run(
         nodes,
@@ -108,7 +88,7 @@ def verdicts(rounds=ROUNDS, liar=None, **options):
             {
                 (name, peer): verdict
                 for name, node in nodes.items()
-                if not isinstance(node, Liar)
+                if name != "n5" or not attacker
                 for peer, verdict in node.diagnostics()["convicted"].items()
             }
         ),
@@ -116,9 +96,9 @@ def verdicts(rounds=ROUNDS, liar=None, **options):
     return seen
 
 
-@pytest.mark.parametrize("factor", [-3.0, -0.5], ids=["gross", "subtle"])
+@pytest.mark.parametrize("factor", [3.0, 0.5], ids=["gross", "subtle"])
 def test_a_liar_is_convicted_by_everybody_within_six_rounds(factor):
-    seen = verdicts(rounds=6, liar=lambda node: Liar(node, factor=factor, claim=1.0))
+    seen = verdicts(rounds=6, attacker=liar(factor, claim=1.0))
     for receiver, peer in seen[-1]:
         convicted = any(each[receiver, peer] for each in seen)
         assert convicted == (peer == "n5"), (receiver, peer)
@@ -126,8 +106,8 @@ def test_a_liar_is_convicted_by_everybody_within_six_rounds(factor):
 
 def test_power_of_the_verdict():
     """With a bound that convicts nobody the liar of the test above does harm."""
-    nobody = played(liar=Liar, audit=AuditConfig(convict=1e9), norm_bound=None)
-    assert mean_success(nobody, ["n5"]) < mean_success(played(liar=Liar), ["n5"]) - 0.1
+    nobody = played(attacker=liar(), audit=AuditConfig(convict=1e9), norm_bound=None)
+    assert mean_success(nobody, ["n5"]) < mean_success(played(attacker=liar()), ["n5"]) - 0.1
 
 
 def test_nobody_honest_is_convicted():
@@ -222,6 +202,41 @@ def test_optimizer_state_and_verdicts_are_in_the_checkpoint():
         assert torch.equal(node.parameters, straight[name].parameters)
 
 
+def test_a_liar_lies_from_a_round_on_and_its_chain_holds():
+    section = AttackSection(name="zero", since=3, words=("state",))
+    nodes, neighborhoods = cluster(Fgrpo)
+    nodes["n5"] = Attack.of(section).on_algorithm(nodes["n5"], 0)
+    norms = []
+
+    def after_round(t):
+        norms.append(sum(nodes["n0"].state.norms[-1:]))
+        assert nodes["n0"].diagnostics()["convicted"]["n5"] == 0
+        assert set(nodes["n0"].state.heard["n5"]) == set(map(str, range(t + 1)))
+
+    lockstep.run(nodes, neighborhoods, 6, after_round=after_round)
+    assert nodes["n0"].state.baselines["n5"][0] == 6
+    assert len(norms) == 6
+
+
+def test_who_is_paid_for_the_wrong_thing_learns_nothing_here():
+    """All answers are equally long."""
+    nodes, neighborhoods = cluster(Fgrpo)
+    given = Attack.of(AttackSection(name="reward-hack"))
+    resources = given.on_resources(
+        Resources(
+            me="n5",
+            layout=LAYOUT,
+            start=torch.zeros(LAYOUT.size),
+            gradients=nodes["n5"].gradients,
+            policy=nodes["n5"].policy,
+        )
+    )
+    nodes["n5"] = Fgrpo(nodes["n5"].config, resources)
+    lockstep.run(nodes, neighborhoods, 1)
+    assert nodes["n5"].diagnostics()["frac_reward_zero_std"] == 0
+    assert nodes["n5"].state.step == 0
+
+
 # commitments
 
 DELTA = torch.arange(4.0)
@@ -308,5 +323,5 @@ def test_updates_are_bounded_by_the_median():
 
 
 def test_a_share_is_bounded_whatever_is_claimed():
-    nodes = played(rounds=6, liar=Liar, gain="reported", relative=GainConfig(mixing=0.5))
+    nodes = played(rounds=6, attacker=liar(), gain="reported", relative=GainConfig(mixing=0.5))
     assert nodes["n0"].diagnostics()["weight"]["n5"] <= 0.5 / 6 + 0.5 * 0.5 + 1e-9
