@@ -12,6 +12,7 @@ import torch
 
 from node.algorithms import ALGORITHMS, Resources, find
 from node.maths.mixing import materialize
+from node.maths.policy import Completions, PolicyGradient, Prompts, Rollouts
 from node.rounds import lockstep
 from peer.message import Layout, Withheld, step
 from peer.topology import make_neighborhoods
@@ -46,6 +47,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "badam": [{"lr": 0.8, "steps": 2, "layers_per_block": 1}],
     "dsgd-adam": [{"lr": 0.3}],
     "dec-lora": [{"lr": 0.3}],
+    "fgrpo": [
+        {"lr": 0.3, "warmup": {"rounds": 1}},
+        {"lr": 0.3, "gain": "reported", "block": {"steps": 2, "layers_per_block": 1}},
+        {"lr": 0.3, "weights": "uniform", "pull": 0.0, "local_steps": 1},
+    ],
+    "grpo": [{"lr": 0.3}],
     "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
@@ -54,7 +61,9 @@ GOSSIPING = ("deca", {"bma": "none", "layers_per_block": 2, "lr": 0.8})
 mix no θ.
 """
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
-TALKING = [variant for variant in VARIANTS if variant[0] not in ("local", "centralized", "badam")]
+TALKING = [
+    variant for variant in VARIANTS if variant[0] not in ("local", "centralized", "badam", "grpo")
+]
 
 
 def stream(*key):
@@ -142,6 +151,49 @@ class DistanceUtility:
         return 0.0
 
 
+class ToyPolicy:
+    """Questions are points: the nearer a model is, the likelier is the right answer. What a step
+    earns is drawn, and its gradient is the gate's.
+    """
+
+    families, evaluation, questions, tokens_read = ("points",), bytes(32), 8, 0
+
+    def __init__(self, me, gate):
+        self._me, self._gate = me, gate
+
+    def rollouts(self, x, config, t, step):
+        n = config.questions * config.num_generations
+        ids, mask = torch.full((n, 1), t), torch.ones(n, 1, dtype=torch.int64)
+        right = torch.rand(n, generator=stream("rewards", self._me, t, step)) < 0.5
+        return Rollouts(
+            prompts=Prompts(ids, mask),
+            completions=Completions(ids, mask, torch.zeros(n, 1), right),
+            rewards=right.float(),
+            exact=right,
+            seconds=1.0,
+        )
+
+    def gradient(self, x, rollouts, config, advantages, reference=None):
+        t = int(rollouts.prompts.ids[0, 0])
+        figures = dict.fromkeys(
+            ("entropy", "clip_low", "clip_high", "kl", "zero_spread", "mismatch", "seconds"), 1.0
+        )
+        return PolicyGradient(gradient=self._gate(x, t, self._me), **figures)
+
+    def reward(self, x):
+        return float(self.fixed(x).mean())
+
+    def fixed(self, x):
+        return self.right(x, self.families, 0, 8)
+
+    def audit_seed(self, t, commitment):
+        return t
+
+    def right(self, x, families, seed, count):
+        points = torch.randn(count, D, generator=stream("points", seed))
+        return 1 / (1 + (x.float() - points).norm(dim=1).double())
+
+
 def cluster(variant, kind="full", n=4, gate=Toy, start=None):
     """(nodes, neighborhoods) of the variant, all starting at `start` or, each at its own, at random."""
     name, options = variant
@@ -157,6 +209,7 @@ def cluster(variant, kind="full", n=4, gate=Toy, start=None):
             gradients=gate(i),
             utility=DistanceUtility(),
             layer_groups=STAGES,
+            policy=ToyPolicy(i, gate(i)),
         )
         nodes[i] = algorithm(algorithm.Config(**options), resources)
     return nodes, neighborhoods

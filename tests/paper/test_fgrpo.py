@@ -233,7 +233,7 @@ def test_who_is_paid_for_the_wrong_thing_learns_nothing_here():
     )
     nodes["n5"] = Fgrpo(nodes["n5"].config, resources)
     lockstep.run(nodes, neighborhoods, 1)
-    assert nodes["n5"].diagnostics()["frac_reward_zero_std"] == 0
+    assert nodes["n5"].diagnostics()["frac_reward_zero_std"] == 1
     assert nodes["n5"].state.step == 0
 
 
