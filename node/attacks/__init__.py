@@ -114,7 +114,7 @@ class Attack:
         return f"This node ATTACKS its neighbors ({self.name}), as configured."
 
 
-def make(name: str, options: Mapping[str, Any]) -> DataPoisoning | MessageAttack | RewardHack:
+def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAttack | RewardHack:
     """The attack of this name.
 
     Raises:

@@ -22,6 +22,7 @@ from torch import Tensor
 from node.config import DataSection, ReasoningSection, RunConfig, TextSection
 from node.figures import Metric
 from node.hooks import no_op
+from node.llm.forward import Forward
 from node.llm.policy import LanguagePolicy
 from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
@@ -70,7 +71,7 @@ class Reasoning(CausalLM, RewardedTask):
         )
 
     def policy(self, draws: Draws) -> LanguagePolicy:
-        def forward(parameters: Mapping[str, Tensor]) -> Callable[..., object]:
+        def forward(parameters: Mapping[str, Tensor]) -> Forward:
             return partial(self._forward, parameters)
 
         return LanguagePolicy(
@@ -116,8 +117,8 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
         )
     task = run.task.model_copy(update={"text": _text(run.task.text)})
     run = run.model_copy(update={"task": task})
-    limit = run.algorithm.options.get("max_completion_length")
-    config = GrpoConfig() if limit is None else GrpoConfig(max_completion_length=limit)
+    asked = {k: v for k, v in run.algorithm.options.items() if k in GrpoConfig.model_fields}
+    config = GrpoConfig.model_validate(asked)  # as it answers in training, it answers in tests
     return Reasoning(causal_lm.ingredients(run, data), task.reasoning or ReasoningSection(), config)
 
 

@@ -185,7 +185,7 @@ def local_sgd_scale(variant):
     name, options = variant
     config: Any = find(name).Config(**options)
     match name:
-        case "deca" | "badam" | "dsgd-adam" | "dec-lora":
+        case "deca" | "badam" | "dsgd-adam" | "dec-lora" | "fgrpo" | "grpo":
             return None
         case "dpdl":
             return 1 + config.alpha / (1 + e)  # S = 1 with itself
@@ -213,7 +213,7 @@ def test_a_lone_node_is_the_local_optimizer_up_to_the_declared_factor(variant):
     torch.testing.assert_close(lone.parameters, local.parameters, rtol=1e-5, atol=1e-6)
 
 
-@every
+@of([variant for variant in VARIANTS if find(variant[0]).PRIVATE])
 @pytest.mark.parametrize(("n", "kind"), [(1, "full"), (5, "ring"), (5, "full")])
 def test_it_draws_as_many_gradients_as_it_declares(variant, n, kind):
     """|K|: distinct recipients per round, oneself among them. Only neighbors are served."""

@@ -48,7 +48,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dsgd-adam": [{"lr": 0.3}],
     "dec-lora": [{"lr": 0.3}],
     "fgrpo": [
-        {"lr": 0.3, "warmup": {"rounds": 1}},
+        {"lr": 0.3},
         {"lr": 0.3, "gain": "reported", "block": {"steps": 2, "layers_per_block": 1}},
         {"lr": 0.3, "weights": "uniform", "pull": 0.0, "local_steps": 1},
     ],
@@ -156,7 +156,8 @@ class ToyPolicy:
     earns is drawn, and its gradient is the gate's.
     """
 
-    families, evaluation, questions, tokens_read = ("points",), bytes(32), 8, 0
+    families: tuple[str, ...] = ("points",)
+    evaluation, questions, tokens_read = bytes(32), 8, 0
 
     def __init__(self, me, gate):
         self._me, self._gate = me, gate

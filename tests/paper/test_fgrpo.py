@@ -5,6 +5,7 @@ tabular policy.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,13 @@ def mean_success(nodes, without=()):
     return sum(success(node.parameters) for node in honest) / len(honest)
 
 
+def lying(name, **options):
+    return AttackSection.model_validate({"name": name, "words": ["state"], **options})
+
+
 def liar(factor=3.0, claim=1e3):
     """A peer that sends −factor · δ, and claims a reward."""
-    section = AttackSection(name="sign-flip", factor=factor, claim=claim, words=("state",))
+    section = lying("sign-flip", factor=factor, claim=claim)
     return lambda node: Attack.of(section).on_algorithm(node, 0)
 
 
@@ -145,7 +150,7 @@ def test_auditors_weigh_differently_and_drift_apart_without_a_pull():
 
 def test_the_pull_takes_no_difference_longer_than_twice_the_median():
     def update(model):
-        return Update(None, (torch.zeros(4), model))
+        return Update(FIRST, (torch.zeros(4), model))
 
     before = torch.zeros(4)
     updates = {"a": update(before), "b": update(torch.ones(4)), "c": update(-torch.ones(4))}
@@ -170,7 +175,8 @@ def test_an_update_that_hurts_as_a_whole_is_taken_back():
     nodes, neighborhoods = cluster(Fgrpo, nodes=3, norm_bound=None)
     node = nodes["n0"]
     talk = node.round(0, View(neighborhoods["n0"]))
-    own = step(talk).tensors[0]
+    verb: Any = step(talk)
+    own = verb.tensors[0]
     theta = -20 * own
     x, rolled_back = node.checked(node.state.x, slice(None), theta, own)
     assert rolled_back
@@ -203,7 +209,7 @@ def test_optimizer_state_and_verdicts_are_in_the_checkpoint():
 
 
 def test_a_liar_lies_from_a_round_on_and_its_chain_holds():
-    section = AttackSection(name="zero", since=3, words=("state",))
+    section = lying("zero", since=3)
     nodes, neighborhoods = cluster(Fgrpo)
     nodes["n5"] = Attack.of(section).on_algorithm(nodes["n5"], 0)
     norms = []
