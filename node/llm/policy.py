@@ -125,12 +125,7 @@ class LanguagePolicy:
         return Rollouts(
             prompts=prompts,
             completions=completions,
-            rewards=torch.tensor(
-                [
-                    self._reward(asked.families[k], asked.items[k], text)
-                    for k, text in enumerate(self.texts(completions))
-                ]
-            ),
+            rewards=self._rewards(asked, completions),
             exact=self.exact(asked, completions),
             seconds=time.thread_time() - since,
         )
@@ -260,9 +255,17 @@ class LanguagePolicy:
         ]
         return torch.tensor(right) & completions.ended
 
-    def _reward(self, family: str, item: Item, text: str) -> float:
-        factor, offset = self._section.scale(family)
-        return factor * families.FAMILIES[family].score(item, text) + offset
+    def _rewards(self, asked: Asked, completions: Completions) -> Tensor:
+        """What the answers earn, float32 [n], each on its family's scale; one that was cut off earns
+        as much as none.
+        """
+        rewards = []
+        for k, text in enumerate(self.texts(completions)):
+            name, item = asked.families[k], asked.items[k]
+            score = families.FAMILIES[name].score(item, text) if completions.ended[k] else 0.0
+            factor, offset = self._section.scale(name)
+            rewards.append(factor * score + offset)
+        return torch.tensor(rewards)
 
     def _at(self, x: Tensor) -> Forward:
         return self._forward(views(self._layout, x.detach()))

@@ -1,0 +1,217 @@
+"""A language model as a policy: what it answers is what is trained, rewarded and audited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from node.config import ReasoningSection, TextSection
+from node.data.questions import read_questions
+from node.llm.models import tiny_llama
+from node.llm.policy import LanguagePolicy
+from node.llm.prompts import Encoder
+from node.llm.tokens import Bytes
+from node.maths.grpo import GrpoConfig, advantages
+from node.maths.policy import Draws
+from node.randomness import Keys
+from node.task import flat, layout_of, views
+from peer.errors import TaskError
+
+CONFIG = GrpoConfig(questions=4, num_generations=4, max_completion_length=6)
+TOKENS = Bytes()
+
+
+class Counter:
+    """Counts yield points."""
+
+    calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    model = tiny_llama(torch.float32, "eager", 3).requires_grad_(True)
+    with torch.no_grad():
+        for parameter in model.parameters():  # sharper than as drawn
+            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    layout = layout_of(model)
+
+    def forward(parameters: Mapping[str, Tensor]) -> Any:
+        def call(ids: Tensor, **more: Any) -> Any:
+            return functional_call(model, dict(parameters), (), {"input_ids": ids, **more})
+
+        return call
+
+    return {
+        "forward": forward,
+        "layout": layout,
+        "x": flat(layout, dict(model.named_parameters())),
+        "encoder": Encoder(TextSection(prompt=("question",), answer="answer", length=32), TOKENS),
+    }
+
+
+def policy(made: dict[str, Any], *, own: str = "sort", **options: Any) -> LanguagePolicy:
+    train, test = read_questions(("sort", "largest"))
+    rows = train.take(
+        torch.tensor([k for k, it in enumerate(train.columns["family"]) if it == own]).numpy()
+    )
+    draws = Draws("n0", 1, options.pop("keys", None) or Keys.insecure(0, "n0"), Counter())
+    section = ReasoningSection(
+        families=("largest", "sort"), reward_scale=options.pop("reward_scale", {})
+    )
+    return LanguagePolicy(
+        made["forward"], made["layout"], made["encoder"], section, rows, test, draws, **options
+    )
+
+
+def test_it_asks_its_own_questions_and_none_that_is_held_out(made):
+    one = policy(made)
+    assert one.families == ("sort",)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    assert rollouts.completions.ids.shape[0] == 16
+    asked = {
+        tuple(row[mask.bool()].tolist())
+        for row, mask in zip(rollouts.prompts.ids, rollouts.prompts.mask, strict=True)
+    }
+    assert len(asked) == 4
+    assert asked <= {tuple(prompt) for prompt in one._train.prompts}
+    assert not asked & {tuple(prompt) for prompt in one._fixed.prompts}
+    assert not any(item.held_out for item in one._train.items)
+    assert all(item.held_out for item in one._fixed.items)
+
+
+def test_a_round_and_a_step_decide_what_is_drawn(made):
+    one, other = policy(made), policy(made)
+    drawn = [each.rollouts(made["x"], CONFIG, 3, 1).completions.ids for each in (one, other)]
+    assert torch.equal(*drawn)
+    later = one.rollouts(made["x"], CONFIG, 3, 2).completions.ids
+    assert later.shape != drawn[0].shape or not torch.equal(later, drawn[0])
+
+
+def test_the_probability_of_an_answer_is_that_of_its_tokens_one_by_one(made):
+    one = policy(made)
+    asked = one.asked(read_questions(("sort",))[1]).take(range(5))
+    naive = []
+    for prompt, answer in zip(asked.prompts, asked.answers, strict=True):
+        total = 0.0
+        for k, token in enumerate(answer):
+            ids = torch.tensor([prompt + answer[:k]])
+            logits = made["forward"](views(made["layout"], made["x"]))(ids, use_cache=False).logits
+            row = logits[0, -1].detach().clone()
+            row[[TOKENS.pad, *TOKENS.begin]] = -1e9
+            total += float(row.log_softmax(0)[token])
+        naive.append(total)
+    torch.testing.assert_close(
+        one.probabilities(made["x"], asked).log(),
+        torch.tensor(naive).double(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_an_answer_without_an_end_is_wrong_and_earns_nothing(made):
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG.model_copy(update={"max_completion_length": 2}), 0, 0)
+    cut = ~rollouts.completions.ended
+    assert cut.any()
+    assert not rollouts.exact[cut].any()
+    assert not rollouts.rewards[cut].any()
+
+
+def test_rewards_are_on_the_owners_scale(made):
+    plain, scaled = policy(made), policy(made, reward_scale={"sort": (10.0, 5.0)})
+    one, other = (each.rollouts(made["x"], CONFIG, 0, 0).rewards for each in (plain, scaled))
+    torch.testing.assert_close(other, 10 * one + 5)
+    assert scaled.reward(made["x"]) == pytest.approx(10 * plain.reward(made["x"]) + 5)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_parts_of_a_batch_add_up_to_its_gradient(made, micro_batch):
+    rewards = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for one in (policy(made), policy(made, micro_batch=micro_batch)):
+        rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+        update = one.gradient(made["x"], rollouts, CONFIG, advantages(rewards, CONFIG))
+        gradients.append(update.gradient)
+        assert update.mismatch < 1e-4
+        assert (update.clip_low, update.clip_high, update.kl) == (0, 0, 0)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_along_the_gradient_makes_what_paid_likelier(made):
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    rewards = torch.zeros(16)
+    rewards[0] = 1.0
+    update = one.gradient(made["x"], rollouts, CONFIG, advantages(rewards, CONFIG))
+    assert update.gradient is not None
+
+    def likelihood(x: Tensor) -> float:
+        row = torch.tensor([0])
+        found = one._log_probs(
+            x, rollouts.prompts.rows(row), rollouts.completions.rows(row), one.sampling(CONFIG)
+        )
+        assert found is not None
+        return float((found * rollouts.completions.mask[:1]).sum())
+
+    assert likelihood(made["x"] - 1e-3 * update.gradient) > likelihood(made["x"])
+
+
+def test_without_an_advantage_there_is_no_gradient(made):
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    assert one.gradient(made["x"], rollouts, CONFIG, torch.zeros(16)).gradient is None
+
+
+def test_kl_is_from_the_reference(made):
+    one, config = policy(made), CONFIG.model_copy(update={"beta": 0.1})
+    rollouts = one.rollouts(made["x"], config, 0, 0)
+    same, other = (
+        one.gradient(made["x"], rollouts, config, torch.zeros(16), reference)
+        for reference in (made["x"], 0.9 * made["x"])
+    )
+    assert same.kl == pytest.approx(0, abs=1e-6)
+    assert other.kl > 0.01
+
+
+def test_a_model_that_changed_while_it_answered_is_one_sentence(made):
+    one = policy(made)
+    rollouts = one.rollouts(0.9 * made["x"], CONFIG, 0, 0)
+    with pytest.raises(TaskError, match="is not the one that is trained"):
+        one.gradient(made["x"], rollouts, CONFIG, torch.ones(16))
+
+
+def test_what_is_audited_nobody_else_knows_before(made):
+    mine, again, other = (
+        policy(made, keys=keys) for keys in (Keys.fresh(), Keys.fresh(), Keys.insecure(0, "n0"))
+    )
+    seeds = {each.audit_seed(0, b"commitment") for each in (mine, again, other)}
+    assert len(seeds) == 3
+    assert mine.audit_seed(0, b"commitment") in seeds, "asked again in a round, it is the same"
+    assert mine.audit_seed(0, b"another") not in seeds
+    assert mine.audit_seed(1, b"commitment") not in seeds
+
+
+def test_audits_ask_the_same_of_both_models_and_count_what_they_read(made):
+    one = policy(made)
+    first, again = (one.right(made["x"], ("largest", "sort"), 7, 6) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == (6,)
+    assert one.tokens_read > 0
+    assert not torch.equal(first, one.right(0.9 * made["x"], ("largest", "sort"), 7, 6))
+
+
+def test_neighbors_are_answered_between_tokens_and_parts(made):
+    one = policy(made, micro_batch=4)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    after_drawing = one._draws.yield_point.calls
+    assert after_drawing >= rollouts.completions.ids.shape[1]
+    one.gradient(made["x"], rollouts, CONFIG, torch.ones(16))
+    assert one._draws.yield_point.calls >= after_drawing + 4
