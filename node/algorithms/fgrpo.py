@@ -32,7 +32,8 @@ Reconstructions
       long, and hurts.
 Not covered
     * An update that helps on all questions that its auditor asks, and hurts elsewhere.
-    * Generators that differ from the allowed families can't be audited: `reported` only.
+    * Questions of a file can't be audited, nor a neighbor that names other generators: it has no
+      weight.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from node.maths.grpo import GrpoConfig, advantages
 from node.maths.mixing import weighted_sum
 from node.maths.policy import Policy, PolicyGradient, Rollouts
 from node.maths.relative_gain import Baseline, GainConfig, gain_weights
+from peer.errors import ConfigurationError
 from peer.message import Conversation, IncrementalPayload, Peer, Replies, mix, say
 from peer.neighborhood import View
 
@@ -256,6 +258,11 @@ class Fgrpo(Grpo):
 
     def __init__(self, config: FgrpoConfig, resources: Resources) -> None:
         super().__init__(config, resources)
+        if config.audits and not self.policy.families:
+            raise ConfigurationError(
+                'algorithm.gain = "audited" needs questions that others can make from a seed '
+                '(task.data = "questions"); with those of a file set algorithm.gain = "reported".'
+            )
         self.blocks: tuple[Block, ...] = ()
         if config.block:
             groups = resources.layer_groups
@@ -391,7 +398,8 @@ class Fgrpo(Grpo):
     ) -> tuple[Gains, State]:
         c, tokens = self.config.audit, self.policy.tokens_read
         evidence = dict(state.evidence)
-        for j in self.chosen(t, updates):
+        unknown = {j for j in updates if not self.policy.knows(updates[j].commitment.families)}
+        for j in sorted({*self.chosen(t, updates)} - unknown):
             commitment, delta = updates[j].commitment, updates[j].delta
             seed = self.policy.audit_seed(t, bytes.fromhex(commitment.digest))
             tried = state.x.clone()
@@ -406,7 +414,7 @@ class Fgrpo(Grpo):
                     ours = ours.observe(differences, c)
             evidence[j] = (theirs.total, theirs.squares, ours.total, ours.squares)
         z = {j: min(each.z for each in evidence_of(evidence.get(j))) for j in updates}
-        convicted = frozenset(j for j in z if j != self.me and z[j] < -c.convict)
+        convicted = frozenset(j for j in z if j != self.me and z[j] < -c.convict) | unknown
         gains = Gains(z, convicted, self.policy.tokens_read - tokens)
         return gains, replace(state, evidence=evidence)
 

@@ -70,5 +70,8 @@ class HackedPolicy:
     def audit_seed(self, t: int, commitment: bytes) -> int:
         return self._policy.audit_seed(t, commitment)
 
+    def knows(self, families: Sequence[str]) -> bool:
+        return self._policy.knows(families)
+
     def right(self, x: Tensor, families: Sequence[str], seed: int, count: int) -> Tensor:
         return self._policy.right(x, families, seed, count)

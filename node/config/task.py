@@ -80,11 +80,18 @@ class TextSection(Section):
         return self
 
 
+OWN_FAMILY = "own"
+"""Of questions that come from a file."""
+
+
 class ReasoningSection(Section):
     """Of reasoning: which questions there are, and what answers earn (docs/reasoning.md)."""
 
     families: tuple[str, ...] = ("add-seven", "largest", "reverse", "sort")
-    """data = "questions": their families, made from seeds; peerpoise tasks lists them."""
+    """task.data = "questions": their families, made from seeds: add, add-seven, largest, reverse,
+    sort, subtract."""
+    match: Literal["exact", "numeric"] = "exact"
+    """How an answer is compared with the right one: as text, or as a number where both are one."""
     reward_scale: dict[str, tuple[float, float]] = {}
     """Family = [factor, offset]: a reward r of it counts as factor · r + offset, as owners of
     different tasks pay on different scales."""
@@ -95,7 +102,7 @@ class ReasoningSection(Section):
 
     @model_validator(mode="after")
     def _scales_are_used(self) -> ReasoningSection:
-        if unused := sorted({*self.reward_scale} - {*self.families}):
+        if unused := sorted({*self.reward_scale} - {*self.families, OWN_FAMILY}):
             raise ValueError(f"reward_scale names {unused[0]!r}, which is none of families")
         if bad := [name for name, (factor, _) in self.reward_scale.items() if not factor > 0]:
             raise ValueError(f"the factor of {bad[0]!r} in reward_scale must be positive")

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from string import ascii_lowercase
+from typing import Literal, TypeAlias
 
 from peer.errors import ConfigurationError
 
@@ -53,17 +56,33 @@ class Family:
                 yield item
             seed += 1
 
-    def score(self, item: Item, text: str) -> float:
-        """1 for the right answer, and up to a half for characters of it in their places."""
-        if is_exact(item, text):
-            return 1.0
-        places = zip(text.strip(), item.answer, strict=False)
-        return 0.5 * sum(a == b for a, b in places) / max(len(item.answer), len(text.strip()), 1)
+
+Match: TypeAlias = Literal["exact", "numeric"]
+"""How an answer is compared with the right one: as text, or as a number where both are one."""
+LONGEST = 4096
+"""Characters of an answer that is looked at; a longer one is wrong."""
+NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?")
 
 
-def is_exact(item: Item, text: str) -> bool:
-    """Is this the canonical answer, up to space around it?"""
-    return text.strip() == item.answer
+def score(item: Item, text: str, match: Match = "exact") -> float:
+    """1 for the right answer, and up to a half for characters of it in their places."""
+    if is_right(item, text, match):
+        return 1.0
+    answer = text[:LONGEST].strip()
+    places = zip(answer, item.answer, strict=False)
+    return 0.5 * sum(a == b for a, b in places) / max(len(item.answer), len(answer), 1)
+
+
+def is_right(item: Item, text: str, match: Match = "exact") -> bool:
+    """Is this the right answer, up to space around it? It is compared, never evaluated: whoever
+    trained the policy chose this text.
+    """
+    if len(text) > LONGEST:
+        return False
+    answer, right = text.strip(), item.answer.strip()
+    if match == "numeric" and NUMBER.fullmatch(answer) and NUMBER.fullmatch(right):
+        return Decimal(answer) == Decimal(right)
+    return answer == right
 
 
 def _reverse(draw: random.Random) -> Item:

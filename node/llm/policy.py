@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from node.config import ReasoningSection
+from node.config.task import OWN_FAMILY
 from node.data import Texts, families, questions
 from node.data.families import Item
 from node.llm.forward import Forward
@@ -28,7 +28,7 @@ from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
 from node.randomness import public_generator
 from node.task import views
-from peer.errors import TaskError
+from peer.errors import DataError, TaskError
 from peer.message import Layout
 
 EVALUATED = 32
@@ -72,21 +72,34 @@ class LanguagePolicy:
         encoder: Encoder,
         section: ReasoningSection,
         rows: Texts,
-        held_out: Texts,
+        held_out: Texts | None,
         draws: Draws,
         *,
         dtype: torch.dtype = torch.float32,
         micro_batch: int | None = None,
     ) -> None:
         """`forward` gives the model with these parameters; `rows` are trained on, `held_out` are
-        not."""
+        not; without them a fifth of the rows is not.
+
+        Raises:
+            DataError: there are too few rows.
+        """
         self._forward, self._layout, self._encoder = forward, layout, encoder
         self._section, self._draws = section, draws
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
-        self._train = self.asked(rows)
-        self.families = tuple(sorted(set(self._train.families)))
-        own = [k for k, name in enumerate(held_out.columns["family"]) if name in self.families]
-        self._fixed = self.asked(held_out.take(np.array(own, np.int64)).balanced(EVALUATED))
+        own, kept = self.asked(rows), sorted(set(map(str, family_of(rows))))
+        self.families = tuple(name for name in kept if name in families.FAMILIES)
+        tested = self.asked(held_out) if held_out is not None else None
+        if tested is None:  # no test set: some of the own rows are kept for it
+            tested = own.take([k for k, item in enumerate(own.items) if item.held_out])
+            own = own.take([k for k, item in enumerate(own.items) if not item.held_out])
+        alike = [k for k, name in enumerate(tested.families) if name in kept]
+        self._train, self._fixed = own, tested.take(spread(alike, EVALUATED))
+        if not (len(self._train) and len(self._fixed)):
+            raise DataError(
+                "There are too few questions: some are to learn from, and others to test by; "
+                "add more."
+            )
         self.evaluation = hashlib.sha256(json.dumps(self._fixed.prompts).encode()).digest()
         self.questions, self.tokens_read = len(self._train), 0
         self._nonce = (-1, b"")
@@ -94,9 +107,11 @@ class LanguagePolicy:
     def asked(self, rows: Texts) -> Asked:
         """Rows of questions and answers as tokens."""
         prompts, answers = zip(*self._encoder.pairs(rows), strict=True)
-        columns = zip(rows.columns["question"], rows.columns["answer"], strict=True)
-        items = [Item(str(question), str(answer)) for question, answer in columns]
-        return Asked(items, [str(name) for name in rows.columns["family"]], prompts, answers)
+        texts = zip(
+            self._encoder.prompts(rows), rows.columns[self._encoder.text.answer], strict=True
+        )
+        items = [Item(question, str(answer)) for question, answer in texts]
+        return Asked(items, family_of(rows), prompts, answers)
 
     def sampling(self, config: GrpoConfig, temperature: float | None = None) -> Sampling:
         """How answers are drawn; temperature 0 takes the likeliest tokens."""
@@ -205,6 +220,9 @@ class LanguagePolicy:
         place = hashlib.sha256(self._nonce[1] + t.to_bytes(8, "big") + commitment).digest()
         return int.from_bytes(place[:7], "big")
 
+    def knows(self, names: Sequence[str]) -> bool:
+        return 0 < len(names) <= len(families.FAMILIES) and families.FAMILIES.keys() >= {*names}
+
     def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
         chosen = [names[k % len(names)] for k in range(count)]
         items = [families.FAMILIES[name].sample(seed + k) for k, name in enumerate(chosen)]
@@ -250,25 +268,37 @@ class LanguagePolicy:
     def exact(self, asked: Asked, completions: Completions) -> Tensor:
         """Which are right: the canonical answer, and an end."""
         right = [
-            families.is_exact(item, text)
+            families.is_right(item, text, self._section.match)
             for item, text in zip(asked.items, self.texts(completions), strict=True)
         ]
         return torch.tensor(right) & completions.ended
 
     def _rewards(self, asked: Asked, completions: Completions) -> Tensor:
-        """What the answers earn, float32 [n], each on its family's scale; one that was cut off earns
+        """What the answers earn, float32 [n], on their families' scales; one that was cut off earns
         as much as none.
         """
         rewards = []
         for k, text in enumerate(self.texts(completions)):
             name, item = asked.families[k], asked.items[k]
-            score = families.FAMILIES[name].score(item, text) if completions.ended[k] else 0.0
+            score = families.score(item, text, self._section.match) if completions.ended[k] else 0.0
             factor, offset = self._section.scale(name)
             rewards.append(factor * score + offset)
         return torch.tensor(rewards)
 
     def _at(self, x: Tensor) -> Forward:
         return self._forward(views(self._layout, x.detach()))
+
+
+def family_of(rows: Texts) -> list[str]:
+    """Of every row."""
+    column = rows.columns.get("family")
+    return [OWN_FAMILY] * len(rows) if column is None else [str(name) for name in column]
+
+
+def spread(rows: Sequence[int], most: int) -> list[int]:
+    """At most so many of the rows, at equal distances."""
+    count = min(most, len(rows))
+    return [rows[k * len(rows) // count] for k in range(count)]
 
 
 def _padded(answers: Sequence[Sequence[int]], pad: int) -> Completions:

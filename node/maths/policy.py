@@ -153,11 +153,11 @@ class Policy(Protocol):
         has committed itself."""
         ...
 
+    def knows(self, families: Sequence[str]) -> bool:
+        """Are these generators, and none that is not allowed?"""
+        ...
+
     def right(self, x: Tensor, families: Sequence[str], seed: int, count: int) -> Tensor:
         """Probabilities that x answers `count` fresh questions of generators right, float64
-        [count]. Nothing is generated.
-
-        Raises:
-            KeyError: a generator is none of those that are allowed.
-        """
+        [count]. Nothing is generated."""
         ...

@@ -5,8 +5,8 @@ policy (`node.llm.policy`) it answers by itself. Which questions are for testing
 the question's text, so that no seed brings one of them into training.
 
 Not covered
-  * Other generators of questions than peerpoise's own families, and scoring in another process:
-    answers are compared with the right one as text, nothing of them is evaluated.
+  * Other generators of questions than peerpoise's own families, and scorers of somebody's own:
+    answers are compared with the right one, as text or as a number; nothing of them is evaluated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from node.config import DataSection, ReasoningSection, RunConfig, TextSection
 from node.figures import Metric
 from node.hooks import no_op
 from node.llm.forward import Forward
-from node.llm.policy import LanguagePolicy
+from node.llm.policy import LanguagePolicy, family_of
 from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
 from node.randomness import Keys
@@ -51,10 +51,9 @@ class Reasoning(CausalLM, RewardedTask):
 
     def __init__(self, of: Ingredients, section: ReasoningSection, config: GrpoConfig) -> None:
         super().__init__(of)
-        assert of.test is not None, "questions bring their test set"
         self._rows, self._encoder, self._section = of.rows, of.encoder, section
-        self._tested = of.test.texts
-        names = sorted(set(map(str, self._tested.columns["family"])))
+        self._tested = of.test.texts if of.test else None
+        names = sorted(set(family_of(self._tested))) if self._tested else []
         self._sampled = config
         self.metrics = (
             EXACT,
@@ -87,7 +86,10 @@ class Reasoning(CausalLM, RewardedTask):
         )
 
     def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
-        """Of the PUBLIC test questions of all families, each family alike."""
+        """Of the PUBLIC test questions of all families, each family alike; {} where there are
+        none."""
+        if self._tested is None:
+            return {}
         policy = self.policy(Draws("", 0, Keys.insecure(0, ""), yield_point))
         asked = policy.asked(self._tested)
         right = policy.greedy(x.to(self.dtype), asked, self._sampled)
@@ -111,11 +113,14 @@ def _of_family(name: str) -> str:
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
     """See `node.tasks.make`."""
-    if run.task.data != "questions":
+    task = run.task
+    if task.data == "questions":
+        task = task.model_copy(update={"text": _text(task.text)})
+    elif task.text is None:
         raise ConfigurationError(
-            'The task reasoning learns questions: set task.data = "questions".'
+            'The task reasoning learns questions: set task.data = "questions", or name the columns '
+            "of your own in [task.text] (prompt, answer)."
         )
-    task = run.task.model_copy(update={"text": _text(run.task.text)})
     run = run.model_copy(update={"task": task})
     asked = {k: v for k, v in run.algorithm.options.items() if k in GrpoConfig.model_fields}
     config = GrpoConfig.model_validate(asked)  # as it answers in training, it answers in tests

@@ -105,6 +105,9 @@ class TabularPolicy:
     def audit_seed(self, t: int, commitment: bytes) -> int:
         return int.from_bytes(commitment[:4], "big") + t
 
+    def knows(self, families: Sequence[str]) -> bool:
+        return bool(families) and {*families} <= {*FAMILIES}
+
     def right(self, x: Tensor, families: Sequence[str], seed: int, count: int) -> Tensor:
         self.tokens_read += count
         draw = torch.Generator().manual_seed(seed)

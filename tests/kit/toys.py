@@ -190,6 +190,9 @@ class ToyPolicy:
     def audit_seed(self, t, commitment):
         return t
 
+    def knows(self, families):
+        return tuple(families) == self.families
+
     def right(self, x, families, seed, count):
         points = torch.randn(count, D, generator=stream("points", seed))
         return 1 / (1 + (x.float() - points).norm(dim=1).double())

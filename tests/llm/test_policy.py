@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from node.config import ReasoningSection, TextSection
 from node.data.questions import read_questions
+from node.hooks import no_op
 from node.llm.models import tiny_llama
 from node.llm.policy import LanguagePolicy
 from node.llm.prompts import Encoder
@@ -62,7 +63,8 @@ def policy(made: dict[str, Any], *, own: str = "sort", **options: Any) -> Langua
     rows = train.take(
         torch.tensor([k for k, it in enumerate(train.columns["family"]) if it == own]).numpy()
     )
-    draws = Draws("n0", 1, options.pop("keys", None) or Keys.insecure(0, "n0"), Counter())
+    keys = options.pop("keys", None) or Keys.insecure(0, "n0")
+    draws = Draws("n0", 1, keys, options.pop("yield_point", no_op))
     section = ReasoningSection(
         families=("largest", "sort"), reward_scale=options.pop("reward_scale", {})
     )
@@ -209,9 +211,10 @@ def test_audits_ask_the_same_of_both_models_and_count_what_they_read(made):
 
 
 def test_neighbors_are_answered_between_tokens_and_parts(made):
-    one = policy(made, micro_batch=4)
+    calls = Counter()
+    one = policy(made, micro_batch=4, yield_point=calls)
     rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
-    after_drawing = one._draws.yield_point.calls
+    after_drawing = calls.calls
     assert after_drawing >= rollouts.completions.ids.shape[1]
     one.gradient(made["x"], rollouts, CONFIG, torch.ones(16))
-    assert one._draws.yield_point.calls >= after_drawing + 4
+    assert calls.calls >= after_drawing + 4

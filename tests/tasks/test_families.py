@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import islice
 
 import pytest
 
-from node.data.families import FAMILIES, HELD_OUT, find, is_exact
+from node.data.families import FAMILIES, HELD_OUT, Item, find, is_right, score
 from peer.errors import ConfigurationError
 
 every = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -43,10 +44,10 @@ def test_one_answer_for_all_questions_scores_little(family):
 def test_right_is_one_and_wrong_is_less_than_half(family):
     for seed in range(200):
         item = family.sample(seed)
-        assert family.score(item, f" {item.answer}\n") == 1.0
+        assert score(item, f" {item.answer}\n") == 1.0
         for wrong in ("", "1", item.answer + "0", item.answer[:-1], "0123456789", "True"):
-            if not is_exact(item, wrong):
-                assert 0 <= family.score(item, wrong) <= 0.5
+            if not is_right(item, wrong):
+                assert 0 <= score(item, wrong) <= 0.5
 
 
 def test_answers_are_right():
@@ -67,3 +68,54 @@ def test_answers_are_right():
 def test_an_unknown_family_is_a_sentence():
     with pytest.raises(ConfigurationError, match="choose one of add, add-seven"):
         find("poetry")
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "exact", "numeric"),
+    [
+        ("7", " 7\n", True, True),
+        ("7", "7.0", False, True),
+        ("7", "+7", False, True),
+        ("-0.5", "-.5", False, False),
+        ("7", "seven", False, False),
+        ("7", "7 apples", False, False),
+        ("1e3", "1000", False, False),
+        ("nan", "nan", True, True),
+        ("7", "", False, False),
+    ],
+)
+def test_numbers_may_be_written_in_more_than_one_way(right, answer, exact, numeric):
+    item = Item("?", right)
+    assert is_right(item, answer) == exact
+    assert is_right(item, answer, "numeric") == numeric
+
+
+HOSTILE = {
+    "code": "__import__('pathlib').Path('canary').touch()",
+    "a giant power": "9**9**9",
+    "a giant number": "9" * 5000,
+    "an exponent": "1e999999999",
+    "deep nesting": "(" * 100_000 + ")" * 100_000,
+    "megabytes": "7" * 4_000_000,
+    "controls": "7\x1b[2J\x00",
+    "NUL": "\x00" * 1000,
+    "a lone surrogate": "\ud800",
+    "digits of another script": "٧",
+    "a format": "%s{0}{answer.__class__}",
+    "all digits": "0123456789",
+    "both answers": "TrueFalse",
+}
+
+
+@pytest.mark.parametrize("match", ["exact", "numeric"])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@every
+def test_hostile_text_is_wrong_at_once(family, text, match, tmp_path, monkeypatch):
+    """Nothing of it is run, and it takes no time."""
+    monkeypatch.chdir(tmp_path)
+    item = family.sample(3)
+    before = time.process_time()
+    assert not is_right(item, text, match)
+    assert score(item, text, match) <= 0.5
+    assert time.process_time() - before < 0.1
+    assert not list(tmp_path.iterdir())
