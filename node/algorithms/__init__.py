@@ -163,7 +163,8 @@ ALGORITHMS: Mapping[str, str] = {
     "dsgd-adam": "node.algorithms.dsgd_adam:DsgdAdam",
     "dec-lora": "node.algorithms.dsgd_adam:DecLora",
     "fgrpo": "node.algorithms.fgrpo:Fgrpo",
-    "grpo": "node.algorithms.fgrpo:Grpo",
+    "grpo": "node.algorithms.grpo:Grpo",
+    "sapo": "node.algorithms.sapo:Sapo",
     "local": "node.algorithms.sgd:Local",
     "centralized": "node.algorithms.sgd:Centralized",
 }

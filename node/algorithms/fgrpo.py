@@ -38,58 +38,31 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from statistics import median
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from node.algorithms import Algorithm, Capability, Resources
-from node.config import AlgorithmConfig, Section
 from node.figures import Diagnostic
-from node.maths.adam import AdamConfig, adam_steps, clip_norm_, drain, upcast
+from node.maths import grpo_rounds
 from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened, softmax_weights
 from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
 from node.maths.commitment import Commitment, update_digest
-from node.maths.grpo import GrpoConfig, advantages
+from node.maths.grpo_rounds import GrpoRunConfig, LocalState, begin, local_steps
 from node.maths.mixing import weighted_sum
-from node.maths.policy import Policy, PolicyGradient, Rollouts
+from node.maths.policy import Policy
 from node.maths.relative_gain import Baseline, GainConfig, gain_weights
 from peer.errors import ConfigurationError
-from peer.message import Conversation, IncrementalPayload, Peer, Replies, mix, say
+from peer.message import Conversation, Peer, Replies, say
 from peer.neighborhood import View
 
 REMEMBERED = 16
 """Rounds whose norms, and commitments of a neighbor, are kept."""
-
-
-class WarmUp(Section):
-    """Supervised rounds before reinforcement: a policy that is never right learns nothing."""
-
-    rounds: int = Field(default=0, ge=0)
-    """Rounds of DSGD-Adam on questions and answers; batches as `privacy.batch` says."""
-    lr: float = Field(default=3e-3, gt=0)
-    """Their step size."""
-
-
-class GrpoRunConfig(GrpoConfig, AdamConfig, AlgorithmConfig):
-    lr: float = Field(default=1e-3, gt=0)
-    """Step size of Adam."""
-    a2: float = Field(default=0.99, ge=0, lt=1)
-    """a₂: decay of the second moment; rounds are few."""
-    clip_norm: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the gradient; a longer one is scaled to it. None: no bound."""
-    local_steps: int = Field(default=2, ge=1)
-    """E, steps of a round; each asks anew."""
-    advantage: Literal["group", "history"] = "group"
-    """group: GRPO's. history: reward minus the moving mean of the own past ones (RAE)."""
-    history: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of that mean."""
-    warmup: WarmUp = WarmUp()
-    """Supervised rounds before."""
 
 
 class FgrpoConfig(GrpoRunConfig):
@@ -125,17 +98,7 @@ class FgrpoConfig(GrpoRunConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    x: Tensor
-    """θ_i, float32 [d]."""
-    m: Tensor
-    v: Tensor
-    step: int = 0
-    """Adam's steps since the moments were zero."""
-    reference: Tensor | None = None
-    """beta > 0: the model that reinforcement began with."""
-    past: tuple[int, float] = (0, 0.0)
-    """Rewards of the own answers so far: how many steps, and their moving mean."""
+class State(LocalState):
     chain: tuple[int, str] = (-1, "")
     """Round and digest of the own last commitment."""
     heard: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -148,125 +111,40 @@ class State:
     """Median norms of accepted updates, of the last rounds."""
 
 
-class Grpo(Algorithm):
-    """GRPO, every node for itself, after a warm-up together: what FGRPO is compared with."""
-
-    Config = GrpoRunConfig
+class Fgrpo(Algorithm):
+    Config = FgrpoConfig
     NEEDS = frozenset({Capability.POLICY})
     PRIVATE = False
-    DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = (
-        Diagnostic("reward", "Mean reward of the own answers.", per_neighbor=False),
-        Diagnostic("rollouts_exact", "Share of them that are right.", per_neighbor=False),
-        Diagnostic(
-            "frac_reward_zero_std", "Share of groups that all earn alike.", per_neighbor=False
-        ),
-        Diagnostic("entropy", "Of the own answers' tokens, in nats.", per_neighbor=False),
-        Diagnostic("kl", "From the model that reinforcement began with.", per_neighbor=False),
-        Diagnostic("clip_ratio_low", "Share of tokens clipped below.", per_neighbor=False),
-        Diagnostic("clip_ratio_high", "Share of tokens clipped above.", per_neighbor=False),
-        Diagnostic("completion_length", "Mean tokens of the own answers.", per_neighbor=False),
-        Diagnostic("grad_norm", "Norm of the gradient before it is clipped.", per_neighbor=False),
-        Diagnostic("mismatch", "Log-probabilities, generator and trainer.", per_neighbor=False),
-        Diagnostic("generated_per_second", "Tokens by CPU-second.", per_neighbor=False),
-        Diagnostic("trained_per_second", "Tokens by CPU-second.", per_neighbor=False),
-    )
-    config: GrpoRunConfig
-    state: State
-    checkpointable = True
-
-    def __init__(self, config: GrpoRunConfig, resources: Resources) -> None:
-        super().__init__(config, resources)
-        assert resources.policy is not None
-        self.policy: Policy = resources.policy
-        x = upcast(resources.start)
-        self.state = State(x=x, m=torch.zeros_like(x), v=torch.zeros_like(x))
-        self._figures: dict[str, float | Mapping[Peer, float]] = {}
-
-    def diagnostics(self) -> Mapping[str, float | Mapping[Peer, float]]:
-        return self._figures
-
-    def round(self, t: int, view: View) -> Conversation:
-        if t < self.config.warmup.rounds:
-            yield from self.warm_up(t)
-            return
-        state, x = self.local_steps(t, self.begin(t))
-        self.state, self.checkpointable = replace(state, x=x), True
-
-    def warm_up(self, t: int) -> Conversation:
-        """A round of DSGD-Adam on questions and their answers."""
-        c, s = self.config, self.state
-        half = clip_norm_(self.gradients(s.x, t, self.me), c.clip_norm)
-        self.checkpointable = False
-        steps = adam_steps(c, s.x, s.m, s.v, half, lr=c.warmup.lr, step=s.step)
-        x = yield from mix("state", IncrementalPayload(half, steps), streaming=True)
-        self.state = replace(s, x=x, step=s.step + 1)
-        self.checkpointable = True
-
-    def begin(self, t: int) -> State:
-        """The state that a round of reinforcement starts from: moments are zero in the first."""
-        s = self.state
-        if t > self.config.warmup.rounds or s.chain[0] >= 0 or s.past[0]:
-            return s
-        reference = s.x.clone() if self.config.beta else None
-        return replace(
-            s, m=torch.zeros_like(s.m), v=torch.zeros_like(s.v), step=0, reference=reference
-        )
-
-    def local_steps(self, t: int, state: State, span: slice = slice(None)) -> tuple[State, Tensor]:
-        """E steps from the state's x, of the parameters of `span`; the state after them, with x as
-        it was, and the new parameters [d]. Moments change in place.
-        """
-        c, x, learned = self.config, state.x.clone(), []
-        self.checkpointable = False
-        for step in range(c.local_steps):
-            rollouts = self.policy.rollouts(x, c, t, step)
-            advantage, state = self.advantage(rollouts, state)
-            update = self.policy.gradient(x, rollouts, c, advantage, state.reference)
-            learned.append((rollouts, update))
-            if update.gradient is None:
-                continue
-            g = clip_norm_(update.gradient[span], c.clip_norm)
-            m, v = state.m[span], state.v[span]
-            drain(adam_steps(c, x[span], m, v, g, lr=c.lr, step=state.step))
-            x[span] = g
-            state = replace(state, step=state.step + 1)
-        self._figures = dict(figures(learned))
-        return state, x
-
-    def advantage(self, rollouts: Rollouts, state: State) -> tuple[Tensor, State]:
-        """Of every answer, [n], and the state that knows their rewards."""
-        steps, mean = state.past
-        now = float(rollouts.rewards.mean())
-        decay = self.config.history if steps else 0.0
-        after = replace(state, past=(steps + 1, decay * mean + (1 - decay) * now))
-        if self.config.advantage == "history":
-            return rollouts.rewards - (mean if steps else now), after
-        return advantages(rollouts.rewards, self.config), after
-
-
-class Fgrpo(Grpo):
-    Config = FgrpoConfig
-    DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = (
+    DIAGNOSTICS = (
         Diagnostic("weight", "What the neighbor's update weighed."),
         Diagnostic("gain", "The neighbor's relative gain, or z of its audits."),
         Diagnostic("convicted", "1: it has no weight, its updates hurt or its chain is broken."),
-        *Grpo.DIAGNOSTICS,
+        *grpo_rounds.DIAGNOSTICS,
         Diagnostic("audit_tokens", "Tokens read for audits.", per_neighbor=False),
         Diagnostic("rolled_back", "1: only the own part was taken.", per_neighbor=False),
     )
     config: FgrpoConfig
+    state: State
+    checkpointable = True
 
     def __init__(self, config: FgrpoConfig, resources: Resources) -> None:
         super().__init__(config, resources)
+        assert resources.policy is not None
+        self.policy: Policy = resources.policy
         if config.audits and not self.policy.families:
             raise ConfigurationError(
                 'algorithm.gain = "audited" needs questions that others can make from a seed '
                 '(task.data = "questions"); with those of a file set algorithm.gain = "reported".'
             )
+        self.state = State.at(resources.start)
         self.blocks: tuple[Block, ...] = ()
         if config.block:
             groups = resources.layer_groups
             self.blocks = partition_blocks(resources.layout, groups, config.block.layers_per_block)
+        self._figures: dict[str, float | Mapping[Peer, float]] = {}
+
+    def diagnostics(self) -> Mapping[str, float | Mapping[Peer, float]]:
+        return self._figures
 
     def span(self, t: int) -> slice:
         block = self.block(t)
@@ -280,16 +158,23 @@ class Fgrpo(Grpo):
         return active_block(self.blocks, since // schedule.steps, schedule)
 
     def round(self, t: int, view: View) -> Conversation:
-        c = self.config
-        if t < c.warmup.rounds:
-            yield from self.warm_up(t)
-            return
-        state, block = self.begin(t), self.block(t)
+        self.checkpointable = False
+        if t < self.config.warmup.rounds:
+            self.state = yield from grpo_rounds.warm_up(
+                self.config, self.state, lambda x: self.gradients(x, t, self.me)
+            )
+        else:
+            yield from self.reinforce(t, view)
+        self.checkpointable = True
+
+    def reinforce(self, t: int, view: View) -> Conversation:
+        """A round of local steps, and of what neighbors make of theirs."""
+        c, state, block = self.config, begin(self.config, self.state), self.block(t)
         if block and (t - c.warmup.rounds) % block_steps(c) == 0:
             state = replace(state, m=state.m.zero_(), v=state.v.zero_(), step=0)
         span = self.span(t)
         reward = self.policy.reward(state.x)
-        state, after = self.local_steps(t, state, span)
+        state, after, figures = local_steps(c, self.policy, t, state, span)
         before = state.x[span].clone()
         own = after[span] - before
         payload: tuple[Tensor, ...] = (own, before) if c.pull else (own,)
@@ -309,7 +194,8 @@ class Fgrpo(Grpo):
         if c.pull:
             theta += c.pull * pull(dict(row.weight), before, updates)
         x, rolled_back = self.checked(state.x, span, theta, own)
-        self._figures |= {
+        self._figures = {
+            **figures,
             "weight": {j: w.get(j, 0.0) for j in heard},
             "gain": {j: gains.score.get(j, 0.0) for j in heard},
             "convicted": {j: float(j in convicted) for j in heard},
@@ -317,7 +203,7 @@ class Fgrpo(Grpo):
             "rolled_back": float(rolled_back),
         }
         chain = (t, commitment.digest)
-        self.state, self.checkpointable = replace(state, x=x, chain=chain), True
+        self.state = replace(state, x=x, chain=chain)
 
     def commitment(self, t: int, state: State, delta: Tensor, reward: float) -> Commitment:
         previous_round, previous = state.chain
@@ -333,7 +219,7 @@ class Fgrpo(Grpo):
         )
 
     def read(
-        self, t: int, state: State, heard: Replies[Any], own: Update
+        self, t: int, state: State, heard: Replies[tuple[Tensor, ...]], own: Update
     ) -> tuple[dict[Peer, Update], State]:
         """The updates whose commitments hold, the own one included, and the state that remembers
         them. A chain with a gap, as after a restart, begins anew: its baseline is forgotten.
@@ -518,34 +404,3 @@ def pull(row: Mapping[Peer, float], before: Tensor, updates: Mapping[Peer, Updat
 def block_steps(c: FgrpoConfig) -> int:
     """Rounds in a block."""
     return c.block.steps if c.block else 1
-
-
-def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, float]:
-    """Of a round's local steps, by the names of DIAGNOSTICS: means over the steps."""
-    answers = [rollouts for rollouts, _ in learned]
-    updates = [update for _, update in learned]
-    tokens = sum(float(each.completions.mask.sum()) for each in answers)
-    count = sum(len(each.rewards) for each in answers)
-    drawing, training = (sum(each.seconds for each in part) for part in (answers, updates))
-
-    def mean(values: Iterable[float]) -> float:
-        return sum(values) / len(learned)
-
-    norms = [
-        0.0 if it.gradient is None else float(torch.linalg.vector_norm(it.gradient))
-        for it in updates
-    ]
-    return {
-        "reward": mean(float(each.rewards.mean()) for each in answers),
-        "rollouts_exact": mean(float(each.exact.double().mean()) for each in answers),
-        "frac_reward_zero_std": mean(each.zero_spread for each in updates),
-        "entropy": mean(each.entropy for each in updates),
-        "kl": mean(each.kl for each in updates),
-        "clip_ratio_low": mean(each.clip_low for each in updates),
-        "clip_ratio_high": mean(each.clip_high for each in updates),
-        "completion_length": tokens / count,
-        "grad_norm": mean(norms),
-        "mismatch": mean(each.mismatch for each in updates),
-        "generated_per_second": tokens / max(drawing, 1e-9),
-        "trained_per_second": tokens / max(training, 1e-9),
-    }

@@ -40,7 +40,7 @@ class HackedPolicy:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.families, self.evaluation = policy.families, policy.evaluation
-        self.questions = policy.questions
+        self.questions, self.vocabulary = policy.questions, policy.vocabulary
 
     @property
     def tokens_read(self) -> int:
@@ -58,8 +58,12 @@ class HackedPolicy:
         config: GrpoConfig,
         advantages: Tensor,
         reference: Tensor | None = None,
+        *,
+        on_policy: bool = True,
     ) -> PolicyGradient:
-        return self._policy.gradient(x, rollouts, config, advantages, reference)
+        return self._policy.gradient(
+            x, rollouts, config, advantages, reference, on_policy=on_policy
+        )
 
     def reward(self, x: Tensor) -> float:
         return self._policy.reward(x)

@@ -102,6 +102,7 @@ class LanguagePolicy:
             )
         self.evaluation = hashlib.sha256(json.dumps(self._fixed.prompts).encode()).digest()
         self.questions, self.tokens_read = len(self._train), 0
+        self.vocabulary = encoder.tokens.size
         self._nonce = (-1, b"")
 
     def asked(self, rows: Texts) -> Asked:
@@ -152,6 +153,8 @@ class LanguagePolicy:
         config: GrpoConfig,
         advantages: Tensor,
         reference: Tensor | None = None,
+        *,
+        on_policy: bool = True,
     ) -> PolicyGradient:
         since, sampling = time.thread_time(), self.sampling(config)
         weights = token_weights(rollouts.completions.mask, config, config.max_completion_length)
@@ -166,7 +169,7 @@ class LanguagePolicy:
             now, counts = log_probs.detach(), drawn.mask.bool()
             terms = grpo_loss(
                 log_probs,
-                now,
+                now if on_policy else drawn.log_probs,
                 advantages[part],
                 weights[part],
                 config,
@@ -181,7 +184,7 @@ class LanguagePolicy:
             sums["apart"] += float((now - drawn.log_probs)[counts].abs().sum())
             self._draws.yield_point()
         mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
-        if mean.get("apart", 0.0) > self._parity:
+        if on_policy and mean.get("apart", 0.0) > self._parity:
             raise TaskError(
                 "The model that answers is not the one that is trained: their log-probabilities "
                 f"differ by {mean['apart']:.2g} a token; it may have changed while it answered."

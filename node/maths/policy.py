@@ -119,6 +119,8 @@ class Policy(Protocol):
     """SHA-256 of the fixed questions by which `reward` goes."""
     questions: int
     """How many the node learns from."""
+    vocabulary: int
+    """Number of different tokens."""
 
     @property
     def tokens_read(self) -> int:
@@ -136,8 +138,11 @@ class Policy(Protocol):
         config: GrpoConfig,
         advantages: Tensor,
         reference: Tensor | None = None,
+        *,
+        on_policy: bool = True,
     ) -> PolicyGradient:
-        """At x, for advantages [n]; `reference` are the parameters of the model that KL is from."""
+        """At x, for advantages [n]; `reference` are the parameters of the model that KL is from.
+        Where others drew the answers, the ratio is to the log-probabilities that came with them."""
         ...
 
     def reward(self, x: Tensor) -> float:

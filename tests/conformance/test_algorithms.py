@@ -185,7 +185,7 @@ def local_sgd_scale(variant):
     name, options = variant
     config: Any = find(name).Config(**options)
     match name:
-        case "deca" | "badam" | "dsgd-adam" | "dec-lora" | "fgrpo" | "grpo":
+        case "deca" | "badam" | "dsgd-adam" | "dec-lora" | "fgrpo" | "grpo" | "sapo":
             return None
         case "dpdl":
             return 1 + config.alpha / (1 + e)  # S = 1 with itself

@@ -29,7 +29,7 @@ class TabularPolicy:
     """One node's; it learns one family, or several."""
 
     tokens_read = 0
-    questions = QUESTIONS
+    questions = vocabulary = QUESTIONS
     evaluation = bytes(32)
 
     def __init__(self, me: str, families: Sequence[str]) -> None:
@@ -70,6 +70,8 @@ class TabularPolicy:
         config: GrpoConfig,
         advantages: Tensor,
         reference: Tensor | None = None,
+        *,
+        on_policy: bool = True,
     ) -> PolicyGradient:
         leaf = x.detach().clone().requires_grad_()
         family = FAMILIES[int(rollouts.prompts.ids[0, 0])]
@@ -77,7 +79,8 @@ class TabularPolicy:
         drawn = log_p.gather(1, rollouts.completions.ids)
         weights = token_weights(rollouts.completions.mask, config, 1)
         if advantages.any():
-            terms = grpo_loss(drawn, drawn.detach(), advantages, weights, config)
+            old = drawn.detach() if on_policy else rollouts.completions.log_probs
+            terms = grpo_loss(drawn, old, advantages, weights, config)
             torch.autograd.backward(terms.loss)
         spread = has_spread(rollouts.rewards, config)
         return PolicyGradient(

@@ -53,6 +53,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"lr": 0.3, "weights": "uniform", "pull": 0.0, "local_steps": 1},
     ],
     "grpo": [{"lr": 0.3}],
+    "sapo": [{"lr": 0.3}],
     "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
@@ -157,7 +158,7 @@ class ToyPolicy:
     """
 
     families: tuple[str, ...] = ("points",)
-    evaluation, questions, tokens_read = bytes(32), 8, 0
+    evaluation, questions, vocabulary, tokens_read = bytes(32), 8, 256, 0
 
     def __init__(self, me, gate):
         self._me, self._gate = me, gate
@@ -174,7 +175,7 @@ class ToyPolicy:
             seconds=1.0,
         )
 
-    def gradient(self, x, rollouts, config, advantages, reference=None):
+    def gradient(self, x, rollouts, config, advantages, reference=None, *, on_policy=True):
         t = int(rollouts.prompts.ids[0, 0])
         figures = dict.fromkeys(
             ("entropy", "clip_low", "clip_high", "kl", "zero_spread", "mismatch", "seconds"), 1.0

@@ -24,6 +24,7 @@ fgrpo: weight gain convicted reward rollouts_exact frac_reward_zero_std entropy 
 grpo: reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high completion_length grad_norm mismatch generated_per_second trained_per_second
 pdsl: weight shapley
 ross: weight shapley
+sapo: taken reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high completion_length grad_norm mismatch generated_per_second trained_per_second
 """
 
 

@@ -12,7 +12,8 @@ import torch
 
 from kit.bandits import LAYOUT, cluster, success
 from node.algorithms import Resources
-from node.algorithms.fgrpo import Fgrpo, Grpo, Update, commitment_of, pull
+from node.algorithms.fgrpo import Fgrpo, Update, commitment_of, pull
+from node.algorithms.grpo import Grpo
 from node.attacks import Attack
 from node.config import AttackSection
 from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened
