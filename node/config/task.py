@@ -89,7 +89,7 @@ class ReasoningSection(Section):
 
     families: tuple[str, ...] = ("add-seven", "largest", "reverse", "sort")
     """task.data = "questions": their families, made from seeds: add, add-seven, largest, reverse,
-    sort, subtract."""
+    sort, subtract, or gym:NAME of reasoning-gym (pip install 'peerpoise[rl]')."""
     match: Literal["exact", "numeric"] = "exact"
     """How an answer is compared with the right one: as text, or as a number where both are one."""
     reward_scale: dict[str, tuple[float, float]] = {}

@@ -17,8 +17,6 @@ from decimal import Decimal
 from string import ascii_lowercase
 from typing import Literal, TypeAlias
 
-from peer.errors import ConfigurationError
-
 HELD_OUT = 0.2
 """Share of all questions that are never trained on."""
 
@@ -127,12 +125,3 @@ FAMILIES: Mapping[str, Family] = {
     }.items()
 }
 """name -> family."""
-
-
-def find(name: str) -> Family:
-    """Raises ConfigurationError: there is no family of this name."""
-    if name not in FAMILIES:
-        raise ConfigurationError(
-            f"Unknown family {name!r} of questions; choose one of {', '.join(sorted(FAMILIES))}."
-        )
-    return FAMILIES[name]

@@ -11,8 +11,10 @@ from itertools import islice
 
 import torch
 
-from node.data.families import Family, Item, find
+from node.data import gym
+from node.data.families import FAMILIES, Family, Item
 from node.data.texts import Texts, strings
+from peer.errors import ConfigurationError
 
 TRAIN, TEST = 800, 150
 """Most questions of a family; it may have fewer."""
@@ -27,6 +29,27 @@ def read_questions(families: Sequence[str]) -> tuple[Texts, Texts]:
         ConfigurationError: there is no such family.
     """
     return _texts(families, TRAIN, held_out=False), _texts(families, TEST, held_out=True)
+
+
+def find(name: str) -> Family:
+    """Raises ConfigurationError: there is no family of this name, or what makes it is missing."""
+    if name.startswith(gym.PREFIX):
+        return gym.family(name)
+    if name not in FAMILIES:
+        raise ConfigurationError(
+            f"Unknown family {name!r} of questions; choose one of {', '.join(sorted(FAMILIES))}, "
+            "or gym:NAME of reasoning-gym."
+        )
+    return FAMILIES[name]
+
+
+def is_known(name: str) -> bool:
+    """Can questions of this family be made here?"""
+    try:
+        find(name)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def texts(items: Sequence[Item], families: Sequence[str]) -> Texts:

@@ -33,6 +33,8 @@ from peer.message import Layout
 
 EVALUATED = 32
 """Questions of the fixed set by which `reward` goes."""
+MOST_FAMILIES = 64
+"""Generators that a neighbor may name."""
 AT_ONCE = 64
 """Rows of a forward pass without gradients."""
 PARITY: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -88,7 +90,7 @@ class LanguagePolicy:
         self._section, self._draws = section, draws
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
         own, kept = self.asked(rows), sorted(set(map(str, family_of(rows))))
-        self.families = tuple(name for name in kept if name in families.FAMILIES)
+        self.families = tuple(name for name in kept if questions.is_known(name))
         tested = self.asked(held_out) if held_out is not None else None
         if tested is None:  # no test set: some of the own rows are kept for it
             tested = own.take([k for k, item in enumerate(own.items) if item.held_out])
@@ -224,11 +226,11 @@ class LanguagePolicy:
         return int.from_bytes(place[:7], "big")
 
     def knows(self, names: Sequence[str]) -> bool:
-        return 0 < len(names) <= len(families.FAMILIES) and families.FAMILIES.keys() >= {*names}
+        return 0 < len(names) <= MOST_FAMILIES and all(map(questions.is_known, names))
 
     def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
         chosen = [names[k % len(names)] for k in range(count)]
-        items = [families.FAMILIES[name].sample(seed + k) for k, name in enumerate(chosen)]
+        items = [questions.find(name).sample(seed + k) for k, name in enumerate(chosen)]
         return self._read(x, self.asked(questions.texts(items, chosen)))
 
     def _read(self, x: Tensor, asked: Asked) -> Tensor:

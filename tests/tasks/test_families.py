@@ -8,7 +8,8 @@ from itertools import islice
 
 import pytest
 
-from node.data.families import FAMILIES, HELD_OUT, Item, find, is_right, score
+from node.data.families import FAMILIES, HELD_OUT, Item, is_right, score
+from node.data.questions import find
 from peer.errors import ConfigurationError
 
 every = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

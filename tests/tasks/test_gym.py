@@ -1,0 +1,85 @@
+"""Families of reasoning-gym, made in a process of their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import lcm
+
+import pytest
+
+from node.data import gym
+from node.data.families import is_right
+from node.data.questions import find, is_known, read_questions
+from peer.errors import ConfigurationError, DataError
+
+needs_gym = pytest.mark.skipif(not gym.installed(), reason="pip install 'peerpoise[rl]'")
+every = pytest.mark.parametrize("name", [f"{gym.PREFIX}{name}" for name in gym.ALLOWED])
+RULES = {
+    "gym:chain_sum": lambda q: str(added(*q.removesuffix(" =").split(": ")[1].split())),
+    "gym:lcm": lambda q: str(lcm(*map(int, q.split(": ")[1].split(", ")))),
+    "gym:spell_backward": lambda q: q.split(": ")[-1][::-1],
+}
+
+
+def added(a: str, sign: str, b: str) -> int:
+    return int(a) + (int(b) if sign == "+" else -int(b))
+
+
+@pytest.mark.parametrize("name", ["gym:countdown", "gym:binary_matrix", "gym:", "gym:../x"])
+def test_a_family_outside_of_the_list_is_one_sentence(name):
+    """Several of them run an answer as code."""
+    with pytest.raises(ConfigurationError, match="is none of base_conversion, chain_sum"):
+        find(name)
+    assert not is_known(name)
+
+
+@pytest.mark.skipif(gym.installed(), reason="it is installed")
+@every
+def test_without_the_library_it_says_how_to_get_it(name):
+    with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[rl\]'"):
+        find(name)
+
+
+@needs_gym
+@every
+def test_a_question_is_a_function_of_family_and_seed(name):
+    family = find(name)
+    items = [family.sample(seed) for seed in range(40)]
+    assert items == [find(name).sample(seed) for seed in range(40)]
+    assert len({item.prompt for item in items}) > 25
+    for item in items:
+        assert is_right(item, f" {item.answer}\n")
+        assert 0 < len(item.answer) <= 12
+
+
+@needs_gym
+@every
+def test_one_answer_for_all_questions_is_seldom_right(name):
+    answers = Counter(find(name).sample(seed).answer for seed in range(600))
+    assert answers.most_common(1)[0][1] < 0.12 * 600
+
+
+@needs_gym
+@pytest.mark.parametrize("name", RULES)
+def test_answers_are_right(name):
+    for seed in range(100):
+        item = find(name).sample(seed)
+        assert item.answer == RULES[name](item.prompt)
+
+
+@needs_gym
+def test_they_are_data_like_our_own():
+    train, test = read_questions(["gym:chain_sum", "sort"])
+    assert {*train.columns["family"]} == {"gym:chain_sum", "sort"}
+    assert not {*train.columns["question"]} & {*test.columns["question"]}
+
+
+@needs_gym
+def test_a_child_that_dies_is_one_sentence_and_another_one_is_started():
+    family = find("gym:chain_sum")
+    before = family.sample(1)
+    gym._child().process.kill()
+    gym._child().process.wait()
+    with pytest.raises(DataError, match="makes no question of the family chain_sum"):
+        family.sample(1)
+    assert family.sample(1) == before
