@@ -28,7 +28,7 @@ ALLOWED: Mapping[str, Mapping[str, object]] = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
     "fraction_simplification": {"max_value": 20, "max_factor": 10, "styles": ["plain"]},
     "lcm": {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 20},
-    "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    "products": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
     "spell_backward": {"min_word_len": 3, "max_word_len": 5},
 }
 """Name -> configuration. Each was read line by line: its answer is one short text, and what it asks
@@ -68,7 +68,7 @@ def family(name: str) -> Family:
         )
 
     def make(draw: random.Random) -> Item:
-        question, answer = _child().ask(own, draw.getrandbits(31))
+        question, answer = child().ask(own, draw.getrandbits(31))
         return Item(question, answer)
 
     return Family(name, make)
@@ -90,7 +90,14 @@ class Child:
             text=True,
             encoding="utf-8",
         )
-        atexit.register(self.process.kill)
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Another one is started for the next question."""
+        atexit.unregister(self.end)
+        self.process.kill()
+        self.process.communicate()
+        child.cache_clear()
 
     def ask(self, name: str, seed: int) -> tuple[str, str]:
         """A question and its answer.
@@ -109,12 +116,12 @@ class Child:
         except (OSError, ValueError):
             ready = []
         if not ready:
-            self.process.kill()
-            _child.cache_clear()
+            self.end()
             raise DataError(f"reasoning-gym makes no question of the family {name}; reinstall it.")
         return question, answer
 
 
 @cache
-def _child() -> Child:
+def child() -> Child:
+    """The one of this process."""
     return Child()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from math import lcm
 
 import pytest
@@ -14,6 +15,16 @@ from peer.errors import ConfigurationError, DataError
 
 needs_gym = pytest.mark.skipif(not gym.installed(), reason="pip install 'peerpoise[rl]'")
 every = pytest.mark.parametrize("name", [f"{gym.PREFIX}{name}" for name in gym.ALLOWED])
+
+
+@pytest.fixture(autouse=True)
+def ends() -> Iterator[None]:
+    """The child ends with a test that needed it."""
+    yield
+    if gym.child.cache_info().currsize:
+        gym.child().end()
+
+
 RULES = {
     "gym:chain_sum": lambda q: str(added(*q.removesuffix(" =").split(": ")[1].split())),
     "gym:lcm": lambda q: str(lcm(*map(int, q.split(": ")[1].split(", ")))),
@@ -78,8 +89,8 @@ def test_they_are_data_like_our_own():
 def test_a_child_that_dies_is_one_sentence_and_another_one_is_started():
     family = find("gym:chain_sum")
     before = family.sample(1)
-    gym._child().process.kill()
-    gym._child().process.wait()
+    gym.child().process.kill()
+    gym.child().process.wait()
     with pytest.raises(DataError, match="makes no question of the family chain_sum"):
         family.sample(1)
     assert family.sample(1) == before
