@@ -59,6 +59,10 @@ def marks(example: Path) -> list[pytest.MarkDecorator]:
     )
 
 
+HEADLINES = {"deca": "perplexity", "fgrpo": "exact_match"}
+"""Of examples by the beginning of their name."""
+
+
 def test_there_are_examples() -> None:
     assert {"quickstart", "full", "non-iid", "poisoned", "private", *TOO_LARGE} <= {
         path.stem for path in ALL
@@ -96,7 +100,7 @@ def run(
     found: dict[str, Any] = json.loads(result.out)
     jsonschema.validate(found, SCHEMA)
     assert found["complete"]
-    assert found["headline"] == ("perplexity" if "deca" in example.stem else "accuracy")
+    assert found["headline"] == HEADLINES.get(example.stem.partition("-")[0], "accuracy")
     assert found["task_metrics"][found["headline"]]["mean"] is not None
     assert_folder(folder, found)
     return found
