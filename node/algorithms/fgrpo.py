@@ -302,8 +302,8 @@ class Fgrpo(Algorithm):
                     ours = ours.observe(differences, c)
             evidence[j] = (theirs.total, theirs.squares, ours.total, ours.squares)
         z = {j: min(each.z for each in evidence_of(evidence.get(j))) for j in updates}
-        theirs = {j: evidence_of(evidence.get(j))[0].z for j in updates if j != self.me}
-        convicted = frozenset(j for j, each in theirs.items() if each < -c.convict) | unknown
+        on_theirs = {j: evidence_of(evidence.get(j))[0].z for j in updates if j != self.me}
+        convicted = frozenset(j for j in on_theirs if on_theirs[j] < -c.convict) | unknown
         gains = Gains(z, convicted, self.policy.tokens_read - tokens)
         return gains, replace(state, evidence=evidence)
 
