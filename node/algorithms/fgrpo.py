@@ -55,7 +55,7 @@ from node.maths import grpo_rounds
 from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened, softmax_weights
 from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
 from node.maths.commitment import Commitment, update_digest
-from node.maths.grpo_rounds import GrpoRunConfig, LocalState, begin, local_steps
+from node.maths.grpo_rounds import GrpoRunConfig, LocalState, begin, local_steps, without_moments
 from node.maths.mixing import weighted_sum
 from node.maths.policy import Policy
 from node.maths.relative_gain import Baseline, GainConfig, gain_weights
@@ -160,20 +160,20 @@ class Fgrpo(Algorithm):
         return active_block(self.blocks, since // schedule.steps, schedule)
 
     def round(self, t: int, view: View) -> Conversation:
-        self.checkpointable = False
         if t < self.config.warmup.rounds:
+            self.checkpointable = False
             self.state = yield from grpo_rounds.warm_up(
                 self.config, self.state, lambda x: self.gradients(x, t, self.me)
             )
+            self.checkpointable = True
         else:
             yield from self.reinforce(t, view)
-        self.checkpointable = True
 
     def reinforce(self, t: int, view: View) -> Conversation:
         """A round of local steps, and of what neighbors make of theirs."""
         c, state, block = self.config, begin(self.config, self.state), self.block(t)
         if block and (t - c.warmup.rounds) % block_steps(c) == 0:
-            state = replace(state, m=state.m.zero_(), v=state.v.zero_(), step=0)
+            state = without_moments(state)
         span = self.span(t)
         reward = self.policy.reward(state.x)
         state, after, figures = local_steps(c, self.policy, t, state, span)

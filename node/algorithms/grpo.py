@@ -49,13 +49,13 @@ class Grpo(Algorithm):
         return self._figures
 
     def round(self, t: int, view: View) -> Conversation:
-        self.checkpointable = False
         if t < self.config.warmup.rounds:
+            self.checkpointable = False
             self.state = yield from warm_up(
                 self.config, self.state, lambda x: self.gradients(x, t, self.me)
             )
+            self.checkpointable = True
         else:
             state = begin(self.config, self.state)
             state, x, self._figures = local_steps(self.config, self.policy, t, state)
             self.state = replace(state, x=x)
-        self.checkpointable = True

@@ -85,14 +85,14 @@ class Sapo(Algorithm):
         return self._figures
 
     def round(self, t: int, view: View) -> Conversation:
-        self.checkpointable = False
         if t < self.config.warmup.rounds:
+            self.checkpointable = False
             self.state = yield from grpo_rounds.warm_up(
                 self.config, self.state, lambda x: self.gradients(x, t, self.me)
             )
+            self.checkpointable = True
         else:
             yield from self.share(t)
-        self.checkpointable = True
 
     def share(self, t: int) -> Conversation:
         """A round of own steps, and a step on what each neighbor sent."""

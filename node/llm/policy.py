@@ -113,7 +113,7 @@ class LanguagePolicy:
         texts = zip(
             self._encoder.prompts(rows), rows.columns[self._encoder.text.answer], strict=True
         )
-        items = [Item(question, str(answer)) for question, answer in texts]
+        items = [Item(question.strip(), str(answer)) for question, answer in texts]
         return Asked(items, family_of(rows), prompts, answers)
 
     def sampling(self, config: GrpoConfig, temperature: float | None = None) -> Sampling:

@@ -102,16 +102,22 @@ def begin(config: GrpoRunConfig, state: S) -> S:
     if state.past[0]:
         return state
     reference = state.x.clone() if config.beta else None
-    return replace(state, m=state.m.zero_(), v=state.v.zero_(), step=0, reference=reference)
+    return replace(without_moments(state), reference=reference)
+
+
+def without_moments(state: S) -> S:
+    """As before Adam's first step."""
+    return replace(state, m=torch.zeros_like(state.m), v=torch.zeros_like(state.v), step=0)
 
 
 def local_steps(
     config: GrpoRunConfig, policy: Policy, t: int, state: S, span: slice = slice(None)
 ) -> tuple[S, Tensor, dict[str, float]]:
     """E steps from the state's x, of the parameters of `span`; the state after them, with x as it
-    was, the new parameters [d], and figures by the names of DIAGNOSTICS. Moments change in place.
+    was, the new parameters [d], and figures by the names of DIAGNOSTICS.
     """
     x, learned = state.x.clone(), []
+    state = replace(state, m=state.m.clone(), v=state.v.clone())
     for step in range(config.local_steps):
         rollouts = policy.rollouts(x, config, t, step)
         advantage, state = own_advantage(config, rollouts, state)
