@@ -5,21 +5,23 @@ Chen, Li, Wang et al., arXiv 2606.03094 (2 June 2026), known from its abstract o
 below is a RECONSTRUCTION. In a round node i takes E local steps of GRPO (`node.maths.grpo`) from
 its model θ_i to θ_i + δ_i, says δ_i, and averages what it hears:
 
-    D       2 × the running median of the norms of accepted updates; longer ones are shortened to it
+    D       2 × the running median (the lower one) of the norms of accepted updates; longer ones are
+            shortened to it
     u_j     shares by relative gain (`node.maths.relative_gain`), over the closed neighborhood
     w_ij    (1 − μ) W_ij + μ u_j
     θ_i ← θ_i + η Σ_j w_ij δ_j + κ Σ_j W_ij (θ_j − θ_i)
 
-κ is 0.5, but 0 where all nodes weigh alike (a full graph, no audits): the rows of u are not doubly
-stochastic, so models drift apart without it. With δ_j a neighbor signs a commitment (`node.maths.commitment`): its reward R̄_j
-before the round, the chain of its earlier ones, and the generators of its questions. No privacy:
-updates leave as they are, so every mode but none is refused.
+κ = 0.5: the rows of u are not doubly stochastic, so models drift apart without it. With δ_j a neighbor
+signs a commitment (`node.maths.commitment`): its reward R̄_j before the round, the chain of its earlier
+ones, and the generators of its questions. No privacy: updates leave as they are, so every mode but
+none is refused.
 
     gain = "reported"   g_j from the R̄_j of the chain. As the abstract has it; who lies about R̄ is believed.
-    gain = "audited"    z of paired audits (`node.maths.audit`) of θ_i + ½δ_j on fresh questions of j's
-                        generators, and of the own ones; the smaller counts. Below −3 on its own
-                        questions j has no weight: it sends what it can't have learned. On the
-                        auditor's, honest updates fall so low now and then (7 of 288 in fgrpo-tiny).
+    gain = "audited"    z of paired audits (`node.maths.audit`) of θ_i + ½δ_j on fresh questions of the
+                        own generators, and with the pull to θ_j of j's; the smaller counts.
+                        Below −3 j has no weight in the round, and on its own questions it is
+                        convicted: it sends what it can't have learned. On the auditor's, honest
+                        updates fall so low now and then (7 of 288 in fgrpo-tiny).
                         The whole update is checked on the own fixed questions: below −3 only the
                         own part of it is taken.
     weights             uniform | size | reward | raw-gain instead of gain: baselines of the paper's kind
@@ -34,16 +36,16 @@ Reconstructions
       long, and hurts.
 Not covered
     * An update that helps on all questions that its auditor asks, and hurts elsewhere.
-    * Questions of a file can't be audited, nor a neighbor that names other generators: it has no
-      weight.
+    * Questions of a file can't be audited. A neighbor that names generators which are not the run's,
+      or others than it named first, has no weight.
+    * The warm-up, a plain mean, believes everybody; `mix.rule` applies there, and only there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from statistics import median
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -79,19 +81,13 @@ class FgrpoConfig(GrpoRunConfig):
     """How neighbors are audited."""
     eta: float = Field(default=1.0, gt=0)
     """η: share of the averaged update that is applied."""
-    pull: float | None = Field(default=None, ge=0, le=1)
-    """κ, towards the neighbors' models, which then travel too; None: 0 where all nodes weigh alike
-    (a full graph, no audits), else 0.5."""
+    pull: float = Field(default=0.5, ge=0, le=1)
+    """κ, towards the neighbors' models, which then travel too. 0 is for a full graph without audits and
+    without losses, where all models stay equal."""
     norm_bound: float | None = Field(default=2.0, gt=0)
     """Updates are shortened to so many times the median norm; None: they are not."""
     block: BlockSchedule | None = None
     """Train and say one block of layers at a time, as DECA does; None: all parameters."""
-
-    def on_graph(self, spectral_gap: float, nodes: int) -> Self:
-        if self.pull is not None:
-            return self
-        full = spectral_gap > 1 - 1e-9
-        return self.model_copy(update={"pull": 0.0 if full and not self.audits else 0.5})
 
     @property
     def audits(self) -> bool:
@@ -109,8 +105,12 @@ class State(LocalState):
     """`Baseline`s of the closed neighborhood."""
     evidence: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     """`Evidence` of each on its own questions, and on this node's."""
+    families: dict[str, str] = field(default_factory=dict)
+    """The generators that each named first; a commitment that names others counts for nothing."""
     norms: tuple[float, ...] = ()
     """Median norms of accepted updates, of the last rounds."""
+    visit: int = -1
+    """Blocks: which one was trained last, counted from 0."""
 
 
 class Fgrpo(Algorithm):
@@ -141,6 +141,10 @@ class Fgrpo(Algorithm):
         self.state = State.at(resources.start)
         self.blocks: tuple[Block, ...] = ()
         if config.block:
+            if not resources.layer_groups:
+                raise ConfigurationError(
+                    "algorithm.block trains layers one after another, and the task names none."
+                )
             groups = resources.layer_groups
             self.blocks = partition_blocks(resources.layout, groups, config.block.layers_per_block)
         self._figures: dict[str, float | Mapping[Peer, float]] = {}
@@ -172,10 +176,10 @@ class Fgrpo(Algorithm):
     def reinforce(self, t: int, view: View) -> Conversation:
         """A round of local steps, and of what neighbors make of theirs."""
         c, state, block = self.config, begin(self.config, self.state), self.block(t)
-        if block and (t - c.warmup.rounds) % block_steps(c) == 0:
-            state = without_moments(state)
+        if block and (visit := (t - c.warmup.rounds) // block_steps(c)) != state.visit:
+            state = replace(without_moments(state), visit=visit, norms=())
         span = self.span(t)
-        reward = self.policy.reward(state.x)
+        tokens, reward = self.policy.tokens_read, self.policy.reward(state.x)
         state, after, figures = local_steps(c, self.policy, t, state, span)
         before = state.x[span].clone()
         own = after[span] - before
@@ -184,28 +188,29 @@ class Fgrpo(Algorithm):
         layout = block.layout if block else None
         heard = yield from say("update", payload, layout, note=commitment.encode())
         updates, state = self.read(t, state, heard, Update(commitment, payload))
-        updates, state = self.bound(updates, state)
-        gains, state = self.gains(t, state, updates, span)
-        convicted = frozenset(gains.convicted) | (frozenset(heard) - frozenset(updates))
-        row = view.neighborhood.without(
-            set(view.neighborhood.neighbors) - (set(updates) - convicted)
-        )
-        w = self.weights(dict(row.weight), gains.score)
+        updates = self.bound(updates, state.norms)
+        row = dict(view.neighborhood.weight)
+        gains, state = self.gains(t, state, updates, span, row)
+        convicted = gains.convicted | (frozenset(heard) - frozenset(updates))
+        trusted = set(updates) - convicted - gains.harmful
+        row = dict(view.neighborhood.without(set(view.neighborhood.neighbors) - trusted).weight)
+        w = self.weights(row, gains.score)
         step = weighted_sum(w, {j: updates[j].delta for j in w})
         theta = before + c.eta * step
         if c.pull:
-            theta += c.pull * pull(dict(row.weight), before, updates)
+            theta += c.pull * sum_of(pulls(row, before, own, updates), before)
         x, rolled_back = self.checked(state.x, span, theta, own)
         self._figures = {
             **figures,
             "weight": {j: w.get(j, 0.0) for j in heard},
             "gain": {j: gains.score.get(j, 0.0) for j in heard},
             "convicted": {j: float(j in convicted) for j in heard},
-            "audit_tokens": float(gains.tokens),
+            "audit_tokens": float(self.policy.tokens_read - tokens),
             "rolled_back": float(rolled_back),
         }
-        chain = (t, commitment.digest)
-        self.state = replace(state, x=x, chain=chain)
+        accepted = [norm_of(updates[j].delta) for j in w]
+        norms = (*state.norms, largest_norm(accepted, 1.0))[-REMEMBERED:]
+        self.state = replace(state, x=x, chain=(t, commitment.digest), norms=norms)
 
     def commitment(self, t: int, state: State, delta: Tensor, reward: float) -> Commitment:
         previous_round, previous = state.chain
@@ -224,41 +229,42 @@ class Fgrpo(Algorithm):
         self, t: int, state: State, heard: Replies[tuple[Tensor, ...]], own: Update
     ) -> tuple[dict[Peer, Update], State]:
         """The updates whose commitments hold, the own one included, and the state that remembers
-        them. A chain with a gap, as after a restart, begins anew: its baseline is forgotten.
+        them. Who denies its past, as one that was restarted does, begins without a baseline.
         """
         updates, chains = {self.me: own}, dict(state.heard)
         baselines = dict(state.baselines)
         for j, parts in heard.items():
             chain = chains.get(j, {})
-            commitment = commitment_of(heard.notes.get(j, b""), t, parts[0], chain)
+            commitment = commitment_of(heard.notes.get(j, b""), t, parts[0])
             if commitment is None:
                 continue
             updates[j] = Update(commitment, parts)
-            if chain and chain.get(str(commitment.previous_round)) != commitment.previous:
+            if chain and not goes_on(chain, commitment):
                 baselines.pop(j, None)
             kept = {**chain, str(t): commitment.digest}
             chains[j] = dict(sorted(kept.items(), key=lambda item: int(item[0]))[-REMEMBERED:])
         return updates, replace(state, heard=chains, baselines=baselines)
 
-    def bound(
-        self, updates: Mapping[Peer, Update], state: State
-    ) -> tuple[dict[Peer, Update], State]:
-        """Neighbors' updates of at most D; the state knows this round's norms."""
-        norms = {j: float(torch.linalg.vector_norm(each.delta)) for j, each in updates.items()}
-        now = tuple(sorted(norms.values()))
-        state = replace(state, norms=(*state.norms, median(now))[-REMEMBERED:])
+    def bound(self, updates: Mapping[Peer, Update], past: Sequence[float]) -> dict[Peer, Update]:
+        """Neighbors' updates of at most D."""
         if self.config.norm_bound is None:
-            return dict(updates), state
-        most = largest_norm(state.norms, now, self.config.norm_bound)
+            return dict(updates)
+        norms = {j: norm_of(each.delta) for j, each in updates.items()}
+        most = largest_norm([*past, *norms.values()], self.config.norm_bound)
         return {
             j: each
             if j == self.me
             else replace(each, parts=(shortened(each.delta, norms[j], most), *each.parts[1:]))
             for j, each in updates.items()
-        }, state
+        }
 
     def gains(
-        self, t: int, state: State, updates: Mapping[Peer, Update], span: slice
+        self,
+        t: int,
+        state: State,
+        updates: Mapping[Peer, Update],
+        span: slice,
+        row: Mapping[Peer, float],
     ) -> tuple[Gains, State]:
         """How much each outdoes its past, as it says or as audits see, and who is convicted."""
         c = self.config
@@ -279,41 +285,56 @@ class Fgrpo(Algorithm):
         state = replace(state, baselines=baselines)
         if not c.audits:
             return Gains(claimed), state
-        return self.audited(t, state, updates, span)
+        return self.audited(t, state, updates, span, row)
 
     def audited(
-        self, t: int, state: State, updates: Mapping[Peer, Update], span: slice
+        self,
+        t: int,
+        state: State,
+        updates: Mapping[Peer, Update],
+        span: slice,
+        row: Mapping[Peer, float],
     ) -> tuple[Gains, State]:
-        c, tokens = self.config.audit, self.policy.tokens_read
-        evidence = dict(state.evidence)
-        unknown = {j for j in updates if not self.policy.knows(updates[j].commitment.families)}
+        """Each is tried about as it would be applied."""
+        c, evidence, families_of = self.config.audit, dict(state.evidence), dict(state.families)
+        unknown = set()
+        for j, each in updates.items():
+            first = families_of.setdefault(j, ",".join(each.commitment.families))
+            known = self.policy.knows(each.commitment.families)
+            if not known or first != ",".join(each.commitment.families):
+                unknown.add(j)
+        before, own = state.x[span], updates[self.me].delta
+        pulled = pulls(row, before, own, updates) if self.config.pull else {}
         for j in sorted({*self.chosen(t, updates)} - unknown):
             commitment, delta = updates[j].commitment, updates[j].delta
             seed = self.policy.audit_seed(t, bytes.fromhex(commitment.digest))
+            theirs, ours = evidence_of(evidence.get(j))
             tried = state.x.clone()
             tried[span] += c.scale * delta
-            theirs, ours = evidence_of(evidence.get(j))
-            for number, families in enumerate((commitment.families, self.policy.families)):
-                asked = (families, seed, c.questions)
-                differences = self.policy.right(tried, *asked) - self.policy.right(state.x, *asked)
-                if number == 0:
-                    theirs = theirs.observe(differences, c)
-                else:
-                    ours = ours.observe(differences, c)
+            ours = ours.observe(self.change(state.x, tried, self.policy.families, seed), c)
+            if j in pulled:  # a model may well be behind on others' questions, but not on its own
+                tried[span] += self.config.pull * pulled[j]
+            theirs = theirs.observe(self.change(state.x, tried, commitment.families, seed), c)
             evidence[j] = (theirs.total, theirs.squares, ours.total, ours.squares)
         z = {j: min(each.z for each in evidence_of(evidence.get(j))) for j in updates}
         on_theirs = {j: evidence_of(evidence.get(j))[0].z for j in updates if j != self.me}
         convicted = frozenset(j for j in on_theirs if on_theirs[j] < -c.convict) | unknown
-        gains = Gains(z, convicted, self.policy.tokens_read - tokens)
-        return gains, replace(state, evidence=evidence)
+        harmful = frozenset(j for j in z if j != self.me and z[j] < -c.convict)
+        gains = Gains(z, convicted, harmful)
+        return gains, replace(state, evidence=evidence, families=families_of)
+
+    def change(self, x: Tensor, tried: Tensor, families: Sequence[str], seed: int) -> Tensor:
+        """Of the probabilities of right answers to the same fresh questions, float64 [p]."""
+        asked = (families, seed, self.config.audit.questions)
+        return self.policy.right(tried, *asked) - self.policy.right(x, *asked)
 
     def chosen(self, t: int, updates: Mapping[Peer, Update]) -> list[Peer]:
-        """Whom to audit in this round, and itself."""
-        most, others = self.config.audit.neighbors_per_round, sorted({*updates} - {self.me})
+        """Whom to audit in this round, which nobody else knows, and itself."""
+        most, others = self.config.audit.neighbors_per_round, {*updates} - {self.me}
         if most is None or most >= len(others):
             return sorted(updates)
-        start = t * most % len(others)
-        return sorted({self.me, *(others * 2)[start : start + most]})
+        drawn = sorted(others, key=lambda j: self.policy.audit_seed(t, j.encode()))
+        return sorted({self.me, *drawn[:most]})
 
     def weights(self, row: Mapping[Peer, float], score: Mapping[Peer, float]) -> dict[Peer, float]:
         """w_ij over the peers of row i of W."""
@@ -364,25 +385,28 @@ class Gains:
 
     score: Mapping[Peer, float]
     convicted: frozenset[Peer] = frozenset()
-    tokens: int = 0
-    """Read for audits."""
+    harmful: frozenset[Peer] = frozenset()
+    """Who has no weight in this round: it hurts the auditor's own questions."""
 
 
-def commitment_of(
-    note: bytes, t: int, delta: Tensor, chain: Mapping[str, str]
-) -> Commitment | None:
-    """What a neighbor committed itself to with δ in round t; None: it is of another round or
-    update, or denies what it said before."""
+def commitment_of(note: bytes, t: int, delta: Tensor) -> Commitment | None:
+    """What a neighbor committed itself to with δ in round t; None: it is none, or of another round or
+    update."""
     try:
         commitment = Commitment.decode(note)
     except ValueError:
         return None
-    known = chain.get(str(commitment.previous_round))
-    if known is not None and known != commitment.previous:
-        return None
     if commitment.round != t or commitment.update != update_digest(delta):
         return None
     return commitment
+
+
+def goes_on(chain: Mapping[str, str], commitment: Commitment) -> bool:
+    """Does it follow what was heard of its peer, as far as this node heard it?"""
+    newest = max(map(int, chain), default=-1)
+    if commitment.previous_round > newest:  # this node missed some
+        return True
+    return chain.get(str(commitment.previous_round)) == commitment.previous
 
 
 def evidence_of(kept: tuple[float, float, float, float] | None) -> tuple[Evidence, Evidence]:
@@ -391,17 +415,24 @@ def evidence_of(kept: tuple[float, float, float, float] | None) -> tuple[Evidenc
     return Evidence(total, squares), Evidence(own_total, own_squares)
 
 
-def pull(row: Mapping[Peer, float], before: Tensor, updates: Mapping[Peer, Update]) -> Tensor:
-    """Σ_j W_ij (θ_j − θ_i), [n], no difference longer than twice their median."""
-    apart = {
-        j: updates[j].parts[1] - before for j in sorted(row) if updates[j].parts[1] is not before
-    }
-    norms = {j: float(torch.linalg.vector_norm(each)) for j, each in apart.items()}
-    most = largest_norm([], norms.values())
-    total = torch.zeros_like(before)
-    for j, each in apart.items():
-        total.add_(shortened(each, norms[j], most), alpha=row[j])
-    return total
+def pulls(
+    row: Mapping[Peer, float], before: Tensor, own: Tensor, updates: Mapping[Peer, Update]
+) -> dict[Peer, Tensor]:
+    """W_ij (θ_j − θ_i) of every neighbor, [n]; no difference longer than twice the median of them and
+    of the own update."""
+    apart = {j: updates[j].parts[1] - before for j in sorted(row) if j in updates}
+    norms = {j: norm_of(each) for j, each in apart.items()}
+    most = largest_norm([norm_of(own), *norms.values()])
+    return {j: row[j] * shortened(each, norms[j], most) for j, each in apart.items() if norms[j]}
+
+
+def sum_of(parts: Mapping[Peer, Tensor], like: Tensor) -> Tensor:
+    """In sorted order."""
+    return sum((parts[j] for j in sorted(parts)), torch.zeros_like(like))
+
+
+def norm_of(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x))
 
 
 def block_steps(c: FgrpoConfig) -> int:

@@ -32,6 +32,7 @@ from node.maths import grpo_rounds
 from node.maths.grpo import advantages, has_spread
 from node.maths.grpo_rounds import GrpoRunConfig, LocalState, begin, local_steps, stepped
 from node.maths.policy import Completions, Policy, Prompts, Rollouts
+from peer.errors import ConfigurationError
 from peer.message import Conversation, Layout, Peer, say
 from peer.neighborhood import View
 
@@ -46,6 +47,13 @@ class SapoConfig(GrpoRunConfig):
     """Groups of answers that are taken from each neighbor in a round."""
     max_prompt_length: int = Field(default=64, ge=1)
     """Tokens of a question that are sent; a longer one loses its beginning."""
+
+    @property
+    def two_sided(self) -> SapoConfig:
+        """With an upper limit of the ratio for bad answers, too: a neighbor says how likely it found
+        them, and one that says "hardly" would be the whole gradient."""
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        return self if self.delta else self.model_copy(update={"delta": 1 + 2 * high})
 
     @property
     def layout(self) -> Layout:
@@ -78,6 +86,11 @@ class Sapo(Algorithm):
         super().__init__(config, resources)
         assert resources.policy is not None
         self.policy: Policy = resources.policy
+        if self.policy.questions < config.questions:
+            raise ConfigurationError(
+                f"algorithm.questions = {config.questions}, but this node has "
+                f"{self.policy.questions}: everybody sends equally many answers, so lower it."
+            )
         self.state = LocalState.at(resources.start)
         self._figures: dict[str, float | Mapping[Peer, float]] = {}
 
@@ -107,7 +120,12 @@ class Sapo(Algorithm):
             if theirs is None:
                 continue
             update = self.policy.gradient(
-                x, theirs, c, advantages(theirs.rewards, c), state.reference, on_policy=False
+                x,
+                theirs,
+                c.two_sided,
+                advantages(theirs.rewards, c),
+                state.reference,
+                on_policy=False,
             )
             state = stepped(c, x, update, state)
         self._figures = {**figures, "taken": taken}

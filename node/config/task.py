@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -104,8 +105,11 @@ class ReasoningSection(Section):
     def _scales_are_used(self) -> ReasoningSection:
         if unused := sorted({*self.reward_scale} - {*self.families, OWN_FAMILY}):
             raise ValueError(f"reward_scale names {unused[0]!r}, which is none of families")
-        if bad := [name for name, (factor, _) in self.reward_scale.items() if not factor > 0]:
-            raise ValueError(f"the factor of {bad[0]!r} in reward_scale must be positive")
+        scales = self.reward_scale.items()
+        if bad := [name for name, (a, b) in scales if not (0 < a < inf and -inf < b < inf)]:
+            raise ValueError(
+                f"the scale of {bad[0]!r} in reward_scale is a positive factor and an offset"
+            )
         return self
 
 

@@ -126,6 +126,11 @@ class Plan:
                 "blocks, which have no "
                 'mean; set "round" or "quorum", or take dsgd-adam.'
             )
+        if run.sync.mode == "async" and Capability.POLICY in algorithm.NEEDS:
+            raise ConfigurationError(
+                f'{run.algorithm.name} refuses sync.mode = "async": an update belongs to its '
+                'round; set "round" or "quorum".'
+            )
         named, mix = "mix.rule", run.mix
         if isinstance(options, ShapleyConfig) and options.mix_by == "trimmed_mean":
             named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
@@ -410,6 +415,8 @@ class Learner:
 
 def mixing(run: RunConfig) -> Mixing:
     """What may be said of how the run averages."""
+    if Capability.POLICY in find(run.algorithm.name).NEEDS:
+        return "row"
     by = run.algorithm.options.get("mix_by", "w")  # of ROSS and PDSL
     if by != "w":
         return "trimmed_mean" if by == "trimmed_mean" else "row"

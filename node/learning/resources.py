@@ -67,5 +67,9 @@ def resources(
         if Capability.VALIDATION in needs
         else None,
         layer_groups=task.layer_groups,
-        policy=task.policy(draws) if isinstance(task, RewardedTask) else None,
+        policy=(
+            task.policy(draws)
+            if Capability.POLICY in needs and isinstance(task, RewardedTask)
+            else None
+        ),
     )

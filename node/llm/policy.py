@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +34,7 @@ from peer.message import Layout
 
 EVALUATED = 32
 """Questions of the fixed set by which `reward` goes."""
-MOST_FAMILIES = 64
-"""Generators that a neighbor may name."""
+TOO_FEW = "There are too few questions: some are to learn from, others to test by; add more."
 AT_ONCE = 64
 """Rows of a forward pass without gradients."""
 PARITY: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -74,14 +74,15 @@ class LanguagePolicy:
         encoder: Encoder,
         section: ReasoningSection,
         rows: Texts,
-        held_out: Texts | None,
+        held_out: Texts,
         draws: Draws,
         *,
+        generators: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         micro_batch: int | None = None,
     ) -> None:
         """`forward` gives the model with these parameters; `rows` are trained on, `held_out` are
-        not; without them a fifth of the rows is not.
+        not. `generators`: of which families of the run others can make questions.
 
         Raises:
             DataError: there are too few rows.
@@ -89,19 +90,14 @@ class LanguagePolicy:
         self._forward, self._layout, self._encoder = forward, layout, encoder
         self._section, self._draws = section, draws
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
-        own, kept = self.asked(rows), sorted(set(map(str, family_of(rows))))
-        self.families = tuple(name for name in kept if questions.is_known(name))
-        tested = self.asked(held_out) if held_out is not None else None
-        if tested is None:  # no test set: some of the own rows are kept for it
-            tested = own.take([k for k, item in enumerate(own.items) if item.held_out])
-            own = own.take([k for k, item in enumerate(own.items) if not item.held_out])
-        alike = [k for k, name in enumerate(tested.families) if name in kept]
-        self._train, self._fixed = own, tested.take(spread(alike, EVALUATED))
+        self._generators = frozenset(generators)
+        self._train, tested = self.asked(rows), self.asked(held_out)
+        own = sorted(set(self._train.families))
+        self.families = tuple(name for name in own if name in self._generators)
+        alike = [k for k, name in enumerate(tested.families) if name in own]
+        self._fixed = tested.take(spread(alike, EVALUATED))
         if not (len(self._train) and len(self._fixed)):
-            raise DataError(
-                "There are too few questions: some are to learn from, and others to test by; "
-                "add more."
-            )
+            raise DataError(TOO_FEW)
         self.evaluation = hashlib.sha256(json.dumps(self._fixed.prompts).encode()).digest()
         self.questions, self.tokens_read = len(self._train), 0
         self.vocabulary = encoder.tokens.size
@@ -226,7 +222,7 @@ class LanguagePolicy:
         return int.from_bytes(place[:7], "big")
 
     def knows(self, names: Sequence[str]) -> bool:
-        return 0 < len(names) <= MOST_FAMILIES and all(map(questions.is_known, names))
+        return bool(names) and len(set(names)) == len(names) and self._generators >= {*names}
 
     def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
         chosen = [names[k % len(names)] for k in range(count)]
@@ -292,6 +288,18 @@ class LanguagePolicy:
 
     def _at(self, x: Tensor) -> Forward:
         return self._forward(views(self._layout, x.detach()))
+
+
+def divided(rows: Texts, encoder: Encoder) -> tuple[Texts, Texts]:
+    """Rows to learn from, and to test by: which, the question decides.
+
+    Raises:
+        DataError: there are too few.
+    """
+    held_out = np.array([Item(text.strip(), "").held_out for text in encoder.prompts(rows)])
+    if held_out.all() or not held_out.any():
+        raise DataError(TOO_FEW)
+    return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
 
 
 def family_of(rows: Texts) -> list[str]:

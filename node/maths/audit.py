@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
-from statistics import median
+from statistics import median_low
 
 import torch
 from pydantic import Field
@@ -61,11 +61,11 @@ class Evidence:
         return self.total / sqrt(self.squares) if self.squares > 0 else 0.0
 
 
-def largest_norm(past: Iterable[float], now: Iterable[float], times: float = 2.0) -> float:
-    """D: `times` the median norm of updates that were accepted in the last rounds and of those that
-    are here now."""
-    norms = [*past, *now]
-    return times * median(norms) if norms else 0.0
+def largest_norm(norms: Iterable[float], times: float = 2.0) -> float:
+    """D: `times` the median of norms, the lower one of two, so that a huge one among two or three
+    moves nothing; peers that stand still don't count."""
+    positive = [norm for norm in norms if norm > 0]
+    return times * median_low(positive) if positive else 0.0
 
 
 def shortened(delta: Tensor, norm: float, most: float) -> Tensor:

@@ -1,5 +1,5 @@
-"""What a peer binds itself to with its update, before anybody audits it: a chain of commitments, so
-that its past can't be told anew.
+"""What a peer binds itself to with its update, before anybody audits it: a chain of commitments.
+Who tells its past anew, or leaves it out, begins without one: nothing is gained by it.
 
 It travels as a note, under the signature of the message it belongs to. Never in it: questions or
 answers.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from math import isfinite
 
 from torch import Tensor
 
@@ -18,6 +17,8 @@ from peer.message import MAX_NOTE
 
 NO_ONE = ""
 """Before the first commitment."""
+LARGEST = 1e100
+"""Magnitude of a reward, which JSON would give any number of digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,15 @@ class Commitment:
         if not isinstance(values, dict) or set(values) != expected:
             raise ValueError("no commitment")
         texts = [values["update"], values["evaluation"], values["previous"], *_list(values)]
-        numbers = [values["round"], values["questions"], values["previous_round"]]
+        numbers = [values["round"], values["questions"]]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a text is none")
-        if not all(type(number) is int and -1 <= number < 2**53 for number in numbers):
+        if not all(type(number) is int and 0 <= number < 2**53 for number in numbers):
             raise ValueError("a number is none")
+        if type(values["previous_round"]) is not int or not -1 <= values["previous_round"] < 2**53:
+            raise ValueError("a round is none")
         reward = values["reward"]
-        if not isinstance(reward, int | float) or not isfinite(reward):
+        if type(reward) not in (int, float) or not abs(reward) < LARGEST:
             raise ValueError("the reward is none")
         return cls(**{**values, "families": tuple(values["families"]), "reward": float(reward)})
 

@@ -24,6 +24,9 @@ from node.config import Section
 
 STABILIZER = 1e-4
 """Added to a standard deviation of rewards."""
+LARGEST = 20.0
+"""Difference of log-probabilities that counts. Somebody else may say how likely its answers were,
+and the exponential of more is no number for long."""
 
 
 class GrpoConfig(Section):
@@ -127,7 +130,7 @@ def grpo_loss(
     low = 1 - config.epsilon
     counts = weights > 0
     log_probs = torch.where(counts, log_probs, old)  # no gradient, and no NaN, behind an answer
-    ratio = torch.exp(log_probs - old)
+    ratio = torch.exp((log_probs - old).clamp(max=LARGEST))
     bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
     a = advantage[:, None]
     per_token = -torch.minimum(bounded * a, ratio.clamp(low, high) * a)
@@ -136,7 +139,7 @@ def grpo_loss(
     kl = torch.zeros(())
     if config.beta:
         assert reference is not None
-        apart = torch.where(counts, reference - log_probs, 0.0)
+        apart = torch.where(counts, reference - log_probs, 0.0).clamp(max=LARGEST)
         divergence = torch.exp(apart) - apart - 1
         per_token = per_token + config.beta * divergence
         kl = divergence.detach()[counts].sum()

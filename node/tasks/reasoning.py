@@ -5,13 +5,15 @@ policy (`node.llm.policy`) it answers by itself. Which questions are for testing
 the question's text, so that no seed brings one of them into training.
 
 Not covered
+  * GPUs: this task stays on the CPU.
   * Other generators of questions than peerpoise's own families, and scorers of somebody's own:
     answers are compared with the right one, as text or as a number; nothing of them is evaluated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +25,7 @@ from node.config import DataSection, ReasoningSection, RunConfig, TextSection
 from node.figures import Metric
 from node.hooks import no_op
 from node.llm.forward import Forward
-from node.llm.policy import LanguagePolicy, family_of
+from node.llm.policy import LanguagePolicy, divided, family_of
 from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
 from node.randomness import Keys
@@ -49,9 +51,17 @@ seal, save_pretrained = causal_lm.seal, causal_lm.save_pretrained
 class Reasoning(CausalLM, RewardedTask):
     """A causal-lm task that has a policy."""
 
-    def __init__(self, of: Ingredients, section: ReasoningSection, config: GrpoConfig) -> None:
-        super().__init__(of)
-        self._rows, self._encoder, self._section = of.rows, of.encoder, section
+    def __init__(
+        self,
+        of: Ingredients,
+        section: ReasoningSection,
+        config: GrpoConfig,
+        generators: Sequence[str],
+    ) -> None:
+        rows, held_out = (of.rows, of.test.texts) if of.test else divided(of.rows, of.encoder)
+        super().__init__(replace(of, rows=rows))
+        self._rows, self._held_out = rows, held_out
+        self._encoder, self._section, self._generators = of.encoder, section, generators
         self._tested = of.test.texts if of.test else None
         names = sorted(set(family_of(self._tested))) if self._tested else []
         self._sampled = config
@@ -69,6 +79,9 @@ class Reasoning(CausalLM, RewardedTask):
             ),
         )
 
+    def to(self, device: torch.device) -> None:
+        """Stays on the CPU, whatever device there is: masks and draws of answers are there."""
+
     def policy(self, draws: Draws) -> LanguagePolicy:
         def forward(parameters: Mapping[str, Tensor]) -> Forward:
             return partial(self._forward, parameters)
@@ -79,8 +92,9 @@ class Reasoning(CausalLM, RewardedTask):
             self._encoder,
             self._section,
             self._rows,
-            self._tested,
+            self._held_out,
             draws,
+            generators=self._generators,
             dtype=self.dtype,
             micro_batch=self.micro_batch,
         )
@@ -124,7 +138,9 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
     run = run.model_copy(update={"task": task})
     asked = {k: v for k, v in run.algorithm.options.items() if k in GrpoConfig.model_fields}
     config = GrpoConfig.model_validate(asked)  # as it answers in training, it answers in tests
-    return Reasoning(causal_lm.ingredients(run, data), task.reasoning or ReasoningSection(), config)
+    section = task.reasoning or ReasoningSection()
+    generators = section.families if task.data == "questions" else ()
+    return Reasoning(causal_lm.ingredients(run, data), section, config, generators)
 
 
 def _text(text: TextSection | None) -> TextSection:

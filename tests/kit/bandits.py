@@ -4,6 +4,7 @@ question of a family shifts them a little. Exact, and a thousand times faster th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -106,7 +107,7 @@ class TabularPolicy:
         return torch.cat([self.probabilities(x, name, every) for name in self.families])
 
     def audit_seed(self, t: int, commitment: bytes) -> int:
-        return int.from_bytes(commitment[:4], "big") + t
+        return int.from_bytes(hashlib.sha256(bytes([t]) + commitment).digest()[:7], "big")
 
     def knows(self, families: Sequence[str]) -> bool:
         return bool(families) and {*families} <= {*FAMILIES}

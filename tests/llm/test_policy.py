@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from node.config import ReasoningSection, TextSection
+from node.data import Texts
 from node.data.questions import read_questions
 from node.hooks import no_op
 from node.llm.models import tiny_llama
-from node.llm.policy import LanguagePolicy
+from node.llm.policy import LanguagePolicy, divided
 from node.llm.prompts import Encoder
 from node.llm.tokens import Bytes
 from node.maths.grpo import GrpoConfig, advantages
 from node.maths.policy import Draws
 from node.randomness import Keys
 from node.task import flat, layout_of, views
-from peer.errors import TaskError
+from peer.errors import DataError, TaskError
 
 CONFIG = GrpoConfig(questions=4, num_generations=4, max_completion_length=6)
 TOKENS = Bytes()
@@ -69,7 +71,15 @@ def policy(made: dict[str, Any], *, own: str = "sort", **options: Any) -> Langua
         families=("largest", "sort"), reward_scale=options.pop("reward_scale", {})
     )
     return LanguagePolicy(
-        made["forward"], made["layout"], made["encoder"], section, rows, test, draws, **options
+        made["forward"],
+        made["layout"],
+        made["encoder"],
+        section,
+        rows,
+        test,
+        draws,
+        generators=section.families,
+        **options,
     )
 
 
@@ -218,3 +228,35 @@ def test_neighbors_are_answered_between_tokens_and_parts(made):
     assert after_drawing >= rollouts.completions.ids.shape[1]
     one.gradient(made["x"], rollouts, CONFIG, torch.ones(16))
     assert calls.calls >= after_drawing + 4
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (("sort",), True),
+        (("sort", "largest"), True),
+        ((), False),
+        (("reverse",), False),
+        (("sort", "sort"), False),
+        (("gym:lcm",), False),
+        (("nobody's",), False),
+    ],
+)
+def test_a_neighbor_is_audited_by_generators_of_the_run_only(made, names, known):
+    """Whatever else could be made here."""
+    assert policy(made).knows(names) == known
+
+
+def test_questions_for_testing_are_decided_by_the_question(made):
+    rows, _ = read_questions(("sort",))
+    both = Texts(
+        torch.zeros(2 * len(rows), dtype=torch.int64),
+        {name: numpy.concatenate([column, column]) for name, column in rows.columns.items()},
+    )
+    column = both.columns["question"]
+    column[:400] = [f"another {k}" for k in range(400)]
+    train, held_out = divided(both, made["encoder"])
+    assert len(held_out) > 50
+    assert not {*train.columns["question"]} & {*held_out.columns["question"]}
+    with pytest.raises(DataError, match="too few questions"):
+        divided(rows, made["encoder"])

@@ -10,8 +10,10 @@ import torch
 from kit.bandits import FAMILIES, QUESTIONS, TabularPolicy, cluster
 from node.algorithms.grpo import Grpo
 from node.algorithms.sapo import Sapo, SapoConfig, chosen, decoded, encoded
+from node.maths.grpo import grpo_loss
 from node.maths.policy import Completions, Prompts, Rollouts
 from node.rounds import lockstep
+from peer.errors import ConfigurationError
 from peer.message import Say, step
 from peer.neighborhood import View
 
@@ -95,3 +97,19 @@ def test_who_hears_answers_to_other_questions_learns_them():
         return float(policy.fixed(nodes["n0"].parameters).mean())
 
     assert others(Sapo, max_prompt_length=2) > others(Grpo) + 0.2
+
+
+def test_who_calls_its_answers_unlikely_is_not_the_whole_gradient():
+    """Log-probabilities of -1e4 would be a ratio that is no number."""
+    old, now = torch.full((8, 1), -1e4), torch.full((8, 1), -0.5, requires_grad=True)
+    advantage = torch.tensor([1.0, -1.0] * 4)
+    terms = grpo_loss(now, old, advantage, torch.full((8, 1), 1 / 8), CONFIG.two_sided)
+    torch.autograd.backward(terms.loss)
+    assert now.grad is not None
+    assert now.grad.isfinite().all()
+    assert now.grad.abs().max() <= 2
+
+
+def test_who_has_fewer_questions_than_are_sent_is_one_sentence():
+    with pytest.raises(ConfigurationError, match="this node has 64"):
+        cluster(Sapo, questions=65, max_prompt_length=2)
