@@ -1,4 +1,4 @@
-"""Text that people write: UTF-8, with or without a byte-order mark."""
+"""Text that people write: UTF-8, with or without a byte-order mark; and what JSON is in types."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import errno
 import unicodedata
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeAlias
 
 from node.packing import open_gzip
 
+Json: TypeAlias = dict[str, Any]
+"""An object of JSON or TOML whose values are looked up, as deep as they go. One that is only passed
+on or written is a `Mapping[str, object]`.
+"""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 """How such files begin."""

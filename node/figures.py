@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
-from node.jsontypes import Json
+from node.encoding import Json
 
 Unit: TypeAlias = Literal["", "ratio"]
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")

@@ -11,7 +11,7 @@ import inspect
 import re
 from pathlib import Path
 
-from node.jsontypes import Json
+from node.encoding import Json
 
 FOLDER = Path(__file__).parents[1] / "algorithms"
 SECTIONS = ("Deviations", "Reconstructions", "Not covered")

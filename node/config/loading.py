@@ -16,8 +16,7 @@ from node.config import edges
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
 from node.config.section import Section, readable
-from node.encoding import NotUtf8, read_text
-from node.jsontypes import Json
+from node.encoding import Json, NotUtf8, read_text
 from peer import files
 from peer.errors import ConfigurationError
 

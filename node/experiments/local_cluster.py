@@ -26,9 +26,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
+from node.encoding import Json
 from node.experiments import provisioning, run_folder
 from node.figures import COMMON_METRICS, Metric, headline_text
-from node.jsontypes import Json
 from node.observability import status, terminal
 from node.observability.terminal import Progress, Screen
 from node.process import stopping_signals

@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from node.jsontypes import Json
+from node.encoding import Json
 from peer import files
 from peer.errors import StorageError
 

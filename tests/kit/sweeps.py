@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from node.encoding import Json
 from node.experiments.sweep import code
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import Trial
@@ -12,7 +13,6 @@ from node.experiments.sweep.trial import run_trial
 from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
 from node.figures import ACCURACY, LOSS, Diagnostic, document
-from node.jsontypes import Json
 
 UNTUNED = """\
 [train]

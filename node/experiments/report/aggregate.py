@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.config import ExperimentConfig
+from node.encoding import Json
 from node.experiments.sweep import code
 from node.experiments.sweep.folder import Folder, Record, sweep_of
 from node.experiments.sweep.grid import Row, Sweep
@@ -21,7 +22,6 @@ from node.experiments.sweep.results import (
     rounds_to,
 )
 from node.figures import ACCURACY, Metric
-from node.jsontypes import Json
 from node.records.summary import Privacy, Summary, conditions
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from node.encoding import Json
 from node.experiments.report.aggregate import Line, SweepReport
 from node.experiments.sweep.folder import Record
 from node.experiments.sweep.results import result
-from node.jsontypes import Json
 from peer import files
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from node.encoding import Json
 from node.experiments.report.aggregate import Line, Part
 from node.experiments.report.tables import shown
 from node.figures import Metric
-from node.jsontypes import Json
 from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from node.algorithms import ALGORITHMS, NOISED
-from node.jsontypes import Json
+from node.encoding import Json
 from node.tasks import TASKS
 
 START = "node.experiments.in_process"

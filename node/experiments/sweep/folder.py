@@ -23,9 +23,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from node.config import ExperimentConfig
+from node.encoding import Json
 from node.experiments.sweep import code
 from node.experiments.sweep.grid import Row, Sweep, Trial, digest, read
-from node.jsontypes import Json
 from peer import files
 from peer.errors import ConfigurationError, DataError, StorageError, TemporaryFailure
 

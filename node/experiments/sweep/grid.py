@@ -42,7 +42,7 @@ from node.config import (
     nested,
     sentence,
 )
-from node.jsontypes import Json
+from node.encoding import Json
 from peer.errors import ConfigurationError
 
 LATE = 5

@@ -14,12 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from node.encoding import Json
 from node.experiments.sweep import code
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import Row, Sweep, Trial
 from node.experiments.sweep.results import choice, result
 from node.experiments.sweep.workers import Runner, TrialUpdate
-from node.jsontypes import Json
 from peer import files
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from node.encoding import Json
 from node.experiments.sweep.worker import failure
 from node.experiments.sweep.workers import TrialUpdate
-from node.jsontypes import Json
 from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
 LOCAL = "local"

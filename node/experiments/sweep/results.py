@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from node.encoding import Json
 from node.experiments.sweep.folder import Folder, Record
 from node.experiments.sweep.grid import Row
 from node.figures import Metric
-from node.jsontypes import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from node.config import ExperimentConfig
+from node.encoding import Json
 from node.experiments import in_process
 from node.experiments.resolve import resolve
 from node.experiments.sweep import code
-from node.jsontypes import Json
 from node.learning.learner import Plan
 from node.privacy.accountant import epsilon_total
 from node.privacy.calibration import release_mechanism

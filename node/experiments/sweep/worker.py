@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import TextIO
 
-from node.jsontypes import Json
+from node.encoding import Json
 
 EVERY_S = 0.5
 """Seconds between two words on how far a cell is."""

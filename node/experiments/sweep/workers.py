@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from node.jsontypes import Json
+from node.encoding import Json
 from peer import files
 
 
