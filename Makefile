@@ -148,14 +148,14 @@ RL = $(BIN)/peerpoise simulate deploy/examples
 reasoning: $(VENV)/dev.installed
 	rm -rf build/reasoning
 	$(RL)/fgrpo-tiny.toml --folder build/reasoning/tiny
-	$(RL)/fgrpo-tiny.toml --set algorithm.weights=uniform --folder build/reasoning/tiny-uniform
-	$(RL)/fgrpo-tiny.toml --set algorithm.gain=reported --folder build/reasoning/tiny-reported
+	$(RL)/fgrpo-tiny.toml --set algorithm.weights=uniform --set algorithm.pull=0 --folder build/reasoning/tiny-uniform
+	$(RL)/fgrpo-tiny.toml --set algorithm.gain=reported --set algorithm.pull=0 --folder build/reasoning/tiny-reported
 	$(RL)/fgrpo-tiny.toml --set algorithm.name=grpo --set algorithm.gain= --folder build/reasoning/tiny-alone
 	$(BIN)/peerpoise up deploy/examples/fgrpo-liar.toml --folder build/reasoning/liar
 	$(RL)/fgrpo-liar.toml --set experiment.attack= --folder build/reasoning/nobody-lies
-	$(RL)/fgrpo-liar.toml --set algorithm.gain=reported --folder build/reasoning/liar-reported
-	$(RL)/fgrpo-liar.toml --set algorithm.weights=uniform --folder build/reasoning/liar-uniform
-	$(RL)/fgrpo-liar.toml --set algorithm.weights=reward --set algorithm.norm_bound= --folder build/reasoning/liar-raw
+	$(RL)/fgrpo-liar.toml --set algorithm.gain=reported --set algorithm.pull=0 --folder build/reasoning/liar-reported
+	$(RL)/fgrpo-liar.toml --set algorithm.weights=uniform --set algorithm.pull=0 --folder build/reasoning/liar-uniform
+	$(RL)/fgrpo-liar.toml --set algorithm.weights=reward --set algorithm.norm_bound= --set algorithm.pull=0 --folder build/reasoning/liar-raw
 
 build/nwgi:
 	@test -d "$(NWGI)" || { echo "Say where the NWGI set is: NWGI=FOLDER, with train.parquet and test.parquet."; exit 1; }
