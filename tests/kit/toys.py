@@ -48,12 +48,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dsgd-adam": [{"lr": 0.3}],
     "dec-lora": [{"lr": 0.3}],
     "fgrpo": [
-        {"lr": 0.3},
+        {"lr": 0.3, "local_steps": 1, "audit": {"questions": 2}},
         {"lr": 0.3, "gain": "reported", "block": {"steps": 2, "layers_per_block": 1}},
-        {"lr": 0.3, "weights": "uniform", "pull": 0.0, "local_steps": 1},
     ],
-    "grpo": [{"lr": 0.3}],
-    "sapo": [{"lr": 0.3}],
+    "grpo": [{"lr": 0.3, "local_steps": 1}],
+    "sapo": [{"lr": 0.3, "local_steps": 1}],
     "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""

@@ -17,7 +17,7 @@ from node.config import ExperimentConfig, load
 from node.experiments.in_process import simulate
 from node.records.summary import Summary
 
-pytestmark = [pytest.mark.extras, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "deca-tiny.toml"
 RATES = (0.001, 0.0015)
 MARGIN = 0.9
