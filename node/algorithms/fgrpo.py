@@ -73,8 +73,8 @@ class FgrpoConfig(GrpoRunConfig):
     gain: Literal["audited", "reported"] = "audited"
     """By what neighbors are weighed: what audits see, or what they say of themselves."""
     weights: Literal["gain", "uniform", "size", "reward", "raw-gain"] = "gain"
-    """gain: as above. Others are baselines, and believe what neighbors say: size, their number of
-    questions; reward, R̄; raw-gain, R̄ minus its mean so far."""
+    """gain: by `gain`. Others are baselines, and believe what neighbors say: size, their number of
+    questions, which each then tells; reward, R̄; raw-gain, R̄ minus its mean so far."""
     relative: GainConfig = GainConfig()
     """How gains become weights."""
     audit: AuditConfig = AuditConfig()
@@ -120,7 +120,7 @@ class Fgrpo(Algorithm):
     DIAGNOSTICS = (
         Diagnostic("weight", "What the neighbor's update weighed."),
         Diagnostic("gain", "The neighbor's relative gain, or z of its audits."),
-        Diagnostic("convicted", "1: it has no weight, its updates hurt or its chain is broken."),
+        Diagnostic("convicted", "1: its updates hurt its own questions, or it commits to others."),
         *grpo_rounds.DIAGNOSTICS,
         Diagnostic("audit_tokens", "Tokens read for audits.", per_neighbor=False),
         Diagnostic("rolled_back", "1: only the own part was taken.", per_neighbor=False),
