@@ -74,6 +74,10 @@ def _texts(families: Sequence[str], most: int, *, held_out: bool) -> Texts:
 
 
 def _distinct(family: Family, most: int, held_out: bool) -> list[Item]:
-    """The first different ones."""
-    items = islice(family.items(0, held_out=held_out), TRIED)
-    return list(islice(dict.fromkeys(items), most))
+    """The first different ones; no more is asked than they take."""
+    distinct: dict[Item, None] = {}
+    for item in islice(family.items(0, held_out=held_out), TRIED):
+        distinct[item] = None
+        if len(distinct) == most:
+            break
+    return list(distinct)
