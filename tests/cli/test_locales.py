@@ -27,8 +27,10 @@ GREEK = {"gbk", "C", "POSIX"}
 COMMAND = [sys.executable, "-P", "-m", "peerpoise"]
 
 
-def under(*encodings: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("encoding", encodings, indirect=True)
+def under(*encodings: str, long: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """`long`: those that only the long form tries."""
+    rest = [pytest.param(name, marks=pytest.mark.long) for name in long]
+    return pytest.mark.parametrize("encoding", [*encodings, *rest], indirect=True)
 
 
 @pytest.fixture
@@ -68,14 +70,14 @@ def printed(encoding: str, *words: str | Path) -> str:
     return done.stdout.decode(encoding if encoding in LOCALES else "utf-8")
 
 
-@under(*LOCALES, "C", "POSIX")
+@under("gbk", "C", long=("latin-1", "iso8859-2", "koi8-r", "POSIX"))
 def test_our_sources_are_read_as_utf_8(encoding: str) -> None:
     """Where a letter is missing it is spelled, as π and Σ are in Latin-1."""
     sigma = "Σ" if encoding in GREEK else "sum"
     assert f"{sigma}_{{k heard}} w_ik" in printed(encoding, "algorithms")
 
 
-@under("latin-1", "gbk")
+@under("latin-1", long=("gbk",))
 def test_a_table_is_printed(encoding: str) -> None:
     text = printed(
         encoding, "plan", "--epsilon", "8", "--rounds", "100", "--rate", "0.05", "--nodes", "4"
@@ -83,7 +85,7 @@ def test_a_table_is_printed(encoding: str) -> None:
     assert ("ε" if encoding in GREEK else "eps") in text
 
 
-@under("latin-1", "gbk")
+@under("latin-1", long=("gbk",))
 def test_marks_of_doctor_are_spelled(encoding: str) -> None:
     assert re.search(r"^ok  python ", printed(encoding, "doctor"), re.MULTILINE)
 
@@ -112,7 +114,7 @@ def test_a_name_that_the_locale_lacks_is_a_sentence(
 
 
 @pytest.mark.cluster
-@under("latin-1", "gbk")
+@under("gbk", long=("latin-1",))
 def test_daemons_write_utf_8(encoding: str, experiment: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     printed(encoding, "up", experiment, "--folder", folder)
@@ -123,6 +125,7 @@ def test_daemons_write_utf_8(encoding: str, experiment: Path, tmp_path: Path) ->
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @under("gbk")
 def test_a_running_daemon_is_shown(encoding: str, experiment: Path, tmp_path: Path) -> None:
     """When the first tenth is done."""
@@ -140,6 +143,7 @@ def test_a_running_daemon_is_shown(encoding: str, experiment: Path, tmp_path: Pa
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @under("iso8859-2")
 def test_a_sweep_and_its_report(encoding: str, tmp_path: Path) -> None:
     """Workers talk through pipes."""

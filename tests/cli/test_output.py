@@ -50,8 +50,15 @@ def task(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [("simulate", "--folder", "out"), ("config", "check")])
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [
+        (("simulate", "--folder", "out"), ""),
+        (("config", "check"), "1"),
+        pytest.param(("simulate", "--folder", "out"), "1", marks=pytest.mark.long),
+        pytest.param(("config", "check"), "", marks=pytest.mark.long),
+    ],
+)
 def test_what_an_own_task_prints_is_not_in_the_document(
     task: Path, experiment: Path, words: tuple[str, ...], unbuffered: str
 ) -> None:

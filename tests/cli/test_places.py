@@ -111,7 +111,7 @@ def test_a_path_from_home_without_one_is_a_sentence(
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("real_starts")
 def test_the_environment_is_another_programs(experiment: Path, tmp_path: Path, there: bool) -> None:
     """A service that exports metrics of several processes, with long paths, started this one."""

@@ -183,7 +183,9 @@ def test_without_noise_a_restart_changes_no_bit(
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize(
     "home", [("train.rounds=100000", "train.checkpoint_every=100000")], indirect=True
 )

@@ -124,7 +124,7 @@ async def test_a_cluster_gives_the_bits_of_the_simulation(
     ("algorithm", "every"),
     [
         (SETTINGS["algorithm"], 1),
-        ({"name": "dsgd-adam", "lr": 0.01}, 1),
+        pytest.param({"name": "dsgd-adam", "lr": 0.01}, 1, marks=pytest.mark.long),
         ({"name": "d-psgd", "lr": 0.1}, NEVER),
     ],
     ids=["deca", "dsgd-adam", "d-psgd"],

@@ -16,10 +16,10 @@ from node.experiments.in_process import simulate
 
 CLUSTERS = [
     ("strict", "ring", 4, "uvloop"),
-    ("strict", "full", 3, "asyncio"),
-    ("paper", "full", 3, "uvloop"),
-    ("d-psgd", "ring", 4, "asyncio"),
-    ("ross", "ring", 4, "uvloop"),
+    ("paper", "full", 3, "asyncio"),
+    pytest.param("strict", "full", 3, "asyncio", marks=pytest.mark.long),
+    pytest.param("d-psgd", "ring", 4, "asyncio", marks=pytest.mark.long),
+    pytest.param("ross", "ring", 4, "uvloop", marks=pytest.mark.long),
 ]
 """Three nodes in a ring know each other all, so a ring is one of four."""
 

@@ -211,7 +211,7 @@ def needed(policies=None, **options):
     return requirements.memory_needed(config, beside(policies), task, 2) - requirements.BASE
 
 
-@pytest.mark.parametrize("wire", ["float32", "bf16-delta"])
+@pytest.mark.parametrize("wire", ["float32", pytest.param("bf16-delta", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "policies",
     [

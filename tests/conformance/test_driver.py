@@ -26,6 +26,7 @@ async def test_memory_gives_the_bits_of_simulate(variant, kind):
     assert torch.equal(results(nodes), simulated(variant, kind))
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("variant", TALKING, ids=str)
 @pytest.mark.parametrize("seed", range(2))
 async def test_jitter_drops_and_duplicates_change_no_bit(variant, seed):

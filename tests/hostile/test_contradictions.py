@@ -4,12 +4,12 @@ proof that anybody can check; and nobody honest is ever accused."""
 from __future__ import annotations
 
 import asyncio
-import os
 from math import inf
 from typing import Any
 
 import pytest
 
+from kit import LONG
 from kit.lying_nodes import tells_otherwise
 from kit.mesh import alive, mesh, play
 from kit.toys import cluster
@@ -25,7 +25,7 @@ from peer.transport.memory import Memory, Network
 from peer.v1 import peer_pb2 as pb
 
 LIES_FROM = 4
-ROUNDS = 1000 if os.environ.get("HOSTILE") else 60
+ROUNDS = 1000 if LONG else 60
 
 
 class Proofs(SessionObserver):

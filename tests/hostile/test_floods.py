@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kit import LONG
 from kit.attacked_cluster import attack, cluster, memory, warns
 from kit.clusters import Cluster, Process, get, identity_of, until
 from kit.wire import Federation, Recorder, nothing_left
@@ -19,7 +20,6 @@ from peer.transport import admission
 from peer.transport.grpc import Grpc
 from peer.v1 import peer_pb2 as pb
 
-LONG = "HOSTILE" in os.environ
 SECONDS = 3.0
 CALLS = ("beats", "handshakes", "refused", "unknown")
 COST = {

@@ -5,13 +5,12 @@ restart.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from typing import Any
 
 import pytest
 
-from kit import clock
+from kit import LONG, clock
 from kit.mesh import Node, alive, mesh
 from kit.toys import Toy, cluster
 from node.config import SyncSection
@@ -20,7 +19,7 @@ from peer.identity.keys import Identity
 from peer.session.interfaces import SessionObserver
 from peer.transport.memory import Memory, Network
 
-ROUNDS = 1000 if os.environ.get("HOSTILE") else 20
+ROUNDS = 1000 if LONG else 20
 GRAPHS = {"ring": 4, "full": 4, "torus": 9}
 pytestmark = pytest.mark.timeout(1800)
 DEADLINE = 4.0

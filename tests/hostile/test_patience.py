@@ -5,13 +5,13 @@ cut.
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit import LONG
 from kit.lying_nodes import sends_nothing
 from kit.mesh import alive, mesh
 from kit.toys import cluster
@@ -21,7 +21,6 @@ from node.rounds.waiting import GIVEN_BACK, Patience
 N1 = frozenset({"n1"})
 STEP = 1 / 64
 """Seconds between two looks."""
-LONG = bool(os.environ.get("HOSTILE"))
 
 
 def account(patience: float = 10.0, slowest: float = 10.0, deadline: float = 2.0) -> Patience:

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
+LONG = bool(os.environ.get("LONG"))
+"""The long form: tests with the mark `long` run, others try more (make test-long)."""
 
 
 def script(module: str, *words: str) -> list[str]:

@@ -151,7 +151,7 @@ def packed(
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ["slope", pytest.param("circle", marks=pytest.mark.long)])
 def test_every_command_gives_a_node_its_rows_and_no_others(example: Path, name: str) -> None:
     task = ("--task", f"counted_{name}:make_task")
     _, simulated = peerpoise(
