@@ -114,6 +114,14 @@ def mesh_threads() -> Iterator[None]:
         clock.end_computing()
 
 
+@pytest.fixture(autouse=True)
+def children() -> Iterator[None]:
+    """Those that make questions end with the test that asked them."""
+    yield
+    if child := sys.modules.get("node.data.child"):
+        child.end_all()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """No thread that Python would wait for, no compute thread, no process of a test, and no name that

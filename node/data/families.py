@@ -40,11 +40,8 @@ class Family:
     """Questions of one kind."""
 
     name: str
-    make: Callable[[random.Random], Item]
-
-    def sample(self, seed: int) -> Item:
-        """The item of this seed."""
-        return self.make(random.Random(f"{self.name} {seed}"))
+    sample: Callable[[int], Item]
+    """The item of a seed."""
 
     def items(self, seed: int, *, held_out: bool) -> Iterator[Item]:
         """Endless items for training, or for testing, from this seed on."""
@@ -53,6 +50,11 @@ class Family:
             if item.held_out == held_out:
                 yield item
             seed += 1
+
+
+def seeded(name: str, make: Callable[[random.Random], Item]) -> Family:
+    """The family whose items are drawn by a generator of their name and seed."""
+    return Family(name, lambda seed: make(random.Random(f"{name} {seed}")))
 
 
 Match: TypeAlias = Literal["exact", "numeric"]
@@ -114,7 +116,7 @@ def _subtract(draw: random.Random) -> Item:
 
 
 FAMILIES: Mapping[str, Family] = {
-    name: Family(name, make)
+    name: seeded(name, make)
     for name, make in {
         "reverse": _reverse,
         "sort": _sort,

@@ -9,17 +9,12 @@ to learn them, and no answer that is right for a tenth of all questions (as 1 is
 
 from __future__ import annotations
 
-import atexit
-import json
 import random
-import select
-import subprocess
-import sys
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 
-from node.data.families import Family, Item
+from node.data.child import Child, ChildError
+from node.data.families import Family, Item, seeded
 from peer.errors import ConfigurationError, DataError
 
 PREFIX = "gym:"
@@ -37,7 +32,7 @@ SECONDS = 60.0
 """For a question, the first one's import included."""
 MEMORY = 4 << 30
 """Bytes of address space of the child."""
-CHILD = f"""
+PROGRAM = f"""
 import json, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -68,60 +63,26 @@ def family(name: str) -> Family:
         )
 
     def make(draw: random.Random) -> Item:
-        question, answer = child().ask(own, draw.getrandbits(31))
-        return Item(question, answer)
+        return _ask(own, draw.getrandbits(31))
 
-    return Family(name, make)
+    return seeded(name, make)
 
 
 def installed() -> bool:
     return find_spec("reasoning_gym") is not None
 
 
-class Child:
-    """The process that asks."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        atexit.register(self.end)
-
-    def end(self) -> None:
-        """Another one is started for the next question."""
-        atexit.unregister(self.end)
-        self.process.kill()
-        self.process.communicate()
-        child.cache_clear()
-
-    def ask(self, name: str, seed: int) -> tuple[str, str]:
-        """A question and its answer.
-
-        Raises:
-            DataError: the child fails, or takes too long.
-        """
-        asked = {"name": name, "seed": seed, "config": dict(ALLOWED[name])}
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            print(json.dumps(asked), file=stdin, flush=True)
-            ready, _, _ = select.select([stdout], [], [], SECONDS)
-            question, answer = json.loads(stdout.readline()) if ready else ("", "")
-        except (OSError, ValueError):
-            ready = []
-        if not ready:
-            self.end()
-            raise DataError(f"reasoning-gym makes no question of the family {name}; reinstall it.")
-        return question, answer
+def _ask(name: str, seed: int) -> Item:
+    """Raises DataError: the child fails, or takes too long."""
+    asked = {"name": name, "seed": seed, "config": dict(ALLOWED[name])}
+    try:
+        question, answer = child.ask(asked, SECONDS)
+    except ChildError:
+        raise DataError(
+            f"reasoning-gym makes no question of the family {name}; reinstall it."
+        ) from None
+    return Item(question, answer)
 
 
-@cache
-def child() -> Child:
-    """The one of this process."""
-    return Child()
+child = Child("-c", PROGRAM)
+"""The one of this process."""
