@@ -46,6 +46,10 @@ class HackedPolicy:
     def tokens_read(self) -> int:
         return self._policy.tokens_read
 
+    @property
+    def scorer_failures(self) -> int:
+        return self._policy.scorer_failures
+
     def rollouts(self, x: Tensor, config: GrpoConfig, t: int, step: int) -> Rollouts:
         honest = self._policy.rollouts(x, config, t, step)
         lengths = honest.completions.mask.sum(1).float()

@@ -60,7 +60,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
     yield ok("configuration", f"{node.name}, run {run.run_id}")
     yield from _budget(node)
     try:
-        node.check_task(run.task.name)
+        node.check_task(run.task)
     except PeerpoiseError as error:
         yield fault("task", str(error), "see docs/own-task.md")
         return

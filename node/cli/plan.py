@@ -126,7 +126,7 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
         return Question(run=config, names=_roster(config, file.parent / "roster.json"))
     node = resolve_paths(load(NodeConfig, [file]), file.parent)
     config = load(ExperimentConfig, [node.run], settings)
-    node.check_task(config.task.name)
+    node.check_task(config.task)
     return Question(
         run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget
     )

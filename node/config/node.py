@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from node.config.section import Device, DiscoveryName, OpenSection, Section
-from node.config.task import BUNDLED_TASKS
+from node.config.task import TaskSection
 from peer.errors import ConfigurationError
 
 
@@ -145,8 +145,8 @@ class NodeConfig(Section):
     name: str
     """This node's name in the roster."""
     tasks: tuple[str, ...] = ()
-    """Tasks beside ours that run.toml may name (task.name): their code runs here and sees the
-    private data.
+    """Tasks and families of questions beside ours that run.toml may name (task.name,
+    task.reasoning.families): their code runs here; a task's sees the private data.
     """
     run: Path = Path("run.toml")
     """The run file; relative paths are relative to this file's folder."""
@@ -164,15 +164,17 @@ class NodeConfig(Section):
     attack: AttackSection | None = None
     """This node attacks its neighbors: for tests of one's own federation."""
 
-    def check_task(self, name: str) -> None:
+    def check_task(self, task: TaskSection) -> None:
         """Asked before anything of the task's is imported.
 
         Raises:
             ConfigurationError: it is somebody's own code, which this file does not allow.
         """
-        if name not in (*BUNDLED_TASKS, *self.tasks):
-            raise ConfigurationError(
-                f"run.toml wants the task {name!r}, whose code would run here and see the data; if "
-                "you trust it, write it into tasks in the node's file: tasks = "
-                f"[{json.dumps(name)}], above all sections."
-            )
+        for name in task.own_code:
+            if name not in self.tasks:
+                what = "task" if name == task.name else "family"
+                raise ConfigurationError(
+                    f"run.toml wants the {what} {name!r}, whose code would run here and see the "
+                    "data; if you trust it, write it into tasks in the node's file: tasks = "
+                    f"{json.dumps([*self.tasks, name])}, above all sections."
+                )

@@ -83,6 +83,8 @@ class TextSection(Section):
 
 OWN_FAMILY = "own"
 """Of questions that come from a file."""
+OWN_PREFIX = "own:"
+"""Of the names of families that are somebody's own code."""
 
 
 class ReasoningSection(Section):
@@ -90,12 +92,18 @@ class ReasoningSection(Section):
 
     families: tuple[str, ...] = ("add-seven", "largest", "reverse", "sort")
     """task.data = "questions": their families, made from seeds: add, add-seven, largest, reverse,
-    sort, subtract, or gym:NAME of reasoning-gym (pip install 'peerpoise[rl]')."""
+    sort, subtract; gym:NAME of reasoning-gym (pip install 'peerpoise[rl]'); or your own,
+    own:package.module or, on this machine only, own:FILE.py."""
     match: Literal["exact", "numeric"] = "exact"
     """How an answer is compared with the right one: as text, or as a number where both are one."""
     reward_scale: dict[str, tuple[float, float]] = {}
     """Family = [factor, offset]: a reward r of it counts as factor · r + offset, as owners of
     different tasks pay on different scales."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those that are somebody's own code."""
+        return tuple(name for name in self.families if name.startswith(OWN_PREFIX))
 
     def scale(self, family: str) -> tuple[float, float]:
         """(factor, offset) of a family's rewards."""
@@ -173,6 +181,12 @@ class TaskSection(Section):
     """The data are text."""
     reasoning: ReasoningSection | None = None
     """The data are questions with right answers."""
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """Names of what runs here and is not ours: the task, and families of questions."""
+        task = () if self.name in BUNDLED_TASKS else (self.name,)
+        return (*task, *(self.reasoning.own if self.reasoning else ()))
 
     @model_validator(mode="after")
     def _as_many_labels(self) -> TaskSection:

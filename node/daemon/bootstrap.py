@@ -73,7 +73,7 @@ def serve(
         )
     node.budget.limit  # noqa: B018 (the owner must have decided before anything is done with the data)
     run = load(RunConfig, [node.run], environ={})
-    node.check_task(run.task.name)
+    node.check_task(run.task)
     roster = Roster.load(node.roster, run.run.federation)
     if node.name not in roster.by_name:
         raise ConfigurationError(

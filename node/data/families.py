@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from string import ascii_lowercase
@@ -35,6 +35,13 @@ class Item:
         return int.from_bytes(place, "big") < HELD_OUT * 2**32
 
 
+Scorer: TypeAlias = Callable[
+    [Sequence[Item], Sequence[str], Callable[[], None]], list[float | None]
+]
+"""What texts are worth as answers to items, 0 … 1, where 1 is right; None: it failed on that text.
+The last argument is called now and then, so that neighbors get their answers meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Questions of one kind."""
@@ -42,6 +49,8 @@ class Family:
     name: str
     sample: Callable[[int], Item]
     """The item of a seed."""
+    scores: Scorer | None = None
+    """Where more than one answer may be right; None: there is one."""
 
     def items(self, seed: int, *, held_out: bool) -> Iterator[Item]:
         """Endless items for training, or for testing, from this seed on."""

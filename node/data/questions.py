@@ -11,7 +11,8 @@ from itertools import islice
 
 import torch
 
-from node.data import gym
+from node.config.task import OWN_PREFIX
+from node.data import gym, own_families
 from node.data.families import FAMILIES, Family, Item
 from node.data.texts import Texts, strings
 from peer.errors import ConfigurationError
@@ -20,6 +21,8 @@ TRAIN, TEST = 800, 150
 """Most questions of a family; it may have fewer."""
 TRIED = 20_000
 """Seeds that are asked for questions that were not there yet."""
+TRIED_OWN = 2_000
+"""The same of families of somebody's own, which are asked in another process."""
 
 
 def read_questions(families: Sequence[str]) -> tuple[Texts, Texts]:
@@ -32,24 +35,22 @@ def read_questions(families: Sequence[str]) -> tuple[Texts, Texts]:
 
 
 def find(name: str) -> Family:
-    """Raises ConfigurationError: there is no family of this name, or what makes it is missing."""
+    """The family of a name out of this node's own configuration: it may be code that is run.
+
+    Raises:
+        ConfigurationError: there is no family of this name, or what makes it is missing.
+        TaskError: it is somebody's own, and its code is wrong.
+    """
     if name.startswith(gym.PREFIX):
         return gym.family(name)
+    if name.startswith(OWN_PREFIX):
+        return own_families.family(name)
     if name not in FAMILIES:
         raise ConfigurationError(
             f"Unknown family {name!r} of questions; choose one of {', '.join(sorted(FAMILIES))}, "
-            "or gym:NAME of reasoning-gym."
+            "gym:NAME of reasoning-gym, or your own as own:package.module or own:FILE.py."
         )
     return FAMILIES[name]
-
-
-def is_known(name: str) -> bool:
-    """Can questions of this family be made here?"""
-    try:
-        find(name)
-    except ConfigurationError:
-        return False
-    return True
 
 
 def texts(items: Sequence[Item], families: Sequence[str]) -> Texts:
@@ -75,8 +76,9 @@ def _texts(families: Sequence[str], most: int, *, held_out: bool) -> Texts:
 
 def _distinct(family: Family, most: int, held_out: bool) -> list[Item]:
     """The first different ones; no more is asked than they take."""
+    tried = TRIED_OWN if family.name.startswith(OWN_PREFIX) else TRIED
     distinct: dict[Item, None] = {}
-    for item in islice(family.items(0, held_out=held_out), TRIED):
+    for item in islice(family.items(0, held_out=held_out), tried):
         distinct[item] = None
         if len(distinct) == most:
             break

@@ -364,13 +364,20 @@ def _named_by_time(name: str) -> Path:
 
 
 def _resolved(config: ExperimentConfig) -> ResolvedRun:
-    """The experiment, resolved and checked. A task that is named by a file keeps its name in every
-    working folder.
+    """The experiment, resolved and checked. What is named by a file keeps its name in every working
+    folder.
     """
+    from node.data import own_families
     from node.experiments.resolve import resolve
     from node.tasks import absolute
 
-    task = config.task.model_copy(update={"name": absolute(config.task.name)})
+    section = config.task.reasoning
+    task = config.task.model_copy(
+        update={
+            "name": absolute(config.task.name),
+            "reasoning": section and own_families.absolute(section),
+        }
+    )
     resolved = resolve(config.model_copy(update={"task": task}))
     resolved.check_divided()
     return resolved.checked()

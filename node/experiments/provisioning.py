@@ -27,10 +27,10 @@ from node.config import (
     NodeConfig,
     PeersSection,
     RunConfig,
+    TaskSection,
     load,
     write,
 )
-from node.config.task import BUNDLED_TASKS
 from peer import files
 from peer.codec import NAME
 from peer.endpoint import WILDCARD_HOSTS, endpoint
@@ -210,7 +210,7 @@ def pack(
         out / name: _host(name, address, own.get(name), config, peers)
         for name, address in addresses.items()
     }
-    _check_task(config.task.name)
+    _check_task(config.task)
     resolved = resolve(config, list(addresses)).checked()
     resolved.check_daemons()
     budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
@@ -230,14 +230,20 @@ def pack(
     }
 
 
-def _check_task(name: str) -> None:
-    """Raises ConfigurationError: the task is named by a file, which is on this machine only."""
+def _check_task(task: TaskSection) -> None:
+    """Raises ConfigurationError: its code is named by a file, which is on this machine only."""
+    from node.data import own_families
     from node.tasks import is_file
 
-    if is_file(name):
+    if is_file(task.name):
         raise ConfigurationError(
-            f"task.name = {name!r} names a file of this machine; put it where Python finds it on "
-            "every host, and name the module: package.module:function."
+            f"task.name = {task.name!r} names a file of this machine; put it where Python finds it "
+            "on every host, and name the module: package.module:function."
+        )
+    for name in filter(own_families.is_file, task.own_code):
+        raise ConfigurationError(
+            f"The family {name!r} is a file of this machine; put it where Python finds it on every "
+            "host, and name the module: own:package.module."
         )
 
 
@@ -324,8 +330,8 @@ def _budget(plan: Plan) -> BudgetSection:
 
 
 def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
-    """The run's own task, which its nodes must allow."""
-    return () if config.task.name in BUNDLED_TASKS else (config.task.name,)
+    """The run's own code, which its nodes must allow."""
+    return config.task.own_code
 
 
 def _instructions(node: NodeConfig, run: RunConfig) -> str:

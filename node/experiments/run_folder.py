@@ -106,7 +106,7 @@ def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
                 key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")
             }
             config = load(RunConfig, [_under(place, node.run) or node.run])
-            node.check_task(config.task.name)
+            node.check_task(config.task)
             return config, node.data.model_copy(update=paths)
     import numpy as np
 

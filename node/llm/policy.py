@@ -3,6 +3,8 @@ learns from its answers by GRPO.
 
 What others say of themselves is never believed here: an answer's reward is computed from its text,
 and an audit asks for the probability of the canonical answer, in one pass over question and answer.
+Where a family has a scorer, so that there is no such answer, answers are drawn instead, for all
+models with the same random numbers, and the scorer judges them.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from peer.message import Layout
 EVALUATED = 32
 """Questions of the fixed set by which `reward` goes."""
 TOO_FEW = "There are too few questions: some are to learn from, others to test by; add more."
+SAMPLES = 8
+"""Answers to a question from which the probability to be right is estimated where a scorer says
+what is right."""
 AT_ONCE = 64
 """Rows of a forward pass without gradients."""
 PARITY: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -78,11 +83,13 @@ class LanguagePolicy:
         draws: Draws,
         *,
         generators: Sequence[str] = (),
+        longest: int = GrpoConfig().max_completion_length,
         dtype: torch.dtype = torch.float32,
         micro_batch: int | None = None,
     ) -> None:
         """`forward` gives the model with these parameters; `rows` are trained on, `held_out` are
-        not. `generators`: of which families of the run others can make questions.
+        not. `generators`: of which families of the run others can make questions. `longest`: tokens
+        of an answer that is drawn to estimate a probability.
 
         Raises:
             DataError: there are too few rows.
@@ -90,7 +97,9 @@ class LanguagePolicy:
         self._forward, self._layout, self._encoder = forward, layout, encoder
         self._section, self._draws = section, draws
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
-        self._generators = frozenset(generators)
+        self._generators, self._longest = frozenset(generators), longest
+        scorers = {name: questions.find(name).scores for name in sorted(self._generators)}
+        self._scorers = {name: scorer for name, scorer in scorers.items() if scorer is not None}
         self._train, tested = self.asked(rows), self.asked(held_out)
         own = sorted(set(self._train.families))
         self.families = tuple(name for name in own if name in self._generators)
@@ -100,16 +109,16 @@ class LanguagePolicy:
             raise DataError(TOO_FEW)
         self.evaluation = hashlib.sha256(json.dumps(self._fixed.prompts).encode()).digest()
         self.questions, self.tokens_read = len(self._train), 0
+        self.scorer_failures = 0
         self.vocabulary = encoder.tokens.size
         self._nonce = (-1, b"")
 
     def asked(self, rows: Texts) -> Asked:
         """Rows of questions and answers as tokens."""
         prompts, answers = zip(*self._encoder.pairs(rows), strict=True)
-        texts = zip(
-            self._encoder.prompts(rows), rows.columns[self._encoder.text.answer], strict=True
-        )
-        items = [Item(question.strip(), str(answer)) for question, answer in texts]
+        asked = rows.columns.get("question", [text.strip() for text in self._encoder.prompts(rows)])
+        texts = zip(asked, rows.columns[self._encoder.text.answer], strict=True)
+        items = [Item(str(question), str(answer)) for question, answer in texts]
         return Asked(items, family_of(rows), prompts, answers)
 
     def sampling(self, config: GrpoConfig, temperature: float | None = None) -> Sampling:
@@ -136,11 +145,12 @@ class LanguagePolicy:
         completions = generate(
             self._at(x), prompts, self.sampling(config), generator, self._draws.yield_point
         )
+        scores = self._scores(asked, completions)
         return Rollouts(
             prompts=prompts,
             completions=completions,
-            rewards=self._rewards(asked, completions),
-            exact=self.exact(asked, completions),
+            rewards=self._rewards(asked, scores),
+            exact=_right(scores),
             seconds=time.thread_time() - since,
         )
 
@@ -210,10 +220,10 @@ class LanguagePolicy:
     def reward(self, x: Tensor) -> float:
         scales = [self._section.scale(name) for name in self._fixed.families]
         factor, offset = torch.tensor(scales, dtype=torch.float64).T
-        return float((factor * self.probabilities(x, self._fixed) + offset).mean())
+        return float((factor * self.expected(x, self._fixed) + offset).mean())
 
     def fixed(self, x: Tensor) -> Tensor:
-        return self._read(x, self._fixed)
+        return self.expected(x, self._fixed)
 
     def audit_seed(self, t: int, commitment: bytes) -> int:
         if self._nonce[0] != t:
@@ -227,14 +237,31 @@ class LanguagePolicy:
     def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
         chosen = [names[k % len(names)] for k in range(count)]
         items = [questions.find(name).sample(seed + k) for k, name in enumerate(chosen)]
-        return self._read(x, self.asked(questions.texts(items, chosen)))
+        return self.expected(x, self.asked(questions.texts(items, chosen)), seed)
 
-    def _read(self, x: Tensor, asked: Asked) -> Tensor:
-        self.tokens_read += sum(map(len, (*asked.prompts, *asked.answers)))
-        return self.probabilities(x, asked)
+    def expected(self, x: Tensor, asked: Asked, seed: int = 0) -> Tensor:
+        """Probabilities to answer right, float64 [n]: of the right answer, or, where a scorer says
+        what is right, the share of right ones among SAMPLES answers. Models that are asked with the
+        same seed are coupled."""
+        judged = [k for k, name in enumerate(asked.families) if name in self._scorers]
+        if not judged:
+            return self.probabilities(x, asked)
+        p = torch.zeros(len(asked), dtype=torch.float64)
+        p[judged] = self._sampled(x, asked.take(judged), seed)
+        if others := sorted({*range(len(asked))} - {*judged}):
+            p[others] = self.probabilities(x, asked.take(others))
+        return p
+
+    def _sampled(self, x: Tensor, asked: Asked, seed: int) -> Tensor:
+        """Shares of right answers, float64 [n]."""
+        sampling = self.sampling(GrpoConfig(max_completion_length=self._longest))
+        repeated = asked.take([row for row in range(len(asked)) for _ in range(SAMPLES)])
+        right = self._answered(x, repeated, sampling, torch.Generator().manual_seed(seed))
+        return right.view(-1, SAMPLES).double().mean(1)
 
     def probabilities(self, x: Tensor, asked: Asked) -> Tensor:
         """Of the right answers with their ends, float64 [n]."""
+        self.tokens_read += sum(map(len, (*asked.prompts, *asked.answers)))
         forward, sampling = self._at(x), self.sampling(GrpoConfig())
         parts = []
         for start in range(0, len(asked), AT_ONCE):
@@ -249,13 +276,19 @@ class LanguagePolicy:
 
     def greedy(self, x: Tensor, asked: Asked, config: GrpoConfig) -> Tensor:
         """Whether the likeliest answers are right, bool [n]."""
-        sampling, generator = self.sampling(config, 0.0), torch.Generator()
+        return self._answered(x, asked, self.sampling(config, 0.0), torch.Generator())
+
+    def _answered(
+        self, x: Tensor, asked: Asked, sampling: Sampling, generator: torch.Generator
+    ) -> Tensor:
+        """Whether answers that are drawn are right, bool [n]."""
         parts = []
         for start in range(0, len(asked), AT_ONCE):
             some = asked.take(range(start, min(start + AT_ONCE, len(asked))))
             prompts = Prompts.of(some.prompts, sampling.pad)
             drawn = generate(self._at(x), prompts, sampling, generator, self._draws.yield_point)
-            parts.append(self.exact(some, drawn))
+            self.tokens_read += int(prompts.mask.sum() + drawn.mask.sum())
+            parts.append(_right(self._scores(some, drawn)))
         return torch.cat(parts)
 
     def texts(self, completions: Completions) -> list[str]:
@@ -266,28 +299,42 @@ class LanguagePolicy:
             for row, length in zip(completions.ids.tolist(), lengths.tolist(), strict=True)
         ]
 
-    def exact(self, asked: Asked, completions: Completions) -> Tensor:
-        """Which are right: the canonical answer, and an end."""
-        right = [
-            families.is_right(item, text, self._section.match)
-            for item, text in zip(asked.items, self.texts(completions), strict=True)
-        ]
-        return torch.tensor(right) & completions.ended
+    def _scores(self, asked: Asked, completions: Completions) -> list[float]:
+        """What the answers are worth, 0 … 1, where 1 is right; one that was cut off is worth
+        nothing."""
+        texts, scores = self.texts(completions), [0.0] * len(asked)
+        ended = completions.ended.nonzero()[:, 0].tolist()
+        for name in sorted({asked.families[row] for row in ended}):
+            rows = [row for row in ended if asked.families[row] == name]
+            items, answers = [asked.items[row] for row in rows], [texts[row] for row in rows]
+            for row, score in zip(rows, self._judged(name, items, answers), strict=True):
+                scores[row] = score
+        return scores
 
-    def _rewards(self, asked: Asked, completions: Completions) -> Tensor:
-        """What the answers earn, float32 [n], on their families' scales; one that was cut off earns
-        as much as none.
-        """
+    def _judged(self, family: str, items: Sequence[Item], answers: Sequence[str]) -> list[float]:
+        """Scores of answers to questions of a family."""
+        if family not in self._scorers:
+            match = self._section.match
+            return [families.score(*pair, match) for pair in zip(items, answers, strict=True)]
+        scores = self._scorers[family](items, answers, self._draws.yield_point)
+        self.scorer_failures += scores.count(None)
+        return [score or 0.0 for score in scores]
+
+    def _rewards(self, asked: Asked, scores: Sequence[float]) -> Tensor:
+        """What answers with such scores earn, float32 [n], on their families' scales."""
         rewards = []
-        for k, text in enumerate(self.texts(completions)):
-            name, item = asked.families[k], asked.items[k]
-            score = families.score(item, text, self._section.match) if completions.ended[k] else 0.0
+        for name, score in zip(asked.families, scores, strict=True):
             factor, offset = self._section.scale(name)
             rewards.append(factor * score + offset)
         return torch.tensor(rewards)
 
     def _at(self, x: Tensor) -> Forward:
         return self._forward(views(self._layout, x.detach()))
+
+
+def _right(scores: Sequence[float]) -> Tensor:
+    """Which answers are right, bool [n]."""
+    return torch.tensor(scores, dtype=torch.float64) == 1
 
 
 def divided(rows: Texts, encoder: Encoder) -> tuple[Texts, Texts]:

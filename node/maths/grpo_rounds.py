@@ -32,6 +32,7 @@ DIAGNOSTICS = (
     Diagnostic("mismatch", "Log-probabilities, generator and trainer.", per_neighbor=False),
     Diagnostic("generated_per_second", "Tokens by CPU-second.", per_neighbor=False),
     Diagnostic("trained_per_second", "Tokens by CPU-second.", per_neighbor=False),
+    Diagnostic("scorer_failures", "Answers so far on which a scorer failed.", per_neighbor=False),
 )
 
 
@@ -124,7 +125,7 @@ def local_steps(
         update = policy.gradient(x, rollouts, config, advantage, state.reference)
         learned.append((rollouts, update))
         state = stepped(config, x, update, state, span)
-    return state, x, figures(learned)
+    return state, x, {**figures(learned), "scorer_failures": float(policy.scorer_failures)}
 
 
 def stepped(
@@ -153,7 +154,7 @@ def own_advantage(config: GrpoRunConfig, rollouts: Rollouts, state: S) -> tuple[
 
 
 def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, float]:
-    """Of a round's local steps, by the names of DIAGNOSTICS: means over the steps."""
+    """Of a round's local steps, by names of DIAGNOSTICS: means over the steps."""
     answers = [rollouts for rollouts, _ in learned]
     updates = [update for _, update in learned]
     tokens = sum(float(each.completions.mask.sum()) for each in answers)

@@ -124,7 +124,12 @@ class Policy(Protocol):
 
     @property
     def tokens_read(self) -> int:
-        """By `right` and `fixed` so far."""
+        """To tell probabilities so far; drawn answers count."""
+        ...
+
+    @property
+    def scorer_failures(self) -> int:
+        """Answers so far on which a scorer of somebody's own failed; they count as wrong."""
         ...
 
     def rollouts(self, x: Tensor, config: GrpoConfig, t: int, step: int) -> Rollouts:
@@ -146,7 +151,8 @@ class Policy(Protocol):
         ...
 
     def reward(self, x: Tensor) -> float:
-        """Expected reward on the fixed questions: the scaled probability of a right answer."""
+        """Expected reward on the fixed questions: the scaled probability of a right answer. As in
+        all that follows, it is estimated from answers where a scorer says what is right."""
         ...
 
     def fixed(self, x: Tensor) -> Tensor:
@@ -164,5 +170,5 @@ class Policy(Protocol):
 
     def right(self, x: Tensor, families: Sequence[str], seed: int, count: int) -> Tensor:
         """Probabilities that x answers `count` fresh questions of generators right, float64
-        [count]. Nothing is generated."""
+        [count]."""
         ...

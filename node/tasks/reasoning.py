@@ -6,12 +6,12 @@ the question's text, so that no seed brings one of them into training.
 
 Not covered
   * GPUs: this task stays on the CPU.
-  * Other generators of questions than peerpoise's own families, and scorers of somebody's own:
-    answers are compared with the right one, as text or as a number; nothing of them is evaluated.
+  * Scorers for questions of a file.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,7 @@ EXACT = Metric(
 )
 REWARD = Metric(
     "reward",
-    "Probability of the right answer to a test question, averaged.",
+    "Probability of a right answer to a test question, averaged.",
     higher_is_better=True,
 )
 seal, save_pretrained = causal_lm.seal, causal_lm.save_pretrained
@@ -61,7 +61,7 @@ class Reasoning(CausalLM, RewardedTask):
         rows, held_out = (of.rows, of.test.texts) if of.test else divided(of.rows, of.encoder)
         super().__init__(replace(of, rows=rows))
         self._rows, self._held_out = rows, held_out
-        self._encoder, self._section, self._generators = of.encoder, section, generators
+        self._encoder, self._section, self.generators = of.encoder, section, generators
         self._tested = of.test.texts if of.test else None
         names = sorted(set(family_of(self._tested))) if self._tested else []
         self._sampled = config
@@ -94,7 +94,8 @@ class Reasoning(CausalLM, RewardedTask):
             self._rows,
             self._held_out,
             draws,
-            generators=self._generators,
+            generators=self.generators,
+            longest=self._sampled.max_completion_length,
             dtype=self.dtype,
             micro_batch=self.micro_batch,
         )
@@ -107,7 +108,7 @@ class Reasoning(CausalLM, RewardedTask):
         policy = self.policy(Draws("", 0, Keys.insecure(0, ""), yield_point))
         asked = policy.asked(self._tested)
         right = policy.greedy(x.to(self.dtype), asked, self._sampled)
-        likely = policy.probabilities(x.to(self.dtype), asked)
+        likely = policy.expected(x.to(self.dtype), asked)
         families = sorted(set(asked.families))
         of = {
             name: torch.tensor([k for k, each in enumerate(asked.families) if each == name])
@@ -122,7 +123,7 @@ class Reasoning(CausalLM, RewardedTask):
 
 
 def _of_family(name: str) -> str:
-    return f"exact_match_{name.replace('-', '_')}"
+    return f"exact_match_{re.sub('[^a-z0-9]', '_', name.lower())}"
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:

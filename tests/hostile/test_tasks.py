@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from node import process
-from node.config import BudgetSection, ExperimentConfig, NodeConfig, load, write
+from node.config import BudgetSection, ExperimentConfig, NodeConfig, TaskSection, load, write
 from node.config.task import BUNDLED_TASKS
 from node.experiments import provisioning
 from node.experiments.resolve import resolve
@@ -100,10 +100,10 @@ def test_up_and_pack_name_the_runs_own_task(tmp_path: Path) -> None:
     assert provisioning.own_tasks(ExperimentConfig(**values)) == ("a.b:c",)  # type: ignore[arg-type]
     write(NodeConfig(name="a", identity=provisioning.OWN, tasks=("a.b:c",)), tmp_path / "node.toml")
     node = load(NodeConfig, [tmp_path / "node.toml"], environ={})
-    node.check_task("a.b:c")
-    node.check_task("classification")
-    with pytest.raises(ConfigurationError, match=r'tasks = \["a\.b:d"\]'):
-        node.check_task("a.b:d")
+    node.check_task(TaskSection(name="a.b:c"))
+    node.check_task(TaskSection())
+    with pytest.raises(ConfigurationError, match=r'tasks = \["a\.b:c", "a\.b:d"\]'):
+        node.check_task(TaskSection(name="a.b:d"))
 
 
 def test_the_environment_makes_no_daemon_fail(home: Path) -> None:

@@ -29,7 +29,7 @@ _SHIFTS = torch.randn(QUESTIONS, ANSWERS, generator=torch.Generator().manual_see
 class TabularPolicy:
     """One node's; it learns one family, or several."""
 
-    tokens_read = 0
+    tokens_read = scorer_failures = 0
     questions = vocabulary = QUESTIONS
     evaluation = bytes(32)
 

@@ -157,7 +157,8 @@ class ToyPolicy:
     """
 
     families: tuple[str, ...] = ("points",)
-    evaluation, questions, vocabulary, tokens_read = bytes(32), 8, 256, 0
+    evaluation, questions, vocabulary = bytes(32), 8, 256
+    tokens_read = scorer_failures = 0
 
     def __init__(self, me, gate):
         self._me, self._gate = me, gate

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from kit.own_families import sums, written
 from node.config import ReasoningSection, TextSection
-from node.data import Texts
+from node.data import Texts, questions
 from node.data.questions import read_questions
 from node.hooks import no_op
 from node.llm.models import tiny_llama
-from node.llm.policy import LanguagePolicy, divided
+from node.llm.policy import SAMPLES, LanguagePolicy, divided
 from node.llm.prompts import Encoder
 from node.llm.tokens import Bytes
 from node.maths.grpo import GrpoConfig, advantages
-from node.maths.policy import Draws
+from node.maths.policy import Completions, Draws
 from node.randomness import Keys
 from node.task import flat, layout_of, views
 from peer.errors import DataError, TaskError
@@ -260,3 +261,133 @@ def test_questions_for_testing_are_decided_by_the_question(made):
     assert not {*train.columns["question"]} & {*held_out.columns["question"]}
     with pytest.raises(DataError, match="too few questions"):
         divided(rows, made["encoder"])
+
+
+# families with a scorer
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return sums(tmp_path_factory.mktemp("own"))
+
+
+def judged(made: dict[str, Any], name: str, **options: Any) -> LanguagePolicy:
+    """A policy whose questions a scorer judges."""
+    train, test = read_questions((name,))
+    return LanguagePolicy(
+        made["forward"],
+        made["layout"],
+        made["encoder"],
+        ReasoningSection(families=(name,), **options),
+        train,
+        test,
+        Draws("n0", 1, Keys.insecure(0, "n0")),
+        generators=(name,),
+        longest=6,
+    )
+
+
+def answered(texts: list[str]) -> Completions:
+    """Answers with these texts and an end."""
+    ids = [[*text.encode(), TOKENS.end] for text in texts]
+    longest = max(map(len, ids))
+    padded = torch.tensor([[*row, *[TOKENS.pad] * (longest - len(row))] for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    ended = torch.ones(len(ids), dtype=torch.bool)
+    return Completions(padded, mask, torch.zeros(padded.shape), ended)
+
+
+def test_a_scorer_says_what_is_right_and_what_is_nearly(made, name):
+    one = judged(made, name, reward_scale={name: (10.0, 5.0)})
+    asked = one.asked(read_questions((name,))[0]).take([0, 0, 0, 0])
+    total = int(asked.items[0].prompt[5:-1])
+    texts = [asked.items[0].answer, f"{total - 1}+1", "1+1", "x"]
+    scores = one._scores(asked, answered(texts))
+    assert scores == [1.0, 1.0, 0.2, 0.0]
+    assert one._rewards(asked, scores).tolist() == pytest.approx([15, 15, 7, 5])
+    cut = answered(texts)
+    cut.ended[0] = False
+    assert one._scores(asked, cut) == [0.0, 1.0, 0.2, 0.0]
+
+
+def test_answers_on_which_a_scorer_fails_are_wrong_and_counted(made, tmp_path):
+    code = "def sample(seed):\n    return {'question': f'{seed}?', 'answer': '7'}\n"
+    code += "def score(item, text):\n    if text == 'boo': raise KeyError\n    return text == '7'\n"
+    family = written(tmp_path / "fails.py", code)
+    one = judged(made, family)
+    asked = one.asked(read_questions((family,))[0]).take([0, 1, 2])
+    assert one._scores(asked, answered(["7", "boo", "boo"])) == [1.0, 0.0, 0.0]
+    assert one.scorer_failures == 2
+
+
+def test_the_scorer_gets_the_question_as_it_was_made(made, name):
+    """Whatever the template makes of it."""
+    text = TextSection(prompt=("question",), answer="answer", length=80, template="instruction")
+    one = judged({**made, "encoder": Encoder(text, TOKENS)}, name)
+    assert one._train.items[0].prompt.startswith("make ")
+    assert one.expected(made["x"], one._train.take([0])).shape == (1,)
+
+
+def test_right_answers_are_a_share_of_what_is_drawn(made, name, monkeypatch):
+    """As likely as their scorer says, where it can be told: here, whatever has an odd length."""
+    one = judged(made, name)
+    asked = one.asked(read_questions((name,))[0]).take(range(3))
+    one._scorers[name] = lambda items, texts, _: [float(len(text) % 2) for text in texts]
+    few = one.expected(made["x"], asked, 5)
+    assert torch.equal(few * SAMPLES, (few * SAMPLES).round())
+    monkeypatch.setattr("node.llm.policy.SAMPLES", 400)
+    many, again = (one.expected(made["x"], asked, seed) for seed in (5, 6))
+    torch.testing.assert_close(many, again, atol=0.15, rtol=0)
+    assert 0 < float(many.mean()) < 1
+
+
+def test_two_models_are_asked_with_the_same_random_numbers(made, name):
+    """So that their difference is theirs: with others it is many times larger."""
+    one = judged(made, name)
+    one._scorers[name] = lambda items, texts, _: [float(len(text) % 2) for text in texts]
+    asked = one.asked(read_questions((name,))[0]).take(range(16))
+    near = made["x"] * 1.0001
+    before = one.expected(made["x"], asked, 5)
+    assert torch.equal(before, one.expected(made["x"], asked, 5))
+    coupled = (one.expected(near, asked, 5) - before).abs().mean()
+    apart = (one.expected(near, asked, 6) - before).abs().mean()
+    assert coupled < 0.3 * apart
+
+
+def test_audits_draw_answers_to_what_a_scorer_judges_only(made, name):
+    one = judged(made, name)
+    read = one.tokens_read
+    assert one.right(made["x"], (name,), 7, 4).shape == (4,)
+    assert one.tokens_read - read > 4 * SAMPLES * 9, "prompts of eight answers each"
+    plain = policy(made)
+    assert torch.equal(
+        plain.right(made["x"], ("sort",), 7, 4),
+        plain.probabilities(made["x"], plain.asked(texts_of("sort", 7, 4))),
+    )
+
+
+def texts_of(family: str, seed: int, count: int) -> Texts:
+    items = [questions.find(family).sample(seed + k) for k in range(count)]
+    return questions.texts(items, [family] * count)
+
+
+def test_code_of_a_family_that_a_neighbor_names_is_not_run(made, name, tmp_path):
+    ran = tmp_path / "ran"
+    evil = written(tmp_path / "evil.py", f"open({str(ran)!r}, 'w')\n")
+    assert not judged(made, name).knows((name, evil))
+    assert not ran.exists()
+    with pytest.raises(TaskError):
+        questions.find(evil)
+    assert ran.exists(), "the power check: named by its owner, it runs"
+
+
+def test_what_a_file_calls_its_families_runs_nothing(made, name):
+    """A column of somebody's file may say anything."""
+    train, test = read_questions((name,))
+    section, draws = ReasoningSection(), Draws("n0", 1, Keys.insecure(0, "n0"))
+    one = LanguagePolicy(
+        made["forward"], made["layout"], made["encoder"], section, train, test, draws
+    )
+    asked = one.asked(train).take([0])
+    total = int(asked.items[0].prompt[5:-1])
+    assert one._scores(asked, answered([f"{total - 1}+1"]))[0] < 1, "another sum is no answer here"

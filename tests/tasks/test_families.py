@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 
+from kit.hostile_answers import HOSTILE
 from node.data.families import FAMILIES, HELD_OUT, Item, is_right, score
 from node.data.questions import find
 from peer.errors import ConfigurationError
@@ -89,23 +90,6 @@ def test_numbers_may_be_written_in_more_than_one_way(right, answer, exact, numer
     item = Item("?", right)
     assert is_right(item, answer) == exact
     assert is_right(item, answer, "numeric") == numeric
-
-
-HOSTILE = {
-    "code": "__import__('pathlib').Path('canary').touch()",
-    "a giant power": "9**9**9",
-    "a giant number": "9" * 5000,
-    "an exponent": "1e999999999",
-    "deep nesting": "(" * 100_000 + ")" * 100_000,
-    "megabytes": "7" * 4_000_000,
-    "controls": "7\x1b[2J\x00",
-    "NUL": "\x00" * 1000,
-    "a lone surrogate": "\ud800",
-    "digits of another script": "٧",
-    "a format": "%s{0}{answer.__class__}",
-    "all digits": "0123456789",
-    "both answers": "TrueFalse",
-}
 
 
 @pytest.mark.parametrize("match", ["exact", "numeric"])
