@@ -94,6 +94,18 @@ class FgrpoConfig(GrpoRunConfig):
         """Are neighbors weighed by what audits see?"""
         return self.weights == "gain" and self.gain == "audited"
 
+    def check_families(self, generators: Sequence[str], scored: Sequence[str]) -> None:
+        if self.audits and not generators:
+            raise ConfigurationError(
+                'algorithm.gain = "audited" needs questions that others can make from a seed '
+                '(task.data = "questions"); with those of a file set algorithm.gain = "reported".'
+            )
+        if self.audits and scored and self.audit.score == "probability":
+            raise ConfigurationError(
+                f"The family {scored[0]!r} has a scorer, so that the probability of one answer says "
+                'little: set algorithm.audit.score = "sampled".'
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State(LocalState):
@@ -133,11 +145,6 @@ class Fgrpo(Algorithm):
         super().__init__(config, resources)
         assert resources.policy is not None
         self.policy: Policy = resources.policy
-        if config.audits and not self.policy.families:
-            raise ConfigurationError(
-                'algorithm.gain = "audited" needs questions that others can make from a seed '
-                '(task.data = "questions"); with those of a file set algorithm.gain = "reported".'
-            )
         self.state = State.at(resources.start)
         self.blocks: tuple[Block, ...] = ()
         if config.block:
@@ -179,7 +186,8 @@ class Fgrpo(Algorithm):
         if block and (visit := (t - c.warmup.rounds) // block_steps(c)) != state.visit:
             state = replace(without_moments(state), visit=visit, norms=())
         span = self.span(t)
-        tokens, reward = self.policy.tokens_read, self.policy.reward(state.x)
+        reward = self.policy.reward(state.x)
+        tokens = self.policy.tokens_read
         state, after, figures = local_steps(c, self.policy, t, state, span)
         before = state.x[span].clone()
         own = after[span] - before
@@ -324,7 +332,7 @@ class Fgrpo(Algorithm):
         return gains, replace(state, evidence=evidence, families=families_of)
 
     def change(self, x: Tensor, tried: Tensor, families: Sequence[str], seed: int) -> Tensor:
-        """Of the probabilities of right answers to the same fresh questions, float64 [p]."""
+        """Of the probabilities to answer the same fresh questions right, float64 [p]."""
         asked = (families, seed, self.config.audit.questions)
         return self.policy.right(tried, *asked) - self.policy.right(x, *asked)
 

@@ -24,7 +24,6 @@ from node.daemon.bootstrap import resolve_paths
 from node.device import pick
 from node.learning.learner import Plan, weak
 from node.learning.requirements import memory_needed, room_for_blocks
-from node.learning.resources import check_compatible
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.process import available_memory, mib
@@ -359,7 +358,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
     try:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
-        check_compatible(plan.algorithm, task)
+        plan.check_task(task)
     except PeerpoiseError as error:
         yield fault("data", str(error), _where(error))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 from node.config.section import Section
@@ -23,6 +24,14 @@ class AlgorithmConfig(Section):
     def on_run(self, rounds: int) -> Self:
         """These options in a run of so many rounds, with what follows from that filled in."""
         return self
+
+    def check_families(self, generators: Sequence[str], scored: Sequence[str]) -> None:
+        """Of a task whose answers are rewarded: `generators` are families of questions that every
+        node can make, `scored` those of them where a scorer says what is right.
+
+        Raises:
+            ConfigurationError: these options don't suit such questions.
+        """
 
 
 class PaperCalibrated(AlgorithmConfig):

@@ -16,7 +16,6 @@ from node.data import partition
 from node.data.partition import Rows
 from node.learning import promises
 from node.learning.learner import Plan, weak
-from node.learning.resources import check_compatible
 from node.tasks import validation
 from peer.errors import ConfigurationError
 from peer.message import Peer
@@ -136,7 +135,7 @@ def _check_task(resolved: ResolvedRun) -> None:
     """
     run, experiment = resolved.run, resolved.experiment.experiment
     task = tasks.make(run, next(iter(resolved.parts.values()))[:1])
-    check_compatible(resolved.plan.algorithm, task)
+    resolved.plan.check_task(task)
     if run.task.name not in tasks.TASKS:
         task.evaluate(promises.checked_start(task, run.train.seed))
     for attacker in experiment.attackers[:1]:

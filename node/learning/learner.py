@@ -35,7 +35,7 @@ from node.figures import check_declared, headline
 from node.hooks import NO_HOOKS, Hooks, no_op
 from node.learning import promises
 from node.learning.requirements import room_for_blocks
-from node.learning.resources import resources
+from node.learning.resources import check_compatible, resources
 from node.learning.unusable import UnusableRecords
 from node.maths.blocks import BlockSchedule
 from node.maths.coalitions import ShapleyConfig, unsupported_reason
@@ -61,6 +61,7 @@ from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.rounds.bounds import Bounds
 from node.task import Task
 from node.tasks import TASKS, make
+from node.tasks.rewarded import RewardedTask
 from peer.errors import ConfigurationError, PeerpoiseError, TaskError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
@@ -154,6 +155,13 @@ class Plan:
             neighborhoods=neighborhoods,
             spectral_gap=gap,
         )
+
+    def check_task(self, task: Task) -> None:
+        """Raises ConfigurationError: the algorithm needs what the task lacks, or its options don't
+        suit the task's questions."""
+        check_compatible(self.algorithm, task)
+        if isinstance(task, RewardedTask):
+            self.options.check_families(task.generators, task.scored)
 
     def sigma(self, d: int) -> float:
         """The nominal noise multiplier of the run for d parameters, calibrated for the largest
@@ -513,6 +521,7 @@ def build(
     if not blockwise:
         x = x.to(torch.float32)
     draws = Draws(name, run.train.seed, keys, hooks.yield_point)
+    plan.check_task(task)
     given = resources(plan.algorithm, task, start=x, gradients=gate, draws=draws)
     given = attack.on_resources(given) if attack else given
     room_for_blocks(plan.options, run, task, neighborhood.degree)

@@ -1,5 +1,6 @@
 """Does a neighbor's update help? Judged by the probability of right answers before and after it, on
-the same fresh questions, so that differences are small and paired.
+the same fresh questions, so that differences are small and paired. Where a scorer says what is
+right, the probability is estimated from a few answers, drawn with the same random numbers.
 
     evidence  S₁ ← φ S₁ + Σ_p d_p ,  S₂ ← φ S₂ + Σ_p d_p²   over the questions p of a round; φ = 0.8
     z = S₁/√S₂ ;  convicted where z < −3
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from statistics import median_low
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +29,11 @@ class AuditConfig(Section):
 
     questions: int = Field(default=16, ge=1)
     """Fresh questions a round and neighbor, of its families and as many of the own ones."""
+    score: Literal["probability", "sampled"] = "probability"
+    """How a model's answers are judged. probability: by that of the right one; for families with
+    one right answer. sampled: of families with a scorer, by eight answers to a question, drawn with
+    the same random numbers before and after the update; they are a stranger's, and the scorer reads
+    them."""
     scale: float = Field(default=0.5, gt=0, le=1)
     """Share of the update that is tried: about what is applied of it; a whole one may hurt where a
     part helps."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from node.config import DataSection, ReasoningSection, RunConfig, TextSection
+from node.data import questions
 from node.figures import Metric
 from node.hooks import no_op
 from node.llm.forward import Forward
@@ -62,6 +63,7 @@ class Reasoning(CausalLM, RewardedTask):
         super().__init__(replace(of, rows=rows))
         self._rows, self._held_out = rows, held_out
         self._encoder, self._section, self.generators = of.encoder, section, generators
+        self.scored = [name for name in generators if questions.find(name).scores]
         self._tested = of.test.texts if of.test else None
         names = sorted(set(family_of(self._tested))) if self._tested else []
         self._sampled = config

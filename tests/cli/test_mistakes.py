@@ -165,6 +165,7 @@ def test_a_name_that_run_would_refuse_is_refused_by_pack(
         (["task.name=nowhere_at_all:make"], "No module named 'nowhere_at_all'"),
         (["task.name=mine.py:make"], "names a file of this machine"),
         (["task.name=/srv/mine.py:make"], "names a file of this machine"),
+        (["task.reasoning.families=['own:mine.py']"], "is a file of this machine"),
         (["task.name=no-such-task"], "Unknown task"),
         (["task.name=math:nothing"], "math has no function 'nothing'"),
         (["task.model=resnet50"], "Unknown model 'resnet50'"),

@@ -106,6 +106,11 @@ def test_up_and_pack_name_the_runs_own_task(tmp_path: Path) -> None:
         node.check_task(TaskSection(name="a.b:d"))
 
 
+def test_up_and_pack_name_the_runs_own_families() -> None:
+    values = {"privacy": {"sigma": 2.0}, "task": {"reasoning": {"families": ["sort", "own:a.b"]}}}
+    assert provisioning.own_tasks(ExperimentConfig(**values)) == ("own:a.b",)  # type: ignore[arg-type]
+
+
 def test_the_environment_makes_no_daemon_fail(home: Path) -> None:
     point = {VARIABLE: "round_start=kill"}
     code, said = called(home, "run", "--config", "node.toml", **point)

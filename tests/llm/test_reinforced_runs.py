@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.own_families import sums, written
 from node.config import ExperimentConfig
 from node.experiments.in_process import simulate
-from peer.errors import ConfigurationError, DataError
+from node.experiments.resolve import resolve
+from peer.errors import ConfigurationError, DataError, TaskError
 
 ALGORITHM = {
     "name": "fgrpo",
@@ -22,7 +25,7 @@ ALGORITHM = {
 }
 
 
-def run(folder: Path, **sections: dict[str, Any]) -> Any:
+def config(**sections: dict[str, Any]) -> ExperimentConfig:
     values: dict[str, dict[str, Any]] = {
         "algorithm": ALGORITHM,
         "topology": {"kind": "full"},
@@ -39,7 +42,11 @@ def run(folder: Path, **sections: dict[str, Any]) -> Any:
     }
     for name, section in sections.items():
         values[name] = section if name == "algorithm" else {**values.get(name, {}), **section}
-    return simulate(ExperimentConfig.model_validate(values), folder)
+    return ExperimentConfig.model_validate(values)
+
+
+def run(folder: Path, **sections: dict[str, Any]) -> Any:
+    return simulate(config(**sections), folder)
 
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
@@ -131,4 +138,58 @@ def test_what_does_not_go_together_is_one_sentence(
 ) -> None:
     with pytest.raises(ConfigurationError, match=sentence) as caught:
         run(tmp_path, **sections)
+    assert "\n" not in str(caught.value)
+
+
+# families of somebody's own
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    return sums(tmp_path)
+
+
+def with_family(name: str, **audit: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "task": {"reasoning": {"families": [name, "sort"]}},
+        "algorithm": {**ALGORITHM, "audit": {"questions": 2, **audit}},
+    }
+
+
+def test_a_family_with_a_scorer_is_learned_and_audited(name: str, tmp_path: Path) -> None:
+    """By both nodes, each from its own copy of the code."""
+    summary = run(tmp_path / "run", **with_family(name, score="sampled"))
+    assert summary.complete
+    assert summary.diverged == []
+    assert 0 <= summary.task_metrics["exact_match"].mean <= 1
+    assert {"exact_match_sort", metric_of(name)} <= {*summary.task_metrics}
+    again = run(tmp_path / "again", **with_family(name, score="sampled"))
+    assert again.params_digest == summary.params_digest
+    journal = (tmp_path / "run" / "nodes" / "n0" / "journal.jsonl").read_text(encoding="utf-8")
+    rounds = [line for line in map(json.loads, journal.splitlines()) if line["event"] == "round"]
+    assert all(line["diagnostics"]["scorer_failures"] == 0 for line in rounds)
+    assert all(line["diagnostics"]["audit_tokens"] > 1000 for line in rounds)
+
+
+def metric_of(name: str) -> str:
+    return "exact_match_" + re.sub("[^a-z0-9]", "_", name.lower())
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "sapo"])
+def test_other_algorithms_learn_by_a_scorer_too(algorithm: str, name: str, tmp_path: Path) -> None:
+    options = {"name": algorithm, "questions": 2, "num_generations": 3, "local_steps": 1}
+    assert run(tmp_path / "run", **{**with_family(name), "algorithm": options}).complete
+
+
+def test_a_scorer_is_audited_by_what_is_drawn_or_not_at_all(name: str) -> None:
+    """Known before anything runs, and before a model is made."""
+    with pytest.raises(ConfigurationError, match=r'set algorithm\.audit\.score = "sampled"'):
+        resolve(config(**with_family(name))).checked()
+    resolve(config(**with_family(name, score="sampled"))).checked()
+
+
+def test_a_mistake_in_a_family_is_one_sentence(tmp_path: Path) -> None:
+    name = written(tmp_path / "sums.py", "def sample(seed):\n    return seed / 0\n")
+    with pytest.raises(TaskError, match=r"sample, given '0', raised ZeroDivisionError") as caught:
+        run(tmp_path / "run", **with_family(name))
     assert "\n" not in str(caught.value)

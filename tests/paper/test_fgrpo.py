@@ -20,6 +20,7 @@ from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened
 from node.maths.commitment import Commitment, update_digest
 from node.maths.relative_gain import GainConfig
 from node.rounds import lockstep
+from peer.errors import ConfigurationError
 from peer.message import step
 from peer.neighborhood import View
 
@@ -312,6 +313,33 @@ def test_a_chain_goes_on_where_it_was_heard_last(previous_round, previous, follo
 
 
 # audits
+
+
+@pytest.mark.parametrize(
+    ("options", "generators", "scored", "sentence"),
+    [
+        ({}, ["sort"], [], None),
+        ({}, [], [], 'set algorithm.gain = "reported"'),
+        ({"gain": "reported"}, [], [], None),
+        (
+            {},
+            ["own:a", "sort"],
+            ["own:a"],
+            "The family 'own:a' has a scorer.*audit.score = \"sampled\"",
+        ),
+        ({"audit": {"score": "sampled"}}, ["own:a", "sort"], ["own:a"], None),
+        ({"gain": "reported"}, ["own:a"], ["own:a"], None),
+        ({"weights": "uniform"}, ["own:a"], ["own:a"], None),
+    ],
+)
+def test_what_can_not_be_audited_is_one_sentence(options, generators, scored, sentence):
+    config = Fgrpo.Config.model_validate(options)
+    if sentence is None:
+        config.check_families(generators, scored)
+        return
+    with pytest.raises(ConfigurationError, match=sentence) as caught:
+        config.check_families(generators, scored)
+    assert "\n" not in str(caught.value)
 
 
 def test_who_names_other_generators_than_first_has_no_weight():
