@@ -35,6 +35,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import node  # noqa: F401  (its variable is one of those that have to be equal)
+
 PRELOADED = (
     "cryptography.x509",
     "dp_accounting.pld.privacy_loss_distribution",
@@ -49,7 +51,6 @@ PRELOADED = (
     "safetensors.torch",
     "scipy.optimize",
     "scipy.special",
-    "sklearn.datasets",
     "torch.func",
     "uvloop",
 )

@@ -26,16 +26,6 @@ MARGIN = 0.9
 our own small texts 18.7 to 20.2 against 23.6 and more."""
 
 
-@pytest.fixture(scope="session")
-def deca(tmp_path_factory: pytest.TempPathFactory) -> Summary:
-    return played(tmp_path_factory.mktemp("deca"))
-
-
-@pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Summary]:
-    return {lr: played(tmp_path_factory.mktemp("alone"), name="badam", lr=lr) for lr in RATES}
-
-
 def played(folder: Path, **algorithm: object) -> Summary:
     values = load(
         ExperimentConfig, [EXAMPLE], ["train.rounds=60", "train.evaluate_every=0"], environ={}
@@ -53,37 +43,29 @@ def perplexities(summary: Summary) -> dict[str, float]:
     }
 
 
-def test_a_step_sends_the_block_to_both_neighbors(deca: Summary) -> None:
+def test_five_peers_with_a_language_each(tmp_path: Path) -> None:
+    """Every peer and the average beat the best peer alone by a tenth, and what the average of those
+    who never met knows."""
+    deca = played(tmp_path / "deca")
     parameters = 984_576
     assert deca.algorithm_metrics["bytes_per_step"] == 2 * 4 * parameters / 2, (
-        "two blocks in turn, equally often"
+        "to both neighbors, two blocks in turn, equally often"
     )
-
-
-def test_every_peer_and_the_average_beat_the_best_peer_alone(
-    deca: Summary, alone: dict[float, Summary]
-) -> None:
-    """Each by a tenth, and so does their mean."""
-    together, best = (
-        perplexities(deca),
-        min(min(perplexities(it).values()) for it in alone.values()),
-    )
+    together = perplexities(deca)
     assert len(together) == 5
+
+    alone = [played(tmp_path / f"alone {lr}", name="badam", lr=lr) for lr in RATES]
+    best = min(min(perplexities(summary).values()) for summary in alone)
     assert max(together.values()) <= MARGIN * best, f"{together} against {best}"
-    averaged = deca.algorithm_metrics["averaged_model"]
-    assert isinstance(averaged, dict)
-    assert averaged["perplexity"] <= MARGIN * best  # type: ignore[operator]
-
-
-def test_peers_alone_do_learn_and_deca_learns_more_than_their_average_knows(
-    deca: Summary, alone: dict[float, Summary]
-) -> None:
-    """259 tokens: who guesses has 259. Models that began as one and never met may be averaged with
-    profit, too.
-    """
-    for summary in alone.values():
+    assert averaged(deca) <= MARGIN * best
+    for summary in alone:
+        # 259 tokens: who guesses has 259. Models that began as one may be averaged with profit.
         assert max(perplexities(summary).values()) < 130
         assert summary.algorithm_metrics["bytes_per_step"] == 0
-    models = [summary.algorithm_metrics["averaged_model"] for summary in alone.values()]
-    averaged: list[Any] = [model["perplexity"] for model in models]  # type: ignore[index]
-    assert max(perplexities(deca).values()) < 0.95 * min(averaged)
+        assert max(together.values()) < 0.95 * averaged(summary)
+
+
+def averaged(summary: Summary) -> float:
+    """Perplexity of the average of the peers' models."""
+    model: Any = summary.algorithm_metrics["averaged_model"]
+    return float(model["perplexity"])

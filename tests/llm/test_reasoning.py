@@ -1,8 +1,8 @@
 """What four families of questions, one a peer, come to: FGRPO against every peer for itself, on a
 model of a million parameters.
 
-The example fgrpo-tiny, warmed up once for all. Seen were 39.5 % right at the start of
-reinforcement and 52 % at its end (+ 15 points of probability); each alone forgets the questions of
+The example fgrpo-tiny, warmed up once for all. With three seeds the share of right answers rose by
+11, 15 and 16 points in 24 rounds, their probability by 16 to 19; each alone forgets the questions of
 the others.
 """
 
@@ -40,25 +40,6 @@ class Played:
 
     def mean(self, metric: str) -> float:
         return sum(each[metric] for each in self.end.values()) / len(self.end)
-
-
-@pytest.fixture(scope="module")
-def warmed_up() -> dict[str, Learner]:
-    """After the supervised rounds."""
-    torch.set_num_threads(1)
-    learners = learners_of()
-    play(learners, 0, warm_up_rounds(learners))
-    return learners
-
-
-@pytest.fixture(scope="module")
-def together(warmed_up: dict[str, Learner]) -> Played:
-    return reinforced(warmed_up)
-
-
-@pytest.fixture(scope="module")
-def alone(warmed_up: dict[str, Learner]) -> Played:
-    return reinforced(warmed_up, name="grpo", gain=None)
 
 
 def learners_of(**algorithm: Any) -> dict[str, Learner]:
@@ -112,28 +93,23 @@ def measured(learner: Learner) -> dict[str, float]:
     return learner.task.evaluate(learner.algorithm.parameters)
 
 
-def test_reinforcement_improves_every_family(together: Played) -> None:
-    assert together.mean("exact_match") >= together.start["exact_match"] + 0.10
+def test_four_peers_with_a_family_of_questions_each() -> None:
+    torch.set_num_threads(1)
+    warmed_up = learners_of()
+    play(warmed_up, 0, warm_up_rounds(warmed_up))
+
+    together = reinforced(warmed_up)
+    assert together.mean("exact_match") >= together.start["exact_match"] + 0.08
     assert together.mean("reward") >= together.start["reward"] + 0.12
     for name in together.start:
         if name.startswith("exact_match_"):
             assert together.mean(name) > together.start[name], name
+    exact = [each["exact_match"] for each in together.end.values()]
+    assert max(exact) - min(exact) < 0.1, "models stay together"
+    assert together.mismatch < 1e-4, "who answers is who is trained"
+    assert len(together.verdicts) == 4 * 3 * ROUNDS
+    assert sum(together.verdicts) <= 0.01 * len(together.verdicts), "nobody honest is convicted"
 
-
-def test_it_beats_each_alone_over_all_families(together: Played, alone: Played) -> None:
+    alone = reinforced(warmed_up, name="grpo", gain=None)
     best = max(each["exact_match"] for each in alone.end.values())
     assert together.mean("exact_match") >= best + 0.12
-
-
-def test_nobody_honest_is_convicted(together: Played) -> None:
-    assert len(together.verdicts) == 4 * 3 * ROUNDS
-    assert sum(together.verdicts) <= 0.01 * len(together.verdicts)
-
-
-def test_who_answers_is_who_is_trained(together: Played) -> None:
-    assert together.mismatch < 1e-4
-
-
-def test_models_stay_together(together: Played) -> None:
-    exact = [each["exact_match"] for each in together.end.values()]
-    assert max(exact) - min(exact) < 0.1

@@ -1,6 +1,5 @@
 """Bundled data, own data, and every mistake one can make with a file."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,19 @@ def test_images_are_scaled_bilinearly():
     assert torch.allclose(ramp.scaled(8).x[0, 0, 3, 1:-1], torch.arange(0.25, 2.9, 0.5))
 
 
+def test_digits_are_those_of_scikit_learn():
+    """Which is not imported for them."""
+    datasets = pytest.importorskip("sklearn.datasets", reason="pip install 'peerpoise[demo]'")
+    source = datasets.load_digits()
+    x = torch.from_numpy(source.images.astype(np.float32) / 16).unsqueeze(1)
+    expected = data.Examples(x, torch.from_numpy(source.target.astype(np.int64))).split()
+    for part, right in zip(data.digits(), expected, strict=True):
+        assert torch.equal(part.x, right.x)
+        assert torch.equal(part.y, right.y)
+
+
 def test_missing_scikit_learn_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("node.data.arrays.find_spec", lambda name: None)
     data._public.cache_clear()
     with pytest.raises(ConfigurationError, match=r"pip install 'peerpoise\[demo\]'"):
         data.public_sets(TaskSection())
