@@ -70,7 +70,7 @@ test-python: $(VENV)/dev.installed
 	  print(*(name for name in every if not name.startswith(omitted)), sep="\n")' > build/python/requirements.txt
 	$(OTHER)/pip install -q -r build/python/requirements.txt
 	$(OTHER)/pip install -q --no-deps -e .
-	$(OTHER)/pytest -q tests/peer tests/wire tests/cli/test_configuration.py -m "not cluster"
+	$(OTHER)/pytest -q -n $(PROCESSES) tests/peer tests/wire tests/cli/test_configuration.py -m "not cluster"
 	test -z "$(TORCH_INDEX)" || $(OTHER)/pip install -q --index-url $(TORCH_INDEX) 'torch>=2.11,<2.14'
 	$(OTHER)/python -c 'import torch' 2>/dev/null || { echo "No torch for this Python: digests are not compared."; exit 0; }; \
 	digests() { $$1/peerpoise simulate deploy/examples/quickstart.toml --set privacy.insecure_seed=7 --json \

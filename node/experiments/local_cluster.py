@@ -201,6 +201,7 @@ def follow(daemons: list[DaemonProcess], folder: Path, screen: Screen) -> int:
         deadline = float("inf")
         while any(daemon.process.poll() is None for daemon in daemons):
             if caught and deadline == float("inf"):
+                _scrape(daemons)  # while they still answer
                 deadline = time.monotonic() + GRACE_S
                 _tell(daemons, signal.SIGTERM)
             if len(caught) > 1 or time.monotonic() > deadline:
@@ -209,8 +210,7 @@ def follow(daemons: list[DaemonProcess], folder: Path, screen: Screen) -> int:
             if screen.fault and not caught:
                 caught.append(signal.SIGPIPE)
             if time.monotonic() - scraped > 1:
-                for daemon in daemons:
-                    daemon.scrape()
+                _scrape(daemons)
                 scraped = time.monotonic()
             time.sleep(TICK_S)
         screen.show({daemon.name: daemon.look() for daemon in daemons})
@@ -255,6 +255,11 @@ def _start(home: Path, insecure: bool, loop: str, *, attacks: bool) -> subproces
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def _scrape(daemons: list[DaemonProcess]) -> None:
+    for daemon in daemons:
+        daemon.scrape()
 
 
 def _tell(daemons: list[DaemonProcess], number: signal.Signals) -> None:

@@ -165,16 +165,16 @@ def test_status_and_sigterm(peerpoise: Call, tmp_path: Path) -> None:
         "up",
         str(quickstart),
         "--set",
-        "train.rounds=1000",
+        "train.rounds=300",
     ]
     command += ["--folder", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:  # without a terminal: a line per tenth of the run
-            if re.search(r"n0 [1-9]\d*/1000", line):
+            if re.search(r"n0 [1-9]\d*/300", line):
                 break
         [seen] = [
-            it for it in json.loads(peerpoise("status", "n2", "--json").out) if it["rounds"] == 1000
+            it for it in json.loads(peerpoise("status", "n2", "--json").out) if it["rounds"] == 300
         ]
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
@@ -183,7 +183,7 @@ def test_status_and_sigterm(peerpoise: Call, tmp_path: Path) -> None:
     assert (seen["node"], seen["state"], seen["rounds"], seen["insecure"]) == (
         "n2",
         "running",
-        1000,
+        300,
         [],
     )
     assert {each["name"] for each in seen["neighbors"]} == {"n1", "n3"}
