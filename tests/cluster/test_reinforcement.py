@@ -85,7 +85,7 @@ async def test_killed_while_it_answers_it_returns_and_nobody_is_convicted(cluste
 
 def heard_after(process: Process, t: int) -> bool:
     """Has it heard and judged n1 in three rounds after t?"""
-    judged = [
+    judged: list[int] = [
         event["round"]
         for event in process.events("round")
         if "n1" in event["diagnostics"].get("convicted", {})
