@@ -115,7 +115,9 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _log_softmax(logits: Tensor, sampling: Sampling) -> Tensor:
     """float32, whatever the model's type."""
-    logits = logits.float() / (sampling.temperature or 1.0)
+    logits = logits.float()
+    if sampling.temperature not in (0.0, 1.0):
+        logits = logits / sampling.temperature
     if sampling.banned:
         banned = torch.zeros(logits.shape[-1], dtype=torch.bool)
         banned[list(sampling.banned)] = True

@@ -166,8 +166,12 @@ class LanguagePolicy:
     ) -> PolicyGradient:
         since, sampling = time.thread_time(), self.sampling(config)
         weights = token_weights(rollouts.completions.mask, config, config.max_completion_length)
-        leaf = x.detach().clone().requires_grad_()
-        forward = self._forward(views(self._layout, leaf))
+        gradient = torch.zeros_like(x)
+        leaves = views(self._layout, x.detach())
+        # Each has its part of the gradient: backward to slices of x would make a vector for each.
+        for name, part in views(self._layout, gradient).items():
+            leaves[name].requires_grad_().grad = part
+        forward = self._forward(leaves)
         # Without KL, answers without an advantage weigh in the denominator only.
         rows = torch.arange(len(advantages)) if config.beta else advantages.nonzero()[:, 0]
         sums: dict[str, float] = defaultdict(float)
@@ -198,7 +202,7 @@ class LanguagePolicy:
                 f"differ by {mean['apart']:.2g} a token; it may have changed while it answered."
             )
         return PolicyGradient(
-            gradient=leaf.grad,
+            gradient=gradient if len(rows) else None,
             entropy=mean.get("nll", 0.0),
             clip_low=mean.get("low", 0.0),
             clip_high=mean.get("high", 0.0),

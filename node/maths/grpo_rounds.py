@@ -133,7 +133,7 @@ def stepped(
 ) -> S:
     """The state after a step of Adam; x [d] and the moments change in place. Without a gradient
     there is none."""
-    if update.gradient is None or not update.gradient.isfinite().all():
+    if update.gradient is None or not update.gradient.sum().isfinite():
         return state
     g = clip_norm_(update.gradient[span], config.clip_norm)
     m, v = state.m[span], state.v[span]
