@@ -130,7 +130,7 @@ bench-quick: $(VENV)/dev.installed
 # Does it run? Its figures are of no use.
 bench-smoke: $(VENV)/dev.installed
 	$(BIN)/python tests/bench/gradient.py --quick --models softmax > /dev/null
-	for name in language simulator wire; do $(BIN)/python tests/bench/$$name.py --quick > /dev/null || exit 1; done
+	for name in language reinforcement simulator wire; do $(BIN)/python tests/bench/$$name.py --quick > /dev/null || exit 1; done
 
 learning: $(VENV)/dev.installed
 	$(BIN)/peerpoise sweep docs/results/learning.toml --out build/learning --jobs $(JOBS)
