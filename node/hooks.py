@@ -20,6 +20,8 @@ class Hooks:
 
     yield_point: Callable[[], None] = no_op
     """Between chunks of examples: whatever is more urgent may be computed here."""
+    warn: Callable[[str], None] = no_op
+    """A sentence that concerns the user."""
     on_release: Callable[[int, Peer], None] = no_op
     """(round, recipient), once the debit is on disk."""
     on_withheld: Callable[[int, Peer, str], None] = no_op

@@ -10,7 +10,7 @@
     ├── BudgetSpent           3        the privacy budget is used up (an end by policy, not a fault)
     ├── Diverged              4        this node's parameters are not finite, or beyond the limits
     ├── PeersUnavailable     69        too few neighbors to start
-    ├── TemporaryFailure     75        try again later (port taken, another process holds the lock)
+    ├── TemporaryFailure     75        try again later (port taken, lock held, server not there)
     └── RemoteError                    a neighbor's fault; costs that neighbor's edge, never our run
         ├── Unreachable                no connection, or it broke
         ├── Malformed                  bytes that are no message of ours

@@ -6,8 +6,9 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from node.config.section import Device, DiscoveryName, OpenSection, Section
 from node.config.task import TaskSection
@@ -139,6 +140,27 @@ class MetricsSection(Section):
     """Exports per-neighbor cosines in paper mode, too, where they leak."""
 
 
+class GeneratorSection(Section):
+    """`[generator]`: an OpenAI-compatible server (vLLM, SGLang, llama-server) that draws the
+    answers of training for this node (docs/reasoning.md). Questions are sent to it in plain."""
+
+    url: str
+    """Its base, such as http://127.0.0.1:8000/v1."""
+    model: str = ""
+    """The model's name there; empty: none is named."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds for all answers of a step; a server that takes longer ends the run."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        place = urlsplit(value)
+        if place.scheme not in ("http", "https") or not place.hostname:
+            raise ValueError("http://HOST:PORT/v1 is expected")
+        place.port  # noqa: B018 (raises where it is none)
+        return value
+
+
 class NodeConfig(Section):
     """node.toml: private, never digested, never sent."""
 
@@ -161,6 +183,8 @@ class NodeConfig(Section):
     compute: ComputeSection = ComputeSection()
     budget: BudgetSection = BudgetSection()
     metrics: MetricsSection = MetricsSection()
+    generator: GeneratorSection | None = None
+    """Who draws this node's answers in training; None: the node itself."""
     attack: AttackSection | None = None
     """This node attacks its neighbors: for tests of one's own federation."""
 

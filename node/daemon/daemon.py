@@ -249,9 +249,11 @@ class Daemon:
             limit=self.node.budget.limit,
             limit_delta=self.node.budget.delta,
             device=self.node.compute.device,
+            generator=self.node.generator,
             attack=self.attack,
             hooks=Hooks(
                 yield_point=self.compute.yield_point,
+                warn=self.watch.warn,
                 on_release=self.watch.released,
                 on_withheld=self.watch.withheld,
             ),

@@ -25,6 +25,7 @@ from node.attacks import Attack
 from node.config import (
     AlgorithmConfig,
     DataSection,
+    GeneratorSection,
     PaperCalibrated,
     PrivacySection,
     RunConfig,
@@ -40,6 +41,7 @@ from node.learning.unusable import UnusableRecords
 from node.maths.blocks import BlockSchedule
 from node.maths.coalitions import ShapleyConfig, unsupported_reason
 from node.maths.graph import spectral_gap
+from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
 from node.maths.robust import undersized_neighborhood
 from node.privacy.accountant import (
@@ -478,16 +480,20 @@ def build(
     limit: float | None = None,
     limit_delta: float = 1e-5,
     device: str = "cpu",
+    generator: GeneratorSection | None = None,
     attack: Attack | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are
-    not given; `device` is what `compute.device` says. `attack`: what it does to its neighbors.
+    not given; `device` is what `compute.device` says. `generator`: who draws its answers. `attack`:
+    what it does to its neighbors.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
     """
     run = plan.run
+    if generator:
+        _check_generator(plan)
     keys = _keys(run, name, ledger, limit)
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
@@ -520,7 +526,7 @@ def build(
     start_digest = _digest(x)
     if not blockwise:
         x = x.to(torch.float32)
-    draws = Draws(name, run.train.seed, keys, hooks.yield_point)
+    draws = Draws(name, run.train.seed, keys, hooks.yield_point, hooks.warn, generator)
     plan.check_task(task)
     given = resources(plan.algorithm, task, start=x, gradients=gate, draws=draws)
     given = attack.on_resources(given) if attack else given
@@ -543,6 +549,19 @@ def build(
         bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
         attack=attack,
     )
+
+
+def _check_generator(plan: Plan) -> None:
+    """Raises ConfigurationError: the run has no use for answers of a server."""
+    if not isinstance(plan.options, GrpoConfig):
+        raise ConfigurationError(
+            f"{plan.run.algorithm.name} draws no answers; leave [generator] out of the node's file."
+        )
+    if (plan.options.temperature, plan.options.top_p) != (1.0, 1.0):
+        raise ConfigurationError(
+            "A generation server's log-probabilities are comparable with temperature = 1 and "
+            "top_p = 1 only; set these in [algorithm], or leave [generator] out of the node's file."
+        )
 
 
 def _keys(run: RunConfig, name: Peer, ledger: Ledger | None, limit: float | None) -> Keys:

@@ -27,7 +27,14 @@ from node.data.families import Item
 from node.llm.forward import Forward
 from node.llm.generation import Sampling, completion_log_probs, generate
 from node.llm.prompts import Encoder
-from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
+from node.llm.server import Server
+from node.maths.grpo import (
+    GrpoConfig,
+    grpo_loss,
+    has_spread,
+    importance_weights,
+    token_weights,
+)
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
 from node.randomness import public_generator
 from node.task import views
@@ -45,6 +52,8 @@ AT_ONCE = 64
 PARITY: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest mean difference between log-probabilities of generator and trainer, by the type in which
 the model computes. More means that they are not the same model."""
+FAR = 1.0
+"""The same of a server's, above which importance weights are mostly cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,8 @@ class LanguagePolicy:
         self.questions, self.tokens_read = len(self._train), 0
         self.scorer_failures = 0
         self.vocabulary = encoder.tokens.size
+        self._server = Server(draws.generator, encoder.tokens) if draws.generator else None
+        self._warned = False
         self._nonce = (-1, b"")
 
     def asked(self, rows: Texts) -> Asked:
@@ -140,18 +151,22 @@ class LanguagePolicy:
         asked = self._train.take(
             [int(row) for row in rows.repeat_interleave(config.num_generations)]
         )
-        since = time.thread_time()
+        clock = time.monotonic if self._server else time.thread_time
+        since, yield_point = clock(), self._draws.yield_point
         prompts = Prompts.of(asked.prompts, self._encoder.tokens.pad)
-        completions = generate(
-            self._at(x), prompts, self.sampling(config), generator, self._draws.yield_point
-        )
+        sampling, count = self.sampling(config), config.num_generations
+        if self._server:
+            own = asked.prompts[::count]
+            completions = self._server.answers(own, count, sampling, generator, yield_point)
+        else:
+            completions = generate(self._at(x), prompts, sampling, generator, yield_point)
         scores = self._scores(asked, completions)
         return Rollouts(
             prompts=prompts,
             completions=completions,
             rewards=self._rewards(asked, scores),
             exact=_right(scores),
-            seconds=time.thread_time() - since,
+            seconds=clock() - since,
         )
 
     def gradient(
@@ -165,6 +180,8 @@ class LanguagePolicy:
         on_policy: bool = True,
     ) -> PolicyGradient:
         since, sampling = time.thread_time(), self.sampling(config)
+        served = on_policy and self._server is not None
+        cap = config.importance_sampling_cap if served else None
         weights = token_weights(rollouts.completions.mask, config, config.max_completion_length)
         gradient = torch.zeros_like(x)
         leaves = views(self._layout, x.detach())
@@ -186,6 +203,7 @@ class LanguagePolicy:
                 weights[part],
                 config,
                 reference=self._log_probs(reference, prompts, drawn, sampling),
+                correction=cap if cap is None else importance_weights(now, drawn.log_probs, cap),
             )
             torch.autograd.backward(terms.loss)
             sums["tokens"] += terms.tokens
@@ -196,7 +214,9 @@ class LanguagePolicy:
             sums["apart"] += float((now - drawn.log_probs)[counts].abs().sum())
             self._draws.yield_point()
         mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
-        if on_policy and mean.get("apart", 0.0) > self._parity:
+        if served:
+            self._compare_server(mean.get("apart", 0.0))
+        elif on_policy and mean.get("apart", 0.0) > self._parity:
             raise TaskError(
                 "The model that answers is not the one that is trained: their log-probabilities "
                 f"differ by {mean['apart']:.2g} a token; it may have changed while it answered."
@@ -211,6 +231,16 @@ class LanguagePolicy:
             mismatch=mean.get("apart", 0.0),
             seconds=time.thread_time() - since,
         )
+
+    def _compare_server(self, apart: float) -> None:
+        """Warns, once, of a server whose model is far from the one that is trained."""
+        if apart > FAR and not self._warned:
+            self._warned = True
+            self._draws.warn(
+                f"The generation server's model is far from the one that is trained: their "
+                f"log-probabilities differ by {apart:.2g} a token, so little is learned from its "
+                "answers; let it load what peerpoise export writes."
+            )
 
     def _log_probs(
         self, x: Tensor | None, prompts: Prompts, drawn: Completions, sampling: Sampling

@@ -54,6 +54,10 @@ class GrpoConfig(Section):
     """Of the softmax from which answers are drawn."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Answers are drawn from the smallest set of tokens that has this probability."""
+    importance_sampling_cap: float | None = Field(default=3.0, gt=0)
+    """Where a generation server draws the answers ([generator] of a node's file): largest weight
+    π/π_server of a token; None: they are taken as if the policy had drawn them. TRL's
+    vllm_importance_sampling_clip_max (…_cap before) in mode token_truncate."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,13 @@ def token_weights(mask: Tensor, config: GrpoConfig, max_completion_length: int) 
             return mask / (len(mask) * max_completion_length)
         case "dapo":
             return mask / mask.sum().clamp(min=1)
+
+
+def importance_weights(log_probs: Tensor, sampled: Tensor, cap: float) -> Tensor:
+    """min(π/π_sampled, cap) of every token, [n, T], for log-probabilities under the policy in
+    training and under the one that sampled; truncated importance sampling.
+    """
+    return torch.exp((log_probs - sampled).clamp(max=LARGEST)).clamp(max=cap)
 
 
 def grpo_loss(

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from node.config import GeneratorSection
 from node.hooks import no_op
 from node.maths.grpo import GrpoConfig
 from node.randomness import Keys
@@ -27,6 +28,9 @@ class Draws:
     keys: Keys
     """Secret: of questions by which others are audited."""
     yield_point: Callable[[], None] = no_op
+    warn: Callable[[str], None] = no_op
+    generator: GeneratorSection | None = None
+    """Who draws the answers; None: the policy itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Rollouts:
     exact: Tensor
     """Which are right, bool [n]."""
     seconds: float
-    """CPU time that drawing them took."""
+    """CPU time that drawing them took; of a server, time."""
 
 
 @dataclass(frozen=True, slots=True)

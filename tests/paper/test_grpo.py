@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from kit.golden import EQUATIONS as CASES
-from node.maths.grpo import GrpoConfig, advantages, grpo_loss, has_spread, token_weights
+from node.maths.grpo import (
+    GrpoConfig,
+    advantages,
+    grpo_loss,
+    has_spread,
+    importance_weights,
+    token_weights,
+)
 
 G, T, LONGEST = 4, 7, 10
 LOSSES = ["grpo", "dr_grpo", "dapo"]
@@ -160,25 +167,60 @@ def test_loss_and_gradient_are_those_of_trl(loss_type, options):
     advantage = advantages(rewards, c)
     ours = loss_of(now, old, reference, mask, advantage, c).loss
     theirs = trainer._compute_loss(
-        _trainer(c, now, mask),
-        None,
-        {
-            "prompt_ids": torch.zeros(len(now), 1),
-            "prompt_mask": torch.ones(len(now), 1),
-            "completion_ids": torch.zeros_like(mask),
-            "completion_mask": mask,
-            "advantages": advantage,
-            "old_per_token_logps": old,
-            "ref_per_token_logps": reference,
-            "num_items_in_batch": mask.sum(),
-        },
+        _trainer(c, now, mask), None, inputs(old, reference, mask, advantage)
     )
+    _assert_equal(ours, theirs, now)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_with_importance_weights_loss_and_gradient_are_those_of_trl(loss_type, options):
+    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="pip install trl").GRPOTrainer
+    now, old, reference, mask, rewards = batch()
+    c = config(loss_type=loss_type, **options)
+    advantage, weights = advantages(rewards, c), token_weights(mask, c, LONGEST).to(now.dtype)
+    sampled = old + 0.7 * torch.randn(old.shape, generator=torch.Generator().manual_seed(1))
+    correction = importance_weights(old, sampled, 1.5)
+    ours = grpo_loss(
+        now, old, advantage, weights, c, reference=reference, correction=correction
+    ).loss
+    expected = torch.exp((old - sampled) * mask).clamp(max=1.5)  # as TRL's _generate_and_score_…
+    assert not torch.equal(ours, loss_of(now, old, reference, mask, advantage, c).loss)
+    theirs = trainer._compute_loss(
+        _trainer(c, now, mask, served=True),
+        None,
+        {**inputs(old, reference, mask, advantage), "importance_sampling_ratio": expected},
+    )
+    _assert_equal(ours, theirs, now)
+
+
+def test_importance_weights_are_cut_off_above_only():
+    log_probs, sampled = torch.tensor([-1.0, -1.0, -1.0, -5.0]), torch.tensor([-1.0, -3.0, -1e5, 0])
+    weights = importance_weights(log_probs, sampled, 3.0)
+    assert weights.tolist() == pytest.approx([1.0, 3.0, 3.0, exp(-5)])
+
+
+def inputs(old, reference, mask, advantage):
+    """What TRL's loss is given."""
+    return {
+        "prompt_ids": torch.zeros(len(mask), 1),
+        "prompt_mask": torch.ones(len(mask), 1),
+        "completion_ids": torch.zeros_like(mask),
+        "completion_mask": mask,
+        "advantages": advantage,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+def _assert_equal(ours, theirs, now):
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     gradients = [torch.autograd.grad(loss, now, retain_graph=True)[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-9)
 
 
-def _trainer(c, now, mask):
+def _trainer(c, now, mask, served=False):
     """As much of TRL's trainer as its loss reads."""
     high = c.epsilon if c.epsilon_high is None else c.epsilon_high
     args = SimpleNamespace(
@@ -189,12 +231,12 @@ def _trainer(c, now, mask):
         _get_per_token_logps_and_entropies=lambda *_, **__: (now, torch.zeros_like(mask), None),
         aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
         importance_sampling_level="token", beta=c.beta, loss_type=c.loss_type, args=args,
-        epsilon_low=c.epsilon, epsilon_high=high, use_vllm=False, max_completion_length=LONGEST,
+        epsilon_low=c.epsilon, epsilon_high=high, use_vllm=served, max_completion_length=LONGEST,
         model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1,
         accelerator=SimpleNamespace(
             num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x
         ), _metrics=metrics,
-        _entropy_bonus_enabled=False, vllm_importance_sampling_correction=False,
+        _entropy_bonus_enabled=False, vllm_importance_sampling_correction=served,
     )  # fmt: skip
 
 
