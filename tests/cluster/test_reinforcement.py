@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kit.clusters import Process
+from kit.generation_server import serving
 from node.experiments.in_process import simulate
+from node.llm.models import tiny_llama
 
 pytest.importorskip("transformers")
 ROUNDS = 5
@@ -91,3 +96,35 @@ def heard_after(process: Process, t: int) -> bool:
         if "n1" in event["diagnostics"].get("convicted", {})
     ]
     return sum(each > t for each in judged) >= 3
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(400)
+async def test_a_generation_server_that_dies_ends_its_node_which_resumes_later(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """n0 has a server with the weights that the run begins with."""
+    weights = dict(tiny_llama(torch.float32, None, 1).named_parameters())
+    weights.pop("lm_head.weight", None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    families = {"reasoning": {"families": ["largest", "sort"]}}
+    settings = {**SETTINGS, "nodes": 2, "rounds": 1000, "task": SETTINGS["task"] | families}
+    async with cluster(**settings) as c:
+        section = f'[generator]\nurl = "http://127.0.0.1:{port}/vllm/none/1.0/v1"\n'
+        with (c.homes["n0"] / "node.toml").open("a", encoding="utf-8") as file:
+            file.write(f"\n{section}")
+        c.start("n1")
+        # Two questions a round: it dies in the third after the warm-up.
+        with serving(tmp_path, weights, "--die-after", "5", port=port):
+            first = c.start("n0")
+            assert await first.ended(200) == os.EX_TEMPFAIL, first.log
+        assert [event["round"] for event in first.events("round")] == [0, 1, 2]
+        assert f"The generation server http://127.0.0.1:{port}/" in first.log
+        assert "Traceback" not in first.log
+        with serving(tmp_path, weights, port=port):
+            again = c.start("n0")
+            await again.until(lambda: again.reached(4), 150)
+        assert again.events("resume")[-1]["checkpoint"] == 2
+        assert again.events("round")[-1]["diagnostics"]["completion_length"] > 0
