@@ -141,7 +141,12 @@ def spoiled(fault: str, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
             first["logprobs"]["token_logprobs"] = [-1.0] * 1000
         case "other-tokenizer":
             return [
-                {**each, "token_ids": [(token + 1) % 256 for token in each["token_ids"]]}
+                {
+                    **each,
+                    "token_ids": [
+                        token if token > 255 else token ^ 1 for token in each["token_ids"]
+                    ],
+                }
                 for each in choices
             ]
         case "few":
