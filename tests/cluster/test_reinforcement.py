@@ -99,6 +99,7 @@ def heard_after(process: Process, t: int) -> bool:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_a_generation_server_that_dies_ends_its_node_which_resumes_later(
     cluster: Any, tmp_path: Path
