@@ -205,6 +205,15 @@ def test_statements_are_remembered_by_their_number_however_rounds_are_counted() 
     assert statements.contradicted("nobody", other) is None
 
 
+def test_who_says_two_things_in_one_place_to_one_neighbor_is_caught_by_it() -> None:
+    statements = Statements()
+    first, other = (pb.Statement(sender="a", round=3, digest=d * 32) for d in (b"d", b"e"))
+    assert statements.note("a", first) is None
+    assert statements.note("a", first) is None, "said again"
+    assert statements.note("a", other) == first
+    assert statements.noted == 1
+
+
 def test_a_neighbor_is_told_what_is_new_once_it_took_it() -> None:
     statements = Statements()
     for k, peer in enumerate("abab"):
