@@ -44,13 +44,14 @@ def digits() -> tuple[Examples, Examples]:
         ConfigurationError: scikit-learn is not installed.
     """
     library = find_spec("sklearn")
-    if library is None or not library.origin:
+    origin = library.origin if library else None
+    # Importing scikit-learn takes longer than all else of a short command.
+    source = Path(origin).parent / "datasets" / "data" / "digits.csv.gz" if origin else None
+    if source is None or not source.is_file():
         raise ConfigurationError(
             "The data set digits comes with scikit-learn, which is missing: pip install "
             "'peerpoise[demo]'."
         )
-    # Importing scikit-learn takes longer than all else of a short command.
-    source = Path(library.origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = np.loadtxt(source, delimiter=",", dtype=np.float32)
     x = torch.from_numpy(rows[:, :-1].reshape(-1, 1, 8, 8) / 16)
     y = torch.from_numpy(rows[:, -1].astype(np.int64))
