@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -210,7 +209,7 @@ class Plan:
         if privacy.sigma is None:
             return privacy.epsilon
         planned = release_mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
-        return _planned(planned, rounds, privacy.delta)
+        return epsilon_total(planned, rounds, privacy.delta)
 
     @property
     def warning(self) -> str | None:
@@ -349,7 +348,7 @@ class Learner:
         config = self.run.privacy
         stated = Epsilon()
         if config.mode == "strict" and self.ledger is not None:
-            total = _stated(tuple(self.ledger.rows(self.run.run_id)), config.delta)
+            total = epsilon_pld(self.ledger.rows(self.run.run_id), config.delta)
             link = min(
                 total,
                 epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta),
@@ -433,16 +432,6 @@ def mixing(run: RunConfig) -> Mixing:
     if run.mix.rule != "mean":
         return run.mix.rule
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
-
-
-@lru_cache
-def _stated(rows: tuple[Spent, ...], delta: float) -> float:
-    return epsilon_pld(rows, delta)
-
-
-@lru_cache
-def _planned(mechanism: Mechanism, rounds: int, delta: float) -> float:
-    return epsilon_total(mechanism, rounds, delta)
 
 
 def weak(planned: float | None) -> str | None:

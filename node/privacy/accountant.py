@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -86,9 +86,13 @@ class Spent:
 
 def epsilon_pld(rows: Iterable[Spent], delta: float) -> float:
     """ε of everything in `rows` together, by PLD. inf: there is no guarantee, or none at this δ;
-    never an exception.
+    never an exception. Takes 0.2 s, once.
     """
-    spent = [row for row in rows if row.compositions > 0]
+    return _epsilon_pld(tuple(row for row in rows if row.compositions > 0), delta)
+
+
+@lru_cache(maxsize=256)
+def _epsilon_pld(spent: tuple[Spent, ...], delta: float) -> float:
     rough = epsilon_rdp(spent, delta)
     if not spent or rough > PLD_CUTOFF:
         return rough
@@ -143,21 +147,64 @@ def calibrate(
         ConfigurationError: no σ up to a million reaches the target at this δ.
     """
 
-    def reaches(sigma: float, figure: Callable[[Iterable[Spent], float], float]) -> bool:
+    def figure(by: Callable[[Iterable[Spent], float], float], sigma: float) -> float:
         mechanism = Mechanism(sigma=sigma, rate=rate, batches=batches, releases=releases)
-        return figure([Spent(mechanism, mechanism.compositions(rounds))], delta) <= target
+        return by([Spent(mechanism, mechanism.compositions(rounds))], delta)
 
     high = 1.0
-    while not reaches(high, epsilon_rdp):
+    reaches = _Reaches(partial(figure, epsilon_rdp), target, high)
+    while not reaches(high):
         high *= 2.0
         if high > 1e6:
             raise ConfigurationError(
                 f"No noise reaches ε = {target:g} at δ = {delta:g}; choose a larger ε or δ."
             )
-    high = _bisect(
-        lambda sigma: reaches(sigma, epsilon_rdp), high / 2 if high > 1 else 1e-2, high, 1.01
-    )
-    return _refine(lambda sigma: reaches(sigma, epsilon_pld), high)
+    high = _bisect(reaches, high / 2 if high > 1 else 1e-2, high, 1.01)
+    return _refine(_Reaches(partial(figure, epsilon_pld), target, high), high)
+
+
+class _Reaches:
+    """Is ε(σ), which falls, at most the target? Computed only where that does not follow from what
+    was computed before.
+    """
+
+    def __init__(self, epsilon: Callable[[float], float], target: float, near: float) -> None:
+        """`near`: a σ close to the one that just reaches the target, which is enclosed first."""
+        self._epsilon, self._target = epsilon, target
+        self._high, self._low = math.inf, 0.0
+        """The smallest σ known to reach it, the largest known not to."""
+        self._enclose(near)
+
+    def __call__(self, sigma: float) -> bool:
+        if self._low < sigma < self._high:
+            self._compute(sigma)
+        return sigma >= self._high
+
+    def _enclose(self, sigma: float) -> None:
+        """Secant steps, as log ε is nearly linear in log σ; then both sides of the root."""
+        slope, previous = -1.0, (math.nan, math.nan)
+        for _ in range(4):
+            epsilon = self._compute(sigma)
+            if not 0 < epsilon < math.inf:
+                return
+            point = (math.log(sigma), math.log(epsilon / self._target))
+            run, rise = point[0] - previous[0], point[1] - previous[1]
+            if run and rise / run < 0:  # not at the first point, whose differences are NaN
+                slope = rise / run
+            step, previous = max(-3.0, min(3.0, -point[1] / slope)), point
+            sigma = math.exp(point[0] + step)
+            if abs(step) < 1e-3:  # the next point is closer than 1e-5
+                break
+        self(sigma * (1 - 1e-5))
+        self(sigma * (1 + 1e-5))
+
+    def _compute(self, sigma: float) -> float:
+        epsilon = self._epsilon(sigma)
+        if epsilon <= self._target:
+            self._high = min(self._high, sigma)
+        else:
+            self._low = max(self._low, sigma)
+        return epsilon
 
 
 def _refine(good: Callable[[float], bool], start: float) -> float:
