@@ -35,7 +35,7 @@ from node import device as devices
 from node.algorithms import Resources
 from node.config import ExperimentConfig, PrivacySection, load
 from node.experiments.resolve import resolve
-from node.learning.learner import Plan
+from node.learning.plan import Plan
 from node.learning.resources import resources
 from node.maths.backends import pick
 from node.maths.blocks import Block

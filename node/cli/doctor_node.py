@@ -22,8 +22,9 @@ from node.cli.doctor import Finding, fault, ok, warning
 from node.config import NodeConfig, RunConfig, load
 from node.daemon.bootstrap import resolve_paths
 from node.device import pick
-from node.learning.learner import Plan, weak
+from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
+from node.learning.warnings import weak
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.process import available_memory, mib

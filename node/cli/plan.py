@@ -23,7 +23,7 @@ from node.algorithms import find
 from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, detect_config, load
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
-from node.learning.learner import warning
+from node.learning.warnings import warning
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
     Mechanism,

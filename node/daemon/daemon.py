@@ -27,7 +27,9 @@ from node.daemon.background import background, root_cause
 from node.daemon.reload import Reload, keep_version
 from node.daemon.telemetry import Telemetry
 from node.hooks import Hooks
-from node.learning.learner import Learner, Plan, build
+from node.learning.build import build
+from node.learning.learner import Learner
+from node.learning.plan import Plan
 from node.observability import metrics, status
 from node.privacy.ledger import Ledger
 from node.process import stopping_signals

@@ -19,7 +19,8 @@ from google.protobuf.json_format import MessageToDict
 
 from node.config import BudgetSection, RunConfig
 from node.figures import document
-from node.learning.learner import ADJACENCY, Learner, LiveEpsilon
+from node.learning.learner import Learner, LiveEpsilon
+from node.learning.warnings import ADJACENCY
 from node.observability.metrics import Metrics
 from node.observability.status import (
     Epsilon,

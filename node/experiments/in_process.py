@@ -20,7 +20,8 @@ from node.experiments.resolve import ResolvedRun, resolve
 from node.experiments.run_folder import metrics_of_average, save_average, with_average
 from node.figures import document, headline_text
 from node.hooks import no_op
-from node.learning.learner import Learner, build
+from node.learning.build import build
+from node.learning.learner import Learner
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.records import checkpoint, summary

@@ -41,7 +41,7 @@ from peer.identity.roster import Member, Roster
 
 if TYPE_CHECKING:
     from node.experiments.resolve import ResolvedRun
-    from node.learning.learner import Plan
+    from node.learning.plan import Plan
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `CertificateAuthority.enrol` writes, relative to the node's folder."""

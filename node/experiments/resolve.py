@@ -15,7 +15,8 @@ from node.config import AlgorithmSection, ExperimentConfig, RunConfig
 from node.data import partition
 from node.data.partition import Rows
 from node.learning import promises
-from node.learning.learner import Plan, weak
+from node.learning.plan import Plan
+from node.learning.warnings import weak
 from node.tasks import validation
 from peer.errors import ConfigurationError
 from peer.message import Peer

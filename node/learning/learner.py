@@ -1,233 +1,44 @@
-"""One node's learning without a network: its task, its gate and its algorithm, put together from a
-run file.
+"""One node's learning without a network: its task, its gate and its algorithm, and what may be said
+of them.
 
-The daemon runs a `Learner` with `driver.py`, an experiment in one process runs all of them with
-`lockstep.py`.
+The daemon runs a `Learner` with `rounds/driver.py`, an experiment in one process runs all of them
+with `rounds/lockstep.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from pydantic import ValidationError
-from torch import Tensor
-
-from node.algorithms import Algorithm, Capability, find, without_noise
+from node.algorithms import Algorithm, Capability, find
 from node.attacks import Attack
 from node.config import (
-    AlgorithmConfig,
-    DataSection,
-    GeneratorSection,
-    PaperCalibrated,
-    PrivacySection,
     RunConfig,
-    sentence,
 )
-from node.device import pick
 from node.figures import check_declared, headline
-from node.hooks import NO_HOOKS, Hooks, no_op
-from node.learning import promises
-from node.learning.requirements import room_for_blocks
-from node.learning.resources import check_compatible, resources
+from node.hooks import no_op
+from node.learning.plan import Plan
 from node.learning.unusable import UnusableRecords
-from node.maths.blocks import BlockSchedule
-from node.maths.coalitions import ShapleyConfig, unsupported_reason
-from node.maths.graph import spectral_gap
-from node.maths.grpo import GrpoConfig
-from node.maths.policy import Draws
-from node.maths.robust import undersized_neighborhood
+from node.learning.warnings import ADJACENCY
 from node.privacy.accountant import (
-    WEAK,
     Mechanism,
     Spent,
     epsilon_link,
     epsilon_pld,
     epsilon_rdp,
-    epsilon_total,
 )
-from node.privacy.calibration import noise_multiplier, release_mechanism
-from node.privacy.gate import GateConfig, GradientGate, make_gate
+from node.privacy.gate import GradientGate
 from node.privacy.ledger import Ledger
-from node.randomness import Keys
 from node.records import summary
 from node.records.journal import code_version
 from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.rounds.bounds import Bounds
 from node.task import Task
-from node.tasks import TASKS, make
-from node.tasks.rewarded import RewardedTask
-from peer.errors import ConfigurationError, PeerpoiseError, TaskError
+from peer.errors import PeerpoiseError
 from peer.message import Peer
 from peer.neighborhood import Neighborhood
-
-ADJACENCY = "add/remove one example"
-"""Adjacency relation of every reported ε."""
-PAPER_WARNING = (
-    "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, "
-    "so no ε is guaranteed."
-)
-SEED_WARNING = (
-    "privacy.insecure_seed is set: anybody who knows it can compute noise and batches; there is no "
-    "guarantee."
-)
-NO_PRIVACY = (
-    "Mode none: gradients leave without noise; whoever receives them can reconstruct private "
-    "examples."
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What follows from run file and graph alone; the same at every node."""
-
-    run: RunConfig
-    algorithm: type[Algorithm]
-    options: AlgorithmConfig
-    """The algorithm's own configuration."""
-    neighborhoods: Mapping[Peer, Neighborhood]
-    spectral_gap: float | None = None
-    """Of W; None: the graph is not known yet."""
-
-    @classmethod
-    def of(cls, run: RunConfig, neighborhoods: Mapping[Peer, Neighborhood]) -> Plan:
-        """Raises ConfigurationError: an algorithm, option or mode that is unknown, or a graph too
-        thin for mix.rule.
-        """
-        algorithm = find(run.algorithm.name)
-        try:
-            options = algorithm.Config(**run.algorithm.options)
-        except ValidationError as error:
-            raise ConfigurationError(
-                sentence(error, within="algorithm", of=run.algorithm.name)
-            ) from None
-        if (own := without_noise(run.algorithm.name)) and run.privacy.mode != "strict":
-            raise ConfigurationError(
-                f'{run.algorithm.name} is {own} with noise: set privacy.mode = "strict", or name '
-                f"{own} instead."
-            )
-        if run.privacy.mode != "none" and not algorithm.PRIVATE:
-            raise ConfigurationError(
-                f"{run.algorithm.name} has no differential privacy: what it sends shows what it "
-                'learned from. Set privacy.mode = "none" if that may be, or take another algorithm.'
-            )
-        if run.privacy.mode == "paper" and not isinstance(options, PaperCalibrated):
-            raise ConfigurationError(
-                f'privacy.mode = "paper" is not defined for {run.algorithm.name}; use "strict" or '
-                '"none".'
-            )
-        if run.sync.mode == "async" and isinstance(options, BlockSchedule):
-            raise ConfigurationError(
-                f'{run.algorithm.name} refuses sync.mode = "async": nodes would be in different '
-                "blocks, which have no "
-                'mean; set "round" or "quorum", or take dsgd-adam.'
-            )
-        if run.sync.mode == "async" and Capability.POLICY in algorithm.NEEDS:
-            raise ConfigurationError(
-                f'{run.algorithm.name} refuses sync.mode = "async": an update belongs to its '
-                'round; set "round" or "quorum".'
-            )
-        named, mix = "mix.rule", run.mix
-        if isinstance(options, ShapleyConfig) and options.mix_by == "trimmed_mean":
-            named, mix = "algorithm.mix_by", mix.model_copy(update={"rule": "trimmed_mean"})
-        if not algorithm.POOLED and (node := undersized_neighborhood(neighborhoods, mix)):
-            raise ConfigurationError(
-                f"{named} = {mix.rule} can tell nothing from so few: {node} and its neighbors are "
-                f"{len(neighborhoods[node].weight)}; lower mix.byzantine, take more edges, or "
-                "another rule."
-            )
-        if isinstance(options, ShapleyConfig):
-            _players(run.algorithm.name, options, neighborhoods)
-        gap = None
-        if neighborhoods:
-            gap = spectral_gap({name: each.weight for name, each in neighborhoods.items()})
-            options = options.on_graph(gap, len(neighborhoods))
-        options = options.on_run(run.train.rounds)
-        return cls(
-            run=run,
-            algorithm=algorithm,
-            options=options,
-            neighborhoods=neighborhoods,
-            spectral_gap=gap,
-        )
-
-    def check_task(self, task: Task) -> None:
-        """Raises ConfigurationError: the algorithm needs what the task lacks, or its options don't
-        suit the task's questions."""
-        check_compatible(self.algorithm, task)
-        if isinstance(task, RewardedTask):
-            self.options.check_families(task.generators, task.scored)
-
-    def sigma(self, d: int) -> float:
-        """The nominal noise multiplier of the run for d parameters, calibrated for the largest
-        neighborhood.
-
-        Takes a CPU second or two in mode strict with a target ε.
-        """
-        privacy, rounds = self.run.privacy, self.run.train.rounds
-        if privacy.mode == "none":
-            return 0.0
-        if privacy.sigma is not None:
-            return privacy.sigma
-        if privacy.mode == "paper":
-            assert privacy.epsilon is not None
-            assert isinstance(self.options, PaperCalibrated)
-            return max(
-                self.options.paper_sigma(
-                    neighborhood,
-                    rate=privacy.paper_q or privacy.rate,
-                    rounds=rounds,
-                    epsilon=privacy.epsilon,
-                    delta=privacy.delta,
-                )
-                for neighborhood in self.neighborhoods.values()
-            )
-        return noise_multiplier(privacy, d=d, rounds=rounds, releases=self.releases)
-
-    @property
-    def releases(self) -> int:
-        """|K| of the largest closed neighborhood."""
-        return max(
-            self.algorithm.releases(neighborhood.degree)
-            for neighborhood in self.neighborhoods.values()
-        )
-
-    @property
-    def epsilon(self) -> float | None:
-        """Planned ε_total (PLD) at the largest neighborhood; None: the mode has none. The grid of
-        the noise, which needs the model, is left out: less than a part in a thousand. Some 0.2 s
-        where σ is given."""
-        privacy, rounds = self.run.privacy, self.run.train.rounds
-        if privacy.mode != "strict" or not self.neighborhoods:
-            return None
-        if privacy.sigma is None:
-            return privacy.epsilon
-        planned = release_mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
-        return epsilon_total(planned, rounds, privacy.delta)
-
-    @property
-    def warning(self) -> str | None:
-        """The warning that accompanies every statement of this run's privacy."""
-        return warning(self.run.privacy, self.epsilon)
-
-
-def _players(name: str, options: ShapleyConfig, neighborhoods: Mapping[Peer, Neighborhood]) -> None:
-    """Raises ConfigurationError unless everybody has neighbors to value, not too many for the
-    options.
-    """
-    for node, neighborhood in sorted(neighborhoods.items()):
-        if not neighborhood.degree:
-            raise ConfigurationError(
-                f"{name} values neighbors, and {node} has none; take more nodes, or local."
-            )
-        if why := unsupported_reason(options, len(neighborhood.weight)):
-            raise ConfigurationError(f"Configuration: algorithm: {why} ({name}, {node})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -432,166 +243,3 @@ def mixing(run: RunConfig) -> Mixing:
     if run.mix.rule != "mean":
         return run.mix.rule
     return "doubly-stochastic" if run.sync.mode == "round" else "row"
-
-
-def weak(planned: float | None) -> str | None:
-    """What must be said of a planned ε_total that promises next to nothing; None: it does promise
-    something.
-    """
-    if planned is None or planned <= WEAK:
-        return None
-    return (
-        f"The planned ε_total is {planned:.3g}, and above {WEAK:g} it promises next to nothing: "
-        "what leaves may show single records; set privacy.epsilon to 10 or less, or privacy.sigma "
-        "higher."
-    )
-
-
-def warning(config: PrivacySection, planned: float | None = None) -> str | None:
-    """The warning that accompanies every statement of privacy if this ε_total is planned."""
-    sentences = [
-        PAPER_WARNING if config.mode == "paper" else "",
-        NO_PRIVACY if config.mode == "none" else "",
-        SEED_WARNING if config.insecure_seed is not None and config.mode != "none" else "",
-        weak(planned) or "",
-    ]
-    return " ".join(filter(None, sentences)) or None
-
-
-def build(
-    plan: Plan,
-    name: Peer,
-    data: DataSection | NDArray[np.int64],
-    *,
-    ledger: Ledger | None,
-    sigma: float | None = None,
-    start: Tensor | None = None,
-    limit: float | None = None,
-    limit_delta: float = 1e-5,
-    device: str = "cpu",
-    generator: GeneratorSection | None = None,
-    attack: Attack | None = None,
-    hooks: Hooks = NO_HOOKS,
-) -> Learner:
-    """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are
-    not given; `device` is what `compute.device` says. `generator`: who draws its answers. `attack`:
-    what it does to its neighbors.
-
-    Raises:
-        ConfigurationError, DataError, LedgerError: one sentence.
-    """
-    run = plan.run
-    if generator:
-        _check_generator(plan)
-    keys = _keys(run, name, ledger, limit)
-    task = make(run, data, pick(device))
-    x = _initial(task, run, start)
-    if run.task.name not in TASKS:
-        task.evaluate(x, hooks.yield_point)  # a mistake in it is found before anything is released
-    task = attack.on_task(task, run, name) if attack else task
-    neighborhood = plan.neighborhoods[name]
-    sigma = plan.sigma(task.layout.size) if sigma is None else sigma
-    releases = plan.algorithm.releases(neighborhood.degree)
-    blockwise = Capability.LAYERS in plan.algorithm.NEEDS
-    unusable = UnusableRecords(name)
-    gate = make_gate(
-        GateConfig(
-            privacy=run.privacy,
-            me=name,
-            run=run.run_id,
-            rounds=run.train.rounds,
-            releases=releases,
-            sigma=sigma,
-            seed=run.train.seed,
-            full_gradient=not blockwise,
-            limit=limit,
-            limit_delta=limit_delta,
-        ),
-        task,
-        ledger=ledger,
-        keys=keys,
-        hooks=replace(hooks, on_unusable=unusable),
-    )
-    start_digest = _digest(x)
-    if not blockwise:
-        x = x.to(torch.float32)
-    draws = Draws(name, run.train.seed, keys, hooks.yield_point, hooks.warn, generator)
-    plan.check_task(task)
-    given = resources(plan.algorithm, task, start=x, gradients=gate, draws=draws)
-    given = attack.on_resources(given) if attack else given
-    room_for_blocks(plan.options, run, task, neighborhood.degree)
-    algorithm = plan.algorithm(plan.options, given)
-    algorithm = attack.on_algorithm(algorithm, run.train.seed) if attack else algorithm
-    return Learner(
-        name=name,
-        plan=plan,
-        task=task,
-        algorithm=algorithm,
-        gate=gate,
-        ledger=ledger,
-        mechanism=release_mechanism(
-            run.privacy, d=task.layout.size, sigma=sigma, releases=releases
-        ),
-        sigma=sigma,
-        start_digest=start_digest,
-        unusable=unusable,
-        bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
-        attack=attack,
-    )
-
-
-def _check_generator(plan: Plan) -> None:
-    """Raises ConfigurationError: the run has no use for answers of a server."""
-    if not isinstance(plan.options, GrpoConfig):
-        raise ConfigurationError(
-            f"{plan.run.algorithm.name} draws no answers; leave [generator] out of the node's file."
-        )
-    if (plan.options.temperature, plan.options.top_p) != (1.0, 1.0):
-        raise ConfigurationError(
-            "A generation server's log-probabilities are comparable with temperature = 1 and "
-            "top_p = 1 only; set these in [algorithm], or leave [generator] out of the node's file."
-        )
-
-
-def _keys(run: RunConfig, name: Peer, ledger: Ledger | None, limit: float | None) -> Keys:
-    """Of noise and batches: fresh ones, or those of `privacy.insecure_seed`, under which a ledger
-    counts on no noise.
-
-    Raises:
-        ConfigurationError: a budget can't be kept with a seed.
-        LedgerError: the ledger can't be written.
-    """
-    seed = run.privacy.insecure_seed
-    if seed is None:
-        return Keys.fresh()
-    if run.privacy.mode != "none" and ledger is not None:
-        if limit is not None:
-            raise ConfigurationError(
-                "privacy.insecure_seed makes the noise public, so budget.epsilon can't be kept; "
-                'remove the seed, or set budget.epsilon = "unlimited".'
-            )
-        ledger.mark(run.run_id, "none")  # anybody who knows the seed can remove the noise
-    return Keys.insecure(seed, name)
-
-
-def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
-    """The initial parameters, flat [d]. An own task's promises are tried, and `given` (another
-    node's) must be its own.
-
-    Raises:
-        TaskError: a promise is broken.
-    """
-    if run.task.name in TASKS:
-        return task.initial_parameters(run.train.seed) if given is None else given
-    x = promises.check(task, run.train.seed)
-    if given is not None and not torch.equal(x.to(given.dtype), given):
-        raise TaskError(
-            "The task's initial_parameters(seed) gives other values at each node, so they would "
-            "not learn one model; draw them from the seed: torch.manual_seed(seed), within "
-            "torch.random.fork_rng()."
-        )
-    return x
-
-
-def _digest(x: Tensor) -> bytes:
-    return hashlib.sha256(x.detach().contiguous().view(torch.uint8).numpy().data).digest()

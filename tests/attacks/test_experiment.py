@@ -11,7 +11,8 @@ import torch
 from node.attacks import Attack
 from node.config import AttackSection, ExperimentConfig
 from node.experiments.in_process import simulate
-from node.learning.learner import Plan, build
+from node.learning.build import build
+from node.learning.plan import Plan
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
 from node.records import checkpoint

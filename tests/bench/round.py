@@ -45,7 +45,9 @@ from node.data import partition
 from node.data.paths import package
 from node.experiments import local_cluster, provisioning
 from node.experiments.resolve import resolve
-from node.learning.learner import Learner, Plan, build
+from node.learning.build import build
+from node.learning.learner import Learner
+from node.learning.plan import Plan
 from node.privacy.ledger import Ledger
 from node.rounds import lockstep
 

@@ -27,7 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from node.config import RunConfig
-from node.learning.learner import Learner, Plan, build
+from node.learning.build import build
+from node.learning.learner import Learner
+from node.learning.plan import Plan
 from node.privacy.ledger import Ledger
 from node.rounds import lockstep
 

@@ -18,7 +18,7 @@ from kit import LONG
 from kit.command import Call
 from node.algorithms.deca import DecaConfig
 from node.config import ExperimentConfig, load
-from node.learning.learner import Plan
+from node.learning.plan import Plan
 from node.records import checkpoint, summary
 
 ROOT = Path(__file__).parents[2]

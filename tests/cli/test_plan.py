@@ -12,7 +12,7 @@ import pytest
 from kit.command import Call
 from node.config import BudgetSection, DataSection, ExperimentConfig, NodeConfig, load, write
 from node.experiments import provisioning
-from node.learning.learner import Plan
+from node.learning.plan import Plan
 from node.privacy.accountant import Mechanism, Spent, epsilon_pld
 from node.privacy.ledger import Ledger
 from node.tasks import make

@@ -86,7 +86,7 @@ async def test_a_cluster_gives_the_bits_of_the_simulation(
     journal and summary.
     """
     from node.experiments.in_process import simulate
-    from node.learning.learner import NO_PRIVACY, SEED_WARNING
+    from node.learning.warnings import NO_PRIVACY, SEED_WARNING
     from node.records.summary import read
 
     noised = {"mode": "strict", "sigma": 2.2, "insecure_seed": 7}

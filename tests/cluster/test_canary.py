@@ -26,7 +26,6 @@ from torch import Tensor
 
 from kit import clusters
 from kit.clusters import Cluster
-from node.learning import learner
 from node.task import Task
 from peer import codec
 from peer.message import Layout
@@ -125,7 +124,7 @@ class Seen:
 
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(learner, "make", lambda run, data, device: Secret())
+    monkeypatch.setattr("node.learning.build.make", lambda run, data, device: Secret())
 
     async def play(mode: str) -> Seen:
         network, tap = Network(), Tap()

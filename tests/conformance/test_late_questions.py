@@ -16,7 +16,6 @@ from node.rounds.questions import QuestionPhase
 from node.rounds.tasks import RoundTasks
 from peer import codec
 from peer.membership import Membership
-from peer.message import DType
 from peer.session.interfaces import Key, Role
 from peer.session.mailbox import Mailbox
 from peer.session.peers import PeerTable, RunParameters
@@ -57,7 +56,7 @@ def question(phase: Phase) -> list[bytes]:
         kind=FORM.kind,
         layout=LAYOUT.digest,
         parts=1,
-        dtype=DType.FLOAT32,
+        dtype=pb.DTYPE_FLOAT32,
         bytes=len(payload),
     )
     trailer = pb.Trailer(bytes=len(payload))

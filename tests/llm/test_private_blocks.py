@@ -14,7 +14,8 @@ import torch
 from node.config import ExperimentConfig
 from node.experiments import in_process
 from node.experiments.resolve import resolve
-from node.learning import learner
+from node.learning.learner import Learner
+from node.learning.warnings import NO_PRIVACY
 from node.privacy.ledger import Ledger
 from node.records.summary import read
 
@@ -91,7 +92,7 @@ def test_noise_of_sigma_c_over_b_is_on_the_block() -> None:
     assert float(g.std()) == pytest.approx(1.5 * 1e-6 / 5, rel=0.02)
 
 
-def learners(**privacy: Any) -> dict[str, learner.Learner]:
+def learners(**privacy: Any) -> dict[str, Learner]:
     return in_process.make_learners(resolve(config(**privacy)))
 
 
@@ -122,7 +123,7 @@ def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
     for mode, loud in ((none, True), ({}, False)):
         folder = tmp_path / str(loud)
         summary = in_process.simulate(config(rounds=1, **mode), folder)
-        warned = learner.NO_PRIVACY if loud else None
+        warned = NO_PRIVACY if loud else None
         assert summary.privacy.warning == warned
         for home in sorted((folder / "nodes").iterdir()):
             assert read(home / "summary.json").privacy.warning == warned

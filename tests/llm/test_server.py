@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from kit.generation_server import FORMS, Running, serving
 from node.config import GeneratorSection, RunConfig
-from node.learning.learner import Plan, build
+from node.learning.build import build
+from node.learning.plan import Plan
 from node.llm.generation import completion_log_probs, generate
 from node.llm.policy import LanguagePolicy
 from node.llm.server import Answer, padded

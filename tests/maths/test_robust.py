@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import AlgorithmSection, MixSection
-from node.learning.learner import Plan, mixing
+from node.learning.learner import mixing
+from node.learning.plan import Plan
 from node.maths.mixing import mixed, weighted_sum
 from node.maths.robust import ENOUGH, RULES, rule_for, undersized_neighborhood
 from node.records.summary import Mixing

@@ -12,7 +12,7 @@ from kit.quadratics import NAMES, NEIGHBORHOODS, START, D, W, close, cluster, gr
 from node.algorithms.muffliato import Muffliato, acceleration
 from node.config import ExperimentConfig
 from node.experiments.resolve import resolve
-from node.learning.learner import Plan
+from node.learning.plan import Plan
 from node.maths.graph import spectral_gap
 from node.rounds import lockstep
 from peer.errors import ConfigurationError

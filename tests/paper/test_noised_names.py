@@ -7,7 +7,7 @@ from node.algorithms import ALGORITHMS, NOISED, find
 from node.config import ExperimentConfig
 from node.experiments.in_process import simulate
 from node.experiments.local_cluster import _baseline
-from node.learning.learner import Plan
+from node.learning.plan import Plan
 from peer.errors import ConfigurationError
 
 names = pytest.mark.parametrize("name", sorted(NOISED))

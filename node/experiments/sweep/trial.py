@@ -32,7 +32,7 @@ from node.encoding import Json
 from node.experiments import in_process
 from node.experiments.resolve import resolve
 from node.experiments.sweep import code
-from node.learning.learner import Plan
+from node.learning.plan import Plan
 from node.privacy.accountant import epsilon_total
 from node.privacy.calibration import release_mechanism
 from node.records import checkpoint, journal
