@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from node.data import public_sets
     from node.figures import Metric
     from node.task import OwnTask, flat, layout_of, views
+    from node.tasks.module import module_task
     from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError
     from peer.message import DType, Layout
 
@@ -37,6 +38,7 @@ __all__ = [
     "TaskSection",
     "flat",
     "layout_of",
+    "module_task",
     "public_sets",
     "views",
 ]
@@ -46,6 +48,7 @@ EXPORTS: Mapping[str, tuple[str, ...]] = {
     "node.data": ("public_sets",),
     "node.figures": ("Metric",),
     "node.task": ("OwnTask", "flat", "layout_of", "views"),
+    "node.tasks.module": ("module_task",),
     "peer.errors": ("ConfigurationError", "DataError", "PeerpoiseError", "TaskError"),
     "peer.message": ("DType", "Layout"),
 }

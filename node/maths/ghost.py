@@ -46,25 +46,31 @@ def factored(task: Objective) -> Factored:
     return result
 
 
-def is_linear(module: nn.Module, parameters: Collection[str]) -> bool:
+def is_linear(module: nn.Module, parameters: Collection[str], *, vectors: bool = False) -> bool:
     """Is it an nn.Sequential of a Flatten and then linear and element-wise layers that own all of
-    the `parameters`?
+    the `parameters`? No Flatten is needed where examples are `vectors`.
     """
     if type(module) is not nn.Sequential or not len(module):
         return False
-    first, *rest = module.named_children()
+    layers = list(module.named_children())
+    flattens = isinstance(layers[0][1], nn.Flatten)
+    rest = layers[1:] if flattens else layers
     # a subclass of nn.Linear may do anything
     linear = {name: layer for name, layer in rest if type(layer) is nn.Linear}
     owned = [
         f"{name}.{inner}" for name, layer in linear.items() for inner, _ in layer.named_parameters()
     ]
     return (
-        isinstance(first[1], nn.Flatten)
-        and (first[1].start_dim, first[1].end_dim) == (1, -1)
+        (_is_plain(layers[0][1]) if flattens else vectors)
         and all(_elementwise(layer) for name, layer in rest if name not in linear)
-        and len(rest) + 1 == len(module)  # none is used twice
+        and len(layers) == len(module)  # none is used twice
         and sorted(owned) == sorted(parameters)  # no parameter is shared
     )
+
+
+def _is_plain(flatten: nn.Module) -> bool:
+    """Does it leave the examples apart, and nothing else?"""
+    return isinstance(flatten, nn.Flatten) and (flatten.start_dim, flatten.end_dim) == (1, -1)
 
 
 def _elementwise(layer: nn.Module) -> bool:
