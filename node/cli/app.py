@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node.cli import config, experiments, federation, inspect
+from node.cli import config, experiments, federation, inspect, show
 from node.cli.options import Json, Settings
 from node.observability.output import print_json
 from peer.errors import (
@@ -36,9 +36,14 @@ app.add_typer(federation.roster, name="roster")
 app.add_typer(config.app, name="config")
 app.add_typer(inspect.app)
 app.add_typer(experiments.app)
+app.add_typer(show.app)
 
 Experiment = Annotated[
-    Path, typer.Argument(metavar="EXPERIMENT.toml", help="A run and [experiment].")
+    Path,
+    typer.Argument(
+        metavar="EXPERIMENT.toml",
+        help="A run and [experiment]; or an example by its name, such as quickstart.",
+    ),
 ]
 Task = Annotated[
     str | None,
@@ -134,7 +139,8 @@ def run(
     insecure: Insecure = False,
     loop: Loop = "auto",
     attack: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Lie to the neighbors (docs/poison.md).")
+        str | None,
+        typer.Option(metavar="NAME", help="Lie to the neighbors (peerpoise show poison)."),
     ] = None,
     attack_set: Annotated[
         list[str], typer.Option(metavar="KEY=V", help="Set one key of the attack.")

@@ -62,7 +62,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
     try:
         node.check_task(run.task)
     except PeerpoiseError as error:
-        yield fault("task", str(error), "see docs/own-task.md")
+        yield fault("task", str(error), "peerpoise show own-task")
         return
     yield from _attack(node)
     yield from _identity(node)
@@ -93,7 +93,7 @@ def _attack(node: NodeConfig) -> Iterator[Finding]:
                 "remove [attack], unless this is a test of yours",
             )
         except PeerpoiseError as error:
-            yield fault("attack", str(error), "see docs/poison.md")
+            yield fault("attack", str(error), "peerpoise show poison")
 
 
 def _budget(node: NodeConfig) -> Iterator[Finding]:
@@ -101,7 +101,7 @@ def _budget(node: NodeConfig) -> Iterator[Finding]:
     try:
         limit = node.budget.limit
     except PeerpoiseError as error:
-        yield fault("budget", str(error), "see [budget] in docs/configuration.md")
+        yield fault("budget", str(error), "see [budget] in peerpoise show configuration")
         return
     text = "none: a throw-away ledger of public data" if node.budget.experiment else "unlimited"
     yield ok(
@@ -247,7 +247,7 @@ def _peers(node: NodeConfig, plan: Plan, roster: Roster, dial: bool) -> Iterator
     try:
         written = _written_down(node, roster)
     except PeerpoiseError as error:
-        yield fault("discovery", str(error), "see [peers] in node.toml and docs/discovery.md")
+        yield fault("discovery", str(error), "see [peers] in node.toml; peerpoise show discovery")
         return
     yield from _discovery(node, roster, written)
     if dial:
@@ -307,7 +307,7 @@ def _neighbors(
                 )
             else:
                 yield warning(
-                    "neighbor", str(error), "see [peers] in node.toml and docs/discovery.md"
+                    "neighbor", str(error), "see [peers] in node.toml; peerpoise show discovery"
                 )
             continue
         failures = [(address, why) for address in addresses if (why := _dial(address))]

@@ -34,7 +34,9 @@ Only = Annotated[
 def sweep(
     file: Annotated[
         Path,
-        typer.Argument(metavar="SWEEP.toml", help="An experiment and [sweep]: docs/sweeps.md."),
+        typer.Argument(
+            metavar="SWEEP.toml", help="An experiment and [sweep]: peerpoise show sweeps."
+        ),
     ],
     settings: Settings = [],
     out: Annotated[

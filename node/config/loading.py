@@ -12,7 +12,7 @@ from typing import TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from node.config import edges
+from node.config import edges, shipped
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
 from node.config.section import Section, readable
@@ -129,9 +129,10 @@ def _all_sections() -> set[str]:
 
 def _read(file: Path) -> Tree:
     try:
-        return tomllib.loads(read_text(file))
+        return tomllib.loads(read_text(shipped.example(file)))
     except FileNotFoundError:
-        raise ConfigurationError(f"There is no file {file}; check the path.") from None
+        hint = "" if file.suffix else ", or take an example's name (peerpoise show)"
+        raise ConfigurationError(f"There is no file {file}; check the path{hint}.") from None
     except IsADirectoryError:
         raise ConfigurationError(f"{file} is a folder; name the TOML file in it.") from None
     except PermissionError:

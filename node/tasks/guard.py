@@ -69,7 +69,7 @@ def guard(made: object, name: str) -> Task:
     if not _is_layout(_read(made, "layout", name)):
         raise ConfigurationError(
             f"task.name = {name!r}: layout is no Layout of names, each once, with their shapes "
-            "(docs/own-task.md)."
+            "(peerpoise show own-task)."
         )
     return Guarded(made, name)
 

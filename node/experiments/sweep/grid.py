@@ -260,7 +260,7 @@ def load(file: Path, settings: Sequence[str] = (), *, quick: bool = False) -> Sw
     (_, source), *over = layers(ExperimentConfig, [file], settings)
     if not isinstance(source.get("sweep"), dict):
         raise ConfigurationError(
-            f"{file} has no [sweep] section, so there is nothing to vary; see docs/sweeps.md."
+            f"{file} has no [sweep] section, so there is nothing to vary; peerpoise show sweeps."
         )
     source["sweep"] = {"name": file.stem, **source["sweep"]}
     top: Values = {}

@@ -1,0 +1,53 @@
+"""The command `show`: what comes with peerpoise beside its code."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from textwrap import shorten
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Json
+from node.config import shipped
+from node.observability.output import print_json
+
+app = typer.Typer()
+
+LONGEST = 90
+"""Characters of a title."""
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A file; its ending may be left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the examples, pages and service files that come with peerpoise, or print one."""
+    if name is not None:
+        path = shipped.find(name)
+        text = path.read_text(encoding="utf-8")
+        if as_json:
+            print_json({"name": path.name, "path": str(path), "text": text})
+        else:
+            typer.echo(text, nl=False)
+        return
+    titles = {each: _title(each) for each in shipped.files()}
+    if as_json:
+        print_json(
+            {each: {"path": str(shipped.files()[each]), "title": titles[each]} for each in titles}
+        )
+        return
+    width = max(map(len, titles))
+    for each, title in titles.items():
+        typer.echo(f"{each:{width}}  {title}".rstrip())
+
+
+def _title(name: str) -> str:
+    """A page's heading; of other files the first sentence of the comment they begin with."""
+    lines = shipped.files()[name].read_text(encoding="utf-8").splitlines()
+    comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+    sentence = " ".join(comment).split(". ")[0].split(": ")[0].rstrip(".")
+    return shorten(sentence, LONGEST, placeholder=" …")

@@ -1,0 +1,61 @@
+"""What comes with peerpoise beside its code is there without a checkout, and examples go by name."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kit import ROOT
+from kit.command import Call
+from node.config import shipped
+
+
+def test_the_list_names_what_there_is(peerpoise: Call) -> None:
+    listed = json.loads(peerpoise("show", "--json").out)
+    assert {"quickstart.toml", "own-task.md", "peerpoise.service", "alerts.yml"} < set(listed)
+    assert all(Path(each["path"]).is_file() for each in listed.values())
+    assert listed["deployment.md"]["title"] == "On real hosts"
+    lines = peerpoise("show").out.splitlines()
+    assert len(lines) == len(listed)
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.toml", "peerpoise.service"])
+def test_a_file_is_printed_as_it_is(peerpoise: Call, name: str) -> None:
+    assert peerpoise("show", name).out == shipped.find(name).read_text(encoding="utf-8")
+
+
+def test_what_there_is_not(peerpoise: Call) -> None:
+    ended = peerpoise("show", "quikstart")
+    assert ended.code == 78
+    assert "peerpoise show lists what there is" in ended.err
+
+
+def test_an_example_goes_by_its_name_wherever_one_is(peerpoise: Call) -> None:
+    by_name = json.loads(peerpoise("plan", "quickstart", "--json").out)
+    file = str(ROOT / "deploy" / "examples" / "quickstart.toml")
+    assert by_name == json.loads(peerpoise("plan", file, "--json").out)
+    ended = peerpoise("plan", "quikstart")
+    assert ended.code == 78
+    assert "or take an example's name (peerpoise show)" in ended.err
+
+
+def test_a_file_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped.example(Path("quickstart")) == shipped.find("quickstart")
+    Path("quickstart").write_text("", encoding="utf-8")
+    assert shipped.example(Path("quickstart")) == Path("quickstart")
+    assert shipped.example(Path("x/quickstart")) == Path("x/quickstart")
+
+
+def test_a_wheel_has_them() -> None:
+    """What pyproject.toml takes along is what `node.config.shipped` looks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    folders = {Path(pattern).parts[0] for pattern in shipped.PATTERNS}
+    assert folders <= set(wheel["only-include"])
+    assert wheel["sources"] == {folder: f"node/share/{folder}" for folder in sorted(folders)[::-1]}
+    assert not {path.name for path in shipped.files().values()} & set(wheel["exclude"])
