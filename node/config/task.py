@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from node.config.features import Feature
 from node.config.section import Section
 from node.config.templates import fields
 
@@ -144,10 +146,14 @@ class TaskSection(Section):
     """
     label: str = "label"
     """A table's column of labels."""
-    features: dict[str, tuple[float, float]] = {}
-    """A table's columns to learn from: name = [center, scale], PUBLIC constants; (value −
-    center)/scale is learned.
-    """
+    features: dict[str, Feature] = {}
+    """A table's columns to learn from, each by its kind: number, category, date or ignore
+    ([task.features], below). name = [center, scale] is a number; all constants are PUBLIC.
+    `peerpoise schema FILE.csv` proposes them."""
+    bad_rows: float = Field(default=0.0, ge=0, lt=1)
+    """Largest share of a table's rows that may be skipped, each with a reason that is counted on
+    this host's standard error and by `doctor`: a cell that is no number, no such category, no
+    label. A node with more does not start, which others see."""
     channels: Literal[1, 3] = 3
     """Folders of images: 1 makes them gray."""
     model: str = "softmax"
@@ -176,7 +182,7 @@ class TaskSection(Section):
     are refused.
     """
     classes: int = Field(default=10, ge=2)
-    """Number of labels, 0 … classes − 1."""
+    """Number of labels, 0 … classes − 1; as many as labels names, if it does."""
     text: TextSection | None = None
     """The data are text."""
     reasoning: ReasoningSection | None = None
@@ -188,14 +194,22 @@ class TaskSection(Section):
         task = () if self.name in BUNDLED_TASKS else (self.name,)
         return (*task, *(self.reasoning.own if self.reasoning else ()))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_the_classes(cls, values: object) -> object:
+        """Where labels are named and classes is not, there are as many."""
+        if isinstance(values, Mapping) and values.get("labels") and "classes" not in values:
+            return {**values, "classes": len(values["labels"])}
+        return values
+
     @model_validator(mode="after")
     def _as_many_labels(self) -> TaskSection:
         if self.labels and len(set(self.labels)) != self.classes:
             raise ValueError(
                 f"labels names {len(set(self.labels))} classes, but classes is {self.classes}"
             )
-        if bad := [name for name, (_, scale) in self.features.items() if not scale > 0]:
-            raise ValueError(f"the scale of feature {bad[0]!r} must be positive")
+        if self.features.get(self.label) and self.features[self.label].width:
+            raise ValueError(f"{self.label!r} is the label, so that it can't be a feature")
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(
                 "mean and std need as many figures each, and those of std must be positive"

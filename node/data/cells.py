@@ -1,4 +1,4 @@
-"""Cells of a table as numbers. No cell is ever quoted in a sentence."""
+"""Cells of a table as numbers, dates and names. No cell is ever quoted in a sentence."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import date, datetime, time
 
 import numpy as np
 from numpy.typing import NDArray
 
-from peer.errors import DataError
+from node.data.columns import text
+from node.encoding import composed
 
 EMPTY = {"", "na", "n/a", "nan", "none", "null", "-"}
 """Cells, in small letters, that stand for nothing where a number is expected."""
@@ -24,31 +25,71 @@ GROUPED = re.compile(
 """With separated thousands."""
 EITHER = re.compile(r"\s*[+-]?[1-9]\d{0,2}[.,]\d{3}\s*")
 """Its mark may separate thousands or decimals."""
+AMBIGUOUS = (
+    "all commas of the column may separate thousands or decimals; write numbers with a point"
+)
+WHOLE = re.compile(r"\.0+$")
+"""What floats and decimals write behind whole numbers."""
 
 
-def numbers(path: Path, name: str, cells: Sequence[object]) -> NDArray[np.float64]:
-    """The cells as numbers, NaN where there is nothing; with decimal commas where they can be
-    nothing else.
-
-    Raises:
-        DataError: something is no number, or all commas may separate thousands as well.
+def numbers(cells: Sequence[object]) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """The cells as numbers [n], NaN where there is none; and row -> why its cell is no number. With
+    decimal commas where they can be nothing else.
     """
     mark = _decimal_mark(cells)
-    if mark is None:
-        raise DataError(
-            f"{path}: column {name!r} is not numeric in row {_first_comma(cells)}: all commas of "
-            "the column may separate thousands or decimals; write numbers with a point."
-        )
     pointed = cells
     if mark == ",":
         pointed = [_pointed(cell) if isinstance(cell, str) else cell for cell in cells]
     values = [_number(cell) for cell in pointed]
-    if None in values:
-        bad = values.index(None)
-        raise DataError(
-            f"{path}: column {name!r} is not numeric in row {bad + 1}: {_why(cells[bad])}."
-        )
-    return np.array(values, np.float64)
+    wrong = {row: _why(cells[row], mark) for row, value in enumerate(values) if value is None}
+    return np.array(values, np.float64), wrong
+
+
+def dates(
+    cells: Sequence[object], pattern: str = ""
+) -> tuple[list[datetime | None], dict[int, str]]:
+    """The cells as dates, None where there is none; and row -> why its cell is no date.
+
+    Args:
+        pattern: as strptime has it; empty: ISO 8601.
+    """
+    values: list[datetime | None] = []
+    wrong: dict[int, str] = {}
+    for row, cell in enumerate(cells):
+        try:
+            values.append(None if is_empty(cell) else _date(cell, pattern))
+        except ValueError:
+            values.append(None)
+            wrong[row] = f"{pattern or 'a date as 2024-05-31'} is expected"
+    return values, wrong
+
+
+def places(cells: Sequence[object], names: Sequence[str]) -> list[int | None]:
+    """The place of each cell among the names, None where it is none of them. True and false may be
+    in any letters, and 1.0 is 1.
+    """
+    known = [composed(name.strip()) for name in names]
+    texts = [composed(text(cell).strip()) for cell in cells]
+    if {name.lower() for name in known} == TRUTH.keys():
+        known = [name.lower() for name in known]
+        texts = [cell.lower() for cell in texts]
+    number = {name: place for place, name in enumerate(known)}
+    return [number.get(cell, number.get(WHOLE.sub("", cell))) for cell in texts]
+
+
+def is_empty(cell: object) -> bool:
+    """Does it stand for nothing?"""
+    return text(cell).strip().lower() in EMPTY
+
+
+def _date(cell: object, pattern: str) -> datetime:
+    """Raises ValueError: it is none."""
+    if isinstance(cell, datetime):
+        return cell
+    if isinstance(cell, date):
+        return datetime.combine(cell, time())
+    written = text(cell).strip()
+    return datetime.strptime(written, pattern) if pattern else datetime.fromisoformat(written)
 
 
 def _number(cell: object) -> float | None:
@@ -70,11 +111,6 @@ def _number(cell: object) -> float | None:
 def _pointed(cell: str) -> str:
     """A number with a decimal comma as Python writes it; one with a point is none."""
     return "no number" if "." in cell else cell.replace(",", ".")
-
-
-def _first_comma(cells: Sequence[object]) -> int:
-    """The number of the first row with a comma."""
-    return next(row for row, cell in enumerate(cells, 1) if isinstance(cell, str) and "," in cell)
 
 
 def _decimal_mark(cells: Sequence[object]) -> str | None:
@@ -108,20 +144,22 @@ def _mark(cell: str) -> str:
     return {",": ".", ".": ","}.get(match["group"], "")
 
 
-def _why(cell: object) -> str:
+def _why(cell: object, mark: str | None) -> str:
     """What keeps a cell from being a number, without the cell."""
     if isinstance(cell, str):
+        if mark is None and "," in cell:
+            return AMBIGUOUS
         if "%" in cell:
             return "write percentages as plain numbers"
         if EITHER.fullmatch(cell):
-            mark = "comma" if "," in cell else "point"
+            own = "comma" if "," in cell else "point"
             return (
-                f"its {mark} may separate thousands or decimals; write a plain number, in one way "
+                f"its {own} may separate thousands or decimals; write a plain number, in one way "
                 "in all rows"
             )
         if DECIMAL.fullmatch(cell):
-            mark, other = ("comma", "points") if "," in cell else ("point", "commas")
-            return f"it has a decimal {mark}, other rows decimal {other}; write all in one way"
+            own, other = ("comma", "points") if "," in cell else ("point", "commas")
+            return f"it has a decimal {own}, other rows decimal {other}; write all in one way"
         if GROUPED.fullmatch(cell):
             return "it separates thousands; write a plain number"
     return "write a plain number, or encode categories before (one column each)"

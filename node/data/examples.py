@@ -18,6 +18,8 @@ SPLIT_SEED = 20260604
 """Seed of the split of a whole data set. Changing it changes what every row number means."""
 INTEGERS, FLOATS, STANDARDIZED = "0 … 1, from integers", "floats", "columns, centered and scaled"
 """Where values come from, in words that nodes compare."""
+FAR = 20.0
+"""No value lies so far from 0 once it is scaled, by whatever means."""
 TEST_SHARE = 0.2
 """Share of each class that goes to the public test set."""
 

@@ -238,7 +238,7 @@ def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
     }
     if examples.values == STANDARDIZED:
         words["features"] = ", ".join(
-            f"{name} ({center}, {scale})" for name, (center, scale) in task.features.items()
+            f"{name} ({feature.words})" for name, feature in task.features.items()
         )
     if task.mean:
         words["mean"], words["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
