@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from node.config.features import Feature
+from node.config.features import Feature, Finite
 from node.config.section import Section
 from node.config.templates import fields
 
-BUNDLED_TASKS = ("causal-lm", "classification", "reasoning")
+BUNDLED_TASKS = ("causal-lm", "classification", "reasoning", "regression")
 """Those whose code is ours."""
+SUPERVISED = ("classification", "regression")
+"""Those whose models are in node/models."""
 
 
 class TextSection(Section):
@@ -125,8 +127,8 @@ class ReasoningSection(Section):
 
 class TaskSection(Section):
     name: str = "classification"
-    """classification | causal-lm (a language model; needs the extra llm) | reasoning (one that
-    answers questions and is rewarded), or your own:
+    """classification | regression (of tables) | causal-lm (a language model; needs the extra llm) |
+    reasoning (one that answers questions and is rewarded), or your own:
     "package.module:function" or, on this machine only, "FILE.py:function" (docs/own-task.md). Its
     code sees the private data."""
     data: str = "digits"
@@ -145,7 +147,10 @@ class TaskSection(Section):
     Empty: integers.
     """
     label: str = "label"
-    """A table's column of labels."""
+    """A table's column of labels, or of the numbers that a regression learns."""
+    target: tuple[Finite, Annotated[Finite, Field(gt=0)]] | None = None
+    """Of regression: [center, scale], PUBLIC; (label − center)/scale is learned, and metrics are in
+    the label's own unit."""
     features: dict[str, Feature] = {}
     """A table's columns to learn from, each by its kind: number, category, date or ignore
     ([task.features], below). name = [center, scale] is a number; all constants are PUBLIC.
@@ -194,6 +199,11 @@ class TaskSection(Section):
         task = () if self.name in BUNDLED_TASKS else (self.name,)
         return (*task, *(self.reasoning.own if self.reasoning else ()))
 
+    @property
+    def outputs(self) -> int:
+        """Of a model, for one example."""
+        return 1 if self.target else self.classes
+
     @model_validator(mode="before")
     @classmethod
     def _labels_are_the_classes(cls, values: object) -> object:
@@ -207,6 +217,11 @@ class TaskSection(Section):
         if self.labels and len(set(self.labels)) != self.classes:
             raise ValueError(
                 f"labels names {len(set(self.labels))} classes, but classes is {self.classes}"
+            )
+        if (self.name == "regression") != (self.target is not None):
+            raise ValueError(
+                'target = [center, scale] of the label belongs to name = "regression", which needs '
+                "it"
             )
         if self.features.get(self.label) and self.features[self.label].width:
             raise ValueError(f"{self.label!r} is the label, so that it can't be a feature")

@@ -49,8 +49,7 @@ def _inputs(name: str, cells: Sequence[object], task: TaskSection) -> tuple[Inpu
     feature: AnyFeature = task.features[name]
     match feature:
         case NumberFeature():
-            x, bad = scaled(name, cells, feature)
-            return x, first_of(bad, _outside(name, x[:, 0], task.value_range))
+            return number(name, cells, feature, task.value_range)
         case CategoryFeature():
             return one_hot(name, cells, feature)
         case DateFeature():
@@ -58,7 +57,12 @@ def _inputs(name: str, cells: Sequence[object], task: TaskSection) -> tuple[Inpu
     raise AssertionError(f"{name} is not learned from")
 
 
-def scaled(name: str, cells: Sequence[object], feature: NumberFeature) -> tuple[Inputs, BadRows]:
+def number(
+    name: str,
+    cells: Sequence[object],
+    feature: NumberFeature,
+    value_range: tuple[float, float] | None,
+) -> tuple[Inputs, BadRows]:
     """(value − center)/scale, and the flag if there is one: [n, width]."""
     values, wrong = parsing.numbers(cells)
     missing = np.isnan(values)
@@ -67,13 +71,14 @@ def scaled(name: str, cells: Sequence[object], feature: NumberFeature) -> tuple[
         values[missing] = feature.missing
     with np.errstate(over="ignore"):
         x = ((values - feature.center) / feature.scale).astype(np.float32)
-    bad = {row: _not_numeric(name, row, why) for row, why in wrong.items()}
-    rows = np.flatnonzero(~np.isfinite(x)).tolist()
-    bad = {**{row: _empty(name, row) for row in rows}, **bad}
+    bad = first_of(
+        {row: _not_numeric(name, row, why) for row, why in wrong.items()},
+        {row: _empty(name, row) for row in np.flatnonzero(~np.isfinite(x)).tolist()},
+    )
     if feature.clip:
         x = x.clip(-feature.clip, feature.clip)
     flags = [missing.astype(np.float32)] if feature.flag else []
-    return np.stack([x, *flags], axis=1), bad
+    return np.stack([x, *flags], axis=1), first_of(bad, _outside(name, x, value_range))
 
 
 def one_hot(name: str, cells: Sequence[object], feature: CategoryFeature) -> tuple[Inputs, BadRows]:

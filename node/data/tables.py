@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from node.config import TaskSection
+from node.config.features import NumberFeature
 from node.data import columns, features
 from node.data.bad_rows import BadRow, BadRows, first_of, usable
 from node.data.cells import places
@@ -38,7 +39,7 @@ def table(path: Path, task: TaskSection) -> Examples:
     cells = read(path, task)
     n = len(cells[task.label])
     x, bad = features.matrix(cells, task)
-    y, unlabeled = labels(cells[task.label], task)
+    y, unlabeled = (targets if task.target else labels)(cells[task.label], task)
     bad = first_of(ragged(cells[task.label]), bad, unlabeled)
     kept = usable(path, n, bad, task.bad_rows)
     names = features.learned(task)
@@ -88,6 +89,14 @@ def labels(cells: Sequence[object], task: TaskSection) -> tuple[NDArray[np.int64
     known = places(cells, task.labels) if task.labels else [_integer(name, task) for name in names]
     bad = {row: _no_label(names[row], row, task) for row, y in enumerate(known) if y is None}
     return np.array([y or 0 for y in known], np.int64), bad
+
+
+def targets(cells: Sequence[object], task: TaskSection) -> tuple[NDArray[np.float32], BadRows]:
+    """Numbers to learn, [n], centered and scaled by `task.target`; and the rows that have none."""
+    assert task.target is not None
+    center, scale = task.target
+    y, bad = features.number(task.label, cells, NumberFeature(center=center, scale=scale), None)
+    return y[:, 0], bad
 
 
 def _integer(name: str, task: TaskSection) -> int | None:

@@ -1,5 +1,6 @@
-"""Image classification: cross-entropy of an `nn.Module`'s logits, evaluated on a public test
-set.
+"""Classification of images and of rows of a table: cross-entropy of an `nn.Module`'s logits,
+evaluated on a test set. Its parts serve every task whose model has outputs for an example
+(`Goal`).
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from node import models
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
-from node.figures import ACCURACY, LOSS
 from node.hooks import no_op
 from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
 from node.task import Factored, Factors, Task, Validation, Value, flat, views
 from node.tasks import validation
+from node.tasks.goals import Classes, Goal, TableClasses, TwoClasses
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
+CLASSES = Classes()
 EVALUATION_CHUNK = 256
 """Test images per forward pass; a yield point is between two chunks."""
 
@@ -48,10 +50,11 @@ class Classification(Task):
         test: Examples | None,
         validation: Examples | None = None,
         inputs: Mapping[str, str] | None = None,
+        goal: Goal = CLASSES,
     ) -> None:
         """`build` makes a module without buffers that maps images [n, channels, height, width] to
-        logits [n, classes]. `inputs` says in public what it is fed, whatever the rows are: nodes
-        compare it.
+        outputs [n, k], for classes logits. `inputs` says in public what it is fed, whatever the
+        rows are: nodes compare it.
 
         Raises:
             ConfigurationError: the module has a batch normalization.
@@ -59,7 +62,7 @@ class Classification(Task):
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs = inputs or {}
         self.num_examples = len(train)
-        self.metrics = (ACCURACY, LOSS)
+        self._goal, self.metrics = goal, goal.metrics
         with torch.device("meta"):
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
@@ -92,7 +95,7 @@ class Classification(Task):
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         x, y = batch
-        return functional.cross_entropy(self._logits(parameters, x), y)
+        return self._goal.loss(self._outputs(parameters, x), y)
 
     def factors(self) -> Factored | None:
         """What gives the gradients as outer products (node/maths/ghost.py); None where they are
@@ -103,29 +106,29 @@ class Classification(Task):
 
         def factors(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
             x, y = batch
-            loss = partial(functional.cross_entropy, target=y, reduction="sum")
+            loss = partial(self._goal.loss, y=y, reduction="sum")
             return ghost.factors(self._module().train(True), parameters, x, loss)
 
         return factors
 
     def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
-        """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none.
-        `yield_point` is called between chunks."""
+        """The goal's metrics on the test set; {} where there is none. `yield_point` is called
+        between chunks.
+        """
         if self._test is None:
             return {}
-        right, loss, n, x = 0, 0.0, len(self._test), devices.onto(x, self.device)
+        loss, n, x = 0.0, len(self._test), devices.onto(x, self.device)
+        outputs = []
         for start in range(0, n, EVALUATION_CHUNK):
             if start:
                 yield_point()
             place = slice(start, start + EVALUATION_CHUNK)
             with torch.inference_mode():
-                y, logits = (
-                    self._test.y[place],
-                    self._logits(views(self.layout, x), self._test.x[place], train=False),
+                outputs.append(
+                    self._outputs(views(self.layout, x), self._test.x[place], train=False)
                 )
-                right += int((logits.argmax(1) == y).sum())
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
-        return {"accuracy": right / n, "loss": loss / n}
+                loss += float(self._goal.loss(outputs[-1], self._test.y[place], "sum"))
+        return {**self._goal.measure(torch.cat(outputs), self._test.y), "loss": loss / n}
 
     @property
     def validation(self) -> Validation | None:
@@ -134,9 +137,8 @@ class Classification(Task):
     def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
         """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""
         assert self._validation is not None
-        return _value(
-            self._logits(parameters, self._validation.x, train=False), self._validation.y, kind
-        )
+        outputs = self._outputs(parameters, self._validation.x, train=False)
+        return self._goal.value(outputs, self._validation.y, kind)
 
     def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, Value], Tensor] | None:
         """(share [k], kind) -> value of x + share·moves on the validation set, without its first
@@ -163,19 +165,21 @@ class Classification(Task):
             for inner, _ in layer.named_parameters()
         }
 
-        def value(share: Tensor, kind: str) -> Tensor:
+        def value(share: Tensor, kind: Value) -> Tensor:
             hidden = torch.addmv(ready, steps, share).view(products.shape[1:])
             parameters = views(self.layout, torch.addmv(x, moves.t(), share)) if names else {}
-            logits = functional_call(
+            outputs = functional_call(
                 rest, {mine: parameters[name] for mine, name in names.items()}, (hidden,)
             )
-            return _value(logits, y, kind)
+            return self._goal.value(outputs, y, kind)
 
         return value
 
-    def _logits(self, parameters: Mapping[str, Tensor], x: Tensor, *, train: bool = True) -> Tensor:
-        logits: Tensor = functional_call(self._module().train(train), dict(parameters), (x,))
-        return logits
+    def _outputs(
+        self, parameters: Mapping[str, Tensor], x: Tensor, *, train: bool = True
+    ) -> Tensor:
+        outputs: Tensor = functional_call(self._module().train(train), dict(parameters), (x,))
+        return outputs
 
     def _module(self) -> nn.Module:
         """This thread's own parameterless module: functional_call swaps parameters inside it while
@@ -191,16 +195,24 @@ def _linear(parameters: Mapping[str, Tensor], name: str, inputs: Tensor) -> Tens
     return functional.linear(inputs, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
 
 
-def _value(logits: Tensor, y: Tensor, kind: str) -> Tensor:
-    if kind == "accuracy":
-        return (logits.argmax(1) == y).float().mean()
-    return -functional.cross_entropy(logits, y)
-
-
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classification:
     """See `node.tasks.make`."""
+
+    def goal(train: Examples) -> Goal:
+        if train.values != STANDARDIZED:
+            return CLASSES
+        return TwoClasses() if run.task.classes == 2 else TableClasses()
+
+    return supervised(run, data, goal)
+
+
+def supervised(
+    run: RunConfig, data: DataSection | NDArray[np.int64], goal_of: Callable[[Examples], Goal]
+) -> Classification:
+    """A task whose goal depends on what kind of examples there are; see `node.tasks.make`."""
     task = run.task
     train, test, validation_set = _own(run, data) if task.data == "own" else _bundled(run, data)
+    goal = goal_of(train)
     train = _prepared(train, task)
     if test and test.shape != train.shape:
         raise DataError(
@@ -215,7 +227,12 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classificatio
             )
     validation_set = _prepared(validation_set, task) if validation_set else None
     return Classification(
-        lambda: models.build(task, train.shape), train, test, validation_set, _inputs(train, task)
+        lambda: models.build(task, train.shape),
+        train,
+        test,
+        validation_set,
+        _inputs(train, task),
+        goal,
     )
 
 
@@ -234,8 +251,11 @@ def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
     words = {
         "shape": "×".join(map(str, examples.shape)),
         "values": values,
-        "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
     }
+    if task.target:
+        words["target"] = f"{task.label} ({task.target[0]}, {task.target[1]})"
+    else:
+        words["classes"] = ", ".join(task.labels) or f"0 … {task.classes - 1}"
     if examples.values == STANDARDIZED:
         words["features"] = ", ".join(
             f"{name} ({feature.words})" for name, feature in task.features.items()
@@ -291,7 +311,7 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
 def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     task = run.task
     train, test = _images(task)[0], _public_test(task.model_dump_json())
-    if max(int(train.y.max()), int(test.y.max())) >= task.classes:
+    if task.target is None and max(int(train.y.max()), int(test.y.max())) >= task.classes:
         raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
     if not isinstance(data, DataSection):
         return train.take(data), test, validation.load(run, data, train)
