@@ -89,7 +89,9 @@ def _date(cell: object, pattern: str) -> datetime:
     if isinstance(cell, date):
         return datetime.combine(cell, time())
     written = text(cell).strip()
-    return datetime.strptime(written, pattern) if pattern else datetime.fromisoformat(written)
+    if pattern:
+        return datetime.strptime(written, pattern)
+    return datetime.fromisoformat(written).replace(tzinfo=None)
 
 
 def _number(cell: object) -> float | None:
