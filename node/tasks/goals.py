@@ -48,7 +48,7 @@ class Goal(ABC):
 class Classes(Goal):
     """One of several classes, by the cross-entropy of logits."""
 
-    metrics = (ACCURACY, LOSS)
+    metrics: tuple[Metric, ...] = (ACCURACY, LOSS)
 
     def loss(self, outputs: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         return functional.cross_entropy(outputs, y, reduction=reduction)
@@ -65,7 +65,7 @@ class Classes(Goal):
 class TableClasses(Classes):
     """The same of a table, whose classes are seldom equally frequent."""
 
-    metrics = (ACCURACY, BALANCED_ACCURACY, AUC, LOG_LOSS)
+    metrics: tuple[Metric, ...] = (ACCURACY, BALANCED_ACCURACY, AUC, LOG_LOSS)
 
     def measure(self, outputs: Tensor, y: Tensor) -> dict[str, float]:
         truth = y.cpu().numpy()
