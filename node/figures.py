@@ -3,8 +3,9 @@
 A task declares its test metrics, an algorithm its diagnostics. Journal, Prometheus metrics, status,
 summary and reports know none of them by name. Of a task and an algorithm only what is declared is
 shown, so a declaration is the place to review for privacy: a metric is measured on the PUBLIC test
-set (or on a private one, and not shown to others then: data.test_public), a diagnostic is made of what neighbors released (in mode paper with the clean own gradient, so
-those per neighbor are hidden there).
+set (or on a private one, and not shown to others then: data.test_public), a diagnostic is made of
+what neighbors released (in mode paper with the clean own gradient, so those per neighbor are hidden
+there).
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class TaskSection(Section):
     the label's own unit."""
     features: dict[str, Feature] = {}
     """A table's columns to learn from, each by its kind: number, category, date or ignore
-    ([task.features], below). name = [center, scale] is a number; all constants are PUBLIC.
+    (Columns of a table, below). name = [center, scale] is a number; all constants are PUBLIC.
     `peerpoise schema FILE.csv` proposes them."""
     bad_rows: float = Field(default=0.0, ge=0, lt=1)
     """Largest share of a table's rows that may be skipped, each with a reason that is counted on
@@ -208,9 +208,12 @@ class TaskSection(Section):
     @classmethod
     def _labels_are_the_classes(cls, values: object) -> object:
         """Where labels are named and classes is not, there are as many."""
-        if isinstance(values, Mapping) and values.get("labels") and "classes" not in values:
-            return {**values, "classes": len(values["labels"])}
-        return values
+        if not isinstance(values, Mapping) or "classes" in values:
+            return values
+        labels = values.get("labels")
+        if not labels or not isinstance(labels, list | tuple):
+            return values
+        return {**values, "classes": len(labels)}
 
     @model_validator(mode="after")
     def _as_many_labels(self) -> TaskSection:

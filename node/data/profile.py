@@ -65,6 +65,7 @@ def _number(name: str, cells: Sequence[object], feature: NumberFeature) -> Profi
     clipped = (np.abs(x) > feature.clip).mean() if feature.clip else 0.0
     texts = [f"mean {known.mean():.4g}, {known.min():.4g} … {known.max():.4g}", f"{empty} missing"]
     texts += [f"{clipped:.1%} clipped at ±{feature.clip:g}"] if feature.clip else []
+    texts += [f"{_share(len(wrong), len(values))} unreadable"] if wrong else []
     texts.append(f"scaled {x.mean():.2f} ± {x.std():.2g}")
     text = "; ".join(texts)
     if doubt := _unit(x):
@@ -108,7 +109,7 @@ def _category(name: str, cells: Sequence[object], feature: CategoryFeature) -> P
     return Profile(
         name,
         text,
-        f"{kinds} categor{'y is' if kinds == 1 else 'ies are'} not in task.features",
+        f"{kinds} {'category is' if kinds == 1 else 'categories are'} not in task.features",
         "spell them as there, or have them added for all nodes (peerpoise schema lists them)",
     )
 
