@@ -5,6 +5,7 @@ that can't be used, skipped and counted.
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
 from math import cos, pi, sin
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,30 @@ def test_the_parts_of_a_date(tmp_path: Path) -> None:
     assert read(tmp_path, "seen,label\n31.12.1999,0\n", german) == [circle(30 / 31)]
     with pytest.raises(DataError, match=r"'seen' is no date in row 1: %d.%m.%Y is expected"):
         read(tmp_path, "seen,label\n1999-12-31,0\n", german)
+
+
+def test_columns_of_parquet_have_types_of_their_own(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    noon = pyarrow.array([datetime(2024, 7, 4, 12), None], pyarrow.timestamp("ns"))
+    rows = {
+        "day": [date(2020, 1, 1), None], "noon": noon, "flag": [True, False], "ward": [1, None],
+        "dose": [5, float("nan")], "label": [0, 1],
+    }  # fmt: skip
+    parquet.write_table(pyarrow.table(rows), tmp_path / "mine.parquet")
+    task = section(
+        day={"kind": "date", "parts": ["year"], "flag": True},
+        noon={"kind": "date", "parts": ["hour"], "flag": True},
+        flag={"kind": "category", "values": ["false", "true"]},
+        ward={"kind": "category", "values": ["1", "2"], "unknown": "slot"},
+        dose={**DOSE, "missing": 8},
+    )
+    x = data.own(tmp_path / "mine.parquet", task).x.flatten(1).tolist()
+    assert x == [
+        [2, 0, *circle(0.5), 0, 0, 1, 1, 0, 0, 0],
+        [0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1],
+    ]
 
 
 @pytest.mark.parametrize("rows", ["5,f,0\n", "5,f,0\n2,m,1\n,,1\n900,q,1\n"])
