@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from node.config import TaskSection, sentence
 from node.data import cells as parsing
 from node.data import columns
-from node.encoding import Json, NotUtf8, read_text
+from node.encoding import Json, read_text
 from peer.errors import DataError
 
 READABLE = 0.9
@@ -52,8 +52,9 @@ def propose(path: Path, label: str) -> str:
         head, task = PUBLIC.format(name=path.name), described(path, label)
     else:
         cells = columns.read(path, (label,))
+        _refuse_other_encodings(path, cells)
         n = len(cells[label])
-        head, task = LOOKED.format(n=n, name=path.name), looked_at(cells, label)
+        head, task = LOOKED.format(n=n, name=path.name), looked_at(path, cells, label)
     if not any(kind != {"kind": "ignore"} for kind in task["features"].values()):
         raise DataError(f"{path} has no column to learn from but {label!r}.")
     try:
@@ -66,10 +67,26 @@ def propose(path: Path, label: str) -> str:
 # -- from rows
 
 
-def looked_at(cells: columns.Columns, label: str) -> Json:
-    """[task] by what the cells look like."""
+def looked_at(path: Path, cells: columns.Columns, label: str) -> Json:
+    """[task] by what the cells look like.
+
+    Raises:
+        DataError: nothing can be learned from such labels.
+    """
     features = {name: _feature(column) for name, column in cells.items() if name != label}
-    return {**_label(cells[label]), "data": "own", "label": label, "features": features}
+    target = _label(cells[label])
+    if "labels" in target and not 2 <= len(target["labels"]) <= MOST:
+        raise DataError(
+            f"{path}: the column {label!r} has {len(target['labels'])} different texts; 2 to "
+            f"{MOST} classes, or numbers, are expected."
+        )
+    return {**target, "data": "own", "label": label, "features": features}
+
+
+def _refuse_other_encodings(path: Path, cells: columns.Columns) -> None:
+    texts = [columns.text(cell) for name, column in cells.items() for cell in (name, *column)]
+    if not all(map(columns.is_unicode, texts)):
+        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8.")
 
 
 def _label(cells: Sequence[object]) -> Json:
@@ -146,23 +163,19 @@ def described(path: Path, label: str) -> Json:
         if "resources" in document:
             document = document["resources"][0]["schema"]
         fields = {field["name"]: field for field in document["fields"]}
+        if label not in fields:
+            raise DataError(f"{path} has no field {label!r}; name the label with --label.")
+        target = _described_label(path, label, fields.pop(label))
+        features = {name: _described(path, name, field) for name, field in fields.items()}
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"There is no file {path}; check the path.") from None
-    except (OSError, NotUtf8, ValueError, TypeError, LookupError):
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
         raise DataError(
             f'{path} is no Table Schema; {{"fields": [{{"name": …, "type": …}}, …]}} is expected.'
         ) from None
-    if label not in fields:
-        raise DataError(f"{path} has no field {label!r}; name the label with --label.")
-    features = {
-        name: _described(path, name, field) for name, field in fields.items() if name != label
-    }
-    return {
-        **_described_label(path, label, fields[label]),
-        "data": "own",
-        "label": label,
-        "features": features,
-    }
+    return {**target, "data": "own", "label": label, "features": features}
 
 
 def _described_label(path: Path, name: str, field: Json) -> Json:

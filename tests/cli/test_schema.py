@@ -112,7 +112,14 @@ def test_json_says_it_too(peerpoise: Call, tmp_path: Path) -> None:
         ("a.csv", "age,sex\n50,f\n", "has no column 'label'"),
         ("a.csv", "note,label\nhello,1\n", "no column to learn from but 'label'"),
         ("a.csv", "x,label\n1,yes\n2,yes\n", "classes"),
+        ("a.csv", "x,label\n1,\n2,\n", "has 0 different texts"),
+        ("a.csv", "x,note,label\n1,s\udcfc\udcdf,1\n2,x,0\n", "is not UTF-8 text"),
         ("a.json", "[1, 2]", "is no Table Schema"),
+        ("a.json", '{"fields": [{"name": "x", "constraints": "no"}, {"name": "label", "type": '
+         '"boolean"}]}', "is no Table Schema"),
+        ("a.json", '{"fields": [{"name": "label", "constraints": {"enum": 5}}]}', "is no Table"),
+        ("a.json", '{"fields": [{"name": "label", "type": "integer", "constraints": {"minimum": 0, '
+         '"maximum": 1e999}}]}', "is no Table Schema"),
         ("a.json", '{"fields": [{"name": "x"}]}', "has no field 'label'"),
         ("a.json", '{"fields": [{"name": "x", "type": "number"}, {"name": "label", "type": '
          '"boolean"}]}', "'x' needs constraints.minimum and constraints.maximum"),
@@ -122,7 +129,7 @@ def test_what_can_not_be_proposed_is_a_sentence(
     peerpoise: Call, tmp_path: Path, name: str, text: str | None, says: str
 ) -> None:
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     result = peerpoise("schema", tmp_path / name)
     assert (result.code, result.out, result.err.count("\n")) == (66, "", 1)
     assert says in result.err
