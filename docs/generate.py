@@ -15,6 +15,7 @@ from node.attacks import ATTACKS
 from node.attacks import find as find_attack
 from node.attacks.byzantine import MessageAttackConfig
 from node.config import ExperimentConfig, NodeConfig, RunConfig, Section
+from node.config.features import KINDS
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """\
@@ -59,6 +60,8 @@ def page() -> str:
     common = table(MessageAttackConfig.model_fields)
     parts = [
         *(part(title, text, model) for title, text, model in PARTS),
+        "## Columns of a table\n",
+        *(feature(kind) for kind in KINDS),
         "## Options of the algorithms\n",
         *(options(name) for name in sorted(ALGORITHMS)),
         "## Options of the attacks\n",
@@ -85,6 +88,15 @@ def section(name: str, model: Any) -> str:
     text = f"### [{name}]\n\n" + (f"{about}\n\n" if about else "") + table(plain)
     subsections = [section(f"{name}.{key}", part) for key, part in inner.items() if part]
     return "\n".join([text, *subsections])
+
+
+def feature(kind: type[Section]) -> str:
+    """One kind of column: its `kind` is in the title."""
+    fields = {name: field for name, field in kind.model_fields.items() if name != "kind"}
+    (name,) = get_args(kind.model_fields["kind"].annotation)
+    about = " ".join((kind.__doc__ or "").split())
+    title = f'### [task.features.COLUMN] with kind = "{name}"\n\n{about}\n'
+    return title + (f"\n{table(fields)}" if fields else "")
 
 
 def options(name: str) -> str:

@@ -3,8 +3,9 @@
 A task declares its test metrics, an algorithm its diagnostics. Journal, Prometheus metrics, status,
 summary and reports know none of them by name. Of a task and an algorithm only what is declared is
 shown, so a declaration is the place to review for privacy: a metric is measured on the PUBLIC test
-set, a diagnostic is made of what neighbors released (in mode paper with the clean own gradient, so
-those per neighbor are hidden there).
+set (or on a private one, and not shown to others then: data.test_public), a diagnostic is made of
+what neighbors released (in mode paper with the clean own gradient, so those per neighbor are hidden
+there).
 """
 
 from __future__ import annotations
@@ -108,6 +109,45 @@ ACCURACY = Metric(
 )
 F1 = Metric("f1", "Mean of the labels' F1.", higher_is_better=True, unit="ratio", title="macro-F1")
 LOSS = Metric("loss", "Mean loss of a test example.", tabulated=False)
+AUC = Metric(
+    "auc",
+    "Chance that an example of a class is ranked above one of another: area under the ROC curve.",
+    higher_is_better=True,
+    title="AUC",
+)
+BALANCED_ACCURACY = Metric(
+    "balanced_accuracy",
+    "Mean of the classes' shares that are classified correctly.",
+    higher_is_better=True,
+    unit="ratio",
+    title="balanced accuracy",
+)
+LOG_LOSS = Metric(
+    "loss",
+    "Mean of −log of the probability that the model gave to the right class.",
+    title="log loss",
+)
+BASE_RATE = Metric(
+    "base_rate",
+    "Share of the second class in the test set: a fact of the data, not of the model.",
+    unit="ratio",
+    title="base rate",
+    tabulated=False,
+)
+CALIBRATION_ERROR = Metric(
+    "calibration_error",
+    "Mean distance of predicted probabilities from observed shares, in ten bins.",
+    unit="ratio",
+    title="calibration error",
+)
+R2 = Metric(
+    "r2",
+    "Share of the variance that is explained; 0 is what the test set's own mean would reach.",
+    higher_is_better=True,
+    title="R²",
+)
+MSE = Metric("mse", "Mean squared error, in the squared unit of the label.", title="MSE")
+MAE = Metric("mae", "Mean absolute error, in the unit of the label.", title="MAE")
 PERPLEXITY = Metric("perplexity", "e to the mean loss of a label token.")
 COMMON_METRICS = (ACCURACY, F1, PERPLEXITY, LOSS)
 """What a task of somebody's own may measure without declaring it."""

@@ -208,13 +208,16 @@ def pack(
             "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
         ),
     ] = [],
+    test: Annotated[
+        list[str], typer.Option("--test", metavar="NAME:PATH", help="A host's private test set.")
+    ] = [],
     settings: Settings = [],
     as_json: Json = False,
 ) -> None:
     """Prepare real hosts: one folder each, ready to start."""
     from node.experiments import provisioning
 
-    packed = provisioning.pack(_experiment(file, settings), host, data, out, discovery)
+    packed = provisioning.pack(_experiment(file, settings), host, data, out, discovery, test)
     if as_json:
         print_json(packed)
         return

@@ -34,6 +34,7 @@ from torch import Tensor
 from node import device as devices
 from node.algorithms import Resources
 from node.config import ExperimentConfig, PrivacySection, load
+from node.config.task import SUPERVISED
 from node.experiments.resolve import resolve
 from node.learning.plan import Plan
 from node.learning.resources import resources
@@ -164,7 +165,7 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
     return Report(
         algorithm=config.algorithm.name,
         mode=privacy.mode,
-        model=config.task.model if config.task.name == "classification" else config.task.name,
+        model=config.task.model if config.task.name in SUPERVISED else config.task.name,
         parameters=task.layout.size,
         device=torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
         torch=torch.__version__,

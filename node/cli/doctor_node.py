@@ -19,8 +19,10 @@ from pathlib import Path
 
 from node.attacks import Attack
 from node.cli.doctor import Finding, fault, ok, warning
-from node.config import NodeConfig, RunConfig, load
+from node.config import NodeConfig, RunConfig, TaskSection, load
+from node.config.task import SUPERVISED
 from node.daemon.bootstrap import resolve_paths
+from node.data.profile import profiles
 from node.device import pick
 from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
@@ -40,6 +42,11 @@ from peer.identity.roster import Roster
 
 SOON_DAYS = 30
 """A certificate that expires sooner is a warning."""
+TEST_SET = {
+    True: "public: /metrics shows its figures, too",
+    False: "private: its figures are outside of ε and stay on this host, out of /metrics",
+}
+"""data.test_public -> what becomes of its figures."""
 DIAL_SECONDS = 2.0
 SEEKING = frozenset({"exchange", "mdns"})
 """Discoveries that ask other nodes."""
@@ -80,6 +87,9 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
     if text := weak(plan.epsilon):
         yield warning("privacy", text, "ask who writes run.toml for more noise, or leave this run")
     yield from _peers(node, plan, roster, dial)
+    if node.data.test:
+        yield ok("test set", TEST_SET[node.data.test_public])
+    yield from _columns(node, run.task)
     yield from _task(node, plan)
 
 
@@ -351,6 +361,23 @@ def _where(error: PeerpoiseError) -> str:
     if isinstance(error, DataError):
         return "see data.path and data.rows in node.toml, and [task] in run.toml"
     return "see [task] in run.toml"
+
+
+def _columns(node: NodeConfig, task: TaskSection) -> Iterator[Finding]:
+    """What a host's own table looks like; nobody else hears of it. Why it can't be read, `_task`
+    says.
+    """
+    path = node.data.path
+    if path is None or task.data != "own" or not task.features or task.name not in SUPERVISED:
+        return
+    yield ok("columns", "figures of private rows, for this host only: do not pass them on")
+    with suppress(PeerpoiseError):
+        for profile in profiles(path, task):
+            what = f"label {profile.column}" if profile.column == task.label else profile.column
+            if profile.doubt:
+                yield warning(what, f"{profile.doubt} ({profile.text})", profile.do)
+            else:
+                yield ok(what, profile.text)
 
 
 def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:

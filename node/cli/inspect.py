@@ -106,6 +106,33 @@ def doctor(
 
 
 @app.command()
+def schema(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A table of ONE site, or a public Table Schema (.json)."
+        ),
+    ],
+    label: Annotated[str, typer.Option(help="The column to learn.")] = "label",
+    as_json: Json = False,
+) -> None:
+    """Propose [task.features] for a table, to be agreed on by all sites.
+
+    From a table it looks at its rows, and says so: put public figures in place of what it found.
+    """
+    import tomllib
+
+    from node.data import proposal
+
+    text = proposal.propose(file, label)
+    if as_json:
+        head = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+        print_json({"note": " ".join(head), **tomllib.loads(text)})
+    else:
+        typer.echo(text, nl=False)
+
+
+@app.command()
 def bench(
     file: Annotated[
         Path | None,

@@ -40,7 +40,10 @@ class DataSection(Section):
     """Own data: an .npz with arrays x (float or uint8) and y (integers), a table (.csv, .tsv,
     .parquet), or a folder of images in subfolders."""
     test: Path | None = None
-    """Own public test set, same form; None: no accuracy is reported."""
+    """Own test set, same form; None: no accuracy is reported."""
+    test_public: bool = True
+    """False: the test set is private. Its figures are outside of ε, so they stay on this host: in
+    journal, status and summary, not in /metrics. True shares them there, too."""
     validation: Path | None = None
     """The validation set, same form, if the algorithm needs one; its SHA-256 is
     validation.digest in run.toml.

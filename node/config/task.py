@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from node.config.features import Feature, Finite
 from node.config.section import Section
 from node.config.templates import fields
 
-BUNDLED_TASKS = ("causal-lm", "classification", "reasoning")
+BUNDLED_TASKS = ("causal-lm", "classification", "reasoning", "regression")
 """Those whose code is ours."""
+SUPERVISED = ("classification", "regression")
+"""Those whose models are in node/models."""
 
 
 class TextSection(Section):
@@ -123,8 +127,8 @@ class ReasoningSection(Section):
 
 class TaskSection(Section):
     name: str = "classification"
-    """classification | causal-lm (a language model; needs the extra llm) | reasoning (one that
-    answers questions and is rewarded), or your own:
+    """classification | regression (of tables) | causal-lm (a language model; needs the extra llm) |
+    reasoning (one that answers questions and is rewarded), or your own:
     "package.module:function" or, on this machine only, "FILE.py:function" (docs/own-task.md). Its
     code sees the private data."""
     data: str = "digits"
@@ -143,11 +147,18 @@ class TaskSection(Section):
     Empty: integers.
     """
     label: str = "label"
-    """A table's column of labels."""
-    features: dict[str, tuple[float, float]] = {}
-    """A table's columns to learn from: name = [center, scale], PUBLIC constants; (value −
-    center)/scale is learned.
-    """
+    """A table's column of labels, or of the numbers that a regression learns."""
+    target: tuple[Finite, Annotated[Finite, Field(gt=0)]] | None = None
+    """Of regression: [center, scale], PUBLIC; (label − center)/scale is learned, and metrics are in
+    the label's own unit."""
+    features: dict[str, Feature] = {}
+    """A table's columns to learn from, each by its kind: number, category, date or ignore
+    (Columns of a table, below). name = [center, scale] is a number; all constants are PUBLIC.
+    `peerpoise schema FILE.csv` proposes them."""
+    bad_rows: float = Field(default=0.0, ge=0, lt=1)
+    """Largest share of a table's rows that may be skipped, each with a reason that is counted on
+    this host's standard error and by `doctor`: a cell that is no number, no such category, no
+    label. A node with more does not start, which others see."""
     channels: Literal[1, 3] = 3
     """Folders of images: 1 makes them gray."""
     model: str = "softmax"
@@ -176,7 +187,7 @@ class TaskSection(Section):
     are refused.
     """
     classes: int = Field(default=10, ge=2)
-    """Number of labels, 0 … classes − 1."""
+    """Number of labels, 0 … classes − 1; as many as labels names, if it does."""
     text: TextSection | None = None
     """The data are text."""
     reasoning: ReasoningSection | None = None
@@ -188,14 +199,35 @@ class TaskSection(Section):
         task = () if self.name in BUNDLED_TASKS else (self.name,)
         return (*task, *(self.reasoning.own if self.reasoning else ()))
 
+    @property
+    def outputs(self) -> int:
+        """Of a model, for one example."""
+        return 1 if self.target else self.classes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_the_classes(cls, values: object) -> object:
+        """Where labels are named and classes is not, there are as many."""
+        if not isinstance(values, Mapping) or "classes" in values:
+            return values
+        labels = values.get("labels")
+        if not labels or not isinstance(labels, list | tuple):
+            return values
+        return {**values, "classes": len(labels)}
+
     @model_validator(mode="after")
     def _as_many_labels(self) -> TaskSection:
         if self.labels and len(set(self.labels)) != self.classes:
             raise ValueError(
                 f"labels names {len(set(self.labels))} classes, but classes is {self.classes}"
             )
-        if bad := [name for name, (_, scale) in self.features.items() if not scale > 0]:
-            raise ValueError(f"the scale of feature {bad[0]!r} must be positive")
+        if (self.name == "regression") != (self.target is not None):
+            raise ValueError(
+                'target = [center, scale] of the label belongs to name = "regression", which needs '
+                "it"
+            )
+        if self.features.get(self.label) and self.features[self.label].width:
+            raise ValueError(f"{self.label!r} is the label, so that it can't be a feature")
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(
                 "mean and std need as many figures each, and those of std must be positive"

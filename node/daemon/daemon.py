@@ -92,7 +92,12 @@ class Daemon:
             diagnostics=not quiet,
         )
         self.watch = Telemetry(
-            run=run, name=node.name, journal=self.journal, metrics=self.metrics, budget=node.budget
+            run=run,
+            name=node.name,
+            journal=self.journal,
+            metrics=self.metrics,
+            budget=node.budget,
+            public_test=node.data.test_public,
         )
         if self.plan.warning:
             self.watch.warnings.append(self.plan.warning)

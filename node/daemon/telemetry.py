@@ -74,9 +74,12 @@ class Telemetry(RoundObserver, SessionObserver):
         journal: Journal,
         metrics: Metrics,
         budget: BudgetSection,
+        public_test: bool = True,
     ) -> None:
+        """`public_test`: its figures may be scraped."""
         self.run, self.name, self.journal, self.metrics = run, name, journal, metrics
         self.limit, self.lifetime_delta = budget.limit, budget.delta
+        self._public_test = public_test
         self.state = "starting"
         self.round_seconds: list[float] = []
         self.tested_metrics: Mapping[str, float] = {}
@@ -123,7 +126,7 @@ class Telemetry(RoundObserver, SessionObserver):
         self.metrics.neighbors(learner.neighborhood.neighbors, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
         self.metrics.run_rounds.set(self.run.train.rounds)
-        for metric in learner.task.metrics:
+        for metric in learner.task.metrics if self._public_test else ():
             self.metrics.task_metric(metric.name, nan)
         self.log_event(
             "figures",
@@ -257,7 +260,7 @@ class Telemetry(RoundObserver, SessionObserver):
         if not metrics:
             return
         self.tested_metrics = metrics
-        for name, value in metrics.items():
+        for name, value in metrics.items() if self._public_test else ():
             self.metrics.task_metric(name, value)
         self.log_event("test", round=t, metrics=metrics)
 

@@ -17,7 +17,7 @@ from node.config import DataSection, ReasoningSection, TaskSection
 from node.data import columns
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
-from node.data.examples import STANDARDIZED, Examples
+from node.data.examples import FAR, STANDARDIZED, Examples
 from node.data.folders import images
 from node.data.fortunes import read_fortunes
 from node.data.idx import fashion_mnist, mnist
@@ -38,8 +38,6 @@ BUNDLED: Mapping[str, Callable[[], tuple[Examples, Examples]]] = {
 """name -> (train, test). A new public data set: one function, one line here."""
 TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": read_fortunes}
 """The same, of text."""
-FAR = 20
-"""No value lies so far from 0 once it is scaled, by whatever means."""
 Rows: TypeAlias = Examples | Texts
 """What can be divided among nodes: rows that have labels y, and columns."""
 
@@ -112,29 +110,27 @@ def _read(path: Path, task: TaskSection) -> Examples:
 
 
 def _within_range(examples: Examples, task: TaskSection, source: str) -> Examples:
-    """The examples, if their values are in `task.value_range`, or else near to 0 … 1.
+    """The examples, if their values are in `task.value_range`, or else near to 0 … 1. Those of
+    tables were looked at row by row.
 
     Raises:
         DataError: they are not. Their values are private: none is in the sentence.
     """
+    if examples.values == STANDARDIZED:
+        return examples
     low, high = task.value_range or (-FAR, FAR)
     unit = 1 if examples.x.is_floating_point() else 255
     lowest, highest = (values / unit for values in examples.x.aminmax(dim=0))
     outside = ((lowest < low) | (highest > high)).flatten()
     if not outside.any():
         return examples
-    names = [*task.features] if examples.values == STANDARDIZED else []
-    what = f"column {names[int(outside.nonzero()[0])]!r}, centered and scaled," if names else "x"
     if task.value_range:
         raise DataError(
-            f"{source}: {what} has values outside of task.value_range = [{low:g}, {high:g}]; scale "
-            "them."
+            f"{source}: x has values outside of task.value_range = [{low:g}, {high:g}]; scale them."
         )
-    likely = "if they are 0 … 255, divide by 255 or save uint8"
-    if names:
-        likely = "see its center and scale in task.features"
     raise DataError(
-        f"{source}: {what} has values beyond ±{FAR}; {likely}, or else declare task.value_range."
+        f"{source}: x has values beyond ±{FAR:g}; if they are 0 … 255, divide by 255 or save "
+        "uint8, or else declare task.value_range."
     )
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,14 @@ header."""
 Columns = dict[str, list[object]]
 
 
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Stands in every column for a row that has another number of cells than the header."""
+
+    cells: int
+    header: int
+
+
 class Nested(str):
     """A list or an object, as JSON: it is no text, so that no prompt shows it."""
 
@@ -56,16 +65,21 @@ def ending(path: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def read(path: Path, named: Collection[str], *, others: bool = True) -> Columns:
+def read(
+    path: Path, named: Collection[str], *, others: bool = True, ragged: bool = False
+) -> Columns:
     """The columns of these names; with `others` all those whose name is unique and not empty.
+
+    `ragged`: rows that have too few or too many cells are there as `Ragged`.
 
     Raises:
         ConfigurationError: pyarrow is missing, which Parquet needs.
         DataError: the file is missing, damaged, in another encoding, or lacks a column.
     """
     try:
-        reader = _parquet if ending(path) in PARQUET or path.is_dir() else _csv
-        return reader(path, named, others)
+        if ending(path) in PARQUET or path.is_dir():
+            return _parquet(path, named, others)
+        return _csv(path, named, others, ragged)
     except FileNotFoundError:
         raise DataError(
             f"There is no data file {path}; check data.path in the node's file, or task.path."
@@ -98,20 +112,21 @@ def is_unicode(cell: str) -> bool:
 # -- CSV
 
 
-def _csv(path: Path, named: Collection[str], others: bool) -> Columns:
+def _csv(path: Path, named: Collection[str], others: bool, ragged: bool) -> Columns:
     separator, above, head = _header(path, named)
     once = {name for name, n in Counter(head).items() if n == 1 and name}
     wanted = once if others else named
     kept = [k for k, name in enumerate(head) if name in wanted]
     cells: list[list[object]] = [[] for _ in kept]
     for number, row in enumerate(islice(_rows(path, separator, above), 1, None), 1):
-        if len(row) < len(head) or any(row[len(head) :]):
+        odd = len(row) < len(head) or any(row[len(head) :])
+        if odd and not ragged:
             raise DataError(
                 f"{path} can't be read as a table: row {number} has {len(row)} cells, the header "
                 f"{len(head)}."
             )
         for column, k in zip(cells, kept, strict=True):
-            column.append(row[k])
+            column.append(Ragged(len(row), len(head)) if odd else row[k])
     by_name = {head[k]: column for k, column in zip(kept, cells, strict=True)}
     for name in named:
         _refuse_other_encodings(path, name, by_name[name])

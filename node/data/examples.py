@@ -18,13 +18,16 @@ SPLIT_SEED = 20260604
 """Seed of the split of a whole data set. Changing it changes what every row number means."""
 INTEGERS, FLOATS, STANDARDIZED = "0 … 1, from integers", "floats", "columns, centered and scaled"
 """Where values come from, in words that nodes compare."""
+FAR = 20.0
+"""No value lies so far from 0 once it is scaled, by whatever means."""
 TEST_SHARE = 0.2
 """Share of each class that goes to the public test set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Images x, float32 or uint8 [n, channels, height, width], and their labels y, int64 [n].
+    """Images x, float32 or uint8 [n, channels, height, width], and their labels y, int64 [n], or
+    float32 of a regression.
 
     A row of a table is an image of 1 × 1 × features. `columns` are further arrays [n] by which a
     set can be divided.
@@ -86,7 +89,7 @@ class Examples:
 
     def split(self) -> tuple[Examples, Examples]:
         """(train, test): TEST_SHARE of every class in test."""
-        test = test_rows(self.y.numpy())
+        test = test_rows(kinds(self.y))
         return self.take(np.setdiff1d(np.arange(len(self)), test)), self.take(test)
 
     def digest(self) -> str:
@@ -94,6 +97,14 @@ class Examples:
         sha = hashlib.sha256(self.x.contiguous().numpy().tobytes())
         sha.update(self.y.numpy().tobytes())
         return sha.hexdigest()
+
+
+def kinds(y: Tensor) -> NDArray[np.int64]:
+    """By what rows are divided, [n]: their labels; numbers to learn are all of one kind."""
+    if y.is_floating_point():
+        return np.zeros(len(y), np.int64)
+    labels: NDArray[np.int64] = y.numpy()
+    return labels
 
 
 def test_rows(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from node import data
 from node.config import ExperimentSection
+from node.data.examples import kinds as kinds_of
 from peer import files
 from peer.errors import ConfigurationError
 
@@ -54,7 +55,7 @@ def kinds(experiment: ExperimentSection, examples: data.Rows) -> Rows:
         ConfigurationError: no such column.
     """
     if not experiment.column and experiment.partition != "column":
-        return examples.y.numpy()
+        return kinds_of(examples.y)
     if experiment.column not in examples.columns:
         known = ", ".join(sorted(examples.columns)) or "none"
         raise ConfigurationError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from node.config import TaskSection, TextSection
 from node.config.templates import fields
 from node.data import columns, conversations, unused
+from node.data.bad_rows import usable
 from node.data.columns import Nested, ending
 from node.data.examples import test_rows
 from node.data.tables import labels
@@ -132,7 +133,8 @@ def read(path: Path, task: TaskSection) -> Texts:
     if path.is_dir() and "file" not in merged:
         merged["file"] = np.repeat(np.array([file.name for file in files], dtype=object), sizes)
     if task.labels:
-        kinds = labels(path, list(merged[task.text.answer]), task)
+        kinds, bad = labels(list(merged[task.text.answer]), task)
+        usable(path, len(kinds), bad, 0)
         merged[task.text.answer] = strings(
             [task.labels[k] for k in kinds]
         )  # what it is tested on: yes, not " Yes" or 1.0

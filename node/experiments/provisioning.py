@@ -173,10 +173,11 @@ def pack(
     data: Sequence[str],
     out: Path,
     discovery: Sequence[str] = (),
+    tests: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the
     address. `data`: "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts
-    use beside static addresses.
+    use beside static addresses. `tests`: "name:path" of a host's private test set.
 
     Bundled data are divided among the hosts as [experiment] says.
 
@@ -192,22 +193,25 @@ def pack(
             "itself, with peerpoise run --attack."
         )
     addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
+    test_of = _pairs("--test", tests, separator=":")
     peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
-    if unknown := sorted(set(own) - set(addresses)):
-        raise ConfigurationError(
-            f"--data names {unknown[0]}, but there is no --host {unknown[0]}=…."
-        )
+    for option, named in (("--data", own), ("--test", test_of)):
+        if unknown := sorted(set(named) - set(addresses)):
+            raise ConfigurationError(
+                f"{option} names {unknown[0]}, but there is no --host {unknown[0]}=…."
+            )
     if not bundled and (missing := sorted(set(addresses) - set(own))):
         raise ConfigurationError(
             f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.'
         )
-    if bundled and own:
+    if bundled and (own or test_of):
         raise ConfigurationError(
-            f'--data needs task.data = "own"; the file says {config.task.data!r}.'
+            f'{"--data" if own else "--test"} needs task.data = "own"; the file says '
+            f"{config.task.data!r}."
         )
     hosts_of = {
-        out / name: _host(name, address, own.get(name), config, peers)
+        out / name: _with_test(_host(name, address, own.get(name), config, peers), test_of)
         for name, address in addresses.items()
     }
     _check_task(config.task)
@@ -270,13 +274,15 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
     )
 
 
-def _pairs(option: str, given: Sequence[str], *, bare: bool = False) -> dict[str, str]:
+def _pairs(
+    option: str, given: Sequence[str], *, bare: bool = False, separator: str = "="
+) -> dict[str, str]:
     """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
     pairs: dict[str, str] = {}
     for text in given:
-        name, equals, value = text.partition("=")
+        name, equals, value = text.partition(separator)
         if not (name and (value if equals else bare)):
-            raise ConfigurationError(f"{option} {text!r} is not of the form NAME=VALUE.")
+            raise ConfigurationError(f"{option} {text!r} is not of the form NAME{separator}VALUE.")
         if name in pairs or name == "federation" or not NAME.fullmatch(name):
             raise ConfigurationError(
                 f"{option} {text!r}: {name!r} is given twice or can't name a host's folder."
@@ -317,6 +323,14 @@ def _host(
     )
 
 
+def _with_test(node: NodeConfig, tests: Mapping[str, str]) -> NodeConfig:
+    """The host with its private test set, if it has one."""
+    if node.name not in tests:
+        return node
+    changes = {"test": Path(tests[node.name]), "test_public": False}
+    return node.model_copy(update={"data": node.data.model_copy(update=changes)})
+
+
 def _budget(plan: Plan) -> BudgetSection:
     """What own data may spend, until their owner says otherwise: this run, and no second one."""
     privacy, planned = plan.run.privacy, plan.epsilon
@@ -354,6 +368,12 @@ def _instructions(node: NodeConfig, run: RunConfig) -> str:
         if path
         else ""
     )
+    if test := node.data.test:
+        own += (
+            f"Its private test set: {test} (data.test in node.toml). Figures of it are outside of "
+            "ε, so they\nstay on this host, unless data.test_public = true shares them in "
+            "/metrics.\n"
+        )
     own += "".join(
         f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n"
         for task in node.tasks

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from node import data, models, tasks
 from node.attacks import Attack
 from node.config import AlgorithmSection, ExperimentConfig, RunConfig
+from node.config.task import SUPERVISED
 from node.data import partition
+from node.data.examples import kinds
 from node.data.partition import Rows
 from node.learning import promises
 from node.learning.plan import Plan
@@ -99,7 +101,7 @@ def resolve(config: ExperimentConfig, names: Sequence[Peer] = ()) -> ResolvedRun
     parts: dict[Peer, Rows] = {}
     if config.task.data != "own":
         train, _ = data.public_sets(config.task)
-        held_out = validation.held_out(run, train.y.numpy())
+        held_out = validation.held_out(run, kinds(train.y))
         parts = dict(zip(names, partition.divide(experiment, train, held_out), strict=True))
     if plan.algorithm.POOLED:
         run, parts = _pooled(run, parts)
@@ -149,7 +151,7 @@ def _check_names(resolved: ResolvedRun) -> None:
     """Raises ConfigurationError, DataError: there is no such task, model or validation set, as far
     as that is known without the hosts' data."""
     tasks.sealed(resolved.run)
-    if resolved.run.task.name == "classification":
+    if resolved.run.task.name in SUPERVISED:
         models.check_name(resolved.run.task.model)
 
 

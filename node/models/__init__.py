@@ -1,6 +1,7 @@
 """Models: functions from a task's section and an image's shape to an `nn.Module`.
 
-Its input is [n, channels, height, width], its output logits [n, classes].
+Its input is [n, channels, height, width], its output [n, outputs]: logits of the classes, or the
+number of a regression.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from peer.errors import ConfigurationError
 
 def softmax(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     """Softmax regression: one linear layer on the pixels."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), task.classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), task.outputs))
 
 
 def mlp(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
@@ -21,7 +21,7 @@ def mlp(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
         nn.Flatten(),
         nn.Linear(prod(shape), task.hidden),
         nn.ReLU(),
-        nn.Linear(task.hidden, task.classes),
+        nn.Linear(task.hidden, task.outputs),
     )
 
 
@@ -43,7 +43,7 @@ def lenet(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
         nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(16 * prod(after), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-        nn.Linear(84, task.classes),
+        nn.Linear(84, task.outputs),
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def cnn(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 7 * 7, task.classes),
+        nn.Flatten(), nn.Linear(32 * 7 * 7, task.outputs),
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def cnn_cifar(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(32 * 8 * 8, 512), nn.ReLU(), nn.Dropout(task.dropout),
-        nn.Linear(512, task.classes),
+        nn.Linear(512, task.outputs),
     )  # fmt: skip
 
 

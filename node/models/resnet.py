@@ -34,5 +34,5 @@ def resnet8(task: TaskSection, shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, 16), nn.ReLU(),
         Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, task.classes),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, task.outputs),
     )  # fmt: skip

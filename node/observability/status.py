@@ -2,7 +2,8 @@
 
 One JSON document (`Status`) per connection, then the daemon closes. The socket's file has mode 0600
 from the moment it exists and lies in a folder of mode 0700: only this user can ask. The document
-tells nothing private: ε is a function of public numbers, accuracy is that on the public test set.
+tells nothing private: ε is a function of public numbers, accuracy is that on the public test set,
+or on this user's own.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ TASKS: Mapping[str, str] = {
     "causal-lm": "node.tasks.causal_lm:make",
     "classification": "node.tasks.classification:make",
     "reasoning": "node.tasks.reasoning:make",
+    "regression": "node.tasks.regression:make",
 }
 """name -> module:function, called with the run and the node's data. A new task: one file, one line
 here, and its name in BUNDLED_TASKS (node/config/task.py)."""

@@ -1,5 +1,6 @@
-"""Image classification: cross-entropy of an `nn.Module`'s logits, evaluated on a public test
-set.
+"""Classification of images and of rows of a table: cross-entropy of an `nn.Module`'s logits,
+evaluated on a test set. Its parts serve every task whose model has outputs for an example
+(`Goal`).
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,22 +17,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from node import data as datasets
 from node import device as devices
 from node import models
-from node.config import DataSection, RunConfig, TaskSection
+from node.config import DataSection, RunConfig
 from node.data import Examples
 from node.data.examples import STANDARDIZED
-from node.figures import ACCURACY, LOSS
 from node.hooks import no_op
 from node.maths import ghost
 from node.maths.purity import refuse_batchnorm
 from node.randomness import seeded
 from node.task import Factored, Factors, Task, Validation, Value, flat, views
-from node.tasks import validation
-from peer.errors import ConfigurationError, DataError
+from node.tasks import sets
+from node.tasks.goals import Classes, Goal, TableClasses, TwoClasses
 from peer.message import Layout
 
+CLASSES = Classes()
 EVALUATION_CHUNK = 256
 """Test images per forward pass; a yield point is between two chunks."""
 
@@ -48,10 +48,11 @@ class Classification(Task):
         test: Examples | None,
         validation: Examples | None = None,
         inputs: Mapping[str, str] | None = None,
+        goal: Goal = CLASSES,
     ) -> None:
         """`build` makes a module without buffers that maps images [n, channels, height, width] to
-        logits [n, classes]. `inputs` says in public what it is fed, whatever the rows are: nodes
-        compare it.
+        outputs [n, k], for classes logits. `inputs` says in public what it is fed, whatever the
+        rows are: nodes compare it.
 
         Raises:
             ConfigurationError: the module has a batch normalization.
@@ -59,7 +60,7 @@ class Classification(Task):
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs = inputs or {}
         self.num_examples = len(train)
-        self.metrics = (ACCURACY, LOSS)
+        self._goal, self.metrics = goal, goal.metrics
         with torch.device("meta"):
             self._skeleton = build()
         refuse_batchnorm(self._skeleton)
@@ -92,7 +93,7 @@ class Classification(Task):
 
     def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         x, y = batch
-        return functional.cross_entropy(self._logits(parameters, x), y)
+        return self._goal.loss(self._outputs(parameters, x), y)
 
     def factors(self) -> Factored | None:
         """What gives the gradients as outer products (node/maths/ghost.py); None where they are
@@ -103,29 +104,29 @@ class Classification(Task):
 
         def factors(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
             x, y = batch
-            loss = partial(functional.cross_entropy, target=y, reduction="sum")
+            loss = partial(self._goal.loss, y=y, reduction="sum")
             return ghost.factors(self._module().train(True), parameters, x, loss)
 
         return factors
 
     def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
-        """accuracy in [0, 1] and mean loss on the PUBLIC test set; {} where there is none.
-        `yield_point` is called between chunks."""
+        """The goal's metrics on the test set; {} where there is none. `yield_point` is called
+        between chunks.
+        """
         if self._test is None:
             return {}
-        right, loss, n, x = 0, 0.0, len(self._test), devices.onto(x, self.device)
+        loss, n, x = 0.0, len(self._test), devices.onto(x, self.device)
+        outputs = []
         for start in range(0, n, EVALUATION_CHUNK):
             if start:
                 yield_point()
             place = slice(start, start + EVALUATION_CHUNK)
             with torch.inference_mode():
-                y, logits = (
-                    self._test.y[place],
-                    self._logits(views(self.layout, x), self._test.x[place], train=False),
+                outputs.append(
+                    self._outputs(views(self.layout, x), self._test.x[place], train=False)
                 )
-                right += int((logits.argmax(1) == y).sum())
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
-        return {"accuracy": right / n, "loss": loss / n}
+                loss += float(self._goal.loss(outputs[-1], self._test.y[place], "sum"))
+        return {**self._goal.measure(torch.cat(outputs), self._test.y), "loss": loss / n}
 
     @property
     def validation(self) -> Validation | None:
@@ -134,9 +135,8 @@ class Classification(Task):
     def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
         """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""
         assert self._validation is not None
-        return _value(
-            self._logits(parameters, self._validation.x, train=False), self._validation.y, kind
-        )
+        outputs = self._outputs(parameters, self._validation.x, train=False)
+        return self._goal.value(outputs, self._validation.y, kind)
 
     def linear_first(self, x: Tensor, moves: Tensor) -> Callable[[Tensor, Value], Tensor] | None:
         """(share [k], kind) -> value of x + share·moves on the validation set, without its first
@@ -163,19 +163,21 @@ class Classification(Task):
             for inner, _ in layer.named_parameters()
         }
 
-        def value(share: Tensor, kind: str) -> Tensor:
+        def value(share: Tensor, kind: Value) -> Tensor:
             hidden = torch.addmv(ready, steps, share).view(products.shape[1:])
             parameters = views(self.layout, torch.addmv(x, moves.t(), share)) if names else {}
-            logits = functional_call(
+            outputs = functional_call(
                 rest, {mine: parameters[name] for mine, name in names.items()}, (hidden,)
             )
-            return _value(logits, y, kind)
+            return self._goal.value(outputs, y, kind)
 
         return value
 
-    def _logits(self, parameters: Mapping[str, Tensor], x: Tensor, *, train: bool = True) -> Tensor:
-        logits: Tensor = functional_call(self._module().train(train), dict(parameters), (x,))
-        return logits
+    def _outputs(
+        self, parameters: Mapping[str, Tensor], x: Tensor, *, train: bool = True
+    ) -> Tensor:
+        outputs: Tensor = functional_call(self._module().train(train), dict(parameters), (x,))
+        return outputs
 
     def _module(self) -> nn.Module:
         """This thread's own parameterless module: functional_call swaps parameters inside it while
@@ -191,114 +193,27 @@ def _linear(parameters: Mapping[str, Tensor], name: str, inputs: Tensor) -> Tens
     return functional.linear(inputs, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
 
 
-def _value(logits: Tensor, y: Tensor, kind: str) -> Tensor:
-    if kind == "accuracy":
-        return (logits.argmax(1) == y).float().mean()
-    return -functional.cross_entropy(logits, y)
-
-
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Classification:
     """See `node.tasks.make`."""
-    task = run.task
-    train, test, validation_set = _own(run, data) if task.data == "own" else _bundled(run, data)
-    train = _prepared(train, task)
-    if test and test.shape != train.shape:
-        raise DataError(
-            f"Test images have shape {test.shape}, training images {train.shape}; set "
-            "task.image_size."
-        )
-    for what, other in (("Test", test), ("Validation", validation_set)):
-        if other and _inputs(other, task)["values"] != _inputs(train, task)["values"]:
-            raise DataError(
-                f"{what} images are {other.values}, training images {train.values}; bring them "
-                "into one form, or set task.value_range = [0, 1]."
-            )
-    validation_set = _prepared(validation_set, task) if validation_set else None
+
+    def goal(train: Examples) -> Goal:
+        if train.values != STANDARDIZED:
+            return CLASSES
+        return TwoClasses() if run.task.classes == 2 else TableClasses()
+
+    return supervised(run, data, goal)
+
+
+def supervised(
+    run: RunConfig, data: DataSection | NDArray[np.int64], goal_of: Callable[[Examples], Goal]
+) -> Classification:
+    """A task whose goal depends on what kind of examples there are; see `node.tasks.make`."""
+    train, test, validation_set = sets.load(run, data)
     return Classification(
-        lambda: models.build(task, train.shape), train, test, validation_set, _inputs(train, task)
+        lambda: models.build(run.task, train.shape),
+        train,
+        test,
+        validation_set,
+        sets.inputs(train, run.task),
+        goal_of(train),
     )
-
-
-def _inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
-    """What the model is fed: from the run file, and from shape and type of the node's data, never
-    from their values.
-    """
-    values = (
-        f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values
-    )
-    if task.value_range and task.value_range != (
-        0,
-        1,
-    ):  # integers over their largest fill 0 … 1 and nothing else
-        values = f"{examples.values}, {values}"
-    words = {
-        "shape": "×".join(map(str, examples.shape)),
-        "values": values,
-        "classes": ", ".join(task.labels) or f"0 … {task.classes - 1}",
-    }
-    if examples.values == STANDARDIZED:
-        words["features"] = ", ".join(
-            f"{name} ({center}, {scale})" for name, (center, scale) in task.features.items()
-        )
-    if task.mean:
-        words["mean"], words["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
-    return words
-
-
-def _prepared(examples: Examples, task: TaskSection) -> Examples:
-    return examples.floats().scaled(task.image_size).standardized(task.mean, task.std)
-
-
-Sets = tuple[Examples, Examples | None, Examples | None]
-"""Training, test (prepared) and validation set."""
-
-
-@lru_cache(maxsize=2)
-def _public_test(section: str) -> Examples:
-    """The public test set, prepared once for all nodes of a process: nobody changes it."""
-    task = TaskSection.model_validate_json(section)
-    return _prepared(_images(task)[1], task)
-
-
-def _images(task: TaskSection) -> tuple[Examples, Examples]:
-    train, test = datasets.public_sets(task)
-    if not isinstance(train, Examples) or not isinstance(test, Examples):
-        raise ConfigurationError(
-            f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.'
-        )
-    return train, test
-
-
-def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
-    task = run.task
-    if not isinstance(data, DataSection):
-        raise ConfigurationError(
-            "task.data = own needs real nodes: up and simulate divide bundled data sets only."
-        )
-    if data.path is None:
-        raise ConfigurationError(
-            "task.data = own needs data.path in the node's file: .npz, table or folder of images."
-        )
-    if not data.name:
-        raise ConfigurationError(
-            "Own data needs data.name in the node's file: its privacy ledger goes by that name."
-        )
-    train = datasets.own(data.path, task)
-    test = _prepared(datasets.own(data.test, task), task) if data.test else None
-    return train, test, validation.load(run, data, train)
-
-
-def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
-    task = run.task
-    train, test = _images(task)[0], _public_test(task.model_dump_json())
-    if max(int(train.y.max()), int(test.y.max())) >= task.classes:
-        raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
-    if not isinstance(data, DataSection):
-        return train.take(data), test, validation.load(run, data, train)
-    if data.path is not None:
-        raise ConfigurationError(
-            f"data.path is set, but the run learns {task.data}; set task.data to own."
-        )
-    validation_set = validation.load(run, data, train)
-    mine = train.take(datasets.rows(data.rows, len(train))) if data.rows else train
-    return mine, test, validation_set

@@ -25,6 +25,7 @@ from node import device as devices
 from node.algorithms import Capability, find
 from node.config import DataSection, RunConfig
 from node.data import Examples
+from node.data.examples import kinds
 from node.hooks import no_op
 from node.maths.coalitions import Kind
 from node.task import Task, flat, views
@@ -92,7 +93,7 @@ def sealed(run: RunConfig) -> RunConfig:
         return run
     train, _ = datasets.public_sets(run.task)
     run = _with(run, size=section.size or max(1, min(DEFAULT, len(train) // DEFAULT_SHARE)))
-    return _with(run, digest=train.take(held_out(run, train.y.numpy())).digest())
+    return _with(run, digest=train.take(held_out(run, kinds(train.y))).digest())
 
 
 def _with(run: RunConfig, **changes: object) -> RunConfig:
@@ -124,7 +125,7 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
                 f"{path} overlaps the training data ({shared} examples); validate on others."
             )
     elif section.size is not None and run.task.data != "own":
-        rows = held_out(run, train.y.numpy())
+        rows = held_out(run, kinds(train.y))
         if len(np.intersect1d(rows, _rows(data, len(train)))):
             raise DataError(
                 "data.rows overlaps the validation set that validation.size holds out; divide "

@@ -14,6 +14,7 @@ import pytest
 
 from node import packing
 from node.config import TaskSection
+from node.config.features import NumberFeature
 from node.data import idx, own
 from node.encoding import read_text
 from peer.errors import DataError
@@ -21,7 +22,7 @@ from peer.errors import DataError
 SIZE = 1 << 27
 """Bytes that each would unpack to: an eighth of a gibibyte."""
 UNPACKS = "would unpack to more than 100 times its size"
-TABLE = TaskSection(features={"a": (0.0, 1.0)}, label="b", classes=2)
+TABLE = TaskSection(features={"a": NumberFeature(center=0, scale=1)}, label="b", classes=2)
 IMAGES = TaskSection(labels=("a", "b"), classes=2, image_size=8)
 
 

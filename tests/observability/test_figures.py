@@ -14,7 +14,9 @@ from node.figures import (
     headline,
     headline_text,
 )
+from node.tasks.goals import Classes, Number, TableClasses, TwoClasses
 
+GOALS = (Classes, Number, TableClasses, TwoClasses)
 GOLDEN = """
 badam: cycle block step
 cga: cosine multiplier
@@ -40,6 +42,21 @@ def test_golden_list_of_diagnostics():
 def test_golden_list_of_metrics():
     """Those of a task that declares none; each is measured on the public test set."""
     assert [metric.name for metric in COMMON_METRICS] == ["accuracy", "f1", "perplexity", "loss"]
+
+
+GOLDEN_METRICS = """
+Classes: accuracy loss
+Number: r2 mse mae loss
+TableClasses: accuracy balanced_accuracy auc loss
+TwoClasses: auc balanced_accuracy accuracy loss base_rate calibration_error
+"""
+
+
+def test_golden_list_of_metrics_of_our_goals():
+    """Each is measured on a test set, and shown to others only if that is public."""
+    lines = [f"{goal.__name__}: {' '.join(it.name for it in goal.metrics)}" for goal in GOALS]
+    assert lines == GOLDEN_METRICS.split("\n")[1:-1]
+    assert all(metric.help.endswith(".") for goal in GOALS for metric in goal.metrics)
 
 
 def test_each_declaration_says_what_it_is_and_has_a_name_of_its_own():

@@ -31,6 +31,28 @@ def watch(tmp_path: Path) -> Iterator[Telemetry]:
     written.close()
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_figures_of_a_private_test_set_are_not_for_those_who_scrape(
+    watch: Telemetry, public: bool
+) -> None:
+    shown = Telemetry(
+        run=watch.run,
+        name="a",
+        journal=watch.journal,
+        metrics=watch.metrics,
+        budget=BudgetSection(epsilon="unlimited"),
+        public_test=public,
+    )
+    shown.tested(3, {"accuracy": 0.75})
+    scraped = watch.metrics.registry.get_sample_value(
+        "peerpoise_task_metric", {"metric": "accuracy"}
+    )
+    assert scraped == (0.75 if public else None)
+    [entry] = [it for it in journal.read(watch.journal.path) if it["event"] == "test"]
+    assert entry["metrics"] == {"accuracy": 0.75}, "the host itself keeps them"
+    assert shown.tested_metrics == {"accuracy": 0.75}
+
+
 def noted(watch: Telemetry) -> list[tuple[str, str, str]]:
     return [
         (it["event"], it["peer"], it["code"])

@@ -18,6 +18,7 @@ from PIL import Image
 
 from node import data
 from node.config import TaskSection
+from node.config.features import NumberFeature
 from node.data import Examples, cifar, idx, paths
 from peer.errors import ConfigurationError, DataError
 
@@ -204,7 +205,10 @@ TABLE = TaskSection(
     classes=2,
     labels=("no", "yes"),
     label="paid",
-    features={"age": (40.0, 10.0), "income": (0.0, 1000.0)},
+    features={
+        "age": NumberFeature(center=40, scale=10),
+        "income": NumberFeature(center=0, scale=1000),
+    },
 )
 CSV = "age,city,income,paid\n50,Bonn,1000,yes\n30,Ulm,2500,no\n40,Ulm,0,no\n"
 
@@ -252,8 +256,10 @@ def test_a_wrong_table_is_one_sentence(tmp_path: Path, text: str, sentence: str)
 def test_a_table_needs_public_constants(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="public constants"):
         data.own(table(tmp_path), TaskSection(classes=2))
-    integers = TaskSection(classes=2, features={"age": (0.0, 1.0)}, label="income")
-    with pytest.raises(DataError, match=r"labels go from 0 to 2500; 0 … 1 is expected"):
+    integers = TaskSection(
+        classes=2, features={"age": NumberFeature(center=0, scale=10)}, label="income"
+    )
+    with pytest.raises(DataError, match=r"row 1: the label is '\d+'; 0 … 1 is expected"):
         data.own(table(tmp_path), integers)
     with pytest.raises(DataError, match="labels are not integers"):
         data.own(table(tmp_path), integers.model_copy(update={"label": "city"}))
@@ -331,7 +337,7 @@ def test_a_public_file_is_split_and_divided_by_a_column(tmp_path: Path) -> None:
         update={
             "data": "file",
             "path": table(tmp_path, "age,ward,paid\n" + rows),
-            "features": {"age": (0.0, 10.0)},
+            "features": {"age": NumberFeature(center=0, scale=10)},
         }
     )
     train, test = data.public_sets(task)
@@ -348,6 +354,7 @@ def test_torchvision_that_is_not_there_is_one_sentence(monkeypatch: pytest.Monke
 
 def test_labels_and_classes_have_to_agree() -> None:
     with pytest.raises(ValueError, match="labels names 2 classes, but classes is 10"):
-        TaskSection(labels=("a", "b"))
-    with pytest.raises(ValueError, match="scale of feature 'age' must be positive"):
-        TaskSection(features={"age": (0.0, 0.0)})
+        TaskSection(labels=("a", "b"), classes=10)
+    assert TaskSection(labels=("a", "b")).classes == 2
+    with pytest.raises(ValueError, match=r"features\.age\.number\.scale"):
+        TaskSection.model_validate({"features": {"age": (0.0, 0.0)}})

@@ -13,10 +13,16 @@ import pytest
 
 from node import data
 from node.config import ExperimentSection, TaskSection
+from node.config.features import NumberFeature
 from node.data import columns, partition
 from peer.errors import DataError
 
-TASK = TaskSection(classes=2, features={"age": (50.0, 20.0), "dose": (5.0, 3.0)})
+
+def number(center: float, scale: float) -> NumberFeature:
+    return NumberFeature(center=center, scale=scale)
+
+
+TASK = TaskSection(classes=2, features={"age": number(50, 20), "dose": number(5, 3)})
 ROWS = [(50, 5.0, 0), (70, 6.5, 1), (30, 0.5, 1)]
 VALUES = [[0.0, 0.0], [1.0, 0.5], [-1.0, -1.5]]
 PLAIN = "age,dose,label\n50,5.0,0\n70,6.5,1\n30,0.5,1\n"
@@ -349,7 +355,7 @@ def test_a_text_that_is_no_label_is_not_shown(tmp_path: Path) -> None:
 
 def test_a_column_is_found_however_its_name_is_composed(tmp_path: Path) -> None:
     path = written(tmp_path, PLAIN.replace("dose", "mu\u0308de"))
-    mine = TASK.model_copy(update={"features": {"age": (50.0, 20.0), "m\u00fcde": (5.0, 3.0)}})
+    mine = TASK.model_copy(update={"features": {"age": number(50, 20), "m\u00fcde": number(5, 3)}})
     assert read(path, mine) == (VALUES, [0, 1, 1])
 
 

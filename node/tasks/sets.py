@@ -1,0 +1,128 @@
+"""The examples that a task with labels learns from and is tested on: a node's own, or its part of a
+public set.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node import data as datasets
+from node.config import DataSection, RunConfig, TaskSection
+from node.data import Examples
+from node.data.examples import STANDARDIZED
+from node.tasks import validation
+from peer.errors import ConfigurationError, DataError
+
+Sets: TypeAlias = tuple[Examples, Examples | None, Examples | None]
+"""Training, test and validation set, as the model is fed."""
+
+
+def load(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
+    """The sets of one node: see `node.tasks.make`.
+
+    Raises:
+        ConfigurationError, DataError: they can't be read, or are not in one form.
+    """
+    task = run.task
+    train, test, validation_set = _own(run, data) if task.data == "own" else _bundled(run, data)
+    train = _prepared(train, task)
+    if test and test.shape != train.shape:
+        raise DataError(
+            f"Test images have shape {test.shape}, training images {train.shape}; set "
+            "task.image_size."
+        )
+    for what, other in (("Test", test), ("Validation", validation_set)):
+        if other and inputs(other, task)["values"] != inputs(train, task)["values"]:
+            raise DataError(
+                f"{what} images are {other.values}, training images {train.values}; bring them "
+                "into one form, or set task.value_range = [0, 1]."
+            )
+    return train, test, _prepared(validation_set, task) if validation_set else None
+
+
+def inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
+    """What the model is fed: from the run file, and from shape and type of the node's data, never
+    from their values.
+    """
+    values = (
+        f"in task.value_range = {list(task.value_range)}" if task.value_range else examples.values
+    )
+    if task.value_range and task.value_range != (
+        0,
+        1,
+    ):  # integers over their largest fill 0 … 1 and nothing else
+        values = f"{examples.values}, {values}"
+    words = {
+        "shape": "×".join(map(str, examples.shape)),
+        "values": values,
+    }
+    if task.target:
+        words["target"] = f"{task.label} ({task.target[0]}, {task.target[1]})"
+    else:
+        words["classes"] = ", ".join(task.labels) or f"0 … {task.classes - 1}"
+    if examples.values == STANDARDIZED:
+        words["features"] = ", ".join(
+            f"{name} ({feature.words})" for name, feature in task.features.items()
+        )
+    if task.mean:
+        words["mean"], words["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
+    return words
+
+
+def _prepared(examples: Examples, task: TaskSection) -> Examples:
+    return examples.floats().scaled(task.image_size).standardized(task.mean, task.std)
+
+
+@lru_cache(maxsize=2)
+def _public_test(section: str) -> Examples:
+    """The public test set, prepared once for all nodes of a process: nobody changes it."""
+    task = TaskSection.model_validate_json(section)
+    return _prepared(_images(task)[1], task)
+
+
+def _images(task: TaskSection) -> tuple[Examples, Examples]:
+    train, test = datasets.public_sets(task)
+    if not isinstance(train, Examples) or not isinstance(test, Examples):
+        raise ConfigurationError(
+            f'task.data = {task.data!r} is text; task.name = "causal-lm" learns it.'
+        )
+    return train, test
+
+
+def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
+    task = run.task
+    if not isinstance(data, DataSection):
+        raise ConfigurationError(
+            "task.data = own needs real nodes: up and simulate divide bundled data sets only."
+        )
+    if data.path is None:
+        raise ConfigurationError(
+            "task.data = own needs data.path in the node's file: .npz, table or folder of images."
+        )
+    if not data.name:
+        raise ConfigurationError(
+            "Own data needs data.name in the node's file: its privacy ledger goes by that name."
+        )
+    train = datasets.own(data.path, task)
+    test = _prepared(datasets.own(data.test, task), task) if data.test else None
+    return train, test, validation.load(run, data, train)
+
+
+def _bundled(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
+    task = run.task
+    train, test = _images(task)[0], _public_test(task.model_dump_json())
+    if task.target is None and max(int(train.y.max()), int(test.y.max())) >= task.classes:
+        raise ConfigurationError(f"task.classes = {task.classes} is too few for {task.data}.")
+    if not isinstance(data, DataSection):
+        return train.take(data), test, validation.load(run, data, train)
+    if data.path is not None:
+        raise ConfigurationError(
+            f"data.path is set, but the run learns {task.data}; set task.data to own."
+        )
+    validation_set = validation.load(run, data, train)
+    mine = train.take(datasets.rows(data.rows, len(train))) if data.rows else train
+    return mine, test, validation_set
