@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from node.config import DataSection, RunConfig, TaskSection
     from node.data import public_sets
     from node.figures import Metric
+    from node.learning.use import load
     from node.task import OwnTask, flat, layout_of, views
     from node.tasks.module import module_task
     from peer.errors import ConfigurationError, DataError, PeerpoiseError, TaskError
@@ -38,6 +39,7 @@ __all__ = [
     "TaskSection",
     "flat",
     "layout_of",
+    "load",
     "module_task",
     "public_sets",
     "views",
@@ -47,6 +49,7 @@ EXPORTS: Mapping[str, tuple[str, ...]] = {
     "node.config": ("DataSection", "RunConfig", "TaskSection"),
     "node.data": ("public_sets",),
     "node.figures": ("Metric",),
+    "node.learning.use": ("load",),
     "node.task": ("OwnTask", "flat", "layout_of", "views"),
     "node.tasks.module": ("module_task",),
     "peer.errors": ("ConfigurationError", "DataError", "PeerpoiseError", "TaskError"),

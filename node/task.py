@@ -116,6 +116,8 @@ class Task(Objective):
     """What it keeps its parameters in."""
     layer_groups: Sequence[Sequence[str]] = ()
     """The layout's names, layer by layer, for block-wise algorithms; empty: there are no layers."""
+    input_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of an input; None: it is no image and no row of a table."""
     adapted: bool = False
     """Is the layout that of adapters to a frozen model?"""
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node.cli import config, experiments, federation, inspect, show
+from node.cli import config, experiments, federation, inspect, predict, show
 from node.cli.options import Json, Settings
 from node.observability.output import print_json
 from peer.errors import (
@@ -37,6 +37,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(inspect.app)
 app.add_typer(experiments.app)
 app.add_typer(show.app)
+app.add_typer(predict.app)
 
 Experiment = Annotated[
     Path,

@@ -476,7 +476,7 @@ class Daemon:
             diverged=diverged,
         )
         if not diverged:
-            checkpoint.save_model(folder / MODEL, learner.task.layout, learner.algorithm.parameters)
+            learner.save_model(folder / MODEL)
         summary.write(folder / "summary.json", run_summary)
         self.watch.log_event(
             "end",

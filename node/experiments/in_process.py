@@ -24,7 +24,7 @@ from node.learning.build import build
 from node.learning.learner import Learner
 from node.maths.mixing import consensus_distance
 from node.privacy.ledger import Ledger
-from node.records import checkpoint, summary
+from node.records import summary
 from node.records.checkpoint import MODEL
 from node.records.journal import Journal, header
 from node.records.summary import Summary
@@ -88,10 +88,10 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
         list(summaries.values()), {n: it.algorithm.parameters for n, it in learners.items()}
     )
     honest = {name: it for name, it in learners.items() if not it.attack}
-    average = save_average(
-        folder / MODEL, {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()}
-    )
-    task = next(iter(honest.values())).task
+    first = next(iter(honest.values()))
+    parameters = {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()}
+    average = save_average(folder / MODEL, parameters, first.about_model)
+    task = first.task
     return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
 
 
@@ -168,7 +168,7 @@ class _Recorder:
 
 def _keep(home: Path, learner: Learner, journal: Journal, result: Summary) -> None:
     """A node's model and summary, and the end of its journal."""
-    checkpoint.save_model(home / MODEL, learner.task.layout, learner.algorithm.parameters)
+    learner.save_model(home / MODEL)
     summary.write(home / "summary.json", result)
     journal.write(
         "end",

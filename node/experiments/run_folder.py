@@ -13,12 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node.config import NodeConfig, RunConfig, load
+from node.config import DataSection, NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.records import checkpoint, summary
 from node.records.checkpoint import MODEL
+from node.records.exported import (
+    INFO,
+    INPUT_SHAPE,
+    ModelInfo,
+    Shape,
+    card,
+    metrics_of,
+    privacy_sentence,
+)
 from node.records.summary import Summary
 from node.task import Task
+from peer import files
 from peer.errors import ConfigurationError, DataError, PeerpoiseError
 from peer.message import Layout
 
@@ -56,7 +66,11 @@ def export(run: Path, model: Path, out: Path) -> str:
     """
     layout, x = checkpoint.load_model(model)
     if out.suffix == ".safetensors":
-        checkpoint.save_model(out, layout, x)
+        info = _info(run, model)
+        about = {} if info is None else {INFO: info.model_dump_json()}
+        checkpoint.save_model(out, layout, x, about)
+        if info:
+            files.atomic_write(out.with_suffix(".md"), [card(info, out.name).encode()])
         return summary.digest(x)
     from node.tasks import exporter
 
@@ -67,6 +81,45 @@ def export(run: Path, model: Path, out: Path) -> str:
         )
     written(config, layout, x, out)
     return summary.digest(x)
+
+
+def _info(run: Path, model: Path) -> ModelInfo | None:
+    """What is known of a run's model; None: the folder has no summary yet, or no run.toml."""
+    try:
+        result, (config, data) = summary.read(run / "summary.json"), _run_and_data(run)
+    except PeerpoiseError:
+        return None
+    parent = model.parent.name if model.parent.parent.name == "nodes" else None
+    alone = next(iter(result.params_digest)) if result.nodes > len(result.params_digest) else None
+    whose = parent or alone
+    path = config.task.path  # of a public file: its name says enough
+    task = config.task.model_copy(update={"path": path and Path(path.name)})
+    return ModelInfo(
+        version=result.version,
+        run=config.run.name,
+        run_id=config.run_id,
+        node=whose,
+        nodes=result.nodes,
+        algorithm=result.algorithm,
+        rounds=result.rounds,
+        task=task,
+        input_shape=_input_shape(model),
+        metrics=metrics_of(result, whose) if _is_public_test(data) else {},
+        privacy=privacy_sentence(result.privacy),
+    )
+
+
+def _is_public_test(data: Any) -> bool:
+    """May the figures of its test set leave this host?"""
+    return not isinstance(data, DataSection) or data.test_public
+
+
+def _input_shape(model: Path) -> Shape | None:
+    text = checkpoint.read_about(model).get(INPUT_SHAPE)
+    if text is None:
+        return None
+    channels, height, width = json.loads(text)
+    return channels, height, width
 
 
 def evaluate(run: Path, model: Path) -> dict[str, float]:
@@ -130,7 +183,9 @@ def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
     merged = summary.merge([summary.read(home / "summary.json") for home in done], parameters)
     tested: Mapping[str, float] = {}
     if honest := {name: model for name, model in models.items() if name not in merged.attackers}:
-        average, layout = save_average(run / MODEL, honest), next(iter(honest.values()))[0]
+        first, (layout, _) = next(iter(honest.items()))
+        about = checkpoint.read_about(homes[first] / MODEL)
+        average = save_average(run / MODEL, honest, about)
         tested = metrics_of_average(lambda: _task(run, run / MODEL, layout).evaluate(average))
     return with_average(run, merged, tested)
 
@@ -155,9 +210,11 @@ def with_average(run: Path, merged: Summary, tested: Mapping[str, float]) -> Sum
     return merged
 
 
-def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> Tensor:
+def save_average(
+    file: Path, models: Mapping[str, tuple[Layout, Tensor]], about: Mapping[str, str]
+) -> Tensor:
     """Writes and returns x̄, the mean of these nodes' parameters, flat float32 [d]; in float64, in
-    sorted order.
+    sorted order. `about` as for `save_model`.
     """
     layout = next(iter(models.values()))[0]
     average = torch.empty(layout.size)
@@ -166,7 +223,7 @@ def save_average(file: Path, models: Mapping[str, tuple[Layout, Tensor]]) -> Ten
         average[here] = torch.stack(
             [models[name][1][here].double() for name in sorted(models)]
         ).mean(0)
-    checkpoint.save_model(file, layout, average)
+    checkpoint.save_model(file, layout, average, about)
     return average
 
 

@@ -7,8 +7,10 @@ with `rounds/lockstep.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -31,7 +33,8 @@ from node.privacy.accountant import (
 )
 from node.privacy.gate import GradientGate
 from node.privacy.ledger import Ledger
-from node.records import summary
+from node.records import checkpoint, summary
+from node.records.exported import INPUT_SHAPE
 from node.records.journal import code_version
 from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.rounds.bounds import Bounds
@@ -107,6 +110,16 @@ class Learner:
             return {}
         check_declared(measured, self.task.metrics)
         return measured
+
+    @property
+    def about_model(self) -> Mapping[str, str]:
+        """What is kept beside its parameters: the form of the inputs they are for."""
+        shape = self.task.input_shape
+        return {} if shape is None else {INPUT_SHAPE: json.dumps(shape)}
+
+    def save_model(self, file: Path) -> None:
+        layout, x = self.task.layout, self.algorithm.parameters
+        checkpoint.save_model(file, layout, x, self.about_model)
 
     def live_epsilon(self, lifetime_delta: float) -> LiveEpsilon:
         """ε of what was released, by Rényi divergence; not above the run's target, which σ was

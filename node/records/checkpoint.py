@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -107,18 +108,25 @@ def latest(
     return None
 
 
-def save_model(path: Path, layout: Layout, x: Tensor) -> None:
+def save_model(
+    path: Path, layout: Layout, x: Tensor, about: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Writes the flat parameters x [d] as named float32 tensors, for any program that reads
-    safetensors.
+    safetensors. `about`: what is kept beside them, by `read_about`.
 
     Raises:
         StorageError: the disk is full or refuses; the old file is untouched.
     """
-    tensors, order = (
-        views(layout, x.detach().cpu()),
-        json.dumps([name for name, _ in layout.fields]),
-    )
-    files.atomic_write(path, _written(tensors, {"layout": order}, torch.float32), point="model")
+    tensors = views(layout, x.detach().cpu())
+    metadata = {**about, "layout": json.dumps([name for name, _ in layout.fields])}
+    files.atomic_write(path, _written(tensors, metadata, torch.float32), point="model")
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What `save_model` was given to keep beside the parameters of a model that can be loaded."""
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = dict(file.metadata() or {})
+    return {name: value for name, value in metadata.items() if name != "layout"}
 
 
 def load_model(path: Path) -> tuple[Layout, Tensor]:

@@ -59,7 +59,7 @@ class Classification(Task):
         """
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs = inputs or {}
-        self.num_examples = len(train)
+        self.num_examples, self.input_shape = len(train), train.shape
         self._goal, self.metrics = goal, goal.metrics
         with torch.device("meta"):
             self._skeleton = build()

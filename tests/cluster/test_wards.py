@@ -17,10 +17,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+import peerpoise
 from kit import wards
 from node import data
 from node.config import ExperimentConfig, RunConfig, load
 from node.data import Examples
+from node.experiments import run_folder
 from node.experiments.provisioning import pack
 from node.maths.scores import auc
 
@@ -103,3 +105,8 @@ def test_three_tables_learn_one_model_as_well_as_in_one_place(tmp_path: Path) ->
     for name, best in pooled_auc(config.run_config, tmp_path).items():
         assert best > 0.78, "there is something to learn"
         assert reached[name] > best - 0.03, (name, reached[name], best)
+    home = homes["a"] / "state"
+    run_folder.export(home, home / "model.safetensors", tmp_path / "a.safetensors")
+    model = peerpoise.load(tmp_path / "a.safetensors")
+    assert not model.info.metrics, "figures of a private test set stay on its host"
+    assert "ε_total ≤ " in model.info.privacy

@@ -40,6 +40,6 @@ def test_a_language_model_is_a_sentence_that_names_the_extra() -> None:
         "try:\n    make(run, np.arange(3))\nexcept ConfigurationError as error:\n    print(error)"
     )
     assert done.stdout.splitlines() == [
-        "causal-lm classification reasoning",
+        "causal-lm classification reasoning regression",
         "Language models need transformers: pip install 'peerpoise[llm]'.",
     ], done.stderr
