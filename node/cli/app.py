@@ -325,6 +325,8 @@ def export(
         print_json({"file": str(out), "params_digest": digest}, indent=None)
     else:
         typer.echo(f"{out}  sha256 {digest}")
+        if (card := out.with_suffix(".md")).exists() and out.suffix == ".safetensors":
+            typer.echo(f"{card}  its model card")
 
 
 @app.command("eval")

@@ -71,7 +71,7 @@ def card(info: ModelInfo, file: str) -> str:
         ("what", f"{task.model}, {whose}"),
         ("learns", f"{task.name}: {task.label} from {learned}"),
         ("classes", ", ".join(task.labels) or str(task.classes)),
-        ("data", "each node's own" if task.data == "own" else task.data),
+        ("data", "each node's own" if task.data == "own" else str(task.path or task.data)),
         ("trained by", f"{info.algorithm}, {info.rounds} rounds, {info.nodes} nodes"),
         ("run", f"{info.run} ({info.run_id})"),
         ("privacy", info.privacy),
