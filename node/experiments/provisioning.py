@@ -155,7 +155,7 @@ def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> li
     classes = (
         int(kinds.max()) + 1
         if config.experiment.column or config.task.text
-        else config.task.classes
+        else config.task.outputs
     )
     parts = list(resolved.parts.values())
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
