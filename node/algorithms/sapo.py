@@ -15,6 +15,7 @@ Reconstructions
     * Which groups are taken: the first whose rewards differ.
 Not covered
     * Rewards are believed as they are sent, since a receiver has no scorer for others' questions.
+    * `mask_truncated_completions` is for own answers; shared ones don't tell whether they end.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from node.maths.grpo import (
     grpo_loss,
     has_spread,
     importance_weights,
+    loss_mask,
     token_weights,
 )
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
@@ -182,7 +183,9 @@ class LanguagePolicy:
         since, sampling = time.thread_time(), self.sampling(config)
         served = on_policy and self._server is not None
         cap = config.importance_sampling_cap if served else None
-        weights = token_weights(rollouts.completions.mask, config, config.max_completion_length)
+        completions = rollouts.completions
+        mask = loss_mask(completions.mask, completions.ended, config)
+        weights = token_weights(mask, config, config.max_completion_length)
         gradient = torch.zeros_like(x)
         leaves = views(self._layout, x.detach())
         # Each has its part of the gradient: backward to slices of x would make a vector for each.
@@ -190,10 +193,11 @@ class LanguagePolicy:
             leaves[name].requires_grad_().grad = part
         forward = self._forward(leaves)
         # Without KL, answers without an advantage weigh in the denominator only.
-        rows = torch.arange(len(advantages)) if config.beta else advantages.nonzero()[:, 0]
+        learned = mask.any(1) if config.beta else mask.any(1) & (advantages != 0)
+        rows = learned.nonzero()[:, 0]
         sums: dict[str, float] = defaultdict(float)
         for part in torch.split(rows, self._micro_batch or len(advantages)) if len(rows) else ():
-            prompts, drawn = rollouts.prompts.rows(part), rollouts.completions.rows(part)
+            prompts, drawn = rollouts.prompts.rows(part), completions.rows(part)
             log_probs = completion_log_probs(forward, prompts, drawn, sampling)
             now, counts = log_probs.detach(), drawn.mask.bool()
             terms = grpo_loss(

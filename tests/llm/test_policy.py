@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -181,6 +182,29 @@ def test_without_an_advantage_there_is_no_gradient(made):
     one = policy(made)
     rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
     assert one.gradient(made["x"], rollouts, CONFIG, torch.zeros(16)).gradient is None
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_nothing_is_learned_from_truncated_completions(made, micro_batch):
+    """If so wished; those that end weigh what they did."""
+    config = CONFIG.model_copy(update={"loss_type": "dr_grpo", "max_completion_length": 2})
+    masked = config.model_copy(update={"mask_truncated_completions": True})
+    one = policy(made, micro_batch=micro_batch)
+    rollouts = one.rollouts(made["x"], config, 0, 0)
+    completions = rollouts.completions
+    ended = torch.arange(16) % 3 == 0
+    rollouts = replace(rollouts, completions=replace(completions, ended=ended))
+    advantage = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    update = one.gradient(made["x"], rollouts, masked, advantage)
+    expected = one.gradient(made["x"], rollouts, config, advantage * ended)
+    torch.testing.assert_close(update.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+    assert update.entropy == pytest.approx(expected.entropy)
+    whole = one.gradient(made["x"], rollouts, config, advantage).gradient
+    assert not torch.allclose(whole, expected.gradient, rtol=1e-2, atol=1e-4)
+    none = replace(rollouts, completions=replace(completions, ended=torch.zeros(16).bool()))
+    for beta in (0.0, 0.1):
+        c = masked.model_copy(update={"beta": beta})
+        assert one.gradient(made["x"], none, c, advantage, made["x"]).gradient is None
 
 
 def test_kl_is_from_the_reference(made):
