@@ -22,6 +22,7 @@ from node.llm.policy import SAMPLES, LanguagePolicy, divided
 from node.llm.prompts import Encoder
 from node.llm.tokens import Bytes
 from node.maths.grpo import GrpoConfig, advantages
+from node.maths.grpo_rounds import figures
 from node.maths.policy import Completions, Draws
 from node.randomness import Keys
 from node.task import flat, layout_of, views
@@ -205,6 +206,30 @@ def test_nothing_is_learned_from_truncated_completions(made, micro_batch):
     for beta in (0.0, 0.1):
         c = masked.model_copy(update={"beta": beta})
         assert one.gradient(made["x"], none, c, advantage, made["x"]).gradient is None
+
+
+def test_what_others_drew_is_clipped_on_their_side(made):
+    """TRL's clip_ratio: above where an answer was better than the others, below where worse."""
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    drawn, tokens = rollouts.completions, rollouts.completions.mask.sum(1)
+    advantage = torch.tensor([1.0, -1.0] * 8)
+    for factor, name in ((1, "clip_high"), (-1, "clip_low")):
+        theirs = replace(drawn, log_probs=drawn.log_probs - 0.5 * factor)
+        apart = replace(rollouts, completions=theirs)
+        update = one.gradient(made["x"], apart, CONFIG, advantage, on_policy=False)
+        share = float(tokens[factor * advantage > 0].sum() / tokens.sum())
+        assert update.clip_low + update.clip_high == getattr(update, name)
+        assert getattr(update, name) == pytest.approx(share)
+
+
+def test_figures_have_the_share_of_answers_that_are_cut_off(made):
+    one, config = policy(made), CONFIG.model_copy(update={"max_completion_length": 2})
+    rollouts = one.rollouts(made["x"], config, 0, 0)
+    ended = torch.arange(16) % 4 == 0
+    rollouts = replace(rollouts, completions=replace(rollouts.completions, ended=ended))
+    update = one.gradient(made["x"], rollouts, config, torch.ones(16))
+    assert figures([(rollouts, update)])["completions_clipped_ratio"] == 0.75
 
 
 def test_kl_is_from_the_reference(made):
