@@ -14,34 +14,25 @@ The server's weights are those it was started with. How likely an answer was for
 
 from __future__ import annotations
 
-import json
 import math
-import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from urllib.parse import urlsplit
 
 import torch
 from pydantic import BaseModel, ValidationError
 
 from node.config import GeneratorSection
-from node.config.section import readable
 from node.hooks import no_op
+from node.llm.exchange import LARGEST_REPLY, Exchange, message_of
 from node.llm.generation import Sampling
 from node.llm.tokens import Tokens
 from node.maths.policy import Completions
 from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
-CONNECT_SECONDS = 5.0
 TICK_SECONDS = 0.05
 """Neighbors are answered so often while the server works."""
-LARGEST_REPLY = 1 << 26
-"""Bytes of a reply that are read."""
 NEVER = -100.0
 """Bias of tokens that are no part of an answer; the API allows no lower one."""
 CERTAIN = 1e-3
@@ -246,55 +237,6 @@ class Server:
         if not all(0 <= token < self.tokens.size for token in ids) or {*ids} & {*sampling.banned}:
             return False
         return characters(self.tokens.decode(ids)) == characters(text)
-
-
-class Exchange(threading.Thread):
-    """A request and its reply, in a thread of its own."""
-
-    def __init__(self, section: GeneratorSection, request: dict[str, object]) -> None:
-        super().__init__(name="generator", daemon=True)
-        self.status, self.reply = 0, b""
-        self.error: Exception | None = None
-        self._path = f"{urlsplit(section.url).path.rstrip('/')}/completions"
-        self._body = json.dumps(request)
-        self._connection = connection_to(section.url)
-        self._socket: socket.socket | None = None
-
-    def run(self) -> None:
-        try:
-            self._connection.connect()
-            self._socket = self._connection.sock
-            self._socket.settimeout(None)  # whoever waits cancels
-            headers = {"Content-Type": "application/json", "Connection": "close"}
-            self._connection.request("POST", self._path, self._body, headers)
-            with self._connection.getresponse() as response:
-                self.status, self.reply = response.status, response.read(LARGEST_REPLY + 1)
-        except (OSError, HTTPException) as error:
-            self.error = error
-        finally:
-            self._connection.close()
-
-    def cancel(self) -> None:
-        """Whoever still waits for a reply gets none."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-
-def connection_to(url: str) -> HTTPConnection:
-    """Not made yet."""
-    place = urlsplit(url)
-    kind = HTTPSConnection if place.scheme == "https" else HTTPConnection
-    return kind(place.hostname or "", place.port, timeout=CONNECT_SECONDS)
-
-
-def message_of(reply: bytes) -> str:
-    """What a server says of an error, in a line."""
-    text = reply[:10_000].decode(errors="replace")
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
-        reply_json = json.loads(text)
-        text = str(reply_json.get("error", reply_json)["message"])
-    return readable((text.strip().splitlines() or ["nothing"])[0])[:200].rstrip(".")
 
 
 def characters(text: str) -> str:
