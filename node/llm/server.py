@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from node.config import GeneratorSection
 from node.hooks import no_op
-from node.llm.exchange import LARGEST_REPLY, Exchange, message_of
+from node.llm.exchange import LARGEST_REPLY, Exchange, message_of, read_key, without
 from node.llm.generation import Sampling
 from node.llm.tokens import Tokens
 from node.maths.policy import Completions
@@ -78,8 +78,10 @@ class Server:
     """The server of the node's file, for a policy with these tokens."""
 
     def __init__(self, section: GeneratorSection, tokens: Tokens) -> None:
+        """Raises ConfigurationError: its key can't be used."""
         self.section, self.tokens = section, tokens
         self.name = f"The generation server {section.url}"
+        self._key = read_key(section.key) if section.key else None
 
     def answers(
         self,
@@ -103,7 +105,7 @@ class Server:
         """
         seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
         requests = [
-            Exchange(self.section, self._request(prompt, count, sampling, seed))
+            Exchange(self.section, self._request(prompt, count, sampling, seed), self._key)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         self._wait(requests, yield_point)
@@ -162,9 +164,10 @@ class Server:
 
     def _check_reached(self, request: Exchange) -> None:
         if request.error is not None and not request.is_alive():
+            why = without(self._key, first_line(request.error))
             raise TemporaryFailure(
-                f"{self.name} can't be reached ({first_line(request.error)}); start it, or leave "
-                "[generator] out of the node's file."
+                f"{self.name} can't be reached ({why}); start it, or leave [generator] out of the "
+                "node's file."
             )
 
     def _read(self, request: Exchange, count: int, sampling: Sampling) -> list[Answer]:
@@ -174,8 +177,14 @@ class Server:
                 f"{self.name} says more than {LARGEST_REPLY >> 20} MiB at once; ask for fewer or "
                 "shorter answers."
             )
+        if request.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise ConfigurationError(
+                f"{self.name} wants {'another' if self._key else 'a'} key (status "
+                f"{request.status}); name a file that has it in generator.key of the node's file."
+            )
         if request.status != HTTPStatus.OK:
-            words = f"answers with status {request.status}: {message_of(request.reply)}"
+            message = message_of(request.reply, self._key)
+            words = f"answers with status {request.status}: {message}"
             if request.status >= 500 or request.status == HTTPStatus.TOO_MANY_REQUESTS:
                 raise TemporaryFailure(f"{self.name} {words}.")
             raise ConfigurationError(f"{self.name} {words}; see generator in the node's file.")

@@ -19,6 +19,7 @@ from node.llm.models import tiny_llama
 
 pytest.importorskip("transformers")
 ROUNDS = 5
+KEY = "sk-of-nobody"
 SETTINGS: dict[str, Any] = {
     "nodes": 3,
     "kind": "full",
@@ -104,7 +105,7 @@ def heard_after(process: Process, t: int) -> bool:
 async def test_a_generation_server_that_dies_ends_its_node_which_resumes_later(
     cluster: Any, tmp_path: Path
 ) -> None:
-    """n0 has a server with the weights that the run begins with."""
+    """n0 has a server with the weights that the run begins with, and its key, which nothing shows."""
     weights = dict(tiny_llama(torch.float32, None, 1).named_parameters())
     weights.pop("lm_head.weight", None)
     with socket.socket() as free:
@@ -113,19 +114,25 @@ async def test_a_generation_server_that_dies_ends_its_node_which_resumes_later(
     families = {"reasoning": {"families": ["largest", "sort"]}}
     settings = {**SETTINGS, "nodes": 2, "rounds": 1000, "task": SETTINGS["task"] | families}
     async with cluster(**settings) as c:
+        (c.homes["n0"] / "server.key").write_text(KEY)
+        (c.homes["n0"] / "server.key").chmod(0o600)
         section = f'[generator]\nurl = "http://127.0.0.1:{port}/vllm/none/1.0/v1"\n'
+        section += 'key = "server.key"\n'
         with (c.homes["n0"] / "node.toml").open("a", encoding="utf-8") as file:
             file.write(f"\n{section}")
         c.start("n1")
         # Two questions a round: it dies in the third after the warm-up.
-        with serving(tmp_path, weights, "--die-after", "5", port=port):
+        with serving(tmp_path, weights, "--key", KEY, "--die-after", "5", port=port):
             first = c.start("n0")
             assert await first.ended(200) == os.EX_TEMPFAIL, first.log
         assert [event["round"] for event in first.events("round")] == [0, 1, 2]
         assert f"The generation server http://127.0.0.1:{port}/" in first.log
         assert "Traceback" not in first.log
-        with serving(tmp_path, weights, port=port):
+        with serving(tmp_path, weights, "--key", KEY, port=port):
             again = c.start("n0")
             await again.until(lambda: again.reached(4), 150)
+        (c.homes["n0"] / "server.key").unlink()
+        written = [file.read_bytes() for file in c.homes["n0"].rglob("*") if file.is_file()]
+        assert not any(KEY.encode() in each for each in (*written, first.log.encode()))
         assert again.events("resume")[-1]["checkpoint"] == 2
         assert again.events("round")[-1]["diagnostics"]["completion_length"] > 0

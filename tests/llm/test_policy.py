@@ -201,6 +201,8 @@ def test_nothing_is_learned_from_truncated_completions(made, micro_batch):
     torch.testing.assert_close(update.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
     assert update.entropy == pytest.approx(expected.entropy)
     whole = one.gradient(made["x"], rollouts, config, advantage).gradient
+    assert whole is not None
+    assert expected.gradient is not None
     assert not torch.allclose(whole, expected.gradient, rtol=1e-2, atol=1e-4)
     none = replace(rollouts, completions=replace(completions, ended=torch.zeros(16).bool()))
     for beta in (0.0, 0.1):
