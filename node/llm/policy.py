@@ -274,7 +274,7 @@ class LanguagePolicy:
 
     def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
         chosen = [names[k % len(names)] for k in range(count)]
-        items = [questions.find(name).sample(seed + k) for k, name in enumerate(chosen)]
+        items = questions.items(chosen, range(seed, seed + count))
         return self.expected(x, self.asked(questions.texts(items, chosen)), seed)
 
     def expected(self, x: Tensor, asked: Asked, seed: int = 0) -> Tensor:

@@ -198,6 +198,22 @@ def test_a_batch_of_answers_that_end_it_costs_few_starts(tmp_path: Path) -> None
     assert GIVE_UP < 19
 
 
+def test_who_ends_it_costs_no_other_answer_its_score(tmp_path: Path) -> None:
+    family = own(tmp_path, "if text == 'x': os._exit(0)\nreturn float(len(text) > 1)", "import os")
+    texts = ["7" * 4000] * 40
+    texts[5] = texts[6] = texts[39] = "x"
+    expected = [None if text == "x" else 1.0 for text in texts]
+    assert family.scores([ITEM] * 40, texts) == expected
+
+
+def test_a_process_that_can_not_be_started_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nothing/python")
+    with pytest.raises(TaskError, match=r"import has no process, as none can be started \(No such"):
+        find(written(tmp_path / "mine.py", SAMPLE))
+
+
 def test_what_it_prints_is_no_answer(tmp_path: Path) -> None:
     family = own(tmp_path, "print('{\"value\": 1.0}')\nreturn 0.0")
     assert family.scores([ITEM], ["x"]) == [0.0]
@@ -246,8 +262,8 @@ def reaching(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
     program += "own['main'](sys.argv[1])"
     kept = Child.__init__
 
-    def without(self: Child, *arguments: str) -> None:
-        kept(self, "-P", "-c", program, arguments[-1])
+    def without(self: Child, *arguments: str, start_s: float) -> None:
+        kept(self, "-P", "-c", program, arguments[-1], start_s=start_s)
 
     monkeypatch.setattr(Child, "__init__", without)
 
