@@ -184,6 +184,11 @@ class OwnFamily:
                 return Item(question, answer)
             case "score", {"value": float(score)} if 0 <= score <= 1:
                 return score
+            case _, {"unlimited": str(text)}:
+                return self._mistake(
+                    f"its code is not run, as this system refuses to limit what it may do "
+                    f"({readable(text)}); allow setrlimit, or run it elsewhere"
+                )
             case _, {"error": str(text), "brief": str(brief)}:
                 return self._failed(function, arguments, text, brief)
         return self._failed(function, arguments, "answers what is no answer")

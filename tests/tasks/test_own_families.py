@@ -253,9 +253,10 @@ def test_hostile_answers_are_wrong_whatever_the_scorer_does(text: str, here: Pat
 # what the process may do
 
 
-def reaching(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
-    """Families' processes without these parts of their confinement."""
-    program = (
+def reaching(monkeypatch: pytest.MonkeyPatch, *parts: str, before: str = "") -> None:
+    """Families' processes without these parts of their confinement, and with this code before it."""
+    program = before
+    program += (
         f"import runpy, sys\nown = runpy.run_path({confined.__file__!r})['main'].__globals__\n"
     )
     program += "".join(f"own[{part!r}] = lambda *_: None\n" for part in parts)
@@ -317,6 +318,36 @@ def test_it_may_only_compute(reach: str, here: Path) -> None:
     assert family.scores([ITEM], ["7"]) == [None]
     assert [file.name for file in here.iterdir()] == ["keep"]
     assert (here / "keep").read_text(encoding="utf-8") == "kept"
+
+
+LIMITS = ["RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_NPROC"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of memory")
+@pytest.mark.parametrize("name", LIMITS)
+def test_where_a_limit_can_not_be_set_no_answer_is_scored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may refuse it."""
+    before = "import resource\nset_it = resource.setrlimit\n"
+    before += (
+        f"def refuse(number, pair):\n    if number == resource.{name}: raise OSError(1, 'no')\n"
+    )
+    before += "    set_it(number, pair)\nresource.setrlimit = refuse\n"
+    reaching(monkeypatch, before=before)
+    with pytest.raises(
+        TaskError, match=rf"refuses to limit .* \({name}: .*no\); allow setr"
+    ) as caught:
+        own(tmp_path, "return 1.0").try_out()
+    assert "\n" not in str(caught.value)
+    assert own(tmp_path, "return 1.0").scores([ITEM], ["7"]) == [None]
+
+
+def test_a_lower_limit_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lower = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))\n"
+    reaching(monkeypatch, before=lower)
+    code = "return float(resource.getrlimit(resource.RLIMIT_AS) == (700 << 20, 700 << 20))"
+    assert own(tmp_path, code, "import resource").scores([ITEM], ["7"]) == [1.0]
 
 
 def test_it_gets_no_secrets_of_this_process(
