@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 
 from kit.clusters import Process
 from kit.generation_server import serving
+from kit.own_families import sums
+from node.data import child
 from node.experiments.in_process import simulate
 from node.llm.models import tiny_llama
 
@@ -64,6 +68,40 @@ async def test_daemons_give_the_bits_of_the_simulation(cluster: Any, tmp_path: P
             assert not any(last["convicted"].values())
             assert last["audit_tokens"] > 0
             assert last["mismatch"] < 1e-4
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_daemons_learn_and_audit_a_family_of_somebodys_own(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """Each has a process of its code, which is gone with the daemon."""
+    family = sums(tmp_path)
+    task = SETTINGS["task"] | {"reasoning": {"families": [family, "sort"]}}
+    algorithm = {"warmup": {}, "audit": {"questions": 2, "score": "sampled"}}
+    own = {"nodes": 2, "rounds": 3, "task": task, "algorithm": SETTINGS["algorithm"] | algorithm}
+    async with cluster(**{**SETTINGS, **own}) as c:
+        processes = {name: c.start(name) for name in c.homes}
+        expected = simulate(c.config, tmp_path / "simulated")
+        for name, process in processes.items():
+            assert await process.ended(200) == 0, process.log
+            summary = json.loads((c.homes[name] / "summary.json").read_text())
+            assert summary["complete"]
+            assert summary["params_digest"] == {name: expected.params_digest[name]}
+            rounds = process.events("round")
+            assert len(rounds) == 3
+            assert all(each["diagnostics"]["audit_tokens"] > 0 for each in rounds)
+            assert not any(each["diagnostics"]["scorer_failures"] for each in rounds)
+    child.end_all()  # the simulation's
+    assert not any(f"{tmp_path / 'sums.py'}\0" in command for command in commands())
+
+
+def commands() -> Iterator[str]:
+    """Of all processes."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield (process / "cmdline").read_bytes().decode(errors="replace")
 
 
 @pytest.mark.cluster
