@@ -191,8 +191,8 @@ class NodeConfig(Section):
     name: str
     """This node's name in the roster."""
     tasks: tuple[str, ...] = ()
-    """Tasks and families of questions beside ours that run.toml may name (task.name,
-    task.reasoning.families): their code runs here; a task's sees the private data.
+    """Tasks, families of questions and scorers beside ours that run.toml may name (task.name,
+    task.reasoning): their code runs here; a task's and a scorer's sees the private data.
     """
     run: Path = Path("run.toml")
     """The run file; relative paths are relative to this file's folder."""
@@ -220,7 +220,8 @@ class NodeConfig(Section):
         """
         for name in task.own_code:
             if name not in self.tasks:
-                what = "task" if name == task.name else "family"
+                scorer = task.reasoning and task.reasoning.scorer
+                what = {task.name: "task", scorer: "scorer"}.get(name, "family")
                 raise ConfigurationError(
                     f"run.toml wants the {what} {name!r}, whose code would run here and see the "
                     "data; if you trust it, write it into tasks in the node's file: tasks = "

@@ -7,7 +7,8 @@
 They run in a process of their own (`confined`), one for each family, and never in this one. What
 is wrong with them is an error before the first round: both are tried when the family is loaded.
 Later a scorer that fails on an answer is a warning, and the answer counts as wrong, because whoever
-trained the policy chose its text, and must not end anybody's run by it.
+trained the policy chose its text, and must not end anybody's run by it. Questions of a file have
+`score` alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from node.config.section import readable
 from node.config.task import OWN_PREFIX, ReasoningSection
 from node.data import confined
 from node.data.child import Child, ChildError
-from node.data.families import LONGEST, Family, Item
+from node.data.families import LONGEST, Family, Item, Scorer
 from node.hooks import no_op
 from peer.errors import ConfigurationError, TaskError
 
@@ -37,6 +38,11 @@ PROMISES = {
     "score": "it must give a number from 0 to 1 for any text",
 }
 """What is wrong where a function fails."""
+RIGHT = {
+    "family": "the answer that sample(0) gives",
+    "scorer": "the right answer to the first question",
+}
+"""What a scorer is tried with."""
 TRIED = (
     *("", " ", "x", "-1", "1e999999999", "nan", "٧", "%s{0}", "\x1b[2J\x00", "\ud800"),
     *("9**9**9", "9" * LONGEST, "(" * LONGEST, "__import__('os').getpid()"),
@@ -55,7 +61,8 @@ def absolute(section: ReasoningSection) -> ReasoningSection:
     folder."""
     scale = {_absolute(name): pair for name, pair in section.reward_scale.items()}
     families = tuple(map(_absolute, section.families))
-    return section.model_copy(update={"families": families, "reward_scale": scale})
+    paths = {"families": families, "reward_scale": scale, "scorer": _absolute(section.scorer)}
+    return section.model_copy(update=paths)
 
 
 def _absolute(name: str) -> str:
@@ -79,26 +86,34 @@ def family(name: str) -> Family:
     return Family(name, own.samples, own.scores if own.scored else None)
 
 
+def scorer(name: str, item: Item) -> Scorer:
+    """The scorer "own:package.module" or "own:FILE.py" for questions of a file, tried on one of
+    them. Raises as `family`.
+    """
+    own = OwnFamily(name, _place(name), "scorer")
+    own.try_scorer(item)
+    return own.scores
+
+
 def _place(name: str) -> str:
     if is_file(name):
         file = _file(name)
         if file.suffix != ".py" or not file.is_file():
-            raise ConfigurationError(f"The family {name!r}: there is no Python file {file}.")
+            raise ConfigurationError(f"{name!r} is not there: there is no Python file {file}.")
         return str(file)
     place = name.removeprefix(OWN_PREFIX)
     if not all(part.isidentifier() for part in place.split(".")):
         raise ConfigurationError(
-            f"The family {name!r} names no module; write {OWN_PREFIX}package.module or "
-            f"{OWN_PREFIX}FILE.py."
+            f"{name!r} names no module; write {OWN_PREFIX}package.module or {OWN_PREFIX}FILE.py."
         )
     return place
 
 
 class OwnFamily:
-    """One family, and the process of its code."""
+    """One family, or a scorer alone, and the process of its code."""
 
-    def __init__(self, name: str, place: str) -> None:
-        self.name, self.scored = name, False
+    def __init__(self, name: str, place: str, kind: str = "family") -> None:
+        self.name, self.kind, self.scored = name, kind, False
         self.child = Child("-P", str(confined.__file__), place, start_s=LOADING)
         self._warned = False
 
@@ -108,9 +123,7 @@ class OwnFamily:
         Raises:
             TaskError: there is no `sample`, or something raised or gave what it should not.
         """
-        [functions] = self._values("import", [[]])
-        if "sample" not in functions:
-            raise self._mistake("there is no function sample(seed)")
+        functions = self._functions("sample(seed)")
         self.scored = "score" in functions
         item, again = self.samples([0, 0])
         if again != item:
@@ -118,15 +131,21 @@ class OwnFamily:
                 "sample(0) gives two different questions; draw with random.Random(seed) only"
             )
         if self.scored:
-            self._try_scorer(item)
+            self.try_scorer(item)
 
-    def _try_scorer(self, item: Item) -> None:
+    def _functions(self, needed: str) -> list[str]:
+        """What there is. Raises TaskError: a function that is needed is not."""
+        [functions] = self._values("import", [[]])
+        if needed.partition("(")[0] not in functions:
+            raise self._mistake(f"there is no function {needed}")
+        return list(functions)
+
+    def try_scorer(self, item: Item) -> None:
         """Raises TaskError: it fails on some text, or takes the right answer for a wrong one."""
+        self._functions("score(item, text)")
         [score] = self._values("score", [[_question(item), item.answer]])
         if score != 1.0:
-            raise self._mistake(
-                f"score gives {score:g} for the answer that sample(0) gives; 1 is expected"
-            )
+            raise self._mistake(f"score gives {score:g} for {RIGHT[self.kind]}; 1 is expected")
         self._values("score", [[_question(item), text] for text in TRIED])
 
     def samples(self, seeds: Sequence[int]) -> list[Item]:
@@ -203,7 +222,7 @@ class OwnFamily:
         )
 
     def _mistake(self, text: str, brief: str = "") -> TaskError:
-        name = f"The family {self.name!r}"
+        name = f"The {self.kind} {self.name!r}"
         return TaskError(f"{name}: {text}.", f"{name}: {brief or text}.")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from node.config import ReasoningSection
 from node.config.task import OWN_FAMILY
 from node.data import Texts, families, questions
-from node.data.families import Item
+from node.data.families import Item, Scorer
 from node.llm.forward import Forward
 from node.llm.generation import Sampling, completion_log_probs, generate
 from node.llm.prompts import Encoder
@@ -93,13 +93,14 @@ class LanguagePolicy:
         draws: Draws,
         *,
         generators: Sequence[str] = (),
+        scorer: Scorer | None = None,
         longest: int = GrpoConfig().max_completion_length,
         dtype: torch.dtype = torch.float32,
         micro_batch: int | None = None,
     ) -> None:
         """`forward` gives the model with these parameters; `rows` are trained on, `held_out` are
-        not. `generators`: of which families of the run others can make questions. `longest`: tokens
-        of an answer that is drawn to estimate a probability.
+        not. `generators`: of which families of the run others can make questions. `scorer`: of
+        questions of a file. `longest`: tokens of an answer that is drawn to estimate a probability.
 
         Raises:
             DataError: there are too few rows.
@@ -109,7 +110,8 @@ class LanguagePolicy:
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
         self._generators, self._longest = frozenset(generators), longest
         scorers = {name: questions.find(name).scores for name in sorted(self._generators)}
-        self._scorers = {name: scorer for name, scorer in scorers.items() if scorer is not None}
+        self._scorers = {name: each for name, each in scorers.items() if each is not None}
+        self._scorer = scorer
         self._train, tested = self.asked(rows), self.asked(held_out)
         own = sorted(set(self._train.families))
         self.families = tuple(name for name in own if name in self._generators)
@@ -128,10 +130,11 @@ class LanguagePolicy:
     def asked(self, rows: Texts) -> Asked:
         """Rows of questions and answers as tokens."""
         prompts, answers = zip(*self._encoder.pairs(rows), strict=True)
-        asked = rows.columns.get("question", [text.strip() for text in self._encoder.prompts(rows)])
-        texts = zip(asked, rows.columns[self._encoder.text.answer], strict=True)
-        items = [Item(str(question), str(answer)) for question, answer in texts]
-        return Asked(items, family_of(rows), prompts, answers)
+        return Asked(items_of(rows, self._encoder), family_of(rows), prompts, answers)
+
+    def _scorer_of(self, family: str) -> Scorer | None:
+        """None: there is one right answer."""
+        return self._scorers.get(family, self._scorer)
 
     def sampling(self, config: GrpoConfig, temperature: float | None = None) -> Sampling:
         """How answers are drawn; temperature 0 takes the likeliest tokens."""
@@ -281,7 +284,7 @@ class LanguagePolicy:
         """Probabilities to answer right, float64 [n]: of the right answer, or, where a scorer says
         what is right, the share of right ones among SAMPLES answers. Models that are asked with the
         same seed are coupled."""
-        judged = [k for k, name in enumerate(asked.families) if name in self._scorers]
+        judged = [k for k, name in enumerate(asked.families) if self._scorer_of(name)]
         if not judged:
             return self.probabilities(x, asked)
         p = torch.zeros(len(asked), dtype=torch.float64)
@@ -351,10 +354,11 @@ class LanguagePolicy:
 
     def _judged(self, family: str, items: Sequence[Item], answers: Sequence[str]) -> list[float]:
         """Scores of answers to questions of a family."""
-        if family not in self._scorers:
+        scorer = self._scorer_of(family)
+        if scorer is None:
             match = self._section.match
             return [families.score(*pair, match) for pair in zip(items, answers, strict=True)]
-        scores = self._scorers[family](items, answers, self._draws.yield_point)
+        scores = scorer(items, answers, self._draws.yield_point)
         self.scorer_failures += scores.count(None)
         return [score or 0.0 for score in scores]
 
@@ -385,6 +389,13 @@ def divided(rows: Texts, encoder: Encoder) -> tuple[Texts, Texts]:
     if held_out.all() or not held_out.any():
         raise DataError(TOO_FEW)
     return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
+
+
+def items_of(rows: Texts, encoder: Encoder) -> list[Item]:
+    """Rows as questions with their right answers."""
+    asked = rows.columns.get("question", [text.strip() for text in encoder.prompts(rows)])
+    pairs = zip(asked, rows.columns[encoder.text.answer], strict=True)
+    return [Item(str(question), str(answer)) for question, answer in pairs]
 
 
 def family_of(rows: Texts) -> list[str]:

@@ -374,10 +374,23 @@ def test_a_host_runs_no_family_that_its_file_does_not_name() -> None:
         node.check_task(section("own:mine", "own:evil"))
 
 
+def test_a_host_runs_no_scorer_that_its_file_does_not_name() -> None:
+    node = NodeConfig(name="a", identity=provisioning.OWN)
+    task = TaskSection(name="reasoning", reasoning=ReasoningSection(scorer="own:evil"))
+    with pytest.raises(
+        ConfigurationError, match=r"the scorer 'own:evil'.*tasks = \[\"own:evil\"\]"
+    ):
+        node.check_task(task)
+    node.model_copy(update={"tasks": ("own:evil",)}).check_task(task)
+
+
 def test_files_keep_their_names_in_every_folder(here: Path) -> None:
     given = ReasoningSection(
-        families=("sort", "own:mine.py", "own:a.b"), reward_scale={"own:mine.py": (2.0, 0.0)}
+        families=("sort", "own:mine.py", "own:a.b"),
+        reward_scale={"own:mine.py": (2.0, 0.0)},
+        scorer="own:judge.py",
     )
     whole = own_families.absolute(given)
     assert whole.families == ("sort", f"own:{here}/mine.py", "own:a.b")
     assert whole.scale(f"own:{here}/mine.py") == (2.0, 0.0)
+    assert whole.scorer == f"own:{here}/judge.py"
