@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -160,24 +161,28 @@ class OwnFamily:
         rows = [row for row, text in enumerate(texts) if len(text) <= LONGEST]
         calls = [[_question(items[row]), texts[row].strip()] for row in rows]
         scores: list[float | None] = [0.0] * len(texts)
-        for row, outcome in zip(rows, self._outcomes("score", calls), strict=True):
-            scores[row] = None if isinstance(outcome, TaskError) else outcome
-            if isinstance(outcome, TaskError) and not self._warned:
-                print(f"warning: {outcome} Such answers count as wrong.", file=sys.stderr)
-                self._warned = True
-            yield_point()
+        with closing(self._outcomes("score", calls)) as outcomes:
+            for row, outcome in zip(rows, outcomes, strict=True):
+                scores[row] = None if isinstance(outcome, TaskError) else outcome
+                if isinstance(outcome, TaskError) and not self._warned:
+                    print(f"warning: {outcome} Such answers count as wrong.", file=sys.stderr)
+                    self._warned = True
+                yield_point()
         return scores
 
     def _values(self, function: str, calls: Sequence[Sequence[object]]) -> list[Any]:
         """What a function gives for each of several arguments. Raises TaskError."""
         values = []
-        for outcome in self._outcomes(function, calls):
-            if isinstance(outcome, TaskError):
-                raise outcome
-            values.append(outcome)
+        with closing(self._outcomes(function, calls)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, TaskError):
+                    raise outcome
+                values.append(outcome)
         return values
 
-    def _outcomes(self, function: str, calls: Sequence[Sequence[object]]) -> Iterator[Any]:
+    def _outcomes(
+        self, function: str, calls: Sequence[Sequence[object]]
+    ) -> Generator[Any, None, None]:
         """What a function gives for each of several arguments; a TaskError where its code raised,
         gave what it should not, or ended its process, after which the others are asked again. After
         GIVE_UP ends in a row they are not."""
@@ -185,9 +190,10 @@ class OwnFamily:
         while place < len(calls):
             rest = [[function, *arguments] for arguments in calls[place:]]
             try:
-                for reply in self.child.ask_all(rest, SECONDS):
-                    yield self._outcome(function, calls[place], reply)
-                    place, ends = place + 1, 0
+                with closing(self.child.ask_all(rest, SECONDS)) as replies:
+                    for reply in replies:
+                        yield self._outcome(function, calls[place], reply)
+                        place, ends = place + 1, 0
             except ChildError as error:
                 ends += 1
                 end = len(calls) if ends == GIVE_UP else place + 1

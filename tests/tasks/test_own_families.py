@@ -198,6 +198,22 @@ def test_a_batch_of_answers_that_end_it_costs_few_starts(tmp_path: Path) -> None
     assert GIVE_UP < 19
 
 
+def test_a_node_that_stops_in_the_middle_of_a_batch_leaves_nothing(tmp_path: Path) -> None:
+    """As a daemon does, in the middle of a step."""
+    family, texts = own(tmp_path, "return 1.0"), ["7"] * 1000
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        family.scores([ITEM] * 1000, texts, stop)
+    assert family.child.pid is None
+    assert family.scores([ITEM], ["7"]) == [1.0], caught.value
+
+
 def test_who_ends_it_costs_no_other_answer_its_score(tmp_path: Path) -> None:
     family = own(tmp_path, "if text == 'x': os._exit(0)\nreturn float(len(text) > 1)", "import os")
     texts = ["7" * 4000] * 40
