@@ -33,7 +33,8 @@ def read_key(file: Path) -> SecretStr:
     try:
         if text := files.exposed(file):
             raise ConfigurationError(text)
-        key = file.read_bytes()[: 2 * LONGEST_KEY].decode(errors="replace").strip()
+        with file.open("rb") as stream:
+            key = stream.read(2 * LONGEST_KEY).decode(errors="replace").strip()
     except OSError as error:
         raise ConfigurationError(
             f"generator.key: {file} can't be read: {error.strerror}."
