@@ -134,6 +134,19 @@ def unsafe(folder: Path) -> str:
     return ""
 
 
+def exposed(file: Path) -> str:
+    """Why other users can read or exchange this file, and what to do about it; empty: they can't.
+
+    Raises:
+        OSError: it can't be looked at.
+    """
+    if os.name != "posix":
+        return ""
+    if stat.S_IMODE(file.stat().st_mode) & 0o077:
+        return f"{file} can be read by others; run: chmod 600 {file}"
+    return unsafe(file.parent)
+
+
 def forget_drafts(folder: Path) -> None:
     """Removes what a process left that was killed while it wrote. Nobody else may be writing there.
 

@@ -1,23 +1,29 @@
 """Writes peerpoise.json, the Grafana dashboard, from the table of its panels; with --check, fails
 if it is another.
 
-Two panels a row. `make docs` runs this.
+Two panels side by side. Panels of reinforcement are in a row of their own, folded up, as most runs
+have none; they show figures that are declared. `make docs` runs this.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from node.algorithms.fgrpo import Fgrpo
+from node.algorithms.sapo import Sapo
 
 PAGE = Path(__file__).with_name("peerpoise.json")
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 """As in datasource.yaml."""
 WIDTH, HEIGHT = 12, 8
 """Of a panel, in Grafana's grid of 24 columns."""
-PANELS = (
-    # title, unit, legend, expression
+Row: TypeAlias = tuple[str, str, str, str]
+"""Title, unit, legend and expression of a panel."""
+PANELS: tuple[Row, ...] = (
     ("Round", "short", "{{instance}}", "peerpoise_round + 1"),
     (
         "Metrics of the task on the public test set",
@@ -80,9 +86,59 @@ PANELS = (
         'rate(process_cpu_seconds_total{job="peerpoise"}[1m])',
     ),
 )
+FIGURES = {each.name: each for each in (*Fgrpo.DIAGNOSTICS, *Sapo.DIAGNOSTICS)}
+"""What algorithms by reinforcement declare."""
+EXACT = 'peerpoise_task_metric{metric=~"exact_match.*"}'
+
+
+def figure(title: str, unit: str, *names: str) -> Row:
+    """The panel of figures of an algorithm; of a neighbor, or of the node itself.
+
+    Raises:
+        KeyError: one is not declared.
+    """
+    per_neighbor = FIGURES[names[0]].per_neighbor
+    legend = "{{instance}} of {{peer}}" if per_neighbor else "{{instance}}"
+    legend += ", {{name}}" if names[1:] else ""
+    chosen = "|".join(FIGURES[name].name for name in names)
+    return title, unit, legend, f'peerpoise_diagnostic{{name=~"{chosen}"}}'
+
+
+REINFORCEMENT: tuple[Row, ...] = (
+    ("Test questions answered right", "percentunit", "{{instance}}, {{metric}}", EXACT),
+    figure("Own answers that are right", "percentunit", "rollouts_exact"),
+    figure("Reward of own answers", "short", "reward"),
+    figure("Entropy, and KL from the reference", "short", "entropy", "kl"),
+    figure("Tokens of an answer", "short", "completion_length"),
+    figure(
+        "Groups that all earn alike, and answers that are cut off",
+        "percentunit",
+        "frac_reward_zero_std",
+        "completions_clipped_ratio",
+    ),
+    figure("Tokens clipped", "percentunit", "clip_ratio_low", "clip_ratio_high"),
+    figure("Tokens clipped of what is shared", "percentunit", "clip_ratio"),
+    figure("Tokens by CPU-second", "short", "generated_per_second", "trained_per_second"),
+    figure("Log-probabilities, generator and trainer apart", "short", "mismatch"),
+    figure("Weight of a neighbor's update", "percentunit", "weight"),
+    figure("Gain of a neighbor, or z of its audits", "short", "gain"),
+    figure("Neighbors convicted", "short", "convicted"),
+    figure("Gradient before it is clipped", "short", "grad_norm"),
+)
+"""See PANELS."""
 
 
 def dashboard() -> dict[str, Any]:
+    count = len(PANELS)
+    top = (count + 1) // 2 * HEIGHT
+    reinforcement = {
+        "id": count + 1,
+        "type": "row",
+        "title": "Reinforcement",
+        "collapsed": True,
+        "gridPos": {"x": 0, "y": top, "w": 2 * WIDTH, "h": 1},
+        "panels": panels(REINFORCEMENT, count + 2, top + 1),
+    }
     return {
         "uid": "peerpoise",
         "title": "peerpoise",
@@ -90,17 +146,26 @@ def dashboard() -> dict[str, Any]:
         "editable": True,
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
-        "panels": [panel(place, *row) for place, row in enumerate(PANELS)],
+        "panels": [*panels(PANELS, 1, 0), reinforcement],
     }
 
 
-def panel(place: int, title: str, unit: str, legend: str, expression: str) -> dict[str, Any]:
+def panels(rows: Sequence[Row], number: int, top: int) -> list[dict[str, Any]]:
+    """Two side by side, from this id and height on."""
+    return [
+        panel(number + k, k % 2 * WIDTH, top + k // 2 * HEIGHT, *row) for k, row in enumerate(rows)
+    ]
+
+
+def panel(
+    number: int, x: int, y: int, title: str, unit: str, legend: str, expression: str
+) -> dict[str, Any]:
     return {
-        "id": place + 1,
+        "id": number,
         "type": "timeseries",
         "title": title,
         "datasource": SOURCE,
-        "gridPos": {"x": place % 2 * WIDTH, "y": place // 2 * HEIGHT, "w": WIDTH, "h": HEIGHT},
+        "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
         "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
         "targets": [
             {"refId": "A", "datasource": SOURCE, "expr": expression, "legendFormat": legend}

@@ -15,6 +15,7 @@ Reconstructions
     * Which groups are taken: the first whose rewards differ.
 Not covered
     * Rewards are believed as they are sent, since a receiver has no scorer for others' questions.
+    * `mask_truncated_completions` is for own answers; shared ones don't tell whether they end.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Sapo(Algorithm):
     PRIVATE = False
     DIAGNOSTICS = (
         Diagnostic("taken", "Groups of answers taken from the neighbor."),
+        Diagnostic("clip_ratio", "Share of their tokens whose ratio was clipped."),
         *grpo_rounds.DIAGNOSTICS,
     )
     config: SapoConfig
@@ -113,9 +115,10 @@ class Sapo(Algorithm):
         state, x, figures = local_steps(c, self.policy, t, state)
         mine = self.policy.rollouts(x, c, t, c.local_steps)
         heard = yield from say("rollouts", encoded(mine, c), c.layout)
-        taken = {}
+        taken, clipped = {}, {}
         for peer, sent in heard.items():
             theirs = chosen(decoded(sent, c, self.policy.vocabulary), c)
+            clipped[peer] = 0.0
             taken[peer] = 0.0 if theirs is None else len(theirs.rewards) / c.num_generations
             if theirs is None:
                 continue
@@ -127,8 +130,9 @@ class Sapo(Algorithm):
                 state.reference,
                 on_policy=False,
             )
+            clipped[peer] = update.clip_low + update.clip_high
             state = stepped(c, x, update, state)
-        self._figures = {**figures, "taken": taken}
+        self._figures = {**figures, "taken": taken, "clip_ratio": clipped}
         self.state = replace(state, x=x)
 
 

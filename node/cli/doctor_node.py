@@ -27,6 +27,7 @@ from node.device import pick
 from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
 from node.learning.warnings import weak
+from node.llm.exchange import read_key
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.process import available_memory, mib
@@ -73,6 +74,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         return
     yield from _attack(node)
     yield from _identity(node)
+    yield from _generator(node)
     yield from _addresses(node, run)
     yield from _ledger(node)
     yield from _writable("run folder", node.folder, str(node.folder))
@@ -140,6 +142,16 @@ def _identity(node: NodeConfig) -> Iterator[Finding]:
         yield warning("certificate", text, "ask for a new one in time: peerpoise ca issue")
     else:
         yield ok("certificate", text)
+
+
+def _generator(node: NodeConfig) -> Iterator[Finding]:
+    """Nobody else can read the key of its generation server."""
+    if node.generator and node.generator.key:
+        try:
+            read_key(node.generator.key)
+            yield ok("generator", f"{node.generator.url}, with the key in {node.generator.key}")
+        except PeerpoiseError as error:
+            yield fault("generator", str(error), "see docs/reasoning.md")
 
 
 def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from node.config.section import Device, DiscoveryName, OpenSection, Section
 from node.config.task import TaskSection
@@ -151,6 +152,9 @@ class GeneratorSection(Section):
     """Its base, such as http://127.0.0.1:8000/v1."""
     model: str = ""
     """The model's name there; empty: none is named."""
+    key: Path | None = None
+    """File with its API key, which only this user may read (mode 0600); it is sent as
+    `Authorization: Bearer`, over https:// or within this machine. None: none is sent."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Seconds for all answers of a step; a server that takes longer ends the run."""
 
@@ -160,8 +164,28 @@ class GeneratorSection(Section):
         place = urlsplit(value)
         if place.scheme not in ("http", "https") or not place.hostname:
             raise ValueError("http://HOST:PORT/v1 is expected")
+        if "@" in place.netloc or place.query or place.fragment:
+            raise ValueError(
+                "a key does not belong there; name a file that has it in generator.key"
+            )
         place.port  # noqa: B018 (raises where it is none)
         return value
+
+    @model_validator(mode="after")
+    def _keeps_its_key(self) -> GeneratorSection:
+        place = urlsplit(self.url)
+        if self.key and place.scheme == "http" and not _is_loopback(place.hostname or ""):
+            raise ValueError(
+                "the key would be sent in plain; use https://, or a server on this machine"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class NodeConfig(Section):
@@ -170,8 +194,8 @@ class NodeConfig(Section):
     name: str
     """This node's name in the roster."""
     tasks: tuple[str, ...] = ()
-    """Tasks and families of questions beside ours that run.toml may name (task.name,
-    task.reasoning.families): their code runs here; a task's sees the private data.
+    """Tasks, families of questions and scorers beside ours that run.toml may name (task.name,
+    task.reasoning): their code runs here; a task's and a scorer's sees the private data.
     """
     run: Path = Path("run.toml")
     """The run file; relative paths are relative to this file's folder."""
@@ -199,7 +223,8 @@ class NodeConfig(Section):
         """
         for name in task.own_code:
             if name not in self.tasks:
-                what = "task" if name == task.name else "family"
+                scorer = task.reasoning and task.reasoning.scorer
+                what = {task.name: "task", scorer: "scorer"}.get(name, "family")
                 raise ConfigurationError(
                     f"run.toml wants the {what} {name!r}, whose code would run here and see the "
                     "data; if you trust it, write it into tasks in the node's file: tasks = "

@@ -100,18 +100,30 @@ class ReasoningSection(Section):
     own:package.module or, on this machine only, own:FILE.py."""
     match: Literal["exact", "numeric"] = "exact"
     """How an answer is compared with the right one: as text, or as a number where both are one."""
+    scorer: str = ""
+    """Questions of a file: your own function `score` says what is right in place of match,
+    own:package.module or, on this machine only, own:FILE.py. Empty: the right answer alone is."""
     reward_scale: dict[str, tuple[float, float]] = {}
     """Family = [factor, offset]: a reward r of it counts as factor · r + offset, as owners of
     different tasks pay on different scales."""
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Those that are somebody's own code."""
-        return tuple(name for name in self.families if name.startswith(OWN_PREFIX))
+        """What is somebody's own code: families, and a scorer."""
+        named = (*self.families, *filter(None, [self.scorer]))
+        return tuple(name for name in named if name.startswith(OWN_PREFIX))
 
     def scale(self, family: str) -> tuple[float, float]:
         """(factor, offset) of a family's rewards."""
         return self.reward_scale.get(family, (1.0, 0.0))
+
+    @model_validator(mode="after")
+    def _one_says_what_is_right(self) -> ReasoningSection:
+        if self.scorer and not self.scorer.startswith(OWN_PREFIX):
+            raise ValueError("scorer is own:package.module or own:FILE.py")
+        if self.scorer and self.match != "exact":
+            raise ValueError("scorer and match both say what is right; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _scales_are_used(self) -> ReasoningSection:

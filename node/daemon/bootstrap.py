@@ -196,7 +196,7 @@ def resolve_paths(node: NodeConfig, folder: Path) -> NodeConfig:
     def at(path: Path | None) -> Path | None:
         return None if path is None else here / path.expanduser()
 
-    identity, data, budget = node.identity, node.data, node.budget
+    identity, data, budget, generator = node.identity, node.data, node.budget, node.generator
     return node.model_copy(
         update={
             "run": at(node.run),
@@ -209,5 +209,6 @@ def resolve_paths(node: NodeConfig, folder: Path) -> NodeConfig:
                 update={k: at(getattr(data, k)) for k in ("path", "test", "rows", "validation")}
             ),
             "budget": budget.model_copy(update={"ledger_dir": at(budget.ledger_dir)}),
+            "generator": generator and generator.model_copy(update={"key": at(generator.key)}),
         }
     )

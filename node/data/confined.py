@@ -51,6 +51,10 @@ class Unfit(Exception):
     """What the code gave can't be used: `str(error)` goes on after the function's name."""
 
 
+class Unlimited(Exception):
+    """The system sets no limit that this process needs: `str(error)` says which."""
+
+
 class Refused(RuntimeError):
     """Something that is more than to compute. (A PermissionError would mean to Python that a module
     is not there.)"""
@@ -58,25 +62,33 @@ class Refused(RuntimeError):
 
 def main(place: str) -> None:
     """Answers [function, arguments] with {"value": …}, or with {"error": …, "brief": …} whose brief
-    form has nothing of what was asked."""
+    form has nothing of what was asked, or, where no limits can be set, with {"unlimited": …}."""
     # What the code prints is no answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    limit("RLIMIT_AS", MEMORY)
-    limit("RLIMIT_CORE", 0)
-    at_most(LOADING)
     family: Family | dict[str, str]
     try:
-        family = Family(place)
-    except BaseException as error:
-        family = report(error, place)
-    confine()
+        limit("RLIMIT_AS", MEMORY)
+        limit("RLIMIT_CORE", 0)
+        family = loaded(place)
+        confine()
+    except Unlimited as error:
+        family = {"unlimited": str(error)}
     for line in sys.stdin:
         function, *arguments = json.loads(line)
         at_most(SECONDS)
         reply = family if isinstance(family, dict) else family.answer(function, arguments)
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
+
+
+def loaded(place: str) -> Family | dict[str, str]:
+    """The family, or a report of why there is none."""
+    at_most(LOADING)
+    try:
+        return Family(place)
+    except BaseException as error:
+        return report(error, place)
 
 
 def confine() -> None:
@@ -88,11 +100,19 @@ def confine() -> None:
 
 
 def limit(name: str, most: int) -> None:
-    """Where the system knows such a limit."""
+    """Sets a limit; a lower one that there is stays.
+
+    Raises:
+        Unlimited: Linux refuses it. Other systems don't know all of them.
+    """
     try:
-        resource.setrlimit(getattr(resource, name), (most, most))
-    except (AttributeError, ValueError, OSError):
-        pass
+        number = getattr(resource, name)
+        _, hard = resource.getrlimit(number)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(number, (most, most))
+    except (AttributeError, ValueError, OSError) as error:
+        if sys.platform.startswith("linux"):
+            raise Unlimited(f"{name}: {error}") from None
 
 
 def at_most(seconds: float) -> None:

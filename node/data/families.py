@@ -19,6 +19,8 @@ from typing import Literal, TypeAlias
 
 HELD_OUT = 0.2
 """Share of all questions that are never trained on."""
+AT_ONCE = 64
+"""Items that are asked for together, as a family may be in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +49,31 @@ class Family:
     """Questions of one kind."""
 
     name: str
-    sample: Callable[[int], Item]
-    """The item of a seed."""
+    samples: Callable[[Sequence[int]], list[Item]]
+    """The items of seeds."""
     scores: Scorer | None = None
     """Where more than one answer may be right; None: there is one."""
+
+    def sample(self, seed: int) -> Item:
+        """The item of a seed."""
+        return self.samples([seed])[0]
 
     def items(self, seed: int, *, held_out: bool) -> Iterator[Item]:
         """Endless items for training, or for testing, from this seed on."""
         while True:
-            item = self.sample(seed)
-            if item.held_out == held_out:
-                yield item
-            seed += 1
+            for item in self.samples(range(seed, seed + AT_ONCE)):
+                if item.held_out == held_out:
+                    yield item
+            seed += AT_ONCE
 
 
 def seeded(name: str, make: Callable[[random.Random], Item]) -> Family:
     """The family whose items are drawn by a generator of their name and seed."""
-    return Family(name, lambda seed: make(random.Random(f"{name} {seed}")))
+
+    def samples(seeds: Sequence[int]) -> list[Item]:
+        return [make(random.Random(f"{name} {seed}")) for seed in seeds]
+
+    return Family(name, samples)
 
 
 Match: TypeAlias = Literal["exact", "numeric"]

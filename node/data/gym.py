@@ -77,7 +77,12 @@ def _ask(name: str, seed: int) -> Item:
     asked = {"name": name, "seed": seed, "config": dict(ALLOWED[name])}
     try:
         question, answer = child.ask(asked, SECONDS)
-    except ChildError:
+    except ChildError as error:
+        if error.start:
+            raise DataError(
+                f"The process for reasoning-gym can't be started ({error.start}); free memory, or "
+                "allow more processes."
+            ) from None
         raise DataError(
             f"reasoning-gym makes no question of the family {name}; reinstall it."
         ) from None

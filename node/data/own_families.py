@@ -7,14 +7,16 @@
 They run in a process of their own (`confined`), one for each family, and never in this one. What
 is wrong with them is an error before the first round: both are tried when the family is loaded.
 Later a scorer that fails on an answer is a warning, and the answer counts as wrong, because whoever
-trained the policy chose its text, and must not end anybody's run by it.
+trained the policy chose its text, and must not end anybody's run by it. Questions of a file have
+`score` alone.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from node.config.section import readable
 from node.config.task import OWN_PREFIX, ReasoningSection
 from node.data import confined
 from node.data.child import Child, ChildError
-from node.data.families import LONGEST, Family, Item
+from node.data.families import LONGEST, Family, Item, Scorer
 from node.hooks import no_op
 from peer.errors import ConfigurationError, TaskError
 
@@ -37,6 +39,11 @@ PROMISES = {
     "score": "it must give a number from 0 to 1 for any text",
 }
 """What is wrong where a function fails."""
+RIGHT = {
+    "family": "the answer that sample(0) gives",
+    "scorer": "the right answer to the first question",
+}
+"""What a scorer is tried with."""
 TRIED = (
     *("", " ", "x", "-1", "1e999999999", "nan", "٧", "%s{0}", "\x1b[2J\x00", "\ud800"),
     *("9**9**9", "9" * LONGEST, "(" * LONGEST, "__import__('os').getpid()"),
@@ -55,7 +62,8 @@ def absolute(section: ReasoningSection) -> ReasoningSection:
     folder."""
     scale = {_absolute(name): pair for name, pair in section.reward_scale.items()}
     families = tuple(map(_absolute, section.families))
-    return section.model_copy(update={"families": families, "reward_scale": scale})
+    paths = {"families": families, "reward_scale": scale, "scorer": _absolute(section.scorer)}
+    return section.model_copy(update=paths)
 
 
 def _absolute(name: str) -> str:
@@ -76,30 +84,38 @@ def family(name: str) -> Family:
     """
     own = OwnFamily(name, _place(name))
     own.try_out()
-    return Family(name, own.sample, own.scores if own.scored else None)
+    return Family(name, own.samples, own.scores if own.scored else None)
+
+
+def scorer(name: str, item: Item) -> Scorer:
+    """The scorer "own:package.module" or "own:FILE.py" for questions of a file, tried on one of
+    them. Raises as `family`.
+    """
+    own = OwnFamily(name, _place(name), "scorer")
+    own.try_scorer(item)
+    return own.scores
 
 
 def _place(name: str) -> str:
     if is_file(name):
         file = _file(name)
         if file.suffix != ".py" or not file.is_file():
-            raise ConfigurationError(f"The family {name!r}: there is no Python file {file}.")
+            raise ConfigurationError(f"{name!r} is not there: there is no Python file {file}.")
         return str(file)
     place = name.removeprefix(OWN_PREFIX)
     if not all(part.isidentifier() for part in place.split(".")):
         raise ConfigurationError(
-            f"The family {name!r} names no module; write {OWN_PREFIX}package.module or "
-            f"{OWN_PREFIX}FILE.py."
+            f"{name!r} names no module; write {OWN_PREFIX}package.module or {OWN_PREFIX}FILE.py."
         )
     return place
 
 
 class OwnFamily:
-    """One family, and the process of its code."""
+    """One family, or a scorer alone, and the process of its code."""
 
-    def __init__(self, name: str, place: str) -> None:
-        self.name, self.scored = name, False
-        self.child = Child("-P", str(confined.__file__), place)
+    def __init__(self, name: str, place: str, kind: str = "family") -> None:
+        self.name, self.kind, self.scored = name, kind, False
+        self.child = Child("-P", str(confined.__file__), place, start_s=LOADING)
         self._warned = False
 
     def try_out(self) -> None:
@@ -108,94 +124,128 @@ class OwnFamily:
         Raises:
             TaskError: there is no `sample`, or something raised or gave what it should not.
         """
-        functions = self._ask("import")
-        if "sample" not in functions:
-            raise self._mistake("there is no function sample(seed)")
+        functions = self._functions("sample(seed)")
         self.scored = "score" in functions
-        item = self.sample(0)
-        if self.sample(0) != item:
+        item, again = self.samples([0, 0])
+        if again != item:
             raise self._mistake(
                 "sample(0) gives two different questions; draw with random.Random(seed) only"
             )
-        if not self.scored:
-            return
-        if (score := self.score(item, item.answer)) != 1.0:
-            raise self._mistake(
-                f"score gives {score:g} for the answer that sample(0) gives; 1 is expected"
-            )
-        for text in TRIED:
-            self.score(item, text)
+        if self.scored:
+            self.try_scorer(item)
 
-    def sample(self, seed: int) -> Item:
-        """Raises TaskError."""
-        match self._ask("sample", seed):
-            case [str(question), str(answer)]:
-                return Item(question, answer)
-        raise self._mistake("what came from its process is no question")
+    def _functions(self, needed: str) -> list[str]:
+        """What there is. Raises TaskError: a function that is needed is not."""
+        [functions] = self._values("import", [[]])
+        if needed.partition("(")[0] not in functions:
+            raise self._mistake(f"there is no function {needed}")
+        return list(functions)
+
+    def try_scorer(self, item: Item) -> None:
+        """Raises TaskError: it fails on some text, or takes the right answer for a wrong one."""
+        self._functions("score(item, text)")
+        [score] = self._values("score", [[_question(item), item.answer]])
+        if score != 1.0:
+            raise self._mistake(f"score gives {score:g} for {RIGHT[self.kind]}; 1 is expected")
+        self._values("score", [[_question(item), text] for text in TRIED])
+
+    def samples(self, seeds: Sequence[int]) -> list[Item]:
+        """The items of seeds. Raises TaskError."""
+        return self._values("sample", [[seed] for seed in seeds])
 
     def scores(
         self, items: Sequence[Item], texts: Sequence[str], yield_point: Callable[[], None] = no_op
     ) -> list[float | None]:
-        """What answers to items are worth, without space around them; None: the scorer failed."""
-        scores: list[float | None] = []
-        ends = 0
-        for item, text in zip(items, texts, strict=True):
-            score = 0.0 if len(text) > LONGEST else None
-            if score is None and ends < GIVE_UP:
-                score = self._tried(item, text.strip())
-                ends = 0 if self.child.pid else ends + 1
-            scores.append(score)
-            yield_point()
+        """What answers to items are worth, without space around them; None: the scorer failed. Its
+        owner is told once."""
+        rows = [row for row, text in enumerate(texts) if len(text) <= LONGEST]
+        calls = [[_question(items[row]), texts[row].strip()] for row in rows]
+        scores: list[float | None] = [0.0] * len(texts)
+        with closing(self._outcomes("score", calls)) as outcomes:
+            for row, outcome in zip(rows, outcomes, strict=True):
+                scores[row] = None if isinstance(outcome, TaskError) else outcome
+                if isinstance(outcome, TaskError) and not self._warned:
+                    print(f"warning: {outcome} Such answers count as wrong.", file=sys.stderr)
+                    self._warned = True
+                yield_point()
         return scores
 
-    def _tried(self, item: Item, text: str) -> float | None:
-        """None: the scorer failed, which its owner is told once."""
-        try:
-            return self.score(item, text)
-        except TaskError as error:
-            if not self._warned:
-                print(f"warning: {error} Such answers count as wrong.", file=sys.stderr)
-            self._warned = True
-            return None
+    def _values(self, function: str, calls: Sequence[Sequence[object]]) -> list[Any]:
+        """What a function gives for each of several arguments. Raises TaskError."""
+        values = []
+        with closing(self._outcomes(function, calls)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, TaskError):
+                    raise outcome
+                values.append(outcome)
+        return values
 
-    def score(self, item: Item, text: str) -> float:
-        """Raises TaskError: the scorer fails on this text."""
-        value = self._ask("score", {"question": item.prompt, "answer": item.answer}, text)
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise self._mistake("what came from its process is no score")
-        return float(value)
+    def _outcomes(
+        self, function: str, calls: Sequence[Sequence[object]]
+    ) -> Generator[Any, None, None]:
+        """What a function gives for each of several arguments; a TaskError where its code raised,
+        gave what it should not, or ended its process, after which the others are asked again. After
+        GIVE_UP ends in a row they are not."""
+        place, ends = 0, 0
+        while place < len(calls):
+            rest = [[function, *arguments] for arguments in calls[place:]]
+            try:
+                with closing(self.child.ask_all(rest, SECONDS)) as replies:
+                    for reply in replies:
+                        yield self._outcome(function, calls[place], reply)
+                        place, ends = place + 1, 0
+            except ChildError as error:
+                ends += 1
+                end = len(calls) if ends == GIVE_UP else place + 1
+                yield from [self._failed(function, calls[place], _end(error))] * (end - place)
+                place = end
 
-    def _ask(self, function: str, *arguments: object) -> Any:
-        """Raises TaskError: its code raised, gave what it should not, or ended its process."""
-        seconds = SECONDS if self.child.pid else LOADING + SECONDS
-        try:
-            match self.child.ask([function, *arguments], seconds):
-                case {"value": value}:
-                    return value
-                case {"error": str(text), "brief": str(brief)}:
-                    pass
-                case _:
-                    text = brief = "answers what is no answer"
-        except ChildError as error:
-            text = brief = _end(error.code)
+    def _outcome(self, function: str, arguments: Sequence[object], reply: object) -> Any:
+        """What came of a call."""
+        match function, reply:
+            case "import", {"value": [*functions]}:
+                return functions
+            case "sample", {"value": [str(question), str(answer)]}:
+                return Item(question, answer)
+            case "score", {"value": float(score)} if 0 <= score <= 1:
+                return score
+            case _, {"unlimited": str(text)}:
+                return self._mistake(
+                    f"its code is not run, as this system refuses to limit what it may do "
+                    f"({readable(text)}); allow setrlimit, or run it elsewhere"
+                )
+            case _, {"error": str(text), "brief": str(brief)}:
+                return self._failed(function, arguments, text, brief)
+        return self._failed(function, arguments, "answers what is no answer")
+
+    def _failed(
+        self, function: str, arguments: Sequence[object], text: str, brief: str = ""
+    ) -> TaskError:
         given = f", given {_shown(str(arguments[-1]))}," if arguments else ""
-        raise self._mistake(
+        return self._mistake(
             f"{function}{given} {readable(text)}; {PROMISES[function]}",
-            f"{function} {readable(brief)}",
+            f"{function} {readable(brief or text)}",
         )
 
     def _mistake(self, text: str, brief: str = "") -> TaskError:
-        name = f"The family {self.name!r}"
+        name = f"The {self.kind} {self.name!r}"
         return TaskError(f"{name}: {text}.", f"{name}: {brief or text}.")
 
 
-def _end(code: int | None) -> str:
+def _end(error: ChildError) -> str:
     """What became of the process, in words."""
-    if code == -signal.SIGPROF:
+    if error.start:
+        return f"has no process, as none can be started ({error.start})"
+    if error.code == -signal.SIGPROF:
         return f"takes more than {confined.SECONDS:g} s of CPU time"
-    if code is None:
+    if error.code is None:
         return f"takes more than {SECONDS:g} s"
-    return f"ends its process ({code})"
+    return f"ends its process ({error.code})"
+
+
+def _question(item: Item) -> dict[str, str]:
+    """As `score` is given it."""
+    return {"question": item.prompt, "answer": item.answer}
 
 
 def _shown(text: str) -> str:

@@ -53,6 +53,16 @@ def find(name: str) -> Family:
     return FAMILIES[name]
 
 
+def items(families: Sequence[str], seeds: Sequence[int]) -> list[Item]:
+    """For each place the item of its family and seed. Raises as `find`."""
+    made: dict[int, Item] = {}
+    for name in sorted(set(families)):
+        places = [place for place, family in enumerate(families) if family == name]
+        samples = find(name).samples([seeds[place] for place in places])
+        made.update(zip(places, samples, strict=True))
+    return [made[place] for place in range(len(families))]
+
+
 def texts(items: Sequence[Item], families: Sequence[str]) -> Texts:
     """Items as rows; `families` names that of each."""
     known = sorted(set(families))
@@ -67,10 +77,10 @@ def texts(items: Sequence[Item], families: Sequence[str]) -> Texts:
 
 
 def _texts(families: Sequence[str], most: int, *, held_out: bool) -> Texts:
-    items = {name: _distinct(find(name), most, held_out) for name in sorted(set(families))}
+    made = {name: _distinct(find(name), most, held_out) for name in sorted(set(families))}
     return texts(
-        [item for each in items.values() for item in each],
-        [name for name, each in items.items() for _ in each],
+        [item for each in made.values() for item in each],
+        [name for name, each in made.items() for _ in each],
     )
 
 

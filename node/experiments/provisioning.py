@@ -246,8 +246,8 @@ def _check_task(task: TaskSection) -> None:
         )
     for name in filter(own_families.is_file, task.own_code):
         raise ConfigurationError(
-            f"The family {name!r} is a file of this machine; put it where Python finds it on every "
-            "host, and name the module: own:package.module."
+            f"task.reasoning: {name!r} is a file of this machine; put it where Python finds it on "
+            "every host, and name the module: own:package.module."
         )
 
 

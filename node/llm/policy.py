@@ -23,7 +23,7 @@ from torch import Tensor
 from node.config import ReasoningSection
 from node.config.task import OWN_FAMILY
 from node.data import Texts, families, questions
-from node.data.families import Item
+from node.data.families import Item, Scorer
 from node.llm.forward import Forward
 from node.llm.generation import Sampling, completion_log_probs, generate
 from node.llm.prompts import Encoder
@@ -33,6 +33,7 @@ from node.maths.grpo import (
     grpo_loss,
     has_spread,
     importance_weights,
+    loss_mask,
     token_weights,
 )
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
@@ -92,13 +93,14 @@ class LanguagePolicy:
         draws: Draws,
         *,
         generators: Sequence[str] = (),
+        scorer: Scorer | None = None,
         longest: int = GrpoConfig().max_completion_length,
         dtype: torch.dtype = torch.float32,
         micro_batch: int | None = None,
     ) -> None:
         """`forward` gives the model with these parameters; `rows` are trained on, `held_out` are
-        not. `generators`: of which families of the run others can make questions. `longest`: tokens
-        of an answer that is drawn to estimate a probability.
+        not. `generators`: of which families of the run others can make questions. `scorer`: of
+        questions of a file. `longest`: tokens of an answer that is drawn to estimate a probability.
 
         Raises:
             DataError: there are too few rows.
@@ -108,7 +110,8 @@ class LanguagePolicy:
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
         self._generators, self._longest = frozenset(generators), longest
         scorers = {name: questions.find(name).scores for name in sorted(self._generators)}
-        self._scorers = {name: scorer for name, scorer in scorers.items() if scorer is not None}
+        self._scorers = {name: each for name, each in scorers.items() if each is not None}
+        self._scorer = scorer
         self._train, tested = self.asked(rows), self.asked(held_out)
         own = sorted(set(self._train.families))
         self.families = tuple(name for name in own if name in self._generators)
@@ -127,10 +130,11 @@ class LanguagePolicy:
     def asked(self, rows: Texts) -> Asked:
         """Rows of questions and answers as tokens."""
         prompts, answers = zip(*self._encoder.pairs(rows), strict=True)
-        asked = rows.columns.get("question", [text.strip() for text in self._encoder.prompts(rows)])
-        texts = zip(asked, rows.columns[self._encoder.text.answer], strict=True)
-        items = [Item(str(question), str(answer)) for question, answer in texts]
-        return Asked(items, family_of(rows), prompts, answers)
+        return Asked(items_of(rows, self._encoder), family_of(rows), prompts, answers)
+
+    def _scorer_of(self, family: str) -> Scorer | None:
+        """None: there is one right answer."""
+        return self._scorers.get(family, self._scorer)
 
     def sampling(self, config: GrpoConfig, temperature: float | None = None) -> Sampling:
         """How answers are drawn; temperature 0 takes the likeliest tokens."""
@@ -182,7 +186,9 @@ class LanguagePolicy:
         since, sampling = time.thread_time(), self.sampling(config)
         served = on_policy and self._server is not None
         cap = config.importance_sampling_cap if served else None
-        weights = token_weights(rollouts.completions.mask, config, config.max_completion_length)
+        completions = rollouts.completions
+        mask = loss_mask(completions.mask, completions.ended, config)
+        weights = token_weights(mask, config, config.max_completion_length)
         gradient = torch.zeros_like(x)
         leaves = views(self._layout, x.detach())
         # Each has its part of the gradient: backward to slices of x would make a vector for each.
@@ -190,10 +196,11 @@ class LanguagePolicy:
             leaves[name].requires_grad_().grad = part
         forward = self._forward(leaves)
         # Without KL, answers without an advantage weigh in the denominator only.
-        rows = torch.arange(len(advantages)) if config.beta else advantages.nonzero()[:, 0]
+        learned = mask.any(1) if config.beta else mask.any(1) & (advantages != 0)
+        rows = learned.nonzero()[:, 0]
         sums: dict[str, float] = defaultdict(float)
         for part in torch.split(rows, self._micro_batch or len(advantages)) if len(rows) else ():
-            prompts, drawn = rollouts.prompts.rows(part), rollouts.completions.rows(part)
+            prompts, drawn = rollouts.prompts.rows(part), completions.rows(part)
             log_probs = completion_log_probs(forward, prompts, drawn, sampling)
             now, counts = log_probs.detach(), drawn.mask.bool()
             terms = grpo_loss(
@@ -270,14 +277,14 @@ class LanguagePolicy:
 
     def right(self, x: Tensor, names: Sequence[str], seed: int, count: int) -> Tensor:
         chosen = [names[k % len(names)] for k in range(count)]
-        items = [questions.find(name).sample(seed + k) for k, name in enumerate(chosen)]
+        items = questions.items(chosen, range(seed, seed + count))
         return self.expected(x, self.asked(questions.texts(items, chosen)), seed)
 
     def expected(self, x: Tensor, asked: Asked, seed: int = 0) -> Tensor:
         """Probabilities to answer right, float64 [n]: of the right answer, or, where a scorer says
         what is right, the share of right ones among SAMPLES answers. Models that are asked with the
         same seed are coupled."""
-        judged = [k for k, name in enumerate(asked.families) if name in self._scorers]
+        judged = [k for k, name in enumerate(asked.families) if self._scorer_of(name)]
         if not judged:
             return self.probabilities(x, asked)
         p = torch.zeros(len(asked), dtype=torch.float64)
@@ -347,10 +354,11 @@ class LanguagePolicy:
 
     def _judged(self, family: str, items: Sequence[Item], answers: Sequence[str]) -> list[float]:
         """Scores of answers to questions of a family."""
-        if family not in self._scorers:
+        scorer = self._scorer_of(family)
+        if scorer is None:
             match = self._section.match
             return [families.score(*pair, match) for pair in zip(items, answers, strict=True)]
-        scores = self._scorers[family](items, answers, self._draws.yield_point)
+        scores = scorer(items, answers, self._draws.yield_point)
         self.scorer_failures += scores.count(None)
         return [score or 0.0 for score in scores]
 
@@ -381,6 +389,13 @@ def divided(rows: Texts, encoder: Encoder) -> tuple[Texts, Texts]:
     if held_out.all() or not held_out.any():
         raise DataError(TOO_FEW)
     return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
+
+
+def items_of(rows: Texts, encoder: Encoder) -> list[Item]:
+    """Rows as questions with their right answers."""
+    asked = rows.columns.get("question", [text.strip() for text in encoder.prompts(rows)])
+    pairs = zip(asked, rows.columns[encoder.text.answer], strict=True)
+    return [Item(str(question), str(answer)) for question, answer in pairs]
 
 
 def family_of(rows: Texts) -> list[str]:

@@ -14,34 +14,25 @@ The server's weights are those it was started with. How likely an answer was for
 
 from __future__ import annotations
 
-import json
 import math
-import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from urllib.parse import urlsplit
 
 import torch
 from pydantic import BaseModel, ValidationError
 
 from node.config import GeneratorSection
-from node.config.section import readable
 from node.hooks import no_op
+from node.llm.exchange import LARGEST_REPLY, Exchange, message_of, read_key, without
 from node.llm.generation import Sampling
 from node.llm.tokens import Tokens
 from node.maths.policy import Completions
 from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
-CONNECT_SECONDS = 5.0
 TICK_SECONDS = 0.05
 """Neighbors are answered so often while the server works."""
-LARGEST_REPLY = 1 << 26
-"""Bytes of a reply that are read."""
 NEVER = -100.0
 """Bias of tokens that are no part of an answer; the API allows no lower one."""
 CERTAIN = 1e-3
@@ -87,8 +78,10 @@ class Server:
     """The server of the node's file, for a policy with these tokens."""
 
     def __init__(self, section: GeneratorSection, tokens: Tokens) -> None:
+        """Raises ConfigurationError: its key can't be used."""
         self.section, self.tokens = section, tokens
         self.name = f"The generation server {section.url}"
+        self._key = read_key(section.key) if section.key else None
 
     def answers(
         self,
@@ -112,7 +105,7 @@ class Server:
         """
         seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
         requests = [
-            Exchange(self.section, self._request(prompt, count, sampling, seed))
+            Exchange(self.section, self._request(prompt, count, sampling, seed), self._key)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         self._wait(requests, yield_point)
@@ -171,9 +164,10 @@ class Server:
 
     def _check_reached(self, request: Exchange) -> None:
         if request.error is not None and not request.is_alive():
+            why = without(self._key, first_line(request.error))
             raise TemporaryFailure(
-                f"{self.name} can't be reached ({first_line(request.error)}); start it, or leave "
-                "[generator] out of the node's file."
+                f"{self.name} can't be reached ({why}); start it, or leave [generator] out of the "
+                "node's file."
             )
 
     def _read(self, request: Exchange, count: int, sampling: Sampling) -> list[Answer]:
@@ -183,8 +177,14 @@ class Server:
                 f"{self.name} says more than {LARGEST_REPLY >> 20} MiB at once; ask for fewer or "
                 "shorter answers."
             )
+        if request.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise ConfigurationError(
+                f"{self.name} wants {'another' if self._key else 'a'} key (status "
+                f"{request.status}); name a file that has it in generator.key of the node's file."
+            )
         if request.status != HTTPStatus.OK:
-            words = f"answers with status {request.status}: {message_of(request.reply)}"
+            message = message_of(request.reply, self._key)
+            words = f"answers with status {request.status}: {message}"
             if request.status >= 500 or request.status == HTTPStatus.TOO_MANY_REQUESTS:
                 raise TemporaryFailure(f"{self.name} {words}.")
             raise ConfigurationError(f"{self.name} {words}; see generator in the node's file.")
@@ -246,55 +246,6 @@ class Server:
         if not all(0 <= token < self.tokens.size for token in ids) or {*ids} & {*sampling.banned}:
             return False
         return characters(self.tokens.decode(ids)) == characters(text)
-
-
-class Exchange(threading.Thread):
-    """A request and its reply, in a thread of its own."""
-
-    def __init__(self, section: GeneratorSection, request: dict[str, object]) -> None:
-        super().__init__(name="generator", daemon=True)
-        self.status, self.reply = 0, b""
-        self.error: Exception | None = None
-        self._path = f"{urlsplit(section.url).path.rstrip('/')}/completions"
-        self._body = json.dumps(request)
-        self._connection = connection_to(section.url)
-        self._socket: socket.socket | None = None
-
-    def run(self) -> None:
-        try:
-            self._connection.connect()
-            self._socket = self._connection.sock
-            self._socket.settimeout(None)  # whoever waits cancels
-            headers = {"Content-Type": "application/json", "Connection": "close"}
-            self._connection.request("POST", self._path, self._body, headers)
-            with self._connection.getresponse() as response:
-                self.status, self.reply = response.status, response.read(LARGEST_REPLY + 1)
-        except (OSError, HTTPException) as error:
-            self.error = error
-        finally:
-            self._connection.close()
-
-    def cancel(self) -> None:
-        """Whoever still waits for a reply gets none."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-
-def connection_to(url: str) -> HTTPConnection:
-    """Not made yet."""
-    place = urlsplit(url)
-    kind = HTTPSConnection if place.scheme == "https" else HTTPConnection
-    return kind(place.hostname or "", place.port, timeout=CONNECT_SECONDS)
-
-
-def message_of(reply: bytes) -> str:
-    """What a server says of an error, in a line."""
-    text = reply[:10_000].decode(errors="replace")
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
-        reply_json = json.loads(text)
-        text = str(reply_json.get("error", reply_json)["message"])
-    return readable((text.strip().splitlines() or ["nothing"])[0])[:200].rstrip(".")
 
 
 def characters(text: str) -> str:

@@ -50,6 +50,9 @@ class GrpoConfig(Section):
     """Questions of a step, each with `num_generations` answers."""
     max_completion_length: int = Field(default=16, ge=1)
     """Tokens of an answer at most, its end included; one that is cut off is wrong."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from answers that are cut off (DAPO): a long one is no worse for that than a
+    short one. Their rewards stay in their groups' means."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the softmax from which answers are drawn."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -96,9 +99,16 @@ def has_spread(rewards: Tensor, config: GrpoConfig) -> Tensor:
     return groups.amax(dim=1) != groups.amin(dim=1)
 
 
+def loss_mask(mask: Tensor, ended: Tensor, config: GrpoConfig) -> Tensor:
+    """The tokens that are learned from, [n, T]: of an answer's (`mask` [n, T]), where it has an end
+    (`ended` [n]) or that does not matter.
+    """
+    return mask * ended[:, None] if config.mask_truncated_completions else mask
+
+
 def token_weights(mask: Tensor, config: GrpoConfig, max_completion_length: int) -> Tensor:
     """What every token of the batch weighs in its loss, [n, T]. `mask` [n, T] is 1 for the tokens
-    of an answer, its end-of-sequence token included.
+    of an answer, its end-of-sequence token included, as far as they are learned from.
     """
     mask = mask.to(torch.float32)
     match config.loss_type:

@@ -28,6 +28,7 @@ DIAGNOSTICS = (
     Diagnostic("clip_ratio_low", "Share of tokens clipped below.", per_neighbor=False),
     Diagnostic("clip_ratio_high", "Share of tokens clipped above.", per_neighbor=False),
     Diagnostic("completion_length", "Mean tokens of the own answers.", per_neighbor=False),
+    Diagnostic("completions_clipped_ratio", "Share of them that are cut off.", per_neighbor=False),
     Diagnostic("grad_norm", "Norm of the gradient before it is clipped.", per_neighbor=False),
     Diagnostic("mismatch", "Log-probabilities, generator and trainer.", per_neighbor=False),
     Diagnostic("generated_per_second", "Tokens by CPU-second.", per_neighbor=False),
@@ -177,6 +178,9 @@ def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, flo
         "clip_ratio_low": mean(each.clip_low for each in updates),
         "clip_ratio_high": mean(each.clip_high for each in updates),
         "completion_length": tokens / count,
+        "completions_clipped_ratio": mean(
+            1 - float(each.completions.ended.double().mean()) for each in answers
+        ),
         "grad_norm": mean(norms),
         "mismatch": mean(each.mismatch for each in updates),
         "generated_per_second": tokens / max(drawing, 1e-9),

@@ -6,7 +6,6 @@ the question's text, so that no seed brings one of them into training.
 
 Not covered
   * GPUs: this task stays on the CPU.
-  * Scorers for questions of a file.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from node.config import DataSection, ReasoningSection, RunConfig, TextSection
 from node.data import questions
+from node.data.own_families import scorer
 from node.figures import Metric
 from node.hooks import no_op
 from node.llm.forward import Forward
-from node.llm.policy import LanguagePolicy, divided, family_of
+from node.llm.policy import LanguagePolicy, divided, family_of, items_of
 from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
 from node.randomness import Keys
@@ -67,6 +67,10 @@ class Reasoning(CausalLM, RewardedTask):
         self._tested = of.test.texts if of.test else None
         names = sorted(set(family_of(self._tested))) if self._tested else []
         self._sampled = config
+        self._scorer = None
+        if section.scorer:
+            first = rows.take(np.arange(1))
+            self._scorer = scorer(section.scorer, items_of(first, of.encoder)[0])
         self.metrics = (
             EXACT,
             REWARD,
@@ -97,6 +101,7 @@ class Reasoning(CausalLM, RewardedTask):
             self._held_out,
             draws,
             generators=self.generators,
+            scorer=self._scorer,
             longest=self._sampled.max_completion_length,
             dtype=self.dtype,
             micro_batch=self.micro_batch,
@@ -143,6 +148,11 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
     config = GrpoConfig.model_validate(asked)  # as it answers in training, it answers in tests
     section = task.reasoning or ReasoningSection()
     generators = section.families if task.data == "questions" else ()
+    if generators and section.scorer:
+        raise ConfigurationError(
+            "task.reasoning.scorer is for questions of a file; a family of your own has its scorer "
+            "with it, so leave this one out."
+        )
     return Reasoning(causal_lm.ingredients(run, data), section, config, generators)
 
 

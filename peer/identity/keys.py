@@ -15,8 +15,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -88,9 +86,7 @@ def load_key(path: Path) -> PrivateKey:
             encrypted, or no P-256 key.
     """
     data = _read(path)
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise IdentityError(f"{path} can be read by others; run: chmod 600 {path}")
-    if os.name == "posix" and (text := files.unsafe(path.parent)):
+    if text := files.exposed(path):
         raise IdentityError(text)
     try:
         key = serialization.load_pem_private_key(data, password=None)

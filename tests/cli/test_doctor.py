@@ -161,6 +161,13 @@ def copy_neighbor(home: Path) -> None:
         (home / name).write_bytes((home.parent / "b" / name).read_bytes())
 
 
+def show_key(home: Path) -> None:
+    with (home / "node.toml").open("a") as file:
+        file.write('\n[generator]\nurl = "https://host/v1"\nkey = "server.key"\n')
+    (home / "server.key").write_text("key")
+    (home / "server.key").chmod(0o644)
+
+
 def no_folder(home: Path) -> None:
     (home / "state").write_text("a file")
 
@@ -171,6 +178,7 @@ def no_folder(home: Path) -> None:
         ("configuration", "unknown key", replace("node.toml", "[compute]", "[compute]\ngpus = 3")),
         ("configuration", "run.toml", lambda home: (home / "run.toml").unlink()),
         ("certificate", "chmod 600", lambda home: (home / "node.key").chmod(0o644)),
+        ("generator", "chmod 600", show_key),
         ("certificate", "node.pem", lambda home: (home / "node.pem").unlink()),
         ("listen.address", "not an address", replace("node.toml", "0.0.0.0:", "nowhere ")),
         ("listen.address", "listened on", replace("node.toml", '"0.0.0.0:', '"203.0.113.7:')),

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ import torch
 
 from kit.clusters import Process
 from kit.generation_server import serving
+from kit.own_families import sums
+from node.data import child
 from node.experiments.in_process import simulate
 from node.llm.models import tiny_llama
 
 pytest.importorskip("transformers")
 ROUNDS = 5
+KEY = "sk-of-nobody"
 SETTINGS: dict[str, Any] = {
     "nodes": 3,
     "kind": "full",
@@ -66,6 +71,40 @@ async def test_daemons_give_the_bits_of_the_simulation(cluster: Any, tmp_path: P
 
 
 @pytest.mark.cluster
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_daemons_learn_and_audit_a_family_of_somebodys_own(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """Each has a process of its code, which is gone with the daemon."""
+    family = sums(tmp_path)
+    task = SETTINGS["task"] | {"reasoning": {"families": [family, "sort"]}}
+    algorithm = {"warmup": {}, "audit": {"questions": 2, "score": "sampled"}}
+    own = {"nodes": 2, "rounds": 3, "task": task, "algorithm": SETTINGS["algorithm"] | algorithm}
+    async with cluster(**{**SETTINGS, **own}) as c:
+        processes = {name: c.start(name) for name in c.homes}
+        expected = simulate(c.config, tmp_path / "simulated")
+        for name, process in processes.items():
+            assert await process.ended(200) == 0, process.log
+            summary = json.loads((c.homes[name] / "summary.json").read_text())
+            assert summary["complete"]
+            assert summary["params_digest"] == {name: expected.params_digest[name]}
+            rounds = process.events("round")
+            assert len(rounds) == 3
+            assert all(each["diagnostics"]["audit_tokens"] > 0 for each in rounds)
+            assert not any(each["diagnostics"]["scorer_failures"] for each in rounds)
+    child.end_all()  # the simulation's
+    assert not any(f"{tmp_path / 'sums.py'}\0" in command for command in commands())
+
+
+def commands() -> Iterator[str]:
+    """Of all processes."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield (process / "cmdline").read_bytes().decode(errors="replace")
+
+
+@pytest.mark.cluster
 @pytest.mark.timeout(300)
 async def test_killed_while_it_answers_it_returns_and_nobody_is_convicted(cluster: Any) -> None:
     """Its chain of commitments goes on from its checkpoint, and it is audited again."""
@@ -104,7 +143,7 @@ def heard_after(process: Process, t: int) -> bool:
 async def test_a_generation_server_that_dies_ends_its_node_which_resumes_later(
     cluster: Any, tmp_path: Path
 ) -> None:
-    """n0 has a server with the weights that the run begins with."""
+    """n0 has a server with the weights that the run begins with, and its key, which nothing shows."""
     weights = dict(tiny_llama(torch.float32, None, 1).named_parameters())
     weights.pop("lm_head.weight", None)
     with socket.socket() as free:
@@ -113,19 +152,25 @@ async def test_a_generation_server_that_dies_ends_its_node_which_resumes_later(
     families = {"reasoning": {"families": ["largest", "sort"]}}
     settings = {**SETTINGS, "nodes": 2, "rounds": 1000, "task": SETTINGS["task"] | families}
     async with cluster(**settings) as c:
+        (c.homes["n0"] / "server.key").write_text(KEY)
+        (c.homes["n0"] / "server.key").chmod(0o600)
         section = f'[generator]\nurl = "http://127.0.0.1:{port}/vllm/none/1.0/v1"\n'
+        section += 'key = "server.key"\n'
         with (c.homes["n0"] / "node.toml").open("a", encoding="utf-8") as file:
             file.write(f"\n{section}")
         c.start("n1")
         # Two questions a round: it dies in the third after the warm-up.
-        with serving(tmp_path, weights, "--die-after", "5", port=port):
+        with serving(tmp_path, weights, "--key", KEY, "--die-after", "5", port=port):
             first = c.start("n0")
             assert await first.ended(200) == os.EX_TEMPFAIL, first.log
         assert [event["round"] for event in first.events("round")] == [0, 1, 2]
         assert f"The generation server http://127.0.0.1:{port}/" in first.log
         assert "Traceback" not in first.log
-        with serving(tmp_path, weights, port=port):
+        with serving(tmp_path, weights, "--key", KEY, port=port):
             again = c.start("n0")
             await again.until(lambda: again.reached(4), 150)
+        (c.homes["n0"] / "server.key").unlink()
+        written = [file.read_bytes() for file in c.homes["n0"].rglob("*") if file.is_file()]
+        assert not any(KEY.encode() in each for each in (*written, first.log.encode()))
         assert again.events("resume")[-1]["checkpoint"] == 2
         assert again.events("round")[-1]["diagnostics"]["completion_length"] > 0

@@ -147,7 +147,9 @@ def test_nodes_are_healthy() -> None:
 
 
 def test_every_panel_of_the_dashboard_shows_something() -> None:
-    panels = json.loads((ROOT / "deploy" / "grafana" / "peerpoise.json").read_text())["panels"]
+    """But those of reinforcement, which are in a row that is folded up."""
+    page = json.loads((ROOT / "deploy" / "grafana" / "peerpoise.json").read_text())
+    panels = [each for each in page["panels"] if each["type"] != "row"]
     until(
         lambda: not [each["title"] for each in panels if not query(each["targets"][0]["expr"])], 60
     )

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from node.algorithms import find
 from node.observability.metrics import Metrics
 from node.process import KEPT
+from node.tasks.reasoning import EXACT
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -85,17 +87,49 @@ def test_every_alert_is_tested_and_asks_for_what_there_is() -> None:
 
 
 @pytest.fixture
-def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((DEPLOY / "grafana" / "peerpoise.json").read_text())[
-        "panels"
-    ]
-    return found
+def everything() -> list[dict[str, Any]]:
+    """Panels and rows; a row's panels after it."""
+    page = json.loads((DEPLOY / "grafana" / "peerpoise.json").read_text())
+    return [panel for top in page["panels"] for panel in (top, *top.get("panels", []))]
+
+
+@pytest.fixture
+def panels(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [panel for panel in everything if panel["type"] != "row"]
 
 
 def test_panels_ask_for_what_there_is(panels: list[dict[str, Any]]) -> None:
     asked = used(" ".join(target["expr"] for panel in panels for target in panel["targets"]))
     assert len(asked) > 10
     assert asked <= names()
+
+
+def test_panels_of_reinforcement_show_what_is_declared(panels: list[dict[str, Any]]) -> None:
+    """By neighbor, if it is; and a daemon exports it."""
+    metrics = Metrics(version="", torch="", python="")
+    declared = {each.name: each for name in ("fgrpo", "sapo") for each in find(name).DIAGNOSTICS}
+    for each in declared.values():
+        metrics.diagnostic(each.name, 1.0, "n1" if each.per_neighbor else None)
+    metrics.task_metric(EXACT.name, 0.5)
+    chosen = [
+        (target["expr"], target["legendFormat"])
+        for panel in panels
+        for target in panel["targets"]
+        if "=~" in target["expr"]
+    ]
+    assert len(chosen) >= 12
+    for expression, legend in chosen:
+        [(series, label, pattern)] = re.findall(r'^(\w+){(\w+)=~"(.*)"}$', expression)
+        exported = [
+            sample.labels
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == series and re.fullmatch(pattern, sample.labels[label])
+        ]
+        names = {each[label] for each in exported}
+        assert names == ({EXACT.name} if label == "metric" else {*pattern.split("|")})
+        assert ("{{peer}}" in legend) == any(each.get("peer") for each in exported)
+        assert len(names) == 1 or f"{{{{{label}}}}}" in legend
 
 
 def test_panels_ask_the_source_that_is_there(panels: list[dict[str, Any]]) -> None:
@@ -105,8 +139,8 @@ def test_panels_ask_the_source_that_is_there(panels: list[dict[str, Any]]) -> No
     ] == uid
 
 
-def test_panels_lie_side_by_side(panels: list[dict[str, Any]]) -> None:
-    places = [panel["gridPos"] for panel in panels]
+def test_panels_lie_side_by_side(everything: list[dict[str, Any]]) -> None:
+    places = [panel["gridPos"] for panel in everything]
     cells = [
         (x, y)
         for p in places
@@ -116,9 +150,9 @@ def test_panels_lie_side_by_side(panels: list[dict[str, Any]]) -> None:
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) == 23
     assert (
-        len({panel["id"] for panel in panels})
-        == len({panel["title"] for panel in panels})
-        == len(panels)
+        len({panel["id"] for panel in everything})
+        == len({panel["title"] for panel in everything})
+        == len(everything)
     )
 
 

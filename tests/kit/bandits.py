@@ -79,16 +79,21 @@ class TabularPolicy:
         log_p = self.logits(leaf, family, rollouts.prompts.ids[:, 1]).log_softmax(1)
         drawn = log_p.gather(1, rollouts.completions.ids)
         weights = token_weights(rollouts.completions.mask, config, 1)
+        clip_low = clip_high = 0.0
         if advantages.any():
             old = drawn.detach() if on_policy else rollouts.completions.log_probs
             terms = grpo_loss(drawn, old, advantages, weights, config)
             torch.autograd.backward(terms.loss)
+            clip_low, clip_high = (
+                terms.clipped_low / terms.tokens,
+                terms.clipped_high / terms.tokens,
+            )
         spread = has_spread(rollouts.rewards, config)
         return PolicyGradient(
             gradient=leaf.grad,
             entropy=0.0,
-            clip_low=0.0,
-            clip_high=0.0,
+            clip_low=clip_low,
+            clip_high=clip_high,
             kl=0.0,
             zero_spread=1 - float(spread.double().mean()),
             mismatch=0.0,

@@ -3,7 +3,7 @@ llama-server and plain OpenAI-compatible ones do, or with one of their faults.
 
     python -m kit.generation_server WEIGHTS.safetensors [--port PORT] [--die-after 3]
 
-It prints its port. What is asked for is in the path: `POST /FORM/FAULT/FACTOR/v1/completions`, with
+It prints its port. With `--key KEY` it answers only who sends that; the fault `tattling` repeats it. What is asked for is in the path: `POST /FORM/FAULT/FACTOR/v1/completions`, with
 weights times FACTOR. The fault `held-NAME` keeps answers back until `GET /held-NAME`. `--die-after N`
 ends the process when one more than N questions came.
 """
@@ -157,7 +157,7 @@ def spoiled(fault: str, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return choices
 
 
-def handler(model: Model, die_after: int | None) -> type[BaseHTTPRequestHandler]:
+def handler(model: Model, die_after: int | None, key: str | None) -> type[BaseHTTPRequestHandler]:
     held: dict[str, threading.Event] = defaultdict(threading.Event)
     asked = count()
 
@@ -170,6 +170,13 @@ def handler(model: Model, die_after: int | None) -> type[BaseHTTPRequestHandler]
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             form, fault, factor, *place = self.path[1:].split("/")
             assert place == ["v1", "completions"]
+            sent = self.headers["Authorization"]
+            if fault == "tattling":
+                self.reply(500, f"What is {sent.removeprefix('Bearer ')}?".encode())
+                return
+            if key and sent != f"Bearer {key}":
+                self.reply(401, f'{{"error": {{"message": "Not {sent}"}}}}'.encode())
+                return
             if die_after is not None and next(asked) >= die_after:
                 os._exit(1)
             drawn = model.complete(request, float(factor))
@@ -213,10 +220,13 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--die-after", type=int)
+    parser.add_argument("--key")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = Model(options.weights)
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), handler(model, options.die_after))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", options.port), handler(model, options.die_after, options.key)
+    )
     print(server.server_port, flush=True)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who gave up broke its connection
     server.serve_forever()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -21,6 +22,7 @@ from node.llm.policy import SAMPLES, LanguagePolicy, divided
 from node.llm.prompts import Encoder
 from node.llm.tokens import Bytes
 from node.maths.grpo import GrpoConfig, advantages
+from node.maths.grpo_rounds import figures
 from node.maths.policy import Completions, Draws
 from node.randomness import Keys
 from node.task import flat, layout_of, views
@@ -181,6 +183,55 @@ def test_without_an_advantage_there_is_no_gradient(made):
     one = policy(made)
     rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
     assert one.gradient(made["x"], rollouts, CONFIG, torch.zeros(16)).gradient is None
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_nothing_is_learned_from_truncated_completions(made, micro_batch):
+    """If so wished; those that end weigh what they did."""
+    config = CONFIG.model_copy(update={"loss_type": "dr_grpo", "max_completion_length": 2})
+    masked = config.model_copy(update={"mask_truncated_completions": True})
+    one = policy(made, micro_batch=micro_batch)
+    rollouts = one.rollouts(made["x"], config, 0, 0)
+    completions = rollouts.completions
+    ended = torch.arange(16) % 3 == 0
+    rollouts = replace(rollouts, completions=replace(completions, ended=ended))
+    advantage = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    update = one.gradient(made["x"], rollouts, masked, advantage)
+    expected = one.gradient(made["x"], rollouts, config, advantage * ended)
+    torch.testing.assert_close(update.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+    assert update.entropy == pytest.approx(expected.entropy)
+    whole = one.gradient(made["x"], rollouts, config, advantage).gradient
+    assert whole is not None
+    assert expected.gradient is not None
+    assert not torch.allclose(whole, expected.gradient, rtol=1e-2, atol=1e-4)
+    none = replace(rollouts, completions=replace(completions, ended=torch.zeros(16).bool()))
+    for beta in (0.0, 0.1):
+        c = masked.model_copy(update={"beta": beta})
+        assert one.gradient(made["x"], none, c, advantage, made["x"]).gradient is None
+
+
+def test_what_others_drew_is_clipped_on_their_side(made):
+    """TRL's clip_ratio: above where an answer was better than the others, below where worse."""
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    drawn, tokens = rollouts.completions, rollouts.completions.mask.sum(1)
+    advantage = torch.tensor([1.0, -1.0] * 8)
+    for factor, name in ((1, "clip_high"), (-1, "clip_low")):
+        theirs = replace(drawn, log_probs=drawn.log_probs - 0.5 * factor)
+        apart = replace(rollouts, completions=theirs)
+        update = one.gradient(made["x"], apart, CONFIG, advantage, on_policy=False)
+        share = float(tokens[factor * advantage > 0].sum() / tokens.sum())
+        assert update.clip_low + update.clip_high == getattr(update, name)
+        assert getattr(update, name) == pytest.approx(share)
+
+
+def test_figures_have_the_share_of_answers_that_are_cut_off(made):
+    one, config = policy(made), CONFIG.model_copy(update={"max_completion_length": 2})
+    rollouts = one.rollouts(made["x"], config, 0, 0)
+    ended = torch.arange(16) % 4 == 0
+    rollouts = replace(rollouts, completions=replace(rollouts.completions, ended=ended))
+    update = one.gradient(made["x"], rollouts, config, torch.ones(16))
+    assert figures([(rollouts, update)])["completions_clipped_ratio"] == 0.75
 
 
 def test_kl_is_from_the_reference(made):

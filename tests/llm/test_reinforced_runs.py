@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from kit.own_families import sums, written
 from node.config import ExperimentConfig
-from node.experiments.in_process import simulate
+from node.data.families import Item
+from node.experiments.in_process import make_learners, simulate
 from node.experiments.resolve import resolve
+from node.maths.policy import Draws
+from node.randomness import Keys
+from node.tasks.reasoning import Reasoning
 from peer.errors import ConfigurationError, DataError, TaskError
 
 ALGORITHM = {
@@ -139,6 +144,72 @@ def test_what_does_not_go_together_is_one_sentence(
     with pytest.raises(ConfigurationError, match=sentence) as caught:
         run(tmp_path, **sections)
     assert "\n" not in str(caught.value)
+
+
+JUDGE = "def score(item, text):\n    return float(len(text) == len(item['answer']))\n"
+"""Any answer as long as the right one."""
+
+
+def judged(file: Path, scorer: str, **algorithm: Any) -> dict[str, dict[str, Any]]:
+    sections = from_file(file, **{"gain": "reported", **algorithm})
+    return {**sections, "task": {**sections["task"], "reasoning": {"scorer": scorer}}}
+
+
+def test_a_scorer_says_what_is_right_of_questions_of_a_file(tmp_path: Path) -> None:
+    """Whatever a column says of their family: here one of ours, whose one answer does not count."""
+    name = written(tmp_path / "judge.py", JUDGE)
+    sections = judged(file_of(tmp_path), name)
+    assert run(tmp_path / "run", **sections).complete
+    nodes = make_learners(resolve(config(**sections)))
+    task = nodes["n0"].task
+    assert isinstance(task, Reasoning)
+    policy = task.policy(Draws("n0", 1, Keys.insecure(0, "n0")))
+    items = [Item("What is 30 + 1?", "31")] * 3
+    assert policy._judged("sort", items, ["31", "77", "7"]) == [1.0, 1.0, 0.0]
+    own = policy._train.take([0])
+    assert own.items[0].prompt.startswith("What is ")
+    assert own.families == ["sort"]
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("x = 1", "there is no function score"),
+        (
+            "def score(item, text): return 0.5",
+            "score gives 0.5 for the right answer to the first question",
+        ),
+        ("def score(item, text): return 1 / 0", "score, given .* raised ZeroDivisionError"),
+    ],
+)
+def test_a_scorer_with_a_mistake_is_one_sentence(code: str, sentence: str, tmp_path: Path) -> None:
+    name = written(tmp_path / "judge.py", code)
+    with pytest.raises(TaskError, match=f"The scorer {name!r}: {sentence}") as caught:
+        run(tmp_path / "run", **judged(file_of(tmp_path), name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"scorer": "judge"}, "scorer is own:package.module or own:FILE.py"),
+        ({"scorer": "own:judge", "match": "numeric"}, "scorer and match both say what is right"),
+    ],
+)
+def test_a_scorer_that_is_none_is_refused(section: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        config(task={"reasoning": section})
+
+
+def test_families_bring_their_own_scorers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is for questions of a file"):
+        run(tmp_path, task={"reasoning": {"families": ["largest", "sort"], "scorer": "own:judge"}})
+
+
+def test_by_a_scorer_of_ones_own_nobody_else_can_audit(tmp_path: Path) -> None:
+    name = written(tmp_path / "judge.py", JUDGE)
+    with pytest.raises(ConfigurationError, match=r'set algorithm\.gain = "reported"'):
+        run(tmp_path / "run", **judged(file_of(tmp_path), name, gain="audited"))
 
 
 # families of somebody's own

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -18,7 +19,7 @@ import torch
 from pydantic import ValidationError
 
 from kit.generation_server import FORMS, Running, serving
-from node.config import GeneratorSection, RunConfig
+from node.config import GeneratorSection, NodeConfig, RunConfig, load
 from node.learning.build import build
 from node.learning.plan import Plan
 from node.llm.generation import completion_log_probs, generate
@@ -302,6 +303,96 @@ def test_runs_that_have_no_use_for_a_server_are_refused(
     section = GeneratorSection(url="http://127.0.0.1:1/v1")
     with pytest.raises(ConfigurationError, match=words):
         build(plan, "n0", np.arange(100), ledger=None, generator=section)
+
+
+KEY = "sk-7/+=~of_nobody"
+
+
+def key_file(folder: Path, key: bytes = KEY.encode() + b"\n", mode: int = 0o600) -> Path:
+    file = folder / "server.key"
+    file.write_bytes(key)
+    file.chmod(mode)
+    return file
+
+
+def test_a_server_with_a_key_answers_who_has_it(task: Any, x: torch.Tensor, tmp_path: Path) -> None:
+    """And nobody is told it who reads what went wrong, whatever the server repeats."""
+    file = key_file(tmp_path)
+    with serving(tmp_path, views(task.layout, x), "--key", KEY) as server:
+
+        def ask(key: Path | None, fault: str = "none") -> Any:
+            section = server.section(fault=fault).model_copy(update={"key": key})
+            return policy(task, section).rollouts(x, CONFIG, 0, 0)
+
+        assert len(ask(file).rewards) == 12
+        with pytest.raises(ConfigurationError, match=r"wants a key \(status 401\); name a file"):
+            ask(None)
+        with pytest.raises(TemporaryFailure, match=r"status 500: What is …\?") as told_on:
+            ask(file, "tattling")
+        assert KEY not in "".join(traceback.format_exception(told_on.value))
+        file.write_text("another")
+        with pytest.raises(ConfigurationError, match=r"wants another key \(status 401\)") as caught:
+            ask(file)
+        assert "another." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "mode", "words"),
+    [
+        (b"x", 0o640, "server.key can be read by others; run: chmod 600"),
+        (b"", 0o600, "is to hold a key and nothing else"),
+        (b"two words", 0o600, "is to hold a key and nothing else"),
+        (b"x\r\nX-Other: header", 0o600, "is to hold a key and nothing else"),
+        ("schlüssel".encode(), 0o600, "is to hold a key and nothing else"),
+        (b"x" * 5000, 0o600, "is to hold a key and nothing else"),
+    ],
+)
+def test_a_key_that_is_none_or_anybodys_is_one_sentence(
+    task: Any, tmp_path: Path, key: bytes, mode: int, words: str
+) -> None:
+    """Before anything is asked."""
+    file = key_file(tmp_path, key, mode)
+    section = GeneratorSection(url="http://127.0.0.1:1/v1", key=file)
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        policy(task, section)
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="can't be read: No such file"):
+        policy(task, section)
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://host/v1", True),
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.1/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://host/v1", False),
+        ("http://10.0.0.1:8000/v1", False),
+    ],
+)
+def test_a_key_does_not_travel_in_plain(url: str, safe: bool) -> None:
+    GeneratorSection(url=url)
+    if safe:
+        assert GeneratorSection(url=url, key=Path("key")).key
+        return
+    with pytest.raises(ValidationError, match="would be sent in plain; use https"):
+        GeneratorSection(url=url, key=Path("key"))
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/v1", "https://host/v1?key=secret"])
+def test_a_key_does_not_stand_in_an_address(url: str, tmp_path: Path) -> None:
+    """Which is shown in errors."""
+    file = tmp_path / "node.toml"
+    file.write_text(
+        f'name = "a"\nidentity = {{ key = "k", certificate = "c", ca = "ca" }}\n[generator]\nurl = "{url}"\n'
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"generator\.url: a key does not belong"
+    ) as caught:
+        load(NodeConfig, [file])
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host/v1", "http://", "http://h:port/v1"])

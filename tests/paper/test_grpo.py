@@ -19,6 +19,7 @@ from node.maths.grpo import (
     grpo_loss,
     has_spread,
     importance_weights,
+    loss_mask,
     token_weights,
 )
 
@@ -149,6 +150,21 @@ def test_what_follows_an_answer_counts_for_nothing():
     assert not gradient[mask == 0].any()
 
 
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_truncated_completions_are_masked_and_stay_in_their_groups(loss_type):
+    now, old, reference, mask, rewards = batch()
+    ended = torch.arange(len(mask)) % 3 != 0
+    c = config(loss_type=loss_type, beta=0.1, mask_truncated_completions=True)
+    advantage, learned = advantages(rewards, c), loss_mask(mask, ended, c)
+    terms = loss_of(now, old, reference, learned, advantage, c)
+    expected = naive(now, old, reference, mask * ended[:, None], advantage, c)
+    assert terms.loss.item() == pytest.approx(expected, rel=1e-6)
+    assert terms.tokens == mask[ended].sum().item()
+    [gradient] = torch.autograd.grad(terms.loss, now)
+    assert not gradient[~ended].any()
+    assert loss_mask(mask, ended, config()) is mask, "unless it is asked for"
+
+
 def test_clipped_tokens_are_counted():
     old = torch.zeros(2, 2, dtype=torch.float64)
     now = torch.tensor([[0.5, 0.0], [-0.5, 0.5]], dtype=torch.float64)
@@ -190,6 +206,22 @@ def test_with_importance_weights_loss_and_gradient_are_those_of_trl(loss_type, o
         _trainer(c, now, mask, served=True),
         None,
         {**inputs(old, reference, mask, advantage), "importance_sampling_ratio": expected},
+    )
+    _assert_equal(ours, theirs, now)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_without_truncated_completions_loss_and_gradient_are_those_of_trl(loss_type, options):
+    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="pip install trl").GRPOTrainer
+    now, old, reference, mask, rewards = batch()
+    c = config(loss_type=loss_type, mask_truncated_completions=True, **options)
+    advantage, is_truncated = advantages(rewards, c), torch.arange(len(mask)) % 3 == 0
+    learned = loss_mask(mask, ~is_truncated, c)
+    ours = loss_of(now, old, reference, learned, advantage, c).loss
+    expected = mask * (~is_truncated).unsqueeze(1).int()  # as TRL's _generate_and_score_…
+    theirs = trainer._compute_loss(
+        _trainer(c, now, expected), None, inputs(old, reference, expected, advantage)
     )
     _assert_equal(ours, theirs, now)
 

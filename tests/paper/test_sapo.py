@@ -99,6 +99,19 @@ def test_who_hears_answers_to_other_questions_learns_them():
     assert others(Sapo, max_prompt_length=2) > others(Grpo) + 0.2
 
 
+def test_it_is_told_how_much_of_what_is_shared_was_clipped():
+    nodes, neighborhoods = cluster(Sapo, max_completion_length=1, max_prompt_length=2)
+    ratios = []
+    for t in range(6):
+        lockstep.run(nodes, neighborhoods, t + 1, first=t)
+        diagnostics = nodes["n0"].diagnostics()
+        for peer, ratio in diagnostics["clip_ratio"].items():
+            assert 0 <= ratio <= (diagnostics["taken"][peer] > 0)
+            ratios.append(ratio)
+    assert len(ratios) == 30
+    assert any(ratios)
+
+
 def test_who_calls_its_answers_unlikely_is_not_the_whole_gradient():
     """Log-probabilities of -1e4 would be a ratio that is no number."""
     old, now = torch.full((8, 1), -1e4), torch.full((8, 1), -0.5, requires_grad=True)

@@ -15,8 +15,9 @@ import pytest
 from node.data.child import Child, ChildError
 
 
-def child_of(program: str) -> Child:
-    return Child("-c", f"import os, sys, time\nfor line in sys.stdin:\n    {program}\n")
+def child_of(program: str, **options: float) -> Child:
+    code = f"import os, sys, time\nfor line in sys.stdin:\n    {program}\n"
+    return Child("-c", code, **options)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,48 @@ def test_a_child_is_started_again_and_not_asked_what_was_for_another() -> None:
     with pytest.raises(ChildError):
         echo.ask(1, 60)
     assert echo.ask(2, 60) == 2
+
+
+def test_questions_are_asked_at_once_and_answered_one_by_one() -> None:
+    """It reads all of them before it answers the first."""
+    program = "lines = [line, next(sys.stdin), next(sys.stdin)]\n"
+    program += "    for each in lines: print(each, end='', flush=True)"
+    assert list(child_of(program).ask_all(["a", 2, None], 60)) == ["a", 2, None]
+
+
+def test_each_answer_has_a_time_of_its_own() -> None:
+    program = "time.sleep(60 if line == '6\\n' else 0.5); print(line, end='', flush=True)"
+    answers = child_of(program, start_s=60).ask_all([*range(7)], 2.0)
+    assert [next(answers) for _ in range(6)] == [*range(6)]
+    with pytest.raises(ChildError):
+        next(answers)
+
+
+def test_what_a_child_said_before_its_end_counts() -> None:
+    """However much it had not read yet."""
+    program = "os._exit(3) if line[1] == '5' else print(line, end='', flush=True)"
+    texts = [str(k) * 30_000 for k in range(9)]
+    answers = child_of(program).ask_all(texts, 60)
+    assert [next(answers) for _ in range(5)] == texts[:5]
+    with pytest.raises(ChildError) as caught:
+        next(answers)
+    assert caught.value.code == 3
+
+
+def test_a_child_that_is_asked_no_further_is_ended() -> None:
+    started = child_of("print(line, end='', flush=True)")
+    answers = started.ask_all([1, 2], 60)
+    assert next(answers) == 1
+    answers.close()
+    assert started.pid is None
+    assert started.ask(3, 60) == 3
+
+
+def test_a_child_that_can_not_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nothing/python")
+    with pytest.raises(ChildError) as caught:
+        child_of("pass").ask(1, 60)
+    assert caught.value.start == "No such file or directory"
 
 
 def test_a_child_gets_no_secrets_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,38 @@ def test_a_batch_of_answers_that_end_it_costs_few_starts(tmp_path: Path) -> None
     assert GIVE_UP < 19
 
 
+def test_a_node_that_stops_in_the_middle_of_a_batch_leaves_nothing(tmp_path: Path) -> None:
+    """As a daemon does, in the middle of a step."""
+    family, texts = own(tmp_path, "return 1.0"), ["7"] * 1000
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        family.scores([ITEM] * 1000, texts, stop)
+    assert family.child.pid is None
+    assert family.scores([ITEM], ["7"]) == [1.0], caught.value
+
+
+def test_who_ends_it_costs_no_other_answer_its_score(tmp_path: Path) -> None:
+    family = own(tmp_path, "if text == 'x': os._exit(0)\nreturn float(len(text) > 1)", "import os")
+    texts = ["7" * 4000] * 40
+    texts[5] = texts[6] = texts[39] = "x"
+    expected = [None if text == "x" else 1.0 for text in texts]
+    assert family.scores([ITEM] * 40, texts) == expected
+
+
+def test_a_process_that_can_not_be_started_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nothing/python")
+    with pytest.raises(TaskError, match=r"import has no process, as none can be started \(No such"):
+        find(written(tmp_path / "mine.py", SAMPLE))
+
+
 def test_what_it_prints_is_no_answer(tmp_path: Path) -> None:
     family = own(tmp_path, "print('{\"value\": 1.0}')\nreturn 0.0")
     assert family.scores([ITEM], ["x"]) == [0.0]
@@ -237,17 +269,18 @@ def test_hostile_answers_are_wrong_whatever_the_scorer_does(text: str, here: Pat
 # what the process may do
 
 
-def reaching(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
-    """Families' processes without these parts of their confinement."""
-    program = (
+def reaching(monkeypatch: pytest.MonkeyPatch, *parts: str, before: str = "") -> None:
+    """Families' processes without these parts of their confinement, and with this code before it."""
+    program = before
+    program += (
         f"import runpy, sys\nown = runpy.run_path({confined.__file__!r})['main'].__globals__\n"
     )
     program += "".join(f"own[{part!r}] = lambda *_: None\n" for part in parts)
     program += "own['main'](sys.argv[1])"
     kept = Child.__init__
 
-    def without(self: Child, *arguments: str) -> None:
-        kept(self, "-P", "-c", program, arguments[-1])
+    def without(self: Child, *arguments: str, start_s: float) -> None:
+        kept(self, "-P", "-c", program, arguments[-1], start_s=start_s)
 
     monkeypatch.setattr(Child, "__init__", without)
 
@@ -303,6 +336,36 @@ def test_it_may_only_compute(reach: str, here: Path) -> None:
     assert (here / "keep").read_text(encoding="utf-8") == "kept"
 
 
+LIMITS = ["RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_NPROC"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS knows no limit of memory")
+@pytest.mark.parametrize("name", LIMITS)
+def test_where_a_limit_can_not_be_set_no_answer_is_scored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may refuse it."""
+    before = "import resource\nset_it = resource.setrlimit\n"
+    before += (
+        f"def refuse(number, pair):\n    if number == resource.{name}: raise OSError(1, 'no')\n"
+    )
+    before += "    set_it(number, pair)\nresource.setrlimit = refuse\n"
+    reaching(monkeypatch, before=before)
+    with pytest.raises(
+        TaskError, match=rf"refuses to limit .* \({name}: .*no\); allow setr"
+    ) as caught:
+        own(tmp_path, "return 1.0").try_out()
+    assert "\n" not in str(caught.value)
+    assert own(tmp_path, "return 1.0").scores([ITEM], ["7"]) == [None]
+
+
+def test_a_lower_limit_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lower = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))\n"
+    reaching(monkeypatch, before=lower)
+    code = "return float(resource.getrlimit(resource.RLIMIT_AS) == (700 << 20, 700 << 20))"
+    assert own(tmp_path, code, "import resource").scores([ITEM], ["7"]) == [1.0]
+
+
 def test_it_gets_no_secrets_of_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,10 +390,23 @@ def test_a_host_runs_no_family_that_its_file_does_not_name() -> None:
         node.check_task(section("own:mine", "own:evil"))
 
 
+def test_a_host_runs_no_scorer_that_its_file_does_not_name() -> None:
+    node = NodeConfig(name="a", identity=provisioning.OWN)
+    task = TaskSection(name="reasoning", reasoning=ReasoningSection(scorer="own:evil"))
+    with pytest.raises(
+        ConfigurationError, match=r"the scorer 'own:evil'.*tasks = \[\"own:evil\"\]"
+    ):
+        node.check_task(task)
+    node.model_copy(update={"tasks": ("own:evil",)}).check_task(task)
+
+
 def test_files_keep_their_names_in_every_folder(here: Path) -> None:
     given = ReasoningSection(
-        families=("sort", "own:mine.py", "own:a.b"), reward_scale={"own:mine.py": (2.0, 0.0)}
+        families=("sort", "own:mine.py", "own:a.b"),
+        reward_scale={"own:mine.py": (2.0, 0.0)},
+        scorer="own:judge.py",
     )
     whole = own_families.absolute(given)
     assert whole.families == ("sort", f"own:{here}/mine.py", "own:a.b")
     assert whole.scale(f"own:{here}/mine.py") == (2.0, 0.0)
+    assert whole.scorer == f"own:{here}/judge.py"
