@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(federation.app)
 app.add_typer(federation.ca, name="ca")
 app.add_typer(federation.roster, name="roster")
 app.add_typer(config.app, name="config")
@@ -181,47 +182,6 @@ def run(
             else {"exit_code": code}
         )
     raise typer.Exit(code)
-
-
-@app.command()
-def pack(
-    file: Annotated[
-        Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")
-    ],
-    host: Annotated[
-        list[str],
-        typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable)."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
-    data: Annotated[
-        list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")
-    ] = [],
-    discovery: Annotated[
-        list[str],
-        typer.Option(
-            "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
-        ),
-    ] = [],
-    settings: Settings = [],
-    as_json: Json = False,
-) -> None:
-    """Prepare real hosts: one folder each, ready to start."""
-    from node.experiments import provisioning
-
-    packed = provisioning.pack(_experiment(file, settings), host, data, out, discovery)
-    if as_json:
-        print_json(packed)
-        return
-    typer.echo(
-        "Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id "
-        f"{packed['run_id']}"
-    )
-    for name, home in packed["hosts"].items():
-        typer.echo(f"  {name}  {home}")
-    typer.echo(
-        f"Keep {packed['federation']} to yourself: its key can let any machine into this "
-        "federation."
-    )
 
 
 @app.command()

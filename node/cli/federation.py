@@ -1,4 +1,4 @@
-"""The commands `peerpoise ca` and `peerpoise roster`: who belongs to a federation."""
+"""The commands `peerpoise pack`, `ca` and `roster`: who belongs to a federation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,54 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Json
+from node.cli.options import Json, Settings
 from node.observability.output import print_json
 
+app = typer.Typer()
 ca = typer.Typer(help="The federation's certificate authority.", no_args_is_help=True)
 roster = typer.Typer(help="The signed list of members.", no_args_is_help=True)
+
+
+@app.command()
+def pack(
+    file: Annotated[
+        Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")
+    ],
+    host: Annotated[
+        list[str],
+        typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable)."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")
+    ] = [],
+    discovery: Annotated[
+        list[str],
+        typer.Option(
+            "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
+        ),
+    ] = [],
+    settings: Settings = [],
+    as_json: Json = False,
+) -> None:
+    """Prepare real hosts: one folder each, ready to start."""
+    from node.config import ExperimentConfig, load
+    from node.experiments import hosts
+
+    packed = hosts.pack(load(ExperimentConfig, [file], settings), host, data, out, discovery)
+    if as_json:
+        print_json(packed)
+        return
+    typer.echo(
+        "Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id "
+        f"{packed['run_id']}"
+    )
+    for name, home in packed["hosts"].items():
+        typer.echo(f"  {name}  {home}")
+    typer.echo(
+        f"Keep {packed['federation']} to yourself: its key can let any machine into this "
+        "federation."
+    )
 
 
 @ca.command("create")
@@ -22,9 +65,9 @@ def ca_create(
     as_json: Json = False,
 ) -> None:
     """Make a federation's certificate authority."""
-    from node.experiments import provisioning
+    from node.experiments import federation
 
-    _print_fields(provisioning.create_authority(folder), as_json)
+    _print_fields(federation.create_authority(folder), as_json)
 
 
 @ca.command("issue")
@@ -40,9 +83,9 @@ def ca_issue(
     """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its
     host.
     """
-    from node.experiments import provisioning
+    from node.experiments import federation
 
-    _print_fields(provisioning.issue(folder, out, request, days), as_json)
+    _print_fields(federation.issue(folder, out, request, days), as_json)
 
 
 @ca.command("show")
@@ -51,9 +94,9 @@ def ca_show(
     as_json: Json = False,
 ) -> None:
     """Show a certificate: node id, validity, issuer."""
-    from node.experiments import provisioning
+    from node.experiments import federation
 
-    _print_fields(provisioning.show_certificate(file), as_json)
+    _print_fields(federation.show_certificate(file), as_json)
 
 
 @roster.command("show")
@@ -64,9 +107,9 @@ def roster_show(
     as_json: Json = False,
 ) -> None:
     """Show a roster: its version, its members, and those removed."""
-    from node.experiments import provisioning
+    from node.experiments import federation
 
-    _print_fields(provisioning.show_roster(file), as_json)
+    _print_fields(federation.show_roster(file), as_json)
 
 
 @roster.command("remove")
@@ -85,10 +128,10 @@ def roster_remove(
     """Sign the roster's next version, without these members; daemons read it when it is copied over
     theirs.
     """
-    from node.experiments import provisioning
+    from node.experiments import federation
 
     _print_fields(
-        provisioning.remove_members(folder, names, authority or folder / "federation"), as_json
+        federation.remove_members(folder, names, authority or folder / "federation"), as_json
     )
 
 

@@ -33,7 +33,7 @@ from cryptography import x509
 from kit.command import Call
 from node import data
 from node.config import RunConfig, load
-from node.experiments import provisioning
+from node.experiments import federation
 from node.observability import status
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
@@ -519,7 +519,7 @@ def no_daemon(place: Place) -> Words:
 
 
 def request_that_is_none(place: Place) -> Words:
-    provisioning.create_authority(place.folder / "ca")
+    federation.create_authority(place.folder / "ca")
     (place.folder / "a.csr").write_text("please")
     return [
         "ca",

@@ -16,7 +16,7 @@ from cryptography import x509
 from kit.attacked_cluster import cluster, state_of, warns
 from kit.clusters import Cluster, Process, events, identity_of
 from kit.raw_http2 import Raw
-from node.experiments.provisioning import remove_members
+from node.experiments.federation import remove_members
 from peer.identity.authority import CertificateAuthority
 from peer.identity.keys import load_key
 
