@@ -117,16 +117,16 @@ def _identity(node: NodeConfig) -> Iterator[Finding]:
     """
     own = node.identity
     try:
-        identity = Identity.load(own.key, own.certificate, own.ca)
+        identity = Identity.load(*own.files)
     except PeerpoiseError as error:
         yield fault(
-            "certificate", str(error), "ask for a new one (peerpoise ca issue), or set the clock"
+            "certificate", str(error), "ask for a new one (peerpoise ca renew), or set the clock"
         )
         return
     days = (identity.expires - datetime.now(UTC)).days
     text = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
     if days < SOON_DAYS:
-        yield warning("certificate", text, "ask for a new one in time: peerpoise ca issue")
+        yield warning("certificate", text, "ask for a new one in time: peerpoise ca renew")
     else:
         yield ok("certificate", text)
 
@@ -225,7 +225,7 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
         )
         return
     try:
-        same = Identity.load(own.key, own.certificate, own.ca).id == member.id
+        same = Identity.load(*own.files).id == member.id
     except PeerpoiseError:
         return
     if same:
@@ -236,7 +236,7 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
     else:
         yield fault(
             "roster",
-            f"it has another key for {node.name} than {own.key}",
+            f"it has another key for {node.name} than {own.files[0]}",
             "copy this node's own folder again",
         )
 

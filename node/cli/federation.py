@@ -1,4 +1,4 @@
-"""The commands `peerpoise pack`, `ca` and `roster`: who belongs to a federation."""
+"""The commands `peerpoise request`, `pack`, `ca` and `roster`: who belongs to a federation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,32 @@ from node.observability.output import print_json
 app = typer.Typer()
 ca = typer.Typer(help="The federation's certificate authority.", no_args_is_help=True)
 roster = typer.Typer(help="The signed list of members.", no_args_is_help=True)
+
+
+@app.command()
+def request(
+    file: Annotated[
+        Path, typer.Argument(metavar="REQUEST.csr", help="File to write, for whoever packs.")
+    ],
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="The key to make (default $XDG_STATE_HOME/peerpoise/node.key)."),
+    ] = None,
+    same_key: Annotated[
+        bool, typer.Option("--same-key", help="Make no key: the request is for the one there is.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make this host's key, and the request with which it is let into a federation.
+
+    The key stays on this host. Send the request to whoever runs peerpoise pack --request.
+    """
+    from node.config.node import host_key
+    from peer.identity import requests
+
+    place = key or host_key()
+    own = requests.create(place, file, same_key=same_key)
+    _print_fields({"id": own, "key": str(place), "request": str(file)}, as_json)
 
 
 @app.command()
@@ -34,6 +60,20 @@ def pack(
             "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
         ),
     ] = [],
+    requested: Annotated[
+        list[str],
+        typer.Option(
+            "--request", metavar="NAME=REQUEST.csr", help="A host that has its key (repeatable)."
+        ),
+    ] = [],
+    federation: Annotated[
+        Path | None,
+        typer.Option(
+            "--federation",
+            metavar="FOLDER",
+            help="The CA and members of an earlier run (default: new ones, OUT/federation).",
+        ),
+    ] = None,
     settings: Settings = [],
     as_json: Json = False,
 ) -> None:
@@ -41,7 +81,15 @@ def pack(
     from node.config import ExperimentConfig, load
     from node.experiments import hosts
 
-    packed = hosts.pack(load(ExperimentConfig, [file], settings), host, data, out, discovery)
+    packed = hosts.pack(
+        load(ExperimentConfig, [file], settings),
+        host,
+        data,
+        out,
+        discovery,
+        requested=requested,
+        federation=federation,
+    )
     if as_json:
         print_json(packed)
         return
@@ -59,9 +107,7 @@ def pack(
 
 @ca.command("create")
 def ca_create(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder to make for the CA's key and certificate.")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Folder to make, for ca.key and ca.pem.")],
     as_json: Json = False,
 ) -> None:
     """Make a federation's certificate authority."""
@@ -73,14 +119,18 @@ def ca_create(
 @ca.command("issue")
 def ca_issue(
     folder: Annotated[Path, typer.Argument(help="The CA's folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for node.key, node.pem and ca.pem.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for node.pem, ca.pem and, without a request, node.key."),
+    ],
     request: Annotated[
-        Path | None, typer.Option("--request", help="A signing request (PEM); no key is made.")
+        Path | None,
+        typer.Option("--request", help="What peerpoise request wrote (PEM); no key is made."),
     ] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="Days of validity.")] = 365,
     as_json: Json = False,
 ) -> None:
-    """Issue a node's certificate: with a fresh key, or for a signing request whose key stays on its
+    """Issue a node's certificate: with a fresh key, or for a request, whose key stays on its
     host.
     """
     from node.experiments import federation
@@ -88,9 +138,30 @@ def ca_issue(
     _print_fields(federation.issue(folder, out, request, days), as_json)
 
 
+@ca.command("renew")
+def ca_renew(
+    folder: Annotated[Path, typer.Argument(metavar="FEDERATION", help="The CA's folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A host of an earlier pack.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write (default NAME.pem).")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days of validity.")] = 365,
+    as_json: Json = False,
+) -> None:
+    """Renew a host's certificate, for the key that it has.
+
+    Put the file in the place of node.pem on that host; its daemon reads it within seconds.
+    """
+    from node.experiments import federation
+
+    _print_fields(federation.renew(folder, name, out or Path(f"{name}.pem"), days), as_json)
+
+
 @ca.command("show")
 def ca_show(
-    file: Annotated[Path, typer.Argument(help="A certificate (PEM) or a folder that holds one.")],
+    file: Annotated[
+        Path, typer.Argument(help="A certificate (PEM), or a folder with node.pem or ca.pem.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show a certificate: node id, validity, issuer."""

@@ -17,11 +17,14 @@ from node.config import (
     RunConfig,
     TaskSection,
 )
-from node.experiments.provisioning import OWN, divide, make_folder, own_tasks, prepare
+from node.experiments.federation import Federation
+from node.experiments.provisioning import OWN, divide, own_tasks, prepare
 from peer import files
 from peer.codec import NAME
 from peer.endpoint import WILDCARD_HOSTS, endpoint
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, IdentityError
+from peer.identity import requests
+from peer.identity.keys import PublicKey, node_id
 
 if TYPE_CHECKING:
     from node.learning.learner import Plan
@@ -36,15 +39,23 @@ def pack(
     data: Sequence[str],
     out: Path,
     discovery: Sequence[str] = (),
+    *,
+    requested: Sequence[str] = (),
+    federation: Path | None = None,
 ) -> dict[str, Any]:
-    """One folder per host. `hosts`: "name=host:port", or "name" where a discovery finds the
-    address. `data`: "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts
-    use beside static addresses.
+    """One folder per host. Bundled data are divided among the hosts as [experiment] says.
 
-    Bundled data are divided among the hosts as [experiment] says.
+    Args:
+        hosts: "name=host:port", or "name" where a discovery finds the address.
+        data: "name=data:path", or "name=data" to fill in there.
+        discovery: what the hosts use beside static addresses.
+        requested: "name=file" of each host that made its key itself.
+        federation: its CA and members are taken and added to; None: a new one, out/federation.
 
     Raises:
-        ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
+        ConfigurationError: a mistake in `hosts`, `data`, `discovery` or `requested`, or own data
+            without a name.
+        IdentityError: a request or the federation can't be used.
         StorageError: `out` is not empty.
     """
     from node.experiments.resolve import resolve
@@ -74,6 +85,8 @@ def pack(
         for name, address in addresses.items()
     }
     _check_task(config.task)
+    known = Federation.load(federation) if federation else None
+    keys = _keys(_pairs("--request", requested), list(addresses), known)
     resolved = resolve(config, list(addresses)).checked()
     resolved.check_daemons()
     budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
@@ -81,15 +94,16 @@ def pack(
         budget = _budget(resolved.plan)
     homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
     pinned = resolved.pinned()  # its mistakes come before anything is written
-    sealed = prepare(make_folder(out), pinned, homes)
+    sealed = prepare(files.new_dir(out), pinned, homes, known, keys)
     for home, node in homes.items():
-        files.atomic_write(home / "README.txt", _instructions(node, sealed).encode())
+        text = _instructions(node, sealed, has_key=(home / "node.key").exists())
+        files.atomic_write(home / "README.txt", text.encode())
     if bundled:
         divide(out, resolved, {home.name: home for home in homes})
     return {
         "run_id": sealed.run_id,
         "hosts": {home.name: str(home) for home in homes},
-        "federation": str(out / "federation"),
+        "federation": str(federation or out / "federation"),
     }
 
 
@@ -108,6 +122,32 @@ def _check_task(task: TaskSection) -> None:
             f"The family {name!r} is a file of this machine; put it where Python finds it on every "
             "host, and name the module: own:package.module."
         )
+
+
+def _keys(
+    requested: Mapping[str, str], hosts: Sequence[str], federation: Federation | None
+) -> dict[str, PublicKey]:
+    """The keys of the hosts that made one themselves.
+
+    Raises:
+        ConfigurationError: a request of no host.
+        IdentityError: a request can't be used, or two hosts would have one key.
+        DataError: a file can't be read.
+    """
+    if unknown := sorted(set(requested) - set(hosts)):
+        raise ConfigurationError(
+            f"--request names {unknown[0]}, but there is no --host {unknown[0]}."
+        )
+    keys = {name: requests.read(Path(file)) for name, file in requested.items()}
+    owners: dict[str, str] = {}
+    for name in hosts:
+        key = keys.get(name) or (federation and federation.member(name))
+        if key and (other := owners.setdefault(node_id(key), name)) != name:
+            raise IdentityError(
+                f"{other} and {name} have the same key; each host makes its own, with peerpoise "
+                "request."
+            )
+    return keys
 
 
 def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSection:
@@ -192,8 +232,13 @@ def _budget(plan: Plan) -> BudgetSection:
     return BudgetSection(epsilon=planned, delta=privacy.delta)
 
 
-def _instructions(node: NodeConfig, run: RunConfig) -> str:
+def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
     path, at = node.data.path, node.listen.advertise
+    key = (
+        "Its key is node.key; only its owner may read it."
+        if has_key
+        else "Its key is on that machine already: peerpoise request made it there."
+    )
     contact = (
         f"Neighbors reach it at {at}"
         if at
@@ -218,9 +263,8 @@ def _instructions(node: NodeConfig, run: RunConfig) -> str:
     )
     return (
         f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
-        "Copy it to that machine (node.key readable by its owner only), install peerpoise, "
-        "and in this folder run:\n\n"
+        f"Copy it to that machine, install peerpoise, and in this folder run:\n\n"
         f"    peerpoise run --config node.toml\n\n"
-        f"{contact}; it listens at {node.listen.address}.\n{own}"
+        f"{key}\n{contact}; it listens at {node.listen.address}.\n{own}"
         f"In another terminal: peerpoise status --watch {node.name}\n"
     )

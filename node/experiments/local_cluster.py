@@ -341,7 +341,7 @@ def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
     Raises:
         StorageError: it exists and is not empty, or can't be made.
     """
-    made = _named_by_time(config.run.name) if folder is None else provisioning.make_folder(folder)
+    made = _named_by_time(config.run.name) if folder is None else files.new_dir(folder)
     try:
         (made / "nodes").mkdir(mode=0o700)
     except FileExistsError:

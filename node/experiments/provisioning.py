@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from node.config import (
@@ -27,17 +28,17 @@ from node.config import (
     RunConfig,
     write,
 )
+from node.experiments.federation import Federation
 from peer import files
 from peer.endpoint import WILDCARD_HOSTS, endpoint
-from peer.errors import StorageError
-from peer.identity.authority import CertificateAuthority
+from peer.identity.keys import PublicKey
 from peer.identity.roster import Member, Roster
 
 if TYPE_CHECKING:
     from node.experiments.resolve import ResolvedRun
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
-"""What `CertificateAuthority.enrol` writes, relative to the node's folder."""
+"""What `Federation.enrol` writes, relative to the node's folder."""
 BUDGET_NOTE = {
     "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "
     "what this run is planned "
@@ -45,53 +46,59 @@ BUDGET_NOTE = {
 }
 
 
-def make_folder(folder: Path) -> Path:
-    """A new folder, readable by its owner only.
+def prepare(
+    folder: Path,
+    pinned: RunConfig,
+    nodes: Mapping[Path, NodeConfig],
+    federation: Federation | None = None,
+    requested: Mapping[str, PublicKey] = MappingProxyType({}),
+) -> RunConfig:
+    """Writes each node's folder; returns the run as sealed: with nonce and federation key.
 
-    Raises:
-        StorageError: it exists and is not empty, can't be made, or others can write to it.
-    """
-    if any(files.ensure_dir(folder).iterdir()):
-        raise StorageError(
-            f"{folder} exists and is not empty; choose another folder or move it away."
-        )
-    return folder
-
-
-def prepare(folder: Path, pinned: RunConfig, nodes: Mapping[Path, NodeConfig]) -> RunConfig:
-    """Writes folder/federation (CA) and each node's folder; returns the run as sealed: with nonce
-    and federation key. `pinned`: `ResolvedRun.pinned()`.
+    Args:
+        pinned: `ResolvedRun.pinned()`.
+        federation: whose members the nodes become; None: a new one, folder/federation.
+        requested: the keys of those nodes whose hosts made them.
 
     Raises:
         ConfigurationError: a bad address.
     """
-    authority = CertificateAuthority.create(make_folder(folder / "federation"))
+    federation = federation or Federation.create(folder / "federation")
+    authority = federation.authority
     run = pinned.run.model_copy(
         update={"nonce": secrets.token_hex(16), "federation": authority.federation}
     )
-    sealed = pinned.model_copy(update={"run": run})
-    shared = sealed.validation.path
-    if shared is not None:
-        sealed = sealed.model_copy(
-            update={"validation": sealed.validation.model_copy(update={"path": None})}
-        )
+    validation = pinned.validation.model_copy(update={"path": None})
+    sealed = pinned.model_copy(update={"run": run, "validation": validation})
     members = []
     for home, node in nodes.items():
-        identity = authority.enrol(make_folder(home))
-        if shared is not None:
-            copy = home / f"validation{shared.suffix}"
-            with shared.open("rb") as stream:
-                files.atomic_write(copy, iter(partial(stream.read, 1 << 20), b""))
-            node = node.model_copy(
-                update={"data": node.data.model_copy(update={"validation": Path(copy.name)})}
-            )
-        members.append(Member(node.name, identity.id, _written_down(node)))
+        own = federation.enrol(node.name, files.new_dir(home), requested.get(node.name))
+        members.append(Member(node.name, own, _written_down(node)))
+        node = _with_validation(node, home, pinned.validation.path)
+        if not federation.key(node.name).exists():
+            identity = node.identity.model_copy(update={"key": None})
+            node = node.model_copy(update={"identity": identity})
         write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
+
+
+def _with_validation(node: NodeConfig, home: Path, shared: Path | None) -> NodeConfig:
+    """The node with its copy of the run's validation set, if that is a file."""
+    if shared is None:
+        return node
+    name = Path(f"validation{shared.suffix}")
+    _copy(shared, home / name)
+    data = node.data.model_copy(update={"validation": name})
+    return node.model_copy(update={"data": data})
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as stream:
+        files.atomic_write(target, iter(partial(stream.read, 1 << 20), b""))
 
 
 def _written_down(node: NodeConfig) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from kit.command import Call
 from node import data
@@ -40,7 +41,7 @@ from node.privacy.ledger import Ledger
 from node.records import checkpoint
 from peer import errors, failpoint
 from peer.errors import TemporaryFailure
-from peer.identity import authority, keys
+from peer.identity import authority, keys, requests
 from peer.identity.authority import CertificateAuthority
 from peer.message import Layout
 
@@ -532,6 +533,69 @@ def request_that_is_none(place: Place) -> Words:
     ]
 
 
+def key_that_exists(place: Place) -> Words:
+    words: Words = ["request", place.folder / "a.csr", "--key", place.folder / "a" / "node.key"]
+    assert place.peerpoise(*words).code == 0
+    return words
+
+
+def requests_of(place: Place, *names: str) -> list[str]:
+    """The requests of these hosts, as options of `pack`."""
+    for name in names:
+        requests.create(place.folder / f"{name}.key", place.folder / f"{name}.csr")
+    return [word for name in names for word in ("--request", f"{name}={name}.csr")]
+
+
+def packed_with(place: Place, *options: str) -> Words:
+    hosts = [word for name in NAMES for word in ("--host", f"{name}=127.0.0.1:7443")]
+    return ["pack", place.experiment, *hosts, "--out", place.folder / "packed", *options]
+
+
+def request_of_two_hosts(place: Place) -> Words:
+    return packed_with(place, *requests_of(place, "a"), "--request", "b=a.csr")
+
+
+def request_of_a_known_host(place: Place) -> Words:
+    home = place.host()
+    key = home.parent / "federation" / "members" / "b.key"
+    requests.create(key, place.folder / "b.csr", same_key=True)
+    words = packed_with(
+        place, "--federation", str(home.parent / "federation"), "--request", "a=b.csr"
+    )
+    return [*words, "--out", place.folder / "again"]
+
+
+def request_that_was_tampered_with(place: Place) -> Words:
+    options = requests_of(place, "a")
+    file = place.folder / "a.csr"
+    request = x509.load_pem_x509_csr(file.read_bytes())
+    der = bytearray(request.public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1
+    forged = x509.load_der_x509_csr(bytes(der))
+    file.write_bytes(forged.public_bytes(serialization.Encoding.PEM))
+    return packed_with(place, *options)
+
+
+def request_of_another_key(place: Place) -> Words:
+    """The packer was given the request of another machine."""
+    result = place.peerpoise(*packed_with(place, *requests_of(place, "a")))
+    assert result.code == 0, result.err
+    requests.create(place.folder / "other.key", place.folder / "other.csr")
+    home = place.folder / "packed" / "a"
+    return place.run(home, f"identity.key={place.folder / 'other.key'}")
+
+
+def key_that_is_elsewhere(place: Place) -> Words:
+    result = place.peerpoise(*packed_with(place, *requests_of(place, "a")))
+    assert result.code == 0, result.err
+    place.monkeypatch.setenv("XDG_STATE_HOME", str(place.folder / "nothing"))
+    return place.run(place.folder / "packed" / "a")
+
+
+def renewal_of_a_stranger(place: Place) -> Words:
+    return ["ca", "renew", place.host().parent / "federation", "z"]
+
+
 Prepare = Callable[[Place], Words]
 TABLE: dict[str, tuple[Prepare, int, str]] = {
     "config: typo in a key": (
@@ -698,6 +762,32 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "roster is cut": (roster_is_cut, 78, "not a roster"),
     "not in the roster": (not_in_the_roster, 78, "'z', which is not in the roster"),
     "signing request that is none": (request_that_is_none, 77, "not a certificate request"),
+    "key that exists": (key_that_exists, 77, "--same-key"),
+    "request of two hosts": (request_of_two_hosts, 77, "a and b have the same key"),
+    "request of a known host": (request_of_a_known_host, 77, "a and b have the same key"),
+    "request that was tampered with": (
+        request_that_was_tampered_with,
+        77,
+        "a.csr: The certificate request is not signed by its own key",
+    ),
+    "request of another key": (request_of_another_key, 77, "was issued for another key than"),
+    "request of no host": (
+        lambda it: packed_with(it, "--request", "z=z.csr"),
+        78,
+        "there is no --host z",
+    ),
+    "request that is not there": (
+        lambda it: packed_with(it, "--request", "a=a.csr"),
+        66,
+        "a.csr can't be read",
+    ),
+    "key that is elsewhere": (key_that_is_elsewhere, 77, "set identity.key"),
+    "federation that is not there": (
+        lambda it: packed_with(it, "--federation", "none"),
+        77,
+        "There is no CA in none",
+    ),
+    "renewal of a stranger": (renewal_of_a_stranger, 77, "knows no member z"),
     "GPU asked and absent": (gpu_that_is_not_there, 78, 'compute.device = "cuda:0", but'),
     "port taken": (port_is_taken, 75, "is taken by another process"),
     "metrics port taken": (metrics_port_is_taken, 75, "metrics.listen"),
