@@ -277,6 +277,31 @@ def export(
         typer.echo(f"{out}  sha256 {digest}")
 
 
+@app.command("continue")
+def continue_run(
+    folder: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.toml", help="File to write.")] = Path(
+        "next.toml"
+    ),
+    settings: Settings = [],
+    node: Node = None,
+    average: Average = False,
+    as_json: Json = False,
+) -> None:
+    """Write the file of a second run, which starts from the model of this one.
+
+    It has the settings of the first but for --set, for up, simulate or pack --federation.
+    """
+    from node.experiments import continued, run_folder
+
+    continued.write(folder, run_folder.model_file(folder, node, average), out, settings)
+    start = out.with_suffix(".safetensors")
+    if as_json:
+        print_json({"file": str(out), "start": str(start)}, indent=None)
+    else:
+        typer.echo(f"{out} starts from {start.name}, which lies beside it.")
+
+
 @app.command("eval")
 def evaluate(
     folder: Run, node: Node = None, average: Average = False, as_json: Json = False

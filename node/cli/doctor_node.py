@@ -17,11 +17,14 @@ from contextlib import closing, redirect_stderr, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from node.attacks import Attack
 from node.cli.doctor import Finding, fault, ok, warning
 from node.config import NodeConfig, RunConfig, load
 from node.daemon.bootstrap import resolve_paths
 from node.device import pick
+from node.learning import start
 from node.learning.learner import Plan, weak
 from node.learning.requirements import memory_needed, room_for_blocks
 from node.observability import status
@@ -359,6 +362,8 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
         plan.check_task(task)
+        if plan.run.train.start:
+            start.parameters(plan.run, task.layout, torch.float32)
     except PeerpoiseError as error:
         yield fault("data", str(error), _where(error))
         return

@@ -44,11 +44,20 @@ def load(
     merged: Tree = {}
     for _, values in layers(model, files, settings, environ):
         merge(merged, values)
-    edges.inline(merged, files[-1].parent if files else Path())
+    folder = files[-1].parent if files else Path()
+    edges.inline(merged, folder)
+    _place_start(merged, folder)
     try:
         return model(**drop_none(merged))
     except ValidationError as error:
         raise ConfigurationError(sentence(error, files)) from None
+
+
+def _place_start(values: Tree, folder: Path) -> None:
+    """Writes `train.start`, which lies beside the run file, from the root."""
+    section = values.get("train")
+    if isinstance(section, dict) and isinstance(file := section.get("start"), str):
+        section["start"] = str((folder / Path(file).expanduser()).absolute())
 
 
 def detect_config(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:

@@ -371,6 +371,7 @@ class Daemon:
     def _rotate(self, identity: Identity) -> None:
         if not self.insecure:
             self.transport.rotate(identity)
+        self.watch.log_event("certificate", expires=identity.expires.isoformat())
         self.watch.renewed()
 
     async def _count_connections(self) -> None:

@@ -91,6 +91,7 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
     resolved = _resolved(config)
     config, folder = resolved.experiment, _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
+    provisioning.write_partition(folder, resolved)
     with Screen(config.train.rounds, quiet=quiet) as screen:
         _announce_attack(screen, config)
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Path("ca.pem"))
 """What `Federation.enrol` writes, relative to the node's folder."""
+START = "start.safetensors"
+"""What `train.start` is called beside run.toml."""
 BUDGET_NOTE = {
     "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "
     "what this run is planned "
@@ -69,7 +71,8 @@ def prepare(
         update={"nonce": secrets.token_hex(16), "federation": authority.federation}
     )
     validation = pinned.validation.model_copy(update={"path": None})
-    sealed = pinned.model_copy(update={"run": run, "validation": validation})
+    train = pinned.train.model_copy(update={"start": pinned.train.start and Path(START)})
+    sealed = pinned.model_copy(update={"run": run, "validation": validation, "train": train})
     members = []
     for home, node in nodes.items():
         own = federation.enrol(node.name, files.new_dir(home), requested.get(node.name))
@@ -81,6 +84,8 @@ def prepare(
         write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
+        if pinned.train.start:
+            _copy(pinned.train.start, home / START)
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
@@ -145,10 +150,19 @@ def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> li
     """
     from node.data import partition
 
-    config, train = resolved.experiment, resolved.train
-    assert train is not None
     for name, home in homes.items():
         partition.save(home / "rows.npy", resolved.parts[name])
+    return write_partition(folder, resolved)
+
+
+def write_partition(folder: Path, resolved: ResolvedRun) -> list[list[int]]:
+    """Writes partition.json: [experiment], and the label histogram [nodes][classes], which it
+    returns.
+    """
+    from node.data import partition
+
+    config, train = resolved.experiment, resolved.train
+    assert train is not None
     kinds = partition.kinds(config.experiment, train)
     classes = (
         int(kinds.max()) + 1
@@ -159,7 +173,7 @@ def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> li
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
     document = {
         **config.experiment.model_dump(),
-        "histogram": dict(zip(homes, histogram, strict=True)),
+        "histogram": dict(zip(resolved.parts, histogram, strict=True)),
     }
     files.atomic_write(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
     return histogram

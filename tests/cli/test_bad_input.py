@@ -596,6 +596,41 @@ def renewal_of_a_stranger(place: Place) -> Words:
     return ["ca", "renew", place.host().parent / "federation", "z"]
 
 
+def start_of_another_model(place: Place) -> Words:
+    file = place.folder / "start.safetensors"
+    checkpoint.save_model(file, Layout((("weight", (3,)),)), torch.zeros(3))
+    return place.check("train.start=start.safetensors")
+
+
+def start_that_is_no_model(place: Place) -> Words:
+    (place.folder / "start.safetensors").write_text("not a model")
+    return place.check("train.start=start.safetensors")
+
+
+def start_that_one_host_changed(place: Place) -> Words:
+    words = (
+        "--folder",
+        place.folder / "run",
+        "--set",
+        "privacy.mode=none",
+        "--set",
+        "privacy.epsilon=",
+    )
+    assert place.peerpoise("simulate", place.experiment, *words).code == 0
+    home = place.host("train.start=run/model.safetensors")
+    layout, x = checkpoint.load_model(home / "start.safetensors")
+    checkpoint.save_model(home / "start.safetensors", layout, x + 1)
+    return place.run(home)
+
+
+def second_run_over_a_file(place: Place) -> Words:
+    run = place.folder / "run"
+    run.mkdir()
+    checkpoint.save_model(run / "model.safetensors", Layout((("weight", (3,)),)), torch.zeros(3))
+    (place.folder / "next.toml").write_text("")
+    return ["continue", run, "--out", place.folder / "next.toml"]
+
+
 Prepare = Callable[[Place], Words]
 TABLE: dict[str, tuple[Prepare, int, str]] = {
     "config: typo in a key": (
@@ -788,6 +823,24 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
         "There is no CA in none",
     ),
     "renewal of a stranger": (renewal_of_a_stranger, 77, "knows no member z"),
+    "start that is not there": (
+        lambda it: it.check("train.start=none.safetensors"),
+        66,
+        "none.safetensors can't be read",
+    ),
+    "start that is no model": (start_that_is_no_model, 66, "is no model, or damaged"),
+    "start of another model": (start_of_another_model, 66, "is another model than this run's"),
+    "start that one host changed": (
+        start_that_one_host_changed,
+        66,
+        "is not the model that this run starts from",
+    ),
+    "digest of no start": (
+        lambda it: it.check(f"train.start_digest={'0' * 64}"),
+        78,
+        "start_digest belongs to a file",
+    ),
+    "second run over a file": (second_run_over_a_file, 73, "next.toml exists already"),
     "GPU asked and absent": (gpu_that_is_not_there, 78, 'compute.device = "cuda:0", but'),
     "port taken": (port_is_taken, 75, "is taken by another process"),
     "metrics port taken": (metrics_port_is_taken, 75, "metrics.listen"),
