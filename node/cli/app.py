@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node.cli import config, experiments, federation, inspect
+from node.cli import config, experiments, federation, inspect, ledger
 from node.cli.options import Json, Settings
 from node.observability.output import print_json
 from peer.errors import (
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.add_typer(federation.app)
 app.add_typer(federation.ca, name="ca")
 app.add_typer(federation.roster, name="roster")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(config.app, name="config")
 app.add_typer(inspect.app)
 app.add_typer(experiments.app)

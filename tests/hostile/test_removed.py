@@ -140,6 +140,7 @@ async def test_a_new_certificate_costs_no_round(tmp_path: Path) -> None:
                 and not any("certificate" in text for text in seen["warnings"])
             )
         )
+        assert len(n0.events("certificate")) == 2
         before = n0.events("round")[-1]["round"]
         await n0.until(lambda: n0.reached(before + 20))
         for process in (n0, n1):
