@@ -1,18 +1,20 @@
 """A second run that starts where the first ended: the same bits on every carrier, and real hosts
-whose keys never moved, with one more site.
+whose keys never moved, with one more site, and with memories of the first run's ledgers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from kit.clusters import Cluster, Process, experiment, over_memory
+from kit.clusters import Cluster, Process, events, experiment, over_memory
 from kit.same_bits import SETTINGS
 from node.config import ExperimentConfig, RunConfig, load
 from node.experiments import continued, hosts, local_cluster
@@ -73,14 +75,19 @@ def test_every_parameter_is_the_files(first: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 async def test_one_more_site_joins_the_second_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys are made on four hosts and nowhere else; the second run has the first three's ids."""
+    """Keys are made on four hosts and nowhere else; the second run has the first three's ids. One
+    has lost its ledger between the runs, and the neighbors say so.
+    """
     for name in "abcd":
         key = tmp_path / f"state-{name}" / "peerpoise" / "node.key"
         requests.create(key, tmp_path / f"{name}.csr")
-    config = experiment(rounds=2, **SETTINGS["strict"])
+    x = np.full((40, 8, 8), 0.5, np.float32)
+    np.savez(tmp_path / "ward.npz", x=x, y=np.arange(40) % 10)
+    config = experiment(rounds=2, task={"data": "own"})
     with local_cluster._reserved(4) as ports:
         addresses = {name: f"127.0.0.1:{port}" for name, port in zip("abcd", ports, strict=True)}
         await both_runs(config, addresses, tmp_path, monkeypatch)
@@ -102,6 +109,7 @@ async def both_runs(
     first = pack(config, tmp_path, addresses, "abc", tmp_path / "one")
     await finished(tmp_path, tmp_path / "one", "abc", monkeypatch)
 
+    shutil.rmtree(tmp_path / "state-a" / "peerpoise" / "ledger")
     folder = tmp_path / "one" / "a" / "state"
     following = continued.write(
         folder, model_file(folder, None, True), tmp_path / "next.toml", ["train.rounds=3"]
@@ -112,6 +120,12 @@ async def both_runs(
     roster = pack(following, tmp_path, addresses, "abcd", tmp_path / "two", federation)
     assert [roster.by_name[name].id for name in "abc"] == [m.id for m in first.members]
     await finished(tmp_path, tmp_path / "two", "abcd", monkeypatch)
+    texts = {
+        name: [it["text"] for it in events(tmp_path / "two" / name / "state", "warning")]
+        for name in "abcd"
+    }
+    assert any("A neighbor remembers more debits" in text for text in texts["a"])
+    assert [texts[name] for name in "bcd"] == [[], [], []]
 
 
 def pack(
@@ -124,7 +138,8 @@ def pack(
 ) -> Roster:
     given = [f"{name}={addresses[name]}" for name in names]
     asked = [f"{name}={folder / f'{name}.csr'}" for name in names]
-    hosts.pack(config, given, [], out, requested=asked, federation=federation)
+    data = [f"{name}=ward:{folder / 'ward.npz'}" for name in names]
+    hosts.pack(config, given, data, out, requested=asked, federation=federation)
     return Roster.load(out / "roster.json", load(RunConfig, [out / "run.toml"]).run.federation)
 
 
@@ -136,7 +151,8 @@ async def finished(
     try:
         for name in names:
             monkeypatch.setenv("XDG_STATE_HOME", str(folder / f"state-{name}"))
-            daemons.append(Process.start(out / name, run))
+            unlimited = ("--set", "budget.epsilon=unlimited")
+            daemons.append(Process.start(out / name, run, *unlimited))
         for daemon in daemons:
             assert await daemon.ended() == 0, daemon.log
     finally:
