@@ -415,7 +415,7 @@ def test_every_documented_command_exists(peerpoise: Call) -> None:
     assert len(lines) > 12
     for line in lines:
         words = line.split()[1:]
-        depth = 2 if words[0] in ("ca", "config", "roster") else 1
+        depth = 2 if words[0] in ("ca", "config", "ledger", "roster") else 1
         shown = peerpoise(*words[:depth], "--help")
         assert shown.code == 0, line
         assert all(option in shown.out for option in re.findall(r"--[a-z-]+", line)), line
