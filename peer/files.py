@@ -111,6 +111,19 @@ def ensure_dir(folder: Path, *, public: bool = False) -> Path:
     return folder
 
 
+def new_dir(folder: Path) -> Path:
+    """A folder with nothing in it, readable by its owner only.
+
+    Raises:
+        StorageError: it exists and is not empty, can't be made, or others can write to it.
+    """
+    if any(ensure_dir(folder).iterdir()):
+        raise StorageError(
+            f"{folder} exists and is not empty; choose another folder or move it away."
+        )
+    return folder
+
+
 def unsafe(folder: Path) -> str:
     """Why other users can exchange what is in this folder, and what to do about it; empty: they
     can't.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node.cli import config, experiments, federation, inspect, predict, show
+from node.cli import config, experiments, federation, inspect, ledger, predict, show
 from node.cli.options import Json, Settings
 from node.observability.output import print_json
 from peer.errors import (
@@ -31,8 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(federation.app)
 app.add_typer(federation.ca, name="ca")
 app.add_typer(federation.roster, name="roster")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(config.app, name="config")
 app.add_typer(inspect.app)
 app.add_typer(experiments.app)
@@ -191,50 +193,6 @@ def run(
 
 
 @app.command()
-def pack(
-    file: Annotated[
-        Path, typer.Argument(metavar="RUN.toml", help="The run all hosts take part in.")
-    ],
-    host: Annotated[
-        list[str],
-        typer.Option("--host", metavar="NAME[=HOST:PORT]", help="One per host (repeatable)."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("packed"),
-    data: Annotated[
-        list[str], typer.Option("--data", metavar="NAME=DATA:PATH", help="A host's own data.")
-    ] = [],
-    discovery: Annotated[
-        list[str],
-        typer.Option(
-            "--discovery", metavar="exchange|mdns", help="Finds hosts without an address."
-        ),
-    ] = [],
-    test: Annotated[
-        list[str], typer.Option("--test", metavar="NAME:PATH", help="A host's private test set.")
-    ] = [],
-    settings: Settings = [],
-    as_json: Json = False,
-) -> None:
-    """Prepare real hosts: one folder each, ready to start."""
-    from node.experiments import provisioning
-
-    packed = provisioning.pack(_experiment(file, settings), host, data, out, discovery, test)
-    if as_json:
-        print_json(packed)
-        return
-    typer.echo(
-        "Copy each folder to its host and there run: peerpoise run --config node.toml\nrun_id "
-        f"{packed['run_id']}"
-    )
-    for name, home in packed["hosts"].items():
-        typer.echo(f"  {name}  {home}")
-    typer.echo(
-        f"Keep {packed['federation']} to yourself: its key can let any machine into this "
-        "federation."
-    )
-
-
-@app.command()
 def status(
     name: Annotated[
         str | None,
@@ -327,6 +285,31 @@ def export(
         typer.echo(f"{out}  sha256 {digest}")
         if (card := out.with_suffix(".md")).exists() and out.suffix == ".safetensors":
             typer.echo(f"{card}  its model card")
+
+
+@app.command("continue")
+def continue_run(
+    folder: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.toml", help="File to write.")] = Path(
+        "next.toml"
+    ),
+    settings: Settings = [],
+    node: Node = None,
+    average: Average = False,
+    as_json: Json = False,
+) -> None:
+    """Write the file of a second run, which starts from the model of this one.
+
+    It has the settings of the first but for --set, for up, simulate or pack --federation.
+    """
+    from node.experiments import continued, run_folder
+
+    continued.write(folder, run_folder.model_file(folder, node, average), out, settings)
+    start = out.with_suffix(".safetensors")
+    if as_json:
+        print_json({"file": str(out), "start": str(start)}, indent=None)
+    else:
+        typer.echo(f"{out} starts from {start.name}, which lies beside it.")
 
 
 @app.command("eval")

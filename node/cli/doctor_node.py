@@ -17,6 +17,8 @@ from contextlib import closing, redirect_stderr, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from node.attacks import Attack
 from node.cli.doctor import Finding, fault, ok, warning
 from node.config import NodeConfig, RunConfig, TaskSection, load
@@ -24,6 +26,7 @@ from node.config.task import SUPERVISED
 from node.daemon.bootstrap import resolve_paths
 from node.data.profile import profiles
 from node.device import pick
+from node.learning import start
 from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
 from node.learning.warnings import weak
@@ -130,16 +133,16 @@ def _identity(node: NodeConfig) -> Iterator[Finding]:
     """
     own = node.identity
     try:
-        identity = Identity.load(own.key, own.certificate, own.ca)
+        identity = Identity.load(*own.files)
     except PeerpoiseError as error:
         yield fault(
-            "certificate", str(error), "ask for a new one (peerpoise ca issue), or set the clock"
+            "certificate", str(error), "ask for a new one (peerpoise ca renew), or set the clock"
         )
         return
     days = (identity.expires - datetime.now(UTC)).days
     text = f"{own.certificate.name} of {identity.id[:16]}…, valid for {days} days"
     if days < SOON_DAYS:
-        yield warning("certificate", text, "ask for a new one in time: peerpoise ca issue")
+        yield warning("certificate", text, "ask for a new one in time: peerpoise ca renew")
     else:
         yield ok("certificate", text)
 
@@ -248,7 +251,7 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
         )
         return
     try:
-        same = Identity.load(own.key, own.certificate, own.ca).id == member.id
+        same = Identity.load(*own.files).id == member.id
     except PeerpoiseError:
         return
     if same:
@@ -259,7 +262,7 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
     else:
         yield fault(
             "roster",
-            f"it has another key for {node.name} than {own.key}",
+            f"it has another key for {node.name} than {own.files[0]}",
             "copy this node's own folder again",
         )
 
@@ -399,6 +402,8 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
         plan.check_task(task)
+        if plan.run.train.start:
+            start.parameters(plan.run, task.layout, torch.float32)
     except PeerpoiseError as error:
         yield fault("data", str(error), _where(error))
         return

@@ -20,6 +20,7 @@ from node.config.loading import (
     nested,
     origins,
     sentence,
+    take_beside,
     write,
 )
 from node.config.node import (
@@ -94,6 +95,7 @@ __all__ = [
     "nested",
     "origins",
     "sentence",
+    "take_beside",
     "drop_none",
     "write",
 ]

@@ -44,11 +44,24 @@ def load(
     merged: Tree = {}
     for _, values in layers(model, files, settings, environ):
         merge(merged, values)
-    edges.inline(merged, files[-1].parent if files else Path())
+    take_beside(merged, files[-1].parent if files else Path())
     try:
         return model(**drop_none(merged))
     except ValidationError as error:
         raise ConfigurationError(sentence(error, files)) from None
+
+
+def take_beside(values: Tree, folder: Path) -> None:
+    """Takes in, in place, what a run's values name beside their file: the edges of
+    `topology.file`, and where `train.start` lies, from the root.
+
+    Raises:
+        ConfigurationError: one sentence that names file and line.
+    """
+    edges.inline(values, folder)
+    section = values.get("train")
+    if isinstance(section, dict) and isinstance(file := section.get("start"), str):
+        section["start"] = str((folder / Path(file).expanduser()).absolute())
 
 
 def detect_config(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:

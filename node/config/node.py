@@ -25,13 +25,49 @@ class AttackSection(OpenSection):
     inner-product | dissensus | state."""
 
 
+def state_folder(what: str) -> Path:
+    """This user's folder of what outlives runs: the ledgers, and the host's key.
+
+    Raises:
+        ConfigurationError: nothing says where; `what` is what it is needed for, and what to set.
+    """
+    try:
+        state = (
+            os.environ.get("XDG_STATE_HOME")
+            or os.environ.get("STATE_DIRECTORY")
+            or Path.home() / ".local/state"
+        )
+    except RuntimeError:
+        raise ConfigurationError(f"There is no home folder for {what}, or HOME.") from None
+    return Path(state) / "peerpoise"
+
+
+def host_key() -> Path:
+    """Where `peerpoise request` makes this host's key.
+
+    Raises:
+        ConfigurationError: this user has no home folder.
+    """
+    return state_folder("this host's key: set identity.key in the node's file") / "node.key"
+
+
 class IdentitySection(Section):
-    key: Path
-    """Private key (PEM, mode 0600)."""
+    key: Path | None = None
+    """Private key (PEM, mode 0600); None: this host's own, which `peerpoise request` made:
+    $XDG_STATE_HOME/peerpoise/node.key."""
     certificate: Path
     """This node's certificate (PEM)."""
     ca: Path
     """The federation's CA certificate (PEM)."""
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """Key, certificate and CA, as `Identity.load` takes them.
+
+        Raises:
+            ConfigurationError: the key is this host's own, and this user has no home folder.
+        """
+        return self.key or host_key(), self.certificate, self.ca
 
 
 class DataSection(Section):
@@ -123,18 +159,9 @@ class BudgetSection(Section):
         """
         if self.ledger_dir:
             return self.ledger_dir
-        try:
-            state = (
-                os.environ.get("XDG_STATE_HOME")
-                or os.environ.get("STATE_DIRECTORY")
-                or Path.home() / ".local/state"
-            )
-        except RuntimeError:
-            raise ConfigurationError(
-                "There is no home folder for the privacy ledger: set budget.ledger_dir in the "
-                "node's file, or HOME."
-            ) from None
-        return Path(state) / "peerpoise" / "ledger"
+        return state_folder("the privacy ledger: set budget.ledger_dir in the node's file") / (
+            "ledger"
+        )
 
 
 class MetricsSection(Section):

@@ -67,6 +67,17 @@ class TrainSection(Section):
     checkpoint_every: int = Field(default=10, ge=1)
     """Rounds between checkpoints: the most that a crash undoes, and of deca, dsgd-adam and
     dec-lora, whose moments change in place, a stop in mid-round."""
+    start: Path | None = None
+    """The model that all nodes start from: a .safetensors file beside this one, of an earlier run
+    (`peerpoise continue`). It costs no ε. None: initial parameters are drawn from the seed."""
+    start_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """SHA-256 (hex) of that file; written by `up` and `pack`, compared by every node."""
+
+    @model_validator(mode="after")
+    def _digest_of_a_file(self) -> TrainSection:
+        if self.start_digest and self.start is None:
+            raise ValueError("start_digest belongs to a file: name it as start, or remove both")
+        return self
 
 
 class PrivacySection(Section):
@@ -248,10 +259,11 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical content."""
-        return hashlib.sha256(
-            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
-        ).hexdigest()
+        """SHA-256 (hex) of the canonical content; where a host keeps `train.start` is its own
+        matter.
+        """
+        content = self.model_dump(mode="json", exclude={"train": {"start"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def run_id(self) -> str:

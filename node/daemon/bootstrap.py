@@ -79,14 +79,14 @@ def serve(
         raise ConfigurationError(
             f"{file} names this node {node.name!r}, which is not in the roster {node.roster}."
         )
-    identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
+    identity = Identity.load(*node.identity.files)
     if node.name in roster.removed:
         raise ConfigurationError(
             f"{node.name} was removed from the roster (version {roster.version})."
         )
     if roster.by_name[node.name].id != identity.id:
         raise ConfigurationError(
-            f"The roster has another key for {node.name} than {node.identity.key}."
+            f"The roster has another key for {node.name} than {node.identity.files[0]}."
         )
     _claim(node.folder, run)
     keep_version(node.folder, roster)

@@ -101,7 +101,7 @@ class Daemon:
         )
         if self.plan.warning:
             self.watch.warnings.append(self.plan.warning)
-        self.remembered = NeighborLedgerHeads(node.folder)
+        self.remembered = NeighborLedgerHeads(startup.heads_file(node))
         self.finished = -1
         """The last round that is complete."""
         self.rounds_run = 0
@@ -219,6 +219,7 @@ class Daemon:
             await self.compute.run(self._conclude)
         await self.session.goodbye(finished=True)
         await driver.linger(LINGER_SECONDS)
+        await self.compute.run(self._remember)
         await self._enter("finished")
 
     async def _enter(self, state: str, reason: str = "") -> None:
@@ -378,6 +379,7 @@ class Daemon:
     def _rotate(self, identity: Identity) -> None:
         if not self.insecure:
             self.transport.rotate(identity)
+        self.watch.log_event("certificate", expires=identity.expires.isoformat())
         self.watch.renewed()
 
     async def _count_connections(self) -> None:
@@ -445,11 +447,18 @@ class Daemon:
                 "rounds_run": str(self.rounds_run),
             }
             path = checkpoint.save(self.node.folder, t, self.learner.algorithm.state, about)
-            self.remembered.save()
         except StorageError as error:
             self.watch.warn(str(error))
         else:
             self.watch.checkpointed(t, path.name, time.monotonic() - began)
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keeps what neighbors stated of their ledgers, for the next process and the next run."""
+        try:
+            self.remembered.save()
+        except StorageError as error:
+            self.watch.warn(str(error))
 
     def _bytes_sent(self) -> float:
         return self.sent_before + sum(self.session.transfers.sent_bytes.values())

@@ -113,13 +113,13 @@ class Reload:
         if stamps == seen:
             return stamps, None, None
         roster = _tried(lambda: Roster.load(self.node.roster, self.federation))
-        return stamps, roster, _tried(lambda: Identity.load(own.key, own.certificate, own.ca))
+        return stamps, roster, _tried(lambda: Identity.load(*own.files))
 
     def _stamps(self) -> Stamps:
         """What shows that a file was replaced; a file that is not there just now has none."""
         own = self.node.identity
         stamps: Stamps = {}
-        for path in (self.node.roster, own.key, own.certificate, own.ca):
+        for path in (self.node.roster, *own.files):
             try:
                 about = path.stat()
             except OSError:
@@ -168,5 +168,6 @@ class Reload:
         if left < AHEAD:
             self.warn(
                 f"This node's certificate ({path}) or its CA's expires in {left.days} days, on "
-                f"{expires:%Y-%m-%d}: put a new one in its place; it is read without a restart."
+                f"{expires:%Y-%m-%d}: put a new one (peerpoise ca renew) in its "
+                "place; it is read without a restart."
             )

@@ -12,6 +12,7 @@ from node.daemon.telemetry import Telemetry
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.records.journal import header
+from node.records.peer_heads import FILE
 from peer import files
 from peer.discovery import DiscoveryContext
 from peer.discovery.addresses import AddressBook
@@ -78,6 +79,18 @@ def open_ledger(node: NodeConfig, run: RunConfig) -> Ledger | None:
             "data.name is missing in the node's file: the privacy ledger goes by that name."
         )
     return Ledger.open(node.budget.folder, node.data.name or "experiment")
+
+
+def heads_file(node: NodeConfig) -> Path:
+    """Where it is kept what neighbors stated of their ledgers: beside the own one, which outlives
+    runs too; with a temporary ledger in the run's folder.
+
+    Raises:
+        ConfigurationError: nothing says where ledgers lie.
+    """
+    if node.budget.experiment:
+        return node.folder / FILE
+    return node.budget.folder / f"{node.data.name}.{FILE}"
 
 
 def next_incarnation(folder: Path) -> int:

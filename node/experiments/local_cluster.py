@@ -91,6 +91,7 @@ def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> S
     resolved = _resolved(config)
     config, folder = resolved.experiment, _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
+    provisioning.write_partition(folder, resolved)
     with Screen(config.train.rounds, quiet=quiet) as screen:
         _announce_attack(screen, config)
 
@@ -341,7 +342,7 @@ def _run_folder(config: ExperimentConfig, folder: Path | None) -> Path:
     Raises:
         StorageError: it exists and is not empty, or can't be made.
     """
-    made = _named_by_time(config.run.name) if folder is None else provisioning.make_folder(folder)
+    made = _named_by_time(config.run.name) if folder is None else files.new_dir(folder)
     try:
         (made / "nodes").mkdir(mode=0o700)
     except FileExistsError:

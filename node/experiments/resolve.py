@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from node import data, models, tasks
 from node.attacks import Attack
 from node.config import AlgorithmSection, ExperimentConfig, RunConfig
@@ -16,7 +18,7 @@ from node.config.task import SUPERVISED
 from node.data import partition
 from node.data.examples import kinds
 from node.data.partition import Rows
-from node.learning import promises
+from node.learning import promises, start
 from node.learning.plan import Plan
 from node.learning.warnings import weak
 from node.tasks import validation
@@ -96,7 +98,7 @@ def resolve(config: ExperimentConfig, names: Sequence[Peer] = ()) -> ResolvedRun
     config = config.model_copy(update={"experiment": experiment})
     neighborhoods = config.neighborhoods(names)
     plan = Plan.of(config.run_config, neighborhoods)  # its mistakes come before any data are read
-    run = validation.sealed(config.run_config)
+    run = start.sealed(validation.sealed(config.run_config))
     train: data.Rows | None = None
     parts: dict[Peer, Rows] = {}
     if config.task.data != "own":
@@ -139,6 +141,8 @@ def _check_task(resolved: ResolvedRun) -> None:
     run, experiment = resolved.run, resolved.experiment.experiment
     task = tasks.make(run, next(iter(resolved.parts.values()))[:1])
     resolved.plan.check_task(task)
+    if run.train.start:
+        start.parameters(run, task.layout, torch.float32)
     if run.task.name not in tasks.TASKS:
         task.evaluate(promises.checked_start(task, run.train.seed))
     for attacker in experiment.attackers[:1]:

@@ -148,6 +148,13 @@ def _task(run: Path, model: Path, layout: Layout) -> Task:
     return task
 
 
+def run_of(folder: Path) -> RunConfig:
+    """The run of a folder of `up`, `simulate` or `pack`, or of a daemon's own."""
+    places = (folder / "run.toml", folder.parent / "run.toml")
+    file = next((place for place in places if place.exists()), places[0])
+    return load(RunConfig, [file], environ={})
+
+
 def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
     """The run of a folder of `up` or `simulate`, or of a daemon's own (its node.toml is there or
     one above).

@@ -20,6 +20,7 @@ from node.config import (
 from node.device import pick
 from node.hooks import NO_HOOKS, Hooks
 from node.learning import promises
+from node.learning import start as beginning
 from node.learning.learner import Learner
 from node.learning.plan import Plan
 from node.learning.requirements import room_for_blocks
@@ -155,15 +156,19 @@ def _keys(run: RunConfig, name: Peer, ledger: Ledger | None, limit: float | None
 
 
 def _initial(task: Task, run: RunConfig, given: Tensor | None) -> Tensor:
-    """The initial parameters, flat [d]. An own task's promises are tried, and `given` (another
-    node's) must be its own.
+    """The initial parameters, flat [d]: those of `train.start`, or the task's. An own task's
+    promises are tried, and `given` (another node's) must be its own.
 
     Raises:
+        DataError: `train.start` can't be used.
         TaskError: a promise is broken.
     """
-    if run.task.name in TASKS:
-        return task.initial_parameters(run.train.seed) if given is None else given
-    x = promises.check(task, run.train.seed)
+    own = run.task.name not in TASKS
+    if given is not None and not own:
+        return given
+    x = promises.check(task, run.train.seed) if own else task.initial_parameters(run.train.seed)
+    if run.train.start:
+        return beginning.parameters(run, task.layout, x.dtype) if given is None else given
     if given is not None and not torch.equal(x.to(given.dtype), given):
         raise TaskError(
             "The task's initial_parameters(seed) gives other values at each node, so they would "

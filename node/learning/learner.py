@@ -129,10 +129,12 @@ class Learner:
             return LiveEpsilon(total=float("inf"), link=float("inf"), lifetime=float("inf"))
         delta, rows = self.run.privacy.delta, self.ledger.rows(self.run.run_id)
         total = epsilon_rdp(rows, delta)
+        planned = self.mechanism.compositions(self.run.train.rounds)
         if (
             self.run.privacy.epsilon is not None
             and total < float("inf")
             and self.run.privacy.mode == "strict"
+            and sum(row.compositions for row in rows) <= planned  # more, if lost ones were counted
         ):
             total = min(total, self.run.privacy.epsilon)
         alone = replace(self.mechanism, releases=1)

@@ -10,7 +10,8 @@ Files in one folder, per data set:
     NAME.lock     flock, held while open: one process per data set
 
 Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by
-`check_remembered`. In doubt nothing is released. Not covered: somebody who rolls back all files at
+`check_remembered`. In doubt nothing is released, until the owner of the data counts the runs whose
+debits were lost as wholly spent (`count_lost`). Not covered: somebody who rolls back all files at
 once is noticed only by neighbors; one who edits rows and recomputes chain and head is not noticed
 at all.
 """
@@ -42,6 +43,9 @@ SCHEMA = 1
 MARK = -1
 """The round of a row that says only in which mode a run used the data."""
 
+COUNTED = MARK - 1
+"""The round of the first row that stands for one that was lost; the next are below it."""
+
 _TABLE = """
 CREATE TABLE debit (
     seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
@@ -57,9 +61,8 @@ _SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
 
 _ADVICE = (
     "Nothing will be released from this data. Restore all of its ledger's files from one copy that "
-    "is newer than the "
-    'last release; without one, what was spent is unknown, and only privacy.mode = "none" may use '
-    "the data."
+    "is newer than the last release; without one, count the runs whose debits are lost as wholly "
+    "spent: peerpoise ledger count-lost (docs/backup.md)."
 )
 
 
@@ -83,14 +86,22 @@ class Ledger:
     """
 
     def __init__(
-        self, folder: Path | None, name: str, clock: Callable[[], str] = wall_clock
+        self,
+        folder: Path | None,
+        name: str,
+        clock: Callable[[], str] = wall_clock,
+        *,
+        set_back: bool = False,
     ) -> None:
         self._name = name
         self._clock = clock
+        self._set_back = set_back and folder is not None and self.exists(folder, name)
         self._fault = ""
         self._stale = True
         self._sequence = 0
         self._digest = GENESIS
+        self._settled = 0
+        """The last row that stands for a lost one; what neighbors remember up to it may differ."""
         self._spent: dict[tuple[str, Mechanism], int] = {}
         self._debits: Counter[tuple[str, str]] = Counter()
         """(run, recipient) -> debits."""
@@ -105,8 +116,16 @@ class Ledger:
             raise
 
     @classmethod
-    def open(cls, folder: Path, data_name: str, clock: Callable[[], str] = wall_clock) -> Self:
-        """Opens or creates the ledger of `data_name` and verifies it.
+    def open(
+        cls,
+        folder: Path,
+        data_name: str,
+        clock: Callable[[], str] = wall_clock,
+        *,
+        set_back: bool = False,
+    ) -> Self:
+        """Opens or creates the ledger of `data_name` and verifies it. `set_back`: it may be older
+        than its head, which stays until `count_lost` has made up for that.
 
         Raises:
             ConfigurationError: the name can't be a file's name.
@@ -118,7 +137,7 @@ class Ledger:
             files.ensure_dir(folder)
         except StorageError as error:
             raise LedgerError(f"The ledger {data_name} can't be used: {error}") from None
-        return cls(folder, data_name, clock)
+        return cls(folder, data_name, clock, set_back=set_back)
 
     @staticmethod
     def exists(folder: Path, data_name: str) -> bool:
@@ -142,6 +161,11 @@ class Ledger:
         """Compositions spent so far (see `accountant`), all mechanisms together."""
         return sum(self._spent.values())
 
+    @property
+    def missing(self) -> int:
+        """How many debits less it has than its head says; only of a ledger that was set back."""
+        return max(0, self._expected_head()[0] - self._sequence)
+
     def rows(self, run: str | None = None) -> list[Spent]:
         """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one
         composition.
@@ -163,7 +187,7 @@ class Ledger:
         """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
         return self._one(
             "SELECT COALESCE(MAX(round), -1) FROM debit "
-            "WHERE run = ? AND recipient = COALESCE(?, recipient)",
+            "WHERE run = ? AND round >= 0 AND recipient = COALESCE(?, recipient)",
             run,
             recipient,
         )
@@ -195,16 +219,42 @@ class Ledger:
         if not self.count(run, MARK):
             self._append(run, MARK, "", Mechanism(sigma=0.0, rate=1.0, mode=mode))
 
+    def count_lost(self, run: str, mechanism: Mechanism, compositions: int) -> int:
+        """Counts all that `run` may release as spent, because some of its debits were lost: so many
+        rows that stand for them. Returns how many debits are missing even so; 0: releases go on.
+
+        Raises:
+            LedgerError: it can't be recorded; nothing was counted.
+        """
+        with self._guarded() as db:
+            lowest = self._one("SELECT MIN(COALESCE(MIN(round), 0), ?) FROM debit", MARK)
+            sequence, previous = self.head
+            db.execute("BEGIN IMMEDIATE")
+            for k in range(1, compositions + 1):
+                values = self._values(run, lowest - k, "", mechanism)
+                digest = _digest(sequence + k, values, previous)
+                db.execute(_INSERT, (sequence + k, *values, previous, digest))
+                previous = digest
+            failpoint("before_ledger_count")
+            db.execute("COMMIT")
+            failpoint("after_ledger_count")
+            self._read_all()
+            missing = self.missing
+            if self._head is not None and not missing:
+                self._head.create(*self.head)
+                self._head.read()
+            return missing
+
     def check_remembered(self, sequence: int, digest: bytes) -> None:
         """Compares with the highest (sequence, digest) a neighbor was told. A mismatch stops all
-        releases for good.
+        releases of this process, unless it is of a time that was counted as lost.
 
         Raises:
             LedgerError: the neighbor remembers more than this ledger holds, or another history.
         """
         with self._guarded() as db:
             recorded = self._digest_at(sequence, db)
-        if recorded != digest:
+        if recorded != digest and sequence > self._settled:
             what = "more debits" if recorded is None else "another history"
             self._fault = (
                 f"A neighbor remembers {what} of the ledger {self._name} than its files hold. "
@@ -235,17 +285,7 @@ class Ledger:
         with self._guarded() as db:
             failpoint("before_ledger_append")
             repeated = m.batches == "shared" and self.count(run, round) > 0
-            values = (
-                run,
-                round,
-                recipient,
-                m.mode,
-                float(m.sigma),
-                float(m.rate),
-                m.batches,
-                m.releases,
-                self._clock(),
-            )
+            values = self._values(run, round, recipient, m)
             digest = _digest(self._sequence + 1, values, self._digest)
             db.execute("BEGIN IMMEDIATE")
             db.execute(_INSERT, (self._sequence + 1, *values, self._digest, digest))
@@ -257,6 +297,13 @@ class Ledger:
             failpoint("after_ledger_fsync")
             self._account(run, recipient, m, repeated, digest)
             return self._sequence
+
+    def _values(
+        self, run: str, round: int, recipient: str, m: Mechanism
+    ) -> tuple[str | float, ...]:
+        """A row but for its place in the chain."""
+        how_made = (m.mode, float(m.sigma), float(m.rate), m.batches, m.releases)
+        return (run, round, recipient, *how_made, self._clock())
 
     def _account(
         self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes
@@ -320,11 +367,12 @@ class Ledger:
             head = self._expected_head()
             self._connect()
             self._read_all()
-            if self._digest_at(head[0], self._connected) != head[1]:
+            lost = self._digest_at(head[0], self._connected) != head[1]
+            if lost and not self._set_back:
                 raise self._integrity_error(
                     "is older than the head that was written beside it, or of another history"
                 )
-            if self._head is not None and head != self.head:
+            if self._head is not None and head != self.head and not self._set_back:
                 self._head.write(*self.head)
         except (sqlite3.OperationalError, OSError) as error:
             raise self._refusal(error) from None
@@ -339,6 +387,8 @@ class Ledger:
         if self._head is None or self._path is None:
             return 0, GENESIS
         head = self._head.read()
+        if self._set_back:
+            return head or (0, GENESIS)
         if head is None:
             if self._path.exists() or self._head.path.exists():
                 raise self._integrity_error("has no readable head beside it")
@@ -363,6 +413,7 @@ class Ledger:
         self._debits = Counter()
         self._sequence = 0
         self._digest = GENESIS
+        self._settled = 0
         shared: set[tuple[str, int]] = set()
         for sequence, *values, previous, digest in self._connected.execute(_SELECT):
             if (sequence, previous) != (self._sequence + 1, self._digest):
@@ -374,6 +425,8 @@ class Ledger:
                 sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode
             )
             self._account(run, recipient, mechanism, (run, round) in shared, digest)
+            if round <= COUNTED:
+                self._settled = sequence
             if batches == "shared":
                 shared.add((run, round))
 

@@ -36,15 +36,16 @@ class Head:
         self.path = path
         self._descriptor = -1
 
-    def create(self) -> None:
-        """A head of an empty ledger, on disk when this returns.
+    def create(self, sequence: int = 0, digest: bytes = GENESIS) -> None:
+        """A new head in the place of any other, on disk when this returns; that of an empty ledger
+        unless told otherwise.
 
         Raises:
             OSError: the disk refuses.
         """
         new = self.path.with_name(files.DRAFT + secrets.token_hex(8))
         with os.fdopen(files.create(new), "wb") as file:
-            file.write(_record(0, GENESIS).ljust(_SLOT, b"\0") * 2)
+            file.write(_record(sequence, digest).ljust(_SLOT, b"\0") * 2)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self.path)

@@ -55,9 +55,11 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "contradiction": "round phase peer told_by path",
         "outlier": "round peer kind times",
         "roster": "round version",
+        "certificate": "expires",
         # the gate
         "release": "round recipient",
         "withheld": "round recipient reason",
+        "counted": "run compositions lifetime lifetime_delta",
         # end of a process
         "end": "round reason signal exit_code wall_seconds complete params_digest",
     }.items()

@@ -1,5 +1,5 @@
 """The highest ledger entry each neighbor ever stated: how a ledger that was set back to an older
-copy is noticed.
+copy is noticed, also in a later run.
 
 What is kept is the neighbor's own signed statement; only it can tell whether that was true.
 """
@@ -27,12 +27,12 @@ only.
 
 
 class NeighborLedgerHeads:
-    """node id -> label of a ledger -> its highest head; kept in the node's folder. A damaged file
-    counts as none.
+    """node id -> label of a ledger -> its highest head; kept in a file. A damaged one counts as
+    none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._heads: dict[str, dict[bytes, SignedHead]] = self._read()
         self._changed = False
 

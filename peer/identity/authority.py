@@ -11,13 +11,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from peer import files
 from peer.errors import IdentityError
+from peer.identity import requests
 from peer.identity.keys import (
     BOTH_ENDS,
     DOMAIN,
@@ -104,16 +103,7 @@ class CertificateAuthority:
         Raises:
             IdentityError: no request, not signed by its own key, or another kind of key than P-256.
         """
-        try:
-            request = x509.load_pem_x509_csr(request_pem)
-            key = request.public_key()
-        except (ValueError, UnsupportedAlgorithm):
-            raise IdentityError("This is not a certificate request in PEM form.") from None
-        if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise IdentityError("The certificate request holds another kind of key than P-256.")
-        if not request.is_signature_valid:
-            raise IdentityError("The certificate request is not signed by its own key.")
-        return self.issue(key, days)
+        return self.issue(requests.public_key(request_pem), days)
 
     def enrol(self, folder: Path, days: int = NODE_DAYS) -> Identity:
         """A new node: `node.key` (0600), `node.pem` and `ca.pem` in `folder`.

@@ -161,7 +161,7 @@ def member_id(pem_certificate: bytes, ca_pem: bytes) -> str:
     if written != (f"{own}.{DOMAIN}",):
         raise IdentityError("The certificate's name does not belong to its key.")
     certificate, authority = map(x509.load_pem_x509_certificate, (pem_certificate, ca_pem))
-    if not _is_issued_by(certificate, authority):
+    if not is_issued_by(certificate, authority):
         raise IdentityError("The certificate was not issued by the federation's CA itself.")
     if not is_leaf(certificate):
         raise IdentityError("The certificate is not one for both ends of TLS and nothing else.")
@@ -178,7 +178,8 @@ def is_leaf(certificate: x509.Certificate) -> bool:
     return not constraints.ca and set(usages) == set(BOTH_ENDS)
 
 
-def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Is the certificate signed by this authority itself?"""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -209,12 +210,17 @@ class Identity:
         Raises:
             IdentityError: one sentence on what is wrong with which file.
         """
+        if not key.exists():
+            raise IdentityError(
+                f"The key {key} can't be read: there is none; if this host's key lies elsewhere, "
+                "set identity.key in the node's file."
+            )
         private, own, authority = load_key(key), load_certificate(certificate), load_certificate(ca)
         now = datetime.now(UTC) if now is None else now
         public, expected = private.public_key(), node_id(private.public_key())
         if p256(own) != public:
             raise IdentityError(f"{certificate} was issued for another key than {key}.")
-        if not _is_issued_by(own, authority):
+        if not is_issued_by(own, authority):
             raise IdentityError(f"{certificate} was not issued by the CA in {ca}.")
         for path, loaded in ((certificate, own), (ca, authority)):
             _check_dates(path, loaded, now)

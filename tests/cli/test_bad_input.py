@@ -29,18 +29,19 @@ import numpy as np
 import pytest
 import torch
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from kit.command import Call
 from node import data
 from node.config import RunConfig, load
-from node.experiments import provisioning
+from node.experiments import federation
 from node.observability import status
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 from node.records import checkpoint
 from peer import errors, failpoint
 from peer.errors import TemporaryFailure
-from peer.identity import authority, keys
+from peer.identity import authority, keys, requests
 from peer.identity.authority import CertificateAuthority
 from peer.message import Layout
 
@@ -519,7 +520,7 @@ def no_daemon(place: Place) -> Words:
 
 
 def request_that_is_none(place: Place) -> Words:
-    provisioning.create_authority(place.folder / "ca")
+    federation.create_authority(place.folder / "ca")
     (place.folder / "a.csr").write_text("please")
     return [
         "ca",
@@ -530,6 +531,104 @@ def request_that_is_none(place: Place) -> Words:
         "--out",
         place.folder / "a",
     ]
+
+
+def key_that_exists(place: Place) -> Words:
+    words: Words = ["request", place.folder / "a.csr", "--key", place.folder / "a" / "node.key"]
+    assert place.peerpoise(*words).code == 0
+    return words
+
+
+def requests_of(place: Place, *names: str) -> list[str]:
+    """The requests of these hosts, as options of `pack`."""
+    for name in names:
+        requests.create(place.folder / f"{name}.key", place.folder / f"{name}.csr")
+    return [word for name in names for word in ("--request", f"{name}={name}.csr")]
+
+
+def packed_with(place: Place, *options: str) -> Words:
+    hosts = [word for name in NAMES for word in ("--host", f"{name}=127.0.0.1:7443")]
+    return ["pack", place.experiment, *hosts, "--out", place.folder / "packed", *options]
+
+
+def request_of_two_hosts(place: Place) -> Words:
+    return packed_with(place, *requests_of(place, "a"), "--request", "b=a.csr")
+
+
+def request_of_a_known_host(place: Place) -> Words:
+    home = place.host()
+    key = home.parent / "federation" / "members" / "b.key"
+    requests.create(key, place.folder / "b.csr", same_key=True)
+    words = packed_with(
+        place, "--federation", str(home.parent / "federation"), "--request", "a=b.csr"
+    )
+    return [*words, "--out", place.folder / "again"]
+
+
+def request_that_was_tampered_with(place: Place) -> Words:
+    options = requests_of(place, "a")
+    file = place.folder / "a.csr"
+    request = x509.load_pem_x509_csr(file.read_bytes())
+    der = bytearray(request.public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1
+    forged = x509.load_der_x509_csr(bytes(der))
+    file.write_bytes(forged.public_bytes(serialization.Encoding.PEM))
+    return packed_with(place, *options)
+
+
+def request_of_another_key(place: Place) -> Words:
+    """The packer was given the request of another machine."""
+    result = place.peerpoise(*packed_with(place, *requests_of(place, "a")))
+    assert result.code == 0, result.err
+    requests.create(place.folder / "other.key", place.folder / "other.csr")
+    home = place.folder / "packed" / "a"
+    return place.run(home, f"identity.key={place.folder / 'other.key'}")
+
+
+def key_that_is_elsewhere(place: Place) -> Words:
+    result = place.peerpoise(*packed_with(place, *requests_of(place, "a")))
+    assert result.code == 0, result.err
+    place.monkeypatch.setenv("XDG_STATE_HOME", str(place.folder / "nothing"))
+    return place.run(place.folder / "packed" / "a")
+
+
+def renewal_of_a_stranger(place: Place) -> Words:
+    return ["ca", "renew", place.host().parent / "federation", "z"]
+
+
+def start_of_another_model(place: Place) -> Words:
+    file = place.folder / "start.safetensors"
+    checkpoint.save_model(file, Layout((("weight", (3,)),)), torch.zeros(3))
+    return place.check("train.start=start.safetensors")
+
+
+def start_that_is_no_model(place: Place) -> Words:
+    (place.folder / "start.safetensors").write_text("not a model")
+    return place.check("train.start=start.safetensors")
+
+
+def start_that_one_host_changed(place: Place) -> Words:
+    words = (
+        "--folder",
+        place.folder / "run",
+        "--set",
+        "privacy.mode=none",
+        "--set",
+        "privacy.epsilon=",
+    )
+    assert place.peerpoise("simulate", place.experiment, *words).code == 0
+    home = place.host("train.start=run/model.safetensors")
+    layout, x = checkpoint.load_model(home / "start.safetensors")
+    checkpoint.save_model(home / "start.safetensors", layout, x + 1)
+    return place.run(home)
+
+
+def second_run_over_a_file(place: Place) -> Words:
+    run = place.folder / "run"
+    run.mkdir()
+    checkpoint.save_model(run / "model.safetensors", Layout((("weight", (3,)),)), torch.zeros(3))
+    (place.folder / "next.toml").write_text("")
+    return ["continue", run, "--out", place.folder / "next.toml"]
 
 
 Prepare = Callable[[Place], Words]
@@ -698,6 +797,50 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
     "roster is cut": (roster_is_cut, 78, "not a roster"),
     "not in the roster": (not_in_the_roster, 78, "'z', which is not in the roster"),
     "signing request that is none": (request_that_is_none, 77, "not a certificate request"),
+    "key that exists": (key_that_exists, 77, "--same-key"),
+    "request of two hosts": (request_of_two_hosts, 77, "a and b have the same key"),
+    "request of a known host": (request_of_a_known_host, 77, "a and b have the same key"),
+    "request that was tampered with": (
+        request_that_was_tampered_with,
+        77,
+        "a.csr: The certificate request is not signed by its own key",
+    ),
+    "request of another key": (request_of_another_key, 77, "was issued for another key than"),
+    "request of no host": (
+        lambda it: packed_with(it, "--request", "z=z.csr"),
+        78,
+        "there is no --host z",
+    ),
+    "request that is not there": (
+        lambda it: packed_with(it, "--request", "a=a.csr"),
+        66,
+        "a.csr can't be read",
+    ),
+    "key that is elsewhere": (key_that_is_elsewhere, 77, "set identity.key"),
+    "federation that is not there": (
+        lambda it: packed_with(it, "--federation", "none"),
+        77,
+        "There is no CA in none",
+    ),
+    "renewal of a stranger": (renewal_of_a_stranger, 77, "knows no member z"),
+    "start that is not there": (
+        lambda it: it.check("train.start=none.safetensors"),
+        66,
+        "none.safetensors can't be read",
+    ),
+    "start that is no model": (start_that_is_no_model, 66, "is no model, or damaged"),
+    "start of another model": (start_of_another_model, 66, "is another model than this run's"),
+    "start that one host changed": (
+        start_that_one_host_changed,
+        66,
+        "is not the model that this run starts from",
+    ),
+    "digest of no start": (
+        lambda it: it.check(f"train.start_digest={'0' * 64}"),
+        78,
+        "start_digest belongs to a file",
+    ),
+    "second run over a file": (second_run_over_a_file, 73, "next.toml exists already"),
     "GPU asked and absent": (gpu_that_is_not_there, 78, 'compute.device = "cuda:0", but'),
     "port taken": (port_is_taken, 75, "is taken by another process"),
     "metrics port taken": (metrics_port_is_taken, 75, "metrics.listen"),

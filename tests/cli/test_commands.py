@@ -26,6 +26,7 @@ from node.experiments import provisioning
 from node.experiments.resolve import resolve
 from node.records import checkpoint, summary
 from node.tasks import make, validation
+from peer import files
 from peer.errors import Diverged
 from peer.identity.keys import Identity
 from peer.identity.roster import Roster
@@ -96,7 +97,7 @@ def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
         assert run.run_id == said["run_id"]
         node = load(NodeConfig, [home / "node.toml"], (), {})
         own = node.identity
-        identity = Identity.load(home / own.key, home / own.certificate, home / own.ca)
+        identity = Identity.load(*(home / path for path in own.files))
         member = Roster.load(home / node.roster, run.run.federation).by_name[name]
         assert (member.id, member.addresses) == (identity.id, (node.listen.advertise,))
     assert stat.S_IMODE((out / "federation" / "ca.key").stat().st_mode) == 0o600
@@ -199,7 +200,7 @@ def test_local_federation_has_no_authority_left(experiment: Path, tmp_path: Path
     """
     config = load(ExperimentConfig, [experiment], (), {})
     run, homes = provisioning.local(
-        provisioning.make_folder(tmp_path / "run"),
+        files.new_dir(tmp_path / "run"),
         resolve(config),
         [(7001, 7002), (7003, 7004), (7005, 7006)],
     )
@@ -414,7 +415,7 @@ def test_every_documented_command_exists(peerpoise: Call) -> None:
     assert len(lines) > 12
     for line in lines:
         words = line.split()[1:]
-        depth = 2 if words[0] in ("ca", "config", "roster") else 1
+        depth = 2 if words[0] in ("ca", "config", "ledger", "roster") else 1
         shown = peerpoise(*words[:depth], "--help")
         assert shown.code == 0, line
         assert all(option in shown.out for option in re.findall(r"--[a-z-]+", line)), line

@@ -13,7 +13,7 @@ import pytest
 
 from kit.command import Call, examine
 from node.config import NodeConfig, load
-from node.experiments import provisioning
+from node.experiments import hosts
 
 BARE = ("--host", "a", "--host", "b", "--host", "c")
 
@@ -36,7 +36,7 @@ def test_pack_without_any_address(peerpoise: Call, experiment: Path, tmp_path: P
     assert addresses(tmp_path / "out") == [[], [], []]
     for node in nodes.values():
         assert node.peers.discovery == ("static", "mdns")
-        assert (node.listen.address, node.listen.advertise) == (f"0.0.0.0:{provisioning.PORT}", "")
+        assert (node.listen.address, node.listen.advertise) == (f"0.0.0.0:{hosts.PORT}", "")
     assert "Neighbors find it by mdns" in (tmp_path / "out" / "a" / "README.txt").read_text()
 
 

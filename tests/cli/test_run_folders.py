@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kit.command import Call
-from node.config import ExperimentConfig
+from node.config import ExperimentConfig, RunConfig, load
 from node.experiments import local_cluster
 from peer.errors import StorageError
 
@@ -64,3 +65,28 @@ def test_odd_names_are_folders(
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.startswith(f"{name}-2")
     assert peerpoise("eval", folder).code == 0
+
+
+def test_continue_writes_what_a_person_would_have(
+    peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What followed from the first run's graph and rounds follows anew in the second's."""
+    monkeypatch.chdir(tmp_path)
+    kind = ("algorithm.name=muffliato", "topology.kind=ring", "privacy.mode=none", "train.rounds=1")
+    words = [word for it in (*kind, "privacy.epsilon=") for word in ("--set", it)]
+    hosts = [word for name in "abcde" for word in ("--host", f"{name}=127.0.0.1:1")]
+    assert peerpoise("pack", experiment, *words, *hosts, "--out", "one").code == 0
+    packed = load(RunConfig, [tmp_path / "one" / "run.toml"], environ={})
+    assert packed.algorithm.options["gossip"] == 3
+    assert peerpoise("simulate", experiment, *words, "--folder", "model").code == 0
+    Path("model/model.safetensors").rename("one/model.safetensors")
+    changes = ("--set", "topology.kind=full", "--set", "train.rounds=7")
+    assert peerpoise("continue", "one", *changes).code == 0
+    written = tomllib.loads(Path("next.toml").read_text(encoding="utf-8"))
+    assert written["algorithm"] == {"name": "muffliato"}
+    assert written["train"] == {"rounds": 7, "start": "next.safetensors"}
+    assert written["topology"] == {"kind": "full"}
+    assert written["run"] == {"name": "test"}
+    assert written["experiment"] == {"nodes": 5, "seed": 1}
+    assert Path("next.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
+    assert peerpoise("config", "check", "next.toml").code == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from node.config import ExperimentConfig
-from node.experiments.provisioning import pack
+from node.experiments.hosts import pack
 
 SECONDS = 90
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kit.clusters import health
-from node.experiments.provisioning import remove_members
+from node.experiments.federation import remove_members
 
 HOLD = """
 import sys, time

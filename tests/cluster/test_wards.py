@@ -23,7 +23,7 @@ from node import data
 from node.config import ExperimentConfig, RunConfig, load
 from node.data import Examples
 from node.experiments import run_folder
-from node.experiments.provisioning import pack
+from node.experiments.hosts import pack
 from node.maths.scores import auc
 
 PAGE = Path(__file__).parents[2] / "docs" / "tables.md"

@@ -22,7 +22,7 @@ import pytest
 from kit.clusters import Process, experiment
 from kit.network_namespaces import NETWORK, Host, switch, why_not
 from node.config import RunConfig, load
-from node.experiments import provisioning
+from node.experiments.hosts import pack
 from peer.discovery.pex import FILE
 from peer.v1 import peer_pb2 as pb
 
@@ -61,7 +61,7 @@ async def daemons(
 ) -> AsyncIterator[Daemons]:
     """A daemon per host, in a ring, from folders that `pack` made."""
     config = experiment(nodes=len(NODES), rounds=ROUNDS, kind="ring", start={"timeout_s": SECONDS})
-    provisioning.pack(config, given, [], folder, discovery)
+    pack(config, given, [], folder, discovery)
     started = Daemons()
     try:
         for name, host in zip(NODES, hosts, strict=True):

@@ -104,10 +104,12 @@ def test_a_base_is_changed(tiny, tmp_path):
         '[topology]\nkind = "edges"\nfile = "graph.txt"\n[task]\nmodel = '
         '"mlp"\n[train]\nrounds = 99\n'
     )
-    (tmp_path / "base" / "base.toml").write_text(edges)
+    start = 'start = "first.safetensors"\n'
+    (tmp_path / "base" / "base.toml").write_text(edges + start)
     tiny.write_text(TINY.replace("[sweep]\n", '[sweep]\nbase = "base/base.toml"\n'))
     config = next(iter(load(tiny).rows[0].final(0.1))).config
     assert (config.task.model, config.train.rounds, len(config.topology.edges)) == ("mlp", 4, 3)
+    assert config.train.start == tmp_path / "base" / "first.safetensors"
 
 
 def test_quick_is_ten_rounds_two_rates_one_seed(tiny):

@@ -23,7 +23,7 @@ from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 from node.records.checkpoint import save_model
 from node.records.journal import Journal
-from node.records.peer_heads import NeighborLedgerHeads
+from node.records.peer_heads import FILE, NeighborLedgerHeads
 from peer import files
 from peer.errors import IdentityError, LedgerError, StorageError
 from peer.identity.authority import CertificateAuthority
@@ -46,7 +46,7 @@ def umask(mask: int) -> Iterator[None]:
 
 
 def remembered(folder: Path) -> None:
-    it = NeighborLedgerHeads(folder)
+    it = NeighborLedgerHeads(folder / FILE)
     it.observe("a", SignedHead(label=b"x" * 32, sequence=1, digest=b"y" * 32, signature=b"z"))
     it.save()
 

@@ -16,7 +16,7 @@ from cryptography import x509
 from kit.attacked_cluster import cluster, state_of, warns
 from kit.clusters import Cluster, Process, events, identity_of
 from kit.raw_http2 import Raw
-from node.experiments.provisioning import remove_members
+from node.experiments.federation import remove_members
 from peer.identity.authority import CertificateAuthority
 from peer.identity.keys import load_key
 
@@ -140,6 +140,7 @@ async def test_a_new_certificate_costs_no_round(tmp_path: Path) -> None:
                 and not any("certificate" in text for text in seen["warnings"])
             )
         )
+        assert len(n0.events("certificate")) == 2
         before = n0.events("round")[-1]["round"]
         await n0.until(lambda: n0.reached(before + 20))
         for process in (n0, n1):

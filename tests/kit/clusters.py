@@ -341,7 +341,7 @@ class Witness(Daemon):
         file = home / "node.toml"
         node = resolve_paths(load(NodeConfig, [file], environ={}), home)
         run = load(RunConfig, [node.run], environ={})
-        identity = Identity.load(node.identity.key, node.identity.certificate, node.identity.ca)
+        identity = Identity.load(*node.identity.files)
         roster, transport = (
             Roster.load(node.roster, run.run.federation),
             Grpc(None if insecure else identity, node.listen.address),

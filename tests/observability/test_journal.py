@@ -14,8 +14,10 @@ HEADER = journal.header({"algorithm": {"name": "dpdl"}}, node="n0", run="abc", s
 
 GOLDEN = """
 backend: backend reason
+certificate: expires
 checkpoint: path round seconds
 contradiction: path peer phase round told_by
+counted: compositions lifetime lifetime_delta run
 data: digest
 end: complete exit_code params_digest reason round signal wall_seconds
 epsilon: accountant adjacency against batches delta lifetime lifetime_delta link mode round total

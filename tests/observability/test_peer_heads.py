@@ -4,6 +4,9 @@ bounds.
 
 import pytest
 
+from node.config import BudgetSection, DataSection, NodeConfig
+from node.daemon.startup import heads_file
+from node.experiments.provisioning import OWN
 from node.privacy.ledger import Ledger
 from node.records.peer_heads import FILE, LEDGERS_PER_NODE, LedgerWitness, NeighborLedgerHeads
 from peer.identity.authority import CertificateAuthority
@@ -15,7 +18,7 @@ def head(sequence, label=b"one", digest=b"d" * 32):
 
 
 def test_the_highest_of_before_is_returned_and_kept(tmp_path):
-    it = NeighborLedgerHeads(tmp_path)
+    it = NeighborLedgerHeads(tmp_path / FILE)
     assert it.observe("a", head(3)) == SignedHead()
     assert it.observe("a", head(2)) == head(3)
     assert it.observe("a", head(5)) == head(3)
@@ -24,21 +27,31 @@ def test_the_highest_of_before_is_returned_and_kept(tmp_path):
 
 
 def test_it_outlives_the_process(tmp_path):
-    it = NeighborLedgerHeads(tmp_path)
+    it = NeighborLedgerHeads(tmp_path / FILE)
     it.observe("a", head(3))
     it.save()
-    assert NeighborLedgerHeads(tmp_path).observe("a", head(1)) == head(3)
+    assert NeighborLedgerHeads(tmp_path / FILE).observe("a", head(1)) == head(3)
+
+
+def test_memories_lie_beside_the_own_ledger(tmp_path, monkeypatch):
+    """So that the next run has them; a temporary ledger ends with its run."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    data = DataSection(name="ward")
+    node = NodeConfig(name="a", identity=OWN, data=data, budget=BudgetSection(epsilon=1.0))
+    assert heads_file(node) == tmp_path / "peerpoise" / "ledger" / f"ward.{FILE}"
+    temporary = node.model_copy(update={"budget": BudgetSection(experiment=True)})
+    assert heads_file(temporary) == node.folder / FILE
 
 
 def test_another_ledger_of_the_same_node_is_another_memory(tmp_path):
-    it = NeighborLedgerHeads(tmp_path)
+    it = NeighborLedgerHeads(tmp_path / FILE)
     it.observe("a", head(3))
     assert it.observe("a", head(1, b"two")) == SignedHead()
     assert it.observe("a", head(1)) == head(3)
 
 
 def test_invented_ledgers_take_no_more_room(tmp_path):
-    it = NeighborLedgerHeads(tmp_path)
+    it = NeighborLedgerHeads(tmp_path / FILE)
     for n in range(100):
         it.observe("a", head(1, str(n).encode()))
     it.save()
@@ -47,7 +60,7 @@ def test_invented_ledgers_take_no_more_room(tmp_path):
 
 def test_a_damaged_file_counts_as_none(tmp_path):
     (tmp_path / FILE).write_text('{"a": ["???"]}')
-    assert NeighborLedgerHeads(tmp_path).observe("a", head(1)) == SignedHead()
+    assert NeighborLedgerHeads(tmp_path / FILE).observe("a", head(1)) == SignedHead()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +80,7 @@ def test_only_a_head_that_this_node_stated_is_checked(people, tmp_path):
             people["me"],
             "data",
             ids={"a": people["a"].id},
-            heads=NeighborLedgerHeads(tmp_path),
+            heads=NeighborLedgerHeads(tmp_path / FILE),
             check=lambda sequence, digest: checked.append((sequence, digest)),
         )
         own = witness.current()

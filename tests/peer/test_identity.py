@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from peer.errors import IdentityError, Refused, StorageError
-from peer.identity import authority, keys
+from peer.identity import authority, keys, requests
 from peer.identity.authority import CertificateAuthority
 from peer.identity.keys import Identity
 from peer.v1 import peer_pb2
@@ -88,6 +88,33 @@ def test_requests_of_other_kinds_are_refused(ca: CertificateAuthority) -> None:
         ca.sign_request(request.public_bytes(serialization.Encoding.PEM))
     with pytest.raises(IdentityError, match="not a certificate request"):
         ca.sign_request(b"hello")
+
+
+def test_a_request_is_of_a_key_that_stays(ca: CertificateAuthority, tmp_path: Path) -> None:
+    key, request = tmp_path / "state" / "node.key", tmp_path / "a.csr"
+    own = requests.create(key, request)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert b"PRIVATE" not in request.read_bytes()
+    assert (
+        keys.node_id(requests.read(request)) == own == keys.node_id(keys.load_key(key).public_key())
+    )
+    before = key.read_bytes()
+    with pytest.raises(IdentityError, match="--same-key"):
+        requests.create(key, tmp_path / "b.csr")
+    assert requests.create(key, tmp_path / "b.csr", same_key=True) == own
+    assert key.read_bytes() == before
+    with pytest.raises(IdentityError, match="can't be read"):
+        requests.create(tmp_path / "none.key", tmp_path / "c.csr", same_key=True)
+
+
+def test_a_request_signed_by_another_key_is_refused(tmp_path: Path) -> None:
+    requests.create(tmp_path / "a.key", tmp_path / "a.csr")
+    request = x509.load_pem_x509_csr((tmp_path / "a.csr").read_bytes())
+    der = bytearray(request.public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1  # in the signature
+    forged = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
+    with pytest.raises(IdentityError, match="not signed by its own key"):
+        requests.public_key(forged)
 
 
 def test_private_keys_are_readable_by_their_owner_only(folder: Path, tmp_path: Path) -> None:

@@ -98,6 +98,79 @@ def test_one_process_per_data_set(tmp_path: Path) -> None:
     opened(tmp_path).close()
 
 
+def set_back(folder: Path, to: int, rows: int) -> tuple[int, bytes]:
+    """A ledger of so many rows, whose database is that of `to` rows; the head that was lost."""
+    for round in range(rows):
+        with opened(folder) as ledger:
+            ledger.debit("run", round, "b", STRICT)
+            head = ledger.head
+        if round + 1 == to:
+            shutil.copy(folder / "digits.sqlite", folder / "old")
+    (folder / "old").rename(folder / "digits.sqlite")
+    return head
+
+
+def test_what_was_lost_can_be_counted_as_spent(tmp_path: Path) -> None:
+    """Files that were set back, and neighbors that remember: releases go on, at the whole price."""
+    lost = set_back(tmp_path, to=2, rows=5)
+    with pytest.raises(LedgerError, match="count-lost"):
+        opened(tmp_path)
+    with Ledger.open(tmp_path, "digits", set_back=True) as ledger:
+        assert ledger.missing == 3
+        assert ledger.count_lost("run", STRICT, 9) == 0
+    with opened(tmp_path) as ledger:
+        assert ledger.rows("run") == [Spent(STRICT, 11)]
+        assert (ledger.last_round("run"), ledger.longest("run")) == (1, 2)
+        ledger.check_remembered(*lost)
+        ledger.debit("run", 2, "b", STRICT)
+        after = ledger.head
+        with pytest.raises(LedgerError, match="another history"):
+            ledger.check_remembered(after[0], bytes(32))
+    with opened(tmp_path) as ledger:
+        ledger.check_remembered(*after)
+
+
+def test_too_few_counted_leave_it_closed(tmp_path: Path) -> None:
+    """Debits of another run are lost too: its owner has to count that one as well."""
+    set_back(tmp_path, to=1, rows=9)
+    with Ledger.open(tmp_path, "digits", set_back=True) as ledger:
+        assert ledger.count_lost("run", STRICT, 3) == 5
+    with pytest.raises(LedgerError, match="older than the head"):
+        opened(tmp_path)
+    with Ledger.open(tmp_path, "digits", set_back=True) as ledger:
+        assert ledger.count_lost("other", STRICT, 5) == 0
+    with opened(tmp_path) as ledger:
+        assert ledger.rows() == [Spent(STRICT, 9)]
+        assert ledger.rows("other") == [Spent(STRICT, 5)]
+
+
+def test_a_shared_batch_is_counted_by_rounds(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        ledger.debit("run", 0, "b", SHARED)
+    for part in ("sqlite", "head"):
+        (tmp_path / f"digits.{part}").unlink()
+    with Ledger.open(tmp_path, "digits", set_back=True) as ledger:
+        assert ledger.count_lost("run", SHARED, SHARED.compositions(4)) == 0
+    with opened(tmp_path) as ledger:
+        assert ledger.rows() == [Spent(SHARED, 4)]
+
+
+@pytest.mark.parametrize("point", ["before_ledger_count", "after_ledger_count"])
+def test_a_count_that_fails_never_opens_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    set_back(tmp_path, to=1, rows=3)
+    with Ledger.open(tmp_path, "digits", set_back=True) as ledger:
+        monkeypatch.setitem(failpoint._ARMED, point, failpoint._Armed("eio", 1))
+        with pytest.raises(LedgerError, match="nothing is released"):
+            ledger.count_lost("run", STRICT, 5)
+    with pytest.raises(LedgerError):
+        opened(tmp_path)
+    with Ledger.open(tmp_path, "digits", set_back=True) as ledger:
+        assert ledger.count_lost("run", STRICT, 5) == 0
+    opened(tmp_path).close()
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 65, "naïve name"])
 def test_names_that_are_no_file_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigurationError, match=r"data\.name"):

@@ -349,7 +349,7 @@ async def test_the_check_of_the_key_is_what_catches_a_careless_ca(
 async def test_power_tls_alone_takes(
     make: Making, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_is_issued_by", lambda *_: True)
+    monkeypatch.setattr(keys, "is_issued_by", lambda *_: True)
     monkeypatch.setattr(keys, "is_leaf", lambda *_: True)
     async with nothing_left():
         listener = Grpc(federation.alice, "127.0.0.1:0")

@@ -36,11 +36,11 @@ from node.config import (
     RunName,
     Section,
     drop_none,
-    edges,
     layers,
     merge,
     nested,
     sentence,
+    take_beside,
 )
 from node.encoding import Json
 from peer.errors import ConfigurationError
@@ -269,7 +269,7 @@ def load(file: Path, settings: Sequence[str] = (), *, quick: bool = False) -> Sw
     merge(source["sweep"], top.pop("sweep", {}))
     if base := source["sweep"].pop("base", None):
         [(_, beneath)] = layers(ExperimentConfig, [file.parent / str(base)], (), {})
-        edges.inline(beneath, (file.parent / str(base)).parent)
+        take_beside(beneath, (file.parent / str(base)).parent)
         merge(beneath, source)
         source = beneath
     source |= {"set": top, "quick": quick}
@@ -277,7 +277,7 @@ def load(file: Path, settings: Sequence[str] = (), *, quick: bool = False) -> Sw
         it for key in ("settings", "methods") for it in dict(source["sweep"].get(key, {})).values()
     ]
     for values in (source, top, *(it for it in changes if isinstance(it, dict))):
-        edges.inline(values, file.parent)
+        take_beside(values, file.parent)
     return read(source, file)
 
 

@@ -1,0 +1,310 @@
+"""`pack`: a federation of real hosts, one folder for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.config import (
+    BudgetSection,
+    DataSection,
+    ExperimentConfig,
+    ListenSection,
+    NodeConfig,
+    PeersSection,
+    RunConfig,
+    TaskSection,
+)
+from node.experiments.federation import Federation
+from node.experiments.provisioning import OWN, divide, own_tasks, prepare
+from peer import files
+from peer.codec import NAME
+from peer.endpoint import WILDCARD_HOSTS, endpoint
+from peer.errors import ConfigurationError, IdentityError
+from peer.identity import requests
+from peer.identity.keys import PublicKey, node_id
+
+if TYPE_CHECKING:
+    from node.learning.plan import Plan
+
+PORT = 7443
+"""Where a packed host listens if nobody says otherwise."""
+
+
+def pack(
+    config: ExperimentConfig,
+    hosts: Sequence[str],
+    data: Sequence[str],
+    out: Path,
+    discovery: Sequence[str] = (),
+    *,
+    tests: Sequence[str] = (),
+    requested: Sequence[str] = (),
+    federation: Path | None = None,
+) -> dict[str, Any]:
+    """One folder per host. Bundled data are divided among the hosts as [experiment] says.
+
+    Args:
+        hosts: "name=host:port", or "name" where a discovery finds the address.
+        data: "name=data:path", or "name=data" to fill in there.
+        discovery: what the hosts use beside static addresses.
+        tests: "name:path" of a host's private test set.
+        requested: "name=file" of each host that made its key itself.
+        federation: its CA and members are taken and added to; None: a new one, out/federation.
+
+    Raises:
+        ConfigurationError: a mistake in one of these, or own data without a name.
+        IdentityError: a request or the federation can't be used.
+        StorageError: `out` is not empty.
+    """
+    from node.experiments.resolve import resolve
+
+    if config.experiment.attack:
+        raise ConfigurationError(
+            "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "
+            "itself, with peerpoise run --attack."
+        )
+    addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
+    test_of = _pairs("--test", tests, separator=":")
+    _check_addresses(addresses)
+    peers = _peers(addresses, discovery)
+    bundled = config.task.data != "own"
+    _check_data(config.task.data, addresses, own, test_of)
+    hosts_of = {
+        out / name: _with_test(_host(name, address, own.get(name), config, peers), test_of)
+        for name, address in addresses.items()
+    }
+    _check_task(config.task)
+    known = Federation.load(federation) if federation else None
+    keys = _keys(_pairs("--request", requested), list(addresses), known)
+    resolved = resolve(config, list(addresses)).checked()
+    resolved.check_daemons()
+    budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
+    if not bundled:
+        budget = _budget(resolved.plan)
+    homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
+    pinned = resolved.pinned()  # its mistakes come before anything is written
+    sealed = prepare(files.new_dir(out), pinned, homes, known, keys)
+    for home, node in homes.items():
+        text = _instructions(node, sealed, has_key=(home / "node.key").exists())
+        files.atomic_write(home / "README.txt", text.encode())
+    if bundled:
+        divide(out, resolved, {home.name: home for home in homes})
+    return {
+        "run_id": sealed.run_id,
+        "hosts": {home.name: str(home) for home in homes},
+        "federation": str(federation or out / "federation"),
+    }
+
+
+def _check_addresses(addresses: Mapping[str, str]) -> None:
+    """Raises ConfigurationError: two hosts at one address."""
+    at: dict[str, str] = {}
+    for name, address in addresses.items():
+        if address and (other := at.setdefault(address, name)) != name:
+            raise ConfigurationError(
+                f"--host {other} and {name} have one address, {address}; each needs its own, or a "
+                "port of its own."
+            )
+
+
+def _check_data(
+    data: str,
+    addresses: Mapping[str, str],
+    own: Mapping[str, str],
+    tests: Mapping[str, str],
+) -> None:
+    """Raises ConfigurationError: what --data and --test name does not fit task.data, or the
+    hosts."""
+    for option, named in (("--data", own), ("--test", tests)):
+        if unknown := sorted(set(named) - set(addresses)):
+            raise ConfigurationError(
+                f"{option} names {unknown[0]}, but there is no --host {unknown[0]}=…."
+            )
+        if named and data != "own":
+            raise ConfigurationError(f'{option} needs task.data = "own"; the file says {data!r}.')
+    if data == "own" and (missing := sorted(set(addresses) - set(own))):
+        raise ConfigurationError(
+            f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.'
+        )
+
+
+def _check_task(task: TaskSection) -> None:
+    """Raises ConfigurationError: its code is named by a file, which is on this machine only."""
+    from node.data import own_families
+    from node.tasks import is_file
+
+    if is_file(task.name):
+        raise ConfigurationError(
+            f"task.name = {task.name!r} names a file of this machine; put it where Python finds it "
+            "on every host, and name the module: package.module:function."
+        )
+    for name in filter(own_families.is_file, task.own_code):
+        raise ConfigurationError(
+            f"task.reasoning: {name!r} is a file of this machine; put it where Python finds it on "
+            "every host, and name the module: own:package.module."
+        )
+
+
+def _keys(
+    requested: Mapping[str, str], hosts: Sequence[str], federation: Federation | None
+) -> dict[str, PublicKey]:
+    """The keys of the hosts that made one themselves.
+
+    Raises:
+        ConfigurationError: a request of no host.
+        IdentityError: a request can't be used, or two hosts would have one key.
+        DataError: a file can't be read.
+    """
+    if unknown := sorted(set(requested) - set(hosts)):
+        raise ConfigurationError(
+            f"--request names {unknown[0]}, but there is no --host {unknown[0]}."
+        )
+    keys = {name: requests.read(Path(file)) for name, file in requested.items()}
+    owners: dict[str, str] = {}
+    for name in hosts:
+        key = keys.get(name) or (federation and federation.member(name))
+        if key and (other := owners.setdefault(node_id(key), name)) != name:
+            raise IdentityError(
+                f"{other} and {name} have the same key; each host makes its own, with peerpoise "
+                "request."
+            )
+    return keys
+
+
+def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSection:
+    """How the hosts find each other.
+
+    Raises:
+        ConfigurationError: an unknown discovery, or nobody would find the hosts without an address.
+    """
+    if unknown := sorted({*discovery} - {"static", "exchange", "mdns"}):
+        raise ConfigurationError(f"--discovery {unknown[0]} is none of static, exchange and mdns.")
+    bare = [name for name, address in addresses.items() if not address]
+    if bare and not {"exchange", "mdns"} & {*discovery}:
+        raise ConfigurationError(
+            f"--host {bare[0]} has no address: write {bare[0]}=HOST:PORT, or say how it is found, "
+            "with --discovery exchange or --discovery mdns."
+        )
+    if len(bare) == len(addresses) and "mdns" not in discovery:
+        raise ConfigurationError(
+            "Peer exchange needs one address to begin with: write --host NAME=HOST:PORT for one."
+        )
+    return PeersSection(
+        discovery=("static", *(name for name in ("exchange", "mdns") if name in discovery))
+    )
+
+
+def _pairs(
+    option: str, given: Sequence[str], *, bare: bool = False, separator: str = "="
+) -> dict[str, str]:
+    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
+    pairs: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition(separator)
+        if not (name and (value if equals else bare)):
+            raise ConfigurationError(f"{option} {text!r} is not of the form NAME{separator}VALUE.")
+        if name in pairs or name == "federation" or not NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{option} {text!r}: {name!r} is given twice or can't name a host's folder."
+            )
+        pairs[name] = value
+    return pairs
+
+
+def _host(
+    name: str, address: str, data: str | None, config: ExperimentConfig, peers: PeersSection
+) -> NodeConfig:
+    from node.privacy.ledger import check_name
+
+    host, port = endpoint(address or f"0.0.0.0:{PORT}")
+    if port == 0:
+        raise ConfigurationError(
+            f"--host {name}={address}: neighbors need a port they can dial, 1 to 65535."
+        )
+    if address and host in WILDCARD_HOSTS:
+        raise ConfigurationError(
+            f"--host {name}={address}: write the address at which neighbors dial {name}."
+        )
+    if data is None:
+        section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
+    else:
+        label, _, path = data.partition(":")
+        check_name(label)
+        section = DataSection(name=label, path=Path(path or "FILL-IN.npz"))
+    return NodeConfig(
+        name=name,
+        identity=OWN,
+        tasks=own_tasks(config),
+        data=section,
+        listen=ListenSection(
+            address=f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}", advertise=address
+        ),
+        peers=peers,
+    )
+
+
+def _with_test(node: NodeConfig, tests: Mapping[str, str]) -> NodeConfig:
+    """The host with its private test set, if it has one."""
+    if node.name not in tests:
+        return node
+    changes = {"test": Path(tests[node.name]), "test_public": False}
+    return node.model_copy(update={"data": node.data.model_copy(update=changes)})
+
+
+def _budget(plan: Plan) -> BudgetSection:
+    """What own data may spend, until their owner says otherwise: this run, and no second one."""
+    privacy, planned = plan.run.privacy, plan.epsilon
+    if planned is None or not math.isfinite(planned) or privacy.insecure_seed is not None:
+        return BudgetSection(epsilon="unlimited")  # no number could be kept
+    if privacy.epsilon is None:
+        planned *= 1.02  # the grid of the noise
+        digit = 10.0 ** (math.floor(math.log10(planned)) - 2)
+        planned = float(f"{math.ceil(planned / digit) * digit:.6g}")
+    return BudgetSection(epsilon=planned, delta=privacy.delta)
+
+
+def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
+    path, at = node.data.path, node.listen.advertise
+    key = (
+        "Its key is node.key; only its owner may read it."
+        if has_key
+        else "Its key is on that machine already: peerpoise request made it there."
+    )
+    contact = (
+        f"Neighbors reach it at {at}"
+        if at
+        else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
+    )
+    limit = (
+        "nothing bounds what they give away"
+        if node.budget.limit is None
+        else f"ε_total {node.budget.limit:g}"
+    )
+    own = (
+        f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+    )
+    own += (
+        f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n"
+        if path
+        else ""
+    )
+    if test := node.data.test:
+        own += (
+            f"Its private test set: {test} (data.test in node.toml). Figures of it are outside of "
+            "ε, so they\nstay on this host, unless data.test_public = true shares them in "
+            "/metrics.\n"
+        )
+    own += "".join(
+        f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n"
+        for task in node.tasks
+    )
+    return (
+        f"This folder is node {node.name} of run {run.run.name} ({run.run_id}).\n"
+        f"Copy it to that machine, install peerpoise, and in this folder run:\n\n"
+        f"    peerpoise run --config node.toml\n\n"
+        f"{key}\n{contact}; it listens at {node.listen.address}.\n{own}"
+        f"In another terminal: peerpoise status --watch {node.name}\n"
+    )
