@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,12 +108,12 @@ def _note(node: NodeConfig, run: RunConfig, *, compositions: int, lifetime: floa
     from node.records.journal import Journal
     from peer.files import ensure_dir
 
-    journal = Journal(ensure_dir(node.folder) / "journal.jsonl", journal_header(node, run))
-    journal.write(
-        "counted",
-        run=run.run_id,
-        compositions=compositions,
-        lifetime=lifetime,
-        lifetime_delta=node.budget.delta,
-    )
-    journal.close()
+    file = ensure_dir(node.folder) / "journal.jsonl"
+    with closing(Journal(file, journal_header(node, run))) as journal:
+        journal.write(
+            "counted",
+            run=run.run_id,
+            compositions=compositions,
+            lifetime=lifetime,
+            lifetime_delta=node.budget.delta,
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import takewhile
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
 
 import typer
 
 from node.cli.options import Json
-from node.config import shipped
 from node.observability.output import print_json
 
 app = typer.Typer()
@@ -26,6 +26,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """List the examples, pages and service files that come with peerpoise, or print one."""
+    from node.config import shipped
+
     if name is not None:
         path = shipped.find(name)
         text = path.read_text(encoding="utf-8")
@@ -34,7 +36,7 @@ def show(
         else:
             typer.echo(text, nl=False)
         return
-    titles = {each: _title(each) for each in shipped.files()}
+    titles = {each: _title(path) for each, path in shipped.files().items()}
     if as_json:
         print_json(
             {each: {"path": str(shipped.files()[each]), "title": titles[each]} for each in titles}
@@ -45,9 +47,9 @@ def show(
         typer.echo(f"{each:{width}}  {title}".rstrip())
 
 
-def _title(name: str) -> str:
+def _title(path: Path) -> str:
     """A page's heading; of other files the first sentence of the comment they begin with."""
-    lines = shipped.files()[name].read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     sentence = " ".join(comment).split(". ")[0].split(": ")[0].rstrip(".")
     return shorten(sentence, LONGEST, placeholder=" …")

@@ -15,6 +15,7 @@ from node.config.loading import drop_none, layers, merge
 from node.encoding import Json
 from node.experiments import run_folder
 from node.learning.plan import Plan
+from node.records import checkpoint
 from peer import files
 from peer.errors import ConfigurationError, StorageError
 from peer.identity.roster import Roster
@@ -46,7 +47,8 @@ def write(folder: Path, model: Path, out: Path, settings: Sequence[str]) -> Expe
         config = ExperimentConfig(**drop_none(values))
     except ValidationError as error:
         raise ConfigurationError(sentence(error)) from None
-    run_folder.export(folder, model, start)
+    layout, x = checkpoint.load_model(model)
+    checkpoint.save_model(start, layout, x, checkpoint.read_about(model))
     text = tomli_w.dumps(config.model_dump(mode="json", exclude_defaults=True))
     files.atomic_write(out, text.encode())
     return config

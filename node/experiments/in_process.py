@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -67,9 +67,10 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
     for sentence in sorted(slow):
         print(f"peerpoise: {sentence}", file=sys.stderr)
     homes = {name: ensure_dir(folder / "nodes" / name) for name in learners}
-    journals = {name: _journal(homes[name], learner) for name, learner in learners.items()}
-    for journal in journals.values():
-        stack.callback(journal.close)
+    journals = {
+        name: stack.enter_context(closing(_journal(homes[name], learner)))
+        for name, learner in learners.items()
+    }
     recorder = _Recorder(resolved.run, learners, journals, progress)
     first = next(iter(learners.values()))
     lockstep.run(

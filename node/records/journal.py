@@ -87,7 +87,11 @@ class Journal:
             _cut_torn_line(self._file.fileno())
         except OSError as error:
             raise files.storage_error(path, error) from None
-        self.write("header", **header)
+        try:
+            self.write("header", **header)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, event: str, **fields: object) -> None:
         """Appends one line, with the wall-clock time; what is not finite becomes null.

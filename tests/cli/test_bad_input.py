@@ -547,7 +547,9 @@ def requests_of(place: Place, *names: str) -> list[str]:
 
 
 def packed_with(place: Place, *options: str) -> Words:
-    hosts = [word for name in NAMES for word in ("--host", f"{name}=127.0.0.1:7443")]
+    hosts = [
+        word for k, name in enumerate(NAMES) for word in ("--host", f"{name}=127.0.0.1:{7443 + k}")
+    ]
     return ["pack", place.experiment, *hosts, "--out", place.folder / "packed", *options]
 
 

@@ -252,7 +252,9 @@ def test_authority_issues_for_keys_it_makes_and_for_requests(
 
 def test_a_roster_loses_members_for_good(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     """pack makes it, remove signs the next version, and only the run's own CA can."""
-    hosts = [word for name in "abc" for word in ("--host", f"{name}=10.0.0.1:7443")]
+    hosts = [
+        word for k, name in enumerate("abc") for word in ("--host", f"{name}=10.0.0.{k + 1}:7443")
+    ]
     assert peerpoise("pack", experiment, *hosts, "--out", tmp_path / "out").code == 0
     shown = json.loads(peerpoise("roster", "remove", tmp_path / "out", "b", "--json").out)
     assert (shown["version"], shown["members"], shown["removed"]) == (2, "a, c", "b")

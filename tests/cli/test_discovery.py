@@ -60,7 +60,9 @@ def test_pack_with_one_address_to_begin_with(
 def test_packed_addresses_alone_stay_static(
     peerpoise: Call, experiment: Path, tmp_path: Path
 ) -> None:
-    hosts = [word for name in "abc" for word in ("--host", f"{name}=10.0.0.1:7443")]
+    hosts = [
+        word for k, name in enumerate("abc") for word in ("--host", f"{name}=10.0.0.{k + 1}:7443")
+    ]
     nodes = packed(peerpoise, experiment, tmp_path / "out", *hosts)
     assert {node.peers.discovery for node in nodes.values()} == {("static",)}
 

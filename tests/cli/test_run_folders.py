@@ -74,7 +74,9 @@ def test_continue_writes_what_a_person_would_have(
     monkeypatch.chdir(tmp_path)
     kind = ("algorithm.name=muffliato", "topology.kind=ring", "privacy.mode=none", "train.rounds=1")
     words = [word for it in (*kind, "privacy.epsilon=") for word in ("--set", it)]
-    hosts = [word for name in "abcde" for word in ("--host", f"{name}=127.0.0.1:1")]
+    hosts = [
+        word for k, name in enumerate("abcde") for word in ("--host", f"{name}=127.0.0.1:{k + 1}")
+    ]
     assert peerpoise("pack", experiment, *words, *hosts, "--out", "one").code == 0
     packed = load(RunConfig, [tmp_path / "one" / "run.toml"], environ={})
     assert packed.algorithm.options["gossip"] == 3

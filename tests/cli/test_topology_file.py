@@ -21,7 +21,7 @@ W = {
     "n1": {"n0": 0.25, "n1": 0.25, "n2": 0.5},
     "n2": {"n1": 0.5, "n2": 0.5},
 }
-HOSTS = [word for name in "abc" for word in ("--host", f"{name}=10.0.0.1:7443")]
+HOSTS = [word for k, name in enumerate("abc") for word in ("--host", f"{name}=10.0.0.{k + 1}:7443")]
 
 
 @pytest.fixture
