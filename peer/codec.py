@@ -249,8 +249,6 @@ def sentence(code: int) -> str:
     return str(value.GetOptions().Extensions[peer_pb2.sentence])  # type: ignore[index]  # protoc's .pyi is too coarse
 
 
-def printable(text: str) -> str:
-    """`text` as a `detail` may hold it: one line, at most MAX_TEXT characters, no terminal
-    escapes.
-    """
-    return "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT])
+def printable(text: str, longest: int = MAX_TEXT) -> str:
+    """`text` as a `detail` may hold it: one line, not too long, no terminal escapes."""
+    return "".join(c if c.isprintable() else " " for c in text[:longest])

@@ -52,6 +52,8 @@ BUDGET_NOTE = {
 }
 PORT = 7443
 """Where a packed host listens if nobody says otherwise."""
+START_S = 3600.0
+"""`start.timeout_s` of a packed run that sets none: people start hosts one after another."""
 
 
 def make_folder(folder: Path) -> Path:
@@ -178,7 +180,8 @@ def pack(
     address. `data`: "name=data:path", or "name=data" to fill in there. `discovery`: what the hosts
     use beside static addresses.
 
-    Bundled data are divided among the hosts as [experiment] says.
+    Bundled data are divided among the hosts as [experiment] says. Hosts wait START_S for each other
+    unless the run says how long.
 
     Raises:
         ConfigurationError: a mistake in `hosts`, `data` or `discovery`, or own data without a name.
@@ -186,6 +189,9 @@ def pack(
     """
     from node.experiments.resolve import resolve
 
+    if "timeout_s" not in config.start.model_fields_set:
+        start = config.start.model_copy(update={"timeout_s": START_S})
+        config = config.model_copy(update={"start": start})
     if config.experiment.attack:
         raise ConfigurationError(
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "

@@ -91,6 +91,10 @@ class LocalProgress:
         self.first = 0
         """The first round this node will enter."""
         self.waiting_for: frozenset[Peer] = frozenset()
+        self.gathering = (0.0, 0.0)
+        """When it began to wait for its neighbors before its first round, and until when it does,
+        in seconds of the event loop's clock.
+        """
 
     @property
     def round(self) -> int:

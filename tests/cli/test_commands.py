@@ -94,6 +94,7 @@ def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
         assert "peerpoise run --config node.toml" in (home / "README.txt").read_text()
         run = load(RunConfig, [home / "run.toml"], (), {})
         assert run.run_id == said["run_id"]
+        assert run.start.timeout_s == provisioning.START_S, "people start hosts by hand"
         node = load(NodeConfig, [home / "node.toml"], (), {})
         own = node.identity
         identity = Identity.load(home / own.key, home / own.certificate, home / own.ca)
@@ -107,7 +108,10 @@ def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
 
 
 def test_packed_rows_are_disjoint(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
+    soon = ("--set", "start.timeout_s=60")
+    assert peerpoise("pack", experiment, *HOSTS, *soon, "--out", tmp_path / "out").code == 0
+    run = load(RunConfig, [tmp_path / "out" / "run.toml"], (), {})
+    assert run.start.timeout_s == 60, "which is the default, but somebody wrote it"
     rows = np.concatenate([np.load(tmp_path / "out" / name / "rows.npy") for name in "abc"])
     assert len(set(rows)) == len(rows)
     counts = json.loads((tmp_path / "out" / "partition.json").read_text())["histogram"]

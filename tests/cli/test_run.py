@@ -48,9 +48,8 @@ def home(peerpoise: Call, experiment: Path, tmp_path: Path, request: pytest.Fixt
 
 
 def run(peerpoise: Call, home: Path, *options: str) -> Result:
-    return peerpoise(
-        "run", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0", *options
-    )
+    words = ("--quiet", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0")
+    return peerpoise("run", *words, *options)
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path
         said[-1]
         == "peerpoise: The privacy budget of the data is spent: nothing more may be released."
     )
-    assert all(line.startswith("warning: ") for line in said[:-1])
+    assert all("warning: " in line for line in said[:-1])
     found = summary(result)
     assert found["privacy"]["epsilon"]["total"] == 0
     assert (home / "state" / "model.safetensors").exists()

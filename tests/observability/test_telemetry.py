@@ -11,6 +11,8 @@ import pytest
 from node.config import BudgetSection, RunConfig
 from node.daemon.telemetry import PER_ROUND, REFUSALS, WARNINGS, Telemetry
 from node.observability.metrics import Metrics
+from node.observability.sentences import Sentences
+from node.observability.voice import Voice
 from node.records import journal
 from peer.v1 import peer_pb2 as pb
 
@@ -25,6 +27,7 @@ def watch(tmp_path: Path) -> Iterator[Telemetry]:
         run=run,
         name="a",
         journal=written,
+        voice=Voice(Sentences("a", run, version="1", folder=tmp_path), quiet=True),
         metrics=metrics,
         budget=BudgetSection(epsilon="unlimited"),
     )
