@@ -137,6 +137,8 @@ RULES: Mapping[str, Rule] = {
     "code": _free,  # a newer peer may have more codes; `sentence` knows what to say then
     "detail": _text,
     "version": _text,
+    "unreached": _text,
+    "own_code": _digest,
     "nonce": lambda data: len(data) == DIGEST,
     "spki": lambda data: len(data) <= MAX_SPKI,
     "signature": lambda data: len(data) <= MAX_SIGNATURE,

@@ -39,6 +39,7 @@ from node.records.journal import Journal, code_version, round_seconds
 from node.records.peer_heads import LedgerWitness, NeighborLedgerHeads
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver
+from node.tasks.loading import source_digest
 from peer import files
 from peer.discovery.addresses import own_addresses
 from peer.errors import (
@@ -316,6 +317,7 @@ class Daemon:
                 roster=self.roster.version,
                 digests=self._digests(inputs),
                 words={"inputs": _in_words(inputs)},
+                own_code=source_digest(run.task.own_code),
             ),
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, run.sync.deadline_s),

@@ -61,6 +61,8 @@ NEWER_ROSTER = (
 )
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
+LONGEST_VERSION = 40
+"""Characters of a neighbor's version that are shown."""
 WAITS_EVERY = 1.0
 """Seconds between two looks at whom this node waits for."""
 STEPS = (0.5, 0.75, 0.9)
@@ -113,6 +115,9 @@ class Telemetry(RoundObserver, SessionObserver):
         """Whose calls were refused -> since when they are counted, and how many."""
         self._noted: Counter[Peer] = Counter()
         self._noted_in = -1
+        self._other_software: set[Peer] = set()
+        self._other_code: set[Peer] = set()
+        """Neighbors whose software or own code was warned of."""
         self._waits = Waits(run.sync.deadline_s)
         self._step = 0.0
         """The last of STEPS that was reached."""
@@ -436,6 +441,21 @@ class Telemetry(RoundObserver, SessionObserver):
                     "front of the port would keep them away."
                 )
             self._strangers = (now, strangers)
+
+    def software(self, peer: Peer, other: str, same_code: bool) -> None:
+        """Once for each neighbor, whatever else it says later."""
+        if other and peer not in self._other_software:
+            self._other_software.add(peer)
+            self.warn(
+                f"{peer} runs peerpoise {other[:LONGEST_VERSION]}, {self.name} {code_version()}: "
+                "install the same release on both."
+            )
+        if not same_code and peer not in self._other_code:
+            self._other_code.add(peer)
+            self.warn(
+                f"{peer} and {self.name} run different code of your own (task.name or families): "
+                "copy the same files to both, unless it is meant so."
+            )
 
     def newer_roster(self, peer: Peer, version: int) -> None:
         assert self.session is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Iterable
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from node.config.task import OWN_PREFIX
 from peer.errors import ConfigurationError
 
 
@@ -45,6 +48,29 @@ def load(place: str, name: str) -> ModuleType:
             raise  # a package that the task's own code asks for
         why = f"{error}.{_hint(place, name.rpartition(':')[2])}"
     raise ConfigurationError(f"task.name = {name!r} can't be imported: {why}")
+
+
+def source_digest(names: Iterable[str]) -> bytes:
+    """SHA-256 of the files that these names of own tasks and families lead to; empty: none does.
+    Not of what those files import.
+    """
+    sources = [source for name in names if (source := _source(name))]
+    return hashlib.sha256(b"\0".join(sources)).digest() if sources else b""
+
+
+def _source(name: str) -> bytes:
+    """As Python reads it, whatever ends its lines."""
+    place = name.removeprefix(OWN_PREFIX)
+    place = place if place.endswith(".py") else place.rpartition(":")[0] or place
+    if place.endswith(".py") or "/" in place:
+        file: str | None = place
+    else:
+        spec = find_spec(place)
+        file = spec.origin if spec else None
+    try:
+        return Path(file or "").expanduser().read_bytes().replace(b"\r\n", b"\n")
+    except OSError:  # a built-in or zipped module
+        return b""
 
 
 def _hint(module: str, function: str) -> str:

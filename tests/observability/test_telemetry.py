@@ -124,6 +124,16 @@ def test_connections_that_come_to_nothing_are_counted(watch: Telemetry) -> None:
     assert "shows no certificate of its federation" in watch.warnings[-1]
 
 
+def test_other_software_is_warned_of_once_for_each_neighbor(watch: Telemetry) -> None:
+    for n in range(100):
+        watch.software("b", f"{n}.{'9' * 500}", same_code=False)
+        watch.software("c", "", same_code=True)
+    version, code = warned(watch)
+    assert version.startswith("b runs peerpoise 0.9999")
+    assert len(version) < 150
+    assert code.startswith("b and a run different code of your own")
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_figures_per_neighbor_are_shown_only_where_they_do_not_leak(
     watch: Telemetry, monkeypatch: pytest.MonkeyPatch, shown: bool
