@@ -242,7 +242,9 @@ class Telemetry(RoundObserver, SessionObserver):
         self.log_event(
             "resume", round=last + 1, skipped=[first, last], reason="Most neighbors are that far."
         )
-        self.warn(f"Rounds {first} to {last} are skipped: most neighbors are that far already.")
+        self.warn(
+            f"Rounds {first + 1} to {last + 1} are skipped: most neighbors are that far already."
+        )
 
     def round(self, t: int, seconds: float) -> None:
         self.round_seconds.append(seconds)

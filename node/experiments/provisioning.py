@@ -370,7 +370,8 @@ def _instructions(node: NodeConfig, run: RunConfig) -> str:
         "and in this folder run:\n\n"
         f"    peerpoise run --config node.toml\n\n"
         f"{contact}; it listens at {node.listen.address}.\n{own}"
-        f"In another terminal: peerpoise status --watch {node.name}\n"
+        "It says whom it waits for, and why. In another terminal: peerpoise status --watch "
+        f"{node.name}\n"
     )
 
 

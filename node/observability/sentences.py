@@ -134,7 +134,7 @@ class Sentences:
                 return (
                     f"all rounds are done; {names(self._live)} may need this node a little longer"
                 )
-            case "stopping":
+            case "stopping" if reason.startswith("SIG"):  # or the error's own sentence follows
                 return f"stops: {reason}"
         return ""
 
@@ -158,7 +158,7 @@ class Sentences:
         figures = ", ".join(filter(None, parts))
         lacking = "" if fields["complete"] else " (not all of them were run)"
         return (
-            f"finished {self.rounds} rounds{lacking} in {duration(fields['wall_seconds'])}"
+            f"finished {self.rounds} rounds{lacking} after {duration(fields['wall_seconds'])}"
             f"{': ' if figures else ''}{figures}; summary and model are in {folder}; next: "
             f"peerpoise export {folder} --out model.safetensors"
         )
@@ -172,8 +172,11 @@ def epsilon(
     if value is None or not isfinite(value) or not against.startswith(GUARANTEED):
         return f"no ε (mode {mode}, against {against})"
     number = f"{value:.3g}" if limit is None else f"{value:.3g} of {limit:g}"
-    delta = conditions["delta"]
-    return f"{name} {number} ({mode}, {conditions['adjacency']}, δ = {delta:g}, against {against})"
+    delta, accountant = conditions["delta"], conditions["accountant"]
+    return (
+        f"{name} {number} ({mode}, {conditions['adjacency']}, δ = {delta:g}, {accountant}, "
+        f"against {against})"
+    )
 
 
 def names(peers: Iterable[Peer]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
@@ -59,18 +61,26 @@ def source_digest(names: Iterable[str]) -> bytes:
 
 
 def _source(name: str) -> bytes:
-    """As Python reads it, whatever ends its lines."""
+    """As Python reads it, whatever ends its lines; empty where it is no file."""
     place = name.removeprefix(OWN_PREFIX)
     place = place if place.endswith(".py") else place.rpartition(":")[0] or place
-    if place.endswith(".py") or "/" in place:
-        file: str | None = place
-    else:
-        spec = find_spec(place)
-        file = spec.origin if spec else None
+    file = place if place.endswith(".py") or "/" in place else _file_of(place)
     try:
-        return Path(file or "").expanduser().read_bytes().replace(b"\r\n", b"\n")
-    except OSError:  # a built-in or zipped module
+        return Path(file).expanduser().read_bytes().replace(b"\r\n", b"\n")
+    except OSError:
         return b""
+
+
+def _file_of(module: str) -> str:
+    """Nothing is imported: packages around a family run in a process that may only compute."""
+    spec = sys.modules[module].__spec__ if module in sys.modules else None
+    path: Sequence[str] | None = None
+    for name in () if spec else accumulate(module.split("."), "{}.{}".format):
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            break
+        path = spec.submodule_search_locations
+    return (spec.origin if spec else None) or ""
 
 
 def _hint(module: str, function: str) -> str:

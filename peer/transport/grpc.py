@@ -827,6 +827,8 @@ async def _unreachable(
     if late and connected:
         what = f"{address} gave no answer in time; its daemon is starting, or very busy."
         return Unreachable(what)
+    if "onnection refused" in details:
+        return Unreachable(f"Nobody listens at {address}.")
     if "not in peer certificate" in details or "Hostname" in details:
         what = f"{address} showed the certificate of another node."
         return Unreachable(what, peer_pb2.CODE_IDENTITY)

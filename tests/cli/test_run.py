@@ -8,11 +8,13 @@ import asyncio
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -205,3 +207,30 @@ def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signa
                 os.close(end)
     assert since_start(home, "checkpoint")[-1] >= since_start(home, "round")[-1]
     assert events(home)[-1]["signal"] == number.name
+
+
+def test_what_it_says_to_a_program(peerpoise: Call, home: Path) -> None:
+    words = ("--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0")
+    result = peerpoise("run", *words, "--log", "json")
+    lines = [json.loads(line) for line in result.err.splitlines()]
+    assert [line["event"] for line in lines] == ["listening", "state", "round", "end"]
+    assert lines[-1]["text"].endswith(f"peerpoise export {home}/state --out model.safetensors")
+    assert {line["level"] for line in lines} == {"info"}
+    assert result.out == ""
+
+
+def test_what_it_says_on_a_terminal(home: Path) -> None:
+    """With the time only, and all of it before it ends."""
+    command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # how a terminal ends on Linux
+            while part := os.read(ours, 4096):
+                said += part
+        os.close(ours)
+    assert process.returncode == 0
+    lines = said.decode().splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d \S", line) for line in lines), lines
+    assert [line.split()[1] for line in lines] == ["a", "starts", "round", "finished"]

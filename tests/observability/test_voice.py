@@ -28,7 +28,7 @@ CONDITIONS = {
     "accountant": "RDP",
     "against": "any coalition of other nodes",
 }
-UNDER = "(strict, add/remove one example, δ = 1e-05, against any coalition of other nodes)"
+UNDER = "(strict, add/remove one example, δ = 1e-05, RDP, against any coalition of other nodes)"
 RUN = RunConfig(run={"name": "digits"}, privacy={"sigma": 2.0})  # type: ignore[arg-type]
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Hear = Callable[..., str]
@@ -83,7 +83,7 @@ def test_a_run_from_its_first_line_to_its_last(hear: Hear) -> None:
         f"75% of the privacy budget of these data is spent: lifetime ε 3 of 4 {UNDER}",
         f"round 2 of 100: accuracy 83.1%, ε_total 1.23 {UNDER}",
         "all rounds are done; b may need this node a little longer",
-        f"finished 100 rounds (not all of them were run) in 3 min 5 s: accuracy 90.0%, ε_total 2.5 "
+        f"finished 100 rounds (not all of them were run) after 3 min 5 s: accuracy 90.0%, ε_total 2.5 "
         f"{UNDER}; summary and model are in '/srv/a b/state'; next: peerpoise export "
         "'/srv/a b/state' --out model.safetensors",
     ]
@@ -150,6 +150,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_every_event_that_is_said_is_one_of_the_journal(hear: Hear) -> None:
     """What is not on its list can't be said either: `hear` of the tests above asks."""
     assert hear("state", state="stopping", reason="SIGTERM") == "stops: SIGTERM"
+    assert hear("state", state="stopping", reason="PeersUnavailable") == ""
     assert hear("end", reason="stopped", signal="SIGTERM", complete=False).startswith("stopped;")
     assert hear("end", reason="diverged") == "", "the error's own sentence follows"
 
