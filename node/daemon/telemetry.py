@@ -581,14 +581,15 @@ class Telemetry(RoundObserver, SessionObserver):
             return []
         now, at = session.table.now, session.progress
         began, end = at.gathering
-        gathering = at.round < 0
+        gathering, states = at.round < 0, session.table.states
         what = "its handshake" if gathering else f"its part of {at.kind!r}"
         return [
             Waiting(
                 peer=peer,
                 since_s=max(0.0, now - (began if gathering else at.since)),
                 until_s=(end if gathering else session.table.membership.until(peer)) - now,
-                why=self._trouble(peer) or f"{what} has not come.",
+                why=(self._trouble(peer) if gathering else states[peer].unreached)
+                or f"{what} has not come.",
             )
             for peer in sorted(at.waiting_for)
         ]

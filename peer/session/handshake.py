@@ -127,7 +127,7 @@ class Handshakes:
             detail=detail,
             incarnation=self.table.incarnation,
             version=self.version,
-            unreached=state.unreached,
+            unreached=codec.printable(state.unreached),
         )
         reply.code = code
         if code != pb.CODE_OK:
@@ -198,7 +198,8 @@ class Handshakes:
             return pb.CODE_NOT_READY, why
         if not state.proven:
             state.wake.notify()
-            return pb.CODE_NOT_READY, state.unreached or "The caller could not be dialed back yet."
+            why = state.unreached or "The caller could not be dialed back yet."
+            return pb.CODE_NOT_READY, codec.printable(why)
         return pb.CODE_OK, ""
 
     def _agree(

@@ -6,6 +6,7 @@ What they tell is coarse on purpose: a count of work would tell the size of a se
 
 from __future__ import annotations
 
+from peer import codec
 from peer.membership import Heartbeat
 from peer.message import Peer
 from peer.session.interfaces import Witness
@@ -41,7 +42,7 @@ class Heartbeats:
             head=self.witness.current(),
             idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
             order=table.next_order(),
-            unreached=table.states[to].unreached,
+            unreached=codec.printable(table.states[to].unreached),
         )
 
     def receive(self, peer: Peer, message: pb.Beat) -> None:

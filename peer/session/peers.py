@@ -239,10 +239,18 @@ class PeerTable:
         if code in LASTING:
             neighbor.refusal = why
 
+    def note_reached(self, peer: Peer) -> None:
+        """The neighbor answers: what kept this node from reaching it is over."""
+        state, neighbor = self.states[peer], self.membership.neighbors[peer]
+        if state.unreached and neighbor.last_error == state.unreached:
+            neighbor.last_error = ""
+        state.unreached = ""
+
     def note_unreached(self, peer: Peer, why: str) -> None:
-        """The neighbor says that it can't dial this node; empty: it can."""
-        if why:
-            self.note_trouble(peer, f"{peer} can't reach this node: {why}", pb.CODE_NOT_READY)
+        """The neighbor says why it can't dial this node; empty: it can."""
+        neighbor, what = self.membership.neighbors[peer], f"{peer} can't reach this node"
+        if why or neighbor.last_error.startswith(what):
+            neighbor.last_error = f"{what}: {why}" if why else ""
 
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         """Drops the edge until a new handshake."""

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from peer import codec
-from peer.codec import printable
 from peer.errors import Malformed, RemoteError, Unreachable
 from peer.identity.keys import Identity
 from peer.membership import Presence
@@ -148,13 +147,13 @@ class Session:
                     await self._send_heartbeat(peer)
                 pause = RETRY_FIRST
                 state.tried.clear()
-                state.unreached = ""
+                self.table.note_reached(peer)
                 await state.wake.wait(
                     RETRY_FIRST if self.handshakes.is_due(peer) else self.heartbeat_seconds
                 )
             except RemoteError as error:
                 self.table.note_trouble(peer, str(error), error.code)
-                state.unreached = printable(str(error)) if isinstance(error, Unreachable) else ""
+                state.unreached = str(error) if isinstance(error, Unreachable) else ""
                 self.table.observer.wire_error(peer, error.code)
                 more = isinstance(error, Unreachable) and await self._redial(peer)
                 pause = RETRY_FIRST if more else min(RETRY_MOST, pause * 2)

@@ -120,3 +120,6 @@ async def test_a_firewall_is_named_at_both_ends(tmp_path: Path, firewalled: str)
         assert "certificate" not in started[other].log + behind.log
         seen = [process.status() for process in started.values()]
         assert [it and it["state"] for it in seen] == ["waiting for peers"] * 2
+        until_s = [wait["until_s"] for it in seen if it for wait in it["waiting_for"]]
+        assert len(until_s) == 2
+        assert all(0 < seconds < 200 for seconds in until_s), "the start has an end"

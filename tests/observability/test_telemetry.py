@@ -134,6 +134,23 @@ def test_other_software_is_warned_of_once_for_each_neighbor(watch: Telemetry) ->
     assert code.startswith("b and a run different code of your own")
 
 
+def test_the_budget_is_an_event_at_each_step(watch: Telemetry) -> None:
+    watch.limit = 8.0
+    conditions = {
+        "round": 3,
+        "mode": "strict",
+        "adjacency": "add/remove one example",
+        "accountant": "RDP",
+        "against": "any coalition of other nodes",
+        "link": 1.0,
+    }
+    for lifetime in (0.1, 3.99, 4.0, 5.0, 7.5, 7.9, 9.0):
+        watch._note_budget(lifetime, conditions)
+    events = [it for it in journal.read(watch.journal.path) if it["event"] == "budget"]
+    assert [(it["share"], it["lifetime"]) for it in events] == [(0.5, 4.0), (0.9, 7.5)]
+    assert {it["delta"] for it in events} == {watch.lifetime_delta}
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_figures_per_neighbor_are_shown_only_where_they_do_not_leak(
     watch: Telemetry, monkeypatch: pytest.MonkeyPatch, shown: bool

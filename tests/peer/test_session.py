@@ -201,7 +201,10 @@ async def test_what_a_neighbor_says_of_reaching_this_node_is_shown(session, peop
     beat = pb.Beat(run="run", sender=people["a"].id, order=1, unreached="Nobody listens at h:1.")
     await session.call(people["a"].id, "Beat", codec.encode(beat))
     assert neighbor.trouble == "a can't reach this node: Nobody listens at h:1."
-    beat.unreached, beat.order = "\x1b[2J", 2
+    beat.unreached, beat.order = "", 2
+    await session.call(people["a"].id, "Beat", codec.encode(beat))
+    assert neighbor.trouble == "", "it can, again"
+    beat.unreached = "\x1b[2J"
     with pytest.raises(Malformed):
         codec.encode(beat)
 
