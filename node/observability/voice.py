@@ -109,7 +109,8 @@ class Limiter:
     def left_out(self, peer: Peer, now: float) -> int | None:
         """How many lines about it were left out since the last one; None: this one is, too."""
         tokens, counted, count = self._buckets.get(peer, (float(AT_ONCE), now, 0))
-        tokens = min(AT_ONCE, tokens + (now - counted) / EVERY_S)
+        elapsed = max(0.0, now - counted)  # clocks of people are set back
+        tokens = min(AT_ONCE, tokens + elapsed / EVERY_S)
         passes = tokens >= 1
         self._buckets[peer] = (tokens - 1, now, 0) if passes else (tokens, now, count + 1)
         return count if passes else None
