@@ -8,7 +8,7 @@ from node.observability.status import Waiting
 from peer.message import Peer
 
 FIRST_S, LONG_S, MOST_S = 3.0, 60.0, 600.0
-"""A wait is noted when it has lasted FIRST_S, again when that has doubled, and then every MOST_S.
+"""A wait is noted when it has lasted FIRST_S, again whenever that has doubled, then every MOST_S.
 In a round the first is LONG_S for a neighbor that makes progress: slow is not dead.
 """
 CHANGED_S = 10.0
@@ -34,7 +34,8 @@ class Waits:
                 urgent = gathering or each["until_s"] < self.deadline / 2
                 is_due = lasted >= (FIRST_S if urgent else LONG_S)
             else:
-                pause = CHANGED_S if reason != noted[1] else min(noted[0], MOST_S)
+                same = reason == noted[1]
+                pause = max(CHANGED_S, min(noted[0], MOST_S)) if same else CHANGED_S
                 is_due = lasted >= noted[0] + pause
             if is_due:
                 self._noted[peer] = lasted, reason

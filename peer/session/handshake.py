@@ -131,7 +131,8 @@ class Handshakes:
         )
         reply.code = code
         if code != pb.CODE_OK:
-            self.table.note_trouble(peer, detail, code)
+            if state.proven or code != pb.CODE_NOT_READY:  # or the dialing says more
+                self.table.note_trouble(peer, detail, code)
             self.table.observer.refused(peer, code)
             return reply
         self._accept(peer, hello, reply)

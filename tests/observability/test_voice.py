@@ -300,7 +300,7 @@ def noted(waits: Waits, seconds: int, *, gathering: bool, until: float = 100.0) 
 
 def test_a_wait_is_noted_ever_less_often() -> None:
     seen = noted(Waits(10.0), 4000, gathering=True)
-    assert seen[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
+    assert seen[:3] == [FIRST_S, FIRST_S + CHANGED_S, 2 * (FIRST_S + CHANGED_S)]
     assert seen[-1] - seen[-2] == MOST_S
 
 

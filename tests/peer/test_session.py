@@ -184,6 +184,7 @@ async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialed_back(session,
     session.table.states["a"].proven = False
     assert (await greet(session, hello(people))).code == pb.CODE_NOT_READY
     assert session.table.membership.live(0) == frozenset()
+    assert session.table.membership.neighbors["a"].trouble == "", "that is the caller's"
 
 
 async def test_who_can_not_be_dialed_is_told_why(session, people):
