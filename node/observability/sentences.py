@@ -148,7 +148,7 @@ class Sentences:
 
     def _end(self, fields: Json) -> str:
         if fields["reason"] == "stopped":
-            return "stopped; the same command goes on from the last checkpoint"
+            return "stopped; type the same command to go on"
         if fields["reason"] != "finished":
             return ""  # the error's own sentence follows
         parts = [headline_text(self._metrics, fields["metrics"])]

@@ -30,7 +30,7 @@ async def test_a_neighbor_that_dies_and_comes_back(cluster: Any) -> None:
         lines = n0.log.splitlines()
         assert all(LINE.match(line) for line in lines), "one line an event, with its time"
         assert lines[-2].endswith("stops: SIGTERM")
-        assert lines[-1].endswith("stopped; the same command goes on from the last checkpoint")
+        assert lines[-1].endswith("stopped; type the same command to go on")
         lines = [json.loads(line) for line in again.log.splitlines()]
         assert {line["node"] for line in lines} == {"n2"}
         opening = next(line["text"] for line in lines if line["event"] == "listening")
