@@ -842,7 +842,7 @@ async def _unreachable(
     if late:
         what = f"{address} takes connections, but gave no answer in time: what listens there?"
         return Unreachable(what)
-    if "andshake" in details or "reset" in details:
+    if "Socket closed" in details or "reset by peer" in details:
         return Unreachable(
             f"{address} closes connections at once: something else listens there, or a firewall or "
             "proxy is between."
