@@ -137,6 +137,8 @@ RULES: Mapping[str, Rule] = {
     "code": _free,  # a newer peer may have more codes; `sentence` knows what to say then
     "detail": _text,
     "version": _text,
+    "unreached": _text,
+    "own_code": _digest,
     "nonce": lambda data: len(data) == DIGEST,
     "spki": lambda data: len(data) <= MAX_SPKI,
     "signature": lambda data: len(data) <= MAX_SIGNATURE,
@@ -249,8 +251,6 @@ def sentence(code: int) -> str:
     return str(value.GetOptions().Extensions[peer_pb2.sentence])  # type: ignore[index]  # protoc's .pyi is too coarse
 
 
-def printable(text: str) -> str:
-    """`text` as a `detail` may hold it: one line, at most MAX_TEXT characters, no terminal
-    escapes.
-    """
-    return "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT])
+def printable(text: str, longest: int = MAX_TEXT) -> str:
+    """`text` as a `detail` may hold it: one line, not too long, no terminal escapes."""
+    return "".join(c if c.isprintable() else " " for c in text[:longest])

@@ -155,9 +155,18 @@ def run(
         bool,
         typer.Option("--until-eof", hidden=True, help="Stop when standard input ends: with `up`."),
     ] = False,
+    log: Annotated[
+        Literal["text", "json"], typer.Option(help="How its lines on standard error look.")
+    ] = "text",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No lines but warnings and errors.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one daemon until its last round.
+
+    On standard error it says whom it waits for and why, what it measures, who is lost or back, and
+    how much of the privacy budget is spent.
 
     Without --config: $PEERPOISE_CONFIG, ./node.toml, the user's peerpoise/node.toml,
     /etc/peerpoise/node.toml.
@@ -173,7 +182,14 @@ def run(
 
     doctor.refuse_clashes()
     code = bootstrap.serve(
-        file, settings=settings, loop=loop, insecure=insecure, testing=testing, until_eof=until_eof
+        file,
+        settings=settings,
+        loop=loop,
+        insecure=insecure,
+        testing=testing,
+        until_eof=until_eof,
+        log=log,
+        quiet=quiet,
     )
     if code == BudgetSpent.exit_code:
         typer.echo(

@@ -215,7 +215,8 @@ class SyncSection(Section):
 
 class StartSection(Section):
     timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds to wait for all neighbors before round 0."""
+    """Seconds to wait for all neighbors before round 0. `pack` writes an hour where the file has
+    none: people start hosts one after another."""
     min_neighbors: int = Field(default=1, ge=0)
     """Neighbors needed to start at the timeout."""
 

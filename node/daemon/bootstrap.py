@@ -13,12 +13,14 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node import process
 from node.config import NodeConfig, RunConfig, load
 from node.daemon.reload import keep_version
+from node.observability.voice import Form
 from node.records.journal import run_of
 from peer import failpoint, files
 from peer.errors import ConfigurationError, StorageError
@@ -46,12 +48,15 @@ def serve(
     insecure: bool = False,
     testing: bool = False,
     until_eof: bool = False,
+    log: Form = "text",
+    quiet: bool = False,
 ) -> int:
     """Runs the daemon of this node.toml until its last round, or until SIGTERM; returns the exit
     code.
 
-    `testing`: it may attack its neighbors, if its file says so, and fail where PEERPOISE_FAILPOINTS
-    says. `until_eof`: the end of standard input is SIGTERM.
+    `log`, `quiet`: what it says on standard error (`node.observability.voice`). `testing`: it may
+    attack its neighbors, if its file says so, and fail where PEERPOISE_FAILPOINTS says.
+    `until_eof`: the end of standard input is SIGTERM.
 
     Raises:
         PeerpoiseError: one sentence; nothing was lost.
@@ -95,9 +100,14 @@ def serve(
     process.retain_freed_memory()
     _raise_descriptors()
     chosen = _loop(node.compute.loop if loop == "auto" else loop)
+    transport = partial(Grpc, None if insecure or node.listen.insecure else identity)
     with asyncio.Runner(loop_factory=chosen) as runner:
         return runner.run(
-            _live(node, run, roster, identity, insecure or node.listen.insecure, until_eof)
+            _live(
+                lambda: transport(node.listen.address, members=roster.ids),
+                partial(_daemon, node, run, roster, identity, log=log, quiet=quiet),
+                until_eof,
+            )
         )
 
 
@@ -133,20 +143,15 @@ def _claim(folder: Path, run: RunConfig) -> None:
 
 
 async def _live(
-    node: NodeConfig,
-    run: RunConfig,
-    roster: Roster,
-    identity: Identity,
-    insecure: bool,
-    until_eof: bool,
+    make_transport: Callable[[], Grpc], make_daemon: Callable[[Grpc], Daemon], until_eof: bool
 ) -> int:
     if until_eof:
         pipe = _standard_input()
         asyncio.get_running_loop().add_reader(pipe, _stop_at_eof, pipe)
-    transport = Grpc(None if insecure else identity, node.listen.address, members=roster.ids)
+    transport = make_transport()
     try:
         await transport.listen()
-        daemon = await asyncio.to_thread(_daemon, node, run, roster, identity, transport)
+        daemon = await asyncio.to_thread(make_daemon, transport)
         return await daemon.live()
     finally:
         await transport.close(0)
@@ -167,11 +172,18 @@ def _stop_at_eof(pipe: int) -> None:
 
 
 def _daemon(
-    node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc
+    node: NodeConfig,
+    run: RunConfig,
+    roster: Roster,
+    identity: Identity,
+    transport: Grpc,
+    *,
+    log: Form,
+    quiet: bool,
 ) -> Daemon:
     from node.daemon.daemon import Daemon
 
-    return Daemon(node, run, roster, identity, transport)
+    return Daemon(node, run, roster, identity, transport, log=log, quiet=quiet)
 
 
 def _loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -31,6 +31,8 @@ from node.learning.build import build
 from node.learning.learner import Learner
 from node.learning.plan import Plan
 from node.observability import metrics, status
+from node.observability.sentences import Sentences
+from node.observability.voice import Form, Voice
 from node.privacy.ledger import Ledger
 from node.process import stopping_signals
 from node.records import checkpoint, summary
@@ -39,6 +41,7 @@ from node.records.journal import Journal, code_version, round_seconds
 from node.records.peer_heads import LedgerWitness, NeighborLedgerHeads
 from node.rounds.compute import Compute
 from node.rounds.driver import Driver
+from node.tasks.loading import source_digest
 from peer import files
 from peer.discovery.addresses import own_addresses
 from peer.errors import (
@@ -70,8 +73,17 @@ class Daemon:
     """One process's life."""
 
     def __init__(
-        self, node: NodeConfig, run: RunConfig, roster: Roster, identity: Identity, transport: Grpc
+        self,
+        node: NodeConfig,
+        run: RunConfig,
+        roster: Roster,
+        identity: Identity,
+        transport: Grpc,
+        *,
+        log: Form = "text",
+        quiet: bool = True,
     ) -> None:
+        """`log`, `quiet`: what is said on standard error (`Voice`)."""
         self.node, self.run = node, run
         self.roster, self.identity = roster, identity
         self.transport = transport
@@ -84,13 +96,14 @@ class Daemon:
         self.views = Views(self._view(roster))
         self.attack = Attack.of(node.attack) if node.attack else None
         self.journal = Journal(node.folder / "journal.jsonl", startup.journal_header(node, run))
-        quiet = run.privacy.mode == "paper" and not node.metrics.diagnostics
         self.metrics = metrics.Metrics(
             version=code_version(),
             torch=torch.__version__,
             python=platform.python_version(),
-            diagnostics=not quiet,
+            diagnostics=run.privacy.mode != "paper" or node.metrics.diagnostics,
         )
+        sentences = Sentences(node.name, run, version=code_version(), folder=node.folder)
+        self.voice = Voice(sentences, form=log, quiet=quiet)
         self.watch = Telemetry(
             run=run,
             name=node.name,
@@ -98,6 +111,7 @@ class Daemon:
             metrics=self.metrics,
             budget=node.budget,
             public_test=node.data.test_public,
+            voice=self.voice,
         )
         if self.plan.warning:
             self.watch.warnings.append(self.plan.warning)
@@ -140,6 +154,7 @@ class Daemon:
         finally:
             self.compute.stop()
             self.journal.close()
+            self.voice.close()
         return self._exit_code()
 
     def _exit_code(self) -> int:
@@ -170,7 +185,10 @@ class Daemon:
         self.watch.attach(self.learner, session, self.addresses)
         stack.push_async_callback(transport.close, 0.5)
         stack.push_async_callback(session.close)
-        await self._announce(await transport.serve(session))
+        bound = await transport.serve(session)
+        neighbors = self.learner.neighborhood.neighbors
+        self.watch.log_event("listening", address=bound, neighbors=neighbors)
+        await self._announce(bound)
         driver = Driver(
             algorithm=self.learner.algorithm,
             views=self.views,
@@ -192,6 +210,7 @@ class Daemon:
             self.addresses.run(),
             self.reload.run(),
             self.watch.measure_lag(),
+            self.watch.note_waits(),
             self._count_connections(),
         )
         async with background(*work):
@@ -302,6 +321,7 @@ class Daemon:
                 roster=self.roster.version,
                 digests=self._digests(inputs),
                 words={"inputs": _in_words(inputs)},
+                own_code=source_digest(run.task.own_code),
             ),
             incarnation=incarnation,
             membership=Membership.of(name, neighborhood.neighbors, run.sync.deadline_s),
@@ -494,7 +514,22 @@ class Daemon:
             wall_seconds=time.monotonic() - self._began,
             complete=run_summary.complete,
             params_digest=run_summary.params_digest[self.node.name],
+            metrics=tested,
+            epsilon=self._final_epsilon(run_summary.privacy),
         )
+
+    def _final_epsilon(self, privacy: summary.Privacy) -> Mapping[str, object] | None:
+        """ε_total of the run as its summary states it, with its conditions; None in mode none."""
+        if privacy.mode == "none":
+            return None
+        return {
+            "total": privacy.epsilon.total,
+            "mode": privacy.mode,
+            "adjacency": privacy.adjacency,
+            "delta": privacy.delta,
+            "accountant": privacy.accountant,
+            "against": self.learner.against,
+        }
 
     # -- signals
 

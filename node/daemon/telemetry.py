@@ -1,5 +1,5 @@
-"""What a daemon shows of itself: one observer of driver and session that feeds journal, metrics and
-status.
+"""What a daemon shows of itself: one observer of driver and session that feeds journal, voice,
+metrics and status.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from math import isfinite, nan
 from google.protobuf.json_format import MessageToDict
 
 from node.config import BudgetSection, RunConfig
+from node.daemon.waits import Waits
 from node.figures import document
 from node.learning.learner import Learner, LiveEpsilon
 from node.learning.warnings import ADJACENCY
@@ -31,6 +31,7 @@ from node.observability.status import (
     TaskMetric,
     Waiting,
 )
+from node.observability.voice import Voice
 from node.privacy.gate import GradientGate
 from node.records.journal import Journal, code_version
 from node.rounds.waiting import RoundObserver
@@ -61,6 +62,14 @@ NEWER_ROSTER = (
 )
 LAG_EVERY = 0.25
 """Seconds between two measurements of the loop's lag."""
+LONGEST_VERSION = 40
+"""Characters of a neighbor's version that are shown."""
+WAITS_EVERY = 1.0
+"""Seconds between two looks at whom this node waits for."""
+STEPS = (0.5, 0.75, 0.9)
+"""Shares of the privacy budget that are an event."""
+BUDGET_FIELDS = ("round", "mode", "adjacency", "accountant", "against")
+"""What such an event has in common with one of ε."""
 
 
 class Telemetry(RoundObserver, SessionObserver):
@@ -72,12 +81,14 @@ class Telemetry(RoundObserver, SessionObserver):
         run: RunConfig,
         name: Peer,
         journal: Journal,
+        voice: Voice,
         metrics: Metrics,
         budget: BudgetSection,
         public_test: bool = True,
     ) -> None:
         """`public_test`: its figures may be scraped."""
-        self.run, self.name, self.journal, self.metrics = run, name, journal, metrics
+        self.run, self.name = run, name
+        self.journal, self.voice, self.metrics = journal, voice, metrics
         self.limit, self.lifetime_delta = budget.limit, budget.delta
         self._public_test = public_test
         self.state = "starting"
@@ -108,6 +119,12 @@ class Telemetry(RoundObserver, SessionObserver):
         """Whose calls were refused -> since when they are counted, and how many."""
         self._noted: Counter[Peer] = Counter()
         self._noted_in = -1
+        self._other_software: set[Peer] = set()
+        self._other_code: set[Peer] = set()
+        """Neighbors whose software or own code was warned of."""
+        self._waits = Waits(run.sync.deadline_s)
+        self._step = 0.0
+        """The last of STEPS that was reached."""
 
     @property
     def learner(self) -> Learner:
@@ -137,7 +154,12 @@ class Telemetry(RoundObserver, SessionObserver):
             self.metrics.epsilon_limit.set(self.limit)
 
     def log_event(self, event: str, **fields: object) -> None:
-        """A line in the journal. A full disk costs the line, not the run."""
+        """A line in the journal, and where it is worth one, on standard error."""
+        self._write(event, **fields)
+        self.voice.hear(event, fields)
+
+    def _write(self, event: str, **fields: object) -> None:
+        """A full disk costs the line, not the run."""
         try:
             self.journal.write(event, **fields)
         except StorageError as error:
@@ -148,8 +170,9 @@ class Telemetry(RoundObserver, SessionObserver):
         self.log_event("state", state=state, reason=reason or None)
 
     def warn(self, text: str, brief: str = "") -> None:
-        """A sentence that concerns the user: on standard error; in journal and status (as `brief`,
-        if given). One that differs from an earlier one by a number only takes its place."""
+        """A sentence that concerns the user: on their terminal; in logs, journal and status (as
+        `brief`, if given). One that differs from an earlier one by a number only takes its
+        place."""
         if self._is_news(kept := brief or text):
             self.announce(text, kept)
 
@@ -169,19 +192,15 @@ class Telemetry(RoundObserver, SessionObserver):
         self.warnings = [text for text in self.warnings if words not in text]
 
     def announce(self, text: str, brief: str = "") -> None:
-        self.log_event("warning", text=brief or text)
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        brief = brief or text
+        self._write("warning", text=brief)
+        self.voice.hear("warning", {"text": text if self.voice.on_terminal else brief})
 
     def computes_by(self, gate: GradientGate) -> None:
-        """How per-example gradients are computed; one after another takes so long that it is
-        said.
-        """
-        choice = gate.choice
-        if choice is None:
-            return
-        self.log_event("backend", backend=choice.backend, reason=choice.reason)
-        if choice.slow:
-            print(f"peerpoise: {choice.slow}", file=sys.stderr, flush=True)
+        """How per-example gradients are computed, and what it costs where that is much."""
+        if choice := gate.choice:
+            slow = choice.slow or None
+            self.log_event("backend", backend=choice.backend, reason=choice.reason, slow=slow)
 
     # from the driver (on the loop's thread, or in the compute thread between rounds)
 
@@ -192,6 +211,8 @@ class Telemetry(RoundObserver, SessionObserver):
 
     def waited(self, peer: Peer, seconds: float) -> None:
         self.metrics.waited(peer, seconds)
+        if self._waits.ended(peer) and self.session:
+            self.log_event("waited", round=self.session.progress.round, peer=peer, seconds=seconds)
 
     def lost(self, t: int, phase: int, peer: Peer, why: str) -> None:
         self.metrics.lost(peer)
@@ -225,7 +246,9 @@ class Telemetry(RoundObserver, SessionObserver):
         self.log_event(
             "resume", round=last + 1, skipped=[first, last], reason="Most neighbors are that far."
         )
-        self.warn(f"Rounds {first} to {last} are skipped: most neighbors are that far already.")
+        self.warn(
+            f"Rounds {first + 1} to {last + 1} are skipped: most neighbors are that far already."
+        )
 
     def round(self, t: int, seconds: float) -> None:
         self.round_seconds.append(seconds)
@@ -289,8 +312,26 @@ class Telemetry(RoundObserver, SessionObserver):
             self.warn(
                 "The privacy budget of the data is spent: nothing more is released, mixing goes on."
             )
+        stated_epsilon = self.learner.spent(t, live, self.lifetime_delta)
         if stated:
-            self.log_event("epsilon", **self.learner.spent(t, live, self.lifetime_delta))
+            self.log_event("epsilon", **stated_epsilon)
+        self._note_budget(live.lifetime, stated_epsilon)
+
+    def _note_budget(self, lifetime: float, conditions: Mapping[str, object]) -> None:
+        """An event at each of STEPS."""
+        share = lifetime / self.limit if self.limit else 0.0
+        step = max((step for step in STEPS if share >= step), default=0.0)
+        if step <= self._step:
+            return
+        self._step = step
+        self.log_event(
+            "budget",
+            share=step,
+            lifetime=lifetime,
+            limit=self.limit,
+            delta=self.lifetime_delta,
+            **{key: conditions[key] for key in BUDGET_FIELDS},
+        )
 
     def released(self, t: int, recipient: Peer) -> None:
         self.metrics.release(recipient)
@@ -407,6 +448,21 @@ class Telemetry(RoundObserver, SessionObserver):
                 )
             self._strangers = (now, strangers)
 
+    def software(self, peer: Peer, other: str, same_code: bool) -> None:
+        """Once for each neighbor, whatever else it says later."""
+        if other and peer not in self._other_software:
+            self._other_software.add(peer)
+            self.warn(
+                f"{peer} runs peerpoise {other[:LONGEST_VERSION]}, {self.name} {code_version()}: "
+                "install the same release on both."
+            )
+        if not same_code and peer not in self._other_code:
+            self._other_code.add(peer)
+            self.warn(
+                f"{peer} and {self.name} run different code of your own (task.name or families): "
+                "copy the same files to both, unless it is meant so."
+            )
+
     def newer_roster(self, peer: Peer, version: int) -> None:
         assert self.session is not None
         mine = self.session.table.parameters.roster
@@ -419,7 +475,18 @@ class Telemetry(RoundObserver, SessionObserver):
         if self._present.get(peer) is not live:
             self._present[peer] = live
             self.metrics.up(peer, live)
-            self._note_of(peer, "peer", state="live" if live else "not live")
+            self._note_of(
+                peer,
+                "peer",
+                state="live" if live else "not live",
+                reason=None if live else self._trouble(peer),
+            )
+
+    def _trouble(self, peer: Peer) -> str | None:
+        """What is wrong with a neighbor, if anything."""
+        return (
+            self.session.table.membership.neighbors[peer].trouble if self.session else ""
+        ) or None
 
     def _note_of(self, peer: Peer, event: str, **fields: object) -> None:
         """A line about what a neighbor did, PER_ROUND of them in a round; the metrics count all."""
@@ -439,6 +506,23 @@ class Telemetry(RoundObserver, SessionObserver):
             due = loop.time() + LAG_EVERY
             await asyncio.sleep(LAG_EVERY)
             self.metrics.lag.observe(max(0.0, loop.time() - due))
+
+    async def note_waits(self) -> None:
+        """Notes whom this node waits for, if for long, until cancelled."""
+        while True:
+            await asyncio.sleep(WAITS_EVERY)
+            assert self.session is not None
+            t = self.session.progress.round
+            waiting = self._waiting(self.session)
+            for each in self._waits.due(waiting, gathering=t < 0):
+                self.log_event(
+                    "waiting",
+                    round=t,
+                    peer=each["peer"],
+                    since_s=each["since_s"],
+                    until_s=each["until_s"],
+                    reason=each["why"],
+                )
 
     def snapshot(self) -> Status:
         """The status document; called on the loop's thread."""
@@ -500,15 +584,16 @@ class Telemetry(RoundObserver, SessionObserver):
         if session is None:
             return []
         now, at = session.table.now, session.progress
-        gathering = at.round < 0
+        began, end = at.gathering
+        gathering, states = at.round < 0, session.table.states
+        what = "its handshake" if gathering else f"its part of {at.kind!r}"
         return [
             Waiting(
                 peer=peer,
-                since_s=max(0.0, now - at.since)
-                if not gathering
-                else time.monotonic() - self._began,
-                until_s=None if gathering else session.table.membership.until(peer) - now,
-                why="its handshake" if gathering else f"its part of {at.kind!r}",
+                since_s=max(0.0, now - (began if gathering else at.since)),
+                until_s=(end if gathering else session.table.membership.until(peer)) - now,
+                why=(self._trouble(peer) if gathering else states[peer].unreached)
+                or f"{what} has not come.",
             )
             for peer in sorted(at.waiting_for)
         ]

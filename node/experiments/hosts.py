@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 PORT = 7443
 """Where a packed host listens if nobody says otherwise."""
+START_S = 3600.0
+"""`start.timeout_s` of a packed run that sets none: people start hosts one after another."""
 
 
 def pack(
@@ -44,7 +46,8 @@ def pack(
     requested: Sequence[str] = (),
     federation: Path | None = None,
 ) -> dict[str, Any]:
-    """One folder per host. Bundled data are divided among the hosts as [experiment] says.
+    """One folder per host. Bundled data are divided among the hosts as [experiment] says. Hosts
+    wait START_S for each other unless the run says how long.
 
     Args:
         hosts: "name=host:port", or "name" where a discovery finds the address.
@@ -61,6 +64,9 @@ def pack(
     """
     from node.experiments.resolve import resolve
 
+    if "timeout_s" not in config.start.model_fields_set:
+        start = config.start.model_copy(update={"timeout_s": START_S})
+        config = config.model_copy(update={"start": start})
     if config.experiment.attack:
         raise ConfigurationError(
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "

@@ -151,9 +151,6 @@ class Learner:
     def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, object]:
         """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
         config = self.run.privacy
-        guaranteed = (
-            "any coalition of other nodes" if config.mode == "strict" else "nobody: no guarantee"
-        )
         return {
             "round": t,
             "total": live.total,
@@ -165,9 +162,19 @@ class Learner:
             "adjacency": ADJACENCY,
             "delta": config.delta,
             "accountant": "RDP",
-            "against": (guaranteed if config.insecure_seed is None else "VOID: the noise is public")
-            + ("" if self.run.validation.public else f", {summary.UNCOVERED}"),
+            "against": self.against,
         }
+
+    @property
+    def against(self) -> str:
+        """Against whom an ε of this run holds, in words."""
+        config = self.run.privacy
+        words = (
+            "any coalition of other nodes" if config.mode == "strict" else "nobody: no guarantee"
+        )
+        if config.insecure_seed is not None:
+            words = "VOID: the noise is public"
+        return words + ("" if self.run.validation.public else f", {summary.UNCOVERED}")
 
     def privacy(self) -> Privacy:
         """What may be said of this node's privacy; stated by PLD."""

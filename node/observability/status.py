@@ -52,12 +52,12 @@ class Waiting(TypedDict):
     peer: str
     since_s: float
     """Seconds it has been waited for."""
-    until_s: float | None
-    """Seconds until it is given up, unless it makes progress; None: it is waited for without
-    end.
+    until_s: float
+    """Seconds until it is given up unless it makes progress; before the first round: until the
+    run begins without it.
     """
     why: str
-    """What it owes, e.g. "its answer to our model"."""
+    """What keeps it away, or else what it owes, in a sentence."""
 
 
 class Neighbor(TypedDict):
@@ -298,9 +298,9 @@ def _details(status: Status) -> list[str]:
 
 
 def _wait(waiting: Waiting) -> str:
-    until = "without end" if waiting["until_s"] is None else f"for {waiting['until_s']:.1f} s more"
     return (
-        f"waits for {waiting['peer']} since {waiting['since_s']:.1f} s, {until}: {waiting['why']}"
+        f"waits for {waiting['peer']} since {waiting['since_s']:.1f} s, for "
+        f"{waiting['until_s']:.1f} s more: {waiting['why']}"
     )
 
 

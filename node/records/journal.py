@@ -34,7 +34,8 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "header": "node run configuration version seed machine platform python torch threads cores",
         "resume": "round checkpoint skipped reason",
         "data": "digest",
-        "backend": "backend reason",
+        "backend": "backend reason slow",
+        "listening": "address neighbors",
         "figures": "metrics diagnostics",
         # state of the node: waiting, running, lingering, stopping, finished
         "state": "state reason",
@@ -45,8 +46,11 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "test": "round metrics",
         "epsilon": "round total link lifetime lifetime_delta mode batches adjacency delta "
         "accountant against",
+        "budget": "round share lifetime limit mode adjacency delta accountant against",
         "checkpoint": "round path seconds",
         # neighbors
+        "waiting": "round peer since_s until_s reason",
+        "waited": "round peer seconds",
         "peer": "round peer state reason",
         "lost_edge": "round phase peer reason",
         "partial_mix": "round phase peer",
@@ -61,7 +65,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "withheld": "round recipient reason",
         "counted": "run compositions lifetime lifetime_delta",
         # end of a process
-        "end": "round reason signal exit_code wall_seconds complete params_digest",
+        "end": "round reason signal exit_code wall_seconds complete params_digest metrics epsilon",
     }.items()
 }
 """event -> the fields it may have. `metrics` of "test" and `diagnostics` of "round" have the names

@@ -116,6 +116,7 @@ class Driver:
         """
         end = self.table.now + start.timeout_s
         soon = min(end, self.table.now + self.membership.deadline)
+        self.progress.gathering = (self.table.now, end)
         while (missing := self._around() - self._settled()) and self.table.now < end:
             late = self.table.now >= soon
             if self._enough(missing, start, late):

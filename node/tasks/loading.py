@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
+from node.config.task import OWN_PREFIX
 from peer.errors import ConfigurationError
 
 
@@ -45,6 +50,37 @@ def load(place: str, name: str) -> ModuleType:
             raise  # a package that the task's own code asks for
         why = f"{error}.{_hint(place, name.rpartition(':')[2])}"
     raise ConfigurationError(f"task.name = {name!r} can't be imported: {why}")
+
+
+def source_digest(names: Iterable[str]) -> bytes:
+    """SHA-256 of the files that these names of own tasks and families lead to; empty: none does.
+    Not of what those files import.
+    """
+    sources = [source for name in names if (source := _source(name))]
+    return hashlib.sha256(b"\0".join(sources)).digest() if sources else b""
+
+
+def _source(name: str) -> bytes:
+    """As Python reads it, whatever ends its lines; empty where it is no file."""
+    place = name.removeprefix(OWN_PREFIX)
+    place = place if place.endswith(".py") else place.rpartition(":")[0] or place
+    file = place if place.endswith(".py") or "/" in place else _file_of(place)
+    try:
+        return Path(file).expanduser().read_bytes().replace(b"\r\n", b"\n")
+    except OSError:
+        return b""
+
+
+def _file_of(module: str) -> str:
+    """Nothing is imported: packages around a family run in a process that may only compute."""
+    spec = sys.modules[module].__spec__ if module in sys.modules else None
+    path: Sequence[str] | None = None
+    for name in () if spec else accumulate(module.split("."), "{}.{}".format):
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            break
+        path = spec.submodule_search_locations
+    return (spec.origin if spec else None) or ""
 
 
 def _hint(module: str, function: str) -> str:

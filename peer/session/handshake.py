@@ -66,6 +66,7 @@ class Handshakes:
         self._check(peer, hello, welcome)
         state.spki = welcome.spki
         state.proven = state.link is link
+        table.note_unreached(peer, welcome.unreached)
         table.changed.notify()
         self.witness.challenge(welcome.remembered)
         self.witness.observe(peer, welcome.head)
@@ -84,6 +85,7 @@ class Handshakes:
             version=self.version,
             propose=self._must_propose(peer),
             order=table.next_order(),
+            own_code=table.parameters.own_code,
         )
         table.address(hello, peer)
         return hello
@@ -93,7 +95,9 @@ class Handshakes:
         state = self.table.states[peer]
         if welcome.code != pb.CODE_OK:
             why = welcome.detail or codec.sentence(welcome.code)
-            raise Refused(f"{peer} refuses: {why}", welcome.code)
+            if welcome.unreached:
+                raise Refused(f"{peer} can't reach this node: {welcome.unreached}", welcome.code)
+            raise Refused(f"{peer} refuses {self.table.me}: {why}", welcome.code)
         if self.identity is not None:
             verify_welcome(
                 welcome.spki,
@@ -117,11 +121,18 @@ class Handshakes:
         state = self.table.states[peer]
         if hello.nonce == state.nonce:
             return state.welcome  # the same call, delivered twice
+        self._compare_software(peer, hello)
         code, detail = self._refusal(peer, hello)
-        reply = pb.Welcome(detail=detail, incarnation=self.table.incarnation, version=self.version)
+        reply = pb.Welcome(
+            detail=detail,
+            incarnation=self.table.incarnation,
+            version=self.version,
+            unreached=codec.printable(state.unreached),
+        )
         reply.code = code
         if code != pb.CODE_OK:
-            self.table.note_trouble(peer, detail, code)
+            if state.proven or code != pb.CODE_NOT_READY:  # or the dialing says more
+                self.table.note_trouble(peer, detail, code)
             self.table.observer.refused(peer, code)
             return reply
         self._accept(peer, hello, reply)
@@ -154,16 +165,23 @@ class Handshakes:
         if self.is_due(peer):
             state.wake.notify()
 
+    def _compare_software(self, peer: Peer, hello: pb.Hello) -> None:
+        """What two nodes of a run may differ in, but should not."""
+        parameters, observer = self.table.parameters, self.table.observer
+        if hello.run == parameters.run:
+            other = hello.version if hello.version != self.version else ""
+            observer.software(peer, other, hello.own_code == parameters.own_code)
+
     def _refusal(self, peer: Peer, hello: pb.Hello) -> tuple[pb.Code, str]:
         """The first thing that speaks against the handshake, as (code, sentence)."""
         code = self.table.refusal(hello)
         if code == pb.CODE_PROTOCOL:
-            here = f"here {codec.PROTOCOL} ({self.version})"
-            there = f"there {hello.protocol} ({hello.version})"
-            return code, f"{codec.sentence(code)} ({here}, {there})"
+            here = f"{self.table.me}: {codec.PROTOCOL}, peerpoise {self.version}"
+            there = f"{peer}: {hello.protocol}, peerpoise {hello.version}"
+            return code, codec.printable(f"{codec.sentence(code)} ({here}; {there}.)")
         if code not in (pb.CODE_OK, pb.CODE_RUN):
             return code, codec.sentence(code)
-        code, detail = self.table.parameters.difference(hello)
+        code, detail = self.table.parameters.difference(hello, self.table.me, peer)
         if code != pb.CODE_OK:
             return code, detail
         return self._not_now(peer, hello)
@@ -181,7 +199,8 @@ class Handshakes:
             return pb.CODE_NOT_READY, why
         if not state.proven:
             state.wake.notify()
-            return pb.CODE_NOT_READY, "The caller could not be dialed back yet."
+            why = state.unreached or "The caller could not be dialed back yet."
+            return pb.CODE_NOT_READY, codec.printable(why)
         return pb.CODE_OK, ""
 
     def _agree(

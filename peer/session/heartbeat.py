@@ -6,6 +6,7 @@ What they tell is coarse on purpose: a count of work would tell the size of a se
 
 from __future__ import annotations
 
+from peer import codec
 from peer.membership import Heartbeat
 from peer.message import Peer
 from peer.session.interfaces import Witness
@@ -26,7 +27,7 @@ class Heartbeats:
         self._ticked_at = table.now
         self._ticks = 0
 
-    def make(self) -> pb.Beat:
+    def make(self, to: Peer) -> pb.Beat:
         """What this node says of itself now."""
         table, progress = self.table, self.progress
         return pb.Beat(
@@ -41,6 +42,7 @@ class Heartbeats:
             head=self.witness.current(),
             idle_ms=min(self._idle_ms(), 0xFFFFFFFF),
             order=table.next_order(),
+            unreached=codec.printable(table.states[to].unreached),
         )
 
     def receive(self, peer: Peer, message: pb.Beat) -> None:
@@ -60,6 +62,7 @@ class Heartbeats:
             names_me=table.ids[table.me] in message.live,
         )
         table.membership.heartbeat(peer, heartbeat, table.now)
+        table.note_unreached(peer, message.unreached)
         if neighbor.presence is not before:
             table.observer.presence(peer, False)
             table.states[peer].wake.notify()

@@ -181,6 +181,11 @@ class SessionObserver:
     def refused(self, peer: Peer, code: int) -> None:
         """A member's call or transfer was refused."""
 
+    def software(self, peer: Peer, other: str, same_code: bool) -> None:
+        """The neighbor runs this `other` version of the software (empty: the same), and the same
+        own code or not.
+        """
+
     def newer_roster(self, peer: Peer, version: int) -> None:
         """The neighbor holds a higher version than this node."""
 

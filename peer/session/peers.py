@@ -46,29 +46,33 @@ class RunParameters:
     """What must be equal -> its SHA-256, in the order in which it is compared."""
     words: Mapping[str, str] = field(default_factory=dict)
     """The same -> what it is here, for people, where words say more than a digest."""
+    own_code: bytes = b""
+    """SHA-256 of the code of its owner's that this node runs. Two nodes may differ in it; both say
+    so.
+    """
 
-    def difference(self, hello: pb.Hello) -> tuple[pb.Code, str]:
+    def difference(self, hello: pb.Hello, me: Peer, caller: Peer) -> tuple[pb.Code, str]:
         """(code, sentence) of the first thing in which the caller differs; (CODE_OK, "") if nothing
-        does.
+        does. The sentence names both ends.
         """
+
+        def differs(code: pb.Code, here: str, there: str) -> tuple[pb.Code, str]:
+            ends = f"({me}: {here}; {caller}: {there}.)"
+            return code, codec.printable(f"{codec.sentence(code)} {ends}")
+
         if hello.run != self.run:
-            return _differs(pb.CODE_RUN, self.run, hello.run)
+            return differs(pb.CODE_RUN, self.run, hello.run)
         for name in [*self.digests, *sorted(hello.digests)]:
             here, there = self.digests.get(name, b""), hello.digests.get(name, b"")
             if here == there:
                 continue
             code = DIFFERENCES.get(name, pb.CODE_DIFFERENT)
             if code == pb.CODE_ROSTER:  # its version says which side has to be brought up to date
-                return _differs(code, f"version {self.roster}", f"version {hello.roster}")
+                return differs(code, f"version {self.roster}", f"version {hello.roster}")
             if name in self.words:
-                return _differs(code, _shortened(self.words[name]), "something else")
-            return _differs(code, _abbreviated(name, here), _abbreviated(name, there))
+                return differs(code, _shortened(self.words[name]), "something else")
+            return differs(code, _abbreviated(name, here), _abbreviated(name, there))
         return pb.CODE_OK, ""
-
-
-def _differs(code: pb.Code, here: str, there: str) -> tuple[pb.Code, str]:
-    text = f"{codec.sentence(code)} (Here: {here}; at the caller: {there}.)"
-    return code, codec.printable(text)
 
 
 def _abbreviated(name: str, digest: bytes) -> str:
@@ -91,6 +95,10 @@ class LocalProgress:
         self.first = 0
         """The first round this node will enter."""
         self.waiting_for: frozenset[Peer] = frozenset()
+        self.gathering = (0.0, 0.0)
+        """When it began to wait for its neighbors before its first round, and until when it does,
+        in seconds of the event loop's clock.
+        """
 
     @property
     def round(self) -> int:
@@ -134,6 +142,8 @@ class PeerState:
     """Addresses that failed since one worked, or since all were tried."""
     proven: bool = False
     """It showed that it holds the key of its id, over the present link."""
+    unreached: str = ""
+    """Why this node can't dial it, in a sentence; empty: it can, or has not tried."""
     incarnation: int = 0
     """Of the process with which the edge was agreed on."""
     sent: int = 0
@@ -228,6 +238,19 @@ class PeerTable:
         neighbor.last_error = why
         if code in LASTING:
             neighbor.refusal = why
+
+    def note_reached(self, peer: Peer) -> None:
+        """The neighbor answers: what kept this node from reaching it is over."""
+        state, neighbor = self.states[peer], self.membership.neighbors[peer]
+        if state.unreached and neighbor.last_error == state.unreached:
+            neighbor.last_error = ""
+        state.unreached = ""
+
+    def note_unreached(self, peer: Peer, why: str) -> None:
+        """The neighbor says why it can't dial this node; empty: it can."""
+        neighbor, what = self.membership.neighbors[peer], f"{peer} can't reach this node"
+        if why or neighbor.last_error.startswith(what):
+            neighbor.last_error = f"{what}: {why}" if why else ""
 
     def lose(self, peer: Peer, why: str, *, idle: bool = False) -> None:
         """Drops the edge until a new handshake."""

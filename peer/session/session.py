@@ -147,18 +147,20 @@ class Session:
                     await self._send_heartbeat(peer)
                 pause = RETRY_FIRST
                 state.tried.clear()
+                self.table.note_reached(peer)
                 await state.wake.wait(
                     RETRY_FIRST if self.handshakes.is_due(peer) else self.heartbeat_seconds
                 )
             except RemoteError as error:
                 self.table.note_trouble(peer, str(error), error.code)
+                state.unreached = str(error) if isinstance(error, Unreachable) else ""
                 self.table.observer.wire_error(peer, error.code)
                 more = isinstance(error, Unreachable) and await self._redial(peer)
                 pause = RETRY_FIRST if more else min(RETRY_MOST, pause * 2)
                 await state.wake.wait(pause * random.uniform(0.5, 1.0))
 
     async def _send_heartbeat(self, peer: Peer) -> None:
-        request = codec.encode(self.heartbeats.make())
+        request = codec.encode(self.heartbeats.make(peer))
         sent = self.table.now
         link = await self._link(peer)
         reply = codec.decode(pb.Beat, await link.call("Beat", request, CALL_SECONDS))
@@ -212,8 +214,9 @@ class Session:
             case "Beat":
                 beat = codec.decode(pb.Beat, request)
                 self._check_run(beat)
-                self.heartbeats.receive(self.table.peer(caller, beat.sender), beat)
-                return codec.encode(self.heartbeats.make())
+                peer = self.table.peer(caller, beat.sender)
+                self.heartbeats.receive(peer, beat)
+                return codec.encode(self.heartbeats.make(peer))
             case "Peers":
                 question = codec.decode(pb.Peers, request)
                 self._check_run(question)

@@ -50,7 +50,7 @@ from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryF
 from peer.identity.keys import DOMAIN, Identity, member_id, verify_connection
 from peer.transport import Method, Service
 from peer.transport.admission import STRANGER, Admission
-from peer.transport.sockets import cut
+from peer.transport.sockets import cut, why_unreachable
 from peer.v1 import peer_pb2
 
 CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"
@@ -763,7 +763,9 @@ class GrpcLink:
         try:
             yield call
         except grpc.aio.AioRpcError as error:
-            raise _unreachable(self.address, error) from None
+            ready = grpc.ChannelConnectivity.READY
+            connected = any(channel.get_state() is ready for channel in self._channels)
+            raise await _unreachable(self.address, error, connected=connected) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -812,19 +814,37 @@ _CODES = {
 }
 
 
-def _unreachable(address: str, error: grpc.aio.AioRpcError) -> Unreachable:
-    """One sentence, as far as grpc's words tell; they decide the wording only."""
+async def _unreachable(
+    address: str, error: grpc.aio.AioRpcError, *, connected: bool
+) -> Unreachable:
+    """One sentence, as far as grpc's words tell; they decide the wording only. Where they don't
+    tell, the address is tried: what a firewall does is no fault of TLS.
+    """
     code, details = error.code(), printable(error.details() or "")
     if code in _CODES:
         return Unreachable(f"{address} refused the call: {details}", _CODES[code])
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Unreachable(f"{address} gave no answer in time.")
-    if "refused" in details:
+    late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+    if late and connected:
+        what = f"{address} gave no answer in time; its daemon is starting, or very busy."
+        return Unreachable(what)
+    if "onnection refused" in details:
         return Unreachable(f"Nobody listens at {address}.")
     if "not in peer certificate" in details or "Hostname" in details:
         what = f"{address} showed the certificate of another node."
         return Unreachable(what, peer_pb2.CODE_IDENTITY)
-    if "andshake" in details or "SSL" in details:
+    if "WRONG_VERSION_NUMBER" in details:
+        return Unreachable(f"What listens at {address} is no daemon of ours: it speaks no TLS.")
+    if "SSL" in details:
         what = f"{address} and this node do not accept each other's certificate or TLS version."
         return Unreachable(what, peer_pb2.CODE_IDENTITY)
+    if why := await why_unreachable(address):
+        return Unreachable(why)
+    if late:
+        what = f"{address} takes connections, but gave no answer in time: what listens there?"
+        return Unreachable(what)
+    if "Socket closed" in details or "reset by peer" in details:
+        return Unreachable(
+            f"{address} closes connections at once: something else listens there, or a firewall or "
+            "proxy is between."
+        )
     return Unreachable(f"The connection to {address} failed ({details}).")

@@ -1,13 +1,13 @@
-"""Cuts connections of this process that a library holds and has no way to cut, as grpc.aio has
-none.
+"""What grpc.aio has no way to do: cut a connection, and say why there is none.
 
-The kernel is asked which descriptors lead to the other ends. What it names is shut down over a copy
-of the descriptor, so whatever the library does with its own meanwhile, nothing else can be hit; the
-library reads an end of file.
+To cut one, the kernel is asked which descriptors lead to the other ends. What it names is shut down
+over a copy of the descriptor, so whatever the library does with its own meanwhile, nothing else can
+be hit; the library reads an end of file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import socket
@@ -15,7 +15,30 @@ from collections.abc import Collection
 from contextlib import suppress
 from urllib.parse import unquote
 
+from peer.endpoint import endpoint
+
 DESCRIPTORS = "/dev/fd"
+TRY_SECONDS = 3.0
+"""For a connection to be made: the system asks a second time after one second."""
+
+
+async def why_unreachable(address: str) -> str:
+    """Why no connection can be made to host:port now, in a sentence; empty: one can."""
+    host, port = endpoint(address)
+    try:
+        async with asyncio.timeout(TRY_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return f"Nothing answers at {address}: a firewall, a wrong address, or the machine is off."
+    except ConnectionRefusedError:
+        return f"Nobody listens at {address}."
+    except socket.gaierror:
+        return f"The name {host} can't be found."
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else "it broke"
+        return f"{address} can't be reached ({why}): a firewall or a wrong address."
+    writer.close()
+    return ""
 
 
 def cut(other_ends: Collection[str], port: int) -> int:

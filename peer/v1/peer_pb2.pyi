@@ -180,7 +180,7 @@ class SignedHead(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., label: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "round", "from_round", "head", "version", "propose", "order", "digests")
+    __slots__ = ("protocol", "run", "roster", "sender", "receiver", "incarnation", "nonce", "round", "from_round", "head", "version", "propose", "order", "digests", "own_code")
     class DigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,7 @@ class Hello(_message.Message):
     PROPOSE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    OWN_CODE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: str
     roster: int
@@ -216,10 +217,11 @@ class Hello(_message.Message):
     propose: bool
     order: int
     digests: _containers.ScalarMap[str, bytes]
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ..., digests: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    own_code: bytes
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., roster: _Optional[int] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., propose: _Optional[bool] = ..., order: _Optional[int] = ..., digests: _Optional[_Mapping[str, bytes]] = ..., own_code: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "head", "remembered", "version", "order")
+    __slots__ = ("code", "detail", "incarnation", "spki", "signature", "round", "from_round", "head", "remembered", "version", "order", "unreached")
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +233,7 @@ class Welcome(_message.Message):
     REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_FIELD_NUMBER: _ClassVar[int]
     code: Code
     detail: str
     incarnation: int
@@ -242,10 +245,11 @@ class Welcome(_message.Message):
     remembered: SignedHead
     version: str
     order: int
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., remembered: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ...) -> None: ...
+    unreached: str
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., detail: _Optional[str] = ..., incarnation: _Optional[int] = ..., spki: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., round: _Optional[int] = ..., from_round: _Optional[int] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., remembered: _Optional[_Union[SignedHead, _Mapping]] = ..., version: _Optional[str] = ..., order: _Optional[int] = ..., unreached: _Optional[str] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "waiting_for", "live", "head", "idle_ms", "order")
+    __slots__ = ("run", "sender", "incarnation", "round", "phase", "progress", "waiting_for", "live", "head", "idle_ms", "order", "unreached")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +261,7 @@ class Beat(_message.Message):
     HEAD_FIELD_NUMBER: _ClassVar[int]
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: str
     incarnation: int
@@ -268,7 +273,8 @@ class Beat(_message.Message):
     head: SignedHead
     idle_ms: int
     order: int
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ...) -> None: ...
+    unreached: str
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., progress: _Optional[int] = ..., waiting_for: _Optional[_Iterable[str]] = ..., live: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[SignedHead, _Mapping]] = ..., idle_ms: _Optional[int] = ..., order: _Optional[int] = ..., unreached: _Optional[str] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "sender", "incarnation", "finished")

@@ -72,6 +72,7 @@ class Place:
     def run(self, home: Path, *settings: str) -> Words:
         return [
             "run",
+            "--quiet",
             "--config",
             home / "node.toml",
             *(word for it in settings for word in ("--set", it)),

@@ -22,7 +22,7 @@ from kit.command import Call
 from node import data
 from node.algorithms import ALGORITHMS, NOISED
 from node.config import ExperimentConfig, NodeConfig, RunConfig, load, write
-from node.experiments import provisioning
+from node.experiments import hosts, provisioning
 from node.experiments.resolve import resolve
 from node.records import checkpoint, summary
 from node.tasks import make, validation
@@ -95,6 +95,7 @@ def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
         assert "peerpoise run --config node.toml" in (home / "README.txt").read_text()
         run = load(RunConfig, [home / "run.toml"], (), {})
         assert run.run_id == said["run_id"]
+        assert run.start.timeout_s == hosts.START_S, "people start hosts by hand"
         node = load(NodeConfig, [home / "node.toml"], (), {})
         own = node.identity
         identity = Identity.load(*(home / path for path in own.files))
@@ -108,7 +109,10 @@ def test_pack(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
 
 
 def test_packed_rows_are_disjoint(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
-    assert peerpoise("pack", experiment, *HOSTS, "--out", tmp_path / "out").code == 0
+    soon = ("--set", "start.timeout_s=60")
+    assert peerpoise("pack", experiment, *HOSTS, *soon, "--out", tmp_path / "out").code == 0
+    run = load(RunConfig, [tmp_path / "out" / "run.toml"], (), {})
+    assert run.start.timeout_s == 60, "which is the default, but somebody wrote it"
     rows = np.concatenate([np.load(tmp_path / "out" / name / "rows.npy") for name in "abc"])
     assert len(set(rows)) == len(rows)
     counts = json.loads((tmp_path / "out" / "partition.json").read_text())["histogram"]

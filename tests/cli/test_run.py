@@ -8,11 +8,13 @@ import asyncio
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,9 +50,8 @@ def home(peerpoise: Call, experiment: Path, tmp_path: Path, request: pytest.Fixt
 
 
 def run(peerpoise: Call, home: Path, *options: str) -> Result:
-    return peerpoise(
-        "run", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0", *options
-    )
+    words = ("--quiet", "--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0")
+    return peerpoise("run", *words, *options)
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path
         said[-1]
         == "peerpoise: The privacy budget of the data is spent: nothing more may be released."
     )
-    assert all(line.startswith("warning: ") for line in said[:-1])
+    assert all("warning: " in line for line in said[:-1])
     found = summary(result)
     assert found["privacy"]["epsilon"]["total"] == 0
     assert (home / "state" / "model.safetensors").exists()
@@ -206,3 +207,30 @@ def test_a_closed_terminal_keeps_the_last_round(home: Path, number: signal.Signa
                 os.close(end)
     assert since_start(home, "checkpoint")[-1] >= since_start(home, "round")[-1]
     assert events(home)[-1]["signal"] == number.name
+
+
+def test_what_it_says_to_a_program(peerpoise: Call, home: Path) -> None:
+    words = ("--config", home / "node.toml", "--set", "metrics.listen=127.0.0.1:0")
+    result = peerpoise("run", *words, "--log", "json")
+    lines = [json.loads(line) for line in result.err.splitlines()]
+    assert [line["event"] for line in lines] == ["listening", "state", "round", "end"]
+    assert lines[-1]["text"].endswith(f"peerpoise export {home}/state --out model.safetensors")
+    assert {line["level"] for line in lines} == {"info"}
+    assert result.out == ""
+
+
+def test_what_it_says_on_a_terminal(home: Path) -> None:
+    """With the time only, and all of it before it ends."""
+    command = [sys.executable, "-P", "-m", "peerpoise", "run", "--config", str(home / "node.toml")]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # how a terminal ends on Linux
+            while part := os.read(ours, 4096):
+                said += part
+        os.close(ours)
+    assert process.returncode == 0
+    lines = said.decode().splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d \S", line) for line in lines), lines
+    assert [line.split()[1] for line in lines] == ["a", "starts", "round", "finished"]

@@ -42,9 +42,9 @@ def claim(node: Any, lie: Lie, round: int, *, after: Callable[[], bool]) -> None
     session.progress.__class__ = Ahead
     dropped = False
 
-    def heartbeat() -> pb.Beat:
+    def heartbeat(to: str) -> pb.Beat:
         nonlocal dropped
-        made: pb.Beat = pulse()
+        made: pb.Beat = pulse(to)
         if lie is Lie.IN_BEATS and due():
             made.round = round
         if lie is Lie.IN_A_NEW_HANDSHAKE and due() and not dropped:

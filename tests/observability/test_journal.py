@@ -13,16 +13,18 @@ from peer.errors import StorageError
 HEADER = journal.header({"algorithm": {"name": "dpdl"}}, node="n0", run="abc", seed=3, threads=1)
 
 GOLDEN = """
-backend: backend reason
+backend: backend reason slow
+budget: accountant adjacency against delta lifetime limit mode round share
 certificate: expires
 checkpoint: path round seconds
 contradiction: path peer phase round told_by
 counted: compositions lifetime lifetime_delta run
 data: digest
-end: complete exit_code params_digest reason round signal wall_seconds
+end: complete epsilon exit_code metrics params_digest reason round signal wall_seconds
 epsilon: accountant adjacency against batches delta lifetime lifetime_delta link mode round total
 figures: diagnostics metrics
 header: configuration cores machine node platform python run seed threads torch version
+listening: address neighbors
 lost_edge: peer phase reason round
 outlier: kind peer round times
 partial_mix: peer phase round
@@ -36,6 +38,8 @@ roster: round version
 round: consensus_distance diagnostics round seconds
 state: reason state
 test: metrics round
+waited: peer round seconds
+waiting: peer reason round since_s until_s
 warning: text
 withheld: reason recipient round
 """

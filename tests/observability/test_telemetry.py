@@ -11,6 +11,8 @@ import pytest
 from node.config import BudgetSection, RunConfig
 from node.daemon.telemetry import PER_ROUND, REFUSALS, WARNINGS, Telemetry
 from node.observability.metrics import Metrics
+from node.observability.sentences import Sentences
+from node.observability.voice import Voice
 from node.records import journal
 from peer.v1 import peer_pb2 as pb
 
@@ -25,6 +27,7 @@ def watch(tmp_path: Path) -> Iterator[Telemetry]:
         run=run,
         name="a",
         journal=written,
+        voice=Voice(Sentences("a", run, version="1", folder=tmp_path), quiet=True),
         metrics=metrics,
         budget=BudgetSection(epsilon="unlimited"),
     )
@@ -39,6 +42,7 @@ def test_figures_of_a_private_test_set_are_not_for_those_who_scrape(
         run=watch.run,
         name="a",
         journal=watch.journal,
+        voice=watch.voice,
         metrics=watch.metrics,
         budget=BudgetSection(epsilon="unlimited"),
         public_test=public,
@@ -141,6 +145,33 @@ def test_connections_that_come_to_nothing_are_counted(watch: Telemetry) -> None:
     watch._strangers = (0.0, 0)
     watch.connections(10 * REFUSALS, 2)
     assert "shows no certificate of its federation" in watch.warnings[-1]
+
+
+def test_other_software_is_warned_of_once_for_each_neighbor(watch: Telemetry) -> None:
+    for n in range(100):
+        watch.software("b", f"{n}.{'9' * 500}", same_code=False)
+        watch.software("c", "", same_code=True)
+    version, code = warned(watch)
+    assert version.startswith("b runs peerpoise 0.9999")
+    assert len(version) < 150
+    assert code.startswith("b and a run different code of your own")
+
+
+def test_the_budget_is_an_event_at_each_step(watch: Telemetry) -> None:
+    watch.limit = 8.0
+    conditions = {
+        "round": 3,
+        "mode": "strict",
+        "adjacency": "add/remove one example",
+        "accountant": "RDP",
+        "against": "any coalition of other nodes",
+        "link": 1.0,
+    }
+    for lifetime in (0.1, 3.99, 4.0, 5.0, 7.5, 7.9, 9.0):
+        watch._note_budget(lifetime, conditions)
+    events = [it for it in journal.read(watch.journal.path) if it["event"] == "budget"]
+    assert [(it["share"], it["lifetime"]) for it in events] == [(0.5, 4.0), (0.9, 7.5)]
+    assert {it["delta"] for it in events} == {watch.lifetime_delta}
 
 
 @pytest.mark.parametrize("shown", [True, False])

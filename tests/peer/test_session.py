@@ -69,6 +69,7 @@ async def session(people):
         mailbox=Mailbox(),
         discovery=Static({}),
         witness=Statements(),
+        version="1.0",
     )
     table.states["a"].proven = True
     return it
@@ -125,16 +126,24 @@ async def test_a_neighbor_is_welcomed_with_a_proof_and_an_edge(session, people):
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        ({"protocol": 99}, pb.CODE_PROTOCOL, "there 99"),
-        ({"run": "another"}, pb.CODE_RUN, "at the caller: another"),
-        ({**differing(roster=b"x" * 32), "roster": 5}, pb.CODE_ROSTER, "at the caller: version 5"),
+        (
+            {"protocol": 99, "version": "2.0"},
+            pb.CODE_PROTOCOL,
+            "(b: 3, peerpoise 1.0; a: 99, peerpoise 2.0.)",
+        ),
+        ({"run": "another"}, pb.CODE_RUN, "(b: run; a: another.)"),
+        (
+            {**differing(roster=b"x" * 32), "roster": 5},
+            pb.CODE_ROSTER,
+            "(b: version 1; a: version 5.)",
+        ),
         (differing(layout=b"x" * 32), pb.CODE_LAYOUT, "different shapes"),
-        (differing(validation=b"x" * 32), pb.CODE_VALIDATION, "Here: no validation"),
+        (differing(validation=b"x" * 32), pb.CODE_VALIDATION, "(b: no validation; a: "),
         (differing(start=b"x" * 32), pb.CODE_START, "different parameters"),
-        (differing(inputs=b"x" * 32), pb.CODE_INPUTS, "Here: values 0…1, shape 1x8x8"),
+        (differing(inputs=b"x" * 32), pb.CODE_INPUTS, "(b: values 0…1, shape 1x8x8; a: "),
         (differing(inputs=None), pb.CODE_INPUTS, "task.value_range"),
-        (differing(prompts=b"x" * 32), pb.CODE_DIFFERENT, "at the caller: prompts 7878"),
-        (differing(ok=b"x" * 32), pb.CODE_DIFFERENT, "at the caller: ok 7878"),
+        (differing(prompts=b"x" * 32), pb.CODE_DIFFERENT, "a: prompts 7878"),
+        (differing(ok=b"x" * 32), pb.CODE_DIFFERENT, "a: ok 7878"),
         ({"receiver": "somebody"}, pb.CODE_IDENTITY, "certificate"),
     ],
 )
@@ -154,7 +163,8 @@ async def test_what_a_task_says_of_its_inputs_fits_into_a_refusal():
         digests={"inputs": b"i" * 32},
         words={"inputs": "unit \x1b[31m" + "mg\n" * 400},
     )
-    code, detail = terms.difference(pb.Hello(run="run", digests={"inputs": b"x" * 32}))
+    message = pb.Hello(run="run", digests={"inputs": b"x" * 32})
+    code, detail = terms.difference(message, "b", "a")
     reply = pb.Welcome(detail=detail)
     reply.code = code
     assert codec.decode(pb.Welcome, codec.encode(reply)).detail == detail
@@ -174,6 +184,45 @@ async def test_an_edge_is_not_agreed_on_with_who_can_not_be_dialed_back(session,
     session.table.states["a"].proven = False
     assert (await greet(session, hello(people))).code == pb.CODE_NOT_READY
     assert session.table.membership.live(0) == frozenset()
+    assert session.table.membership.neighbors["a"].trouble == "", "that is the caller's"
+
+
+async def test_who_can_not_be_dialed_is_told_why(session, people):
+    """In the answers to its handshakes and heartbeats: it can't know otherwise."""
+    state, why = session.table.states["a"], "Nothing answers at h:1."
+    state.proven, state.unreached = False, why
+    welcome = await greet(session, hello(people))
+    assert (welcome.code, welcome.unreached) == (pb.CODE_NOT_READY, why)
+    assert (await greet(session, hello(people, nonce=b"2" * 32, propose=False))).unreached == why
+    assert session.heartbeats.make("a").unreached == why
+
+
+async def test_what_a_neighbor_says_of_reaching_this_node_is_shown(session, people):
+    neighbor = session.table.membership.neighbors["a"]
+    beat = pb.Beat(run="run", sender=people["a"].id, order=1, unreached="Nobody listens at h:1.")
+    await session.call(people["a"].id, "Beat", codec.encode(beat))
+    assert neighbor.trouble == "a can't reach this node: Nobody listens at h:1."
+    beat.unreached, beat.order = "", 2
+    await session.call(people["a"].id, "Beat", codec.encode(beat))
+    assert neighbor.trouble == "", "it can, again"
+    beat.unreached = "\x1b[2J"
+    with pytest.raises(Malformed):
+        codec.encode(beat)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": "2.0"}, ("a", "2.0", True)),
+        ({"version": "1.0", "own_code": b"o" * 32}, ("a", "", False)),
+        ({"version": "1.0", **differing(layout=b"x" * 32)}, ("a", "", True)),
+    ],
+)
+async def test_software_is_compared_whatever_else_differs(session, people, change, says):
+    seen = []
+    session.table.observer.software = lambda *given: seen.append(given)
+    await greet(session, hello(people, **change))
+    assert seen == [says]
 
 
 async def test_the_same_call_delivered_twice_changes_nothing(session, people):
@@ -260,7 +309,7 @@ async def test_beats_do_not_count_chunks_of_work(session):
     for _ in range(100):
         session.progress.work.progress += 7
         session.table.moved += 7
-        pulse = session.heartbeats.make()
+        pulse = session.heartbeats.make("a")
         seen.add(pulse.progress)
         assert pulse.idle_ms % 250 == 0
     assert len(seen) <= 2

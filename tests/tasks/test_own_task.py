@@ -19,6 +19,7 @@ import torch
 from node import tasks
 from node.config import DataSection, RunConfig
 from node.experiments import local_cluster
+from node.tasks.loading import source_digest
 from peer.errors import ConfigurationError
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-task.md"
@@ -233,3 +234,27 @@ def test_without_a_file_of_rows_a_node_learns_them_all(example: Path) -> None:
 def test_what_is_no_task_is_one_sentence(example: Path, name: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         tasks.make(run(name), np.arange(5))
+
+
+def test_code_is_known_by_the_files_that_its_names_lead_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python reads them: whichever way they are named, whatever ends their lines."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "digested.py"
+    file.write_bytes(b"x = 1\ny = 2\n")
+    digest = source_digest([f"{file}:make_task"])
+    assert len(digest) == 32
+    assert digest == source_digest(["digested:make_task"]) == source_digest(["own:digested"])
+    assert digest == source_digest([f"own:{file}"])
+    package = tmp_path / "around"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('it was imported')")
+    (package / "digested.py").write_bytes(file.read_bytes())
+    assert digest == source_digest(["own:around.digested"])
+    assert source_digest(["own:around.nothing", "own:nothing.like.it"]) == b""
+    file.write_bytes(b"x = 1\r\ny = 2\r\n")
+    assert source_digest(["digested:make_task"]) == digest
+    file.write_bytes(b"x = 1\ny = 3\n")
+    assert source_digest(["digested:make_task"]) != digest
+    assert source_digest([]) == b""
