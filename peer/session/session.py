@@ -92,7 +92,7 @@ class Session:
 
     async def goodbye(self, finished: bool) -> None:
         """Tells every neighbor; one that can't be reached will notice. When all rounds are done
-        there is time to try again.
+        there is time to try again, and to state the ledger's last head, which neighbors keep.
         """
         self.table.stopping = not finished
         leave = pb.Leave(
@@ -103,6 +103,10 @@ class Session:
         )
 
         async def tell(peer: Peer) -> None:
+            if finished:
+                with suppress(RemoteError, TimeoutError):
+                    async with asyncio.timeout(LEAVE_SECONDS):
+                        await self._send_heartbeat(peer)
             for _ in range(LEAVES if finished else 1):
                 with suppress(RemoteError, TimeoutError):
                     async with asyncio.timeout(LEAVE_SECONDS):  # looking its name up may hang

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from kit.clusters import Cluster, over_memory, until
-from node.daemon import daemon
+from node.daemon import daemon, startup
+from node.records.peer_heads import NeighborLedgerHeads
+from peer.session.session import Session
 from peer.transport.memory import Network
 
 
@@ -39,6 +41,33 @@ async def test_a_lost_goodbye_is_said_again(tmp_path: Path, network: Network) ->
         nodes = [c.witness(name) for name in c.homes]
         async with asyncio.timeout(60):
             assert await asyncio.gather(*(node.task for node in nodes)) == [0, 0, 0]
+    finally:
+        await c.end()
+
+
+def rare(session: Session) -> Session:
+    """Its heartbeats are so rare that there is one at most."""
+    session.heartbeat_seconds = 600.0
+    return session
+
+
+@pytest.mark.usefixtures("network")
+async def test_neighbors_keep_the_last_head_of_a_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of rounds between two heartbeats: a later run asks them."""
+    monkeypatch.setattr(daemon, "Session", lambda *args, **options: rare(Session(*args, **options)))
+    c = Cluster.make(tmp_path / "cluster", rounds=2)
+    try:
+        nodes = [c.witness(name) for name in c.homes]
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*(node.task for node in nodes)) == [0, 0, 0]
+        debits = 2 * len(nodes)
+        assert [
+            node.remembers(name) for node in nodes for name in c.homes if name != node.node.name
+        ] == ([debits] * 6)
+        kept = NeighborLedgerHeads(startup.heads_file(nodes[0].node))
+        assert kept._heads == nodes[0].remembered._heads
     finally:
         await c.end()
 
