@@ -186,6 +186,20 @@ def test_without_an_advantage_there_is_no_gradient(made):
     assert update.entropy > 0
 
 
+def test_a_step_in_place_is_seen_by_who_answers_and_by_who_is_trained(made):
+    """Views of the parameters as they were before it would be stale, and nothing would fail."""
+    one, x = policy(made), made["x"].clone()
+    one.rollouts(x, CONFIG, 0, 0)
+    x.mul_(0.9)
+    rollouts, fresh = (one.rollouts(each, CONFIG, 0, 0) for each in (x, x.clone()))
+    assert torch.equal(rollouts.completions.log_probs, fresh.completions.log_probs)
+    assert not rollouts.completions.log_probs.is_inference()
+    update = one.gradient(x, rollouts, CONFIG, torch.arange(16.0))
+    assert update.mismatch < 1e-4
+    assert update.gradient is not None
+    assert update.gradient.isfinite().all()
+
+
 def test_kl_is_from_the_reference(made):
     one, config = policy(made), CONFIG.model_copy(update={"beta": 0.1})
     rollouts = one.rollouts(made["x"], config, 0, 0)
