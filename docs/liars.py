@@ -4,9 +4,9 @@ prints it.
     python docs/liars.py FOLDER                     # all of it; what FOLDER has is not run again
     python docs/liars.py FOLDER audited/subtle      # one cell, named weights/liar
 
-All cells begin with one model, that of fgrpo-liar after its warm-up. Audited ones are real daemons,
-the others one process each. Shown is the mean over honest nodes of the probability of the right
-answer; and of each audited cell, what the verdicts were.
+All cells are six real daemons, and begin with one model, that of fgrpo-liar after its warm-up.
+Shown is the mean over honest nodes of the probability of the right answer; and of each audited
+cell, what the verdicts were.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIARS = {
     "hacker": ('name="reward-hack"',),
 }
 CLAIM = ("claim=1000.0", "claim_growth=2.0")
-BELIEVING = ("pull=0", "norm_bound=")
+BELIEVING = ("pull=0", "norm_bound=1e9")
 WEIGHTS = {
     "uniform": ('weights="uniform"', *BELIEVING),
     "raw-gain": ('weights="raw-gain"', *BELIEVING),
@@ -72,8 +72,7 @@ def cell(folder: Path, start: Path, weights: str, liar: str) -> None:
         "experiment.attack=",
         *(f"experiment.attack.{setting}" for setting in attack),
     ]
-    command = "up" if weights == "audited" else "simulate"
-    run(command, folder / f"{weights}-{liar}", settings)
+    run("up", folder / f"{weights}-{liar}", settings)
 
 
 def reward(folder: Path) -> float | None:
@@ -115,7 +114,7 @@ def verdicts(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     start = warm_up(folder)
     names = sys.argv[2:] or [f"{weights}/{liar}" for weights in WEIGHTS for liar in LIARS]
     for name in names:

@@ -94,7 +94,8 @@ class FgrpoConfig(GrpoRunConfig):
     """κ, towards the neighbors' models, which then travel too. 0 is for a full graph without audits and
     without losses, where all models stay equal."""
     norm_bound: float | None = Field(default=2.0, gt=0)
-    """Updates are shortened to so many times the median norm; None: they are not."""
+    """Updates are shortened to so many times the median norm; a huge number, or None: they are
+    not."""
     block: BlockSchedule | None = None
     """Train and say one block of layers at a time, as DECA does; None: all parameters."""
 
