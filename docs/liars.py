@@ -27,7 +27,7 @@ LIARS = {
     "subtle": (*FLIP, "factor=0.5"),
     "idle": ('name="free-rider"',),
     "noise": ('name="free-rider"', 'update="noise"'),
-    "hacker": ('name="reward-hack"',),
+    "hacker": ('name="reward-hack"', 'pays="wrong"'),
 }
 CLAIM = ("claim=1000.0", "claim_growth=2.0")
 BELIEVING = ("pull=0", "norm_bound=1e9")
