@@ -94,23 +94,29 @@ def table(folder: Path) -> str:
 
 
 def verdicts(folder: Path) -> str:
-    """By how many of the honest the liar was convicted in each round, and how many other verdicts
-    there were."""
-    of_liar, others, convicted = [0] * ROUNDS, 0, 0
+    """By how many of the honest the liar was convicted in each round; how many of these verdicts
+    stand at a z above −3; and the verdicts on others.
+    """
+    of_liar, standing, others = [0] * ROUNDS, 0, [0, 0]
     for journal in sorted(folder.glob("nodes/*/journal.jsonl")):
         if journal.parent.name == LIAR:
             continue
-        for line in journal.read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
-            if event["event"] != "round":
-                continue
-            for peer, verdict in event["diagnostics"]["convicted"].items():
+        for t, diagnostics in enumerate(rounds(journal)):
+            for peer, verdict in diagnostics["convicted"].items():
                 if peer == LIAR:
-                    of_liar[event["round"]] += int(verdict)
+                    of_liar[t] += int(verdict)
+                    standing += int(verdict and diagnostics["gain"][LIAR] >= -3)
                 else:
-                    others += 1
-                    convicted += int(verdict)
-    return f"{LIAR} {' '.join(map(str, of_liar))}; of {others} others {convicted}"
+                    others[int(verdict)] += 1
+    by_round = " ".join(map(str, of_liar))
+    above = f"{standing} of {sum(of_liar)} at z above −3"
+    return f"{LIAR} {by_round}, {above}; of {sum(others)} others {others[1]}"
+
+
+def rounds(journal: Path) -> list[dict[str, dict[str, float]]]:
+    """A node's diagnostics, round by round."""
+    events = map(json.loads, journal.read_text(encoding="utf-8").splitlines())
+    return [event["diagnostics"] for event in events if event["event"] == "round"]
 
 
 if __name__ == "__main__":

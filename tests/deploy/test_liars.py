@@ -44,15 +44,12 @@ def test_what_was_not_run_is_called_that(tmp_path: Path) -> None:
     journal = home / "nodes" / "n0" / "journal.jsonl"
     journal.parent.mkdir(parents=True)
     (home / "summary.json").write_text(json.dumps({"task_metrics": {"reward": {"mean": 0.5}}}))
-    rounds = [
-        {
-            "event": "round",
-            "round": t,
-            "diagnostics": {"convicted": {"n1": 0.0, "n5": float(t > 1)}},
-        }
+    verdicts = [
+        {"convicted": {"n1": 0.0, "n5": float(t > 1)}, "gain": {"n1": 1.0, "n5": t - 5.0}}
         for t in range(4)
     ]
+    rounds = [{"event": "round", "diagnostics": each} for each in verdicts]
     journal.write_text("".join(json.dumps(each) + "\n" for each in [{"event": "start"}, *rounds]))
     assert "| gross | not run | not run | not run | 0.500 |" in LIARS["table"](tmp_path)
     of_liar = " ".join(["0", "0", "1", "1", *["0"] * 20])
-    assert LIARS["verdicts"](home) == f"n5 {of_liar}; of 4 others 0"
+    assert LIARS["verdicts"](home) == f"n5 {of_liar}, 2 of 2 at z above −3; of 4 others 0"
