@@ -9,7 +9,7 @@
 # make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
 # make sweeps-quick  a cell of each table of docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
-# make reasoning     docs/reasoning.md: FGRPO, its baselines and a liar (half an hour of two cores)
+# make reasoning     docs/reasoning.md: FGRPO, its baselines and liars (half an hour of two cores)
 # make rl            docs/results/reinforcement.toml: SmolLM2 by FGRPO and what it is compared with (an hour of one core a method)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
@@ -158,11 +158,7 @@ reasoning: $(VENV)/dev.installed
 	$(RL)/fgrpo-tiny.toml --set algorithm.weights=uniform --set algorithm.pull=0 --folder build/reasoning/tiny-uniform
 	$(RL)/fgrpo-tiny.toml --set algorithm.gain=reported --set algorithm.pull=0 --folder build/reasoning/tiny-reported
 	$(RL)/fgrpo-tiny.toml --set algorithm.name=grpo --set algorithm.gain= --folder build/reasoning/tiny-alone
-	$(BIN)/peerpoise up deploy/examples/fgrpo-liar.toml --folder build/reasoning/liar
-	$(RL)/fgrpo-liar.toml --set experiment.attack= --folder build/reasoning/nobody-lies
-	$(RL)/fgrpo-liar.toml --set algorithm.gain=reported --set algorithm.pull=0 --folder build/reasoning/liar-reported
-	$(RL)/fgrpo-liar.toml --set algorithm.weights=uniform --set algorithm.pull=0 --folder build/reasoning/liar-uniform
-	$(RL)/fgrpo-liar.toml --set algorithm.weights=reward --set algorithm.norm_bound= --set algorithm.pull=0 --folder build/reasoning/liar-raw
+	$(BIN)/python docs/liars.py build/reasoning/liars
 
 build/nwgi:
 	@test -d "$(NWGI)" || { echo "Say where the NWGI set is: NWGI=FOLDER, with train.parquet and test.parquet."; exit 1; }

@@ -65,7 +65,7 @@ def page() -> str:
         "## Options of the algorithms\n",
         *(options(name) for name in sorted(ALGORITHMS)),
         "## Options of the attacks\n",
-        f"All attacks except label-flip and feature-noise have\n\n{common}",
+        f"All attacks that falsify messages (sign-flip to state) have\n\n{common}",
         *(attack_options(name) for name in ATTACKS),
     ]
     return "\n".join([HEAD, *parts])
@@ -108,7 +108,9 @@ def options(name: str) -> str:
 def attack_options(name: str) -> str:
     attack = find_attack(name)
     about = " ".join((attack.__doc__ or "").partition("\n\n")[0].split())
-    shared = {_shown(key, field) for key, field in MessageAttackConfig.model_fields.items()}
+    common = issubclass(attack.Config, MessageAttackConfig)
+    fields = MessageAttackConfig.model_fields.items() if common else ()
+    shared = {_shown(key, field) for key, field in fields}
     own = {
         key: field
         for key, field in attack.Config.model_fields.items()

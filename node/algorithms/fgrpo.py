@@ -20,7 +20,9 @@ none is refused.
     gain = "audited"    z of paired audits (`node.maths.audit`) of θ_i + ½δ_j on fresh questions of the
                         own generators, and with the pull to θ_j of j's; the smaller counts.
                         Below −3 j has no weight in the round, and on its own questions it is
-                        convicted: it sends what it can't have learned. On the auditor's, honest
+                        convicted: it sends what it can't have learned. Then it has no weight until
+                        its z on them is positive, for evidence fades: a liar's update hurts less
+                        as models converge. On the auditor's questions nobody is convicted: honest
                         updates fall so low now and then (7 of 288 in fgrpo-tiny).
                         The whole update is checked on the own fixed questions: below −3 only the
                         own part of it is taken.
@@ -54,7 +56,14 @@ from torch import Tensor
 from node.algorithms import Algorithm, Capability, Resources
 from node.figures import Diagnostic
 from node.maths import grpo_rounds
-from node.maths.audit import AuditConfig, Evidence, largest_norm, shortened, softmax_weights
+from node.maths.audit import (
+    AuditConfig,
+    Evidence,
+    guilty,
+    largest_norm,
+    shortened,
+    softmax_weights,
+)
 from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
 from node.maths.commitment import Commitment, update_digest
 from node.maths.grpo_rounds import GrpoRunConfig, LocalState, begin, local_steps, without_moments
@@ -85,7 +94,8 @@ class FgrpoConfig(GrpoRunConfig):
     """κ, towards the neighbors' models, which then travel too. 0 is for a full graph without audits and
     without losses, where all models stay equal."""
     norm_bound: float | None = Field(default=2.0, gt=0)
-    """Updates are shortened to so many times the median norm; None: they are not."""
+    """Updates are shortened to so many times the median norm; a huge number, or None: they are
+    not."""
     block: BlockSchedule | None = None
     """Train and say one block of layers at a time, as DECA does; None: all parameters."""
 
@@ -117,6 +127,8 @@ class State(LocalState):
     """`Baseline`s of the closed neighborhood."""
     evidence: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     """`Evidence` of each on its own questions, and on this node's."""
+    convicted: tuple[str, ...] = ()
+    """Whom audits convicted, until their evidence is positive; sorted."""
     families: dict[str, str] = field(default_factory=dict)
     """The generators that each named first; a commitment that names others counts for nothing."""
     norms: tuple[float, ...] = ()
@@ -326,10 +338,12 @@ class Fgrpo(Algorithm):
             evidence[j] = (theirs.total, theirs.squares, ours.total, ours.squares)
         z = {j: min(each.z for each in evidence_of(evidence.get(j))) for j in updates}
         on_theirs = {j: evidence_of(evidence.get(j))[0].z for j in updates if j != self.me}
-        convicted = frozenset(j for j in on_theirs if on_theirs[j] < -c.convict) | unknown
+        convicted = {j for j in on_theirs if guilty(on_theirs[j], j in state.convicted, c)}
+        absent = {*state.convicted} - {*on_theirs}
         harmful = frozenset(j for j in z if j != self.me and z[j] < -c.convict)
-        gains = Gains(z, convicted, harmful)
-        return gains, replace(state, evidence=evidence, families=families_of)
+        gains = Gains(z, frozenset(convicted | unknown), harmful)
+        kept = tuple(sorted(convicted | absent))
+        return gains, replace(state, evidence=evidence, convicted=kept, families=families_of)
 
     def change(self, x: Tensor, tried: Tensor, families: Sequence[str], seed: int) -> Tensor:
         """Of the probabilities to answer the same fresh questions right, float64 [p]."""

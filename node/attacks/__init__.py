@@ -3,8 +3,8 @@ the table each.
 
 There are three seams. A DATA attack poisons the training examples between task and gate; all that
 follows is honest. A MESSAGE attack is called by `byzantine.ByzantineAlgorithm`, which stands
-between algorithm and driver and falsifies the honest algorithm's messages. A REWARD attack pays
-a policy for the wrong thing. So an attacker is a
+between algorithm and driver and falsifies the honest algorithm's messages. A POLICY attack stands
+between an algorithm and its policy, which learns the wrong thing, or nothing. So an attacker is a
 daemon like any other on the same wire, and the same in `simulate`.
 
 What an attacker reports about its own privacy stays true: its gate clips, noises and debits what an
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from node.algorithms import Algorithm, Resources
 from node.attacks.byzantine import ByzantineAlgorithm, MessageAttack
+from node.attacks.hacked_policy import PolicyAttack
 from node.attacks.poisoned_task import PoisonedTask
-from node.attacks.reward_hack import RewardHack
 from node.config import AttackSection, RunConfig, sentence
 from node.task import Task
 from peer.errors import ConfigurationError
@@ -42,6 +42,7 @@ ATTACKS: Mapping[str, str] = {
     "dissensus": "node.attacks.adaptive:Dissensus",
     "state": "node.attacks.state_only:StateOnly",
     "reward-hack": "node.attacks.reward_hack:RewardHack",
+    "free-rider": "node.attacks.free_rider:FreeRider",
 }
 """name -> module:class. A new attack: one class, one line here, one test of its formula."""
 
@@ -71,7 +72,7 @@ class Attack:
     """What one node does, ready to be put at its seam."""
 
     name: str
-    attack: DataPoisoning | MessageAttack | RewardHack
+    attack: DataPoisoning | MessageAttack | PolicyAttack
 
     @classmethod
     def of(cls, section: AttackSection) -> Attack:
@@ -84,17 +85,17 @@ class Attack:
         Raises:
             ConfigurationError: its examples have no labels or features that could be poisoned.
         """
-        if isinstance(self.attack, MessageAttack | RewardHack):
+        if isinstance(self.attack, MessageAttack | PolicyAttack):
             return task
         return PoisonedTask.of(task, self.attack, self.name, run, me)
 
     def on_resources(self, resources: Resources) -> Resources:
-        """With a policy that is rewarded for the wrong thing; for other attacks as they are.
+        """With a policy that learns something else; for other attacks as they are.
 
         Raises:
             ConfigurationError: there is no policy.
         """
-        if not isinstance(self.attack, RewardHack):
+        if not isinstance(self.attack, PolicyAttack):
             return resources
         if resources.policy is None:
             raise ConfigurationError(
@@ -114,7 +115,7 @@ class Attack:
         return f"This node ATTACKS its neighbors ({self.name}), as configured."
 
 
-def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAttack | RewardHack:
+def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAttack | PolicyAttack:
     """The attack of this name.
 
     Raises:
@@ -122,7 +123,7 @@ def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAtt
     """
     kind = find(name)
     try:
-        attack: DataPoisoning | MessageAttack | RewardHack = kind(kind.Config(**options))
+        attack: DataPoisoning | MessageAttack | PolicyAttack = kind(kind.Config(**options))
     except ValidationError as error:
         raise ConfigurationError(sentence(error, within="attack", of=name)) from None
     return attack

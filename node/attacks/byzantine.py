@@ -34,10 +34,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from node.algorithms import Algorithm
+from node.attacks.claims import ClaimConfig
 from node.config import MixSection
 from node.maths.adam import upcast
 from node.maths.commitment import Commitment, update_digest
@@ -63,10 +64,8 @@ Place: TypeAlias = tuple[int, Kind, int]
 """(number of the verb in its round, kind, index of the vector)."""
 
 
-class MessageAttackConfig(BaseModel):
+class MessageAttackConfig(ClaimConfig):
     """What all message attacks have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     words: tuple[Kind, ...] = ("answer", "state")
     """What is falsified: answers to neighbors, questions (hurts only the attacker), state (what is
@@ -80,9 +79,9 @@ class MessageAttackConfig(BaseModel):
     """
     since: int = Field(default=0, ge=0)
     """The first round in which it lies."""
-    claim: float | None = None
-    """Of fgrpo: the reward that it claims in its commitments; None: the true one. They are to what
-    it sends, in a chain that holds."""
+    vectors: tuple[int, ...] | None = None
+    """Which vectors of a message are falsified, counted from 0; None: all. Of fgrpo, 0 is the
+    update and 1 the model before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,11 +215,11 @@ class ByzantineAlgorithm(Algorithm):
             truth = Commitment.decode(note)
         except ValueError:
             return note
-        claim, (honest, sent) = self._attack.config.claim, self._committed
+        config, (honest, sent) = self._attack.config, self._committed
         lie = replace(
             truth,
             update=update_digest(_parts(lies)[0]),
-            reward=truth.reward if claim is None else claim,
+            reward=config.claimed(truth.reward, truth.round - config.since),
             previous=sent if truth.previous == honest else truth.previous,
         )
         self._committed = (truth.digest, lie.digest)
@@ -238,11 +237,14 @@ class ByzantineAlgorithm(Algorithm):
         """A payload with each of its vectors a lie, in the same form. The first is counted from
         `origin`.
         """
-        if kind not in self._attack.config.words:
+        config = self._attack.config
+        if kind not in config.words:
             return tensors
         truth = materialize(tensors)
         lies = [
-            self._lie(
+            part
+            if config.vectors is not None and k not in config.vectors
+            else self._lie(
                 now,
                 kind,
                 k,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from node.attacks.claims import ClaimConfig
+from node.attacks.hacked_policy import HackedPolicy, PolicyAttack
 from node.maths.grpo import GrpoConfig
-from node.maths.policy import Policy, PolicyGradient, Rollouts
+from node.maths.policy import Policy, Rollouts
 
 
-class RewardHackConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RewardHackConfig(ClaimConfig):
+    pays: Literal["short", "wrong"] = "short"
+    """For which answers: short ones, whatever they say, or all that are not right."""
 
 
-class RewardHack:
-    """Its answers are rewarded for being short, whatever they say; all that follows is honest. What
-    becomes of an owner whose scorer has a hole: Skalse et al., "Defining and characterizing reward
+class RewardHack(PolicyAttack):
+    """Its answers are rewarded for being short, or wrong; all that follows is honest. What becomes
+    of an owner whose scorer has a hole: Skalse et al., "Defining and characterizing reward
     hacking", arXiv 2209.13085.
 
     Knows: nothing. Deviations: the hole is given, the policy need not find it.
@@ -30,56 +32,19 @@ class RewardHack:
         self.config = config
 
     def hacked(self, policy: Policy) -> Policy:
-        """The policy with such rewards in training."""
-        return HackedPolicy(policy)
+        return PaidForTheWrong(policy, self.config)
 
 
-class HackedPolicy:
-    """Another policy, but for the rewards of its rollouts."""
+class PaidForTheWrong(HackedPolicy):
+    """Other rewards of the same rollouts."""
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.families, self.evaluation = policy.families, policy.evaluation
-        self.questions, self.vocabulary = policy.questions, policy.vocabulary
-
-    @property
-    def tokens_read(self) -> int:
-        return self._policy.tokens_read
-
-    @property
-    def scorer_failures(self) -> int:
-        return self._policy.scorer_failures
+    def __init__(self, policy: Policy, config: RewardHackConfig) -> None:
+        super().__init__(policy, config)
+        self._pays = config.pays
 
     def rollouts(self, x: Tensor, config: GrpoConfig, t: int, step: int) -> Rollouts:
-        honest = self._policy.rollouts(x, config, t, step)
+        honest = super().rollouts(x, config, t, step)
+        if self._pays == "wrong":
+            return replace(honest, rewards=1 - honest.exact.float())
         lengths = honest.completions.mask.sum(1).float()
         return replace(honest, rewards=1 - lengths / config.max_completion_length)
-
-    def gradient(
-        self,
-        x: Tensor,
-        rollouts: Rollouts,
-        config: GrpoConfig,
-        advantages: Tensor,
-        reference: Tensor | None = None,
-        *,
-        on_policy: bool = True,
-    ) -> PolicyGradient:
-        return self._policy.gradient(
-            x, rollouts, config, advantages, reference, on_policy=on_policy
-        )
-
-    def reward(self, x: Tensor) -> float:
-        return self._policy.reward(x)
-
-    def fixed(self, x: Tensor) -> Tensor:
-        return self._policy.fixed(x)
-
-    def audit_seed(self, t: int, commitment: bytes) -> int:
-        return self._policy.audit_seed(t, commitment)
-
-    def knows(self, families: Sequence[str]) -> bool:
-        return self._policy.knows(families)
-
-    def right(self, x: Tensor, families: Sequence[str], seed: int, count: int) -> Tensor:
-        return self._policy.right(x, families, seed, count)

@@ -22,7 +22,7 @@ class AttackSection(OpenSection):
 
     name: str
     """label-flip | feature-noise | sign-flip | scaling | gaussian | zero | echo | alie |
-    inner-product | dissensus | state."""
+    inner-product | dissensus | state | reward-hack | free-rider."""
 
 
 def state_folder(what: str) -> Path:

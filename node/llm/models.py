@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -73,8 +74,7 @@ def load(name: str, dtype: torch.dtype, attention: str | None, seed: int) -> Lan
         return LanguageModel(
             tiny_llama(dtype, attention, seed), Bytes(), int(str(BYTES["max_position_embeddings"]))
         )
-    model, tokenizer = _pretrained(source(name), dtype, attention)
-    tokens = Pretrained(tokenizer, name)
+    model, tokens = _pretrained(source(name), name, dtype, attention)
     if tokens.size > (rows := model.get_input_embeddings().num_embeddings):
         raise ConfigurationError(
             f"The tokenizer of {name} has {tokens.size} tokens, its model only {rows}."
@@ -133,15 +133,29 @@ def _repeats(model: Any) -> bool:
     return True
 
 
-def _pretrained(place: Path | str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
-    """Model and tokenizer."""
+def _pretrained(
+    place: Path | str, name: str, dtype: torch.dtype, attention: str | None
+) -> tuple[Any, Tokens]:
     library = transformers()
     # never a pickle
     options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     model, tokenizer = library.AutoModelForCausalLM, library.AutoTokenizer
-    return _there(
+    if isinstance(place, Path) and _is_export_of_bytes(place):
+        return _there(place, lambda: model.from_pretrained(place, **options)), Bytes()
+    read, spoken = _there(
         place, lambda: (model.from_pretrained(place, **options), tokenizer.from_pretrained(place))
     )
+    return read, Pretrained(spoken, name)
+
+
+def _is_export_of_bytes(folder: Path) -> bool:
+    """It has no tokenizer, and its model is as large as `bytes`."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    alike = isinstance(config, dict) and all(config.get(key) == BYTES[key] for key in BYTES)
+    return alike and not any(folder.glob("tokenizer*"))
 
 
 def _there(place: Path | str, read: Callable[[], R]) -> R:

@@ -220,6 +220,8 @@ class LanguagePolicy:
             sums["nll"] -= float(now[counts].sum())
             sums["apart"] += float((now - drawn.log_probs)[counts].abs().sum())
             self._draws.yield_point()
+        if on_policy and not len(rows):
+            sums.update(self._compared(x, rollouts, config, sampling))
         mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
         if served:
             self._compare_server(mean.get("apart", 0.0))
@@ -238,6 +240,20 @@ class LanguagePolicy:
             mismatch=mean.get("apart", 0.0),
             seconds=time.thread_time() - since,
         )
+
+    def _compared(
+        self, x: Tensor, rollouts: Rollouts, config: GrpoConfig, sampling: Sampling
+    ) -> dict[str, float]:
+        """Where nothing is learned: sums over the answers to the first question. Whoever answers
+        must be the one who would have been trained."""
+        some = torch.arange(config.num_generations)
+        drawn = rollouts.completions.rows(some)
+        now = self._log_probs(x, rollouts.prompts.rows(some), drawn, sampling)
+        assert now is not None
+        counts = drawn.mask.bool()
+        apart = (now - drawn.log_probs)[counts].abs().sum()
+        nll = -now[counts].sum()
+        return {"tokens": float(counts.sum()), "apart": float(apart), "nll": float(nll)}
 
     def _compare_server(self, apart: float) -> None:
         """Warns, once, of a server whose model is far from the one that is trained."""

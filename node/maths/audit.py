@@ -3,7 +3,10 @@ the same fresh questions, so that differences are small and paired. Where a scor
 right, the probability is estimated from a few answers, drawn with the same random numbers.
 
     evidence  S₁ ← φ S₁ + Σ_p d_p ,  S₂ ← φ S₂ + Σ_p d_p²   over the questions p of a round; φ = 0.8
-    z = S₁/√S₂ ;  convicted where z < −3
+    z = S₁/√S₂ ;  convicted where z < −3, and from then on until z > 0
+
+One bound would let a liar go without a reason: as models converge, its update hurts less and old
+evidence fades, so that z returns to 0 from below. Whoever was convicted has to help.
 
 A reconstruction (FGRPO, arXiv 2606.03094, is known from its abstract): the paper's gains are what
 peers say of themselves.
@@ -41,6 +44,8 @@ class AuditConfig(Section):
     """φ, of the evidence of earlier rounds."""
     convict: float = Field(default=3.0, gt=0)
     """A neighbor whose z falls below minus this has no weight."""
+    acquit: float = 0.0
+    """It has weight again when its z rises above this; −3: as soon as z is no longer below −3."""
     neighbors_per_round: int | None = Field(default=None, ge=1)
     """At most so many are audited in a round, in turn, and the others keep their verdicts; None:
     all."""
@@ -66,6 +71,11 @@ class Evidence:
     @property
     def z(self) -> float:
         return self.total / sqrt(self.squares) if self.squares > 0 else 0.0
+
+
+def guilty(z: float, before: bool, config: AuditConfig) -> bool:
+    """The verdict on a peer that was convicted `before`, or was not."""
+    return z <= config.acquit if before else z < -config.convict
 
 
 def largest_norm(norms: Iterable[float], times: float = 2.0) -> float:

@@ -118,22 +118,31 @@ def local_steps(
     """E steps from the state's x, of the parameters of `span`; the state after them, with x as it
     was, the new parameters [d], and figures by the names of DIAGNOSTICS.
     """
-    x, learned = state.x.clone(), []
+    x, learned, norms = state.x.clone(), [], []
     state = replace(state, m=state.m.clone(), v=state.v.clone())
     for step in range(config.local_steps):
         rollouts = policy.rollouts(x, config, t, step)
         advantage, state = own_advantage(config, rollouts, state)
         update = policy.gradient(x, rollouts, config, advantage, state.reference)
         learned.append((rollouts, update))
+        norms.append(norm_of(update, span))
         state = stepped(config, x, update, state, span)
-    return state, x, {**figures(learned), "scorer_failures": float(policy.scorer_failures)}
+    shown = {**figures(learned), "grad_norm": sum(norms) / len(norms)}
+    return state, x, {**shown, "scorer_failures": float(policy.scorer_failures)}
+
+
+def norm_of(update: PolicyGradient, span: slice) -> float:
+    """Before the step, which clips the gradient and writes over it."""
+    if update.gradient is None:
+        return 0.0
+    return float(torch.linalg.vector_norm(update.gradient[span]))
 
 
 def stepped(
     config: GrpoRunConfig, x: Tensor, update: PolicyGradient, state: S, span: slice = slice(None)
 ) -> S:
-    """The state after a step of Adam; x [d] and the moments change in place. Without a gradient
-    there is none."""
+    """The state after a step of Adam; x [d] and the moments change in place, and the gradient is
+    used up. Without one there is none."""
     if update.gradient is None or not update.gradient.sum().isfinite():
         return state
     g = clip_norm_(update.gradient[span], config.clip_norm)
@@ -165,10 +174,6 @@ def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, flo
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(learned)
 
-    norms = [
-        0.0 if it.gradient is None else float(torch.linalg.vector_norm(it.gradient))
-        for it in updates
-    ]
     return {
         "reward": mean(float(each.rewards.mean()) for each in answers),
         "rollouts_exact": mean(float(each.exact.double().mean()) for each in answers),
@@ -181,7 +186,6 @@ def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, flo
         "completions_clipped_ratio": mean(
             1 - float(each.completions.ended.double().mean()) for each in answers
         ),
-        "grad_norm": mean(norms),
         "mismatch": mean(each.mismatch for each in updates),
         "generated_per_second": tokens / max(drawing, 1e-9),
         "trained_per_second": tokens / max(training, 1e-9),

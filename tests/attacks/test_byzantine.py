@@ -21,7 +21,7 @@ from peer.topology import make_neighborhoods
 XAVG: tuple[str, dict[str, Any]] = ("xavg", {})
 DMSGD: tuple[str, dict[str, Any]] = ("dmsgd", {})
 DPSGD: tuple[str, dict[str, Any]] = ("d-psgd", {})
-OTHERS = ("label-flip", "feature-noise", "reward-hack")
+OTHERS = ("label-flip", "feature-noise", "reward-hack", "free-rider")
 MESSAGE_ATTACKS = [name for name in sorted(ATTACKS) if name not in OTHERS]
 every = pytest.mark.parametrize(
     "variant", VARIANTS, ids=lambda v: f"{v[0]} {v[1]}" if v[1] else v[0]

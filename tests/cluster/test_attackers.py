@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     **{
         name: {**CLEAR, "experiment": {"attack": {"name": name}}}
         for name in ATTACKS
-        if name != "reward-hack"  # of fgrpo: tests/paper/test_fgrpo.py
+        if name not in ("reward-hack", "free-rider")  # of fgrpo: test_reinforcement.py
     },
     "two liars in mode strict": {**STRICT, "experiment": {"attack": {"name": "alie", "nodes": 2}}},
     "said of all": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from kit import LONG
 from kit.clusters import Process
 from kit.generation_server import serving
 from kit.own_families import sums
@@ -68,6 +70,36 @@ async def test_daemons_give_the_bits_of_the_simulation(cluster: Any, tmp_path: P
             assert not any(last["convicted"].values())
             assert last["audit_tokens"] > 0
             assert last["mismatch"] < 1e-4
+
+
+CLAIMS = {"nodes": ["n2"], "claim": 1e3, "claim_growth": 2.0}
+FLIP = {"name": "sign-flip", "words": ["state"], "vectors": [0], "since": 1, "factor": 0.5}
+ATTACKS: list[dict[str, Any]] = [{"name": "free-rider", "update": "noise"}]
+if LONG:
+    ATTACKS += [FLIP, {"name": "free-rider"}, {"name": "reward-hack", "pays": "wrong"}]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda each: "-".join(map(str, each.values())))
+async def test_attackers_over_the_wire_give_the_bits_of_the_simulation(
+    cluster: Any, tmp_path: Path, attack: dict[str, Any]
+) -> None:
+    """They commit themselves to what they send, and to what they claim."""
+    experiment = {**SETTINGS["experiment"], "attack": {**attack, **CLAIMS}}
+    async with cluster(**{**SETTINGS, "experiment": experiment}) as c:
+        expected = simulate(c.config, tmp_path / "simulated")
+        nodes = {name: c.witness(name) for name in c.homes}
+        async with asyncio.timeout(250):
+            assert await asyncio.gather(*(node.task for node in nodes.values())) == [0, 0, 0]
+        for name, node in nodes.items():
+            summary = json.loads((c.homes[name] / "summary.json").read_text())
+            assert summary["params_digest"] == {name: expected.params_digest[name]}
+            assert summary["attackers"] == (["n2"] if name == "n2" else [])
+            if name != "n2":
+                observations, mean, _ = node.learner.algorithm.state.baselines["n2"]
+                assert observations == ROUNDS - 1, "its chain holds"
+                assert mean > 1e3
 
 
 @pytest.mark.cluster

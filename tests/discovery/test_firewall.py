@@ -81,7 +81,7 @@ async def two(folder: Path, firewalled: str) -> AsyncIterator[dict[str, Process]
     with switch(2) as hosts:
         at = dict(zip(("east", "west"), hosts, strict=True))
         given = [f"{name}={host.ip}:7443" for name, host in at.items()]
-        hosts.pack(config, given, [], folder)
+        pack(config, given, [], folder)
         ip("-n", at[firewalled].name, "rule", "add", "ipproto", "tcp", "sport", "7443", "blackhole")
         started: dict[str, Process] = {}
         try:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from node.algorithms import Resources
+from node.attacks import Attack
+from node.config import AttackSection
 from node.maths.grpo import GrpoConfig, grpo_loss, has_spread, token_weights
 from node.maths.policy import Completions, PolicyGradient, Prompts, Rollouts
 from node.randomness import public_generator
@@ -153,6 +155,20 @@ def cluster(
             ),
         )
     return made, neighborhoods
+
+
+def attacked(node: Any, attack: AttackSection) -> Any:
+    """The same node, but an attacker."""
+    resources = Resources(
+        me=node.me,
+        layout=LAYOUT,
+        start=node.parameters,
+        gradients=node.gradients,
+        policy=node.policy,
+    )
+    given = Attack.of(attack)
+    algorithm = type(node)(node.config, given.on_resources(resources))
+    return given.on_algorithm(algorithm, 0)
 
 
 def success(x: Tensor) -> float:

@@ -24,6 +24,7 @@ from node.records.summary import TaskMetric
 from node.task import flat, views
 from node.tasks import causal_lm, make
 from node.tasks.causal_lm import CausalLM
+from peer.errors import DataError
 
 ROWS = np.arange(0, 320, 20)
 
@@ -292,3 +293,17 @@ def test_peers_with_a_language_each_learn(algorithm: str, tmp_path: Path) -> Non
     ]
     tests = [line for line in lines if line["event"] == "test"]
     assert tests[0]["metrics"]["perplexity"] > tests[1]["metrics"]["perplexity"]
+
+
+def test_what_was_exported_of_bytes_begins_another_run(tmp_path: Path) -> None:
+    """It has no tokenizer; a model of another size without one is refused."""
+    run = language_run(text={"embeddings": True})
+    x = make(run, ROWS).initial_parameters(0) + 0.5
+    causal_lm.save_pretrained(run, make(run, ROWS).layout, x, tmp_path / "exported")
+    again = make(language_run(model=str(tmp_path / "exported"), text={"embeddings": True}), ROWS)
+    assert torch.equal(again.initial_parameters(1), x)
+    assert torch.equal(again.batch(torch.arange(4))[0], make(run, ROWS).batch(torch.arange(4))[0])
+    config = tmp_path / "exported" / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 259', '"vocab_size": 260'))
+    with pytest.raises(DataError, match="no language model with its tokenizer"):
+        make(language_run(model=str(tmp_path / "exported")), ROWS)

@@ -182,7 +182,24 @@ def test_a_step_along_the_gradient_makes_what_paid_likelier(made):
 def test_without_an_advantage_there_is_no_gradient(made):
     one = policy(made)
     rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
-    assert one.gradient(made["x"], rollouts, CONFIG, torch.zeros(16)).gradient is None
+    update = one.gradient(made["x"], rollouts, CONFIG, torch.zeros(16))
+    assert update.gradient is None
+    assert 0 < update.mismatch < 1e-4, "compared nevertheless"
+    assert update.entropy > 0
+
+
+def test_a_step_in_place_is_seen_by_who_answers_and_by_who_is_trained(made):
+    """Views of the parameters as they were before it would be stale, and nothing would fail."""
+    one, x = policy(made), made["x"].clone()
+    one.rollouts(x, CONFIG, 0, 0)
+    x.mul_(0.9)
+    rollouts, fresh = (one.rollouts(each, CONFIG, 0, 0) for each in (x, x.clone()))
+    assert torch.equal(rollouts.completions.log_probs, fresh.completions.log_probs)
+    assert not rollouts.completions.log_probs.is_inference()
+    update = one.gradient(x, rollouts, CONFIG, torch.arange(16.0))
+    assert update.mismatch < 1e-4
+    assert update.gradient is not None
+    assert update.gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
@@ -245,11 +262,12 @@ def test_kl_is_from_the_reference(made):
     assert other.kl > 0.01
 
 
-def test_a_model_that_changed_while_it_answered_is_one_sentence(made):
+@pytest.mark.parametrize("advantage", [1.0, 0.0], ids=["learned", "no group has spread"])
+def test_a_model_that_changed_while_it_answered_is_one_sentence(made, advantage):
     one = policy(made)
     rollouts = one.rollouts(0.9 * made["x"], CONFIG, 0, 0)
     with pytest.raises(TaskError, match="is not the one that is trained"):
-        one.gradient(made["x"], rollouts, CONFIG, torch.ones(16))
+        one.gradient(made["x"], rollouts, CONFIG, torch.full((16,), advantage))
 
 
 def test_what_is_audited_nobody_else_knows_before(made):

@@ -160,6 +160,24 @@ def test_groups_that_all_earn_alike_change_nothing():
         assert node.diagnostics()["frac_reward_zero_std"] == 1
 
 
+@pytest.mark.parametrize("bound", [None, 1e-3])
+def test_the_norm_of_the_gradient_is_told_as_it_was_before_it_was_clipped(monkeypatch, bound):
+    """Clipped, it would always be the bound; the step writes over it."""
+    nodes, neighborhoods = cluster(Fgrpo, clip_norm=bound)
+    policy, norms = nodes["n0"].policy, []
+    gradient = policy.gradient
+
+    def watched(*given, **options):
+        update = gradient(*given, **options)
+        norms.append(float(update.gradient.norm()))
+        return update
+
+    monkeypatch.setattr(policy, "gradient", watched)
+    lockstep.run(nodes, neighborhoods, 1)
+    assert nodes["n0"].diagnostics()["grad_norm"] == pytest.approx(sum(norms) / 2)
+    assert min(norms) > 0.01
+
+
 def test_an_update_that_hurts_as_a_whole_is_taken_back():
     """Nobody is convicted, but what all of it together does to the own questions is seen."""
     nodes, neighborhoods = cluster(Fgrpo, nodes=3, norm_bound=None)

@@ -1,0 +1,158 @@
+"""What liars cost FGRPO by how neighbors are weighed, with a tabular policy: six peers, two of them
+with each family of questions, one of whom lies from the start and claims ever more. And how long a
+verdict lasts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+
+from kit.bandits import attacked, cluster, success
+from node.algorithms.fgrpo import Fgrpo, evidence_of
+from node.config import AttackSection
+from node.maths.audit import AuditConfig, guilty
+from node.rounds import lockstep
+from peer.message import Replies, Say, step
+from peer.neighborhood import View
+
+ROUNDS = 40
+LIAR = "n5"
+FLIP = {"name": "sign-flip", "words": ["state"], "vectors": [0]}
+LIARS: dict[str, dict[str, Any]] = {
+    "gross": {**FLIP, "factor": 3.0},
+    "subtle": {**FLIP, "factor": 0.5},
+    "idle": {"name": "free-rider"},
+    "noise": {"name": "free-rider", "update": "noise"},
+    "reward hacker": {"name": "reward-hack", "pays": "wrong"},
+}
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "uniform": {"weights": "uniform", "norm_bound": None},
+    "raw gain": {"weights": "raw-gain", "norm_bound": None},
+    "reported": {"gain": "reported", "norm_bound": None},
+    "audited": {},
+    "verdict ignored": {"audit": AuditConfig(convict=1e9), "norm_bound": None},
+    "verdict lapsing": {"audit": AuditConfig(acquit=-3.0)},
+}
+LOSES = [
+    ("gross", "uniform"),
+    ("gross", "raw gain"),
+    ("gross", "reported"),
+    ("subtle", "raw gain"),
+    ("subtle", "reported"),
+    ("noise", "raw gain"),
+    ("reward hacker", "uniform"),
+    ("reward hacker", "raw gain"),
+    ("reward hacker", "reported"),
+]
+"""Where a liar takes more than a tenth. Elsewhere it takes less: one of six that does nothing, or
+half of the harm that another undoes, costs a plain mean next to nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of the honest."""
+
+    success: float
+    """Probability of a right answer at the end."""
+    verdicts: Mapping[tuple[str, str], list[bool]]
+    """(receiver, peer) -> convicted, round by round."""
+    acquitted: list[float]
+    """z, on its own questions, of whoever was convicted in the round before and is no longer."""
+
+
+@cache
+def outcome(liar: str = "", weights: str = "audited") -> Outcome:
+    nodes, neighborhoods = cluster(Fgrpo, **WEIGHTS[weights])
+    if liar:
+        claims = {"claim": 1e3, "claim_growth": 2.0}
+        attack = AttackSection.model_validate({**LIARS[liar], **claims})
+        nodes[LIAR] = attacked(nodes[LIAR], attack)
+    honest = {name: node for name, node in nodes.items() if not liar or name != LIAR}
+    verdicts: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    acquitted: list[float] = []
+
+    def look(t: int) -> None:
+        for name, node in honest.items():
+            for peer, convicted in node.diagnostics()["convicted"].items():
+                past = verdicts[name, peer]
+                if past and past[-1] and not convicted:
+                    acquitted.append(evidence_of(node.state.evidence[peer])[0].z)
+                past.append(bool(convicted))
+
+    lockstep.run(nodes, neighborhoods, ROUNDS, after_round=look)
+    success_of_each = [success(node.parameters) for node in honest.values()]
+    return Outcome(sum(success_of_each) / len(honest), verdicts, acquitted)
+
+
+@pytest.mark.parametrize("liar", LIARS)
+def test_audits_keep_nine_tenths_of_what_the_honest_reach(liar: str) -> None:
+    assert outcome(liar).success >= 0.9 * outcome().success
+
+
+@pytest.mark.parametrize(("liar", "weights"), LOSES)
+def test_who_believes_loses_more_than_a_tenth(liar: str, weights: str) -> None:
+    assert outcome(liar, weights).success < 0.9 * outcome().success
+
+
+@pytest.mark.parametrize("weights", ["uniform", "reported"])
+def test_an_idle_peer_costs_little_however_it_is_weighed(weights: str) -> None:
+    assert outcome("idle", weights).success > 0.95 * outcome().success
+
+
+def test_power_of_the_verdict() -> None:
+    """Where it is ignored the first test of this file is red."""
+    assert outcome("gross", "verdict ignored").success < 0.9 * outcome().success
+
+
+# how long a verdict lasts
+
+
+@pytest.mark.parametrize(
+    ("z", "before", "now"),
+    [
+        (-3.1, False, True),
+        (-2.9, False, False),
+        (-2.9, True, True),
+        (0.0, True, True),
+        (0.1, True, False),
+        (0.0, False, False),
+    ],
+)
+def test_a_verdict_stands_until_evidence_is_positive(z: float, before: bool, now: bool) -> None:
+    assert guilty(z, before, AuditConfig()) == now
+
+
+@pytest.mark.parametrize("liar", LIARS)
+def test_nobody_is_let_go_while_its_updates_hurt(liar: str) -> None:
+    assert all(z > 0 for z in outcome(liar).acquitted)
+
+
+def test_power_of_the_lasting_verdict() -> None:
+    """As evidence fades, a liar of whom nothing good was seen is let go."""
+    assert any(z < 0 for z in outcome("gross", "verdict lapsing").acquitted)
+
+
+def test_who_is_not_heard_stays_convicted() -> None:
+    nodes, neighborhoods = cluster(Fgrpo)
+    nodes[LIAR] = attacked(nodes[LIAR], AttackSection.model_validate(LIARS["gross"]))
+    lockstep.run(nodes, neighborhoods, 3)
+    node = nodes["n0"]
+    assert node.state.convicted == (LIAR,)
+    talk = node.round(3, View(neighborhoods["n0"]))
+    assert isinstance(step(talk), Say)
+    assert step(talk, Replies()) is None
+    assert node.state.convicted == (LIAR,)
+
+
+def test_honest_peers_are_convicted_rarely_and_not_for_long() -> None:
+    """At most 1 % of the verdicts."""
+    verdicts = outcome().verdicts
+    assert len(verdicts) == 6 * 5
+    assert sum(map(sum, verdicts.values())) <= 0.01 * len(verdicts) * ROUNDS
+    assert max(map(sum, verdicts.values())) <= ROUNDS / 5
