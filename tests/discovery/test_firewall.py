@@ -17,6 +17,7 @@ import pytest
 from kit.clusters import Process, experiment, until
 from kit.network_namespaces import ip, switch, why_not
 from node.config import RunConfig, load
+from node.experiments.hosts import pack
 from peer.errors import Unreachable
 from peer.identity.authority import CertificateAuthority
 from peer.transport import sockets
