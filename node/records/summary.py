@@ -325,12 +325,19 @@ def conditions(privacy: Privacy) -> str:
 
 
 def table(summary: Summary, baseline: Summary | None = None) -> Table:
-    """The final table; `baseline` (the same run without noise) stands beside it."""
+    """The final table; `baseline` (the same run without noise) stands beside it. What ε promises is
+    said once, below.
+    """
     from rich.table import Table
 
     columns = [summary] if baseline is None else [summary, baseline]
     rows = Table(
-        "", *(_title(column) for column in columns), title=_caption(summary), title_justify="left"
+        "",
+        *(_title(column) for column in columns),
+        title=_heading(summary),
+        title_justify="left",
+        caption=_promise(summary.privacy),
+        caption_justify="left",
     )
     if summary.headline:
         tests = [_tested(column, summary.headline) for column in columns]
@@ -368,7 +375,7 @@ def _title(summary: Summary) -> str:
     )
 
 
-def _caption(summary: Summary) -> str:
+def _heading(summary: Summary) -> str:
     gap = "" if summary.spectral_gap is None else f" (spectral gap {summary.spectral_gap:.2g})"
     graph = f"{summary.topology}{gap}"
     text = (
@@ -411,10 +418,8 @@ def _incomplete(summary: Summary) -> str:
 def _cells(summary: Summary) -> tuple[str, ...]:
     epsilon, none = summary.privacy.epsilon, summary.privacy.mode == "none"
     return (
-        "none: no privacy"
-        if none
-        else f"{_show(epsilon.total, '{:.2f}')}\n({conditions(summary.privacy)})",
-        "–" if none or epsilon.link is None else f"{epsilon.link:.2f}\n({_link(summary.privacy)})",
+        "none: no privacy" if none else _show(epsilon.total, "{:.2f}"),
+        "–" if none else _show(epsilon.link, "{:.2f}"),
         _show(summary.consensus_distance, "{:.4g}"),
         f"{_show(summary.bytes_sent.mean, '{:,.0f}')} (largest "
         f"{_show(summary.bytes_sent.max, '{:,.0f}')})",
@@ -424,11 +429,18 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _link(privacy: Privacy) -> str:
-    return (
-        f"mode {privacy.mode}, {privacy.adjacency}, δ = {privacy.delta or 0:g}; one "
-        f"neighbor alone; {LINK}"
-    )
+def _promise(privacy: Privacy) -> str | None:
+    """What ε says, in plain words, with its conditions; None: mode none has none."""
+    total, link = privacy.epsilon.total, privacy.epsilon.link
+    if privacy.mode == "none":
+        return None
+    words = f"ε_total: {conditions(privacy)}."
+    if total is not None and privacy.mode == "strict" and not privacy.insecure_seed:
+        words += (
+            " So whatever the other nodes see, with one example more or less in a node's data it is "
+            f"at most e^{total:.2f} times as likely, but for a probability of δ."
+        )
+    return words if link is None else f"{words} ε_link: one neighbor alone; {LINK}."
 
 
 def _show(value: float | None, form: str) -> str:

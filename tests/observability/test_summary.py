@@ -254,7 +254,8 @@ def test_the_table_shows_both_columns_and_never_a_bare_epsilon():
     ):
         assert words in text
     assert summary.LINK in text
-    assert summary.AGAINST in text
+    assert text.count(summary.AGAINST) == 1, "said once, below the table"
+    assert "at most e^7.50 times as likely" in text
     assert "INCOMPLETE" not in text
 
 
@@ -291,7 +292,7 @@ def test_an_empty_summary_can_be_shown():
         complete=True,
         privacy=Privacy(mode="strict"),
     )
-    assert "(mode strict, add/remove one example, δ unknown" in printed(unknown)
+    assert "ε_total: mode strict, add/remove one example, δ unknown" in printed(unknown)
 
 
 def test_seconds_of_rounds():
