@@ -1,4 +1,4 @@
-"""The command `show`: what comes with peerpoise beside its code."""
+"""The commands `show` and `init`: what comes with peerpoise beside its code."""
 
 from __future__ import annotations
 
@@ -45,6 +45,37 @@ def show(
     width = max(map(len, titles))
     for each, title in titles.items():
         typer.echo(f"{each:{width}}  {title}".rstrip())
+
+
+@app.command()
+def init(
+    kind: Annotated[
+        str, typer.Argument(metavar="table|images|language|own", help="What is to be learned.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to make (default KIND).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a commented run file to start from, with sample data or the skeleton of a task."""
+    from node.config import shipped
+    from peer import files
+    from peer.errors import ConfigurationError
+
+    folder = shipped.templates().get(kind)
+    if folder is None:
+        raise ConfigurationError(
+            f"There is no start of the kind {kind!r}; choose one of "
+            f"{', '.join(shipped.templates())}."
+        )
+    made = files.new_dir(out or Path(kind))
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in names:
+        (made / name).write_bytes((folder / name).read_bytes())
+    if as_json:
+        print_json({"folder": str(made), "files": names})
+    else:
+        typer.echo(f"{made}: {', '.join(names)}. Now: cd {made} && peerpoise up run.toml")
 
 
 def _title(path: Path) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from peer.errors import ConfigurationError
 
 NODE = Path(__file__).parents[1]
+TEMPLATES = "deploy/templates"
+"""A folder for each kind of start."""
 PATTERNS = (
     "deploy/examples/*.toml",
     "docs/*.md",
@@ -23,11 +25,19 @@ PATTERNS = (
 """What is shown, in this order; pyproject.toml says what goes into a wheel."""
 
 
+def templates() -> Mapping[str, Path]:
+    """Kind -> its folder."""
+    return {path.name: path for path in sorted((_root() / TEMPLATES).iterdir()) if path.is_dir()}
+
+
+def _root() -> Path:
+    return NODE / "share" if (NODE / "share").is_dir() else NODE.parent
+
+
 @cache
 def files() -> Mapping[str, Path]:
     """Name, without folders -> path."""
-    root = NODE / "share" if (NODE / "share").is_dir() else NODE.parent
-    paths = (path for pattern in PATTERNS for path in sorted(root.glob(pattern)))
+    paths = (path for pattern in PATTERNS for path in sorted(_root().glob(pattern)))
     return {path.name: path for path in paths if not path.stem.endswith("_test")}
 
 

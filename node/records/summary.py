@@ -437,8 +437,8 @@ def _promise(privacy: Privacy) -> str | None:
     words = f"ε_total: {conditions(privacy)}."
     if total is not None and privacy.mode == "strict" and not privacy.insecure_seed:
         words += (
-            " So whatever the other nodes see, with one example more or less in a node's data it is "
-            f"at most e^{total:.2f} times as likely, but for a probability of δ."
+            " So whatever the other nodes see, with one example more or less in a node's data it "
+            f"is at most e^{total:.2f} times as likely, but for a probability of δ."
         )
     return words if link is None else f"{words} ε_link: one neighbor alone; {LINK}."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import ROOT
+from kit import LONG, ROOT
 from kit.command import Call
 from node.config import shipped
 
@@ -59,3 +59,28 @@ def test_a_wheel_has_them() -> None:
     assert folders <= set(wheel["only-include"])
     assert wheel["sources"] == {folder: f"node/share/{folder}" for folder in sorted(folders)[::-1]}
     assert not {path.name for path in shipped.files().values()} & set(wheel["exclude"])
+
+
+@pytest.mark.parametrize("kind", list(shipped.templates()))
+def test_a_start_of_each_kind_can_be_run(
+    peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"cd {kind} && peerpoise up run.toml" in peerpoise("init", kind).out
+    monkeypatch.chdir(kind)
+    assert peerpoise("config", "check", "run.toml").code == 0
+    if kind != "language" or LONG:  # which trains a model of a million parameters
+        short = ("--set", "train.rounds=2", "--folder", "run", "--json")
+        ended = peerpoise("simulate", "run.toml", *short)
+        assert ended.code == 0, ended.err
+        assert json.loads(ended.out)["headline"]
+    monkeypatch.chdir(tmp_path)
+    ended = peerpoise("init", kind)
+    assert "exists and is not empty" in ended.err
+    assert ended.code != 0
+
+
+def test_a_start_of_no_kind(peerpoise: Call) -> None:
+    ended = peerpoise("init", "sounds")
+    assert ended.code == 78
+    assert "choose one of images, language, own, table" in ended.err
