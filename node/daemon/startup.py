@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from node.config import NodeConfig, RunConfig
+from node.daemon.snapshot import snapshot
 from node.daemon.telemetry import Telemetry
 from node.observability import status
 from node.privacy.ledger import Ledger
@@ -49,7 +51,7 @@ def serve_status(
     refusals = []
     for path in status.places(run.run_id, node.name, node.folder):
         try:
-            stack.enter_context(status.serve(path, watch.snapshot))
+            stack.enter_context(status.serve(path, partial(snapshot, watch)))
         except StorageError as error:
             refusals.append(str(error))
             continue

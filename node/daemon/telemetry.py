@@ -7,30 +7,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from math import isfinite, nan
+from math import nan
 
 from google.protobuf.json_format import MessageToDict
 
 from node.config import BudgetSection, RunConfig
-from node.daemon.waits import Waits
-from node.figures import document
+from node.daemon.waits import Waits, waiting
+from node.figures import Metric, document
 from node.learning.learner import Learner, LiveEpsilon
 from node.learning.warnings import ADJACENCY
 from node.observability.metrics import Metrics
-from node.observability.status import (
-    Epsilon,
-    Neighbor,
-    Phase,
-    RunEpsilon,
-    Status,
-    TaskMetric,
-    Waiting,
-)
 from node.observability.voice import Voice
 from node.privacy.gate import GradientGate
 from node.records.journal import Journal, code_version
@@ -43,7 +33,6 @@ from peer.session.interfaces import SessionObserver
 from peer.session.session import Session
 from peer.v1 import peer_pb2 as pb
 
-UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
 PER_ROUND = 16
 """Lines of the journal in a round about what one neighbor did: it could go on and off, or send
 rubbish, without end.
@@ -107,11 +96,12 @@ class Telemetry(RoundObserver, SessionObserver):
         self.session: Session | None = None
         self.addresses: AddressBook | None = None
         self._counted = (0, 0)
-        self._began = time.monotonic()
+        self.began = time.monotonic()
+        """When this process did, in seconds of the monotonic clock."""
         self._present: dict[Peer, bool] = {}
         self._refusals: dict[Peer, str] = {}
         """The last code with which each neighbor refused something."""
-        self._strangers = (self._began, 0)
+        self._strangers = (self.began, 0)
         """When connections that came to nothing were looked at last, and how many there were so
         far.
         """
@@ -128,13 +118,18 @@ class Telemetry(RoundObserver, SessionObserver):
 
     @property
     def learner(self) -> Learner:
-        """There before the first round; `snapshot` may be asked earlier."""
+        """There before the first round; `snapshot` may be asked for earlier."""
         assert self._learner is not None
         return self._learner
 
     @learner.setter
     def learner(self, learner: Learner) -> None:
         self._learner = learner
+
+    @property
+    def task_figures(self) -> tuple[Metric, ...]:
+        """What the task declares, the headline first; () before the learner is there."""
+        return self._learner.task.metrics if self._learner else ()
 
     def attach(
         self, learner: Learner, session: Session, addresses: AddressBook | None = None
@@ -479,10 +474,10 @@ class Telemetry(RoundObserver, SessionObserver):
                 peer,
                 "peer",
                 state="live" if live else "not live",
-                reason=None if live else self._trouble(peer),
+                reason=None if live else self.trouble(peer),
             )
 
-    def _trouble(self, peer: Peer) -> str | None:
+    def trouble(self, peer: Peer) -> str | None:
         """What is wrong with a neighbor, if anything."""
         return (
             self.session.table.membership.neighbors[peer].trouble if self.session else ""
@@ -513,8 +508,8 @@ class Telemetry(RoundObserver, SessionObserver):
             await asyncio.sleep(WAITS_EVERY)
             assert self.session is not None
             t = self.session.progress.round
-            waiting = self._waiting(self.session)
-            for each in self._waits.due(waiting, gathering=t < 0):
+            now = waiting(self.session, self.trouble)
+            for each in self._waits.due(now, gathering=t < 0):
                 self.log_event(
                     "waiting",
                     round=t,
@@ -524,104 +519,6 @@ class Telemetry(RoundObserver, SessionObserver):
                     reason=each["why"],
                 )
 
-    def snapshot(self) -> Status:
-        """The status document; called on the loop's thread."""
-        privacy, session = self.run.privacy, self.session
-        live = self.epsilon_now or UNKNOWN
-        epsilon = Epsilon(
-            run=RunEpsilon(total=_finite(live.total), link=_finite(live.link)),
-            lifetime=_finite(live.lifetime),
-            lifetime_delta=self.lifetime_delta,
-            limit=self.limit,
-            mode=privacy.mode,
-            batches=privacy.batches,
-            adjacency=ADJACENCY,
-            delta=privacy.delta,
-            accountant="RDP",
-            guaranteed=privacy.mode == "strict" and privacy.insecure_seed is None,
-        )
-        return Status(
-            node=self.name,
-            run=self.run.run_id,
-            algorithm=self.run.algorithm.name,
-            state=self.state,
-            round=max(0, session.progress.round) if session else 0,
-            rounds=self.run.train.rounds,
-            phase=self._phase(session),
-            waiting_for=self._waiting(session),
-            neighbors=self._neighbors(session),
-            epsilon=None if privacy.mode == "none" else epsilon,
-            task_metrics=self._task_metrics(),
-            diagnostics=self.diagnostics,
-            loop=self.loop,
-            insecure=self.insecure,
-            metrics=self.metrics_address,
-            warnings=self.warnings,
-            uptime_s=time.monotonic() - self._began,
-            pid=os.getpid(),
-            version=code_version(),
-        )
-
-    def _task_metrics(self) -> list[TaskMetric]:
-        """In the order of their declaration: the headline is the first."""
-        return [
-            TaskMetric(
-                name=metric.name, unit=metric.unit, value=_finite(self.tested_metrics[metric.name])
-            )
-            for metric in (self._learner.task.metrics if self._learner else ())
-            if metric.name in self.tested_metrics
-        ]
-
-    def _phase(self, session: Session | None) -> Phase | None:
-        if session is None or not session.progress.kind:
-            return None
-        return Phase(
-            kind=session.progress.kind,
-            since_s=max(0.0, session.table.now - session.progress.since),
-        )
-
-    def _waiting(self, session: Session | None) -> list[Waiting]:
-        if session is None:
-            return []
-        now, at = session.table.now, session.progress
-        began, end = at.gathering
-        gathering, states = at.round < 0, session.table.states
-        what = "its handshake" if gathering else f"its part of {at.kind!r}"
-        return [
-            Waiting(
-                peer=peer,
-                since_s=max(0.0, now - (began if gathering else at.since)),
-                until_s=(end if gathering else session.table.membership.until(peer)) - now,
-                why=(self._trouble(peer) if gathering else states[peer].unreached)
-                or f"{what} has not come.",
-            )
-            for peer in sorted(at.waiting_for)
-        ]
-
-    def _neighbors(self, session: Session | None) -> list[Neighbor]:
-        if session is None:
-            return []
-        contacts, found_by = (
-            session.table.states,
-            self.addresses.source if self.addresses else lambda *_: "",
-        )
-        return [
-            Neighbor(
-                name=peer,
-                state=it.presence.value,
-                address=contacts[peer].address or None,
-                found_by=found_by(contacts[peer].id, contacts[peer].address) or None,
-                round=it.round if it.round >= 0 else None,
-                rtt_ms=None if it.rtt is None else 1000 * it.rtt,
-                last_error=it.trouble or None,
-            )
-            for peer, it in session.table.membership.neighbors.items()
-        ]
-
 
 def _name(code: int) -> str:
     return pb.Code.Name(code) if code in pb.Code.values() else "unknown"
-
-
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None

@@ -1,11 +1,12 @@
-"""Which waits for neighbors are worth a line: a state machine without a clock."""
+"""Whom a node waits for, and which waits are worth a line: a state machine without a clock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from node.observability.status import Waiting
 from peer.message import Peer
+from peer.session.session import Session
 
 FIRST_S, LONG_S, MOST_S = 3.0, 60.0, 600.0
 """A wait is noted when it has lasted FIRST_S, again whenever that has doubled, then every MOST_S.
@@ -44,3 +45,20 @@ class Waits:
     def ended(self, peer: Peer) -> bool:
         """The neighbor is waited for no more; was that wait noted?"""
         return self._noted.pop(peer, None) is not None
+
+
+def waiting(session: Session, trouble: Callable[[Peer], str | None]) -> list[Waiting]:
+    """Whom the node waits for now. `trouble`: what keeps a neighbor away, while all gather."""
+    now, at = session.table.now, session.progress
+    began, end = at.gathering
+    gathering, states = at.round < 0, session.table.states
+    what = "its handshake" if gathering else f"its part of {at.kind!r}"
+    return [
+        Waiting(
+            peer=peer,
+            since_s=max(0.0, now - (began if gathering else at.since)),
+            until_s=(end if gathering else session.table.membership.until(peer)) - now,
+            why=(trouble(peer) if gathering else states[peer].unreached) or f"{what} has not come.",
+        )
+        for peer in sorted(at.waiting_for)
+    ]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kit import clusters
 from kit.clusters import Cluster
+from node.daemon.snapshot import snapshot
 from node.task import Task
 from peer import codec
 from peer.message import Layout
@@ -147,7 +148,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             nodes = [c.witness(name) for name in c.homes]
             async with asyncio.timeout(60):
                 await asyncio.gather(*(node.task for node in nodes))
-            texts = [json.dumps(node.watch.snapshot()) for node in nodes]
+            texts = [json.dumps(snapshot(node.watch)) for node in nodes]
             texts += [
                 prometheus_client.generate_latest(node.metrics.registry).decode() for node in nodes
             ]
