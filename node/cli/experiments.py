@@ -89,7 +89,8 @@ def sweep(
 @app.command()
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="--out folders of sweeps.")
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="--out folders of sweeps, or a run folder."),
     ],
     out: Annotated[Path | None, typer.Option(help="The page (default FOLDER/report.html).")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also the tables as Markdown.")] = None,
@@ -98,12 +99,20 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one HTML file of the results of one or more sweeps: tables, plots, configuration;
-    nothing outside of it.
+    """Make one HTML file of the results of one or more sweeps, or of a single run: tables, plots,
+    configuration; nothing outside of it.
     """
-    from node.experiments.report import aggregate, files, page, tables
+    from node.experiments.report import aggregate, files, page, run, tables
     from node.experiments.report import plots as drawing
 
+    if len(folders) == 1 and (folders[0] / "summary.json").exists():
+        file = out or folders[0] / "report.html"
+        files.put(file, run.document(run.read(folders[0])).encode())
+        if as_json:
+            print_json({"files": [str(file)], "sweeps": []})
+        else:
+            typer.echo(str(file))
+        return
     reports = [aggregate.find(folder) for folder in folders]
     made = {out or folders[0] / "report.html": page.page(reports).encode()}
     if markdown:

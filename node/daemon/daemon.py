@@ -515,21 +515,8 @@ class Daemon:
             complete=run_summary.complete,
             params_digest=run_summary.params_digest[self.node.name],
             metrics=tested,
-            epsilon=self._final_epsilon(run_summary.privacy),
+            epsilon=learner.stated(run_summary.privacy),
         )
-
-    def _final_epsilon(self, privacy: summary.Privacy) -> Mapping[str, object] | None:
-        """ε_total of the run as its summary states it, with its conditions; None in mode none."""
-        if privacy.mode == "none":
-            return None
-        return {
-            "total": privacy.epsilon.total,
-            "mode": privacy.mode,
-            "adjacency": privacy.adjacency,
-            "delta": privacy.delta,
-            "accountant": privacy.accountant,
-            "against": self.learner.against,
-        }
 
     # -- signals
 

@@ -176,6 +176,9 @@ def _keep(home: Path, learner: Learner, journal: Journal, result: Summary) -> No
         reason="diverged" if result.diverged else "finished",
         complete=result.complete,
         params_digest=result.params_digest[learner.name],
+        wall_seconds=result.wall_seconds,
+        metrics={name: it.per_node[learner.name] for name, it in result.task_metrics.items()},
+        epsilon=learner.stated(result.privacy),
     )
 
 

@@ -199,6 +199,19 @@ class Learner:
             warning=self.plan.warning,
         )
 
+    def stated(self, privacy: Privacy) -> Mapping[str, object] | None:
+        """ε_total of the run as its summary states it, with its conditions; None in mode none."""
+        if privacy.mode == "none":
+            return None
+        return {
+            "total": privacy.epsilon.total,
+            "mode": privacy.mode,
+            "adjacency": privacy.adjacency,
+            "delta": privacy.delta,
+            "accountant": privacy.accountant,
+            "against": self.against,
+        }
+
     def summarize(
         self,
         *,

@@ -334,9 +334,9 @@ def table(summary: Summary, baseline: Summary | None = None) -> Table:
     rows = Table(
         "",
         *(_title(column) for column in columns),
-        title=_heading(summary),
+        title=heading(summary),
         title_justify="left",
-        caption=_promise(summary.privacy),
+        caption=promise(summary.privacy),
         caption_justify="left",
     )
     if summary.headline:
@@ -375,7 +375,7 @@ def _title(summary: Summary) -> str:
     )
 
 
-def _heading(summary: Summary) -> str:
+def heading(summary: Summary) -> str:
     gap = "" if summary.spectral_gap is None else f" (spectral gap {summary.spectral_gap:.2g})"
     graph = f"{summary.topology}{gap}"
     text = (
@@ -429,7 +429,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _promise(privacy: Privacy) -> str | None:
+def promise(privacy: Privacy) -> str | None:
     """What ε says, in plain words, with its conditions; None: mode none has none."""
     total, link = privacy.epsilon.total, privacy.epsilon.link
     if privacy.mode == "none":

@@ -98,6 +98,6 @@ def test_markdown_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_html_is_text() -> None:
-    written = page._table(replace(GRID))
+    written = page.table(replace(GRID))
     assert "<img" not in written
     assert not {"\x1b", "\u202e"} & set(written)

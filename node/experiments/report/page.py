@@ -52,12 +52,17 @@ def page(reports: Sequence[SweepReport]) -> str:
     """Raises ConfigurationError: matplotlib is not installed."""
     title = reports[0].sweep.title if len(reports) == 1 else "Results"
     inner = "".join(part for report in reports for part in _sweep(report, alone=len(reports) == 1))
+    return framed(title, f"{_contents(reports)}\n{inner}")
+
+
+def framed(title: str, inner: str) -> str:
+    """The whole file around what stands below the title."""
     heading = f"<h1>{escape(title)}</h1>"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{heading}\n"
-        f"{_contents(reports)}\n{inner}</main>\n</body>\n</html>\n"
+        f"{inner}</main>\n</body>\n</html>\n"
     )
 
 
@@ -89,7 +94,7 @@ def _sweep(report: SweepReport, *, alone: bool) -> Iterator[str]:
         yield f"<p>{escape(note)}</p>\n"
     grids = tables.grids(report)
     for grid in grids[: len(grids) - len(report.parts)]:
-        yield _table(grid)
+        yield table(grid)
     for part, grid in zip(report.parts, grids[-len(report.parts) :], strict=True):
         yield from _part(report, part, grid, "h2" if alone else "h3")
     configuration = tomli_w.dumps(drop_none(report.sweep.source))
@@ -99,19 +104,23 @@ def _sweep(report: SweepReport, *, alone: bool) -> Iterator[str]:
 def _part(report: SweepReport, part: Part, grid: Grid, level: str) -> Iterator[str]:
     yield f'<section aria-labelledby="{_anchor(report, part)}">\n'
     yield f'<{level} id="{_anchor(report, part)}">{escape(part.title)}</{level}>\n'
-    yield _table(grid, headed=True)
+    yield table(grid, headed=True)
     if tried := tables.rates(part):
         yield (
-            f"<details><summary>Learning rates that were tried</summary>{_table(tried)}</details>\n"
+            f"<details><summary>Learning rates that were tried</summary>{table(tried)}</details>\n"
         )
     yield '<div class="figures">\n'
     for plot in plots.plots(part, report.methods):
-        svg = plot.inline().replace("<svg", f'<svg role="img" aria-label="{escape(plot.alt)}"', 1)
-        yield f"<figure><figcaption>{escape(plot.title)}</figcaption>{svg}</figure>\n"
+        yield drawn(plot)
     yield "</div>\n</section>\n"
 
 
-def _table(grid: Grid, *, headed: bool = False) -> str:
+def drawn(plot: plots.Plot) -> str:
+    svg = plot.inline().replace("<svg", f'<svg role="img" aria-label="{escape(plot.alt)}"', 1)
+    return f"<figure><figcaption>{escape(plot.title)}</figcaption>{svg}</figure>\n"
+
+
+def table(grid: Grid, *, headed: bool = False) -> str:
     """headed: a heading above it says the same as its caption, which is then for screen readers
     only.
     """

@@ -136,6 +136,28 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
             yield _heat(part, line, names[0])
 
 
+def of_nodes(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Plot:
+    """Of one run: node -> what is drawn against what. `x` and `y` say it in words.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+    """
+    _checked()
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.22 * -(-len(curves) // 3)))
+        axes = figure.subplots()
+        for k, (node, (across, up)) in enumerate(curves.items()):
+            color, dash = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
+            axes.plot(across, up, label=node, color=color, linestyle=dash)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        _legend(figure, axes)
+    title = f"{y[0].upper()}{y[1:]} against {x}"
+    return Plot(name=slug(y), title=title, alt=f"{title}. Lines: a node each.", figure=figure)
+
+
 def _curves(
     part: Part,
     lines: Sequence[Line],
