@@ -1,6 +1,6 @@
 """Files that come with peerpoise beside its code: examples, pages, and what a host's own service
-and monitoring need. In an installed package they lie in node/share, in a checkout where they are
-written.
+and monitoring need. Beside an installed package they lie in peerpoise_share, in a checkout where
+they are written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from peer.errors import ConfigurationError
 
-NODE = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEMPLATES = "deploy/templates"
 """A folder for each kind of start."""
 PATTERNS = (
@@ -31,7 +31,8 @@ def templates() -> Mapping[str, Path]:
 
 
 def _root() -> Path:
-    return NODE / "share" if (NODE / "share").is_dir() else NODE.parent
+    installed = ROOT / "peerpoise_share"
+    return installed if installed.is_dir() else ROOT
 
 
 @cache

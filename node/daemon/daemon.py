@@ -95,6 +95,7 @@ class Daemon:
             )
         self.views = Views(self._view(roster))
         self.attack = Attack.of(node.attack) if node.attack else None
+        self.remembered = NeighborLedgerHeads(startup.heads_file(node))
         self.journal = Journal(node.folder / "journal.jsonl", startup.journal_header(node, run))
         self.metrics = metrics.Metrics(
             version=code_version(),
@@ -115,7 +116,6 @@ class Daemon:
         )
         if self.plan.warning:
             self.watch.warnings.append(self.plan.warning)
-        self.remembered = NeighborLedgerHeads(startup.heads_file(node))
         self.finished = -1
         """The last round that is complete."""
         self.rounds_run = 0

@@ -54,11 +54,12 @@ def test_a_file_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_wheel_has_them() -> None:
     """What pyproject.toml takes along is what `node.config.shipped` looks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    folders = {Path(pattern).parts[0] for pattern in shipped.PATTERNS}
-    assert folders <= set(wheel["only-include"])
-    assert wheel["sources"] == {folder: f"node/share/{folder}" for folder in sorted(folders)[::-1]}
-    assert not {path.name for path in shipped.files().values()} & set(wheel["exclude"])
+    taken = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    needed = {path.relative_to(ROOT) for path in shipped.files().values()}
+    needed |= {path.relative_to(ROOT) for path in shipped.templates().values()}
+    for path in needed:
+        [source] = [it for it in (path, *path.parents) if str(it) in taken]
+        assert taken[str(source)] == f"peerpoise_share/{source}"
 
 
 @pytest.mark.parametrize("kind", list(shipped.templates()))

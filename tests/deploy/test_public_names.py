@@ -49,7 +49,7 @@ def test_the_page_lists_every_public_name_and_imports_no_other() -> None:
 def test_the_wheel_says_that_it_is_typed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {"peerpoise.py": "peerpoise-stubs/__init__.pyi"}
+    assert wheel["force-include"]["peerpoise.py"] == "peerpoise-stubs/__init__.pyi"
     assert all((ROOT / package / "py.typed").exists() for package in ("node", "peer"))
 
 
