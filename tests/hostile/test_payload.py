@@ -116,6 +116,8 @@ async def test_who_diverged_says_so_and_blames_nobody(
         "wall_seconds": 0,
         "complete": False,
         "params_digest": 0,
+        "metrics": {},
+        "epsilon": None,
     }
     assert [event["round"] for event in events(home, "checkpoint")] == [2]
     assert all(events(it, "rejected") == [] for it in cluster.homes.values())
