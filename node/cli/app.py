@@ -294,12 +294,12 @@ def export(
     """Copy a trained model out of a run folder."""
     from node.experiments import run_folder
 
-    digest = run_folder.export(folder, run_folder.model_file(folder, node, average), out)
+    digest, card = run_folder.export(folder, run_folder.model_file(folder, node, average), out)
     if as_json:
         print_json({"file": str(out), "params_digest": digest}, indent=None)
     else:
         typer.echo(f"{out}  sha256 {digest}")
-        if (card := out.with_suffix(".md")).exists() and out.suffix == ".safetensors":
+        if card:
             typer.echo(f"{card}  its model card")
 
 

@@ -33,6 +33,8 @@ from peer.session.interfaces import SessionObserver
 from peer.session.session import Session
 from peer.v1 import peer_pb2 as pb
 
+MEASURED = ("test", "end")
+"""Events with test metrics."""
 PER_ROUND = 16
 """Lines of the journal in a round about what one neighbor did: it could go on and off, or send
 rubbish, without end.
@@ -149,8 +151,12 @@ class Telemetry(RoundObserver, SessionObserver):
             self.metrics.epsilon_limit.set(self.limit)
 
     def log_event(self, event: str, **fields: object) -> None:
-        """A line in the journal, and where it is worth one, on standard error."""
+        """A line in the journal, and where it is worth one, on standard error. Figures of a private
+        test set are said on a terminal only: other outputs are kept, and passed on.
+        """
         self._write(event, **fields)
+        if event in MEASURED and not self._public_test and not self.voice.on_terminal:
+            fields = {**fields, "metrics": {}}
         self.voice.hear(event, fields)
 
     def _write(self, event: str, **fields: object) -> None:

@@ -45,6 +45,18 @@ def numbers(cells: Sequence[object]) -> tuple[NDArray[np.float64], dict[int, str
     return np.array(values, np.float64), wrong
 
 
+def is_undecided(cells: Sequence[object]) -> bool:
+    """Could one row more or less change how others are read? Then none of them is: where commas may
+    separate thousands or decimals, or decimal commas stand beside numbers with a point. Such rows
+    can't be skipped, as that would let one record decide on many.
+    """
+    mark = _decimal_mark(cells)
+    if mark != ",":
+        return mark is None
+    texts = [cell for cell in cells if isinstance(cell, str) and "." in cell]
+    return any(_number(cell) is not None for cell in texts)
+
+
 def dates(
     cells: Sequence[object], pattern: str = ""
 ) -> tuple[list[datetime | None], dict[int, str]]:
@@ -58,7 +70,7 @@ def dates(
     for row, cell in enumerate(cells):
         try:
             values.append(None if is_empty(cell) else _date(cell, pattern))
-        except ValueError:
+        except (ValueError, re.error):  # strptime makes a regular expression of its pattern
             values.append(None)
             wrong[row] = f"{pattern or 'a date as 2024-05-31'} is expected"
     return values, wrong

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from math import floor, log10
+from math import floor, isfinite, log10
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ def _scale(values: NDArray[np.float64]) -> float:
 
 def _round(value: float) -> float:
     """To two digits: enough to scale by, and less to tell of."""
-    return round(value, 1 - floor(log10(abs(value)))) if value else 0.0
+    return round(value, 1 - floor(log10(abs(value)))) if value and isfinite(value) else 0.0
 
 
 # -- from a description

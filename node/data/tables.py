@@ -19,11 +19,13 @@ from node.config import TaskSection
 from node.config.features import NumberFeature
 from node.data import columns, features
 from node.data.bad_rows import BadRow, BadRows, first_of, usable
-from node.data.cells import places
+from node.data.cells import is_undecided, places
 from node.data.examples import STANDARDIZED, Examples
 from peer.errors import ConfigurationError, DataError
 
 INTEGER = re.compile(r"([+-]?\d+)(\.0*)?")
+LONGEST = 18
+"""Characters of an integer that may be a label."""
 QUOTED = 40
 """A label that is none may be shown if it is no longer: it may be another column's cell."""
 
@@ -41,12 +43,27 @@ def table(path: Path, task: TaskSection) -> Examples:
     x, bad = features.matrix(cells, task)
     y, unlabeled = (targets if task.target else labels)(cells[task.label], task)
     bad = first_of(ragged(cells[task.label]), bad, unlabeled)
+    if bad and task.bad_rows:
+        _refuse_undecided(path, cells, task)
     kept = usable(path, n, bad, task.bad_rows)
     names = features.learned(task)
     others = {name: _array(column) for name, column in cells.items() if name not in names}
     images = torch.from_numpy(x).view(n, 1, 1, -1)
     examples = Examples(images, torch.from_numpy(y), others, STANDARDIZED)
     return examples.take(kept) if bad else examples
+
+
+def _refuse_undecided(path: Path, cells: columns.Columns, task: TaskSection) -> None:
+    """Raises DataError: rows are bad by how others are written, so they can't be skipped (see
+    `cells.is_undecided`)."""
+    numeric = [name for name, it in task.features.items() if isinstance(it, NumberFeature)]
+    for name in [*numeric, *([task.label] if task.target else [])]:
+        if is_undecided(cells[name]):
+            raise DataError(
+                f"{path}: column {name!r} has numbers in which a comma or point may separate "
+                "decimals or thousands; write all with a decimal point, and nothing between "
+                "thousands."
+            )
 
 
 def read(path: Path, task: TaskSection) -> columns.Columns:
@@ -102,7 +119,7 @@ def targets(cells: Sequence[object], task: TaskSection) -> tuple[NDArray[np.floa
 def _integer(name: str, task: TaskSection) -> int | None:
     """None: it is no label."""
     match = INTEGER.fullmatch(name)
-    number = int(match[1]) if match else -1
+    number = int(match[1]) if match and len(match[1]) < LONGEST else -1
     return number if 0 <= number < task.classes else None
 
 

@@ -49,8 +49,10 @@ def write(folder: Path, model: Path, out: Path, settings: Sequence[str]) -> Expe
         raise ConfigurationError(sentence(error)) from None
     layout, x = checkpoint.load_model(model)
     checkpoint.save_model(start, layout, x, checkpoint.read_about(model))
-    text = tomli_w.dumps(config.model_dump(mode="json", exclude_defaults=True))
-    files.atomic_write(out, text.encode())
+    written = config.model_dump(mode="json", exclude_defaults=True)
+    if config.task.features:  # whose kind is a default, and has to be named
+        written["task"]["features"] = config.task.model_dump(mode="json")["features"]
+    files.atomic_write(out, tomli_w.dumps(drop_none(written)).encode())
     return config
 
 

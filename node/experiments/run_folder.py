@@ -32,6 +32,11 @@ from peer import files
 from peer.errors import ConfigurationError, DataError, PeerpoiseError
 from peer.message import Layout
 
+STARTED = (
+    " This is of that run alone: it started from a model of an earlier one, whose own ε comes on "
+    "top; if that run had none, there is none."
+)
+
 
 def model_file(run: Path, node: str | None, average: bool) -> Path:
     """RUN/nodes/NODE/model.safetensors, or RUN/model.safetensors: the average (of a daemon's own
@@ -55,10 +60,10 @@ def model_file(run: Path, node: str | None, average: bool) -> Path:
     return file
 
 
-def export(run: Path, model: Path, out: Path) -> str:
-    """Copies a model, after checking that it is one; returns the digest of its parameters.
-    OUT.safetensors has what was learned; any other name is a folder as transformers reads it, with
-    all of a language model.
+def export(run: Path, model: Path, out: Path) -> tuple[str, Path | None]:
+    """Copies a model, after checking that it is one; returns the digest of its parameters, and the
+    model card if one was written beside it. OUT.safetensors has what was learned; any other name is
+    a folder as transformers reads it, with all of a language model.
 
     Raises:
         ConfigurationError: a folder, but no language model.
@@ -69,9 +74,11 @@ def export(run: Path, model: Path, out: Path) -> str:
         info = _info(run, model)
         about = {} if info is None else {INFO: info.model_dump_json()}
         checkpoint.save_model(out, layout, x, about)
-        if info:
-            files.atomic_write(out.with_suffix(".md"), [card(info, out.name).encode()])
-        return summary.digest(x)
+        if info is None:
+            return summary.digest(x), None
+        beside = out.with_suffix(".md")
+        files.atomic_write(beside, [card(info, out.name).encode()])
+        return summary.digest(x), beside
     from node.tasks import exporter
 
     config, _ = _run_and_data(run)
@@ -80,7 +87,7 @@ def export(run: Path, model: Path, out: Path) -> str:
             f"{out} does not end in .safetensors; only a language model is written as a folder."
         )
     written(config, layout, x, out)
-    return summary.digest(x)
+    return summary.digest(x), None
 
 
 def _info(run: Path, model: Path) -> ModelInfo | None:
@@ -105,7 +112,7 @@ def _info(run: Path, model: Path) -> ModelInfo | None:
         task=task,
         input_shape=_input_shape(model),
         metrics=metrics_of(result, whose) if _is_public_test(data) else {},
-        privacy=privacy_sentence(result.privacy),
+        privacy=privacy_sentence(result.privacy) + (STARTED if config.train.start else ""),
     )
 
 

@@ -69,7 +69,8 @@ class Model(nn.Module):
             )
         if missing := [name for name in names if name not in rows]:
             raise DataError(f"The rows lack the column {missing[0]!r}, which the model was fed.")
-        x, bad = features.matrix({name: list(rows[name]) for name in names}, task)
+        cells = {name: [_plain(cell) for cell in rows[name]] for name in names}
+        x, bad = features.matrix(cells, task)
         return torch.from_numpy(x), bad
 
     @torch.no_grad()
@@ -82,6 +83,11 @@ class Model(nn.Module):
         names = self.info.task.labels or tuple(map(str, range(self.info.task.classes)))
         labels = tuple(names[place] for place in outputs.argmax(1).tolist())
         return Prediction(labels, outputs.softmax(1))
+
+
+def _plain(cell: object) -> object:
+    """None for what pandas writes where nothing is."""
+    return None if type(cell).__name__ in ("NAType", "NaTType") else cell
 
 
 def load(file: str | Path) -> Model:
@@ -108,8 +114,11 @@ def load(file: str | Path) -> Model:
             "folder, which transformers reads; that of an own task is loaded into your own module: "
             "module.load_state_dict(safetensors.torch.load_file(FILE), strict=False)."
         )
-    module = models.build(info.task, info.input_shape)
-    module.load_state_dict(views(layout, x))
+    try:
+        module = models.build(info.task, info.input_shape)
+        module.load_state_dict(views(layout, x))
+    except (RuntimeError, ConfigurationError):
+        raise DataError(f"{file} holds other tensors than it says of its model.") from None
     return Model(info, module)
 
 

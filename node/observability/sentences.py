@@ -151,8 +151,8 @@ class Sentences:
             return "stopped; type the same command to go on"
         if fields["reason"] != "finished":
             return ""  # the error's own sentence follows
-        parts = [headline_text(self._metrics, fields["metrics"])]
-        if fields["epsilon"]:
+        parts = [headline_text(self._metrics, fields.get("metrics") or {})]
+        if fields.get("epsilon"):
             parts.append(epsilon("ε_total", fields["epsilon"]["total"], fields["epsilon"]))
         folder = shlex.quote(str(self.folder))
         figures = ", ".join(filter(None, parts))

@@ -16,7 +16,9 @@ from torch import nn
 import peerpoise as public
 from kit import ROOT, wards
 from kit.command import Call
+from node.records import checkpoint
 from peer.errors import DataError
+from peer.message import Layout
 
 TABLE = """
 [task]
@@ -107,6 +109,38 @@ def test_what_cant_be_used_is_one_sentence(exported: Path, peerpoise: Call) -> N
     assert "peerpoise export RUN --out model.safetensors" in ended.err
     ended = peerpoise("predict", "a.csv", "a-test.csv")
     assert ended.code == DataError.exit_code
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(exported: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    model = public.load(exported)
+    rows = pandas.DataFrame({
+        "age": [60, 71], "creatinine": [pandas.NA, 80.0], "ward": ["medical", pandas.NaT],
+    })  # fmt: skip
+    x, bad = model.inputs(rows)
+    assert set(bad) == {1}
+    assert not x.isnan().any()
+
+
+def test_tensors_that_are_another_models_are_one_sentence(exported: Path, peerpoise: Call) -> None:
+    about = checkpoint.read_about(exported)
+    layout = Layout((("1.weight", (2, 3)),))
+    checkpoint.save_model(exported, layout, torch.zeros(6), about)
+    ended = peerpoise("predict", exported, "a-test.csv")
+    assert ended.code == DataError.exit_code
+    assert "other tensors than it says" in ended.err
+
+
+def test_a_second_run_says_that_the_first_ones_epsilon_comes_on_top(
+    exported: Path, peerpoise: Call
+) -> None:
+    assert peerpoise("continue", "run", "--out", "next.toml").code == 0
+    assert peerpoise("simulate", "next.toml", "--folder", "second").code == 0
+    assert peerpoise("export", "second", "--out", "second.safetensors").code == 0
+    assert (
+        "started from a model of an earlier one" in public.load("second.safetensors").info.privacy
+    )
+    assert "started from" not in public.load(exported).info.privacy
 
 
 def test_a_model_of_images_takes_tensors(tmp_path: Path, peerpoise: Call) -> None:

@@ -57,6 +57,34 @@ def test_figures_of_a_private_test_set_are_not_for_those_who_scrape(
     assert shown.tested_metrics == {"accuracy": 0.75}
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_figures_of_a_private_test_set_are_not_said_where_words_are_kept(
+    tmp_path: Path, public: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[object] = []
+    run = RunConfig(privacy={"sigma": 2.0})  # type: ignore[arg-type]
+    written = journal.Journal(
+        tmp_path / "journal.jsonl",
+        journal.header({}, node="a", run=run.run_id, seed=0, threads=1),
+    )
+    voice = Voice(Sentences("a", run, version="1", folder=tmp_path), quiet=True)
+    monkeypatch.setattr(voice, "hear", lambda event, fields: heard.append(fields["metrics"]))
+    shown = Telemetry(
+        run=run,
+        name="a",
+        journal=written,
+        voice=voice,
+        metrics=Metrics(version="1", torch="2", python="3"),
+        budget=BudgetSection(epsilon="unlimited"),
+        public_test=public,
+    )
+    shown.tested(3, {"accuracy": 0.75})
+    voice.on_terminal = True
+    shown.tested(4, {"accuracy": 0.5})
+    written.close()
+    assert heard == [{"accuracy": 0.75} if public else {}, {"accuracy": 0.5}]
+
+
 def noted(watch: Telemetry) -> list[tuple[str, str, str]]:
     return [
         (it["event"], it["peer"], it["code"])

@@ -229,3 +229,28 @@ def test_rows_and_labels_stay_together(tmp_path: Path) -> None:
     examples = data.own(path, skipping(0.4))
     assert np.array_equal(examples.y, [1, 0])
     assert examples.x.flatten(1).tolist() == [[0, 1, 0], [1, 0, 1]]
+
+
+def test_one_row_never_decides_how_others_are_read(tmp_path: Path) -> None:
+    """Else a single record could drop many, and ε counts one. Rows may be skipped here."""
+    task = section(dose={**DOSE, "scale": 1000}).model_copy(update={"bad_rows": 0.5})
+    ninety = "".join(f"{k},{k % 2}\n" for k in range(91))
+    pointed = "".join("1.234,0\n" for _ in range(9))
+    assert len(read(tmp_path, f"dose,label\n{ninety}{pointed}", task)) == 100
+    with pytest.raises(DataError, match="may separate decimals or thousands"):
+        read(tmp_path, f'dose,label\n{ninety}{pointed}"2,5",0\n', task)
+    with pytest.raises(DataError, match="may separate decimals or thousands"):
+        read(tmp_path, f'dose,label\n{ninety}"1,234",0\n', task)
+    skipped = read(tmp_path, f'dose,label\n{ninety}2.5,0\n7.5,1\n"2,5",0\n', task)
+    assert len(skipped) == 93, "one that is written in another way is skipped, and changes no other"
+
+
+def test_a_date_format_that_is_none_makes_rows_bad(tmp_path: Path) -> None:
+    day = {"kind": "date", "parts": ["month"], "format": "%d.%d.%Y"}
+    with pytest.raises(DataError, match="is no date"):
+        read(tmp_path, "day,label\n01.02.2024,0\n", section(day=day))
+
+
+def test_a_label_of_thousands_of_digits_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="label"):
+        read(tmp_path, f"dose,label\n5,{'9' * 5000}\n", section(dose=DOSE))
