@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from kit.command import Call
-from node.config import NodeConfig, load
+from node.cli.ledger import _mechanism
+from node.config import NodeConfig, RunConfig, load
+from node.daemon.bootstrap import resolve_paths
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
 from node.records.journal import read
@@ -85,3 +87,12 @@ def test_counting_where_there_is_no_ledger_makes_a_whole_one(peerpoise: Call, ho
     assert peerpoise(*command, "--yes").code == 0
     with Ledger.open(home / "ledger", "ward") as ledger:
         assert ledger.compositions == 2
+
+
+def test_noise_that_anybody_can_compute_counts_as_none(home: Path) -> None:
+    """As `privacy.insecure_seed` marked the ledger, before that mark was lost."""
+    node = resolve_paths(load(NodeConfig, [home / "node.toml"]), home)
+    run = load(RunConfig, [home / "run.toml"])
+    assert _mechanism(node, run).guaranteed
+    privacy = run.privacy.model_copy(update={"insecure_seed": 7})
+    assert not _mechanism(node, run.model_copy(update={"privacy": privacy})).guaranteed
