@@ -90,6 +90,7 @@ def count(file: Path, *, yes: bool) -> dict[str, object]:
 def _mechanism(node: NodeConfig, run: RunConfig) -> Mechanism:
     """How this node's releases are accounted for."""
     from node.learning.plan import Plan
+    from node.privacy.accountant import Mechanism
     from node.privacy.calibration import release_mechanism
     from node.tasks import make
     from peer.identity.roster import Roster
