@@ -141,7 +141,8 @@ def _scale(values: NDArray[np.float64]) -> float:
     if not len(values):
         return 1.0
     low, high = np.quantile(values, (0.25, 0.75))
-    return _round(float((high - low) / NORMAL) or float(values.std())) or 1.0
+    with np.errstate(over="ignore"):
+        return _round(float((high - low) / NORMAL) or float(values.std())) or 1.0
 
 
 def _round(value: float) -> float:
