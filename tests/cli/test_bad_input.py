@@ -31,6 +31,7 @@ import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from kit import free_ports
 from kit.command import Call
 from node import data
 from node.config import RunConfig, load
@@ -82,7 +83,8 @@ class Place:
         """The first of three hosts on loopback; `own`: with an .npz of its own each, 20 images of
         8×8.
         """
-        words = [word for name in NAMES for word in ("--host", f"{name}=127.0.0.1:{free_port()}")]
+        at = zip(NAMES, free_ports(len(NAMES)), strict=True)
+        words = [word for name, port in at for word in ("--host", f"{name}=127.0.0.1:{port}")]
         if own:
             words += [word for name in NAMES for word in ("--data", f"{name}=ward:data.npz")]
             words += ["--set", "task.data=own"]
@@ -94,12 +96,6 @@ class Place:
             save(out / name / "data.npz")
             edit(out / name / "node.toml", "[budget]", '[budget]\nledger_dir = "ledger"')
         return out / "a"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def save(path: Path, *, size: int = 8, label: int = 9, value: float = 0.5) -> None:

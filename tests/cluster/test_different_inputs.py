@@ -5,7 +5,6 @@ TLS.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit import free_ports
 from node.config import ExperimentConfig
 from node.experiments.hosts import pack
 
 SECONDS = 90
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def packed(folder: Path, **task: object) -> list[Path]:

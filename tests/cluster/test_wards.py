@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch.nn import functional
 
 import peerpoise
-from kit import wards
+from kit import free_ports, wards
 from node import data
 from node.config import ExperimentConfig, RunConfig, load
 from node.data import Examples
@@ -35,14 +34,6 @@ def run_of_the_page(folder: Path, *settings: str) -> ExperimentConfig:
     (text,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (folder / "tables.toml").write_text(text, encoding="utf-8")
     return load(ExperimentConfig, [folder / "tables.toml"], settings, environ={})
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def packed(folder: Path, config: ExperimentConfig) -> dict[str, Path]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -19,3 +20,12 @@ def script(module: str, *words: str) -> list[str]:
     where Python finds it.
     """
     return [sys.executable, "-m", f"kit.{module}", *words]
+
+
+def free_ports(count: int) -> list[int]:
+    """That many different ports of this machine at which nobody listens just now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
