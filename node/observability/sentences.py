@@ -75,6 +75,8 @@ class Sentences:
                 return f"{share} is spent: {spent}"
             case "roster":
                 return f"version {fields['version']} of the roster is in force"
+            case "certificate":
+                return f"the renewed certificate is in force, until {fields['expires'][:10]}"
             case "end":
                 return self._end(fields)
         return ""
