@@ -225,6 +225,8 @@ class TaskSection(Section):
         labels = values.get("labels")
         if not labels or not isinstance(labels, list | tuple):
             return values
+        if len(labels) == 1:
+            raise ValueError("labels has to name two labels, or more")
         return {**values, "classes": len(labels)}
 
     @model_validator(mode="after")

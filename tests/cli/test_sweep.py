@@ -154,7 +154,7 @@ def test_the_folder_of_another_sweep_is_left_alone(
         f"peerpoise: {out} holds the sweep 'small', not 'other'; choose another --out.\n",
     )
     assert peerpoise("report", tmp_path).err == (
-        f"peerpoise: {tmp_path} holds no sweep; name the --out folder of peerpoise sweep.\n"
+        f"peerpoise: {tmp_path} holds no sweep and no run; name a folder that one of them wrote.\n"
     )
 
 

@@ -149,7 +149,7 @@ def sweep_of(path: Path) -> Sweep:
         DataError: none do.
     """
     if not (path / "sweep.json").exists():
-        raise DataError(f"{path} holds no sweep; name the --out folder of peerpoise sweep.")
+        raise DataError(f"{path} holds no sweep and no run; name a folder that one of them wrote.")
     return read(_json(path / "sweep.json"), path / "sweep.json")
 
 
