@@ -18,8 +18,8 @@ from kit.clusters import Process, get
 from node.daemon.telemetry import WARNINGS
 from peer.errors import Unreachable
 from peer.identity.authority import CertificateAuthority
-from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
+from peer.transport.grpc import options as wire
 
 DESCRIPTORS = 1024
 """What many systems give a process."""

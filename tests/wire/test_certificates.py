@@ -31,8 +31,8 @@ from peer.errors import IdentityError, Refused, TemporaryFailure, Unreachable
 from peer.identity import keys
 from peer.identity.authority import CertificateAuthority
 from peer.identity.keys import Identity, verify_welcome
-from peer.transport import grpc as wire
 from peer.transport.grpc import Grpc
+from peer.transport.grpc import link as wire
 from peer.v1 import peer_pb2
 
 

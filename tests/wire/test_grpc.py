@@ -22,8 +22,8 @@ from kit.reconnect_storm import LINKS
 from kit.wire import SECONDS, Federation, Recorder, Sender, nothing_left, some, until
 from peer.codec import FRAME, MAX_MESSAGE
 from peer.errors import ConfigurationError, TemporaryFailure, Unreachable
-from peer.transport import grpc as wire
-from peer.transport.grpc import Grpc
+from peer.transport.grpc import Grpc, transport
+from peer.transport.grpc import options as wire
 from peer.v1 import peer_pb2
 
 LOCAL = "127.0.0.1:0"
@@ -224,7 +224,7 @@ async def test_an_idle_transfer_survives_keep_alive_pings(monkeypatch: pytest.Mo
             kept = [one for one in options(*arguments) if one[0] not in without]
             return [(name, 1 if "strikes" in name else value) for name, value in kept]
 
-        monkeypatch.setattr(wire, "server_options", changed)
+        monkeypatch.setattr(transport, "server_options", changed)
         service, listener, dialler = Recorder(), Grpc(None, LOCAL), Grpc(None, LOCAL)
         listener._keepalive = dialler._keepalive = 1.0
         link = dialler.link("x", await listener.serve(service))

@@ -1,178 +1,51 @@
-"""Bytes over gRPC on one mutually authenticated TLS 1.3 port; the only file that meets grpc.
-
-Frames are raw bytes on a generic stream-stream method, written and read one at a time, so
-back-pressure is true: a writer gets no further than two or three frames ahead of a reader that
-stopped. Each link has two connections, or control messages would wait behind bulk.
-
-A listener admits a call in this order: TLS 1.3 with a certificate of the federation, SHA-256(key)
-== the certificate's only name, a token of its caller's bucket (admission.py), a member of the
-roster, not revoked, within its caller's quota of open calls; only then is anything read. The
-dialling side is shown no certificate by grpc: TLS checks chain and name there, the handshake's
-signature checks the key (session.py); the connection of bulk is asked for a signature of its own
-before anything is sent on it, and again whenever it was reconnected.
-
-Strangers can hold connections, at most CONNECTIONS, for HANDSHAKE_SECONDS each; further ones are
-closed as they come.
-
-Not covered: a certificate that expires stays usable on connections made before; grpc doesn't tell
-of TLS handshakes that failed; whoever has a certificate of the CA, be it a removed member, costs a
-TLS handshake and a look at its headers per connection, however often it comes.
-"""
+"""The port: who is admitted to it, and what becomes of calls. `Grpc` is the transport."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import resource
-import secrets
 import socket
-import sys
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Any, NoReturn, TypeAlias
 
+import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
-from peer.codec import DIGEST, MAX_MESSAGE, printable
+from peer.codec import DIGEST, printable
 from peer.codec import sentence as sentence_of
 from peer.endpoint import endpoint
-from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure, Unreachable
-from peer.identity.keys import DOMAIN, Identity, member_id, verify_connection
+from peer.errors import ConfigurationError, IdentityError, Malformed, TemporaryFailure
+from peer.identity.keys import Identity, member_id
 from peer.transport import Method, Service
 from peer.transport.admission import STRANGER, Admission
-from peer.transport.sockets import cut, why_unreachable
+from peer.transport.grpc.link import GrpcLink
+from peer.transport.grpc.options import (
+    CALLS_PER_PEER,
+    CODES,
+    CONNECTIONS,
+    CUT_AFTER,
+    HANDSHAKE_SECONDS,
+    METHODS,
+    OVERFLOW_SECONDS,
+    REQUEST_SECONDS,
+    SERVICE,
+    TRANSFERS_PER_PEER,
+    WINDOW,
+    client_options,
+    server_options,
+)
+from peer.transport.sockets import cut
 from peer.v1 import peer_pb2
-
-CIPHERS = "ECDHE-PSK-AES128-CBC-SHA"
-"""grpc has no switch for the TLS version. This one suite of TLS 1.2 fits no certificate, so 1.2
-can't be negotiated, while the suites of 1.3 are not affected. grpc reads it once: it has to stand
-before the first import."""
-
-if "grpc" in sys.modules and os.environ.get("GRPC_SSL_CIPHER_SUITES") != CIPHERS:
-    raise ConfigurationError(
-        "grpc was imported before peer.transport.grpc, which must first forbid it TLS 1.2."
-    )
-os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHERS
-os.environ.setdefault(
-    "GRPC_VERBOSITY", "NONE"
-)  # failed handshakes reach people as sentences, not as C++ log lines
-
-import grpc  # noqa: E402
-import grpc.aio  # noqa: E402
-from grpc_health.v1 import health, health_pb2  # noqa: E402
-
-SERVICE = "peerpoise.peer.v1.Peer"
-METHODS: tuple[Method, ...] = get_args(Method)
-CALLS_PER_PEER = 8
-"""Open control calls of one identity; a well-behaved one has a beat and now and then a
-handshake.
-"""
-TRANSFERS_PER_PEER = 8
-"""Open transfers of one identity: what a round keeps in flight on an edge, twice over."""
-STREAMS_PER_CONNECTION = 16
-"""Calls that one connection may have open at the listener; further ones wait at the sender."""
-CONNECTIONS = 1024
-"""Connections that others may have to this listener at a time, if that is at most a quarter of the
-descriptors that this process may have: a neighbor has two. More are closed as they come. A silent
-one costs some 70 KiB."""
-HANDSHAKE_SECONDS = 2.0
-"""How long a new connection has to prove itself: a stranger holds one of CONNECTIONS so long."""
-CUT_AFTER = 1.0
-"""Seconds until a connection is cut, in which its other end can read why."""
-OVERFLOW_SECONDS = 5.0
-"""How long a call of somebody who calls too often hangs, unless its connection is cut before."""
-METADATA = 4096
-"""Bytes of headers that a call may have; an honest one has some 300."""
-REQUEST_SECONDS = 10.0
-"""How long a control call may take to deliver its few bytes after it was admitted."""
-WINDOW = 2 << 20
-"""Bytes a writer may be ahead of its reader, two frames. grpc's own adaptive window costs 5 to 31
-MiB per stalled transfer on loopback and is no faster there; over a long fat line (more than 2 MiB
-of bandwidth × delay) raise it."""
-CONNECT_SECONDS = 10.0
-"""How long one attempt to connect may take, TLS handshake on a busy machine included."""
 
 REVOKED = "This node was revoked."
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Bulk: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
-C = TypeVar("C", bound="grpc.aio.Call")
 
 _log = logging.getLogger(__name__)
-
-
-def common_options(window: int) -> list[tuple[str, object]]:
-    """What both ends set: message limits, no compression (noise does not shrink, bombs grow), no
-    hidden retries.
-    """
-    return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE),
-        ("grpc.max_send_message_length", MAX_MESSAGE),
-        ("grpc.compression_enabled_algorithms_bitset", 1),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.enable_retries", 0),
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", window),
-    ]
-
-
-def server_options(
-    keepalive: float, handshake: float, window: int = WINDOW
-) -> list[tuple[str, object]]:
-    """Half the client's interval is tolerated, so that clocks and jitter never look like "too many
-    pings".
-    """
-    return [
-        *common_options(window),
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
-        ("grpc.http.overload_protection", 1),
-        ("grpc.max_allowed_incoming_connections", most_connections()),
-        ("grpc.server_handshake_timeout_ms", int(handshake * 1000)),
-        ("grpc.max_metadata_size", METADATA),
-        ("grpc.absolute_max_metadata_size", METADATA),
-        ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive * 500)),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
-        ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
-    ]
-
-
-def most_connections() -> int:
-    """CONNECTIONS, or fewer where descriptors are few."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(CONNECTIONS, soft // 4)
-
-
-def client_options(
-    keepalive: float, reconnect: tuple[float, float], node_id: str, window: int = WINDOW
-) -> list[tuple[str, object]]:
-    """Every channel has a connection of its own and expects the certificate of exactly
-    `node_id`.
-    """
-    return [
-        *common_options(window),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
-        ("grpc.keepalive_timeout_ms", int(keepalive * 500)),
-        ("grpc.initial_reconnect_backoff_ms", int(reconnect[0] * 1000)),
-        ("grpc.max_reconnect_backoff_ms", int(reconnect[1] * 1000)),
-        ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
-        ("grpc.ssl_target_name_override", f"{node_id}.{DOMAIN}"),
-    ]
 
 
 class Grpc:
@@ -577,7 +450,7 @@ class Grpc:
     async def _refuse(
         self, context: Context, caller: str | None, status: grpc.StatusCode, why: str
     ) -> NoReturn:
-        self.refused(caller, _CODES[status])
+        self.refused(caller, CODES[status])
         await context.abort(status, why)
         raise AssertionError("abort raises")
 
@@ -625,226 +498,3 @@ async def _only(context: Context, seconds: float) -> Any:
 async def _messages(context: Context) -> AsyncGenerator[bytes, None]:
     while (message := await context.read()) is not grpc.aio.EOF:
         yield message
-
-
-class GrpcLink:
-    """Implements `peer.transport.Link`: one connection for control, one for bulk."""
-
-    def __init__(self, transport: Grpc, node_id: str, address: str) -> None:
-        self.node_id, self.address = node_id, address
-        self._transport = transport
-        self._calls: set[grpc.aio.Call] = set()
-        self._proving = asyncio.Lock()
-        self._connect()
-
-    def _connect(self) -> None:
-        """Makes both channels, which dial when they are used."""
-        self._identity = self._transport.identity
-        self._channels = [self._transport.channel(self.node_id, self.address) for _ in range(2)]
-        control, bulk = self._channels
-        self._control: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
-            method: control.unary_unary(f"/{SERVICE}/{method}") for method in METHODS
-        }
-        self._bulk: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = bulk.stream_stream(
-            f"/{SERVICE}/Transfer"
-        )
-        self._ask_proof: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = bulk.unary_unary(
-            f"/{SERVICE}/Prove"
-        )
-        self._proven: asyncio.Task[None] | None = None
-        """Runs as long as the connection of bulk is the one that was proved."""
-
-    async def call(self, method: Method, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
-        """One control message and its answer, within `timeout` seconds.
-
-        Raises:
-            Unreachable: no connection, no answer in time, or the peer refused the call.
-        """
-        async with self._following(lambda: self._control[method](request, timeout=timeout)) as call:
-            reply: bytes | None = await call
-            if reply is None:  # grpc.aio's reading of "ended well, without a message"
-                raise Unreachable(
-                    "The peer ended the call without an answer.", peer_pb2.CODE_MALFORMED
-                )
-            return reply
-
-    async def transfer(self, messages: AsyncIterable[bytes]) -> bytes:
-        """Sends the messages one after another as the receiver takes them; a verdict before the
-        last stops the sending.
-
-        Raises:
-            Unreachable: no connection, it broke, or the peer ended the transfer without a verdict.
-        """
-        await self._prove()
-        async with self._following(lambda: self._bulk()) as call:
-            sending = asyncio.ensure_future(_send(call, messages))
-            reading = asyncio.ensure_future(call.read())
-
-            def stop(_: object) -> None:  # or a failing write would hide why the call ended
-                sending.cancel()
-
-            call.add_done_callback(stop)
-            try:
-                await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done() and not sending.cancelled():
-                    sending.result()
-                verdict: Any = await reading
-                if sending.done() and not sending.cancelled() and sending.result():
-                    await (
-                        call.read()
-                    )  # the end of the call, so that it is not cancelled for nothing
-            finally:
-                for task in (sending, reading):
-                    task.cancel()
-                await asyncio.gather(sending, reading, return_exceptions=True)
-        if verdict is grpc.aio.EOF:
-            raise Unreachable(f"{self.address} ended a transfer without a verdict.")
-        return bytes(verdict)
-
-    async def _prove(self) -> None:
-        """Makes sure that the connection of bulk leads to the holder of the key. Not covered: a
-        connection that breaks and is made again between this and the next call, within one turn of
-        the event loop.
-
-        Raises:
-            Unreachable: it does not, or there is none.
-        """
-        async with self._proving:
-            await self._renew()
-            own = self._identity
-            if own is None or (self._proven is not None and not self._proven.done()):
-                return
-            nonce = secrets.token_bytes(DIGEST)
-            async with self._following(
-                lambda: self._ask_proof(nonce, timeout=CONNECT_SECONDS)
-            ) as call:
-                reply = await call
-            try:
-                proof = peer_pb2.Proof.FromString(reply or b"")
-            except DecodeError:
-                proof = peer_pb2.Proof()
-            if not verify_connection(
-                proof.spki, proof.signature, nonce=nonce, client_id=own.id, expected_id=self.node_id
-            ):
-                what = f"{self.address} could not prove that it holds the key of its id."
-                raise Unreachable(what, peer_pb2.CODE_IDENTITY)
-            self._proven = asyncio.ensure_future(_stays(self._channels[1]))
-
-    async def _renew(self) -> None:
-        """Uses the newest certificate, if this link has an older one and nothing is under way."""
-        if self._identity is not self._transport.identity and not self._calls:
-            older, proven = self._channels, self._proven
-            self._connect()
-            await _close(older, proven)
-
-    def cancel(self) -> None:
-        """Ends every open call of this link."""
-        for call in tuple(self._calls):
-            call.cancel()
-
-    async def close(self) -> None:
-        self._transport.forget(self)
-        self.cancel()
-        await _close(self._channels, self._proven)
-
-    @asynccontextmanager
-    async def _following(self, start: Callable[[], C]) -> AsyncIterator[C]:
-        """Starts a call and turns whatever the network does to it into `Unreachable`; it ends with
-        the block.
-        """
-        if self._transport.revoked(self.node_id):
-            raise Unreachable(f"The node at {self.address} was revoked.", peer_pb2.CODE_IDENTITY)
-        await self._renew()
-        try:
-            call = start()
-        except grpc.aio.UsageError:
-            raise Unreachable(f"The link to {self.address} is closed.") from None
-        self._calls.add(call)
-        try:
-            yield call
-        except grpc.aio.AioRpcError as error:
-            ready = grpc.ChannelConnectivity.READY
-            connected = any(channel.get_state() is ready for channel in self._channels)
-            raise await _unreachable(self.address, error, connected=connected) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise Unreachable(f"The link to {self.address} was closed.") from None
-        finally:
-            self._calls.discard(call)
-            call.cancel()
-
-
-async def _stays(channel: grpc.aio.Channel) -> None:
-    """Until the channel's connection is another one, or none."""
-    ready = grpc.ChannelConnectivity.READY
-    if channel.get_state() is ready:
-        await channel.wait_for_state_change(ready)
-
-
-async def _close(channels: Sequence[grpc.aio.Channel], proven: asyncio.Task[None] | None) -> None:
-    if proven is not None:
-        proven.cancel()
-        await asyncio.wait([proven])
-    for channel in channels:
-        await channel.close()
-
-
-async def _send(call: Bulk, messages: AsyncIterable[bytes]) -> bool:
-    """Writes until the end (True), or until the call is over: why, the reading side says."""
-    iterator = aiter(messages)
-    try:
-        async for message in iterator:
-            await call.write(message)
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        return False
-    finally:
-        if hasattr(iterator, "aclose"):
-            await iterator.aclose()
-    return True
-
-
-_CODES = {
-    grpc.StatusCode.PERMISSION_DENIED: peer_pb2.CODE_IDENTITY,
-    grpc.StatusCode.UNAUTHENTICATED: peer_pb2.CODE_IDENTITY,
-    grpc.StatusCode.INVALID_ARGUMENT: peer_pb2.CODE_MALFORMED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: peer_pb2.CODE_BUSY,
-}
-
-
-async def _unreachable(
-    address: str, error: grpc.aio.AioRpcError, *, connected: bool
-) -> Unreachable:
-    """One sentence, as far as grpc's words tell; they decide the wording only. Where they don't
-    tell, the address is tried: what a firewall does is no fault of TLS.
-    """
-    code, details = error.code(), printable(error.details() or "")
-    if code in _CODES:
-        return Unreachable(f"{address} refused the call: {details}", _CODES[code])
-    late = code is grpc.StatusCode.DEADLINE_EXCEEDED
-    if late and connected:
-        what = f"{address} gave no answer in time; its daemon is starting, or very busy."
-        return Unreachable(what)
-    if "onnection refused" in details:
-        return Unreachable(f"Nobody listens at {address}.")
-    if "not in peer certificate" in details or "Hostname" in details:
-        what = f"{address} showed the certificate of another node."
-        return Unreachable(what, peer_pb2.CODE_IDENTITY)
-    if "WRONG_VERSION_NUMBER" in details:
-        return Unreachable(f"What listens at {address} is no daemon of ours: it speaks no TLS.")
-    if "SSL" in details:
-        what = f"{address} and this node do not accept each other's certificate or TLS version."
-        return Unreachable(what, peer_pb2.CODE_IDENTITY)
-    if why := await why_unreachable(address):
-        return Unreachable(why)
-    if late:
-        what = f"{address} takes connections, but gave no answer in time: what listens there?"
-        return Unreachable(what)
-    if "Socket closed" in details or "reset by peer" in details:
-        return Unreachable(
-            f"{address} closes connections at once: something else listens there, or a firewall or "
-            "proxy is between."
-        )
-    return Unreachable(f"The connection to {address} failed ({details}).")
