@@ -27,7 +27,6 @@ MAY_STAY = {
     ".mypy_cache": "a lint beside the tests",
     ".ruff_cache": "a lint beside the tests",
     "__pycache__": "Python's own",
-    ".coverage": "make coverage",
     "build": "make's",
     "runs": "other commands of whoever works here",
 }
@@ -155,5 +154,6 @@ def _present() -> set[str]:
         for thread in threading.enumerate()
         if not thread.daemon or thread.name == "compute"
     }
-    files = {f"file {path.name}" for path in ROOT.iterdir() if path.name not in MAY_STAY}
+    names = {path.name for path in ROOT.iterdir()} - MAY_STAY.keys()
+    files = {f"file {name}" for name in names if not name.startswith(".coverage")}
     return threads | files | {f"process {name}" for name in forkserver.children()}

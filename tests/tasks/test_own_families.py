@@ -176,10 +176,9 @@ def test_what_an_answer_does_to_the_terminal_is_shown_only(
 def test_a_scorer_that_hangs_is_killed_and_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(own_families, "SECONDS", 600.0)  # longer than this test may take
     family = own(tmp_path, "while text == 'x': pass\nreturn float(text == '7')")
-    before = time.monotonic()
-    assert family.scores([ITEM] * 3, ["7", "x", "7"]) == [1.0, None, 1.0]
-    assert time.monotonic() - before < own_families.SECONDS, "by CPU time"
+    assert family.scores([ITEM] * 3, ["7", "x", "7"]) == [1.0, None, 1.0], "by CPU time"
     monkeypatch.setattr(own_families, "SECONDS", 1.0)
     family = own(
         tmp_path, "if text == 'x': threading.Event().wait()\nreturn 1.0", "import threading"
