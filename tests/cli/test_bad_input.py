@@ -176,12 +176,6 @@ def validation_set_of_another_shape(place: Place) -> Words:
     return place.run(home)
 
 
-def validation_set_overlaps(place: Place) -> Words:
-    home = validated(place)
-    save(home / "data.npz", value=0.25)
-    return place.run(home)
-
-
 # -- data
 
 
@@ -698,11 +692,6 @@ TABLE: dict[str, tuple[Prepare, int, str]] = {
         validation_set_of_another_shape,
         66,
         "Validation examples have shape",
-    ),
-    "validation set overlaps": (
-        validation_set_overlaps,
-        66,
-        "overlaps the training data (20 examples)",
     ),
     "no validation set": (
         lambda it: [

@@ -24,7 +24,9 @@ from node.rounds import lockstep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "fgrpo-tiny.toml"
-ROUNDS = 24
+WARM_UP = 280
+"""Of the example's 400: half of all answers are right then, so there is something to rise."""
+ROUNDS = 16
 
 
 @dataclass
@@ -44,14 +46,12 @@ class Played:
 
 def learners_of(**algorithm: Any) -> dict[str, Learner]:
     values = load(ExperimentConfig, [EXAMPLE], [], environ={}).model_dump()
-    values["algorithm"] |= algorithm
+    values["algorithm"] |= {
+        "warmup": {**values["algorithm"]["warmup"], "rounds": WARM_UP},
+        **algorithm,
+    }
     values["algorithm"] = {k: v for k, v in values["algorithm"].items() if v is not None}
     return make_learners(resolve(ExperimentConfig(**values)))
-
-
-def warm_up_rounds(learners: dict[str, Learner]) -> int:
-    rounds: int = learners["n0"].plan.options.warmup.rounds  # type: ignore[attr-defined]
-    return rounds
 
 
 def play(
@@ -67,7 +67,7 @@ def play(
 
 
 def reinforced(warmed_up: dict[str, Learner], **algorithm: Any) -> Played:
-    learners, start = learners_of(**algorithm), warm_up_rounds(warmed_up)
+    learners = learners_of(**algorithm)
     for name, each in learners.items():
         each.algorithm.state = copy.deepcopy(warmed_up[name].algorithm.state)
     verdicts: list[float] = []
@@ -79,7 +79,7 @@ def reinforced(warmed_up: dict[str, Learner], **algorithm: Any) -> Played:
             verdicts.extend(shown.get("convicted", {}).values())  # type: ignore[union-attr]
             mismatches.append(shown["mismatch"])  # type: ignore[arg-type]
 
-    play(learners, start, start + ROUNDS, after_round)
+    play(learners, WARM_UP, WARM_UP + ROUNDS, after_round)
     return Played(
         learners,
         measured(warmed_up["n0"]),
@@ -96,10 +96,10 @@ def measured(learner: Learner) -> dict[str, float]:
 def test_four_peers_with_a_family_of_questions_each() -> None:
     torch.set_num_threads(1)
     warmed_up = learners_of()
-    play(warmed_up, 0, warm_up_rounds(warmed_up))
+    play(warmed_up, 0, WARM_UP)
 
     together = reinforced(warmed_up)
-    assert together.mean("exact_match") >= together.start["exact_match"] + 0.06
+    assert together.mean("exact_match") >= together.start["exact_match"] + 0.10
     assert together.mean("reward") >= together.start["reward"] + 0.12
     for name in together.start:
         if name.startswith("exact_match_"):
