@@ -33,9 +33,10 @@ SECONDS = 60.0
 MEMORY = 4 << 30
 """Bytes of address space of the child."""
 PROGRAM = f"""
-import json, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import contextlib, json, resource, sys
+for limit, most in ((resource.RLIMIT_AS, {MEMORY}), (resource.RLIMIT_CORE, 0)):
+    with contextlib.suppress(ValueError, OSError):  # a lower one is set, or the system has none
+        resource.setrlimit(limit, (most, most))
 import reasoning_gym
 for line in sys.stdin:
     asked = json.loads(line)

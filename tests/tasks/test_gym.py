@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 from math import lcm
 
@@ -73,6 +74,7 @@ def test_answers_are_right(name):
 @needs_gym
 def test_they_are_data_like_our_own():
     train, test = read_questions(["gym:chain_sum", "sort"])
+    assert "reasoning_gym" not in sys.modules, "the child imports it, and nobody else"
     assert {*train.columns["family"]} == {"gym:chain_sum", "sort"}
     assert not {*train.columns["question"]} & {*test.columns["question"]}
 
