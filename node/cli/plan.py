@@ -22,10 +22,18 @@ import numpy as np
 
 from node.algorithms import find
 from node.cli.budget import Account, account, number, sentence
-from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, detect_config, load
+from node.config import (
+    BudgetSection,
+    ExperimentConfig,
+    NodeConfig,
+    PrivacySection,
+    RunConfig,
+    detect_config,
+    load,
+)
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
-from node.learning.warnings import warning
+from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
     Mechanism,
@@ -93,6 +101,9 @@ class PrivacyPlan:
     """The same on every graph of the table, cheapest first."""
     impossible: dict[str, str]
     """Graph -> why it can't be had with so many nodes."""
+    doubts: tuple[str, ...]
+    """Why these figures promise little, or why nothing would be learned; n is public, B/q or
+    privacy.max_examples."""
     lifetime: Lifetime | None
 
 
@@ -209,8 +220,17 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             sorted((cost(**graph) for graph in graphs), key=attrgetter("releases", "graph"))
         ),
         impossible=impossible,
+        doubts=tuple(_doubts(run.privacy, own, d)),
         lifetime=_lifetime(question, mechanism) if question.data else None,
     )
+
+
+def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:
+    examples = privacy.max_examples or privacy.batch / privacy.rate
+    found = [weak(own.epsilon), loose_delta(privacy.delta, examples)]
+    if d is not None:
+        found.append(hopeless(privacy, sigma=own.sigma, d=d, examples=examples))
+    yield from filter(None, found)
 
 
 def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[Json], dict[str, str]]:
@@ -312,8 +332,10 @@ def _headline(plan: PrivacyPlan) -> Iterator[str]:
     )
     yield f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} ({conditions(privacy)})"
     yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
-    if privacy.warning:
-        yield privacy.warning
+    if privacy.warning and privacy.warning not in plan.doubts:
+        yield f"! {privacy.warning}"
+    for doubt in plan.doubts:
+        yield f"! {doubt}"
 
 
 def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
@@ -328,6 +350,6 @@ def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
         )
     if lifetime.delta != plan.privacy.delta:
         yield (
-            f"The run's ε_total is at another δ than that of its data: at δ = {lifetime.delta:g} "
+            f"! The run's ε_total is at another δ than that of its data: at δ = {lifetime.delta:g} "
             f"it is {number(lifetime.planned)}."
         )

@@ -134,8 +134,8 @@ class KnownRows:
             )
         if body[len(_MAGIC) : start] != self._mark:
             raise LedgerError(
-                f"{path} was made with another key than {self._folder / KEY_FILE}, so data can't be "
-                "known again; restore the key from a copy, or both files together."
+                f"{path} was made with another key than {self._folder / KEY_FILE}, so data can't "
+                "be known again; restore the key from a copy, or both files together."
             )
         return np.frombuffer(body, DTYPE, offset=start)
 
