@@ -550,8 +550,12 @@ def _connect(path: Path | None) -> sqlite3.Connection:
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection to a database that another process may write to."""
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
+    """A connection to a database that another process may write to. Where none does, no file is
+    made beside it, which would be this user's.
+    """
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    access = "mode=ro" if in_use else "immutable=1"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?{access}", uri=True, timeout=1.0)
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
