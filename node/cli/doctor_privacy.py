@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 from node.cli.doctor import Finding, fault, ok, warning
 from node.config import BudgetSection, NodeConfig
 from node.learning.known_data import KnownData
 from node.learning.plan import Plan
 from node.learning.warnings import NO_PRIVACY, PAPER_WARNING, hopeless, loose_delta, weak
-from node.privacy.accountant import remaining_compositions
+from node.privacy.accountant import Mechanism, remaining_compositions
 from node.privacy.calibration import release_mechanism
 from node.privacy.known_rows import KnownRows
 from node.privacy.ledger import Ledger
@@ -36,22 +37,22 @@ def of_run(plan: Plan, budget: BudgetSection) -> Iterator[Finding]:
 
 def of_data(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
     """What follows from these data; their number is told to their own host only."""
-    privacy = plan.run.privacy
-    if privacy.mode == "strict":
-        loose = loose_delta(privacy.delta, task.num_examples)
-        noise = hopeless(
-            privacy,
-            sigma=plan.sigma(task.layout.size),
-            d=task.layout.size,
-            examples=task.num_examples,
-        )
+    privacy, d, n = plan.run.privacy, task.layout.size, task.num_examples
+    sigma = plan.sigma(d) if privacy.mode == "strict" else 0.0
+    if sigma:
+        loose = loose_delta(privacy.delta, n)
+        noise = hopeless(privacy, sigma=sigma, d=d, examples=n)
         for text in filter(None, (loose, noise)):
             yield warning("privacy", text, WRITER)
     if node.budget.experiment or plan.run.task.data != "own":
         return
     try:
         yield from _known(plan, node, task)
-        yield from _left(plan, node, task)
+        if sigma:
+            neighborhood = plan.neighborhoods.get(node.name)
+            releases = plan.algorithm.releases(neighborhood.degree if neighborhood else 0)
+            mechanism = release_mechanism(privacy, d=d, sigma=sigma, releases=releases)
+            yield from _left(plan, node, mechanism)
     except PeerpoiseError as error:
         yield fault("budget", str(error), "see peerpoise budget, and peerpoise show backup")
 
@@ -61,24 +62,25 @@ def _known(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
     KnownData(run=plan.run, data=node.data, budget=node.budget).check(task)
     known = KnownRows(node.budget.folder).names()
     for name in Ledger.names(node.budget.folder):
-        if name not in known and name != node.data.name:
-            text = f"the ledger {name} does not know its rows, as it is older than this is kept"
+        if name not in (*known, node.data.name) and _spent(node.budget.folder, name):
+            text = f"the ledger {name} does not know its rows: they were not kept when it spent"
             yield warning("rows", text, "nothing, if these are other data; its next run notes them")
     yield ok("rows", f"not known under another name than {node.data.name}")
 
 
-def _left(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
+def _spent(folder: Path, name: str) -> bool:
+    with closing(Ledger.look(folder, name)) as ledger:
+        return bool(ledger.head[0])
+
+
+def _left(plan: Plan, node: NodeConfig, mechanism: Mechanism) -> Iterator[Finding]:
     """Can a run that has not begun release anything?"""
-    limit, run = node.budget.limit, plan.run
-    neighborhood = plan.neighborhoods.get(node.name)
-    if limit is None or neighborhood is None or run.privacy.mode != "strict":
+    limit, rounds = node.budget.limit, plan.run.train.rounds
+    if limit is None:
         return
-    d = task.layout.size
-    releases = plan.algorithm.releases(neighborhood.degree)
-    mechanism = release_mechanism(run.privacy, d=d, sigma=plan.sigma(d), releases=releases)
     with closing(Ledger.look(node.budget.folder, node.data.name)) as ledger:
-        rows, begun = ledger.rows(), bool(ledger.rows(run.run_id))
-    most = mechanism.compositions(run.train.rounds)
+        rows, begun = ledger.rows(), bool(ledger.rows(plan.run.run_id))
+    most = mechanism.compositions(rounds)
     left = remaining_compositions(rows, mechanism, limit, node.budget.delta, most=most)
     if begun or not most:
         return

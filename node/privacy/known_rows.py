@@ -32,6 +32,7 @@ from peer.errors import LedgerError
 KEY_FILE, KEY_BYTES = "rows.key", 32
 ENDING = ".rows"
 DTYPE = np.dtype("<u8")
+RESTORE = "restore it from a copy (without one: docs/backup.md)"
 _MAGIC = b"PPROWS01"
 _LEAST = 1024
 """Digests in a file at least, so that small data sets look alike."""
@@ -76,7 +77,7 @@ class KnownRows:
             if not self._key and self.names():
                 raise LedgerError(
                     f"{path} is gone, the key of the rows in {folder}, so data can't be known "
-                    "again; restore it from a copy."
+                    f"again; {RESTORE}."
                 )
             if not self._key and make_key:
                 self._key = _make_key(path)
@@ -128,14 +129,11 @@ class KnownRows:
         body, check = content[:-32], content[-32:]
         start = len(_MAGIC) + len(self._mark)
         if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != check:
-            raise LedgerError(
-                f"{path}, by which data are known again, is damaged; restore it from a copy. "
-                "Without it, the same data under another name would start from ε 0."
-            )
+            raise LedgerError(f"{path}, by which data are known again, is damaged; {RESTORE}.")
         if body[len(_MAGIC) : start] != self._mark:
             raise LedgerError(
                 f"{path} was made with another key than {self._folder / KEY_FILE}, so data can't "
-                "be known again; restore the key from a copy, or both files together."
+                f"be known again; {RESTORE}."
             )
         return np.frombuffer(body, DTYPE, offset=start)
 
@@ -202,8 +200,7 @@ def _read_key(path: Path) -> bytes:
         raise LedgerError(f"The key of the rows that ledgers know must be secret: {why}")
     if len(key) != KEY_BYTES:
         raise LedgerError(
-            f"{path} is no key of {KEY_BYTES} bytes, so data can't be known again; restore it from "
-            "a copy."
+            f"{path} is no key of {KEY_BYTES} bytes, so data can't be known again; {RESTORE}."
         )
     return key
 

@@ -172,7 +172,8 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
 def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
     """None is made by asking: one that is not there counts as 0. One in use is read, too."""
     found = planned(peerpoise, node, "--data", "other")["lifetime"]
-    assert (found["spent"], found["runs"], found["rounds_left"]) == (0, [], 40)
+    assert (found["spent"], found["runs"]) == (0, [])
+    assert found["rounds_left"] > planned(peerpoise, node)["lifetime"]["rounds_left"]
     said = peerpoise("plan", node, "--data", "other").out
     assert "Nothing was released under the name other yet" in said
     assert {path.name.partition(".")[0] for path in (node.parent / "ledger").iterdir()} == {"ward"}

@@ -368,12 +368,15 @@ def test_the_budget_is_kept_exactly(task: Small, ledger: Ledger, batches: str) -
     more = [Spent(spent[0].mechanism, spent[0].compositions + 1)]
     assert epsilon_pld(more, 1e-3) > limit
     assert not strict.own(x, 49).any()
-    again = {"rounds": 50, "limit": limit, "limit_delta": 1e-3}
-    again |= {"config_batches": batches, "config_sigma": 2.0}
+
+    def again(run: str, limit: float) -> DPGate:
+        about = {"rounds": 50, "limit": limit, "limit_delta": 1e-3}
+        return gate(task, ledger, run=run, config_batches=batches, config_sigma=2.0, **about)
+
     with pytest.raises(BudgetSpent, match="no release to this run"):
-        gate(task, ledger, run="later", **again)
-    assert not gate(task, ledger, **again).own(x, 49).any(), "what has begun goes on mixing"
-    gate(task, ledger, run="later", **{**again, "limit": limit + 1})
+        again("later", limit)
+    assert not again("run", limit).own(x, 49).any(), "what has begun goes on mixing"
+    again("later", limit + 1)
 
 
 def test_earlier_runs_without_a_guarantee_leave_no_budget(task: Small, ledger: Ledger) -> None:
