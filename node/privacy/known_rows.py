@@ -176,7 +176,8 @@ def _known(digests: Digests, known: Digests | None) -> NDArray[np.bool_]:
     if known is None or not len(known):
         return np.zeros(len(digests), bool)
     places = np.searchsorted(known, digests).clip(max=len(known) - 1)
-    return np.equal(known[places], digests)
+    found: NDArray[np.bool_] = known[places] == digests
+    return found
 
 
 def _spent(folder: Path, name: str, delta: float) -> float | None:

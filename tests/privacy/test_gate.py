@@ -28,7 +28,7 @@ from node.privacy import gate as gate_module
 from node.privacy import noise
 from node.privacy.accountant import Spent, epsilon_pld
 from node.privacy.calibration import noise_multiplier, release_mechanism
-from node.privacy.gate import DPGate, NonPrivateGate, PaperGate, QuestionRefused
+from node.privacy.gate import DPGate, GradientGate, NonPrivateGate, PaperGate, QuestionRefused
 from node.privacy.ledger import Ledger
 from node.randomness import Keys, Stream
 from node.task import views
@@ -369,9 +369,10 @@ def test_the_budget_is_kept_exactly(task: Small, ledger: Ledger, batches: str) -
     assert epsilon_pld(more, 1e-3) > limit
     assert not strict.own(x, 49).any()
 
-    def again(run: str, limit: float) -> DPGate:
-        about = {"rounds": 50, "limit": limit, "limit_delta": 1e-3}
-        return gate(task, ledger, run=run, config_batches=batches, config_sigma=2.0, **about)
+    def again(run: str, limit: float) -> GradientGate:
+        privacy = {"config_batches": batches, "config_sigma": 2.0}
+        about: dict[str, Any] = {"rounds": 50, "limit": limit, "limit_delta": 1e-3, **privacy}
+        return gate(task, ledger, run=run, **about)
 
     with pytest.raises(BudgetSpent, match="no release to this run"):
         again("later", limit)
