@@ -82,16 +82,16 @@ def account(budget: BudgetSection, data: str) -> Account:
     )
 
 
-def _run(ledger: Ledger, it: RunOfLedger, delta: float) -> RunSpent:
+def _run(ledger: Ledger, run: RunOfLedger, delta: float) -> RunSpent:
     return RunSpent(
-        run=it.run,
-        mode=it.mode,
-        rounds=it.rounds,
-        debits=it.debits,
-        lost=it.lost,
-        epsilon=epsilon_pld(ledger.rows(it.run), delta),
-        first=it.first,
-        last=it.last,
+        run=run.run,
+        mode=run.mode,
+        rounds=run.rounds,
+        debits=run.debits,
+        lost=run.lost,
+        epsilon=epsilon_pld(ledger.rows(run.run), delta),
+        first=run.first,
+        last=run.last,
     )
 
 
@@ -113,7 +113,9 @@ def accounts(file: Path | None, name: str, delta: float | None) -> list[Account]
             budget = budget.model_copy(update={"epsilon": "unlimited"})
         name = name or node.data.name
     if delta is not None:
-        budget = BudgetSection.model_validate({**budget.model_dump(), "delta": delta})
+        if not 0 < delta < 1:
+            raise ConfigurationError(f"--delta {delta:g} is no δ; it lies between 0 and 1.")
+        budget = budget.model_copy(update={"delta": delta})
     names = [name] if name else Ledger.names(budget.folder)
     if not names:
         raise ConfigurationError(
@@ -123,17 +125,17 @@ def accounts(file: Path | None, name: str, delta: float | None) -> list[Account]
     return [account(budget, each) for each in names]
 
 
-def document(found: Sequence[Account]) -> list[Json]:
+def document(listed: Sequence[Account]) -> list[Json]:
     """For programs; what is not finite is None."""
-    converted: list[Json] = plain([asdict(each) for each in found])
+    converted: list[Json] = plain([asdict(each) for each in listed])
     return converted
 
 
-def show(found: Sequence[Account]) -> RenderableType:
+def show(listed: Sequence[Account]) -> RenderableType:
     """For people."""
     from rich.console import Group
 
-    return Group(*(part for each in found for part in _shown(each)))
+    return Group(*(part for each in listed for part in _shown(each)))
 
 
 def _shown(of: Account) -> Iterator[RenderableType]:

@@ -94,11 +94,11 @@ def budget(
 
     from node.cli import budget as spending
 
-    found = spending.accounts(file, name, delta)
+    accounts = spending.accounts(file, name, delta)
     if as_json:
-        print_json(spending.document(found))
+        print_json(spending.document(accounts))
     else:
-        Console(highlight=False, soft_wrap=True).print(spending.show(found))
+        Console(highlight=False, soft_wrap=True).print(spending.show(accounts))
 
 
 @app.command()

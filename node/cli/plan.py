@@ -227,10 +227,10 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
 
 def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:
     examples = privacy.max_examples or privacy.batch / privacy.rate
-    found = [weak(own.epsilon), loose_delta(privacy.delta, examples)]
+    doubts = [weak(own.epsilon), loose_delta(privacy.delta, examples)]
     if d is not None:
-        found.append(hopeless(privacy, sigma=own.sigma, d=d, examples=examples))
-    yield from filter(None, found)
+        doubts.append(hopeless(privacy, sigma=own.sigma, d=d, examples=examples))
+    yield from filter(None, doubts)
 
 
 def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[Json], dict[str, str]]:

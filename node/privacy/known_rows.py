@@ -150,17 +150,17 @@ class KnownRows:
         Raises:
             LedgerError, ConfigurationError: a ledger that has some can't vouch for what was spent.
         """
-        found = np.zeros(len(digests), bool)
+        anywhere = np.zeros(len(digests), bool)
         names = []
         for other in self.names():
             rows = self.read(other) if other not in (name, *accepted) else None
             known = _known(digests, rows)
             epsilon = _spent(self._folder, other, delta) if known.any() else None
             if epsilon is not None:
-                found |= known
+                anywhere |= known
                 names.append(OtherName(other, float(known.mean()), epsilon))
-        names.sort(key=lambda it: -it.share)
-        return Elsewhere(float(found.mean()) if names else 0.0, names)
+        names.sort(key=lambda other: -other.share)
+        return Elsewhere(float(anywhere.mean()) if names else 0.0, names)
 
     @property
     def _mark(self) -> bytes:
@@ -176,8 +176,8 @@ def _known(digests: Digests, known: Digests | None) -> NDArray[np.bool_]:
     if known is None or not len(known):
         return np.zeros(len(digests), bool)
     places = np.searchsorted(known, digests).clip(max=len(known) - 1)
-    found: NDArray[np.bool_] = known[places] == digests
-    return found
+    are_known: NDArray[np.bool_] = known[places] == digests
+    return are_known
 
 
 def _spent(folder: Path, name: str, delta: float) -> float | None:

@@ -194,8 +194,8 @@ class Ledger:
     @staticmethod
     def names(folder: Path) -> list[str]:
         """All ledgers in a folder."""
-        found = [*folder.glob("*.sqlite"), *folder.glob("*.head")]
-        return sorted({file.stem for file in found})
+        paths = [*folder.glob("*.sqlite"), *folder.glob("*.head")]
+        return sorted({path.stem for path in paths})
 
     @classmethod
     def in_memory(cls) -> Self:
@@ -231,8 +231,9 @@ class Ledger:
 
     def runs(self) -> list[RunOfLedger]:
         """What each run has made of it, in the order in which they began."""
-        found = self._connection().execute(_RUNS, (MARK, COUNTED)).fetchall()
-        return [RunOfLedger(*row) for row in found]
+        with self._guarded() as db:
+            rows = db.execute(_RUNS, (MARK, COUNTED)).fetchall()
+        return [RunOfLedger(*row) for row in rows]
 
     def longest(self, run: str) -> int:
         """The most debits of this run for one recipient: the longest stream of answers."""

@@ -245,6 +245,8 @@ def test_budget_of_all_ledgers_and_of_none(
     result = peerpoise("budget")
     assert (result.code, result.err.count("\n")) == (78, 1)
     assert "There is no ledger in" in result.err
+    result = peerpoise("budget", "--delta", "1")
+    assert (result.code, "lies between 0 and 1" in result.err) == (78, True)
     folder = node.parent / "state" / "peerpoise" / "ledger"
     folder.mkdir(parents=True, mode=0o700)
     with Ledger.open(folder, "a") as a, Ledger.open(folder, "b"):
