@@ -24,6 +24,7 @@ from peer.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,20 +140,26 @@ def show(listed: Sequence[Account]) -> RenderableType:
 
 
 def _shown(of: Account) -> Iterator[RenderableType]:
-    from rich.table import Table
     from rich.text import Text
 
     yield Text(sentence(of))
     if of.runs:
-        table = Table(
-            "run", "mode", "rounds", "debits", "ε_total", "from", "to", box=None, pad_edge=False
-        )
-        for run in of.runs:
-            debits = f"{run.debits}, {run.lost} of them lost" if run.lost else str(run.debits)
-            cells = (run.mode, str(run.rounds), debits, number(run.epsilon), run.first, run.last)
-            table.add_row(*map(Text, (run.run, *cells)))
-        yield table
+        yield runs_table(of)
     yield Text()
+
+
+def runs_table(of: Account) -> Table:
+    """Which runs spent it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = ("run", "mode", "rounds", "debits", "ε_total", "from", "to")
+    table = Table(*columns, box=None, pad_edge=False)
+    for run in of.runs:
+        debits = f"{run.debits}, {run.lost} of them lost" if run.lost else str(run.debits)
+        cells = (run.mode, str(run.rounds), debits, number(run.epsilon), run.first, run.last)
+        table.add_row(*map(Text, (run.run, *cells)))
+    return table
 
 
 def sentence(of: Account) -> str:

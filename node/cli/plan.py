@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from node.algorithms import find
-from node.cli.budget import Account, account, number, sentence
+from node.cli.budget import Account, account, number, runs_table, sentence
 from node.config import (
     BudgetSection,
     ExperimentConfig,
@@ -320,7 +320,10 @@ def show(plan: PrivacyPlan) -> RenderableType:
         table.add_row(cost.graph, *cells)
     lines = [*_headline(plan), *_lifetime_lines(plan)]
     no = [Text(f"not {kind}: {why}") for kind, why in plan.impossible.items()]
-    return Group(*(Text(line) for line in lines), Text(), table, *no)
+    parts: list[RenderableType] = [*map(Text, lines), Text(), table, *no]
+    if plan.lifetime and plan.lifetime.runs:
+        parts[len(lines) : len(lines)] = [Text(), runs_table(plan.lifetime)]
+    return Group(*parts)
 
 
 def _headline(plan: PrivacyPlan) -> Iterator[str]:

@@ -352,7 +352,6 @@ class Daemon:
             witness=LedgerWitness(
                 learner.ledger,
                 self.identity,
-                learner.ledger.first_name if learner.ledger else "",
                 ids=ids,
                 heads=self.remembered,
                 check=self._check_remembered,

@@ -177,6 +177,7 @@ def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
     said = peerpoise("plan", node, "--data", "other").out
     assert "Nothing was released under the name other yet" in said
     assert {path.name.partition(".")[0] for path in (node.parent / "ledger").iterdir()} == {"ward"}
+    assert "earlier  strict  30      30" in peerpoise("plan", node).out
     before = planned(peerpoise, node)
     with Ledger.open(node.parent / "ledger", "ward"):
         assert planned(peerpoise, node) == before
