@@ -69,8 +69,12 @@ def _known(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
 
 
 def _spent(folder: Path, name: str) -> bool:
-    with closing(Ledger.look(folder, name)) as ledger:
-        return bool(ledger.head[0])
+    """Also where it can't be read."""
+    try:
+        with closing(Ledger.look(folder, name)) as ledger:
+            return bool(ledger.head[0])
+    except PeerpoiseError:
+        return True
 
 
 def _left(plan: Plan, node: NodeConfig, mechanism: Mechanism) -> Iterator[Finding]:
