@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from node.attacks import Attack
+from node.cli import doctor_privacy
 from node.cli.doctor import Finding, fault, ok, warning
 from node.config import NodeConfig, RunConfig, TaskSection, load
 from node.config.task import SUPERVISED
@@ -29,7 +30,6 @@ from node.device import pick
 from node.learning import start
 from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
-from node.learning.warnings import weak
 from node.llm.exchange import read_key
 from node.observability import status
 from node.privacy.ledger import Ledger
@@ -89,8 +89,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
         yield fault("roster", str(error), "copy roster.json and run.toml again from what pack made")
         return
     yield from _roster(node, roster)
-    if text := weak(plan.epsilon):
-        yield warning("privacy", text, "ask who writes run.toml for more noise, or leave this run")
+    yield from doctor_privacy.of_run(plan, node.budget)
     yield from _peers(node, plan, roster, dial)
     if node.data.test:
         yield ok("test set", TEST_SET[node.data.test_public])
@@ -420,6 +419,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         f"{plan.run.task.data}: {task.num_examples} examples, {task.layout.size:,} "
         f"parameters{digest}",
     )
+    yield from doctor_privacy.of_data(plan, node, task)
     neighborhood = plan.neighborhoods.get(node.name)
     yield from _memory(plan, task, neighborhood.degree if neighborhood else 0)
 

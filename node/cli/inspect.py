@@ -74,6 +74,34 @@ def plan(
 
 
 @app.command()
+def budget(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[NAME]", help="The data's name; all ledgers, if left out."),
+    ] = "",
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="NODE.toml", help="Whose ledgers, limit and δ."),
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="δ, instead of the file's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was spent of private data, by which runs, and what is left.
+
+    Daemons may run meanwhile. What a run to come would cost: peerpoise plan NODE.toml.
+    """
+    from rich.console import Console
+
+    from node.cli import budget as spending
+
+    accounts = spending.accounts(file, name, delta)
+    if as_json:
+        print_json(spending.document(accounts))
+    else:
+        Console(highlight=False, soft_wrap=True).print(spending.show(accounts))
+
+
+@app.command()
 def doctor(
     file: Annotated[
         Path | None,

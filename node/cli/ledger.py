@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The privacy ledger of a node's data.", no_args_is_help=True)
 
 
-@app.callback()
-def ledger() -> None:
-    """Makes `count-lost` a word of the command, as it would not be if it stood alone."""
-
-
 @app.command("count-lost")
 def count_lost(
     file: Annotated[
@@ -50,6 +45,35 @@ def count_lost(
         typer.echo(f"{counted['missing']} debits are missing yet: count the runs that made them.")
     if not yes:
         typer.echo("Nothing was written; add --yes to count it.")
+
+
+@app.command("rename")
+def rename(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Its name now.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The one it is to have.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="NODE.toml", help="Whose ledgers; else this user's."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give a ledger another name, for good: what was spent goes with it.
+
+    Stop the daemon before, and write the new name as data.name into the node's file after it. If it
+    is interrupted, do it again: until then nothing is released under either name.
+    """
+    from node.config import BudgetSection, NodeConfig, load
+    from node.daemon.bootstrap import resolve_paths
+    from node.privacy import rename as renaming
+
+    budget = BudgetSection()
+    if file is not None:
+        budget = resolve_paths(load(NodeConfig, [file]), file.parent).budget
+    renaming.rename(budget.folder, old, new)
+    if as_json:
+        print_json({"ledger": new, "was": old, "folder": str(budget.folder)})
+    else:
+        typer.echo(f'{old} is {new} now; write data.name = "{new}" into the node\'s file.')
 
 
 def count(file: Path, *, yes: bool) -> dict[str, object]:

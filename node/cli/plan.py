@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -20,24 +21,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from node.algorithms import find
-from node.config import BudgetSection, ExperimentConfig, NodeConfig, RunConfig, detect_config, load
+from node.cli.budget import Account, account, number, runs_table, sentence
+from node.config import (
+    BudgetSection,
+    ExperimentConfig,
+    NodeConfig,
+    PrivacySection,
+    RunConfig,
+    detect_config,
+    load,
+)
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
-from node.learning.warnings import warning
+from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
     Mechanism,
     epsilon_link,
-    epsilon_pld,
     epsilon_total,
     remaining_compositions,
 )
 from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.ledger import Ledger
 from node.records.journal import plain
-from node.records.summary import AGAINST, LINK, Epsilon, Privacy, conditions
+from node.records.summary import LINK, Epsilon, Privacy, conditions
 from node.tasks import make
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError
 from peer.identity.roster import Roster
 from peer.neighborhood import Neighborhood
 from peer.topology import TOPOLOGIES, make_neighborhoods
@@ -63,15 +72,11 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lifetime:
-    """What a ledger says of its data."""
+class Lifetime(Account):
+    """What a ledger says of its data, and what the planned run does to that."""
 
-    data: str
-    ledger: str
-    spent: float
-    """ε_total of all runs so far; inf where one of them was not strict."""
-    delta: float
-    limit: float | None
+    planned: float
+    """ε_total of the planned run at the ledger's δ, which may be another one than the run's."""
     rounds_left: int | None
     """Rounds of the planned run that the limit still allows, at most all of them; None: there is no
     limit.
@@ -96,6 +101,9 @@ class PrivacyPlan:
     """The same on every graph of the table, cheapest first."""
     impossible: dict[str, str]
     """Graph -> why it can't be had with so many nodes."""
+    doubts: tuple[str, ...]
+    """Why these figures promise little, or why nothing would be learned; n is public, B/q or
+    privacy.max_examples."""
     lifetime: Lifetime | None
 
 
@@ -158,7 +166,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
     Raises:
         ConfigurationError: not mode strict, an unknown algorithm or graph, or no noise reaches the
             target.
-        DataError, LedgerError, TemporaryFailure: of the ledger.
+        LedgerError: of the ledger.
     """
     run, privacy = question.run, question.run.privacy
     if privacy.mode != "strict":
@@ -212,8 +220,17 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             sorted((cost(**graph) for graph in graphs), key=attrgetter("releases", "graph"))
         ),
         impossible=impossible,
-        lifetime=_lifetime(question, own, mechanism) if question.data else None,
+        doubts=tuple(_doubts(run.privacy, own, d)),
+        lifetime=_lifetime(question, mechanism) if question.data else None,
     )
+
+
+def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:
+    examples = privacy.max_examples or privacy.batch / privacy.rate
+    doubts = [weak(own.epsilon), loose_delta(privacy.delta, examples)]
+    if d is not None:
+        doubts.append(hopeless(privacy, sigma=own.sigma, d=d, examples=examples))
+    yield from filter(None, doubts)
 
 
 def _graphs(run: RunConfig, names: Sequence[str]) -> tuple[list[Json], dict[str, str]]:
@@ -250,30 +267,20 @@ def _up(sigma: float) -> float:
     return round(math.ceil(round(sigma / digit, 6)) * digit, 12)
 
 
-def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
-    """Read from the ledger itself, which no daemon may have open."""
+def _lifetime(question: Question, mechanism: Mechanism) -> Lifetime:
+    """Read from the ledger itself; where there is none yet, nothing was spent."""
     budget, rounds = question.budget, question.run.train.rounds
-    limit = budget.limit
-    if not Ledger.exists(budget.folder, question.data):
-        raise DataError(
-            f"There is no ledger {question.data} in {budget.folder}: nothing was released from "
-            "it yet."
-        )
-    with Ledger.open(budget.folder, question.data) as ledger:
-        rows = ledger.rows()
-    left = None
-    if limit is not None:
+    now, left = account(budget, question.data), None
+    if now.limit is not None:
+        with closing(Ledger.look(budget.folder, question.data)) as ledger:
+            rows = ledger.rows()
         compositions = remaining_compositions(
-            rows, mechanism, limit, budget.delta, most=mechanism.compositions(rounds)
+            rows, mechanism, now.limit, budget.delta, most=mechanism.compositions(rounds)
         )
         left = compositions // max(mechanism.compositions(1), 1)
+    known = {each.name: getattr(now, each.name) for each in fields(now)}
     return Lifetime(
-        data=question.data,
-        ledger=str(budget.folder),
-        spent=epsilon_pld(rows, budget.delta),
-        delta=budget.delta,
-        limit=limit,
-        rounds_left=left,
+        **known, planned=epsilon_total(mechanism, rounds, budget.delta), rounds_left=left
     )
 
 
@@ -313,7 +320,10 @@ def show(plan: PrivacyPlan) -> RenderableType:
         table.add_row(cost.graph, *cells)
     lines = [*_headline(plan), *_lifetime_lines(plan)]
     no = [Text(f"not {kind}: {why}") for kind, why in plan.impossible.items()]
-    return Group(*(Text(line) for line in lines), Text(), table, *no)
+    parts: list[RenderableType] = [*map(Text, lines), Text(), table, *no]
+    if plan.lifetime and plan.lifetime.runs:
+        parts[len(lines) : len(lines)] = [Text(), runs_table(plan.lifetime)]
+    return Group(*parts)
 
 
 def _headline(plan: PrivacyPlan) -> Iterator[str]:
@@ -325,20 +335,24 @@ def _headline(plan: PrivacyPlan) -> Iterator[str]:
     )
     yield f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} ({conditions(privacy)})"
     yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
-    if privacy.warning:
-        yield privacy.warning
+    if privacy.warning and privacy.warning not in plan.doubts:
+        yield f"! {privacy.warning}"
+    for doubt in plan.doubts:
+        yield f"! {doubt}"
 
 
 def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
     lifetime = plan.lifetime
     if lifetime is None:
         return
-    yield (
-        f"The data {lifetime.data} have spent ε_total = {lifetime.spent:.3g} over all runs "
-        f"(add/remove one example, δ = {lifetime.delta:g}, PLD, {AGAINST})"
-    )
+    yield sentence(lifetime)
     if lifetime.limit is not None:
         yield (
             f"Limit {lifetime.limit:g}: {lifetime.rounds_left} of the {plan.rounds} rounds of this "
             "run can release."
+        )
+    if lifetime.delta != plan.privacy.delta:
+        yield (
+            f"! The run's ε_total is at another δ than that of its data: at δ = {lifetime.delta:g} "
+            f"it is {number(lifetime.planned)}."
         )

@@ -131,6 +131,12 @@ class BudgetSection(Section):
     """δ of the lifetime ε."""
     ledger_dir: Path | None = None
     """The folder of the ledgers; None: $XDG_STATE_HOME/peerpoise/ledger."""
+    known_share: float = Field(default=0.1, gt=0, le=1)
+    """Data are refused of which this share of rows, or more, is known under another ledger's name
+    that has spent (docs/backup.md)."""
+    accept_known: tuple[str, ...] = ()
+    """Names of ledgers that may have rows of these data: what was spent under them is not counted
+    here, which the journal and the summary say."""
     experiment: bool = False
     """Temporary ledger for bundled public data (set by `up` and `simulate`)."""
 

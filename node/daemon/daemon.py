@@ -28,6 +28,7 @@ from node.daemon.reload import Reload, keep_version
 from node.daemon.telemetry import Telemetry
 from node.hooks import Hooks
 from node.learning.build import build
+from node.learning.known_data import KnownData
 from node.learning.learner import Learner
 from node.learning.plan import Plan
 from node.observability import metrics, status
@@ -268,7 +269,8 @@ class Daemon:
 
     def _build(self, ledger: Ledger | None) -> Learner:
         self.watch.log_event("data", digest=data.digest(self.node.data, self.run.task))
-        return build(
+        known = KnownData(run=self.run, data=self.node.data, budget=self.node.budget)
+        learner = build(
             self.plan,
             self.node.name,
             self.node.data,
@@ -278,6 +280,7 @@ class Daemon:
             device=self.node.compute.device,
             generator=self.node.generator,
             attack=self.attack,
+            admit=known.admit,
             hooks=Hooks(
                 yield_point=self.compute.yield_point,
                 warn=self.watch.warn,
@@ -285,6 +288,14 @@ class Daemon:
                 on_withheld=self.watch.withheld,
             ),
         )
+        for other in known.accepted:
+            self.watch.log_event(
+                "known", name=other.name, epsilon=other.epsilon, delta=self.node.budget.delta
+            )
+        learner.remarks = known.remarks
+        for remark in known.remarks:
+            self.watch.warn(remark)
+        return learner
 
     def _resume(self) -> int:
         """Loads the newest checkpoint of this run; the first round that may be entered."""
@@ -341,7 +352,6 @@ class Daemon:
             witness=LedgerWitness(
                 learner.ledger,
                 self.identity,
-                self.node.data.name,
                 ids=ids,
                 heads=self.remembered,
                 check=self._check_remembered,

@@ -139,6 +139,7 @@ class Telemetry(RoundObserver, SessionObserver):
         self.learner, self.session, self.addresses = learner, session, addresses
         self.metrics.neighbors(learner.neighborhood.neighbors, self.name)
         self.metrics.delta.set(self.run.privacy.delta)
+        self.metrics.lifetime_delta.set(self.lifetime_delta)
         self.metrics.run_rounds.set(self.run.train.rounds)
         for metric in learner.task.metrics if self._public_test else ():
             self.metrics.task_metric(metric.name, nan)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from node.config import DataSection, ReasoningSection, TaskSection
-from node.data import columns
+from node.data import arrays, columns, features, folders, raw, texts
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
 from node.data.examples import FAR, STANDARDIZED, Examples
@@ -96,14 +96,41 @@ def own(path: Path, task: TaskSection) -> Examples:
     return _within_range(_read(path, task), task, str(path))
 
 
+def raw_rows(path: Path, task: TaskSection) -> Iterator[bytes]:
+    """Every row of a file or folder that a node of ours learns from, in a form that schema, order
+    of columns, scale, and where it stands in the file don't change.
+
+    Raises:
+        ConfigurationError, DataError: as `own`, or as `read_texts`.
+    """
+    if task.text is not None:
+        return map(raw.row, texts.rows(path, task))
+    kind = _kind(path, task)
+    if kind is table:
+        return map(raw.row, columns.rows(path, (*features.learned(task), task.label)))
+    if kind is images:
+        return folders.rows(path, task)
+    return (image.tobytes() for some in arrays.inputs(path) for image in some)
+
+
 def _read(path: Path, task: TaskSection) -> Examples:
+    kind = _kind(path, task)
+    return npz(path, task.classes) if kind is npz else kind(path, task)
+
+
+def _kind(path: Path, task: TaskSection) -> Callable[..., Examples]:
+    """What reads such a file or folder: `table`, `images` or `npz`.
+
+    Raises:
+        DataError: nothing does.
+    """
     if path.is_dir():
         is_table = task.features or (task.image_size is None and columns.is_dataset(path))
-        return table(path, task) if is_table else images(path, task)
+        return table if is_table else images
     if columns.ending(path) in (*columns.CSV, *columns.PARQUET, ".txt"):
-        return table(path, task)
+        return table
     if path.suffix.lower() == ".npz" or not path.exists():
-        return npz(path, task.classes)
+        return npz
     raise DataError(
         f"{path} is of no known kind; .npz, .csv, .tsv, .parquet or a folder of images is expected."
     )
@@ -171,6 +198,7 @@ __all__ = [
     "digits",
     "own",
     "public_sets",
+    "raw_rows",
     "read_texts",
     "rows",
 ]

@@ -4,8 +4,10 @@ scikit-learn.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from node.data.examples import FLOATS, INTEGERS, Examples
 from node.packing import refuse_bomb
-from peer.errors import ConfigurationError, DataError
+from peer.errors import ConfigurationError, DataError, first_line
 
 DAMAGE = (
     ValueError,
@@ -32,6 +34,8 @@ DAMAGE = (
 objects.
 """
 
+AT_ONCE = 1024
+"""Images that are read together where all of them are not needed at once."""
 CHANNELS = (1, 3, 4)
 """Gray, colors, and with transparency."""
 
@@ -82,6 +86,31 @@ def npz(path: Path, classes: int) -> Examples:
     }
     values = INTEGERS if x.dtype == np.uint8 else FLOATS
     return Examples(_images(path, x), _labels(path, y, len(x), classes), columns, values)
+
+
+def inputs(path: Path) -> Iterator[NDArray[np.float32]]:
+    """The x of an .npz some images at a time, [few, …], as `npz` gives them: uint8 over 255.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("x.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, by_columns, dtype = header(stream)
+            if not by_columns:
+                size = dtype.itemsize * math.prod(shape[1:])
+                while content := stream.read(size * AT_ONCE):
+                    yield _floats(np.frombuffer(content, dtype).reshape(-1, *shape[1:]))
+                return
+    except DAMAGE as error:
+        raise DataError(f"{path} can't be read as numpy data: {first_line(error)}.") from None
+    loaded = _load(path)
+    assert isinstance(loaded, dict)
+    yield _floats(loaded["x"])
 
 
 def rows(path: Path, limit: int) -> NDArray[np.int64]:
@@ -154,11 +183,16 @@ def _images(path: Path, x: NDArray[np.generic]) -> Tensor:
         raise DataError(
             f"{path}: x is uint8 (0 … 255), but nothing in it is above 1; save it as floats."
         )
-    with np.errstate(over="ignore"):
-        values = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+    values = _floats(x)
     if not np.isfinite(values).all():
         raise DataError(f"{path}: x holds values that are not finite (nan, inf or beyond float32).")
     return torch.from_numpy(values if x.ndim == 4 else values[:, None])
+
+
+def _floats(x: NDArray[np.generic]) -> NDArray[np.float32]:
+    """float32; uint8 over 255."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

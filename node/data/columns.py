@@ -91,6 +91,24 @@ def read(
         raise DataError(f"{path} can't be read as a table: {reason}.") from None
 
 
+def rows(path: Path, named: Collection[str]) -> Iterator[Mapping[str, object]]:
+    """Row by row what `read` gives of all columns, whatever a row holds; of CSV never more than one
+    is in memory.
+
+    Raises:
+        ConfigurationError, DataError: see `read`.
+    """
+    if ending(path) in PARQUET or path.is_dir():
+        columns = read(path, named)
+        for cells in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, cells, strict=True))
+        return
+    separator, above, head = _header(path, named)
+    kept = [(k, name) for k, name in enumerate(head) if name and head.count(name) == 1]
+    for row in islice(_rows(path, separator, above), 1, None):
+        yield {name: row[k] for k, name in kept if k < len(row)}
+
+
 def text(value: object) -> str:
     """A cell as text: empty where there is nothing, true and false as JSON writes them."""
     if value is None or value != value:

@@ -70,6 +70,19 @@ def images(folder: Path, task: TaskSection) -> Examples:
     return Examples(torch.from_numpy(_stacked(pixels)), torch.tensor([k for _, k in files]))
 
 
+def rows(folder: Path, task: TaskSection) -> Iterator[bytes]:
+    """The content of each image's file.
+
+    Raises:
+        DataError: as `images`.
+    """
+    for path, _ in _listed(folder, task.labels)[0]:
+        try:
+            yield path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} can't be read ({error.strerror}).") from None
+
+
 def _listed(folder: Path, labels: Sequence[str]) -> tuple[list[tuple[Path, int]], list[Path]]:
     """The images with the number of their class, and the files not used.
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -108,7 +109,9 @@ def read(path: Path, task: TaskSection) -> Texts:
             not there, or a row has nothing to learn.
     """
     assert task.text is not None
-    files = _files(path)
+    files, others = _files(path)
+    if others:
+        unused.tell(path, others, f"texts end in {', '.join(READERS)}")
     if not files:
         raise DataError(
             f"{path} holds no text: files that end in {', '.join(READERS)} are expected."
@@ -141,9 +144,27 @@ def read(path: Path, task: TaskSection) -> Texts:
     return Texts(torch.from_numpy(kinds), merged)
 
 
-def _files(path: Path) -> list[Path]:
+def rows(path: Path, task: TaskSection) -> Iterator[Mapping[str, object]]:
+    """Row by row the columns of each file, as they are there: no conversation is divided, no
+    paragraph cut.
+
+    Raises:
+        ConfigurationError, DataError: as `read`.
+    """
+    assert task.text is not None
+    for file in _files(path)[0]:
+        if ending(file) in PLAIN:
+            yield from ({"text": piece} for piece in pieces(read_text(file), sys.maxsize))
+            continue
+        part = _file(file, task)
+        for cells in zip(*part.values(), strict=True):
+            yield dict(zip(part, cells, strict=True))
+
+
+def _files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Those that are read, and those not used."""
     if not path.is_dir():
-        return [path]
+        return [path], []
     inside = sorted(file for file in path.iterdir() if not unused.is_clutter(file.name))
     files = [
         file
@@ -151,11 +172,8 @@ def _files(path: Path) -> list[Path]:
         if ending(file) in READERS and file.is_file() and not unused.is_about(file)
     ]
     if not files and columns.is_dataset(path):
-        return [path]
-    unused.tell(
-        path, [file for file in inside if file not in files], f"texts end in {', '.join(READERS)}"
-    )
-    return files
+        return [path], []
+    return files, [file for file in inside if file not in files]
 
 
 def _named(task: TaskSection) -> list[str]:

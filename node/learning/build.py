@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -52,11 +53,13 @@ def build(
     device: str = "cpu",
     generator: GeneratorSection | None = None,
     attack: Attack | None = None,
+    admit: Callable[[Task], None] = lambda task: None,
     hooks: Hooks = NO_HOOKS,
 ) -> Learner:
     """Puts one node together. `sigma` and `start` (initial parameters) are computed where they are
     not given; `device` is what `compute.device` says. `generator`: who draws its answers. `attack`:
-    what it does to its neighbors.
+    what it does to its neighbors. `admit` may refuse the task's data before the ledger hears of the
+    run.
 
     Raises:
         ConfigurationError, DataError, LedgerError: one sentence.
@@ -64,11 +67,12 @@ def build(
     run = plan.run
     if generator:
         _check_generator(plan)
-    keys = _keys(run, name, ledger, limit)
     task = make(run, data, pick(device))
     x = _initial(task, run, start)
     if run.task.name not in TASKS:
         task.evaluate(x, hooks.yield_point)  # a mistake in it is found before anything is released
+    admit(task)
+    keys = _keys(run, name, ledger, limit)
     task = attack.on_task(task, run, name) if attack else task
     neighborhood = plan.neighborhoods[name]
     sigma = plan.sigma(task.layout.size) if sigma is None else sigma

@@ -8,7 +8,7 @@ with `rounds/lockstep.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -70,6 +70,8 @@ class Learner:
     """What every payload of the run is held to."""
     attack: Attack | None = None
     """What it does to its neighbors."""
+    remarks: Sequence[str] = ()
+    """What must be said beside its ε, besides the plan's warning."""
 
     @property
     def run(self) -> RunConfig:
@@ -196,7 +198,7 @@ class Learner:
             epsilon=stated,
             public_validation=self.run.validation.public,
             insecure_seed=config.insecure_seed is not None,
-            warning=self.plan.warning,
+            warning=" ".join(filter(None, (self.plan.warning, *self.remarks))) or None,
         )
 
     def stated(self, privacy: Privacy) -> Mapping[str, object] | None:

@@ -71,7 +71,13 @@ class Metrics:
         self._training()
         self._network()
         self._privacy()
-        for unknown in (self.consensus_distance, self.epsilon_limit, self.delta, self.run_rounds):
+        for unknown in (
+            self.consensus_distance,
+            self.epsilon_limit,
+            self.delta,
+            self.lifetime_delta,
+            self.run_rounds,
+        ):
             unknown.set(float("nan"))
         info = Info("peerpoise_build", "Version of the program.", registry=self.registry)
         info.info({"version": version, "torch": torch, "python": python})
@@ -161,7 +167,10 @@ class Metrics:
         self.epsilon_limit = self._gauge(
             "privacy_epsilon_limit", "Limit of the lifetime ε of these data."
         )
-        self.delta = self._gauge("privacy_delta", "δ of every ε.")
+        self.delta = self._gauge("privacy_delta", "δ of the run's ε: total and link.")
+        self.lifetime_delta = self._gauge(
+            "privacy_lifetime_delta", "δ of the lifetime ε of these data, and of its limit."
+        )
         self._releases = self._counter(
             "releases", "Gradients released; the own one too.", "recipient"
         )

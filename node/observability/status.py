@@ -321,10 +321,13 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     if not epsilon["guaranteed"]:
         return [f"ε: infinite, there is no guarantee ({conditions}, {covers})"]
     run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
+    delta = f"δ = {epsilon['lifetime_delta']:g}"
+    if epsilon["lifetime_delta"] != epsilon["delta"]:
+        delta += ", another one than the run's: these figures can't be compared"
     return [
         f"ε_total {_number(run['total'])} in this run ({conditions}, {covers}); "
         f"{_number(epsilon['lifetime'])} in the life of these data, "
-        f"limit {limit} (δ = {epsilon['lifetime_delta']:g})",
+        f"limit {limit} ({delta})",
         f"ε_link {_number(run['link'])} ({conditions}, one neighbor alone: a diagnostic, not a "
         "guarantee)",
     ]

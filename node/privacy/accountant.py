@@ -36,8 +36,8 @@ PLD_CUTOFF = 100.0
 """Above this Rényi ε it is itself the figure: the exact one would take unbounded memory and help
 nobody."""
 
-WEAK = 50.0
-"""An ε_total above this is a warning everywhere: odds may change by e^50, no useful promise."""
+WEAK = 20.0
+"""An ε_total above this is a warning everywhere: odds may change by e^20, no useful promise."""
 
 MOST_COMPOSITIONS = 1_000_000
 """`remaining_compositions` counts no further unless told to."""

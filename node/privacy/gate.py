@@ -36,14 +36,14 @@ from node.maths.clipping import clipped_sum, mean_gradient
 from node.maths.purity import keyed_seeds
 from node.maths.synthetic import random_parameters
 from node.privacy import noise
-from node.privacy.accountant import Mechanism, remaining_compositions
+from node.privacy.accountant import Mechanism, epsilon_pld, remaining_compositions
 from node.privacy.block_objective import BlockObjective
 from node.privacy.calibration import release_mechanism
 from node.privacy.ledger import Ledger
 from node.privacy.suspects import Suspects
 from node.randomness import Keys, public_generator
 from node.task import Objective, Task
-from peer.errors import ConfigurationError, LedgerError
+from peer.errors import BudgetSpent, ConfigurationError, LedgerError
 from peer.failpoint import failpoint
 from peer.message import Peer, Withheld
 
@@ -425,6 +425,7 @@ def make_gate(
         ConfigurationError: a lifetime limit with a mode that can't keep one, or a backend that the
             model can't have.
         LedgerError: the mark can't be recorded, or a noised mode has no ledger.
+        BudgetSpent: a new run could release nothing.
     """
     privacy = config.privacy
     if privacy.mode != "strict" and config.limit is not None:
@@ -455,13 +456,20 @@ def make_gate(
 
 
 def _budget(config: GateConfig, ledger: Ledger, mechanism: Mechanism) -> int | None:
-    """Compositions that the data's lifetime limit leaves to this run; None: no limit."""
+    """Compositions that the data's lifetime limit leaves to this run; None: no limit.
+
+    Raises:
+        BudgetSpent: none, and the run has made no release yet. (One that has goes on mixing.)
+    """
     if config.limit is None:
         return None
-    return remaining_compositions(
-        ledger.rows(),
-        mechanism,
-        config.limit,
-        config.limit_delta,
-        most=mechanism.compositions(config.rounds),
-    )
+    rows, most = ledger.rows(), mechanism.compositions(config.rounds)
+    left = remaining_compositions(rows, mechanism, config.limit, config.limit_delta, most=most)
+    if most and not left and not ledger.rows(config.run):
+        spent = epsilon_pld(rows, config.limit_delta)
+        raise BudgetSpent(
+            f"These data have spent ε_total = {spent:.3g} of the {config.limit:g} that "
+            f"budget.epsilon allows (δ = {config.limit_delta:g}), which leaves no release to this "
+            "run; peerpoise budget says what spent it."
+        )
+    return left

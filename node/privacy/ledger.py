@@ -8,6 +8,8 @@ Files in one folder, per data set:
                   a write torn by a crash damages one slot and leaves the other, older by one row,
                   which never left
     NAME.lock     flock, held while open: one process per data set
+    NAME.rows     which rows were released from (`known_rows`)
+    renames.json  what ledgers were called before (`ledger_names`)
 
 Opening requires a whole chain and ledger ≥ head; neighbors' memory is compared by
 `check_remembered`. In doubt nothing is released, until the owner of the data counts the runs whose
@@ -26,13 +28,14 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from node.privacy.accountant import Mechanism, Mode, Spent
 from node.privacy.ledger_head import GENESIS, Head, Lock
+from node.privacy.ledger_names import LedgerNames
 from peer import files
 from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
@@ -59,11 +62,36 @@ _COLUMNS = (
 _INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 _SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
 
+_NEWER = "it is of version {}, written by a newer peerpoise"
 _ADVICE = (
     "Nothing will be released from this data. Restore all of its ledger's files from one copy that "
     "is newer than the last release; without one, count the runs whose debits are lost as wholly "
     "spent: peerpoise ledger count-lost (docs/backup.md)."
 )
+
+
+_RUNS = """
+SELECT run, MIN(mode),
+    COUNT(DISTINCT CASE WHEN round >= 0 THEN round END), SUM(round != ?), SUM(round <= ?),
+    MIN(time), MAX(time) FROM debit GROUP BY run ORDER BY MIN(seq)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOfLedger:
+    """One run in a ledger."""
+
+    run: str
+    mode: Mode
+    """The one that promises least, if there are several (which the alphabet knows)."""
+    rounds: int
+    """In which something was released, as far as it was debited: mode none is only marked."""
+    debits: int
+    lost: int
+    """Debits among them that stand for lost ones."""
+    first: str
+    """Time of the first row, ISO 8601."""
+    last: str
 
 
 def wall_clock() -> str:
@@ -92,8 +120,10 @@ class Ledger:
         clock: Callable[[], str] = wall_clock,
         *,
         set_back: bool = False,
+        look: bool = False,
     ) -> None:
         self._name = name
+        self._look = look
         self._clock = clock
         self._set_back = set_back and folder is not None and self.exists(folder, name)
         self._fault = ""
@@ -108,8 +138,13 @@ class Ledger:
         self._db: sqlite3.Connection | None = None
         self._path = folder / f"{name}.sqlite" if folder else None
         self._head = Head(folder / f"{name}.head") if folder else None
-        self._lock = Lock(folder / f"{name}.lock") if folder else None
+        self._lock = Lock(folder / f"{name}.lock") if folder and not look else None
         try:
+            names = LedgerNames.read(folder) if folder else LedgerNames()
+            if folder:
+                names.check(folder, name)
+            self.first_name = names.first.get(name, name)
+            """What it was called before any rename; neighbors know it by that."""
             self._recover()
         except BaseException:
             self.close()
@@ -139,10 +174,28 @@ class Ledger:
             raise LedgerError(f"The ledger {data_name} can't be used: {error}") from None
         return cls(folder, data_name, clock, set_back=set_back)
 
+    @classmethod
+    def look(cls, folder: Path, data_name: str) -> Self:
+        """What was spent, for who only wants to know: nothing is made or written, and a daemon may
+        have the ledger open. One that does not exist is empty.
+
+        Raises:
+            ConfigurationError: the name can't be a file's name, or it has another one now.
+            LedgerError: it can't vouch for what was spent, or the disk refuses.
+        """
+        check_name(data_name)
+        return cls(folder, data_name, look=True)
+
     @staticmethod
     def exists(folder: Path, data_name: str) -> bool:
         """Is there anything of this ledger? `open` would make it if not."""
         return any(os.path.exists(folder / f"{data_name}.{part}") for part in ("sqlite", "head"))
+
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        """All ledgers in a folder."""
+        paths = [*folder.glob("*.sqlite"), *folder.glob("*.head")]
+        return sorted({path.stem for path in paths})
 
     @classmethod
     def in_memory(cls) -> Self:
@@ -175,6 +228,12 @@ class Ledger:
             if run is None or of == run:
                 total[mechanism] = total.get(mechanism, 0) + compositions
         return [Spent(mechanism, compositions) for mechanism, compositions in total.items()]
+
+    def runs(self) -> list[RunOfLedger]:
+        """What each run has made of it, in the order in which they began."""
+        with self._guarded() as db:
+            rows = db.execute(_RUNS, (MARK, COUNTED)).fetchall()
+        return [RunOfLedger(*row) for row in rows]
 
     def longest(self, run: str) -> int:
         """The most debits of this run for one recipient: the longest stream of answers."""
@@ -372,7 +431,8 @@ class Ledger:
                 raise self._integrity_error(
                     "is older than the head that was written beside it, or of another history"
                 )
-            if self._head is not None and head != self.head and not self._set_back:
+            behind = self._head is not None and head != self.head
+            if self._head is not None and behind and not self._set_back and not self._look:
                 self._head.write(*self.head)
         except (sqlite3.OperationalError, OSError) as error:
             raise self._refusal(error) from None
@@ -392,6 +452,8 @@ class Ledger:
         if head is None:
             if self._path.exists() or self._head.path.exists():
                 raise self._integrity_error("has no readable head beside it")
+            if self._look:
+                return 0, GENESIS
             self._head.create()
             head = self._head.read() or (0, GENESIS)
         if head[0] and not self._path.exists():
@@ -405,7 +467,10 @@ class Ledger:
             return
         if self._db is not None:
             self._db.close()
-        self._db = _connect(self._path)
+        if self._look and self._path is not None:
+            self._db = _connect_to_read(self._path) if self._path.exists() else _connect(None)
+        else:
+            self._db = _connect(self._path)
 
     def _read_all(self) -> None:
         """Verifies the chain from the first row and adds up what was spent."""
@@ -415,7 +480,8 @@ class Ledger:
         self._digest = GENESIS
         self._settled = 0
         shared: set[tuple[str, int]] = set()
-        for sequence, *values, previous, digest in self._connected.execute(_SELECT):
+        rows = self._connected.execute(_SELECT)
+        for sequence, *values, previous, digest in rows.fetchall() if self._look else rows:
             if (sequence, previous) != (self._sequence + 1, self._digest):
                 raise self._integrity_error(f"has a gap before row {sequence}")
             if digest != _digest(sequence, values, previous):
@@ -468,7 +534,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
             db.execute(f"PRAGMA {pragma}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
-            raise sqlite3.DatabaseError(f"it is of version {version}, written by a newer peerpoise")
+            raise sqlite3.DatabaseError(_NEWER.format(version))
         if not version:
             db.executescript(f"BEGIN; {_TABLE}; PRAGMA user_version = {SCHEMA}; COMMIT")
         if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
@@ -482,6 +548,26 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to a database that another process may write to. Where none does, no file is
+    made beside it, which would be this user's.
+    """
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    access = "mode=ro" if in_use else "immutable=1"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?{access}", uri=True, timeout=1.0)
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise sqlite3.DatabaseError(_NEWER.format(version))
+    except BaseException:
+        db.close()
+        raise
+    if version:
+        return db
+    db.close()
+    return _connect(None)  # whoever made the file was interrupted before the table
 
 
 def _digest(sequence: int, values: Iterable[object], previous: bytes) -> bytes:

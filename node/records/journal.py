@@ -64,6 +64,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "release": "round recipient",
         "withheld": "round recipient reason",
         "counted": "run compositions lifetime lifetime_delta",
+        "known": "name epsilon delta",
         # end of a process
         "end": "round reason signal exit_code wall_seconds complete params_digest metrics epsilon",
     }.items()

@@ -87,18 +87,17 @@ class LedgerWitness:
         self,
         ledger: Ledger | None,
         identity: Identity,
-        data: str,
         *,
         ids: Mapping[Peer, str],
         heads: NeighborLedgerHeads,
         check: Callable[[int, bytes], None],
     ) -> None:
-        """`data`: the name by which the ledger goes; `check` gets (sequence, digest) of what a
-        neighbor remembers, if this node did state it.
+        """`check` gets (sequence, digest) of what a neighbor remembers, if this node did state
+        it.
         """
         self._ledger, self._identity, self._check = ledger, identity, check
         self._ids, self._heads = ids, heads
-        self._stated = SignedHead(label=identity.label(data) if ledger else b"")
+        self._stated = SignedHead(label=identity.label(ledger.first_name) if ledger else b"")
 
     def current(self) -> SignedHead:
         """This node's head, signed once per entry."""

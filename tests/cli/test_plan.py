@@ -170,13 +170,104 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
 
 
 def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
-    """None is made by asking, and one in use is left alone."""
-    result = peerpoise("plan", node, "--data", "other")
-    assert (result.code, "no ledger other" in result.err) == (66, True)
+    """None is made by asking: one that is not there counts as 0. One in use is read, too."""
+    found = planned(peerpoise, node, "--data", "other")["lifetime"]
+    assert (found["spent"], found["runs"]) == (0, [])
+    assert found["rounds_left"] > planned(peerpoise, node)["lifetime"]["rounds_left"]
+    said = peerpoise("plan", node, "--data", "other").out
+    assert "Nothing was released under the name other yet" in said
     assert {path.name.partition(".")[0] for path in (node.parent / "ledger").iterdir()} == {"ward"}
+    assert "earlier  strict  30      30" in peerpoise("plan", node).out
+    before = planned(peerpoise, node)
     with Ledger.open(node.parent / "ledger", "ward"):
-        result = peerpoise("plan", node)
-    assert (result.code, "ledger ward" in result.err) == (75, True)
+        assert planned(peerpoise, node) == before
+
+
+def test_two_deltas_are_not_compared(peerpoise: Call, node: Path) -> None:
+    """The run's ε is at its own δ, that of its data at the owner's: said, and given at both."""
+    assert "at another δ" not in peerpoise("plan", node).out
+    there = planned(peerpoise, node, "--delta", "1e-5")
+    assert there["lifetime"]["planned"] == planned(peerpoise, node)["cost"]["epsilon"]
+    assert there["lifetime"]["planned"] < there["cost"]["epsilon"]
+    said = peerpoise("plan", node, "--delta", "1e-5").out
+    assert f"! The run's ε_total is at another δ than that of its data: at δ = {DELTA:g}" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "doubt"),
+    [
+        (["--sigma", "2"], ""),
+        (["--epsilon", "19"], ""),
+        (["--epsilon", "21"], "above 20 it promises next to nothing"),
+        (["--sigma", "2", "--delta", "0.003"], "is not below 1/n for n = 360 examples"),
+        (["--sigma", "2", "--delta", "0.0027"], ""),
+        (["--sigma", "36"], "is 10.2 times as long as all that a batch of n = 360"),
+        (["--sigma", "35"], ""),
+    ],
+)
+def test_what_promises_little(
+    peerpoise: Call, experiment: Path, settings: list[str], doubt: str
+) -> None:
+    """The noise is σ√650 beside a batch of 90."""
+    doubts = planned(peerpoise, experiment, *settings)["doubts"]
+    assert len(doubts) == bool(doubt)
+    assert doubt in "".join(doubts)
+    marked = [line for line in peerpoise("plan", experiment, *settings).out.splitlines() if line]
+    assert [doubt in line for line in marked if line.startswith("! ")] == [True] * bool(doubt)
+
+
+def test_budget(peerpoise: Call, node: Path) -> None:
+    folder = node.parent / "ledger"
+    with Ledger.open(folder, "ward", clock=lambda: "2030-01-01T00:00:00+00:00") as ledger:
+        ledger.debit("later", 0, "b", Mechanism(sigma=5.0, rate=0.25))
+        ledger.debit("later", 0, "c", Mechanism(sigma=5.0, rate=0.25))
+        [account] = json.loads(peerpoise("budget", "--config", node, "--json").out)
+        rows = ledger.rows()
+        alone = epsilon_pld(ledger.rows("later"), DELTA)
+    assert (account["data"], account["delta"], account["limit"]) == ("ward", DELTA, LIMIT)
+    assert account["spent"] == epsilon_pld(rows, DELTA)
+    assert account["left"] == LIMIT - account["spent"]
+    earlier, later = account["runs"]
+    assert (earlier["run"], earlier["rounds"], earlier["debits"]) == ("earlier", 30, 30)
+    assert (later["mode"], later["rounds"], later["debits"]) == ("strict", 1, 2)
+    assert later["epsilon"] == alone
+    assert later["first"] == "2030-01-01T00:00:00+00:00"
+    said = peerpoise("budget", "--config", node).out
+    for part in ("earlier", "δ = 0.001", "add/remove one example", "of 4 are left"):
+        assert part in said
+    at = json.loads(peerpoise("budget", "--config", node, "--delta", "1e-5", "--json").out)[0]
+    assert at["spent"] > account["spent"]
+
+
+def test_budget_of_all_ledgers_and_of_none(
+    peerpoise: Call, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(node.parent / "state"))
+    result = peerpoise("budget")
+    assert (result.code, result.err.count("\n")) == (78, 1)
+    assert "There is no ledger in" in result.err
+    result = peerpoise("budget", "--delta", "1")
+    assert (result.code, "lies between 0 and 1" in result.err) == (78, True)
+    folder = node.parent / "state" / "peerpoise" / "ledger"
+    folder.mkdir(parents=True, mode=0o700)
+    with Ledger.open(folder, "a") as a, Ledger.open(folder, "b"):
+        a.mark("open", "none")
+    first, second = json.loads(peerpoise("budget", "--json").out)
+    assert (first["data"], first["spent"], first["limit"]) == ("a", None, None)
+    assert first["runs"][0] | {"first": "", "last": ""} == {
+        "run": "open",
+        "mode": "none",
+        "rounds": 0,
+        "debits": 0,
+        "lost": 0,
+        "epsilon": None,
+        "first": "",
+        "last": "",
+    }
+    assert (second["data"], second["spent"], second["runs"]) == ("b", 0, [])
+    said = peerpoise("budget", "a").out
+    assert "have spent ε_total = infinite" in said
+    assert "Nothing was released under the name c yet" in peerpoise("budget", "c").out
 
 
 @pytest.mark.parametrize(

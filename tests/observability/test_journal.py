@@ -24,6 +24,7 @@ end: complete epsilon exit_code metrics params_digest reason round signal wall_s
 epsilon: accountant adjacency against batches delta lifetime lifetime_delta link mode round total
 figures: diagnostics metrics
 header: configuration cores machine node platform python run seed threads torch version
+known: delta epsilon name
 listening: address neighbors
 lost_edge: peer phase reason round
 outlier: kind peer round times

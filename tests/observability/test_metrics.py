@@ -33,6 +33,7 @@ peerpoise_privacy_delta
 peerpoise_privacy_epsilon_limit
 peerpoise_privacy_epsilon_spent scope mode adjacency accountant
 peerpoise_privacy_ledger_errors
+peerpoise_privacy_lifetime_delta
 peerpoise_contradictions peer
 peerpoise_refused peer code
 peerpoise_rejected peer
@@ -184,6 +185,7 @@ def test_what_is_not_known_yet_is_nan_and_not_zero(metrics):
         "consensus_distance",
         "privacy_epsilon_limit",
         "privacy_delta",
+        "privacy_lifetime_delta",
     ]
     for name in (*unknown, "run_rounds"):
         assert str(metrics.registry.get_sample_value(f"peerpoise_{name}")) == "nan"

@@ -8,6 +8,7 @@ from node.config import BudgetSection, DataSection, NodeConfig
 from node.daemon.startup import heads_file
 from node.experiments.provisioning import OWN
 from node.privacy.ledger import Ledger
+from node.privacy.rename import rename
 from node.records.peer_heads import FILE, LEDGERS_PER_NODE, LedgerWitness, NeighborLedgerHeads
 from peer.identity.authority import CertificateAuthority
 from peer.v1.peer_pb2 import SignedHead
@@ -78,7 +79,6 @@ def test_only_a_head_that_this_node_stated_is_checked(people, tmp_path):
         witness = LedgerWitness(
             ledger,
             people["me"],
-            "data",
             ids={"a": people["a"].id},
             heads=NeighborLedgerHeads(tmp_path / FILE),
             check=lambda sequence, digest: checked.append((sequence, digest)),
@@ -102,3 +102,25 @@ def test_only_a_head_that_this_node_stated_is_checked(people, tmp_path):
     assert checked == [(own.sequence, own.digest)]
     assert witness.observe("a", own) == SignedHead()
     assert witness.observe("a", own) == own
+
+
+def test_a_renamed_ledger_is_held_to_what_was_stated_before(people, tmp_path):
+    """Its label is made of its first name, so neighbors' memory is of the same ledger."""
+    checked = []
+
+    def witness(ledger):
+        heads = NeighborLedgerHeads(tmp_path / FILE)
+        return LedgerWitness(
+            ledger, people["me"], ids={}, heads=heads, check=lambda *head: checked.append(head)
+        )
+
+    with Ledger.open(tmp_path, "old") as ledger:
+        ledger.mark("run", "none")
+        remembered = witness(ledger).current()
+    rename(tmp_path, "old", "new")
+    with Ledger.open(tmp_path, "new") as ledger:
+        assert witness(ledger).current().label == remembered.label
+        witness(ledger).challenge(remembered)
+        assert checked == [ledger.head]
+    with Ledger.open(tmp_path, "other") as ledger:
+        assert witness(ledger).current().label != remembered.label

@@ -1,6 +1,7 @@
 """The status socket: one document per question, for this user only, and dead sockets go away."""
 
 import asyncio
+import copy
 import json
 import os
 import socket
@@ -264,7 +265,12 @@ def test_what_people_see():
         "any coalition of other nodes"
     )
     assert f"ε_total 2.5 in this run ({said})" in text
-    assert "4.5 in the life of these data, limit none (δ = 1e-05)" in text
+    other = "another one than the run's: these figures can't be compared"
+    assert f"4.5 in the life of these data, limit none (δ = 1e-05, {other})" in text
+    same = copy.deepcopy(DOCUMENT)
+    assert same["epsilon"] is not None
+    same["epsilon"]["lifetime_delta"] = same["epsilon"]["delta"]
+    assert "limit none (δ = 0.001)" in printed(same)
     assert "not a guarantee" in text.split("ε_link")[1]
     assert "test accuracy 87.5%" in text
     assert "loop uvloop" in text

@@ -1,0 +1,41 @@
+"""A row of a table or of texts as bytes, by which it is known again: in another order of columns or
+rows, under another schema, split, or saved again by another program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+
+from node.data.cells import EMPTY
+from node.data.columns import text
+from node.encoding import composed
+
+
+def row(cells: Mapping[str, object]) -> bytes:
+    """The cells in which there is something, by the names of their columns."""
+    plain = [(name, _plain(cells[name])) for name in sorted(cells)]
+    filled = [f"{name}\0{cell}" for name, cell in plain if cell]
+    return "\0".join(filled).encode("utf-8", "surrogatepass")
+
+
+def _plain(cell: object) -> str:
+    """A number as Python writes it: 1.50 is 1.5. Empty where there is nothing."""
+    written = cell if isinstance(cell, str) else text(cell)
+    try:
+        number = float(written)
+    except ValueError:
+        return _word(written)
+    return repr(number) if number == number else ""
+
+
+@lru_cache(maxsize=1 << 16)
+def _word(cell: str) -> str:
+    """What is no number, unless its comma is a decimal one."""
+    stripped = cell.strip()
+    if stripped.lower() in EMPTY:
+        return ""
+    with suppress(ValueError):
+        return repr(float(stripped.replace(",", ".")))
+    return composed(stripped).casefold()
