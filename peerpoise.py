@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from node.config import DataSection, RunConfig, TaskSection
     from node.data import public_sets
+    from node.data.scattering import scattering
     from node.figures import Metric
     from node.learning.use import load
     from node.task import OwnTask, flat, layout_of, views
@@ -42,12 +43,14 @@ __all__ = [
     "load",
     "module_task",
     "public_sets",
+    "scattering",
     "views",
 ]
 
 EXPORTS: Mapping[str, tuple[str, ...]] = {
     "node.config": ("DataSection", "RunConfig", "TaskSection"),
     "node.data": ("public_sets",),
+    "node.data.scattering": ("scattering",),
     "node.figures": ("Metric",),
     "node.learning.use": ("load",),
     "node.task": ("OwnTask", "flat", "layout_of", "views"),

@@ -192,6 +192,10 @@ class TaskSection(Section):
     Empty: x as it is."""
     std: tuple[float, ...] = ()
     """See mean; equally many."""
+    transform: Literal["", "scattering"] = ""
+    """scattering: the model is fed fixed wavelet coefficients of images (after mean and std), 81
+    for each channel at every fourth pixel, normalized image by image: features that nobody has to
+    learn, so that a softmax regression does what takes pixels a deep model."""
     value_range: tuple[float, float] | None = None
     """[low, high], PUBLIC: the range of everything the model is fed, of images (uint8 counts as 0 …
     1) before mean and std, of a table's features after centering and scaling; a node refuses data
@@ -246,6 +250,8 @@ class TaskSection(Section):
             raise ValueError(
                 "mean and std need as many figures each, and those of std must be positive"
             )
+        if self.transform and (self.features or self.text or self.reasoning):
+            raise ValueError("transform is for images")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range is [low, high], and low must be below high")
         return self

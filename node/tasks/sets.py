@@ -4,6 +4,7 @@ public set.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ from node import data as datasets
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
+from node.data.scattering import scattering
 from node.tasks import validation
 from peer.errors import ConfigurationError, DataError
 
@@ -70,11 +72,14 @@ def inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
         )
     if task.mean:
         words["mean"], words["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
+    if task.transform:
+        words["transform"] = task.transform
     return words
 
 
 def _prepared(examples: Examples, task: TaskSection) -> Examples:
-    return examples.floats().scaled(task.image_size).standardized(task.mean, task.std)
+    images = examples.floats().scaled(task.image_size).standardized(task.mean, task.std)
+    return replace(images, x=scattering(images.x)) if task.transform == "scattering" else images
 
 
 @lru_cache(maxsize=2)
